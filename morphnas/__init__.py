@@ -1,0 +1,21 @@
+"""morphnas finds neural networks: network morphism, guided by Bayesian optimisation, for PyTorch.
+
+>>> import morphnas
+>>> clf = morphnas.ImageClassifier(path="run", verbose=True)      # doctest: +SKIP
+>>> clf.fit(x_train, y_train, time_limit=600).evaluate(x_test, y_test)  # doctest: +SKIP
+"""
+
+from morphnas.estimators import ImageClassifier
+from morphnas.graph import Graph, GraphError, Limits, Morph, MorphError, Network, neighbours, to_module
+from morphnas.report import trials_table, visualize
+from morphnas.run.store import Run, RunError, load_run
+from morphnas.search import BayesianSearcher, EvolutionSearcher, MorphSpace, Promote, RandomSearcher
+from morphnas.train.recipe import Augment, Outcome, Recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Augment", "BayesianSearcher", "EvolutionSearcher", "Graph", "GraphError", "ImageClassifier", "Limits", "Morph",
+    "MorphError", "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError",
+    "load_run", "neighbours", "to_module", "trials_table", "visualize",
+]  # fmt: skip

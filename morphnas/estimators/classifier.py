@@ -1,0 +1,413 @@
+"""`ImageClassifier`: three lines from arrays to a trained network."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+from torch import fx
+
+from morphnas.estimators.inputs import Preprocessing, Problem, checked_examples, examples
+from morphnas.estimators.labels import Labels
+from morphnas.estimators.settings import (
+    MakeSearcher,
+    Settings,
+    changed,
+    chosen_seed,
+    plain,
+    time_limit_seconds,
+    torch_device,
+)
+from morphnas.graph import Limits, Network, to_module
+from morphnas.report.progress import Progress
+from morphnas.report.tables import trials_table
+from morphnas.run.executors import SerialExecutor
+from morphnas.run.final import finalise
+from morphnas.run.plan import Plan, default_recipe, measure, plan
+from morphnas.run.search import is_final, search, settle
+from morphnas.run.store import Run, RunError, Store, holds_run, load_about, load_model, load_run, versions
+from morphnas.search import winner
+from morphnas.search.trial import MorphSpace, Trial
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import Deadline
+from morphnas.train.trainer import best_temperature, predict
+
+log = logging.getLogger("morphnas")
+
+
+class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Finds a neural network for images, or for rows of numbers, within a time limit.
+
+    Parameters
+    ----------
+    path : folder of the run; None: a new temporary one, see `path_`.
+    verbose : progress while fitting, and a table of the networks tried at the end.
+    augment : whether training images are changed at random; None: shifted always, mirrored if it does no harm.
+    resume : True goes on with the run in `path`; "auto" does so if there is one.
+    searcher_args : settings of the searcher; trainer_args, default_model_len and default_model_width set the training
+        of children and size the starters.
+    search_type : "bayesian" (None means it), "random", "evolution", or a callable (space, recipe=, limits=, seed=).
+    time_limit : seconds of a fit, everything included, when `fit` is given none; None: 24 hours.
+    max_trials : end the search after so many networks; None: as many as there is time for.
+    random_state : int for the same search again (or a `numpy.random.RandomState`); None: another one each time.
+    device : "cpu", "cuda", "cuda:1"; None: a GPU if there is one.
+    refit : train the winner longer at the end, and on all examples.
+    image_shape : (height, width) or (height, width, channels) of images that come as rows.
+    limits : `morphnas.Limits`, or a dict of its fields.
+    overwrite : replace the run that `path` holds.
+
+    Attributes
+    ----------
+    classes_ : the labels, sorted. path_ : the run's folder. best_trial_ : id of the search's winner.
+    final_trial_ : id of the network that predicts. network_ : that network.
+    test_metric_ : its accuracy on the test part that `final_fit` was given.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        verbose: bool | int = False,
+        augment: bool | None = None,
+        resume: bool | str = False,
+        searcher_args: Mapping[str, Any] | None = None,
+        search_type: str | MakeSearcher | None = None,
+        *,
+        time_limit: float | None = None,
+        max_trials: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device | None = None,
+        refit: bool = True,
+        image_shape: Sequence[int] | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = path
+        self.verbose = verbose
+        self.augment = augment
+        self.resume = resume
+        self.searcher_args = searcher_args
+        self.search_type = search_type
+        self.time_limit = time_limit
+        self.max_trials = max_trials
+        self.random_state = random_state
+        self.device = device
+        self.refit = refit
+        self.image_shape = image_shape
+        self.limits = limits
+        self.overwrite = overwrite
+
+    # -- fitting
+
+    def fit(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        time_limit: float | None = None,
+        validation_data: tuple[ArrayLike, ArrayLike] | None = None,
+    ) -> Self:
+        """Search for a network, and train the best one, within `time_limit` seconds (None: the constructor's).
+
+        x: (n, h, w) or (n, h, w, channels), or rows (n, d); uint8 or any real numbers. y: (n,) or (n, 1) labels of any
+        hashable kind. validation_data: (x, y) to stop, score and choose by, instead of a part of x; never trained on.
+        ValueError, before anything is trained or written, for what cannot be used.
+        """
+        seconds = time_limit_seconds(time_limit, self.time_limit)
+        deadline = Deadline.after(seconds)
+        settings = Settings.of(self)
+        path = None if self.path is None else Path(self.path)
+        if path is not None:
+            Store.check(path, overwrite=self.overwrite, resume=bool(self.resume))
+        before = load_about(path) if path is not None and self.resume and holds_run(path) else None
+        if before is None and self.resume is True:
+            raise RunError(f'{str(path)!r} holds no run to go on with; resume="auto" begins one if there is none')
+        seed = chosen_seed(self.random_state) if before is None else int(before["seed"])
+        problem = Problem.found(x, y, validation_data, self.image_shape, seed, settings.device)
+        if before is not None and before.get("data") != problem.fingerprint:
+            raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give the same x and y")
+
+        with _threads():
+            planned = self._plan(problem.task, settings, deadline.left) if before is None else Plan.of_run(before)
+            about = {
+                "estimator": type(self).__name__,
+                "settings": {name: plain(value) for name, value in self.get_params(deep=False).items()},
+                "time_limit": seconds,
+                "seed": seed,
+                "data": problem.fingerprint,
+                "versions": versions(),
+                "device": str(settings.device),
+                "plan": planned.to_json(),
+            }
+            folder = path or Path(tempfile.mkdtemp(prefix="morphnas-"))
+            with _opened(folder, about, before is not None, self.overwrite) as store, self._progress(seconds) as shown:
+                torch.set_num_threads(planned.threads)
+                self.path_ = str(folder)
+                log.info("the run is kept in %s", folder)
+                reserve = (1 - planned.search_share) * seconds if self.refit else 0.02 * min(seconds, 25)
+                finals = sum(map(is_final, store.trials))
+                search(
+                    store,
+                    settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, seed),
+                    SerialExecutor(),
+                    problem.task,
+                    deadline.earlier(reserve),
+                    seed=seed,
+                    max_trials=None if self.max_trials is None else self.max_trials + finals,
+                    chance=problem.chance,
+                    guess=planned.seconds_per_flop,
+                    observer=shown,
+                )
+                self._use(store, problem, self._finished(store, problem, planned, deadline, seed, shown))
+                shown.tell(trials_table(store.trials, best=self.best_trial_))
+        return self
+
+    def _plan(self, task: Task, settings: Settings, seconds: float) -> Plan:
+        n, shape = len(task.train), tuple(task.train.x.shape[1:])
+        default = default_recipe(n, settings.device, self.augment, len(shape) > 1)
+        recipe = changed(default, settings.trainer_args)
+        cost, threads = measure(task, min(0.4, 0.01 * seconds), recipe.batch_size)
+        sized = (settings.limits, settings.depth, settings.width)
+        return plan(shape, task.n_classes, recipe, seconds, cost, threads, *sized)
+
+    def _finished(
+        self, store: Store, problem: Problem, planned: Plan, deadline: Deadline, seed: int, shown: Progress
+    ) -> tuple[Trial, Trial]:
+        """The search's winner, and the final model's trial."""
+        searched = [trial for trial in store.trials if not is_final(trial)]
+        best = winner(searched)
+        if best is None:
+            best = next((trial for trial in searched if trial.kept), None)
+            if best is None:
+                error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")
+                raise RunError(f"no network could be trained, the run is in {store.path}; the first error: {error}")
+            warnings.warn("the time limit was too short to score a network: the model is hardly trained", stacklevel=3)
+        if not self.refit:
+            return best, best
+        recipe = settle(best.proposal.recipe, searched, problem.chance)
+        parts = (problem.task, problem.chooser, problem.everything)
+        return best, finalise(store, best, *parts, recipe, _saving(deadline), seed=seed, observer=shown)
+
+    def final_fit(
+        self,
+        x_train: ArrayLike,
+        y_train: ArrayLike,
+        x_test: ArrayLike | None = None,
+        y_test: ArrayLike | None = None,
+        trainer_args: Mapping[str, Any] | None = None,
+        retrain: bool = False,
+        time_limit: float | None = None,
+    ) -> Self:
+        """Train the search's winner on the data given, within `time_limit` seconds (None: as long as the fit had).
+
+        x_test, y_test are measured at the end (`test_metric_`) and never used to stop or to choose. trainer_args: any
+        fields of `Recipe`, or the legacy keys lr, max_iter_num and max_no_improvement_num. retrain: from fresh
+        weights only. Adds trials to the run and changes none. ValueError for labels that fit did not see.
+        """
+        self._check_fitted()
+        about = load_about(Path(self.path_))
+        seconds = time_limit_seconds(time_limit, about.get("time_limit"))
+        deadline = Deadline.after(seconds)
+        device, args = torch_device(self.device), dict(trainer_args or {})
+        if (x_test is None) != (y_test is None):
+            raise ValueError("final_fit needs both x_test and y_test, or neither")
+        whole = examples(x_train, y_train, self._preprocessing, self._labels, "x_train")
+        test = None
+        if x_test is not None and y_test is not None:
+            test = examples(x_test, y_test, self._preprocessing, self._labels, "x_test")
+        seed = int(about["seed"])
+        problem = Problem.of(whole, None, self._labels, self._preprocessing, {}, seed, device)
+        with _threads(), _opened(Path(self.path_), {}, True, False) as store, self._progress(seconds) as shown:
+            torch.set_num_threads(Plan.of_run(about).threads)
+            best = next(trial for trial in store.trials if trial.id == self.best_trial_)
+            recipe = changed(settle(best.proposal.recipe, store.trials, problem.chance), args)
+            final = finalise(
+                store,
+                best,
+                problem.task,
+                problem.chooser,
+                problem.everything,
+                recipe,
+                _saving(deadline),
+                seed=seed,
+                retrain=retrain,
+                epochs=recipe.epochs if {"epochs", "max_iter_num"} & args.keys() else None,
+                observer=shown,
+            )
+            self._use(store, problem, (best, final))
+            if test is not None:
+                self.test_metric_ = (self._logits(test.x).argmax(1) == test.y).double().mean().item()
+                shown.tell(f"accuracy on the {len(test):,} test examples: {self.test_metric_:.2%}")
+        return self
+
+    # -- using
+
+    def predict(self, x_test: ArrayLike) -> NDArray[Any]:
+        """Labels (n,) of examples (n, ...)."""
+        best = self.predict_proba(x_test).argmax(1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def predict_proba(self, x_test: ArrayLike) -> NDArray[np.float64]:
+        """Probabilities (n, classes) float64, in the order of `classes_`."""
+        self._check_fitted()
+        logits = self._logits(self._preprocessing(checked_examples(x_test, "x_test")))
+        probabilities: NDArray[np.float64] = logits.double().softmax(1).numpy()
+        return probabilities
+
+    def evaluate(self, x_test: ArrayLike, y_test: ArrayLike) -> float:
+        """Accuracy on examples of known labels; ValueError for a label that fit did not see."""
+        self._check_fitted()
+        test = examples(x_test, y_test, self._preprocessing, self._labels, "x_test")
+        return (self._logits(test.x).argmax(1) == test.y).double().mean().item()
+
+    def to_module(self) -> fx.GraphModule:
+        """The final network as a plain PyTorch module in evaluation mode.
+
+        Raw examples, channels first, (n, channels, h, w) or (n, d), of any real dtype -> logits (n, classes) in the
+        order of `classes_`, whose softmax `predict_proba` gives. Preprocessing is inside, and nothing of morphnas.
+        """
+        self._check_fitted()
+        module = to_module(self.network_.graph, self.network_.weights)
+        graph = module.graph
+        pixels = next(node for node in graph.nodes if node.op == "placeholder")
+        readers = list(pixels.users)
+        module.register_buffer("mean", self._mean.clone())
+        module.register_buffer("std", self._std.clone())
+        with graph.inserting_before(readers[0]):
+            centred = graph.call_function(torch.sub, (graph.call_method("float", (pixels,)), graph.get_attr("mean")))
+            scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
+        for reader in readers:
+            reader.replace_input_with(pixels, scaled)
+        output = next(node for node in graph.nodes if node.op == "output")
+        logits = output.args[0]
+        with graph.inserting_before(output):
+            output.args = (graph.call_function(torch.div, (logits, self._heat)),)
+        graph.lint()
+        module.recompile()
+        return module.eval()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The classifier of the run in a folder, ready to predict; RunError when there is none."""
+        folder = Path(path)
+        load_about(folder)
+        network, model = load_model(folder)
+        try:
+            shapes = {name: tuple(map(int, value)) for name, value in model["preprocessing"].items()}
+            estimator = cls(path=folder)
+            estimator.path_ = str(folder)
+            estimator._set(network, model, Labels.from_json(model["labels"]), Preprocessing(**shapes))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"{folder / 'model' / 'model.json'} is not complete: {error!r}") from error
+        return estimator
+
+    # -- looking
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The networks tried, one dict each with model_id, loss, metric_value and more."""
+        return self.load_searcher().history
+
+    def get_best_model_id(self) -> int:
+        """Id of the search's winner."""
+        self._check_fitted()
+        return self.best_trial_
+
+    def load_searcher(self) -> Run:
+        """What was searched: `.history`, `.load_model_by_id(i)`, `.load_best_model()`, `.trials`."""
+        self._check_fitted()
+        return load_run(self.path_)
+
+    # -- inside
+
+    def _use(self, store: Store, problem: Problem, found: tuple[Trial, Trial]) -> None:
+        """Predict with the second trial's network from now on, and write it down."""
+        best, final = found
+        network, task = store.network(final.id), problem.task
+        about = {
+            "trial": final.id,
+            "best": best.id,
+            "labels": problem.labels.to_json(),
+            "preprocessing": asdict(problem.preprocessing),
+            "mean": task.mean.flatten().tolist(),
+            "std": task.std.flatten().tolist(),
+            "temperature": self._temperature(store, final, task),
+        }
+        store.write_model(network, about)
+        store.note(best=best.id, final=final.id)
+        self._set(network, about, problem.labels, problem.preprocessing)
+
+    def _set(self, network: Network, about: Mapping[str, Any], labels: Labels, preprocessing: Preprocessing) -> None:
+        self.network_ = network
+        self.best_trial_ = int(about["best"])
+        self.final_trial_ = int(about["trial"])
+        self.classes_ = labels.classes
+        self._labels = labels
+        self._preprocessing = preprocessing
+        if len(preprocessing.given) == 1:
+            self.n_features_in_ = preprocessing.given[0]
+        shape = (-1, *[1] * (len(preprocessing.shape) - 1))
+        self._mean = torch.tensor(about["mean"], dtype=torch.float32).reshape(shape)
+        self._std = torch.tensor(about["std"], dtype=torch.float32).reshape(shape)
+        self._heat = float(about["temperature"])
+
+    @staticmethod
+    def _temperature(store: Store, final: Trial, task: Task) -> float:
+        """What makes the final network's probabilities fit; found before it was trained on the validation part."""
+        if task.valid is None:
+            return 1.0
+        judged = store.network(int(final.proposal.why.get("score_of", final.id)))
+        logits = predict(judged.to_module().to(task.device), task.valid.x, task)
+        return best_temperature(logits, task.valid.y)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Those whose softmax are the probabilities, (n, classes) on the CPU."""
+        device = torch_device(self.device)
+        module = to_module(self.network_.graph, self.network_.weights).to(device)
+        nothing = Examples(x[:0].to(device), torch.empty(0, dtype=torch.int64, device=device))
+        task = Task(nothing, None, len(self.classes_), self._mean.to(device), self._std.to(device))
+        return predict(module, x, task).cpu() / self._heat
+
+    def _progress(self, seconds: float) -> contextlib.closing[Progress]:
+        return contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "network_"):
+            name = type(self).__name__
+            hint = f"Call 'fit' with appropriate arguments first, or {name}.load(path)"
+            raise NotFittedError(f"This {name} instance is not fitted yet. {hint}")
+
+
+def _saving(deadline: Deadline) -> Deadline:
+    """The deadline less what it takes to write the model down."""
+    return deadline.earlier(min(0.5, 0.02 * deadline.left))
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[None]:
+    """Leaves torch's number of threads as it was."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, about: Mapping[str, Any], resume: bool, overwrite: bool) -> Iterator[Store]:
+    store = Store.resume(path) if resume else Store.create(path, about, overwrite)
+    try:
+        yield store
+    finally:
+        store.close()

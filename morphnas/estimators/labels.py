@@ -1,0 +1,149 @@
+"""Labels of any hashable kind to class indices and back, kept as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.multiclass import check_classification_targets
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The classes, sorted, (k,): a plain array where the labels are of one kind, else one of objects."""
+
+    classes: NDArray[Any]
+
+    @staticmethod
+    def found(y: ArrayLike, n: int) -> tuple[Labels, NDArray[np.int64]]:
+        """The labels in y, (n,) or (n, 1), and every example's class index; ValueError for what are no labels."""
+        column = _column(y, n)
+        if column.dtype != object:
+            if column.dtype.kind == "f":
+                check_classification_targets(column)  # raises for what looks continuous
+            classes, index = np.unique(column, return_inverse=True)
+            labels, codes = Labels(classes), index.reshape(-1).astype(np.int64)
+        else:
+            values = list(_hashed(column))
+            classes = np.empty(len(set(values)), dtype=object)
+            classes[:] = _sorted(set(values))
+            if all(isinstance(value, str) for value in classes):
+                classes = classes.astype(str)
+            labels = Labels(classes)
+            codes = np.array([labels._index[value] for value in values], dtype=np.int64)
+        if len(labels.classes) < 2:
+            raise ValueError(f"y holds one class only, {labels.classes[0]!r}: a classifier needs at least 2")
+        labels.to_json()  # raises for labels that cannot be kept
+        return labels, codes
+
+    @cached_property
+    def _index(self) -> dict[Hashable, int]:
+        return {label: i for i, label in enumerate(self.classes.tolist())}
+
+    def encode(self, y: ArrayLike, n: int) -> NDArray[np.int64]:
+        """Class indices (n,); ValueError for labels that are not among the classes."""
+        column = _column(y, n)
+        values = list(_hashed(column)) if column.dtype == object else column.tolist()
+        unseen = {value for value in values if value not in self._index}
+        if unseen:
+            some = ", ".join(map(repr, _sorted(unseen)[:5]))
+            known = self.classes.tolist()[:20]
+            raise ValueError(f"y holds labels that fit did not see: {some}; the classes are {known}")
+        return np.array([self._index[value] for value in values], dtype=np.int64)
+
+    def to_json(self) -> dict[str, Any]:
+        if self.classes.dtype.kind in "mM":
+            return {"dtype": str(self.classes.dtype), "values": self.classes.astype(np.int64).tolist()}
+        values = [_to_json(value) for value in self.classes.tolist()]
+        return {"dtype": "object" if self.classes.dtype == object else str(self.classes.dtype), "values": values}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Labels:
+        dtype, values = np.dtype(data["dtype"]), data["values"]
+        if dtype.kind == "O":
+            classes = np.empty(len(values), dtype=object)
+            classes[:] = [_from_json(value) for value in values]
+            return Labels(classes)
+        if dtype.kind in "mM":
+            return Labels(np.array(values, dtype=np.int64).astype(dtype))
+        return Labels(np.array([_from_json(value) for value in values], dtype=dtype))
+
+
+def _column(y: ArrayLike, n: int) -> NDArray[Any]:
+    """y as (n,); ValueError for other lengths, several columns and missing labels."""
+    if y is None:
+        raise ValueError("y is missing: this estimator requires y to be passed, but the target y is None")
+    try:
+        column = _array(y)
+    except ValueError as error:
+        raise ValueError(f"y cannot be made an array of labels: {error}") from None
+    if column.dtype == object and all(isinstance(value, np.generic) for value in column.flat):
+        column = np.array(list(column.flat)).reshape(column.shape)
+    if column.ndim == 2 and column.shape[1] == 1:
+        column = column[:, 0]
+    if column.ndim == 2:
+        rows = column.dtype.kind in "buif" and bool(((column != 0).sum(1) == 1).all())
+        what = "is one-hot" if rows and column.max() == 1 else f"has {column.shape[1]} columns"
+        hint = ": pass y.argmax(1)" if what == "is one-hot" else ""
+        raise ValueError(f"y must be (n,) or (n, 1), but y {what}, its shape is {column.shape}{hint}")
+    if column.ndim != 1:
+        raise ValueError(f"y must be (n,) or (n, 1), but its shape is {column.shape}")
+    if len(column) != n:
+        raise ValueError(f"x has {n} examples but y has {len(column)} labels")
+    if column.dtype.kind == "f" and not np.isfinite(column).all():
+        raise ValueError("y contains NaN or infinity")
+    return column
+
+
+def _array(y: Any) -> NDArray[Any]:
+    """As numpy does, but a list of tuples or of mixed kinds stays a column of objects."""
+    if isinstance(y, (list, tuple)):
+        kinds = {type(value) for value in y}
+        numbers = all(issubclass(kind, (int, float, np.number)) for kind in kinds)
+        if kinds & {tuple, frozenset} or (len(kinds) > 1 and not numbers):
+            column = np.empty(len(y), dtype=object)
+            column[:] = list(y)
+            return column
+    return np.asarray(y)
+
+
+def _hashed(column: NDArray[Any]) -> Iterable[Hashable]:
+    for i, value in enumerate(column.tolist()):
+        if not isinstance(value, Hashable):
+            raise ValueError(f"y[{i}] is no label, it cannot be hashed: {value!r:.80}")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"y[{i}] is NaN")
+        yield value
+
+
+def _sorted(values: Iterable[Hashable]) -> list[Hashable]:
+    values = list(values)
+    try:
+        return sorted(values)  # type: ignore[type-var]
+    except TypeError:
+        return sorted(values, key=lambda value: (type(value).__name__, repr(value)))
+
+
+def _to_json(value: Any) -> Any:
+    """JSON for a label: numbers, strings, booleans and None as they are, tuples and bytes tagged."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, tuple):
+        return {"tuple": [_to_json(item) for item in value]}
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    kinds = "numbers, strings, bytes, None or tuples of them"
+    raise ValueError(f"the label {value!r:.80} cannot be saved: labels are {kinds}")
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict) and "tuple" in value:
+        return tuple(_from_json(item) for item in value["tuple"])
+    if isinstance(value, dict) and "bytes" in value:
+        return bytes.fromhex(value["bytes"])
+    return value

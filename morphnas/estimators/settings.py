@@ -1,0 +1,174 @@
+"""The constructor's arguments of an estimator, checked."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+
+from morphnas.graph import Limits
+from morphnas.search import SEARCHERS, Promote
+from morphnas.search.trial import Searcher
+from morphnas.train.recipe import Recipe
+
+DAY = 24 * 3600.0
+_LEGACY_RECIPE = {"max_iter_num": "epochs", "max_no_improvement_num": "patience"}
+_LEGACY_SEARCH = ("t_min", "beta", "kernel_lambda")
+_SIZES = ("trainer_args", "default_model_len", "default_model_width")
+
+MakeSearcher = Callable[..., Searcher]
+"""Called as ``(space, recipe=..., limits=..., seed=...)`` and with what searcher_args hold besides."""
+
+
+class HasSettings(Protocol):
+    """An estimator's arguments, as its constructor stored them."""
+
+    path: Any
+    augment: bool | None
+    resume: bool | str
+    searcher_args: Mapping[str, Any] | None
+    search_type: str | MakeSearcher | None
+    max_trials: int | None
+    device: str | torch.device | None
+    limits: Limits | Mapping[str, Any] | None
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the arguments mean. depth, width: of all starters; None: what is affordable."""
+
+    device: torch.device
+    limits: Limits
+    searcher: MakeSearcher
+    trainer_args: Mapping[str, Any]
+    depth: int | None
+    width: int | None
+
+    @staticmethod
+    def of(estimator: HasSettings) -> Settings:
+        """ValueError that names the argument that cannot be used."""
+        _check_flags(estimator)
+        args: dict[str, Any] = dict(estimator.searcher_args or {})
+        trainer_args = args.pop("trainer_args", None) or {}
+        changed(Recipe(), trainer_args)
+        depth, width = args.pop("default_model_len", None), args.pop("default_model_width", None)
+        for name, size in (("default_model_len", depth), ("default_model_width", width)):
+            if size is not None and not _positive(size):
+                raise ValueError(f"searcher_args: {name} must be a positive integer, not {size!r}")
+        for name in _LEGACY_SEARCH:
+            if args.pop(name, None) is not None:
+                warnings.warn(f"searcher_args: {name} belonged to the old kernel and has no effect", stacklevel=4)
+        searcher = _searcher(estimator.search_type, args)
+        return Settings(torch_device(estimator.device), _limits(estimator.limits), searcher, trainer_args, depth, width)
+
+
+def _check_flags(estimator: HasSettings) -> None:
+    path, most, args = estimator.path, estimator.max_trials, estimator.searcher_args
+    if path is not None and not (isinstance(path, (str, os.PathLike)) and str(path)):
+        raise ValueError(f"path must be None or the name of a folder, not {path!r}")
+    if most is not None and not _positive(most):
+        raise ValueError(f"max_trials must be None or a positive integer, not {most!r}")
+    if args is not None and not (isinstance(args, Mapping) and isinstance(args.get("trainer_args") or {}, Mapping)):
+        raise ValueError(f"searcher_args, and trainer_args in it, must be dicts, not {args!r}")
+    if estimator.augment not in (None, True, False):
+        raise ValueError(f"augment must be True, False or None, not {estimator.augment!r}")
+    if estimator.resume not in (True, False, "auto"):
+        raise ValueError(f'resume must be True, False or "auto", not {estimator.resume!r}')
+    if estimator.resume and estimator.overwrite:
+        raise ValueError("resume and overwrite exclude each other")
+    if estimator.resume is True and estimator.path is None:
+        raise ValueError("resume=True needs the path of the run to go on with")
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) > 0
+
+
+def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
+    names = [f.name for f in fields(Limits)]
+    if isinstance(limits, Mapping):
+        if unknown := sorted(set(limits) - set(names)):
+            raise ValueError(f"limits: unknown {unknown}, there are {', '.join(names)}")
+        return Limits(**limits)
+    if limits is not None and not isinstance(limits, Limits):
+        raise ValueError(f"limits must be a Limits or a dict of {', '.join(names)}, not {limits!r}")
+    return limits or Limits()
+
+
+def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeSearcher:
+    """Named searchers come with promotion around them; a callable is taken as it is."""
+    kind = "bayesian" if kind is None else kind
+    if isinstance(kind, str) and kind not in SEARCHERS:
+        raise ValueError(f"search_type must be one of {', '.join(SEARCHERS)}, or a callable, not {kind!r}")
+    if not (isinstance(kind, str) or callable(kind)):
+        raise ValueError(f"search_type must be one of {', '.join(SEARCHERS)}, or a callable, not {kind!r}")
+    make: MakeSearcher = SEARCHERS[kind] if isinstance(kind, str) else kind
+    if is_dataclass(make):
+        known = sorted({f.name for f in fields(make)} - {"space", "recipe", "limits", "seed"})
+        if unknown := sorted(set(args) - set(known)):
+            raise ValueError(f"searcher_args: unknown {unknown}, there are {', '.join([*known, *_SIZES])}")
+
+    def made(*positional: Any, **settings: Any) -> Searcher:
+        searcher = make(*positional, **settings, **args)
+        return Promote(searcher) if isinstance(kind, str) else searcher
+
+    return made
+
+
+def changed(recipe: Recipe, trainer_args: Mapping[str, Any]) -> Recipe:
+    """The recipe with fields replaced, which may have their legacy names; ValueError for others."""
+    names = [f.name for f in fields(Recipe)]
+    args = {_LEGACY_RECIPE.get(name, name): value for name, value in trainer_args.items()}
+    if unknown := sorted(set(args) - set(names)):
+        there = f"there are {', '.join(names)} and the legacy {', '.join(_LEGACY_RECIPE)}"
+        raise ValueError(f"trainer_args: unknown {unknown}, {there}")
+    return replace(recipe, **args)
+
+
+def torch_device(device: str | torch.device | None) -> torch.device:
+    """The device meant (None: a GPU if there is one); ValueError when it is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'device must be "cpu", "cuda" or "cuda:<number>", not {device!r}: {error}') from None
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return found
+
+
+def time_limit_seconds(given: float | None, default: float | None) -> float:
+    """The first that is not None, else a day; ValueError unless it is a positive number."""
+    seconds = given if given is not None else default if default is not None else DAY
+    number = isinstance(seconds, (int, float, np.number)) and not isinstance(seconds, bool)
+    if not number or not 0 < seconds < math.inf:
+        raise ValueError(f"time_limit must be a positive number of seconds, not {seconds!r}")
+    return float(seconds)
+
+
+def chosen_seed(random_state: int | np.random.RandomState | None) -> int:
+    """A seed from 0 to 2**31 - 1; without a random state another one each time, and no global state is touched."""
+    if random_state is None:
+        return secrets.randbelow(2**31)
+    if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool) and 0 <= random_state < 2**31:
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def plain(value: Any) -> Any:
+    """A setting as run.json keeps it, for people."""
+    if isinstance(value, Limits):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

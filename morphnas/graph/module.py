@@ -1,0 +1,86 @@
+"""A graph and its weights as PyTorch: a `torch.fx.GraphModule` with one submodule per node that has weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from morphnas.graph.graph import Graph
+from morphnas.graph.ops import Weights
+
+
+class WeightsError(ValueError):
+    """The weights are not those of the graph."""
+
+
+def fresh_weights(graph: Graph, generator: torch.Generator | None = None) -> Weights:
+    """Weights to begin training with, drawn from `generator` (default: seed 0), by ``<node>.<tensor>``."""
+    generator = generator or torch.Generator().manual_seed(0)
+    return {
+        f"{node.name}.{name}": value
+        for node in graph.nodes
+        for name, value in node.op.init(*graph.input_shapes(node), generator=generator).items()
+    }
+
+
+def check_weights(graph: Graph, weights: Mapping[str, Tensor]) -> None:
+    """WeightsError when names or shapes are not those that the graph needs."""
+    wanted = graph.weight_shapes
+    if missing := sorted(wanted.keys() - weights.keys()):
+        raise WeightsError(f"weights are missing: {', '.join(missing[:5])}")
+    if extra := sorted(weights.keys() - wanted.keys()):
+        raise WeightsError(f"weights that the graph has no node for: {', '.join(extra[:5])}")
+    for name, shape in wanted.items():
+        if tuple(weights[name].shape) != shape:
+            raise WeightsError(f"{name} has shape {tuple(weights[name].shape)}, the graph needs {shape}")
+
+
+def to_module(graph: Graph, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
+    """The network as a plain PyTorch module, in training mode: (batch, *input shape) -> (batch, *output shape).
+
+    Its parameters are named after the nodes and are copies of `weights` (None: fresh ones of seed 0); `.code` prints
+    its forward pass. WeightsError when names or shapes do not fit.
+    """
+    weights = fresh_weights(graph) if weights is None else weights
+    check_weights(graph, weights)
+    code = fx.Graph()
+    modules: dict[str, nn.Module] = {}
+    made: dict[str, fx.Node] = {}
+    with torch.device("meta"):  # no memory and no random numbers: the weights come next
+        for node in graph.nodes:
+            shapes = graph.input_shapes(node)
+            module = node.op.module(*shapes)
+            if module is not None:
+                modules[node.name] = module
+            step = node.op.emit(code, node.name, tuple(made[name] for name in node.inputs), *shapes)
+            assert step.name == node.name
+            made[node.name] = step
+    code.output(made[graph.output.name])
+    network = fx.GraphModule(modules, code, class_name="Network")
+    network.load_state_dict({name: value.detach().clone() for name, value in weights.items()}, assign=True)
+    return network
+
+
+def weights_of(module: nn.Module) -> Weights:
+    """A copy of a module's state, on the CPU."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in module.state_dict().items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A trained network: the architecture and its weights."""
+
+    graph: Graph
+    weights: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        check_weights(self.graph, self.weights)
+
+    def to_module(self) -> fx.GraphModule:
+        """See `to_module`; its input are preprocessed examples, as the network was trained on."""
+        return to_module(self.graph, self.weights)
+
+    produce_model = to_module

@@ -1,0 +1,497 @@
+"""Network morphisms: edits of a network that keep its function, with the weights that keep it.
+
+A morph is a small value with two readings: `grow` edits the graph (all that a searcher needs), `carry` makes the grown
+graph's weights out of the old ones. Its sites are the relus of a network: a block is inserted after one, a skip leads
+from one to another. After Wei et al. 2016 (arXiv:1603.01670) and Chen et al. 2016, Net2Net (arXiv:1511.05641).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from morphnas.graph.graph import Graph, GraphError, Node
+from morphnas.graph.ops import Add, BatchNorm, Concat, Conv, Dense, Op, ReLU, Route, ShapeError, Weights, _Producer
+
+
+class MorphError(GraphError):
+    """A morph does not fit the graph; the message names the morph's site."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a network may become; None: any size. `morphs` holds the tags of the morphs allowed."""
+
+    max_params: int | None = None
+    max_flops: int | None = None
+    max_depth: int | None = None
+    max_width: int | None = None
+    max_activation_bytes: int | None = None
+    morphs: tuple[str, ...] = ("deeper", "wider", "add_skip", "concat_skip")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "morphs", tuple(self.morphs))
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "morphs" or value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"limits: {f.name} must be None or a positive integer, not {value!r}")
+        if unknown := [tag for tag in self.morphs if tag not in MORPHS]:
+            raise ValueError(f"limits: unknown morphs {unknown}, there are {', '.join(MORPHS)}")
+
+    def refuse(self, graph: Graph) -> str | None:
+        """Why the graph is too large, in words; None when it is not."""
+        sizes: tuple[tuple[str, Callable[[], int], int | None], ...] = (
+            ("parameters", lambda: graph.parameters, self.max_params),
+            ("FLOPs", lambda: graph.flops, self.max_flops),
+            ("layers of depth", lambda: graph.depth, self.max_depth),
+            ("channels of width", lambda: _widest(graph), self.max_width),
+            ("activation bytes", lambda: graph.activation_bytes, self.max_activation_bytes),
+        )
+        for words, measure, limit in sizes:
+            if limit is not None and (value := measure()) > limit:
+                return f"{value:,} {words}, at most {limit:,} are allowed"
+        return None
+
+
+@dataclass(frozen=True)
+class Morph:
+    """An edit that keeps the function of a network; subclasses are the kinds, their fields the site and the size."""
+
+    tag: ClassVar[str]
+
+    def grow(self, graph: Graph) -> Graph:
+        """The edited graph; MorphError when the morph does not fit. Old nodes keep their names."""
+        raise NotImplementedError
+
+    def check(self, graph: Graph) -> None:
+        """MorphError when the morph does not fit the graph; costs less than to grow it."""
+        self.grow(graph)
+
+    def carry(
+        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
+    ) -> Weights:
+        """Weights of ``grow(graph)`` with which it computes in evaluation mode what `graph` does with `weights`.
+
+        Widening breaks symmetry by itself: readers share a repeated channel out unequally, which keeps the function.
+        `noise` > 0 also perturbs what is new by that many standard deviations of the tensor's values, and then the
+        function is kept only roughly. Computed in the dtype of `weights`: cast to float64 before for full precision.
+        """
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        return {"morph": self.tag} | asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.tag}({', '.join(str(value) for value in asdict(self).values())})"
+
+
+# -- the one gather that carries weights for every morph
+
+
+def inherit(
+    old: Graph,
+    new: Graph,
+    weights: Mapping[str, Tensor],
+    generator: torch.Generator,
+    routes: Mapping[str, Route] | None = None,
+    fresh: Mapping[str, Weights] | None = None,
+    noise: float = 0.0,
+) -> Weights:
+    """Weights for `new`, which was grown from `old`, out of the weights for `old`.
+
+    routes: for nodes that begin a widening, how their output's channels come about; the rest follows from the ops.
+    fresh: weights of new nodes, by node name; new nodes that are not in it start as their op does.
+    """
+    routes, fresh = dict(routes or {}), fresh or {}
+    dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), torch.float32)
+    flow: dict[str, Route | None] = {}  # None: the output has the channels it had
+    carried: Weights = {}
+    for node in new.nodes:
+        op, shapes = node.op, new.input_shapes(node)
+        reads = [flow[name] for name in node.inputs]
+        if node.name in routes:
+            flow[node.name] = routes[node.name]
+        elif op.mixes or all(route is None for route in reads):
+            flow[node.name] = None
+        else:
+            before = [old.shapes[name] for name in old[node.name].inputs]
+            whole = [r or Route.identity(s[0]) for r, s in zip(reads, before, strict=True)]
+            flow[node.name] = op.route(*zip(whole, before, strict=True))
+        if not op.tensors(*shapes):
+            continue
+        out, into = flow[node.name], reads[0]
+        if node.name not in old:
+            start = fresh.get(node.name) or op.init(*shapes, generator=generator)
+        elif out is None and into is None:
+            start = {name: weights[f"{node.name}.{name}"] for name in op.tensors(*shapes)}
+        else:
+            start = op.init(*shapes, generator=generator)
+            for name, axes in op.axes.items():
+                if name in start:
+                    kept = weights[f"{node.name}.{name}"]
+                    start[name] = _gather(kept, start[name].to(dtype), axes, out, into, noise, generator)
+            for name in start.keys() - op.axes.keys():
+                start[name] = weights[f"{node.name}.{name}"]
+        for name, value in start.items():
+            value = value.to(dtype) if value.is_floating_point() else value
+            carried[f"{node.name}.{name}"] = value.clone().contiguous()
+    return carried
+
+
+def _gather(
+    kept: Tensor,
+    start: Tensor,
+    axes: tuple[str, ...],
+    out: Route | None,
+    into: Route | None,
+    noise: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """`kept` with its input axis read through `into` and its output axis through `out`; new outputs as in `start`."""
+    if into is not None and "in" in axes:
+        axis = axes.index("in")
+        column = [-1 if i == axis else 1 for i in range(kept.ndim)]
+        read = kept.index_select(axis, into.source.clamp(min=0)) * into.share.to(kept.dtype).reshape(column)
+        if noise:
+            jitter = torch.randn(read.shape, generator=generator).to(kept.dtype) * kept.std() * noise
+            read = torch.where((into.source < 0).reshape(column), jitter, read)
+        kept = read
+    if out is not None:
+        old = out.source >= 0
+        gathered = kept.index_select(0, out.source.clamp(min=0))
+        if noise and axes != ("out",):  # repeated channels, not the statistics of a batch norm
+            first = torch.zeros_like(old).index_fill(0, torch.arange(len(kept)), 1).bool()
+            jitter = torch.randn(gathered.shape, generator=generator).to(kept.dtype) * kept.std() * noise
+            gathered = torch.where(_column(first, kept), gathered, gathered + jitter)
+        kept = torch.where(_column(old, kept), gathered, start)
+    return kept
+
+
+def _column(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(-1, *[1] * (like.ndim - 1))
+
+
+# -- the morphs
+
+
+@dataclass(frozen=True)
+class _Insertion(Morph):
+    """A morph that puts new nodes between a node and some of its readers."""
+
+    def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
+        """The arguments of `Graph.splice`; MorphError when the morph does not fit."""
+        raise NotImplementedError
+
+    def check(self, graph: Graph) -> None:
+        self.plan(graph)
+
+    def grow(self, graph: Graph) -> Graph:
+        return graph.splice(*self.plan(graph))
+
+
+@dataclass(frozen=True)
+class Deeper(_Insertion):
+    """Insert an identity block after a relu: conv-bn-relu where there are spatial axes, dense-relu on flat features.
+
+    The block stays the identity because what it reads is not negative.
+    """
+
+    after: str
+    kernel: int = 3
+    tag = "deeper"
+
+    def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
+        _joint(self, graph, self.after)
+        shape = graph.shapes[self.after]
+        ops: list[Op] = [Dense(shape[0]), ReLU()]
+        if len(shape) > 1:
+            ops = [Conv(shape[0], self.kernel), BatchNorm(), ReLU()]
+        return _chain(graph, self.after, ops), self.after, list(graph.consumers[self.after])
+
+    def carry(
+        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
+    ) -> Weights:
+        grown = self.grow(graph)
+        fresh = {}
+        for node in _new(graph, grown):
+            shapes = grown.input_shapes(node)
+            if isinstance(node.op, _Producer):
+                fresh[node.name] = node.op.identity(*shapes)
+                if noise:
+                    weight = fresh[node.name]["weight"]
+                    weight += torch.randn(weight.shape, generator=generator) * weight.std() * noise
+            elif isinstance(node.op, BatchNorm):
+                fresh[node.name] = node.op.neutral(*shapes)
+        return inherit(graph, grown, weights, generator, fresh=fresh)
+
+
+@dataclass(frozen=True)
+class Wider(Morph):
+    """Give a convolution or dense layer, and all that are tied to it by sums, `width` output channels.
+
+    New channels repeat old ones drawn at random (Net2WiderNet).
+    """
+
+    node: str
+    width: int
+    tag = "wider"
+
+    def check(self, graph: Graph) -> None:
+        width_group(graph, self.node)
+        if self.width <= graph.shapes[self.node][0]:
+            raise MorphError(f"{self}: {self.node} has {graph.shapes[self.node][0]} channels already")
+
+    def grow(self, graph: Graph) -> Graph:
+        self.check(graph)
+        ops = {name: graph[name].op for name in width_group(graph, self.node)}
+        return graph.replace_ops({n: op.widened(self.width) for n, op in ops.items() if isinstance(op, _Producer)})
+
+    def carry(
+        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
+    ) -> Weights:
+        grown = self.grow(graph)
+        old = graph.shapes[self.node][0]
+        repeated = torch.randint(old, (self.width - old,), generator=generator)
+        source = torch.cat([torch.arange(old), repeated])
+        part = 0.5 + torch.rand(self.width, generator=generator, dtype=torch.float64)
+        share = part / torch.zeros(old, dtype=torch.float64).index_add(0, source, part)[source]
+        routes = dict.fromkeys(width_group(graph, self.node), Route(source, share))
+        return inherit(graph, grown, weights, generator, routes=routes, noise=noise)
+
+
+@dataclass(frozen=True)
+class AddSkip(_Insertion):
+    """Add what a relu gives to what a later relu reads, through a 1x1 convolution and a batch norm of scale 0.
+
+    Pooling and strides on the way are repeated in the branch (strided convolutions as average pools).
+    """
+
+    start: str
+    end: str
+    tag = "add_skip"
+
+    def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
+        _joint(self, graph, self.start)
+        _joint(self, graph, self.end)
+        (target,) = graph[self.end].inputs
+        _skippable(self, graph, self.start, self.end)
+        width, flat = graph.shapes[target][0], len(graph.shapes[target]) == 1
+        match = Dense(width, bias=False) if flat else Conv(width, 1)
+        nodes = _chain(graph, self.start, [*_mirrors(self, graph, self.start, target), match, BatchNorm(), Add()])
+        joined = Node(nodes[-1].name, nodes[-1].op, (target, *nodes[-1].inputs))
+        return [*nodes[:-1], joined], target, [self.end]
+
+    def carry(
+        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
+    ) -> Weights:
+        grown = self.grow(graph)
+        fresh = {
+            node.name: node.op.neutral(*grown.input_shapes(node), scale=noise)
+            for node in _new(graph, grown)
+            if isinstance(node.op, BatchNorm)
+        }
+        return inherit(graph, grown, weights, generator, fresh=fresh)
+
+
+@dataclass(frozen=True)
+class ConcatSkip(_Insertion):
+    """Let the layers that read a relu also read an earlier one, whose channels they weigh with 0 at first.
+
+    Pooling and strides on the way are repeated in the branch. Readers that lead into a sum stay as they are.
+    """
+
+    start: str
+    end: str
+    tag = "concat_skip"
+
+    def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
+        _joint(self, graph, self.start)
+        _joint(self, graph, self.end)
+        readers = [name for name in graph.consumers[self.end] if _absorbs(graph, name)]
+        if not readers:
+            raise MorphError(f"{self}: what {self.end} gives is read by sums only")
+        _skippable(self, graph, self.start, self.end)
+        if any(_straight(graph, self.start, name) for name in readers if isinstance(graph[name].op, Concat)):
+            raise MorphError(f"{self}: there is such a skip already")
+        nodes = _chain(graph, self.start, [*_mirrors(self, graph, self.start, self.end), Concat()])
+        joined = Node(nodes[-1].name, nodes[-1].op, (self.end, *nodes[-1].inputs))
+        return [*nodes[:-1], joined], self.end, readers
+
+    def carry(
+        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
+    ) -> Weights:
+        grown = self.grow(graph)
+        kept, added = graph.shapes[self.end][0], graph.shapes[self.start][0]
+        new = Route(torch.full((added,), -1), torch.zeros(added, dtype=torch.float64))
+        (concat,) = (node.name for node in _new(graph, grown) if isinstance(node.op, Concat))
+        routes = {concat: Route.concat((Route.identity(kept), kept), (new, 0))}
+        return inherit(graph, grown, weights, generator, routes=routes, noise=noise)
+
+
+MORPHS: dict[str, type[Morph]] = {kind.tag: kind for kind in (Deeper, Wider, AddSkip, ConcatSkip)}
+
+
+def morph_from_json(data: Any) -> Morph:
+    """The morph that `Morph.to_json` described; MorphError when it is none."""
+    settings = dict(data) if isinstance(data, Mapping) else {}
+    tag = settings.pop("morph", None)
+    if not isinstance(tag, str) or tag not in MORPHS:
+        raise MorphError(f"unknown morph {tag!r}: one of {', '.join(MORPHS)}")
+    known = {f.name: f.type for f in fields(MORPHS[tag])}
+    if settings.keys() != known.keys() or any(type(v).__name__ != known[n] for n, v in settings.items()):
+        raise MorphError(f"a {tag} has {known}, not {settings!r:.100}")
+    return MORPHS[tag](**settings)
+
+
+def neighbours(graph: Graph, limits: Limits | None = None) -> Iterator[Morph]:
+    """Every morph that fits the graph and, given limits, is allowed and leads to a graph within them."""
+    for morph in _candidates(graph):
+        if limits is None or morph.tag in limits.morphs:
+            try:
+                morph.check(graph)
+            except MorphError:
+                continue
+            if limits is None or limits.refuse(morph.grow(graph)) is None:
+                yield morph
+
+
+def _candidates(graph: Graph) -> Iterator[Morph]:
+    """Every morph of a usual size at every site; some skips do not fit."""
+    relus = [node.name for node in graph.nodes if isinstance(node.op, ReLU)]
+    for name in relus:
+        yield Deeper(name, kernel=3 if max(graph.shapes[name][1:], default=1) > 1 else 1)
+    seen: set[str] = set()
+    for node in graph.nodes:
+        if isinstance(node.op, _Producer) and node.name not in seen:
+            try:
+                seen |= width_group(graph, node.name)
+            except MorphError:
+                continue
+            width = graph.shapes[node.name][0]
+            for wider in sorted({_round(width + max(1, width // 2)), _round(2 * width)}):
+                yield Wider(node.name, wider)
+    for i, start in enumerate(relus):
+        for end in relus[i + 1 :]:
+            if start in graph.ancestors[end]:
+                yield AddSkip(start, end)
+                yield ConcatSkip(start, end)
+
+
+def _round(width: int) -> int:
+    """Up to a multiple of 8, from 8 on: kernels work on channels in such groups, so the others come for free."""
+    return width if width < 8 else -(-width // 8) * 8
+
+
+# -- what the morphs ask of a graph
+
+
+def width_group(graph: Graph, name: str) -> frozenset[str]:
+    """Names of the layers whose width is tied to that of `name` by sums, itself included.
+
+    MorphError when their width cannot change: it is that of the network's input or output, or a part of a concat.
+    """
+    if not graph[name].op.mixes:
+        raise MorphError(f"{name} is no convolution or dense layer, its width is not its own")
+    group: set[str] = set()
+    waiting, seen = [(name, False)], set()  # (tensor, whether its channels are but a part: behind a concat or flatten)
+    while waiting:
+        tensor, part = waiting.pop()
+        if (tensor, part) in seen:
+            continue
+        seen.add((tensor, part))
+        op = graph[tensor].op
+        if tensor == graph.output.name:
+            raise MorphError(f"{name}: its width is that of the network's output")
+        if isinstance(op, Add) and part:
+            raise MorphError(f"{name}: its channels are a part of what {tensor} adds")
+        if not part:
+            if op.mixes:
+                group.add(tensor)
+            elif not graph[tensor].inputs:
+                raise MorphError(f"{name}: its width is that of the network's input")
+            elif _mixes_parts(graph, tensor):
+                raise MorphError(f"{name}: its width is tied to that of {tensor}")
+            else:
+                waiting.extend((source, False) for source in graph[tensor].inputs)
+        for reader in graph.consumers[tensor]:
+            if not graph[reader].op.mixes:
+                waiting.append((reader, part or _mixes_parts(graph, reader)))
+    return frozenset(group)
+
+
+def _mixes_parts(graph: Graph, name: str) -> bool:
+    """Whether the node's channels are others than those of its inputs: a concat, or a flatten of several positions."""
+    widths = [graph.shapes[source][0] for source in graph[name].inputs]
+    return widths != [graph.shapes[name][0]] * len(widths)
+
+
+def _widest(graph: Graph) -> int:
+    """The largest width of a layer, that of the output aside."""
+    return max((node.op.width for node in graph.nodes[:-1] if isinstance(node.op, _Producer)), default=0)
+
+
+def _absorbs(graph: Graph, name: str) -> bool:
+    """Whether more channels into this node end in layers that mix them, before a sum or the output needs the old."""
+    waiting, seen = [name], set[str]()
+    while waiting:
+        node = graph[waiting.pop()]
+        if node.op.mixes or node.name in seen:
+            continue
+        if isinstance(node.op, Add) or node is graph.output:
+            return False
+        seen.add(node.name)
+        waiting.extend(graph.consumers[node.name])
+    return True
+
+
+def _joint(morph: Morph, graph: Graph, name: str) -> None:
+    if name not in graph or not isinstance(graph[name].op, ReLU):
+        raise MorphError(f"{morph}: {name} is no relu of the graph")
+
+
+def _straight(graph: Graph, start: str, end: str) -> bool:
+    """Whether a path without a relu leads from `start` into `end`."""
+    waiting, seen = [*graph[end].inputs], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name == start:
+            return True
+        if name not in seen and not isinstance(graph[name].op, ReLU):
+            seen.add(name)
+            waiting.extend(graph[name].inputs)
+    return False
+
+
+def _skippable(morph: Morph, graph: Graph, start: str, end: str) -> None:
+    if start not in graph.ancestors[end]:
+        raise MorphError(f"{morph}: {start} does not lead to {end}")
+    if _straight(graph, start, end):
+        raise MorphError(f"{morph}: {start} leads to {end} without a relu between them, or by such a skip, already")
+
+
+def _mirrors(morph: Morph, graph: Graph, start: str, end: str) -> list[Op]:
+    """What changes the resolution between two nodes, without weights."""
+    ops = [op for node in graph.path(start, end) if (op := node.op.mirror()) is not None]
+    shape = graph.shapes[start]
+    with suppress(ShapeError):
+        for op in ops:
+            shape = op.shape(shape)
+        if shape[1:] == graph.shapes[end][1:]:
+            return ops
+    raise MorphError(f"{morph}: no pooling turns {graph.shapes[start]} into the resolution of {graph.shapes[end]}")
+
+
+def _chain(graph: Graph, start: str, ops: list[Op]) -> list[Node]:
+    names = graph.fresh_names(op.tag for op in ops)
+    return [Node(name, op, (i,)) for name, op, i in zip(names, ops, (start, *names), strict=False)]
+
+
+def _new(old: Graph, grown: Graph) -> list[Node]:
+    return [node for node in grown.nodes if node.name not in old]

@@ -1,0 +1,506 @@
+"""The kinds of operation that a network is made of; one class each, and nothing about a kind stands anywhere else.
+
+An op is a small frozen value without weights. From the shapes of its inputs it says what comes out, which weights it
+needs, what it costs, how it is written in PyTorch, and how channels pass through it when a morph widens a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+Shape = tuple[int, ...]
+"""Channels first, without the batch axis: (channels, *spatial) for 1 to 3 spatial axes, or (features,)."""
+
+Weights = dict[str, Tensor]
+"""State of a network by name, ``<node>.<tensor>``, e.g. ``conv_3.weight``."""
+
+
+class ShapeError(ValueError):
+    """An op was given inputs of a shape it cannot take."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where the channels of a tensor that a morph has widened come from.
+
+    source: (width,) int64, the old channel that a new one repeats, or -1 for a channel that is new.
+    share: (width,) float64, what a reader's weights for the channel are multiplied by. The shares of all repetitions
+        of a channel sum to 1 and new channels have 0, so that whoever reads the tensor computes what it did before.
+    """
+
+    source: Tensor
+    share: Tensor
+
+    @staticmethod
+    def identity(width: int) -> Route:
+        return Route(torch.arange(width), torch.ones(width, dtype=torch.float64))
+
+    @staticmethod
+    def concat(*parts: tuple[Route, int]) -> Route:
+        """Routes one after the other; each comes with the width that its tensor had before."""
+        sources, offset = [], 0
+        for route, old_width in parts:
+            sources.append(torch.where(route.source < 0, route.source, route.source + offset))
+            offset += old_width
+        return Route(torch.cat(sources), torch.cat([route.share for route, _ in parts]))
+
+
+def _positive(op: Op, *names: str) -> None:
+    for name in names:
+        value = getattr(op, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{op.tag}: {name} must be a positive integer, not {value!r}")
+
+
+def _spatial(op: Op, shape: Shape) -> Shape:
+    if not 2 <= len(shape) <= 4:
+        raise ShapeError(f"{op.tag} needs (channels, *spatial) with 1 to 3 spatial axes, but its input is {shape}")
+    return shape[1:]
+
+
+def _flat(op: Op, shape: Shape) -> int:
+    if len(shape) != 1:
+        raise ShapeError(f"{op.tag} needs flat features, but its input is {shape}: flatten or pool it first")
+    return shape[0]
+
+
+def _windows(op: Op, shape: Shape, size: int, stride: int, padding: int) -> Shape:
+    """Spatial sizes after a sliding window, as torch counts them (rounding down)."""
+    out = tuple((n + 2 * padding - size) // stride + 1 for n in _spatial(op, shape))
+    if min(out) < 1:
+        raise ShapeError(f"{op.tag}: a window of {size} with padding {padding} does not fit into {shape}")
+    return out
+
+
+@dataclass(frozen=True)
+class Op:
+    """What every kind of operation can say. A subclass is one kind; its fields are its settings, ints and floats."""
+
+    tag: ClassVar[str]
+    arity: ClassVar[tuple[int, int]] = (1, 1)
+    """The smallest and the largest number of inputs."""
+    commutative: ClassVar[bool] = False
+    """Whether the order of the inputs is of no matter."""
+    mixes: ClassVar[bool] = False
+    """Whether every output channel reads every input channel, so that the width of the output is the op's own."""
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """For every tensor of weights what its leading axes run over: "out" or "in" channels."""
+
+    def shape(self, *inputs: Shape) -> Shape:
+        """Shape of the output; ShapeError when the op cannot take these inputs."""
+        return inputs[0]
+
+    def tensors(self, *inputs: Shape) -> dict[str, Shape]:
+        """Names and shapes of the weights, running statistics included."""
+        return {}
+
+    def init(self, *inputs: Shape, generator: torch.Generator) -> Weights:
+        """Fresh weights, by the name of the tensor alone."""
+        return {}
+
+    def flops(self, *inputs: Shape) -> int:
+        """Floating point operations of a forward pass of one example; a multiply-add counts as two."""
+        return math.prod(self.shape(*inputs))
+
+    def module(self, *inputs: Shape) -> nn.Module | None:
+        """The torch module (on the current default device), or None for an op that ``emit`` writes as a function."""
+        return None
+
+    def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
+        """Write the op's line of code, for inputs of the given shapes, into an fx graph."""
+        return graph.call_module(name, args)
+
+    def route(self, *inputs: tuple[Route, Shape]) -> Route:
+        """How the output's channels come about, given for every input its route and the shape it had before."""
+        return inputs[0][0]
+
+    def mirror(self) -> Op | None:
+        """The op without weights that changes the resolution alike, for a branch beside this one; None: no change."""
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"op": self.tag} | {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{f.name} {getattr(self, f.name)}" for f in fields(self))
+        return f"{self.tag} {settings}".strip()
+
+
+@dataclass(frozen=True)
+class Input(Op):
+    """The examples: pixels or features of one fixed shape."""
+
+    size: tuple[int, ...]
+    tag = "input"
+    arity = (0, 0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", tuple(self.size))
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in self.size)
+        if not (1 <= len(self.size) <= 4 and whole):
+            raise ValueError(f"input: size must be 1 to 4 positive integers, channels first, not {self.size!r}")
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return self.size
+
+    def flops(self, *inputs: Shape) -> int:
+        return 0
+
+    def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
+        return graph.placeholder(name)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"op": self.tag, "size": list(self.size)}
+
+
+class _Producer(Op):
+    """An op that mixes channels: its weights are (out, in, ...), its width is a setting."""
+
+    mixes = True
+    axes = {"weight": ("out", "in"), "bias": ("out",)}
+
+    @property
+    def width(self) -> int:
+        raise NotImplementedError
+
+    def widened(self, width: int) -> Op:
+        """The same op with another number of output channels."""
+        raise NotImplementedError
+
+    def init(self, *inputs: Shape, generator: torch.Generator) -> Weights:
+        """Normal weights with variance 2 / fan-in (He et al. 2015, arXiv:1502.01852, eq. 10), biases 0."""
+        shapes = self.tensors(*inputs)
+        scale = math.sqrt(2 / math.prod(shapes["weight"][1:]))
+        weights = {"weight": torch.randn(shapes["weight"], generator=generator) * scale}
+        return weights | {name: torch.zeros(shape) for name, shape in shapes.items() if name != "weight"}
+
+    def identity(self, *inputs: Shape) -> Weights:
+        """Weights that pass the input through unchanged (float64): needs as many channels out as in."""
+        shapes = self.tensors(*inputs)
+        weight = torch.zeros(shapes["weight"], dtype=torch.float64)
+        centre = tuple(size // 2 for size in shapes["weight"][2:])
+        channel = torch.arange(shapes["weight"][0])
+        diagonal: tuple[Tensor | int, ...] = (channel, channel, *centre)
+        weight[diagonal] = 1
+        return {"weight": weight} | {
+            name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items() if name != "weight"
+        }
+
+
+@dataclass(frozen=True)
+class Conv(_Producer):
+    """Convolution over 1 to 3 spatial axes with an odd kernel, padded so that stride 1 keeps the resolution.
+
+    A stride above the kernel would leave pixels unread (and with kernel 1 and few channels it corrupts memory in
+    oneDNN, torch's library on CPUs: uxlfoundation/oneDNN issue 6035), so it is refused: pool first.
+    """
+
+    filters: int
+    kernel: int = 3
+    stride: int = 1
+    bias: bool = False
+    tag = "conv"
+
+    def __post_init__(self) -> None:
+        _positive(self, "filters", "kernel", "stride")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"conv: kernel must be odd, not {self.kernel}")
+        if self.stride > self.kernel:
+            raise ValueError(
+                f"conv: a stride of {self.stride} leaves pixels unread by a kernel of {self.kernel}: pool first"
+            )
+
+    @property
+    def width(self) -> int:
+        return self.filters
+
+    def widened(self, width: int) -> Conv:
+        return replace(self, filters=width)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return (self.filters, *_windows(self, inputs[0], self.kernel, self.stride, self.kernel // 2))
+
+    def tensors(self, *inputs: Shape) -> dict[str, Shape]:
+        rank = len(inputs[0]) - 1
+        weight = (self.filters, inputs[0][0], *(self.kernel,) * rank)
+        return {"weight": weight} | ({"bias": (self.filters,)} if self.bias else {})
+
+    def flops(self, *inputs: Shape) -> int:
+        rank = len(inputs[0]) - 1
+        return 2 * math.prod((*self.shape(*inputs), inputs[0][0], *(self.kernel,) * rank))
+
+    def module(self, *inputs: Shape) -> nn.Module:
+        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(inputs[0]) - 1]
+        padding = self.kernel // 2
+        return conv(inputs[0][0], self.filters, self.kernel, self.stride, padding, bias=self.bias)
+
+    def mirror(self) -> Op | None:
+        return AvgPool(self.kernel, self.stride, self.kernel // 2) if self.stride > 1 else None
+
+
+@dataclass(frozen=True)
+class Dense(_Producer):
+    """Fully connected layer over flat features."""
+
+    units: int
+    bias: bool = True
+    tag = "dense"
+
+    def __post_init__(self) -> None:
+        _positive(self, "units")
+
+    @property
+    def width(self) -> int:
+        return self.units
+
+    def widened(self, width: int) -> Dense:
+        return replace(self, units=width)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        _flat(self, inputs[0])
+        return (self.units,)
+
+    def tensors(self, *inputs: Shape) -> dict[str, Shape]:
+        return {"weight": (self.units, *inputs[0])} | ({"bias": (self.units,)} if self.bias else {})
+
+    def flops(self, *inputs: Shape) -> int:
+        return 2 * self.units * inputs[0][0]
+
+    def module(self, *inputs: Shape) -> nn.Module:
+        return nn.Linear(inputs[0][0], self.units, bias=self.bias)
+
+
+@dataclass(frozen=True)
+class BatchNorm(Op):
+    """Batch normalisation over channels (Ioffe and Szegedy 2015, arXiv:1502.03167)."""
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+    tag = "bn"
+    axes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ("out",))
+
+    def __post_init__(self) -> None:
+        for name in ("eps", "momentum"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"bn: {name} must be above 0 and at most 1, not {getattr(self, name)!r}")
+
+    def tensors(self, *inputs: Shape) -> dict[str, Shape]:
+        return dict.fromkeys(self.axes, (inputs[0][0],)) | {"num_batches_tracked": ()}
+
+    def init(self, *inputs: Shape, generator: torch.Generator) -> Weights:
+        zeros, ones = torch.zeros(inputs[0][0]), torch.ones(inputs[0][0])
+        state = {"weight": ones, "bias": zeros, "running_mean": zeros.clone(), "running_var": ones.clone()}
+        return state | {"num_batches_tracked": torch.tensor(0)}
+
+    def neutral(self, *inputs: Shape, scale: float = 1.0) -> Weights:
+        """Weights (float64) with which evaluation mode multiplies by `scale` and does nothing else."""
+        width, kind = inputs[0][0], torch.float64
+        return {
+            "weight": torch.full((width,), scale * math.sqrt(1 + self.eps), dtype=kind),
+            "bias": torch.zeros(width, dtype=kind),
+            "running_mean": torch.zeros(width, dtype=kind),
+            "running_var": torch.ones(width, dtype=kind),
+            "num_batches_tracked": torch.tensor(0),
+        }
+
+    def flops(self, *inputs: Shape) -> int:
+        return 2 * math.prod(inputs[0])
+
+    def module(self, *inputs: Shape) -> nn.Module:
+        norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d, 4: nn.BatchNorm3d}[len(inputs[0])]
+        return norm(inputs[0][0], eps=self.eps, momentum=self.momentum)
+
+
+@dataclass(frozen=True)
+class ReLU(Op):
+    """max(x, 0): the joints of a network, after which blocks are inserted and between which skips are laid."""
+
+    tag = "relu"
+
+    def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
+        return graph.create_node("call_function", torch.relu, args, name=name)
+
+
+@dataclass(frozen=True)
+class _Pool(Op):
+    size: int = 2
+    stride: int = 2
+    padding: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(self, "size", "stride")
+        if not 0 <= self.padding <= self.size // 2:
+            raise ValueError(f"{self.tag}: padding must be 0 to half of size {self.size}, not {self.padding}")
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return (inputs[0][0], *_windows(self, inputs[0], self.size, self.stride, self.padding))
+
+    def flops(self, *inputs: Shape) -> int:
+        return int(math.prod(self.shape(*inputs)) * self.size ** (len(inputs[0]) - 1))
+
+    def mirror(self) -> Op | None:
+        return self
+
+
+@dataclass(frozen=True)
+class MaxPool(_Pool):
+    """Largest value of each window."""
+
+    tag = "maxpool"
+
+    def module(self, *inputs: Shape) -> nn.Module:
+        pool = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}[len(inputs[0]) - 1]
+        return pool(self.size, self.stride, self.padding)
+
+
+@dataclass(frozen=True)
+class AvgPool(_Pool):
+    """Mean of each window, padding left out of the count."""
+
+    tag = "avgpool"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        if len(inputs[0]) == 4 and min(inputs[0][1:]) < self.size:
+            raise ShapeError(f"avgpool: torch does not average windows of {self.size} over three axes of {inputs[0]}")
+        return super().shape(*inputs)
+
+    def module(self, *inputs: Shape) -> nn.Module:
+        pool: Callable[..., nn.Module] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[len(inputs[0]) - 1]
+        return pool(self.size, self.stride, self.padding, count_include_pad=False)
+
+
+@dataclass(frozen=True)
+class GlobalPool(Op):
+    """Mean over all positions: (channels, *spatial) -> (channels,)."""
+
+    tag = "globalpool"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        _spatial(self, inputs[0])
+        return inputs[0][:1]
+
+    def flops(self, *inputs: Shape) -> int:
+        return math.prod(inputs[0])
+
+    def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
+        positions = tuple(range(2, 1 + len(inputs[0])))  # the batch is axis 0, the channels are axis 1
+        return graph.create_node("call_method", "mean", (*args, positions), name=name)
+
+    def mirror(self) -> Op | None:
+        return self
+
+
+@dataclass(frozen=True)
+class Flatten(Op):
+    """(channels, *spatial) -> (channels * positions,), channel by channel."""
+
+    tag = "flatten"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return (math.prod(inputs[0]),)
+
+    def flops(self, *inputs: Shape) -> int:
+        return 0
+
+    def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
+        return graph.create_node("call_function", torch.flatten, (*args, 1), name=name)
+
+    def route(self, *inputs: tuple[Route, Shape]) -> Route:
+        (route, _), positions = inputs[0], math.prod(inputs[0][1][1:])
+        spread = route.source[:, None] * positions + torch.arange(positions)
+        source = torch.where(route.source[:, None] < 0, -1, spread)
+        return Route(source.flatten(), route.share.repeat_interleave(positions))
+
+
+@dataclass(frozen=True)
+class Dropout(Op):
+    """In training each value is dropped with probability `rate` (Srivastava et al. 2014, JMLR 15)."""
+
+    rate: float = 0.25
+    tag = "dropout"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"dropout: rate must be at least 0 and below 1, not {self.rate!r}")
+
+    def module(self, *inputs: Shape) -> nn.Module:
+        return nn.Dropout(self.rate)
+
+
+@dataclass(frozen=True)
+class Add(Op):
+    """Sum of two tensors of one shape."""
+
+    tag = "add"
+    arity = (2, 2)
+    commutative = True
+
+    def shape(self, *inputs: Shape) -> Shape:
+        if inputs[0] != inputs[1]:
+            raise ShapeError(f"add needs inputs of one shape, but they are {inputs[0]} and {inputs[1]}")
+        return inputs[0]
+
+    def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
+        return graph.create_node("call_function", operator.add, args, name=name)
+
+    def route(self, *inputs: tuple[Route, Shape]) -> Route:
+        (left, _), (right, _) = inputs
+        if not (torch.equal(left.source, right.source) and torch.equal(left.share, right.share)):
+            raise ShapeError("add: its inputs were widened in different ways")
+        return left
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """Channels of all inputs one after the other; all have the same resolution."""
+
+    tag = "concat"
+    arity = (2, 1_000)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        if len({shape[1:] for shape in inputs}) > 1:
+            raise ShapeError(f"concat needs inputs of one resolution, but they are {', '.join(map(str, inputs))}")
+        return (sum(shape[0] for shape in inputs), *inputs[0][1:])
+
+    def flops(self, *inputs: Shape) -> int:
+        return 0
+
+    def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
+        return graph.create_node("call_function", torch.cat, (list(args), 1), name=name)
+
+    def route(self, *inputs: tuple[Route, Shape]) -> Route:
+        return Route.concat(*((route, shape[0]) for route, shape in inputs))
+
+
+KINDS: dict[str, type[Op]] = {
+    kind.tag: kind
+    for kind in (
+        Input, Conv, Dense, BatchNorm, ReLU, MaxPool, AvgPool, GlobalPool, Flatten, Dropout, Add, Concat,
+    )
+}  # fmt: skip
+
+
+def op_from_json(data: Mapping[str, Any]) -> Op:
+    """The op that `Op.to_json` described; ValueError for an unknown kind or wrong settings."""
+    settings = dict(data)
+    tag = settings.pop("op", None)
+    if not isinstance(tag, str) or tag not in KINDS:
+        raise ValueError(f"unknown op {tag!r}: one of {', '.join(KINDS)}")
+    known = {f.name: f.type for f in fields(KINDS[tag])}
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"{tag}: unknown setting {name!r}, it has {', '.join(known) or 'none'}")
+        allowed = {"int": (int,), "float": (int, float), "bool": (bool,)}.get(str(known[name]), (list, tuple))
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise ValueError(f"{tag}: {name} must be {known[name]}, not {value!r}")
+    try:
+        return KINDS[tag](**settings)
+    except TypeError as error:
+        raise ValueError(f"{tag}: {error}") from error

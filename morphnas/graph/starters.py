@@ -1,0 +1,172 @@
+"""Small networks to start a search from, as graphs sized on request.
+
+Every one takes an input shape, channels first and without the batch, with 1 to 3 spatial axes of any size from 1;
+`mlp` also takes flat features.
+"""
+
+from __future__ import annotations
+
+import math
+
+from morphnas.graph.graph import Graph, Node
+from morphnas.graph.ops import (
+    Add,
+    AvgPool,
+    BatchNorm,
+    Concat,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Input,
+    MaxPool,
+    Op,
+    ReLU,
+    Shape,
+)
+
+_SMALLEST = 4
+"""A starter halves the resolution only while at least this many positions remain along every axis."""
+
+_FEW = 64
+"""Positions up to which the last layer reads them all: it learns faster than from their mean."""
+
+
+class _Draft:
+    """Nodes as they are written down, one after the other."""
+
+    def __init__(self, input_shape: Shape) -> None:
+        self.nodes = [Node("x", Input(tuple(input_shape)))]
+        self.shapes: dict[str, Shape] = {"x": tuple(input_shape)}
+
+    @property
+    def last(self) -> str:
+        return self.nodes[-1].name
+
+    def add(self, op: Op, *inputs: str) -> str:
+        inputs = inputs or (self.last,)
+        name = f"{op.tag}_{len(self.nodes)}"
+        self.nodes.append(Node(name, op, inputs))
+        self.shapes[name] = op.shape(*(self.shapes[i] for i in inputs))
+        return name
+
+    def conv_bn(
+        self, filters: int, kernel: int = 3, stride: int = 1, source: str | None = None, pool: bool = False
+    ) -> str:
+        """Pooled before the norm, which then, like the relu, has a quarter of the values to go over."""
+        self.add(Conv(filters, kernel, stride), source or self.last)
+        if pool:
+            self.add(MaxPool())
+        return self.add(BatchNorm())
+
+    @property
+    def may_shrink(self) -> bool:
+        return min(self.shapes[self.last][1:]) >= 2 * _SMALLEST
+
+    def graph(self) -> Graph:
+        return Graph(tuple(self.nodes))
+
+
+def _images(input_shape: Shape) -> Shape:
+    if len(input_shape) == 1:
+        raise ValueError(f"convolutions need (channels, *spatial), not {input_shape}: use mlp for flat features")
+    return input_shape
+
+
+def _count(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, not {value!r}")
+
+
+def mlp(input_shape: Shape, n_classes: int, width: int = 128, depth: int = 2, dropout: float = 0.0) -> Graph:
+    """`depth` dense layers of `width` units with batch norm and relu, then the logits."""
+    _count(n_classes=n_classes, width=width, depth=depth)
+    draft = _Draft(input_shape)
+    if len(input_shape) > 1:
+        draft.add(Flatten())
+    for _ in range(depth):
+        draft.add(Dense(width, bias=False))
+        draft.add(BatchNorm())
+        draft.add(ReLU())
+        if dropout:
+            draft.add(Dropout(dropout))
+    draft.add(Dense(n_classes))
+    return draft.graph()
+
+
+def cnn(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dropout: float = 0.0) -> Graph:
+    """`depth` blocks of conv-bn-relu, pooled and doubled in width while the resolution allows."""
+    _count(n_classes=n_classes, width=width, depth=depth)
+    draft = _Draft(_images(input_shape))
+    for block in range(depth):
+        pool = block < depth - 1 and draft.may_shrink
+        draft.conv_bn(width, pool=pool)
+        draft.add(ReLU())
+        width *= 1 + pool
+    return _head(draft, n_classes, dropout)
+
+
+def resnet(
+    input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dropout: float = 0.0, pool_stem: bool = False
+) -> Graph:
+    """A stem and `depth` residual blocks of two convolutions (He et al. 2015, arXiv:1512.03385).
+
+    Doubled in width and halved in resolution by strides from the second block on while the resolution allows; shortcuts
+    are pooled and projected there (He et al. 2018, arXiv:1812.01187, ResNet-D). With `pool_stem` all behind the stem
+    costs a quarter.
+    """
+    _count(n_classes=n_classes, width=width, depth=depth)
+    draft = _Draft(_images(input_shape))
+    draft.conv_bn(width, pool=pool_stem and draft.may_shrink)
+    start = draft.add(ReLU())
+    for block in range(depth):
+        stride = 2 if block and draft.may_shrink else 1
+        width *= stride
+        draft.conv_bn(width, stride=stride)
+        draft.add(ReLU())
+        end = draft.conv_bn(width)
+        if stride > 1:
+            pooled = draft.add(AvgPool(3, stride, 1), start)
+            start = draft.conv_bn(width, kernel=1, source=pooled)
+        draft.add(Add(), end, start)
+        start = draft.add(ReLU())
+    return _head(draft, n_classes, dropout)
+
+
+def densenet(
+    input_shape: Shape, n_classes: int, width: int = 16, depth: int = 6, dropout: float = 0.0, pool_stem: bool = False
+) -> Graph:
+    """A stem and `depth` layers of `width` channels, each reading all before it in its block by concatenation (Huang et
+    al. 2016, arXiv:1608.06993).
+
+    Up to three blocks, a 1x1 convolution and pooling between them. With `pool_stem` all behind the stem costs a
+    quarter.
+    """
+    _count(n_classes=n_classes, width=width, depth=depth)
+    draft = _Draft(_images(input_shape))
+    draft.conv_bn(2 * width, pool=pool_stem and draft.may_shrink)
+    features = draft.add(ReLU())
+    per_block = -(-depth // 3)
+    for layer in range(depth):
+        if layer and layer % per_block == 0 and draft.may_shrink:
+            draft.conv_bn(max(1, draft.shapes[features][0] // 2), kernel=1)
+            draft.add(ReLU())
+            features = draft.add(MaxPool())
+        draft.conv_bn(width, source=features)
+        features = draft.add(Concat(), features, draft.add(ReLU()))
+    return _head(draft, n_classes, dropout)
+
+
+def _head(draft: _Draft, n_classes: int, dropout: float) -> Graph:
+    """The logits, which read every position where there are few, else the normalised mean over all."""
+    if math.prod(draft.shapes[draft.last][1:]) <= _FEW:
+        draft.add(Flatten())
+    else:
+        draft.add(GlobalPool())
+        draft.add(BatchNorm())
+    if dropout:
+        draft.add(Dropout(dropout))
+    draft.add(Dense(n_classes))
+    return draft.graph()

@@ -1,0 +1,257 @@
+"""Networks and the tree of trials as Graphviz sources, and those as PDF."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from html import escape
+from pathlib import Path
+
+from morphnas.graph import Graph, Node, Op
+from morphnas.report.words import count, epochs_words, metric_words, morph_words, status_words
+from morphnas.run.store import Run, load_run
+from morphnas.search.trial import Trial
+
+
+class GraphvizMissing(RuntimeError):
+    """Nothing on this machine can turn a .dot file into a PDF."""
+
+
+_INK, _FAINT, _LINE = "#202124", "#5f6368", "#80868b"
+_FONT = "Helvetica,Arial,sans-serif"
+_LAYOUT = f"""\
+  graph [fontname="{_FONT}", fontsize=13, fontcolor="{_INK}", labelloc=t, margin=0.2, nodesep=0.35, ranksep=0.3]
+  node [fontname="{_FONT}", fontsize=11, fontcolor="{_INK}", shape=box, style="filled,rounded", margin="0.1,0.07"]
+  edge [fontname="{_FONT}", fontsize=9, fontcolor="{_FAINT}", color="{_LINE}", arrowsize=0.6]"""
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How a box is drawn, and what that means. A thicker line tells it too where colours cannot be told apart."""
+
+    meaning: str
+    fill: str
+    line: str
+    width: float
+
+    @property
+    def attributes(self) -> str:
+        return f'fillcolor="{self.fill}", color="{self.line}", penwidth={self.width:g}'
+
+
+_SAME = _Look("as in the parent", "#f8f9fa", _LINE, 1)
+_NEW = _Look("new", "#d2e3fc", "#1a56b0", 2)
+_CHANGED = _Look("changed", "#feefc3", "#b06000", 2)
+
+
+# -- one network
+
+
+def graph_dot(graph: Graph, title: str = "", parent: Graph | None = None) -> str:
+    """The network as a Graphviz source: one box per layer, with the norm and the activation that follow it.
+
+    A box names its first node, says its settings and the shape of its output. Given the parent, what is new and what
+    has changed (another op under the same name) stands out, with a legend; edges that the parent has not are thick.
+    """
+    blocks = _blocks(graph, parent)
+    home = {node.name: block[0].name for block in blocks for node in block}
+    old_edges = {(source, node.name) for node in parent.nodes for source in node.inputs} if parent else set()
+    looks = {block[0].name: _look(block, parent) for block in blocks}
+    lines = [
+        f'  "{block[0].name}" [label={_block_label(graph, block, parent)}, {looks[block[0].name].attributes}]'
+        for block in blocks
+    ]
+    for block in blocks:
+        for node in block:
+            for source in node.inputs:
+                if home[source] != home[node.name]:
+                    new = parent is not None and (source, node.name) not in old_edges
+                    style = f' [color="{_NEW.line}", penwidth=2]' if new else ""
+                    lines.append(f'  "{home[source]}" -> "{home[node.name]}"{style}')
+    facts = f"{count(graph.parameters)} parameters · {count(graph.flops)} FLOPs · depth {graph.depth}"
+    legend = [look for look in (_SAME, _CHANGED, _NEW) if look in looks.values()]
+    return _digraph(lines, title, facts, legend if len(legend) > 1 else [])
+
+
+def _blocks(graph: Graph, parent: Graph | None) -> list[list[Node]]:
+    """The nodes in order, each with those that only refine what it gives: norm, activation, dropout.
+
+    A node that is new and one that is not stay apart.
+    """
+    blocks: dict[str, list[Node]] = {}  # by the name of the last node
+    for node in graph.nodes:
+        source = node.inputs[0] if len(node.inputs) == 1 else ""
+        joins = (
+            source in blocks
+            and source != graph.input.name
+            and graph.consumers[source] == (node.name,)
+            and graph.shapes[source] == graph.shapes[node.name]
+            and not node.op.mixes
+            and node.op.mirror() is None
+            and (parent is None or (node.name in parent) == (source in parent))
+        )
+        blocks[node.name] = [*blocks.pop(source), node] if joins else [node]
+    order = {node.name: i for i, node in enumerate(graph.nodes)}
+    return sorted(blocks.values(), key=lambda block: order[block[0].name])
+
+
+def _look(block: Sequence[Node], parent: Graph | None) -> _Look:
+    if parent is None or all(node.name in parent and parent[node.name].op == node.op for node in block):
+        return _SAME
+    return _CHANGED if block[0].name in parent else _NEW
+
+
+def _block_label(graph: Graph, block: Sequence[Node], parent: Graph | None) -> str:
+    """Names and settings of the block's nodes, the first on a line of its own, and the shape that it gives."""
+    told = []
+    for node in block:
+        before = parent[node.name].op if parent is not None and node.name in parent else node.op
+        name = node.name if node.name.startswith(node.op.tag) else f"{node.name} ({node.op.tag})"
+        settings = escape(_settings(node.op, before))
+        told.append((f"<b>{name}</b>" if node is block[0] else name) + (f"  {settings}" if settings else ""))
+    shape = " x ".join(map(str, graph.shapes[block[-1].name]))
+    return _lines([told[0], *([" · ".join(told[1:])] if told[1:] else []), _small(shape)])
+
+
+def _settings(op: Op, before: Op) -> str:
+    """The settings that tell most: numbers above 1, what is not as usual, and what has changed."""
+    told = []
+    for f in fields(op):
+        value, usual = getattr(op, f.name), f.default
+        old = getattr(before, f.name, value)
+        if isinstance(value, tuple):
+            continue  # the shape says it
+        if old != value:
+            told.append(f"{f.name} {old} → {value}")
+        elif usual is MISSING or value != usual or (type(value) is int and value > 1):
+            told.append(f.name if value is True else f"{f.name} {value}" if value is not False else f"no {f.name}")
+    return ", ".join(told)
+
+
+# -- the tree of trials
+
+
+def tree_dot(trials: Sequence[Trial], best: int | None = None, title: str = "") -> str:
+    """The trials as a Graphviz source: a box for each, an arrow from the trial whose weights it started with.
+
+    Arrows say what the morphs did; a dashed one leads to the same network, trained longer. The deeper the blue, the
+    better the score among those of the tree; the best has a thick line.
+    """
+    scores = sorted({trial.score for trial in trials if trial.score is not None})
+    shade = {score: i / max(1, len(scores) - 1) for i, score in enumerate(scores)}
+    ids = {trial.id for trial in trials}
+    lines = []
+    for trial in trials:
+        look = _trial_look(None if trial.score is None else shade[trial.score], trial.id == best)
+        lines.append(f"  t{trial.id} [label={_trial_label(trial, trial.id == best)}, {look}]")
+        if trial.parent in ids:
+            words = [morph_words(morph) for morph in trial.proposal.morphs]
+            style = "solid" if words else "dashed"
+            label = r"\n".join(words) if words else "same network, longer"
+            lines.append(f'  t{trial.parent} -> t{trial.id} [label="{label}", style={style}]')
+    finished = sum(trial.outcome is not None for trial in trials)
+    facts = f"{finished} trials · deeper blue: better score" + (" · thick line: the best" if best in ids else "")
+    return _digraph(["  rankdir=LR", "  ranksep=0.5", *lines], title, facts, [])
+
+
+def _trial_label(trial: Trial, best: bool) -> str:
+    result = metric_words(trial.outcome) or ("" if trial.score is None else f"score {trial.score:.4f}")
+    status = "" if status_words(trial) == "finished" else f"<b>{status_words(trial)}</b>"
+    epochs = trial.epochs if trial.outcome is None else trial.outcome.epochs
+    parts = (f"<b>{trial.id}</b>", result, status, "<b>best</b>" if best else "")
+    size = f"{count(trial.graph.parameters)} parameters · {epochs_words(epochs)}"
+    return _lines(["  ".join(part for part in parts if part), _small(size)])
+
+
+def _trial_look(shade: float | None, best: bool) -> str:
+    """shade: 0 for the worst score to 1 for the best; None: no score, drawn as an outline."""
+    if shade is None:
+        return f'fillcolor="white", color="{_LINE}", style="filled,rounded,dashed"'
+    pale, deep = (255, 255, 255), (158, 195, 247)
+    fill = "".join(f"{round(a + (b - a) * shade):02x}" for a, b in zip(pale, deep, strict=True))
+    return f'fillcolor="#{fill}", color="{_NEW.line if best else _LINE}", penwidth={3 if best else 1}'
+
+
+# -- texts and files
+
+
+def _digraph(lines: Sequence[str], title: str, facts: str, legend: Sequence[_Look]) -> str:
+    """legend: the looks to explain below the title."""
+    head = [f"<b>{escape(title)}</b>"] * bool(title) + [_small(facts)]
+    rows = "".join(f'<tr><td colspan="{max(1, len(legend))}">{line}</td></tr>' for line in head)
+    cells = "".join(
+        f'<td bgcolor="{look.fill}" border="{look.width:g}" color="{look.line}">{_small(look.meaning)}</td>'
+        for look in legend
+    )
+    rows += f"<tr>{cells}</tr>" if legend else ""
+    label = f'<<table border="0" cellborder="0" cellspacing="4" cellpadding="3">{rows}</table>>'
+    return "\n".join(["digraph {", _LAYOUT, f"  label={label}", *lines, "}", ""])
+
+
+def _lines(lines: Sequence[str]) -> str:
+    """A Graphviz label of lines, which may hold its HTML-like marks."""
+    rows = "".join(f"<tr><td>{line}</td></tr>" for line in lines)
+    return f'<<table border="0" cellborder="0" cellspacing="0" cellpadding="1">{rows}</table>>'
+
+
+def _small(text: str) -> str:
+    return f'<font point-size="9" color="{_FAINT}">{text}</font>'
+
+
+def write_pdf(dot_source: str, path: str | os.PathLike[str]) -> Path:
+    """Draw a Graphviz source to a PDF file, and write the source beside it first, as .dot.
+
+    By `dot` where it is on the PATH, else by pygraphviz, else GraphvizMissing says how to install either.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = target.with_suffix(".dot")
+    source.write_text(dot_source, encoding="utf-8")
+    drawn = target.with_name(f".{target.name}.tmp")
+    if shutil.which("dot"):
+        import graphviz
+
+        drawn.write_bytes(graphviz.Source(dot_source).pipe(format="pdf", quiet=True))
+    else:
+        try:
+            import pygraphviz
+        except ImportError:
+            raise GraphvizMissing(
+                f"{target} cannot be drawn without Graphviz; its source is in {source}. Any one of these installs it: "
+                "pip install pygraphviz | apt-get install graphviz | brew install graphviz | conda install graphviz"
+            ) from None
+        pygraphviz.AGraph(string=dot_source).draw(str(drawn), prog="dot", format="pdf")
+    drawn.replace(target)
+    return target
+
+
+def visualize(run: Run | str | os.PathLike[str], directory: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Draw a run, or the one in a folder, into `directory` (`graphs` in the run's folder): see `draw_trials`."""
+    run = run if isinstance(run, Run) else load_run(run)
+    return draw_trials(run.trials, run.path / "graphs" if directory is None else directory, run.about.get("best"))
+
+
+def draw_trials(trials: Sequence[Trial], directory: str | os.PathLike[str], best: int | None = None) -> list[Path]:
+    """Draw every trial's network, compared with that of the trial it started from, and the tree of all trials.
+
+    Returns the PDF files: tree.pdf, then 0.pdf and so on by the trials' ids. GraphvizMissing when there is nothing to
+    draw with; all sources are written even then.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    graphs = {trial.id: trial.graph for trial in trials}
+    texts = {"tree": tree_dot(trials, best, "The trials of the search")}
+    for trial in trials:
+        parent = None if trial.parent is None else graphs.get(trial.parent)
+        texts[str(trial.id)] = graph_dot(trial.graph, _network_title(trial, best), parent)
+    for name, text in texts.items():
+        (folder / f"{name}.dot").write_text(text, encoding="utf-8")
+    return [write_pdf(text, folder / f"{name}.pdf") for name, text in texts.items()]
+
+
+def _network_title(trial: Trial, best: int | None) -> str:
+    metric = metric_words(trial.outcome)
+    parts = [f"Trial {trial.id}", "" if trial.parent is None else f"from {trial.parent}", metric]
+    return " · ".join(part for part in parts if part) + (" (the best)" if trial.id == best else "")

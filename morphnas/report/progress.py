@@ -1,0 +1,114 @@
+"""How far a search is: one live line in a terminal, one plain line per trial in a log."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
+
+from morphnas.report.words import duration, epochs_words, interval_words, metric_words, status_words, trial_words
+from morphnas.search.trial import Trial
+from morphnas.train.recipe import Outcome
+
+
+class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+    monitor_interval = 0  # no thread beside the training
+
+
+class Progress:
+    """Shows what a search does. Told of trials and epochs; nothing that it does can change them.
+
+    limit_seconds: of the whole search, counted from now; None: without an end.
+    file: where it is shown, by default the standard error. enabled: False makes it silent.
+    clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        limit_seconds: float | None = None,
+        file: TextIO | None = None,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit, self._clock, self._begun = limit_seconds, clock, clock()
+        self._file = (sys.stderr if file is None else file) if enabled else None
+        self._bar: _Bar | None = None
+        self._now: Trial | None = None
+        self._best: Outcome | None = None
+        if self._file is not None and self._file.isatty():
+            layout = "{desc}" if limit_seconds is None else "{bar:16} {desc}"
+            columns, rows = shutil.get_terminal_size()  # a usual size where a terminal does not know its own
+            self._bar = _Bar(
+                total=limit_seconds, file=self._file, leave=False, bar_format=layout, ncols=columns - 1, nrows=rows
+            )
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the limit, not below 0; None without one."""
+        return None if self._limit is None else max(0.0, self._limit - self._elapsed)
+
+    @property
+    def _elapsed(self) -> float:
+        return self._clock() - self._begun
+
+    def trial_begins(self, trial: Trial) -> None:
+        self._now = trial
+        self._show()
+
+    def epoch_done(self, outcome: Outcome) -> None:
+        """An epoch of the trial that began last is done; the outcome is the one so far."""
+        if self._bar is not None:
+            self._show(f"epoch {outcome.epochs}", metric_words(outcome))
+
+    def trial_ends(self, trial: Trial) -> None:
+        outcome = trial.outcome
+        if outcome is not None and outcome.score is not None:
+            best = self._best.score if self._best is not None else None
+            self._best = outcome if best is None or outcome.score > best else self._best
+        if self._bar is None and self._file is not None:
+            metric, interval = metric_words(outcome), interval_words(outcome)
+            self._print(
+                f"trial {trial.id}: {trial_words(trial)}",
+                f"{metric} ({interval})" if interval else metric,
+                f"{epochs_words(outcome.epochs)} in {duration(outcome.seconds)}" if outcome is not None else "",
+                "" if status_words(trial) == "finished" else status_words(trial),
+                self._time(),
+            )
+        self._now = None
+        self._show()
+
+    def tell(self, text: str) -> None:
+        """Show a text of its own lines."""
+        if self._bar is not None:
+            self._bar.clear()
+        if self._file is not None:
+            self._print(text)
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = self._file = None
+
+    def _show(self, *parts: str) -> None:
+        """Redraw the live line: what matters first, since a terminal cuts its end."""
+        if self._bar is not None:
+            best = metric_words(self._best)
+            now = (f"trial {self._now.id}", *parts, trial_words(self._now)) if self._now is not None else ()
+            self._bar.n = min(self._elapsed, self._limit or 0)
+            self._bar.set_description_str(_joined(self._time(), f"best {best}" if best else "", *now))
+
+    def _print(self, *parts: str) -> None:
+        print(_joined(*parts), file=self._file, flush=True)
+
+    def _time(self) -> str:
+        left = self.left
+        return f"{duration(self._elapsed)} so far" if left is None else f"{duration(left)} left"
+
+
+def _joined(*parts: str) -> str:
+    return " | ".join(part for part in parts if part)

@@ -1,0 +1,61 @@
+"""The trials of a search as a plain table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from morphnas.report.words import count, duration, interval_words, metric_words, status_words, trial_words
+from morphnas.search.trial import Trial
+
+
+def _epochs(trial: Trial) -> str:
+    """Epochs trained, and of how many where they were stopped early."""
+    if trial.outcome is None:
+        return f"0/{trial.epochs}"
+    done = trial.outcome.epochs
+    return str(done) if done == trial.epochs else f"{done}/{trial.epochs}"
+
+
+_COLUMNS: tuple[tuple[str, str, Callable[[Trial], str]], ...] = (
+    ("id", ">", lambda t: str(t.id)),
+    ("from", ">", lambda t: "" if t.parent is None else str(t.parent)),
+    ("what", "<", trial_words),
+    ("depth", ">", lambda t: str(t.graph.depth)),
+    ("params", ">", lambda t: count(t.graph.parameters)),
+    ("FLOPs", ">", lambda t: count(t.graph.flops)),
+    ("epochs", ">", _epochs),
+    ("time", ">", lambda t: "" if t.outcome is None else duration(t.outcome.seconds)),
+    ("score", ">", lambda t: "" if t.score is None else f"{t.score:.4f}"),
+    ("metric", ">", lambda t: metric_words(t.outcome)),
+    ("95 %", "<", lambda t: interval_words(t.outcome)),
+    ("status", "<", status_words),
+)
+
+
+def trials_table(trials: Sequence[Trial], best: int | None = None, widest: int = 60) -> str:
+    """One line per trial, in columns; "*" marks the trial with the id `best`.
+
+    epochs: of its own, "3/8" when it was stopped early. metric: the accuracy for classifiers, with its 95 % interval
+    beside it. score: minus the log loss. What a trial tried is cut to `widest` characters.
+    """
+    rows = [[_cut(cell(trial), widest) for _, _, cell in _COLUMNS] for trial in trials]
+    header = [title for title, _, _ in _COLUMNS]
+    shares = [
+        trial.outcome.interval is not None for trial in trials if trial.outcome and trial.outcome.metric is not None
+    ]
+    if shares and all(shares):
+        header[header.index("metric")] = "accuracy"
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(mark: str, cells: Sequence[str]) -> str:
+        padded = (f"{cell:{side}{width}}" for cell, (_, side, _), width in zip(cells, _COLUMNS, widths, strict=True))
+        return f"{mark} {'  '.join(padded)}".rstrip()
+
+    marks = ["*" if trial.id == best else " " for trial in trials]
+    rule = "  " + "  ".join("-" * width for width in widths)
+    lines = [line(" ", header), rule, *(line(mark, row) for mark, row in zip(marks, rows, strict=True))]
+    return "\n".join([*lines, "* the best"] if "*" in marks else lines)
+
+
+def _cut(text: str, widest: int) -> str:
+    return text if len(text) <= widest else text[: widest - 3] + "..."

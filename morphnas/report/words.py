@@ -1,0 +1,92 @@
+"""Values in words that people read quickly: figures, durations, morphs, results. Pure, and plain ASCII for any log."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from morphnas.graph import Morph
+from morphnas.search.trial import Trial
+from morphnas.train.recipe import Outcome
+
+FINAL_WORDS = {
+    "inherited": "final: trained longer",
+    "fresh": "final: from fresh weights",
+    "everything": "final: on all examples",
+}
+"""What the final trainings are, by what `morphnas.run.final` calls them."""
+
+_UNITS = ("", "k", "M", "G", "T")
+
+
+def count(value: int) -> str:
+    """A large number to three digits.
+
+    >>> count(987), count(12_345), count(999_999), count(1_200_000), count(43_210_000_000)
+    ('987', '12.3k', '1.00M', '1.20M', '43.2G')
+    """
+    size, power = (float(part) for part in f"{value:.2e}".split("e"))
+    thousands = min(int(power) // 3, len(_UNITS) - 1)
+    if not thousands:
+        return str(value)
+    shift = int(power) - 3 * thousands
+    return f"{size * 10**shift:.{max(0, 2 - shift)}f}{_UNITS[thousands]}"
+
+
+def duration(seconds: float) -> str:
+    """A time to the second, below ten seconds to the tenth.
+
+    >>> duration(3.21), duration(59.6), duration(3725)
+    ('3.2 s', '1:00', '1:02:05')
+    """
+    if seconds < 9.95:
+        return f"{max(seconds, 0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def morph_words(morph: Morph) -> str:
+    """What a morph does, and where.
+
+    >>> from morphnas.graph import AddSkip, Wider
+    >>> morph_words(Wider("conv_4", 64)), morph_words(AddSkip("relu_3", "relu_9"))
+    ('wider conv_4, width 64', 'add skip relu_3 to relu_9')
+    """
+    values = {f.name: getattr(morph, f.name) for f in fields(morph)}
+    sites = " to ".join(value for value in values.values() if isinstance(value, str))
+    sizes = [f"{name} {value}" for name, value in values.items() if not isinstance(value, str)]
+    return ", ".join([f"{morph.tag.replace('_', ' ')} {sites}", *sizes])
+
+
+def trial_words(trial: Trial) -> str:
+    """What a trial tries: its morphs, its parent's network for longer, a network afresh, or a final training."""
+    if trial.proposal.morphs:
+        return "; ".join(map(morph_words, trial.proposal.morphs))
+    if final := trial.proposal.why.get("final"):
+        return FINAL_WORDS.get(str(final), f"final: {final}")
+    return "start" if trial.parent is None else "trained longer"
+
+
+def metric_words(outcome: Outcome | None) -> str:
+    """The metric: as a percentage where it is a share of the examples, else as a number; "" where there is none."""
+    if outcome is None or outcome.metric is None:
+        return ""
+    return f"{outcome.metric:.4g}" if outcome.interval is None else f"{100 * outcome.metric:.2f} %"
+
+
+def interval_words(outcome: Outcome | None) -> str:
+    """The metric's 95 % interval, e.g. "97.1-99.0"; "" where there is none."""
+    if outcome is None or outcome.interval is None:
+        return ""
+    low, high = outcome.interval
+    return f"{100 * low:.1f}-{100 * high:.1f}"
+
+
+def epochs_words(epochs: int) -> str:
+    return f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
+
+
+def status_words(trial: Trial) -> str:
+    return "running" if trial.outcome is None else trial.outcome.status

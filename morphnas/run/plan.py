@@ -1,0 +1,171 @@
+"""Sizing a run: how fast this machine is, how large the starters may be, how long children are trained."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from morphnas.graph import Graph, Limits, Shape, cnn, densenet, mlp, resnet, to_module
+from morphnas.train.data import Task
+from morphnas.train.recipe import Augment, Recipe
+
+CHILD = 0.03
+"""Share of the search's time that one child should cost."""
+EPOCHS = 6
+"""Epochs of a child, where the time allows."""
+WIDTHS = (64, 48, 32, 24, 16, 8)
+"""Of starters; smaller ones cost as much (`benchmarks/cost_model.py`) and are for limits that demand them."""
+TINY = (4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is sized.
+
+    starts: in the order they are trained. recipe: of a child. search_share: of the limit, the rest is the final
+    model's. seconds_per_flop: of an epoch, predicted. threads: that a CPU is fastest with.
+    """
+
+    starts: tuple[Graph, ...]
+    recipe: Recipe
+    limits: Limits
+    search_share: float
+    seconds_per_flop: float
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "starts": [graph.to_json() for graph in self.starts],
+            "recipe": self.recipe.to_json(),
+            "limits": asdict(self.limits),
+            "search_share": self.search_share,
+            "seconds_per_flop": self.seconds_per_flop,
+            "threads": self.threads,
+        }
+
+    @staticmethod
+    def of_run(about: Mapping[str, Any]) -> Plan:
+        """The plan that a run was begun with; ValueError when run.json does not hold it."""
+        try:
+            data = about["plan"]
+            return Plan(
+                tuple(map(Graph.from_json, data["starts"])),
+                Recipe.from_json(data["recipe"]),
+                Limits(**data["limits"]),
+                float(data["search_share"]),
+                float(data["seconds_per_flop"]),
+                int(data["threads"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"run.json does not hold the plan of a run: {error!r}") from error
+
+
+def measure(task: Task, seconds: float, batch_size: int) -> tuple[float, int]:
+    """Seconds of an epoch per FLOP of a network's `work`, with the thread count that is
+    fastest, and that count.
+
+    Times a few steps of a small network on real batches, for at most about `seconds`.
+    """
+    shape = tuple(task.train.x.shape[1:])
+    graph = cnn(shape, task.n_classes, width=8) if len(shape) > 1 else mlp(shape, task.n_classes, width=64)
+    module = to_module(graph).to(task.device)
+    if len(shape) == 3:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = task.train[: max(2, batch_size)]  # batch norm cannot train on one
+    x = task.normalised(batch.x)
+
+    def step() -> float:
+        begun = time.perf_counter()
+        F.cross_entropy(module(x), batch.y).backward()
+        if task.device.type == "cuda":
+            torch.cuda.synchronize(task.device)
+        return time.perf_counter() - begun
+
+    most = torch.get_num_threads()
+    counts = sorted({1, most}) if task.device.type == "cpu" else [most]
+    fastest = (math.inf, most)
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            until = time.perf_counter() + seconds / len(counts)
+            step()
+            times = [step()]
+            while time.perf_counter() < until and len(times) < 10:
+                times.append(step())
+            fastest = min(fastest, (sorted(times)[len(times) // 2], count))
+    finally:
+        torch.set_num_threads(most)
+    return fastest[0] / len(batch) / graph.work * len(task.train), fastest[1]
+
+
+def batch_size(n: int, device: torch.device) -> int:
+    """Examples per step, a power of 2: an epoch of large data has about 400 steps."""
+    smallest, largest = (128, 1024) if device.type == "cuda" else (32, 128)
+    return min(largest, max(smallest, 1 << (n // 400).bit_length()))
+
+
+def default_recipe(n: int, device: torch.device, augment: bool | None, spatial: bool) -> Recipe:
+    """The recipe of a child; the learning rate of 0.2 for batches of 64 grows with the square root of the batch."""
+    size = batch_size(n, device)
+    change = Augment(shift=0.1, flip=None) if spatial and augment is not False else Augment()
+    return Recipe(epochs=EPOCHS, batch_size=size, lr=0.2 * math.sqrt(size / 64), augment=change)
+
+
+def plan(
+    shape: Shape,
+    n_classes: int,
+    recipe: Recipe,
+    seconds: float,
+    cost: float,
+    threads: int,
+    limits: Limits,
+    depth: int | None = None,
+    width: int | None = None,
+) -> Plan:
+    """Starters that are affordable within `seconds` of the whole run, when an epoch costs `cost` seconds per FLOP.
+
+    depth, width: of all starters, instead of what is affordable. ValueError when no starter meets the limits.
+    """
+    families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
+    if len(shape) > 1:
+        families = [(cnn, 1.0, 4), (resnet, 1.5, 2), (densenet, 1.5, 6), (cnn, 0.3, 2)]
+
+    def made(make: Callable[..., Graph], deep: int, most: float) -> Graph:
+        """The largest of a family that is within the limits and the work; the smallest one if none is."""
+        for widths in [(width,)] if width else [WIDTHS, TINY]:
+            graphs = [graph for w in widths for graph in _variants(make, shape, n_classes, w, depth or deep)]
+            graphs.sort(key=lambda graph: -graph.work)
+            if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:
+                return next((graph for graph in fitting if graph.work <= most), fitting[-1])
+        return graphs[-1]
+
+    child = CHILD * seconds / cost if cost > 0 else math.inf  # work times epochs that a child may cost
+    modest = families[0][0](shape, n_classes, width=width or 8, depth=depth or families[0][2])
+    epochs = int(max(1, min(recipe.epochs, child // modest.work)))
+    starts: dict[str, Graph] = {}
+    for make, factor, deep in families:
+        graph = made(make, deep, factor * child / epochs)
+        if limits.refuse(graph) is None:
+            starts.setdefault(graph.key, graph)
+    if not starts:
+        shallow = [made(make, 1, 0) for make, _, _ in families]
+        starts = {graph.key: graph for graph in shallow if limits.refuse(graph) is None}
+    if not starts:
+        tiny = min(shallow, key=lambda graph: (graph.depth, graph.parameters))
+        raise ValueError(f"limits: no starter meets them, the smallest one has {limits.refuse(tiny)}")
+    share = 0.65 if epochs >= EPOCHS else 0.5
+    return Plan(tuple(starts.values()), replace(recipe, epochs=epochs), limits, share, cost, threads)
+
+
+def _variants(make: Callable[..., Graph], shape: Shape, n_classes: int, width: int, depth: int) -> list[Graph]:
+    """A family's networks of one width: wide enough ones at full resolution too, where the family has a choice."""
+    if make not in (resnet, densenet):
+        return [make(shape, n_classes, width=width, depth=depth)]
+    stems = (False, True) if width >= 16 else (True,)
+    return [make(shape, n_classes, width=width, depth=depth, pool_stem=pool) for pool in stems]

@@ -1,0 +1,241 @@
+"""Carrying a search out: `work` trains one proposal, `search` asks, hands out work and writes down what comes back."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from morphnas.graph import Graph, Morph, Network, Weights, fresh_weights, to_module, weights_of
+from morphnas.run.executors import Executor
+from morphnas.run.store import RunError, Store
+from morphnas.search.trial import Left, Searcher, Trial
+from morphnas.train.data import Task
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.trainer import Diverged, EachEpoch, calibrate, evaluate, predict, train
+
+PROOF = 1e-3
+"""Largest difference of a child's outputs from its start's, relative to the largest output, in float32."""
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""Stands in the RuntimeError that torch raises when a CPU is out of memory; there is no class for it."""
+_PROBES = 64
+_CALIBRATION = 512
+
+
+class Observer(Protocol):
+    """Is told what happens, for people to see. It has no say in the search; what it raises ends it."""
+
+    def trial_begins(self, trial: Trial) -> None: ...
+
+    def epoch_done(self, outcome: Outcome) -> None: ...
+
+    def trial_ends(self, trial: Trial) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A proposal as a worker gets it: with the weights of its start, if that has any.
+
+    seconds: that the work may take. scored: whether the task's judge is asked after every epoch, see `train`.
+    """
+
+    start: Graph | Network
+    morphs: tuple[Morph, ...]
+    recipe: Recipe
+    seconds: float
+    seed: int
+    scored: bool = True
+
+
+def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> tuple[Outcome, Weights | None]:
+    """Grow the network, prove that it still computes what its start did, and train it.
+
+    Returns the outcome and the weights of the best epoch; None for weights when the work failed. Any error is an
+    outcome; KeyboardInterrupt passes.
+    """
+    deadline = Deadline.after(job.seconds)
+    try:
+        with torch.random.fork_rng([task.device] if task.device.type == "cuda" else []):
+            torch.manual_seed(job.seed)  # dropout draws from torch's own random state
+            module, difference = inherited(job, task)
+            if difference is not None and not difference <= PROOF:
+                names = ", ".join(map(str, job.morphs))
+                message = f"the morphs {names} changed the network's outputs by {difference:.2g} of the largest"
+                known = difference if math.isfinite(difference) else None
+                return Outcome("failed", morph_error=known, error=message), None
+            generator = torch.Generator().manual_seed(job.seed)
+            outcome = train(module, task, job.recipe, deadline, generator, each_epoch, job.scored)
+            if job.recipe.augment.flip is None and outcome.score is not None:
+                outcome = replace(outcome, mirrored=_mirrored(module, task))
+            return replace(outcome, morph_error=difference), weights_of(module)
+    except Exception as error:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _CPU_ALLOCATOR in str(error):
+            return Outcome("oom", error=str(error)[:2000]), None
+        return Outcome("failed", error=traceback.format_exc()[-4000:]), None
+
+
+def inherited(job: Job, task: Task) -> tuple[nn.Module, float | None]:
+    """The network to train, on the task's device, and how far morphs changed its outputs (None: there were none).
+
+    Morphs are carried out in float64; batch norms that are new get the statistics of a batch.
+    """
+    if isinstance(job.start, Graph):
+        weights = fresh_weights(job.start, torch.Generator().manual_seed(job.seed))
+        start = Network(job.start, weights)
+    else:
+        start = job.start
+    graph, carried = start.graph, {name: _double(value) for name, value in start.weights.items()}
+    generator = torch.Generator().manual_seed(job.seed)
+    for morph in job.morphs:
+        carried = morph.carry(graph, carried, generator)
+        graph = morph.grow(graph)
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in carried.items()}
+    module = to_module(graph, weights).to(task.device)
+    if not job.morphs:
+        return module, None
+    new = [node.name for node in graph.nodes if node.name not in start.graph and f"{node.name}.running_mean" in weights]
+    some = torch.randperm(len(task.train), generator=generator)[:_CALIBRATION].to(task.device)
+    if new:
+        calibrate(module, new, task.normalised(task.train.x[some]))
+    probes = task.judge.x[:_PROBES]
+    before = predict(start.to_module().to(task.device), probes, task)
+    after = predict(module, probes, task)
+    return module, ((after - before).abs().max() / before.abs().max().clamp(min=1e-12)).item()
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def _mirrored(module: nn.Module, task: Task) -> float | None:
+    """The metric on mirrored examples; None where there is no axis to mirror, or an output is no number."""
+    judge = task.judge
+    if judge.x.ndim < 3:
+        return None
+    try:
+        return evaluate(module, replace(judge, x=judge.x.flip(-1)), task)[1]
+    except Diverged:
+        return None
+
+
+def settle(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:
+    """The recipe with `flip` decided, once a network knows: mirrored images must cost it less than 3 points.
+
+    Until one is at least 30 points above `chance`, networks are trained without flips and asked.
+    """
+    if recipe.augment.flip is not None:
+        return recipe
+    for trial in trials:
+        outcome = trial.outcome
+        if outcome is None or outcome.metric is None or outcome.mirrored is None:
+            continue
+        if outcome.metric >= min(chance + 0.3, (1 + chance) / 2):
+            flip = outcome.metric - outcome.mirrored < 0.03
+            return replace(recipe, augment=replace(recipe.augment, flip=flip))
+    return recipe
+
+
+def seconds_per_flop(trials: Sequence[Trial], guess: float) -> float:
+    """Seconds an epoch takes for every FLOP of a network's `work`: the median of the last trials."""
+    seen = [
+        outcome.seconds / outcome.epochs / trial.graph.work
+        for trial in trials
+        if (outcome := trial.outcome) is not None and outcome.status == "finished" and outcome.epochs
+    ]
+    return statistics.median(seen[-9:]) if seen else guess
+
+
+def is_final(trial: Trial) -> bool:
+    """Whether the trial is a training of the final model, not one of the search's."""
+    return "final" in trial.proposal.why
+
+
+def trial_seed(seed: int, id: int) -> int:
+    """The seed of a trial's weights and batches: of the run's seed and the trial's id alone."""
+    return (seed * 1_000_003 + id * 7_919 + 17) % (2**63)
+
+
+def search(
+    store: Store,
+    searcher: Searcher,
+    executor: Executor,
+    task: Task,
+    deadline: Deadline,
+    *,
+    seed: int = 0,
+    max_trials: int | None = None,
+    chance: float = 0.0,
+    guess: float = 0.0,
+    observer: Observer | None = None,
+) -> None:
+    """Ask, train and write down until the deadline, `max_trials` or the searcher ends it.
+
+    Trials that an earlier driver claimed and did not finish are run first, under their ids. At least one trial is
+    begun, however short the time, so that there is a network at the end. guess: seconds per FLOP, before any is
+    measured. Raises what ends the store; what goes wrong in a trial is its outcome.
+    """
+    waiting = []
+    for open_trial in [trial for trial in store.trials if trial.outcome is None]:
+        if is_final(open_trial):
+            error = "interrupted; the search's winner is trained anew"
+            store.finish(open_trial.id, Outcome("failed", error=error), None)
+        else:
+            waiting.append(open_trial)
+    running: dict[Future[tuple[Outcome, Weights | None]], Trial] = {}
+
+    def next_trial() -> Trial | None:
+        trials = store.trials
+        if waiting and not (deadline.passed and any(trial.outcome for trial in trials)):
+            return waiting.pop(0)
+        if trials and (deadline.passed or (max_trials is not None and len(trials) >= max_trials)):
+            return None
+        more = None if max_trials is None else max_trials - len(trials)
+        left = Left(deadline.left, more, seconds_per_flop(trials, guess))
+        proposal = searcher.ask(trials, left)
+        if proposal is None and not trials:  # nothing can finish in time: better a network cut short than none
+            proposal = searcher.ask((), Left(math.inf, more))
+        if proposal is None:
+            return None
+        return store.claim(replace(proposal, recipe=settle(proposal.recipe, trials, chance)))
+
+    while True:
+        while len(running) < executor.workers and (trial := next_trial()) is not None:
+            if observer:
+                observer.trial_begins(trial)
+            start = trial.proposal.start
+            try:
+                network = start if isinstance(start, Graph) else store.network(start)
+            except RunError as error:  # the weights of the start: nothing can be begun from it any more
+                store.forget_weights(trial.parent)
+                ended = store.finish(trial.id, Outcome("failed", error=str(error)), None)
+                if observer:
+                    observer.trial_ends(ended)
+                continue
+            morphs, recipe = trial.proposal.morphs, trial.proposal.recipe
+            job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id))
+            running[executor.submit(work, job, task, observer.epoch_done if observer else None)] = trial
+        if not running:
+            return
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            trial = running.pop(future)
+            outcome, weights = _result(future)
+            ended = store.finish(trial.id, outcome, weights)
+            if observer:
+                observer.trial_ends(ended)
+
+
+def _result(future: Future[Any]) -> tuple[Outcome, Weights | None]:
+    """What `work` returned, or the failure of whoever should have run it."""
+    if (error := future.exception()) is not None:
+        return Outcome("failed", error=f"{type(error).__name__}: {error}"), None
+    outcome, weights = future.result()
+    return outcome, weights

@@ -1,0 +1,421 @@
+"""The run's folder: an append-only history of trials on disk, and the read-only view of it.
+
+    run.json                   what the run is: settings, seed, data, versions, machine, best trial
+    trials/00007/proposal.json written when the trial is claimed; the folder's name is the id
+    trials/00007/weights.safetensors
+    trials/00007/trial.json    written last: with it the trial is finished
+    model/model.json           what predict needs, names the file of its weights; written after it
+
+Every file is written under a temporary name, synced and renamed. Nothing that is read can execute code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import socket
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save
+
+from morphnas.graph import Graph, Network, Weights, morph_from_json
+from morphnas.graph.module import check_weights
+from morphnas.search.trial import Proposal, Trial
+from morphnas.train.recipe import Outcome, Recipe
+
+FORMAT = 1
+MAX_JSON_BYTES = 64 * 2**20
+
+
+class RunError(ValueError):
+    """A folder is not the run that was expected, cannot be used, or holds a file that cannot be read."""
+
+
+# -- files
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that at any moment the old or the new content is there, whole; RunError when that fails."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    write_bytes(path, json.dumps(data, indent=1, allow_nan=False).encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; RunError, with the file's name, when there is none."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise RunError(f"{path} is too large: {path.stat().st_size:,} bytes")
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is no JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise RunError(f"{path} holds no JSON object")
+    return data
+
+
+def read_weights(path: Path, graph: Graph) -> Weights:
+    """The graph's weights from a safetensors file; RunError when they cannot be read or are not the graph's."""
+    try:
+        weights = load_file(path)
+        check_weights(graph, weights)
+    except Exception as error:  # safetensors raises its own kinds, which are no public API
+        raise RunError(f"{path} does not hold this network's weights: {error}") from error
+    return weights
+
+
+# -- proposals as JSON
+
+
+def proposal_to_json(proposal: Proposal) -> dict[str, Any]:
+    start = proposal.start
+    return {
+        "format": FORMAT,
+        "start": start.to_json() if isinstance(start, Graph) else start,
+        "morphs": [morph.to_json() for morph in proposal.morphs],
+        "recipe": proposal.recipe.to_json(),
+        "why": dict(proposal.why),
+    }
+
+
+def proposal_from_json(data: Mapping[str, Any]) -> Proposal:
+    if data.get("format") != FORMAT:
+        raise ValueError(f"format {data.get('format')!r}, this version reads {FORMAT}")
+    start, morphs, why = data.get("start"), data.get("morphs"), data.get("why")
+    if not isinstance(start, int) or isinstance(start, bool):
+        start = Graph.from_json(start)
+    if not isinstance(morphs, list) or not isinstance(why, dict):
+        raise ValueError("it holds no proposal")
+    return Proposal(start, tuple(map(morph_from_json, morphs)), Recipe.from_json(data.get("recipe", {})), why)
+
+
+def grown(proposal: Proposal, graphs: Mapping[int, Graph]) -> Graph:
+    """The graph that a proposal describes, given those of the trials it may start from."""
+    if not isinstance(proposal.start, Graph) and proposal.start not in graphs:
+        raise ValueError(f"it starts from trial {proposal.start}, which is not there")
+    graph = proposal.start if isinstance(proposal.start, Graph) else graphs[proposal.start]
+    for morph in proposal.morphs:
+        graph = morph.grow(graph)
+    return graph
+
+
+# -- the folder
+
+
+def holds_run(path: Path) -> bool:
+    return (path / "run.json").is_file()
+
+
+def _trial_folder(path: Path, id: int) -> Path:
+    return path / "trials" / f"{id:05d}"
+
+
+def _read_trials(path: Path) -> Iterator[Trial]:
+    """All trials that can be read, in order; a warning names what cannot."""
+    graphs: dict[int, Graph] = {}
+    folders = path / "trials"
+    names = sorted(entry.name for entry in folders.iterdir() if entry.name.isdigit()) if folders.is_dir() else []
+    for name in names:
+        folder = folders / name
+        if not (folder / "proposal.json").exists():
+            continue  # claimed by a driver that died before it wrote anything
+        try:
+            proposal = proposal_from_json(read_json(folder / "proposal.json"))
+            trial = Trial(int(name), proposal, grown(proposal, graphs))
+            if (folder / "trial.json").exists():
+                end = read_json(folder / "trial.json")
+                if end.get("format") != FORMAT:
+                    raise ValueError(f"trial.json has format {end.get('format')!r}, this version reads {FORMAT}")
+                outcome = Outcome.from_json(end.get("outcome", {}))
+                kept = end.get("kept") is True and (folder / "weights.safetensors").is_file()
+                trial = replace(trial, outcome=outcome, kept=kept)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            warnings.warn(f"trial {name} in {path} is left out: {error}", stacklevel=3)
+            continue
+        graphs[trial.id] = trial.graph
+        yield trial
+
+
+class Store:
+    """The folder of a run, held by the one driver that may write to it. Use `create` or `resume`, and `close`."""
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        self.path = path
+        self._lock = lock
+        self._trials: dict[int, Trial] = {}
+
+    @classmethod
+    def create(cls, path: Path, about: Mapping[str, Any], overwrite: bool = False) -> Self:
+        """A new run in an empty or new folder; with `overwrite` an earlier run's files, and only those, are removed.
+
+        RunError for a folder that holds a run (without `overwrite`), that holds other files, or cannot be written.
+        """
+        cls.check(path, overwrite=overwrite)
+        store = cls(path, _locked(path))
+        try:
+            for name in ("trials", "model", "graphs"):
+                shutil.rmtree(path / name, ignore_errors=True)
+            (path / "trials").mkdir()
+            write_json(path / "run.json", {"format": FORMAT, **about, "host": socket.gethostname()})
+        except BaseException as error:
+            store.close()
+            if isinstance(error, OSError):
+                raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+            raise
+        return store
+
+    @classmethod
+    def resume(cls, path: Path) -> Self:
+        """The run that the folder holds, to be carried on."""
+        load_about(path)
+        store = cls(path, _locked(path))
+        try:
+            for folder in (path, path / "model", *(path / "trials").glob("*")):
+                for unfinished in folder.glob(".*.tmp"):  # of a driver that died while it wrote
+                    unfinished.unlink(missing_ok=True)
+            store._trials = {trial.id: trial for trial in _read_trials(path)}
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @staticmethod
+    def check(path: Path, overwrite: bool = False, resume: bool = False) -> None:
+        """RunError when a run cannot be begun (or, with `resume`, carried on) in this folder. Leaves nothing behind."""
+        if path.exists() and not path.is_dir():
+            raise RunError(f"path {str(path)!r} is a file, a folder for the run is needed")
+        if holds_run(path):
+            if not (overwrite or resume):
+                raise RunError(
+                    f"{str(path)!r} holds a run already: resume=True goes on with it, overwrite=True replaces it, "
+                    "or choose another path"
+                )
+        elif path.is_dir() and (other := sorted(entry.name for entry in path.iterdir() if not _of_no_run(entry))):
+            raise RunError(f"{str(path)!r} holds other files ({', '.join(other[:3])}): choose an empty or new folder")
+        parent = next(folder for folder in (path, *path.resolve().parents) if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise RunError(f"{str(parent)!r} cannot be written to: choose another path for the run")
+
+    def close(self) -> None:
+        self._lock.release()
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials in the order of their ids, running ones included."""
+        return [self._trials[id] for id in sorted(self._trials)]
+
+    def claim(self, proposal: Proposal) -> Trial:
+        """Give the proposal an id and write it down."""
+        graph = grown(proposal, {trial.id: trial.graph for trial in self._trials.values()})
+        id = max(self._trials, default=-1) + 1
+        while (_trial_folder(self.path, id) / "proposal.json").exists():  # of a trial that could not be read
+            id += 1
+        try:
+            _trial_folder(self.path, id).mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        write_json(_trial_folder(self.path, id) / "proposal.json", proposal_to_json(proposal))
+        self._trials[id] = Trial(id, proposal, graph)
+        return self._trials[id]
+
+    def finish(self, id: int, outcome: Outcome, weights: Weights | None) -> Trial:
+        """Commit what came of a trial: the weights first, the outcome last."""
+        folder = _trial_folder(self.path, id)
+        trial = self._trials[id]
+        if weights is not None:
+            write_bytes(folder / "weights.safetensors", save(weights))
+        end = {
+            "format": FORMAT,
+            "kept": weights is not None,
+            "key": trial.graph.key,
+            "parameters": trial.graph.parameters,
+            "flops": trial.graph.flops,
+            "outcome": outcome.to_json(),
+        }
+        write_json(folder / "trial.json", end)
+        self._trials[id] = replace(trial, outcome=outcome, kept=weights is not None)
+        return self._trials[id]
+
+    def forget_weights(self, id: int | None) -> None:
+        """Start nothing from a trial any more whose weights cannot be read; its files stay as they are."""
+        if id in self._trials:
+            self._trials[id] = replace(self._trials[id], kept=False)
+
+    def network(self, id: int) -> Network:
+        return load_network(self.path, self._trials[id])
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to run.json."""
+        write_json(self.path / "run.json", read_json(self.path / "run.json") | facts)
+
+    def write_model(self, network: Network, about: Mapping[str, Any]) -> None:
+        """Make a network the one that predicts: its weights under a new name, then the file that names them."""
+        folder = self.path / "model"
+        folder.mkdir(exist_ok=True)
+        old = {entry.name for entry in folder.glob("*.safetensors")}
+        name = next(name for i in range(len(old) + 1) if (name := f"weights-{i}.safetensors") not in old)
+        write_bytes(folder / name, save(dict(network.weights)))
+        model = {"format": FORMAT, "graph": network.graph.to_json(), "weights": name, **about}
+        write_json(folder / "model.json", model)
+        for stale in old:
+            (folder / stale).unlink(missing_ok=True)
+
+
+def _of_no_run(entry: Path) -> bool:
+    """Whether a file is what is left when a run was begun and ended before anything was written in it."""
+    empty = entry.name == "trials" and entry.is_dir() and not any(entry.iterdir())
+    return empty or entry.name in ("lock", "holder") or entry.name.startswith(".run.json.")
+
+
+def _locked(path: Path) -> FileLock:
+    """The run's lock, which the system lets go of when its holder dies; RunError names the holder."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / "lock", timeout=0, thread_local=False)  # whichever thread closes the store
+        lock.acquire()
+        (path / "holder").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except Timeout:
+        holder = "another process"
+        with contextlib.suppress(OSError):
+            holder = (path / "holder").read_text()
+        raise RunError(f"{str(path)!r} is being written by {holder}: wait for it, or choose another path") from None
+    except OSError as error:
+        raise RunError(f"{str(path)!r} cannot be written to: {error.strerror or error}") from error
+    return lock
+
+
+def load_about(path: Path) -> dict[str, Any]:
+    """What run.json says; RunError when the folder holds no run, or one of another version."""
+    if not holds_run(path):
+        raise RunError(f"{str(path)!r} holds no run: there is no run.json in it")
+    about = read_json(path / "run.json")
+    if about.get("format") != FORMAT:
+        raise RunError(f"{path / 'run.json'} has format {about.get('format')!r}, this version reads {FORMAT}")
+    return about
+
+
+def load_network(path: Path, trial: Trial) -> Network:
+    if not trial.kept:
+        raise RunError(f"trial {trial.id} has no weights: {trial.outcome.status if trial.outcome else 'still running'}")
+    return Network(trial.graph, read_weights(_trial_folder(path, trial.id) / "weights.safetensors", trial.graph))
+
+
+def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
+    """The network that predicts, and what was written down with it."""
+    about = read_json(path / "model" / "model.json")
+    if about.get("format") != FORMAT:
+        raise RunError(f"{path / 'model'} has format {about.get('format')!r}, this version reads {FORMAT}")
+    name = about.get("weights")
+    if not isinstance(name, str) or Path(name).name != name:
+        raise RunError(f"{path / 'model' / 'model.json'} names {name!r} as its weights, which is no file beside it")
+    try:
+        graph = Graph.from_json(about.get("graph"))
+    except ValueError as error:
+        raise RunError(f"{path / 'model' / 'model.json'} holds no network: {error}") from error
+    return Network(graph, read_weights(path / "model" / name, graph)), about
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds, for looking into: read anew with `load_run`."""
+
+    path: Path
+    about: Mapping[str, Any]
+    trials: tuple[Trial, ...]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One entry per trial that has a score: model_id, loss (mean log loss), metric_value, and more."""
+        return [
+            {
+                "model_id": t.id,
+                "loss": t.outcome.loss,
+                "metric_value": t.outcome.metric,
+                "interval": t.outcome.interval,
+                "parent": t.parent,
+                "morphs": [str(morph) for morph in t.proposal.morphs],
+                "epochs": t.outcome.epochs,
+                "seconds": t.outcome.seconds,
+                "parameters": t.graph.parameters,
+                "flops": t.graph.flops,
+                "status": t.outcome.status,
+            }
+            for t in self.trials
+            if t.outcome is not None and t.outcome.score is not None
+        ]
+
+    @cached_property
+    def _by_id(self) -> dict[int, Trial]:
+        return {trial.id: trial for trial in self.trials}
+
+    def trial(self, model_id: int) -> Trial:
+        if model_id not in self._by_id:
+            raise RunError(f"there is no model {model_id!r} in {self.path}, its ids are {sorted(self._by_id)}")
+        return self._by_id[model_id]
+
+    def get_best_model_id(self) -> int:
+        """The search's winner; RunError before there is one."""
+        best = self.about.get("best")
+        if not isinstance(best, int):
+            raise RunError(f"{self.path} has no best model yet")
+        return best
+
+    def get_metric_value_by_id(self, model_id: int) -> float | None:
+        outcome = self.trial(model_id).outcome
+        return None if outcome is None else outcome.metric
+
+    def load_model_by_id(self, model_id: int) -> Network:
+        return load_network(self.path, self.trial(model_id))
+
+    def load_best_model(self) -> Network:
+        return self.load_model_by_id(self.get_best_model_id())
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """The run in a folder, also while it is being written; RunError when there is none."""
+    folder = Path(path)
+    return Run(folder, load_about(folder), tuple(_read_trials(folder)))
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with."""
+    import numpy
+    import scipy
+    import sklearn
+    import torch
+
+    found = {module.__name__: str(module.__version__) for module in (torch, numpy, scipy, sklearn)}
+    return {"python": platform.python_version(), "platform": platform.platform()} | found

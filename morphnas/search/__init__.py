@@ -1,0 +1,31 @@
+"""What to try next: pure functions of the history, the budget and a seed. No clock, no disk, no device."""
+
+from morphnas.search.bayesian import BayesianSearcher
+from morphnas.search.belief import Belief, fidelities, winner
+from morphnas.search.distance import distances, sketch
+from morphnas.search.evolution import EvolutionSearcher
+from morphnas.search.promote import Promote
+from morphnas.search.random import RandomSearcher
+from morphnas.search.trial import (
+    Left,
+    MorphSpace,
+    Proposal,
+    Searcher,
+    Space,
+    Trial,
+    inherited_epochs,
+    lineage,
+)
+
+SEARCHERS: dict[str, type[BayesianSearcher] | type[RandomSearcher] | type[EvolutionSearcher]] = {
+    "bayesian": BayesianSearcher,
+    "random": RandomSearcher,
+    "evolution": EvolutionSearcher,
+}
+"""The searchers by the names that estimators know them by."""
+
+__all__ = [
+    "BayesianSearcher", "Belief", "EvolutionSearcher", "Left", "MorphSpace", "Promote", "Proposal", "RandomSearcher",
+    "SEARCHERS", "Searcher", "Space", "Trial", "distances", "fidelities", "inherited_epochs", "lineage", "sketch",
+    "winner",
+]  # fmt: skip

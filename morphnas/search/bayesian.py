@@ -1,0 +1,145 @@
+"""Bayesian optimisation over the tree of morphs: Jin, Song and Hu 2018, Auto-Keras (arXiv:1806.10282), algorithm 1."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from morphnas.graph import Graph, Limits
+from morphnas.search.belief import INHERITED, Belief, fidelities
+from morphnas.search.candidates import Candidate, Rules, children, first_start, usable, what_is_left
+from morphnas.search.distance import Array, distances, sketch
+from morphnas.search.surrogate import expected_improvement, upper_confidence_bound
+from morphnas.search.trial import Left, Proposal, Space, Trial
+from morphnas.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class BayesianSearcher:
+    """The space's starts first; then the network that promises most, within a few morphs of a trial with weights.
+
+    explore: for so many scored trials jumps are up to `far` morphs long and the upper confidence bound decides; later
+        up to `near`, and the expected improvement over the best posterior mean.
+    candidates: networks that are scored for one proposal. breadth: how many neighbours of one network at a time.
+    temperature, cooling: a network that promises less than the best is gone on from with probability exp(-gap / T); T
+        is in standard deviations of what was promised so far, and shrinks by the factor `cooling` with every network.
+    skip_weight: lambda of the distance.
+
+    Networks are compared as if all were trained equally long: the search is for networks, not for epochs.
+    """
+
+    space: Space
+    recipe: Recipe = field(default_factory=Recipe)
+    limits: Limits = field(default_factory=Limits)
+    seed: int = 0
+    explore: int = 12
+    far: int = 4
+    near: int = 2
+    candidates: int = 128
+    breadth: int = 16
+    temperature: float = 1.0
+    cooling: float = 0.9
+    skip_weight: float = 1.0
+
+    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""
+        rules = Rules.of(trials, self.limits, left, self.recipe.epochs)
+        if rules.over:
+            return None
+        roots = {t.id for t in usable(trials)}
+        if (start := first_start(self.space, self.recipe, rules)) is not None or not roots:
+            return start
+        scored = [t for t in trials if t.score is not None]
+        exploring = len(scored) < self.explore
+        belief = Belief.of(trials, self.skip_weight)
+        alike = self.recipe.epochs * (1 + INHERITED)
+        known = belief.review(alike)
+        incumbent = float(known[0].max())
+
+        def acquisition(mean: Array, sd: Array) -> Array:
+            return upper_confidence_bound(mean, sd) if exploring else expected_improvement(mean, sd, incumbent)
+
+        def promise(graphs: Sequence[Graph]) -> Array:
+            return acquisition(*belief.predict([sketch(graph) for graph in graphs], alike))
+
+        rng = np.random.default_rng((self.seed, len(trials)))
+        below = [(t, float(value)) for t, value in zip(scored, acquisition(*known), strict=True) if t.id in roots]
+        found = self._climb(below, rules, promise, self.far if exploring else self.near, rng)
+        if found is None:
+            return None
+        best, value, looked = found
+        mine = [sketch(best.graph)]
+        mean, sd = belief.predict(mine, self.recipe.epochs + INHERITED * fidelities(trials)[best.root.id])
+        apart = distances(mine, [sketch(t.graph) for t in scored], self.skip_weight)[0]
+        return best.propose(
+            self.recipe,
+            reason="acquisition",
+            acquisition="ucb" if exploring else "ei",
+            value=value,
+            mean=float(mean[0]),
+            sd=float(sd[0]),
+            nearest=[[scored[i].id, float(apart[i])] for i in np.argsort(apart, kind="stable")[:3]],
+            candidates=looked,
+            left=what_is_left(left),
+        )
+
+    def _climb(
+        self,
+        roots: Sequence[tuple[Trial, float]],
+        rules: Rules,
+        promise: Callable[[Sequence[Graph]], Array],
+        longest: int,
+        rng: np.random.Generator,
+    ) -> tuple[Candidate, float, int] | None:
+        """The most promising network found that may be trained, its promise, and how many were looked at.
+
+        A best-first search over the tree of morphs below the roots, which come with their own promise. Networks that
+        may not be trained again are passed through; those that do not fit are not. None only when the tree holds
+        nothing new.
+        """
+        order = itertools.count()
+        queue = [
+            (0, -value, next(order), Candidate(t, (), t.graph), children(self.space, self.limits, t.graph, rng))
+            for t, value in roots
+        ]
+        heapq.heapify(queue)  # networks not yet visited first; those with more neighbours come again
+        seen = {t.graph.key for t, _ in roots}
+        promised = [value for _, value in roots]
+        best, best_value, temperature, looked, grown = None, -math.inf, self.temperature, 0, 0
+        while queue and looked < self.candidates and (best is None or grown < 4 * self.candidates):
+            visits, minus, number, parent, rest = heapq.heappop(queue)
+            some = list(itertools.islice(rest, self.breadth))
+            if len(some) == self.breadth:
+                heapq.heappush(queue, (visits + 1, minus, number, parent, rest))
+            grown += len(some)
+            fitting = []
+            for morph, graph in some:
+                if graph.key not in seen and rules.fits(graph):
+                    seen.add(graph.key)
+                    fitting.append(Candidate(parent.root, (*parent.morphs, morph), graph))
+            if not fitting:
+                continue
+            values = promise([one.graph for one in fitting]).tolist()
+            promised.extend(values)
+            scale = float(np.std(promised)) * temperature
+            for one, value in zip(fitting, values, strict=True):
+                new = rules.new(one.graph)
+                looked += new
+                gap = best_value - value
+                if new and (best is None or gap < 0):
+                    best, best_value, gap = one, value, 0.0
+                if len(one.morphs) < longest and (not new or gap <= 0 or rng.random() < _accepted(gap, scale)):
+                    further = children(self.space, self.limits, one.graph, rng)
+                    heapq.heappush(queue, (0, -value, next(order), one, further))
+            temperature *= self.cooling
+        return None if best is None else (best, best_value, looked)
+
+
+def _accepted(gap: float, temperature: float) -> float:
+    """Probability of going on from what is worse by `gap` (Metropolis et al. 1953)."""
+    return math.exp(-gap / temperature) if temperature > 0 else 0.0

@@ -1,0 +1,107 @@
+"""What a history says about networks: scores to expect, and which trial has won."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from morphnas.search.distance import Array, Sketch, distances, sketch
+from morphnas.search.surrogate import Posterior, fit, spread_landmarks
+from morphnas.search.trial import Trial
+
+INHERITED = 0.5
+"""What an epoch that went into the inherited weights counts, against one of the trial's own."""
+
+OWN = 0.5
+"""Share of what the surrogate takes for noise that is a network's own: it is smooth, and networks are not quite."""
+
+_ENOUGH = 8
+"""With fewer trials to choose from the best score is the better guess."""
+
+
+def fidelities(trials: Sequence[Trial]) -> dict[int, float]:
+    """By id, for how many epochs a trial counts as trained: its own and, discounted per generation, the inherited.
+
+    Own epochs are those planned, for a schedule that ends early has done its work; those begun if it was cut off.
+    """
+    found: dict[int, float] = {}
+    for trial in trials:
+        cut = trial.outcome is not None and trial.outcome.status != "finished"
+        own = trial.outcome.epochs if cut and trial.outcome is not None else trial.epochs
+        found[trial.id] = own + INHERITED * (0.0 if trial.parent is None else found.get(trial.parent, 0.0))
+    return found
+
+
+@dataclass(frozen=True)
+class Belief:
+    """The surrogate, together with what it measures networks against.
+
+    measured: (trials with a score, landmarks), the distances that it has learnt from.
+    """
+
+    landmarks: tuple[Sketch, ...]
+    measured: Array
+    posterior: Posterior
+    skip_weight: float
+
+    @staticmethod
+    def of(trials: Sequence[Trial], skip_weight: float = 1.0) -> Belief:
+        """Learnt from all trials with a score. Running ones count as if they had come out as predicted."""
+        epochs = fidelities(trials)
+        scored = [t for t in trials if t.score is not None]
+        distinct = list({t.graph.key: t for t in sorted(scored, key=lambda t: (t.score, -t.id))}.values())
+        chosen = spread_landmarks(np.array([t.score for t in distinct], dtype=np.float64))
+        landmarks = tuple(sketch(distinct[i].graph) for i in chosen)
+        measured = _measured(scored, landmarks, skip_weight)
+        posterior = fit(
+            measured,
+            np.array([epochs[t.id] for t in scored], dtype=np.float64),
+            np.array([t.score for t in scored], dtype=np.float64),
+        )
+        running = [t for t in trials if t.outcome is None]
+        posterior = posterior.believe(
+            _measured(running, landmarks, skip_weight), np.array([epochs[t.id] for t in running], dtype=np.float64)
+        )
+        return Belief(landmarks, measured, posterior, skip_weight)
+
+    def predict(self, sketches: Sequence[Sketch], epochs: Sequence[float] | float) -> tuple[Array, Array]:
+        """Mean and standard deviation of the score of every network after so many epochs, inherited ones discounted."""
+        return self._predict(distances(sketches, self.landmarks, self.skip_weight), epochs)
+
+    def review(self, epochs: Sequence[float] | float) -> tuple[Array, Array]:
+        """The same of the trials with a score, in their order."""
+        return self._predict(self.measured, epochs)
+
+    def _predict(self, measured: Array, epochs: Sequence[float] | float) -> tuple[Array, Array]:
+        return self.posterior.predict(measured, np.broadcast_to(np.asarray(epochs, np.float64), len(measured)))
+
+
+def _measured(trials: Sequence[Trial], landmarks: Sequence[Sketch], skip_weight: float) -> Array:
+    return distances([sketch(t.graph) for t in trials], landmarks, skip_weight)
+
+
+def winner(trials: Sequence[Trial]) -> Trial | None:
+    """The trial whose network to use; None when none has a score.
+
+    The highest posterior mean, for the best of many noisy scores is mostly lucky; with fewer than 8 to choose from, the
+    best score. The mean is that of the trial's own network: with score = f + own + noise, f the surrogate, it is
+    f + OWN (score - f). Trials are judged by what is expected of them after the epochs that they had: where longer
+    training helps, the belief has learnt it and the longest trained win, but a bad network does not win for having been
+    trained longest. Ties go to the longer trained, then to the earlier trial. Only trials that finished and whose
+    weights are kept are looked at, unless there are none; then those with weights, then those that finished, then any
+    with a score.
+    """
+    scored = [t for t in trials if t.score is not None]
+    finished = [t for t in scored if t.outcome is not None and t.outcome.status == "finished"]
+    tiers = ([t for t in finished if t.kept], [t for t in scored if t.kept], finished, scored)
+    pool = next((tier for tier in tiers if tier), None)
+    if pool is None:
+        return None
+    epochs = fidelities(trials)
+    promise = {t.id: t.score for t in trials if t.score is not None}
+    if len(pool) >= _ENOUGH:
+        expected, _ = Belief.of(trials).review([epochs[t.id] for t in scored])
+        promise = {t.id: f + OWN * (promise[t.id] - f) for t, f in zip(scored, expected.tolist(), strict=True)}
+    return max(pool, key=lambda t: (promise[t.id], epochs[t.id], -t.id))

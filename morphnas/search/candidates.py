@@ -1,0 +1,131 @@
+"""What may be proposed: the bits that every searcher needs, whatever its strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from morphnas.graph import Graph, Limits, Morph, MorphError
+from morphnas.search.trial import Left, Proposal, Space, Trial
+from morphnas.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network within reach: the trial whose weights it would inherit, and the morphs on the way."""
+
+    root: Trial
+    morphs: tuple[Morph, ...]
+    graph: Graph
+
+    def propose(self, recipe: Recipe, **why: Any) -> Proposal:
+        return Proposal(self.root.id, self.morphs, recipe, why)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What may be trained now for so many epochs: nothing twice, nothing too large, nothing that cannot finish."""
+
+    limits: Limits
+    left: Left
+    epochs: int
+    taken: frozenset[str]
+    """Keys of the networks that have been, or are being, trained for as many epochs."""
+
+    @staticmethod
+    def of(trials: Sequence[Trial], limits: Limits, left: Left, epochs: int) -> Rules:
+        return Rules(limits, left, epochs, frozenset(t.graph.key for t in trials if t.epochs == epochs))
+
+    @property
+    def over(self) -> bool:
+        """Whether the budget allows no trial at all."""
+        return self.left.seconds <= 0 or (self.left.trials is not None and self.left.trials <= 0)
+
+    def fits(self, graph: Graph) -> bool:
+        """Whether the network is within the limits and can be trained in the time left."""
+        return self.limits.refuse(graph) is None and self.left.predict(graph, self.epochs) <= self.left.seconds
+
+    def new(self, graph: Graph) -> bool:
+        return graph.key not in self.taken
+
+
+def first_start(space: Space, recipe: Recipe, rules: Rules) -> Proposal | None:
+    """The first of the space's starts that may be trained and has not been, from fresh weights."""
+    for number, graph in enumerate(space.starts):
+        if rules.new(graph) and rules.fits(graph):
+            return Proposal(graph, (), recipe, {"reason": "start", "start": number, "left": what_is_left(rules.left)})
+    return None
+
+
+def usable(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials whose weights can be inherited and whose score says whether to; the best one of every network."""
+    ranked = sorted((t for t in trials if t.kept and t.score is not None), key=lambda t: (t.score, t.id))
+    return sorted({t.graph.key: t for t in ranked}.values(), key=lambda t: t.id)
+
+
+def children(space: Space, limits: Limits, graph: Graph, rng: np.random.Generator) -> Iterator[tuple[Morph, Graph]]:
+    """The graph's neighbours in random order. The kinds of morph take turns: there are many more skips than the rest.
+
+    Kinds that `limits` leaves out of the four are left out here, too.
+    """
+    barred = set(Limits.morphs) - set(limits.morphs)
+    kinds: dict[str, list[Morph]] = {}
+    for morph in space.neighbours(graph):
+        if morph.tag not in barred:
+            kinds.setdefault(morph.tag, []).append(morph)
+    queues = [[kind[i] for i in rng.permutation(len(kind))] for _, kind in sorted(kinds.items())]
+    while queues := [queue for queue in queues if queue]:
+        for i in rng.permutation(len(queues)):
+            morph = queues[i].pop()
+            try:
+                yield morph, morph.grow(graph)
+            except MorphError:
+                continue
+
+
+def random_candidate(
+    space: Space, roots: Sequence[Trial], rules: Rules, rng: np.random.Generator, longest: int, tries: int = 32
+) -> Candidate | None:
+    """A random chain of up to `longest` morphs from a random root, that may be trained.
+
+    After `tries` chains in vain the networks within reach are gone through one by one; None when none may be trained.
+    """
+    for _ in range(tries if roots else 0):
+        root = roots[int(rng.integers(len(roots)))]
+        found = Candidate(root, (), root.graph)
+        for _ in range(rng.integers(1, longest + 1)):
+            step = next((s for s in children(space, rules.limits, found.graph, rng) if rules.fits(s[1])), None)
+            if step is None:
+                break
+            found = Candidate(root, (*found.morphs, step[0]), step[1])
+        if found.morphs and rules.new(found.graph):
+            return found
+    return next(within_reach(space, roots, rules, rng, longest), None)
+
+
+def within_reach(
+    space: Space, roots: Sequence[Trial], rules: Rules, rng: np.random.Generator, longest: int
+) -> Iterator[Candidate]:
+    """Every network that may be trained, at most `longest` morphs from a root, the nearest first, in random order."""
+    level = [Candidate(roots[i], (), roots[i].graph) for i in rng.permutation(len(roots))]
+    seen = {one.graph.key for one in level}
+    for _ in range(longest):
+        beyond = []
+        for one in level:
+            for morph, graph in children(space, rules.limits, one.graph, rng):
+                if graph.key not in seen and rules.fits(graph):
+                    seen.add(graph.key)
+                    beyond.append(Candidate(one.root, (*one.morphs, morph), graph))
+                    if rules.new(graph):
+                        yield beyond[-1]
+        level = beyond
+
+
+def what_is_left(left: Left) -> dict[str, Any]:
+    """The budget as JSON values; None for seconds without end."""
+    seconds = left.seconds if math.isfinite(left.seconds) else None
+    return {"seconds": seconds, "trials": left.trials, "seconds_per_flop": left.seconds_per_flop}

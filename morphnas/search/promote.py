@@ -1,0 +1,66 @@
+"""Promotion: what did well after a short training is trained for longer, whoever proposed it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from morphnas.graph import Graph
+from morphnas.search.candidates import what_is_left
+from morphnas.search.trial import Left, Proposal, Searcher, Trial
+
+
+@dataclass(frozen=True)
+class Promote:
+    """Asynchronous successive halving (Li et al. 2018, arXiv:1810.05934, algorithm 2) around any searcher.
+
+    Trials that were promoted k times make up rung k. For every `keep` finished trials of a rung one goes on, the best
+    that has not yet and is among the best 1 in `keep`: same network, inherited weights, `factor` times the epochs. The
+    highest rung is looked at first; when nothing is to be promoted, or what is cannot finish in the time left, the
+    searcher is asked.
+
+    With the defaults 16 short trainings lead to 4 of four times the epochs and these to 1 of sixteen times, so that
+    every rung takes about as long as the others. The paper promotes whatever is among the best at the time; in a search
+    that keeps improving this would be nearly everything, hence the count. Trials of a rung are compared by their
+    scores: all of them have had as many epochs of their own.
+    """
+
+    searcher: Searcher
+    factor: int = 4
+    keep: int = 4
+    rungs: int = 2
+
+    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        """See `Searcher`."""
+        if left.seconds <= 0 or (left.trials is not None and left.trials <= 0):
+            return None
+        rung = rungs(trials)
+        promoted = {t.parent for t in trials if is_promotion(t)}
+        taken = {(t.graph.key, t.epochs) for t in trials}
+        for level in reversed(range(self.rungs)):
+            peers = [t for t in trials if rung[t.id] == level and t.outcome and t.outcome.status == "finished"]
+            peers = sorted((t for t in peers if t.score is not None), key=lambda t: (-(t.score or 0.0), t.id))
+            room = len(peers) // self.keep
+            if sum(t.id in promoted for t in trials if rung[t.id] == level) >= room:
+                continue
+            for place, trial in enumerate(peers[:room]):
+                epochs = trial.epochs * self.factor
+                done = trial.id in promoted or (trial.graph.key, epochs) in taken
+                if not done and trial.kept and left.predict(trial.graph, epochs) <= left.seconds:
+                    recipe = replace(trial.proposal.recipe, epochs=epochs)
+                    why = {"reason": "promotion", "rung": level + 1, "place": place + 1, "of": len(peers)}
+                    return Proposal(trial.id, (), recipe, why | {"left": what_is_left(left)})
+        return self.searcher.ask(trials, left)
+
+
+def is_promotion(trial: Trial) -> bool:
+    """Whether the trial trains its parent's network on."""
+    return not isinstance(trial.proposal.start, Graph) and not trial.proposal.morphs
+
+
+def rungs(trials: Sequence[Trial]) -> dict[int, int]:
+    """How often every trial's network has been promoted without a morph between, by id."""
+    found: dict[int, int] = {}
+    for trial in trials:
+        found[trial.id] = found.get(trial.parent, 0) + 1 if is_promotion(trial) and trial.parent is not None else 0
+    return found

@@ -1,0 +1,162 @@
+"""What is believed about scores: a Gaussian process over distances to landmarks, and acquisition functions.
+
+A network is seen through its distances to m landmark networks, phi(a) = (d(a, x_1), ..., d(a, x_m)) / sqrt(m), and a
+stock kernel works on those vectors: positive definite whatever the distance, and one kernel fits and predicts. How long
+a network was trained is one more coordinate, so that short and long trainings inform each other.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import pdist
+from scipy.special import ndtr
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
+
+Array = NDArray[np.float64]
+
+LANDMARKS = 64
+"""More landmarks than these cost time and tell no more."""
+
+_FULL = 200
+"""Length scales and noise are found on at most this many observations; all of them are conditioned on."""
+
+_FEW = 5
+"""With fewer observations the kernel stays as it starts: the likelihood has nothing to say yet."""
+
+_EPOCH_WEIGHTS = (0.3, 0.1, 1.0)
+"""A doubling of the epochs is as far as this share of the median distance between networks. The kernel is fitted with
+the first; then the likeliest is taken."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Beliefs about scores after some observations; `fit` makes it.
+
+    features: (n, m + 1) of the observations. targets: (n,), standardised. centre, scale: of the scores, in their unit.
+    unit: median distance between the observed networks. epoch_weight: see `_features`. kernel: fitted, noise included.
+    """
+
+    features: Array
+    targets: Array
+    centre: float
+    scale: float
+    unit: float
+    epoch_weight: float
+    kernel: Kernel
+    model: GaussianProcessRegressor | None
+
+    def predict(self, distances: Array, epochs: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation (k,) of the scores without noise, in the scores' unit.
+
+        distances: (k, m) to the landmarks. epochs: (k,).
+        """
+        if self.model is None:
+            return np.full(len(epochs), self.centre), np.full(len(epochs), self.scale)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a variance that rounding made negative is set to 0
+            mean, sd = self.model.predict(_features(distances, epochs, self.unit, self.epoch_weight), return_std=True)
+        variance = np.maximum(0.0, sd**2 - self.kernel.k2.noise_level)
+        return self.centre + self.scale * mean, self.scale * np.sqrt(variance)
+
+    def believe(self, distances: Array, epochs: Array) -> Posterior:
+        """The posterior if what is predicted for these, (k, m) and (k,), were observed: the kriging believer.
+
+        After Ginsbourger, Le Riche and Carraro 2010, "Kriging is well-suited to parallelize optimization", section 4.
+        """
+        if self.model is None or not len(epochs):
+            return self
+        features = _features(distances, epochs, self.unit, self.epoch_weight)
+        mean = (self.predict(distances, epochs)[0] - self.centre) / self.scale
+        features, targets = np.concatenate([self.features, features]), np.concatenate([self.targets, mean])
+        model = _regressor(self.kernel, None).fit(features, targets)
+        return Posterior(features, targets, self.centre, self.scale, self.unit, self.epoch_weight, self.kernel, model)
+
+
+def fit(distances: Array, epochs: Array, scores: Array) -> Posterior:
+    """Beliefs from observations: distances to the landmarks (n, m), epochs (n,) and scores (n,); n may be 0.
+
+    Length scale, amplitude and noise maximise the marginal likelihood (Rasmussen and Williams 2006, eq. 5.8).
+    """
+    targets, centre, scale = standardise(scores)
+    unit = median_distance(_features(distances, epochs, 1.0, 0.0))
+    kernel = ConstantKernel(1.0, (0.1, 100.0)) * Matern(2.0, (1 / 8, 8.0), nu=2.5) + WhiteKernel(0.05, (1e-3, 1.0))
+    if not len(targets):
+        return Posterior(np.empty((0, 1)), targets, centre, scale, unit, _EPOCH_WEIGHTS[0], kernel, None)
+    some = np.unique(np.linspace(0, len(targets) - 1, _FULL).astype(int))
+    optimizer = "fmin_l_bfgs_b" if len(targets) >= _FEW else None
+    fitted: list[tuple[float, float, GaussianProcessRegressor]] = []
+    for weight in _EPOCH_WEIGHTS if np.ptp(epochs) > 0 else _EPOCH_WEIGHTS[:1]:
+        model = _regressor(kernel, optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a parameter at its bound is an answer, too
+            model.fit(_features(distances[some], epochs[some], unit, weight), targets[some])
+        fitted.append((float(model.log_marginal_likelihood_value_), weight, model))
+        kernel, optimizer = model.kernel_, None
+    _, weight, model = max(fitted, key=lambda one: one[0])
+    features = _features(distances, epochs, unit, weight)
+    if len(some) < len(targets):
+        model = _regressor(kernel, None).fit(features, targets)
+    return Posterior(features, targets, centre, scale, unit, weight, kernel, model)
+
+
+def _regressor(kernel: Kernel, optimizer: str | None) -> GaussianProcessRegressor:
+    return GaussianProcessRegressor(kernel, alpha=1e-8, optimizer=optimizer)
+
+
+def _features(distances: Array, epochs: Array, unit: float, epoch_weight: float) -> Array:
+    """What the kernel sees, (n, m + 1): scaled distances to the landmarks, and the logarithm of the epochs."""
+    phi = distances / (unit * math.sqrt(max(1, distances.shape[1])))
+    return np.column_stack([phi, epoch_weight * np.log2(1 + epochs)])
+
+
+def median_distance(features: Array) -> float:
+    """Median distance between different rows; 1 when there are none."""
+    apart = pdist(features) if len(features) > 1 else np.empty(0)
+    apart = apart[apart > 0]
+    return float(np.median(apart)) if len(apart) else 1.0
+
+
+def standardise(scores: Array) -> tuple[Array, float, float]:
+    """Scores (n,) with mean 0 and standard deviation 1, and the mean and deviation that were taken out.
+
+    Scores far below the others are pulled in first: how bad a diverged network is says nothing about the good ones.
+    """
+    if not len(scores):
+        return scores, 0.0, 1.0
+    low, high = np.quantile(scores, [0.25, 0.75])
+    scores = np.maximum(scores, low - 3 * (high - low)) if len(scores) > 3 else scores
+    centre, scale = float(scores.mean()), float(scores.std())
+    scale = scale if scale > 1e-12 else 1.0
+    return (scores - centre) / scale, centre, scale
+
+
+def spread_landmarks(scores: Array, count: int = LANDMARKS) -> NDArray[np.intp]:
+    """Which of n networks to measure distances from: the best, and others evenly down the ranking, (<= count,)."""
+    ranking = np.argsort(-scores, kind="stable")
+    return np.sort(ranking[np.unique(np.linspace(0, len(scores) - 1, min(count, len(scores))).astype(int))])
+
+
+# -- acquisition: how much a trial promises, from the mean and the standard deviation of its score
+
+Acquisition = Callable[[Array, Array], Array]
+
+
+def upper_confidence_bound(mean: Array, sd: Array, beta: float = 2.576) -> Array:
+    """mean + beta sd (Auer 2002, JMLR 3; Srinivas et al. 2010, arXiv:0912.3995, eq. 6)."""
+    return mean + beta * sd
+
+
+def expected_improvement(mean: Array, sd: Array, incumbent: float) -> Array:
+    """E max(0, score - incumbent) (Jones, Schonlau and Welch 1998, J. Global Optimization 13, eq. 15)."""
+    gain, safe = mean - incumbent, np.maximum(sd, 1e-12)
+    z = gain / safe
+    improvement = gain * ndtr(z) + safe * np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    return np.where(sd > 1e-12, np.maximum(0.0, improvement), np.maximum(0.0, gain))

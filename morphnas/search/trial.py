@@ -1,0 +1,116 @@
+"""What a search is made of: proposals, trials, spaces and searchers. Pure values and the protocols over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from morphnas.graph import Graph, Limits, Morph, neighbours
+from morphnas.train.recipe import Outcome, Recipe
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to train next.
+
+    start: a graph, trained from fresh weights, or the id of a finished trial, whose weights are inherited.
+    morphs: edits of the start, in order; none with a trial as start means to train that network on.
+    why: for people: what made the searcher propose this, as JSON values.
+    """
+
+    start: Graph | int
+    morphs: tuple[Morph, ...]
+    recipe: Recipe
+    why: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A proposal that was taken up. outcome: None while it runs. kept: whether its weights are there to start from."""
+
+    id: int
+    proposal: Proposal
+    graph: Graph
+    outcome: Outcome | None = None
+    kept: bool = False
+
+    @property
+    def score(self) -> float | None:
+        """Higher is better; None while it runs and when nothing could be scored."""
+        return None if self.outcome is None else self.outcome.score
+
+    @property
+    def parent(self) -> int | None:
+        """Id of the trial it started from."""
+        return None if isinstance(self.proposal.start, Graph) else self.proposal.start
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of its own that it was meant to train."""
+        return self.proposal.recipe.epochs
+
+
+@dataclass(frozen=True)
+class Left:
+    """What remains of the budget when a proposal is asked for.
+
+    seconds: of the search. trials: how many more; None: any number. seconds_per_flop: predicted seconds of one epoch
+    for every FLOP of a network's `work`.
+    """
+
+    seconds: float
+    trials: int | None = None
+    seconds_per_flop: float = 0.0
+
+    def predict(self, graph: Graph, epochs: int) -> float:
+        """Seconds that a training is expected to take."""
+        return epochs * graph.work * self.seconds_per_flop
+
+
+class Space(Protocol):
+    """The networks that can be reached: some to start from, and from every one its neighbours."""
+
+    @property
+    def starts(self) -> Sequence[Graph]: ...
+
+    def neighbours(self, graph: Graph) -> Iterable[Morph]:
+        """Morphs that fit the graph, in a fixed order."""
+        ...
+
+
+@dataclass(frozen=True)
+class MorphSpace:
+    """Everything that morphs of the allowed kinds can make of the starts."""
+
+    starts: tuple[Graph, ...]
+    morphs: tuple[str, ...] = Limits.morphs
+
+    def neighbours(self, graph: Graph) -> Iterable[Morph]:
+        return (morph for morph in neighbours(graph) if morph.tag in self.morphs)
+
+
+class Searcher(Protocol):
+    """Says what to train next, given all trials so far: a pure function of its settings and its arguments."""
+
+    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        """The next proposal, or None when there is nothing left to propose within the limits and the budget.
+
+        trials: in the order of their ids, running ones (outcome None) included. Asked again with equal arguments a
+        searcher answers alike: its random numbers come from its seed and len(trials).
+        """
+        ...
+
+
+def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
+    """The trial's ancestors, oldest first, and itself."""
+    by_id = {t.id: t for t in trials}
+    line = [trial]
+    while (parent := line[-1].parent) is not None:
+        line.append(by_id[parent])
+    return line[::-1]
+
+
+def inherited_epochs(trials: Sequence[Trial], trial: Trial) -> int:
+    """Epochs that went into the weights a trial started from, over all its ancestors."""
+    return sum(t.epochs for t in lineage(trials, trial)[:-1])

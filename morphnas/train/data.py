@@ -1,0 +1,131 @@
+"""Examples as the trainer reads them: tensors on the device, in whole batches, changed and normalised there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from morphnas.train.recipe import Augment
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """x: (n, *shape) uint8 or float32. y: (n,) int64 class indices. Both on one device."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: Tensor | slice) -> Examples:
+        return Examples(self.x[index], self.y[index])
+
+    def to(self, device: torch.device) -> Examples:
+        return Examples(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a network is trained on and judged by.
+
+    valid: stops the training and scores it; None: there are too few examples, the training part scores.
+    mean, std: of the training pixels, per channel, (channels, 1, ...) float32.
+    """
+
+    train: Examples
+    valid: Examples | None
+    n_classes: int
+    mean: Tensor
+    std: Tensor
+
+    @staticmethod
+    def of(train: Examples, valid: Examples | None, n_classes: int) -> Task:
+        mean, std = moments(train.x)
+        return Task(train, valid, n_classes, mean, std)
+
+    @property
+    def judge(self) -> Examples:
+        return self.train if self.valid is None else self.valid
+
+    @property
+    def device(self) -> torch.device:
+        return self.train.x.device
+
+    def normalised(self, x: Tensor) -> Tensor:
+        return (x.to(torch.float32) - self.mean) / self.std
+
+    def to(self, device: torch.device) -> Task:
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(
+            self, train=self.train.to(device), valid=valid, mean=self.mean.to(device), std=self.std.to(device)
+        )
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over examples and positions, per channel, (channels, 1, ...) float32.
+
+    Read in pieces, so that no copy of all examples is made; a channel that is constant gets 1 for its deviation.
+    """
+    axes = [0, *range(2, x.ndim)]
+    count = x.numel() // x.shape[1]
+    shape = (-1, *[1] * (x.ndim - 2))
+    parts = x.split(1024)
+    mean = torch.stack([part.to(torch.float64).sum(axes) for part in parts]).sum(0) / count
+    centre = mean.reshape(shape)
+    spread = torch.stack([(part.to(torch.float64) - centre).square().sum(axes) for part in parts]).sum(0)
+    std = (spread / count).sqrt()
+    std = torch.where(std > 1e-7 * mean.abs().clamp(min=1e-24), std, torch.ones_like(std))
+    return mean.to(torch.float32).reshape(shape), std.to(torch.float32).reshape(shape)
+
+
+def steps(n: int, size: int) -> int:
+    """The number of batches that n examples make."""
+    return max(1, min(math.ceil(n / size), n // 2))
+
+
+def batches(n: int, size: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
+    """The indices 0 .. n - 1 in random order, in parts of at most `size` and nearly equal lengths.
+
+    No part is of one index alone, which batch norm cannot train on: with a `size` of 1 or 2 some are of 2 or 3.
+    """
+    order = torch.randperm(n, generator=generator)
+    return iter(order.to(device).tensor_split(steps(n, size)))
+
+
+def augmented(x: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
+    """A batch (n, channels, *spatial) with every image shifted, mirrored along its last axis and cut out at random.
+
+    One gather moves and mirrors; pixels from outside repeat the edge. Cutout sets to the image's mean.
+    """
+    n, spatial = len(x), x.shape[2:]
+    if not spatial or (augment == Augment(flip=augment.flip) and not augment.flip):
+        return x
+    index: list[Tensor] = [_along(torch.arange(n), 0, x.ndim), _along(torch.arange(x.shape[1]), 1, x.ndim)]
+    for axis, size in enumerate(spatial, start=2):
+        reach = round(augment.shift * size)
+        offset = torch.randint(-reach, reach + 1, (n, 1), generator=generator)
+        place = (torch.arange(size) + offset).clamp(0, size - 1)  # (n, size)
+        if augment.flip and axis == x.ndim - 1:
+            mirror = torch.rand(n, 1, generator=generator) < 0.5
+            place = torch.where(mirror, place.flip(1), place)
+        index.append(place.reshape(n, *[size if i == axis else 1 for i in range(1, x.ndim)]))
+    moved = x[tuple(i.to(x.device) for i in index)]
+    if augment.cutout:
+        hidden = torch.ones((n, *[1] * (x.ndim - 1)), dtype=torch.bool)
+        for axis, size in enumerate(spatial, start=2):
+            side = max(1, round(augment.cutout * size))
+            first = torch.randint(1 - side, size, (n, 1), generator=generator)
+            inside = (torch.arange(size) >= first) & (torch.arange(size) < first + side)
+            hidden = hidden & inside.reshape(n, *[size if i == axis else 1 for i in range(1, x.ndim)])
+        mean = moved.to(torch.float32).mean(dim=list(range(2, x.ndim)), keepdim=True).to(moved.dtype)
+        moved = torch.where(hidden.to(x.device), mean, moved)
+    return moved
+
+
+def _along(values: Tensor, axis: int, ndim: int) -> Tensor:
+    return values.reshape([-1 if i == axis else 1 for i in range(ndim)])

@@ -1,0 +1,189 @@
+"""How a network is trained, and what came of it: pure values, which the search reads too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+Status = Literal["finished", "truncated", "diverged", "oom", "failed"]
+"""finished: all epochs. truncated: stopped by the deadline. diverged: the loss was no number any more. oom: out of
+memory. failed: an error. Whatever was trained before is kept and scored in the first three."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of training images, drawn anew for every image and epoch.
+
+    shift: largest displacement along each spatial axis, as a fraction of its size (what is moved in is the edge's).
+    flip: mirror left and right; None: found out from the first network, see `morphnas.run.search.settle`.
+    cutout: side of a square (cube, span) set to the mean, as a fraction of each axis (DeVries and Taylor 2017,
+        arXiv:1708.04552); 0: none.
+    """
+
+    shift: float = 0.0
+    flip: bool | None = False
+    cutout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "cutout"):
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value < 1):
+                raise ValueError(f"augment: {name} is a fraction of the image, at least 0 and below 1, not {value!r}")
+        if self.flip is not None and not isinstance(self.flip, bool):
+            raise ValueError(f"augment: flip must be True, False or None, not {self.flip!r}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The trainer's settings.
+
+    epochs: passes over the training data; the learning rate's schedule ends with them.
+    batch_size: examples per step; an epoch is cut into parts of at most so many and nearly equal lengths.
+    optimizer: "sgd" (Nesterov momentum) or "adamw".
+    lr: peak learning rate, per mean loss of a batch; it rises over `warmup` of the schedule and falls linearly to 0.
+    weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw.
+    label_smoothing: probability mass spread over all classes.
+    patience: epochs without a better score after which the final decay begins (half the epochs so far, at least
+        3); None: never. Schedules of 12 epochs or fewer have none.
+    """
+
+    epochs: int = 8
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    warmup: float = 0.2
+    patience: int | None = None
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, 1_000_000), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6), ("momentum", 0, 0.9999),
+            ("weight_decay", 0, 1e6), ("label_smoothing", 0, 0.999), ("warmup", 0, 1), ("patience", 1, 1_000_000),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if name == "patience" and value is None:
+                continue
+            whole = isinstance(low, int) and isinstance(high, int) and high == 1_000_000
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise ValueError(f"recipe: {name} must be {'an integer' if whole else 'a number'}, not {value!r}")
+            if not low <= value <= high:
+                raise ValueError(f"recipe: {name} must be from {low} to {high:,}, not {value!r}")
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ValueError(f'recipe: optimizer must be "sgd" or "adamw", not {self.optimizer!r}')
+        if not isinstance(self.augment, Augment):
+            raise ValueError(f"recipe: augment must be an Augment, not {self.augment!r:.100}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Any) -> Recipe:
+        """The recipe that `to_json` described; ValueError when it is none."""
+        return Recipe(**_known(Recipe, data) | {"augment": Augment(**_known(Augment, data.get("augment", {})))})
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of a learning curve: seconds since the training began, training loss, validation score and metric."""
+
+    seconds: float
+    loss: float
+    score: float
+    metric: float
+
+    def __post_init__(self) -> None:
+        if wrong := [value for value in (self.seconds, self.loss, self.score, self.metric) if not _is_number(value)]:
+            raise ValueError(f"epoch: {wrong} are not all finite numbers")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a training. Scores are higher for better networks; those given are of the weights that are kept.
+
+    score: minus the mean log loss on the validation examples; None when nothing could be scored.
+    metric: what people read, the accuracy for classifiers.
+    seconds: of training and validation. epochs: begun ones; best_epoch: which one's weights are kept, from 1.
+    curve: one entry per epoch. examples: how many the score is of (the training examples when there are no others).
+    morph_error: largest difference of outputs between start and child before training, relative to the largest output.
+    mirrored: the metric on mirrored validation images, where it was asked for.
+    error: what went wrong, for people.
+    """
+
+    status: Status
+    score: float | None = None
+    metric: float | None = None
+    seconds: float = 0.0
+    epochs: int = 0
+    best_epoch: int = 0
+    curve: tuple[Epoch, ...] = ()
+    examples: int = 0
+    images_per_second: float = 0.0
+    peak_bytes: int = 0
+    morph_error: float | None = None
+    mirrored: float | None = None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.status not in get_args(Status):
+            raise ValueError(f"outcome: status must be one of {', '.join(get_args(Status))}, not {self.status!r}")
+        for name in ("score", "metric", "morph_error", "mirrored"):
+            value = getattr(self, name)
+            if value is not None and not _is_number(value):
+                raise ValueError(f"outcome: {name} must be a finite number or None, not {value!r}")
+        for name in ("seconds", "images_per_second"):
+            value = getattr(self, name)
+            if not (_is_number(value) and value >= 0):
+                raise ValueError(f"outcome: {name} must be a finite number from 0 on, not {value!r}")
+        for name in ("epochs", "best_epoch", "examples", "peak_bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"outcome: {name} must be an integer from 0 on, not {value!r}")
+        if self.error is not None and not isinstance(self.error, str):
+            raise ValueError(f"outcome: error must be text or None, not {self.error!r:.100}")
+
+    @property
+    def loss(self) -> float | None:
+        """Mean log loss on the validation examples."""
+        return None if self.score is None else -self.score
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of a metric that is a share of the examples (Wilson 1927, JASA 22, 209-212)."""
+        if self.metric is None or not self.examples or not 0 <= self.metric <= 1:
+            return None
+        z2 = 1.959964**2 / self.examples
+        centre, spread = self.metric + z2 / 2, math.sqrt(z2 * (self.metric * (1 - self.metric) + z2 / 4))
+        return max(0.0, (centre - spread) / (1 + z2)), min(1.0, (centre + spread) / (1 + z2))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Any) -> Outcome:
+        """The outcome that `to_json` described; ValueError when it is none."""
+        known = _known(Outcome, data)
+        if not isinstance(curve := known.get("curve", ()), (list, tuple)):
+            raise ValueError(f"outcome: curve must be a list, not {curve!r:.100}")
+        return Outcome(**known | {"curve": tuple(Epoch(**_known(Epoch, entry)) for entry in curve)})
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that JSON can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
+
+
+def _known(kind: type, data: Any) -> dict[str, Any]:
+    """The entries of a JSON object, all of which must be fields of `kind`, and among which are all that it needs."""
+    names = [f.name for f in fields(kind)]
+    if not isinstance(data, Mapping) or (unknown := [name for name in data if name not in names]):
+        wrong = unknown if isinstance(data, Mapping) else repr(data)[:100]
+        raise ValueError(f"{kind.__name__.lower()}: there is no {wrong}, it has {', '.join(names)}")
+    needed = (f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+    if missing := [name for name in needed if name not in data]:
+        raise ValueError(f"{kind.__name__.lower()}: {', '.join(missing)} missing")
+    return dict(data)

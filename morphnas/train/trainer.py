@@ -1,0 +1,266 @@
+"""Training any `nn.Module` on a task until its schedule or the deadline ends, and keeping the best weights seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from morphnas.train.data import Examples, Task, augmented, batches, steps
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
+
+SHORT = 12
+"""Schedules of at most this many epochs have no patience: they are over before a stale epoch says anything."""
+
+CALM = 0.5
+"""Share of the peak rate from which on an epoch's score is taken for the network's."""
+
+EachEpoch = Callable[[Outcome], None]
+"""Called after every epoch with the outcome so far. What it raises ends the training."""
+
+
+class Diverged(ArithmeticError):
+    """The loss or the network's outputs are no numbers any more."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a fraction of its peak, over the progress of a training from 0 to 1: up for `warmup`, down to 0.
+
+    decay: the progress at which patience ended; from there the rate falls linearly to 0 at the progress `end`.
+    """
+
+    warmup: float
+    decay: float = math.inf
+    end: float = 1.0
+
+    def rate(self, progress: float) -> float:
+        if progress >= self.end:
+            return 0.0
+        if progress > self.decay:
+            return self.rate(self.decay) * (self.end - progress) / (self.end - self.decay)
+        if progress < self.warmup:
+            return 0.05 + 0.95 * progress / self.warmup
+        return (1 - progress) / (1 - self.warmup) if self.warmup < 1 else 1.0
+
+    def calm(self, progress: float) -> bool:
+        """Whether the rate has come down again to a share of `CALM` of its peak."""
+        return progress >= self.warmup and self.rate(progress) <= CALM
+
+    def decaying(self, progress: float, epochs: int, last: int) -> Schedule:
+        """The schedule whose final decay begins at `progress`, which took `epochs` epochs, and ends after the `last`.
+
+        The progress may be ahead of the epochs, where the clock leads: it goes on at the pace that it had.
+        """
+        return replace(self, decay=progress, end=min(1.0, progress * last / epochs))
+
+
+def last_epoch(epochs: int, planned: int) -> int:
+    """The epoch that a final decay ends with that begins after `epochs`: half as many again, at least 3."""
+    return min(planned, epochs + max(3, epochs // 2))
+
+
+def train(
+    module: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    deadline: Deadline,
+    generator: torch.Generator,
+    each_epoch: EachEpoch | None = None,
+    scored: bool = True,
+) -> Outcome:
+    """Train the module in place; afterwards it holds the weights of the epoch that scored best.
+
+    An epoch after which the rate has come down to half its peak comes before any other: at a high rate weights jump
+    about, and which of them suit a few hundred validation examples is luck.
+
+    With scored=False there is nobody to judge (the validation examples are trained on): no epoch is scored, there is
+    no patience, and the last weights that are numbers are kept.
+
+    The rate follows the epochs or the clock, whichever is further, so that it has come down to 0 when the deadline
+    ends the training. Then the outcome is "truncated", and "diverged" when the loss is no number any more; both keep
+    the best weights so far.
+    """
+    clock, begun, allotted = deadline.clock, deadline.clock(), deadline.left
+    if task.train.x.ndim == 4:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    judge, planned = task.judge, recipe.epochs
+    schedule, last, per_epoch = Schedule(recipe.warmup), planned, steps(len(task.train), recipe.batch_size)
+    optimizer = _optimizer(module, recipe)
+    best, best_state = Outcome("truncated", examples=len(judge) if scored else 0), _copy(module)
+    status: Status = "finished"
+    curve: list[Epoch] = []
+    validation = 0.0  # seconds that scoring is expected to take
+    slowest, trained, training = 0.0, 0, 0.0
+
+    def progress(epochs: float) -> float:
+        """From 0 to 1: by the epochs done, or by the clock where they are late by a step: then the deadline binds."""
+        reserved = allotted - 1.5 * validation
+        by_clock = (clock() - begun) / reserved if reserved > 0 else 1.0
+        return by_clock if by_clock > (epochs + 1 / per_epoch) / planned else epochs / planned
+
+    epoch, stale, calmed = 0, 0, False
+    while epoch < last and status == "finished":
+        module.train()
+        total = torch.zeros((), device=task.device)
+        done = 0
+        for index in batches(len(task.train), recipe.batch_size, generator, task.device):
+            left = deadline.left
+            if left <= validation + 1.5 * slowest:
+                status = "truncated"
+                break
+            step_begun = clock()
+            rate = schedule.rate(min(progress(epoch + done / per_epoch), schedule.end * 0.9999))
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * rate
+            batch = task.train[index]
+            x = task.normalised(augmented(batch.x, recipe.augment, generator))
+            loss = F.cross_entropy(module(x), batch.y, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+            done += 1
+            trained += len(batch)
+            if done % 16 == 0 and not math.isfinite(total.item()):
+                break
+            seconds = clock() - step_begun
+            slowest = max(0.9 * slowest, seconds)  # forgets a hiccup, does not trust one fast step
+            training += seconds
+            if scored and not validation:
+                validation = 0.5 * seconds * len(judge) / len(batch)  # without a backward pass
+        if done == 0:
+            break
+        epoch += 1
+        mean_loss = total.item() / done
+        score: float | None = None
+        metric: float | None = None
+        try:
+            if not math.isfinite(mean_loss):
+                raise Diverged("the training loss is no number any more")
+            if scored:
+                scoring = clock()
+                score, metric = evaluate(module, judge, task)
+                validation = max(1.2 * (clock() - scoring), 0.8 * validation)
+                curve.append(Epoch(clock() - begun, mean_loss, score, metric))
+            stale += 1
+            calm = schedule.calm(progress(epoch))
+            if score is None or best.score is None or (calm, score) > (calmed, best.score):
+                calmed = calm
+                state = _copy(module)
+                if not all(value.isfinite().all() for value in state.values()):  # of the last step, after its loss
+                    raise Diverged("the weights are no numbers any more")
+                best, best_state, stale = replace(best, score=score, metric=metric, best_epoch=epoch), state, 0
+        except Diverged as error:
+            status = "diverged"
+            best = replace(best, error=f"{error}, in epoch {epoch} at a learning rate of {recipe.lr:g}")
+            break
+        if recipe.patience and planned > SHORT and stale >= recipe.patience and schedule.decay == math.inf:
+            last = last_epoch(epoch, planned)
+            schedule = schedule.decaying(progress(epoch), epoch, last)
+        if each_epoch:
+            each_epoch(replace(best, epochs=epoch, curve=tuple(curve), seconds=clock() - begun))
+    module.load_state_dict(best_state)
+    return replace(
+        best,
+        status=status,
+        epochs=epoch,
+        curve=tuple(curve),
+        seconds=clock() - begun,
+        images_per_second=trained / training if training else 0.0,
+        peak_bytes=torch.cuda.max_memory_allocated(task.device) if task.device.type == "cuda" else 0,
+    )
+
+
+def evaluate(module: nn.Module, examples: Examples, task: Task, batch_size: int = 512) -> tuple[float, float]:
+    """Minus the mean log loss, and the accuracy. Diverged when an output is no number."""
+    logits = predict(module, examples.x, task, batch_size)
+    if not logits.isfinite().all():
+        raise Diverged("the network's outputs are no numbers any more")
+    score = -F.cross_entropy(logits.double(), examples.y).item()
+    return score, (logits.argmax(1) == examples.y).double().mean().item()
+
+
+def best_temperature(logits: Tensor, y: Tensor) -> float:
+    """What logits (n, classes) are to be divided by for the least log loss, from 1/4 to 4 (Guo et al. 2017,
+    arXiv:1706.04599). Makes up for label smoothing, which leaves a network too doubtful."""
+    values = logits.double()
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(values * math.exp(-log_temperature), y).item()
+
+    found = minimize_scalar(loss, bounds=(-math.log(4), math.log(4)), method="bounded", options={"xatol": 1e-3})
+    return math.exp(found.x)
+
+
+@torch.no_grad()
+def predict(module: nn.Module, x: Tensor, task: Task, batch_size: int = 512) -> Tensor:
+    """Logits (n, classes) float32 of raw examples (n, *shape), in evaluation mode."""
+    module.eval()
+    parts = [module(task.normalised(part.to(task.device))).float() for part in x.split(batch_size)]
+    return torch.cat(parts) if parts else torch.empty(0, task.n_classes, device=task.device)
+
+
+@torch.no_grad()
+def calibrate(module: nn.Module, names: Iterable[str], x: Tensor) -> None:
+    """Give the named batch norms the statistics of the normalised batch x and keep what the network computes.
+
+    A fresh batch norm that is neutral in evaluation mode is not so in training mode, where it normalises by the batch.
+    With the batch's mean m and variance v as its statistics, and a scale and bias that undo them, it is in both. The
+    batch norms not named see the batch as in training, and keep their statistics.
+    """
+    handles = []
+    norms = {
+        name: layer for name, layer in module.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    }
+    momenta = {name: layer.momentum for name, layer in norms.items()}
+
+    def fit(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        assert layer.running_mean is not None and layer.running_var is not None
+        values = inputs[0].double()
+        axes = [0, *range(2, values.ndim)]
+        mean, var = values.mean(axes), values.var(axes, correction=0)
+        slope = layer.weight.double() / (layer.running_var.double() + layer.eps).sqrt()
+        height = layer.bias.double() - slope * layer.running_mean.double()
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var)
+        layer.weight.copy_(slope * (var + layer.eps).sqrt())
+        layer.bias.copy_(height + slope * mean)
+
+    try:
+        for name in names:
+            handles.append(norms[name].register_forward_pre_hook(fit))
+        for layer in norms.values():
+            layer.momentum = 0.0
+        module.train()
+        counts = {name: layer.num_batches_tracked.clone() for name, layer in norms.items()}  # type: ignore[union-attr]
+        module(x)
+        for name, layer in norms.items():
+            layer.num_batches_tracked.copy_(counts[name])  # type: ignore[union-attr]
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, layer in norms.items():
+            layer.momentum = momenta[name]
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Weight decay on weights alone: tensors of two and more axes."""
+    decayed = [p for p in module.parameters() if p.ndim > 1]
+    others = [p for p in module.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# matplotlib: the examples, which the tests run, draw a picture
+TEST = ["hypothesis>=6.100", "matplotlib>=3.8", "pypdf>=4", "pytest>=8", "pytest-timeout>=2.3"]
+
+setup(
+    name="morphnas",
+    version="0.1.0",
+    description="Neural architecture search by network morphism and Bayesian optimisation, for PyTorch",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="morphnas contributors",
+    license="MIT",
+    packages=find_packages(include=["morphnas", "morphnas.*"]),
+    package_data={"morphnas": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.4",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "scikit-learn>=1.6",
+        "filelock>=3.12",
+        "graphviz>=0.20",
+        "tqdm>=4.64",
+        "safetensors>=0.4.3",
+    ],
+    extras_require={
+        "pdf": ["pygraphviz>=2"],
+        "test": TEST,
+        "dev": [*TEST, "mypy>=1.15", "ruff>=0.12"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

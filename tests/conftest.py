@@ -1,0 +1,13 @@
+"""Settings that must be made before the first test."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: its threads spin on a busy machine
+
+from hypothesis import HealthCheck, settings
+
+# Examples are drawn the same way every time, and a slow machine is no failure.
+settings.register_profile(
+    "morphnas", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("morphnas")

@@ -1,0 +1,40 @@
+"""Small data, and a classifier fitted on it once for all tests that only look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import morphnas
+
+Data = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def stripes(n: int, seed: int = 0, size: int = 6) -> Data:
+    """Images of stripes, which lie (class 0), stand (1) or are missing (2), with noise: (n, size, size) uint8."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    x = rng.integers(0, 90, (n, size, size))
+    for i, kind in enumerate(y):
+        start = rng.integers(2)
+        if kind == 0:
+            x[i, start::2] += 120
+        elif kind == 1:
+            x[i, :, start::2] += 120
+    return x.astype(np.uint8), y
+
+
+@pytest.fixture(scope="session")
+def data() -> Data:
+    return stripes(150)
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory, data: Data) -> morphnas.ImageClassifier:
+    """Fitted within 12 seconds by at most 7 networks. Not to be changed."""
+    path = Path(tmp_path_factory.mktemp("runs")) / "run"
+    classifier = morphnas.ImageClassifier(path=path, max_trials=7, random_state=0)
+    return classifier.fit(*data, time_limit=12)

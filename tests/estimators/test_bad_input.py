@@ -1,0 +1,182 @@
+"""Wrong input is refused before anything is trained or written, in words that say what to do."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from morphnas import ImageClassifier, RunError
+from morphnas.estimators.labels import Labels
+from tests.estimators.conftest import Data, stripes
+
+X, Y = stripes(60)
+
+
+def changed(x: Any, place: Any, value: Any) -> Any:
+    x = np.array(x, dtype=float)
+    x[place] = value
+    return x
+
+
+MIXED = np.empty(60, dtype=object)
+MIXED[:] = [np.zeros((6, 6 + i % 2)) for i in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (changed(X, (7, 0, 0), np.nan), Y, r"NaN or infinity.*first in x\[7\]"),
+        (changed(X, (3, 0, 0), np.inf), Y, r"NaN or infinity.*first in x\[3\]"),
+        (changed(X, (3, 0, 0), 1e300), Y, "too large for float32"),
+        (X[0, 0], Y[:6], r"rows \(n, d\) or images .* but its shape is \(6,\)"),
+        (X[:, :, :, None, None], Y, r"its shape is \(60, 6, 6, 1, 1\)"),
+        (X, Y[:-1], "x has 60 examples but y has 59 labels"),
+        (X, np.zeros(60, int), "one class only"),
+        (X, np.eye(3)[Y], r"one-hot.*y.argmax\(1\)"),
+        (X, np.stack([Y, Y], 1), "2 columns"),
+        (X, np.linspace(0, 1, 60), "[Uu]nknown label type|continuous"),
+        (X, np.where(Y == 0, np.nan, 1.0), "y contains NaN"),
+        (X, None, "y is missing"),
+        (X, [{}] * 60, "cannot be hashed"),
+        (X, [datetime.date(2020, 1, 1 + i % 2) for i in range(60)], "cannot be saved"),
+        (X[:0], Y[:0], "empty"),
+        (np.zeros((60, 0)), Y, "empty"),
+        (MIXED, Y, r"mixed sizes, \[\(6, 6\), \(6, 7\)\].*resize them to one size"),
+        (list(MIXED), Y, "mixed sizes"),
+        (X.astype(complex), Y, "Complex data not supported"),
+        (X.astype(str), Y, "must hold numbers, but its dtype is <U"),
+        ([["a", None]] * 60, Y, "no numbers"),
+        ({"a": 1}, Y, r"rows \(n, d\) or images"),
+        (None, Y, r"rows \(n, d\) or images"),
+        (X, {0, 1, 2}, r"y must be \(n,\) or \(n, 1\)"),
+    ],
+)  # fmt: skip
+def test_bad_data(tmp_path: Path, x: Any, y: Any, words: str) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(ValueError, match=words):
+        ImageClassifier(path).fit(x, y)
+    assert not path.exists(), "nothing is written"
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf"), "60", True])
+def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
+    with pytest.raises(ValueError, match="time_limit must be a positive number of seconds"):
+        ImageClassifier(tmp_path / "run").fit(X, Y, time_limit=limit)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_trials": 0}, "max_trials must be None or a positive integer"),
+        ({"max_trials": 2.5}, "max_trials"),
+        ({"resume": "yes"}, 'True, False or "auto"'),
+        ({"resume": True, "overwrite": True}, "exclude each other"),
+        ({"search_type": "bayes"}, "one of bayesian, random, evolution"),
+        ({"search_type": 3}, "or a callable"),
+        ({"searcher_args": {"cooling": 0.9, "tempo": 3}}, r"searcher_args: unknown \['tempo'\], there are .*cooling"),
+        ({"searcher_args": {"trainer_args": {"rate": 1}}}, r"unknown \['rate'\], there are epochs.*max_iter_num"),
+        ({"searcher_args": {"trainer_args": {"lr": "fast"}}}, "lr must be a number"),
+        ({"device": "gpu"}, "device must be"),
+        ({"device": "cuda:93"}, "is not there"),
+        ({"image_shape": (5, 6)}, r"image_shape \(5, 6\) has 30 values, but an example has shape \(6, 6\)"),
+        ({"image_shape": (36,)}, "image_shape must be"),
+        ({"limits": 3}, "limits must be"),
+        ({"limits": {"max_params": -1}}, "max_params must be None or a positive integer"),
+        ({"limits": {"morphs": ("deep",)}}, r"unknown morphs \['deep'\]"),
+        ({"random_state": "a"}, "cannot be used to seed"),
+        ({"searcher_args": [1]}, "must be dicts"),
+        ({"searcher_args": {"trainer_args": 3}}, "must be dicts"),
+        ({"searcher_args": {"default_model_width": 0}}, "default_model_width must be a positive integer, not 0"),
+        ({"searcher_args": {"default_model_len": "a"}}, "default_model_len must be a positive integer"),
+        ({"augment": "yes"}, "augment must be True, False or None"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    path = tmp_path / "run"
+    path.mkdir() if options.get("resume") is True else None
+    with pytest.raises(ValueError, match=words):
+        ImageClassifier(path, **options).fit(X, Y)
+    assert not path.exists() or not list(path.iterdir()), "nothing is written"
+
+
+@pytest.mark.parametrize("path", [5, "", b"run"])
+def test_bad_path(path: Any) -> None:
+    with pytest.raises(ValueError, match="path must be None or the name of a folder"):
+        ImageClassifier(path).fit(X, Y)
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "cat.png").write_bytes(b"cat")
+    choices: list[dict[str, Any]] = [{}, {"overwrite": True}, {"resume": "auto"}]
+    for options in choices:
+        with pytest.raises(RunError, match=r"holds other files \(cat\.png\)"):
+            ImageClassifier(foreign, **options).fit(X, Y)
+    assert [path.name for path in foreign.iterdir()] == ["cat.png"]
+    with pytest.raises(RunError, match="is a file"):
+        ImageClassifier(foreign / "cat.png").fit(X, Y)
+    with pytest.raises(ValueError, match=r"cannot be written|is a file"):
+        ImageClassifier(foreign / "cat.png" / "run").fit(X, Y)
+    with pytest.raises(RunError, match="holds no run"):
+        ImageClassifier.load(foreign)
+
+
+def test_bad_input_when_predicting(fitted: ImageClassifier, data: Data) -> None:
+    x, y = data
+    with pytest.raises(ValueError, match=r"shape \(6, 5\), but the model was fitted on \(6, 6\)"):
+        fitted.predict(x[:, :, :5])
+    with pytest.raises(ValueError, match="NaN"):
+        fitted.predict(changed(x, (0, 0, 0), np.nan))
+    with pytest.raises(ValueError, match="fit did not see: 8, 9; the classes are"):
+        fitted.evaluate(x[:2], [8, 9])
+    with pytest.raises(ValueError, match="150 examples but y has 149"):
+        fitted.evaluate(x, y[1:])
+
+
+def test_looks_that_are_doubtful_are_warned_of(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"default_model_width": 2, "trainer_args": {"epochs": 1}}
+    args: dict[str, Any] = {"max_trials": 1, "searcher_args": sizes, "refit": False}
+    with pytest.warns(UserWarning, match=r"image_shape=\(8, 8\)"):
+        ImageClassifier(tmp_path / "a", **args).fit(np.random.default_rng(0).random((60, 64)), Y)
+    with pytest.warns(UserWarning, match="look channels first"):
+        ImageClassifier(tmp_path / "b", **args).fit(np.random.default_rng(0).random((60, 3, 8, 8)), Y)
+    sizes["t_min"] = 1e-4
+    with pytest.warns(UserWarning, match="t_min belonged to the old kernel"):
+        ImageClassifier(tmp_path / "c", **args).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["cat", "dog", "Ärger </script>"], [b"a", b"b"], [True, False], [1.0, 2.0], [np.int8(3), np.int8(-3)],
+        [("a", 1), ("b", 2), ("a", ("c",))], [None, "x", 3, 2.5, ("t",)],
+        list(np.array(["2020-01-01", "2021-02-03"], dtype="datetime64[D]")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("column", [False, True])
+def test_labels_of_any_kind_come_back(labels: list[Any], column: bool) -> None:
+    y: Any = [labels[i % len(labels)] for i in range(20)]
+    if column and not any(isinstance(label, tuple) for label in labels):
+        flat = np.empty((20, 1), dtype=object)
+        flat[:, 0] = y
+        y = flat
+    found, codes = Labels.found(y, 20)
+    again = Labels.from_json(__import__("json").loads(__import__("json").dumps(found.to_json())))
+    assert again.classes.dtype == found.classes.dtype
+    back = again.classes[codes]
+    assert [np.asarray(v).tolist() if not isinstance(v, tuple) else v for v in back] == [
+        np.asarray(v).tolist() if not isinstance(v, tuple) else v for v in (labels[i % len(labels)] for i in range(20))
+    ]
+    assert (again.encode(y, 20) == codes).all()
+
+
+def test_equal_labels_of_a_mixed_column_are_one_class() -> None:
+    found, codes = Labels.found(np.array(["a", "b", "a"], dtype=object), 3)
+    assert found.classes.tolist() == ["a", "b"]
+    assert codes.tolist() == [0, 1, 0]

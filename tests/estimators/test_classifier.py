@@ -1,0 +1,326 @@
+"""The classifier as its users meet it: fit, use, look into, load elsewhere, train on."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import fx
+
+import morphnas
+from morphnas import ImageClassifier, Limits, RunError, load_run
+from morphnas.estimators.inputs import Problem, split
+from morphnas.run.search import is_final
+from tests.estimators.conftest import Data, stripes
+
+
+def test_learns_and_predicts(fitted: ImageClassifier) -> None:
+    x, y = stripes(90, seed=1)
+    assert fitted.evaluate(x, y) == fitted.score(x, y) == (fitted.predict(x) == y).mean() > 0.9
+    probabilities = fitted.predict_proba(x)
+    assert probabilities.shape == (90, 3)
+    assert probabilities.dtype == np.float64
+    assert np.allclose(probabilities.sum(1), 1)
+    assert fitted.classes_.tolist() == [0, 1, 2]
+
+
+def test_history_has_what_legacy_scripts_read(fitted: ImageClassifier) -> None:
+    history = fitted.history
+    assert [entry["model_id"] for entry in history] == sorted(entry["model_id"] for entry in history)
+    best = fitted.get_best_model_id()
+    assert best in [entry["model_id"] for entry in history]
+    for entry in history:
+        assert entry["loss"] >= 0
+        assert 0 <= entry["metric_value"] <= 1
+        assert entry["interval"][0] <= entry["metric_value"] <= entry["interval"][1]
+    searched = [t for t in fitted.load_searcher().trials if not is_final(t)]
+    assert len(searched) == 7
+    assert any(t.proposal.morphs for t in searched)
+
+
+def test_children_are_proved_to_begin_as_their_parents_end(fitted: ImageClassifier) -> None:
+    children = [t for t in fitted.load_searcher().trials if t.proposal.morphs]
+    assert children
+    for trial in children:
+        assert trial.outcome is not None
+        assert trial.outcome.morph_error is not None
+        assert trial.outcome.morph_error < 1e-4
+
+
+def test_models_load_by_id_as_plain_modules(fitted: ImageClassifier) -> None:
+    run = fitted.load_searcher()
+    network = run.load_best_model()
+    module = network.produce_model()
+    assert isinstance(module, fx.GraphModule)
+    assert set(module.state_dict()) == set(network.weights)
+    for entry in run.history:
+        assert run.load_model_by_id(entry["model_id"]).graph.shapes["x"] == (1, 6, 6)
+        assert run.get_metric_value_by_id(entry["model_id"]) == entry["metric_value"]
+    with pytest.raises(RunError, match="no model 99"):
+        run.load_model_by_id(99)
+
+
+def test_the_reported_score_is_that_of_the_weights_kept(fitted: ImageClassifier, data: Data) -> None:
+    run = fitted.load_searcher()
+    problem = Problem.found(*data, None, None, int(run.about["seed"]), torch.device("cpu"))
+    from morphnas.train.trainer import evaluate
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(run.about["plan"]["threads"]))
+    try:
+        for trial in run.trials:
+            if trial.score is not None and trial.outcome is not None:
+                module = run.load_model_by_id(trial.id).produce_model()
+                score, metric = evaluate(module, problem.task.judge, problem.task)
+                assert score == pytest.approx(trial.score, abs=1e-6)
+                assert metric == pytest.approx(trial.outcome.metric, abs=1e-6)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_module_takes_raw_pixels_and_needs_nothing_of_ours(fitted: ImageClassifier, tmp_path: Path) -> None:
+    x, _ = stripes(40, seed=2)
+    module = fitted.to_module()
+    raw = torch.from_numpy(x)[:, None]
+    with torch.no_grad():
+        assert torch.allclose(
+            module(raw).double().softmax(1), torch.from_numpy(fitted.predict_proba(x)), rtol=0, atol=1e-5
+        )
+    program = torch.export.export(
+        module, (raw[:2],), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=1000)},), strict=False
+    )
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    (tmp_path / "net.pt2").write_bytes(buffer.getvalue())
+    np.savez(tmp_path / "x.npz", raw=raw.numpy(), expected=module(raw).detach().numpy())
+    script = """
+        import sys, numpy, torch
+        sys.modules["morphnas"] = None
+        data = numpy.load(sys.argv[1] + "/x.npz")
+        network = torch.export.load(sys.argv[1] + "/net.pt2").module()
+        got = network(torch.from_numpy(data["raw"])).detach().numpy()
+        assert abs(got - data["expected"]).max() < 1e-5
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True, cwd=tmp_path)
+
+
+def test_loads_in_a_fresh_process(fitted: ImageClassifier, tmp_path: Path) -> None:
+    x, _ = stripes(30, seed=3)
+    np.savez(tmp_path / "x.npz", x=x, expected=fitted.predict_proba(x), labels=fitted.predict(x))
+    script = """
+        import sys, numpy, morphnas
+        data = numpy.load(sys.argv[2])
+        classifier = morphnas.ImageClassifier.load(sys.argv[1])
+        assert (classifier.predict_proba(data["x"]) == data["expected"]).all()
+        assert (classifier.predict(data["x"]) == data["labels"]).all()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), fitted.path_, str(tmp_path / "x.npz")]
+    subprocess.run(command, check=True, cwd=Path(morphnas.__file__).parent.parent)
+
+
+def test_final_fit_adds_trials_and_changes_none(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(fitted.path_, copy)
+    classifier = ImageClassifier.load(copy)
+    before = {path: path.read_bytes() for path in (copy / "trials").rglob("*") if path.is_file()}
+    x_test, y_test = stripes(60, seed=4)
+    assert classifier.final_fit(*data, x_test, y_test, {"max_iter_num": 3}, retrain=True, time_limit=20) is classifier
+    assert {path: path.read_bytes() for path in before} == before
+    assert classifier.test_metric_ == classifier.evaluate(x_test, y_test)
+    new = [t for t in load_run(copy).trials if t.id >= len({path.parent for path in before})]
+    assert new
+    assert all(is_final(t) for t in new)
+    assert new[0].parent is None, "retrain begins with fresh weights"
+    assert max(t.epochs for t in new) == 3
+    assert ImageClassifier.load(copy).final_trial_ == classifier.final_trial_ == new[-1].id
+    with pytest.raises(ValueError, match="fit did not see: 7"):
+        classifier.final_fit(data[0], np.full(len(data[1]), 7))
+    with pytest.raises(ValueError, match="both x_test and y_test"):
+        classifier.final_fit(*data, x_test)
+    with pytest.raises(ValueError, match=r"trainer_args: unknown \['epoch'\]"):
+        classifier.final_fit(*data, trainer_args={"epoch": 3})
+
+
+def test_equal_seeds_give_equal_runs(data: Data, tmp_path: Path) -> None:
+    tables = []
+    for name in ("a", "b"):
+        ImageClassifier(tmp_path / name, max_trials=5, random_state=3, searcher_args=TINY).fit(*data)
+        tables.append([
+            (t.id, t.proposal.start, t.proposal.morphs, t.outcome.score)  # type: ignore[union-attr]
+            for t in load_run(tmp_path / name).trials
+        ])  # fmt: skip
+    assert tables[0] == tables[1]
+
+
+TINY = {"default_model_width": 4, "trainer_args": {"max_iter_num": 2}}
+
+
+def test_resumes(data: Data, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first = ImageClassifier(path, resume="auto", max_trials=2, random_state=1, searcher_args=TINY).fit(*data)
+    with pytest.raises(RunError, match=r"resume=True goes on with it, overwrite=True replaces it"):
+        ImageClassifier(path, max_trials=2).fit(*data)
+    x, y = data
+    with pytest.raises(RunError, match="other data"):
+        ImageClassifier(path, resume=True, max_trials=2).fit(x[:-1], y[:-1])
+    before = load_run(path).trials
+    second = ImageClassifier(path, resume=True, max_trials=4, searcher_args=TINY).fit(*data)
+    after = load_run(path).trials
+    assert after[: len(before)] == before
+    assert sum(not is_final(t) for t in after) == 4
+    assert first.classes_.tolist() == second.classes_.tolist()
+    with pytest.raises(RunError, match="no run to go on with"):
+        ImageClassifier(tmp_path / "empty", resume=True).fit(*data)
+    ImageClassifier(path, overwrite=True, max_trials=1, searcher_args=TINY).fit(*data)
+    assert sum(not is_final(t) for t in load_run(path).trials) == 1
+
+
+@pytest.mark.parametrize("search", ["random", "evolution", morphnas.RandomSearcher])
+def test_other_searchers(data: Data, tmp_path: Path, search: Any) -> None:
+    classifier = ImageClassifier(tmp_path / "run", search_type=search, max_trials=6, searcher_args=TINY, refit=False)
+    classifier.fit(*data)
+    assert classifier.best_trial_ == classifier.final_trial_
+    assert len(classifier.load_searcher().trials) == 6
+
+
+def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
+    limits = Limits(max_params=3000, max_depth=5, morphs=("deeper", "wider"))
+    classifier = ImageClassifier(tmp_path / "run", limits=limits, max_trials=7, random_state=0, searcher_args=TINY)
+    classifier.fit(*data)
+    for trial in classifier.load_searcher().trials:
+        assert limits.refuse(trial.graph) is None
+        assert all(morph.tag in limits.morphs for morph in trial.proposal.morphs)
+    with pytest.raises(ValueError, match=r"no starter meets them, the smallest one has [\d,]+ parameters"):
+        ImageClassifier(limits={"max_params": 10}).fit(*data)
+    with pytest.raises(ValueError, match=r"limits: unknown .'max_param'"):
+        ImageClassifier(limits={"max_param": 10}).fit(*data)
+
+
+@pytest.mark.parametrize("limit", [0.02, 0.3, 2.0])
+def test_short_limits_leave_a_usable_model(data: Data, tmp_path: Path, limit: float) -> None:
+    import warnings
+
+    classifier = ImageClassifier(tmp_path / "run", random_state=0)
+    begun = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the time limit was too short")
+        classifier.fit(*data, time_limit=limit)
+    assert time.perf_counter() - begun < limit + 3  # a stop within seconds; how exactly is measured in benchmarks
+    probabilities = classifier.predict_proba(data[0])
+    assert probabilities.shape == (150, 3)
+    assert np.isfinite(probabilities).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((5,), {}), ((1,), {}), ((1, 1), {}), ((7, 5), {}), ((6, 6, 3), {}), ((36,), {"image_shape": (6, 6)}),
+     ((108,), {"image_shape": (6, 6, 3)})],
+)  # fmt: skip
+def test_every_shape_of_example(tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    x = rng.normal(size=(60, *shape)) + 3 * y.reshape(-1, *[1] * len(shape))
+    classifier = ImageClassifier(tmp_path / "run", max_trials=5, random_state=0, searcher_args=TINY, **options)
+    assert classifier.fit(x, y).predict(x).shape == (60,)
+    module = classifier.to_module()
+    raw = classifier._preprocessing(x)
+    assert torch.allclose(
+        module(raw).double().softmax(1), torch.from_numpy(classifier.predict_proba(x)), rtol=0, atol=1e-5
+    )
+
+
+def test_validation_data_is_only_looked_at(data: Data, tmp_path: Path) -> None:
+    own = stripes(45, seed=8)
+    classifier = ImageClassifier(tmp_path / "run", max_trials=2, random_state=0, searcher_args=TINY)
+    classifier.fit(*data, validation_data=own)
+    trials = classifier.load_searcher().trials
+    assert all(t.outcome.examples == 45 for t in trials if t.score is not None)  # type: ignore[union-attr]
+    assert not any(t.proposal.why.get("final") == "everything" for t in trials)
+    with pytest.raises(ValueError, match="pair"):
+        ImageClassifier().fit(*data, validation_data=own[0])  # type: ignore[arg-type]
+
+
+def test_split_holds_out_what_it_says() -> None:
+    y = np.repeat(np.arange(10), 100)
+    parts = split(y, 0)
+    assert parts.valid is not None
+    assert parts.chooser is not None
+    assert sorted(np.concatenate([parts.train, parts.valid, parts.chooser])) == list(range(1000))
+    assert len(parts.valid) == len(parts.chooser) == 75
+    assert (np.bincount(y[parts.train]) == 85).all()
+    small = split(np.arange(100) % 4, 0)
+    assert small.chooser is None
+    assert small.valid is not None
+    assert len(small.valid) == 15
+    assert split(np.arange(49) % 4, 0).valid is None
+    assert split(np.append(np.zeros(500, int), 1), 0).valid is None
+    assert len(split(np.arange(100_000) % 4, 0).train) == 95_000
+
+
+def test_follows_scikit_learn(data: Data, tmp_path: Path) -> None:
+    x, y = data
+    quick = ImageClassifier(max_trials=1, random_state=0, searcher_args=TINY, refit=False)
+    assert clone(quick).get_params() == quick.get_params()
+    assert cross_val_score(quick, x, y, cv=2).shape == (2,)
+    grid = GridSearchCV(quick, {"augment": [False, None]}, cv=2).fit(x, y)
+    assert grid.best_score_ > 0.3
+    rows = x.reshape(len(x), -1)[:, :20]
+    assert make_pipeline(StandardScaler(), quick).fit(rows, y).predict(rows).shape == (150,)
+    assert CalibratedClassifierCV(quick, cv=2).fit(x[:, 0], y).predict_proba(x[:, 0]).shape == (150, 3)
+    with pytest.raises(NotFittedError):
+        clone(quick).predict(x)
+
+
+def test_can_be_pickled_and_keeps_no_pickle(fitted: ImageClassifier, data: Data) -> None:
+    other = pickle.loads(pickle.dumps(fitted))
+    assert (other.predict_proba(data[0]) == fitted.predict_proba(data[0])).all()
+    for path in Path(fitted.path_).rglob("*"):
+        if path.is_file() and path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.is_file():
+            assert path.suffix == ".safetensors" or path.name in ("lock", "holder")
+
+
+def _numpy_state() -> Any:
+    return np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
+
+
+def test_leaves_the_world_as_it_was(data: Data, tmp_path: Path) -> None:
+    import logging
+
+    threads, state, drawn = torch.get_num_threads(), torch.get_rng_state(), _numpy_state()
+    handlers = list(logging.getLogger().handlers)
+    ImageClassifier(tmp_path / "run", max_trials=5, searcher_args=TINY).fit(*data)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (_numpy_state() == drawn).all()
+    assert logging.getLogger().handlers == handlers
+
+
+def test_tells_what_it_does_when_asked_to(data: Data, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ImageClassifier(tmp_path / "quiet", max_trials=1, searcher_args=TINY, refit=False).fit(*data)
+    assert capfd.readouterr() == ("", "")
+    ImageClassifier(tmp_path / "loud", verbose=True, max_trials=1, searcher_args=TINY, refit=False).fit(*data)
+    out, err = capfd.readouterr()
+    assert not out
+    assert "trial 0: start" in err
+    assert "accuracy" in err
+    assert "\r" not in err, "a log file gets whole lines"

@@ -1,0 +1,429 @@
+"""A graph as a value: what is derived from it agrees with torch, its key with isomorphism, and JSON gives it back."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import networkx as nx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from morphnas.graph import (
+    Add,
+    AvgPool,
+    BatchNorm,
+    Concat,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Graph,
+    GraphError,
+    Input,
+    Limits,
+    MaxPool,
+    MorphError,
+    Node,
+    Op,
+    ReLU,
+    ShapeError,
+    cnn,
+    densenet,
+    mlp,
+    morph_from_json,
+    neighbours,
+    resnet,
+    to_module,
+)
+from morphnas.graph.graph import FORMAT
+from morphnas.graph.ops import KINDS, op_from_json
+from tests.strategies import HAND_MADE, chain, examples, graphs, grow, plain, starts
+
+# -- what is derived
+
+
+class Recorder(fx.Interpreter):
+    """Runs a module and notes the shape that every node gives."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.shapes[n.name] = tuple(result.shape[1:])
+        return result
+
+
+@settings(max_examples=60)
+@given(graph=graphs(), seed=st.integers(0, 100))
+def test_shapes_and_measures_agree_with_torch(graph: Graph, seed: int) -> None:
+    module = to_module(graph).eval().double()
+    recorder = Recorder(module)
+    with torch.no_grad():
+        recorder.run(examples(graph, seed, n=2))
+    assert {name: recorder.shapes[name] for name in graph.shapes} == graph.shapes
+    state = module.state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == graph.weight_shapes
+    assert graph.parameters == sum(parameter.numel() for parameter in module.parameters())
+    assert graph.activation_bytes == 4 * sum(math.prod(shape) for shape in graph.shapes.values())
+
+
+@settings(max_examples=20)
+@given(graph=graphs(morphs=8))
+def test_flops_of_layers_agree_with_torch(graph: Graph) -> None:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        to_module(graph).eval()(examples(graph, 0, n=1, dtype=torch.float32))
+    layers = [node for node in graph.nodes if node.op.mixes]
+    assert counter.get_total_flops() == sum(node.op.flops(*graph.input_shapes(node)) for node in layers)
+    assert graph.flops >= counter.get_total_flops()
+
+
+def test_measures_by_hand() -> None:
+    graph = plain(Conv(4, bias=True), BatchNorm(), ReLU(), MaxPool(), Flatten(), Dense(3, bias=False), shape=(2, 6, 5))
+    assert graph.shapes == {
+        "x": (2, 6, 5), "conv_1": (4, 6, 5), "bn_2": (4, 6, 5), "relu_3": (4, 6, 5), "maxpool_4": (4, 3, 2),
+        "flatten_5": (24,), "dense_6": (3,),
+    }  # fmt: skip
+    assert graph.parameters == (4 * 2 * 9 + 4) + (4 + 4) + 3 * 24
+    assert graph.flops == 2 * 4 * 30 * 2 * 9 + 2 * 120 + 120 + 24 * 4 + 2 * 3 * 24
+    assert graph.activation_bytes == 4 * (60 + 120 + 120 + 120 + 24 + 24 + 3)
+    assert graph.depth == 2
+
+
+def test_depth_is_that_of_the_longest_path() -> None:
+    assert [mlp((4,), 2, depth=n).depth for n in (1, 2, 5)] == [2, 3, 6]
+    assert HAND_MADE["two_towers_2d"]().depth == 5
+
+
+def test_starters_at_every_size() -> None:
+    for rank, build in itertools.product((1, 2, 3), (cnn, resnet, densenet, mlp)):
+        for size in (1, 2, 7, 8, 17):
+            graph = build((1, *[size] * rank), 3, width=4)
+            assert graph.shapes[graph.output.name] == (3,)
+    with pytest.raises(ValueError, match="use mlp for flat features"):
+        cnn((5,), 2)
+    wrong: Any
+    for wrong in (0, -1, 2.5, True, "4"):
+        with pytest.raises(ValueError, match="width must be a positive integer"):
+            resnet((1, 4, 4), 2, width=wrong)
+        with pytest.raises(ValueError, match="depth must be a positive integer"):
+            densenet((1, 4, 4), 2, depth=wrong)
+        with pytest.raises(ValueError, match="n_classes must be a positive integer"):
+            mlp((4,), wrong)
+
+
+def test_looking_things_up() -> None:
+    graph = HAND_MADE["two_towers_2d"]()
+    assert "conv_3" in graph
+    assert "conv_99" not in graph
+    assert graph["conv_3"].op == Conv(4, bias=True)
+    assert graph.consumers["relu_2"] == ("conv_3", "conv_4", "avgpool_8")
+    assert graph.consumers["relu_13"] == ("add_14", "add_14")
+    assert graph.ancestors["add_5"] == {"x", "conv_1", "relu_2", "conv_3", "conv_4"}
+    assert [node.name for node in graph.path("relu_6", "conv_12")] == [
+        "maxpool_7", "concat_9", "bn_10", "relu_11", "conv_12",
+    ]  # fmt: skip
+    with pytest.raises(GraphError, match="no node 'conv_99'"):
+        _ = graph["conv_99"]
+    with pytest.raises(GraphError, match="no path leads from 'conv_12' to 'conv_1'"):
+        graph.path("conv_12", "conv_1")
+    assert "conv_3 (4, 6, 6): conv filters 4, kernel 3, stride 1, bias True <- relu_2" in str(graph)
+
+
+# -- the key
+
+
+def renamed(graph: Graph, seed: int) -> Graph:
+    """The same network under other names, with the inputs of sums swapped and the nodes in another order."""
+    rng = random.Random(seed)
+    numbers = rng.sample(range(10_000), len(graph.nodes))
+    names = {node.name: f"n_{number}" for node, number in zip(graph.nodes, numbers, strict=True)}
+    waiting, nodes, done = list(graph.nodes), [], set[str]()
+    while waiting:
+        ready = [node for node in waiting if done.issuperset(node.inputs)]
+        # the output comes last
+        node = rng.choice([n for n in ready if n is not graph.output] or ready)
+        waiting.remove(node)
+        done.add(node.name)
+        inputs = [names[name] for name in node.inputs]
+        if node.op.commutative:
+            rng.shuffle(inputs)
+        nodes.append(Node(names[node.name], node.op, tuple(inputs)))
+    return Graph(tuple(nodes))
+
+
+def as_networkx(graph: Graph) -> nx.MultiDiGraph:
+    made = nx.MultiDiGraph()
+    for node in graph.nodes:
+        made.add_node(node.name, op=repr(node.op))
+        for i, name in enumerate(node.inputs):
+            made.add_edge(name, node.name, position=None if node.op.commutative else i)
+    return made
+
+
+def isomorphic(one: Graph, other: Graph) -> bool:
+    def edges(these: Any, those: Any) -> bool:
+        return sorted(str(e["position"]) for e in these.values()) == sorted(str(e["position"]) for e in those.values())
+
+    return bool(
+        nx.is_isomorphic(
+            as_networkx(one), as_networkx(other), node_match=lambda a, b: a["op"] == b["op"], edge_match=edges
+        )
+    )
+
+
+@settings(max_examples=60)
+@given(graph=graphs(), seed=st.integers(0, 2**32))
+def test_key_is_the_same_under_other_names_and_orders(graph: Graph, seed: int) -> None:
+    assert renamed(graph, seed).key == graph.key
+
+
+@settings(max_examples=25)
+@given(graph=graphs(morphs=3), seed=st.integers(0, 2**32))
+def test_keys_are_equal_for_isomorphic_graphs_only(graph: Graph, seed: int) -> None:
+    rng = random.Random(seed)
+    morphs = list(neighbours(graph))
+    near = [morph.grow(graph) for morph in rng.sample(morphs, min(8, len(morphs)))]
+    for one, other in itertools.combinations([graph, *near], 2):
+        assert (one.key == other.key) == isomorphic(one, other), f"{one}\n\n{other}"
+
+
+@settings(max_examples=20)
+@given(graph=graphs(morphs=4), seed=st.integers(0, 2**32))
+def test_two_morphs_at_different_places_commute(graph: Graph, seed: int) -> None:
+    """Deepening twice gives one network in whichever order: searchers recognise it as a duplicate."""
+    deeper = list(neighbours(graph, Limits(morphs=("deeper",))))
+    if len(deeper) >= 2:
+        one, other = random.Random(seed).sample(deeper, 2)
+        assert grow(graph, [one, other]).key == grow(graph, [other, one]).key
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Conv(4), Conv(5)), (Conv(4), Conv(4, 5)), (Conv(4), Conv(4, bias=True)), (Conv(4), Conv(4, 3, 2)),
+        (MaxPool(), AvgPool()), (MaxPool(), MaxPool(3, 2, 1)), (BatchNorm(), BatchNorm(eps=1e-3)),
+        (BatchNorm(), BatchNorm(momentum=0.2)), (Dropout(0.1), Dropout(0.2)), (ReLU(), BatchNorm()),
+    ],
+)  # fmt: skip
+def test_every_setting_is_in_the_key(one: Op, other: Op) -> None:
+    keys = {plain(Conv(3), op, GlobalPool(), Dense(2), shape=(3, 8, 8)).key for op in (one, other)}
+    assert len(keys) == 2
+
+
+def test_shared_tensors_and_orders_that_matter_are_in_the_key() -> None:
+    def join(op: Op, *inputs: str) -> Graph:
+        middle = [Node(f"dense_{i}", Dense(2, bias=i == 3), ("x",)) for i in (1, 2, 3) if f"dense_{i}" in inputs]
+        return Graph((Node("x", Input((2,))), *middle, Node("join", op, inputs)))
+
+    assert join(Add(), "dense_1", "dense_1").key != join(Add(), "dense_1", "dense_2").key
+    assert join(Add(), "dense_1", "dense_3").key == join(Add(), "dense_3", "dense_1").key
+    assert join(Concat(), "dense_1", "dense_3").key != join(Concat(), "dense_3", "dense_1").key
+    assert mlp((2,), 2).key != mlp((3,), 2).key
+
+
+def test_key_does_not_depend_on_the_process() -> None:
+    assert plain(Dense(3), ReLU(), Dense(2), shape=(4,)).key == "93d489e498c3d5649368b42fd8c845d8"
+
+
+# -- JSON
+
+
+@settings(max_examples=60)
+@given(graph=graphs())
+def test_graphs_come_back_from_json(graph: Graph) -> None:
+    text = json.dumps(graph.to_json())
+    again = Graph.from_json(json.loads(text))
+    assert again == graph
+    assert hash(again) == hash(graph)
+    assert again.key == graph.key
+    assert json.dumps(again.to_json()) == text
+
+
+@settings(max_examples=30)
+@given(graph=starts(), seed=st.integers(0, 2**32))
+def test_morphs_come_back_from_json(graph: Graph, seed: int) -> None:
+    for morph in chain(graph, 8, seed):
+        text = json.dumps(morph.to_json())
+        again = morph_from_json(json.loads(text))
+        assert again == morph
+        assert json.dumps(again.to_json()) == text
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([10**30, "x", "conv"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def places(data: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key or index) in a JSON value."""
+    keys: list[Any] = list(data) if isinstance(data, dict) else list(range(len(data))) if isinstance(data, list) else []
+    return [(data, key) for key in keys] + [place for key in keys for place in places(data[key])]
+
+
+@settings(max_examples=400)
+@given(graph=graphs(morphs=3), value=VALUES, data=st.data())
+def test_malformed_graphs_give_graph_errors(graph: Graph, value: Any, data: st.DataObject) -> None:
+    wrong = copy.deepcopy(graph.to_json())
+    container, key = data.draw(st.sampled_from(places(wrong)))
+    match data.draw(st.sampled_from(["replace", "delete", "add", "repeat"])):
+        case "replace":
+            container[key] = value
+        case "delete":
+            del container[key]
+        case "add" if isinstance(container, dict):
+            container[data.draw(st.text(max_size=5))] = value
+        case _:
+            if isinstance(container, list):
+                container.insert(key, container[key])
+    try:
+        read = Graph.from_json(wrong)
+    except GraphError as error:
+        assert str(error)  # noqa: PT017 - whether it is raised depends on the example
+    else:
+        assert Graph.from_json(json.loads(json.dumps(read.to_json()))) == read
+        assert read.parameters >= 0
+        assert len(read.key) == 32
+
+
+@settings(max_examples=100)
+@given(value=VALUES)
+def test_what_is_no_graph_gives_graph_errors(value: Any) -> None:
+    for read in (Graph.from_json, morph_from_json):
+        with pytest.raises(GraphError):
+            read(value)
+    with pytest.raises(GraphError):
+        Graph.from_json({"format": FORMAT, "nodes": value})
+    with pytest.raises(GraphError):
+        Graph.from_json({"format": FORMAT, "nodes": [value]})
+
+
+@settings(max_examples=100)
+@given(value=VALUES, tag=st.sampled_from(["deeper", "wider", "add_skip", "concat_skip"]), data=st.data())
+def test_malformed_morphs_give_morph_errors(value: Any, tag: str, data: st.DataObject) -> None:
+    field = {"deeper": "kernel", "wider": "width", "add_skip": "end", "concat_skip": "start"}[tag]
+    right = {
+        "deeper": {"after": "relu_1", "kernel": 3},
+        "wider": {"node": "conv_1", "width": 4},
+    }.get(tag, {"start": "relu_1", "end": "relu_2"})
+    for wrong in ({"morph": tag, **right, "more": value}, {"morph": tag}, {"morph": value, **right}):
+        with pytest.raises(MorphError):
+            morph_from_json(wrong)
+    try:
+        morph = morph_from_json({"morph": tag, **right, field: value})
+    except MorphError:
+        return
+    assert getattr(morph, field) == value
+
+
+@pytest.mark.parametrize("tag", KINDS)
+def test_ops_come_back_from_json_and_refuse_what_they_do_not_know(tag: str) -> None:
+    ops: dict[str, Op] = {"input": Input((2, 3)), "conv": Conv(3, 5, 2, True), "dense": Dense(4, False)}
+    op = ops.get(tag) or KINDS[tag]()
+    assert op_from_json(json.loads(json.dumps(op.to_json()))) == op
+    with pytest.raises(ValueError, match=f"{tag}: unknown setting 'colour'"):
+        op_from_json(op.to_json() | {"colour": 1})
+    with pytest.raises(ValueError, match="unknown op 'lstm'"):
+        op_from_json({"op": "lstm"})
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: Conv(0), ["conv", "filters", "0"]),
+        (lambda: Conv(4, 2), ["kernel must be odd", "2"]),
+        (lambda: Conv(4, stride=0), ["stride"]),
+        (lambda: Conv(4, 1, 2), ["conv", "stride of 2", "kernel of 1"]),
+        (lambda: Conv(True), ["filters", "True"]),
+        (lambda: Dense(-1), ["dense", "units", "-1"]),
+        (lambda: MaxPool(2, 2, 2), ["maxpool", "padding", "2"]),
+        (lambda: AvgPool(0), ["avgpool", "size"]),
+        (lambda: Dropout(1.0), ["dropout", "rate", "1.0"]),
+        (lambda: Dropout(math.nan), ["dropout", "rate", "nan"]),
+        (lambda: BatchNorm(eps=0.0), ["bn", "eps", "0.0"]),
+        (lambda: BatchNorm(eps=math.inf), ["bn", "eps", "inf"]),
+        (lambda: BatchNorm(momentum=1.5), ["bn", "momentum", "1.5"]),
+        (lambda: Input(()), ["input", "size"]),
+        (lambda: Input((1, 2, 3, 4, 5)), ["input", "size"]),
+        (lambda: Input((1, 0)), ["input", "(1, 0)"]),
+    ],
+)
+def test_wrong_settings_are_named(build: Any, words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        build()
+    assert all(word in str(caught.value) for word in words)
+
+
+X = Node("x", Input((2, 6, 6)))
+C = Node("conv_1", Conv(4), ("x",))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ((), ["begins with its input"]),
+        ((C,), ["begins with its input"]),
+        ((X, Node("conv_1", Conv(4), ("y",))), ["conv_1", "['y']", "before it"]),
+        ((X, C, Node("conv_1", Conv(4), ("conv_1",))), ["two nodes", "conv_1"]),
+        ((X, Node("x_2", Input((2,)))), ["x_2", "one input"]),
+        ((X, C, Node("add_2", Add(), ("conv_1",))), ["add_2", "1 inputs"]),
+        ((X, C, Node("add_2", Add(), ("conv_1", "conv_1", "conv_1"))), ["add_2", "3 inputs"]),
+        ((X, C, Node("add_2", Add(), ("x", "conv_1"))), ["add_2", "(2, 6, 6)", "(4, 6, 6)"]),
+        ((X, C, Node("dense_2", Dense(3), ("conv_1",))), ["dense_2", "(4, 6, 6)", "flatten"]),
+        ((X, C, Node("pool_2", MaxPool(9, 1), ("conv_1",))), ["pool_2", "window of 9", "(4, 6, 6)"]),
+        ((X, Node("pool_1", MaxPool(), ("x",)), Node("concat_2", Concat(), ("x", "pool_1"))),
+         ["concat_2", "(2, 6, 6)", "(2, 3, 3)"]),
+        ((X, C, Node("conv_2", Conv(4), ("x",))), ["['conv_1']", "not used"]),
+        ((Node("x", Input((3,))), Node("conv_1", Conv(2), ("x",))), ["conv_1", "(3,)", "spatial"]),
+        ((Node("x", Input((3,))), Node("globalpool_1", GlobalPool(), ("x",))), ["globalpool_1", "(3,)"]),
+        ((Node("x", Input((1, 2, 2, 2))), Node("avgpool_1", AvgPool(3, 1, 1), ("x",))), ["avgpool_1", "(1, 2, 2, 2)"]),
+    ],
+)  # fmt: skip
+def test_invalid_graphs_are_refused_with_the_node_and_the_shapes(nodes: tuple[Node, ...], words: list[str]) -> None:
+    with pytest.raises(GraphError) as caught:
+        Graph(nodes)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "Conv", "1a", "a b", "a.b", "for", "forward", "print", "train", "a" * 65, "é"])
+def test_names_that_torch_or_python_could_not_take_are_refused(name: str) -> None:
+    with pytest.raises(GraphError, match="cannot name a node"):
+        Graph((X, Node(name, Conv(2), ("x",))))
+
+
+def test_other_formats_are_refused() -> None:
+    data = mlp((2,), 2).to_json()
+    wrong: Any
+    for wrong in (data | {"format": FORMAT + 1}, {"nodes": data["nodes"]}, [], None, "graph"):
+        with pytest.raises(GraphError, match="this is something else"):
+            Graph.from_json(wrong)
+
+
+def test_edits_name_what_is_missing() -> None:
+    graph = mlp((2,), 2)
+    with pytest.raises(GraphError, match="no node 'dense_99'"):
+        graph.replace_ops({"dense_99": Dense(3)})
+    assert issubclass(ShapeError, ValueError)
+    assert replace(graph) == graph

@@ -1,0 +1,236 @@
+"""The law that the rest stands on: a morph keeps the function of a network, whatever the network and its weights."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from morphnas.graph import (
+    AddSkip,
+    Concat,
+    Conv,
+    Deeper,
+    Dense,
+    Dropout,
+    GlobalPool,
+    Graph,
+    Input,
+    Limits,
+    Morph,
+    Node,
+    ReLU,
+    Weights,
+    Wider,
+    cnn,
+    densenet,
+    mlp,
+    neighbours,
+    resnet,
+    to_module,
+)
+from morphnas.graph.morphs import MORPHS
+from morphnas.graph.ops import KINDS
+from tests.strategies import HAND_MADE, chain, examples, plain, random_weights, starters, starts
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+NETWORKS: dict[str, Graph] = {name: build() for name, build in HAND_MADE.items()} | {
+    f"{name}_{rank}d": graph
+    for rank, shape in ((1, (2, 9)), (2, (2, 8, 9)), (3, (1, 8, 8, 8)))
+    for name, graph in {
+        "mlp": mlp(shape, 3, width=5, dropout=0.1),
+        "cnn": cnn(shape, 3, width=4, dropout=0.1),
+        "resnet": resnet(shape, 3, width=4),
+        "densenet": densenet(shape, 3, width=3),
+    }.items()
+}
+NETWORKS["mlp_flat"] = mlp((6,), 3, width=5, dropout=0.1)
+NETWORKS["resnet_of_one_pixel"] = resnet((1, 1, 1), 2, width=3)
+
+
+def carry(graph: Graph, weights: Weights, morphs: Sequence[Morph], seed: int) -> tuple[Graph, Weights]:
+    """The graph and its weights after the morphs."""
+    generator = torch.Generator().manual_seed(seed)
+    for morph in morphs:
+        graph, weights = morph.grow(graph), morph.carry(graph, weights, generator)
+    return graph, weights
+
+
+def outputs(graph: Graph, weights: Weights, x: torch.Tensor, training: bool = False) -> torch.Tensor:
+    """The logits (n, classes); in training mode by the statistics of the batch, but without dropout."""
+    module = to_module(graph, weights).train(training)
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.eval()
+    with torch.no_grad():
+        result = module(x)
+    assert result.isfinite().all()
+    return result  # type: ignore[no-any-return]
+
+
+def assert_kept(
+    graph: Graph,
+    morphs: Sequence[Morph],
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+    training: bool = False,
+    tolerance: float | None = None,
+) -> None:
+    """The morphs change no output by more than a rounding error, relative to the largest output."""
+    weights = random_weights(graph, seed, dtype)
+    x = examples(graph, seed, dtype=dtype)
+    before = outputs(graph, weights, x, training)
+    grown, carried = carry(graph, weights, morphs, seed)
+    after = outputs(grown, carried, x, training)
+    assert {value.dtype for value in carried.values() if value.is_floating_point()} == {dtype}
+    error = ((after - before).abs().max() / before.abs().max()).item()
+    allowed = TOLERANCE[dtype] if tolerance is None else tolerance
+    assert error <= allowed, f"{error:.1e} after {', '.join(map(str, morphs))}\nof\n{graph}"
+
+
+@pytest.mark.parametrize("tag", MORPHS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_morph_keeps_the_function(name: str, tag: str) -> None:
+    graph = NETWORKS[name]
+    fitting = list(neighbours(graph, Limits(morphs=(tag,))))
+    for i, morph in enumerate(random.Random(name).sample(fitting, min(6, len(fitting)))):
+        assert_kept(graph, [morph], seed=i)
+
+
+@pytest.mark.parametrize("rank", range(4))
+@settings(max_examples=40)
+@given(data=st.data(), seed=st.integers(0, 2**32))
+def test_chains_of_twenty_morphs_keep_the_function(rank: int, data: st.DataObject, seed: int) -> None:
+    graph = data.draw(starts((rank,)))
+    assert_kept(graph, chain(graph, 20, seed), seed)
+
+
+@pytest.mark.parametrize("rank", range(4))
+@settings(max_examples=30)
+@given(data=st.data(), seed=st.integers(0, 2**32))
+def test_chains_keep_the_function_in_single_precision(rank: int, data: st.DataObject, seed: int) -> None:
+    graph = data.draw(starts((rank,)))
+    assert_kept(graph, chain(graph, 20, seed), seed, torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("rank", range(4))
+def test_two_thousand_chains_keep_the_function(rank: int) -> None:
+    graphs = [*starters(rank), *(graph for graph in NETWORKS.values() if len(graph.shapes["x"]) == rank + 1)]
+    for seed in range(500):
+        graph = graphs[seed % len(graphs)]
+        assert_kept(graph, chain(graph, 20, seed), seed)
+
+
+@settings(max_examples=40)
+@given(graph=starts(), seed=st.integers(0, 2**32))
+def test_all_but_deeper_keep_the_function_in_training_too(graph: Graph, seed: int) -> None:
+    """By the statistics of the batch; what Deeper needs for that is a calibration, which the trainer does."""
+    morphs: list[Morph] = []
+    grown = graph
+    rng = random.Random(seed)
+    for tag in ("wider", "add_skip", "concat_skip", "wider"):
+        fitting = list(neighbours(grown, Limits(morphs=(tag,))))
+        if fitting:
+            morphs.append(rng.choice(fitting))
+            grown = morphs[-1].grow(grown)
+    assert_kept(graph, morphs, seed, training=True, tolerance=1e-4)
+
+
+def test_every_kind_of_op_is_in_a_tested_network() -> None:
+    assert {node.op.tag for graph in NETWORKS.values() for node in graph.nodes} == set(KINDS)
+
+
+def test_dropout_flatten_and_pooling_between_convolutions_and_dense_layers() -> None:
+    graph = NETWORKS["vgg_2d"]
+    assert_kept(graph, [Wider("conv_8", 9), Wider("dense_13", 10), Wider("conv_1", 6)], 0)
+    assert_kept(graph, [AddSkip("relu_2", "relu_10"), Deeper("relu_14"), Wider("conv_4", 8), Deeper("relu_10", 5)], 1)
+
+
+def test_channels_are_split_on_both_sides_of_a_concat_and_through_sums() -> None:
+    graph = NETWORKS["two_towers_2d"]
+    skips = [AddSkip("relu_6", "relu_13"), AddSkip("relu_11", "relu_17")]
+    assert_kept(graph, [Wider("conv_1", 7), Wider("conv_3", 9), *skips, Wider("conv_1", 8), Wider("conv_12", 6)], 0)
+
+
+def test_a_tensor_that_is_concatenated_with_itself_and_widened() -> None:
+    graph = Graph(
+        (
+            Node("x", Input((3,))),
+            Node("dense_1", Dense(4), ("x",)),
+            Node("relu_2", ReLU(), ("dense_1",)),
+            Node("concat_3", Concat(), ("relu_2", "relu_2", "relu_2")),
+            Node("dense_4", Dense(2), ("concat_3",)),
+        )
+    )
+    assert_kept(graph, [Wider("dense_1", 9), Deeper("relu_2"), Wider("dense_1", 11)], 3)
+
+
+# -- what carrying leaves alone, and what it may change
+
+
+@settings(max_examples=30)
+@given(graph=starts(), seed=st.integers(0, 2**32))
+def test_nothing_given_is_changed_and_no_global_random_number_is_drawn(graph: Graph, seed: int) -> None:
+    weights = random_weights(graph, seed)
+    kept = {name: value.clone() for name, value in weights.items()}
+    state = torch.get_rng_state()
+    morphs = chain(graph, 5, seed)
+    grown, carried = carry(graph, weights, morphs, seed)
+    again = carry(graph, weights, morphs, seed)[1]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(weights[name], value) for name, value in kept.items())
+    assert all(torch.equal(again[name], value) for name, value in carried.items())
+    assert {name: tuple(value.shape) for name, value in carried.items()} == grown.weight_shapes
+    shared = {value.data_ptr() for value in weights.values()} & {value.data_ptr() for value in carried.values()}
+    assert not shared
+    assert all(value.is_contiguous() for value in carried.values())
+
+
+@pytest.mark.parametrize("name", ["cnn_2d", "resnet_2d", "mlp_flat", "vgg_2d", "densenet_1d"])
+def test_repeated_channels_part_in_training(name: str) -> None:
+    """After a widening, channels with equal weights get gradients that differ: else they would stay equal for ever."""
+    graph = NETWORKS[name]
+    alive = 0
+    for seed, morph in enumerate(neighbours(graph, Limits(morphs=("wider",)))):
+        assert isinstance(morph, Wider)
+        grown, carried = carry(graph, random_weights(graph, seed), [morph], seed)
+        module = to_module(grown, carried)
+        loss = nn.functional.cross_entropy(module(examples(graph, seed, n=32)), torch.arange(32) % 2)
+        loss.backward()
+        weight = module.get_submodule(morph.node).weight
+        assert isinstance(weight, nn.Parameter)
+        assert weight.grad is not None
+        for i in range(graph.shapes[morph.node][0], morph.width):
+            for j in range(i):
+                if torch.equal(weight[i], weight[j]) and weight.grad[j].abs().max() > 1e-9:
+                    apart = (weight.grad[i] - weight.grad[j]).abs().max() / weight.grad[j].abs().max()
+                    assert apart > 1e-6, f"{morph}: channels {i} and {j} have one gradient"
+                    alive += 1
+    assert alive
+
+
+@pytest.mark.parametrize("name", ["cnn_2d", "resnet_1d", "mlp_flat"])
+def test_noise_changes_the_function_a_little(name: str) -> None:
+    graph = NETWORKS[name]
+    weights, x = random_weights(graph, 0), examples(graph, 0, n=16)
+    before = outputs(graph, weights, x)
+    for tag in MORPHS:
+        for morph in list(neighbours(graph, Limits(morphs=(tag,))))[:1]:
+            noisy = morph.carry(graph, weights, torch.Generator().manual_seed(0), noise=0.01)
+            change = (outputs(morph.grow(graph), noisy, x) - before).abs().max() / before.abs().max()
+            assert 1e-9 < change < 0.3, f"{morph}: {change}"
+
+
+def test_weights_of_half_precision_stay_so() -> None:
+    graph = plain(Conv(4), ReLU(), GlobalPool(), Dropout(), Dense(2), shape=(1, 4, 4))
+    weights = {name: value.to(torch.bfloat16) for name, value in random_weights(graph, 0, torch.float32).items()}
+    carried = Wider("conv_1", 6).carry(graph, weights, torch.Generator().manual_seed(0))
+    assert {value.dtype for value in carried.values()} == {torch.bfloat16}

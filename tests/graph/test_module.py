@@ -1,0 +1,181 @@
+"""A graph in PyTorch: named after the nodes, readable, trainable, exportable, and no trace left behind."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from morphnas.graph import (
+    Dense,
+    Graph,
+    Network,
+    ReLU,
+    Weights,
+    WeightsError,
+    Wider,
+    cnn,
+    densenet,
+    fresh_weights,
+    mlp,
+    resnet,
+    to_module,
+    weights_of,
+)
+from tests.strategies import HAND_MADE, chain, examples, graphs, grow, plain, random_weights
+
+
+def grown(graph: Graph, seed: int = 1) -> Graph:
+    return grow(graph, chain(graph, 8, seed))
+
+
+GROWN = {
+    "flat": grown(mlp((6,), 3, width=6, dropout=0.1)),
+    "1d": grown(resnet((2, 9), 3, width=4, depth=2)),
+    "2d": grown(cnn((1, 8, 8), 3, width=4)),
+    "3d": grown(densenet((1, 8, 8, 8), 3, width=3, depth=3)),
+    "hand-made": grown(HAND_MADE["vgg_2d"]()),
+}
+
+
+@settings(max_examples=40)
+@given(graph=graphs(), seed=st.integers(0, 100))
+def test_everything_is_named_after_the_nodes(graph: Graph, seed: int) -> None:
+    weights = random_weights(graph, seed)
+    module = to_module(graph, weights)
+    assert [step.name for step in module.graph.nodes if step.op != "output"] == [node.name for node in graph.nodes]
+    with_weights = [node.name for node in graph.nodes if node.op.tensors(*graph.input_shapes(node))]
+    assert {name for name in weights if "." in name} == set(module.state_dict()) == set(graph.weight_shapes)
+    children = dict(module.named_children())
+    assert set(with_weights) <= set(children) <= {node.name for node in graph.nodes}
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+def test_the_code_can_be_read() -> None:
+    code = "".join(to_module(HAND_MADE[name]()).code for name in ("two_towers_2d", "vgg_2d"))
+    lines = [line.partition(";")[0].strip() for line in code.splitlines()]
+    for line in (
+        "def forward(self, x):",
+        "conv_1 = self.conv_1(x)",
+        "relu_2 = torch.relu(conv_1)",
+        "add_5 = conv_3 + conv_4",
+        "concat_9 = torch.cat([maxpool_7, avgpool_8, maxpool_7], 1)",
+        "bn_10 = self.bn_10(concat_9)",
+        "globalpool_15 = add_14.mean((2, 3))",
+        "flatten_12 = torch.flatten(maxpool_11, 1)",
+        "dropout_15 = self.dropout_15(relu_14)",
+        "return dense_18",
+    ):
+        assert line in lines, code
+
+
+@pytest.mark.parametrize("name", GROWN)
+def test_it_trains(name: str) -> None:
+    graph = GROWN[name]
+    module = to_module(graph)
+    assert module.training
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.eval()  # it draws global random numbers
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    x, y = examples(graph, 0, n=24, dtype=torch.float32), torch.arange(24) % 3
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(module(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", GROWN)
+def test_it_can_be_exported_for_batches_of_any_size(name: str) -> None:
+    graph = GROWN[name]
+    module = to_module(graph, random_weights(graph, 0, torch.float32)).eval()
+    x = examples(graph, 0, n=3, dtype=torch.float32)
+    exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for n in (2, 7):
+        x = examples(graph, n, n=n, dtype=torch.float32)
+        with torch.no_grad():
+            assert torch.equal(exported.module()(x), module(x))
+    assert {name.removeprefix("p_") for name in exported.state_dict} == set(graph.weight_shapes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_it_takes_the_dtype_of_its_weights(dtype: torch.dtype) -> None:
+    graph = GROWN["2d"]
+    weights = {n: v.to(dtype) if v.is_floating_point() else v for n, v in random_weights(graph, 0).items()}
+    assert to_module(graph, weights).eval()(examples(graph, 0, dtype=dtype)).dtype == dtype
+
+
+def test_no_global_random_number_is_drawn_and_seeds_give_equal_weights() -> None:
+    graph = GROWN["2d"]
+    state = torch.get_rng_state()
+    first, second = to_module(graph).state_dict(), fresh_weights(graph)
+    other = fresh_weights(graph, torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], second[name]) for name in second)
+    assert not all(torch.equal(other[name], second[name]) for name in second)
+
+
+def test_fresh_weights_keep_the_variance_of_what_passes() -> None:
+    graph = plain(*[op for _ in range(6) for op in (Dense(256), ReLU())], Dense(256), shape=(256,))
+    with torch.no_grad():
+        out = to_module(graph)(examples(graph, 0, n=64, dtype=torch.float32))
+    assert 0.5 < out.pow(2).mean() / 2 < 2  # the last layer doubles: its scale is made for a relu behind it
+
+
+def test_weights_are_copied_in_and_out() -> None:
+    graph = GROWN["flat"]
+    weights = random_weights(graph, 0, torch.float32)
+    module = to_module(graph, weights)
+    taken = weights_of(module)
+    with torch.no_grad():
+        for value in module.state_dict().values():
+            value.zero_()
+    assert all(value.abs().sum() > 0 for value in weights.values())
+    assert all(torch.equal(taken[name], weights[name]) for name in weights)
+
+
+def without(weights: Weights, name: str) -> Weights:
+    return {n: v for n, v in weights.items() if n != name}
+
+
+def test_wrong_weights_are_named() -> None:
+    graph = cnn((1, 4, 4), 2, width=3, depth=1)
+    weights = fresh_weights(graph)
+    for make in (to_module, Network):
+        with pytest.raises(WeightsError, match=r"missing: bn_2\.bias"):
+            make(graph, without(weights, "bn_2.bias"))
+        with pytest.raises(WeightsError, match=r"no node for: conv_9\.weight"):
+            make(graph, weights | {"conv_9.weight": torch.zeros(1)})
+        with pytest.raises(WeightsError, match=r"conv_1\.weight has shape \(3, 1, 3\), the graph needs \(3, 1, 3, 3\)"):
+            make(graph, weights | {"conv_1.weight": torch.zeros(3, 1, 3)})
+    with pytest.raises(WeightsError):
+        to_module(Wider("conv_1", 5).grow(graph), weights)
+
+
+def test_a_network_is_a_graph_and_its_weights() -> None:
+    graph = GROWN["1d"]
+    network = Network(graph, random_weights(graph, 0, torch.float32))
+    x = examples(graph, 0, dtype=torch.float32)
+    one, other = network.to_module().eval(), network.produce_model().eval()
+    assert torch.equal(one(x), other(x))
+    assert network.graph is graph
+
+
+def test_graphs_and_modules_can_be_pickled() -> None:
+    """As estimators are, by those who use scikit-learn; on disk morphnas itself keeps JSON and safetensors."""
+    graph = GROWN["2d"]
+    module = to_module(graph, random_weights(graph, 0, torch.float32)).eval()
+    again_graph, again = pickle.loads(pickle.dumps((graph, module)))
+    x = examples(graph, 0, dtype=torch.float32)
+    assert again_graph == graph
+    assert torch.equal(again(x), module(x))

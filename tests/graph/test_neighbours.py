@@ -1,0 +1,251 @@
+"""What a searcher is offered: morphs that fit, within the limits, and why others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from morphnas.graph import (
+    Add,
+    AddSkip,
+    ConcatSkip,
+    Conv,
+    Deeper,
+    Dense,
+    Flatten,
+    GlobalPool,
+    Graph,
+    Input,
+    Limits,
+    Morph,
+    MorphError,
+    Node,
+    ReLU,
+    Wider,
+    cnn,
+    densenet,
+    mlp,
+    neighbours,
+    resnet,
+    width_group,
+)
+from morphnas.graph.morphs import MORPHS
+from tests.strategies import HAND_MADE, graphs, plain
+
+
+@settings(max_examples=40)
+@given(graph=graphs(morphs=10))
+def test_every_neighbour_fits_and_leaves_the_old_nodes_their_names(graph: Graph) -> None:
+    offered = list(neighbours(graph))
+    assert len(set(offered)) == len(offered)
+    assert offered == list(neighbours(graph))
+    for morph in offered:
+        morph.check(graph)
+        grown = morph.grow(graph)
+        assert [node.name for node in grown.nodes if node.name in graph] == [node.name for node in graph.nodes]
+        assert {node.name: node.op.tag for node in graph.nodes}.items() <= {
+            node.name: node.op.tag for node in grown.nodes
+        }.items()
+        assert grown.key != graph.key
+        assert grown.shapes[grown.output.name] == graph.shapes[graph.output.name]
+        assert grown.shapes["x"] == graph.shapes["x"]
+        assert grown.parameters > graph.parameters
+
+
+@settings(max_examples=30)
+@given(
+    graph=graphs(morphs=4),
+    limits=st.builds(
+        Limits,
+        max_params=st.none() | st.integers(1, 5_000),
+        max_flops=st.none() | st.integers(1, 300_000),
+        max_depth=st.none() | st.integers(1, 12),
+        max_width=st.none() | st.integers(1, 20),
+        max_activation_bytes=st.none() | st.integers(1, 30_000),
+        morphs=st.lists(st.sampled_from(sorted(MORPHS)), unique=True).map(tuple),
+    ),
+)
+def test_limits_leave_out_what_is_too_large_and_nothing_else(graph: Graph, limits: Limits) -> None:
+    def within(morph: Morph) -> bool:
+        grown = morph.grow(graph)
+        widths = [node.op.width for node in grown.nodes[:-1] if isinstance(node.op, (Conv, Dense))]
+        return morph.tag in limits.morphs and all(
+            limit is None or value <= limit
+            for value, limit in (
+                (grown.parameters, limits.max_params),
+                (grown.flops, limits.max_flops),
+                (grown.depth, limits.max_depth),
+                (max(widths, default=0), limits.max_width),
+                (grown.activation_bytes, limits.max_activation_bytes),
+            )
+        )
+
+    assert list(neighbours(graph, limits)) == [morph for morph in neighbours(graph) if within(morph)]
+
+
+def refuses(act: Callable[[Graph], object], graph: Graph) -> bool:
+    try:
+        act(graph)
+    except ValueError:
+        return True
+    return False
+
+
+@settings(max_examples=60)
+@given(graph=graphs(morphs=5), data=st.data())
+def test_check_and_grow_refuse_the_same(graph: Graph, data: st.DataObject) -> None:
+    name = st.sampled_from([node.name for node in graph.nodes] + ["nowhere_0"])
+    morph = data.draw(
+        st.one_of(
+            st.builds(Deeper, name, st.sampled_from([1, 2, 3, 5])),
+            st.builds(Wider, name, st.integers(-1, 12)),
+            st.builds(AddSkip, name, name),
+            st.builds(ConcatSkip, name, name),
+        )
+    )
+    assert refuses(morph.check, graph) == refuses(morph.grow, graph)
+
+
+def test_limits_say_what_is_too_much() -> None:
+    graph = cnn((1, 8, 8), 10, width=8)
+    for limits, words in (
+        (Limits(max_params=100), "parameters, at most 100 are allowed"),
+        (Limits(max_flops=100), "FLOPs, at most 100"),
+        (Limits(max_depth=3), "4 layers of depth, at most 3"),
+        (Limits(max_width=8), "16 channels of width, at most 8"),
+        (Limits(max_activation_bytes=1_000), "activation bytes, at most 1,000"),
+    ):
+        assert words in str(limits.refuse(graph))
+    assert Limits().refuse(graph) is None
+    assert Limits(max_width=16).refuse(cnn((1, 8, 8), 1_000, width=8)) is None  # the output's width is not counted
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_params": 0}, "max_params must be None or a positive integer, not 0"),
+        ({"max_flops": 1.5}, "max_flops"),
+        ({"max_depth": -1}, "max_depth"),
+        ({"max_width": "8"}, "max_width"),
+        ({"max_activation_bytes": True}, "max_activation_bytes"),
+        ({"morphs": ("deeper", "prune")}, "unknown morphs"),
+    ],
+)
+def test_wrong_limits_are_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Limits(**settings)
+
+
+def test_every_kind_of_morph_is_offered() -> None:
+    for graph in (mlp((4,), 2, depth=3), resnet((1, 8, 8), 2), densenet((1, 8, 8), 2), cnn((1, 8, 8), 2)):
+        assert {morph.tag for morph in neighbours(graph)} == set(MORPHS)
+    assert {morph.tag for morph in neighbours(graph, Limits(morphs=("deeper", "wider")))} == {"deeper", "wider"}
+    assert list(neighbours(graph, Limits(morphs=()))) == []
+
+
+def test_widths_that_sums_tie_together() -> None:
+    graph = resnet((1, 4, 4), 2, depth=2)
+    stem, inner, end, _, second_end = [node.name for node in graph.nodes if isinstance(node.op, Conv)]
+    assert width_group(graph, stem) == width_group(graph, end) == {stem, end, second_end}
+    assert width_group(graph, inner) == {inner}
+
+
+@pytest.mark.parametrize(
+    ("graph", "name", "words"),
+    [
+        (mlp((4,), 2), "dense_7", "dense_7: its width is that of the network's output"),
+        (mlp((4,), 2), "relu_3", "relu_3 is no convolution or dense layer"),
+        (
+            Graph(
+                (
+                    Node("x", Input((3,))),
+                    Node("dense_1", Dense(3), ("x",)),
+                    Node("add_2", Add(), ("dense_1", "x")),
+                    Node("relu_3", ReLU(), ("add_2",)),
+                    Node("dense_4", Dense(2), ("relu_3",)),
+                )
+            ),
+            "dense_1",
+            "that of the network's input",
+        ),
+        (
+            Graph(
+                (
+                    Node("x", Input((2, 2, 2))),
+                    Node("conv_1", Conv(2), ("x",)),
+                    Node("flatten_2", Flatten(), ("conv_1",)),
+                    Node("globalpool_3", GlobalPool(), ("x",)),
+                    Node("dense_4", Dense(8), ("globalpool_3",)),
+                    Node("add_5", Add(), ("flatten_2", "dense_4")),
+                    Node("dense_6", Dense(2), ("add_5",)),
+                )
+            ),
+            "conv_1",
+            "conv_1: its channels are a part of what add_5 adds",
+        ),
+    ],
+)
+def test_widths_that_cannot_change(graph: Graph, name: str, words: str) -> None:
+    with pytest.raises(MorphError, match=words):
+        width_group(graph, name)
+    with pytest.raises(MorphError):
+        Wider(name, 50).grow(graph)
+
+
+def test_widths_behind_a_concat_that_a_sum_reads() -> None:
+    graph = HAND_MADE["two_towers_2d"]()
+    assert width_group(graph, "conv_1") == {"conv_1"}
+    assert width_group(graph, "conv_3") == {"conv_3", "conv_4"}
+
+
+@pytest.mark.parametrize(
+    ("morph", "words"),
+    [
+        (Deeper("conv_1"), "conv_1 is no relu"),
+        (Deeper("nowhere_9"), "nowhere_9 is no relu"),
+        (Wider("conv_1", 4), "conv_1 has 4 channels already"),
+        (AddSkip("relu_11", "relu_2"), "relu_11 does not lead to relu_2"),
+        (AddSkip("relu_2", "relu_2"), "relu_2 does not lead to relu_2"),
+        (AddSkip("relu_6", "relu_11"), "without a relu between them"),
+        (ConcatSkip("relu_6", "relu_13"), "read by sums only"),
+        (ConcatSkip("relu_2", "relu_11"), "without a relu between them"),
+    ],
+)
+def test_morphs_that_do_not_fit_say_why(morph: Morph, words: str) -> None:
+    graph = HAND_MADE["two_towers_2d"]()
+    with pytest.raises(MorphError, match=words):
+        morph.check(graph)
+
+
+def test_a_skip_is_laid_once() -> None:
+    graph = plain(*[op for _ in range(4) for op in (Conv(3), ReLU())], GlobalPool(), Dense(2), shape=(1, 5, 5))
+    for skip in (AddSkip("relu_2", "relu_6"), ConcatSkip("relu_2", "relu_6")):
+        with pytest.raises(MorphError, match="already"):
+            skip.check(skip.grow(graph))
+
+
+def test_no_morph_shrinks_a_resolution_that_torch_could_not_pool() -> None:
+    """A skip over a strided 5x5x5 convolution would average windows that torch refuses in three dimensions."""
+    graph = plain(Conv(2), ReLU(), Conv(2, 5, 2), ReLU(), Conv(2), ReLU(), GlobalPool(), Dense(2), shape=(1, 3, 3, 3))
+    with pytest.raises(MorphError, match="no pooling turns"):
+        AddSkip("relu_2", "relu_6").check(graph)
+
+
+def test_many_paths_do_not_take_long() -> None:
+    """Thirty tensors added to themselves have a billion paths; looking for skips must not follow each of them."""
+    adds = [Node(f"add_{i}", Add(), (f"add_{i - 1}",) * 2) for i in range(1, 31)]
+    graph = Graph(
+        (
+            Node("x", Input((2,))),
+            Node("relu_0", ReLU(), ("x",)),
+            Node("add_0", Add(), ("relu_0", "relu_0")),
+            *adds,
+            Node("relu_31", ReLU(), ("add_30",)),
+            Node("dense_32", Dense(2), ("relu_31",)),
+        )
+    )
+    assert {str(morph) for morph in neighbours(graph)} == {"deeper(relu_0, 1)", "deeper(relu_31, 1)"}

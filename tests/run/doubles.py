@@ -1,0 +1,141 @@
+"""Stand-ins for what a search deals with: executors, searchers, observers, workers and trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from morphnas.graph import Graph, Network, Weights, fresh_weights, mlp
+from morphnas.run.search import Job
+from morphnas.run.store import Store
+from morphnas.search.trial import Left, Proposal, Trial
+from morphnas.train.data import Task
+from morphnas.train.recipe import Outcome, Recipe
+from tests.train.tasks import seeded
+
+GRAPH = mlp((4,), 2, width=3, depth=1)
+RECIPE = Recipe(epochs=2, batch_size=16, lr=0.1)
+GOOD = Outcome("finished", -0.5, 0.8, seconds=2.0, epochs=2, best_epoch=2, examples=40)
+
+
+def weights(seed: int = 0, graph: Graph = GRAPH) -> Weights:
+    return fresh_weights(graph, seeded(seed))
+
+
+def proposals(n: int) -> list[Proposal]:
+    """Different networks, trained from fresh weights."""
+    return [Proposal(mlp((4,), 2, width=3 + i, depth=1), (), RECIPE, {"reason": f"number {i}"}) for i in range(n)]
+
+
+@contextmanager
+def store_of(path: Path, **about: Any) -> Iterator[Store]:
+    """A new run, closed at the end."""
+    store = Store.create(path, about)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def resumed(path: Path) -> Iterator[Store]:
+    store = Store.resume(path)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def same_weights(one: Network, other: Weights) -> bool:
+    return one.weights.keys() == other.keys() and all(torch.equal(value, other[n]) for n, value in one.weights.items())
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """What every file below a folder holds."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+class Threads:
+    """Two workers in this process."""
+
+    workers = 2
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(2)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        return self._pool.submit(fn, *args)
+
+    def shutdown(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@dataclass
+class Script:
+    """Proposes what it was given, by the number of trials there are, and remembers what it was asked."""
+
+    proposals: Sequence[Proposal | None]
+    asked: list[tuple[tuple[Trial, ...], Left]] = field(default_factory=list)
+
+    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        self.asked.append((tuple(trials), left))
+        return self.proposals[len(trials)] if len(trials) < len(self.proposals) else None
+
+
+@dataclass
+class Notes:
+    """Writes down what it is told."""
+
+    told: list[tuple[str, int]] = field(default_factory=list)
+
+    def trial_begins(self, trial: Trial) -> None:
+        assert trial.outcome is None
+        self.told.append(("begins", trial.id))
+
+    def epoch_done(self, outcome: Outcome) -> None:
+        self.told.append(("epoch", outcome.epochs))
+
+    def trial_ends(self, trial: Trial) -> None:
+        assert trial.outcome is not None
+        self.told.append(("ends", trial.id))
+
+
+@dataclass
+class Workers:
+    """In place of `work`: trains nothing, and every job ends as it is told to."""
+
+    ends: Callable[[Job], Outcome] = lambda _: GOOD
+    jobs: list[Job] = field(default_factory=list)
+
+    def __call__(self, job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights | None]:
+        self.jobs.append(job)
+        outcome = self.ends(job)
+        graph = job.start if isinstance(job.start, Graph) else job.start.graph
+        for morph in job.morphs:
+            graph = morph.grow(graph)
+        return outcome, None if outcome.status in ("failed", "oom") else weights(len(self.jobs), graph)
+
+
+def comparable(trials: Sequence[Trial]) -> list[tuple[Any, ...]]:
+    """What must be the same when a search is repeated: all but the seconds."""
+    return [
+        (
+            t.id,
+            t.proposal.start,
+            t.proposal.morphs,
+            t.proposal.recipe,
+            t.graph,
+            t.kept,
+            t.outcome
+            and replace(
+                t.outcome, seconds=0, images_per_second=0, curve=tuple(replace(e, seconds=0) for e in t.outcome.curve)
+            ),
+        )
+        for t in trials
+    ]

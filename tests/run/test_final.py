@@ -1,0 +1,333 @@
+"""The final model: trained longer, chosen by examples that chose nothing before, and then on everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from morphnas.graph import Graph, Network, Weights, to_module
+from morphnas.run import final as module
+from morphnas.run.final import LONGEST, finalise
+from morphnas.run.search import Job, is_final, work
+from morphnas.run.store import Store, load_run
+from morphnas.search.trial import Proposal, Trial
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.trainer import evaluate
+from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, files, proposals, resumed, same_weights, weights
+from tests.train.tasks import Clock, blobs
+
+TASK = blobs(60, 20)
+assert TASK.valid is not None
+CHOOSER = TASK.valid[:10]
+EVERYTHING = Examples(torch.cat([TASK.train.x, TASK.valid.x]), torch.cat([TASK.train.y, TASK.valid.y]))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@contextmanager
+def searched(path: Path) -> Iterator[tuple[Store, Trial]]:
+    """A run whose second trial has won."""
+    store = Store.create(path, {"seed": 1})
+    try:
+        for i, proposal in enumerate(proposals(3)):
+            store.claim(proposal)
+            assert isinstance(proposal.start, Graph)
+            outcome, trained = work(Job(proposal.start, (), RECIPE, 600, i), TASK)
+            store.finish(i, outcome, trained)
+        yield store, store.trials[1]
+    finally:
+        store.close()
+
+
+def finish(store: Store, winner: Trial, **settings: Any) -> Trial:
+    given = {"chooser": CHOOSER, "everything": EVERYTHING, "recipe": RECIPE, "deadline": Deadline.after(600)}
+    given = given | {"epochs": 3} | settings
+    return finalise(store, winner, TASK, **given)  # type: ignore[arg-type]
+
+
+def judged(store: Store, trial: Trial, by: Examples) -> float:
+    network = store.network(trial.id)
+    return evaluate(to_module(network.graph, network.weights), by, TASK)[0]
+
+
+# -- for real
+
+
+@pytest.mark.parametrize("chooser", [CHOOSER, None])
+def test_the_final_training_adds_trials_and_changes_none(path: Path, chooser: Examples | None) -> None:
+    notes = Notes()
+    with searched(path) as (store, winner):
+        before = files(path)
+        last = finish(store, winner, chooser=chooser, observer=notes)
+        assert {name: data for name, data in files(path).items() if name in before} == before
+        inherited, fresh, whole = store.trials[3:]
+        assert [t.proposal.why["final"] for t in store.trials[3:]] == ["inherited", "fresh", "everything"]
+        assert all(
+            t.proposal.why["of"] == winner.id and is_final(t) and t.graph == winner.graph for t in store.trials[3:]
+        )
+        assert not any(is_final(t) for t in store.trials[:3])
+        assert inherited.proposal.start == winner.id
+        assert fresh.proposal.start == winner.graph
+        assert [t.epochs for t in (inherited, fresh)] == [3, 3]
+        best = max((winner, inherited, fresh), key=lambda t: judged(store, t, chooser or TASK.judge))
+        assert last == whole
+        assert whole.proposal.start == whole.proposal.why["score_of"] == best.id
+        assert load_run(path).trials == tuple(store.trials)
+    assert [entry for entry in notes.told if entry[0] != "epoch"] == [
+        (what, id) for id in (3, 4, 5) for what in ("begins", "ends")
+    ]
+
+
+def test_what_was_trained_on_everything_has_no_score_but_weights(path: Path) -> None:
+    with searched(path) as (store, winner):
+        last = finish(store, winner)
+        assert last.outcome is not None
+        assert last.outcome.status == "finished"
+        assert (last.score, last.outcome.metric, last.outcome.examples) == (None, None, 0)
+        assert last.kept
+        assert isinstance(last.proposal.start, int)
+        assert not same_weights(store.network(last.id), dict(store.network(last.proposal.start).weights))
+        assert last.proposal.recipe.lr < RECIPE.lr
+        assert last.proposal.recipe.patience is None
+        assert [entry["model_id"] for entry in load_run(path).history] == [0, 1, 2, 3, 4]
+
+
+def test_a_second_final_training_adds_to_the_first(path: Path) -> None:
+    with searched(path) as (store, winner):
+        finish(store, winner)
+    before = files(path)
+    with resumed(path) as store:
+        last = finish(store, winner)
+    assert last.id == 8
+    after = files(path)
+    assert {name for name in before if after[name] != before[name]} <= {"holder"}
+
+
+def test_retraining_is_from_fresh_weights_alone(path: Path) -> None:
+    with searched(path) as (store, winner):
+        finish(store, winner, retrain=True)
+        assert [t.proposal.why["final"] for t in store.trials[3:]] == ["fresh", "everything"]
+        assert store.trials[4].proposal.start == 3
+
+
+def test_without_everything_the_chosen_one_is_the_model(path: Path) -> None:
+    with searched(path) as (store, winner):
+        last = finish(store, winner, everything=None)
+        assert [t.proposal.why["final"] for t in store.trials[3:]] == ["inherited", "fresh"]
+        candidates = [winner, *store.trials[3:]]
+        assert last == max(candidates, key=lambda t: judged(store, t, CHOOSER))
+
+
+@pytest.mark.parametrize("retrain", [False, True])
+def test_without_time_the_winner_is_the_model(path: Path, retrain: bool) -> None:
+    with searched(path) as (store, winner):
+        clock = Clock()
+        before = files(path)
+        assert finish(store, winner, retrain=retrain, deadline=clock.deadline(0)) == winner
+        assert files(path) == before
+
+
+def test_a_winner_that_was_never_trained_is_the_model(path: Path) -> None:
+    with searched(path) as (store, _):
+        untrained = store.claim(Proposal(GRAPH, (), RECIPE))
+        assert finish(store, untrained) == untrained
+        untrained = store.finish(untrained.id, Outcome("truncated"), weights())
+        assert finish(store, untrained) == untrained
+        assert len(store.trials) == 4
+
+
+# -- with results as they are told
+
+
+def sure_of(label: int, graph: Graph) -> Weights:
+    """Weights with which a network says the same of every example."""
+    made = {name: torch.zeros_like(value) for name, value in weights(0, graph).items()}
+    made |= {name: torch.ones_like(value) for name, value in made.items() if name.endswith("running_var")}
+    made[f"{graph.output.name}.bias"][label] = 3.0
+    return made
+
+
+@dataclass
+class Told:
+    """In place of `work`: outcomes, and networks that say one label, by what the training is for."""
+
+    ends: dict[str, tuple[Outcome, int | None]]
+    clock: Clock = field(default_factory=Clock)
+    per_epoch: float = 0.0
+    jobs: list[Job] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+
+    def __call__(self, job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights | None]:
+        self.jobs.append(job)
+        self.tasks.append(task)
+        self.clock.now += self.per_epoch * job.recipe.epochs
+        way = "everything" if not job.scored else "fresh" if isinstance(job.start, Graph) else "inherited"
+        outcome, label = self.ends[way]
+        graph = job.start.graph if isinstance(job.start, Network) else job.start
+        return outcome, None if label is None else sure_of(label, graph)
+
+
+WELL, BADLY = replace(GOOD, score=-0.1), replace(GOOD, score=-2.0)
+WHOLE = Outcome("finished", epochs=1, best_epoch=1)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Told]:
+    def make(**ends: tuple[Outcome, int | None]) -> Told:
+        made = Told({"inherited": (WELL, 0), "fresh": (BADLY, 1), "everything": (WHOLE, 1)} | ends)
+        monkeypatch.setattr(module, "work", made)
+        return made
+
+    return make
+
+
+@contextmanager
+def won(path: Path, outcome: Outcome = BADLY, label: int = 0) -> Iterator[tuple[Store, Trial]]:
+    """A run with one trial, which has won."""
+    store = Store.create(path, {})
+    try:
+        store.claim(Proposal(GRAPH, (), RECIPE))
+        yield store, store.finish(0, outcome, sure_of(label, GRAPH))
+    finally:
+        store.close()
+
+
+def all_of(label: int) -> Examples:
+    return Examples(TASK.judge.x[:6], torch.full((6,), label))
+
+
+@pytest.mark.parametrize(("label", "chosen"), [(0, 1), (1, 2)])
+def test_the_chooser_chooses(path: Path, told: Callable[..., Told], label: int, chosen: int) -> None:
+    """What was trained on from the winner has the better score, and says 0; from fresh weights it says 1."""
+    told()
+    with won(path, label=0) as (store, winner):
+        last = finish(store, winner, chooser=all_of(label), everything=None)
+        assert last.id == (0 if label == 0 else chosen)  # of equals the winner, which was there first
+
+
+def test_the_score_chooses_where_there_is_no_chooser(path: Path, told: Callable[..., Told]) -> None:
+    told()
+    with won(path) as (store, winner):
+        assert finish(store, winner, chooser=None, everything=None).id == 1
+    told(inherited=(BADLY, 0), fresh=(replace(BADLY, score=-1.9), 1))
+    with resumed(path) as store:
+        assert finish(store, winner, chooser=None, everything=None).id == 4
+
+
+def test_the_winner_stays_where_nothing_is_better(path: Path, told: Callable[..., Told]) -> None:
+    told(inherited=(BADLY, 0), fresh=(BADLY, 1))
+    with won(path, WELL) as (store, winner):
+        assert finish(store, winner, chooser=None, everything=None) == winner
+        last = finish(store, winner, chooser=None)
+        assert last.proposal.start == winner.id
+
+
+NO_SCORE = Outcome("diverged", epochs=1, error="no numbers")
+
+
+@pytest.mark.parametrize(
+    "end", [(Outcome("failed", error="trace"), None), (Outcome("oom"), None), (NO_SCORE, 1), (Outcome("truncated"), 1)]
+)
+@pytest.mark.parametrize("retrain", [False, True])
+def test_trainings_that_came_to_nothing_are_not_chosen(
+    path: Path, told: Callable[..., Told], end: tuple[Outcome, int | None], retrain: bool
+) -> None:
+    told(inherited=end, fresh=end)
+    with won(path) as (store, winner):
+        for chooser in (None, all_of(1)):
+            assert finish(store, winner, chooser=chooser, everything=None, retrain=retrain) == winner
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        (Outcome("diverged", epochs=2, best_epoch=1), 1),
+        (Outcome("failed", error="trace"), None),
+        (Outcome("oom"), None),
+    ],
+)
+def test_what_went_wrong_on_everything_is_dropped(
+    path: Path, told: Callable[..., Told], end: tuple[Outcome, int | None]
+) -> None:
+    told(everything=end)
+    with won(path) as (store, winner):
+        last = finish(store, winner, chooser=None)
+        assert last.id == 1  # what it began from
+        assert last.score == WELL.score
+        assert [is_final(t) for t in store.trials] == [False, True, True, True]
+        assert store.trials[3].outcome == end[0]
+
+
+def test_what_time_ran_out_for_on_everything_is_used(path: Path, told: Callable[..., Told]) -> None:
+    told(everything=(Outcome("truncated", epochs=1, best_epoch=1), 1))  # the rate had come down by then
+    with won(path) as (store, winner):
+        assert finish(store, winner, chooser=None) == store.trials[3]
+
+
+def test_everything_is_trained_on_as_the_rest_was_normalised(path: Path, told: Callable[..., Told]) -> None:
+    made = told()
+    with won(path) as (store, winner):
+        finish(store, winner)
+    inherited, fresh, whole = made.tasks
+    assert inherited is fresh is TASK
+    assert whole.train is EVERYTHING
+    assert whole.mean is TASK.mean
+    assert whole.std is TASK.std
+    assert [job.scored for job in made.jobs] == [True, True, False]
+    assert len({job.seed for job in made.jobs}) == 3
+
+
+# -- time
+
+
+def test_epochs_are_what_there_is_time_for(path: Path, told: Callable[..., Told]) -> None:
+    """At the pace of the winner, which took 2 epochs in 2 seconds."""
+    made = told(everything=(WHOLE, 1))
+    made.per_epoch = 1.0
+    with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
+        finish(store, winner, deadline=made.clock.deadline(80), epochs=None)
+    inherited, fresh, whole = (job.recipe.epochs for job in made.jobs)
+    assert 20 <= inherited <= 30
+    assert fresh == pytest.approx(inherited, abs=2)  # both ways get the same
+    assert whole >= 1
+    assert inherited + fresh + whole <= 80
+    assert all(job.recipe.patience for job in made.jobs[:2])
+    assert sum(job.seconds for job in made.jobs[:1]) < 0.5 * 80
+
+
+def test_long_trainings_are_long_enough(path: Path, told: Callable[..., Told]) -> None:
+    made = told()
+    with won(path) as (store, winner):
+        finish(store, winner, epochs=None, deadline=Deadline.after(1e6))
+    assert [job.recipe.epochs for job in made.jobs[:2]] == [LONGEST, LONGEST]
+
+
+def test_with_little_time_fresh_weights_are_left_out(path: Path, told: Callable[..., Told]) -> None:
+    made = told()
+    made.per_epoch = 1.0
+    with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
+        finish(store, winner, deadline=made.clock.deadline(12), epochs=None)
+        assert [t.proposal.why["final"] for t in store.trials[1:]] == ["inherited", "everything"]
+    assert sum(job.recipe.epochs for job in made.jobs) <= 12
+
+
+def test_the_recipe_given_is_used(path: Path, told: Callable[..., Told]) -> None:
+    made = told()
+    recipe = Recipe(lr=0.03, optimizer="adamw", batch_size=7, patience=5)
+    with won(path) as (store, winner):
+        finish(store, winner, recipe=recipe)
+    for job in made.jobs[:2]:
+        assert job.recipe == replace(recipe, epochs=3)
+    assert made.jobs[2].recipe.optimizer == "adamw"
+    assert made.jobs[2].recipe.batch_size == 7

@@ -1,0 +1,243 @@
+"""How a run is sized: by what this machine can do in the time, and within the limits."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from morphnas.graph import Conv, Dense, Limits, to_module
+from morphnas.run import plan as module
+from morphnas.run.plan import Plan, batch_size, default_recipe, measure, plan
+from morphnas.train.data import Task
+from morphnas.train.recipe import Augment, Recipe
+from tests.train.tasks import blobs, images
+
+SHAPES = [
+    (1,),
+    (5,),
+    (300,),
+    (1, 1),
+    (2, 30),
+    (1, 1, 1),
+    (1, 1, 9),
+    (3, 2, 2),
+    (1, 8, 8),
+    (3, 32, 32),
+    (1, 1, 1, 1),
+    (1, 6, 6, 6),
+]
+RECIPE = Recipe(epochs=6, batch_size=32)
+COST = 1e-6
+"""Seconds of an epoch per operation: of 1,000 examples at a thousand million operations a second."""
+
+
+def planned(shape: tuple[int, ...], seconds: float = 60.0, **settings: Any) -> Plan:
+    given: dict[str, Any] = {"recipe": RECIPE, "cost": COST, "threads": 1, "limits": Limits()}
+    return plan(shape, 3, seconds=seconds, **given | settings)
+
+
+# -- starters
+
+
+@pytest.mark.parametrize("seconds", [0.01, 60.0, 1e9])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_starters_fit_the_task_whatever_its_shape(shape: tuple[int, ...], seconds: float) -> None:
+    found = planned(shape, seconds)
+    assert found.starts
+    assert len({graph.key for graph in found.starts}) == len(found.starts)
+    for graph in found.starts:
+        assert graph.shapes[graph.input.name] == shape
+        assert graph.shapes[graph.output.name] == (3,)
+    smallest = min(found.starts, key=lambda graph: graph.work)
+    assert to_module(smallest)(torch.zeros(2, *shape)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("shape", [(20,), (1, 8, 8), (3, 32, 32)])
+@pytest.mark.parametrize("limits", [{"max_params": 3000}, {"max_width": 8}, {"max_flops": 200_000}, {"max_depth": 5}])
+def test_starters_are_within_the_limits(shape: tuple[int, ...], limits: dict[str, Any]) -> None:
+    for seconds in (1.0, 1e9):
+        found = planned(shape, seconds, limits=Limits(**limits))
+        assert found.starts
+        assert all(found.limits.refuse(graph) is None for graph in found.starts)
+
+
+@pytest.mark.parametrize("shape", [(20,), (1, 8, 8)])
+def test_shallow_starters_are_found_where_the_limits_are_shallow(shape: tuple[int, ...]) -> None:
+    found = planned(shape, limits=Limits(max_depth=2))
+    assert {graph.depth for graph in found.starts} == {2}
+
+
+@pytest.mark.parametrize("shape", [(20,), (1, 8, 8), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [({"max_params": 2}, "parameters, at most 2 are"), ({"max_depth": 1}, "2 layers of depth, at most 1 are")],
+)
+def test_limits_that_nothing_meets_are_a_value_error(
+    shape: tuple[int, ...], limits: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=f"limits: no starter meets them, the smallest one has .*{words} allowed"):
+        planned(shape, limits=Limits(**limits))
+
+
+@pytest.mark.parametrize("shape", [(20,), (1, 8, 8), (3, 32, 32)])
+def test_more_time_allows_larger_starters(shape: tuple[int, ...]) -> None:
+    sizes = [[graph.work for graph in planned(shape, 2.0**i).starts] for i in range(-4, 24, 2)]
+    epochs = [planned(shape, 2.0**i).recipe.epochs for i in range(-4, 24, 2)]
+    largest = [max(size) for size in sizes]
+    assert all(b >= a for a, b, m, n in zip(largest, largest[1:], epochs, epochs[1:], strict=False) if m == n)
+    assert largest[-1] > (4 if len(shape) > 1 else 1) * largest[0]
+    assert sorted(epochs) == epochs
+    assert (epochs[0], epochs[-1]) == (1, RECIPE.epochs)
+
+
+@given(st.sampled_from([(20,), (1, 8, 8), (3, 16, 16)]), st.floats(1, 1e6), st.floats(1e-9, 1e-5))
+def test_no_starter_costs_much_more_than_a_childs_share(shape: tuple[int, ...], seconds: float, cost: float) -> None:
+    """But for the smallest of a family, which is tried however little time there is."""
+    found = planned(shape, seconds, cost=cost)
+    smallest = {graph.key for graph in planned(shape, 1e-9, cost=cost).starts}
+    for graph in found.starts:
+        price = graph.work * found.recipe.epochs * cost
+        assert price <= 2.5 * module.CHILD * seconds or graph.key in smallest
+
+
+def test_what_costs_nothing_may_be_large() -> None:
+    assert planned((1, 8, 8), cost=0.0).starts == planned((1, 8, 8), 1e15).starts
+    assert planned((1, 8, 8), cost=0.0).recipe == RECIPE
+
+
+def test_the_width_can_be_given() -> None:
+    """That of the first layer; those after it may be wider, as the family has it."""
+    for seconds in (1e-3, 1e9):
+        assert {graph["dense_1"].op for graph in planned((20,), seconds, width=5).starts} == {Dense(5, bias=False)}
+        for graph in planned((1, 16, 16), seconds, width=5).starts:
+            first = next(node.op for node in graph.nodes if isinstance(node.op, Conv))
+            assert first.filters in (5, 10)  # the stem of a densenet is twice as wide
+    with pytest.raises(ValueError, match="width must be a positive integer"):
+        planned((20,), width=-3)
+
+
+def test_the_depth_can_be_given() -> None:
+    for depth in (1, 2, 4):
+        assert {graph.depth for graph in planned((20,), depth=depth).starts} == {depth + 1}
+        assert min(graph.depth for graph in planned((1, 16, 16), depth=depth).starts) == depth + 1
+
+
+def test_the_rest_of_the_recipe_is_kept() -> None:
+    recipe = Recipe(epochs=50, batch_size=17, lr=0.3, optimizer="adamw", patience=4)
+    assert planned((20,), 1e9, recipe=recipe).recipe == recipe
+    short = planned((1, 16, 16), 0.5, recipe=recipe).recipe
+    assert short.epochs < 50
+    assert short == replace(recipe, epochs=short.epochs)
+
+
+def test_the_search_has_a_share_of_the_time() -> None:
+    for seconds in (1e-3, 1.0, 60.0, 1e9):
+        assert 0 < planned((1, 8, 8), seconds).search_share < 1
+
+
+# -- as JSON
+
+
+@pytest.mark.parametrize("shape", [(20,), (1, 8, 8)])
+def test_plans_come_back_from_json(shape: tuple[int, ...]) -> None:
+    limits = Limits(max_params=100_000, morphs=("deeper", "wider"))
+    recipe = default_recipe(500, torch.device("cpu"), None, spatial=True)
+    found = planned(shape, limits=limits, recipe=recipe, threads=3)
+    assert Plan.of_run({"seed": 1, "plan": json.loads(json.dumps(found.to_json(), allow_nan=False))}) == found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"starts": 3}, {"starts": [3]}, {"recipe": None}, {"recipe": {"speed": 1}}, {"limits": []}, {"limits": {"max": 1}},
+     {"limits": {"morphs": 3}}, {"search_share": None}, {"threads": "many"}, {"seconds_per_flop": []}],
+)  # fmt: skip
+def test_another_plan_is_a_value_error(change: dict[str, Any]) -> None:
+    good = planned((5,)).to_json()
+    with pytest.raises(ValueError, match=r"."):
+        Plan.of_run({"plan": good | change})
+    good.pop(next(iter(change)))
+    with pytest.raises(ValueError, match=r"run\.json does not hold the plan of a run"):
+        Plan.of_run({"plan": good})
+
+
+@pytest.mark.parametrize("about", [{}, {"plan": None}, {"plan": []}, {"plan": 3}, {"plan": {}}])
+def test_no_plan_is_a_value_error(about: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"run\.json does not hold the plan of a run"):
+        Plan.of_run(about)
+
+
+# -- measuring
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of threads that were set, last the one that holds; real ones would wait for one another here."""
+    seen = [2]
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: seen[-1])
+    return seen
+
+
+def one_pixel() -> Task:
+    return images(12, 4, (1, 1, 3))
+
+
+@pytest.mark.parametrize("task", [blobs(20, 4), images(12, 4), images(12, 4, (1, 9)), one_pixel(), blobs(2, 2)])
+@pytest.mark.parametrize("size", [1, 8, 500])
+def test_an_epoch_has_a_price(task: Task, size: int, threads: list[int]) -> None:
+    random = torch.get_rng_state()
+    cost, fastest = measure(task, 0.0, size)
+    assert 0 < cost < math.inf
+    assert fastest in (1, 2)
+    assert threads == [2, 1, 2, 2]  # both are tried, and then it is as before
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_the_number_of_threads_is_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch, threads: list[int]) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(nn.functional, "cross_entropy", broken)
+    with pytest.raises(MemoryError):
+        measure(blobs(), 0.0, 8)
+    assert threads[-1] == 2
+
+
+def test_twice_the_examples_take_twice_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    one, other = (measure(blobs(n, 2), 0.0, 16)[0] for n in (40, 80))
+    assert other == pytest.approx(2 * one)
+
+
+# -- recipes
+
+DEVICES = [torch.device("cpu"), torch.device("cuda")]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_grow_with_the_data(device: torch.device) -> None:
+    sizes = [batch_size(n, device) for n in (1, 2, 50, 500, 5_000, 50_000, 5_000_000)]
+    assert sorted(sizes) == sizes
+    assert all(size & (size - 1) == 0 and size >= 8 for size in sizes)
+    assert sizes[-1] <= 1024
+
+
+@pytest.mark.parametrize("augment", [None, True, False])
+@pytest.mark.parametrize("spatial", [True, False])
+def test_images_are_moved_unless_that_is_unwanted(augment: bool | None, spatial: bool) -> None:
+    recipe = default_recipe(1000, DEVICES[0], augment, spatial)
+    if spatial and augment is not False:
+        assert recipe.augment.shift > 0
+        assert recipe.augment.flip is None  # to be found out
+    else:
+        assert recipe.augment == Augment()

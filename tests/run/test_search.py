@@ -1,0 +1,473 @@
+"""The loop that asks, hands out work and writes down what comes back: when it ends, and that nothing is lost."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morphnas.graph import Limits, Network, Weights, Wider, mlp
+from morphnas.run import search as module
+from morphnas.run.executors import SerialExecutor
+from morphnas.run.search import Job, search, seconds_per_flop, settle, trial_seed
+from morphnas.run.store import Store, load_run
+from morphnas.search import MorphSpace, RandomSearcher
+from morphnas.search.trial import Left, Proposal, Trial
+from morphnas.train.data import Task
+from morphnas.train.recipe import Augment, Outcome, Recipe
+from tests.run.doubles import (
+    GOOD,
+    GRAPH,
+    RECIPE,
+    Notes,
+    Script,
+    Threads,
+    Workers,
+    comparable,
+    files,
+    proposals,
+    resumed,
+    same_weights,
+    store_of,
+    weights,
+)
+from tests.train.tasks import Clock, blobs
+
+TASK = blobs()
+NEVER = Clock().deadline(math.inf)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
+    """Instead of training."""
+    made = Workers()
+    monkeypatch.setattr(module, "work", made)
+    return made
+
+
+def run(store: Store, searcher: Any, *, executor: Any = None, deadline: Any = NEVER, **settings: Any) -> list[Trial]:
+    search(store, searcher, executor or SerialExecutor(), TASK, deadline, **settings)
+    return store.trials
+
+
+# -- when it ends
+
+
+def test_it_ends_when_the_searcher_has_nothing_left(path: Path, workers: Workers) -> None:
+    with store_of(path) as store:
+        trials = run(store, Script(proposals(4)))
+    assert [t.id for t in trials] == [0, 1, 2, 3]
+    assert all(t.outcome == GOOD and t.kept for t in trials)
+    assert list(load_run(path).trials) == trials
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_it_ends_after_so_many_trials(path: Path, workers: Workers, most: int) -> None:
+    script = Script(proposals(9))
+    with store_of(path) as store:
+        assert len(run(store, script, max_trials=most)) == most
+        assert [left.trials for _, left in script.asked] == list(range(most, 0, -1))
+    with resumed(path) as store:
+        assert len(run(store, script, max_trials=most)) == most
+        assert len(run(store, script, max_trials=most + 2)) == most + 2
+
+
+def test_it_ends_at_the_deadline(path: Path, workers: Workers) -> None:
+    clock, script = Clock(), Script(proposals(99))
+
+    def ends(job: Job) -> Outcome:
+        clock.now += 3
+        return GOOD
+
+    workers.ends = ends
+    with store_of(path) as store:
+        trials = run(store, script, deadline=clock.deadline(10))
+    assert len(trials) == 4
+    assert [job.seconds for job in workers.jobs] == [10, 7, 4, 1]
+    assert [left.seconds for _, left in script.asked] == [10, 7, 4, 1]
+
+
+def test_one_trial_is_begun_however_short_the_time(path: Path, workers: Workers) -> None:
+    clock = Clock()
+    with store_of(path) as store:
+        assert len(run(store, Script(proposals(9)), deadline=clock.deadline(0))) == 1
+        assert workers.jobs[0].seconds == 0
+        assert len(run(store, Script(proposals(9)), deadline=clock.deadline(0))) == 1
+
+
+def test_the_limits_of_the_time_do_not_keep_it_from_a_first_network(path: Path, workers: Workers) -> None:
+    searcher = RandomSearcher(MorphSpace((GRAPH,)), RECIPE, Limits(), 0)
+    with store_of(path) as store:
+        trials = run(store, searcher, deadline=Clock().deadline(1e-3), guess=1.0)
+    assert [t.id for t in trials] == [0]
+
+
+# -- what the searcher is told, and what the workers get
+
+
+def test_the_searcher_is_told_all_trials_and_what_is_left(path: Path, workers: Workers) -> None:
+    script = Script(proposals(3))
+    with store_of(path) as store:
+        trials = run(store, script, guess=1e-9, deadline=Clock().deadline(100))
+    assert [asked for asked, _ in script.asked] == [tuple(trials[:i]) for i in range(4)]
+    lefts = [left for _, left in script.asked]
+    assert lefts[0] == Left(100, None, 1e-9)
+    assert lefts[1].seconds_per_flop == seconds_per_flop(trials[:1], 0)
+    assert lefts[3].seconds_per_flop == seconds_per_flop(trials, 0)
+
+
+def test_workers_get_the_weights_of_the_start_and_a_seed_of_the_trial(path: Path, workers: Workers) -> None:
+    wider = Wider("dense_1", 7)
+    script = Script([*proposals(2), Proposal(1, (wider,), RECIPE)])
+    with store_of(path) as store:
+        run(store, script, seed=5)
+        second = store.network(1)
+    jobs = workers.jobs
+    assert [job.seed for job in jobs] == [trial_seed(5, id) for id in range(3)]
+    assert [job.morphs for job in jobs] == [(), (), (wider,)]
+    assert all(job.scored and job.recipe == RECIPE for job in jobs)
+    start = jobs[2].start
+    assert isinstance(start, Network)
+    assert start.graph == proposals(2)[1].start
+    assert same_weights(start, dict(second.weights))
+
+
+def test_trials_have_seeds_of_their_own() -> None:
+    seeds = [trial_seed(seed, id) for seed in (0, 1, 2, 2**40) for id in range(200)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_observer_is_told_in_order(path: Path) -> None:
+    notes = Notes()
+    with store_of(path) as store:
+        run(store, Script(proposals(2)), observer=notes)
+    expected = [[("begins", i), ("epoch", 1), ("epoch", 2), ("ends", i)] for i in range(2)]
+    assert notes.told == [entry for trial in expected for entry in trial]
+
+
+# -- failures
+
+
+def test_a_failure_is_a_trial_and_the_search_goes_on(path: Path, workers: Workers) -> None:
+    ends = iter([GOOD, Outcome("failed", error="trace"), Outcome("oom"), Outcome("truncated", -1.0, 0.5), GOOD])
+    workers.ends = lambda _: next(ends)
+    with store_of(path) as store:
+        trials = run(store, Script(proposals(5)))
+    assert [t.outcome and t.outcome.status for t in trials] == ["finished", "failed", "oom", "truncated", "finished"]
+    assert [t.kept for t in trials] == [True, False, False, True, True]
+
+
+def test_a_worker_that_dies_is_a_failed_trial(path: Path, workers: Workers) -> None:
+    """Not the job went wrong but whoever should have done it: the future has an exception."""
+
+    def ends(job: Job) -> Outcome:
+        if len(workers.jobs) == 2:
+            raise ConnectionResetError("the worker is gone")
+        return GOOD
+
+    workers.ends = ends
+    with store_of(path) as store:
+        trials = run(store, Script(proposals(3)))
+    outcome = trials[1].outcome
+    assert outcome is not None
+    assert (outcome.status, outcome.error) == ("failed", "ConnectionResetError: the worker is gone")
+    assert [t.kept for t in trials] == [True, False, True]
+
+
+def test_real_failures_are_trials_too(path: Path) -> None:
+    """A network for other features than the task has, and then one for its own."""
+    wrong = Proposal(mlp((9,), 2, width=3, depth=1), (), RECIPE)
+    with store_of(path) as store:
+        trials = run(store, Script([wrong, *proposals(2)[1:]]))
+    assert [t.outcome and t.outcome.status for t in trials] == ["failed", "finished"]
+
+
+def test_an_unfinished_trial_is_on_disk_while_it_runs(path: Path, workers: Workers) -> None:
+    seen: list[list[bool]] = []
+
+    def ends(job: Job) -> Outcome:
+        seen.append([t.outcome is None for t in load_run(path).trials])
+        return GOOD
+
+    workers.ends = ends
+    with store_of(path) as store:
+        run(store, Script(proposals(2)))
+    assert seen == [[True], [False, True]]
+
+
+# -- going on
+
+
+def test_claimed_and_unfinished_trials_come_first(path: Path, workers: Workers) -> None:
+    with store_of(path) as store:
+        for i, proposal in enumerate(proposals(4)):
+            store.claim(proposal)
+            if i in (0, 2):
+                store.finish(i, GOOD, weights(i, proposal.start))  # type: ignore[arg-type]
+    script, notes = Script(proposals(5)), Notes()
+    before = files(path)
+    with resumed(path) as store:
+        trials = run(store, script, seed=3, observer=notes)
+    assert [entry for entry in notes.told if entry[0] == "begins"] == [("begins", 1), ("begins", 3), ("begins", 4)]
+    assert [job.seed for job in workers.jobs] == [trial_seed(3, 1), trial_seed(3, 3), trial_seed(3, 4)]
+    assert all(asked[0] and all(t.outcome for t in asked[0]) for asked in script.asked)  # not before they are done
+    assert [t.outcome for t in trials] == [GOOD] * 5
+    after = files(path)
+    assert {name for name in before if before[name] != after.get(name)} <= {"holder"}
+
+
+class Stop(BaseException):
+    """Somebody presses Ctrl-C, or pulls the plug."""
+
+
+@dataclass
+class Interrupting(Notes):
+    """Stops the search when it has been told so many things."""
+
+    after: int = 0
+
+    def _told(self) -> None:
+        if len(self.told) == self.after:
+            raise Stop
+
+    def trial_begins(self, trial: Trial) -> None:
+        super().trial_begins(trial)
+        self._told()
+
+    def epoch_done(self, outcome: Outcome) -> None:
+        super().epoch_done(outcome)
+        self._told()
+
+    def trial_ends(self, trial: Trial) -> None:
+        super().trial_ends(trial)
+        self._told()
+
+
+@pytest.mark.parametrize("after", [1, 2, 4, 9, 10, 12, 15])
+def test_a_search_that_is_broken_off_and_resumed_is_the_unbroken_one(tmp_path: Path, after: int) -> None:
+    """Networks are really trained: the weights are the same to the last bit."""
+    starts = (mlp((4,), 2, width=3, depth=1), mlp((4,), 2, width=2, depth=2))
+    searcher = RandomSearcher(MorphSpace(starts), RECIPE, Limits(max_params=2000), seed=7)
+    with store_of(tmp_path / "unbroken") as store:
+        expected = run(store, searcher, seed=7, max_trials=5)
+    assert len(expected) == 5
+    assert any(t.proposal.morphs for t in expected)
+    with store_of(tmp_path / "broken") as store, pytest.raises(Stop):
+        run(store, searcher, seed=7, max_trials=5, observer=Interrupting(after=after))
+    with resumed(tmp_path / "broken") as store:
+        assert len(store.trials) < 5 or store.trials[-1].outcome is None
+        found = run(store, searcher, seed=7, max_trials=5)
+    assert comparable(found) == comparable(expected)
+    one, other = load_run(tmp_path / "unbroken"), load_run(tmp_path / "broken")
+    for trial in expected:
+        assert same_weights(one.load_model_by_id(trial.id), dict(other.load_model_by_id(trial.id).weights))
+
+
+def test_equal_seeds_search_alike_and_others_do_not(tmp_path: Path) -> None:
+    searcher = RandomSearcher(MorphSpace((GRAPH,)), RECIPE, Limits(max_params=2000), seed=1)
+    found = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        with store_of(tmp_path / name) as store:
+            found.append(comparable(run(store, searcher, seed=seed, max_trials=3)))
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_damaged_weights_of_a_start_are_a_failed_trial(path: Path, workers: Workers) -> None:
+    with store_of(path) as store:
+        run(store, Script(proposals(2)))
+    (path / "trials" / "00000" / "weights.safetensors").write_bytes(b"garbage")
+    script = Script([*proposals(2), Proposal(0, (), RECIPE), Proposal(1, (), RECIPE)])
+    with resumed(path) as store:
+        trials = run(store, script)
+    assert [t.outcome and t.outcome.status for t in trials] == ["finished", "finished", "failed", "finished"]
+
+
+def test_a_trial_that_waits_keeps_waiting_when_there_is_no_time(path: Path, workers: Workers) -> None:
+    workers.ends = lambda job: Outcome("truncated") if not job.seconds else GOOD
+    with store_of(path) as store:
+        run(store, Script(proposals(1)))
+        store.claim(proposals(2)[1])
+    with resumed(path) as store:
+        assert run(store, Script([]), deadline=Clock().deadline(0))[1].outcome is None
+
+
+def test_a_final_training_that_was_broken_off_is_none_of_the_searchs(path: Path, workers: Workers) -> None:
+    with store_of(path) as store:
+        run(store, Script(proposals(1)))
+        store.claim(Proposal(0, (), RECIPE, {"final": "everything", "of": 0, "score_of": 0}))
+    workers.jobs.clear()
+    with resumed(path) as store:
+        run(store, Script([]))
+    assert not workers.jobs
+
+
+# -- several workers
+
+
+@dataclass
+class Together:
+    """In place of `work`: two jobs at a time must run at once, and end in the order given."""
+
+    ends: Sequence[int]
+    jobs: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    turns: list[threading.Event] = field(default_factory=lambda: [threading.Event() for _ in range(20)])
+    both: threading.Barrier = field(default_factory=lambda: threading.Barrier(2))
+
+    def __call__(self, job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
+        with self.lock:
+            number, self.jobs = self.jobs, self.jobs + 1
+        if number < 2:
+            self.both.wait(30)
+        turn = self.ends.index(number)
+        if turn:
+            assert self.turns[turn - 1].wait(30)
+        self.turns[turn].set()
+        assert isinstance(job.start, type(GRAPH))
+        return replace(GOOD, score=-float(number)), weights(number, job.start)
+
+
+def test_running_trials_are_shown_to_the_searcher(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, threads = Script(proposals(6)), Threads()
+    monkeypatch.setattr(module, "work", Together(range(6)))
+    try:
+        with store_of(path) as store:
+            trials = run(store, script, executor=threads, max_trials=6)
+    finally:
+        threads.shutdown()
+    assert len(trials) == 6
+    assert all(t.outcome is not None for t in trials)
+    running = [[t.outcome is None for t in asked].count(True) for asked, _ in script.asked]
+    assert running[:2] == [0, 1]  # the second is asked for while the first runs
+    assert set(running[1:]) <= {0, 1}
+    assert 1 in running[2:]
+    assert [len(asked) for asked, _ in script.asked] == list(range(6))
+    assert [left.trials for _, left in script.asked] == [6, 5, 4, 3, 2, 1]
+
+
+def test_trials_that_end_out_of_order_keep_their_results(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads()
+    monkeypatch.setattr(module, "work", Together([1, 2, 0, 3]))
+    try:
+        with store_of(path) as store:
+            trials = run(store, Script(proposals(4)), executor=threads)
+            for trial in trials:
+                assert trial.score is not None
+                assert same_weights(store.network(trial.id), weights(int(-trial.score), trial.graph))
+    finally:
+        threads.shutdown()
+    assert sorted(-(t.score or 0) for t in trials) == [0, 1, 2, 3]
+
+
+@dataclass
+class Lossy(SerialExecutor):
+    """Loses the second job."""
+
+    submitted: int = 0
+
+    def submit(self, fn: Any, /, *args: Any) -> Future[Any]:
+        self.submitted += 1
+        if self.submitted == 2:
+            future: Future[Any] = Future()
+            future.set_exception(RuntimeError("the machine is gone"))
+            return future
+        return super().submit(fn, *args)
+
+
+def test_a_job_that_an_executor_loses_is_a_failed_trial(path: Path, workers: Workers) -> None:
+    with store_of(path) as store:
+        trials = run(store, Script(proposals(3)), executor=Lossy())
+    assert [t.outcome and t.outcome.status for t in trials] == ["finished", "failed", "finished"]
+    assert len(workers.jobs) == 2
+
+
+# -- flips
+
+
+UNDECIDED = Recipe(augment=Augment(shift=0.1, flip=None))
+
+
+def asked(metric: float | None, mirrored: float | None, id: int = 0) -> Trial:
+    score = None if metric is None else -0.5
+    return Trial(id, Proposal(GRAPH, (), UNDECIDED), GRAPH, Outcome("finished", score, metric, mirrored=mirrored), True)
+
+
+@pytest.mark.parametrize(
+    ("trials", "flip"),
+    [
+        ([], None),
+        ([Trial(0, Proposal(GRAPH, (), UNDECIDED), GRAPH)], None),
+        ([asked(0.9, 0.88)], True),  # as good on mirrored images
+        ([asked(0.9, 0.95)], True),
+        ([asked(0.9, 0.86)], False),  # 4 points worse
+        ([asked(0.9, 0.1)], False),
+        ([asked(0.39, 0.39)], None),  # knows too little: 30 points above chance are asked for
+        ([asked(0.41, 0.41)], True),
+        ([asked(0.2, 0.2), asked(0.8, 0.2, 1), asked(0.9, 0.9, 2)], False),  # the first that knows decides
+        ([asked(None, None), asked(0.9, None, 1)], None),
+        ([Trial(0, Proposal(GRAPH, (), UNDECIDED), GRAPH, Outcome("failed"))], None),
+    ],
+)
+def test_flips_are_settled_by_the_first_network_that_knows(trials: list[Trial], flip: bool | None) -> None:
+    assert settle(UNDECIDED, trials, 0.1) == replace(UNDECIDED, augment=Augment(shift=0.1, flip=flip))
+
+
+def test_where_chance_is_high_half_of_what_is_left_is_enough() -> None:
+    assert settle(UNDECIDED, [asked(0.94, 0.94)], 0.9).augment.flip is None
+    assert settle(UNDECIDED, [asked(0.96, 0.96)], 0.9).augment.flip is True
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_what_is_settled_stays_so(flip: bool) -> None:
+    recipe = Recipe(augment=Augment(flip=flip))
+    assert settle(recipe, [asked(0.9, 0.1), asked(0.9, 0.9)], 0.1) == recipe
+
+
+def test_the_search_settles_flips_for_the_trials_that_follow(path: Path, workers: Workers) -> None:
+    workers.ends = lambda job: replace(GOOD, mirrored=0.8 if len(workers.jobs) > 1 else None)
+    given = [replace(proposal, recipe=UNDECIDED) for proposal in proposals(4)]
+    with store_of(path) as store:
+        trials = run(store, Script(given), chance=0.1)
+    assert [job.recipe.augment.flip for job in workers.jobs] == [None, None, True, True]
+    assert [t.proposal.recipe.augment.flip for t in trials] == [None, None, True, True]
+
+
+# -- the cost of an epoch
+
+
+def timed(id: int, per_epoch: float, **changes: Any) -> Trial:
+    """A trial whose epochs took so many seconds for each of a forward pass's operations."""
+    outcome = replace(GOOD, seconds=per_epoch * 4 * GRAPH.work, epochs=4, **changes)
+    return Trial(id, Proposal(GRAPH, (), RECIPE), GRAPH, outcome, True)
+
+
+def test_the_cost_is_guessed_until_it_is_known() -> None:
+    running = Trial(0, Proposal(GRAPH, (), RECIPE), GRAPH)
+    assert seconds_per_flop([], 0.5) == 0.5
+    assert seconds_per_flop([running, timed(1, 9.0, status="truncated"), timed(2, 9.0, status="diverged")], 0.5) == 0.5
+    assert seconds_per_flop([timed(0, 2.0)], 0.5) == pytest.approx(2.0)
+
+
+def test_the_cost_is_the_median_of_the_last_nine() -> None:
+    costs = [100.0] * 20 + [1.0, 50.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    assert seconds_per_flop([timed(i, cost) for i, cost in enumerate(costs)], 0.5) == pytest.approx(5.0)
+
+
+def test_a_predicted_cost_is_that_of_the_trial_it_came_from() -> None:
+    trial = timed(0, 3e-9)
+    assert trial.outcome is not None
+    left = Left(10, None, seconds_per_flop([trial], 0))
+    assert left.predict(GRAPH, 4) == pytest.approx(trial.outcome.seconds)

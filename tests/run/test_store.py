@@ -1,0 +1,680 @@
+"""The run's folder: what is written is read again, whatever happens in between, and other files are left alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save
+
+from morphnas.graph import Conv, Deeper, Network, ReLU, Wider, cnn, mlp
+from morphnas.run import store as module
+from morphnas.run.store import (
+    FORMAT,
+    RunError,
+    Store,
+    load_model,
+    load_run,
+    proposal_from_json,
+    proposal_to_json,
+    read_json,
+    versions,
+    write_bytes,
+    write_json,
+)
+from morphnas.search.trial import Proposal, Trial
+from morphnas.train.recipe import Augment, Epoch, Outcome, Recipe
+from tests.run.doubles import (
+    GOOD,
+    GRAPH,
+    RECIPE,
+    comparable,
+    files,
+    proposals,
+    resumed,
+    same_weights,
+    store_of,
+    weights,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def temporary(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.name.startswith(".") or file.name.endswith(".tmp")]
+
+
+def edited(file: Path, **changes: Any) -> None:
+    """Change entries of a JSON file behind the store's back."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+# -- what is written is read again
+
+
+def test_a_run_is_read_as_it_was_written(path: Path) -> None:
+    graph = cnn((1, 8, 8), 2, width=3, depth=2)
+    relu = next(node.name for node in graph.nodes if isinstance(node.op, ReLU))
+    conv = next(node.name for node in graph.nodes if isinstance(node.op, Conv))
+    recipe = Recipe(epochs=3, augment=Augment(0.1, None, 0.2), patience=4)
+    outcome = Outcome(
+        "truncated", -0.25, 0.5, 3.5, 2, 1, (Epoch(1.5, 0.7, -0.25, 0.5),), 40, 12.5, 7, 1e-6, 0.4, "late"
+    )
+    with store_of(path, seed=3, plan={"a": [1]}) as store:
+        first = store.claim(Proposal(graph, (), recipe, {"reason": "start", "left": {"seconds": None}}))
+        assert first == Trial(0, Proposal(graph, (), recipe, {"reason": "start", "left": {"seconds": None}}), graph)
+        store.finish(0, outcome, weights(1, graph))
+        grown = Wider(conv, 5).grow(Deeper(relu).grow(graph))
+        second = store.claim(Proposal(0, (Deeper(relu), Wider(conv, 5)), recipe))
+        assert second.graph == grown
+        store.finish(1, Outcome("oom", error="too much"), None)
+        store.claim(Proposal(0, (), recipe))
+        before = store.trials
+    with resumed(path) as store:
+        assert store.trials == before
+        assert [t.outcome for t in store.trials] == [outcome, Outcome("oom", error="too much"), None]
+        assert [t.kept for t in store.trials] == [True, False, False]
+        assert [t.parent for t in store.trials] == [None, 0, 0]
+        assert store.trials[1].graph == grown
+        assert same_weights(store.network(0), weights(1, graph))
+        assert store.claim(proposals(1)[0]).id == 3
+    run = load_run(path)
+    assert run.about["seed"] == 3
+    assert run.about["plan"] == {"a": [1]}
+    assert run.about["format"] == FORMAT
+    assert list(run.trials[:3]) == before
+
+
+def test_proposals_come_back_from_json() -> None:
+    for proposal in (
+        Proposal(GRAPH, (), RECIPE, {"reason": "start"}),
+        Proposal(7, (Deeper("relu_3"), Wider("dense_1", 9)), Recipe(patience=3), {"left": {"seconds": 1.5}}),
+    ):
+        assert proposal_from_json(json.loads(json.dumps(proposal_to_json(proposal)))) == proposal
+
+
+def test_no_temporary_file_and_no_pickle_is_left(path: Path) -> None:
+    with store_of(path) as store:
+        for i, proposal in enumerate(proposals(3)):
+            store.claim(proposal)
+            store.finish(i, GOOD, weights(i, proposal.start))  # type: ignore[arg-type]
+        store.note(best=1)
+        store.write_model(store.network(1), {"labels": [0, 1]})
+        store.write_model(store.network(2), {"labels": [0, 1]})
+    assert not temporary(path)
+    kept = files(path)
+    assert sorted(kept)[-7:] == [
+        "trials/00000/weights.safetensors", "trials/00001/proposal.json", "trials/00001/trial.json",
+        "trials/00001/weights.safetensors", "trials/00002/proposal.json", "trials/00002/trial.json",
+        "trials/00002/weights.safetensors",
+    ]  # fmt: skip
+    for name, data in kept.items():
+        assert not data.startswith((b"\x80", b"PK")), f"{name} may be a pickle"
+        assert Path(name).suffix in (".json", ".safetensors") or name in ("lock", "holder")
+        if name.endswith(".json"):
+            assert isinstance(json.loads(data), dict)
+
+
+def test_notes_are_added_to_what_is_known(path: Path) -> None:
+    with store_of(path, seed=1) as store:
+        store.note(best=4)
+        store.note(final=5, best=6)
+    about = load_run(path).about
+    assert (about["seed"], about["best"], about["final"]) == (1, 6, 5)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Or, when the power fails, the new name may stand for an empty file; and then the folder's entry is synced."""
+    calls: list[str] = []
+    sync, put = os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def replace(source: Any, target: Any) -> None:
+        assert Path(source).read_bytes() == b"data"
+        calls.append("name")
+        put(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_bytes(tmp_path / "file", b"data")
+    assert calls == ["file", "name"] + ["folder"] * (os.name == "posix")
+
+
+def test_what_json_cannot_hold_is_not_written(path: Path) -> None:
+    path.mkdir()
+    write_json(path / "a.json", {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path / "a.json", {"a": float("nan")})
+    assert read_json(path / "a.json") == {"a": 1}
+
+
+# -- crashes
+
+
+class Crash(BaseException):
+    """The process is killed; nothing after this line runs in it."""
+
+
+def session(path: Path, reached: Callable[[str], None]) -> None:
+    """Two trials, and a model of each; goes on from wherever the folder is."""
+    store = Store.resume(path) if (path / "run.json").exists() else Store.create(path, {"seed": 1})
+    try:
+        for i, proposal in enumerate(proposals(2)):
+            if i == len(store.trials):
+                store.claim(proposal)
+            trial = store.trials[i]
+            reached(f"claimed {i}")
+            if trial.outcome is None:
+                store.finish(trial.id, GOOD, weights(trial.id, trial.graph))
+            reached(f"finished {i}")
+            store.note(best=trial.id)
+            store.write_model(store.network(trial.id), {"of": trial.id})
+            reached(f"model {i}")
+    finally:
+        store.close()
+
+
+def crashes(monkeypatch: pytest.MonkeyPatch, path: Path, at: int, before: bool) -> list[str]:
+    """Run the session until the `at`-th file is about to be, or was just, put in place; what it got done till then."""
+    done: list[str] = []
+    count = iter(range(10_000))
+    put = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        crash = next(count) == at
+        if crash and before:
+            raise Crash
+        put(source, target)
+        if crash:
+            raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        try:
+            session(path, done.append)
+        except Crash:
+            done.append("crash")
+    return done
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_crash_at_any_write_loses_no_finished_trial(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: bool
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # the process dies, not the machine
+    session(tmp_path / "unbroken", lambda _: None)
+    expected = load_run(tmp_path / "unbroken")
+    for at in range(1000):
+        path = tmp_path / f"run {at}"
+        done = crashes(monkeypatch, path, at, before)
+        if done[-1] != "crash":
+            assert at > 8
+            break
+        finished = [i for i in range(2) if f"finished {i}" in done]
+        if (path / "run.json").exists():
+            run = load_run(path)
+            assert [t.id for t in run.trials] == list(range(len(run.trials)))
+            for trial in run.trials:
+                assert (
+                    (trial.outcome is None)
+                    == (not trial.kept)
+                    == (not (path / f"trials/{trial.id:05}/trial.json").exists())
+                )
+                if trial.outcome is not None:
+                    assert trial.outcome == GOOD
+                    assert same_weights(run.load_model_by_id(trial.id), weights(trial.id, trial.graph))
+            assert {t.id for t in run.trials if t.outcome is not None} >= set(finished)
+            models = [i for i in range(2) if f"model {i}" in done]
+            if models:
+                network, about = load_model(path)
+                assert about["of"] in (max(models), max(models) + 1)
+                assert same_weights(network, weights(about["of"], network.graph))
+        session(path, lambda _: None)  # a new process goes on
+        assert not temporary(path)
+        again = load_run(path)
+        assert comparable(again.trials) == comparable(expected.trials)
+        assert load_model(path)[1] == load_model(tmp_path / "unbroken")[1] | {"weights": load_model(path)[1]["weights"]}
+        assert len(list((path / "model").glob("*.safetensors"))) == 1
+    else:
+        pytest.fail("the session never ended")
+
+
+def test_an_id_that_was_claimed_by_name_only_is_given_again(path: Path) -> None:
+    """A crash between the folder and what is written in it changes no id of the trials after it."""
+    with store_of(path) as store:
+        store.claim(proposals(1)[0])
+        (path / "trials" / "00001").mkdir()
+    with resumed(path) as store:
+        assert [t.id for t in store.trials] == [0]
+        assert store.claim(proposals(1)[0]).id == 1
+
+
+def test_a_model_is_there_while_another_is_written(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    with store_of(path) as store:
+        store.write_model(Network(GRAPH, weights(1)), {"n": 1})
+        for crash_at in ("safetensors", "json"):
+
+            def broken(file: Path, data: bytes, crash_at: str = crash_at) -> None:
+                if file.name.endswith(crash_at):
+                    raise Crash
+                write_bytes(file, data)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "write_bytes", broken)
+                with pytest.raises(Crash):
+                    store.write_model(Network(GRAPH, weights(2)), {"n": 2})
+            network, about = load_model(path)
+            assert about["n"] == 1
+            assert same_weights(network, weights(1))
+        store.write_model(Network(GRAPH, weights(3)), {"n": 3})
+        network, about = load_model(path)
+        assert about["n"] == 3
+        assert same_weights(network, weights(3))
+        assert len(list((path / "model").iterdir())) == 2
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_a_run_error_that_names_the_file(monkeypatch: pytest.MonkeyPatch, path: Path, call: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with store_of(path) as store:
+        store.claim(proposals(1)[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            with pytest.raises(RunError, match=r"weights\.safetensors cannot be written: No space left"):
+                store.finish(0, GOOD, weights())
+        assert not temporary(path)
+        assert store.trials[0].outcome is None
+        assert load_run(path).trials[0].outcome is None
+        store.finish(0, GOOD, weights())
+    assert load_run(path).trials[0].outcome == GOOD
+
+
+# -- folders that will not do
+
+
+def test_a_run_is_not_overwritten_by_accident(path: Path) -> None:
+    with store_of(path) as store:
+        store.claim(proposals(1)[0])
+    before = files(path)
+    with pytest.raises(RunError, match="holds a run already: resume=True goes on with it, overwrite=True replaces it"):
+        Store.create(path, {})
+    assert files(path) == before
+
+
+def test_overwriting_removes_an_earlier_run_and_that_alone(path: Path) -> None:
+    with store_of(path, seed=1) as store:
+        store.claim(proposals(1)[0])
+        store.finish(0, GOOD, weights())
+        store.write_model(store.network(0), {})
+    (path / "notes.txt").write_text("mine")
+    store = Store.create(path, {"seed": 2}, overwrite=True)
+    try:
+        assert store.trials == []
+        assert load_run(path).about["seed"] == 2
+        assert (path / "notes.txt").read_text() == "mine"
+        assert not list(path.rglob("*.safetensors"))
+        with pytest.raises(RunError, match=r"model\.json cannot be read"):
+            load_model(path)
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_of_other_files_is_refused(path: Path, overwrite: bool) -> None:
+    (path / "trials").mkdir(parents=True)
+    (path / "trials" / "thesis.txt").write_text("mine")
+    (path / "data.csv").write_text("1,2")
+    before = files(path)
+    with pytest.raises(RunError, match=r"holds other files \(data\.csv, trials\): choose an empty or new folder"):
+        Store.create(path, {}, overwrite=overwrite)
+    with pytest.raises(RunError, match="holds other files"):
+        Store.check(path, overwrite=overwrite, resume=True)
+    assert files(path) == before
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(RunError, match="is a file, a folder for the run is needed"):
+        Store.create(file, {})
+    for check in (Store.check, lambda path: Store.create(path, {})):
+        with pytest.raises(RunError, match="cannot be written"):
+            check(file / "run")
+    assert file.read_text() == "mine"
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK))
+    for path in (tmp_path, tmp_path / "new", tmp_path / "new" / "deep"):
+        with pytest.raises(RunError, match=f"{tmp_path.name}' cannot be written to: choose another path"):
+            Store.check(path)
+    assert not (tmp_path / "new").exists()
+
+
+def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
+    Store.check(tmp_path / "a" / "b")
+    Store.check(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_where_a_run_could_not_begin_can_be_used_again(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """A crash right after the lock was taken leaves its files, which are nobody's."""
+
+    def crash(*_: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(Crash):
+            Store.create(path, {})
+    assert not (path / "run.json").exists()
+    with store_of(path) as store:
+        assert store.claim(proposals(1)[0]).id == 0
+
+
+def test_a_run_that_could_not_be_written_is_let_go_of(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON") as error:
+        Store.create(path, {"seed": float("inf")})
+    with store_of(path):
+        pass
+
+    def broken(_: Path) -> list[Trial]:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_read_trials", broken)
+        with pytest.raises(MemoryError) as other:
+            Store.resume(path)
+    with resumed(path):
+        pass
+    del error, other  # whoever looks at an error keeps what it came from alive
+
+
+@pytest.mark.parametrize("make", [Store.resume, load_run])
+def test_no_run_is_a_run_error(path: Path, make: Callable[[Path], object]) -> None:
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"holds no run: there is no run\.json in it"):
+            make(path)
+        path.mkdir(exist_ok=True)
+    assert list(path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [Store.resume, load_run])
+@pytest.mark.parametrize("version", [2, "1", None])
+def test_another_format_is_a_run_error(path: Path, make: Callable[[Path], object], version: object) -> None:
+    with store_of(path):
+        pass
+    edited(path / "run.json", format=version)
+    with pytest.raises(RunError, match=f"run.json has format {version!r}, this version reads 1"):
+        make(path)
+
+
+# -- the lock
+
+
+def test_there_is_one_driver_at_a_time(path: Path) -> None:
+    with store_of(path):
+        for begin in (Store.resume, lambda path: Store.create(path, {}, overwrite=True)):
+            with pytest.raises(RunError, match=f"is being written by process {os.getpid()} on "):
+                begin(path)
+        assert load_run(path).trials == ()  # reading is free
+    with resumed(path):
+        pass
+
+
+def test_the_driver_may_be_closed_twice_and_in_another_thread(path: Path) -> None:
+    store = Store.create(path, {})
+    thread = threading.Thread(target=store.close)
+    thread.start()
+    thread.join()
+    with resumed(path):
+        pass
+    store.close()
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from morphnas.run.store import Store
+from tests.run.doubles import proposals
+store = Store.create(Path(sys.argv[1]), {})
+store.claim(proposals(1)[0])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process the POSIX way")
+def test_the_lock_of_a_killed_driver_is_free(path: Path) -> None:
+    command = [sys.executable, "-c", DRIVER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as driver:
+        try:
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == b"ready\n"
+            with pytest.raises(RunError, match=f"is being written by process {driver.pid} on "):
+                Store.resume(path)
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait(60)
+    with resumed(path) as store:
+        assert [(t.id, t.outcome) for t in store.trials] == [(0, None)]
+
+
+# -- damage
+
+
+@pytest.fixture
+def four(path: Path) -> Path:
+    """Four finished trials, the last of which began with the second's weights."""
+    with store_of(path) as store:
+        for i, proposal in enumerate(proposals(3)):
+            store.claim(proposal)
+            store.finish(i, GOOD, weights(i, proposal.start))  # type: ignore[arg-type]
+        store.claim(Proposal(1, (), RECIPE))
+        store.finish(3, GOOD, weights(3, store.trials[1].graph))
+    return path
+
+
+def loaded(path: Path) -> tuple[list[int], list[str]]:
+    """The ids that can be read, and the warnings on the way; a resume says the same."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ids = [t.id for t in load_run(path).trials]
+        with resumed(path) as store:
+            assert [t.id for t in store.trials] == ids
+    assert len(caught) % 2 == 0
+    del caught[len(caught) // 2 :]  # the same ones
+    return ids, [str(warning.message) for warning in caught]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda _: b"",
+    "garbage": lambda _: b"\x80\x04\x95garbage",
+    "list": lambda _: b"[1, 2]",
+    "null": lambda _: b"null",
+    "number": lambda _: b"1e999",
+    "deep": lambda _: b'{"a":' * 100_000,
+    "other format": lambda data: data.replace(b'"format": 1', b'"format": 2', 1),
+    "a start that is no id": lambda _: b'{"format": 1, "outcome": {}, "start": true, "morphs": [], "why": {}}',
+    "other fields": lambda _: b'{"format": 1, "outcome": {"speed": 1}, "start": 99, "morphs": [], "why": {}}',
+    "other types": lambda _: b'{"format": 1, "outcome": [], "start": {"nodes": 3}, "morphs": 3, "why": []}',
+    "other values": lambda _: (
+        b'{"format": 1, "outcome": {"curve": 3}, "start": 1, "morphs": [{"morph": []}], "why": {}}'
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["proposal.json", "trial.json"])
+@pytest.mark.filterwarnings("ignore:trial 0000")
+def test_a_damaged_trial_is_left_out_and_named(four: Path, name: str, damage: str) -> None:
+    file = four / "trials" / "00002" / name
+    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    ids, messages = loaded(four)
+    assert ids == [0, 1, 3]
+    (message,) = messages
+    assert "trial 00002" in message
+    assert str(four) in message
+    assert same_weights(load_run(four).load_model_by_id(0), weights(0))
+    with resumed(four) as store:
+        assert store.claim(proposals(1)[0]).id == 4
+
+
+@pytest.mark.filterwarnings("ignore:trial 0000")
+def test_the_children_of_a_damaged_trial_are_left_out_with_it(four: Path) -> None:
+    (four / "trials" / "00001" / "proposal.json").write_text("{}")
+    ids, messages = loaded(four)
+    assert ids == [0, 2]
+    assert len(messages) == 2
+    assert "trial 00003" in messages[1]
+    assert "trial 1" in messages[1]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
+def test_damaged_weights_are_a_run_error_that_names_the_file(four: Path, damage: str) -> None:
+    file = four / "trials" / "00001" / "weights.safetensors"
+    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    run = load_run(four)
+    with pytest.raises(RunError, match=r"00001.weights\.safetensors does not hold this network's weights"):
+        run.load_model_by_id(1)
+    assert same_weights(run.load_model_by_id(2), weights(2, run.trials[2].graph))
+
+
+def test_weights_of_another_network_are_refused(four: Path) -> None:
+    file = four / "trials" / "00001" / "weights.safetensors"
+    for wrong in (weights(0), {}, weights(0) | {"other.weight": weights(0)["dense_1.weight"]}):
+        file.write_bytes(save(wrong))
+        with pytest.raises(RunError, match="does not hold this network's weights"):
+            load_run(four).load_model_by_id(1)
+
+
+def test_weights_that_were_removed_are_no_start(four: Path) -> None:
+    """To save room, a person may delete weights."""
+    (four / "trials" / "00001" / "weights.safetensors").unlink()
+    run = load_run(four)
+    assert [t.kept for t in run.trials] == [True, False, True, True]
+    with pytest.raises(RunError, match="trial 1 has no weights: finished"):
+        run.load_model_by_id(1)
+
+
+def test_folders_that_are_no_trials_are_passed_over(four: Path) -> None:
+    (four / "trials" / "notes").mkdir()
+    (four / "trials" / ".DS_Store").write_text("")
+    assert loaded(four) == ([0, 1, 2, 3], [])
+
+
+def test_files_that_are_too_large_are_not_read(monkeypatch: pytest.MonkeyPatch, four: Path) -> None:
+    monkeypatch.setattr(module, "MAX_JSON_BYTES", 10)
+    with pytest.raises(RunError, match=r"run\.json is too large: .* bytes"):
+        load_run(four)
+
+
+# -- the model that predicts
+
+
+@pytest.mark.parametrize("name", ["../trials/00000/weights.safetensors", "/etc/passwd", "..", ".", "", "a/b", 3, None])
+def test_a_model_reads_no_file_but_those_beside_it(four: Path, name: object) -> None:
+    with resumed(four) as store:
+        store.write_model(store.network(0), {})
+    assert load_model(four)
+    edited(four / "model" / "model.json", weights=name)
+    with pytest.raises(RunError):
+        load_model(four)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_model_is_a_run_error_that_names_it(four: Path, damage: str) -> None:
+    with resumed(four) as store:
+        store.write_model(store.network(0), {})
+    file = four / "model" / "model.json"
+    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    with pytest.raises(RunError, match="model"):
+        load_model(four)
+
+
+def test_a_model_whose_graph_is_none_is_a_run_error(four: Path) -> None:
+    with resumed(four) as store:
+        store.write_model(store.network(0), {})
+    edited(four / "model" / "model.json", graph={"format": 1, "nodes": []})
+    with pytest.raises(RunError, match=r"model\.json"):
+        load_model(four)
+
+
+# -- looking
+
+
+def test_a_run_is_read_while_it_is_written(path: Path) -> None:
+    with store_of(path) as store:
+        assert load_run(path).trials == ()
+        store.claim(proposals(1)[0])
+        run = load_run(path)
+        assert [t.outcome for t in run.trials] == [None]
+        assert run.history == []
+        assert run.get_metric_value_by_id(0) is None
+        with pytest.raises(RunError, match="trial 0 has no weights: still running"):
+            run.load_model_by_id(0)
+        store.finish(0, GOOD, weights())
+        assert run.trials[0].outcome is None  # a view is of one moment
+        assert load_run(path).trials[0].outcome == GOOD
+
+
+def test_the_history_is_of_the_trials_with_a_score(path: Path) -> None:
+    with store_of(path) as store:
+        for i, proposal in enumerate(proposals(3)):
+            store.claim(proposal)
+            store.finish(i, Outcome("failed") if i == 1 else GOOD, None if i == 1 else weights(i, proposal.start))  # type: ignore[arg-type]
+        store.claim(Proposal(2, (Wider("dense_1", 9),), RECIPE))
+        store.finish(3, GOOD, weights(3, store.trials[3].graph))
+    history = load_run(path).history
+    assert [entry["model_id"] for entry in history] == [0, 2, 3]
+    assert history[2] == {
+        "model_id": 3, "loss": 0.5, "metric_value": 0.8, "interval": GOOD.interval, "parent": 2,
+        "morphs": ["wider(dense_1, 9)"], "epochs": 2, "seconds": 2.0, "status": "finished",
+        "parameters": mlp((4,), 2, width=9, depth=1).parameters, "flops": mlp((4,), 2, width=9, depth=1).flops,
+    }  # fmt: skip
+    assert json.loads(json.dumps(history))
+
+
+def test_asking_for_what_is_not_there(four: Path) -> None:
+    run = load_run(four)
+    for ask in (run.load_model_by_id, run.trial, run.get_metric_value_by_id):
+        with pytest.raises(RunError, match=r"there is no model 17 in .*, its ids are \[0, 1, 2, 3\]"):
+            ask(17)
+    for ask_best in (run.get_best_model_id, run.load_best_model):
+        with pytest.raises(RunError, match="has no best model yet"):
+            ask_best()
+
+
+def test_the_best_model(four: Path) -> None:
+    with resumed(four) as store:
+        store.note(best=2)
+    run = load_run(str(four))
+    assert run.get_best_model_id() == 2
+    assert run.get_metric_value_by_id(2) == 0.8
+    assert same_weights(run.load_best_model(), weights(2, run.trials[2].graph))
+
+
+def test_versions_are_json() -> None:
+    assert {"python", "torch", "numpy"} <= json.loads(json.dumps(versions())).keys()

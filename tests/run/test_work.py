@@ -1,0 +1,309 @@
+"""What a worker does with a job: grow, prove, train; and whatever goes wrong is an outcome."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from morphnas.graph import (
+    AddSkip,
+    ConcatSkip,
+    Deeper,
+    Graph,
+    Morph,
+    Network,
+    Weights,
+    Wider,
+    cnn,
+    fresh_weights,
+    mlp,
+    neighbours,
+    resnet,
+    to_module,
+)
+from morphnas.run import search as module
+from morphnas.run.search import PROOF, Job, inherited, work
+from morphnas.train.data import Task
+from morphnas.train.recipe import Augment, Outcome, Recipe
+from morphnas.train.trainer import evaluate, predict
+from tests.run.doubles import GRAPH, RECIPE, weights
+from tests.train.tasks import blobs, images, seeded
+
+TASK = images()
+GRAPHS = {"cnn": cnn((2, 8, 8), 3, width=4, depth=3), "resnet": resnet((2, 8, 8), 3, width=4, depth=2)}
+SHORT = Recipe(epochs=2, batch_size=16, lr=0.1)
+
+
+def parent(name: str) -> Network:
+    """A network as a first trial leaves it."""
+    outcome, trained = work(Job(GRAPHS[name], (), SHORT, 600, 1), TASK)
+    assert outcome.status == "finished"
+    assert outcome.morph_error is None
+    assert trained is not None
+    return Network(GRAPHS[name], trained)
+
+
+def one_of_each(graph: Graph) -> list[Morph]:
+    """The last morph of every kind."""
+    return list({morph.tag: morph for morph in neighbours(graph)}.values())
+
+
+def same(one: Weights | None, other: Weights | None) -> bool:
+    assert one is not None
+    assert other is not None
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+# -- what is inherited
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_child_begins_as_its_parent(name: str) -> None:
+    start = parent(name)
+    expected = predict(start.to_module(), TASK.judge.x, TASK)
+    morphs = one_of_each(start.graph)
+    assert {type(morph) for morph in morphs} == {Deeper, Wider, AddSkip, ConcatSkip}
+    for morph in morphs:
+        outcome, found = work(Job(start, (morph,), SHORT, 0, 2), TASK)  # without time to train it
+        assert (outcome.status, outcome.epochs) == ("truncated", 0)
+        assert outcome.morph_error is not None
+        assert outcome.morph_error <= 1e-4
+        assert found is not None
+        child = Network(morph.grow(start.graph), found)
+        torch.testing.assert_close(predict(child.to_module(), TASK.judge.x, TASK), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_several_morphs_are_carried_out_in_order() -> None:
+    start, graph = parent("cnn"), GRAPHS["cnn"]
+    deeper = next(morph for morph in neighbours(graph) if isinstance(morph, Deeper))
+    graph = deeper.grow(graph)
+    wider = [morph for morph in neighbours(graph) if isinstance(morph, Wider)][1]  # of what the first one made
+    graph = wider.grow(graph)
+    outcome, found = work(Job(start, (deeper, wider), SHORT, 600, 2), TASK)
+    assert outcome.status == "finished"
+    assert outcome.morph_error is not None
+    assert outcome.morph_error <= 1e-4
+    Network(graph, found or {})
+
+
+def test_the_score_is_that_of_the_weights_returned() -> None:
+    start = parent("resnet")
+    outcome, found = work(Job(start, (one_of_each(start.graph)[0],), SHORT, 600, 2), TASK)
+    assert outcome.score is not None
+    child = to_module(one_of_each(start.graph)[0].grow(start.graph), found)
+    assert outcome.score == pytest.approx(evaluate(child, TASK.judge, TASK)[0], abs=1e-6)
+
+
+def test_training_on_has_nothing_to_prove() -> None:
+    start = parent("cnn")
+    module, difference = inherited(Job(start, (), SHORT, 600, 2), TASK)
+    assert difference is None
+    assert torch.equal(predict(module, TASK.judge.x, TASK), predict(start.to_module(), TASK.judge.x, TASK))
+
+
+def test_the_parents_weights_stay_as_they_are() -> None:
+    start = parent("cnn")
+    before = {name: value.clone() for name, value in start.weights.items()}
+    work(Job(start, tuple(one_of_each(start.graph)[:1]), SHORT, 600, 2), TASK)
+    assert same(before, dict(start.weights))
+
+
+def test_fresh_weights_are_of_the_jobs_seed() -> None:
+    found = [work(Job(GRAPH, (), RECIPE, 0, seed), blobs())[1] for seed in (1, 1, 2)]
+    assert same(found[0], found[1])
+    assert same(found[0], fresh_weights(GRAPH, seeded(1)))
+    assert not same(found[0], found[2])
+
+
+# -- the same again
+
+
+@pytest.mark.parametrize("graph", [GRAPHS["cnn"], cnn((2, 8, 8), 3, width=4, depth=2, dropout=0.5)])
+@pytest.mark.parametrize("grown", [False, True])
+def test_equal_jobs_have_equal_outcomes(graph: Graph, grown: bool) -> None:
+    """Dropout included, and without a trace in the random numbers of others."""
+    recipe = replace(SHORT, augment=Augment(0.2, True, 0.3))
+    start = Network(graph, fresh_weights(graph, seeded())) if grown else graph
+    job = Job(start, tuple(one_of_each(graph)[:2]) if grown else (), recipe, 600, 3)
+    before = torch.get_rng_state()
+    results = []
+    for _ in range(2):
+        results.append(work(job, TASK))
+        assert torch.equal(before, torch.get_rng_state())
+        torch.rand(3)
+        before = torch.get_rng_state()
+    (one, first), (two, second) = results
+    assert one.status == "finished"
+    assert one.score == two.score
+    assert one.morph_error == two.morph_error
+    assert same(first, second)
+    other, third = work(replace(job, seed=4), TASK)
+    assert other.status == "finished"
+    assert not same(first, third)
+
+
+# -- morphs that break what they promise
+
+
+@dataclass(frozen=True)
+class Broken(Deeper):
+    """Scales one of its own weights afterwards."""
+
+    factor: float = 1.5
+    tag = "broken"
+
+    def carry(
+        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
+    ) -> Weights:
+        carried = super().carry(graph, weights, generator, noise)
+        name = next(name for name in carried if name.split(".")[0] not in graph and name.endswith("weight"))
+        carried[name] = carried[name] * self.factor
+        return carried
+
+
+@pytest.mark.parametrize("factor", [1.5, 1.01, math.nan, math.inf])
+@pytest.mark.parametrize("family", [cnn, mlp])
+def test_a_broken_morph_fails_and_is_not_trained(family: type, factor: float) -> None:
+    graph = family((2, 8, 8), 3, width=4, depth=2)
+    relu = next(morph.after for morph in neighbours(graph) if isinstance(morph, Deeper))
+    epochs: list[Outcome] = []
+    start = Network(graph, fresh_weights(graph, seeded()))
+    outcome, found = work(Job(start, (Broken(relu, 3, factor),), SHORT, 600, 1), TASK, epochs.append)
+    assert outcome.status == "failed"
+    assert outcome.score is None
+    assert found is None
+    assert not epochs
+    assert outcome.error is not None
+    assert "the morphs broken(" in outcome.error
+    assert "changed the network's outputs by" in outcome.error
+    assert json.loads(json.dumps(outcome.to_json(), allow_nan=False))
+    if math.isfinite(factor):
+        assert outcome.morph_error is not None
+        assert outcome.morph_error > PROOF
+
+
+@dataclass(frozen=True)
+class Raising(Deeper):
+    tag = "raising"
+
+    def carry(self, *args: object, **kwargs: object) -> Weights:
+        raise LookupError("these weights are nowhere")
+
+
+def test_an_error_is_an_outcome_with_its_trace() -> None:
+    start = Network(GRAPH, weights())
+    relu = next(morph.after for morph in neighbours(GRAPH) if isinstance(morph, Deeper))
+    outcome, found = work(Job(start, (Raising(relu),), RECIPE, 600, 1), blobs())
+    assert outcome.status == "failed"
+    assert found is None
+    assert outcome.error is not None
+    assert outcome.error.startswith("Traceback")
+    assert outcome.error.rstrip().endswith("LookupError: these weights are nowhere")
+
+
+def test_a_graph_that_does_not_fit_the_task_fails() -> None:
+    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs(features=7))
+    assert (outcome.status, found) == ("failed", None)
+
+
+def raising(error: BaseException) -> object:
+    def each_epoch(_: Outcome) -> None:
+        raise error
+
+    return each_epoch
+
+
+OUT_OF_MEMORY = [
+    MemoryError("no room"),
+    torch.OutOfMemoryError("CUDA out of memory, no room"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: no room"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:120] data. DefaultCPUAllocator: not enough memory: no room"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_no_memory_is_an_outcome(error: BaseException) -> None:
+    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), raising(error))  # type: ignore[arg-type]
+    assert (outcome.status, found) == ("oom", None)
+    assert outcome.error is not None
+    assert "no room" in outcome.error
+
+
+def test_torch_says_no_memory_as_expected() -> None:
+    """What a CPU out of memory looks like is nowhere documented."""
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        torch.empty(2**55, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_passes(error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), raising(error()))  # type: ignore[arg-type]
+
+
+def test_divergence_keeps_weights_that_are_numbers() -> None:
+    outcome, found = work(Job(GRAPH, (), replace(RECIPE, lr=1e6, epochs=8, warmup=0.0), 600, 1), _poisoned())
+    assert outcome.status == "diverged"
+    assert found is not None
+    assert all(value.isfinite().all() for value in found.values())
+
+
+def _poisoned() -> Task:
+    task = blobs()
+    x = task.train.x.clone()
+    x[0, 0] = math.nan
+    return replace(task, train=replace(task.train, x=x))
+
+
+# -- mirrored images
+
+
+def test_mirrored_images_are_asked_about_when_flips_are_undecided() -> None:
+    """The place of the stripe is the class, so that a mirrored one is mistaken for another."""
+    recipe = Recipe(epochs=6, batch_size=16, lr=0.1, augment=Augment(flip=None))
+    outcome, found = work(Job(GRAPHS["cnn"], (), recipe, 600, 1), TASK)
+    assert outcome.metric is not None
+    assert outcome.mirrored is not None
+    assert outcome.metric > 0.9
+    assert outcome.mirrored < 0.5
+    turned = replace(TASK.judge, x=TASK.judge.x.flip(-1))
+    assert outcome.mirrored == pytest.approx(evaluate(to_module(GRAPHS["cnn"], found), turned, TASK)[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_mirrored_images_are_not_asked_about_otherwise(flip: bool) -> None:
+    recipe = replace(SHORT, augment=Augment(flip=flip))
+    assert work(Job(GRAPHS["cnn"], (), recipe, 600, 1), TASK)[0].mirrored is None
+
+
+def test_flat_features_have_no_mirror_image() -> None:
+    recipe = replace(RECIPE, augment=Augment(flip=None))
+    outcome, _ = work(Job(GRAPH, (), recipe, 600, 1), blobs())
+    assert outcome.status == "finished"
+    assert outcome.mirrored is None
+
+
+# -- training that nobody judges
+
+
+def test_nobody_judges_where_none_is_asked() -> None:
+    recipe = replace(RECIPE, augment=Augment(flip=None))
+    outcome, found = work(Job(Network(GRAPH, weights()), (), recipe, 600, 1, scored=False), blobs())
+    assert outcome.status == "finished"
+    assert (outcome.score, outcome.metric, outcome.mirrored, outcome.curve) == (None, None, None, ())
+    assert not same(found, weights())
+
+
+def test_a_module_on_the_device_is_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights come back on the CPU and in the usual memory order, whatever the trainer made of them."""
+    _, found = work(Job(GRAPHS["cnn"], (), SHORT, 600, 1), TASK)
+    assert found is not None
+    assert all(value.device.type == "cpu" and value.is_contiguous() for value in found.values())
+    assert isinstance(to_module(GRAPHS["cnn"], found), nn.Module)
+    assert module.work is work

@@ -1,0 +1,200 @@
+"""Random networks for laws: starters of every rank, grown by random morphs, with weights that hide no mistake."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+
+import torch
+from hypothesis import strategies as st
+
+from morphnas.graph import (
+    Add,
+    AvgPool,
+    BatchNorm,
+    Concat,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Graph,
+    Input,
+    Limits,
+    MaxPool,
+    Morph,
+    MorphError,
+    Node,
+    ReLU,
+    Weights,
+    Wider,
+    cnn,
+    densenet,
+    fresh_weights,
+    mlp,
+    resnet,
+)
+from morphnas.graph.morphs import _candidates
+
+SMALL = Limits(max_params=60_000, max_flops=3_000_000, max_width=48)
+"""Keeps the networks of the tests so small that a law can be checked on hundreds of them."""
+
+FLAT = ((1,), (2,), (7,), (20,))
+IMAGES = {
+    1: ((1, 1), (2, 5), (1, 16), (3, 9)),
+    2: ((1, 1, 1), (3, 2, 2), (1, 8, 8), (2, 3, 9), (1, 9, 11)),
+    3: ((1, 1, 1, 1), (2, 3, 2, 4), (1, 8, 8, 8)),
+}
+
+
+def plain(*ops: object, shape: tuple[int, ...]) -> Graph:
+    """A network of the ops one after the other."""
+    nodes = [Node("x", Input(shape))]
+    for i, op in enumerate(ops):
+        nodes.append(Node(f"{op.tag}_{i + 1}", op, (nodes[-1].name,)))  # type: ignore[attr-defined,arg-type]
+    return Graph(tuple(nodes))
+
+
+def vgg(shape: tuple[int, ...] = (2, 8, 8)) -> Graph:
+    """Convolutions with biases, average pooling, and flatten between the convolutions and the dense layers."""
+    return plain(
+        Conv(5, bias=True), ReLU(), AvgPool(), Conv(6), BatchNorm(), ReLU(), Dropout(0.2), Conv(4, 5, 2), BatchNorm(),
+        ReLU(), MaxPool(3, 1, 1), Flatten(), Dense(7), ReLU(), Dropout(0.5), Dense(6, bias=False), BatchNorm(), ReLU(),
+        Dense(3),
+        shape=shape,
+    )  # fmt: skip
+
+
+def two_towers(shape: tuple[int, ...] = (2, 6, 6)) -> Graph:
+    """Branches that meet in a sum and in a concat of three, a tensor that is read twice, and a pooled skip."""
+    return Graph(
+        (
+            Node("x", Input(shape)),
+            Node("conv_1", Conv(4), ("x",)),
+            Node("relu_2", ReLU(), ("conv_1",)),
+            Node("conv_3", Conv(4, bias=True), ("relu_2",)),
+            Node("conv_4", Conv(4, 1), ("relu_2",)),
+            Node("add_5", Add(), ("conv_3", "conv_4")),
+            Node("relu_6", ReLU(), ("add_5",)),
+            Node("maxpool_7", MaxPool(), ("relu_6",)),
+            Node("avgpool_8", AvgPool(3, 2, 1), ("relu_2",)),
+            Node("concat_9", Concat(), ("maxpool_7", "avgpool_8", "maxpool_7")),
+            Node("bn_10", BatchNorm(), ("concat_9",)),
+            Node("relu_11", ReLU(), ("bn_10",)),
+            Node("conv_12", Conv(5), ("relu_11",)),
+            Node("relu_13", ReLU(), ("conv_12",)),
+            Node("add_14", Add(), ("relu_13", "relu_13")),
+            Node("globalpool_15", GlobalPool(), ("add_14",)),
+            Node("dense_16", Dense(6), ("globalpool_15",)),
+            Node("relu_17", ReLU(), ("dense_16",)),
+            Node("dense_18", Dense(3), ("relu_17",)),
+        )
+    )
+
+
+HAND_MADE: dict[str, Callable[[], Graph]] = {
+    "vgg_1d": lambda: vgg((2, 12)),
+    "vgg_2d": vgg,
+    "vgg_3d": lambda: vgg((1, 6, 6, 6)),
+    "two_towers_1d": lambda: two_towers((2, 6)),
+    "two_towers_2d": two_towers,
+    "flatten_of_one_position": lambda: plain(
+        Conv(4), ReLU(), GlobalPool(), Flatten(), Dense(5), ReLU(), Dense(2), shape=(2, 4, 4)
+    ),
+    "norm_first": lambda: plain(BatchNorm(), ReLU(), Dense(5), ReLU(), Dense(2), shape=(4,)),
+}
+
+
+@cache
+def starters(rank: int) -> tuple[Graph, ...]:
+    """Every starter at every size of input with so many spatial axes."""
+    if rank == 0:
+        return tuple(mlp(shape, 3, width=6, depth=2, dropout=0.1) for shape in FLAT)
+    return tuple(
+        graph
+        for shape in IMAGES[rank]
+        for graph in (
+            mlp(shape, 3, width=5, depth=1),
+            cnn(shape, 3, width=4, depth=3, dropout=0.1),
+            resnet(shape, 3, width=4, depth=2),
+            densenet(shape, 2, width=3, depth=4),
+        )
+    )
+
+
+def random_weights(graph: Graph, seed: int, dtype: torch.dtype = torch.float64) -> Weights:
+    """Weights as after a training: no bias is 0, and every batch norm has its own scale, bias, mean and variance."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = fresh_weights(graph, generator)
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            weights[name] = torch.tensor(7)
+        elif name.endswith("running_var"):
+            weights[name] = 0.2 + 2 * torch.rand(value.shape, generator=generator, dtype=dtype)
+        elif value.ndim == 1:
+            centre = 1 if name.endswith(".weight") else 0
+            weights[name] = centre + 0.5 * torch.randn(value.shape, generator=generator, dtype=dtype)
+        else:
+            weights[name] = value.to(dtype)
+    return weights
+
+
+def examples(graph: Graph, seed: int, n: int = 4, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """A batch of random inputs, (n, *input shape)."""
+    return torch.randn(n, *graph.shapes[graph.input.name], generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def chain(graph: Graph, n: int, seed: int, limits: Limits = SMALL) -> list[Morph]:
+    """Up to `n` random morphs that fit one after the other, within the limits, also of sizes not usually offered."""
+    rng = random.Random(seed)
+    morphs: list[Morph] = []
+    for _ in range(n):
+        morph = _draw(graph, rng, limits)
+        if morph is None:
+            break
+        morphs.append(morph)
+        graph = morph.grow(graph)
+    return morphs
+
+
+def _draw(graph: Graph, rng: random.Random, limits: Limits) -> Morph | None:
+    """A random morph within the limits: every kind alike often, widths of any size."""
+    candidates = list(_candidates(graph))
+    kinds = sorted({morph.tag for morph in candidates})
+    for tag in rng.sample(kinds, len(kinds)):
+        of_kind = [morph for morph in candidates if morph.tag == tag]
+        for morph in rng.sample(of_kind, len(of_kind)):
+            if isinstance(morph, Wider):
+                morph = Wider(morph.node, graph.shapes[morph.node][0] + rng.randint(1, 5))
+            with suppress(MorphError):
+                if limits.refuse(morph.grow(graph)) is None:
+                    return morph
+    return None
+
+
+def grow(graph: Graph, morphs: list[Morph]) -> Graph:
+    """The graph after all the morphs."""
+    for morph in morphs:
+        graph = morph.grow(graph)
+    return graph
+
+
+@cache
+def _starts(rank: int) -> tuple[Graph, ...]:
+    made = (build() for build in HAND_MADE.values())
+    return (*starters(rank), *(graph for graph in made if len(graph.shapes["x"]) == rank + 1))
+
+
+@st.composite
+def starts(draw: st.DrawFn, ranks: tuple[int, ...] = (0, 1, 2, 3)) -> Graph:
+    """A starter or a hand-made network, not yet grown."""
+    return draw(st.sampled_from([start for rank in ranks for start in _starts(rank)]))
+
+
+@st.composite
+def graphs(draw: st.DrawFn, ranks: tuple[int, ...] = (0, 1, 2, 3), morphs: int = 20) -> Graph:
+    """A start, grown by 0 to `morphs` random morphs. ranks: how many spatial axes its input may have."""
+    start = draw(starts(ranks))
+    return grow(start, chain(start, draw(st.integers(0, morphs)), draw(st.integers(0, 2**32))))

@@ -1,0 +1,170 @@
+"""A search space whose every network has been trained: NAS-Bench-Macro on CIFAR-10 (see tests/data/README.md).
+
+Searches are played on it without training anything.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from morphnas.graph import (
+    Add,
+    BatchNorm,
+    Conv,
+    Dense,
+    GlobalPool,
+    Graph,
+    Input,
+    Morph,
+    MorphError,
+    Node,
+    Op,
+    ReLU,
+)  # fmt: skip
+from morphnas.search import Left, Searcher, Trial
+from morphnas.train.recipe import Outcome
+
+SLOTS = ((64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (256, 2), (256, 1), (256, 1))
+"""Width and stride of the eight blocks."""
+
+BLOCKS = {"1": (3, 3), "2": (5, 6)}
+"""Kernel and expansion of a light and of a heavy block."""
+
+
+@cache
+def accuracies() -> NDArray[np.float64]:
+    """Test accuracy of every network in three trainings, (6561, 3), in [0, 1]."""
+    with np.load(Path(__file__).parent / "data" / "nas_bench_macro.npz") as data:
+        return np.asarray(data["accuracy"], dtype=np.float64) / 1e4
+
+
+def accuracy(digits: str) -> float:
+    """Mean test accuracy of the network with these blocks."""
+    return float(accuracies()[int(digits, 3)].mean())
+
+
+def best() -> float:
+    return float(accuracies().mean(axis=1).max())
+
+
+@cache
+def network(digits: str) -> Graph:
+    """The network with these blocks, its depthwise convolutions joined with the expansions before them."""
+    nodes = [Node("x", Input((3, 32, 32)))]
+
+    def add(name: str, op: Op, *inputs: str) -> str:
+        nodes.append(Node(name, op, inputs))
+        return name
+
+    def conv_bn(name: str, op: Op, source: str) -> str:
+        return add(f"{name}_bn", BatchNorm(), add(name, op, source))
+
+    last, width = add("stem_relu", ReLU(), conv_bn("stem", Conv(32), "x")), 32
+    for slot, (digit, (filters, stride)) in enumerate(zip(digits, SLOTS, strict=True)):
+        if digit in BLOCKS:
+            kernel, expansion = BLOCKS[digit]
+            wide = conv_bn(f"block_{slot}", Conv(width * expansion, kernel, stride), last)
+            out = conv_bn(f"project_{slot}", Conv(filters, 1), add(f"relu_{slot}", ReLU(), wide))
+            last = add(f"add_{slot}", Add(), out, last) if stride == 1 else out
+        elif stride > 1:
+            last = conv_bn(f"reduce_{slot}", Conv(filters, 3, stride), last)
+        width = filters
+    last = add("head_relu", ReLU(), conv_bn("head", Conv(1280, 1), last))
+    add("logits", Dense(10), add("pool", GlobalPool(), last))
+    return Graph(tuple(nodes))
+
+
+def digits_of(graph: Graph) -> str:
+    """The table's key of a network."""
+    kernels = {kernel: digit for digit, (kernel, _) in BLOCKS.items()}
+    names = (f"block_{slot}" for slot in range(len(SLOTS)))
+    return "".join(kernels[graph[name].op.kernel] if name in graph else "0" for name in names)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Swap(Morph):
+    """Another block in a slot: nothing -> light is deeper, light -> heavy is wider; the ways back are "smaller"."""
+
+    slot: int
+    old: str
+    new: str
+
+    @property
+    def tag(self) -> str:  # type: ignore[override]
+        return {"01": "deeper", "12": "wider"}.get(self.old + self.new, "smaller")
+
+    def grow(self, graph: Graph) -> Graph:
+        digits = digits_of(graph)
+        if digits[self.slot] != self.old:
+            raise MorphError(f"{self}: block {self.slot} is {digits[self.slot]}")
+        return network(digits[: self.slot] + self.new + digits[self.slot + 1 :])
+
+
+@dataclass(frozen=True)
+class TableSpace:
+    """The networks of the table that can be grown from the starts; all of them when blocks may shrink again, too."""
+
+    keys: tuple[str, ...] = ("00000000", "00100100", "01010010", "11111111")
+    shrink: bool = False
+
+    @property
+    def starts(self) -> tuple[Graph, ...]:
+        return tuple(map(network, self.keys))
+
+    def neighbours(self, graph: Graph) -> Iterable[Morph]:
+        for slot, old in enumerate(digits_of(graph)):
+            for new in {"0": "1", "1": "02" if self.shrink else "2", "2": "1" if self.shrink else ""}[old]:
+                yield Swap(slot, old, new)
+
+
+def outcome(digits: str, seed: int = 0) -> Outcome:
+    """One of the three trainings of a network, drawn by the seed. The score is minus the logarithm of the error."""
+    drawn = zlib.crc32(f"{digits} {seed}".encode()) % 3
+    share = float(accuracies()[int(digits, 3), drawn])
+    return Outcome("finished", -math.log(1 - share), share, epochs=8, best_epoch=8, examples=10_000)
+
+
+def outcome_of(graph: Graph, seed: int = 0) -> Outcome:
+    return outcome(digits_of(graph), seed)
+
+
+def grown(trials: Sequence[Trial], start: Graph | int, morphs: Iterable[Morph]) -> Graph:
+    """The graph that a proposal leads to."""
+    graph = start if isinstance(start, Graph) else trials[start].graph
+    for morph in morphs:
+        graph = morph.grow(graph)
+    return graph
+
+
+def score(trial: Trial) -> float:
+    """The score of a trial that has one."""
+    assert trial.score is not None
+    return trial.score
+
+
+def scored(trial: Trial, score: float, **changes: Any) -> Trial:
+    """The trial as if it had come out so."""
+    assert trial.outcome is not None
+    return replace(trial, outcome=replace(trial.outcome, score=score, **changes))
+
+
+def run(searcher: Searcher, n: int, seed: int = 0) -> list[Trial]:
+    """The trials of a search for up to `n` networks, every one looked up in the table; fewer when it ends earlier."""
+    trials: list[Trial] = []
+    while (proposal := searcher.ask(tuple(trials), Left(math.inf, n - len(trials)))) is not None:
+        graph = grown(trials, proposal.start, proposal.morphs)
+        trials.append(Trial(len(trials), proposal, graph, outcome_of(graph, seed), kept=True))
+    return trials
+
+
+def true_accuracy(trial: Trial | None) -> float:
+    return 0.0 if trial is None else accuracy(digits_of(trial.graph))

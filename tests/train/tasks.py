@@ -1,0 +1,122 @@
+"""Small tasks, slow networks and a clock that moves when it is told to: what training is tested with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from morphnas.train import trainer
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import Deadline
+
+
+@dataclass
+class Clock:
+    """Stands still, but for `tick` seconds at every look."""
+
+    now: float = 1000.0
+    tick: float = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.tick
+        return self.now
+
+    def deadline(self, seconds: float) -> Deadline:
+        return Deadline(self.now + seconds, self)
+
+
+class Timed(nn.Module):
+    """A network that takes its time: seconds per example in training, and in evaluation mode."""
+
+    def __init__(self, inner: nn.Module, clock: Clock, training: float, scoring: float = 0.0) -> None:
+        super().__init__()
+        self.inner, self.clock, self.costs = inner, clock, (training, scoring)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.clock.now += len(x) * (self.costs[0] if self.training else self.costs[1])
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def blobs(n: int = 80, n_valid: int = 40, features: int = 4, seed: int = 0, distance: float = 3.0) -> Task:
+    """Flat features around one of two centres, apart by `distance` standard deviations along every axis."""
+    generator = seeded(seed)
+    y = torch.arange(n + n_valid) % 2
+    x = torch.randn(len(y), features, generator=generator) + distance * (y[:, None] - 0.5)
+    valid = Examples(x[n:], y[n:]) if n_valid else None
+    return Task.of(Examples(x[:n], y[:n]), valid, 2)
+
+
+def images(n: int = 96, n_valid: int = 48, shape: tuple[int, ...] = (2, 8, 8), seed: int = 0) -> Task:
+    """uint8 noise with a bright stripe across the last axis, at one of three places: the class."""
+    generator = seeded(seed)
+    y = torch.arange(n + n_valid) % 3
+    x = torch.randint(0, 180, (len(y), *shape), generator=generator)
+    width = shape[-1] // 3
+    for i, place in enumerate(y.tolist()):
+        x[i, ..., place * width : (place + 1) * width] += 60
+    x = x.to(torch.uint8)
+    valid = Examples(x[n:], y[n:]) if n_valid else None
+    return Task.of(Examples(x[:n], y[:n]), valid, 3)
+
+
+def linear(features: int = 4, n_classes: int = 2, seed: int = 0) -> nn.Linear:
+    """A linear classifier with weights of its own, drawn without touching torch's global random state."""
+    layer = nn.utils.skip_init(nn.Linear, features, n_classes)
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        layer.weight.copy_(0.1 * torch.randn(n_classes, features, generator=seeded(seed)))
+        layer.bias.zero_()
+    return layer
+
+
+class Constant(nn.Module):
+    """Its outputs do not depend on its weights, so that no epoch is better than the first."""
+
+    def __init__(self, n_classes: int = 2) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (0 * self.weight).expand(len(x), -1)
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two states are the same to the last bit."""
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@contextmanager
+def rates(module: nn.Module) -> Iterator[list[float]]:
+    """The learning rate of every training step that is taken inside."""
+    seen: list[float] = []
+    made: list[torch.optim.Optimizer] = []
+    before = trainer._optimizer
+
+    def spied(*args: object) -> torch.optim.Optimizer:
+        made.append(before(*args))  # type: ignore[arg-type]
+        return made[-1]
+
+    def note(layer: nn.Module, _: object) -> None:
+        if layer.training:
+            seen.append(made[-1].param_groups[0]["lr"])
+
+    handle = module.register_forward_pre_hook(note)
+    trainer._optimizer = spied  # type: ignore[assignment]
+    try:
+        yield seen
+    finally:
+        trainer._optimizer = before
+        handle.remove()

@@ -1,0 +1,236 @@
+"""Calibration: what a morph adds is neutral in training mode too, so that a child begins where its parent was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from morphnas.graph import (
+    AddSkip,
+    BatchNorm,
+    Deeper,
+    Graph,
+    Morph,
+    Network,
+    Weights,
+    cnn,
+    fresh_weights,
+    neighbours,
+    resnet,
+    to_module,
+    weights_of,
+)
+from morphnas.run.search import Job, inherited
+from morphnas.train import trainer
+from morphnas.train.data import Task, batches
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Recipe
+from morphnas.train.trainer import Schedule, calibrate, train
+from tests.strategies import examples, random_weights
+from tests.train.tasks import equal, images, seeded, state
+
+FAMILIES: dict[str, Callable[..., Graph]] = {"cnn": cnn, "resnet": resnet}
+RECIPE = Recipe(epochs=4, batch_size=32, lr=0.1)
+
+
+def child(graph: Graph, weights: Weights, morphs: Sequence[Morph]) -> tuple[Graph, Weights, list[str]]:
+    """A network grown by the morphs, its weights, and the names of its new batch norms."""
+    old, generator = graph, seeded(5)
+    for morph in morphs:
+        weights = morph.carry(graph, weights, generator)
+        graph = morph.grow(graph)
+    new = [node.name for node in graph.nodes if isinstance(node.op, BatchNorm) and node.name not in old]
+    return graph, weights, new
+
+
+def spread(graph: Graph, tag: str, n: int) -> list[Morph]:
+    """Up to n morphs of a kind, from the first site to the last."""
+    found = [morph for morph in neighbours(graph) if morph.tag == tag]
+    n = min(n, len(found))
+    return [found[round(i * (len(found) - 1) / max(1, n - 1))] for i in range(n)]
+
+
+def insertions(graph: Graph) -> list[Morph]:
+    """Morphs that bring a batch norm."""
+    return spread(graph, "deeper", 2) + spread(graph, "add_skip", 2)
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    return ((one - other).abs().max() / one.abs().max()).item()
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", [(2, 9), (2, 8, 8), (1, 6, 6, 6)])
+def test_the_function_is_kept(family: str, shape: tuple[int, ...], kind: torch.dtype, tolerance: float) -> None:
+    graph = FAMILIES[family](shape, 3, width=4, depth=3)
+    weights = random_weights(graph, 1)
+    x = examples(graph, 2, n=24).to(kind)
+    parent = to_module(graph, weights).to(kind).eval()
+    for morph in insertions(graph):
+        grown, carried, new = child(graph, weights, [morph])
+        module = to_module(grown, carried).to(kind)
+        calibrate(module, new, x)
+        module.eval()
+        for probe in (x, examples(graph, 3, n=24).to(kind)):
+            assert difference(parent(probe), module(probe)) < tolerance
+        assert new
+        names = {f"{name}.running_mean" for name in new}
+        assert all(not torch.equal(state(module)[name], carried[name].to(kind)) for name in names)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_deeper_child_trains_as_its_parent_does(family: str) -> None:
+    """On the batch of the calibration, in training mode; not so before it."""
+    graph = FAMILIES[family]((2, 8, 8), 3, width=4, depth=2)
+    weights, x = random_weights(graph, 1), examples(graph, 2, n=48)
+    expected = to_module(graph, weights).train()(x)
+    for morph in insertions(graph):
+        grown, carried, new = child(graph, weights, [morph])
+        module = to_module(grown, carried).train()
+        before = difference(expected, module(x))
+        module.load_state_dict(carried)
+        calibrate(module, new, x)
+        assert module.training
+        assert difference(expected, module(x)) < 1e-9
+        if isinstance(morph, Deeper):
+            assert before > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_morphs_are_calibrated_together(family: str) -> None:
+    graph = FAMILIES[family]((2, 8, 8), 3, width=4, depth=3)
+    weights, x = random_weights(graph, 1), examples(graph, 2, n=48)
+    deeper = [morph for morph in neighbours(graph) if isinstance(morph, Deeper)]
+    skip = next(morph for morph in neighbours(graph) if isinstance(morph, AddSkip))
+    grown, carried, new = child(graph, weights, [*deeper, skip, deeper[0]])
+    assert len(new) == len(deeper) + 2
+    module = to_module(grown, carried)
+    calibrate(module, new, x)
+    for mode in (False, True):  # training mode last, since it moves the statistics
+        assert difference(to_module(graph, weights).train(mode)(x), module.train(mode)(x)) < 1e-9
+
+
+def test_other_batch_norms_are_left_alone() -> None:
+    graph = resnet((2, 8, 8), 3, width=4, depth=2)
+    weights, x = random_weights(graph, 1), examples(graph, 2, n=48)
+    grown, carried, new = child(graph, weights, insertions(graph)[:1])
+    module = to_module(grown, carried)
+    momenta = [layer.momentum for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    before = state(module)
+    calibrate(module, new, x)
+    after = state(module)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {
+        f"{name}.{tensor}" for name in new for tensor in ("weight", "bias", "running_mean", "running_var")
+    }
+    assert [layer.momentum for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)] == momenta
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in module.parameters())
+    assert not any(layer._forward_pre_hooks for layer in module.modules())
+
+
+def test_a_module_is_whole_again_after_an_error() -> None:
+    graph = cnn((2, 8, 8), 3, width=4, depth=2)
+    module = to_module(graph)
+    before = state(module)
+    name = next(node.name for node in graph.nodes if isinstance(node.op, BatchNorm))
+    with pytest.raises(RuntimeError):
+        calibrate(module, [name], torch.zeros(4, 3, 8, 8))
+    with pytest.raises(KeyError, match="nothing"):
+        calibrate(module, [name, "nothing"], torch.zeros(4, 2, 8, 8))
+    assert equal(before, state(module))
+    assert all(layer.momentum == 0.1 for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert not any(layer._forward_pre_hooks for layer in module.modules())
+
+
+def test_a_skip_of_scale_0_stays_silent() -> None:
+    graph = cnn((2, 8, 8), 3, width=4, depth=3)
+    skip = next(morph for morph in neighbours(graph) if isinstance(morph, AddSkip))
+    grown, carried, new = child(graph, random_weights(graph, 1), [skip])
+    module = to_module(grown, carried)
+    calibrate(module, new, examples(graph, 2, n=48))
+    (name,) = new
+    for tensor in ("weight", "bias"):
+        assert not module.state_dict()[f"{name}.{tensor}"].any()
+    assert (module.state_dict()[f"{name}.running_var"] != 1).all()
+
+
+def test_a_channel_that_is_constant_stays_so() -> None:
+    """A relu that never fires has variance 0 on every batch."""
+    graph = cnn((2, 8, 8), 3, width=4, depth=2)
+    weights = random_weights(graph, 1)
+    relu = next(morph for morph in neighbours(graph) if isinstance(morph, Deeper)).after
+    norm = graph[relu].inputs[0]
+    weights[f"{norm}.bias"][0] = -1e3
+    x = examples(graph, 2, n=48)
+    grown, carried, new = child(graph, weights, [Deeper(relu)])
+    module = to_module(grown, carried)
+    calibrate(module, new, x)
+    for mode in (False, True):
+        expected, found = to_module(graph, weights).train(mode)(x), module.train(mode)(x)
+        assert found.isfinite().all()
+        assert difference(expected, found) < 1e-9
+
+
+# -- the first steps of a child
+
+Losses = list[float]
+
+
+@cache
+def trained(family: str) -> tuple[Network, Task]:
+    """A network after a brief training, as parents are."""
+    task = images(192, 48)
+    graph = FAMILIES[family]((2, 8, 8), 3, width=6, depth=3)
+    module = to_module(graph, fresh_weights(graph, seeded(1)))
+    outcome = train(module, task, RECIPE, Deadline.after(600), seeded(2))
+    assert outcome.metric is not None
+    assert outcome.metric > 0.8
+    return Network(graph, weights_of(module)), task
+
+
+def first_losses(start: Network, morphs: tuple[Morph, ...], task: Task, steps: int = 3) -> Losses:
+    """Training-mode losses of the first steps of a training, as `train` takes them."""
+    module, _ = inherited(Job(start, morphs, RECIPE, 60, 7), task)
+    optimizer, schedule = trainer._optimizer(module, RECIPE), Schedule(RECIPE.warmup)
+    module.train()
+    losses: Losses = []
+    total = RECIPE.epochs * len(task.train) // RECIPE.batch_size
+    for step, index in enumerate(list(batches(len(task.train), RECIPE.batch_size, seeded(3), task.device))[:steps]):
+        for group in optimizer.param_groups:
+            group["lr"] = RECIPE.lr * schedule.rate(step / total)
+        batch = task.train[index]
+        logits = module(task.normalised(batch.x))
+        loss = nn.functional.cross_entropy(logits, batch.y, label_smoothing=RECIPE.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("tag", ["deeper", "wider", "add_skip", "concat_skip"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_childs_first_steps_lose_less_than_5_percent(family: str, tag: str) -> None:
+    start, task = trained(family)
+    parents = first_losses(start, (), task)
+    morphs = spread(start.graph, tag, 4)
+    assert morphs
+    for morph in morphs:
+        for own, parent in zip(first_losses(start, (morph,), task), parents, strict=True):
+            assert own < 1.05 * parent, morph
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_child_of_several_morphs_begins_as_well(family: str) -> None:
+    start, task = trained(family)
+    parents = first_losses(start, (), task)
+    relus = [morph for morph in neighbours(start.graph) if isinstance(morph, Deeper)]
+    assert all(a.after != b.after for a, b in pairwise(relus))
+    for own, parent in zip(first_losses(start, tuple(relus[:3]), task), parents, strict=True):
+        assert own < 1.05 * parent

@@ -1,0 +1,559 @@
+"""The training loop: the schedule, the deadline, patience, divergence, and that the score is of the weights kept."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from morphnas.graph import cnn, fresh_weights, mlp, to_module
+from morphnas.train import trainer
+from morphnas.train.data import Examples, Task
+from morphnas.train.recipe import Augment, Outcome, Recipe
+from morphnas.train.trainer import Diverged, Schedule, best_temperature, evaluate, last_epoch, predict, train
+from tests.train.tasks import Clock, Constant, Timed, blobs, equal, images, linear, rates, seeded, state
+
+FOREVER = 1e9
+PLAIN = Recipe(epochs=4, batch_size=16, lr=0.1, label_smoothing=0.0)
+
+
+def run(
+    module: nn.Module,
+    task: Task,
+    recipe: Recipe = PLAIN,
+    seconds: float = FOREVER,
+    clock: Clock | None = None,
+    each_epoch: Callable[[Outcome], None] | None = None,
+    scored: bool = True,
+    seed: int = 0,
+) -> Outcome:
+    deadline = (clock or Clock()).deadline(seconds)
+    return train(module, task, recipe, deadline, seeded(seed), each_epoch, scored)
+
+
+# -- the schedule
+
+WARMUPS = st.floats(0, 1)
+
+
+def falls(values: Iterable[float]) -> bool:
+    """Whether no value is above the one before it, rounding aside."""
+    return all(later <= earlier + 1e-12 for earlier, later in pairwise(values))
+
+
+@given(WARMUPS)
+def test_the_rate_rises_and_then_falls_to_nothing(warmup: float) -> None:
+    schedule = Schedule(warmup)
+    up = [schedule.rate(warmup * i / 50) for i in range(50)]
+    down = [schedule.rate(warmup + (1 - warmup) * i / 50) for i in range(51)]
+    assert falls(-rate for rate in up)
+    assert falls(down)
+    assert all(0 <= rate <= 1 + 1e-12 for rate in up + down)
+    assert schedule.rate(1.0) == schedule.rate(1.7) == 0
+    if 0 < warmup < 1:
+        assert schedule.rate(0.0) == pytest.approx(0.05)
+        assert schedule.rate(warmup) == pytest.approx(1)
+
+
+@given(WARMUPS, st.floats(0.01, 1), st.integers(1, 60), st.integers(1, 60))
+def test_the_final_decay_falls_from_where_it_began(warmup: float, progress: float, epochs: int, more: int) -> None:
+    schedule = Schedule(warmup)
+    decaying = schedule.decaying(progress, epochs, epochs + more)
+    assert decaying.decay == progress
+    assert decaying.end == pytest.approx(min(1, progress * (1 + more / epochs)))
+    before = [progress * i / 20 for i in range(20)]
+    assert [decaying.rate(p) for p in before] == [schedule.rate(p) for p in before]
+    after = [decaying.rate(progress + (decaying.end - progress) * i / 40) for i in range(41)]
+    assert falls(after)
+    assert min(after) >= 0
+    if progress < 1:
+        assert after[0] == pytest.approx(schedule.rate(progress), abs=1e-9)
+        assert after[20] == pytest.approx(after[0] / 2, abs=1e-9)  # gradually
+    assert decaying.rate(decaying.end) == decaying.rate(1.0) == 0
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_the_final_decay_is_half_as_long_as_the_training_so_far(epochs: int, more: int) -> None:
+    planned = epochs + more
+    last = last_epoch(epochs, planned)
+    assert epochs < last <= planned
+    assert last == planned or last - epochs == max(3, epochs // 2)
+
+
+def test_the_final_decay_by_example() -> None:
+    assert [last_epoch(n, 100) for n in (1, 5, 6, 8, 20, 90)] == [4, 8, 9, 12, 30, 100]
+
+
+# -- learning
+
+
+def test_a_linear_layer_learns_a_separable_task() -> None:
+    task, module = blobs(), linear()
+    first = evaluate(module, task.judge, task)
+    outcome = run(module, task)
+    assert outcome.status == "finished"
+    assert outcome.metric == 1.0
+    assert outcome.score is not None
+    assert outcome.score > max(first[0], -0.1)
+    assert (outcome.epochs, len(outcome.curve), outcome.examples) == (4, 4, 40)
+    assert outcome.curve[-1].loss < outcome.curve[0].loss
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_images_are_learnt(optimizer: Any) -> None:
+    task = images()
+    graph = cnn((2, 8, 8), 3, width=4, depth=2)
+    recipe = Recipe(epochs=8, batch_size=16, optimizer=optimizer, lr=0.05 if optimizer == "sgd" else 0.01)
+    outcome = run(to_module(graph, fresh_weights(graph, seeded())), task, recipe)
+    assert outcome.metric is not None
+    assert outcome.metric > 0.9
+
+
+def test_the_score_is_that_of_the_weights_kept() -> None:
+    """The best of those trained at a low rate, with one that makes the last of them worse than others."""
+    task = images()
+    graph = cnn((2, 8, 8), 3, width=4, depth=2)
+    worse = 0
+    for seed in range(4):
+        module = to_module(graph, fresh_weights(graph, seeded(seed)))
+        recipe = Recipe(epochs=8, batch_size=16, lr=0.6, warmup=0.1, augment=Augment(shift=0.2))
+        outcome = run(module, task, recipe, seed=seed)
+        score, metric = evaluate(module, task.judge, task)
+        assert outcome.score == pytest.approx(score, abs=1e-6)
+        assert outcome.metric == pytest.approx(metric, abs=1e-6)
+        calm = [e.score for i, e in enumerate(outcome.curve, start=1) if Schedule(recipe.warmup).calm(i / 8)]
+        assert 3 <= len(calm) <= 5
+        assert outcome.score == max(calm)
+        assert outcome.curve[outcome.best_epoch - 1].score == outcome.score
+        assert outcome.curve[outcome.best_epoch - 1].metric == outcome.metric
+        worse += outcome.best_epoch < outcome.epochs
+    assert worse  # or nothing was tested
+
+
+def test_the_training_part_scores_where_there_is_no_other() -> None:
+    task, module = blobs(n_valid=0), linear()
+    outcome = run(module, task)
+    assert outcome.examples == 80
+    assert outcome.score == pytest.approx(evaluate(module, task.train, task)[0], abs=1e-6)
+
+
+def test_label_smoothing_is_for_training_alone() -> None:
+    task, module = blobs(distance=1.0), linear()
+    outcome = run(module, task, replace(PLAIN, label_smoothing=0.5))
+    logits = predict(module, task.judge.x, task)
+    plain = nn.functional.cross_entropy(logits.double(), task.judge.y).item()
+    assert outcome.score == pytest.approx(-plain, abs=1e-6)
+    assert outcome.curve[-1].loss > 0.5
+
+
+@pytest.mark.parametrize(("n", "size"), [(65, 64), (3, 2), (33, 32), (5, 2), (9, 1), (2, 64)])
+def test_batch_norm_is_never_given_one_example(n: int, size: int) -> None:
+    task = blobs(n, 10)
+    outcome = run(to_module(mlp((4,), 2, width=4)), task, replace(PLAIN, batch_size=size))
+    assert outcome.status == "finished"
+
+
+def test_examples_stay_as_they_are() -> None:
+    task = images()
+    before = [t.clone() for t in (task.train.x, task.train.y, task.judge.x, task.judge.y)]
+    graph = cnn((2, 8, 8), 3, width=4, depth=1)
+    run(to_module(graph), task, replace(PLAIN, augment=Augment(0.2, True, 0.3)))
+    for old, new in zip(before, (task.train.x, task.train.y, task.judge.x, task.judge.y), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_weight_decay_leaves_biases_and_norms_alone() -> None:
+    """With a rate next to nothing, weight decay is all that could move them."""
+    module = to_module(mlp((4,), 2, width=4))
+    groups = trainer._optimizer(module, replace(PLAIN, weight_decay=0.3)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {name: decay[id(p)] for name, p in module.named_parameters()} == {
+        name: 0.3 if p.ndim > 1 else 0.0 for name, p in module.named_parameters()
+    }
+
+
+# -- the temperature of the score
+
+
+def cross_entropy(logits: Tensor, y: Tensor, temperature: float) -> float:
+    return nn.functional.cross_entropy(logits.double() / temperature, y).item()
+
+
+@given(st.integers(0, 10_000), st.floats(0.1, 30))
+def test_no_temperature_is_better_than_the_best(seed: int, scale: float) -> None:
+    y = torch.randint(0, 4, (50,), generator=seeded(seed))
+    logits = scale * (torch.randn(50, 4, generator=seeded(seed + 1)) + 1.5 * nn.functional.one_hot(y, 4))
+    best = best_temperature(logits, y)
+    assert 1 / 4 <= best <= 4
+    least = cross_entropy(logits, y, best)
+    for temperature in (1.0, *torch.logspace(-2, 2, 61, base=2.0).tolist()):
+        assert least <= 1.002 * cross_entropy(logits, y, temperature) + 1e-3
+
+
+def test_the_temperature_makes_up_for_a_network_that_is_too_sure() -> None:
+    task, module = blobs(distance=1.0), linear()
+    run(module, task)
+    logits = predict(module, task.judge.x, task)
+    assert best_temperature(2 * logits, task.judge.y) == pytest.approx(2 * best_temperature(logits, task.judge.y), 0.01)
+
+
+# -- the same again
+
+
+def test_equal_seeds_train_equal_networks() -> None:
+    task, graph = images(), cnn((2, 8, 8), 3, width=4, depth=2)
+    recipe = Recipe(epochs=2, batch_size=16, augment=Augment(0.2, True, 0.3))
+
+    def trained(seed: int) -> tuple[Outcome, dict[str, Tensor]]:
+        module = to_module(graph, fresh_weights(graph, seeded()))
+        return run(module, task, recipe, seed=seed), state(module)
+
+    (one, first), (two, again), (_, other) = trained(0), trained(0), trained(1)
+    assert equal(first, again)
+    assert one == replace(two, seconds=one.seconds, images_per_second=one.images_per_second)
+    assert not equal(first, other)
+
+
+def test_nobody_elses_random_numbers_are_drawn() -> None:
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
+    run(linear(), blobs())
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert before[2] == np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
+
+
+# -- the deadline
+
+
+@pytest.mark.parametrize(
+    ("seconds", "per_example", "per_score"),
+    [
+        (50, 0.01, 0.001),  # many epochs
+        (50, 0.01, 0.01),  # scoring takes as long as training
+        (50, 0.2, 0.05),  # a few epochs
+        (12, 0.2, 0.02),  # an epoch is longer than the limit
+        (8, 0.1, 0.0),  # a few steps
+    ],
+)
+def test_the_limit_holds(seconds: float, per_example: float, per_score: float) -> None:
+    clock, task = Clock(), blobs()
+    module = Timed(linear(), clock, per_example, per_score)
+    begun = clock.now
+    outcome = run(module, task, replace(PLAIN, epochs=1000, batch_size=8), seconds, clock)
+    spent = clock.now - begun
+    assert spent <= seconds + 1e-9
+    assert spent >= 0.4 * seconds  # and is made use of
+    assert outcome.status == "truncated"
+    assert outcome.seconds == pytest.approx(spent)
+    assert outcome.epochs == len(outcome.curve) >= 1
+    clock.now = 0
+    assert outcome.score == pytest.approx(evaluate(module, task.judge, task)[0], abs=1e-6)
+
+
+def test_a_pause_does_not_break_the_limit_by_more_than_itself() -> None:
+    """One step takes 20 times as long as all others, near the end."""
+    clock, task = Clock(), blobs()
+    module = Timed(linear(), clock, 0.01, 0.001)
+    begun = clock.now
+    paused: list[float] = []
+
+    def pause(layer: nn.Module, _: object) -> None:
+        if layer.training and clock.now - begun > 45 and not paused:
+            paused.append(clock.now)
+            clock.now += 1.6
+
+    module.register_forward_pre_hook(pause)
+    run(module, task, replace(PLAIN, epochs=1000, batch_size=8), 50, clock)
+    assert paused
+    assert clock.now - begun <= 50
+
+
+@pytest.mark.parametrize("per_score", [0.0, 0.002, 0.02])
+def test_the_rate_has_come_down_when_the_deadline_comes(per_score: float) -> None:
+    clock, task = Clock(), blobs()
+    module = Timed(linear(), clock, 0.01, per_score)
+    with rates(module) as seen:
+        outcome = run(module, task, replace(PLAIN, epochs=1000, batch_size=8), 50, clock)
+    assert outcome.status == "truncated"
+    top = seen.index(max(seen))
+    assert max(seen) == pytest.approx(PLAIN.lr, rel=0.05)
+    assert top == pytest.approx(PLAIN.warmup * len(seen), rel=0.2)
+    assert falls(-rate for rate in seen[: top + 1])
+    assert falls(seen[top:])
+    assert seen[-1] < 0.03 * PLAIN.lr
+
+
+def test_the_rate_follows_the_epochs_when_there_is_time() -> None:
+    clock, task = Clock(), blobs()
+    module = Timed(linear(), clock, 0.01)
+    with rates(module) as seen:
+        outcome = run(module, task, replace(PLAIN, epochs=10, batch_size=8), 1e6, clock)
+    assert outcome.status == "finished"
+    assert len(seen) == 100
+    assert seen.index(max(seen)) == 20
+    assert seen[60] == pytest.approx(0.5 * PLAIN.lr)
+    assert 0 < seen[-1] < 0.02 * PLAIN.lr
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_without_time_nothing_is_trained(scored: bool) -> None:
+    module = linear()
+    before = state(module)
+    outcome = run(module, blobs(), seconds=0, scored=scored)
+    assert (outcome.status, outcome.epochs, outcome.best_epoch, outcome.curve) == ("truncated", 0, 0, ())
+    assert outcome.score is None
+    assert outcome.metric is None
+    assert equal(before, state(module))
+
+
+def test_time_for_exactly_the_epochs_planned_is_enough() -> None:
+    clock = Clock()
+    outcome = run(Timed(linear(), clock, 0.1), blobs(), replace(PLAIN, epochs=2), 80 * 0.1 * 2 + 5, clock)
+    assert outcome.status == "finished"
+
+
+# -- patience
+
+
+@pytest.mark.parametrize(
+    ("planned", "patience", "epochs"),
+    [
+        (40, 3, 7),  # stale at epoch 4, then 3 more
+        (40, 8, 13),  # stale at epoch 9, then 4 more
+        (40, 20, 31),
+        (40, 30, 40),  # half as long again would be more than planned
+        (40, 40, 40),
+        (40, None, 40),
+        (13, 3, 7),
+        (12, 3, 12),  # a short schedule has no patience
+        (5, 1, 5),
+    ],
+)
+def test_patience_begins_the_final_decay(planned: int, patience: int | None, epochs: int) -> None:
+    module = Constant()
+    with rates(module) as seen:
+        outcome = run(module, blobs(16, 4), replace(PLAIN, epochs=planned, patience=patience))
+    assert (outcome.status, outcome.epochs) == ("finished", epochs)
+    assert len(seen) == epochs
+    assert falls(seen[seen.index(max(seen)) :])
+
+
+def test_the_final_decay_comes_down_by_the_end() -> None:
+    module = Constant()
+    with rates(module) as seen:
+        run(module, blobs(64, 4), replace(PLAIN, epochs=100, patience=20, batch_size=16))
+    begins, ends = 21 * 4, 31 * 4
+    assert len(seen) == ends
+    assert seen[begins - 1] > 0.9 * PLAIN.lr
+    assert seen[(begins + ends) // 2] == pytest.approx(seen[begins] / 2, rel=0.05)
+    assert seen[-1] < 0.05 * PLAIN.lr
+
+
+def test_the_final_decay_is_as_gradual_when_the_clock_leads() -> None:
+    """There is time for half of the planned epochs: the decay lasts its epochs, from the rate that the clock gave."""
+    clock = Clock()
+    module = Timed(Constant(), clock, 1.0)
+    with rates(module) as seen:
+        outcome = run(module, blobs(64, 4), replace(PLAIN, epochs=100, patience=15, batch_size=16), 50 * 64, clock)
+    assert outcome.status == "finished"
+    begins, ends = 16 * 4, 24 * 4
+    assert outcome.epochs == 24
+    assert len(seen) == ends
+    assert seen[begins] == pytest.approx(seen[begins - 1], rel=0.05)
+    assert seen[(begins + ends) // 2] == pytest.approx(seen[begins] / 2, rel=0.1)
+    assert seen[-1] < 0.1 * PLAIN.lr
+
+
+def test_patience_does_not_outlast_the_deadline() -> None:
+    clock = Clock()
+    module = Timed(Constant(), clock, 1.0)
+    with rates(module) as seen:
+        outcome = run(module, blobs(16, 4), replace(PLAIN, epochs=100, patience=40, batch_size=4), 50 * 16, clock)
+    assert outcome.status == "truncated"
+    assert 41 < outcome.epochs <= 50
+    assert seen[-1] < 0.05 * PLAIN.lr
+
+
+def test_every_better_epoch_renews_patience() -> None:
+    outcome = run(linear(), blobs(), replace(PLAIN, epochs=14, patience=2, lr=1e-3))
+    assert outcome.epochs == outcome.best_epoch == 14
+
+
+# -- divergence
+
+
+class Poisoned(nn.Module):
+    """Gives no numbers from its n-th training step on."""
+
+    def __init__(self, inner: nn.Module, steps: int) -> None:
+        super().__init__()
+        self.inner, self.left = inner, steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= self.training
+        logits: Tensor = self.inner(x)
+        return logits * math.nan if self.training and self.left < 0 else logits
+
+
+def finite(module: nn.Module) -> bool:
+    return all(value.isfinite().all() for value in module.state_dict().values())
+
+
+@pytest.mark.parametrize("steps", [10, 12, 14])  # at the end of an epoch, and within one
+def test_divergence_keeps_the_best_weights(steps: int) -> None:
+    task, module = blobs(), Poisoned(linear(), steps)
+    outcome = run(module, task, replace(PLAIN, epochs=8))
+    assert outcome.status == "diverged"
+    assert outcome.epochs == 3
+    assert outcome.best_epoch == 2 == len(outcome.curve)
+    assert finite(module)
+    assert outcome.score == pytest.approx(evaluate(module, task.judge, task)[0], abs=1e-6)
+    assert outcome.error is not None
+    assert "epoch 3 at a learning rate of 0.1" in outcome.error
+
+
+def test_divergence_is_noticed_before_a_long_epoch_is_over() -> None:
+    module = Poisoned(linear(), 5)
+    with rates(module) as seen:
+        outcome = run(module, blobs(800, 10), replace(PLAIN, batch_size=4))
+    assert outcome.status == "diverged"
+    assert len(seen) <= 32
+
+
+@pytest.mark.parametrize("scored", [True, False])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_huge_rate_diverges(scored: bool, optimizer: Any) -> None:
+    """At once in a chain of layers; late or never where batch norm, or adamw, keeps the scale of things."""
+    recipe = replace(PLAIN, lr=1e6, optimizer=optimizer, warmup=0.0, epochs=20)
+    chain = nn.Sequential(*(linear(4, 4, seed) for seed in range(6)), linear(4, 2))
+    status = run(chain, blobs(), recipe, scored=scored).status
+    assert status == "diverged" or optimizer == "adamw"
+    assert finite(chain)
+    normed = to_module(mlp((4,), 2, width=4))
+    run(normed, blobs(), recipe, scored=scored)
+    assert finite(normed)
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_weights_that_the_last_step_ruined_are_not_kept(scored: bool) -> None:
+    """The loss of a batch is that before its step: in the last step of all nobody sees it go."""
+    task, module = blobs(16, 8), linear()
+    x = task.train.x * 1e35  # the first outputs are numbers, and the gradients times the rate are not
+    task = replace(task, train=Examples(x, task.train.y), std=torch.ones(4), mean=torch.zeros(4))
+    before = state(module)
+    outcome = run(module, task, Recipe(epochs=1, batch_size=16, lr=1e6, warmup=0.0, weight_decay=0), scored=scored)
+    assert finite(module)
+    assert outcome.status == "diverged"
+    assert equal(before, state(module))
+
+
+def test_examples_that_are_no_numbers_diverge() -> None:
+    task, module = blobs(), linear()
+    task.train.x[3, 1] = math.nan
+    before = state(module)
+    outcome = run(module, Task.of(task.train, task.valid, 2))
+    assert outcome.status == "diverged"
+    assert outcome.score is None
+    assert outcome.best_epoch == 0
+    assert equal(before, state(module))
+
+
+def test_scores_of_no_number_are_divergence() -> None:
+    task = blobs()
+    module = linear()
+    task.judge.x[0, 0] = math.nan
+    with pytest.raises(Diverged, match="outputs are no numbers"):
+        evaluate(module, task.judge, task)
+    assert run(module, task).status == "diverged"
+
+
+# -- training that nobody judges
+
+
+def test_without_a_judge_the_last_weights_are_kept() -> None:
+    task = blobs()
+    judged, unjudged = linear(), linear()
+    first = run(judged, task, replace(PLAIN, lr=1e-2))
+    assert first.best_epoch == 4  # so that the last weights are the best ones
+    outcome = run(unjudged, task, replace(PLAIN, lr=1e-2), scored=False)
+    assert outcome.status == "finished"
+    assert (outcome.score, outcome.metric, outcome.curve, outcome.examples) == (None, None, (), 0)
+    assert outcome.epochs == outcome.best_epoch == 4
+    assert equal(state(judged), state(unjudged))
+
+
+def test_without_a_judge_there_is_no_patience() -> None:
+    assert run(Constant(), blobs(16, 4), replace(PLAIN, epochs=20, patience=2), scored=False).epochs == 20
+
+
+def test_without_a_judge_divergence_keeps_the_last_numbers() -> None:
+    module, other = Poisoned(linear(), 12), linear()
+    outcome = run(module, blobs(), replace(PLAIN, epochs=8), scored=False)
+    assert (outcome.status, outcome.best_epoch) == ("diverged", 2)
+    kept: list[dict[str, Tensor]] = []
+    run(other, blobs(), replace(PLAIN, epochs=8), each_epoch=lambda _: kept.append(state(other)))
+    assert equal(state(module.inner), kept[1])
+
+
+def test_without_a_judge_the_limit_holds() -> None:
+    clock = Clock()
+    begun, module = clock.now, Timed(linear(), clock, 0.01, 100.0)
+    outcome = run(module, blobs(), replace(PLAIN, epochs=1000), 20, clock, scored=False)
+    assert outcome.status == "truncated"
+    assert 10 < clock.now - begun <= 20
+
+
+# -- each epoch
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_each_epoch_is_told_of(scored: bool) -> None:
+    told: list[Outcome] = []
+    clock = Clock()
+    module = Timed(linear(), clock, 0.1)
+    outcome = run(module, blobs(), replace(PLAIN, epochs=5), each_epoch=told.append, clock=clock, scored=scored)
+    assert [t.epochs for t in told] == [1, 2, 3, 4, 5]
+    assert [len(t.curve) for t in told] == ([1, 2, 3, 4, 5] if scored else [0] * 5)
+    assert [t.seconds for t in told] == pytest.approx([8.0 * i for i in range(1, 6)])
+    for i, t in enumerate(told, 1):
+        assert t.curve == outcome.curve[:i]
+        assert t.score == (max(epoch.score for epoch in outcome.curve[:i]) if scored else None)
+
+
+def test_what_each_epoch_raises_ends_the_training() -> None:
+    told: list[Outcome] = []
+
+    def cancel(outcome: Outcome) -> None:
+        told.append(outcome)
+        if len(told) == 2:
+            raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        run(linear(), blobs(), each_epoch=cancel)
+    assert len(told) == 2
+
+
+# -- predictions
+
+
+def test_predictions_do_not_depend_on_the_batch_size() -> None:
+    task = images()
+    graph = cnn((2, 8, 8), 3, width=4, depth=2, dropout=0.5)
+    module = to_module(graph)
+    whole = predict(module, task.train.x, task)
+    assert whole.shape == (96, 3)
+    assert whole.dtype == torch.float32
+    assert not whole.requires_grad
+    assert not module.training
+    torch.testing.assert_close(predict(module.train(), task.train.x, task, batch_size=7), whole)
+    assert predict(module, task.train.x[:0], task).shape == (0, 3)

@@ -1,0 +1,249 @@
+"""Deadlines, recipes and outcomes: values that say no to what cannot be, and come back from JSON as they were."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Augment, Epoch, Outcome, Recipe
+from tests.train.tasks import Clock
+
+# -- deadlines
+
+
+def test_a_deadline_comes_nearer_and_passes() -> None:
+    clock = Clock()
+    deadline = Deadline.after(10, clock)
+    assert (deadline.left, deadline.passed) == (10, False)
+    clock.now += 9.5
+    assert (deadline.left, deadline.passed) == (0.5, False)
+    clock.now += 0.5
+    assert (deadline.left, deadline.passed) == (0, True)
+    clock.now += 100
+    assert (deadline.left, deadline.passed) == (0, True)
+
+
+def test_an_earlier_deadline_leaves_the_later_one_alone() -> None:
+    clock = Clock()
+    late = Deadline.after(10, clock)
+    early = late.earlier(4)
+    assert (early.left, late.left) == (6, 10)
+    assert early.clock is clock
+    assert late.earlier(0) == late
+    assert late.earlier(11).passed
+
+
+def test_a_deadline_may_never_come() -> None:
+    assert Deadline.after(math.inf, Clock()).left == math.inf
+    assert not Deadline.after(math.inf).passed
+
+
+def test_the_usual_clock_cannot_be_set_back() -> None:
+    assert Deadline.after(100).clock is time.monotonic
+    assert 99 < Deadline.after(100).left <= 100
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"epochs": 0}, "epochs must be from 1 to 1,000,000, not 0"),
+        ({"epochs": 2.5}, "epochs must be an integer, not 2.5"),
+        ({"epochs": True}, "epochs must be an integer, not True"),
+        ({"batch_size": -1}, "batch_size must be from 1"),
+        ({"batch_size": "64"}, "batch_size must be an integer, not '64'"),
+        ({"lr": 0}, "lr must be from"),
+        ({"lr": math.nan}, "lr must be from .*, not nan"),
+        ({"lr": None}, "lr must be a number, not None"),
+        ({"momentum": 1}, "momentum must be from 0 to 0.9999"),
+        ({"weight_decay": -0.1}, "weight_decay must be from 0"),
+        ({"label_smoothing": 1}, "label_smoothing must be from"),
+        ({"warmup": 1.5}, "warmup must be from 0 to 1"),
+        ({"patience": 0}, "patience must be from 1"),
+        ({"patience": 3.0}, "patience must be an integer"),
+        ({"optimizer": "adam"}, 'optimizer must be "sgd" or "adamw", not \'adam\''),
+        ({"augment": {"shift": 0.1}}, "augment must be an Augment"),
+    ],
+)
+def test_a_recipe_says_which_setting_is_wrong(setting: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"recipe: {words}"):
+        Recipe(**setting)
+
+
+def test_the_ends_of_a_recipes_settings_are_allowed() -> None:
+    Recipe(epochs=1, batch_size=1, momentum=0, weight_decay=0, label_smoothing=0, warmup=0, patience=1)
+    Recipe(warmup=1, lr=1e6, patience=None, optimizer="adamw")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"shift": -0.1}, {"shift": 1}, {"shift": math.nan}, {"shift": "0.1"}, {"cutout": 1.0}, {"cutout": None},
+     {"cutout": True}, {"flip": "yes"}, {"flip": 1}],
+)  # fmt: skip
+def test_an_augmentation_says_which_setting_is_wrong(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"augment: {next(iter(setting))} "):
+        Augment(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"status": "fine"}, "status must be one of finished, truncated, diverged, oom, failed, not 'fine'"),
+        ({"score": math.nan}, "score must be a finite number or None, not nan"),
+        ({"score": -math.inf}, "score must be"),
+        ({"metric": "0.9"}, "metric must be"),
+        ({"morph_error": math.nan}, "morph_error must be"),
+        ({"mirrored": math.inf}, "mirrored must be"),
+        ({"seconds": None}, "seconds must be"),
+        ({"seconds": -1.0}, "seconds must be"),
+        ({"epochs": 1.5}, "epochs must be"),
+        ({"best_epoch": -1}, "best_epoch must be"),
+        ({"examples": True}, "examples must be"),
+        ({"error": 3}, "error must be"),
+    ],
+)
+def test_an_outcome_says_what_is_wrong(setting: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"outcome: {words}"):
+        Outcome(**{"status": "finished", **setting})
+
+
+@pytest.mark.parametrize("value", [Augment(), Recipe(), Outcome("failed"), Epoch(0, 0, 0, 0), Deadline(0)])
+def test_values_cannot_be_changed(value: Any) -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(value, fields(value)[0].name, 1)
+
+
+def test_loss_is_minus_the_score() -> None:
+    assert Outcome("finished", -0.25).loss == 0.25
+    assert Outcome("failed").loss is None
+
+
+# -- the interval of an accuracy
+
+
+@given(st.integers(1, 20_000), st.floats(0, 1))
+def test_the_interval_is_wilsons(examples: int, share: float) -> None:
+    right = round(share * examples)
+    interval = Outcome("finished", -1.0, right / examples, examples=examples).interval
+    expected = binomtest(right, examples).proportion_ci(method="wilson")
+    assert interval == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_there_is_no_interval_without_examples_or_of_what_is_no_share() -> None:
+    assert Outcome("finished", -1.0, 0.9).interval is None
+    assert Outcome("finished", -1.0, 1.5, examples=10).interval is None
+    assert Outcome("finished", -1.0, -0.5, examples=10).interval is None
+    assert Outcome("failed", examples=10).interval is None
+
+
+# -- JSON
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+SECONDS = st.floats(0, 1e9)
+COUNTS = st.integers(0, 10**9)
+AUGMENTS = st.builds(
+    Augment, st.floats(0, 1, exclude_max=True), st.sampled_from([True, False, None]), st.floats(0, 0.99)
+)
+RECIPES = st.builds(
+    Recipe,
+    epochs=st.integers(1, 1000),
+    batch_size=st.integers(1, 5000),
+    optimizer=st.sampled_from(["sgd", "adamw"]),
+    lr=st.floats(1e-12, 1e6),
+    momentum=st.floats(0, 0.9999),
+    weight_decay=st.floats(0, 1e6),
+    label_smoothing=st.floats(0, 0.999),
+    warmup=st.floats(0, 1),
+    patience=st.none() | st.integers(1, 100),
+    augment=AUGMENTS,
+)
+OUTCOMES = st.builds(
+    Outcome,
+    status=st.sampled_from(["finished", "truncated", "diverged", "oom", "failed"]),
+    score=st.none() | NUMBERS,
+    metric=st.none() | NUMBERS,
+    seconds=SECONDS,
+    epochs=COUNTS,
+    best_epoch=COUNTS,
+    curve=st.lists(st.builds(Epoch, SECONDS, NUMBERS, NUMBERS, NUMBERS), max_size=3).map(tuple),
+    examples=COUNTS,
+    images_per_second=SECONDS,
+    peak_bytes=COUNTS,
+    morph_error=st.none() | SECONDS,
+    mirrored=st.none() | NUMBERS,
+    error=st.none() | st.text(max_size=20),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def through_json(data: Any) -> Any:
+    return json.loads(json.dumps(data, allow_nan=False))
+
+
+@given(RECIPES)
+def test_recipes_come_back_from_json(recipe: Recipe) -> None:
+    assert Recipe.from_json(through_json(recipe.to_json())) == recipe
+
+
+@given(OUTCOMES)
+def test_outcomes_come_back_from_json(outcome: Outcome) -> None:
+    assert Outcome.from_json(through_json(outcome.to_json())) == outcome
+
+
+def test_what_json_leaves_out_is_the_default() -> None:
+    assert Recipe.from_json({}) == Recipe()
+    assert Recipe.from_json({"augment": {"shift": 0.2}}).augment == Augment(shift=0.2)
+    assert Outcome.from_json({"status": "oom"}) == Outcome("oom")
+
+
+@given(st.sampled_from([Recipe, Outcome]), st.data())
+def test_malformed_json_is_a_value_error(kind: Any, data: st.DataObject) -> None:
+    """What is not refused is a value as good as any: it can be written and read again."""
+    start = through_json(
+        (Recipe() if kind is Recipe else Outcome("finished", -1.0, curve=(Epoch(1, 2, 3, 4),))).to_json()
+    )
+    target = start
+    if data.draw(st.booleans(), "deep"):
+        target = start["augment"] if kind is Recipe else start["curve"][0]
+    name = data.draw(st.sampled_from(sorted(target)) | st.text(max_size=5), "name")
+    if data.draw(st.booleans(), "replace"):
+        target[name] = data.draw(JSON, "value")
+    else:
+        target.pop(name, None)
+    try:
+        value = kind.from_json(start)
+    except ValueError:
+        return
+    assert kind.from_json(through_json(value.to_json())) == value
+
+
+@pytest.mark.parametrize("kind", [Recipe, Outcome])
+@pytest.mark.parametrize("data", [None, 3, "text", [], [1], True, {"nonsense": 1}])
+def test_other_json_is_a_value_error(kind: Any, data: Any) -> None:
+    with pytest.raises(ValueError, match=kind.__name__.lower()):
+        kind.from_json(data)
+
+
+def test_an_unknown_field_is_named() -> None:
+    with pytest.raises(ValueError, match=r"recipe: there is no \['speed'\], it has epochs"):
+        Recipe.from_json({"speed": 3})
+
+
+def test_changing_a_recipe_checks_it_again() -> None:
+    with pytest.raises(ValueError, match="epochs"):
+        replace(Recipe(), epochs=0)
