@@ -42,7 +42,7 @@ from morphnas.search import winner
 from morphnas.search.trial import MorphSpace, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.trainer import best_temperature, predict
+from morphnas.train.trainer import best_temperature, predict, warm_up
 
 log = logging.getLogger("morphnas")
 
@@ -107,6 +107,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.image_shape = image_shape
         self.limits = limits
         self.overwrite = overwrite
+        warm_up()
 
     # -- fitting
 

@@ -61,6 +61,11 @@ class Schedule:
         return replace(self, decay=progress, end=min(1.0, progress * last / epochs))
 
 
+def warm_up() -> None:
+    """Import what torch leaves out until its first optimizer steps: seconds that no time limit should pay for."""
+    torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0).step()
+
+
 def last_epoch(epochs: int, planned: int) -> int:
     """The epoch that a final decay ends with that begins after `epochs`: half as many again, at least 3."""
     return min(planned, epochs + max(3, epochs // 2))

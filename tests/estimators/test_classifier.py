@@ -40,6 +40,19 @@ def test_learns_and_predicts(fitted: ImageClassifier) -> None:
     assert fitted.classes_.tolist() == [0, 1, 2]
 
 
+def test_an_estimator_is_built_with_all_imports_done_so_that_no_time_limit_pays_for_them() -> None:
+    code = """
+        import sys
+        import torch
+        import morphnas
+        morphnas.ImageClassifier()
+        before = set(sys.modules)
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1).step()
+        assert not set(sys.modules) - before, sorted(set(sys.modules) - before)[:5]
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
 def test_history_has_what_legacy_scripts_read(fitted: ImageClassifier) -> None:
     history = fitted.history
     assert [entry["model_id"] for entry in history] == sorted(entry["model_id"] for entry in history)
