@@ -1,4 +1,9 @@
-"""The final model: the winner trained longer, from its own and from fresh weights, then on everything."""
+"""The final model: the winner trained longer, from its own and from fresh weights, then on everything.
+
+The last training is a whole schedule, from the weights of the one before: what a network gains by the examples that
+stopped, scored and chose is more than what it gains by being chosen among two, so it has half of the time, and all of it
+where there is little (`benchmarks/images.py` against a network that is trained on everything from the start).
+"""
 
 from __future__ import annotations
 
@@ -16,8 +21,12 @@ from morphnas.train.trainer import Diverged, evaluate
 
 LONGEST = 60
 """Epochs of a final training; patience ends most before."""
-WORTH_FRESH = 8
-"""Epochs that there must be time for before a network is also trained from fresh weights."""
+JUDGED = 0.5
+"""Share of the time for trainings that are judged, where one on everything comes after them."""
+WORTH_JUDGING = 8
+"""Epochs that there must be time for in each of two judged trainings: with less, all goes into the one on everything."""
+FULL_RATE = 10
+"""Epochs from which on a training on everything goes up to the full learning rate; a shorter one stays below."""
 
 
 def finalise(
@@ -45,19 +54,18 @@ def finalise(
     if outcome is None or not outcome.epochs:
         return winner
     epoch_seconds = outcome.seconds / max(1, len(outcome.curve) or outcome.epochs)
-    share = 0.75 if everything is not None else 1.0
+    share = JUDGED if everything is not None else 1.0
 
     def affordable(share: float) -> int:
         return int(share * deadline.left / epoch_seconds) if epoch_seconds else LONGEST
 
-    wanted = epochs or LONGEST
     ways = ["fresh"] if retrain else ["inherited", "fresh"]
-    if not retrain and affordable(share / 2) < min(WORTH_FRESH, wanted):
-        ways = ["inherited"]
+    if not retrain and affordable(share / 2) < min(WORTH_JUDGING, epochs or LONGEST):
+        ways = ["inherited"] if everything is None else []
     results = [] if retrain else [winner]
     for i, way in enumerate(ways):
         part = share / (len(ways) - i * share)  # of what is left, so that every way gets the same
-        planned = min(wanted, affordable(part))
+        planned = min(epochs or LONGEST, affordable(part))
         if planned < 1:
             break
         long = replace(recipe, epochs=planned, patience=recipe.patience or 8)
@@ -70,13 +78,16 @@ def finalise(
     base = chosen.outcome
     if everything is None or base is None or base.score is None or base.best_epoch < 1:
         return chosen
-    more = min(max(1, base.best_epoch // 3), affordable(0.9))
+    more = min(epochs or LONGEST, affordable(0.9))
+    if 2 * base.best_epoch < base.epochs:  # it has become worse by training for longer
+        more = min(more, base.best_epoch)
     if more < 1:
         return chosen
-    gentle = replace(recipe, epochs=more, lr=0.2 * recipe.lr, warmup=0.1, patience=None)
+    rate = recipe.lr * min(1.0, more / FULL_RATE)
+    again = replace(recipe, epochs=more, lr=rate, patience=None)
     why = {"final": "everything", "of": winner.id, "score_of": chosen.id}
     whole = replace(task, train=everything)
-    last = _train(store, Proposal(chosen.id, (), gentle, why), whole, deadline, seed, False, observer)
+    last = _train(store, Proposal(chosen.id, (), again, why), whole, deadline, seed, False, observer)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
     return last if good else chosen
 

@@ -19,6 +19,8 @@ CHILD = 0.03
 """Share of the search's time that one child should cost."""
 EPOCHS = 6
 """Epochs of a child, where the time allows."""
+FINAL = 60
+"""Epochs of the largest starter that the final trainings should have time for: about 40 of a network that has grown."""
 WIDTHS = (64, 48, 32, 24, 16, 8)
 """Of starters; smaller ones cost as much (`benchmarks/cost_model.py`) and are for limits that demand them."""
 TINY = (4, 2, 1)
@@ -159,7 +161,8 @@ def plan(
     if not starts:
         tiny = min(shallow, key=lambda graph: (graph.depth, graph.parameters))
         raise ValueError(f"limits: no starter meets them, the smallest one has {limits.refuse(tiny)}")
-    share = 0.65 if epochs >= EPOCHS else 0.5
+    final = FINAL * cost * max(graph.work for graph in starts.values()) / seconds
+    share = 1 - min(0.6, max(0.25, final))
     return Plan(tuple(starts.values()), replace(recipe, epochs=epochs), limits, share, cost, threads)
 
 
