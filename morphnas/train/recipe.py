@@ -45,6 +45,9 @@ class Recipe:
     lr: peak learning rate, per mean loss of a batch; it rises over `warmup` of the schedule and falls linearly to 0.
     weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw.
     label_smoothing: probability mass spread over all classes.
+    bias_rate: what the rate of the batch norms' biases is multiplied by (Jordan 2024, arXiv:2404.00498, section 3.4).
+    average: epochs over which the weights that are scored and kept are averaged, exponentially; 0: not at all (Polyak
+        and Juditsky 1992, SIAM J. Control Optim. 30, 838-855).
     patience: epochs without a better score after which the final decay begins (half the epochs so far, at least
         3); None: never. Schedules of 12 epochs or fewer have none.
     """
@@ -56,6 +59,8 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
+    bias_rate: float = 1.0
+    average: float = 0.0
     warmup: float = 0.2
     patience: int | None = None
     augment: Augment = field(default_factory=Augment)
@@ -63,7 +68,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("epochs", 1, 1_000_000), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6), ("momentum", 0, 0.9999),
-            ("weight_decay", 0, 1e6), ("label_smoothing", 0, 0.999), ("warmup", 0, 1), ("patience", 1, 1_000_000),
+            ("weight_decay", 0, 1e6), ("label_smoothing", 0, 0.999), ("bias_rate", 1e-3, 1e3),
+            ("average", 0, 1e6), ("warmup", 0, 1), ("patience", 1, 1_000_000),
         ):  # fmt: skip
             value = getattr(self, name)
             if name == "patience" and value is None:

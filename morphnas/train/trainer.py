@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from morphnas.train.data import Examples, Task, augmented, batches, steps
 from morphnas.train.deadline import Deadline
@@ -97,7 +98,8 @@ def train(
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     judge, planned = task.judge, recipe.epochs
     schedule, last, per_epoch = Schedule(recipe.warmup), planned, steps(len(task.train), recipe.batch_size)
-    optimizer = _optimizer(module, recipe)
+    optimizer, averaged = _optimizer(module, recipe), _averaged(module, recipe, per_epoch)
+    kept = averaged.module if averaged is not None else module  # what is scored, and whose weights are kept
     best, best_state = Outcome("truncated", examples=len(judge) if scored else 0), _copy(module)
     status: Status = "finished"
     curve: list[Epoch] = []
@@ -123,13 +125,15 @@ def train(
             step_begun = clock()
             rate = schedule.rate(min(progress(epoch + done / per_epoch), schedule.end * 0.9999))
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * rate
+                group["lr"] = group["share"] * recipe.lr * rate
             batch = task.train[index]
             x = task.normalised(augmented(batch.x, recipe.augment, generator))
             loss = F.cross_entropy(module(x), batch.y, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(module)
             total += loss.detach()
             done += 1
             trained += len(batch)
@@ -151,14 +155,14 @@ def train(
                 raise Diverged("the training loss is no number any more")
             if scored:
                 scoring = clock()
-                score, metric = evaluate(module, judge, task)
+                score, metric = evaluate(kept, judge, task)
                 validation = max(1.2 * (clock() - scoring), 0.8 * validation)
                 curve.append(Epoch(clock() - begun, mean_loss, score, metric))
             stale += 1
             calm = schedule.calm(progress(epoch))
             if score is None or best.score is None or (calm, score) > (calmed, best.score):
                 calmed = calm
-                state = _copy(module)
+                state = _copy(kept)
                 if not all(value.isfinite().all() for value in state.values()):  # of the last step, after its loss
                     raise Diverged("the weights are no numbers any more")
                 best, best_state, stale = replace(best, score=score, metric=metric, best_epoch=epoch), state, 0
@@ -260,12 +264,23 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
+def _averaged(module: nn.Module, recipe: Recipe, per_epoch: int) -> AveragedModel | None:
+    """A running mean of the module's weights and statistics over `recipe.average` epochs."""
+    steps = recipe.average * per_epoch
+    if steps <= 1:
+        return None
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / steps), use_buffers=True)
+
+
 def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay on weights alone: tensors of two and more axes."""
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    others = [p for p in module.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    """Weight decay on weights alone: tensors of two and more axes. A group's `share` multiplies the rate."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    shifts = {id(layer.bias) for layer in norms}
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for p in module.parameters():
+        kind = (recipe.bias_rate if id(p) in shifts else 1.0, recipe.weight_decay if p.ndim > 1 else 0.0)
+        groups.setdefault(kind, []).append(p)
+    settings = [{"params": ps, "share": share, "weight_decay": decay} for (share, decay), ps in groups.items()]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
+        return torch.optim.AdamW(settings, lr=recipe.lr, fused=True)
+    return torch.optim.SGD(settings, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)

@@ -1,0 +1,137 @@
+"""What each trick of the recipe is worth: one network, trained for the same seconds with and without it.
+
+    python benchmarks/ablation_recipe.py --data mnist.npz --examples 6000 --seconds 20 --seeds 5 [--only average]
+
+The network is a starter, `cnn` of --width; --data is an .npz with x_train, y_train, x_test, y_test, of which --examples
+random training images (another draw for each seed) and up to 5,000 random test images are used; without --data
+scikit-learn's digits, a stratified fifth held out. The variants take turns within a seed, so that what else the machine
+does hits all alike. Appends to results/ablation_recipe.json the mean test accuracy of every variant, and the mean and
+the standard error of its difference from the base over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import describe
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from morphnas.graph import cnn, fresh_weights, to_module
+from morphnas.run.plan import batch_size, default_recipe
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Augment, Recipe
+from morphnas.train.trainer import evaluate, train, warm_up
+
+RESULTS = Path(__file__).parent / "results" / "ablation_recipe.json"
+
+
+def task(args: argparse.Namespace, seed: int) -> Task:
+    """What is trained on, and as the part that scores the test examples: they are looked at once, at the end."""
+    if args.data is None:
+        digits = load_digits()
+        images = (digits.images * (255 / 16)).round().astype(np.uint8)
+        x, x_test, y, y_test = train_test_split(
+            images, digits.target, test_size=0.2, stratify=digits.target, random_state=seed
+        )
+    else:
+        rng = np.random.default_rng(seed)
+        with np.load(args.data, allow_pickle=False) as file:
+            some = rng.permutation(len(file["y_train"]))[: args.examples]
+            x, y = file["x_train"][some], file["y_train"][some]
+            tested = rng.permutation(len(file["y_test"]))[:5000]
+            x_test, y_test = file["x_test"][tested], file["y_test"][tested]
+    train_part, test_part = (
+        Examples(
+            torch.from_numpy(np.ascontiguousarray(np.moveaxis(a[..., None] if a.ndim == 3 else a, -1, 1))),
+            torch.from_numpy(b.astype(np.int64)),
+        )
+        for a, b in ((x, y), (x_test, y_test))
+    )
+    return Task.of(train_part, test_part, int(y.max()) + 1)
+
+
+def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
+    """The base, and what differs from it in one thing."""
+    change = base.augment
+    found = {
+        "base": base,
+        "no shift": replace(base, augment=replace(change, shift=0.0)),
+        "cutout 0.25": replace(base, augment=replace(change, cutout=0.25)),
+        "no label smoothing": replace(base, label_smoothing=0.0),
+        "bias_rate 8": replace(base, bias_rate=8.0),
+        "bias_rate 64": replace(base, bias_rate=64.0),
+        "average 1": replace(base, average=1.0),
+        "half the rate": replace(base, lr=base.lr / 2),
+        "twice the rate": replace(base, lr=base.lr * 2),
+        "half the batch": replace(base, batch_size=max(1, base.batch_size // 2), lr=base.lr / 2**0.5),
+        "twice the batch": replace(base, batch_size=base.batch_size * 2, lr=base.lr * 2**0.5),
+        "adamw": replace(base, optimizer="adamw", lr=0.005, weight_decay=0.05),
+        "no weight decay": replace(base, weight_decay=0.0),
+    }
+    return found | ({"no flip": replace(base, augment=replace(change, flip=False))} if flip else {})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--examples", type=int, default=6000)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--flip", action="store_true", help="mirrored images keep their label")
+    parser.add_argument("--only", nargs="*", help="variants whose names begin so")
+    parser.add_argument("--smoke", action="store_true", help="a second each, nothing written")
+    args = parser.parse_args()
+    if args.smoke:
+        args.seconds, args.seeds = 0.5, 1
+    warm_up()
+    accuracies: dict[str, list[float]] = {}
+    epochs: dict[str, list[int]] = {}
+    for seed in range(args.seeds):
+        given = task(args, seed)
+        n = len(given.train)
+        base = replace(
+            default_recipe(n, torch.device("cpu"), None, True), epochs=1_000_000,
+            augment=Augment(shift=0.1, flip=args.flip), batch_size=batch_size(n, torch.device("cpu")),
+        )  # fmt: skip
+        graph = cnn(tuple(given.train.x.shape[1:]), given.n_classes, width=args.width, depth=4)
+        for name, recipe in variants(base, args.flip).items():
+            if args.only and name != "base" and not name.startswith(tuple(args.only)):
+                continue
+            module = to_module(graph, fresh_weights(graph, torch.Generator().manual_seed(seed)))
+            generator = torch.Generator().manual_seed(seed)
+            torch.manual_seed(seed)
+            outcome = train(module, given, recipe, Deadline.after(args.seconds), generator, scored=False)
+            accuracies.setdefault(name, []).append(evaluate(module, given.judge, given)[1])
+            epochs.setdefault(name, []).append(outcome.epochs)
+    found = {}
+    for name, values in accuracies.items():
+        gains = [value - base for value, base in zip(values, accuracies["base"], strict=True)]
+        error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
+        found[name] = {
+            "mean_test_accuracy": round(statistics.mean(values), 5),
+            "gain": round(statistics.mean(gains), 5),
+            "standard_error_of_gain": None if error is None else round(error, 5),
+            "epochs": epochs[name],
+        }
+        print(f"{name:20s} {found[name]}", flush=True)
+    if not args.smoke:
+        settings = {
+            "data": "digits" if args.data is None else args.data.stem, "examples": n, "seconds": args.seconds,
+            "n": args.seeds, "network": f"cnn, width {args.width}, depth 4", "base": base.to_json(),
+        }  # fmt: skip
+        earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+        result = describe() | settings | {"variants": found}
+        RESULTS.write_text(json.dumps([*earlier, result], indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
