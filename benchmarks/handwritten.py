@@ -1,4 +1,4 @@
-"""The network that a good engineer writes by hand, trained for a given time without any search: what a search must beat.
+"""The network that a good engineer writes by hand, trained for a given time without a search: what a search must beat.
 
 Four 3x3 convolutions with batch norm and relu, pooled twice, and a dense layer; Nesterov SGD under one cycle that ends
 with the time, label smoothing, weight decay, random shifts, and mirrored images where a mirror keeps the label. As wide
@@ -69,7 +69,8 @@ def fit(
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, index: Tensor) -> None:
         inputs = moved((images[index].float() - mean) / std, reach, flip, generator)
-        loss = F.cross_entropy(model(inputs.contiguous(memory_format=torch.channels_last)), labels[index], label_smoothing=0.1)
+        logits = model(inputs.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits, labels[index], label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
