@@ -5,9 +5,9 @@
 
 --data: an .npz with x_train, y_train, x_test, y_test; the test part is looked at once per seed, after the fit.
 --digits: scikit-learn's digits, a stratified fifth held out by each seed (random_state = seed). The network of
-`handwritten.py` is trained for the same seconds in the same run, right after each fit; --flip tells it, and it alone, that
-mirrored images keep their label. Results are appended to results/images.json, with the machine, the mean and the spread
-over seeds.
+`handwritten.py` is trained for the same seconds in the same run, right after each fit; --flip tells it, and it
+alone, that mirrored images keep their label. Results are appended to results/images.json, with the machine, the mean
+and the spread over seeds.
 """
 
 from __future__ import annotations

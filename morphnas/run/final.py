@@ -1,8 +1,8 @@
 """The final model: the winner trained longer, from its own and from fresh weights, then on everything.
 
 The last training is a whole schedule, from the weights of the one before: what a network gains by the examples that
-stopped, scored and chose is more than what it gains by being chosen among two, so it has half of the time, and all of it
-where there is little (`benchmarks/images.py` against a network that is trained on everything from the start).
+stopped, scored and chose is more than what it gains by being chosen among two, so it has half of the time, and all
+of it where there is little (`benchmarks/images.py`, against a network that is trained on everything from the start).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LONGEST = 60
 JUDGED = 0.5
 """Share of the time for trainings that are judged, where one on everything comes after them."""
 WORTH_JUDGING = 8
-"""Epochs that there must be time for in each of two judged trainings: with less, all goes into the one on everything."""
+"""Epochs that each of two judged trainings must have time for; with less, all goes into the one on everything."""
 FULL_RATE = 10
 """Epochs from which on a training on everything goes up to the full learning rate; a shorter one stays below."""
 
