@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,17 +128,25 @@ def _drained(data: Any, name: str) -> tuple[list[NDArray[Any]], list[Any] | None
     """All images of a Dataset or a DataLoader, read once, and their labels (None: it yields images alone)."""
     images: list[NDArray[Any]] = []
     labels: list[Any] = []
-    loader = isinstance(data, DataLoader)
-    for item in data if loader or isinstance(data, IterableDataset) else map(data.__getitem__, range(len(data))):
+    batched = isinstance(data, DataLoader) and data.batch_sampler is not None
+    streamed = isinstance(data, (DataLoader, IterableDataset))
+    if not (streamed or hasattr(data, "__len__")):
+        raise ValueError(f"{name} is a {type(data).__name__} without a length")
+    for item in data if streamed else map(data.__getitem__, range(len(data))):
         pair = item if isinstance(item, (tuple, list)) else (item,)
         if not 1 <= len(pair) <= 2:
             raise ValueError(f"{name} must yield (image, label), but a {type(item).__name__} of {len(pair)} came")
-        images.extend(map(image, pair[0]) if loader else [image(pair[0])])
+        images.extend(map(image, pair[0]) if batched else [image(pair[0])])
         if len(pair) == 2:
             found = pair[1].tolist() if isinstance(pair[1], torch.Tensor) else pair[1]
-            labels.extend(found if loader else [found])
+            labels.extend(found if batched else [found])
     if labels and len(labels) != len(images):
         raise ValueError(f"{name} yields {len(images)} images, but {len(labels)} labels")
+    if images and images[0].ndim == 3 and images[0].shape[1] in (1, 3, 4) and images[0].shape[2] > 4:
+        height, width, channels = images[0].shape
+        looks = f"tensors of shape {(channels, height, width)} look channels last"
+        hint = f"{looks}, but (channels, height, width) is expected"
+        warnings.warn(f"{hint}: DataLoader makes tensors of arrays (height, width, channels) too", stacklevel=5)
     return images, labels or None
 
 

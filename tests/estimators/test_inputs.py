@@ -173,6 +173,8 @@ def test_datasets_and_loaders() -> None:
     same(found(DataLoader(data, batch_size=7)), whole)
     assert data.reads == 120, "read once through"
     same(found(Stream()), whole)
+    items = DataLoader(Pairs(first(RGB), Y), batch_size=None)
+    same(found(items), whole)
     same(found(TensorDataset(torch.from_numpy(RGB).movedim(-1, 1), torch.from_numpy(Y))), whole)
     names = [f"class {label}" for label in Y]
     same(found(DataLoader(Pairs(RGB.transpose(0, 3, 1, 2), names), batch_size=16)), found(RGB, names))
@@ -201,12 +203,20 @@ def test_a_dataset_may_hold_images_of_mixed_sizes() -> None:
         (DataLoader(TensorDataset(torch.zeros(60, 1, 6, 6)), batch_size=8), "y is missing"),
         (TensorDataset(*[torch.zeros(60, 1, 6, 6)] * 3), r"must yield \(image, label\), but a tuple of 3 came"),
         (Pairs([], []), "empty"),
+        (Dataset(), "is a Dataset without a length"),
         (Pairs(["cat.png"] * 60, Y), r"its shape is \(60,\)"),
     ],
 )
 def test_bad_datasets(data: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         found(data)
+
+
+def test_tensors_that_look_channels_last_are_warned_of() -> None:
+    x = RNG.integers(0, 256, (60, 6, 6, 3), dtype=np.uint8)
+    with pytest.warns(UserWarning, match=r"shape \(6, 6, 3\) look channels last.*DataLoader makes tensors of arrays"):
+        found(DataLoader(Pairs(x, Y), batch_size=9))
+    same(found(Pairs(x, Y)), found(x, Y))
 
 
 def test_labels_come_once() -> None:
