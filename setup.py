@@ -2,8 +2,19 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+IMAGES = ["pillow>=10"]
+
 # matplotlib: the examples, which the tests run, draw a picture
-TEST = ["hypothesis>=6.100", "matplotlib>=3.8", "pypdf>=4", "pytest>=8", "pytest-timeout>=2.3"]
+TEST = [
+    *IMAGES,
+    "h5py>=3.10",
+    "hypothesis>=6.100",
+    "matplotlib>=3.8",
+    "pandas>=2.2",
+    "pypdf>=4",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+]
 
 setup(
     name="morphnas",
@@ -27,6 +38,7 @@ setup(
         "safetensors>=0.4.3",
     ],
     extras_require={
+        "images": IMAGES,
         "pdf": ["pygraphviz>=2"],
         "test": TEST,
         "dev": [*TEST, "mypy>=1.15", "ruff>=0.12"],

@@ -6,6 +6,7 @@
 """
 
 from morphnas.estimators import ImageClassifier
+from morphnas.estimators.files import load_image_dataset
 from morphnas.graph import Graph, GraphError, Limits, Morph, MorphError, Network, neighbours, to_module
 from morphnas.report import trials_table, visualize
 from morphnas.run.store import Run, RunError, load_run
@@ -17,5 +18,5 @@ __version__ = "0.1.0"
 __all__ = [
     "Augment", "BayesianSearcher", "EvolutionSearcher", "Graph", "GraphError", "ImageClassifier", "Limits", "Morph",
     "MorphError", "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError",
-    "load_run", "neighbours", "to_module", "trials_table", "visualize",
+    "load_image_dataset", "load_run", "neighbours", "to_module", "trials_table", "visualize",
 ]  # fmt: skip

@@ -23,7 +23,9 @@ MAY_IMPORT = {
 }
 """What of ours each folder may import; all that is above them may import everything."""
 
-LAZY = {"graphviz", "pygraphviz", "ray", "pandas", "matplotlib", "onnx", "onnxruntime", "onnxscript"}
+LAZY = {
+    "PIL", "graphviz", "h5py", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas", "pygraphviz", "ray"
+}  # fmt: skip
 """Imported inside functions only, so that whoever does not use them need not have them, nor wait."""
 
 UNSEEN = {"graph": {"time", "random", "os", "datetime"}, "search": {"time", "os", "datetime"}}

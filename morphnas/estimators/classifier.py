@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from torch import fx
 
-from morphnas.estimators.inputs import Preprocessing, Problem, checked_examples, examples
+from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.settings import (
     MakeSearcher,
@@ -30,6 +30,7 @@ from morphnas.estimators.settings import (
     time_limit_seconds,
     torch_device,
 )
+from morphnas.estimators.sources import Source, opened
 from morphnas.graph import Limits, Network, to_module
 from morphnas.report.progress import Progress
 from morphnas.report.tables import trials_table
@@ -65,6 +66,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     device : "cpu", "cuda", "cuda:1"; None: a GPU if there is one.
     refit : train the winner longer at the end, and on all examples.
     image_shape : (height, width) or (height, width, channels) of images that come as rows.
+    image_size : side or (height, width) that all images are resized to; None: they stay, unless their sizes are mixed.
     limits : `morphnas.Limits`, or a dict of its fields.
     overwrite : replace the run that `path` holds.
 
@@ -90,6 +92,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         device: str | torch.device | None = None,
         refit: bool = True,
         image_shape: Sequence[int] | None = None,
+        image_size: ImageSize | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
@@ -105,6 +108,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.device = device
         self.refit = refit
         self.image_shape = image_shape
+        self.image_size = image_size
         self.limits = limits
         self.overwrite = overwrite
         warm_up()
@@ -113,15 +117,19 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     def fit(
         self,
-        x: ArrayLike,
-        y: ArrayLike,
+        x: Any,
+        y: ArrayLike | None = None,
         time_limit: float | None = None,
-        validation_data: tuple[ArrayLike, ArrayLike] | None = None,
+        validation_data: Any = None,
     ) -> Self:
         """Search for a network, and train the best one, within `time_limit` seconds (None: the constructor's).
 
-        x: (n, h, w) or (n, h, w, channels), or rows (n, d); uint8 or any real numbers. y: (n,) or (n, 1) labels of any
-        hashable kind. validation_data: (x, y) to stop, score and choose by, instead of a part of x; never trained on.
+        x: (n, h, w) or (n, h, w, channels), or rows (n, d); uint8 or any real numbers; an array, a memory map, an h5py
+        dataset, a data frame, a list of images. y: (n,) or (n, 1) labels of any hashable kind. Or x alone: a torch
+        Dataset or DataLoader of (image, label), whose tensors are channels first, or a folder with a sub-folder of
+        image files for each class. Images of mixed sizes are brought to `image_size`, or to the median height and
+        width, at most 128 * 128 pixels; grey and RGB ones to RGB. validation_data: (x, y), or a Dataset or folder, to
+        stop, score and choose by, instead of a part of x; never trained on.
         ValueError, before anything is trained or written, for what cannot be used.
         """
         seconds = time_limit_seconds(time_limit, self.time_limit)
@@ -134,7 +142,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         if before is None and self.resume is True:
             raise RunError(f'{str(path)!r} holds no run to go on with; resume="auto" begins one if there is none')
         seed = chosen_seed(self.random_state) if before is None else int(before["seed"])
-        problem = Problem.found(x, y, validation_data, self.image_shape, seed, settings.device)
+        problem = Problem.found(x, y, validation_data, self.image_shape, seed, settings.device, self.image_size)
         if before is not None and before.get("data") != problem.fingerprint:
             raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give the same x and y")
 
@@ -201,9 +209,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     def final_fit(
         self,
-        x_train: ArrayLike,
-        y_train: ArrayLike,
-        x_test: ArrayLike | None = None,
+        x_train: Any,
+        y_train: ArrayLike | None = None,
+        x_test: Any = None,
         y_test: ArrayLike | None = None,
         trainer_args: Mapping[str, Any] | None = None,
         retrain: bool = False,
@@ -211,23 +219,26 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     ) -> Self:
         """Train the search's winner on the data given, within `time_limit` seconds (None: as long as the fit had).
 
-        x_test, y_test are measured at the end (`test_metric_`) and never used to stop or to choose. trainer_args: any
-        fields of `Recipe`, or the legacy keys lr, max_iter_num and max_no_improvement_num. retrain: from fresh
-        weights only. Adds trials to the run and changes none. ValueError for labels that fit did not see.
+        x_train, x_test: what `fit` takes; a Dataset, a DataLoader and a folder bring their own y. x_test,
+        y_test are measured at the end (`test_metric_`) and never used to stop or to choose. trainer_args: any fields of
+        `Recipe`, or the legacy keys lr, max_iter_num and max_no_improvement_num. retrain: from fresh weights only. Adds
+        trials to the run and changes none. ValueError for labels that fit did not see.
         """
         self._check_fitted()
         about = load_about(Path(self.path_))
         seconds = time_limit_seconds(time_limit, about.get("time_limit"))
         deadline = Deadline.after(seconds)
         device, args = torch_device(self.device), dict(trainer_args or {})
-        if (x_test is None) != (y_test is None):
+        source, y_train = opened(x_train, y_train, "x_train")
+        codes, test = self._labels.encode(y_train, len(source)), None
+        if x_test is not None:
+            tested, y_test = opened(x_test, y_test, "x_test")
+            if y_test is not None:
+                test = examples(tested, y_test, self._preprocessing, self._labels)
+        if test is None and (x_test is not None or y_test is not None):
             raise ValueError("final_fit needs both x_test and y_test, or neither")
-        whole = examples(x_train, y_train, self._preprocessing, self._labels, "x_train")
-        test = None
-        if x_test is not None and y_test is not None:
-            test = examples(x_test, y_test, self._preprocessing, self._labels, "x_test")
         seed = int(about["seed"])
-        problem = Problem.of(whole, None, self._labels, self._preprocessing, {}, seed, device)
+        problem = Problem.of(source, codes, None, self._labels, self._preprocessing, seed, device)
         with _threads(), _opened(Path(self.path_), {}, True, False) as store, self._progress(seconds) as shown:
             torch.set_num_threads(Plan.of_run(about).threads)
             best = next(trial for trial in store.trials if trial.id == self.best_trial_)
@@ -247,30 +258,31 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             )
             self._use(store, problem, (best, final))
             if test is not None:
-                self.test_metric_ = (self._logits(test.x).argmax(1) == test.y).double().mean().item()
+                self.test_metric_ = (self._logits([test.x]).argmax(1) == test.y).double().mean().item()
                 shown.tell(f"accuracy on the {len(test):,} test examples: {self.test_metric_:.2%}")
         return self
 
     # -- using
 
-    def predict(self, x_test: ArrayLike) -> NDArray[Any]:
-        """Labels (n,) of examples (n, ...)."""
+    def predict(self, x_test: Any) -> NDArray[Any]:
+        """Labels (n,) of examples (n, ...), or of whatever else `fit` takes, in its order; a folder's is by path."""
         best = self.predict_proba(x_test).argmax(1)
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
-    def predict_proba(self, x_test: ArrayLike) -> NDArray[np.float64]:
+    def predict_proba(self, x_test: Any) -> NDArray[np.float64]:
         """Probabilities (n, classes) float64, in the order of `classes_`."""
         self._check_fitted()
-        logits = self._logits(self._preprocessing(checked_examples(x_test, "x_test")))
-        probabilities: NDArray[np.float64] = logits.double().softmax(1).numpy()
+        source, _ = opened(x_test, None, "x_test")
+        probabilities: NDArray[np.float64] = self._predicted(source).double().softmax(1).numpy()
         return probabilities
 
-    def evaluate(self, x_test: ArrayLike, y_test: ArrayLike) -> float:
+    def evaluate(self, x_test: Any, y_test: ArrayLike | None = None) -> float:
         """Accuracy on examples of known labels; ValueError for a label that fit did not see."""
         self._check_fitted()
-        test = examples(x_test, y_test, self._preprocessing, self._labels, "x_test")
-        return (self._logits(test.x).argmax(1) == test.y).double().mean().item()
+        source, y_test = opened(x_test, y_test, "x_test")
+        codes = torch.from_numpy(self._labels.encode(y_test, len(source)))
+        return (self._predicted(source).argmax(1) == codes).double().mean().item()
 
     def to_module(self) -> fx.GraphModule:
         """The final network as a plain PyTorch module in evaluation mode.
@@ -305,10 +317,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         load_about(folder)
         network, model = load_model(folder)
         try:
-            shapes = {name: tuple(map(int, value)) for name, value in model["preprocessing"].items()}
+            preprocessing = Preprocessing.from_json(model["preprocessing"])
             estimator = cls(path=folder)
             estimator.path_ = str(folder)
-            estimator._set(network, model, Labels.from_json(model["labels"]), Preprocessing(**shapes))
+            estimator._set(network, model, Labels.from_json(model["labels"]), preprocessing)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(f"{folder / 'model' / 'model.json'} is not complete: {error!r}") from error
         return estimator
@@ -372,13 +384,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         logits = predict(judged.to_module().to(task.device), task.valid.x, task)
         return best_temperature(logits, task.valid.y)
 
-    def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Those whose softmax are the probabilities, (n, classes) on the CPU."""
+    def _predicted(self, source: Source) -> torch.Tensor:
+        """The examples' logits, read and computed piece by piece."""
+        return self._logits(self._preprocessing.pieces(source))
+
+    def _logits(self, pieces: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Those whose softmax are the probabilities, (n, classes) on the CPU. pieces: (k, *shape) each."""
         device = torch_device(self.device)
         module = to_module(self.network_.graph, self.network_.weights).to(device)
-        nothing = Examples(x[:0].to(device), torch.empty(0, dtype=torch.int64, device=device))
+        empty = torch.empty(0, *self._preprocessing.shape, device=device)
+        nothing = Examples(empty, torch.empty(0, dtype=torch.int64, device=device))
         task = Task(nothing, None, len(self.classes_), self._mean.to(device), self._std.to(device))
-        return predict(module, x, task).cpu() / self._heat
+        return torch.cat([predict(module, piece, task).cpu() for piece in pieces]) / self._heat
 
     def _progress(self, seconds: float) -> contextlib.closing[Progress]:
         return contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))

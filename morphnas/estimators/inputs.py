@@ -1,38 +1,53 @@
-"""A user's arrays as a problem to learn: checked, split, on the device. Everything wrong with them is said here."""
+"""A user's examples as a problem to learn: checked, split, on the device. Everything wrong with them is said here."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.nn import functional as F
 
 from morphnas.estimators.labels import Labels
+from morphnas.estimators.sources import EXAMPLES, Source, opened
 from morphnas.train.data import Examples, Task
 
-_EXAMPLES = "rows (n, d) or images (n, h, w) or (n, h, w, channels)"
+log = logging.getLogger("morphnas")
+
+_LARGEST = 128 * 128
+"""Pixels that images of mixed sizes are brought to at most."""
+_LUMA = (0.299, 0.587, 0.114)
+"""How much red, green and blue are in grey (ITU-R BT.601)."""
+
+ImageSize = int | Sequence[int]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns a user's examples into a network's input, without the batch axis: shapes alone."""
+    """What turns a user's examples into a network's input, without the batch axis."""
 
     given: tuple[int, ...]
     """Shape of one example as the user gives it."""
     shape: tuple[int, ...]
     """Shape of one example for the network, channels first."""
+    resized: bool = False
+    """Whether images of other sizes are resized."""
 
     @staticmethod
-    def found(x: NDArray[Any], image_shape: Sequence[int] | None) -> Preprocessing:
-        """What examples (n, ...) are: rows, images (h, w) or images (h, w, c); ValueError for anything else."""
-        given = x.shape[1:]
+    def found(source: Source, image_shape: Sequence[int] | None, image_size: ImageSize | None) -> Preprocessing:
+        """What examples are: rows, images (h, w) or images (h, w, c); ValueError for anything else."""
+        if image_size is not None or not source.uniform:
+            return Preprocessing._resizing(source, image_shape, _checked_size(image_size))
+        given = source.shapes[0]
         if image_shape is not None:
             image = tuple(image_shape)
             whole = all(isinstance(size, (int, np.integer)) and size > 0 for size in image)
@@ -41,74 +56,160 @@ class Preprocessing:
                 raise ValueError(f"image_shape must be {words}, not {image_shape!r}")
             if math.prod(image) != math.prod(given):
                 raise ValueError(f"image_shape {image} has {math.prod(image)} values, but an example has shape {given}")
-        elif x.ndim == 2:
+        elif len(given) == 1:
             side = math.isqrt(given[0])
             if given[0] >= 64 and side * side == given[0]:
                 hint = f"x has rows of {given[0]} values, which are taken as features without order; if they are images"
                 warnings.warn(f"{hint}, pass image_shape=({side}, {side})", stacklevel=4)
             return Preprocessing(given, given)
-        elif x.ndim in (3, 4):
+        elif len(given) in (2, 3):
             image = given
         else:
-            raise ValueError(f"x must be {_EXAMPLES}, but its shape is {x.shape}")
+            raise ValueError(f"x must be {EXAMPLES}, but its shape is {(len(source), *given)}")
         if len(image) == 3 and image[0] in (1, 3) and image[2] > 4:
             hint = f"images of shape {image} look channels first, but (height, width, channels) is expected"
             warnings.warn(f"{hint}: np.moveaxis(x, 1, -1) turns them", stacklevel=4)
         return Preprocessing(given, (1, *image) if len(image) == 2 else (image[2], *image[:2]))
 
-    def __call__(self, x: NDArray[Any]) -> torch.Tensor:
-        """Examples (n, *given) as a tensor (n, *shape), uint8 or float32."""
-        if x.shape[1:] != self.given:
-            if x.ndim == 2 and len(self.given) == 1:  # scikit-learn's words
-                raise ValueError(
-                    f"X has {x.shape[1]} features, but ImageClassifier is expecting {self.given[0]} features as input"
-                )
-            raise ValueError(f"x has examples of shape {x.shape[1:]}, but the model was fitted on {self.given}")
-        if len(self.shape) > 1:
-            channels, *spatial = self.shape
-            x = np.moveaxis(x.reshape(len(x), *spatial, channels), -1, 1)
-        return torch.from_numpy(np.ascontiguousarray(x))
+    @staticmethod
+    def _resizing(source: Source, image_shape: Sequence[int] | None, size: tuple[int, int] | None) -> Preprocessing:
+        """For images of mixed shapes, or for those of a size that is asked for."""
+        shapes = set(source.shapes)
+        if image_shape is not None:
+            raise ValueError(
+                "image_shape is for rows of equal lengths: reshape them to (n, h, w) before they are resized"
+            )
+        if any(len(shape) not in (2, 3) for shape in shapes):
+            shape = (len(source), *source.shapes[0])
+            raise ValueError(f"image_size is for images (n, h, w) or (n, h, w, channels), but x has shape {shape}")
+        depths = {_channels(shape) for shape in shapes}
+        if len(depths) > 1 and not depths <= {1, 3, 4}:
+            raise ValueError(f"x holds images of {sorted(depths)} channels: they must be equal, or 1, 3 and 4")
+        sizes = {shape[:2] for shape in shapes}
+        resized = size is not None or len(sizes) > 1
+        height, width = size or (_median_size(source.shapes) if resized else min(sizes))
+        channels = 3 if len(depths) > 1 else min(depths)
+        if resized:
+            places = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{min(sizes)}"
+            log.info("images of %s pixels are resized to (%d, %d)", places, height, width)
+        if len(depths) > 1:
+            log.info("images of %s channels are brought to 3, red, green and blue", sorted(depths))
+        return Preprocessing((height, width, channels), (channels, height, width), resized)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Preprocessing:
+        given, shape = (tuple(map(int, data[name])) for name in ("given", "shape"))
+        return Preprocessing(given, shape, bool(data.get("resized", False)))
+
+    def __call__(self, source: Source, place: Tensor | None = None) -> Tensor:
+        """The examples as a tensor (n, *shape), uint8 where they fit, else float32; example i is at place[i].
+
+        ValueError that says what is wrong with them.
+        """
+        whole = torch.empty((len(source), *self.shape), dtype=torch.uint8)
+        start = 0
+        for piece in self.pieces(source):
+            if piece.dtype != torch.uint8:
+                whole = whole.to(torch.float32) if start else torch.empty(whole.shape)
+            where = slice(start, start + len(piece))
+            whole[where if place is None else place[where]] = piece.to(whole.dtype)
+            start += len(piece)
+        return whole
+
+    def pieces(self, source: Source) -> Iterator[Tensor]:
+        """The examples, read a piece at a time: (k, *shape), uint8 or float32."""
+        for start, arrays in source.pieces():
+            yield torch.cat([self._one(array, source.name, start + i) for i, array in enumerate(arrays)])
+
+    def _one(self, x: NDArray[Any], name: str, start: int) -> Tensor:
+        """Examples (k, ...) of one shape as (k, *shape)."""
+        fits = x.shape[1:] == self.given
+        if len(self.shape) == 1 or not (fits or x.ndim in (3, 4)):
+            if not fits:
+                raise ValueError(self._unfit(x, name))
+            return _tensor(_numbers(x, name, start))
+        channels, *size = self.shape
+        coloured = _channels(x.shape[1:]) == channels or (_channels(x.shape[1:]) in (1, 3, 4) and channels in (1, 3))
+        if not fits and not (coloured and (self.resized or list(x.shape[1:3]) == size)):
+            raise ValueError(self._unfit(x, name))
+        x = x.reshape(len(x), *size, channels) if fits else x if x.ndim == 4 else x[..., None]
+        images = _coloured(_tensor(np.moveaxis(_numbers(x, name, start), -1, 1)), channels)
+        return images if list(images.shape[2:]) == size else _scaled(images, size)
+
+    def _unfit(self, x: NDArray[Any], name: str) -> str:
+        if x.ndim == 2 and len(self.given) == 1:  # scikit-learn's words
+            words = f"ImageClassifier is expecting {self.given[0]} features as input"
+            return f"X has {x.shape[1]} features, but {words}"
+        return f"{name} has examples of shape {x.shape[1:]}, but the model was fitted on {self.given}"
 
 
-def checked_examples(x: ArrayLike, name: str = "x") -> NDArray[Any]:
-    """The examples as uint8 or float32, (n, ...); ValueError that says what is wrong with them."""
-    if hasattr(x, "toarray"):
-        raise ValueError(f"{name} is a sparse matrix, a dense array is needed: {name}.toarray()")
-    try:
-        array = np.asarray(x)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be made an array, are its images of mixed sizes? ({error})") from None
-    if array.dtype == object and array.ndim and array.size:
-        shapes = {np.shape(item) for item in array[:1000].ravel()}
-        if len(shapes) > 1 or shapes != {()}:
-            raise ValueError(f"{name} holds images of mixed sizes, {sorted(shapes)[:3]} ...: resize them to one size")
+def _checked_size(image_size: ImageSize | None) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    size = (image_size, image_size) if isinstance(image_size, (int, np.integer)) else image_size
+    sides = tuple(size) if isinstance(size, (tuple, list)) else ()
+    if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in sides):
+        raise ValueError(f"image_size must be a positive integer or (height, width), not {image_size!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def _channels(shape: tuple[int, ...]) -> int:
+    return shape[2] if len(shape) == 3 else 1
+
+
+def _median_size(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    """The median height and width, both made smaller where that is more than `_LARGEST` pixels."""
+    sides = np.median([shape[:2] for shape in shapes], axis=0)
+    sides = sides * min(1.0, math.sqrt(_LARGEST / math.prod(sides)))
+    return max(1, int(sides[0] + 1e-9)), max(1, int(sides[1] + 1e-9))
+
+
+def _numbers(x: NDArray[Any], name: str, start: int) -> NDArray[Any]:
+    """The values as uint8 where they fit, else as float32. start: what number the first example has, for errors."""
+    if x.dtype == object:
         try:
-            array = array.astype(np.float64)
+            x = x.astype(np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} holds objects that are no numbers: {error}") from None
-    if array.ndim < 2:
-        raise ValueError(
-            f"{name} must be {_EXAMPLES}, but its shape is {array.shape}. "
-            "Reshape your data: for one example, add an axis in front"
-        )
-    if array.dtype.kind not in "buif":
-        word = "Complex data not supported: " if array.dtype.kind == "c" else ""
-        raise ValueError(f"{word}{name} must hold numbers, but its dtype is {array.dtype}")
-    if array.size == 0:
-        what = f"{len(array)} sample(s)" if len(array) == 0 else f"0 feature(s) (shape={array.shape})"
-        raise ValueError(f"{name} is empty: found array with {what} while a minimum of 1 is required.")
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind in "bui" and array.min() >= 0 and array.max() <= 255:
-        return array.astype(np.uint8)
+    if x.dtype.kind not in "buif":
+        word = "Complex data not supported: " if x.dtype.kind == "c" else ""
+        raise ValueError(f"{word}{name} must hold numbers, but its dtype is {x.dtype}")
+    if x.dtype.kind in "bui" and (x.dtype == np.uint8 or (x.min() >= 0 and x.max() <= 255)):
+        return x.astype(np.uint8, copy=False)
     with np.errstate(over="ignore"):  # found right below
-        array = array.astype(np.float32, copy=False)
-    for part in range(0, len(array), 4096):
-        if not (finite := np.isfinite(array[part : part + 4096])).all():
-            where = part + int(np.argwhere(~finite.reshape(len(finite), -1).all(1))[0, 0])
-            what = "NaN or infinity (or values too large for float32)"
-            raise ValueError(f"{name} contains {what}, first in {name}[{where}]")
-    return array
+        x = x.astype(np.float32, copy=False)
+    if not (finite := np.isfinite(x)).all():
+        where = start + int(np.argwhere(~finite.reshape(len(finite), -1).all(1))[0, 0])
+        what = "NaN or infinity (or values too large for float32)"
+        raise ValueError(f"{name} contains {what}, first in {name}[{where}]")
+    return x
+
+
+def _tensor(x: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.require(x, requirements=["C", "W"]))  # torch warns of memory that is read-only
+
+
+def _coloured(images: Tensor, channels: int) -> Tensor:
+    """Images (k, c, h, w) as (k, channels, h, w): grey to RGB, RGB to grey, RGBA without alpha."""
+    if images.shape[1] == channels:
+        return images
+    if images.shape[1] == 1:
+        return images.expand(-1, channels, -1, -1)
+    if channels == 3:
+        return images[:, :3]
+    grey = torch.einsum("kchw,c->khw", images[:, :3].to(torch.float32), torch.tensor(_LUMA))[:, None]
+    return _like(grey, images)
+
+
+def _scaled(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Images (k, c, h, w) of another size, (k, c, *size)."""
+    pixels = images.to(torch.float32)
+    return _like(F.interpolate(pixels, size=list(size), mode="bilinear", antialias=True), images)
+
+
+def _like(pixels: Tensor, images: Tensor) -> Tensor:
+    """Computed pixels as whole numbers again where the images are."""
+    return pixels.round().clamp(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,48 +257,54 @@ class Problem:
 
     @staticmethod
     def found(
-        x: ArrayLike,
-        y: ArrayLike,
+        x: Any,
+        y: Any,
         validation_data: Any,
         image_shape: Sequence[int] | None,
         seed: int,
         device: torch.device,
+        image_size: ImageSize | None = None,
     ) -> Problem:
-        """The problem that a user's arrays pose; ValueError for those that pose none."""
-        images = checked_examples(x)
-        preprocessing = Preprocessing.found(images, image_shape)
-        labels, codes = Labels.found(y, len(images))
-        whole = Examples(preprocessing(images), torch.from_numpy(codes))
+        """The problem that a user's examples pose; ValueError for those that pose none."""
+        source, y = opened(x, y, "x")
+        preprocessing = Preprocessing.found(source, image_shape, image_size)
+        labels, codes = Labels.found(y, len(source))
         own = None
         if validation_data is not None:
-            if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
-                raise ValueError("validation_data must be a pair (x, y)")
-            own_x, own_y = validation_data
-            own = examples(own_x, own_y, preprocessing, labels, "validation_data")
-        return Problem.of(whole, own, labels, preprocessing, fingerprint(images, codes, labels), seed, device)
+            pair = isinstance(validation_data, (tuple, list)) and len(validation_data) == 2
+            own_x, own_y = validation_data if pair else (validation_data, None)
+            own_x, own_y = opened(own_x, own_y, "validation_data")
+            if own_y is None:
+                raise ValueError("validation_data must be a pair (x, y), or a Dataset or a folder with labels")
+            own = examples(own_x, own_y, preprocessing, labels)
+        return Problem.of(source, codes, own, labels, preprocessing, seed, device)
 
     @staticmethod
     def of(
-        whole: Examples,
+        source: Source,
+        codes: NDArray[np.int64],
         own: Examples | None,
         labels: Labels,
         preprocessing: Preprocessing,
-        fingerprint: dict[str, Any],
         seed: int,
         device: torch.device,
     ) -> Problem:
-        """The problem of examples that are checked already; own: those of the user's to stop and score by."""
-        parts = Split(np.arange(len(whole)), None, None) if own is not None else split(whole.y.numpy(), seed)
+        """The problem of examples and their class indices; own: those of the user's to stop and score by.
 
-        def part(index: NDArray[np.intp] | None) -> Examples | None:
-            return None if index is None else whole[torch.from_numpy(index)].to(device)
-
-        valid = part(parts.valid) if own is None else own.to(device)
-        train = whole.to(device) if len(parts.train) == len(whole) else part(parts.train)
-        assert train is not None
-        everything = None if parts.valid is None else whole.to(device)
-        task = Task.of(train, valid, len(labels.classes))
-        return Problem(labels, preprocessing, task, part(parts.chooser), everything, fingerprint)
+        All are held once, ordered by the parts, which are views of them.
+        """
+        parts = Split(np.arange(len(codes)), None, None) if own is not None else split(codes, seed)
+        order = np.concatenate([part for part in (parts.train, parts.valid, parts.chooser) if part is not None])
+        place = torch.from_numpy(np.argsort(order))
+        x = preprocessing(source, place)
+        about = fingerprint(x, codes, place, labels, preprocessing)
+        whole = Examples(x, torch.from_numpy(codes[order])).to(device)
+        first = len(parts.train)
+        last = first if parts.valid is None else first + len(parts.valid)
+        valid = own.to(device) if own is not None else None if parts.valid is None else whole[first:last]
+        chooser = None if parts.chooser is None else whole[last:]
+        task = Task.of(whole[:first], valid, len(labels.classes))
+        return Problem(labels, preprocessing, task, chooser, None if parts.valid is None else whole, about)
 
     @property
     def chance(self) -> float:
@@ -205,16 +312,23 @@ class Problem:
         return float(torch.bincount(self.task.train.y).max()) / len(self.task.train)
 
 
-def examples(x: ArrayLike, y: ArrayLike, preprocessing: Preprocessing, labels: Labels, name: str) -> Examples:
-    """Further arrays of a problem whose preprocessing and labels are known; ValueError when they do not fit it."""
-    images = preprocessing(checked_examples(x, name))
-    return Examples(images, torch.from_numpy(labels.encode(y, len(images))))
+def examples(source: Source, y: Any, preprocessing: Preprocessing, labels: Labels) -> Examples:
+    """Further examples of a problem whose preprocessing and labels are known; ValueError when they do not fit it."""
+    codes = labels.encode(y, len(source))
+    return Examples(preprocessing(source), torch.from_numpy(codes))
 
 
-def fingerprint(x: NDArray[Any], y: NDArray[np.int64], labels: Labels) -> dict[str, Any]:
-    """What tells data apart: shape, classes and a hash over (at most about 64 MB of) the examples and all labels."""
+def fingerprint(
+    x: Tensor, codes: NDArray[np.int64], place: Tensor, labels: Labels, preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """What tells data apart: shape, classes and a hash over (at most about 64 MB of) the examples and all labels.
+
+    x: example i is x[place[i]]. The order that the parts put them in makes no difference.
+    """
     every = max(1, x.nbytes // 2**26)
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(np.ascontiguousarray(x[::every]).data)
-    digest.update(y.data)
-    return {"shape": list(x.shape), "dtype": str(x.dtype), "classes": len(labels.classes), "hash": digest.hexdigest()}
+    for part in place[::every].split(256):
+        digest.update(x[part].numpy().data)
+    digest.update(codes.data)
+    shape, dtype = [len(x), *preprocessing.given], str(x.dtype).removeprefix("torch.")
+    return {"shape": shape, "dtype": dtype, "classes": len(labels.classes), "hash": digest.hexdigest()}

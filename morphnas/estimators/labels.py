@@ -77,7 +77,8 @@ class Labels:
 def _column(y: ArrayLike, n: int) -> NDArray[Any]:
     """y as (n,); ValueError for other lengths, several columns and missing labels."""
     if y is None:
-        raise ValueError("y is missing: this estimator requires y to be passed, but the target y is None")
+        hint = "only a Dataset of (image, label) and a folder of sub-folders bring their own"
+        raise ValueError(f"y is missing: this estimator requires y to be passed, but the target y is None; {hint}")
     try:
         column = _array(y)
     except ValueError as error:

@@ -69,15 +69,20 @@ class Task:
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over examples and positions, per channel, (channels, 1, ...) float32.
 
-    Read in pieces, so that no copy of all examples is made; a channel that is constant gets 1 for its deviation.
+    Read in pieces, through one buffer: what is allocated anew for each adds up, where the heap gets fragmented. A
+    channel that is constant gets 1 for its deviation.
     """
     axes = [0, *range(2, x.ndim)]
     count = x.numel() // x.shape[1]
     shape = (-1, *[1] * (x.ndim - 2))
-    parts = x.split(1024)
-    mean = torch.stack([part.to(torch.float64).sum(axes) for part in parts]).sum(0) / count
+    parts = x.split(max(1, 2**20 // math.prod(x.shape[1:])))
+    buffer = torch.empty(parts[0].shape, dtype=torch.float64, device=x.device)
+    mean, spread = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
+    for part in parts:
+        mean += buffer[: len(part)].copy_(part).sum(axes) / count
     centre = mean.reshape(shape)
-    spread = torch.stack([(part.to(torch.float64) - centre).square().sum(axes) for part in parts]).sum(0)
+    for part in parts:
+        spread += buffer[: len(part)].copy_(part).sub_(centre).square_().sum(axes)
     std = (spread / count).sqrt()
     std = torch.where(std > 1e-7 * mean.abs().clamp(min=1e-24), std, torch.ones_like(std))
     return mean.to(torch.float32).reshape(shape), std.to(torch.float32).reshape(shape)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from morphnas import ImageClassifier, RunError
 from morphnas.estimators.labels import Labels
@@ -24,6 +25,12 @@ def changed(x: Any, place: Any, value: Any) -> Any:
 
 MIXED = np.empty(60, dtype=object)
 MIXED[:] = [np.zeros((6, 6 + i % 2)) for i in range(60)]
+
+
+def _with(x: NDArray[Any], place: int, value: Any) -> NDArray[Any]:
+    x = x.copy()
+    x[place] = value
+    return x
 
 
 @pytest.mark.parametrize(
@@ -45,8 +52,11 @@ MIXED[:] = [np.zeros((6, 6 + i % 2)) for i in range(60)]
         (X, [datetime.date(2020, 1, 1 + i % 2) for i in range(60)], "cannot be saved"),
         (X[:0], Y[:0], "empty"),
         (np.zeros((60, 0)), Y, "empty"),
-        (MIXED, Y, r"mixed sizes, \[\(6, 6\), \(6, 7\)\].*resize them to one size"),
-        (list(MIXED), Y, "mixed sizes"),
+        (_with(MIXED, 5, "cat.png"), Y, r"x\[5\] is no image .*: its shape is \(\)"),
+        (_with(MIXED, 5, np.zeros((0, 6))), Y, r"x\[5\] is empty, its shape is \(0, 6\)"),
+        (_with(MIXED, 5, np.zeros((6, 6, 2))), Y, r"images of \[1, 2\] channels"),
+        (_with(MIXED, 5, np.full((4, 4), np.nan)), Y, r"first in x\[5\]"),
+        (_with(MIXED, 5, np.full((4, 4), {})), Y, "no numbers"),
         (X.astype(complex), Y, "Complex data not supported"),
         (X.astype(str), Y, "must hold numbers, but its dtype is <U"),
         ([["a", None]] * 60, Y, "no numbers"),
@@ -85,6 +95,10 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
         ({"device": "cuda:93"}, "is not there"),
         ({"image_shape": (5, 6)}, r"image_shape \(5, 6\) has 30 values, but an example has shape \(6, 6\)"),
         ({"image_shape": (36,)}, "image_shape must be"),
+        ({"image_size": 0}, r"image_size must be a positive integer or \(height, width\), not 0"),
+        ({"image_size": (6, 6, 3)}, r"image_size must be .*, not \(6, 6, 3\)"),
+        ({"image_size": (6, -1)}, "image_size must be"),
+        ({"image_size": 6, "image_shape": (6, 6)}, "image_shape is for rows of equal lengths"),
         ({"limits": 3}, "limits must be"),
         ({"limits": {"max_params": -1}}, "max_params must be None or a positive integer"),
         ({"limits": {"morphs": ("deep",)}}, r"unknown morphs \['deep'\]"),
@@ -102,6 +116,11 @@ def test_bad_arguments(tmp_path: Path, options: dict[str, Any], words: str) -> N
     with pytest.raises(ValueError, match=words):
         ImageClassifier(path, **options).fit(X, Y)
     assert not path.exists() or not list(path.iterdir()), "nothing is written"
+
+
+def test_rows_are_not_resized() -> None:
+    with pytest.raises(ValueError, match=r"image_size is for images .*, but x has shape \(60, 36\)"):
+        ImageClassifier(image_size=6).fit(X.reshape(60, 36), Y)
 
 
 @pytest.mark.parametrize("path", [5, "", b"run"])

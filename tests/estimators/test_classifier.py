@@ -26,6 +26,7 @@ from torch import fx
 import morphnas
 from morphnas import ImageClassifier, Limits, RunError, load_run
 from morphnas.estimators.inputs import Problem, split
+from morphnas.estimators.sources import Source
 from morphnas.run.search import is_final
 from tests.estimators.conftest import Data, stripes
 
@@ -254,7 +255,7 @@ def test_every_shape_of_example(tmp_path: Path, shape: tuple[int, ...], options:
     classifier = ImageClassifier(tmp_path / "run", max_trials=5, random_state=0, searcher_args=TINY, **options)
     assert classifier.fit(x, y).predict(x).shape == (60,)
     module = classifier.to_module()
-    raw = classifier._preprocessing(x)
+    raw = classifier._preprocessing(Source.of(x, "x"))
     assert torch.allclose(
         module(raw).double().softmax(1), torch.from_numpy(classifier.predict_proba(x)), rtol=0, atol=1e-5
     )
@@ -268,7 +269,7 @@ def test_validation_data_is_only_looked_at(data: Data, tmp_path: Path) -> None:
     assert all(t.outcome.examples == 45 for t in trials if t.score is not None)  # type: ignore[union-attr]
     assert not any(t.proposal.why.get("final") == "everything" for t in trials)
     with pytest.raises(ValueError, match="pair"):
-        ImageClassifier().fit(*data, validation_data=own[0])  # type: ignore[arg-type]
+        ImageClassifier().fit(*data, validation_data=own[0])
 
 
 def test_split_holds_out_what_it_says() -> None:

@@ -1,0 +1,123 @@
+"""Images in files, decoded by Pillow in threads: folders with a sub-folder per class, and lists in CSV files."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """Images that are decoded when a slice of them is asked for: (h, w) where they are grey, else (h, w, 3).
+
+    ValueError that names the file for one that cannot be read.
+    """
+
+    paths: Sequence[Path]
+    parallel: bool = True
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The images' shapes, from the heads of the files alone."""
+        return self._each(shape, self.paths)
+
+    def __getitem__(self, part: slice) -> list[NDArray[Any]]:
+        return self._each(pixels, self.paths[part])
+
+    def _each(self, what: Callable[[Any], T], paths: Iterable[Path]) -> list[T]:
+        pillow = _pillow()
+
+        def read(path: Path) -> T:
+            try:
+                with pillow.open(path) as image:
+                    return what(image)
+            except Exception as error:  # whatever a decoder trips over
+                raise ValueError(f"{str(path)!r} cannot be read as an image: {error}") from error
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1) if self.parallel else 1) as threads:
+            return list(threads.map(read, paths))
+
+
+def pixels(image: Any) -> NDArray[Any]:
+    """A PIL image as (h, w) where it is grey, else as (h, w, 3) without alpha."""
+    return np.asarray(image.convert(_mode(image)))
+
+
+def shape(image: Any) -> tuple[int, ...]:
+    """The shape of `pixels`, for which nothing is decoded."""
+    return (image.height, image.width, 3) if _mode(image) == "RGB" else (image.height, image.width)
+
+
+def _mode(image: Any) -> str:
+    """Pillow's word for what an image becomes: 16 and 32 bits a pixel stay."""
+    if image.mode in ("1", "L", "LA", "La"):
+        return "L"
+    mode: str = image.mode
+    return mode if mode.startswith(("I", "F")) else "RGB"
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("images in files are read with Pillow: pip install 'morphnas[images]'") from error
+    return Image
+
+
+def folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
+    """The images below a folder, sorted by path, and their classes: the names of its sub-folders, None without any.
+
+    Hidden files, and those with no suffix of images, are passed over. ValueError when there are no images at all, none
+    in a sub-folder, or some beside the sub-folders.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise ValueError(f"{str(root)!r} is no folder of images")
+    pillow = _pillow()
+    suffixes = {suffix for suffix, kind in pillow.registered_extensions().items() if kind in pillow.OPEN}
+    below = [file for file in sorted(root.rglob("*")) if "/." not in f"/{file.relative_to(root).as_posix()}"]
+    images = [file for file in below if file.suffix.lower() in suffixes and file.is_file()]
+    if not images:
+        raise ValueError(f"the folder {str(root)!r} holds no images")
+    loose = [file.name for file in images if file.parent == root]
+    if len(loose) == len(images):
+        return Files(images), None
+    if loose:
+        raise ValueError(f"the folder {str(root)!r} holds {loose[0]!r} beside its sub-folders, one per class")
+    labels = [file.relative_to(root).parts[0] for file in images]
+    if empty := {file.name for file in below if file.is_dir() and file.parent == root} - set(labels):
+        raise ValueError(f"the folder {str(root / min(empty))!r} holds no images")
+    return Files(images), labels
+
+
+def load_image_dataset(
+    csv_file_path: str | os.PathLike[str], images_path: str | os.PathLike[str], parallel: bool = True
+) -> tuple[NDArray[Any] | list[NDArray[Any]], NDArray[np.str_]]:
+    """Images and labels of a CSV file, whose first line is a head, and first two columns a file's name and its label.
+
+    x: (n, h, w) or (n, h, w, 3) where the images have one shape, else a list of them, which `fit` takes too. y: (n,)
+    strings. parallel: in threads. ValueError that names the line or the file that cannot be read.
+    """
+    with Path(csv_file_path).open(newline="", encoding="utf-8-sig") as file:
+        rows = [(i, row) for i, row in enumerate(csv.reader(file), start=1) if row][1:]
+    for i, row in rows:
+        if len(row) < 2:
+            raise ValueError(
+                f"{str(csv_file_path)!r}, row {i}: a file name and a label are needed, there is only {row}"
+            )
+    if not rows:
+        raise ValueError(f"{str(csv_file_path)!r} lists no images: its first row is taken for the head")
+    images = Files([Path(images_path) / row[0] for _, row in rows], parallel)[:]
+    same = len({image.shape for image in images}) == 1
+    return np.stack(images) if same else images, np.array([row[1] for _, row in rows])

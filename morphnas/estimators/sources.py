@@ -1,0 +1,168 @@
+"""Whatever holds a user's examples, as pieces that are read one after the other, so that no whole copy is made."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from morphnas.estimators.files import Files, folder, pixels
+
+EXAMPLES = "rows (n, d) or images (n, h, w) or (n, h, w, channels)"
+
+_PIECE = 2**22
+"""Values that are read at once, about."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """n examples. name: what errors call them. shapes: of each, (n of them). items: slices of it are examples."""
+
+    name: str
+    shapes: Sequence[tuple[int, ...]]
+    items: Any
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    @staticmethod
+    def of(x: Any, name: str) -> Source:
+        """The examples in an array or anything that has its shape and slices, a list of images, or a data frame.
+
+        ValueError for what holds no examples, by shape; values are looked at when pieces are read.
+        """
+        if hasattr(x, "toarray"):
+            raise ValueError(f"{name} is a sparse matrix, a dense array is needed: {name}.toarray()")
+        if isinstance(x, Files):
+            return _checked(Source(name, x.shapes, x))
+        if isinstance(x, torch.Tensor):
+            x = _array(x)
+        if not hasattr(x, "iloc") and not all(hasattr(x, a) for a in ("shape", "dtype", "__getitem__")):
+            if isinstance(x, (list, tuple)) and x and all(hasattr(item, "shape") or _pil(item) for item in x):
+                return Source._of_images(x, name)
+            try:
+                x = np.asarray(x)
+            except ValueError as error:
+                raise ValueError(f"{name} cannot be made an array: {error}") from None
+        if x.shape and len(x.shape) == 1 and str(getattr(x, "dtype", "")) == "object":
+            return Source._of_images(list(x), name)
+        if len(x.shape) < 2:
+            raise ValueError(_too_flat(name, tuple(x.shape)))
+        source = Source(name, [tuple(x.shape[1:])] * x.shape[0], getattr(x, "iloc", x))
+        return _checked(source, tuple(x.shape))
+
+    @staticmethod
+    def _of_images(images: Sequence[Any], name: str) -> Source:
+        items = [image(item) for item in images]
+        return _checked(Source(name, [item.shape for item in items], items))
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all examples have one shape."""
+        return len(set(self.shapes)) == 1
+
+    def pieces(self) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+        """The number of a piece's first example, and the piece: arrays (k, *shape), one of them if all are uniform."""
+        uniform = self.uniform
+        size = max(8, _PIECE // max(map(math.prod, set(self.shapes))))
+        for start in range(0, len(self), size):
+            items = self.items[start : start + size]
+            if isinstance(items, list):
+                yield start, [np.stack(items)] if uniform else [item[None] for item in items]
+            else:
+                yield start, [np.asarray(items)]
+
+
+def _checked(source: Source, shape: tuple[int, ...] = ()) -> Source:
+    """Itself; ValueError where there are no examples, some without values, or images of mixed shapes that are none.
+
+    shape: of all examples, where they came as an array.
+    """
+    name, required = source.name, "while a minimum of 1 is required."
+    if not len(source):
+        raise ValueError(f"{name} is empty: found array with 0 sample(s) (shape={shape or (0,)}) {required}")
+    if source.uniform:
+        shape = shape or (len(source), *source.shapes[0])
+        if len(shape) < 2:
+            raise ValueError(_too_flat(name, shape))
+        if not math.prod(shape):
+            raise ValueError(f"{name} is empty: found array with 0 feature(s) (shape={shape}) {required}")
+        return source
+    for i, one in enumerate(source.shapes):
+        if len(one) not in (2, 3):
+            raise ValueError(f"{name}[{i}] is no image (h, w) or (h, w, channels): its shape is {one}")
+        if not math.prod(one):
+            raise ValueError(f"{name}[{i}] is empty, its shape is {one}")
+    return source
+
+
+def _too_flat(name: str, shape: tuple[int, ...]) -> str:
+    hint = "Reshape your data: for one example, add an axis in front"
+    return f"{name} must be {EXAMPLES}, but its shape is {shape}. {hint}"
+
+
+def opened(x: Any, y: Any, name: str) -> tuple[Source, Any]:
+    """The examples and their labels: y, or those that come with a Dataset, a DataLoader or a folder (None: none do)."""
+    if isinstance(x, (str, os.PathLike)):
+        x, labels = folder(x)
+    elif isinstance(x, (Dataset, DataLoader)):
+        x, labels = _drained(x, name)
+        if not x:
+            raise ValueError(f"{name} is empty, it yields no examples")
+    else:
+        return Source.of(x, name), y
+    if y is not None:
+        raise ValueError(f"{name} brings its own labels, so none can be given beside it")
+    return Source.of(x, name), labels
+
+
+def _drained(data: Any, name: str) -> tuple[list[NDArray[Any]], list[Any] | None]:
+    """All images of a Dataset or a DataLoader, read once, and their labels (None: it yields images alone)."""
+    images: list[NDArray[Any]] = []
+    labels: list[Any] = []
+    batched = isinstance(data, DataLoader) and data.batch_sampler is not None
+    streamed = isinstance(data, (DataLoader, IterableDataset))
+    if not (streamed or hasattr(data, "__len__")):
+        raise ValueError(f"{name} is a {type(data).__name__} without a length")
+    for item in data if streamed else map(data.__getitem__, range(len(data))):
+        pair = item if isinstance(item, (tuple, list)) else (item,)
+        if not 1 <= len(pair) <= 2:
+            raise ValueError(f"{name} must yield (image, label), but a {type(item).__name__} of {len(pair)} came")
+        images.extend(map(image, pair[0]) if batched else [image(pair[0])])
+        if len(pair) == 2:
+            found = pair[1].tolist() if isinstance(pair[1], torch.Tensor) else pair[1]
+            labels.extend(found if batched else [found])
+    if labels and len(labels) != len(images):
+        raise ValueError(f"{name} yields {len(images)} images, but {len(labels)} labels")
+    if images and images[0].ndim == 3 and images[0].shape[1] in (1, 3, 4) and images[0].shape[2] > 4:
+        height, width, channels = images[0].shape
+        looks = f"tensors of shape {(channels, height, width)} look channels last"
+        hint = f"{looks}, but (channels, height, width) is expected"
+        warnings.warn(f"{hint}: DataLoader makes tensors of arrays (height, width, channels) too", stacklevel=5)
+    return images, labels or None
+
+
+def image(item: Any) -> NDArray[Any]:
+    """One image as (h, w) or (h, w, channels): tensors are channels first, (h, w) or (channels, h, w)."""
+    if isinstance(item, torch.Tensor):
+        return _array(item.movedim(0, -1) if item.ndim == 3 else item)
+    return pixels(item) if _pil(item) else np.asarray(item)
+
+
+def _pil(item: Any) -> bool:
+    return hasattr(item, "getbands")
+
+
+def _array(x: torch.Tensor) -> NDArray[Any]:
+    """The tensor's values; those of a kind that numpy does not have, as bfloat16, in float32."""
+    x = x.detach().cpu()
+    array: NDArray[Any] = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    return array

@@ -1,0 +1,480 @@
+"""Whatever holds a user's images poses the problem that the same images in one array pose."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import morphnas
+from morphnas import ImageClassifier
+from morphnas.estimators.files import Files
+from morphnas.estimators.inputs import Preprocessing, Problem
+from morphnas.estimators.sources import Source, opened
+from tests.estimators.conftest import stripes
+
+CPU = torch.device("cpu")
+X, Y = stripes(60)
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (60, 6, 5, 3), dtype=np.uint8)
+TINY: dict[str, Any] = {"default_model_width": 2, "trainer_args": {"epochs": 1}}
+
+
+def found(x: Any, y: Any = None, validation_data: Any = None, **options: Any) -> Problem:
+    return Problem.found(x, y, validation_data, options.pop("image_shape", None), 0, CPU, **options)
+
+
+def pixels(problem: Problem) -> torch.Tensor:
+    """All examples, in the order of the problem."""
+    whole = problem.task.train if problem.everything is None else problem.everything
+    return whole.x
+
+
+def same(one: Problem, other: Problem) -> None:
+    assert pixels(one).dtype == pixels(other).dtype
+    assert torch.equal(pixels(one), pixels(other))
+    assert torch.equal(one.task.train.y, other.task.train.y)
+    assert one.fingerprint == other.fingerprint
+
+
+class Pairs(Dataset[Any]):
+    """A map-style dataset that counts how often it is read."""
+
+    def __init__(self, images: Any, labels: Any) -> None:
+        self.images, self.labels, self.reads = images, labels, 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Any:
+        self.reads += 1
+        return self.images[i], self.labels[i]
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return zip(RGB, Y.tolist(), strict=True)
+
+
+def first(x: NDArray[Any]) -> list[torch.Tensor]:
+    """Images as torchvision gives them, channels first."""
+    return [torch.from_numpy(image).movedim(-1, 0) for image in x]
+
+
+# -- arrays
+
+
+def test_the_parts_are_views_of_one_tensor_and_the_users_array_is_left_alone() -> None:
+    x, y = stripes(600)
+    before = x.copy()
+    problem = found(x, y)
+    assert problem.everything is not None
+    assert problem.task.valid is not None
+    assert problem.chooser is not None
+    parts = [problem.task.train, problem.task.valid, problem.chooser]
+    assert {part.x.untyped_storage().data_ptr() for part in [*parts, problem.everything]} == {
+        problem.everything.x.untyped_storage().data_ptr()
+    }
+    assert sum(map(len, parts)) == len(problem.everything) == 600
+    train, _ = train_test_split(np.arange(600), test_size=90, stratify=y, random_state=0)
+    assert torch.equal(problem.task.train.x[:, 0], torch.from_numpy(x[train]))
+    assert problem.task.train.y.tolist() == y[train].tolist()
+    problem.everything.x.zero_()
+    assert (x == before).all()
+
+
+@pytest.mark.parametrize("kind", [bool, np.int64, np.uint16, np.int8])
+def test_whole_numbers_from_0_to_255_are_kept_in_a_byte(kind: Any) -> None:
+    x = (RGB % 2).astype(kind)
+    assert pixels(found(x, Y)).dtype == torch.uint8
+    assert pixels(found(x.astype(float), Y)).dtype == torch.float32
+
+
+def test_a_number_above_255_in_a_late_piece_makes_all_of_them_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = RGB.astype(np.int32)
+    x[55, 0, 0] = 256
+    whole = found(x, Y)
+    monkeypatch.setattr("morphnas.estimators.sources._PIECE", 1)  # eight examples at a time
+    same(found(x, Y), whole)
+    assert pixels(whole).dtype == torch.float32
+    assert pixels(whole).max() == 256
+    with pytest.raises(ValueError, match=r"first in x\[57\]"):
+        found(np.where(np.arange(60)[:, None, None] == 57, np.nan, X), Y)
+
+
+class Slices:
+    """What h5py, zarr and others have in common."""
+
+    def __init__(self, x: NDArray[Any]) -> None:
+        self.x, self.shape, self.dtype, self.longest = x, x.shape, x.dtype, 0
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        self.longest = max(self.longest, len(self.x[part]))
+        return self.x[part]
+
+
+def test_what_has_slices_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = found(RGB, Y)
+    monkeypatch.setattr("morphnas.estimators.sources._PIECE", RGB[:9].size)
+    slices = Slices(RGB)
+    same(found(slices, Y), whole)
+    assert slices.longest == 9
+    np.save(tmp_path / "x.npy", RGB)
+    same(found(np.load(tmp_path / "x.npy", mmap_mode="r"), Y), whole)
+    same(found(torch.from_numpy(RGB), torch.from_numpy(Y)), found(RGB, Y))
+
+
+def test_h5py(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["x"], file["y"] = RGB, Y
+        same(found(file["x"], file["y"]), found(RGB, Y))
+
+
+def test_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = RNG.normal(size=(60, 3))
+    index = RNG.permutation(1000)[:60]
+    labels = np.array(["a", "b", "c"])[Y]
+    frame = pandas.DataFrame({"one": rows[:, 0], "two": rows[:, 1], "three": rows[:, 2]}, index=index)
+    same(found(frame, pandas.Series(labels, index=index[::-1])), found(rows, labels))
+    frame["three"] = Y  # columns of two kinds
+    rows[:, 2] = Y
+    same(found(frame, pandas.Series(labels, dtype="category")), found(rows, labels))
+    same(found(pandas.Series(list(X), index=index), Y), found(X, Y))
+
+
+def test_lists_of_images() -> None:
+    same(found(list(RGB), Y.tolist()), found(RGB, Y))
+    same(found(first(RGB), Y), found(RGB, Y))
+    same(found([image.tolist() for image in X], Y), found(X, Y))
+    same(found(list(X.astype(np.float32)), Y), found(X.astype(np.float32), Y))
+
+
+# -- datasets
+
+
+def test_datasets_and_loaders() -> None:
+    whole = found(RGB, Y)
+    data = Pairs(first(RGB), torch.from_numpy(Y))
+    same(found(data), whole)
+    assert data.reads == 60
+    same(found(DataLoader(data, batch_size=7)), whole)
+    assert data.reads == 120, "read once through"
+    same(found(Stream()), whole)
+    items = DataLoader(Pairs(first(RGB), Y), batch_size=None)
+    same(found(items), whole)
+    same(found(TensorDataset(torch.from_numpy(RGB).movedim(-1, 1), torch.from_numpy(Y))), whole)
+    names = [f"class {label}" for label in Y]
+    same(found(DataLoader(Pairs(RGB.transpose(0, 3, 1, 2), names), batch_size=16)), found(RGB, names))
+    floats = RGB / np.float32(255)
+    problem = found(Pairs(first(floats), Y))
+    same(problem, found(floats, Y))
+    assert pixels(problem).dtype == torch.float32
+    assert problem.labels.classes.tolist() == [0, 1, 2]
+
+
+def test_a_dataset_of_pil_images() -> None:
+    image = pytest.importorskip("PIL.Image")
+    same(found(Pairs([image.fromarray(x) for x in RGB], Y)), found(RGB, Y))
+    same(found([image.fromarray(x) for x in X], Y), found(X, Y))
+
+
+def test_a_dataset_may_hold_images_of_mixed_sizes() -> None:
+    images = [RGB[i, : 4 + i % 3] for i in range(60)]
+    same(found(Pairs(images, Y)), found(images, Y))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (TensorDataset(torch.zeros(60, 1, 6, 6)), "y is missing.*a Dataset of .image, label."),
+        (DataLoader(TensorDataset(torch.zeros(60, 1, 6, 6)), batch_size=8), "y is missing"),
+        (TensorDataset(*[torch.zeros(60, 1, 6, 6)] * 3), r"must yield \(image, label\), but a tuple of 3 came"),
+        (Pairs([], []), "empty"),
+        (Dataset(), "is a Dataset without a length"),
+        (Pairs(["cat.png"] * 60, Y), r"its shape is \(60,\)"),
+    ],
+)
+def test_bad_datasets(data: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        found(data)
+
+
+def test_tensors_that_look_channels_last_are_warned_of() -> None:
+    x = RNG.integers(0, 256, (60, 6, 6, 3), dtype=np.uint8)
+    with pytest.warns(UserWarning, match=r"shape \(6, 6, 3\) look channels last.*DataLoader makes tensors of arrays"):
+        found(DataLoader(Pairs(x, Y), batch_size=9))
+    same(found(Pairs(x, Y)), found(x, Y))
+
+
+def test_labels_come_once() -> None:
+    with pytest.raises(ValueError, match="x brings its own labels"):
+        found(Pairs(RGB, Y), Y)
+    with pytest.raises(ValueError, match="y is missing"):
+        ImageClassifier().fit(X)
+
+
+# -- sizes and colours
+
+
+def test_mixed_sizes_are_brought_to_the_median(caplog: pytest.LogCaptureFixture) -> None:
+    images = [np.full((h, w), 10 * h, np.uint8) for h, w in [(4, 9), (6, 5), (8, 7)] * 20]
+    with caplog.at_level(logging.INFO, "morphnas"):
+        problem = found(images, Y)
+    assert problem.preprocessing == Preprocessing((6, 7, 1), (1, 6, 7), resized=True)
+    assert "(4, 9) to (8, 7) pixels are resized to (6, 7)" in caplog.text
+    flat = problem.preprocessing(Source.of(images, "x"))
+    assert flat.shape == (60, 1, 6, 7)
+    assert flat.dtype == torch.uint8
+    assert flat[:, 0, 0, 0].tolist() == [10 * len(image) for image in images], "in the order given"
+    assert flat.flatten(1).unique(dim=1).shape[1] == 1, "what is plain stays plain"
+
+
+def test_mixed_sizes_are_bounded_and_equal_ones_are_left() -> None:
+    large = [np.zeros((300 + i % 2, 1200), np.uint8) for i in range(60)]
+    shape = found(large, Y).preprocessing.shape
+    assert shape == (1, 64, 255)  # 300.5 by 1200 to 128 * 128 pixels in all
+    assert found([x[:150, :150] for x in large], Y).preprocessing.shape == (1, 150, 150)
+
+
+@pytest.mark.parametrize("size", [4, (4, 4), np.array([4, 4]).tolist(), np.int64(4)])
+def test_image_size(size: Any) -> None:
+    problem = found(RGB, Y, image_size=size)
+    assert problem.preprocessing.shape == (3, 4, 4)
+    assert pixels(problem).dtype == torch.uint8
+    exact = torch.nn.functional.interpolate(
+        torch.from_numpy(RGB).movedim(-1, 1).double(), (4, 4), mode="bilinear", antialias=True
+    )
+    assert (problem.preprocessing(Source.of(RGB, "x")) - exact).abs().max() <= 0.5 + 1e-4
+    floats = problem.preprocessing(Source.of(RGB / 255, "x"))
+    assert floats.dtype == torch.float32
+    assert torch.allclose(floats.double(), exact / 255, atol=1e-6)
+    assert problem.preprocessing(Source.of(RGB[:, :3, :2], "x")).shape == (60, 3, 4, 4), "later sizes do not matter"
+
+
+def test_grey_and_rgb_become_rgb(caplog: pytest.LogCaptureFixture) -> None:
+    alpha = np.concatenate([RGB, RGB[..., :1]], -1)
+    grey = RGB[..., 0]
+    images = [[grey, RGB, alpha, grey[..., None]][i % 4][i] for i in range(60)]
+    with caplog.at_level(logging.INFO, "morphnas"):
+        problem = found(images, Y)
+    assert "channels are brought to 3" in caplog.text
+    assert problem.preprocessing == Preprocessing((6, 5, 3), (3, 6, 5)), "equal sizes: nothing is resized"
+    x = problem.preprocessing(Source.of(images, "x"))
+    assert (x[0] == torch.from_numpy(grey[0])).all()
+    assert torch.equal(x[1:3].movedim(1, -1), torch.from_numpy(RGB[1:3]))
+    assert (x[3] == torch.from_numpy(grey[3])).all()
+    assert torch.equal(problem.preprocessing(Source.of(grey, "x"))[:, 2], torch.from_numpy(grey))
+    with pytest.raises(ValueError, match=r"shape \(6, 4\), but the model was fitted on \(6, 5, 3\)"):
+        problem.preprocessing(Source.of(grey[:, :, :4], "x"))
+
+
+def test_rgb_becomes_grey_where_grey_was_fitted() -> None:
+    fitted = found(RGB[..., 0], Y).preprocessing
+    x = fitted(Source.of(RGB, "x"))
+    assert x.dtype == torch.uint8
+    luma = np.round(RGB @ np.array([0.299, 0.587, 0.114]))
+    assert (x[:, 0] - torch.from_numpy(luma)).abs().max() <= 1
+    assert (x[:, 0] == torch.from_numpy(luma)).float().mean() > 0.99
+    assert torch.equal(fitted(Source.of(RGB[..., :1], "x")), fitted(Source.of(RGB[..., 0], "x")))
+    four = found(np.concatenate([RGB, RGB[..., :1]], -1), Y).preprocessing
+    assert four.shape == (4, 6, 5), "an array of four channels keeps them"
+    with pytest.raises(ValueError, match=r"shape \(6, 5, 3\), but the model was fitted on \(6, 5, 4\)"):
+        four(Source.of(RGB, "x"))
+
+
+# -- files
+
+
+def drawn(folder: Path, images: Sequence[NDArray[Any]], labels: Any) -> list[Path]:
+    """Images written as PNG files to a sub-folder per class."""
+    pillow = pytest.importorskip("PIL.Image")
+    paths = [folder / str(label) / f"{i:02}.png" for i, label in enumerate(labels)]
+    for path, image in zip(paths, images, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pillow.fromarray(image).save(path)
+    return paths
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    names = np.array(["bird", "cat", "dog"])[Y]
+    paths = drawn(tmp_path, list(RGB), names)
+    (tmp_path / "cat" / "notes.txt").write_text("is no image")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "a.png").write_bytes(b"")
+    order = sorted(range(60), key=lambda i: paths[i])
+    expected = found(RGB[order], names[order])
+    same(found(tmp_path), expected)
+    same(found(str(tmp_path)), expected)
+    source, labels = opened(tmp_path / "cat", None, "x_test")
+    assert labels is None, "a folder of images alone can be predicted"
+    assert len(source) == 20
+    assert Files(paths).shapes == [(6, 5, 3)] * 60
+
+
+def test_files_of_every_kind(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    colours, grey = pillow.fromarray(RGB[0]), pillow.fromarray(X[0])
+    kinds = {
+        "rgb.png": colours, "grey.png": grey, "palette.png": colours.convert("P"), "alpha.png": colours.convert("RGBA"),
+        "bits.png": grey.convert("1"), "grey alpha.png": grey.convert("LA"), "cmyk.jpg": colours.convert("CMYK"),
+        "deep.png": pillow.fromarray(X[0].astype(np.uint16) * 256), "real.tiff": pillow.fromarray(X[0] / np.float32(9)),
+    }  # fmt: skip
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+    files = Files(sorted(tmp_path.iterdir()))
+    assert files.shapes == [image.shape for image in files[:]]
+    read = dict(zip((path.name for path in files.paths), files[:], strict=True))
+    assert (read["alpha.png"] == RGB[0]).all()
+    assert (read["grey alpha.png"] == X[0]).all()
+    assert (read["deep.png"] == X[0].astype(int) * 256).all()
+    assert (read["real.tiff"] == X[0] / np.float32(9)).all()
+    assert read["cmyk.jpg"].shape == read["palette.png"].shape == (6, 5, 3)
+
+
+def test_bad_folders_of_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere' is no folder of images"):
+        found(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no images"):
+        found(tmp_path)
+    drawn(tmp_path, list(X), ["cat"] * 60)
+    with pytest.raises(ValueError, match=r"y holds one class only, .*cat"):
+        found(tmp_path)
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(ValueError, match="dog' holds no images"):
+        found(tmp_path)
+    (tmp_path / "dog" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"broken\.png' cannot be read as an image"):
+        found(tmp_path)
+    whole = (tmp_path / "cat" / "00.png").read_bytes()
+    (tmp_path / "dog" / "broken.png").write_bytes(whole[:-30])  # its head is good
+    with pytest.raises(ValueError, match=r"broken\.png' cannot be read as an image"):
+        found(tmp_path)
+    (tmp_path / "dog" / "broken.png").write_bytes(whole)
+    (tmp_path / "loose.png").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"holds 'loose.png' beside its sub-folders"):
+        found(tmp_path)
+    with pytest.raises(ValueError, match="y is missing"):
+        found(tmp_path / "cat")
+
+
+def test_pillow_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"pip install 'morphnas\[images\]'"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_csv_of_files(tmp_path: Path, parallel: bool) -> None:
+    names = [f"kind {label}" for label in Y]
+    paths = drawn(tmp_path / "images", list(RGB), [""] * 60)
+    table = tmp_path / "labels.csv"
+    rows = [f'{path.name},"{name}",ignored' for path, name in zip(paths, names, strict=True)]
+    table.write_text("\n".join(["\ufeffimage,what is it,more", *rows, ""]), encoding="utf-8")
+    x, y = morphnas.load_image_dataset(table, str(tmp_path / "images"), parallel)
+    assert isinstance(x, np.ndarray)
+    assert (x == RGB).all()
+    assert y.tolist() == names
+    drawn(tmp_path / "images", [RGB[0, :4]], [""])
+    mixed, y = morphnas.load_image_dataset(str(table), tmp_path / "images")
+    assert [image.shape for image in mixed[:2]] == [(4, 5, 3), (6, 5, 3)]
+    assert found(mixed, y).preprocessing.shape == (3, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file,label\nnowhere.png,cat\n", r"nowhere\.png' cannot be read"),
+        ("file\na.png\n", r"row 2: a file name and a label are needed, there is only \['a.png'\]"),
+        ("file,label\n", "lists no images: its first row is taken for the head"),
+        ("", "lists no images"),
+    ],
+)
+def test_bad_csv_files(tmp_path: Path, text: str, words: str) -> None:
+    pytest.importorskip("PIL")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        morphnas.load_image_dataset(tmp_path / "labels.csv", tmp_path)
+
+
+# -- whole fits
+
+
+def test_fit_on_a_dataset_resizes_when_it_predicts(tmp_path: Path) -> None:
+    images = [X[i, : 6 - i % 2] for i in range(60)]
+    data = Pairs(images, Y)
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, refit=False, searcher_args=TINY)
+    classifier.fit(data, time_limit=3, validation_data=Pairs(X, Y))
+    again = ImageClassifier.load(tmp_path / "run")
+    assert again._preprocessing == classifier._preprocessing == Preprocessing((5, 6, 1), (1, 5, 6), resized=True)
+    expected = classifier.predict_proba(images)
+    assert expected.shape == (60, 3)
+    for x in (data, DataLoader(Pairs(X[:, None], Y), batch_size=9), X, list(X[:, :, :, None].repeat(3, -1))):
+        assert again.predict(x).shape == (60,)
+    assert (again.predict_proba(data) == expected).all()
+    assert again.evaluate(data) == again.evaluate(images, Y)
+    classifier.final_fit(data, None, Pairs(images, Y), trainer_args={"epochs": 1}, time_limit=3)
+    assert classifier.test_metric_ == classifier.evaluate(data)
+    with pytest.raises(ValueError, match="both x_test and y_test"):
+        classifier.final_fit(data, None, images)
+
+
+def test_fit_on_a_folder(tmp_path: Path) -> None:
+    paths = drawn(tmp_path / "images", list(X), Y.tolist())
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, refit=False, searcher_args=TINY)
+    classifier.fit(tmp_path / "images", time_limit=3)
+    assert classifier.classes_.tolist() == ["0", "1", "2"]
+    order = sorted(range(60), key=lambda i: paths[i])
+    assert (classifier.predict(tmp_path / "images") == classifier.predict(X[order])).all()
+    assert classifier.evaluate(tmp_path / "images") == classifier.evaluate(X, Y.astype(str))
+    with pytest.raises(ValueError, match=r"shape \(6, 5\), but the model was fitted on \(6, 6\)"):
+        classifier.predict(X[:, :, :5])
+
+
+# -- memory
+
+
+def test_preparing_takes_less_than_twice_the_data(tmp_path: Path) -> None:
+    """Pages of the memory map that were read count too, so that one copy beside it is all there may be."""
+    script = """
+        import resource, sys
+        import numpy as np, torch
+        from morphnas.estimators.inputs import Problem
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        x = np.lib.format.open_memmap(sys.argv[1], mode="r")
+        y = np.arange(len(x)) % 10
+        small = Problem.found(x[:100], y[:100], None, None, 0, torch.device("cpu"))  # what is loaded when first used
+        before = peak()
+        problem = Problem.found(x, y, None, None, 0, torch.device("cpu"))
+        assert len(problem.task.train) + len(problem.task.valid) + len(problem.chooser) == len(x)
+        print((peak() - before) / x.nbytes, 2 + 64 * 2**20 / x.nbytes)
+    """
+    path = tmp_path / "x.npy"
+    x = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(30_000, 36, 36, 3))
+    x[:] = 7
+    x.flush()
+    # a process inherits the peak of the one that starts it, so that a small one stands between
+    small = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)"
+    command = [sys.executable, "-c", small, sys.executable, "-c", textwrap.dedent(script), str(path)]
+    root = Path(morphnas.__file__).parent.parent
+    used, allowed = map(float, subprocess.check_output(command, text=True, cwd=root).split())
+    assert used < allowed
+
+
+def test_preprocessing_is_kept_as_json() -> None:
+    one = Preprocessing((6, 5, 3), (3, 6, 5), resized=True)
+    assert Preprocessing.from_json({"given": [6, 5, 3], "shape": [3, 6, 5], "resized": True}) == one
+    assert not Preprocessing.from_json({"given": [6], "shape": [6]}).resized
