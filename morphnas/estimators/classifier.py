@@ -55,7 +55,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     ----------
     path : folder of the run; None: a new temporary one, see `path_`.
     verbose : progress while fitting, and a table of the networks tried at the end.
-    augment : whether training images are changed at random; None: shifted always, mirrored if it does no harm.
+    augment : whether training images are shifted at random, and mirrored if that does no harm; None: shifted only in
+        the final trainings, and only if that is found to be better.
     resume : True goes on with the run in `path`; "auto" does so if there is one.
     searcher_args : settings of the searcher; trainer_args, default_model_len and default_model_width set the training
         of children and size the starters.

@@ -12,18 +12,28 @@ from morphnas.graph.graph import Graph
 from morphnas.graph.ops import Weights
 
 
+NORMALISED = 0.4
+"""Scale of fresh weights that a batch norm undoes; with it layers begin as torch's own do, by the variance."""
+
+
 class WeightsError(ValueError):
     """The weights are not those of the graph."""
 
 
 def fresh_weights(graph: Graph, generator: torch.Generator | None = None) -> Weights:
-    """Weights to begin training with, drawn from `generator` (default: seed 0), by ``<node>.<tensor>``."""
+    """Weights to begin training with, drawn from `generator` (default: seed 0), by ``<node>.<tensor>``.
+
+    Those of layers that only batch norms read, to which their scale is of no matter, are smaller than the op begins
+    with: a step of training changes them the more.
+    """
     generator = generator or torch.Generator().manual_seed(0)
-    return {
-        f"{node.name}.{name}": value
-        for node in graph.nodes
-        for name, value in node.op.init(*graph.input_shapes(node), generator=generator).items()
-    }
+    weights = {}
+    for node in graph.nodes:
+        readers = [graph[name].op for name in graph.consumers[node.name]]
+        scale = NORMALISED if node.op.mixes and readers and all(op.normalises for op in readers) else 1.0
+        for name, value in node.op.init(*graph.input_shapes(node), generator=generator).items():
+            weights[f"{node.name}.{name}"] = value * scale if scale != 1 else value
+    return weights
 
 
 def check_weights(graph: Graph, weights: Mapping[str, Tensor]) -> None:

@@ -90,6 +90,8 @@ class Op:
     """Whether the order of the inputs is of no matter."""
     mixes: ClassVar[bool] = False
     """Whether every output channel reads every input channel, so that the width of the output is the op's own."""
+    normalises: ClassVar[bool] = False
+    """Whether the scale of the input is of no matter to the output."""
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """For every tensor of weights what its leading axes run over: "out" or "in" channels."""
 
@@ -284,6 +286,7 @@ class BatchNorm(Op):
     eps: float = 1e-5
     momentum: float = 0.1
     tag = "bn"
+    normalises = True
     axes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ("out",))
 
     def __post_init__(self) -> None:

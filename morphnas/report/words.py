@@ -10,7 +10,9 @@ from morphnas.train.recipe import Outcome
 
 FINAL_WORDS = {
     "inherited": "final: trained longer",
+    "inherited, unmoved": "final: trained longer, images not shifted",
     "fresh": "final: from fresh weights",
+    "fresh, unmoved": "final: from fresh weights, images not shifted",
     "everything": "final: on all examples",
 }
 """What the final trainings are, by what `morphnas.run.final` calls them."""

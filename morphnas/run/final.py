@@ -11,19 +11,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from morphnas.graph import Graph
-from morphnas.run.search import Job, Observer, trial_seed, work
+from morphnas.run.search import Job, Observer, is_final, trial_seed, work
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.recipe import Recipe
-from morphnas.train.trainer import Diverged, evaluate
+from morphnas.train.recipe import SHIFT, Recipe
+from morphnas.train.trainer import SHORT, Diverged, evaluate
 
 LONGEST = 60
 """Epochs of a final training; patience ends most before."""
 JUDGED = 0.5
 """Share of the time for trainings that are judged, where one on everything comes after them."""
-WORTH_JUDGING = 8
+WORTH_JUDGING = SHORT + 1
 """Epochs that each of two judged trainings must have time for; with less, all goes into the one on everything."""
 FULL_RATE = 10
 """Epochs from which on a training on everything goes up to the full learning rate; a shorter one stays below."""
@@ -59,17 +59,18 @@ def finalise(
     def affordable(share: float) -> int:
         return int(share * deadline.left / epoch_seconds) if epoch_seconds else LONGEST
 
-    ways = ["fresh"] if retrain else ["inherited", "fresh"]
-    if not retrain and affordable(share / 2) < min(WORTH_JUDGING, epochs or LONGEST):
-        ways = ["inherited"] if everything is None else []
+    ways = _ways(winner, replace(recipe, epochs=epochs or LONGEST), retrain)
+    while len(ways) > 1 and affordable(share / len(ways)) < min(WORTH_JUDGING, epochs or LONGEST):
+        ways = ways[:-1]
+    if len(ways) == 1 and everything is not None and not retrain:
+        ways = []
     results = [] if retrain else [winner]
-    for i, way in enumerate(ways):
+    for i, (way, start, settings) in enumerate(ways):
         part = share / (len(ways) - i * share)  # of what is left, so that every way gets the same
         planned = min(epochs or LONGEST, affordable(part))
         if planned < 1:
             break
-        long = replace(recipe, epochs=planned, patience=recipe.patience or 8)
-        start: Graph | int = winner.id if way == "inherited" else winner.graph
+        long = _decided(replace(settings, epochs=planned, patience=recipe.patience or 8))
         proposal = Proposal(start, (), long, {"final": way, "of": winner.id})
         end = deadline.earlier(deadline.left * (1 - part))
         results.append(_train(store, proposal, task, end, seed, True, observer))
@@ -84,12 +85,34 @@ def finalise(
     if more < 1:
         return chosen
     rate = recipe.lr * min(1.0, more / FULL_RATE)
-    again = replace(recipe, epochs=more, lr=rate, patience=None)
+    augment = chosen.proposal.recipe.augment if is_final(chosen) else recipe.augment
+    again = _decided(replace(recipe, epochs=more, lr=rate, patience=None, augment=augment))
     why = {"final": "everything", "of": winner.id, "score_of": chosen.id}
     whole = replace(task, train=everything)
     last = _train(store, Proposal(chosen.id, (), again, why), whole, deadline, seed, False, observer)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
     return last if good else chosen
+
+
+def _ways(winner: Trial, recipe: Recipe, retrain: bool) -> list[tuple[str, Graph | int, Recipe]]:
+    """What to train and compare, the most important first: a name, a start, and a recipe.
+
+    Whether images are to be shifted is asked where it is open; then, whether from the winner's or from fresh weights.
+    """
+    start: Graph | int = winner.graph if retrain else winner.id
+    ways = [("fresh" if retrain else "inherited", start, recipe)]
+    if _decided(recipe).augment != recipe.augment and recipe.epochs > SHORT:
+        still = replace(recipe, augment=replace(recipe.augment, shift=0.0))
+        ways.append((f"{ways[0][0]}, unmoved", start, still))
+    return ways if retrain else [*ways, ("fresh", winner.graph, recipe)]
+
+
+def _decided(recipe: Recipe) -> Recipe:
+    """The recipe with images shifted, if that is open, where the schedule is long enough to gain by it."""
+    if recipe.augment.shift is not None:
+        return recipe
+    shift = SHIFT if recipe.epochs > SHORT else 0.0
+    return replace(recipe, augment=replace(recipe.augment, shift=shift))
 
 
 def _train(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from morphnas.graph import Graph, Limits, Shape, cnn, densenet, mlp, resnet, to_module
 from morphnas.train.data import Task
-from morphnas.train.recipe import Augment, Recipe
+from morphnas.train.recipe import SHIFT, Augment, Recipe
 
 CHILD = 0.03
 """Share of the search's time that one child should cost."""
@@ -113,10 +113,11 @@ def batch_size(n: int, device: torch.device) -> int:
 
 
 def default_recipe(n: int, device: torch.device, augment: bool | None, spatial: bool) -> Recipe:
-    """The recipe of a child; the learning rate of 0.2 for batches of 64 grows with the square root of the batch."""
+    """The recipe of a child; the learning rate of 0.1 for batches of 64 grows with the square root of the batch."""
     size = batch_size(n, device)
-    change = Augment(shift=0.1, flip=None) if spatial and augment is not False else Augment()
-    return Recipe(epochs=EPOCHS, batch_size=size, lr=0.2 * math.sqrt(size / 64), augment=change)
+    shift = {None: None, True: SHIFT, False: 0.0}[augment]
+    change = Augment(shift=shift, flip=None) if spatial and augment is not False else Augment()
+    return Recipe(epochs=EPOCHS, batch_size=size, lr=0.1 * math.sqrt(size / 64), augment=change)
 
 
 def plan(

@@ -12,24 +12,29 @@ Status = Literal["finished", "truncated", "diverged", "oom", "failed"]
 memory. failed: an error. Whatever was trained before is kept and scored in the first three."""
 
 
+SHIFT = 0.1
+"""How far images are moved, as a share of their size, where that helps."""
+
+
 @dataclass(frozen=True)
 class Augment:
     """Random changes of training images, drawn anew for every image and epoch.
 
-    shift: largest displacement along each spatial axis, as a fraction of its size (what is moved in is the edge's).
+    shift: largest displacement along each spatial axis, as a fraction of its size (what is moved in is the edge's);
+        None: not at all, until the final trainings find out what is better, see `morphnas.run.final`.
     flip: mirror left and right; None: found out from the first network, see `morphnas.run.search.settle`.
     cutout: side of a square (cube, span) set to the mean, as a fraction of each axis (DeVries and Taylor 2017,
         arXiv:1708.04552); 0: none.
     """
 
-    shift: float = 0.0
+    shift: float | None = 0.0
     flip: bool | None = False
     cutout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("shift", "cutout"):
             value = getattr(self, name)
-            if not (_is_number(value) and 0 <= value < 1):
+            if not (name == "shift" and value is None) and not (_is_number(value) and 0 <= value < 1):
                 raise ValueError(f"augment: {name} is a fraction of the image, at least 0 and below 1, not {value!r}")
         if self.flip is not None and not isinstance(self.flip, bool):
             raise ValueError(f"augment: flip must be True, False or None, not {self.flip!r}")

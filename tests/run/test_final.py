@@ -19,7 +19,7 @@ from morphnas.run.store import Store, load_run
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.recipe import SHIFT, Augment, Outcome, Recipe
 from morphnas.train.trainer import evaluate
 from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, files, proposals, resumed, same_weights, weights
 from tests.train.tasks import Clock, blobs
@@ -165,6 +165,7 @@ class Told:
     ends: dict[str, tuple[Outcome, int | None]]
     clock: Clock = field(default_factory=Clock)
     per_epoch: float = 0.0
+    by_shift: dict[float | None, Outcome] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
 
@@ -174,6 +175,8 @@ class Told:
         self.clock.now += self.per_epoch * job.recipe.epochs
         way = "everything" if not job.scored else "fresh" if isinstance(job.start, Graph) else "inherited"
         outcome, label = self.ends[way]
+        if job.scored and self.by_shift:
+            outcome = self.by_shift[job.recipe.augment.shift]
         graph = job.start.graph if isinstance(job.start, Network) else job.start
         return outcome, None if label is None else sure_of(label, graph)
 
@@ -342,6 +345,29 @@ def test_what_became_worse_by_training_is_trained_on_everything_for_no_longer_th
         finish(store, winner, chooser=None, epochs=40)
     assert [job.recipe.epochs for job in made.jobs] == [40, 40, 12]
     assert made.jobs[2].recipe.lr == RECIPE.lr
+
+
+UNDECIDED = replace(RECIPE, augment=Augment(shift=None))
+
+
+@pytest.mark.parametrize("unmoved", [WELL, BADLY])
+def test_whether_images_are_shifted_is_found_out(path: Path, told: Callable[..., Told], unmoved: Outcome) -> None:
+    made = told()
+    middling = replace(GOOD, score=-0.5)
+    made.by_shift = {SHIFT: middling, 0.0: unmoved}
+    with won(path) as (store, winner):
+        finish(store, winner, chooser=None, recipe=UNDECIDED, epochs=20)
+        ways = [t.proposal.why["final"] for t in store.trials[1:]]
+    assert ways == ["inherited", "inherited, unmoved", "fresh", "everything"]
+    better = 0.0 if unmoved is WELL else SHIFT
+    assert [job.recipe.augment.shift for job in made.jobs] == [SHIFT, 0.0, SHIFT, better]
+
+
+def test_short_final_trainings_do_not_shift(path: Path, told: Callable[..., Told]) -> None:
+    made = told()
+    with won(path) as (store, winner):
+        finish(store, winner, recipe=UNDECIDED, epochs=12)
+    assert [job.recipe.augment.shift for job in made.jobs] == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(("epochs", "share"), [(2, 0.2), (5, 0.5), (10, 1.0), (30, 1.0)])

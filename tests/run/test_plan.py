@@ -18,7 +18,7 @@ from morphnas.graph import Conv, Dense, Limits, to_module
 from morphnas.run import plan as module
 from morphnas.run.plan import Plan, batch_size, default_recipe, measure, plan
 from morphnas.train.data import Task
-from morphnas.train.recipe import Augment, Recipe
+from morphnas.train.recipe import SHIFT, Augment, Recipe
 from tests.train.tasks import blobs, images
 
 SHAPES = [
@@ -237,7 +237,7 @@ def test_batches_grow_with_the_data(device: torch.device) -> None:
 def test_images_are_moved_unless_that_is_unwanted(augment: bool | None, spatial: bool) -> None:
     recipe = default_recipe(1000, DEVICES[0], augment, spatial)
     if spatial and augment is not False:
-        assert recipe.augment.shift > 0
+        assert recipe.augment.shift == (SHIFT if augment else None)
         assert recipe.augment.flip is None  # to be found out
     else:
         assert recipe.augment == Augment()
