@@ -30,6 +30,7 @@ from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.trainer import evaluate, train, warm_up
 
+LARGE = "convolutions begin 2.5 times as large"
 RESULTS = Path(__file__).parent / "results" / "ablation_recipe.json"
 
 
@@ -63,7 +64,7 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
     change = base.augment
     found = {
         "base": base,
-        "no shift": replace(base, augment=replace(change, shift=0.0)),
+        "shift 0.1": replace(base, augment=replace(change, shift=0.1)),
         "cutout 0.25": replace(base, augment=replace(change, cutout=0.25)),
         "no label smoothing": replace(base, label_smoothing=0.0),
         "bias_rate 8": replace(base, bias_rate=8.0),
@@ -71,6 +72,7 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
         "average 1": replace(base, average=1.0),
         "half the rate": replace(base, lr=base.lr / 2),
         "twice the rate": replace(base, lr=base.lr * 2),
+        LARGE: base,
         "half the batch": replace(base, batch_size=max(1, base.batch_size // 2), lr=base.lr / 2**0.5),
         "twice the batch": replace(base, batch_size=base.batch_size * 2, lr=base.lr * 2**0.5),
         "adamw": replace(base, optimizer="adamw", lr=0.005, weight_decay=0.05),
@@ -100,13 +102,16 @@ def main() -> None:
         n = len(given.train)
         base = replace(
             default_recipe(n, torch.device("cpu"), None, True), epochs=1_000_000,
-            augment=Augment(shift=0.1, flip=args.flip), batch_size=batch_size(n, torch.device("cpu")),
+            augment=Augment(flip=args.flip), batch_size=batch_size(n, torch.device("cpu")),
         )  # fmt: skip
         graph = cnn(tuple(given.train.x.shape[1:]), given.n_classes, width=args.width, depth=4)
         for name, recipe in variants(base, args.flip).items():
             if args.only and name != "base" and not name.startswith(tuple(args.only)):
                 continue
-            module = to_module(graph, fresh_weights(graph, torch.Generator().manual_seed(seed)))
+            weights = fresh_weights(graph, torch.Generator().manual_seed(seed))
+            if name == LARGE:
+                weights = {key: value * 2.5 if value.ndim > 2 else value for key, value in weights.items()}
+            module = to_module(graph, weights)
             generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed)
             outcome = train(module, given, recipe, Deadline.after(args.seconds), generator, scored=False)
