@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from morphnas.graph.graph import Graph
 from morphnas.graph.ops import Weights
 
-
 NORMALISED = 0.4
 """Scale of fresh weights that a batch norm undoes; with it layers begin as torch's own do, by the variance."""
 
