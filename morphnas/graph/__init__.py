@@ -40,5 +40,6 @@ __all__ = [
     "Add", "AddSkip", "AvgPool", "BatchNorm", "Concat", "ConcatSkip", "Conv", "Deeper", "Dense", "Dropout", "Flatten",
     "GlobalPool", "Graph", "GraphError", "Input", "Limits", "MaxPool", "Morph", "MorphError", "Network", "Node", "Op",
     "ReLU", "Route", "SMALLEST", "Shape", "ShapeError", "Weights", "WeightsError", "Wider", "cnn", "densenet",
-    "fresh_weights", "inherit", "mlp", "morph_from_json", "neighbours", "resnet", "to_module", "weights_of", "width_group",
+    "fresh_weights", "inherit", "mlp", "morph_from_json", "neighbours", "resnet", "to_module", "weights_of",
+    "width_group",
 ]  # fmt: skip
