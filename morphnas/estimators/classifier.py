@@ -69,6 +69,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     image_shape : (height, width) or (height, width, channels) of images that come as rows.
     image_size : side or (height, width) that all images are resized to; None: they stay, unless their sizes are mixed.
     limits : `morphnas.Limits`, or a dict of its fields.
+    max_memory : bytes that the training of a network should take at most, as estimated: batches are trained on in parts
+        that fit, and networks that do not fit at all are not tried.
     overwrite : replace the run that `path` holds.
 
     Attributes
@@ -95,6 +97,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         image_shape: Sequence[int] | None = None,
         image_size: ImageSize | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
+        max_memory: int | None = None,
         overwrite: bool = False,
     ) -> None:
         self.path = path
@@ -111,6 +114,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.image_shape = image_shape
         self.image_size = image_size
         self.limits = limits
+        self.max_memory = max_memory
         self.overwrite = overwrite
         warm_up()
 
@@ -176,9 +180,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                     max_trials=None if self.max_trials is None else self.max_trials + finals,
                     chance=problem.chance,
                     guess=planned.seconds_per_flop,
+                    max_memory=planned.limits.max_memory,
                     observer=shown,
                 )
-                self._use(store, problem, self._finished(store, problem, planned, deadline, seed, shown))
+                self._use(store, problem, self._finished(store, problem, planned, deadline, seed, shown), deadline)
                 shown.tell(trials_table(store.trials, best=self.best_trial_))
         return self
 
@@ -206,7 +211,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             return best, best
         recipe = settle(best.proposal.recipe, searched, problem.chance)
         parts = (problem.task, problem.chooser, problem.everything)
-        return best, finalise(store, best, *parts, recipe, _saving(deadline), seed=seed, observer=shown)
+        memory, end = planned.limits.max_memory, _saving(deadline, best, len(problem.task.judge))
+        return best, finalise(store, best, *parts, recipe, end, seed=seed, max_memory=memory, observer=shown)
 
     def final_fit(
         self,
@@ -241,7 +247,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         seed = int(about["seed"])
         problem = Problem.of(source, codes, None, self._labels, self._preprocessing, seed, device)
         with _threads(), _opened(Path(self.path_), {}, True, False) as store, self._progress(seconds) as shown:
-            torch.set_num_threads(Plan.of_run(about).threads)
+            planned = Plan.of_run(about)
+            torch.set_num_threads(planned.threads)
             best = next(trial for trial in store.trials if trial.id == self.best_trial_)
             recipe = changed(settle(best.proposal.recipe, store.trials, problem.chance), args)
             final = finalise(
@@ -251,13 +258,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 problem.chooser,
                 problem.everything,
                 recipe,
-                _saving(deadline),
+                _saving(deadline, best, len(problem.task.judge) + (0 if test is None else len(test))),
                 seed=seed,
                 retrain=retrain,
+                max_memory=planned.limits.max_memory,
                 epochs=recipe.epochs if {"epochs", "max_iter_num"} & args.keys() else None,
                 observer=shown,
             )
-            self._use(store, problem, (best, final))
+            self._use(store, problem, (best, final), deadline)
             if test is not None:
                 self.test_metric_ = (self._logits([test.x]).argmax(1) == test.y).double().mean().item()
                 shown.tell(f"accuracy on the {len(test):,} test examples: {self.test_metric_:.2%}")
@@ -345,7 +353,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     # -- inside
 
-    def _use(self, store: Store, problem: Problem, found: tuple[Trial, Trial]) -> None:
+    def _use(self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline) -> None:
         """Predict with the second trial's network from now on, and write it down."""
         best, final = found
         network, task = store.network(final.id), problem.task
@@ -356,7 +364,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             "preprocessing": asdict(problem.preprocessing),
             "mean": task.mean.flatten().tolist(),
             "std": task.std.flatten().tolist(),
-            "temperature": self._temperature(store, final, task),
+            "temperature": self._temperature(store, final, task, deadline),
         }
         store.write_model(network, about)
         store.note(best=best.id, final=final.id)
@@ -377,13 +385,17 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self._heat = float(about["temperature"])
 
     @staticmethod
-    def _temperature(store: Store, final: Trial, task: Task) -> float:
-        """What makes the final network's probabilities fit; found before it was trained on the validation part."""
+    def _temperature(store: Store, final: Trial, task: Task, deadline: Deadline) -> float:
+        """What makes the final network's probabilities fit; found before it was trained on the validation part.
+
+        On as many of its examples as there is time for; 1 if these are too few to say.
+        """
         if task.valid is None:
             return 1.0
         judged = store.network(int(final.proposal.why.get("score_of", final.id)))
-        logits = predict(judged.to_module().to(task.device), task.valid.x, task)
-        return best_temperature(logits, task.valid.y)
+        logits = predict(judged.to_module().to(task.device), task.valid.x, task, deadline=deadline)
+        few = len(logits) < min(len(task.valid), 30)
+        return 1.0 if few else best_temperature(logits, task.valid.y[: len(logits)])
 
     def _predicted(self, source: Source) -> torch.Tensor:
         """The examples' logits, read and computed piece by piece."""
@@ -408,9 +420,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             raise NotFittedError(f"This {name} instance is not fitted yet. {hint}")
 
 
-def _saving(deadline: Deadline) -> Deadline:
-    """The deadline less what it takes to write the model down."""
-    return deadline.earlier(min(0.5, 0.02 * deadline.left))
+def _saving(deadline: Deadline, best: Trial, examples: int) -> Deadline:
+    """The deadline less what it takes to write the model down, and to pass examples once through the best network."""
+    speed = best.outcome.images_per_second if best.outcome else 0.0
+    scoring = 0.5 * examples / speed if speed else 0.0
+    return deadline.earlier(min(0.5, 0.02 * deadline.left) + min(scoring, 0.5 * deadline.left))
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ class HasSettings(Protocol):
     searcher_args: Mapping[str, Any] | None
     search_type: str | MakeSearcher | None
     max_trials: int | None
+    max_memory: int | None
     device: str | torch.device | None
     limits: Limits | Mapping[str, Any] | None
     overwrite: bool
@@ -68,11 +69,16 @@ class Settings:
             if args.pop(name, None) is not None:
                 warnings.warn(f"searcher_args: {name} belonged to the old kernel and has no effect", stacklevel=4)
         searcher = _searcher(estimator.search_type, args)
-        return Settings(torch_device(estimator.device), _limits(estimator.limits), searcher, trainer_args, depth, width)
+        limits = _limits(estimator.limits)
+        if estimator.max_memory is not None:
+            limits = replace(limits, max_memory=int(estimator.max_memory))
+        return Settings(torch_device(estimator.device), limits, searcher, trainer_args, depth, width)
 
 
 def _check_flags(estimator: HasSettings) -> None:
     path, most, args = estimator.path, estimator.max_trials, estimator.searcher_args
+    if (memory := estimator.max_memory) is not None and not _positive(memory):
+        raise ValueError(f"max_memory must be None or a positive integer, of bytes, not {memory!r}")
     if path is not None and not (isinstance(path, (str, os.PathLike)) and str(path)):
         raise ValueError(f"path must be None or the name of a folder, not {path!r}")
     if most is not None and not _positive(most):

@@ -25,6 +25,10 @@ from morphnas.graph.ops import Input, Op, Shape, op_from_json
 
 FORMAT = 1
 MAX_NODES = 10_000
+SMALLEST = 8
+"""Examples that a training step can do with in memory at a time: batch norm learns little from fewer."""
+COPIES = 6
+"""Of the weights, in training: they, their gradients, two of the optimizer's, the best so far, and the latest."""
 FLOPS_PER_BYTE = 32
 FLOPS_PER_NODE = 125_000
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -174,6 +178,16 @@ class Graph:
     def activation_bytes(self) -> int:
         """Bytes that the outputs of all nodes take for one example in float32, as training keeps them."""
         return 4 * sum(math.prod(shape) for shape in self.shapes.values())
+
+    def peak_bytes(self, examples: int) -> int:
+        """Bytes that training in float32 takes with so many examples in memory at a time, as far as a graph tells.
+
+        Weights and what goes with them, all activations of the examples with their images, and the gradients of the
+        largest activation before and behind an op.
+        """
+        weights = 4 * COPIES * sum(math.prod(shape) for shape in self.weight_shapes.values())
+        image, largest = math.prod(self.shapes[self.input.name]), max(map(math.prod, self.shapes.values()))
+        return weights + examples * (self.activation_bytes + 4 * (2 * image + 2 * largest))
 
     @cached_property
     def work(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from morphnas.graph.graph import Graph, GraphError, Node
+from morphnas.graph.graph import SMALLEST, Graph, GraphError, Node
 from morphnas.graph.ops import Add, BatchNorm, Concat, Conv, Dense, Op, ReLU, Route, ShapeError, Weights, _Producer
 
 
@@ -25,13 +25,17 @@ class MorphError(GraphError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a network may become; None: any size. `morphs` holds the tags of the morphs allowed."""
+    """How large a network may become; None: any size. `morphs` holds the tags of the morphs allowed.
+
+    max_memory: bytes of `Graph.peak_bytes` for the fewest examples that a step can do with.
+    """
 
     max_params: int | None = None
     max_flops: int | None = None
     max_depth: int | None = None
     max_width: int | None = None
     max_activation_bytes: int | None = None
+    max_memory: int | None = None
     morphs: tuple[str, ...] = ("deeper", "wider", "add_skip", "concat_skip")
 
     def __post_init__(self) -> None:
@@ -53,6 +57,7 @@ class Limits:
             ("layers of depth", lambda: graph.depth, self.max_depth),
             ("channels of width", lambda: _widest(graph), self.max_width),
             ("activation bytes", lambda: graph.activation_bytes, self.max_activation_bytes),
+            ("bytes of memory in training", lambda: graph.peak_bytes(SMALLEST), self.max_memory),
         )
         for words, measure, limit in sizes:
             if limit is not None and (value := measure()) > limit:

@@ -7,15 +7,15 @@ of it where there is little (`benchmarks/images.py`, against a network that is t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import replace
 
 from morphnas.graph import Graph
-from morphnas.run.search import Job, Observer, is_final, trial_seed, work
+from morphnas.run.search import Job, Observer, is_final, micro_batch, trial_seed, work
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
-from morphnas.train.deadline import Deadline
+from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.recipe import SHIFT, Recipe
 from morphnas.train.trainer import SHORT, Diverged, evaluate
 
@@ -41,6 +41,7 @@ def finalise(
     seed: int = 0,
     retrain: bool = False,
     epochs: int | None = None,
+    max_memory: int | None = None,
     observer: Observer | None = None,
 ) -> Trial:
     """Train the winner longer and return the trial whose weights are to be used, which may be the winner itself.
@@ -48,7 +49,8 @@ def finalise(
     task: its training part trains, its validation part stops. chooser: examples that chose and stopped nothing, which
     choose among the results and the winner (None: the validation part does). everything: what the chosen one is
     trained on at last (None: not at all). retrain: from fresh weights only. epochs: of each training, instead of what
-    there is time for. Each training is a new trial; none that exists is changed.
+    there is time for. max_memory: bytes that a training should take at most. Each training is a new trial; none that
+    exists is changed.
     """
     outcome = winner.outcome
     if outcome is None or not outcome.epochs:
@@ -73,9 +75,9 @@ def finalise(
         long = _decided(replace(settings, epochs=planned, patience=recipe.patience or 8))
         proposal = Proposal(start, (), long, {"final": way, "of": winner.id})
         end = deadline.earlier(deadline.left * (1 - part))
-        results.append(_train(store, proposal, task, end, seed, True, observer))
+        results.append(_train(store, proposal, task, end, seed, True, max_memory, observer))
     results = [trial for trial in results if trial.kept and trial.score is not None] or [winner]
-    chosen = max(results, key=_judged(store, task, chooser))
+    chosen = _chosen(store, results, task, chooser, deadline)
     base = chosen.outcome
     if everything is None or base is None or base.score is None or base.best_epoch < 1:
         return chosen
@@ -89,7 +91,7 @@ def finalise(
     again = _decided(replace(recipe, epochs=more, lr=rate, patience=None, augment=augment))
     why = {"final": "everything", "of": winner.id, "score_of": chosen.id}
     whole = replace(task, train=everything)
-    last = _train(store, Proposal(chosen.id, (), again, why), whole, deadline, seed, False, observer)
+    last = _train(store, Proposal(chosen.id, (), again, why), whole, deadline, seed, False, max_memory, observer)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
     return last if good else chosen
 
@@ -122,13 +124,15 @@ def _train(
     deadline: Deadline,
     seed: int,
     scored: bool,
+    max_memory: int | None,
     observer: Observer | None,
 ) -> Trial:
     trial = store.claim(proposal)
     if observer:
         observer.trial_begins(trial)
     start = proposal.start if isinstance(proposal.start, Graph) else store.network(proposal.start)
-    job = Job(start, (), proposal.recipe, deadline.left, trial_seed(seed, trial.id), scored)
+    micro = micro_batch(trial.graph, proposal.recipe.batch_size, max_memory, store.trials)
+    job = Job(start, (), proposal.recipe, deadline.left, trial_seed(seed, trial.id), scored, micro)
     outcome, weights = work(job, task, observer.epoch_done if observer else None)
     ended = store.finish(trial.id, outcome, weights)
     if observer:
@@ -136,17 +140,21 @@ def _train(
     return ended
 
 
-def _judged(store: Store, task: Task, chooser: Examples | None) -> Callable[[Trial], float]:
-    """A trial's score on the examples that choose."""
+def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | None, deadline: Deadline) -> Trial:
+    """The trial that is best on the examples that choose; by its score, where there is no time to ask them."""
 
     def judged(trial: Trial) -> float:
-        if trial.score is None:
-            return float("-inf")
-        if chooser is None:
-            return trial.score
+        if chooser is None or trial.score is None or len(results) == 1:
+            return -math.inf if trial.score is None else trial.score
+        module = store.network(trial.id).to_module().to(task.device)
+        outcome = trial.outcome
+        chunk = 4 * outcome.micro_batch if outcome is not None and outcome.micro_batch else 512
         try:
-            return evaluate(store.network(trial.id).to_module().to(task.device), chooser, task)[0]
+            return evaluate(module, chooser, task, min(512, chunk), deadline)[0]
         except Diverged:
-            return float("-inf")
+            return -math.inf
 
-    return judged
+    try:
+        return max(results, key=judged)
+    except OutOfTime:
+        return max(results, key=lambda trial: -math.inf if trial.score is None else trial.score)

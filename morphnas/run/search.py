@@ -13,19 +13,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from morphnas.graph import Graph, Morph, Network, Weights, fresh_weights, to_module, weights_of
+from morphnas.graph import SMALLEST, Graph, Morph, Network, Weights, fresh_weights, to_module, weights_of
 from morphnas.run.executors import Executor
 from morphnas.run.store import RunError, Store
+from morphnas.search.candidates import measured_memory
 from morphnas.search.trial import Left, Searcher, Trial
 from morphnas.train.data import Task
-from morphnas.train.deadline import Deadline
+from morphnas.train.deadline import NEVER, Deadline, OutOfTime
 from morphnas.train.recipe import Outcome, Recipe
-from morphnas.train.trainer import Diverged, EachEpoch, calibrate, evaluate, predict, train
+from morphnas.train.trainer import Diverged, EachEpoch, calibrate, evaluate, is_out_of_memory, predict, train
 
 PROOF = 1e-3
 """Largest difference of a child's outputs from its start's, relative to the largest output, in float32."""
-_CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""Stands in the RuntimeError that torch raises when a CPU is out of memory; there is no class for it."""
+CALMER = 4.0
+"""A training that diverged is done again at a learning rate so many times lower."""
 _PROBES = 64
 _CALIBRATION = 512
 
@@ -45,6 +46,7 @@ class Job:
     """A proposal as a worker gets it: with the weights of its start, if that has any.
 
     seconds: that the work may take. scored: whether the task's judge is asked after every epoch, see `train`.
+    micro: examples to have in memory at a time; None: whole batches.
     """
 
     start: Graph | Network
@@ -53,39 +55,67 @@ class Job:
     seconds: float
     seed: int
     scored: bool = True
+    micro: int | None = None
+
+    @property
+    def chunk(self) -> int:
+        """Examples to pass through the network at once where there is no backward pass."""
+        return 512 if self.micro is None else min(512, 4 * self.micro)
 
 
 def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> tuple[Outcome, Weights | None]:
     """Grow the network, prove that it still computes what its start did, and train it.
 
-    Returns the outcome and the weights of the best epoch; None for weights when the work failed. Any error is an
-    outcome; KeyboardInterrupt passes.
+    When that diverges it is done once more at a lower learning rate, in what is left of the time, and the better one of
+    the two counts. Returns the outcome and the weights of the best epoch; None for weights when the work failed. Any
+    error is an outcome; KeyboardInterrupt passes.
     """
     deadline = Deadline.after(job.seconds)
+    first = _attempt(job, task, deadline, each_epoch)
+    if first[0].status != "diverged" or deadline.passed:
+        return first
+    calmer = replace(job.recipe, lr=max(1e-12, job.recipe.lr / CALMER))
+    second = _attempt(replace(job, recipe=calmer), task, deadline, each_epoch)
+    outcome, weights = max(second, first, key=_goodness)
+    return replace(outcome, retries=1, error=outcome.error or first[0].error), weights
+
+
+def _goodness(result: tuple[Outcome, Weights | None]) -> tuple[bool, float, bool, int]:
+    """Of two trainings of a network the one with the larger goodness counts."""
+    outcome, weights = result
+    score = -math.inf if outcome.score is None else outcome.score
+    return weights is not None, score, outcome.status != "diverged", outcome.epochs
+
+
+def _attempt(job: Job, task: Task, deadline: Deadline, each_epoch: EachEpoch | None) -> tuple[Outcome, Weights | None]:
+    """See `work`."""
     try:
         with torch.random.fork_rng([task.device] if task.device.type == "cuda" else []):
             torch.manual_seed(job.seed)  # dropout draws from torch's own random state
-            module, difference = inherited(job, task)
+            module, difference = inherited(job, task, deadline)
             if difference is not None and not difference <= PROOF:
                 names = ", ".join(map(str, job.morphs))
                 message = f"the morphs {names} changed the network's outputs by {difference:.2g} of the largest"
                 known = difference if math.isfinite(difference) else None
                 return Outcome("failed", morph_error=known, error=message), None
             generator = torch.Generator().manual_seed(job.seed)
-            outcome = train(module, task, job.recipe, deadline, generator, each_epoch, job.scored)
+            outcome = train(module, task, job.recipe, deadline, generator, each_epoch, job.scored, job.micro, SMALLEST)
             if job.recipe.augment.flip is None and outcome.score is not None:
-                outcome = replace(outcome, mirrored=_mirrored(module, task))
+                outcome = replace(outcome, mirrored=_mirrored(module, task, job.chunk, deadline))
             return replace(outcome, morph_error=difference), weights_of(module)
+    except OutOfTime as error:
+        return Outcome("truncated", error=str(error)), None
     except Exception as error:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _CPU_ALLOCATOR in str(error):
+        if is_out_of_memory(error):
             return Outcome("oom", error=str(error)[:2000]), None
         return Outcome("failed", error=traceback.format_exc()[-4000:]), None
 
 
-def inherited(job: Job, task: Task) -> tuple[nn.Module, float | None]:
+def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Module, float | None]:
     """The network to train, on the task's device, and how far morphs changed its outputs (None: there were none).
 
-    Morphs are carried out in float64; batch norms that are new get the statistics of a batch.
+    Morphs are carried out in float64; batch norms that are new get the statistics of a batch, of fewer examples where
+    time is short. OutOfTime when the deadline comes before that is done.
     """
     if isinstance(job.start, Graph):
         weights = fresh_weights(job.start, torch.Generator().manual_seed(job.seed))
@@ -95,6 +125,8 @@ def inherited(job: Job, task: Task) -> tuple[nn.Module, float | None]:
     graph, carried = start.graph, {name: _double(value) for name, value in start.weights.items()}
     generator = torch.Generator().manual_seed(job.seed)
     for morph in job.morphs:
+        if deadline.passed:
+            raise OutOfTime("the deadline came before the network was grown")
         carried = morph.carry(graph, carried, generator)
         graph = morph.grow(graph)
     weights = {name: value.float() if value.is_floating_point() else value for name, value in carried.items()}
@@ -102,12 +134,18 @@ def inherited(job: Job, task: Task) -> tuple[nn.Module, float | None]:
     if not job.morphs:
         return module, None
     new = [node.name for node in graph.nodes if node.name not in start.graph and f"{node.name}.running_mean" in weights]
-    some = torch.randperm(len(task.train), generator=generator)[:_CALIBRATION].to(task.device)
+    probes, begun = task.judge.x[:_PROBES], deadline.left
+    before = predict(start.to_module().to(task.device), probes, task, job.chunk, deadline)
     if new:
+        pace = 2 * (begun - deadline.left) / max(1, len(before))  # in training mode, and of the child
+        most = int(min(_CALIBRATION, job.chunk, deadline.left / pace if pace else math.inf))
+        if most < 2:
+            raise OutOfTime("the deadline came before the network was calibrated")
+        some = torch.randperm(len(task.train), generator=generator)[:most].to(task.device)
         calibrate(module, new, task.normalised(task.train.x[some]))
-    probes = task.judge.x[:_PROBES]
-    before = predict(start.to_module().to(task.device), probes, task)
-    after = predict(module, probes, task)
+    after = predict(module, probes, task, job.chunk, deadline)
+    if len(before) < len(probes) or len(after) < len(probes):
+        raise OutOfTime("the deadline came before the network was proved to be what its morphs promise")
     return module, ((after - before).abs().max() / before.abs().max().clamp(min=1e-12)).item()
 
 
@@ -115,14 +153,14 @@ def _double(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def _mirrored(module: nn.Module, task: Task) -> float | None:
-    """The metric on mirrored examples; None where there is no axis to mirror, or an output is no number."""
+def _mirrored(module: nn.Module, task: Task, chunk: int, deadline: Deadline) -> float | None:
+    """The metric on mirrored examples; None where there is no axis to mirror, no time, or an output is no number."""
     judge = task.judge
     if judge.x.ndim < 3:
         return None
     try:
-        return evaluate(module, replace(judge, x=judge.x.flip(-1)), task)[1]
-    except Diverged:
+        return evaluate(module, replace(judge, x=judge.x.flip(-1)), task, chunk, deadline)[1]
+    except (Diverged, OutOfTime):
         return None
 
 
@@ -153,6 +191,18 @@ def seconds_per_flop(trials: Sequence[Trial], guess: float) -> float:
     return statistics.median(seen[-9:]) if seen else guess
 
 
+def micro_batch(graph: Graph, batch_size: int, max_memory: int | None, trials: Sequence[Trial]) -> int | None:
+    """Examples to have in memory at a time, so that training takes at most `max_memory` bytes; None: whole batches.
+
+    As far as estimates go, which are corrected by what the trials took; never fewer than a step can do with.
+    """
+    size = batch_size
+    cap = math.inf if max_memory is None else max_memory / measured_memory(trials)
+    while size > SMALLEST and graph.peak_bytes(size) > cap:
+        size = max(SMALLEST, size // 2)
+    return None if size == batch_size else size
+
+
 def is_final(trial: Trial) -> bool:
     """Whether the trial is a training of the final model, not one of the search's."""
     return "final" in trial.proposal.why
@@ -174,13 +224,15 @@ def search(
     max_trials: int | None = None,
     chance: float = 0.0,
     guess: float = 0.0,
+    max_memory: int | None = None,
     observer: Observer | None = None,
 ) -> None:
     """Ask, train and write down until the deadline, `max_trials` or the searcher ends it.
 
     Trials that an earlier driver claimed and did not finish are run first, under their ids. At least one trial is
     begun, however short the time, so that there is a network at the end. guess: seconds per FLOP, before any is
-    measured. Raises what ends the store; what goes wrong in a trial is its outcome.
+    measured. max_memory: bytes that a training should take at most. Raises what ends the store; what goes wrong in a
+    trial is its outcome.
     """
     waiting = []
     for open_trial in [trial for trial in store.trials if trial.outcome is None]:
@@ -220,7 +272,8 @@ def search(
                     observer.trial_ends(ended)
                 continue
             morphs, recipe = trial.proposal.morphs, trial.proposal.recipe
-            job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id))
+            micro = micro_batch(trial.graph, recipe.batch_size, max_memory, store.trials)
+            job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id), micro=micro)
             running[executor.submit(work, job, task, observer.epoch_done if observer else None)] = trial
         if not running:
             return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from morphnas.graph import Graph, Limits, Morph, MorphError
+from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError
 from morphnas.search.trial import Left, Proposal, Space, Trial
 from morphnas.train.recipe import Recipe
 
@@ -38,7 +39,8 @@ class Rules:
 
     @staticmethod
     def of(trials: Sequence[Trial], limits: Limits, left: Left, epochs: int) -> Rules:
-        return Rules(limits, left, epochs, frozenset(t.graph.key for t in trials if t.epochs == epochs))
+        taken = frozenset(t.graph.key for t in trials if t.epochs == epochs)
+        return Rules(learnt(limits, trials), left, epochs, taken)
 
     @property
     def over(self) -> bool:
@@ -51,6 +53,23 @@ class Rules:
 
     def new(self, graph: Graph) -> bool:
         return graph.key not in self.taken
+
+
+def learnt(limits: Limits, trials: Sequence[Trial]) -> Limits:
+    """The limits with what trials have shown of memory: what estimates are worth, and which network was too large."""
+    caps = [] if limits.max_memory is None else [int(limits.max_memory / measured_memory(trials))]
+    caps += [t.graph.peak_bytes(SMALLEST) - 1 for t in trials if t.outcome is not None and t.outcome.status == "oom"]
+    return replace(limits, max_memory=max(1, min(caps))) if caps else limits
+
+
+def measured_memory(trials: Sequence[Trial]) -> float:
+    """What trainings took of memory, relative to `Graph.peak_bytes`: the median; 1 where nothing was measured."""
+    seen = [
+        outcome.peak_bytes / trial.graph.peak_bytes(outcome.micro_batch)
+        for trial in trials
+        if (outcome := trial.outcome) is not None and outcome.peak_bytes and outcome.micro_batch
+    ]
+    return statistics.median(seen) if seen else 1.0
 
 
 def first_start(space: Space, recipe: Recipe, rules: Rules) -> Proposal | None:

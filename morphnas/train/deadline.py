@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
+
+
+class OutOfTime(Exception):
+    """The deadline came before there was a result."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +36,7 @@ class Deadline:
     def earlier(self, seconds: float) -> Deadline:
         """The deadline `seconds` before this one."""
         return Deadline(self.at - seconds, self.clock)
+
+
+NEVER = Deadline(math.inf)
+"""A deadline that does not come."""

@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 Status = Literal["finished", "truncated", "diverged", "oom", "failed"]
-"""finished: all epochs. truncated: stopped by the deadline. diverged: the loss was no number any more. oom: out of
+"""finished: all epochs. truncated: stopped by the deadline. diverged: the loss exploded or was no number. oom: out of
 memory. failed: an error. Whatever was trained before is kept and scored in the first three."""
 
 
@@ -122,7 +122,10 @@ class Outcome:
     curve: one entry per epoch. examples: how many the score is of (the training examples when there are no others).
     morph_error: largest difference of outputs between start and child before training, relative to the largest output.
     mirrored: the metric on mirrored validation images, where it was asked for.
+    peak_bytes: of the device's memory, the most that the training took; 0: unknown, as on a CPU.
     error: what went wrong, for people.
+    micro_batch: examples that steps had in memory at a time, at last; 0: there were none.
+    retries: trainings besides the one told of here, since one of them diverged.
     """
 
     status: Status
@@ -138,6 +141,8 @@ class Outcome:
     morph_error: float | None = None
     mirrored: float | None = None
     error: str | None = None
+    micro_batch: int = 0
+    retries: int = 0
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
@@ -150,7 +155,7 @@ class Outcome:
             value = getattr(self, name)
             if not (_is_number(value) and value >= 0):
                 raise ValueError(f"outcome: {name} must be a finite number from 0 on, not {value!r}")
-        for name in ("epochs", "best_epoch", "examples", "peak_bytes"):
+        for name in ("epochs", "best_epoch", "examples", "peak_bytes", "micro_batch", "retries"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"outcome: {name} must be an integer from 0 on, not {value!r}")

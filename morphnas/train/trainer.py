@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from morphnas.train.data import Examples, Task, augmented, batches, steps
-from morphnas.train.deadline import Deadline
+from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
 
 SHORT = 12
@@ -22,12 +25,24 @@ SHORT = 12
 CALM = 0.5
 """Share of the peak rate from which on an epoch's score is taken for the network's."""
 
+HASTE = 30.0
+"""Seconds left below which it is found out first how long a step will take."""
+
+PROBE = 8
+"""Examples that this is tried with."""
+
+FIRST_CHUNK = 32
+"""Examples that are scored first when there is a deadline; each time twice as many follow."""
+
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""Stands in the RuntimeError that torch raises when a CPU is out of memory; there is no class for it."""
+
 EachEpoch = Callable[[Outcome], None]
 """Called after every epoch with the outcome so far. What it raises ends the training."""
 
 
 class Diverged(ArithmeticError):
-    """The loss or the network's outputs are no numbers any more."""
+    """The loss exploded, or it or the network's outputs are no numbers any more."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,8 @@ def train(
     generator: torch.Generator,
     each_epoch: EachEpoch | None = None,
     scored: bool = True,
+    micro: int | None = None,
+    smallest: int = 2,
 ) -> Outcome:
     """Train the module in place; afterwards it holds the weights of the epoch that scored best.
 
@@ -90,8 +107,11 @@ def train(
     no patience, and the last weights that are numbers are kept.
 
     The rate follows the epochs or the clock, whichever is further, so that it has come down to 0 when the deadline
-    ends the training. Then the outcome is "truncated", and "diverged" when the loss is no number any more; both keep
-    the best weights so far.
+    ends the training. Then the outcome is "truncated", and "diverged" when the loss explodes or is no number any more;
+    both keep the best weights so far. A score that the deadline cuts short does not count.
+
+    micro, smallest: examples in memory at a time, to begin with and at least, see `step`. Raises what torch does when
+    not even `smallest` fit.
     """
     clock, begun, allotted = deadline.clock, deadline.clock(), deadline.left
     if task.train.x.ndim == 4:
@@ -104,7 +124,12 @@ def train(
     status: Status = "finished"
     curve: list[Epoch] = []
     validation = 0.0  # seconds that scoring is expected to take
-    slowest, trained, training = 0.0, 0, 0.0
+    trained, training = 0, 0.0
+    pace = foretold(module, task, clock) if deadline.left < HASTE else 0.0  # seconds per example of slow steps
+    micro = micro or recipe.batch_size
+    usual: list[float] = []  # the first losses
+    gpu = task.device.type == "cuda"
+    held = _begin_measuring(module, task.device) if gpu else 0
 
     def progress(epochs: float) -> float:
         """From 0 to 1: by the epochs done, or by the clock where they are late by a step: then the deadline binds."""
@@ -116,46 +141,55 @@ def train(
     while epoch < last and status == "finished":
         module.train()
         total = torch.zeros((), device=task.device)
-        done = 0
+        done, gone = 0, ""
+        losses: deque[Callable[[], float]] = deque()
         for index in batches(len(task.train), recipe.batch_size, generator, task.device):
-            left = deadline.left
-            if left <= validation + 1.5 * slowest:
-                status = "truncated"
-                break
+            room = deadline.left - validation
+            if room <= 1.5 * pace * len(index):
+                fitting = int(room / (1.5 * pace)) if pace else 0
+                if fitting < 2 or trained:  # part of a batch is worth it when there is nothing else
+                    status = "truncated"
+                    break
+                index = index[:fitting]
             step_begun = clock()
-            rate = schedule.rate(min(progress(epoch + done / per_epoch), schedule.end * 0.9999))
+            rate = schedule.rate(min(progress(epoch + done / len(task.train)), schedule.end * 0.9999))
             for group in optimizer.param_groups:
                 group["lr"] = group["share"] * recipe.lr * rate
-            batch = task.train[index]
-            x = task.normalised(augmented(batch.x, recipe.augment, generator))
-            loss = F.cross_entropy(module(x), batch.y, label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            loss, micro = step(module, optimizer, task, index, recipe, generator, micro, smallest)
             if averaged is not None:
                 averaged.update_parameters(module)
-            total += loss.detach()
-            done += 1
-            trained += len(batch)
-            if done % 16 == 0 and not math.isfinite(total.item()):
-                break
+            total += loss * len(index)
+            losses.append(fetched(loss))
+            if len(losses) > (gpu and trained > 0):  # a GPU has the next step to do while the last one is looked at
+                value = losses.popleft()()
+                if gone := explosion(value, usual, task.n_classes):
+                    break
+                usual = [*usual, value] if len(usual) < 8 else usual
             seconds = clock() - step_begun
-            slowest = max(0.9 * slowest, seconds)  # forgets a hiccup, does not trust one fast step
+            pace = max(0.9 * pace if trained else 0.0, seconds / len(index))  # forgets a hiccup, not at once
+            done += len(index)
+            trained += len(index)
             training += seconds
-            if scored and not validation:
-                validation = 0.5 * seconds * len(judge) / len(batch)  # without a backward pass
-        if done == 0:
+            if scored and not curve:
+                validation = 0.5 * pace * len(judge)  # without a backward pass
+        if done == 0 and not gone:
             break
         epoch += 1
-        mean_loss = total.item() / done
         score: float | None = None
         metric: float | None = None
         try:
-            if not math.isfinite(mean_loss):
-                raise Diverged("the training loss is no number any more")
+            mean_loss = total.item() / max(1, done)
+            if gone or not math.isfinite(mean_loss):
+                raise Diverged(gone or "the training loss is no number any more")
             if scored:
                 scoring = clock()
-                score, metric = evaluate(kept, judge, task)
+                try:
+                    score, metric = evaluate(kept, judge, task, min(512, 4 * micro), deadline)
+                except OutOfTime:
+                    status = "truncated"
+                    if best.score is not None:
+                        break
+            if score is not None and metric is not None:
                 validation = max(1.2 * (clock() - scoring), 0.8 * validation)
                 curve.append(Epoch(clock() - begun, mean_loss, score, metric))
             stale += 1
@@ -183,13 +217,122 @@ def train(
         curve=tuple(curve),
         seconds=clock() - begun,
         images_per_second=trained / training if training else 0.0,
-        peak_bytes=torch.cuda.max_memory_allocated(task.device) if task.device.type == "cuda" else 0,
+        peak_bytes=max(0, torch.cuda.max_memory_allocated(task.device) - held) if gpu else 0,
+        micro_batch=min(micro, recipe.batch_size) if trained else 0,
     )
 
 
-def evaluate(module: nn.Module, examples: Examples, task: Task, batch_size: int = 512) -> tuple[float, float]:
-    """Minus the mean log loss, and the accuracy. Diverged when an output is no number."""
-    logits = predict(module, examples.x, task, batch_size)
+def step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    task: Task,
+    index: Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+    micro: int,
+    smallest: int,
+) -> tuple[Tensor, int]:
+    """One step of the optimizer on the training examples at `index`; its mean loss, and the `micro` that it came to.
+
+    At most about `micro` examples are in memory at a time. The gradient is that of all of them, since every part weighs
+    as its share; but batch norm normalises each part by itself, and moves its running statistics once for each. Out of
+    memory, it begins again with half as many at a time; it raises what torch does when `smallest` are too many.
+    """
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        try:
+            loss = _gradients(module, task, index.tensor_split(steps(len(index), micro)), recipe, generator)
+            optimizer.step()
+            return loss, micro
+        except Exception as error:
+            micro = min(micro, len(index))
+            if micro <= smallest or not is_out_of_memory(error):
+                raise
+        micro = max(smallest, micro // 2)
+        if task.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(task.device)  # what failed is not what a step takes
+
+
+def _gradients(
+    module: nn.Module, task: Task, parts: Sequence[Tensor], recipe: Recipe, generator: torch.Generator
+) -> Tensor:
+    """The mean loss of a batch in parts, whose gradients add up; a function, so that an error frees its tensors."""
+    loss = torch.zeros((), device=task.device)
+    n = sum(map(len, parts))
+    for part in parts:
+        batch = task.train[part]
+        x = task.normalised(augmented(batch.x, recipe.augment, generator))
+        share = F.cross_entropy(module(x), batch.y, label_smoothing=recipe.label_smoothing) * (len(part) / n)
+        share.backward()
+        loss += share.detach()
+    return loss
+
+
+def foretold(module: nn.Module, task: Task, clock: Callable[[], float]) -> float:
+    """Seconds per example that a step takes for a few of them, without one being made: nothing changes.
+
+    0 where even these are too much for the memory: a step finds out what fits.
+    """
+    batch, gpu = task.train[:PROBE], task.device.type == "cuda"
+    moving = {name: value.clone() for name, value in module.named_buffers()}  # these move, not the module's own
+    module.train()
+    seconds = 0.0
+    try:
+        with torch.random.fork_rng([task.device] if gpu else []):
+            for _ in range(2):  # the first one takes longer
+                begun = clock()
+                logits = functional_call(module, moving, task.normalised(batch.x))
+                F.cross_entropy(logits, batch.y).backward()
+                if gpu:
+                    torch.cuda.synchronize(task.device)
+                seconds = clock() - begun
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        seconds = 0.0
+    module.zero_grad(set_to_none=True)
+    return seconds / len(batch)
+
+
+def fetched(value: Tensor) -> Callable[[], float]:
+    """The number, on its way to the host: asked for it waits for what a GPU was given before, for nothing after."""
+    if value.device.type != "cuda":
+        number = value.item()
+        return lambda: number
+    copy, there = value.to("cpu", non_blocking=True), torch.cuda.Event()
+    there.record(torch.cuda.current_stream(value.device))
+
+    def wait() -> float:
+        there.synchronize()
+        return float(copy)
+
+    return wait
+
+
+def explosion(loss: float, usual: Sequence[float], n_classes: int) -> str:
+    """What is wrong with a batch's loss, after the first ones of the training were `usual`; "" when nothing is.
+
+    A loss above 20 times theirs, and above 10 times that of a network that knows nothing, does not come back.
+    """
+    if not math.isfinite(loss):
+        return "the training loss is no number any more"
+    if usual and loss > max(20 * statistics.fmean(usual), 10 * math.log(n_classes)):
+        return f"the training loss went up from {statistics.fmean(usual):.3g} to {loss:.3g}"
+    return ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _CPU_ALLOCATOR in str(error)
+
+
+def evaluate(
+    module: nn.Module, examples: Examples, task: Task, batch_size: int = 512, deadline: Deadline | None = None
+) -> tuple[float, float]:
+    """Minus the mean log loss, and the accuracy. Diverged when an output is no number, OutOfTime at the deadline."""
+    logits = predict(module, examples.x, task, batch_size, deadline)
+    if len(logits) < len(examples):
+        raise OutOfTime("the deadline came before all examples were scored")
     if not logits.isfinite().all():
         raise Diverged("the network's outputs are no numbers any more")
     score = -F.cross_entropy(logits.double(), examples.y).item()
@@ -209,11 +352,35 @@ def best_temperature(logits: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def predict(module: nn.Module, x: Tensor, task: Task, batch_size: int = 512) -> Tensor:
-    """Logits (n, classes) float32 of raw examples (n, *shape), in evaluation mode."""
+def predict(
+    module: nn.Module, x: Tensor, task: Task, batch_size: int = 512, deadline: Deadline | None = None
+) -> Tensor:
+    """Logits (n, classes) float32 of raw examples (n, *shape), in evaluation mode.
+
+    With a deadline they are those of as many examples, from the first on, as there is time for. Out of memory, it goes
+    on with half as many at a time.
+    """
     module.eval()
-    parts = [module(task.normalised(part.to(task.device))).float() for part in x.split(batch_size)]
-    return torch.cat(parts) if parts else torch.empty(0, task.n_classes, device=task.device)
+    parts = [torch.empty(0, task.n_classes, device=task.device)]
+    done, pace, size = 0, 0.0, batch_size if deadline is None else min(FIRST_CHUNK, batch_size)
+    while done < len(x):
+        part = x[done : done + size]
+        if deadline is not None and deadline.left <= pace * len(part):
+            break
+        begun = deadline.left if deadline else 0.0
+        try:
+            parts.append(module(task.normalised(part.to(task.device))).float())
+        except Exception as error:
+            if len(part) == 1 or not is_out_of_memory(error):
+                raise
+            batch_size = size = len(part) // 2
+            continue
+        done += len(part)
+        if deadline is not None:
+            if task.device.type == "cuda":
+                torch.cuda.synchronize(task.device)
+            pace, size = (begun - deadline.left) / len(part), min(2 * size, batch_size)
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -258,6 +425,13 @@ def calibrate(module: nn.Module, names: Iterable[str], x: Tensor) -> None:
             handle.remove()
         for name, layer in norms.items():
             layer.momentum = momenta[name]
+
+
+def _begin_measuring(module: nn.Module, device: torch.device) -> int:
+    """Forget a GPU's peak of memory; the bytes in use on it by others than the module."""
+    torch.cuda.reset_peak_memory_stats(device)
+    own = sum(value.nbytes for value in module.state_dict().values())
+    return int(torch.cuda.memory_allocated(device) - own)
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -338,3 +338,33 @@ def test_tells_what_it_does_when_asked_to(data: Data, tmp_path: Path, capfd: pyt
     assert "trial 0: start" in err
     assert "accuracy" in err
     assert "\r" not in err, "a log file gets whole lines"
+
+
+# -- memory
+
+
+def test_a_cap_on_memory_bounds_networks_and_what_is_in_memory_at_a_time(data: Data, tmp_path: Path) -> None:
+    cap = 2_500_000
+    classifier = ImageClassifier(tmp_path / "run", max_trials=5, random_state=0, max_memory=cap)
+    classifier.fit(*data, time_limit=10)
+    parts = set()
+    for trial in classifier.load_searcher().trials:
+        assert trial.outcome is not None
+        assert trial.graph.peak_bytes(8) <= cap
+        if trial.outcome.micro_batch:
+            assert trial.graph.peak_bytes(trial.outcome.micro_batch) <= cap
+            parts.add(trial.outcome.micro_batch)
+    assert min(parts) < 32
+    assert classifier.score(*data) > 0.6
+
+
+@pytest.mark.parametrize("cap", [0, -1, 1.5, True, "1 GB"])
+def test_a_cap_that_is_none_is_refused(cap: Any, data: Data) -> None:
+    with pytest.raises(ValueError, match="max_memory must be None or a positive integer"):
+        ImageClassifier(max_memory=cap).fit(*data, time_limit=5)
+
+
+def test_a_cap_that_no_starter_meets_is_refused(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no starter meets them, the smallest one has .* bytes of memory"):
+        ImageClassifier(tmp_path / "run", max_memory=1000).fit(*data, time_limit=5)
+    assert not (tmp_path / "run").exists()

@@ -22,7 +22,7 @@ from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import SHIFT, Augment, Outcome, Recipe
 from morphnas.train.trainer import evaluate
 from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, files, proposals, resumed, same_weights, weights
-from tests.train.tasks import Clock, blobs
+from tests.train.tasks import Clock, Timed, blobs
 
 TASK = blobs(60, 20)
 assert TASK.valid is not None
@@ -389,3 +389,24 @@ def test_the_recipe_given_is_used(path: Path, told: Callable[..., Told]) -> None
         assert job.recipe == replace(recipe, epochs=3)
     assert made.jobs[2].recipe.optimizer == "adamw"
     assert made.jobs[2].recipe.batch_size == 7
+
+
+# -- the deadline and memory
+
+
+def test_scores_choose_when_there_is_no_time_to_ask_the_chooser(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(Network, "to_module", lambda network: Timed(to_module(network.graph), clock, 0.0, 1.0))
+    with searched(path) as (store, _):
+        results = [trial for trial in store.trials if trial.score is not None]
+        begun = clock.now
+        chosen = module._chosen(store, results, TASK, TASK.train, clock.deadline(40))
+    assert chosen == max(results, key=lambda trial: trial.score or 0.0)
+    assert clock.now - begun <= 40
+
+
+def test_final_trainings_keep_to_the_memory(path: Path) -> None:
+    with searched(path) as (store, winner):
+        finish(store, winner, max_memory=winner.graph.peak_bytes(8))
+        outcomes = [trial.outcome for trial in store.trials[3:]]
+    assert [outcome and outcome.micro_batch for outcome in outcomes] == [8, 8, 8]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from morphnas.graph import (
+    SMALLEST,
     AddSkip,
     ConcatSkip,
     Deeper,
@@ -26,14 +27,17 @@ from morphnas.graph import (
     neighbours,
     resnet,
     to_module,
+    weights_of,
 )
 from morphnas.run import search as module
-from morphnas.run.search import PROOF, Job, inherited, work
+from morphnas.run.search import PROOF, Job, inherited, micro_batch, work
+from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Task
+from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.trainer import evaluate, predict
 from tests.run.doubles import GRAPH, RECIPE, weights
-from tests.train.tasks import blobs, images, seeded
+from tests.train.tasks import Clock, blobs, images, seeded
 
 TASK = images()
 GRAPHS = {"cnn": cnn((2, 8, 8), 3, width=4, depth=3), "resnet": resnet((2, 8, 8), 3, width=4, depth=2)}
@@ -70,13 +74,11 @@ def test_a_child_begins_as_its_parent(name: str) -> None:
     morphs = one_of_each(start.graph)
     assert {type(morph) for morph in morphs} == {Deeper, Wider, AddSkip, ConcatSkip}
     for morph in morphs:
-        outcome, found = work(Job(start, (morph,), SHORT, 0, 2), TASK)  # without time to train it
-        assert (outcome.status, outcome.epochs) == ("truncated", 0)
-        assert outcome.morph_error is not None
-        assert outcome.morph_error <= 1e-4
-        assert found is not None
-        child = Network(morph.grow(start.graph), found)
-        torch.testing.assert_close(predict(child.to_module(), TASK.judge.x, TASK), expected, rtol=1e-3, atol=1e-4)
+        child, difference = inherited(Job(start, (morph,), SHORT, 600, 2), TASK)
+        assert difference is not None
+        assert difference <= 1e-4
+        Network(morph.grow(start.graph), weights_of(child))
+        torch.testing.assert_close(predict(child, TASK.judge.x, TASK), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_several_morphs_are_carried_out_in_order() -> None:
@@ -307,3 +309,140 @@ def test_a_module_on_the_device_is_what_is_trained(monkeypatch: pytest.MonkeyPat
     assert all(value.device.type == "cpu" and value.is_contiguous() for value in found.values())
     assert isinstance(to_module(GRAPHS["cnn"], found), nn.Module)
     assert module.work is work
+
+
+# -- a second try at a lower rate
+
+
+@dataclass
+class Trainings:
+    """In place of `train`: ends as told, in turn, and remembers the rates."""
+
+    ends: list[Outcome]
+    rates: list[float] = field(default_factory=list)
+
+    def __call__(self, module: nn.Module, task: Task, recipe: Recipe, *args: object) -> Outcome:
+        self.rates.append(recipe.lr)
+        return self.ends[len(self.rates) - 1]
+
+
+BAD = Outcome("diverged", -0.9, 0.5, epochs=2, best_epoch=1, error="the loss went up")
+FINE = Outcome("finished", -0.4, 0.9, epochs=2, best_epoch=2)
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ([FINE], FINE),
+        ([BAD, FINE], replace(FINE, retries=1, error="the loss went up")),
+        ([BAD, replace(BAD, score=-0.8)], replace(BAD, score=-0.8, retries=1)),
+        ([BAD, replace(FINE, score=-1.5)], replace(BAD, retries=1)),  # the better one of the two
+        ([BAD, Outcome("truncated")], replace(BAD, retries=1)),
+        ([replace(BAD, score=None), Outcome("finished")], Outcome("finished", retries=1, error="the loss went up")),
+    ],
+)
+def test_divergence_is_tried_again_at_a_lower_rate(
+    monkeypatch: pytest.MonkeyPatch, ends: list[Outcome], expected: Outcome
+) -> None:
+    trainings = Trainings(ends)
+    monkeypatch.setattr(module, "train", trainings)
+    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs())
+    assert outcome == expected
+    assert found is not None
+    assert trainings.rates == [RECIPE.lr, RECIPE.lr / 4][: len(ends)]
+
+
+def test_there_is_no_second_try_without_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainings = Trainings([BAD])
+    monkeypatch.setattr(module, "train", trainings)
+    assert work(Job(GRAPH, (), RECIPE, 0, 1), blobs())[0] == BAD
+
+
+# -- memory
+
+
+def small(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Memory is out above so many examples in training."""
+
+    def check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if layer.training and len(inputs[0]) > most:
+            raise torch.OutOfMemoryError(f"no room for {len(inputs[0])}")
+
+    def made(graph: Graph, weights: Weights) -> nn.Module:
+        network = to_module(graph, weights)
+        network.register_forward_pre_hook(check)
+        return network
+
+    monkeypatch.setattr(module, "to_module", made)
+
+
+@pytest.mark.parametrize(("most", "status"), [(99, "finished"), (SMALLEST, "finished"), (SMALLEST - 1, "oom")])
+def test_a_network_is_out_of_memory_when_the_smallest_parts_are_too_large(
+    monkeypatch: pytest.MonkeyPatch, most: int, status: str
+) -> None:
+    small(monkeypatch, most)
+    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs())
+    assert outcome.status == status
+    assert (found is None) == (status == "oom")
+    assert outcome.micro_batch == {"oom": 0}.get(status, min(16, most))
+
+
+def test_the_micro_batch_is_what_fits() -> None:
+    graph = GRAPHS["cnn"]
+    assert micro_batch(graph, 64, None, []) is None
+    assert micro_batch(graph, 64, graph.peak_bytes(64), []) is None
+    assert micro_batch(graph, 64, graph.peak_bytes(64) - 1, []) == 32
+    assert micro_batch(graph, 64, graph.peak_bytes(16), []) == 16
+    assert micro_batch(graph, 64, 1, []) == SMALLEST
+    assert micro_batch(graph, 4, 1, []) is None
+    measured = Outcome("finished", peak_bytes=2 * graph.peak_bytes(64), micro_batch=64)
+    seen = [Trial(0, Proposal(graph, (), SHORT), graph, measured)]
+    assert micro_batch(graph, 64, 2 * graph.peak_bytes(16), seen) == 16
+    assert micro_batch(graph, 64, graph.peak_bytes(16), seen) == SMALLEST
+
+
+def test_a_job_keeps_to_its_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch, 8)
+    start = parent_of(GRAPHS["cnn"])
+    morph = next(morph for morph in neighbours(start.graph) if isinstance(morph, Deeper))
+    assert Job(start, (morph,), SHORT, 600, 1, micro=2).chunk == 8
+    outcome, _ = work(Job(start, (morph,), SHORT, 600, 1, micro=2), TASK)  # calibrated within it, too
+    assert outcome.status == "finished"
+    assert outcome.micro_batch == 2
+
+
+def parent_of(graph: Graph) -> Network:
+    return Network(graph, fresh_weights(graph, seeded()))
+
+
+# -- the deadline before the training
+
+
+def test_growing_stops_at_the_deadline() -> None:
+    start = parent_of(GRAPHS["cnn"])
+    morph = next(morph for morph in neighbours(start.graph) if isinstance(morph, Deeper))
+    job = Job(start, (morph,), SHORT, 0, 1)
+    outcome, found = work(job, TASK)
+    assert (outcome.status, found) == ("truncated", None)
+    assert outcome.error == "the deadline came before the network was grown"
+    for looks in range(2, 12):  # at every look at the clock a second passes
+        clock = Clock(tick=1.0)
+        with pytest.raises(OutOfTime, match="the deadline came before the network was"):
+            inherited(job, TASK, Deadline(clock.now + looks, clock))
+    assert inherited(job, TASK, Clock(tick=1.0).deadline(1e6))[1] is not None
+
+
+def test_calibration_takes_fewer_examples_when_time_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    clock = Clock()
+    monkeypatch.setattr(module, "calibrate", lambda layer, names, x: sizes.append(len(x)))
+
+    def slow(*args: object, **kwargs: object) -> Tensor:
+        clock.now += 4.8  # for 48 probes
+        return predict(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "predict", slow)
+    start = parent_of(GRAPHS["cnn"])
+    morph = next(morph for morph in neighbours(start.graph) if isinstance(morph, Deeper))
+    inherited(Job(start, (morph,), SHORT, 0, 1), TASK, clock.deadline(14.8))
+    assert sizes == [50]

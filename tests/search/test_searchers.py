@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from morphnas.graph import MorphError, cnn, resnet
+from morphnas.graph import SMALLEST, Graph, Limits, MorphError, cnn, resnet
 from morphnas.search import (
     BayesianSearcher,
     EvolutionSearcher,
@@ -21,7 +21,7 @@ from morphnas.search import (
     Trial,
     winner,
 )
-from morphnas.search.candidates import children
+from morphnas.search.candidates import Rules, children, learnt, measured_memory
 from morphnas.train.recipe import Outcome, Recipe
 from tests.table import Swap, TableSpace, best, digits_of, grown, network, outcome_of, run, score, scored, true_accuracy
 
@@ -196,3 +196,50 @@ def test_children_inherit_the_best_weights_of_a_network(inner: Searcher) -> None
         proposal = asked(inner, trials)
         assert proposal.start != top.id
         trials.append(Trial(len(trials), proposal, grown(trials, proposal.start, proposal.morphs)))
+
+
+# -- memory
+
+
+def ended(graph: Graph, outcome: Outcome, id: int = 0) -> Trial:
+    return Trial(id, Proposal(graph, (), Recipe()), graph, outcome, outcome.status != "oom")
+
+
+def test_networks_as_large_as_one_that_ran_out_of_memory_are_refused() -> None:
+    small, large, larger = (cnn((3, 8, 8), 3, width=width, depth=2) for width in (8, 16, 32))
+    failed = ended(large, Outcome("oom"))
+    rules = Rules.of([failed], Limits(), AMPLE, 6)
+    assert [rules.fits(graph) for graph in (small, large, larger)] == [True, False, False]
+    assert all(Rules.of([], Limits(), AMPLE, 6).fits(graph) for graph in (small, large, larger))
+    assert learnt(Limits(max_params=9), []) == Limits(max_params=9)
+    both = learnt(Limits(), [failed, ended(larger, Outcome("oom"), 1)])
+    assert both.max_memory == large.peak_bytes(SMALLEST) - 1
+
+
+@pytest.mark.parametrize("make", [RandomSearcher, EvolutionSearcher, BayesianSearcher])
+def test_no_searcher_proposes_what_is_as_large_as_one_that_ran_out(make: type[RandomSearcher]) -> None:
+    starts = tuple(cnn((3, 8, 8), 3, width=width, depth=2) for width in (4, 16))
+    trials = [ended(starts[0], Outcome("finished", -0.5, 0.8)), ended(starts[1], Outcome("oom"), 1)]
+    trials = [replace(trial, proposal=replace(trial.proposal, recipe=Recipe(epochs=6))) for trial in trials]
+    for seed in range(3):
+        proposal = make(MorphSpace(starts), Recipe(epochs=6), Limits(), seed).ask(trials, AMPLE)
+        assert proposal is not None
+        graph = starts[0]
+        for morph in proposal.morphs:
+            graph = morph.grow(graph)
+        assert proposal.start == 0
+        assert graph.peak_bytes(SMALLEST) < starts[1].peak_bytes(SMALLEST)
+
+
+def test_estimates_are_corrected_by_what_was_measured() -> None:
+    graph = cnn((3, 8, 8), 3, width=8, depth=2)
+    assert measured_memory([ended(graph, Outcome("finished", micro_batch=16))]) == 1  # as on a CPU
+    sizes = [(16, 0.5), (64, 1.5), (8, 9.0)]
+    trials = [
+        ended(graph, Outcome("finished", peak_bytes=int(ratio * graph.peak_bytes(n)), micro_batch=n), i)
+        for i, (n, ratio) in enumerate(sizes)
+    ]
+    assert measured_memory(trials) == pytest.approx(1.5, rel=1e-3)
+    least = graph.peak_bytes(SMALLEST)
+    assert not Rules.of(trials, Limits(max_memory=int(1.4 * least)), AMPLE, 6).fits(graph)
+    assert Rules.of(trials, Limits(max_memory=int(1.6 * least)), AMPLE, 6).fits(graph)

@@ -183,6 +183,8 @@ OUTCOMES = st.builds(
     morph_error=st.none() | SECONDS,
     mirrored=st.none() | NUMBERS,
     error=st.none() | st.text(max_size=20),
+    micro_batch=COUNTS,
+    retries=COUNTS,
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -1,0 +1,249 @@
+"""Steps in parts, and what happens when memory or time is short and when the loss explodes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from morphnas.graph import cnn, to_module
+from morphnas.train import trainer
+from morphnas.train.data import Task
+from morphnas.train.deadline import OutOfTime
+from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.trainer import HASTE, PROBE, evaluate, explosion, foretold, predict, step, train
+from tests.train.tasks import Clock, Timed, blobs, equal, images, linear, seeded, state
+
+PLAIN = Recipe(epochs=4, batch_size=16, lr=0.1, label_smoothing=0.0)
+
+
+class Small(nn.Module):
+    """A network for which memory is out above so many examples; `seen` are the sizes that it was given."""
+
+    def __init__(self, inner: nn.Module, most: int) -> None:
+        super().__init__()
+        self.inner, self.most = inner, most
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError(f"no room for {len(x)}")
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+def run(module: nn.Module, task: Task, recipe: Recipe = PLAIN, clock: Clock | None = None, seconds: float = 1e9,
+        scored: bool = True, micro: int | None = None, smallest: int = 2) -> Outcome:  # fmt: skip
+    return train(
+        module, task, recipe, (clock or Clock()).deadline(seconds), seeded(), None, scored, micro, smallest
+    )  # fmt: skip
+
+
+# -- steps in parts
+
+
+@pytest.mark.parametrize("micro", [2, 5, 7, 16])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(micro: int) -> None:
+    task, losses, states = blobs(), [], []
+    for size in (16, micro):
+        module = linear()
+        optimizer = trainer._optimizer(module, PLAIN)
+        loss, left = step(module, optimizer, task, torch.arange(16), PLAIN, seeded(), size, 2)
+        assert left == size
+        losses.append(loss.item())
+        states.append(state(module))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name])
+
+
+def test_out_of_memory_halves_what_is_in_memory_and_goes_on() -> None:
+    task, whole, small = blobs(), linear(), Small(linear(), 5)
+    expected = run(whole, task)
+    outcome = run(small, task)
+    assert outcome.status == "finished"
+    assert outcome.micro_batch == 4
+    assert outcome.score == pytest.approx(expected.score, abs=1e-4)
+    assert small.seen[:3] == [16, 8, 4]
+    assert all(size <= 4 for size in small.seen[3:20])
+
+
+def test_a_network_that_never_fits_raises() -> None:
+    module = Small(linear(), 3)
+    with pytest.raises(torch.OutOfMemoryError, match="for 8"):
+        run(module, blobs(), smallest=8)
+    assert module.seen == [16, 8]
+
+
+def test_other_errors_are_not_tried_again() -> None:
+    module = Small(linear(7), 16)
+    with pytest.raises(RuntimeError, match="shape"):
+        run(module, blobs())
+    assert module.seen == [16]
+
+
+def test_a_given_micro_batch_is_kept_to() -> None:
+    module = Small(linear(), 99)
+    assert run(module, blobs(), micro=4).micro_batch == 4
+    assert max(module.seen) == 16  # in scoring, four times as many
+
+
+def test_scoring_goes_on_with_fewer_examples_when_memory_is_out() -> None:
+    task, module = blobs(), Small(linear(), 9)
+    torch.testing.assert_close(predict(module, task.judge.x, task), predict(module.inner, task.judge.x, task))
+    with pytest.raises(torch.OutOfMemoryError):
+        predict(Small(linear(), 0), task.judge.x, task)
+
+
+# -- the deadline
+
+
+def test_when_time_is_short_what_a_step_takes_is_found_out_first() -> None:
+    module, recipe = Small(linear(), 99), replace(PLAIN, batch_size=64, epochs=1)
+    run(module, blobs(128, 10), recipe, seconds=HASTE + 1)
+    assert module.seen[0] == 64
+    hasty = Small(linear(), 99)
+    run(hasty, blobs(128, 10), recipe, seconds=HASTE - 1)
+    assert hasty.seen[:4] == [PROBE, PROBE, 64, 64]
+    assert equal(state(hasty), state(module))  # and it changes nothing
+
+
+def test_what_a_step_takes_is_foretold_without_one() -> None:
+    clock = Clock()
+    assert foretold(Timed(linear(), clock, 0.1, 0.01), blobs(), clock) == pytest.approx(0.1)
+    assert foretold(Small(linear(), 0), blobs(), clock) == 0.0
+    module, random = to_module(cnn((2, 8, 8), 3, width=4)), torch.get_rng_state()
+    before = state(module)
+    foretold(module, images(16, 4), clock)
+    assert equal(state(module), before)
+    assert all(p.grad is None for p in module.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("seconds", [2.0, 4.0, 7.0, 12.0])
+def test_a_first_batch_that_does_not_fit_is_split(seconds: float) -> None:
+    """A batch takes 12.8 s; there is time for two probes and, later, for a part of the rest."""
+    clock, task = Clock(), blobs(128, 10)
+    module = Timed(linear(), clock, 0.1, 0.01)
+    begun = clock.now
+    outcome = run(module, task, replace(PLAIN, batch_size=128), clock, seconds)
+    assert outcome.status == "truncated"
+    assert outcome.best_epoch == 1
+    assert outcome.score is not None
+    assert 0.4 * seconds < clock.now - begun <= seconds
+
+
+class Scored(nn.Module):
+    """Scoring is fast at first, and later takes seconds per example."""
+
+    def __init__(self, inner: nn.Module, clock: Clock, after: int, cost: float) -> None:
+        super().__init__()
+        self.inner, self.clock, self.after, self.cost, self.calls = inner, clock, after, cost, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            self.calls += 1
+            self.clock.now += len(x) * self.cost if self.calls > self.after else 0.0
+        else:
+            self.clock.now += 0.01 * len(x)
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+def test_a_score_that_the_deadline_cuts_short_does_not_count() -> None:
+    clock, task = Clock(), blobs(80, 320)
+    module = Scored(linear(), clock, 2 * 6, 1.0)  # two epochs are scored in time, in parts of 32 and of 64
+    begun = clock.now
+    outcome = run(module, task, clock=clock, seconds=40)
+    assert outcome.status == "truncated"
+    assert outcome.epochs == 3
+    assert outcome.best_epoch <= 2 == len(outcome.curve)
+    assert clock.now - begun <= 40
+    clock.now = 0
+    assert outcome.score == pytest.approx(evaluate(module, task.judge, task)[0], abs=1e-6)
+
+
+def test_without_an_earlier_score_what_was_trained_is_kept() -> None:
+    clock, module = Clock(), linear()
+    before = state(module)
+    outcome = run(Scored(module, clock, 0, 1.0), blobs(80, 320), clock=clock, seconds=40)
+    assert (outcome.status, outcome.score, outcome.best_epoch) == ("truncated", None, 1)
+    assert not equal(before, state(module))
+
+
+def test_predictions_stop_at_the_deadline() -> None:
+    clock, task = Clock(), blobs(300, 10)
+    module = Timed(linear(), clock, 0.0, 0.1)
+    found = predict(module, task.train.x, task, deadline=clock.deadline(12))
+    assert len(found) == 96  # 32, 64, and 128 would take 12.8 s
+    torch.testing.assert_close(found, predict(module, task.train.x[:96], task))
+    with pytest.raises(OutOfTime):
+        evaluate(module, task.train, task, deadline=clock.deadline(12))
+    assert len(predict(module, task.train.x, task, deadline=clock.deadline(0))) == 0
+
+
+# -- the loss
+
+
+def test_what_an_explosion_is() -> None:
+    assert explosion(math.nan, [], 10)
+    assert explosion(math.inf, [1.0], 10)
+    assert not explosion(1e9, [], 10)  # nothing to compare it with
+    assert not explosion(22.0, [1.0], 10)  # below 10 times what knowing nothing costs
+    assert not explosion(39.0, [2.0], 10)
+    assert "from 2 to 41" in explosion(41.0, [2.0, 2.0], 10)
+
+
+class Bursting(nn.Module):
+    """From its n-th step on, its outputs are a factor larger."""
+
+    def __init__(self, inner: nn.Module, steps: int, factor: float) -> None:
+        super().__init__()
+        self.inner, self.steps, self.factor, self.taken = inner, steps, factor, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.taken += self.training
+        logits: Tensor = self.inner(x)
+        return logits * (self.factor if self.taken > self.steps else 1.0)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, -1e6])
+@pytest.mark.parametrize("steps", [0, 7, 33])
+def test_a_batch_that_explodes_is_the_last_one(steps: int, factor: float) -> None:
+    module = Bursting(linear(), steps, factor)
+    outcome = run(module, blobs(400, 20), replace(PLAIN, batch_size=16))
+    if steps or not math.isfinite(factor):  # a first batch may lose any number
+        assert outcome.status == "diverged"
+        assert module.taken == steps + 1
+        assert outcome.error is not None
+        assert "at a learning rate of 0.1" in outcome.error
+        assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+# -- what is estimated
+
+
+def test_the_estimate_grows_with_what_is_in_memory() -> None:
+    graph = cnn((3, 32, 32), 10, width=16, depth=3)
+    per_example = graph.peak_bytes(2) - graph.peak_bytes(1)
+    assert per_example > graph.activation_bytes
+    assert graph.peak_bytes(64) == graph.peak_bytes(0) + 64 * per_example
+    assert graph.peak_bytes(0) >= 24 * graph.parameters
+    assert graph.peak_bytes(8) < cnn((3, 32, 32), 10, width=32, depth=3).peak_bytes(8)
+
+
+def test_what_autograd_keeps_is_within_the_estimate() -> None:
+    task, graph = images(), cnn((2, 8, 8), 3, width=8, depth=3)
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        kept[value.data_ptr()] = value.nbytes
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        to_module(graph)(task.normalised(task.train.x))
+    assert 0.4 * graph.peak_bytes(96) < sum(kept.values()) <= graph.peak_bytes(96)
