@@ -557,3 +557,30 @@ def test_predictions_do_not_depend_on_the_batch_size() -> None:
     assert not module.training
     torch.testing.assert_close(predict(module.train(), task.train.x, task, batch_size=7), whole)
     assert predict(module, task.train.x[:0], task).shape == (0, 3)
+
+
+# -- options of the recipe
+
+
+def test_averaged_weights_are_those_that_are_scored_and_kept() -> None:
+    task, recipe = images(), Recipe(epochs=3, batch_size=16, lr=0.1)
+    plain, averaged, barely = (to_module(cnn((2, 8, 8), 3, width=4)) for _ in range(3))
+    outcome = run(averaged, task, replace(recipe, average=2.0))
+    run(plain, task, recipe)
+    run(barely, task, replace(recipe, average=0.1))  # less than a step
+    assert evaluate(averaged, task.judge, task)[0] == pytest.approx(outcome.score, abs=1e-6)
+    assert not equal(state(averaged), state(plain))
+    assert equal(state(barely), state(plain))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_rate_of_biases_is_that_of_norms_alone(optimizer: str) -> None:
+    module = to_module(cnn((2, 8, 8), 3, width=4))
+    found = trainer._optimizer(module, Recipe(optimizer=optimizer, bias_rate=8.0, weight_decay=0.01))
+    names = {id(p): name for name, p in module.named_parameters()}
+    kinds = {names[id(p)]: (g["share"], g["weight_decay"]) for g in found.param_groups for p in g["params"]}
+    assert kinds.keys() == dict(module.named_parameters()).keys()
+    for name, kind in kinds.items():
+        node, tensor = name.split(".")
+        norm = node.startswith("bn")
+        assert kind == (8.0 if norm and tensor == "bias" else 1.0, 0.0 if norm or tensor == "bias" else 0.01)
