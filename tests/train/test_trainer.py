@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -574,7 +574,7 @@ def test_averaged_weights_are_those_that_are_scored_and_kept() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_rate_of_biases_is_that_of_norms_alone(optimizer: str) -> None:
+def test_the_rate_of_biases_is_that_of_norms_alone(optimizer: Literal["sgd", "adamw"]) -> None:
     module = to_module(cnn((2, 8, 8), 3, width=4))
     found = trainer._optimizer(module, Recipe(optimizer=optimizer, bias_rate=8.0, weight_decay=0.01))
     names = {id(p): name for name, p in module.named_parameters()}
