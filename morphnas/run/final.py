@@ -81,7 +81,7 @@ def finalise(
     base = chosen.outcome
     if everything is None or base is None or base.score is None or base.best_epoch < 1:
         return chosen
-    more = min(epochs or LONGEST, affordable(1.0))  # should it be too slow, the rate follows the clock
+    more = min(epochs or LONGEST, affordable(len(task.train) / len(everything)))  # an epoch is longer by as much
     if 2 * base.best_epoch < base.epochs:  # it has become worse by training for longer
         more = min(more, base.best_epoch)
     if more < 1:

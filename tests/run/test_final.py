@@ -323,7 +323,7 @@ def test_with_little_time_all_of_it_is_for_everything(path: Path, told: Callable
         finish(store, winner, deadline=made.clock.deadline(12), epochs=None)
         assert [t.proposal.why["final"] for t in store.trials[1:]] == ["everything"]
         assert store.trials[1].proposal.start == store.trials[1].proposal.why["score_of"] == winner.id
-    assert [job.recipe.epochs for job in made.jobs] == [12]
+    assert [job.recipe.epochs for job in made.jobs] == [12 * len(TASK.train) // len(EVERYTHING)]
 
 
 def test_with_little_time_and_nothing_more_to_train_on_fresh_weights_are_left_out(
