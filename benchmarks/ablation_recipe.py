@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from handwritten import channels_first
+from images import digits
 from machine import describe
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from morphnas.graph import cnn, fresh_weights, to_module
-from morphnas.run.plan import batch_size, default_recipe
+from morphnas.run.plan import default_recipe
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Augment, Recipe
@@ -37,11 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "ablation_recipe.json"
 def task(args: argparse.Namespace, seed: int) -> Task:
     """What is trained on, and as the part that scores the test examples: they are looked at once, at the end."""
     if args.data is None:
-        digits = load_digits()
-        images = (digits.images * (255 / 16)).round().astype(np.uint8)
-        x, x_test, y, y_test = train_test_split(
-            images, digits.target, test_size=0.2, stratify=digits.target, random_state=seed
-        )
+        x, x_test, y, y_test = digits(seed)
     else:
         rng = np.random.default_rng(seed)
         with np.load(args.data, allow_pickle=False) as file:
@@ -50,11 +46,7 @@ def task(args: argparse.Namespace, seed: int) -> Task:
             tested = rng.permutation(len(file["y_test"]))[:5000]
             x_test, y_test = file["x_test"][tested], file["y_test"][tested]
     train_part, test_part = (
-        Examples(
-            torch.from_numpy(np.ascontiguousarray(np.moveaxis(a[..., None] if a.ndim == 3 else a, -1, 1))),
-            torch.from_numpy(b.astype(np.int64)),
-        )
-        for a, b in ((x, y), (x_test, y_test))
+        Examples(channels_first(a), torch.from_numpy(b.astype(np.int64))) for a, b in ((x, y), (x_test, y_test))
     )
     return Task.of(train_part, test_part, int(y.max()) + 1)
 
@@ -102,7 +94,7 @@ def main() -> None:
         n = len(given.train)
         base = replace(
             default_recipe(n, torch.device("cpu"), None, True), epochs=1_000_000,
-            augment=Augment(flip=args.flip), batch_size=batch_size(n, torch.device("cpu")),
+            augment=Augment(flip=args.flip),
         )  # fmt: skip
         graph = cnn(tuple(given.train.x.shape[1:]), given.n_classes, width=args.width, depth=4)
         for name, recipe in variants(base, args.flip).items():

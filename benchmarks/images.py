@@ -34,15 +34,20 @@ from morphnas.search import lineage
 RESULTS = Path(__file__).parent / "results" / "images.json"
 
 
+def digits(seed: int) -> tuple[Any, Any, Any, Any]:
+    """x_train, x_test, y_train, y_test of scikit-learn's digits, a stratified fifth held out."""
+    found = load_digits()
+    images = (found.images * (255 / 16)).round().astype(np.uint8)
+    parts: tuple[Any, Any, Any, Any] = tuple(
+        train_test_split(images, found.target, test_size=0.2, stratify=found.target, random_state=seed)
+    )
+    return parts
+
+
 def data(args: argparse.Namespace, seed: int) -> tuple[Any, Any, Any, Any]:
     """x_train, x_test, y_train, y_test."""
     if args.digits:
-        digits = load_digits()
-        images = (digits.images * (255 / 16)).round().astype(np.uint8)
-        x_train, x_test, y_train, y_test = train_test_split(
-            images, digits.target, test_size=0.2, stratify=digits.target, random_state=seed
-        )
-        return x_train, x_test, y_train, y_test
+        return digits(seed)
     with np.load(args.data, allow_pickle=False) as file:
         return file["x_train"], file["x_test"], file["y_train"], file["y_test"]
 

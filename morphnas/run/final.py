@@ -1,8 +1,7 @@
 """The final model: the winner trained longer, from its own and from fresh weights, then on everything.
 
-The last training is a whole schedule, from the weights of the one before: what a network gains by the examples that
-stopped, scored and chose is more than what it gains by being chosen among two, so it has half of the time, and all
-of it where there is little (`benchmarks/images.py`, against a network that is trained on everything from the start).
+The last training is a whole schedule from the weights of the one before, on the examples that stopped, scored and chose
+as well. It has half of the time, and all of it where there is little: comparing takes two trainings that nobody uses.
 """
 
 from __future__ import annotations
