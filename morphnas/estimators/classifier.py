@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -190,10 +190,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def _plan(self, task: Task, settings: Settings, seconds: float) -> Plan:
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
         default = default_recipe(n, settings.device, self.augment, len(shape) > 1)
-        recipe = changed(default, settings.trainer_args)
-        cost, threads = measure(task, min(0.4, 0.01 * seconds), recipe.batch_size)
+        pace = measure(task, min(0.8, 0.01 * seconds), changed(default, settings.trainer_args).batch_size)
+        recipe = changed(replace(default, precision=pace.precision), settings.trainer_args)
         sized = (settings.limits, settings.depth, settings.width)
-        return plan(shape, task.n_classes, recipe, seconds, cost, threads, *sized)
+        return plan(shape, task.n_classes, n, recipe, seconds, pace, *sized)
 
     def _finished(
         self, store: Store, problem: Problem, planned: Plan, deadline: Deadline, seed: int, shown: Progress

@@ -93,13 +93,25 @@ def steps(n: int, size: int) -> int:
     return max(1, min(math.ceil(n / size), n // 2))
 
 
-def batches(n: int, size: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
-    """The indices 0 .. n - 1 in random order, in parts of at most `size` and nearly equal lengths.
+def orders(n: int, length: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endlessly the next `length` indices of random orders of 0 .. n - 1, one order after the other.
+
+    Every index comes as often as any other, give or take one. Each order is drawn when it is needed.
+    """
+    rest = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(rest) < length:
+            rest = torch.cat([rest, torch.randperm(n, generator=generator)])
+        yield rest[:length]
+        rest = rest[length:]
+
+
+def batches(order: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
+    """The indices in parts of at most `size` and nearly equal lengths, on the device.
 
     No part is of one index alone, which batch norm cannot train on: with a `size` of 1 or 2 some are of 2 or 3.
     """
-    order = torch.randperm(n, generator=generator)
-    return iter(order.to(device).tensor_split(steps(n, size)))
+    return iter(order.to(device).tensor_split(steps(len(order), size)))
 
 
 def augmented(x: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
