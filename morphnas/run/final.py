@@ -84,16 +84,16 @@ def finalise(
     if everything is None or base is None or base.score is None or base.best_epoch < 1:
         return chosen
     before = chosen.proposal.recipe
-    more = passes(deadline.left, everything, 0.0)
+    more = min(passes(deadline.left, everything, 0.0), epochs or LONGEST)
     if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
         more = min(more, base.best_epoch)
-    rate = recipe.lr * min(1.0, more / FULL_RATE)
-    settings = replace(recipe, lr=rate, augment=before.augment if is_final(chosen) else recipe.augment)
-    again = _sized(settings, more, len(everything), epochs)
+    augment = before.augment if is_final(chosen) else recipe.augment
+    again = _sized(replace(recipe, augment=augment), more, len(everything), epochs)
     if again is None:
         return chosen
+    again = replace(again, lr=recipe.lr * min(1.0, more / FULL_RATE), patience=None)
     why = {"final": "everything", "of": winner.id, "score_of": chosen.id}
-    whole, proposal = replace(task, train=everything), Proposal(chosen.id, (), replace(again, patience=None), why)
+    whole, proposal = replace(task, train=everything), Proposal(chosen.id, (), again, why)
     last = _train(store, proposal, whole, deadline, seed, False, max_memory, observer)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
     return last if good else chosen

@@ -175,12 +175,11 @@ def plan(
                 return next((graph for graph in fitting if graph.work <= most), fitting[-1])
         return graphs[-1]
 
-    cost = pace.seconds_per_flop
-    child = CHILD * seconds / cost if cost > 0 else math.inf  # work times passes over the data that a child may cost
+    cost = max(pace.seconds_per_flop, 1e-30)
+    child = CHILD * seconds / cost  # work times passes over the data that a child may cost
     modest = families[0][0](shape, n_classes, width=width or 8, depth=depth or families[0][2]).work
-    largest = 0.5 * seconds / (PASSES * cost) if cost > 0 else math.inf
-    largest = max(modest, min(largest, child / min(recipe.epochs, SEEN / n)))
-    recipe = _parted(recipe, n, child / largest)
+    largest = min(0.5 * seconds / (PASSES * cost), child / min(recipe.epochs, SEEN / n))
+    recipe = _parted(recipe, n, child / max(largest, modest))
     starts: dict[str, Graph] = {}
     for make, factor, deep in families:
         graph = made(make, deep, factor * largest)

@@ -29,17 +29,17 @@ class Muon(torch.optim.SGD):
             if group["turned"]:
                 for weight in group["params"]:
                     if weight.grad is not None:
-                        self._turn(weight, group["lr"])
+                        self._turn(weight, weight.grad, group["lr"])
                         weight.grad = None  # SGD has nothing to do here
         return super().step(closure)
 
-    def _turn(self, weight: Tensor, lr: float) -> None:
+    def _turn(self, weight: Tensor, gradient: Tensor, lr: float) -> None:
         state = self.state[weight]
         if "turning" not in state:
-            state["turning"] = torch.zeros_like(weight.grad)
+            state["turning"] = torch.zeros_like(gradient)
         turning: Tensor = state["turning"]
-        turning.mul_(MOMENTUM).add_(weight.grad)
-        update = orthogonal(torch.add(weight.grad, turning, alpha=MOMENTUM).flatten(1))
+        turning.mul_(MOMENTUM).add_(gradient)
+        update = orthogonal(gradient.add(turning, alpha=MOMENTUM).flatten(1))
         scale = weight.norm() / update.norm().clamp(min=1e-12)
         weight.sub_(update.view_as(weight) * (lr * scale))
 
@@ -50,7 +50,7 @@ def orthogonal(matrix: Tensor, rounds: int = 3) -> Tensor:
     A Newton-Schulz iteration (Bernstein and Newhouse 2024, arXiv:2409.20325, appendix A).
     """
     a, b, c = _QUINTIC
-    x = matrix / matrix.norm().clamp(min=1e-12)
+    x: Tensor = matrix / matrix.norm().clamp(min=1e-12)
     if tall := len(x) > x.shape[1]:
         x = x.T
     for _ in range(rounds):
