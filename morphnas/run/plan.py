@@ -30,6 +30,9 @@ SHORTEST = 16
 """Batches of an epoch that is a part of the data, at least."""
 FINAL = 60
 """Epochs of the largest starter that the final trainings should have time for: about 40 of a network that has grown."""
+CLEARLY = 0.8
+"""Share of the time of a simpler way to compute that another one may take to be chosen: not by chance, so that the same
+run again computes in the same way."""
 WIDTHS = (64, 48, 32, 24, 16, 8)
 """Of starters; smaller ones cost as much (`benchmarks/cost_model.py`) and are for limits that demand them."""
 TINY = (4, 2, 1)
@@ -123,7 +126,10 @@ def measure(task: Task, seconds: float, batch_size: int) -> Pace:
             found.append((statistics.median(times), count, precision))
     finally:
         torch.set_num_threads(most)
-    fastest, threads, precision = min(found, key=lambda one: one[0])
+    fastest, threads, precision = found[0]
+    for one in found[1:]:
+        if one[0] < CLEARLY * fastest:
+            fastest, threads, precision = one
     return Pace(fastest / len(batch) / graph.work * len(task.train), threads, precision)
 
 

@@ -365,10 +365,16 @@ def best_temperature(logits: Tensor, y: Tensor) -> float:
 
 @torch.no_grad()
 def predict(
-    module: nn.Module, x: Tensor, task: Task, batch_size: int = 512, deadline: Deadline | None = None
+    module: nn.Module,
+    x: Tensor,
+    task: Task,
+    batch_size: int = 512,
+    deadline: Deadline | None = None,
+    mirrored: bool = False,
 ) -> Tensor:
     """Logits (n, classes) float32 of raw examples (n, *shape), in evaluation mode.
 
+    mirrored: the means of every image's and its mirror image's (test-time augmentation).
     With a deadline they are those of as many examples, from the first on, as there is time for. Out of memory, it goes
     on with half as many at a time.
     """
@@ -381,7 +387,9 @@ def predict(
             break
         begun = deadline.left if deadline else 0.0
         try:
-            parts.append(module(task.normalised(part.to(task.device))).float())
+            pixels = task.normalised(part.to(task.device))
+            logits = module(pixels).float()
+            parts.append((logits + module(pixels.flip(-1)).float()) / 2 if mirrored else logits)
         except Exception as error:
             if len(part) == 1 or not is_out_of_memory(error):
                 raise
