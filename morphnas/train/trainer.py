@@ -143,7 +143,7 @@ def train(
         total = torch.zeros((), device=task.device)
         done, gone = 0, ""
         losses: deque[Callable[[], float]] = deque()
-        for index in batches(len(task.train), recipe.batch_size, generator, task.device):
+        for index in batches(len(task.train), recipe.batch_size, generator, task.train.x.device):
             room = deadline.left - validation
             if room <= 1.5 * pace * len(index):
                 fitting = int(room / (1.5 * pace)) if pace else 0
