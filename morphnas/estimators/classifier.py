@@ -197,6 +197,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     def _plan(self, task: Task, settings: Settings, seconds: float) -> Plan:
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
+        seconds = max(seconds, 1e-3)  # preparing the data may have taken all
         default = default_recipe(n, settings.device, self.augment, len(shape) > 1)
         recipe = changed(default, settings.trainer_args)
         cost, threads = measure(task, min(0.4, 0.01 * seconds), recipe.batch_size)

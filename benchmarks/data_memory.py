@@ -1,0 +1,155 @@
+"""Examples in a mapped file against examples in memory: what the process holds, and how fast it trains.
+
+    python benchmarks/data_memory.py [--repeats 5] [--smoke]
+
+130,000 random images (32, 32, 3), read from a memory map, as bytes (400 MB) and as floats (1.6 GB), are prepared and
+trained on for 10 seconds (`cnn` of width 8, batches of 128), each time by a new process, in memory and in a file in
+turns. Writes results/data_memory.json: MB that the process had allocated at most (RssAnon, beyond what it has after a
+small problem of the same kind), seconds to prepare, images per second of the training. And thousands of images per
+second that batches alone are gathered at from the file of bytes, in random order as they are and sorted, when its pages
+are in memory (warm) and when they have all been sent out right before (cold). Linux only. Medians, least and most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import describe
+
+from morphnas.estimators.inputs import Problem
+from morphnas.estimators.room import Room
+from morphnas.graph import cnn, to_module
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Recipe
+from morphnas.train.trainer import train, warm_up
+
+RESULTS = Path(__file__).parent / "results" / "data_memory.json"
+BATCH = 128
+PAGEOUT = 21  # Linux' MADV_PAGEOUT
+ROOMS = {"memory": 2**60, "file": 1}
+
+
+def held() -> int:
+    """Bytes that this process has allocated and touched; pages of files do not count."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
+
+
+class Peak:
+    """The most that was held since the last reset."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, held())
+            time.sleep(0.005)
+
+
+def one(path: Path, room: Room, seconds: float) -> dict[str, float]:
+    """Prepare the images of a file, and train on them."""
+    warm_up()
+    x = np.lib.format.open_memmap(path, mode="r")
+    peak = Peak()
+
+    def fit(n: int, limit: float) -> tuple[float, float]:
+        begun = time.perf_counter()
+        problem = Problem.found(x[:n], np.arange(n) % 10, None, None, 0, torch.device("cpu"), None, room)
+        preparing = time.perf_counter() - begun
+        module = to_module(cnn((3, 32, 32), 10, width=8))
+        recipe = Recipe(epochs=1000, batch_size=BATCH)
+        outcome = train(module, problem.task, recipe, Deadline.after(limit), torch.Generator().manual_seed(0))
+        return preparing, outcome.images_per_second
+
+    fit(2000, min(2.0, seconds))
+    before = held()
+    peak.bytes = 0
+    preparing, speed = fit(len(x), seconds)
+    return {"MB": (peak.bytes - before) / 1e6, "seconds_to_prepare": preparing, "images_per_second": speed}
+
+
+def sent_out(x: torch.Tensor) -> bool:
+    """Whether the system has sent all pages of the tensor's file out of memory."""
+    os.sync()
+    return not ctypes.CDLL(None).madvise(ctypes.c_void_p(x.data_ptr()), ctypes.c_size_t(x.nbytes), PAGEOUT)
+
+
+def gathered(x: torch.Tensor, cold: bool, in_order: bool, batches: int, seed: int) -> float:
+    """Thousands of images per second."""
+    if cold:
+        sent_out(x)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).split(BATCH)[:batches]
+    begun = time.perf_counter()
+    for index in order:
+        x[index.sort().values if in_order else index]
+    return sum(map(len, order)) / (time.perf_counter() - begun) / 1000
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 2), "least": round(min(values), 2), "most": round(max(values), 2),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="few images, one repeat, nothing written")
+    parser.add_argument("--one", nargs=3, metavar=("FILE", "ROOM", "SECONDS"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(one(Path(args.one[0]), Room(ROOMS[args.one[1]]), float(args.one[2]))))
+        return
+    n, repeats, seconds = (3000, 1, 1.0) if args.smoke else (130_000, args.repeats, 10.0)
+    found: dict[str, Any] = {"n": repeats, "images": n}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in (np.uint8, np.float32):
+            path, random = Path(folder) / f"{kind.__name__}.npy", np.random.default_rng(0)
+            x = np.lib.format.open_memmap(path, "w+", kind, (n, 32, 32, 3))
+            for start in range(0, n, 10_000):
+                part = x[start : start + 10_000]
+                part[:] = random.integers(0, 256, part.shape)
+            x.flush()
+            seen: dict[str, list[dict[str, float]]] = {place: [] for place in ROOMS}
+            for _ in range(repeats):
+                for place, results in seen.items():
+                    command = [sys.executable, __file__, "--one", str(path), place, str(seconds)]
+                    results.append(json.loads(subprocess.check_output(command, text=True)))
+            found[kind.__name__] = {"data_MB": round(x.nbytes / 1e6)} | {
+                place: {name: spread([result[name] for result in results]) for name in results[0]}
+                for place, results in seen.items()
+            }
+            path.unlink()
+        images = Room(1, Path(folder)).empty((n, 3, 32, 32), torch.uint8)
+        for pixels in images.split(10_000):
+            pixels.random_(0, 256)
+        batches = min(n // BATCH, 100)
+        found["thousand_images_per_second_gathered"] = {
+            f"{'cold' if cold else 'warm'}, {'sorted' if in_order else 'as drawn'}": spread(
+                [gathered(images, cold, in_order, batches, seed) for seed in range(repeats)]
+            )
+            for cold in ((True, False) if sent_out(images) else (False,))
+            for in_order in (False, True)
+        }
+    print(json.dumps(found, indent=1))
+    if not args.smoke:
+        RESULTS.write_text(json.dumps(describe() | found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
