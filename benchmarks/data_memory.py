@@ -1,13 +1,18 @@
 """Examples in a mapped file against examples in memory: what the process holds, and how fast it trains.
 
-    python benchmarks/data_memory.py [--repeats 5] [--smoke]
+    python benchmarks/data_memory.py [--repeats 10] [--smoke]
 
 130,000 random images (32, 32, 3), read from a memory map, as bytes (400 MB) and as floats (1.6 GB), are prepared and
-trained on for 10 seconds (`cnn` of width 8, batches of 128), each time by a new process, in memory and in a file in
-turns. Writes results/data_memory.json: MB that the process had allocated at most (RssAnon, beyond what it has after a
-small problem of the same kind), seconds to prepare, images per second of the training. And thousands of images per
-second that batches alone are gathered at from the file of bytes, in random order as they are and sorted, when its pages
-are in memory (warm) and when they have all been sent out right before (cold). Linux only. Medians, least and most.
+trained on (`cnn` of width 8, batches of 128). Writes results/data_memory.json, medians with least and most:
+
+* MB that a process had allocated at most (RssAnon, beyond what it had after a small problem of the same kind) while it
+  prepared and trained for 4 seconds, and seconds to prepare; a new process each time, three in memory and in a file;
+* the ratio of images per second, file to memory and memory to itself, of trainings for 2 seconds in turns, with the
+  file's pages in memory;
+* thousands of images per second that batches alone are gathered at from the file of bytes, in random order as they are
+  and sorted, when its pages are in memory (warm) and when they have all been sent out right before (cold).
+
+Linux only.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from machine import describe
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.room import Room
 from morphnas.graph import cnn, to_module
+from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import train, warm_up
@@ -39,7 +45,7 @@ from morphnas.train.trainer import train, warm_up
 RESULTS = Path(__file__).parent / "results" / "data_memory.json"
 BATCH = 128
 PAGEOUT = 21  # Linux' MADV_PAGEOUT
-ROOMS = {"memory": 2**60, "file": 1}
+ROOMS = {"memory": Room(2**60), "file": Room(1)}
 
 
 def held() -> int:
@@ -61,26 +67,40 @@ class Peak:
             time.sleep(0.005)
 
 
+def prepared(path: Path, room: Room, n: int | None = None) -> Task:
+    x = np.lib.format.open_memmap(path, mode="r")[:n]
+    return Problem.found(x, np.arange(len(x)) % 10, None, None, 0, torch.device("cpu"), None, room).task
+
+
+def speed(task: Task, seconds: float) -> float:
+    """Images per second of a training that lasts so long, scoring not counted."""
+    module, recipe = to_module(cnn((3, 32, 32), 10, width=8)), Recipe(epochs=1000, batch_size=BATCH)
+    return train(module, task, recipe, Deadline.after(seconds), torch.Generator().manual_seed(0)).images_per_second
+
+
 def one(path: Path, room: Room, seconds: float) -> dict[str, float]:
-    """Prepare the images of a file, and train on them."""
+    """What it takes to prepare the images of a file, and to train on them."""
     warm_up()
-    x = np.lib.format.open_memmap(path, mode="r")
     peak = Peak()
-
-    def fit(n: int, limit: float) -> tuple[float, float]:
-        begun = time.perf_counter()
-        problem = Problem.found(x[:n], np.arange(n) % 10, None, None, 0, torch.device("cpu"), None, room)
-        preparing = time.perf_counter() - begun
-        module = to_module(cnn((3, 32, 32), 10, width=8))
-        recipe = Recipe(epochs=1000, batch_size=BATCH)
-        outcome = train(module, problem.task, recipe, Deadline.after(limit), torch.Generator().manual_seed(0))
-        return preparing, outcome.images_per_second
-
-    fit(2000, min(2.0, seconds))
-    before = held()
+    speed(prepared(path, room, 2000), seconds)
+    before, begun = held(), time.perf_counter()
     peak.bytes = 0
-    preparing, speed = fit(len(x), seconds)
-    return {"MB": (peak.bytes - before) / 1e6, "seconds_to_prepare": preparing, "images_per_second": speed}
+    task = prepared(path, room)
+    preparing = time.perf_counter() - begun
+    speed(task, seconds)
+    return {"MB": (peak.bytes - before) / 1e6, "seconds_to_prepare": preparing}
+
+
+def compared(path: Path, seconds: float, repeats: int) -> dict[str, dict[str, float]]:
+    """Ratios of images per second, of trainings in turns."""
+    memory, file = (prepared(path, room) for room in ROOMS.values())
+    for part in file.train.x.split(10_000):
+        part.max()  # every page is in memory
+    seen = [[speed(task, seconds) for task in (memory, file, memory)] for _ in range(repeats + 1)][1:]
+    return {
+        "file / memory": spread([b / a for a, b, _ in seen]),
+        "memory / memory": spread([c / a for a, _, c in seen]),
+    }
 
 
 def sent_out(x: torch.Tensor) -> bool:
@@ -108,15 +128,15 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--smoke", action="store_true", help="few images, one repeat, nothing written")
     parser.add_argument("--one", nargs=3, metavar=("FILE", "ROOM", "SECONDS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one(Path(args.one[0]), Room(ROOMS[args.one[1]]), float(args.one[2]))))
+        print(json.dumps(one(Path(args.one[0]), ROOMS[args.one[1]], float(args.one[2]))))
         return
-    n, repeats, seconds = (3000, 1, 1.0) if args.smoke else (130_000, args.repeats, 10.0)
-    found: dict[str, Any] = {"n": repeats, "images": n}
+    n, repeats, processes, seconds = (3000, 1, 1, 0.5) if args.smoke else (130_000, args.repeats, 3, 2.0)
+    found: dict[str, Any] = {"n": repeats, "processes": processes, "images": n}
     with tempfile.TemporaryDirectory() as folder:
         for kind in (np.uint8, np.float32):
             path, random = Path(folder) / f"{kind.__name__}.npy", np.random.default_rng(0)
@@ -126,14 +146,15 @@ def main() -> None:
                 part[:] = random.integers(0, 256, part.shape)
             x.flush()
             seen: dict[str, list[dict[str, float]]] = {place: [] for place in ROOMS}
-            for _ in range(repeats):
+            for _ in range(processes):
                 for place, results in seen.items():
-                    command = [sys.executable, __file__, "--one", str(path), place, str(seconds)]
+                    command = [sys.executable, __file__, "--one", str(path), place, str(2 * seconds)]
                     results.append(json.loads(subprocess.check_output(command, text=True)))
             found[kind.__name__] = {"data_MB": round(x.nbytes / 1e6)} | {
                 place: {name: spread([result[name] for result in results]) for name in results[0]}
                 for place, results in seen.items()
             }
+            found[kind.__name__]["ratio_of_images_per_second"] = compared(path, seconds, repeats)
             path.unlink()
         images = Room(1, Path(folder)).empty((n, 3, 32, 32), torch.uint8)
         for pixels in images.split(10_000):

@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {"default_model_width": 2, "trainer_args": {"epochs": 2, 
 X, Y = stripes(600)
 LATE = X.astype(np.int32)
 LATE[598] += 200  # the last piece is too large for bytes
-KINDS = {"uint8": X, "float32": X / np.float32(255), "late": LATE}
+KINDS: dict[str, Any] = {"uint8": X, "float32": X / np.float32(255), "late": LATE}
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -136,7 +136,13 @@ def test_arrays_of_many_kinds_go_into_a_file() -> None:
 
 
 def fitted(x: Any, path: Path, memory: int | None, **more: Any) -> ImageClassifier:
-    settings = {"random_state": 0, "max_trials": 2, "searcher_args": TINY, "data_memory": memory, "refit": False}
+    settings: dict[str, Any] = {
+        "random_state": 0,
+        "max_trials": 2,
+        "searcher_args": TINY,
+        "data_memory": memory,
+        "refit": False,
+    }
     return ImageClassifier(path, **(settings | more)).fit(x, Y, time_limit=120)
 
 
@@ -218,10 +224,15 @@ def test_a_disk_that_others_fill_meanwhile_is_an_error(tmp_path: Path, monkeypat
 @linux
 def test_files_are_reserved_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a page of a file with holes finds no place on the disk, the process is killed."""
-    sizes, fallocate = [], os.posix_fallocate
-    monkeypatch.setattr(os, "posix_fallocate", lambda *of: (fallocate(*of), sizes.append(os.fstat(of[0]).st_blocks)))
+    blocks, fallocate = [], os.posix_fallocate
+
+    def spied(file: int, start: int, size: int) -> None:
+        fallocate(file, start, size)
+        blocks.append(os.fstat(file).st_blocks)
+
+    monkeypatch.setattr(os, "posix_fallocate", spied)
     Room(1, tmp_path).empty((2**20,), torch.float32)
-    assert 512 * sizes[0] >= 2**22
+    assert 512 * blocks[0] >= 2**22
 
 
 @pytest.mark.parametrize("memory", [0, -1, 1.5, "1GB", True])
