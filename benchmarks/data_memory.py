@@ -94,8 +94,7 @@ def one(path: Path, room: Room, seconds: float) -> dict[str, float]:
 def compared(path: Path, seconds: float, repeats: int) -> dict[str, dict[str, float]]:
     """Ratios of images per second, of trainings in turns."""
     memory, file = (prepared(path, room) for room in ROOMS.values())
-    for part in file.train.x.split(10_000):
-        part.max()  # every page is in memory
+    touched(file.train.x)
     seen = [[speed(task, seconds) for task in (memory, file, memory)] for _ in range(repeats + 1)][1:]
     return {
         "file / memory": spread([b / a for a, b, _ in seen]),
@@ -109,10 +108,18 @@ def sent_out(x: torch.Tensor) -> bool:
     return not ctypes.CDLL(None).madvise(ctypes.c_void_p(x.data_ptr()), ctypes.c_size_t(x.nbytes), PAGEOUT)
 
 
+def touched(x: torch.Tensor) -> None:
+    """Have all pages of the tensor's file in memory."""
+    for part in x.split(10_000):
+        part.max()
+
+
 def gathered(x: torch.Tensor, cold: bool, in_order: bool, batches: int, seed: int) -> float:
     """Thousands of images per second."""
     if cold:
         sent_out(x)
+    else:
+        touched(x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).split(BATCH)[:batches]
     begun = time.perf_counter()
     for index in order:
