@@ -27,6 +27,7 @@ from morphnas.estimators.settings import (
     changed,
     chosen_seed,
     plain,
+    room,
     time_limit_seconds,
     torch_device,
 )
@@ -71,6 +72,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     limits : `morphnas.Limits`, or a dict of its fields.
     max_memory : bytes that the training of a network should take at most, as estimated: batches are trained on in parts
         that fit, and networks that do not fit at all are not tried.
+    data_memory : bytes that the prepared examples of x, and those of validation_data, may take in memory, and in a
+        GPU's; None: half of what is free. Those that take more stay in memory while the GPU gets them batch by batch,
+        or are kept in a file, while they are needed, on the disk of `path` (None: the system's temporary folder).
     overwrite : replace the run that `path` holds.
 
     Attributes
@@ -100,6 +104,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         image_size: ImageSize | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
         max_memory: int | None = None,
+        data_memory: int | None = None,
         overwrite: bool = False,
     ) -> None:
         self.path = path
@@ -117,6 +122,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.image_size = image_size
         self.limits = limits
         self.max_memory = max_memory
+        self.data_memory = data_memory
         self.overwrite = overwrite
         warm_up()
 
@@ -137,7 +143,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         image files for each class. Images of mixed sizes are brought to `image_size`, or to the median height and
         width, at most 128 * 128 pixels; grey and RGB ones to RGB. validation_data: (x, y), or a Dataset or folder, to
         stop, score and choose by, instead of a part of x; never trained on.
-        ValueError, before anything is trained or written, for what cannot be used.
+        ValueError, before anything is trained or written, for what cannot be used; OSError where data that memory is
+        too small for does not fit on the disk either.
         """
         seconds = time_limit_seconds(time_limit, self.time_limit)
         deadline = Deadline.after(seconds)
@@ -149,7 +156,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         if before is None and self.resume is True:
             raise RunError(f'{str(path)!r} holds no run to go on with; resume="auto" begins one if there is none')
         seed = chosen_seed(self.random_state) if before is None else int(before["seed"])
-        problem = Problem.found(x, y, validation_data, self.image_shape, seed, settings.device, self.image_size)
+        shape, size = self.image_shape, self.image_size
+        problem = Problem.found(x, y, validation_data, shape, seed, settings.device, size, settings.room)
         if before is not None and before.get("data") != problem.fingerprint:
             raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give the same x and y")
 
@@ -191,6 +199,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     def _plan(self, task: Task, settings: Settings, seconds: float) -> Plan:
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
+        seconds = max(seconds, 1e-3)  # preparing the data may have taken all
         default = default_recipe(n, settings.device, self.augment, len(shape) > 1)
         pace = measure(task, min(0.8, 0.01 * seconds), changed(default, settings.trainer_args).batch_size)
         recipe = changed(replace(default, precision=pace.precision), settings.trainer_args)
@@ -238,16 +247,17 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         seconds = time_limit_seconds(time_limit, about.get("time_limit"))
         deadline = Deadline.after(seconds)
         device, args = torch_device(self.device), dict(trainer_args or {})
-        source, y_train = opened(x_train, y_train, "x_train")
+        space = room(self)
+        source, y_train = opened(x_train, y_train, "x_train", space)
         codes, test = self._labels.encode(y_train, len(source)), None
         if x_test is not None:
-            tested, y_test = opened(x_test, y_test, "x_test")
+            tested, y_test = opened(x_test, y_test, "x_test", space)
             if y_test is not None:
-                test = examples(tested, y_test, self._preprocessing, self._labels)
+                test = examples(tested, y_test, self._preprocessing, self._labels, space)
         if test is None and (x_test is not None or y_test is not None):
             raise ValueError("final_fit needs both x_test and y_test, or neither")
         seed = int(about["seed"])
-        problem = Problem.of(source, codes, None, self._labels, self._preprocessing, seed, device)
+        problem = Problem.of(source, codes, None, self._labels, self._preprocessing, seed, device, space)
         with _threads(), _opened(Path(self.path_), {}, True, False) as store, self._progress(seconds) as shown:
             planned = Plan.of_run(about)
             torch.set_num_threads(planned.threads)
@@ -284,14 +294,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def predict_proba(self, x_test: Any) -> NDArray[np.float64]:
         """Probabilities (n, classes) float64, in the order of `classes_`."""
         self._check_fitted()
-        source, _ = opened(x_test, None, "x_test")
+        source, _ = opened(x_test, None, "x_test", room(self))
         probabilities: NDArray[np.float64] = self._predicted(source).double().softmax(1).numpy()
         return probabilities
 
     def evaluate(self, x_test: Any, y_test: ArrayLike | None = None) -> float:
         """Accuracy on examples of known labels; ValueError for a label that fit did not see."""
         self._check_fitted()
-        source, y_test = opened(x_test, y_test, "x_test")
+        source, y_test = opened(x_test, y_test, "x_test", room(self))
         codes = torch.from_numpy(self._labels.encode(y_test, len(source)))
         return (self._predicted(source).argmax(1) == codes).double().mean().item()
 

@@ -14,7 +14,7 @@ from morphnas.train.recipe import Augment
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """x: (n, *shape) uint8 or float32. y: (n,) int64 class indices. Both on one device."""
+    """x: (n, *shape) uint8 or float32. y: (n,) int64 class indices, on the device; x may be in main memory instead."""
 
     x: Tensor
     y: Tensor
@@ -23,7 +23,11 @@ class Examples:
         return len(self.y)
 
     def __getitem__(self, index: Tensor | slice) -> Examples:
-        return Examples(self.x[index], self.y[index])
+        """Those at the indices, on the device; those of a slice are views."""
+        if isinstance(index, slice):
+            return Examples(self.x[index], self.y[index])
+        device = self.y.device
+        return Examples(self.x[index.to(self.x.device)].to(device), self.y[index.to(device)])
 
     def to(self, device: torch.device) -> Examples:
         return Examples(self.x.to(device), self.y.to(device))
@@ -45,7 +49,7 @@ class Task:
 
     @staticmethod
     def of(train: Examples, valid: Examples | None, n_classes: int) -> Task:
-        mean, std = moments(train.x)
+        mean, std = (moment.to(train.y.device) for moment in moments(train.x))
         return Task(train, valid, n_classes, mean, std)
 
     @property
@@ -54,10 +58,10 @@ class Task:
 
     @property
     def device(self) -> torch.device:
-        return self.train.x.device
+        return self.mean.device
 
     def normalised(self, x: Tensor) -> Tensor:
-        return (x.to(torch.float32) - self.mean) / self.std
+        return (x.to(self.device).to(torch.float32) - self.mean) / self.std
 
     def to(self, device: torch.device) -> Task:
         valid = None if self.valid is None else self.valid.to(device)

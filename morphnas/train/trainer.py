@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -146,7 +147,7 @@ def train(
         total = torch.zeros((), device=task.device)
         done, gone = 0, ""
         losses: deque[Callable[[], float]] = deque()
-        for index in batches(next(order), recipe.batch_size, task.device):
+        for index in batches(next(order), recipe.batch_size, task.train.x.device):
             room = deadline.left - validation
             if room <= 1.5 * pace * len(index):
                 fitting = int(room / (1.5 * pace)) if pace else 0
@@ -275,9 +276,9 @@ def _gradients(
     return loss
 
 
-def computing(precision: Precision, device: torch.device) -> torch.autocast:
-    """Where a network's layers compute in that precision; what sums up (norms, the loss) stays in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Where a network's layers compute in that precision; weights, gradients and the loss stay in float32."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
 def foretold(module: nn.Module, task: Task, recipe: Recipe, clock: Callable[[], float]) -> float:

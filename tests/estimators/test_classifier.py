@@ -250,7 +250,7 @@ def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
         ImageClassifier(limits={"max_param": 10}).fit(*data)
 
 
-@pytest.mark.parametrize("limit", [0.02, 0.3, 2.0])
+@pytest.mark.parametrize("limit", [1e-4, 0.02, 0.3, 2.0])
 def test_short_limits_leave_a_usable_model(data: Data, tmp_path: Path, limit: float) -> None:
     import warnings
 
