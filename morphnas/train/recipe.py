@@ -15,15 +15,16 @@ memory. failed: an error. Whatever was trained before is kept and scored in the 
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["sgd", "adamw", "muon"]
 
-SHIFT = 0.1
-"""How far images are moved, as a share of their size, where that helps."""
+SHIFT = 0.03
+"""How far images are moved, as a share of their size, where that helps: a pixel of 32."""
 
 
 @dataclass(frozen=True)
 class Augment:
     """Random changes of training images, drawn anew for every image and epoch.
 
-    shift: largest displacement along each spatial axis, as a fraction of its size (what is moved in is the edge's);
+    shift: largest displacement along each spatial axis, as a fraction of its size, rounded up to whole pixels (what is
+        moved in is the edge's);
         None: not at all, until the final trainings find out what is better, see `morphnas.run.final`.
     flip: mirror left and right; None: found out from the first network, see `morphnas.run.search.settle`.
     cutout: side of a square (cube, span) set to the mean, as a fraction of each axis (DeVries and Taylor 2017,

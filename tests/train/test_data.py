@@ -177,13 +177,12 @@ def test_shape_and_dtype_stay(shape: tuple[int, ...], kind: torch.dtype, augment
 def test_no_augmentation_changes_nothing(shape: tuple[int, ...], flip: bool | None) -> None:
     x = pixels(shape)
     assert torch.equal(augmented(x, Augment(flip=flip), seeded()), x)
-    assert torch.equal(augmented(x, Augment(shift=1e-3, flip=flip), seeded()), x)  # less than half a pixel
 
 
 @pytest.mark.parametrize("shape", SPATIAL)
 def test_shifted_images_are_windows_of_the_original(shape: tuple[int, ...]) -> None:
     share, x = 0.3, pixels(shape, 200)
-    reach = [round(share * size) for size in shape[1:]]
+    reach = [math.ceil(share * size) for size in shape[1:]]
     offsets = [tuple(o) for o in np.ndindex(*(2 * r + 1 for r in reach))]
     offsets = [tuple(o - r for o, r in zip(offset, reach, strict=True)) for offset in offsets]
     found = augmented(x, Augment(shift=share), seeded())
