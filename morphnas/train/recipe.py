@@ -24,9 +24,10 @@ class Augment:
     """Random changes of training images, drawn anew for every image and epoch.
 
     shift: largest displacement along each spatial axis, as a fraction of its size, rounded up to whole pixels (what is
-        moved in is the edge's);
-        None: not at all, until the final trainings find out what is better, see `morphnas.run.final`.
-    flip: mirror left and right; None: found out from the first network, see `morphnas.run.search.settle`.
+        moved in is the edge's); None: none, until the final trainings find out what is better (`morphnas.run.final`).
+    flip: mirror left and right, every image each second time, half of them at first (Jordan 2024, arXiv:2404.00498,
+        section 3.6); None: found out from the first network, see `morphnas.run.search.settle`.
+    rotate: degrees that an image is turned by at most, in the plane.
     cutout: side of a square (cube, span) set to the mean, as a fraction of each axis (DeVries and Taylor 2017,
         arXiv:1708.04552); 0: none.
     """
@@ -34,12 +35,15 @@ class Augment:
     shift: float | None = 0.0
     flip: bool | None = False
     cutout: float = 0.0
+    rotate: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("shift", "cutout"):
             value = getattr(self, name)
             if not (name == "shift" and value is None) and not (_is_number(value) and 0 <= value < 1):
                 raise ValueError(f"augment: {name} is a fraction of the image, at least 0 and below 1, not {value!r}")
+        if not (_is_number(self.rotate) and 0 <= self.rotate <= 180):
+            raise ValueError(f"augment: rotate is in degrees, from 0 to 180, not {self.rotate!r}")
         if self.flip is not None and not isinstance(self.flip, bool):
             raise ValueError(f"augment: flip must be True, False or None, not {self.flip!r}")
 

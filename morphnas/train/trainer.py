@@ -121,6 +121,7 @@ def train(
     judge, planned = task.judge, recipe.epochs
     seen = min(recipe.examples or len(task.train), len(task.train))  # in an epoch
     order = orders(len(task.train), seen, generator)
+    mirrored = torch.rand(len(task.train), generator=generator) < 0.5 if recipe.augment.flip else None
     schedule, last, per_epoch = Schedule(recipe.warmup), planned, steps(seen, recipe.batch_size)
     optimizer, averaged = _optimizer(module, recipe), _averaged(module, recipe, per_epoch)
     kept = averaged.module if averaged is not None else module  # what is scored, and whose weights are kept
@@ -159,7 +160,9 @@ def train(
             rate = schedule.rate(min(progress(epoch + done / seen), schedule.end * 0.9999))
             for group in optimizer.param_groups:
                 group["lr"] = group["share"] * recipe.lr * rate
-            loss, micro = step(module, optimizer, task, index, recipe, generator, micro, smallest)
+            loss, micro = step(module, optimizer, task, index, recipe, generator, micro, smallest, mirrored)
+            if mirrored is not None:
+                mirrored[index.cpu()] ^= True  # the other way the next time
             if averaged is not None:
                 averaged.update_parameters(module)
             total += loss * len(index)
@@ -235,6 +238,7 @@ def step(
     generator: torch.Generator,
     micro: int,
     smallest: int,
+    mirrored: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """One step of the optimizer on the training examples at `index`; its mean loss, and the `micro` that it came to.
 
@@ -245,7 +249,8 @@ def step(
     while True:
         optimizer.zero_grad(set_to_none=True)
         try:
-            loss = _gradients(module, task, index.tensor_split(steps(len(index), micro)), recipe, generator)
+            parts = index.tensor_split(steps(len(index), micro))
+            loss = _gradients(module, task, parts, recipe, generator, mirrored)
             with computing(recipe.precision, task.device):
                 optimizer.step()
             return loss, micro
@@ -260,14 +265,21 @@ def step(
 
 
 def _gradients(
-    module: nn.Module, task: Task, parts: Sequence[Tensor], recipe: Recipe, generator: torch.Generator
+    module: nn.Module,
+    task: Task,
+    parts: Sequence[Tensor],
+    recipe: Recipe,
+    generator: torch.Generator,
+    mirrored: Tensor | None = None,
 ) -> Tensor:
     """The mean loss of a batch in parts, whose gradients add up; a function, so that an error frees its tensors."""
     loss = torch.zeros((), device=task.device)
     n = sum(map(len, parts))
     for part in parts:
         batch = task.train[part]
-        x = task.normalised(augmented(batch.x, recipe.augment, generator))
+        x = task.normalised(
+            augmented(batch.x, recipe.augment, generator, None if mirrored is None else mirrored[part.cpu()])
+        )
         with computing(recipe.precision, task.device):
             logits = module(x).float()
         share = F.cross_entropy(logits, batch.y, label_smoothing=recipe.label_smoothing) * (len(part) / n)

@@ -144,6 +144,9 @@ def test_orders_follow_their_generator() -> None:
 # -- augmentation
 
 
+CHANGES = [Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(rotate=20), Augment(0.2, True, 0.5, 20)]
+
+
 def pixels(shape: tuple[int, ...], n: int = 40, kind: torch.dtype = torch.float32) -> Tensor:
     """Images in which no two pixels are alike (as far as the dtype goes)."""
     count = math.prod(shape)
@@ -161,7 +164,9 @@ def window(image: Tensor, offset: tuple[int, ...]) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("augment", [Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(0.2, True, 0.5)])
+@pytest.mark.parametrize(
+    "augment", [Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(0.2, True, 0.5, 20)]
+)
 def test_shape_and_dtype_stay(shape: tuple[int, ...], kind: torch.dtype, augment: Augment) -> None:
     x = pixels(shape, kind=kind)
     before = x.clone()
@@ -169,7 +174,8 @@ def test_shape_and_dtype_stay(shape: tuple[int, ...], kind: torch.dtype, augment
     assert found.shape == x.shape
     assert found.dtype == kind
     assert torch.equal(x, before)  # the examples themselves stay as they are
-    assert torch.equal(found, x) == (len(shape) == 1)  # flat features have nowhere to move
+    flat = len(shape) == 1 or (augment == Augment(rotate=20) and len(shape) != 3)
+    assert torch.equal(found, x) == flat  # there is nowhere to move
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -203,6 +209,31 @@ def test_half_of_the_images_are_mirrored_along_the_last_axis(shape: tuple[int, .
     assert 160 <= sum(mirrored) <= 240
 
 
+def test_images_are_mirrored_as_they_are_told_to_be() -> None:
+    x = pixels((2, 4, 5), 12)
+    mirrored = torch.arange(12) % 3 == 0
+    found = augmented(x, Augment(flip=True), seeded(), mirrored)
+    assert torch.equal(found, torch.where(mirrored[:, None, None, None], x.flip(-1), x))
+
+
+@pytest.mark.parametrize("size", [(9, 9), (9, 21), (30, 8)])
+def test_images_are_turned_about_their_middle(size: tuple[int, int]) -> None:
+    """By angles up to the one given, in both ways: a point on the right moves along a circle."""
+    height, width = size
+    radius = min(size) // 2 - 2  # far enough from the edges
+    x = torch.zeros(400, 1, height, width)
+    rows, columns = torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2
+    x[:, 0] = torch.exp(-(rows[:, None] ** 2) - (columns - radius) ** 2)
+    found = augmented(x, Augment(rotate=40), seeded())[:, 0]
+    mass = found.sum((1, 2))
+    down, right = (found.sum(2) * rows).sum(1) / mass, (found.sum(1) * columns).sum(1) / mass
+    assert torch.allclose((down**2 + right**2).sqrt(), torch.tensor(float(radius)), atol=0.35)
+    angles = torch.rad2deg(torch.atan2(down, right))
+    assert 35 < angles.max() < 44
+    assert -44 < angles.min() < -35
+    assert angles.mean().abs() < 5
+
+
 @pytest.mark.parametrize("shape", [(1, 12), (2, 8, 10), (1, 6, 6, 6)])
 def test_cutout_hides_a_box_behind_the_mean(shape: tuple[int, ...]) -> None:
     x = pixels(shape, 200) + 0.25  # the mean ends in .5 or in .0
@@ -232,7 +263,9 @@ def test_a_thin_cutout_still_hides_a_pixel() -> None:
     assert ((found != x).flatten(1).sum(1) == 1).all()
 
 
-@pytest.mark.parametrize("augment", [Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(0.2, True, 0.5)])
+@pytest.mark.parametrize(
+    "augment", [Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(0.2, True, 0.5, 20)]
+)
 def test_augmentation_follows_its_generator(augment: Augment) -> None:
     x, generator = pixels((1, 8, 8)), seeded(3)
     first, second = augmented(x, augment, generator), augmented(x, augment, generator)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from morphnas.graph import cnn, fresh_weights, mlp, to_module
 from morphnas.train import trainer
-from morphnas.train.data import Examples, Task
+from morphnas.train.data import Examples, Task, augmented
+from morphnas.train.deadline import NEVER
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.trainer import Diverged, Schedule, best_temperature, evaluate, last_epoch, predict, train
 from tests.train.tasks import Clock, Constant, Timed, blobs, equal, images, linear, rates, seeded, state
@@ -584,3 +585,40 @@ def test_the_rate_of_biases_is_that_of_norms_alone(optimizer: Literal["sgd", "ad
         node, tensor = name.split(".")
         norm = node.startswith("bn")
         assert kind == (8.0 if norm and tensor == "bias" else 1.0, 0.0 if norm or tensor == "bias" else 0.01)
+
+
+def test_every_image_is_mirrored_each_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when an epoch is a part of the data."""
+    numbers = torch.arange(24, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 2, 8, 8)
+    task = replace(images(24, 8), train=Examples(numbers, torch.arange(24) % 3))
+    seen: dict[int, list[bool]] = {}
+
+    def watched(x: Tensor, augment: Augment, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
+        assert mirrored is not None
+        for number, side in zip(x[:, 0, 0, 0].tolist(), mirrored.tolist(), strict=True):
+            seen.setdefault(number, []).append(side)
+        return augmented(x, augment, generator, mirrored)
+
+    monkeypatch.setattr(trainer, "augmented", watched)
+    recipe = Recipe(epochs=8, examples=12, batch_size=8, augment=Augment(flip=True))
+    train(to_module(cnn((2, 8, 8), 3, width=4)), task, recipe, NEVER, seeded(), scored=False)
+    assert len(seen) == 24
+    assert {len(sides) for sides in seen.values()} == {4}
+    assert all(one != other for sides in seen.values() for one, other in pairwise(sides))
+    assert 4 < sum(sides[0] for sides in seen.values()) < 20
+
+
+def test_an_epoch_is_as_many_examples_as_the_recipe_says() -> None:
+    task, module = blobs(64, 16), linear()
+    steps: list[int] = []
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if layer.training:
+            steps.append(len(inputs[0]))
+
+    module.register_forward_pre_hook(count)
+    for examples, expected in ((20, [10, 10] * 3), (None, [16] * 12), (1000, [16] * 12)):
+        steps.clear()
+        outcome = train(module, task, Recipe(epochs=3, examples=examples, batch_size=16), NEVER, seeded())
+        assert steps == expected
+        assert outcome.epochs == len(outcome.curve) == 3
