@@ -130,7 +130,7 @@ def augmented(x: Tensor, augment: Augment, generator: torch.Generator, mirrored:
         return x
     index: list[Tensor] = [_along(torch.arange(n), 0, x.ndim), _along(torch.arange(x.shape[1]), 1, x.ndim)]
     for axis, size in enumerate(spatial, start=2):
-        reach = math.ceil((augment.shift or 0.0) * size)
+        reach = math.ceil((augment.shift or 0.0) * size - 1e-6)
         offset = torch.randint(-reach, reach + 1, (n, 1), generator=generator)
         place = (torch.arange(size) + offset).clamp(0, size - 1)  # (n, size)
         if augment.flip and axis == x.ndim - 1:

@@ -1,0 +1,111 @@
+"""Whether searching pays: the same seconds of `ImageClassifier.fit` with each searcher, and without a search.
+
+    python benchmarks/search_pays.py --data fashion_mnist.npz --examples 6000 --time-limit 60 --seeds 3
+    python benchmarks/search_pays.py --time-limit 60 --seeds 3
+
+Without a search ("none") the starters are trained as children are, and the best one gets all of the time that is left.
+The network of `handwritten.py` is trained for the same seconds, too. --data: an .npz with x_train, y_train, x_test and
+y_test, of which --examples random training images (another draw for each seed) and all test images are used; without
+it scikit-learn's digits, a stratified fifth held out. The ways take turns within a seed, so that what else the machine
+does hits all alike. Appends to results/search_pays.json the test accuracy of every fit, and for every way the mean, and
+the mean and the standard error over seeds of its difference from "none".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import handwritten
+import numpy as np
+from images import digits
+from machine import describe
+
+import morphnas
+from morphnas.run.search import is_final
+from morphnas.search import lineage
+
+RESULTS = Path(__file__).parent / "results" / "search_pays.json"
+STARTERS = 4
+"""Networks that a search on images begins with."""
+
+
+def part(args: argparse.Namespace, seed: int) -> tuple[Any, Any, Any, Any]:
+    """x_train, x_test, y_train, y_test."""
+    if args.data is None:
+        return digits(seed)
+    with np.load(args.data, allow_pickle=False) as file:
+        some = np.random.default_rng(seed).permutation(len(file["y_train"]))[: args.examples]
+        return file["x_train"][some], file["x_test"], file["y_train"][some], file["y_test"]
+
+
+def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """A fit by a way of searching, and what came of it."""
+    x_train, x_test, y_train, y_test = part(args, seed)
+    if way == "by hand":
+        trained = handwritten.fit(x_train, y_train, args.time_limit, args.flip, seed)
+        return {"test_accuracy": round(handwritten.accuracy(*trained, x_test, y_test), 5)}
+    with tempfile.TemporaryDirectory() as folder:
+        classifier = morphnas.ImageClassifier(
+            Path(folder) / "run",
+            random_state=seed,
+            device="cpu",
+            search_type=None if way == "none" else way,
+            max_trials=STARTERS if way == "none" else None,
+        ).fit(x_train, y_train, time_limit=args.time_limit)
+        trials = classifier.load_searcher().trials
+        searched = [trial for trial in trials if not is_final(trial)]
+        best = next(trial for trial in trials if trial.id == classifier.best_trial_)
+        return {
+            "test_accuracy": round(classifier.evaluate(x_test, y_test), 5),
+            "networks": len(searched),
+            "morphs_of_winner": sum(len(trial.proposal.morphs) for trial in lineage(trials, best)),
+            "winner_parameters": best.graph.parameters,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--examples", type=int, default=6000)
+    parser.add_argument("--time-limit", type=float, default=60.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ways", nargs="*", default=["bayesian", "random", "evolution", "climbing"])
+    parser.add_argument("--flip", action="store_true", help="the network by hand is to mirror images")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--smoke", action="store_true", help="two ways, 4 s each, nothing written")
+    args = parser.parse_args()
+    if args.smoke:
+        args.time_limit, args.seeds, args.ways = 4.0, 1, ["bayesian"]
+    fits: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(args.seeds):
+        for way in ("none", *args.ways, "by hand"):
+            fits.setdefault(way, []).append(fit(way, args, seed))
+            print(seed, way, fits[way][-1], flush=True)
+    found = {}
+    for way, several in fits.items():
+        pairs = zip(several, fits["none"], strict=True)
+        gains = [one["test_accuracy"] - none["test_accuracy"] for one, none in pairs]
+        found[way] = {
+            "mean_test_accuracy": round(statistics.mean(one["test_accuracy"] for one in several), 5),
+            "gain": round(statistics.mean(gains), 5),
+            "standard_error_of_gain": round(statistics.stdev(gains) / len(gains) ** 0.5, 5) if len(gains) > 1 else None,
+            "fits": several,
+        }
+        print(f"{way:12s} { ({name: value for name, value in found[way].items() if name != 'fits'}) }", flush=True)
+    if not args.smoke:
+        about = {
+            "data": "digits" if args.data is None else args.data.stem, "time_limit": args.time_limit, "n": args.seeds,
+            "examples": None if args.data is None else args.examples,
+        }  # fmt: skip
+        earlier = json.loads(args.results.read_text(encoding="utf-8")) if args.results.exists() else []
+        result = describe() | about | {"ways": found}
+        args.results.write_text(json.dumps([*earlier, result], indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
