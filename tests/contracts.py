@@ -7,13 +7,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 
-from morphnas.graph import Graph, Limits
+from morphnas.graph import Graph, Limits, MorphError
 from morphnas.run.executors import Executor
 from morphnas.search import Left, Proposal, Searcher, Space, Trial
 from morphnas.train.recipe import Outcome
@@ -37,12 +38,16 @@ class SpaceContract:
         assert keys
         assert len(set(keys)) == len(keys)
 
-    def test_every_neighbour_can_be_grown_and_is_another_network(self, space: Space) -> None:
+    def test_a_neighbour_is_another_network_or_does_not_fit(self, space: Space) -> None:
         for start in space.starts:
+            fitting = 0
             for morph in space.neighbours(start):
-                graph = morph.grow(start)
-                assert graph.key != start.key
-                assert graph.shapes[graph.output.name] == start.shapes[start.output.name]
+                with suppress(MorphError):
+                    graph = morph.grow(start)
+                    fitting += 1
+                    assert graph.key != start.key
+                    assert graph.shapes[graph.output.name] == start.shapes[start.output.name]
+            assert fitting
 
     def test_neighbours_come_in_a_fixed_order(self, space: Space) -> None:
         for start in space.starts:
