@@ -271,7 +271,7 @@ class Graph:
         """The graph with other ops under the given names."""
         for name in ops:
             _ = self[name]
-        return Graph(tuple(replace(node, op=ops.get(node.name, node.op)) for node in self.nodes))
+        return Graph(tuple(replace(n, op=ops[n.name]) if n.name in ops else n for n in self.nodes))
 
     # -- storage
 

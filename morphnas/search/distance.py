@@ -9,8 +9,8 @@
 A semimetric: symmetric, zero on itself, and with the triangle inequality. Networks at distance zero may still differ in
 what is not looked at (activations, norms, which branch comes first): equality is `Graph.key`. After Jin, Song and Hu
 2018, Auto-Keras (arXiv:1806.10282), section 3.1, with two changes. A layer knows its resolution. And a skip is known to
-the layer behind which it ends, instead of being matched with other skips by itself: so an insertion moves nothing that
-comes before or behind it, and the networks that one morph makes of a parent differ from it in a short stretch.
+the layer behind which it ends, by how far it reaches back, instead of being matched with the other skips by itself: so
+an insertion moves no skip before or behind it.
 """
 
 from __future__ import annotations
