@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -130,10 +130,12 @@ def plan(
     limits: Limits,
     depth: int | None = None,
     width: int | None = None,
+    initial: Sequence[Graph] = (),
 ) -> Plan:
     """Starters that are affordable within `seconds` of the whole run, when an epoch costs `cost` seconds per FLOP.
 
-    depth, width: of all starters, instead of what is affordable. ValueError when no starter meets the limits.
+    depth, width: of all starters, instead of what is affordable. initial: graphs to start from instead of starters.
+    ValueError when no starter meets the limits, or a graph given does not, or does not fit the examples.
     """
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
     if len(shape) > 1:
@@ -150,9 +152,11 @@ def plan(
 
     child = CHILD * seconds / cost if cost > 0 else math.inf  # work times epochs that a child may cost
     modest = families[0][0](shape, n_classes, width=width or 8, depth=depth or families[0][2])
+    modest = min(initial, key=lambda graph: graph.work, default=modest)
     epochs = int(max(1, min(recipe.epochs, child // modest.work)))
-    starts: dict[str, Graph] = {}
-    for make, factor, deep in families:
+    _check(initial, shape, n_classes, limits)
+    starts: dict[str, Graph] = {graph.key: graph for graph in initial}
+    for make, factor, deep in [] if initial else families:
         graph = made(make, deep, factor * child / epochs)
         if limits.refuse(graph) is None:
             starts.setdefault(graph.key, graph)
@@ -165,6 +169,17 @@ def plan(
     final = FINAL * cost * max(graph.work for graph in starts.values()) / seconds
     share = 1 - min(0.6, max(0.25, final))
     return Plan(tuple(starts.values()), replace(recipe, epochs=epochs), limits, share, cost, threads)
+
+
+def _check(initial: Sequence[Graph], shape: Shape, n_classes: int, limits: Limits) -> None:
+    for i, graph in enumerate(initial):
+        takes, gives = (graph.shapes[node.name] for node in (graph.input, graph.output))
+        if takes != shape:
+            raise ValueError(f"initial_graphs[{i}] takes inputs of shape {takes}, but the examples are {shape}")
+        if gives != (n_classes,):
+            raise ValueError(f"initial_graphs[{i}] gives {gives}, but there are {n_classes} classes")
+        if (why := limits.refuse(graph)) is not None:
+            raise ValueError(f"initial_graphs[{i}] is beyond the limits: {why}")
 
 
 def _variants(make: Callable[..., Graph], shape: Shape, n_classes: int, width: int, depth: int) -> list[Graph]:
