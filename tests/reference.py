@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from morphnas.search.distance import OCTAVE, Sketch, Token
+from morphnas.search.distance import OCTAVE, SKIP, Sketch, Token
 
 
 def weight(t: Token, skip_weight: float) -> float:
@@ -19,7 +19,7 @@ def change(s: Token, t: Token, skip_weight: float) -> float:
     return sizes + skip_weight * max(skips, min(1.0, OCTAVE * abs(s.reach - t.reach)))
 
 
-def distance(a: Sketch, b: Sketch, skip_weight: float = 1.0) -> float:
+def distance(a: Sketch, b: Sketch, skip_weight: float = SKIP) -> float:
     """Levenshtein's distance: `row[j]` is what it costs to turn the layers of `a` so far into the first j of `b`."""
     row = [0.0]
     for t in b:

@@ -38,8 +38,8 @@ OCTAVE = 0.5
 SKIP = 0.25
 """What it costs to insert a skip: less than a layer, so that networks are ranked better (`benchmarks/surrogate.py`)."""
 
-_BATCH = 4096
-"""Pairs of networks that are aligned at a time: what is worked on then stays in the cache."""
+_BATCH = 1024
+"""Pairs of networks that are aligned at a time, so that what is worked on stays in the cache; at least 4 rows."""
 
 
 class Token(NamedTuple):
@@ -167,7 +167,7 @@ class Gauge:
 
     def distances(self, rows: Sequence[Sketch]) -> Array:
         """Distance of every row's network to each of these, (len(rows), networks)."""
-        found, size = np.empty((len(rows), len(self.weights))), max(1, _BATCH // max(1, len(self.weights)))
+        found, size = np.empty((len(rows), len(self.weights))), max(4, _BATCH // max(1, len(self.weights)))
         for first in range(0, len(rows), size):
             tokens, numbers = _numbered(rows[first : first + size])
             mine, theirs = (weights(side, self.skip_weight) for side in (tokens, self.tokens))
@@ -206,9 +206,11 @@ def _best(rows: Numbers, savings: Savings) -> Savings:
     flat = savings.reshape(tokens * wide, networks)
     at = rows * wide - np.arange(deep)[:, None]  # in `flat`, of layer i + 1 and the columns' first, less i
     older, last, new = np.zeros((3, deep + 1, rows.shape[1], networks), dtype=np.float32)  # entry i is s[i, d - i]
+    room = np.empty((deep, rows.shape[1], networks), dtype=np.float32)  # fresh memory costs as much as the work
     for d in range(2, 1 + deep + wide):
         low, high = max(1, d - wide), min(deep, d - 1)
-        matched = flat.take(at[low - 1 : high] + (d - 2), axis=0)
+        matched = room[low - 1 : high]
+        flat.take(at[low - 1 : high] + (d - 2), axis=0, out=matched, mode="clip")
         matched += older[low - 1 : high]
         np.maximum(matched, last[low - 1 : high], out=matched)
         np.maximum(matched, last[low : high + 1], out=new[low : high + 1])
