@@ -65,10 +65,13 @@ def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         trials = classifier.load_searcher().trials
         searched = [trial for trial in trials if not is_final(trial)]
         best = next(trial for trial in trials if trial.id == classifier.best_trial_)
+        test_accuracy, mirrors = classifier.evaluate(x_test, y_test), classifier.mirrors_
+        classifier.mirrors_ = False
         outcomes = [trial.outcome for trial in trials if trial.outcome is not None]
         return {
             "seed": seed,
-            "test_accuracy": round(classifier.evaluate(x_test, y_test), 5),
+            "test_accuracy": round(test_accuracy, 5),
+            "test_accuracy_unmirrored": round(classifier.evaluate(x_test, y_test), 5) if mirrors else None,
             "seconds": round(seconds, 2),
             "overrun_seconds": round(max(0.0, seconds - args.time_limit), 2),
             "networks_searched": len(searched),

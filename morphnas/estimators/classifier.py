@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from morphnas.estimators.settings import (
     changed,
     chosen_seed,
     plain,
+    room,
     time_limit_seconds,
     torch_device,
 )
@@ -74,6 +75,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         are channels first, outputs one value per class.
     max_memory : bytes that the training of a network should take at most, as estimated: batches are trained on in parts
         that fit, and networks that do not fit at all are not tried.
+    data_memory : bytes that the prepared examples of x, and those of validation_data, may take in memory, and in a
+        GPU's; None: half of what is free. Those that take more stay in memory while the GPU gets them batch by batch,
+        or are kept in a file, while they are needed, on the disk of `path` (None: the system's temporary folder).
     overwrite : replace the run that `path` holds.
 
     Attributes
@@ -81,6 +85,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     classes_ : the labels, sorted. path_ : the run's folder. best_trial_ : id of the search's winner.
     final_trial_ : id of the network that predicts. network_ : that network.
     test_metric_ : its accuracy on the test part that `final_fit` was given.
+    mirrors_ : whether it reads every image and its mirror image, and predicts by the mean of both logits: where it was
+        trained on mirrored images. May be set, for twice the speed or to see what it gains.
     """
 
     def __init__(
@@ -102,6 +108,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         limits: Limits | Mapping[str, Any] | None = None,
         max_memory: int | None = None,
         initial_graphs: Sequence[Graph] | None = None,
+        data_memory: int | None = None,
         overwrite: bool = False,
     ) -> None:
         self.path = path
@@ -120,6 +127,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.limits = limits
         self.max_memory = max_memory
         self.initial_graphs = initial_graphs
+        self.data_memory = data_memory
         self.overwrite = overwrite
         warm_up()
 
@@ -140,7 +148,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         image files for each class. Images of mixed sizes are brought to `image_size`, or to the median height and
         width, at most 128 * 128 pixels; grey and RGB ones to RGB. validation_data: (x, y), or a Dataset or folder, to
         stop, score and choose by, instead of a part of x; never trained on.
-        ValueError, before anything is trained or written, for what cannot be used.
+        ValueError, before anything is trained or written, for what cannot be used; OSError where data that memory is
+        too small for does not fit on the disk either.
         """
         seconds = time_limit_seconds(time_limit, self.time_limit)
         deadline = Deadline.after(seconds)
@@ -152,7 +161,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         if before is None and self.resume is True:
             raise RunError(f'{str(path)!r} holds no run to go on with; resume="auto" begins one if there is none')
         seed = chosen_seed(self.random_state) if before is None else int(before["seed"])
-        problem = Problem.found(x, y, validation_data, self.image_shape, seed, settings.device, self.image_size)
+        shape, size = self.image_shape, self.image_size
+        problem = Problem.found(x, y, validation_data, shape, seed, settings.device, size, settings.room)
         if before is not None and before.get("data") != problem.fingerprint:
             raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give the same x and y")
 
@@ -194,11 +204,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     def _plan(self, task: Task, settings: Settings, seconds: float) -> Plan:
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
+        seconds = max(seconds, 1e-3)  # preparing the data may have taken all
         default = default_recipe(n, settings.device, self.augment, len(shape) > 1)
-        recipe = changed(default, settings.trainer_args)
-        cost, threads = measure(task, min(0.4, 0.01 * seconds), recipe.batch_size)
+        pace = measure(task, min(0.8, 0.01 * seconds), changed(default, settings.trainer_args).batch_size)
+        recipe = changed(replace(default, precision=pace.precision), settings.trainer_args)
         sized = (settings.limits, settings.depth, settings.width, settings.initial)
-        return plan(shape, task.n_classes, recipe, seconds, cost, threads, *sized)
+        return plan(shape, task.n_classes, n, recipe, seconds, pace, *sized)
 
     def _finished(
         self, store: Store, problem: Problem, planned: Plan, deadline: Deadline, seed: int, shown: Progress
@@ -241,16 +252,17 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         seconds = time_limit_seconds(time_limit, about.get("time_limit"))
         deadline = Deadline.after(seconds)
         device, args = torch_device(self.device), dict(trainer_args or {})
-        source, y_train = opened(x_train, y_train, "x_train")
+        space = room(self)
+        source, y_train = opened(x_train, y_train, "x_train", space)
         codes, test = self._labels.encode(y_train, len(source)), None
         if x_test is not None:
-            tested, y_test = opened(x_test, y_test, "x_test")
+            tested, y_test = opened(x_test, y_test, "x_test", space)
             if y_test is not None:
-                test = examples(tested, y_test, self._preprocessing, self._labels)
+                test = examples(tested, y_test, self._preprocessing, self._labels, space)
         if test is None and (x_test is not None or y_test is not None):
             raise ValueError("final_fit needs both x_test and y_test, or neither")
         seed = int(about["seed"])
-        problem = Problem.of(source, codes, None, self._labels, self._preprocessing, seed, device)
+        problem = Problem.of(source, codes, None, self._labels, self._preprocessing, seed, device, space)
         with _threads(), _opened(Path(self.path_), {}, True, False) as store, self._progress(seconds) as shown:
             planned = Plan.of_run(about)
             torch.set_num_threads(planned.threads)
@@ -287,14 +299,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def predict_proba(self, x_test: Any) -> NDArray[np.float64]:
         """Probabilities (n, classes) float64, in the order of `classes_`."""
         self._check_fitted()
-        source, _ = opened(x_test, None, "x_test")
+        source, _ = opened(x_test, None, "x_test", room(self))
         probabilities: NDArray[np.float64] = self._predicted(source).double().softmax(1).numpy()
         return probabilities
 
     def evaluate(self, x_test: Any, y_test: ArrayLike | None = None) -> float:
         """Accuracy on examples of known labels; ValueError for a label that fit did not see."""
         self._check_fitted()
-        source, y_test = opened(x_test, y_test, "x_test")
+        source, y_test = opened(x_test, y_test, "x_test", room(self))
         codes = torch.from_numpy(self._labels.encode(y_test, len(source)))
         return (self._predicted(source).argmax(1) == codes).double().mean().item()
 
@@ -314,11 +326,16 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         with graph.inserting_before(readers[0]):
             centred = graph.call_function(torch.sub, (graph.call_method("float", (pixels,)), graph.get_attr("mean")))
             scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
+            if self.mirrors_:  # after all images, all of them mirrored
+                scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))
         for reader in readers:
             reader.replace_input_with(pixels, scaled)
         output = next(node for node in graph.nodes if node.op == "output")
         logits = output.args[0]
         with graph.inserting_before(output):
+            if self.mirrors_:
+                both = graph.call_method("reshape", (logits, (2, -1, len(self.classes_))))
+                logits = graph.call_method("mean", (both, 0))
             output.args = (graph.call_function(torch.div, (logits, self._heat)),)
         graph.lint()
         module.recompile()
@@ -369,7 +386,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             "preprocessing": asdict(problem.preprocessing),
             "mean": task.mean.flatten().tolist(),
             "std": task.std.flatten().tolist(),
-            "temperature": self._temperature(store, final, task, deadline),
+            "mirrors": (mirrors := final.proposal.recipe.augment.flip is True),
+            "temperature": self._temperature(store, final, task, mirrors, deadline),
         }
         store.write_model(network, about)
         store.note(best=best.id, final=final.id)
@@ -388,9 +406,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self._mean = torch.tensor(about["mean"], dtype=torch.float32).reshape(shape)
         self._std = torch.tensor(about["std"], dtype=torch.float32).reshape(shape)
         self._heat = float(about["temperature"])
+        self.mirrors_ = about.get("mirrors") is True
 
     @staticmethod
-    def _temperature(store: Store, final: Trial, task: Task, deadline: Deadline) -> float:
+    def _temperature(store: Store, final: Trial, task: Task, mirrors: bool, deadline: Deadline) -> float:
         """What makes the final network's probabilities fit; found before it was trained on the validation part.
 
         On as many of its examples as there is time for; 1 if these are too few to say.
@@ -398,7 +417,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         if task.valid is None:
             return 1.0
         judged = store.network(int(final.proposal.why.get("score_of", final.id)))
-        logits = predict(judged.to_module().to(task.device), task.valid.x, task, deadline=deadline)
+        logits = predict(judged.to_module().to(task.device), task.valid.x, task, deadline=deadline, mirrored=mirrors)
         few = len(logits) < min(len(task.valid), 30)
         return 1.0 if few else best_temperature(logits, task.valid.y[: len(logits)])
 
@@ -413,7 +432,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         empty = torch.empty(0, *self._preprocessing.shape, device=device)
         nothing = Examples(empty, torch.empty(0, dtype=torch.int64, device=device))
         task = Task(nothing, None, len(self.classes_), self._mean.to(device), self._std.to(device))
-        return torch.cat([predict(module, piece, task).cpu() for piece in pieces]) / self._heat
+        parts = (predict(module, piece, task, mirrored=self.mirrors_) for piece in pieces)
+        return torch.cat([part.cpu() for part in parts]) / self._heat
 
     def _progress(self, seconds: float) -> contextlib.closing[Progress]:
         return contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))

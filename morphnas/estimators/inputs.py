@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from morphnas.estimators.labels import Labels
+from morphnas.estimators.room import ROOM, Room
 from morphnas.estimators.sources import EXAMPLES, Source, opened
 from morphnas.train.data import Examples, Task
 
@@ -101,16 +102,18 @@ class Preprocessing:
         given, shape = (tuple(map(int, data[name])) for name in ("given", "shape"))
         return Preprocessing(given, shape, bool(data.get("resized", False)))
 
-    def __call__(self, source: Source, place: Tensor | None = None) -> Tensor:
+    def __call__(self, source: Source, place: Tensor | None = None, room: Room = ROOM) -> Tensor:
         """The examples as a tensor (n, *shape), uint8 where they fit, else float32; example i is at place[i].
 
-        ValueError that says what is wrong with them.
+        In memory, or in a file where that has no room. ValueError that says what is wrong with them.
         """
-        whole = torch.empty((len(source), *self.shape), dtype=torch.uint8)
-        start = 0
+        shape, start = (len(source), *self.shape), 0
+        whole = torch.empty(0, dtype=torch.uint8)
         for piece in self.pieces(source):
-            if piece.dtype != torch.uint8:
-                whole = whole.to(torch.float32) if start else torch.empty(whole.shape)
+            if not start:
+                whole = room.empty(shape, piece.dtype)
+            elif piece.dtype != torch.uint8 and whole.dtype == torch.uint8:
+                whole = room.empty(shape, torch.float32).copy_(whole)
             where = slice(start, start + len(piece))
             whole[where if place is None else place[where]] = piece.to(whole.dtype)
             start += len(piece)
@@ -264,20 +267,21 @@ class Problem:
         seed: int,
         device: torch.device,
         image_size: ImageSize | None = None,
+        room: Room = ROOM,
     ) -> Problem:
         """The problem that a user's examples pose; ValueError for those that pose none."""
-        source, y = opened(x, y, "x")
+        source, y = opened(x, y, "x", room)
         preprocessing = Preprocessing.found(source, image_shape, image_size)
         labels, codes = Labels.found(y, len(source))
         own = None
         if validation_data is not None:
             pair = isinstance(validation_data, (tuple, list)) and len(validation_data) == 2
             own_x, own_y = validation_data if pair else (validation_data, None)
-            own_x, own_y = opened(own_x, own_y, "validation_data")
+            own_x, own_y = opened(own_x, own_y, "validation_data", room)
             if own_y is None:
                 raise ValueError("validation_data must be a pair (x, y), or a Dataset or a folder with labels")
-            own = examples(own_x, own_y, preprocessing, labels)
-        return Problem.of(source, codes, own, labels, preprocessing, seed, device)
+            own = examples(own_x, own_y, preprocessing, labels, room)
+        return Problem.of(source, codes, own, labels, preprocessing, seed, device, room)
 
     @staticmethod
     def of(
@@ -288,20 +292,24 @@ class Problem:
         preprocessing: Preprocessing,
         seed: int,
         device: torch.device,
+        room: Room = ROOM,
     ) -> Problem:
         """The problem of examples and their class indices; own: those of the user's to stop and score by.
 
-        All are held once, ordered by the parts, which are views of them.
+        All are held once, ordered by the parts, which are views of them: on the device, in main memory where that is
+        too small, or in a file where both are.
         """
         parts = Split(np.arange(len(codes)), None, None) if own is not None else split(codes, seed)
         order = np.concatenate([part for part in (parts.train, parts.valid, parts.chooser) if part is not None])
         place = torch.from_numpy(np.argsort(order))
-        x = preprocessing(source, place)
+        x = preprocessing(source, place, room)
         about = fingerprint(x, codes, place, labels, preprocessing)
-        whole = Examples(x, torch.from_numpy(codes[order])).to(device)
+        whole = room.placed(Examples(x, torch.from_numpy(codes[order])), device)
         first = len(parts.train)
         last = first if parts.valid is None else first + len(parts.valid)
-        valid = own.to(device) if own is not None else None if parts.valid is None else whole[first:last]
+        valid = None if parts.valid is None else whole[first:last]
+        if own is not None:
+            valid = room.placed(own, device)
         chooser = None if parts.chooser is None else whole[last:]
         task = Task.of(whole[:first], valid, len(labels.classes))
         return Problem(labels, preprocessing, task, chooser, None if parts.valid is None else whole, about)
@@ -312,10 +320,10 @@ class Problem:
         return float(torch.bincount(self.task.train.y).max()) / len(self.task.train)
 
 
-def examples(source: Source, y: Any, preprocessing: Preprocessing, labels: Labels) -> Examples:
+def examples(source: Source, y: Any, preprocessing: Preprocessing, labels: Labels, room: Room = ROOM) -> Examples:
     """Further examples of a problem whose preprocessing and labels are known; ValueError when they do not fit it."""
     codes = labels.encode(y, len(source))
-    return Examples(preprocessing(source), torch.from_numpy(codes))
+    return Examples(preprocessing(source, None, room), torch.from_numpy(codes))
 
 
 def fingerprint(

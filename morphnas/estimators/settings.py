@@ -8,12 +8,14 @@ import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
+from morphnas.estimators.room import Room
 from morphnas.graph import Graph, Limits
 from morphnas.search import SEARCHERS, Promote
 from morphnas.search.trial import Searcher
@@ -38,6 +40,7 @@ class HasSettings(Protocol):
     search_type: str | MakeSearcher | None
     max_trials: int | None
     max_memory: int | None
+    data_memory: int | None
     device: str | torch.device | None
     limits: Limits | Mapping[str, Any] | None
     initial_graphs: Sequence[Graph] | None
@@ -46,9 +49,12 @@ class HasSettings(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the arguments mean. depth, width: of all starters, None: what is affordable. initial: instead of these."""
+    """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable. initial:
+    graphs to start from instead.
+    """
 
     device: torch.device
+    room: Room
     limits: Limits
     searcher: MakeSearcher
     trainer_args: Mapping[str, Any]
@@ -78,13 +84,15 @@ class Settings:
         limits = _limits(estimator.limits)
         if estimator.max_memory is not None:
             limits = replace(limits, max_memory=int(estimator.max_memory))
-        return Settings(torch_device(estimator.device), limits, searcher, trainer_args, depth, width, initial)
+        device, space = torch_device(estimator.device), room(estimator)
+        return Settings(device, space, limits, searcher, trainer_args, depth, width, initial)
 
 
 def _check_flags(estimator: HasSettings) -> None:
     path, most, args = estimator.path, estimator.max_trials, estimator.searcher_args
-    if (memory := estimator.max_memory) is not None and not _positive(memory):
-        raise ValueError(f"max_memory must be None or a positive integer, of bytes, not {memory!r}")
+    for name in ("max_memory", "data_memory"):
+        if (memory := getattr(estimator, name)) is not None and not _positive(memory):
+            raise ValueError(f"{name} must be None or a positive integer, of bytes, not {memory!r}")
     if path is not None and not (isinstance(path, (str, os.PathLike)) and str(path)):
         raise ValueError(f"path must be None or the name of a folder, not {path!r}")
     if most is not None and not _positive(most):
@@ -99,6 +107,12 @@ def _check_flags(estimator: HasSettings) -> None:
         raise ValueError("resume and overwrite exclude each other")
     if estimator.resume is True and estimator.path is None:
         raise ValueError("resume=True needs the path of the run to go on with")
+
+
+def room(estimator: HasSettings) -> Room:
+    """For the examples that the estimator is given: on the disk of its run, where memory is too small."""
+    memory, path = estimator.data_memory, estimator.path
+    return Room(None if memory is None else int(memory), None if path is None else Path(path))
 
 
 def _positive(value: Any) -> bool:

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from morphnas.estimators.files import Files, folder, pixels
+from morphnas.estimators.room import ROOM, Room
 
 EXAMPLES = "rows (n, d) or images (n, h, w) or (n, h, w, channels)"
 
 _PIECE = 2**22
 """Values that are read at once, about."""
+_LOOSE = 2**26
+"""Bytes of a Dataset's images that are in memory at least before they go into a file: files should be few."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +112,12 @@ def _too_flat(name: str, shape: tuple[int, ...]) -> str:
     return f"{name} must be {EXAMPLES}, but its shape is {shape}. {hint}"
 
 
-def opened(x: Any, y: Any, name: str) -> tuple[Source, Any]:
+def opened(x: Any, y: Any, name: str, room: Room = ROOM) -> tuple[Source, Any]:
     """The examples and their labels: y, or those that come with a Dataset, a DataLoader or a folder (None: none do)."""
     if isinstance(x, (str, os.PathLike)):
         x, labels = folder(x)
     elif isinstance(x, (Dataset, DataLoader)):
-        x, labels = _drained(x, name)
+        x, labels = _drained(x, name, room)
         if not x:
             raise ValueError(f"{name} is empty, it yields no examples")
     else:
@@ -124,8 +127,12 @@ def opened(x: Any, y: Any, name: str) -> tuple[Source, Any]:
     return Source.of(x, name), labels
 
 
-def _drained(data: Any, name: str) -> tuple[list[NDArray[Any]], list[Any] | None]:
-    """All images of a Dataset or a DataLoader, read once, and their labels (None: it yields images alone)."""
+def _drained(data: Any, name: str, room: Room) -> tuple[list[NDArray[Any]], list[Any] | None]:
+    """All images of a Dataset or a DataLoader, read once, and their labels (None: it yields images alone).
+
+    Whenever those in memory come to take more than there is room for, they go into a file.
+    """
+    filed, loose, most = 0, 0, max(_LOOSE, room.most())
     images: list[NDArray[Any]] = []
     labels: list[Any] = []
     batched = isinstance(data, DataLoader) and data.batch_sampler is not None
@@ -136,7 +143,12 @@ def _drained(data: Any, name: str) -> tuple[list[NDArray[Any]], list[Any] | None
         pair = item if isinstance(item, (tuple, list)) else (item,)
         if not 1 <= len(pair) <= 2:
             raise ValueError(f"{name} must yield (image, label), but a {type(item).__name__} of {len(pair)} came")
-        images.extend(map(image, pair[0]) if batched else [image(pair[0])])
+        some = [*map(image, pair[0])] if batched else [image(pair[0])]
+        images.extend(some)
+        loose += sum(one.nbytes for one in some)
+        if loose > most:
+            images[filed:] = room.filed(images[filed:])
+            filed, loose = len(images), 0
         if len(pair) == 2:
             found = pair[1].tolist() if isinstance(pair[1], torch.Tensor) else pair[1]
             labels.extend(found if batched else [found])

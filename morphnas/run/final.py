@@ -15,7 +15,7 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
-from morphnas.train.recipe import SHIFT, Recipe
+from morphnas.train.recipe import SHIFT, Outcome, Recipe
 from morphnas.train.trainer import SHORT, Diverged, evaluate
 
 LONGEST = 60
@@ -54,25 +54,28 @@ def finalise(
     outcome = winner.outcome
     if outcome is None or not outcome.epochs:
         return winner
-    epoch_seconds = outcome.seconds / max(1, len(outcome.curve) or outcome.epochs)
-    share = JUDGED if everything is not None else 1.0
+    share, per_example, scoring = JUDGED if everything is not None else 1.0, *_costs(winner, outcome, task)
 
-    def affordable(share: float) -> int:
-        return int(share * deadline.left / epoch_seconds) if epoch_seconds else LONGEST
+    def passes(seconds: float, examples: Examples, scoring: float) -> float:
+        """How often the examples can be seen in that time."""
+        one = per_example * len(examples) + scoring
+        return seconds / one if one else math.inf
 
     ways = _ways(winner, replace(recipe, epochs=epochs or LONGEST), retrain)
-    while len(ways) > 1 and affordable(share / len(ways)) < min(WORTH_JUDGING, epochs or LONGEST):
+    while len(ways) > 1:
+        each = passes(share / len(ways) * deadline.left, task.train, scoring)
+        if each >= min(WORTH_JUDGING, epochs or LONGEST):
+            break
         ways = ways[:-1]
     if len(ways) == 1 and everything is not None and not retrain:
         ways = []
     results = [] if retrain else [winner]
     for i, (way, start, settings) in enumerate(ways):
         part = share / (len(ways) - i * share)  # of what is left, so that every way gets the same
-        planned = min(epochs or LONGEST, affordable(part))
-        if planned < 1:
+        long = _sized(settings, passes(part * deadline.left, task.train, scoring), len(task.train), epochs)
+        if long is None:
             break
-        long = _decided(replace(settings, epochs=planned, patience=recipe.patience or 8))
-        proposal = Proposal(start, (), long, {"final": way, "of": winner.id})
+        proposal = Proposal(start, (), replace(long, patience=recipe.patience or 8), {"final": way, "of": winner.id})
         end = deadline.earlier(deadline.left * (1 - part))
         results.append(_train(store, proposal, task, end, seed, True, max_memory, observer))
     results = [trial for trial in results if trial.kept and trial.score is not None] or [winner]
@@ -80,19 +83,43 @@ def finalise(
     base = chosen.outcome
     if everything is None or base is None or base.score is None or base.best_epoch < 1:
         return chosen
-    more = min(epochs or LONGEST, affordable(len(task.train) / len(everything)))  # an epoch is longer by as much
-    if 2 * base.best_epoch < base.epochs:  # it has become worse by training for longer
+    before = chosen.proposal.recipe
+    more = min(passes(deadline.left, everything, 0.0), epochs or LONGEST)
+    if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
         more = min(more, base.best_epoch)
-    if more < 1:
+    augment = before.augment if is_final(chosen) else recipe.augment
+    again = _sized(replace(recipe, augment=augment), more, len(everything), epochs)
+    if again is None:
         return chosen
-    rate = recipe.lr * min(1.0, more / FULL_RATE)
-    augment = chosen.proposal.recipe.augment if is_final(chosen) else recipe.augment
-    again = _decided(replace(recipe, epochs=more, lr=rate, patience=None, augment=augment))
+    again = replace(again, lr=recipe.lr * min(1.0, more / FULL_RATE), patience=None)
     why = {"final": "everything", "of": winner.id, "score_of": chosen.id}
-    whole = replace(task, train=everything)
-    last = _train(store, Proposal(chosen.id, (), again, why), whole, deadline, seed, False, max_memory, observer)
+    whole, proposal = replace(task, train=everything), Proposal(chosen.id, (), again, why)
+    last = _train(store, proposal, whole, deadline, seed, False, max_memory, observer)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
     return last if good else chosen
+
+
+def _costs(winner: Trial, outcome: Outcome, task: Task) -> tuple[float, float]:
+    """Seconds that training takes per example, and scoring per epoch, as the winner's own training showed."""
+    epoch = outcome.seconds / max(1, len(outcome.curve) or outcome.epochs)
+    seen = min(winner.proposal.recipe.examples or len(task.train), len(task.train))
+    training = min(epoch, seen / outcome.images_per_second) if outcome.images_per_second else epoch
+    return training / seen, epoch - training
+
+
+def _sized(recipe: Recipe, passes: float, n: int, epochs: int | None) -> Recipe | None:
+    """The recipe for so many passes over n examples, at most `LONGEST`: in equal parts, none of them more than a pass.
+
+    epochs: instead, as many of them as there is time for. Images are shifted, where that is open, if the training is
+    long enough. None where not even a batch can be trained on.
+    """
+    if passes * n < recipe.batch_size:
+        return None
+    most = min(passes, epochs or LONGEST)
+    if most >= (epochs or LONGEST) or epochs:
+        return _decided(replace(recipe, epochs=max(1, int(most)), examples=None))
+    parts = math.ceil(most)
+    return _decided(replace(recipe, epochs=parts, examples=min(n, max(recipe.batch_size, int(most * n / parts)))))
 
 
 def _ways(winner: Trial, recipe: Recipe, retrain: bool) -> list[tuple[str, Graph | int, Recipe]]:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.nn import functional as F
 
 from morphnas.graph import Graph, Limits, Shape, cnn, densenet, mlp, resnet, to_module
 from morphnas.train.data import Task
-from morphnas.train.recipe import SHIFT, Augment, Recipe
+from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe
+from morphnas.train.trainer import computing
 
-CHILD = 0.03
-"""Share of the search's time that one child should cost."""
+CHILD = 0.025
+"""Share of the time that one child should cost."""
 EPOCHS = 6
 """Epochs of a child, where the time allows."""
+SEEN = 50_000
+"""Examples that a child is trained on, where that many are more than its epochs and the networks can be as large as the
+final trainings bear: of larger data, epochs are parts."""
+PASSES = 20
+"""Times that the final trainings should see all examples, at least, with the largest starter, in half of the time."""
+SHORTEST = 16
+"""Batches of an epoch that is a part of the data, at least."""
 FINAL = 60
 """Epochs of the largest starter that the final trainings should have time for: about 40 of a network that has grown."""
+CLEARLY = 0.8
+"""Share of the time of a simpler way to compute that another one may take to be chosen: not by chance, so that the same
+run again computes in the same way."""
 WIDTHS = (64, 48, 32, 24, 16, 8)
 """Of starters; smaller ones cost as much (`benchmarks/cost_model.py`) and are for limits that demand them."""
 TINY = (4, 2, 1)
@@ -31,7 +43,7 @@ class Plan:
     """How a run is sized.
 
     starts: in the order they are trained. recipe: of a child. search_share: of the limit, the rest is the final
-    model's. seconds_per_flop: of an epoch, predicted. threads: that a CPU is fastest with.
+    model's. seconds_per_flop: of a child's epoch, predicted. threads: that a CPU is fastest with.
     """
 
     starts: tuple[Graph, ...]
@@ -68,47 +80,62 @@ class Plan:
             raise ValueError(f"run.json does not hold the plan of a run: {error!r}") from error
 
 
-def measure(task: Task, seconds: float, batch_size: int) -> tuple[float, int]:
-    """Seconds of an epoch per FLOP of a network's `work`, with the thread count that is
-    fastest, and that count.
+@dataclass(frozen=True)
+class Pace:
+    """How this machine trains fastest: seconds of a pass over the data per FLOP of `Graph.work`, and with what."""
+
+    seconds_per_flop: float
+    threads: int
+    precision: Precision
+
+
+def measure(task: Task, seconds: float, batch_size: int) -> Pace:
+    """The pace of the number of threads and the precision that are the fastest here.
 
     Times a few steps of a small network on real batches, for at most about `seconds`.
     """
     shape = tuple(task.train.x.shape[1:])
-    graph = cnn(shape, task.n_classes, width=8) if len(shape) > 1 else mlp(shape, task.n_classes, width=64)
+    graph = cnn(shape, task.n_classes, width=16) if len(shape) > 1 else mlp(shape, task.n_classes, width=64)
     module = to_module(graph).to(task.device)
     if len(shape) == 3:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = task.train[: max(2, batch_size)]  # batch norm cannot train on one
     x = task.normalised(batch.x)
 
-    def step() -> float:
+    def step(precision: Precision) -> float:
         begun = time.perf_counter()
-        F.cross_entropy(module(x), batch.y).backward()
+        with computing(precision, task.device):
+            logits = module(x)
+        F.cross_entropy(logits.float(), batch.y).backward()
         if task.device.type == "cuda":
             torch.cuda.synchronize(task.device)
         return time.perf_counter() - begun
 
     most = torch.get_num_threads()
     counts = sorted({1, most}) if task.device.type == "cpu" else [most]
-    fastest = (math.inf, most)
+    ways = [(count, precision) for count in counts for precision in get_args(Precision)]
+    found: list[tuple[float, int, Precision]] = []
     try:
-        for count in counts:
+        for count, precision in ways:
             torch.set_num_threads(count)
-            until = time.perf_counter() + seconds / len(counts)
-            step()
-            times = [step()]
+            until = time.perf_counter() + seconds / len(ways)
+            step(precision)
+            times = [step(precision)]
             while time.perf_counter() < until and len(times) < 10:
-                times.append(step())
-            fastest = min(fastest, (sorted(times)[len(times) // 2], count))
+                times.append(step(precision))
+            found.append((statistics.median(times), count, precision))
     finally:
         torch.set_num_threads(most)
-    return fastest[0] / len(batch) / graph.work * len(task.train), fastest[1]
+    fastest, threads, precision = found[0]
+    for one in found[1:]:
+        if one[0] < CLEARLY * fastest:
+            fastest, threads, precision = one
+    return Pace(fastest / len(batch) / graph.work * len(task.train), threads, precision)
 
 
 def batch_size(n: int, device: torch.device) -> int:
     """Examples per step, a power of 2: an epoch of large data has about 400 steps."""
-    smallest, largest = (128, 1024) if device.type == "cuda" else (32, 128)
+    smallest, largest = (128, 1024) if device.type == "cuda" else (64, 128)
     return min(largest, max(smallest, 1 << (n // 400).bit_length()))
 
 
@@ -117,25 +144,31 @@ def default_recipe(n: int, device: torch.device, augment: bool | None, spatial: 
     size = batch_size(n, device)
     shift = {None: None, True: SHIFT, False: 0.0}[augment]
     change = Augment(shift=shift, flip=None) if spatial and augment is not False else Augment()
-    return Recipe(epochs=EPOCHS, batch_size=size, lr=0.1 * math.sqrt(size / 64), augment=change)
+    optimizer: Optimizer = "muon" if spatial else "sgd"
+    lr = 0.1 * math.sqrt(size / 64)
+    return Recipe(epochs=EPOCHS, batch_size=size, optimizer=optimizer, lr=lr, augment=change)
 
 
 def plan(
     shape: Shape,
     n_classes: int,
+    n: int,
     recipe: Recipe,
     seconds: float,
-    cost: float,
-    threads: int,
+    pace: Pace,
     limits: Limits,
     depth: int | None = None,
     width: int | None = None,
     initial: Sequence[Graph] = (),
 ) -> Plan:
-    """Starters that are affordable within `seconds` of the whole run, when an epoch costs `cost` seconds per FLOP.
+    """Starters that are affordable within `seconds` of the whole run on n examples.
 
-    depth, width: of all starters, instead of what is affordable. initial: graphs to start from instead of starters.
-    ValueError when no starter meets the limits, or a graph given does not, or does not fit the examples.
+    Of few examples a child sees all in each of its epochs, which bounds the networks; of many it sees parts, and what
+    bounds them is that the final trainings are to see all examples `PASSES` times.
+
+    recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what
+    is affordable. initial: graphs to start from instead of starters. ValueError when no starter meets the limits, or a
+    graph given does not, or does not fit the examples.
     """
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
     if len(shape) > 1:
@@ -150,14 +183,16 @@ def plan(
                 return next((graph for graph in fitting if graph.work <= most), fitting[-1])
         return graphs[-1]
 
-    child = CHILD * seconds / cost if cost > 0 else math.inf  # work times epochs that a child may cost
-    modest = families[0][0](shape, n_classes, width=width or 8, depth=depth or families[0][2])
-    modest = min(initial, key=lambda graph: graph.work, default=modest)
-    epochs = int(max(1, min(recipe.epochs, child // modest.work)))
+    cost = max(pace.seconds_per_flop, 1e-30)
+    child = CHILD * seconds / cost  # work times passes over the data that a child may cost
+    modest = families[0][0](shape, n_classes, width=width or 8, depth=depth or families[0][2]).work
+    modest = min((graph.work for graph in initial), default=modest)
+    largest = min(0.5 * seconds / (PASSES * cost), child / min(recipe.epochs, SEEN / n))
+    recipe = _parted(recipe, n, child / max(largest, modest))
     _check(initial, shape, n_classes, limits)
-    starts: dict[str, Graph] = {graph.key: graph for graph in initial}
+    starts = {graph.key: graph for graph in initial}
     for make, factor, deep in [] if initial else families:
-        graph = made(make, deep, factor * child / epochs)
+        graph = made(make, deep, factor * largest)
         if limits.refuse(graph) is None:
             starts.setdefault(graph.key, graph)
     if not starts:
@@ -166,9 +201,23 @@ def plan(
     if not starts:
         tiny = min(shallow, key=lambda graph: (graph.depth, graph.parameters))
         raise ValueError(f"limits: no starter meets them, the smallest one has {limits.refuse(tiny)}")
-    final = FINAL * cost * max(graph.work for graph in starts.values()) / seconds
-    share = 1 - min(0.6, max(0.25, final))
-    return Plan(tuple(starts.values()), replace(recipe, epochs=epochs), limits, share, cost, threads)
+    most = max(graph.work for graph in starts.values())
+    share = 1 - min(0.6, max(0.25, FINAL * cost * most / seconds))
+    part = 1.0 if recipe.examples is None else recipe.examples / n
+    return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads)
+
+
+def _parted(recipe: Recipe, n: int, passes: float) -> Recipe:
+    """The recipe with epochs that make up so many passes over n examples, if they cannot all be whole ones.
+
+    There are fewer of them when they would get too short for a score to say anything.
+    """
+    if passes >= recipe.epochs or (recipe.examples is not None and recipe.examples * recipe.epochs <= passes * n):
+        return recipe
+    shortest = min(n, recipe.examples or SHORTEST * recipe.batch_size)
+    epochs = int(max(1, min(recipe.epochs, passes * n // shortest)))
+    examples = int(max(shortest, min(n, passes * n / epochs)))
+    return replace(recipe, epochs=epochs, examples=None if examples >= n else examples)
 
 
 def _check(initial: Sequence[Graph], shape: Shape, n_classes: int, limits: Limits) -> None:

@@ -141,8 +141,8 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
         most = int(min(_CALIBRATION, job.chunk, deadline.left / pace if pace else math.inf))
         if most < 2:
             raise OutOfTime("the deadline came before the network was calibrated")
-        some = torch.randperm(len(task.train), generator=generator)[:most].to(task.device)
-        calibrate(module, new, task.normalised(task.train.x[some]))
+        some = torch.randperm(len(task.train), generator=generator)[:most]
+        calibrate(module, new, task.normalised(task.train[some].x))
     after = predict(module, probes, task, job.chunk, deadline)
     if len(before) < len(probes) or len(after) < len(probes):
         raise OutOfTime("the deadline came before the network was proved to be what its morphs promise")
@@ -155,13 +155,24 @@ def _double(value: Tensor) -> Tensor:
 
 def _mirrored(module: nn.Module, task: Task, chunk: int, deadline: Deadline) -> float | None:
     """The metric on mirrored examples; None where there is no axis to mirror, no time, or an output is no number."""
-    judge = task.judge
-    if judge.x.ndim < 3:
+    if task.judge.x.ndim < 3:
         return None
     try:
-        return evaluate(module, replace(judge, x=judge.x.flip(-1)), task, chunk, deadline)[1]
+        return evaluate(_Mirror(module), task.judge, task, chunk, deadline)[1]
     except (Diverged, OutOfTime):
         return None
+
+
+class _Mirror(nn.Module):
+    """The network on mirrored examples, of which no copy is made as a whole."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x.flip(-1))
+        return logits
 
 
 def settle(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:

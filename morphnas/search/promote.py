@@ -29,6 +29,7 @@ class Promote:
     factor: int = 4
     keep: int = 4
     rungs: int = 2
+    share: float = 0.25
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""
@@ -46,7 +47,7 @@ class Promote:
             for place, trial in enumerate(peers[:room]):
                 epochs = trial.epochs * self.factor
                 done = trial.id in promoted or (trial.graph.key, epochs) in taken
-                if not done and trial.kept and left.predict(trial.graph, epochs) <= left.seconds:
+                if not done and trial.kept and left.predict(trial.graph, epochs) <= self.share * left.seconds:
                     recipe = replace(trial.proposal.recipe, epochs=epochs)
                     why = {"reason": "promotion", "rung": level + 1, "place": place + 1, "of": len(peers)}
                     return Proposal(trial.id, (), recipe, why | {"left": what_is_left(left)})

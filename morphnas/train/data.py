@@ -14,7 +14,7 @@ from morphnas.train.recipe import Augment
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """x: (n, *shape) uint8 or float32. y: (n,) int64 class indices. Both on one device."""
+    """x: (n, *shape) uint8 or float32. y: (n,) int64 class indices, on the device; x may be in main memory instead."""
 
     x: Tensor
     y: Tensor
@@ -23,7 +23,11 @@ class Examples:
         return len(self.y)
 
     def __getitem__(self, index: Tensor | slice) -> Examples:
-        return Examples(self.x[index], self.y[index])
+        """Those at the indices, on the device; those of a slice are views."""
+        if isinstance(index, slice):
+            return Examples(self.x[index], self.y[index])
+        device = self.y.device
+        return Examples(self.x[index.to(self.x.device)].to(device), self.y[index.to(device)])
 
     def to(self, device: torch.device) -> Examples:
         return Examples(self.x.to(device), self.y.to(device))
@@ -45,7 +49,7 @@ class Task:
 
     @staticmethod
     def of(train: Examples, valid: Examples | None, n_classes: int) -> Task:
-        mean, std = moments(train.x)
+        mean, std = (moment.to(train.y.device) for moment in moments(train.x))
         return Task(train, valid, n_classes, mean, std)
 
     @property
@@ -54,10 +58,10 @@ class Task:
 
     @property
     def device(self) -> torch.device:
-        return self.train.x.device
+        return self.mean.device
 
     def normalised(self, x: Tensor) -> Tensor:
-        return (x.to(torch.float32) - self.mean) / self.std
+        return (x.to(self.device).to(torch.float32) - self.mean) / self.std
 
     def to(self, device: torch.device) -> Task:
         valid = None if self.valid is None else self.valid.to(device)
@@ -93,13 +97,25 @@ def steps(n: int, size: int) -> int:
     return max(1, min(math.ceil(n / size), n // 2))
 
 
-def batches(n: int, size: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
-    """The indices 0 .. n - 1 in random order, in parts of at most `size` and nearly equal lengths.
+def orders(n: int, length: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endlessly the next `length` indices of random orders of 0 .. n - 1, one order after the other.
+
+    Every index comes as often as any other, give or take one. Each order is drawn when it is needed.
+    """
+    rest = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(rest) < length:
+            rest = torch.cat([rest, torch.randperm(n, generator=generator)])
+        yield rest[:length]
+        rest = rest[length:]
+
+
+def batches(order: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
+    """The indices in parts of at most `size` and nearly equal lengths, on the device.
 
     No part is of one index alone, which batch norm cannot train on: with a `size` of 1 or 2 some are of 2 or 3.
     """
-    order = torch.randperm(n, generator=generator)
-    return iter(order.to(device).tensor_split(steps(n, size)))
+    return iter(order.to(device).tensor_split(steps(len(order), size)))
 
 
 def augmented(x: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
@@ -112,7 +128,7 @@ def augmented(x: Tensor, augment: Augment, generator: torch.Generator) -> Tensor
         return x
     index: list[Tensor] = [_along(torch.arange(n), 0, x.ndim), _along(torch.arange(x.shape[1]), 1, x.ndim)]
     for axis, size in enumerate(spatial, start=2):
-        reach = round((augment.shift or 0.0) * size)
+        reach = math.ceil((augment.shift or 0.0) * size)
         offset = torch.randint(-reach, reach + 1, (n, 1), generator=generator)
         place = (torch.arange(size) + offset).clamp(0, size - 1)  # (n, size)
         if augment.flip and axis == x.ndim - 1:

@@ -12,15 +12,19 @@ Status = Literal["finished", "truncated", "diverged", "oom", "failed"]
 memory. failed: an error. Whatever was trained before is kept and scored in the first three."""
 
 
-SHIFT = 0.1
-"""How far images are moved, as a share of their size, where that helps."""
+Precision = Literal["float32", "bfloat16"]
+Optimizer = Literal["sgd", "adamw", "muon"]
+
+SHIFT = 0.03
+"""How far images are moved, as a share of their size, where that helps: a pixel of 32."""
 
 
 @dataclass(frozen=True)
 class Augment:
     """Random changes of training images, drawn anew for every image and epoch.
 
-    shift: largest displacement along each spatial axis, as a fraction of its size (what is moved in is the edge's);
+    shift: largest displacement along each spatial axis, as a fraction of its size, rounded up to whole pixels (what is
+        moved in is the edge's);
         None: not at all, until the final trainings find out what is better, see `morphnas.run.final`.
     flip: mirror left and right; None: found out from the first network, see `morphnas.run.search.settle`.
     cutout: side of a square (cube, span) set to the mean, as a fraction of each axis (DeVries and Taylor 2017,
@@ -44,9 +48,11 @@ class Augment:
 class Recipe:
     """The trainer's settings.
 
-    epochs: passes over the training data; the learning rate's schedule ends with them.
+    epochs: how often the network is scored; the learning rate's schedule ends with the last.
+    examples: that an epoch trains on, the next ones of an endless random order; None: all of the training data.
     batch_size: examples per step; an epoch is cut into parts of at most so many and nearly equal lengths.
-    optimizer: "sgd" (Nesterov momentum) or "adamw".
+    optimizer: "sgd" (Nesterov momentum), "adamw", or "muon" (see `morphnas.train.muon`).
+    precision: of the forward and backward passes; weights, scores and predictions are float32 in any case.
     lr: peak learning rate, per mean loss of a batch; it rises over `warmup` of the schedule and falls linearly to 0.
     weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw.
     label_smoothing: probability mass spread over all classes.
@@ -58,8 +64,10 @@ class Recipe:
     """
 
     epochs: int = 8
+    examples: int | None = None
     batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    precision: Precision = "float32"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -72,20 +80,23 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("epochs", 1, 1_000_000), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6), ("momentum", 0, 0.9999),
+            ("epochs", 1, 1_000_000), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6),
+            ("momentum", 0, 0.9999),
             ("weight_decay", 0, 1e6), ("label_smoothing", 0, 0.999), ("bias_rate", 1e-3, 1e3),
             ("average", 0, 1e6), ("warmup", 0, 1), ("patience", 1, 1_000_000),
         ):  # fmt: skip
             value = getattr(self, name)
-            if name == "patience" and value is None:
+            if name in ("patience", "examples") and value is None:
                 continue
-            whole = isinstance(low, int) and isinstance(high, int) and high == 1_000_000
+            whole = name in ("epochs", "examples", "batch_size", "patience")
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 raise ValueError(f"recipe: {name} must be {'an integer' if whole else 'a number'}, not {value!r}")
             if not low <= value <= high:
                 raise ValueError(f"recipe: {name} must be from {low} to {high:,}, not {value!r}")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f'recipe: optimizer must be "sgd" or "adamw", not {self.optimizer!r}')
+        for name, kind in (("optimizer", Optimizer), ("precision", Precision)):
+            if getattr(self, name) not in get_args(kind):
+                words = " or ".join(f'"{word}"' for word in get_args(kind))
+                raise ValueError(f"recipe: {name} must be {words}, not {getattr(self, name)!r}")
         if not isinstance(self.augment, Augment):
             raise ValueError(f"recipe: augment must be an Augment, not {self.augment!r:.100}")
 

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,9 +16,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from morphnas.train.data import Examples, Task, augmented, batches, steps
+from morphnas.train.data import Examples, Task, augmented, batches, orders, steps
 from morphnas.train.deadline import Deadline, OutOfTime
-from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
+from morphnas.train.muon import Muon
+from morphnas.train.recipe import Epoch, Outcome, Precision, Recipe, Status
 
 SHORT = 12
 """Schedules of at most this many epochs have no patience: they are over before a stale epoch says anything."""
@@ -117,7 +119,9 @@ def train(
     if task.train.x.ndim == 4:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     judge, planned = task.judge, recipe.epochs
-    schedule, last, per_epoch = Schedule(recipe.warmup), planned, steps(len(task.train), recipe.batch_size)
+    seen = min(recipe.examples or len(task.train), len(task.train))  # in an epoch
+    order = orders(len(task.train), seen, generator)
+    schedule, last, per_epoch = Schedule(recipe.warmup), planned, steps(seen, recipe.batch_size)
     optimizer, averaged = _optimizer(module, recipe), _averaged(module, recipe, per_epoch)
     kept = averaged.module if averaged is not None else module  # what is scored, and whose weights are kept
     best, best_state = Outcome("truncated", examples=len(judge) if scored else 0), _copy(module)
@@ -125,7 +129,7 @@ def train(
     curve: list[Epoch] = []
     validation = 0.0  # seconds that scoring is expected to take
     trained, training = 0, 0.0
-    pace = foretold(module, task, clock) if deadline.left < HASTE else 0.0  # seconds per example of slow steps
+    pace = foretold(module, task, recipe, clock) if deadline.left < HASTE else 0.0  # seconds per example of slow steps
     micro = micro or recipe.batch_size
     usual: list[float] = []  # the first losses
     gpu = task.device.type == "cuda"
@@ -143,7 +147,7 @@ def train(
         total = torch.zeros((), device=task.device)
         done, gone = 0, ""
         losses: deque[Callable[[], float]] = deque()
-        for index in batches(len(task.train), recipe.batch_size, generator, task.device):
+        for index in batches(next(order), recipe.batch_size, task.train.x.device):
             room = deadline.left - validation
             if room <= 1.5 * pace * len(index):
                 fitting = int(room / (1.5 * pace)) if pace else 0
@@ -152,7 +156,7 @@ def train(
                     break
                 index = index[:fitting]
             step_begun = clock()
-            rate = schedule.rate(min(progress(epoch + done / len(task.train)), schedule.end * 0.9999))
+            rate = schedule.rate(min(progress(epoch + done / seen), schedule.end * 0.9999))
             for group in optimizer.param_groups:
                 group["lr"] = group["share"] * recipe.lr * rate
             loss, micro = step(module, optimizer, task, index, recipe, generator, micro, smallest)
@@ -242,7 +246,8 @@ def step(
         optimizer.zero_grad(set_to_none=True)
         try:
             loss = _gradients(module, task, index.tensor_split(steps(len(index), micro)), recipe, generator)
-            optimizer.step()
+            with computing(recipe.precision, task.device):
+                optimizer.step()
             return loss, micro
         except Exception as error:
             micro = min(micro, len(index))
@@ -263,13 +268,20 @@ def _gradients(
     for part in parts:
         batch = task.train[part]
         x = task.normalised(augmented(batch.x, recipe.augment, generator))
-        share = F.cross_entropy(module(x), batch.y, label_smoothing=recipe.label_smoothing) * (len(part) / n)
+        with computing(recipe.precision, task.device):
+            logits = module(x).float()
+        share = F.cross_entropy(logits, batch.y, label_smoothing=recipe.label_smoothing) * (len(part) / n)
         share.backward()
         loss += share.detach()
     return loss
 
 
-def foretold(module: nn.Module, task: Task, clock: Callable[[], float]) -> float:
+def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Where a network's layers compute in that precision; weights, gradients and the loss stay in float32."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
+
+
+def foretold(module: nn.Module, task: Task, recipe: Recipe, clock: Callable[[], float]) -> float:
     """Seconds per example that a step takes for a few of them, without one being made: nothing changes.
 
     0 where even these are too much for the memory: a step finds out what fits.
@@ -282,8 +294,9 @@ def foretold(module: nn.Module, task: Task, clock: Callable[[], float]) -> float
         with torch.random.fork_rng([task.device] if gpu else []):
             for _ in range(2):  # the first one takes longer
                 begun = clock()
-                logits = functional_call(module, moving, task.normalised(batch.x))
-                F.cross_entropy(logits, batch.y).backward()
+                with computing(recipe.precision, task.device):
+                    logits = functional_call(module, moving, task.normalised(batch.x))
+                F.cross_entropy(logits.float(), batch.y).backward()
                 if gpu:
                     torch.cuda.synchronize(task.device)
                 seconds = clock() - begun
@@ -353,10 +366,16 @@ def best_temperature(logits: Tensor, y: Tensor) -> float:
 
 @torch.no_grad()
 def predict(
-    module: nn.Module, x: Tensor, task: Task, batch_size: int = 512, deadline: Deadline | None = None
+    module: nn.Module,
+    x: Tensor,
+    task: Task,
+    batch_size: int = 512,
+    deadline: Deadline | None = None,
+    mirrored: bool = False,
 ) -> Tensor:
     """Logits (n, classes) float32 of raw examples (n, *shape), in evaluation mode.
 
+    mirrored: the means of every image's and its mirror image's (test-time augmentation).
     With a deadline they are those of as many examples, from the first on, as there is time for. Out of memory, it goes
     on with half as many at a time.
     """
@@ -369,7 +388,9 @@ def predict(
             break
         begun = deadline.left if deadline else 0.0
         try:
-            parts.append(module(task.normalised(part.to(task.device))).float())
+            pixels = task.normalised(part.to(task.device))
+            logits = module(pixels).float()
+            parts.append((logits + module(pixels.flip(-1)).float()) / 2 if mirrored else logits)
         except Exception as error:
             if len(part) == 1 or not is_out_of_memory(error):
                 raise
@@ -447,14 +468,21 @@ def _averaged(module: nn.Module, recipe: Recipe, per_epoch: int) -> AveragedMode
 
 
 def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay on weights alone: tensors of two and more axes. A group's `share` multiplies the rate."""
+    """Weight decay on weights alone: tensors of two and more axes. A group's `share` multiplies the rate.
+
+    turned: whether the group holds convolutions' weights that Muon is to turn.
+    """
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     shifts = {id(layer.bias) for layer in norms}
-    groups: dict[tuple[float, float], list[Tensor]] = {}
+    groups: dict[tuple[float, float, bool], list[Tensor]] = {}
     for p in module.parameters():
-        kind = (recipe.bias_rate if id(p) in shifts else 1.0, recipe.weight_decay if p.ndim > 1 else 0.0)
-        groups.setdefault(kind, []).append(p)
-    settings = [{"params": ps, "share": share, "weight_decay": decay} for (share, decay), ps in groups.items()]
+        share, decay = recipe.bias_rate if id(p) in shifts else 1.0, recipe.weight_decay if p.ndim > 1 else 0.0
+        groups.setdefault((share, decay, recipe.optimizer == "muon" and p.ndim > 2), []).append(p)
+    settings = [
+        {"params": ps, "share": share, "weight_decay": decay, "turned": turned}
+        for (share, decay, turned), ps in groups.items()
+    ]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(settings, lr=recipe.lr, fused=True)
-    return torch.optim.SGD(settings, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
+    kind = Muon if recipe.optimizer == "muon" else torch.optim.SGD
+    return kind(settings, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)

@@ -309,6 +309,34 @@ def test_epochs_are_what_there_is_time_for(path: Path, told: Callable[..., Told]
     assert sum(job.seconds for job in made.jobs[:1]) < 0.5 * 80
 
 
+def test_all_of_the_time_is_used(path: Path, told: Callable[..., Told]) -> None:
+    """Where it is for 4.2 passes over everything, there are 5 epochs, each of a part of it; so too for children's
+    epochs that were parts."""
+    n = len(EVERYTHING)
+    for examples in (None, 30):
+        made = told()
+        speed = (examples or len(TASK.train)) * 2 / 2.0  # 2 epochs in 2 seconds
+        store = Store.create(path / str(examples), {})
+        store.claim(Proposal(GRAPH, (), replace(RECIPE, examples=examples)))
+        outcome = replace(BADLY, seconds=2.0, epochs=2, images_per_second=speed)
+        winner = store.finish(0, outcome, sure_of(0, GRAPH))
+        finish(store, winner, deadline=made.clock.deadline(4.2 * n / speed), epochs=None)
+        store.close()
+        (recipe,) = (job.recipe for job in made.jobs)
+        assert recipe.epochs == 5
+        assert recipe.examples == pytest.approx(4.2 * n / 5, abs=1)
+        assert (recipe.examples or 0) > RECIPE.batch_size
+
+
+def test_scoring_has_its_share_of_the_time(path: Path, told: Callable[..., Told]) -> None:
+    """Half of the winner's time was not training: of what is scored there can be half as much."""
+    made = told()
+    speed = len(TASK.train) * 2 / 2.0
+    with won(path, replace(BADLY, seconds=4.0, epochs=2, images_per_second=speed)) as (store, winner):
+        finish(store, winner, deadline=made.clock.deadline(24), epochs=None, everything=None)
+    assert [job.recipe.epochs for job in made.jobs] == [12]
+
+
 def test_long_trainings_are_long_enough(path: Path, told: Callable[..., Told]) -> None:
     made = told()
     with won(path) as (store, winner):

@@ -16,7 +16,7 @@ from torch import nn
 
 from morphnas.graph import Conv, Dense, Limits, to_module
 from morphnas.run import plan as module
-from morphnas.run.plan import Plan, batch_size, default_recipe, measure, plan
+from morphnas.run.plan import Pace, Plan, batch_size, default_recipe, measure, plan
 from morphnas.train.data import Task
 from morphnas.train.recipe import SHIFT, Augment, Recipe
 from tests.train.tasks import blobs, images
@@ -41,7 +41,7 @@ COST = 1e-6
 
 
 def planned(shape: tuple[int, ...], seconds: float = 60.0, **settings: Any) -> Plan:
-    given: dict[str, Any] = {"recipe": RECIPE, "cost": COST, "threads": 1, "limits": Limits()}
+    given: dict[str, Any] = {"n": 1000, "recipe": RECIPE, "pace": Pace(COST, 1, "float32"), "limits": Limits()}
     return plan(shape, 3, seconds=seconds, **given | settings)
 
 
@@ -99,19 +99,52 @@ def test_more_time_allows_larger_starters(shape: tuple[int, ...]) -> None:
     assert (epochs[0], epochs[-1]) == (1, RECIPE.epochs)
 
 
-@given(st.sampled_from([(20,), (1, 8, 8), (3, 16, 16)]), st.floats(1, 1e6), st.floats(1e-9, 1e-5))
-def test_no_starter_costs_much_more_than_a_childs_share(shape: tuple[int, ...], seconds: float, cost: float) -> None:
+@given(
+    st.sampled_from([(20,), (1, 8, 8), (3, 16, 16)]),
+    st.floats(1, 1e6),
+    st.floats(1e-9, 1e-5),
+    st.sampled_from([50, 1_000, 60_000, 3_000_000]),
+)
+def test_no_starter_costs_much_more_than_a_childs_share(
+    shape: tuple[int, ...], seconds: float, cost: float, n: int
+) -> None:
     """But for the smallest of a family, which is tried however little time there is."""
-    found = planned(shape, seconds, cost=cost)
-    smallest = {graph.key for graph in planned(shape, 1e-9, cost=cost).starts}
+    found = planned(shape, seconds, pace=Pace(cost, 1, "float32"), n=n)
+    smallest = {graph.key for graph in planned(shape, 1e-9, pace=Pace(cost, 1, "float32")).starts}
     for graph in found.starts:
-        price = graph.work * found.recipe.epochs * cost
+        price = graph.work * found.recipe.epochs * found.seconds_per_flop
         assert price <= 2.5 * module.CHILD * seconds or graph.key in smallest
 
 
+@given(st.floats(1, 1e6), st.integers(50, 3_000_000))
+def test_the_final_trainings_have_time_for_all_examples(seconds: float, n: int) -> None:
+    found = planned((3, 16, 16), seconds, n=n, pace=Pace(1e-11 * n, 1, "float32"))
+    smallest = {graph.key for graph in planned((3, 16, 16), 1e-9).starts}
+    for graph in found.starts:
+        assert graph.work * 1e-11 * n * module.PASSES <= 0.8 * seconds or graph.key in smallest
+
+
+def test_of_large_data_a_childs_epochs_are_parts() -> None:
+    """So that the networks may be as large as the final trainings bear, and there are several epochs all the same."""
+    small, large = (planned((3, 32, 32), 600.0, n=n, pace=Pace(1e-11 * n, 1, "float32")) for n in (5_000, 500_000))
+    assert small.recipe == RECIPE
+    assert large.recipe.epochs == RECIPE.epochs
+    assert large.recipe.examples is not None
+    assert 10_000 < large.recipe.examples * RECIPE.epochs < 250_000
+    assert large.seconds_per_flop == pytest.approx(5e-6 * large.recipe.examples / 500_000)
+    hurried = planned((3, 32, 32), 0.6, n=500_000, pace=Pace(5e-6, 1, "float32")).recipe
+    assert (hurried.epochs, hurried.examples) == (1, module.SHORTEST * RECIPE.batch_size)
+
+
+def test_how_much_an_epoch_is_can_be_given() -> None:
+    recipe = replace(RECIPE, examples=2_000)
+    for seconds in (1.0, 1e9):
+        assert planned((3, 32, 32), seconds, n=500_000, recipe=recipe).recipe.examples == 2_000
+
+
 def test_what_costs_nothing_may_be_large() -> None:
-    assert planned((1, 8, 8), cost=0.0).starts == planned((1, 8, 8), 1e15).starts
-    assert planned((1, 8, 8), cost=0.0).recipe == RECIPE
+    assert planned((1, 8, 8), pace=Pace(0.0, 1, "float32")).starts == planned((1, 8, 8), 1e15).starts
+    assert planned((1, 8, 8), pace=Pace(0.0, 1, "float32")).recipe == RECIPE
 
 
 def test_the_width_can_be_given() -> None:
@@ -136,7 +169,7 @@ def test_the_rest_of_the_recipe_is_kept() -> None:
     assert planned((20,), 1e9, recipe=recipe).recipe == recipe
     short = planned((1, 16, 16), 0.5, recipe=recipe).recipe
     assert short.epochs < 50
-    assert short == replace(recipe, epochs=short.epochs)
+    assert short == replace(recipe, epochs=short.epochs, examples=short.examples)
 
 
 def test_the_search_has_a_share_of_the_time() -> None:
@@ -151,7 +184,7 @@ def test_the_search_has_a_share_of_the_time() -> None:
 def test_plans_come_back_from_json(shape: tuple[int, ...]) -> None:
     limits = Limits(max_params=100_000, morphs=("deeper", "wider"))
     recipe = default_recipe(500, torch.device("cpu"), None, spatial=True)
-    found = planned(shape, limits=limits, recipe=recipe, threads=3)
+    found = planned(shape, limits=limits, recipe=recipe, pace=Pace(COST, 3, "float32"))
     assert Plan.of_run({"seed": 1, "plan": json.loads(json.dumps(found.to_json(), allow_nan=False))}) == found
 
 
@@ -195,10 +228,11 @@ def one_pixel() -> Task:
 @pytest.mark.parametrize("size", [1, 8, 500])
 def test_an_epoch_has_a_price(task: Task, size: int, threads: list[int]) -> None:
     random = torch.get_rng_state()
-    cost, fastest = measure(task, 0.0, size)
-    assert 0 < cost < math.inf
-    assert fastest in (1, 2)
-    assert threads == [2, 1, 2, 2]  # both are tried, and then it is as before
+    pace = measure(task, 0.0, size)
+    assert 0 < pace.seconds_per_flop < math.inf
+    assert pace.threads in (1, 2)
+    assert pace.precision in ("float32", "bfloat16")
+    assert threads == [2, 1, 1, 2, 2, 2]  # each is tried with both precisions, and then it is as before
     assert torch.equal(random, torch.get_rng_state())
 
 
@@ -215,7 +249,7 @@ def test_the_number_of_threads_is_put_back_after_an_error(monkeypatch: pytest.Mo
 def test_twice_the_examples_take_twice_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10_000))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
-    one, other = (measure(blobs(n, 2), 0.0, 16)[0] for n in (40, 80))
+    one, other = (measure(blobs(n, 2), 0.0, 16).seconds_per_flop for n in (40, 80))
     assert other == pytest.approx(2 * one)
 
 

@@ -114,11 +114,11 @@ def test_when_time_is_short_what_a_step_takes_is_found_out_first() -> None:
 
 def test_what_a_step_takes_is_foretold_without_one() -> None:
     clock = Clock()
-    assert foretold(Timed(linear(), clock, 0.1, 0.01), blobs(), clock) == pytest.approx(0.1)
-    assert foretold(Small(linear(), 0), blobs(), clock) == 0.0
+    assert foretold(Timed(linear(), clock, 0.1, 0.01), blobs(), PLAIN, clock) == pytest.approx(0.1)
+    assert foretold(Small(linear(), 0), blobs(), PLAIN, clock) == 0.0
     module, random = to_module(cnn((2, 8, 8), 3, width=4)), torch.get_rng_state()
     before = state(module)
-    foretold(module, images(16, 4), clock)
+    foretold(module, images(16, 4), PLAIN, clock)
     assert equal(state(module), before)
     assert all(p.grad is None for p in module.parameters())
     assert torch.equal(torch.get_rng_state(), random)

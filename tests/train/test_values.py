@@ -72,7 +72,9 @@ def test_the_usual_clock_cannot_be_set_back() -> None:
         ({"warmup": 1.5}, "warmup must be from 0 to 1"),
         ({"patience": 0}, "patience must be from 1"),
         ({"patience": 3.0}, "patience must be an integer"),
-        ({"optimizer": "adam"}, 'optimizer must be "sgd" or "adamw", not \'adam\''),
+        ({"optimizer": "adam"}, 'optimizer must be "sgd" or "adamw" or "muon", not \'adam\''),
+        ({"precision": "float16"}, 'precision must be "float32" or "bfloat16", not \'float16\''),
+        ({"examples": 1}, "examples must be from 2 to"),
         ({"augment": {"shift": 0.1}}, "augment must be an Augment"),
     ],
 )

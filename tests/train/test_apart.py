@@ -1,0 +1,66 @@
+"""Examples that stay in main memory while the network is on a device: torch's "meta", which refuses to be mixed too."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from morphnas.graph import cnn, to_module
+from morphnas.run.search import _Mirror
+from morphnas.train import trainer
+from morphnas.train.data import Examples, Task, batches, moments
+from morphnas.train.recipe import Augment, Recipe
+from morphnas.train.trainer import calibrate, foretold, predict
+from tests.train.tasks import images, seeded
+
+DEVICE = torch.device("meta")
+
+
+@pytest.fixture
+def task() -> Task:
+    whole = images()
+    assert whole.valid is not None
+    train, valid = (Examples(part.x, part.y.to(DEVICE)) for part in (whole.train, whole.valid))
+    return Task.of(train, valid, 3)
+
+
+@pytest.fixture
+def module() -> nn.Module:
+    return to_module(cnn((2, 8, 8), 3, width=4)).to(DEVICE)
+
+
+def test_the_device_is_where_batches_go(task: Task) -> None:
+    assert task.device == DEVICE
+    assert task.mean.device == task.std.device == DEVICE
+    assert task.train.x.device.type == "cpu"
+    batch = task.train[torch.arange(5)]
+    assert batch.x.device == batch.y.device == DEVICE
+    assert (batch.x.shape, batch.x.dtype) == ((5, 2, 8, 8), torch.uint8), "bytes are moved, not floats"
+    some = task.train[3:8]
+    assert some.x.untyped_storage().data_ptr() == task.train.x.untyped_storage().data_ptr(), "a slice is a view"
+    assert task.normalised(some.x).device == DEVICE
+    assert task.to(DEVICE).train.x.device == DEVICE
+
+
+def test_what_is_computed_on_either_device_is_the_same() -> None:
+    whole = images()
+    index = torch.tensor([4, 1, 1])
+    assert torch.equal(whole.train[index].x, whole.train.x[index])
+    assert torch.equal(whole.train[index].y, whole.train.y[index])
+    assert torch.equal(Task.of(whole.train, None, 3).mean, moments(whole.train.x)[0])
+
+
+def test_networks_train_and_predict_apart_from_their_examples(task: Task, module: nn.Module) -> None:
+    recipe = Recipe(augment=Augment(shift=0.2, flip=True, cutout=0.3))
+    for index in batches(torch.arange(len(task.train)), 16, task.train.x.device):
+        loss = trainer._gradients(module, task, index.tensor_split(2), recipe, seeded())
+        assert loss.device == DEVICE
+    assert all(p.grad is not None and p.grad.device == DEVICE for p in module.parameters())
+    assert predict(module, task.judge.x, task).shape == (48, 3)
+    assert predict(_Mirror(module), task.judge.x, task).device == DEVICE
+    assert foretold(module, task, recipe, time.perf_counter) > 0
+    norms = [name for name, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    calibrate(module, norms[:1], task.normalised(task.train[torch.arange(9)].x))

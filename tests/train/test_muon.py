@@ -1,0 +1,89 @@
+"""Muon: convolutions are turned evenly and by a share of their length, all else is as with SGD."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from morphnas.graph import cnn, to_module
+from morphnas.train.deadline import NEVER
+from morphnas.train.muon import Muon, orthogonal
+from morphnas.train.recipe import Recipe
+from morphnas.train.trainer import _optimizer, evaluate, train
+from tests.train.tasks import images, seeded
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(1e-6, 1e6), st.integers(0, 1000))
+def test_directions_stay_and_lengths_become_alike(rows: int, columns: int, scale: float, seed: int) -> None:
+    matrix = scale * torch.randn(rows, columns, generator=seeded(seed))
+    found = orthogonal(matrix)
+    left, before, right = torch.linalg.svd(matrix, full_matrices=False)
+    after = left.T @ found @ right.T
+    assert torch.allclose(after - after.diagonal().diag(), torch.zeros_like(after), atol=1e-3)
+    large = before > 0.1 * before.max()
+    assert ((after.diagonal() > 0.5) & (after.diagonal() < 1.3))[large].all()
+
+
+def test_nothing_is_turned_into_nothing() -> None:
+    assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
+def optimizer_of(weight: nn.Parameter, lr: float = 0.1) -> Muon:
+    return Muon([{"params": [weight], "turned": True}], lr=lr, momentum=0.9, nesterov=True)
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_a_step_is_a_share_of_the_weights(weights: float, gradients: float) -> None:
+    """Whatever the scale of these and of the gradient: a batch norm after them does not see it."""
+    start, gradient = torch.randn(6, 3, 3, 3, generator=seeded(1)), torch.randn(6, 3, 3, 3, generator=seeded(2))
+    moved = []
+    for by_weight, by_gradient in ((1.0, 1.0), (weights, gradients)):
+        weight = nn.Parameter(start * by_weight)
+        weight.grad = gradient * by_gradient
+        optimizer_of(weight).step()
+        length = (weight.detach() - start * by_weight).norm().item()
+        assert length == pytest.approx(0.1 * by_weight * start.norm().item(), rel=1e-3)
+        moved.append(weight.detach() / by_weight)
+    assert torch.allclose(moved[0], moved[1], atol=1e-4)
+    assert ((moved[0] - start) * gradient).sum() < 0  # downhill
+
+
+def test_weights_that_are_zero_or_have_no_gradient_stay() -> None:
+    for weight, gradient in ((torch.zeros(2, 2, 3), torch.ones(2, 2, 3)), (torch.ones(2, 2, 3), None)):
+        parameter = nn.Parameter(weight.clone())
+        parameter.grad = gradient
+        optimizer_of(parameter).step()
+        assert torch.equal(parameter.detach(), weight)
+
+
+def test_all_but_convolutions_move_as_with_sgd() -> None:
+    networks = [to_module(cnn((2, 8, 8), 3, width=4)) for _ in range(2)]
+    for module, kind in zip(networks, ("muon", "sgd"), strict=True):
+        optimizer = _optimizer(module, Recipe(optimizer=kind))  # type: ignore[arg-type]
+        for _ in range(2):
+            for i, p in enumerate(module.parameters()):
+                p.grad = torch.randn(p.shape, generator=seeded(i))
+            optimizer.step()
+    for (name, one), other in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
+        assert torch.equal(one, other) == (one.ndim < 3), name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
+def test_networks_learn_with_every_optimizer_and_precision(optimizer: str, precision: str) -> None:
+    task = images(60, 20)
+    recipe = Recipe(epochs=8, batch_size=16, lr=0.01 if optimizer == "adamw" else 0.1)
+    recipe = replace(recipe, optimizer=optimizer, precision=precision)  # type: ignore[arg-type]
+    module = to_module(cnn((2, 8, 8), 3, width=4))
+    before = evaluate(module, task.judge, task)[0]
+    outcome = train(module, task, recipe, NEVER, seeded())
+    assert outcome.status == "finished"
+    assert outcome.score is not None
+    assert outcome.score > before + 0.1
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+    assert evaluate(module, task.judge, task)[0] == pytest.approx(outcome.score, rel=1e-6)  # in float32
