@@ -36,7 +36,7 @@ from morphnas.graph import (
     mlp,
     resnet,
 )
-from morphnas.graph.morphs import _candidates
+from morphnas.graph.morphs import candidates
 
 SMALL = Limits(max_params=60_000, max_flops=3_000_000, max_width=48)
 """Keeps the networks of the tests so small that a law can be checked on hundreds of them."""
@@ -161,10 +161,10 @@ def chain(graph: Graph, n: int, seed: int, limits: Limits = SMALL) -> list[Morph
 
 def _draw(graph: Graph, rng: random.Random, limits: Limits) -> Morph | None:
     """A random morph within the limits: every kind alike often, widths of any size."""
-    candidates = list(_candidates(graph))
-    kinds = sorted({morph.tag for morph in candidates})
+    every = list(candidates(graph))
+    kinds = sorted({morph.tag for morph in every})
     for tag in rng.sample(kinds, len(kinds)):
-        of_kind = [morph for morph in candidates if morph.tag == tag]
+        of_kind = [morph for morph in every if morph.tag == tag]
         for morph in rng.sample(of_kind, len(of_kind)):
             if isinstance(morph, Wider):
                 morph = Wider(morph.node, graph.shapes[morph.node][0] + rng.randint(1, 5))

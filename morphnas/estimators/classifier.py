@@ -32,7 +32,7 @@ from morphnas.estimators.settings import (
     torch_device,
 )
 from morphnas.estimators.sources import Source, opened
-from morphnas.graph import Limits, Network, to_module
+from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
 from morphnas.report.tables import trials_table
 from morphnas.run.executors import SerialExecutor
@@ -61,7 +61,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     resume : True goes on with the run in `path`; "auto" does so if there is one.
     searcher_args : settings of the searcher; trainer_args, default_model_len and default_model_width set the training
         of children and size the starters.
-    search_type : "bayesian" (None means it), "random", "evolution", or a callable (space, recipe=, limits=, seed=).
+    search_type : "bayesian" (None means it), "random", "evolution", "greedy", "climbing", "grid", "halving", or a
+        callable (space, recipe=, limits=, seed=).
     time_limit : seconds of a fit, everything included, when `fit` is given none; None: 24 hours.
     max_trials : end the search after so many networks; None: as many as there is time for.
     random_state : int for the same search again (or a `numpy.random.RandomState`); None: another one each time.
@@ -70,6 +71,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     image_shape : (height, width) or (height, width, channels) of images that come as rows.
     image_size : side or (height, width) that all images are resized to; None: they stay, unless their sizes are mixed.
     limits : `morphnas.Limits`, or a dict of its fields.
+    initial_graphs : list of `morphnas.Graph` that the search starts from, instead of networks sized to the time; inputs
+        are channels first, outputs one value per class.
     max_memory : bytes that the training of a network should take at most, as estimated: batches are trained on in parts
         that fit, and networks that do not fit at all are not tried.
     data_memory : bytes that the prepared examples of x, and those of validation_data, may take in memory, and in a
@@ -104,6 +107,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         image_size: ImageSize | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
         max_memory: int | None = None,
+        initial_graphs: Sequence[Graph] | None = None,
         data_memory: int | None = None,
         overwrite: bool = False,
     ) -> None:
@@ -122,6 +126,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.image_size = image_size
         self.limits = limits
         self.max_memory = max_memory
+        self.initial_graphs = initial_graphs
         self.data_memory = data_memory
         self.overwrite = overwrite
         warm_up()
@@ -203,7 +208,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         default = default_recipe(n, settings.device, self.augment, len(shape) > 1)
         pace = measure(task, min(0.8, 0.01 * seconds), changed(default, settings.trainer_args).batch_size)
         recipe = changed(replace(default, precision=pace.precision), settings.trainer_args)
-        sized = (settings.limits, settings.depth, settings.width)
+        sized = (settings.limits, settings.depth, settings.width, settings.initial)
         return plan(shape, task.n_classes, n, recipe, seconds, pace, *sized)
 
     def _finished(

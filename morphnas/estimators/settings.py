@@ -6,7 +6,7 @@ import math
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ import torch
 from sklearn.utils import check_random_state
 
 from morphnas.estimators.room import Room
-from morphnas.graph import Limits
+from morphnas.graph import Graph, Limits
 from morphnas.search import SEARCHERS, Promote
 from morphnas.search.trial import Searcher
 from morphnas.train.recipe import Recipe
@@ -43,12 +43,15 @@ class HasSettings(Protocol):
     data_memory: int | None
     device: str | torch.device | None
     limits: Limits | Mapping[str, Any] | None
+    initial_graphs: Sequence[Graph] | None
     overwrite: bool
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable."""
+    """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable. initial:
+    graphs to start from instead.
+    """
 
     device: torch.device
     room: Room
@@ -57,6 +60,7 @@ class Settings:
     trainer_args: Mapping[str, Any]
     depth: int | None
     width: int | None
+    initial: tuple[Graph, ...]
 
     @staticmethod
     def of(estimator: HasSettings) -> Settings:
@@ -73,10 +77,15 @@ class Settings:
             if args.pop(name, None) is not None:
                 warnings.warn(f"searcher_args: {name} belonged to the old kernel and has no effect", stacklevel=4)
         searcher = _searcher(estimator.search_type, args)
+        graphs = estimator.initial_graphs
+        if graphs is not None and not (isinstance(graphs, Sequence) and all(isinstance(g, Graph) for g in graphs)):
+            raise ValueError(f"initial_graphs must be None or a list of morphnas.Graph, not {graphs!r:.100}")
+        initial = tuple(graphs or ())
         limits = _limits(estimator.limits)
         if estimator.max_memory is not None:
             limits = replace(limits, max_memory=int(estimator.max_memory))
-        return Settings(torch_device(estimator.device), room(estimator), limits, searcher, trainer_args, depth, width)
+        device, space = torch_device(estimator.device), room(estimator)
+        return Settings(device, space, limits, searcher, trainer_args, depth, width, initial)
 
 
 def _check_flags(estimator: HasSettings) -> None:
@@ -122,7 +131,7 @@ def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
 
 
 def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeSearcher:
-    """Named searchers come with promotion around them; a callable is taken as it is."""
+    """Named searchers come with promotion around them, except for the one that has it; a callable is taken as it is."""
     kind = "bayesian" if kind is None else kind
     if isinstance(kind, str) and kind not in SEARCHERS:
         raise ValueError(f"search_type must be one of {', '.join(SEARCHERS)}, or a callable, not {kind!r}")
@@ -136,7 +145,7 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeS
 
     def made(*positional: Any, **settings: Any) -> Searcher:
         searcher = make(*positional, **settings, **args)
-        return Promote(searcher) if isinstance(kind, str) else searcher
+        return Promote(searcher) if isinstance(kind, str) and kind != "halving" else searcher
 
     return made
 
@@ -188,4 +197,6 @@ def plain(value: Any) -> Any:
         return asdict(value)
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

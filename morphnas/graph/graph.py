@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from torch import fx, nn
@@ -33,6 +33,16 @@ FLOPS_PER_BYTE = 32
 FLOPS_PER_NODE = 125_000
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _TAKEN = frozenset(dir(builtins)) | frozenset(dir(fx.GraphModule)) | frozenset(vars(nn.Module()))
+
+
+@lru_cache(maxsize=4096)
+def _settings(op: Op) -> str:
+    return json.dumps(op.to_json(), sort_keys=True)
+
+
+@lru_cache(maxsize=4096)
+def _may_name(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and not keyword.iskeyword(name) and name not in _TAKEN
 
 
 class GraphError(ValueError):
@@ -72,7 +82,7 @@ class Graph:
         read: set[str] = set()
         for node in self.nodes:
             name, op = node.name, node.op
-            if not _NAME.fullmatch(name) or keyword.iskeyword(name) or name in _TAKEN:
+            if not _may_name(name):
                 raise GraphError(
                     f"{name!r} cannot name a node: a lower-case identifier that torch does not use is needed"
                 )
@@ -123,7 +133,7 @@ class Graph:
         return self.nodes[-1]
 
     def input_shapes(self, node: Node) -> tuple[Shape, ...]:
-        return tuple(self.shapes[name] for name in node.inputs)
+        return tuple([self.shapes[name] for name in node.inputs])
 
     @cached_property
     def consumers(self) -> dict[str, tuple[str, ...]]:
@@ -135,20 +145,30 @@ class Graph:
         return {name: tuple(readers) for name, readers in found.items()}
 
     @cached_property
-    def ancestors(self) -> dict[str, frozenset[str]]:
-        """For every node the names of all nodes before it on some path."""
-        found: dict[str, frozenset[str]] = {}
+    def _bits(self) -> dict[str, int]:
+        return {node.name: 1 << i for i, node in enumerate(self.nodes)}
+
+    @cached_property
+    def _ancestors(self) -> dict[str, int]:
+        """For every node the bits of all nodes before it on some path."""
+        found: dict[str, int] = {}
         for node in self.nodes:
-            found[node.name] = frozenset(node.inputs).union(*(found[name] for name in node.inputs))
+            found[node.name] = 0
+            for name in node.inputs:
+                found[node.name] |= found[name] | self._bits[name]
         return found
+
+    def leads(self, start: str, end: str) -> bool:
+        """Whether a path leads from the node `start` to another, `end`."""
+        return bool(self._ancestors[end] & self._bits[start])
 
     def path(self, start: str, end: str) -> tuple[Node, ...]:
         """The nodes of one path that leaves `start` (left out) and arrives at `end`; GraphError if there is none."""
-        if start not in self.ancestors[end]:
+        if not self.leads(start, end):
             raise GraphError(f"no path leads from {start!r} to {end!r}")
         node, steps = self[end], [self[end]]
         while start not in node.inputs:
-            node = self[next(name for name in node.inputs if start in self.ancestors[name])]
+            node = self[next(name for name in node.inputs if self.leads(start, name))]
             steps.append(node)
         return tuple(reversed(steps))
 
@@ -215,7 +235,8 @@ class Graph:
             inputs = [found[name] for name in node.inputs]
             if node.op.commutative:
                 inputs.sort()
-            text = json.dumps([node.op.to_json(), inputs, len(self.consumers[node.name])], sort_keys=True)
+            read = ", ".join(f'"{name}"' for name in inputs)
+            text = f"[{_settings(node.op)}, [{read}], {len(self.consumers[node.name])}]"
             found[node.name] = hashlib.sha256(text.encode()).hexdigest()[:32]
         return found[self.output.name]
 
@@ -250,7 +271,7 @@ class Graph:
         """The graph with other ops under the given names."""
         for name in ops:
             _ = self[name]
-        return Graph(tuple(replace(node, op=ops.get(node.name, node.op)) for node in self.nodes))
+        return Graph(tuple(replace(n, op=ops[n.name]) if n.name in ops else n for n in self.nodes))
 
     # -- storage
 

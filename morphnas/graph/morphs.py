@@ -357,7 +357,7 @@ def morph_from_json(data: Any) -> Morph:
 
 def neighbours(graph: Graph, limits: Limits | None = None) -> Iterator[Morph]:
     """Every morph that fits the graph and, given limits, is allowed and leads to a graph within them."""
-    for morph in _candidates(graph):
+    for morph in candidates(graph):
         if limits is None or morph.tag in limits.morphs:
             try:
                 morph.check(graph)
@@ -367,8 +367,8 @@ def neighbours(graph: Graph, limits: Limits | None = None) -> Iterator[Morph]:
                 yield morph
 
 
-def _candidates(graph: Graph) -> Iterator[Morph]:
-    """Every morph of a usual size at every site; some skips do not fit."""
+def candidates(graph: Graph) -> Iterator[Morph]:
+    """Every morph of a usual size at every site, in a fixed order; some skips do not fit."""
     relus = [node.name for node in graph.nodes if isinstance(node.op, ReLU)]
     for name in relus:
         yield Deeper(name, kernel=3 if max(graph.shapes[name][1:], default=1) > 1 else 1)
@@ -384,7 +384,7 @@ def _candidates(graph: Graph) -> Iterator[Morph]:
                 yield Wider(node.name, wider)
     for i, start in enumerate(relus):
         for end in relus[i + 1 :]:
-            if start in graph.ancestors[end]:
+            if graph.leads(start, end):
                 yield AddSkip(start, end)
                 yield ConcatSkip(start, end)
 
@@ -475,7 +475,7 @@ def _straight(graph: Graph, start: str, end: str) -> bool:
 
 
 def _skippable(morph: Morph, graph: Graph, start: str, end: str) -> None:
-    if start not in graph.ancestors[end]:
+    if not graph.leads(start, end):
         raise MorphError(f"{morph}: {start} does not lead to {end}")
     if _straight(graph, start, end):
         raise MorphError(f"{morph}: {start} leads to {end} without a relu between them, or by such a skip, already")

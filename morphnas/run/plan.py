@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
@@ -159,6 +159,7 @@ def plan(
     limits: Limits,
     depth: int | None = None,
     width: int | None = None,
+    initial: Sequence[Graph] = (),
 ) -> Plan:
     """Starters that are affordable within `seconds` of the whole run on n examples.
 
@@ -166,7 +167,8 @@ def plan(
     bounds them is that the final trainings are to see all examples `PASSES` times.
 
     recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what
-    is affordable. ValueError when no starter meets the limits.
+    is affordable. initial: graphs to start from instead of starters. ValueError when no starter meets the limits, or a
+    graph given does not, or does not fit the examples.
     """
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
     if len(shape) > 1:
@@ -184,10 +186,12 @@ def plan(
     cost = max(pace.seconds_per_flop, 1e-30)
     child = CHILD * seconds / cost  # work times passes over the data that a child may cost
     modest = families[0][0](shape, n_classes, width=width or 8, depth=depth or families[0][2]).work
+    modest = min((graph.work for graph in initial), default=modest)
     largest = min(0.5 * seconds / (PASSES * cost), child / min(recipe.epochs, SEEN / n))
     recipe = _parted(recipe, n, child / max(largest, modest))
-    starts: dict[str, Graph] = {}
-    for make, factor, deep in families:
+    _check(initial, shape, n_classes, limits)
+    starts = {graph.key: graph for graph in initial}
+    for make, factor, deep in [] if initial else families:
         graph = made(make, deep, factor * largest)
         if limits.refuse(graph) is None:
             starts.setdefault(graph.key, graph)
@@ -214,6 +218,17 @@ def _parted(recipe: Recipe, n: int, passes: float) -> Recipe:
     epochs = int(max(1, min(recipe.epochs, passes * n // shortest)))
     examples = int(max(shortest, min(n, passes * n / epochs)))
     return replace(recipe, epochs=epochs, examples=None if examples >= n else examples)
+
+
+def _check(initial: Sequence[Graph], shape: Shape, n_classes: int, limits: Limits) -> None:
+    for i, graph in enumerate(initial):
+        takes, gives = (graph.shapes[node.name] for node in (graph.input, graph.output))
+        if takes != shape:
+            raise ValueError(f"initial_graphs[{i}] takes inputs of shape {takes}, but the examples are {shape}")
+        if gives != (n_classes,):
+            raise ValueError(f"initial_graphs[{i}] gives {gives}, but there are {n_classes} classes")
+        if (why := limits.refuse(graph)) is not None:
+            raise ValueError(f"initial_graphs[{i}] is beyond the limits: {why}")
 
 
 def _variants(make: Callable[..., Graph], shape: Shape, n_classes: int, width: int, depth: int) -> list[Graph]:

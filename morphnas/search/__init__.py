@@ -1,9 +1,15 @@
 """What to try next: pure functions of the history, the budget and a seed. No clock, no disk, no device."""
 
+from collections.abc import Callable
+
 from morphnas.search.bayesian import BayesianSearcher
 from morphnas.search.belief import Belief, fidelities, winner
+from morphnas.search.climbing import HillClimbingSearcher
 from morphnas.search.distance import distances, sketch
 from morphnas.search.evolution import EvolutionSearcher
+from morphnas.search.greedy import GreedySearcher
+from morphnas.search.grid import GridSearcher
+from morphnas.search.halving import HalvingSearcher
 from morphnas.search.promote import Promote
 from morphnas.search.random import RandomSearcher
 from morphnas.search.trial import (
@@ -17,15 +23,19 @@ from morphnas.search.trial import (
     lineage,
 )
 
-SEARCHERS: dict[str, type[BayesianSearcher] | type[RandomSearcher] | type[EvolutionSearcher]] = {
+SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "bayesian": BayesianSearcher,
     "random": RandomSearcher,
     "evolution": EvolutionSearcher,
+    "greedy": GreedySearcher,
+    "climbing": HillClimbingSearcher,
+    "grid": GridSearcher,
+    "halving": HalvingSearcher,
 }
 """The searchers by the names that estimators know them by."""
 
 __all__ = [
-    "BayesianSearcher", "Belief", "EvolutionSearcher", "Left", "MorphSpace", "Promote", "Proposal", "RandomSearcher",
-    "SEARCHERS", "Searcher", "Space", "Trial", "distances", "fidelities", "inherited_epochs", "lineage", "sketch",
-    "winner",
+    "BayesianSearcher", "Belief", "EvolutionSearcher", "GreedySearcher", "GridSearcher", "HalvingSearcher",
+    "HillClimbingSearcher", "Left", "MorphSpace", "Promote", "Proposal", "RandomSearcher", "SEARCHERS", "Searcher",
+    "Space", "Trial", "distances", "fidelities", "inherited_epochs", "lineage", "sketch", "winner",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 from morphnas.graph import Graph, Limits
 from morphnas.search.belief import INHERITED, Belief, fidelities
 from morphnas.search.candidates import Candidate, Rules, children, first_start, usable, what_is_left
-from morphnas.search.distance import Array, distances, sketch
+from morphnas.search.distance import SKIP, Array, distances, sketch
 from morphnas.search.surrogate import expected_improvement, upper_confidence_bound
 from morphnas.search.trial import Left, Proposal, Space, Trial
 from morphnas.train.recipe import Recipe
@@ -28,7 +28,7 @@ class BayesianSearcher:
     candidates: networks that are scored for one proposal. breadth: how many neighbours of one network at a time.
     temperature, cooling: a network that promises less than the best is gone on from with probability exp(-gap / T); T
         is in standard deviations of what was promised so far, and shrinks by the factor `cooling` with every network.
-    skip_weight: lambda of the distance.
+    skip_weight: of the distance: what a skip counts against a layer.
 
     Networks are compared as if all were trained equally long: the search is for networks, not for epochs.
     """
@@ -44,7 +44,7 @@ class BayesianSearcher:
     breadth: int = 16
     temperature: float = 1.0
     cooling: float = 0.9
-    skip_weight: float = 1.0
+    skip_weight: float = SKIP
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""
@@ -75,7 +75,7 @@ class BayesianSearcher:
         best, value, looked = found
         mine = [sketch(best.graph)]
         mean, sd = belief.predict(mine, self.recipe.epochs + INHERITED * fidelities(trials)[best.root.id])
-        apart = distances(mine, [sketch(t.graph) for t in scored], self.skip_weight)[0]
+        apart = distances(mine, [t.sketch for t in scored], self.skip_weight)[0]
         return best.propose(
             self.recipe,
             reason="acquisition",

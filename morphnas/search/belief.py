@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from morphnas.search.distance import Array, Sketch, distances, sketch
+from morphnas.search.distance import SKIP, Array, Gauge, Sketch
 from morphnas.search.surrogate import Posterior, fit, spread_landmarks
 from morphnas.search.trial import Trial
 
@@ -41,20 +41,19 @@ class Belief:
     measured: (trials with a score, landmarks), the distances that it has learnt from.
     """
 
-    landmarks: tuple[Sketch, ...]
+    landmarks: Gauge
     measured: Array
     posterior: Posterior
-    skip_weight: float
 
     @staticmethod
-    def of(trials: Sequence[Trial], skip_weight: float = 1.0) -> Belief:
+    def of(trials: Sequence[Trial], skip_weight: float = SKIP) -> Belief:
         """Learnt from all trials with a score. Running ones count as if they had come out as predicted."""
         epochs = fidelities(trials)
         scored = [t for t in trials if t.score is not None]
         distinct = list({t.graph.key: t for t in sorted(scored, key=lambda t: (t.score, -t.id))}.values())
         chosen = spread_landmarks(np.array([t.score for t in distinct], dtype=np.float64))
-        landmarks = tuple(sketch(distinct[i].graph) for i in chosen)
-        measured = _measured(scored, landmarks, skip_weight)
+        landmarks = Gauge.of([distinct[i].sketch for i in chosen], skip_weight)
+        measured = landmarks.distances([t.sketch for t in scored])
         posterior = fit(
             measured,
             np.array([epochs[t.id] for t in scored], dtype=np.float64),
@@ -62,13 +61,14 @@ class Belief:
         )
         running = [t for t in trials if t.outcome is None]
         posterior = posterior.believe(
-            _measured(running, landmarks, skip_weight), np.array([epochs[t.id] for t in running], dtype=np.float64)
+            landmarks.distances([t.sketch for t in running]),
+            np.array([epochs[t.id] for t in running], dtype=np.float64),
         )
-        return Belief(landmarks, measured, posterior, skip_weight)
+        return Belief(landmarks, measured, posterior)
 
     def predict(self, sketches: Sequence[Sketch], epochs: Sequence[float] | float) -> tuple[Array, Array]:
         """Mean and standard deviation of the score of every network after so many epochs, inherited ones discounted."""
-        return self._predict(distances(sketches, self.landmarks, self.skip_weight), epochs)
+        return self._predict(self.landmarks.distances(sketches), epochs)
 
     def review(self, epochs: Sequence[float] | float) -> tuple[Array, Array]:
         """The same of the trials with a score, in their order."""
@@ -76,10 +76,6 @@ class Belief:
 
     def _predict(self, measured: Array, epochs: Sequence[float] | float) -> tuple[Array, Array]:
         return self.posterior.predict(measured, np.broadcast_to(np.asarray(epochs, np.float64), len(measured)))
-
-
-def _measured(trials: Sequence[Trial], landmarks: Sequence[Sketch], skip_weight: float) -> Array:
-    return distances([sketch(t.graph) for t in trials], landmarks, skip_weight)
 
 
 def winner(trials: Sequence[Trial]) -> Trial | None:

@@ -1,4 +1,4 @@
-"""How far apart two networks are: an edit distance over their layers, and a matching of their skips.
+"""How far apart two networks are: an edit distance over their layers, which know their resolution and their skips.
 
     >>> from morphnas.graph import Deeper, cnn
     >>> graph = cnn((3, 32, 32), 10)
@@ -6,10 +6,11 @@
     >>> distances([sketch(graph)], [sketch(graph), sketch(deeper)]).tolist()
     [[0.0, 1.0]]
 
-A semimetric made of two metrics: symmetric, zero on itself, and with the triangle inequality. Networks at distance zero
-may still differ in what is not looked at (activations, norms, the order of branches): equality is `Graph.key`. After
-Jin, Song and Hu 2018, Auto-Keras (arXiv:1806.10282), section 3.1, with two changes: a layer knows its resolution, and
-the ends of a skip are fractions of the network's depth, for positions shift with every insertion before them.
+A semimetric: symmetric, zero on itself, and with the triangle inequality. Networks at distance zero may still differ in
+what is not looked at (activations, norms, which branch comes first): equality is `Graph.key`. After Jin, Song and Hu
+2018, Auto-Keras (arXiv:1806.10282), section 3.1, with two changes. A layer knows its resolution. And a skip is known to
+the layer behind which it ends, by how far it reaches back, instead of being matched with the other skips by itself: so
+an insertion moves no skip before or behind it.
 """
 
 from __future__ import annotations
@@ -22,156 +23,197 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from morphnas.graph import Graph, Op
 from morphnas.graph.ops import Shape
 
 Array = NDArray[np.float64]
+Savings = NDArray[np.float32]
+Numbers = NDArray[np.intp]
 
 OCTAVE = 0.5
-"""What a layer's change costs when one of its sizes doubles; to insert or remove a layer costs 1."""
+"""What a layer's change costs when one of its sizes doubles, or its longest skip; to insert a layer costs 1."""
 
-_CHUNK = 32
+SKIP = 0.25
+"""What it costs to insert a skip: less than a layer, so that networks are ranked better (`benchmarks/surrogate.py`)."""
+
+_BATCH = 1024
+"""Pairs of networks that are aligned at a time, so that what is worked on stays in the cache; at least 4 rows."""
 
 
 class Token(NamedTuple):
-    """A layer as the distance sees it: its kind, and its settings and resolution as logarithms."""
+    """A layer as the distance sees it.
+
+    sizes: its settings and resolution, as logarithms. skips: how many ways besides the longest lead into sums, and into
+    other joins, behind it and before the next layer. reach: the logarithm of how many layers the longest of them spans.
+    """
 
     kind: str
     sizes: tuple[float, ...]
+    skips: tuple[int, int] = (0, 0)
+    reach: float = 0.0
 
 
-class Skip(NamedTuple):
-    """An extra way into a sum or a concat: where it leaves and where it enters, in fractions of the network's depth."""
-
-    kind: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Sketch:
-    """What the distance looks at in a network: its layers in evaluation order, and its skips."""
-
-    layers: tuple[Token, ...]
-    skips: tuple[Skip, ...]
+Sketch = tuple[Token, ...]
+"""What the distance looks at in a network: its input and its layers, in evaluation order."""
 
 
 def sketch(graph: Graph) -> Sketch:
     """What the distance looks at in the graph."""
-    layers, joins = [], []
+    layers: list[Token] = []
     depths: dict[str, int] = {}
     for node in graph.nodes:
-        token = _token(node.op, graph.input_shapes(node))
-        if token is not None:
-            layers.append(token)
-        depths[node.name] = max([depths[name] for name in node.inputs], default=0) + (token is not None)
-        if len(node.inputs) > 1:
-            joins.append(node)
-    whole = max(1, depths[graph.output.name])
-    skips = []
-    for node in joins:
-        main, *extra = sorted(node.inputs, key=lambda name: -depths[name])
-        through = graph.ancestors[main] | {main}
-        for name in extra:
-            while name not in through:  # back through the branch's own layers, to where it forks off
+        inputs = sorted(node.inputs, key=lambda name: -depths[name]) if len(node.inputs) > 1 else node.inputs
+        layer = _token(node.op, graph.input_shapes(node))
+        depths[node.name] = (depths[inputs[0]] if inputs else 0) + (layer is not None)
+        if layer is not None:
+            layers.append(layer)
+        for name in inputs[1:]:
+            while not (name == inputs[0] or graph.leads(name, inputs[0])):  # back to where the branch forks off
                 name = max(graph[name].inputs, key=lambda source: depths[source])
-            skips.append(Skip(node.op.tag, depths[name] / whole, depths[node.name] / whole))
-    return Sketch(tuple(layers), tuple(skips))
+            layers[-1] = _joined(layers[-1], node.op.commutative, depths[node.name] - depths[name])
+    return tuple(layers)
+
+
+@lru_cache(maxsize=4096)
+def _joined(layer: Token, in_sum: bool, span: int) -> Token:
+    """The layer with one more skip that ends behind it."""
+    sums, others = layer.skips
+    skips = (sums + 1, others) if in_sum else (sums, others + 1)
+    return Token(layer.kind, layer.sizes, skips, max(layer.reach, _octaves(span)))
 
 
 @lru_cache(maxsize=4096)
 def _token(op: Op, inputs: tuple[Shape, ...]) -> Token | None:
-    """The op as a layer: one with weights that mix or filter or, without weights, with settings or a resolution to
-    change. None for others: norms, activations, joins, the input. An op added later is a layer unless it is like those.
+    """The op as a layer: the input, and what has weights that mix or filter or, without weights, settings or a
+    resolution to change. None for others: norms, activations, joins. An op added later is a layer unless it is like
+    those.
     """
-    if len(inputs) != 1:
+    if not inputs:
+        return Token(op.tag, ())
+    if len(inputs) > 1:
         return None
     tensors = op.tensors(*inputs).values()
     if not (any(len(shape) > 1 for shape in tensors) if tensors else fields(op) or op.mirror() is not None):
         return None
     positions = op.shape(*inputs)[1:]
-    resolution = sum(map(math.log2, positions)) / max(1, len(positions))
-    return Token(op.tag, (*(math.log2(1 + getattr(op, f.name)) for f in fields(op)), resolution))
+    side = math.prod(positions) ** (1 / max(1, len(positions)))
+    return Token(op.tag, (*(_octaves(getattr(op, f.name)) for f in fields(op)), _octaves(side - 1)))
 
 
-def distances(rows: Sequence[Sketch], columns: Sequence[Sketch], skip_weight: float = 1.0) -> Array:
-    """Distance of every row's network to every column's, (len(rows), len(columns)): d_layers + skip_weight d_skips."""
-    return layer_distances(rows, columns) + skip_weight * skip_distances(rows, columns)
+def _octaves(size: float) -> float:
+    """log2(1 + size) in steps of 1/1024: sums of such numbers are exact in float32, in any order."""
+    return round(1024 * math.log2(1 + size)) / 1024
 
 
-def layer_distances(rows: Sequence[Sketch], columns: Sequence[Sketch]) -> Array:
-    """Edit distances (Levenshtein 1966) of the layer sequences, (len(rows), len(columns)).
+def distances(rows: Sequence[Sketch], columns: Sequence[Sketch], skip_weight: float = SKIP) -> Array:
+    """Distance of every row's network to every column's, (len(rows), len(columns)).
 
-    An insertion or removal costs 1, a substitution `substitution_costs`. One dynamic programme runs over all pairs: its
-    row f[i, j] = min(f[i-1, j] + 1, f[i-1, j-1] + cost, f[i, j-1] + 1) depends on itself only through the last term,
-    which is a prefix minimum, f[i, j] = j + min over k <= j of (g[k] - k) with g the minimum of the first two.
+    What it costs to turn one sequence of layers into the other by insertions, removals and substitutions (Levenshtein
+    1966), see `weights` and `changes`.
     """
-    vocabulary: dict[Token, int] = {}
-    a, b = (_numbered(side, vocabulary) for side in (rows, columns))
-    costs = substitution_costs(list(vocabulary))
-    found = np.empty((len(rows), len(columns)))
-    every = np.arange(len(columns))
-    ends = np.array([len(s.layers) for s in columns], dtype=np.intp)
-    for first in range(0, len(rows), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        lengths = np.array([len(s.layers) for s in rows[part]], dtype=np.intp)
-        steps = np.arange(b.shape[1] + 1, dtype=np.float64)
-        f = np.broadcast_to(steps, (len(lengths), len(columns), len(steps))).copy()  # (rows, columns, prefixes)
-        for i in range(lengths.max(initial=0) + 1):
-            done = lengths == i
-            found[part][done] = f[done][:, every, ends]
-            if i < a.shape[1]:
-                g = f + 1
-                substituted = f[:, :, :-1] + costs[a[part, i, None, None], b[None]]
-                np.minimum(g[:, :, 1:], substituted, out=g[:, :, 1:])
-                f = np.minimum.accumulate(g - steps, axis=2) + steps
-    return found
+    return Gauge.of(columns, skip_weight).distances(rows)
 
 
-def _numbered(side: Sequence[Sketch], vocabulary: dict[Token, int]) -> NDArray[np.intp]:
-    """Every network as a row of token numbers, padded with 0; new tokens enter the vocabulary."""
-    numbers = np.zeros((len(side), max((len(s.layers) for s in side), default=0)), dtype=np.intp)
-    for row, one in zip(numbers, side, strict=True):
-        row[: len(one.layers)] = [vocabulary.setdefault(token, len(vocabulary)) for token in one.layers]
-    return numbers
+def weights(tokens: Sequence[Token], skip_weight: float) -> Array:
+    """What it costs to insert or remove layers, (n,): 1, and `skip_weight` for each of their skips."""
+    return np.array([1 + skip_weight * sum(token.skips) for token in tokens], dtype=np.float64)
 
 
-def substitution_costs(tokens: Sequence[Token]) -> Array:
-    """Cost of turning one layer into another, (n, n) in [0, 1]: 1 across kinds, else the relative changes added up."""
-    kinds = sorted({token.kind for token in tokens})
-    points = np.zeros((len(tokens), 1 + max((len(token.sizes) for token in tokens), default=0)))
-    for point, token in zip(points, tokens, strict=True):
-        point[0] = kinds.index(token.kind) / OCTAVE  # at least 1 apart once multiplied
-        point[1 : 1 + len(token.sizes)] = token.sizes
-    return _capped_cityblock(points, points, OCTAVE)
+def changes(some: Sequence[Token], others: Sequence[Token], skip_weight: float) -> Array:
+    """What it costs to turn layers into others, (len(some), len(others)).
 
-
-def skip_distances(rows: Sequence[Sketch], columns: Sequence[Sketch]) -> Array:
-    """Costs of the cheapest matchings of the skips, (len(rows), len(columns)).
-
-    A matched pair costs how far apart its ends are, at most 1, and 1 across kinds; a skip left over costs 1.
+    The relative changes of their sizes added up, 1 at most, and 1 across kinds. Further, times `skip_weight`, by how
+    many skips they differ, or by how much these reach farther, 1 at most, if that is more.
     """
-    a, b = (list(dict.fromkeys(s.skips for s in side)) for side in (rows, columns))
-    kinds = sorted({skip.kind for skips in (*a, *b) for skip in skips})
-    points = [
-        np.array([(kinds.index(s.kind), s.start, s.end) for skips in side for s in skips]).reshape(-1, 3)
-        for side in (a, b)
+    sides, every = (some, others), (*some, *others)
+    kinds = {kind: number / OCTAVE for number, kind in enumerate(sorted({token.kind for token in every}))}
+    most = max((len(token.sizes) for token in every), default=0)
+    sizes = [
+        np.array([(kinds[t.kind], *t.sizes, *[0.0] * (most - len(t.sizes))) for t in side]).reshape(-1, 1 + most)
+        for side in sides
     ]
-    costs = _capped_cityblock(points[0], points[1])
-    starts = [np.cumsum([0, *map(len, side)]) for side in (a, b)]
-    between = np.empty((len(a), len(b)))
-    for i in range(len(a)):
-        mine = costs[starts[0][i] : starts[0][i + 1]]
-        for j in range(len(b)):
-            pair = mine[:, starts[1][j] : starts[1][j + 1]]
-            between[i, j] = abs(pair.shape[0] - pair.shape[1]) + pair[linear_sum_assignment(pair)].sum()
-    where = [{skips: i for i, skips in enumerate(side)} for side in (a, b)]
-    return between[np.ix_([where[0][s.skips] for s in rows], [where[1][s.skips] for s in columns])]
+    skips = [np.array([token.skips for token in side], dtype=np.float64).reshape(-1, 2) for side in sides]
+    reach = [np.array([token.reach for token in side], dtype=np.float64).reshape(-1, 1) for side in sides]
+    skipping = np.maximum(_cityblock(*skips), np.minimum(1.0, OCTAVE * _cityblock(*reach)))
+    return np.minimum(1.0, OCTAVE * _cityblock(*sizes)) + skip_weight * skipping
 
 
-def _capped_cityblock(a: Array, b: Array, scale: float = 1.0) -> Array:
-    """min(1, scale |a - b|_1) for all pairs of rows: a metric capped is a metric."""
-    return np.minimum(1.0, scale * np.asarray(cdist(a, b, "cityblock"), dtype=np.float64))
+def _cityblock(a: Array, b: Array) -> Array:
+    return np.asarray(cdist(a, b, "cityblock"), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Networks to measure others against, and what is worth preparing once for all of them.
+
+    tokens: those that occur in them. numbers: (longest, networks), every network from top to bottom, `tokens[i]` as
+    i + 1, filled up with 0. weights: (networks,), the cost of removing all their layers.
+
+    Distances come from the dual of the edit distance: the weights of both networks, less what the best alignment of
+    them saves. A matched pair saves what it would cost to remove the one and insert the other instead.
+    """
+
+    tokens: tuple[Token, ...]
+    numbers: Numbers
+    weights: Array
+    skip_weight: float
+
+    @staticmethod
+    def of(networks: Sequence[Sketch], skip_weight: float = SKIP) -> Gauge:
+        tokens, numbers = _numbered(networks)
+        return Gauge(tokens, numbers, _totals(tokens, numbers, skip_weight), skip_weight)
+
+    def distances(self, rows: Sequence[Sketch]) -> Array:
+        """Distance of every row's network to each of these, (len(rows), networks)."""
+        found, size = np.empty((len(rows), len(self.weights))), max(4, _BATCH // max(1, len(self.weights)))
+        for first in range(0, len(rows), size):
+            tokens, numbers = _numbered(rows[first : first + size])
+            mine, theirs = (weights(side, self.skip_weight) for side in (tokens, self.tokens))
+            saving = np.zeros((1 + len(tokens), 1 + len(self.tokens)), dtype=np.float32)
+            saving[1:, 1:] = np.add.outer(mine, theirs) - changes(tokens, self.tokens, self.skip_weight)
+            saved = _best(numbers, saving.take(self.numbers, axis=1))
+            spent = _totals(tokens, numbers, self.skip_weight)[:, None] + self.weights
+            found[first : first + size] = np.maximum(0.0, spent - saved)
+        return found
+
+
+def _numbered(networks: Sequence[Sketch]) -> tuple[tuple[Token, ...], Numbers]:
+    """The tokens that occur, and every network as a column of their numbers from 1, filled up with 0."""
+    vocabulary: dict[Token, int] = {}
+    numbers = np.zeros((max(map(len, networks), default=0), len(networks)), dtype=np.intp)
+    for column, one in zip(numbers.T, networks, strict=True):
+        column[: len(one)] = [vocabulary.setdefault(token, 1 + len(vocabulary)) for token in one]
+    return tuple(vocabulary), numbers
+
+
+def _totals(tokens: Sequence[Token], numbers: Numbers, skip_weight: float) -> Array:
+    totals: Array = np.concatenate([[0.0], weights(tokens, skip_weight)])[numbers].sum(0)
+    return totals
+
+
+def _best(rows: Numbers, savings: Savings) -> Savings:
+    """The most that an alignment saves, (rows, networks).
+
+    rows: (longest, rows), every row's network from top to bottom as numbers of tokens. savings: (tokens, longest,
+    networks), of matching a token with what stands in the columns' networks. 0 fills up: it saves nothing.
+
+    The best saving of the first i and j layers is s[i, j] = max(s[i-1, j], s[i, j-1], s[i-1, j-1] + saving of i and j).
+    All pairs of networks are gone through at once, diagonal by diagonal, i + j = d: no entry of one needs another.
+    """
+    deep, (tokens, wide, networks) = len(rows), savings.shape
+    flat = savings.reshape(tokens * wide, networks)
+    at = rows * wide - np.arange(deep)[:, None]  # in `flat`, of layer i + 1 and the columns' first, less i
+    older, last, new = np.zeros((3, deep + 1, rows.shape[1], networks), dtype=np.float32)  # entry i is s[i, d - i]
+    room = np.empty((deep, rows.shape[1], networks), dtype=np.float32)  # fresh memory costs as much as the work
+    for d in range(2, 1 + deep + wide):
+        low, high = max(1, d - wide), min(deep, d - 1)
+        matched = room[low - 1 : high]
+        flat.take(at[low - 1 : high] + (d - 2), axis=0, out=matched, mode="clip")
+        matched += older[low - 1 : high]
+        np.maximum(matched, last[low - 1 : high], out=matched)
+        np.maximum(matched, last[low : high + 1], out=new[low : high + 1])
+        older, last, new = last, new, older
+    saved: Savings = last[deep]
+    return saved

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
-from morphnas.graph import Graph, Limits, Morph, neighbours
+from morphnas.graph import Graph, Limits, Morph
+from morphnas.graph.morphs import candidates
+from morphnas.search.distance import Sketch, sketch
 from morphnas.train.recipe import Outcome, Recipe
 
 
@@ -39,6 +42,11 @@ class Trial:
     def score(self) -> float | None:
         """Higher is better; None while it runs and when nothing could be scored."""
         return None if self.outcome is None else self.outcome.score
+
+    @cached_property
+    def sketch(self) -> Sketch:
+        """What the distance looks at in its network."""
+        return sketch(self.graph)
 
     @property
     def parent(self) -> int | None:
@@ -75,7 +83,7 @@ class Space(Protocol):
     def starts(self) -> Sequence[Graph]: ...
 
     def neighbours(self, graph: Graph) -> Iterable[Morph]:
-        """Morphs that fit the graph, in a fixed order."""
+        """Morphs to try on the graph, in a fixed order. One that does not fit raises MorphError when it is grown."""
         ...
 
 
@@ -87,7 +95,7 @@ class MorphSpace:
     morphs: tuple[str, ...] = Limits.morphs
 
     def neighbours(self, graph: Graph) -> Iterable[Morph]:
-        return (morph for morph in neighbours(graph) if morph.tag in self.morphs)
+        return (morph for morph in candidates(graph) if morph.tag in self.morphs)
 
 
 class Searcher(Protocol):

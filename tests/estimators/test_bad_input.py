@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from morphnas import ImageClassifier, RunError
 from morphnas.estimators.labels import Labels
+from morphnas.graph import mlp
 from tests.estimators.conftest import Data, stripes
 
 X, Y = stripes(60)
+GRAPH = mlp((1, 6, 6), 3)
 
 
 def changed(x: Any, place: Any, value: Any) -> Any:
@@ -86,7 +88,10 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
         ({"max_trials": 2.5}, "max_trials"),
         ({"resume": "yes"}, 'True, False or "auto"'),
         ({"resume": True, "overwrite": True}, "exclude each other"),
-        ({"search_type": "bayes"}, "one of bayesian, random, evolution"),
+        (
+            {"search_type": "bayes"},
+            "one of bayesian, random, evolution, greedy, climbing, grid, halving, or a callable",
+        ),
         ({"search_type": 3}, "or a callable"),
         ({"searcher_args": {"cooling": 0.9, "tempo": 3}}, r"searcher_args: unknown \['tempo'\], there are .*cooling"),
         ({"searcher_args": {"trainer_args": {"rate": 1}}}, r"unknown \['rate'\], there are epochs.*max_iter_num"),
@@ -100,6 +105,14 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
         ({"image_size": (6, -1)}, "image_size must be"),
         ({"image_size": 6, "image_shape": (6, 6)}, "image_shape is for rows of equal lengths"),
         ({"limits": 3}, "limits must be"),
+        ({"initial_graphs": [mlp((36,), 3)]}, r"initial_graphs\[0\] takes inputs of shape \(36,\), .* are \(1, 6, 6\)"),
+        ({"initial_graphs": [GRAPH, mlp((1, 6, 6), 4)]}, r"initial_graphs\[1\] gives \(4,\), but there are 3 classes"),
+        (
+            {"initial_graphs": [GRAPH], "limits": {"max_params": 9}},
+            r"initial_graphs\[0\] is beyond .* parameters, at most 9",
+        ),
+        ({"initial_graphs": GRAPH}, "initial_graphs must be None or a list of morphnas.Graph"),
+        ({"initial_graphs": [GRAPH.to_json()]}, "initial_graphs must be None or a list of morphnas.Graph"),
         ({"limits": {"max_params": -1}}, "max_params must be None or a positive integer"),
         ({"limits": {"morphs": ("deep",)}}, r"unknown morphs \['deep'\]"),
         ({"random_state": "a"}, "cannot be used to seed"),

@@ -27,7 +27,9 @@ import morphnas
 from morphnas import ImageClassifier, Limits, RunError, load_run
 from morphnas.estimators.inputs import Problem, split
 from morphnas.estimators.sources import Source
+from morphnas.graph import cnn, mlp
 from morphnas.run.search import is_final
+from morphnas.search import SEARCHERS
 from tests.estimators.conftest import Data, stripes
 
 
@@ -102,7 +104,7 @@ def test_the_reported_score_is_that_of_the_weights_kept(fitted: ImageClassifier,
             if trial.score is not None and trial.outcome is not None:
                 module = run.load_model_by_id(trial.id).produce_model()
                 score, metric = evaluate(module, problem.task.judge, problem.task)
-                assert score == pytest.approx(trial.score, abs=1e-6)
+                assert score == pytest.approx(trial.score, rel=1e-6, abs=1e-6)
                 assert metric == pytest.approx(trial.outcome.metric, abs=1e-6)
     finally:
         torch.set_num_threads(threads)
@@ -229,12 +231,22 @@ def test_resumes(data: Data, tmp_path: Path) -> None:
     assert sum(not is_final(t) for t in load_run(path).trials) == 1
 
 
-@pytest.mark.parametrize("search", ["random", "evolution", morphnas.RandomSearcher])
+@pytest.mark.parametrize("search", [*SEARCHERS, morphnas.RandomSearcher])
 def test_other_searchers(data: Data, tmp_path: Path, search: Any) -> None:
     classifier = ImageClassifier(tmp_path / "run", search_type=search, max_trials=6, searcher_args=TINY, refit=False)
     classifier.fit(*data)
     assert classifier.best_trial_ == classifier.final_trial_
     assert len(classifier.load_searcher().trials) == 6
+
+
+def test_searches_from_graphs_given(data: Data, tmp_path: Path) -> None:
+    graphs = [cnn((1, 6, 6), 3, width=3, depth=1), mlp((1, 6, 6), 3, width=5)]
+    classifier = ImageClassifier(
+        tmp_path / "run", initial_graphs=graphs, search_type="random", max_trials=4, searcher_args=TINY, refit=False
+    )
+    trials = classifier.fit(*data).load_searcher().trials
+    assert [t.proposal.start for t in trials[:2]] == graphs
+    assert all(t.parent in (0, 1, 2) for t in trials[2:])
 
 
 def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:

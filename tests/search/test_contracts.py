@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 
 from morphnas.graph import Limits, cnn, densenet, mlp, resnet
-from morphnas.search import BayesianSearcher, EvolutionSearcher, MorphSpace, Promote, RandomSearcher, Searcher, Space
-from tests.contracts import Make, SearcherContract, SpaceContract
+from morphnas.search import (
+    SEARCHERS,
+    BayesianSearcher,
+    EvolutionSearcher,
+    HalvingSearcher,
+    MorphSpace,
+    Promote,
+    Searcher,
+    Space,
+)
+from tests.contracts import Make, MorphingContract, SearcherContract, SpaceContract
 from tests.table import TableSpace
 
 
@@ -14,12 +23,16 @@ def bayesian(space: Space, limits: Limits, seed: int) -> Searcher:
     return BayesianSearcher(space, limits=limits, seed=seed, candidates=16, breadth=8)
 
 
-def random(space: Space, limits: Limits, seed: int) -> Searcher:
-    return RandomSearcher(space, limits=limits, seed=seed)
+def named(name: str) -> Make:
+    return lambda space, limits, seed: SEARCHERS[name](space, limits=limits, seed=seed)
 
 
 def evolution(space: Space, limits: Limits, seed: int) -> Searcher:
     return EvolutionSearcher(space, limits=limits, seed=seed, population=8, sample=3)
+
+
+def halving(space: Space, limits: Limits, seed: int) -> Searcher:
+    return HalvingSearcher(space, limits=limits, seed=seed, factor=4)
 
 
 def promoted_bayesian(space: Space, limits: Limits, seed: int) -> Searcher:
@@ -44,8 +57,22 @@ class TestSpaces(SpaceContract):
         return spaces[request.param]
 
 
+MAKE: dict[str, Make] = {name: named(name) for name in SEARCHERS} | {
+    "bayesian": bayesian,
+    "evolution": evolution,
+    "halving": halving,
+    "promoted bayesian": promoted_bayesian,
+    "promoted evolution": promoted_evolution,
+}
+
+
 class TestSearchers(SearcherContract):
-    @pytest.fixture(params=[bayesian, random, evolution, promoted_bayesian, promoted_evolution])
+    @pytest.fixture(params=MAKE)
     def make(self, request: pytest.FixtureRequest) -> Make:
-        make: Make = request.param
-        return make
+        return MAKE[request.param]
+
+
+class TestMorphing(MorphingContract):
+    @pytest.fixture(params=[name for name in MAKE if name != "grid"])
+    def make(self, request: pytest.FixtureRequest) -> Make:
+        return MAKE[request.param]

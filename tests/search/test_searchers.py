@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from morphnas.graph import SMALLEST, Graph, Limits, MorphError, cnn, resnet
+from morphnas.graph import SMALLEST, Graph, Limits, MorphError, cnn, mlp, resnet
 from morphnas.search import (
     BayesianSearcher,
     EvolutionSearcher,
+    GreedySearcher,
+    GridSearcher,
+    HalvingSearcher,
+    HillClimbingSearcher,
     Left,
     MorphSpace,
     Promote,
@@ -102,11 +107,11 @@ def test_bayesian_on_real_morphs() -> None:
     space = MorphSpace((cnn((3, 8, 8), 4, width=4), resnet((3, 8, 8), 4, width=4, depth=2)))
     searcher = BayesianSearcher(space, candidates=24)
     trials: list[Trial] = []
-    for i in range(8):
+    for i in range(16):
         proposal = asked(searcher, trials)
         graph = grown(trials, proposal.start, proposal.morphs)
         trials.append(Trial(i, proposal, graph, Outcome("finished", math.log(graph.parameters), epochs=8), kept=True))
-    assert trials[-1].graph.parameters > 3 * space.starts[1].parameters
+    assert max(t.graph.parameters for t in trials) > 3 * space.starts[1].parameters
 
 
 def test_evolution_mutates_the_best_of_a_sample() -> None:
@@ -120,6 +125,55 @@ def test_evolution_mutates_the_best_of_a_sample() -> None:
             assert len(trial.proposal.morphs) == 1
             assert score(parent_of(trial, trials)) == max(score(trials[i]) for i in drawn)
     assert any("drawn" in t.proposal.why for t in trials)
+
+
+def test_greedy_grows_the_best() -> None:
+    trials = run(GreedySearcher(SPACE), 20)
+    for trial in trials[4:]:
+        place, ranked = trial.proposal.why["place"], sorted(trials[: trial.id], key=lambda t: (-score(t), t.id))
+        assert trial.parent == ranked[place - 1].id
+        assert len(trial.proposal.morphs) == 1
+        for better in ranked[: place - 1]:
+            grown_from_it = {morph.grow(better.graph).key for morph in SPACE.neighbours(better.graph)}
+            assert grown_from_it <= {t.graph.key for t in trials[: trial.id]}
+    assert len({t.proposal.why["place"] for t in trials[4:]}) > 1
+
+
+def test_climbing_moves_to_the_best_of_enough_children() -> None:
+    trials = run(HillClimbingSearcher(TableSpace(shrink=True), children=3), 30)
+    climbs = [t for t in trials if t.proposal.why["reason"] == "climbing"]
+    stood_on = list(dict.fromkeys(parent_of(t, trials).id for t in climbs))
+    assert stood_on[0] == max(trials[:4], key=score).id
+    assert len(stood_on) > 2
+    for before, after in itertools.pairwise(stood_on):
+        children = [t for t in climbs if t.parent == before]
+        assert len(children) >= 3
+        assert after == max(children, key=score).id
+        assert score(trials[after]) > score(trials[before])
+        assert all(score(t) <= score(trials[before]) for t in children[2:-1])
+    assert max(len(t.proposal.morphs) for t in climbs) > 1
+
+
+def test_grid_trains_every_size_once() -> None:
+    searcher = GridSearcher(MorphSpace((cnn((3, 8, 8), 4, width=5),)), widths=(4, 8), depths=(1, 2, 3))
+    trials: list[Trial] = []
+    while (proposal := searcher.ask(trials, AMPLE)) is not None:
+        graph = grown(trials, proposal.start, proposal.morphs)
+        trials.append(Trial(len(trials), proposal, graph, Outcome("finished", 0.0), kept=True))
+    made = {cnn((3, 8, 8), 4, width=width, depth=depth).key for width in (4, 8) for depth in (1, 2, 3)}
+    assert {t.graph.key for t in trials[1:]} == made
+    assert len(trials) == 7
+    assert [t.graph.work for t in trials[1:]] == sorted(t.graph.work for t in trials[1:])
+    flat = GridSearcher(MorphSpace((mlp((5,), 2),)), widths=(3,), depths=(1,))
+    start = asked(flat, [ended(mlp((5,), 2), Outcome("finished", 0.0))]).start
+    assert isinstance(start, Graph)
+    assert start.key == mlp((5,), 2, width=3, depth=1).key
+
+
+def test_halving_promotes_random_networks() -> None:
+    trials = run(HalvingSearcher(SPACE, Recipe(epochs=1)), 40)
+    counts = [sum(t.epochs == epochs for t in trials) for epochs in (1, 3, 9, 27)]
+    assert counts[1:] == [count // 3 for count in counts[:3]]
 
 
 def test_children_skip_morphs_that_do_not_fit_and_let_kinds_take_turns() -> None:

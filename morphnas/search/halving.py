@@ -1,0 +1,29 @@
+"""Successive halving of random networks: Jamieson and Talwalkar 2015 (arXiv:1502.07943), without waiting for a rung."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from morphnas.graph import Limits
+from morphnas.search.promote import Promote
+from morphnas.search.random import RandomSearcher
+from morphnas.search.trial import Left, Proposal, Space, Trial
+from morphnas.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class HalvingSearcher:
+    """Networks by random morphs; the best 1 in `factor` goes on for `factor` times the epochs, `rungs` times."""
+
+    space: Space
+    recipe: Recipe = field(default_factory=Recipe)
+    limits: Limits = field(default_factory=Limits)
+    seed: int = 0
+    factor: int = 3
+    rungs: int = 3
+
+    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        """See `Searcher`."""
+        draw = RandomSearcher(self.space, self.recipe, self.limits, self.seed)
+        return Promote(draw, self.factor, self.factor, self.rungs).ask(trials, left)
