@@ -4,6 +4,8 @@
     python benchmarks/search_pays.py --time-limit 60 --seeds 3
 
 Without a search ("none") the starters are trained as children are, and the best one gets all of the time that is left.
+Other --ways than names of searchers change the Bayesian search in one thing: "fresh weights" for children, "no
+promotion", "3 epochs" or "12 epochs" of a child.
 The network of `handwritten.py` is trained for the same seconds, too. --data: an .npz with x_train, y_train, x_test and
 y_test, of which --examples random training images (another draw for each seed) and all test images are used; without
 it scikit-learn's digits, a stratified fifth held out. The ways take turns within a seed, so that what else the machine
@@ -17,6 +19,8 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +30,42 @@ from images import digits
 from machine import describe
 
 import morphnas
+from morphnas.graph import Graph
 from morphnas.run.search import is_final
-from morphnas.search import lineage
+from morphnas.search import BayesianSearcher, Left, Promote, Proposal, Searcher, Trial, lineage
 
 RESULTS = Path(__file__).parent / "results" / "search_pays.json"
 STARTERS = 4
 """Networks that a search on images begins with."""
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """The networks that a searcher proposes, from fresh weights."""
+
+    searcher: Searcher
+
+    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        proposal = self.searcher.ask(trials, left)
+        if proposal is None or isinstance(proposal.start, Graph) or not proposal.morphs:
+            return proposal
+        graph = next(trial.graph for trial in trials if trial.id == proposal.start)
+        for morph in proposal.morphs:
+            graph = morph.grow(graph)
+        return replace(proposal, start=graph, morphs=())
+
+
+def fresh(*args: Any, **settings: Any) -> Promote:
+    return Promote(Fresh(BayesianSearcher(*args, **settings)))
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "none": {"max_trials": STARTERS},
+    "fresh weights": {"search_type": fresh},
+    "no promotion": {"search_type": BayesianSearcher},
+    "3 epochs": {"searcher_args": {"trainer_args": {"epochs": 3}}},
+    "12 epochs": {"searcher_args": {"trainer_args": {"epochs": 12}}},
+}
 
 
 def part(args: argparse.Namespace, seed: int) -> tuple[Any, Any, Any, Any]:
@@ -50,13 +84,9 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
         trained = handwritten.fit(x_train, y_train, args.time_limit, args.flip, seed)
         return {"test_accuracy": round(handwritten.accuracy(*trained, x_test, y_test), 5)}
     with tempfile.TemporaryDirectory() as folder:
-        classifier = morphnas.ImageClassifier(
-            Path(folder) / "run",
-            random_state=seed,
-            device="cpu",
-            search_type=None if way == "none" else way,
-            max_trials=STARTERS if way == "none" else None,
-        ).fit(x_train, y_train, time_limit=args.time_limit)
+        settings = CHANGES.get(way, {"search_type": way})
+        classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu", **settings)
+        classifier.fit(x_train, y_train, time_limit=args.time_limit)
         trials = classifier.load_searcher().trials
         searched = [trial for trial in trials if not is_final(trial)]
         best = next(trial for trial in trials if trial.id == classifier.best_trial_)
