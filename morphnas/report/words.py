@@ -91,4 +91,7 @@ def epochs_words(epochs: int) -> str:
 
 
 def status_words(trial: Trial) -> str:
-    return "running" if trial.outcome is None else trial.outcome.status
+    """How a trial ended, and whether it was trained again at a lower rate since it diverged."""
+    if trial.outcome is None:
+        return "running"
+    return trial.outcome.status + (", tried again" if trial.outcome.retries else "")

@@ -81,3 +81,8 @@ def test_durations_are_to_the_second(seconds: float) -> None:
         parts = [int(part) for part in text.split(":")]
         assert all(part < 60 for part in parts[1:])
         assert abs(sum(part * 60**i for i, part in enumerate(reversed(parts))) - seconds) <= 0.51
+
+
+def test_a_second_try_is_told() -> None:
+    table = trials_table([trial(0, history()[0].graph, outcome=replace(GOOD, retries=1))])
+    assert table.splitlines()[-1].endswith("finished, tried again")
