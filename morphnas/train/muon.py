@@ -17,10 +17,11 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.SGD):
-    """SGD, but for groups with `turned`: there every step is orthogonal, and as long as `lr` times the weights.
+    """SGD, but for groups with `turned`: there every step is orthogonal, as long as `lr` times the weights, and leaves
+    these as long as they were.
 
-    Relative steps suit weights of any scale: those before a batch norm, whose scale is of no matter, and those that
-    were inherited. They see no weight decay.
+    Relative steps suit weights of any scale, fresh and inherited ones. Before a batch norm their length is of no
+    matter, but it would grow with every step, by a share: without end. They see no weight decay.
     """
 
     @torch.no_grad()
@@ -40,8 +41,9 @@ class Muon(torch.optim.SGD):
         turning: Tensor = state["turning"]
         turning.mul_(MOMENTUM).add_(gradient)
         update = orthogonal(gradient.add(turning, alpha=MOMENTUM).flatten(1))
-        scale = weight.norm() / update.norm().clamp(min=1e-12)
-        weight.sub_(update.view_as(weight) * (lr * scale))
+        length = weight.norm()
+        weight.sub_(update.view_as(weight) * (lr * length / update.norm().clamp(min=1e-12)))
+        weight.mul_(length / weight.norm().clamp(min=1e-12))
 
 
 def orthogonal(matrix: Tensor, rounds: int = 3) -> Tensor:

@@ -47,10 +47,21 @@ def test_a_step_is_a_share_of_the_weights(weights: float, gradients: float) -> N
         weight.grad = gradient * by_gradient
         optimizer_of(weight).step()
         length = (weight.detach() - start * by_weight).norm().item()
-        assert length == pytest.approx(0.1 * by_weight * start.norm().item(), rel=1e-3)
+        assert length == pytest.approx(0.1 * by_weight * start.norm().item(), rel=0.02)
+        assert weight.norm().item() == pytest.approx(by_weight * start.norm().item(), rel=1e-5)
         moved.append(weight.detach() / by_weight)
     assert torch.allclose(moved[0], moved[1], atol=1e-4)
     assert ((moved[0] - start) * gradient).sum() < 0  # downhill
+
+
+def test_weights_stay_as_long_as_they_are_however_many_steps() -> None:
+    """Each step of a share of their length would make them longer by a share: thousands would overflow."""
+    weight = nn.Parameter(torch.randn(6, 3, 3, 3, generator=seeded(1)))
+    before, optimizer, random = weight.norm().item(), optimizer_of(weight, 0.3), seeded(2)
+    for _ in range(3000):
+        weight.grad = torch.randn(weight.shape, generator=random)
+        optimizer.step()
+    assert weight.norm().item() == pytest.approx(before, rel=1e-3)
 
 
 def test_weights_that_are_zero_or_have_no_gradient_stay() -> None:
