@@ -44,6 +44,7 @@ from morphnas.search import winner
 from morphnas.search.trial import MorphSpace, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import best_temperature, predict, warm_up
 
 log = logging.getLogger("morphnas")
@@ -227,7 +228,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             return best, best
         recipe = settle(best.proposal.recipe, searched, problem.chance)
         parts = (problem.task, problem.chooser, problem.everything)
-        memory, end = planned.limits.max_memory, _saving(deadline, best, len(problem.task.judge))
+        readings = len(problem.task.judge) * (1 + _mirrors(recipe, problem.task))
+        memory, end = planned.limits.max_memory, _saving(deadline, best, readings)
         return best, finalise(store, best, *parts, recipe, end, seed=seed, max_memory=memory, observer=shown)
 
     def final_fit(
@@ -244,14 +246,16 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
         x_train, x_test: what `fit` takes; a Dataset, a DataLoader and a folder bring their own y. x_test,
         y_test are measured at the end (`test_metric_`) and never used to stop or to choose. trainer_args: any fields of
-        `Recipe`, or the legacy keys lr, max_iter_num and max_no_improvement_num. retrain: from fresh weights only. Adds
-        trials to the run and changes none. ValueError for labels that fit did not see.
+        `Recipe` but examples, or the legacy keys lr, max_iter_num and max_no_improvement_num. retrain: from fresh
+        weights only. Adds trials to the run and changes none. ValueError for labels that fit did not see.
         """
         self._check_fitted()
         about = load_about(Path(self.path_))
         seconds = time_limit_seconds(time_limit, about.get("time_limit"))
         deadline = Deadline.after(seconds)
         device, args = torch_device(self.device), dict(trainer_args or {})
+        if "examples" in args:
+            raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
         space = room(self)
         source, y_train = opened(x_train, y_train, "x_train", space)
         codes, test = self._labels.encode(y_train, len(source)), None
@@ -268,6 +272,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             torch.set_num_threads(planned.threads)
             best = next(trial for trial in store.trials if trial.id == self.best_trial_)
             recipe = changed(settle(best.proposal.recipe, store.trials, problem.chance), args)
+            readings = len(problem.task.judge) + (0 if test is None else len(test))
+            readings *= 1 + _mirrors(recipe, problem.task)
             final = finalise(
                 store,
                 best,
@@ -275,7 +281,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 problem.chooser,
                 problem.everything,
                 recipe,
-                _saving(deadline, best, len(problem.task.judge) + (0 if test is None else len(test))),
+                _saving(deadline, best, readings),
                 seed=seed,
                 retrain=retrain,
                 max_memory=planned.limits.max_memory,
@@ -386,7 +392,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             "preprocessing": asdict(problem.preprocessing),
             "mean": task.mean.flatten().tolist(),
             "std": task.std.flatten().tolist(),
-            "mirrors": (mirrors := final.proposal.recipe.augment.flip is True),
+            "mirrors": (mirrors := _mirrors(final.proposal.recipe, task)),
             "temperature": self._temperature(store, final, task, mirrors, deadline),
         }
         store.write_model(network, about)
@@ -443,6 +449,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             name = type(self).__name__
             hint = f"Call 'fit' with appropriate arguments first, or {name}.load(path)"
             raise NotFittedError(f"This {name} instance is not fitted yet. {hint}")
+
+
+def _mirrors(recipe: Recipe, task: Task) -> bool:
+    """Whether a network that was trained so reads mirror images as well: where there is an axis to mirror."""
+    return recipe.augment.flip is True and task.train.x.ndim > 2
 
 
 def _saving(deadline: Deadline, best: Trial, examples: int) -> Deadline:

@@ -212,3 +212,8 @@ def test_equal_labels_of_a_mixed_column_are_one_class() -> None:
     found, codes = Labels.found(np.array(["a", "b", "a"], dtype=object), 3)
     assert found.classes.tolist() == ["a", "b"]
     assert codes.tolist() == [0, 1, 0]
+
+
+def test_the_final_training_is_on_all_examples(fitted: ImageClassifier, data: Data) -> None:
+    with pytest.raises(ValueError, match="final_fit trains on all examples, it takes no 'examples'"):
+        fitted.final_fit(*data, trainer_args={"examples": 20})

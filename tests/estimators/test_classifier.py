@@ -158,6 +158,14 @@ def test_what_was_trained_on_mirrored_images_reads_them_too(tmp_path: Path) -> N
     assert not torch.allclose(apart[0], apart[1], atol=1e-3)
 
 
+def test_rows_have_no_mirror_images() -> None:
+    y = np.arange(90) % 3
+    rows = np.random.default_rng(0).normal(size=(90, 5)) + y[:, None] * np.arange(5)
+    mirrored = {"trainer_args": {"augment": morphnas.Augment(flip=True)}}
+    classifier = ImageClassifier(max_trials=1, random_state=0, searcher_args=mirrored).fit(rows, y, time_limit=15)
+    assert not classifier.mirrors_
+
+
 def test_loads_in_a_fresh_process(fitted: ImageClassifier, tmp_path: Path) -> None:
     x, _ = stripes(30, seed=3)
     np.savez(tmp_path / "x.npz", x=x, expected=fitted.predict_proba(x), labels=fitted.predict(x))
