@@ -22,18 +22,16 @@ import torch
 from handwritten import channels_first
 from images import digits
 from machine import describe
-from torch import Tensor
 
-from morphnas.graph import cnn, fresh_weights, to_module
+from morphnas.graph import cnn
 from morphnas.run.plan import default_recipe, measure
+from morphnas.run.search import Job, inherited
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Augment, Precision, Recipe
 from morphnas.train.trainer import predict, train, warm_up
 
 LARGE = "convolutions begin 2.5 times as large"
-WHITE = "first filters begin as whitening ones"
-FROZEN = "first filters stay whitening ones"
 MIRRORED = "mirror images are read as well"
 RESULTS = Path(__file__).parent / "results" / "ablation_recipe.json"
 
@@ -74,23 +72,12 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
         "half the rate": replace(base, lr=base.lr / 2),
         "twice the rate": replace(base, lr=base.lr * 2),
         LARGE: base,
-        WHITE: base,
-        FROZEN: base,
+        "trained first filters" if base.whiten else "whitening first filters": replace(base, whiten=not base.whiten),
         "half the batch": replace(base, batch_size=max(1, base.batch_size // 2), lr=base.lr / 2**0.5),
         "twice the batch": replace(base, batch_size=base.batch_size * 2, lr=base.lr * 2**0.5),
         "no weight decay": replace(base, weight_decay=0.0),
     }
     return found | ({"no flip": replace(base, augment=replace(change, flip=False)), MIRRORED: base} if flip else {})
-
-
-def whitening(x: Tensor, like: Tensor, kernel: int = 3) -> Tensor:
-    """Filters that whiten the patches of normalised images x (n, channels, h, w), and their negatives, as many and as
-    large as those of a convolution (filters, channels, kernel, kernel) that they replace (Jordan 2024, section 3.2)."""
-    patches = x.unfold(2, kernel, 1).unfold(3, kernel, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, like[0].numel())
-    variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-    found = (directions / (variances + 5e-4).sqrt()).T.flip(0)
-    found = torch.cat([found, -found]).repeat(len(like) // (2 * len(found)) + 1, 1)[: len(like)].view_as(like)
-    return found * (like.norm() / found.norm())
 
 
 def main() -> None:
@@ -114,24 +101,21 @@ def main() -> None:
         given = task(args, seed)
         n = len(given.train)
         precision = precision or measure(given, 0.4, 64).precision
-        recipe = default_recipe(n, torch.device("cpu"), None, True)
+        recipe = default_recipe(n, torch.device("cpu"), None, tuple(given.train.x.shape[1:]))
         base = replace(recipe, epochs=1_000_000, precision=precision, augment=Augment(flip=args.flip))
         graph = cnn(tuple(given.train.x.shape[1:]), given.n_classes, width=args.width, depth=4)
         for name, recipe in variants(base, args.flip).items():
             if args.only and name != "base" and not name.startswith(tuple(args.only)):
                 continue
-            weights = fresh_weights(graph, torch.Generator().manual_seed(seed))
+            deadline = Deadline.after(args.seconds)
+            module, _ = inherited(Job(graph, (), recipe, args.seconds, seed), given, deadline)
             if name == LARGE:
-                weights = {key: value * 2.5 if value.ndim > 2 else value for key, value in weights.items()}
-            if name in (WHITE, FROZEN):
-                first = whitening(given.normalised(given.train.x[:500]), weights["conv_1.weight"])
-                weights = {**weights, "conv_1.weight": first}
-            module = to_module(graph, weights)
-            if name == FROZEN:
-                module.get_parameter("conv_1.weight").requires_grad_(False)
+                with torch.no_grad():
+                    for weight in module.parameters():
+                        weight.mul_(2.5 if weight.ndim > 2 else 1.0)
             generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed)
-            outcome = train(module, given, recipe, Deadline.after(args.seconds), generator, scored=False)
+            outcome = train(module, given, recipe, deadline, generator, scored=False)
             logits = predict(module, given.judge.x, given, mirrored=name == MIRRORED)
             accuracies.setdefault(name, []).append((logits.argmax(1) == given.judge.y).double().mean().item())
             epochs.setdefault(name, []).append(outcome.epochs)

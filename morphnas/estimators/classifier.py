@@ -206,7 +206,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def _plan(self, task: Task, settings: Settings, seconds: float) -> Plan:
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
         seconds = max(seconds, 1e-3)  # preparing the data may have taken all
-        default = default_recipe(n, settings.device, self.augment, len(shape) > 1)
+        default = default_recipe(n, settings.device, self.augment, shape)
         pace = measure(task, min(0.8, 0.01 * seconds), changed(default, settings.trainer_args).batch_size)
         recipe = changed(replace(default, precision=pace.precision), settings.trainer_args)
         sized = (settings.limits, settings.depth, settings.width, settings.initial)

@@ -33,6 +33,8 @@ FINAL = 60
 CLEARLY = 0.8
 """Share of the time of a simpler way to compute that another one may take to be chosen: not by chance, so that the same
 run again computes in the same way."""
+COLOURS = 3
+"""Channels of images, at least, whose first filters whiten."""
 WIDTHS = (64, 48, 32, 24, 16, 8)
 """Of starters; smaller ones cost as much (`benchmarks/cost_model.py`) and are for limits that demand them."""
 TINY = (4, 2, 1)
@@ -139,14 +141,18 @@ def batch_size(n: int, device: torch.device) -> int:
     return min(largest, max(smallest, 1 << (n // 400).bit_length()))
 
 
-def default_recipe(n: int, device: torch.device, augment: bool | None, spatial: bool) -> Recipe:
-    """The recipe of a child; the learning rate of 0.1 for batches of 64 grows with the square root of the batch."""
-    size = batch_size(n, device)
+def default_recipe(n: int, device: torch.device, augment: bool | None, shape: Shape) -> Recipe:
+    """The recipe of a child; the learning rate of 0.1 for batches of 64 grows with the square root of the batch.
+
+    Whitening first filters gain on colour images and lose on grey ones (`benchmarks/ablation_recipe.py`).
+    """
+    size, spatial = batch_size(n, device), len(shape) > 1
     shift = {None: None, True: SHIFT, False: 0.0}[augment]
     change = Augment(shift=shift, flip=None) if spatial and augment is not False else Augment()
     optimizer: Optimizer = "muon" if spatial else "sgd"
     lr = 0.1 * math.sqrt(size / 64)
-    return Recipe(epochs=EPOCHS, batch_size=size, optimizer=optimizer, lr=lr, augment=change)
+    whiten = len(shape) == 3 and shape[0] >= COLOURS
+    return Recipe(epochs=EPOCHS, batch_size=size, optimizer=optimizer, lr=lr, whiten=whiten, augment=change)
 
 
 def plan(

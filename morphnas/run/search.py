@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from morphnas.graph import SMALLEST, Graph, Morph, Network, Weights, fresh_weights, to_module, weights_of
+from morphnas.graph import SMALLEST, Conv, Graph, Morph, Network, Weights, fresh_weights, to_module, weights_of
 from morphnas.run.executors import Executor
 from morphnas.run.store import RunError, Store
 from morphnas.search.candidates import measured_memory
@@ -22,11 +22,14 @@ from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.trainer import Diverged, EachEpoch, calibrate, evaluate, is_out_of_memory, predict, train
+from morphnas.train.whitening import whitening
 
 PROOF = 1e-3
 """Largest difference of a child's outputs from its start's, relative to the largest output, in float32."""
 CALMER = 4.0
 """A training that diverged is done again at a learning rate so many times lower."""
+LEAST_SIDE = 16
+"""Pixels along each side of images whose patches are worth whitening."""
 _PROBES = 64
 _CALIBRATION = 512
 
@@ -115,10 +118,15 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
     """The network to train, on the task's device, and how far morphs changed its outputs (None: there were none).
 
     Morphs are carried out in float64; batch norms that are new get the statistics of a batch, of fewer examples where
-    time is short. OutOfTime when the deadline comes before that is done.
+    time is short. OutOfTime when the deadline comes before that is done. Where the recipe whitens, fresh first filters
+    do that, and no first filters get gradients.
     """
     if isinstance(job.start, Graph):
         weights = fresh_weights(job.start, torch.Generator().manual_seed(job.seed))
+        if job.recipe.whiten and (stems := first_filters(job.start)):
+            some = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(job.seed))[:_CALIBRATION]
+            x = task.normalised(task.train[some].x)
+            weights |= {name: whitening(x, weights[name]).cpu() for name in stems}
         start = Network(job.start, weights)
     else:
         start = job.start
@@ -131,6 +139,9 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
         graph = morph.grow(graph)
     weights = {name: value.float() if value.is_floating_point() else value for name, value in carried.items()}
     module = to_module(graph, weights).to(task.device)
+    if job.recipe.whiten:
+        for name in first_filters(graph):
+            module.get_parameter(name).requires_grad_(False)
     if not job.morphs:
         return module, None
     new = [node.name for node in graph.nodes if node.name not in start.graph and f"{node.name}.running_mean" in weights]
@@ -147,6 +158,15 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
     if len(before) < len(probes) or len(after) < len(probes):
         raise OutOfTime("the deadline came before the network was proved to be what its morphs promise")
     return module, ((after - before).abs().max() / before.abs().max().clamp(min=1e-12)).item()
+
+
+def first_filters(graph: Graph) -> list[str]:
+    """Names of the weights of convolutions over patches of the input, where it is images large enough to whiten."""
+    shape = graph.shapes[graph.input.name]
+    if len(shape) != 3 or min(shape[1:]) < LEAST_SIDE:
+        return []
+    readers = (graph[name] for name in graph.consumers[graph.input.name])
+    return [f"{node.name}.weight" for node in readers if isinstance(node.op, Conv) and node.op.kernel > 1]
 
 
 def _double(value: Tensor) -> Tensor:

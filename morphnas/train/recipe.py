@@ -60,6 +60,8 @@ class Recipe:
     lr: peak learning rate, per mean loss of a batch; it rises over `warmup` of the schedule and falls linearly to 0.
     weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw.
     label_smoothing: probability mass spread over all classes.
+    whiten: the first convolution of images of at least 16 x 16 pixels has filters that whiten their patches (see
+        `morphnas.train.whitening`), which are no more trained: not by whoever inherits them, either.
     bias_rate: what the rate of the batch norms' biases is multiplied by (Jordan 2024, arXiv:2404.00498, section 3.4).
     average: epochs over which the weights that are scored and kept are averaged, exponentially; 0: not at all (Polyak
         and Juditsky 1992, SIAM J. Control Optim. 30, 838-855).
@@ -76,6 +78,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
+    whiten: bool = False
     bias_rate: float = 1.0
     average: float = 0.0
     warmup: float = 0.2
@@ -101,6 +104,8 @@ class Recipe:
             if getattr(self, name) not in get_args(kind):
                 words = " or ".join(f'"{word}"' for word in get_args(kind))
                 raise ValueError(f"recipe: {name} must be {words}, not {getattr(self, name)!r}")
+        if not isinstance(self.whiten, bool):
+            raise ValueError(f"recipe: whiten must be True or False, not {self.whiten!r}")
         if not isinstance(self.augment, Augment):
             raise ValueError(f"recipe: augment must be an Augment, not {self.augment!r:.100}")
 

@@ -487,7 +487,7 @@ def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     shifts = {id(layer.bias) for layer in norms}
     groups: dict[tuple[float, float, bool], list[Tensor]] = {}
-    for p in module.parameters():
+    for p in (p for p in module.parameters() if p.requires_grad):
         share, decay = recipe.bias_rate if id(p) in shifts else 1.0, recipe.weight_decay if p.ndim > 1 else 0.0
         groups.setdefault((share, decay, recipe.optimizer == "muon" and p.ndim > 2), []).append(p)
     settings = [

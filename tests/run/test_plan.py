@@ -183,7 +183,7 @@ def test_the_search_has_a_share_of_the_time() -> None:
 @pytest.mark.parametrize("shape", [(20,), (1, 8, 8)])
 def test_plans_come_back_from_json(shape: tuple[int, ...]) -> None:
     limits = Limits(max_params=100_000, morphs=("deeper", "wider"))
-    recipe = default_recipe(500, torch.device("cpu"), None, spatial=True)
+    recipe = default_recipe(500, torch.device("cpu"), None, (1, 8, 8))
     found = planned(shape, limits=limits, recipe=recipe, pace=Pace(COST, 3, "float32"))
     assert Plan.of_run({"seed": 1, "plan": json.loads(json.dumps(found.to_json(), allow_nan=False))}) == found
 
@@ -267,11 +267,18 @@ def test_batches_grow_with_the_data(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("augment", [None, True, False])
-@pytest.mark.parametrize("spatial", [True, False])
-def test_images_are_moved_unless_that_is_unwanted(augment: bool | None, spatial: bool) -> None:
-    recipe = default_recipe(1000, DEVICES[0], augment, spatial)
-    if spatial and augment is not False:
+@pytest.mark.parametrize("shape", [(3, 8, 8), (5,)])
+def test_images_are_moved_unless_that_is_unwanted(augment: bool | None, shape: tuple[int, ...]) -> None:
+    recipe = default_recipe(1000, DEVICES[0], augment, shape)
+    if len(shape) > 1 and augment is not False:
         assert recipe.augment.shift == (SHIFT if augment else None)
         assert recipe.augment.flip is None  # to be found out
     else:
         assert recipe.augment == Augment()
+
+
+@pytest.mark.parametrize(
+    ("shape", "white"), [((3, 32, 32), True), ((1, 28, 28), False), ((3, 100), False), ((3, 8, 8, 8), False)]
+)
+def test_colour_images_are_whitened(shape: tuple[int, ...], white: bool) -> None:
+    assert default_recipe(1000, DEVICES[0], None, shape).whiten == white

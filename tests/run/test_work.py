@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from morphnas.graph import (
@@ -36,6 +38,7 @@ from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.trainer import evaluate, predict
+from morphnas.train.whitening import whitening
 from tests.run.doubles import GRAPH, RECIPE, weights
 from tests.train.tasks import Clock, blobs, images, seeded
 
@@ -446,3 +449,64 @@ def test_calibration_takes_fewer_examples_when_time_is_short(monkeypatch: pytest
     morph = next(morph for morph in neighbours(start.graph) if isinstance(morph, Deeper))
     inherited(Job(start, (morph,), SHORT, 0, 1), TASK, clock.deadline(14.8))
     assert sizes == [50]
+
+
+# -- first filters that whiten
+
+LARGE = images(40, 20, (3, 16, 16))
+WHITE = replace(SHORT, whiten=True)
+
+
+@pytest.mark.parametrize("shape", [(3, 15, 16), (3, 20), (3, 16, 16, 16), (5,)])
+def test_patches_are_whitened_of_images_of_some_size(shape: tuple[int, ...]) -> None:
+    graph = mlp(shape, 3, width=4) if len(shape) == 1 else cnn(shape, 3, width=4)
+    assert module.first_filters(graph) == []
+
+
+def test_only_what_reads_patches_of_the_input_whitens() -> None:
+    assert module.first_filters(resnet((3, 16, 16), 3, width=4)) == ["conv_1.weight"]
+    assert module.first_filters(mlp((3, 16, 16), 3, width=4)) == []
+
+
+def test_first_filters_are_the_training_images_and_stay_while_all_else_learns() -> None:
+    graph = cnn((3, 16, 16), 3, width=60)
+    begun, _ = inherited(Job(graph, (), WHITE, 600, 1), LARGE)
+    before = weights_of(begun)
+    outcome, after = work(Job(graph, (), WHITE, 600, 1), LARGE)
+    assert (outcome.status, outcome.epochs) == ("finished", WHITE.epochs)
+    assert after is not None
+    assert {name for name, value in begun.named_parameters() if torch.equal(before[name], after[name])} == {
+        "conv_1.weight"
+    }
+    filters = after["conv_1.weight"][:27].flatten(1)  # as many as directions, then their negatives
+    assert torch.equal(filters, -after["conv_1.weight"][27:54].flatten(1))
+    patches = LARGE.normalised(LARGE.train.x).unfold(2, 3, 1).unfold(3, 3, 1)
+    seen = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 27) @ filters.T
+    found = seen.T @ seen / len(seen)
+    assert torch.allclose(found / found.diagonal().mean(), torch.eye(27), atol=0.05), "uncorrelated, equally strong"
+
+
+def test_children_keep_them_and_start_from_what_their_parents_compute() -> None:
+    graph = cnn((3, 16, 16), 3, width=8)
+    _, trained = work(Job(graph, (), WHITE, 600, 1), LARGE)
+    assert trained is not None
+    wide = Job(Network(graph, trained), (Wider("conv_1", 12),), WHITE, 600, 2)
+    outcome, after = work(wide, LARGE)
+    assert outcome.status == "finished", outcome.error
+    assert outcome.morph_error is not None
+    assert outcome.morph_error < PROOF
+    assert after is not None
+    assert torch.equal(after["conv_1.weight"][:8], trained["conv_1.weight"])
+
+
+def test_without_that_first_filters_learn() -> None:
+    begun, _ = inherited(Job(cnn((3, 16, 16), 3, width=8), (), SHORT, 600, 1), LARGE)
+    assert all(p.requires_grad for p in begun.parameters())
+
+
+@given(st.integers(1, 80), st.sampled_from([1, 3, 5]), st.integers(0, 100))
+def test_whitening_filters_are_as_long_as_those_they_replace(filters: int, kernel: int, seed: int) -> None:
+    like = torch.randn(filters, 2, kernel, kernel, generator=seeded(seed))
+    found = whitening(torch.zeros(3, 2, 8, 8) if seed % 5 == 0 else torch.randn(3, 2, 8, 8), like)
+    assert (found.shape, found.dtype) == (like.shape, like.dtype)
+    assert torch.isclose(found.norm(), like.norm())

@@ -69,6 +69,7 @@ def test_the_usual_clock_cannot_be_set_back() -> None:
         ({"momentum": 1}, "momentum must be from 0 to 0.9999"),
         ({"weight_decay": -0.1}, "weight_decay must be from 0"),
         ({"label_smoothing": 1}, "label_smoothing must be from"),
+        ({"whiten": 1}, "whiten must be True or False"),
         ({"warmup": 1.5}, "warmup must be from 0 to 1"),
         ({"patience": 0}, "patience must be from 1"),
         ({"patience": 3.0}, "patience must be an integer"),

@@ -1,0 +1,29 @@
+"""First filters that whiten: they make a network's input as strong in all directions, and need no training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEAST = 5e-4
+"""Added to the variance along every direction of the patches, which are of normalised images."""
+
+
+@torch.no_grad()
+def whitening(x: Tensor, like: Tensor) -> Tensor:
+    """Filters that whiten the patches of images, and their negatives, which a relu tells apart (Jordan 2024,
+    arXiv:2404.00498, section 3.2).
+
+    x: normalised images (n, channels, h, w). like: a convolution's weights (filters, channels, kernel, kernel), whose
+    shape and length the result has. With fewer filters than there are directions and signs the strongest directions
+    are taken; with more they are repeated.
+    """
+    patches = x
+    for axis, size in enumerate(like.shape[2:], start=2):
+        patches = patches.unfold(axis, size, 1)
+    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, like[0].numel()).double()
+    variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+    found = (directions / (variances + LEAST).sqrt()).T.flip(0)
+    found = torch.cat([found, -found])
+    found = found.repeat(-(-len(like) // len(found)), 1)[: len(like)].view_as(like)
+    return (found * (like.double().norm() / found.norm())).to(like.dtype)
