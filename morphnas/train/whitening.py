@@ -26,4 +26,5 @@ def whitening(x: Tensor, like: Tensor) -> Tensor:
     found = (directions / (variances + LEAST).sqrt()).T.flip(0)
     found = torch.cat([found, -found])
     found = found.repeat(-(-len(like) // len(found)), 1)[: len(like)].view_as(like)
-    return (found * (like.double().norm() / found.norm())).to(like.dtype)
+    scaled: Tensor = found * (like.double().norm() / found.norm())
+    return scaled.to(like.dtype)
