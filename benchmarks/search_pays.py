@@ -3,9 +3,11 @@
     python benchmarks/search_pays.py --data fashion_mnist.npz --examples 6000 --time-limit 60 --seeds 3
     python benchmarks/search_pays.py --time-limit 60 --seeds 3
 
-Without a search ("none") the starters are trained as children are, and the best one gets all of the time that is left.
-Other --ways than names of searchers change the Bayesian search in one thing: "fresh weights" for children, "no
-promotion", "3 epochs" or "12 epochs" of a child.
+Without a search ("none") the starters, as large as the time allows, are trained as children are, and the best one gets
+all of the time that is left: what `fit` does by itself where the limit has no room for a search. Every other way begins
+with starters of a first width of 8, which leave time for one: "small" without a search, searchers by their names, and
+the Bayesian search changed in one thing: "fresh weights" for children, "no promotion", "3 epochs" or "12 epochs" of a
+child.
 The network of `handwritten.py` is trained for the same seconds, too. --data: an .npz with x_train, y_train, x_test and
 y_test, of which --examples random training images (another draw for each seed) and all test images are used; without
 it scikit-learn's digits, a stratified fifth held out. The ways take turns within a seed, so that what else the machine
@@ -35,7 +37,7 @@ from morphnas.run.search import is_final
 from morphnas.search import BayesianSearcher, Left, Promote, Proposal, Searcher, Trial, lineage
 
 RESULTS = Path(__file__).parent / "results" / "search_pays.json"
-STARTERS = 4
+STARTERS = 3
 """Networks that a search on images begins with."""
 
 
@@ -59,8 +61,11 @@ def fresh(*args: Any, **settings: Any) -> Promote:
     return Promote(Fresh(BayesianSearcher(*args, **settings)))
 
 
+SMALL = 8
+"""First width of starters that leave time for a search."""
 CHANGES: dict[str, dict[str, Any]] = {
     "none": {"max_trials": STARTERS},
+    "small": {"max_trials": STARTERS},
     "fresh weights": {"search_type": fresh},
     "no promotion": {"search_type": BayesianSearcher},
     "3 epochs": {"searcher_args": {"trainer_args": {"epochs": 3}}},
@@ -84,7 +89,9 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
         trained = handwritten.fit(x_train, y_train, args.time_limit, args.flip, seed)
         return {"test_accuracy": round(handwritten.accuracy(*trained, x_test, y_test), 5)}
     with tempfile.TemporaryDirectory() as folder:
-        settings = CHANGES.get(way, {"search_type": way})
+        settings = dict(CHANGES.get(way, {"search_type": way}))
+        if way != "none":
+            settings["searcher_args"] = {"default_model_width": SMALL} | settings.get("searcher_args", {})
         classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu", **settings)
         classifier.fit(x_train, y_train, time_limit=args.time_limit)
         trials = classifier.load_searcher().trials
@@ -104,7 +111,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=6000)
     parser.add_argument("--time-limit", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--ways", nargs="*", default=["bayesian", "random", "evolution", "climbing"])
+    parser.add_argument("--ways", nargs="*", default=["small", "bayesian", "random", "evolution", "climbing"])
     parser.add_argument("--flip", action="store_true", help="the network by hand is to mirror images")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--smoke", action="store_true", help="two ways, 4 s each, nothing written")

@@ -17,19 +17,21 @@ from morphnas.train.data import Task
 from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe
 from morphnas.train.trainer import computing
 
-CHILD = 0.025
+CHILD = 0.04
 """Share of the time that one child should cost."""
 EPOCHS = 6
 """Epochs of a child, where the time allows."""
-SEEN = 50_000
-"""Examples that a child is trained on, where that many are more than its epochs and the networks can be as large as the
-final trainings bear: of larger data, epochs are parts."""
-PASSES = 20
+PASSES = 10
 """Times that the final trainings should see all examples, at least, with the largest starter, in half of the time."""
+SEEN = 60_000
+"""Examples that they should see, at least: of few, all are seen more often."""
 SHORTEST = 16
 """Batches of an epoch that is a part of the data, at least."""
-FINAL = 60
-"""Epochs of the largest starter that the final trainings should have time for: about 40 of a network that has grown."""
+FINAL = 45
+"""Epochs of the largest starter that the final trainings should have time for: about 30 of a network that has grown."""
+ENOUGH = 8
+"""Networks that a search should have time for: of fewer only the starters are trained, the best of which gets the time,
+since that is better than a search (`benchmarks/search_pays.py`)."""
 CLEARLY = 0.8
 """Share of the time of a simpler way to compute that another one may take to be chosen: not by chance, so that the same
 run again computes in the same way."""
@@ -169,8 +171,9 @@ def plan(
 ) -> Plan:
     """Starters that are affordable within `seconds` of the whole run on n examples.
 
-    Of few examples a child sees all in each of its epochs, which bounds the networks; of many it sees parts, and what
-    bounds them is that the final trainings are to see all examples `PASSES` times.
+    Networks are as large as lets the final trainings see all examples `PASSES` times, and `SEEN` of them: of larger and
+    smaller ones, trained for the same seconds, these do best (`benchmarks/sizes.py`). Children see what they have time
+    for, of much data a part.
 
     recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what
     is affordable. initial: graphs to start from instead of starters. ValueError when no starter meets the limits, or a
@@ -178,23 +181,22 @@ def plan(
     """
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
     if len(shape) > 1:
-        families = [(cnn, 1.0, 4), (resnet, 1.5, 2), (densenet, 1.5, 6), (cnn, 0.3, 2)]
+        families = [(cnn, 1.0, 4), (resnet, 1.5, 2), (densenet, 1.5, 6)]
 
     def made(make: Callable[..., Graph], deep: int, most: float) -> Graph:
-        """The largest of a family that is within the limits and the work; the smallest one if none is."""
+        """That of a family with the most parameters within the limits and the work; the smallest one if there is none.
+
+        At equal work wide networks that pool early do better than narrow ones at full resolution.
+        """
         for widths in [(width,)] if width else [WIDTHS, TINY]:
             graphs = [graph for w in widths for graph in _variants(make, shape, n_classes, w, depth or deep)]
-            graphs.sort(key=lambda graph: -graph.work)
             if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:
-                return next((graph for graph in fitting if graph.work <= most), fitting[-1])
+                quick = [graph for graph in fitting if graph.work <= most]
+                return max(quick, key=lambda g: g.parameters) if quick else min(fitting, key=lambda g: g.work)
         return graphs[-1]
 
     cost = max(pace.seconds_per_flop, 1e-30)
-    child = CHILD * seconds / cost  # work times passes over the data that a child may cost
-    modest = families[0][0](shape, n_classes, width=width or 8, depth=depth or families[0][2]).work
-    modest = min((graph.work for graph in initial), default=modest)
-    largest = min(0.5 * seconds / (PASSES * cost), child / min(recipe.epochs, SEEN / n))
-    recipe = _parted(recipe, n, child / max(largest, modest))
+    largest = 0.5 * seconds / (max(PASSES, SEEN / n) * cost)  # work of a pass
     _check(initial, shape, n_classes, limits)
     starts = {graph.key: graph for graph in initial}
     for make, factor, deep in [] if initial else families:
@@ -207,8 +209,11 @@ def plan(
     if not starts:
         tiny = min(shallow, key=lambda graph: (graph.depth, graph.parameters))
         raise ValueError(f"limits: no starter meets them, the smallest one has {limits.refuse(tiny)}")
-    most = max(graph.work for graph in starts.values())
-    share = 1 - min(0.6, max(0.25, FINAL * cost * most / seconds))
+    typical = statistics.median(graph.work for graph in starts.values())
+    recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
+    share = 1 - min(1.0, max(0.25, FINAL * cost * typical / seconds))
+    if share < ENOUGH * CHILD:
+        share = (len(starts) + 0.5) * CHILD
     part = 1.0 if recipe.examples is None else recipe.examples / n
     return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads)
 
@@ -222,7 +227,7 @@ def _parted(recipe: Recipe, n: int, passes: float) -> Recipe:
         return recipe
     shortest = min(n, recipe.examples or SHORTEST * recipe.batch_size)
     epochs = int(max(1, min(recipe.epochs, passes * n // shortest)))
-    examples = int(max(shortest, min(n, passes * n / epochs)))
+    examples = int(max(shortest, min(recipe.examples or n, passes * n / epochs)))
     return replace(recipe, epochs=epochs, examples=None if examples >= n else examples)
 
 

@@ -127,7 +127,7 @@ def test_the_final_trainings_have_time_for_all_examples(seconds: float, n: int) 
 def test_of_large_data_a_childs_epochs_are_parts() -> None:
     """So that the networks may be as large as the final trainings bear, and there are several epochs all the same."""
     small, large = (planned((3, 32, 32), 600.0, n=n, pace=Pace(1e-11 * n, 1, "float32")) for n in (5_000, 500_000))
-    assert small.recipe == RECIPE
+    assert small.recipe.epochs == RECIPE.epochs
     assert large.recipe.epochs == RECIPE.epochs
     assert large.recipe.examples is not None
     assert 10_000 < large.recipe.examples * RECIPE.epochs < 250_000
@@ -282,3 +282,12 @@ def test_images_are_moved_unless_that_is_unwanted(augment: bool | None, shape: t
 )
 def test_colour_images_are_whitened(shape: tuple[int, ...], white: bool) -> None:
     assert default_recipe(1000, DEVICES[0], None, shape).whiten == white
+
+
+def test_time_for_few_networks_is_the_best_starters() -> None:
+    """The more time, the more of it goes into the search; but where it has room for no more than a few, hardly any."""
+    shares = [planned((3, 32, 32), seconds, n=6_000).search_share for seconds in (1.0, 60.0, 1e3, 1e4, 1e5, 1e6)]
+    assert shares[0] < 4 * module.CHILD
+    assert all(share < 4 * module.CHILD or share >= module.ENOUGH * module.CHILD for share in shares)
+    assert sorted(shares) == shares
+    assert shares[-1] == 0.75
