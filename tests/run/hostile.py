@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from morphnas.graph import Graph, Morph, Weights
@@ -29,7 +30,11 @@ class Hostile(Morph):
             sys.exit(3)
         if self.way == "exit":
             os._exit(3)
+        if self.way == "hang":
+            time.sleep(3600)
         if self.way == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(3600)
+        if not Path(once := self.way.removeprefix("kill once ")).exists():
+            Path(once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return dict(weights)
