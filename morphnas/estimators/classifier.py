@@ -168,6 +168,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         seconds = time_limit_seconds(time_limit, self.time_limit)
         deadline = Deadline.after(seconds)
         settings = Settings.of(self)
+        deadline = deadline.earlier(min(settings.place.parting, 0.1 * seconds))
         path = None if self.path is None else Path(self.path)
         if path is not None:
             Store.check(path, overwrite=self.overwrite, resume=bool(self.resume))
@@ -284,6 +285,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         seconds = time_limit_seconds(time_limit, about.get("time_limit"))
         deadline = Deadline.after(seconds)
         place, args = Place.of(self), dict(trainer_args or {})
+        deadline = deadline.earlier(min(place.parting, 0.1 * seconds))
         if "examples" in args:
             raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
         space = room(self)

@@ -78,6 +78,11 @@ class Place:
         return Place(device, (), True, address, devices, 1 if gpu else share, share if gpu else 0)
 
     @property
+    def parting(self) -> float:
+        """Seconds that it takes to let go of the workers at the end."""
+        return 2.0 if self.ray else 0.0
+
+    @property
     def threads(self) -> int | None:
         """That a worker may have on a CPU which it shares with others; None: as many as there are."""
         if self.ray:

@@ -11,7 +11,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -21,7 +20,6 @@ from morphnas.run.executors import Lost, Supervised
 from morphnas.run.parcels import Answer, done, sealed, task_of, tensors, unsealed
 from morphnas.run.search import Job, Result
 from morphnas.train.data import Examples, Task
-from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch, warm_up
 
@@ -204,15 +202,16 @@ class _Actor:
         self._actor = kind.remote(held, threads, sys.path)
         self._ready = False
 
-    def run(self, job: Job, deadline: Deadline, each_epoch: EachEpoch | None) -> Result:
+    def ready(self) -> None:
         if not self._ready:
             self._asked(self._actor.ready)
             self._ready = True
-        begun = self._actor.begin.remote(sealed(replace(job, seconds=deadline.left)))
+
+    def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
+        self._actor.begin.remote(sealed(job))
         while True:
             for answer in self._asked(self._actor.answer):
                 if not isinstance(answer, Outcome):
-                    del begun
                     return unsealed(answer)
                 if each_epoch:
                     each_epoch(answer)

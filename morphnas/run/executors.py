@@ -66,14 +66,18 @@ class Lost(Exception):
 
 
 class Worker(Protocol):
-    """One that does a job at a time, somewhere else. It may be starting still."""
+    """One that does a job at a time, somewhere else."""
 
-    def run(self, job: Job, deadline: Deadline, each_epoch: EachEpoch | None) -> Result:
-        """What came of the job, which is given what is then left of the time; Lost when the worker is gone."""
+    def ready(self) -> None:
+        """Return when it has started; Lost when it is gone."""
+        ...
+
+    def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
+        """What came of the job; Lost when the worker is gone."""
         ...
 
     def kill(self) -> None:
-        """End it, whatever it does: `run`, in another thread, then raises Lost."""
+        """End it, whatever it does: what waits for it, in another thread, then raises Lost."""
         ...
 
     def close(self) -> None:
@@ -87,14 +91,16 @@ class _Order:
     each_epoch: EachEpoch | None
     future: Future[Result]
     deadline: Deadline
+    attempt: int = 0
 
 
 @dataclass
 class Supervised:
     """Workers that do not share this process, each with a thread that hands it jobs and replaces it when it is lost.
 
-    make: what begins to start a worker, one for each at a time. retries: how often a job is done again whose worker
-    was lost. at_the_end: is called when all workers are gone.
+    Jobs are taken by workers that are there, not by those that are still to come. make: what begins to start a worker,
+    one for each at a time. retries: how often a job is done again whose worker was lost. at_the_end: is called when all
+    workers are gone.
     """
 
     make: Sequence[Callable[[], Worker]]
@@ -116,11 +122,11 @@ class Supervised:
         return len(self.make)
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
-        future: Future[Result] = Future()
-        self._orders.put(_Order(job, each_epoch, future, Deadline.after(job.seconds)))
+        order = _Order(job, each_epoch, Future(), Deadline.after(job.seconds))
+        self._orders.put(order)
         if self._closed:
-            future.cancel()
-        return future
+            order.future.cancel()
+        return order.future
 
     def shutdown(self) -> None:
         with self._lock:
@@ -131,53 +137,62 @@ class Supervised:
             self._orders.put(None)
         for thread in self._threads:
             thread.join()
+        while not self._orders.empty():
+            if (order := self._orders.get()) and not order.future.cancel():
+                self._failed(order, "the executor was shut down")
         if not closed:
             self.at_the_end()
 
     def _serve(self, make: Callable[[], Worker]) -> None:
         worker: Worker | None = None
-        try:
-            with contextlib.suppress(Lost):
-                worker = self._started(make)  # before there is anything to do
-            while (order := self._orders.get()) is not None:
-                if self._closed:
-                    order.future.cancel()
-                elif order.future.set_running_or_notify_cancel():
-                    result, worker = self._done(order, make, worker)
-                    order.future.set_result(result)
-        finally:
-            if worker:
-                self._end(worker)
-
-    def _done(self, order: _Order, make: Callable[[], Worker], worker: Worker | None) -> tuple[Result, Worker | None]:
-        """What came of a job, and the worker if it is still of use."""
-        error = ""
-        for attempt in range(self.retries + 1):
-            late = False
+        while not self._closed:
+            missing = ""
             try:
                 worker = worker or self._started(make)
-                with _patient(worker, order.deadline.left + grace(order.job.seconds)) as watch:
-                    try:
-                        return worker.run(order.job, order.deadline, order.each_epoch), worker
-                    finally:
-                        late = watch.is_set()
+                worker.ready()
             except Lost as lost:
-                error = str(lost)
-                if late:
-                    seconds = order.job.seconds
-                    error = f"no answer within the {seconds:.3g} s there were: the worker hung and was ended ({error})"
-                elif attempt < self.retries and not order.deadline.passed and not self._closed:
-                    error = ""
-            except Exception:  # of each_epoch, or the job cannot travel; what the worker does is not known
-                error = traceback.format_exc()[-4000:]
-            if worker:
-                self._end(worker)
-                worker = None
-            if error:
+                self._drop(worker)
+                worker, missing = None, str(lost)
+            if (order := self._orders.get()) is None:
                 break
-        with contextlib.suppress(Lost):
-            worker = self._started(make)  # while the next proposal is thought of
-        return (Outcome("failed", error=error), None), worker
+            if not (order.attempt or order.future.set_running_or_notify_cancel()):
+                continue
+            if worker is None:
+                self._lost(order, missing)
+            elif not self._done(order, worker):
+                self._drop(worker)
+                worker = None
+        self._drop(worker)
+
+    def _done(self, order: _Order, worker: Worker) -> bool:
+        """Have a job done; whether the worker is of use any longer."""
+        late = threading.Event()
+        try:
+            with _patient(worker, order.deadline.left + grace(order.job.seconds), late):
+                order.future.set_result(worker.run(replace(order.job, seconds=order.deadline.left), order.each_epoch))
+                return True
+        except Lost as lost:
+            if late.is_set():
+                seconds = f"{order.job.seconds:.3g} s"
+                self._failed(
+                    order, f"no answer within the {seconds} there were: the worker hung and was ended ({lost})"
+                )
+            else:
+                self._lost(order, str(lost))
+        except Exception:  # of each_epoch, or the job cannot travel; what the worker does is not known
+            self._failed(order, traceback.format_exc()[-4000:])
+        return False
+
+    def _lost(self, order: _Order, error: str) -> None:
+        """The job's worker is gone: another one may do it."""
+        if order.attempt < self.retries and not order.deadline.passed and not self._closed:
+            self._orders.put(replace(order, attempt=order.attempt + 1))
+        else:
+            self._failed(order, error)
+
+    @staticmethod
+    def _failed(order: _Order, error: str) -> None:
+        order.future.set_result((Outcome("failed", error=error), None))
 
     def _started(self, make: Callable[[], Worker]) -> Worker:
         with self._lock:
@@ -190,16 +205,16 @@ class Supervised:
             self._alive.append(worker)
             return worker
 
-    def _end(self, worker: Worker) -> None:
-        with self._lock:
-            self._alive.remove(worker)
-        worker.close()
+    def _drop(self, worker: Worker | None) -> None:
+        if worker:
+            with self._lock:
+                self._alive.remove(worker)
+            worker.close()
 
 
 @contextlib.contextmanager
-def _patient(worker: Worker, seconds: float) -> Iterator[threading.Event]:
+def _patient(worker: Worker, seconds: float, late: threading.Event) -> Iterator[None]:
     """Kills the worker when that many seconds pass inside, and then sets the event."""
-    late = threading.Event()
 
     def give_up() -> None:
         late.set()
@@ -209,7 +224,7 @@ def _patient(worker: Worker, seconds: float) -> Iterator[threading.Event]:
     timer.daemon = True
     timer.start()
     try:
-        yield late
+        yield
     finally:
         timer.cancel()
 
@@ -250,11 +265,13 @@ class _Process:
             start_new_session=True,  # Ctrl-C is for this process; what becomes of its workers is its own affair
         )
 
-    def run(self, job: Job, deadline: Deadline, each_epoch: EachEpoch | None) -> Result:
+    def ready(self) -> None:
         if not self._ready:
             self._receive()
             self._ready = True
-        self._send(sealed(replace(job, seconds=deadline.left)))
+
+    def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
+        self._send(sealed(job))
         while isinstance(answer := self._receive(), Outcome):
             if each_epoch:
                 each_epoch(answer)

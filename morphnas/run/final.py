@@ -164,8 +164,8 @@ def _train(
     micro = micro_batch(trial.graph, proposal.recipe.batch_size, max_memory, store.trials)
     job = Job(start, (), proposal.recipe, deadline.left, trial_seed(seed, trial.id), scored, micro)
     future = executor.submit(job, (lambda outcome: observer.epoch_done(trial, outcome)) if observer else None)
-    wait([future], min(job.seconds + grace(job.seconds) + 1, threading.TIMEOUT_MAX))
-    late = Outcome("failed", error="its worker gave no answer at the deadline, and was not waited for"), None
+    wait([future], min(job.seconds + grace(job.seconds) + 0.5, threading.TIMEOUT_MAX))
+    late = Outcome("failed", error="no worker gave an answer by the deadline"), None
     ended = store.finish(trial.id, *(result_of(future) if future.done() else late))
     if observer:
         observer.trial_ends(ended)

@@ -85,8 +85,8 @@ class Executor(Protocol):
     def ahead(self) -> bool: ...
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
-        """Begin a job. What goes wrong with it, or with whoever does it, is an outcome: it is over after its seconds
-        and their `grace`, come what may. each_epoch is called in this process, from any thread.
+        """Begin a job. What goes wrong with it, or with whoever does it, is an outcome. A worker that has begun it is
+        waited for as long as its seconds and their `grace`. each_epoch is called in this process, from any thread.
         """
         ...
 
@@ -308,7 +308,7 @@ def search(
             waiting.append(open_trial)
     running: dict[int, Future[Result]] = {}
     news: SimpleQueue[tuple[Trial, Outcome | Future[Result]]] = SimpleQueue()
-    end = deadline.earlier(-grace(deadline.left) - 1)  # an executor that keeps to its word is earlier
+    end = deadline.earlier(-grace(deadline.left) - 0.5)  # an executor that keeps to its word is earlier
     here = threading.get_ident()
     asker = ThreadPoolExecutor(1, "morphnas-ask") if executor.ahead else None
     asked: Future[Proposal | None] | None = None  # for the next worker that is free
@@ -389,7 +389,7 @@ def search(
             try:
                 trial, told = news.get(timeout=min(end.left, threading.TIMEOUT_MAX))
             except Empty:
-                error = "its worker gave no answer at the deadline, and was not waited for"
+                error = "no worker gave an answer by the deadline"
                 for id in running:
                     finish(next(t for t in store.trials if t.id == id), Outcome("failed", error=error), None)
                 return
