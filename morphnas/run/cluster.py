@@ -49,9 +49,8 @@ def ray_executor(
     trainings that nobody judges. ImportError without Ray, ConnectionError where there is no cluster, ValueError where
     it has no room for a worker.
     """
-    before = dict(os.environ)
     ray = found()
-    leave = _join(ray, address, before) if not ray.is_initialized() else _stay
+    leave = _join(ray, address) if not ray.is_initialized() else _stay
     try:
         there = ray.cluster_resources()
         have, need = (there.get("GPU", 0), gpus) if gpus else (there.get("CPU", 0), cpus)
@@ -93,18 +92,16 @@ def reachable(address: str) -> None:
         raise ConnectionError(f"no Ray cluster answers at {address}: {error}") from error
 
 
-def _join(ray: Any, address: str | None, before: dict[str, str]) -> Callable[[], None]:
-    """Connect to a cluster; what leaves it again, with this process's environment as it was `before`."""
+def _join(ray: Any, address: str | None) -> Callable[[], None]:
+    """Connect to a cluster; what leaves it again. Its variables RAY_* Ray keeps: it goes by them from then on."""
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     where = {"address": address} if address else {"address": "local", "include_dashboard": False}
 
     def leave() -> None:
         with _manners():
             ray.shutdown()
-        for name in [name for name in os.environ if name.startswith("RAY_")]:
-            del os.environ[name]
-        os.environ.update({name: value for name, value in before.items() if name.startswith("RAY_")})
 
+    before = os.environ.get("PYTHONBREAKPOINT")
     try:
         with _manners():
             if address:
@@ -120,8 +117,8 @@ def _join(ray: Any, address: str | None, before: dict[str, str]) -> Callable[[],
         ) from error
     finally:
         os.environ.pop("PYTHONBREAKPOINT", None)  # Ray's own debugger
-        if "PYTHONBREAKPOINT" in before:
-            os.environ["PYTHONBREAKPOINT"] = before["PYTHONBREAKPOINT"]
+        if before is not None:
+            os.environ["PYTHONBREAKPOINT"] = before
     return leave
 
 

@@ -386,9 +386,14 @@ def search(
                 begin(trial)
             if not running:
                 return
+            until = end if deadline.passed else deadline
             try:
-                trial, told = news.get(timeout=min(end.left, threading.TIMEOUT_MAX))
+                trial, told = news.get(timeout=min(until.left, threading.TIMEOUT_MAX))
             except Empty:
+                if not end.passed:
+                    for future in list(running.values()):
+                        future.cancel()  # no effect where a worker has begun
+                    continue
                 error = "no worker gave an answer by the deadline"
                 for id in running:
                     finish(next(t for t in store.trials if t.id == id), Outcome("failed", error=error), None)
@@ -405,6 +410,8 @@ def search(
 
 def result_of(future: Future[Result]) -> Result:
     """What came of a job that is done, also where whoever should have done it raised."""
+    if future.cancelled():
+        return Outcome("failed", error="no worker was free for it before the deadline"), None
     if (error := future.exception()) is not None:
         return Outcome("failed", error=f"{type(error).__name__}: {error}"), None
     return future.result()

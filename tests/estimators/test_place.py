@@ -99,6 +99,7 @@ def test_a_fit_in_processes(data: Data, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the time limit was too short")
 def test_a_limit_in_which_no_process_starts_leaves_a_network(data: Data, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"executor": "process", "devices": 1, "device": "cpu", "random_state": 0}
     classifier = ImageClassifier(tmp_path / "run", **settings).fit(*data, time_limit=2)
