@@ -32,6 +32,7 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",
         "scikit-learn>=1.6",
+        "cloudpickle>=3",
         "filelock>=3.12",
         "graphviz>=0.20",
         "tqdm>=4.64",
@@ -40,6 +41,7 @@ setup(
     extras_require={
         "images": IMAGES,
         "pdf": ["pygraphviz>=2"],
+        "ray": ["ray[client]>=2.40"],
         "test": TEST,
         "dev": [*TEST, "mypy>=1.15", "ruff>=0.12"],
     },

@@ -5,22 +5,27 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
-from morphnas.graph import Graph, Limits, MorphError
-from morphnas.run.executors import Executor
+from morphnas.graph import Graph, Limits, Morph, MorphError, Network, Wider
+from morphnas.run.search import Executor, Job, grace, work
 from morphnas.search import Left, Proposal, Searcher, Space, Trial
 from morphnas.train.recipe import Outcome
+from tests.run.doubles import GRAPH, RECIPE, weights
+from tests.run.hostile import Hostile
 from tests.table import TableSpace, grown, outcome_of, run
+from tests.train.tasks import blobs
 
 AMPLE = Left(math.inf)
+TASK = blobs()
 
 Make = Callable[..., Searcher]
 """A searcher from a space, limits and a seed."""
@@ -198,7 +203,7 @@ def _ask(searcher: Searcher, trials: Sequence[Trial]) -> Trial:
 
 
 class ExecutorContract:
-    """Subclasses give the executor as a fixture, and end it. What is submitted must be able to travel."""
+    """Subclasses give an executor for `TASK` as a fixture, and end it; it computes with as many threads as here."""
 
     @pytest.fixture
     def executor(self) -> Executor:
@@ -208,46 +213,92 @@ class ExecutorContract:
         assert isinstance(executor.workers, int)
         assert executor.workers >= 1
 
-    def test_a_future_has_the_result(self, executor: Executor) -> None:
-        future = executor.submit(divmod, 17, 5)
-        assert future.result(60) == (3, 2)
-        assert future.exception(60) is None
-        assert future.done()
+    @pytest.mark.parametrize("morphs", [(), (Wider("dense_1", 7),)])
+    def test_results_are_those_of_work(self, executor: Executor, morphs: tuple[Morph, ...]) -> None:
+        start = Network(GRAPH, weights(3)) if morphs else GRAPH
+        job = Job(start, morphs, RECIPE, 600, 5)
+        expected, found = work(job, TASK), executor.submit(job).result(120)
+        assert _timeless(found[0]) == _timeless(expected[0])
+        assert found[0].status == "finished"
+        assert expected[1] is not None
+        assert found[1] is not None
+        assert found[1].keys() == expected[1].keys()
+        assert all(torch.equal(value, expected[1][name]) for name, value in found[1].items())
 
-    def test_an_exception_is_the_futures(self, executor: Executor) -> None:
-        future = executor.submit(_fail, "no luck")
-        error = future.exception(60)
-        assert isinstance(error, LookupError)
-        assert "no luck" in str(error)
-        with pytest.raises(LookupError, match="no luck"):
-            future.result(60)
+    def test_epochs_are_told_as_they_end(self, executor: Executor) -> None:
+        seen: list[Outcome] = []
+        outcome, _ = executor.submit(_job(epochs=4), seen.append).result(120)
+        assert [epoch.epochs for epoch in seen] == [1, 2, 3, 4]
+        assert seen[-1].curve == outcome.curve
 
-    def test_a_failure_does_not_end_the_others(self, executor: Executor) -> None:
-        futures = [executor.submit(_fail if i % 2 else abs, -i) for i in range(6)]
-        assert [future.exception(60) is None for future in futures] == [True, False] * 3
-        assert executor.submit(abs, -7).result(60) == 7
+    def test_what_a_job_raises_is_its_outcome(self, executor: Executor) -> None:
+        outcome, trained = executor.submit(_job(Hostile("raise"))).result(120)
+        assert (outcome.status, trained) == ("failed", None)
+        assert outcome.error is not None
+        assert "in carry" in outcome.error
+        assert "LookupError: no luck" in outcome.error
 
     def test_every_future_has_its_own_result(self, executor: Executor) -> None:
-        futures = [executor.submit(abs, -i) for i in range(5 * executor.workers)]
-        assert [future.result(60) for future in futures] == list(range(5 * executor.workers))
+        jobs = [_job(Hostile("raise")) if i % 3 == 1 else _job(seed=i) for i in range(3 * executor.workers + 3)]
+        found = [future.result(120)[0] for future in [executor.submit(job) for job in jobs]]
+        assert [_timeless(outcome) for outcome in found if outcome.status != "failed"] == [
+            _timeless(work(job, TASK)[0]) for job in jobs if not job.morphs
+        ]
+        assert [outcome.status == "failed" for outcome in found] == [bool(job.morphs) for job in jobs]
 
-    def test_futures_can_be_waited_for(self, executor: Executor) -> None:
-        futures = [executor.submit(abs, -i) for i in range(3)]
-        assert wait(futures, 60).done == set(futures)
-
-    def test_arguments_arrive_as_they_were(self, executor: Executor) -> None:
-        given = (1, {"a": [2.5, None]}, "text", b"bytes", (True,))
-        assert executor.submit(_same, *given).result(60) == given
-
-    def test_can_be_shut_down_twice(self, executor: Executor) -> None:
-        executor.submit(abs, -1).result(60)
-        executor.shutdown()
-        executor.shutdown()
-
-
-def _fail(why: object) -> None:
-    raise LookupError(why)
+    def test_a_job_ends_with_its_time(self, executor: Executor) -> None:
+        executor.submit(_job()).result(120)  # the worker is there
+        begun = time.monotonic()
+        outcome, trained = executor.submit(_job(epochs=100_000, seconds=0.5)).result(120)
+        assert outcome.status == "truncated"
+        assert trained is not None
+        assert time.monotonic() - begun < 5
 
 
-def _same(*values: object) -> tuple[object, ...]:
-    return values
+class SurvivorContract:
+    """The same, of executors whose workers are not this process, with one worker. Deaths cost a new one each."""
+
+    retries = 0
+
+    @pytest.fixture
+    def executor(self) -> Executor:
+        raise NotImplementedError
+
+    def test_a_worker_that_is_killed_is_a_failed_trial(self, executor: Executor) -> None:
+        outcome, trained = executor.submit(_job(Hostile("kill"))).result(240)
+        assert (outcome.status, trained) == ("failed", None)
+        assert "worker" in (outcome.error or "")
+        assert executor.submit(_job()).result(120)[0].status == "finished"
+
+    @pytest.mark.slow
+    def test_a_worker_that_ends_is_a_failed_trial(self, executor: Executor) -> None:
+        outcome, trained = executor.submit(_job(Hostile("exit"))).result(240)
+        assert (outcome.status, trained) == ("failed", None)
+        assert "worker" in (outcome.error or "")
+        assert executor.submit(_job()).result(120)[0].status == "finished"
+
+    @pytest.mark.slow
+    def test_a_worker_that_hangs_is_a_failed_trial(self, executor: Executor) -> None:
+        executor.submit(_job()).result(120)
+        begun = time.monotonic()
+        outcome, trained = executor.submit(_job(Hostile("hang"), seconds=1)).result(240)
+        assert time.monotonic() - begun < 1 + grace(1) + 5
+        assert (outcome.status, trained) == ("failed", None)
+        assert "hung" in (outcome.error or "")
+        assert executor.submit(_job()).result(120)[0].status == "finished"
+
+    def test_leaving_in_a_script_is_a_failed_trial(self, executor: Executor) -> None:
+        outcome, _ = executor.submit(_job(Hostile("leave"))).result(120)
+        assert "SystemExit: 3" in (outcome.error or "")
+
+
+def _job(*morphs: Morph, epochs: int = 2, seconds: float = 600, seed: int = 0) -> Job:
+    start = Network(GRAPH, weights(1)) if morphs else GRAPH
+    return Job(start, morphs, replace(RECIPE, epochs=epochs), seconds, seed)
+
+
+def _timeless(outcome: Outcome) -> Outcome:
+    """The outcome without what the clock said."""
+    return replace(
+        outcome, seconds=0, images_per_second=0, curve=tuple(replace(epoch, seconds=0) for epoch in outcome.curve)
+    )

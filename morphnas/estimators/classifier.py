@@ -21,6 +21,7 @@ from torch import fx
 
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
 from morphnas.estimators.labels import Labels
+from morphnas.estimators.place import Place, torch_device
 from morphnas.estimators.settings import (
     MakeSearcher,
     Settings,
@@ -29,7 +30,6 @@ from morphnas.estimators.settings import (
     plain,
     room,
     time_limit_seconds,
-    torch_device,
 )
 from morphnas.estimators.sources import Source, opened
 from morphnas.graph import Graph, Limits, Network, to_module
@@ -38,7 +38,7 @@ from morphnas.report.tables import trials_table
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.final import finalise
 from morphnas.run.plan import Plan, default_recipe, measure, plan
-from morphnas.run.search import is_final, search, settle
+from morphnas.run.search import Executor, is_final, search, settle
 from morphnas.run.store import Run, RunError, Store, holds_run, load_about, load_model, load_run, versions
 from morphnas.search import winner
 from morphnas.search.trial import MorphSpace, Trial
@@ -80,6 +80,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         GPU's; None: half of what is free. Those that take more stay in memory while the GPU gets them batch by batch,
         or are kept in a file, while they are needed, on the disk of `path` (None: the system's temporary folder).
     overwrite : replace the run that `path` holds.
+    executor : where networks are trained. None: in this process, one after the other; "process": in processes, several
+        at a time, and one that crashes or hangs costs its network alone; "ray": on Ray, on this machine, or the address
+        of a Ray cluster ("auto", "host:port", "ray://host:port").
+    devices : of processes: how many GPUs or, on a CPU, workers, which share its cores; or their devices, ["cuda:0",
+        "cuda:1"], one that is named twice having two. None: all. On Ray: workers, at most.
+    per_trial : CPUs, or GPUs where `device` is one, that each network takes of a Ray cluster; 0.5 is half of a GPU.
+        None: 1.
 
     Attributes
     ----------
@@ -111,6 +118,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         initial_graphs: Sequence[Graph] | None = None,
         data_memory: int | None = None,
         overwrite: bool = False,
+        executor: str | None = None,
+        devices: int | Sequence[str | torch.device] | None = None,
+        per_trial: float | None = None,
     ) -> None:
         self.path = path
         self.verbose = verbose
@@ -130,6 +140,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.initial_graphs = initial_graphs
         self.data_memory = data_memory
         self.overwrite = overwrite
+        self.executor = executor
+        self.devices = devices
+        self.per_trial = per_trial
         warm_up()
 
     # -- fitting
@@ -155,6 +168,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         seconds = time_limit_seconds(time_limit, self.time_limit)
         deadline = Deadline.after(seconds)
         settings = Settings.of(self)
+        deadline = deadline.earlier(min(settings.place.parting, 0.1 * seconds))
         path = None if self.path is None else Path(self.path)
         if path is not None:
             Store.check(path, overwrite=self.overwrite, resume=bool(self.resume))
@@ -167,7 +181,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         if before is not None and before.get("data") != problem.fingerprint:
             raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give the same x and y")
 
-        with _threads():
+        with _threads() as all_threads:
+            torch.set_num_threads(settings.place.threads or all_threads)
             planned = self._plan(problem.task, settings, deadline.left) if before is None else Plan.of_run(before)
             about = {
                 "estimator": type(self).__name__,
@@ -186,20 +201,29 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 log.info("the run is kept in %s", folder)
                 reserve = (1 - planned.search_share) * seconds if self.refit else 0.02 * min(seconds, 25)
                 finals = sum(map(is_final, store.trials))
-                search(
-                    store,
-                    settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, seed),
-                    SerialExecutor(),
-                    problem.task,
-                    deadline.earlier(reserve),
-                    seed=seed,
-                    max_trials=None if self.max_trials is None else self.max_trials + finals,
-                    chance=problem.chance,
-                    guess=planned.seconds_per_flop,
-                    max_memory=planned.limits.max_memory,
-                    observer=shown,
-                )
-                self._use(store, problem, self._finished(store, problem, planned, deadline, seed, shown), deadline)
+                most = None if self.max_trials is None else self.max_trials + finals
+                searcher = settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, seed)
+                told: dict[str, Any] = {"seed": seed, "chance": problem.chance, "guess": planned.seconds_per_flop}
+                told |= {"max_memory": planned.limits.max_memory, "observer": shown}
+                threads = min(planned.threads, settings.place.threads or planned.threads)
+                parts = (problem.task, problem.everything)
+                executor = settings.place.executor(*parts, threads, folder)
+                try:
+                    search(store, searcher, executor, deadline.earlier(reserve), max_trials=most, **told)
+                    alone = SerialExecutor(*parts)
+                    if not (isinstance(executor, SerialExecutor) or any(trial.kept for trial in store.trials)):
+                        end = deadline.earlier(0.5 * deadline.left)  # no worker came in time
+                        search(store, searcher, alone, end, max_trials=len(store.trials) + 1, **told)
+                    if settings.place.workers:  # the final trainings have this machine for themselves
+                        executor.shutdown()
+                        executor = alone
+                        torch.set_num_threads(all_threads)
+                        spare = min(0.8, 0.01 * deadline.left)
+                        torch.set_num_threads(measure(problem.task, spare, planned.recipe.batch_size).threads)
+                    found = self._finished(store, problem, planned, executor, deadline, seed, shown)
+                finally:
+                    executor.shutdown()
+                self._use(store, problem, found, deadline)
                 shown.tell(trials_table(store.trials, best=self.best_trial_))
         return self
 
@@ -213,7 +237,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         return plan(shape, task.n_classes, n, recipe, seconds, pace, *sized)
 
     def _finished(
-        self, store: Store, problem: Problem, planned: Plan, deadline: Deadline, seed: int, shown: Progress
+        self,
+        store: Store,
+        problem: Problem,
+        planned: Plan,
+        executor: Executor,
+        deadline: Deadline,
+        seed: int,
+        shown: Progress,
     ) -> tuple[Trial, Trial]:
         """The search's winner, and the final model's trial."""
         searched = [trial for trial in store.trials if not is_final(trial)]
@@ -230,7 +261,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         parts = (problem.task, problem.chooser, problem.everything)
         readings = len(problem.task.judge) * (1 + _mirrors(recipe, problem.task))
         memory, end = planned.limits.max_memory, _saving(deadline, best, readings)
-        return best, finalise(store, best, *parts, recipe, end, seed=seed, max_memory=memory, observer=shown)
+        return best, finalise(store, best, executor, *parts, recipe, end, seed=seed, max_memory=memory, observer=shown)
 
     def final_fit(
         self,
@@ -253,7 +284,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         about = load_about(Path(self.path_))
         seconds = time_limit_seconds(time_limit, about.get("time_limit"))
         deadline = Deadline.after(seconds)
-        device, args = torch_device(self.device), dict(trainer_args or {})
+        place, args = Place.of(self), dict(trainer_args or {})
+        deadline = deadline.earlier(min(place.parting, 0.1 * seconds))
         if "examples" in args:
             raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
         space = room(self)
@@ -266,7 +298,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         if test is None and (x_test is not None or y_test is not None):
             raise ValueError("final_fit needs both x_test and y_test, or neither")
         seed = int(about["seed"])
-        problem = Problem.of(source, codes, None, self._labels, self._preprocessing, seed, device, space)
+        problem = Problem.of(source, codes, None, self._labels, self._preprocessing, seed, place.device, space)
         with _threads(), _opened(Path(self.path_), {}, True, False) as store, self._progress(seconds) as shown:
             planned = Plan.of_run(about)
             torch.set_num_threads(planned.threads)
@@ -274,20 +306,25 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             recipe = changed(settle(best.proposal.recipe, store.trials, problem.chance), args)
             readings = len(problem.task.judge) + (0 if test is None else len(test))
             readings *= 1 + _mirrors(recipe, problem.task)
-            final = finalise(
-                store,
-                best,
-                problem.task,
-                problem.chooser,
-                problem.everything,
-                recipe,
-                _saving(deadline, best, readings),
-                seed=seed,
-                retrain=retrain,
-                max_memory=planned.limits.max_memory,
-                epochs=recipe.epochs if {"epochs", "max_iter_num"} & args.keys() else None,
-                observer=shown,
-            )
+            executor = place.final(problem.task, problem.everything)
+            try:
+                final = finalise(
+                    store,
+                    best,
+                    executor,
+                    problem.task,
+                    problem.chooser,
+                    problem.everything,
+                    recipe,
+                    _saving(deadline, best, readings),
+                    seed=seed,
+                    retrain=retrain,
+                    max_memory=planned.limits.max_memory,
+                    epochs=recipe.epochs if {"epochs", "max_iter_num"} & args.keys() else None,
+                    observer=shown,
+                )
+            finally:
+                executor.shutdown()
             self._use(store, problem, (best, final), deadline)
             if test is not None:
                 self.test_metric_ = (self._logits([test.x]).argmax(1) == test.y).double().mean().item()
@@ -464,11 +501,11 @@ def _saving(deadline: Deadline, best: Trial, examples: int) -> Deadline:
 
 
 @contextlib.contextmanager
-def _threads() -> Iterator[None]:
+def _threads() -> Iterator[int]:
     """Leaves torch's number of threads as it was."""
     threads = torch.get_num_threads()
     try:
-        yield
+        yield threads
     finally:
         torch.set_num_threads(threads)
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
+from morphnas.estimators.place import Place
 from morphnas.estimators.room import Room
 from morphnas.graph import Graph, Limits
 from morphnas.search import SEARCHERS, Promote
@@ -45,15 +46,19 @@ class HasSettings(Protocol):
     limits: Limits | Mapping[str, Any] | None
     initial_graphs: Sequence[Graph] | None
     overwrite: bool
+    executor: str | None
+    devices: int | Sequence[str | torch.device] | None
+    per_trial: float | None
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable. initial:
-    graphs to start from instead.
+    graphs to start from instead. place: where trials run.
     """
 
     device: torch.device
+    place: Place
     room: Room
     limits: Limits
     searcher: MakeSearcher
@@ -84,8 +89,8 @@ class Settings:
         limits = _limits(estimator.limits)
         if estimator.max_memory is not None:
             limits = replace(limits, max_memory=int(estimator.max_memory))
-        device, space = torch_device(estimator.device), room(estimator)
-        return Settings(device, space, limits, searcher, trainer_args, depth, width, initial)
+        place, space = Place.of(estimator), room(estimator)
+        return Settings(place.device, place, space, limits, searcher, trainer_args, depth, width, initial)
 
 
 def _check_flags(estimator: HasSettings) -> None:
@@ -158,19 +163,6 @@ def changed(recipe: Recipe, trainer_args: Mapping[str, Any]) -> Recipe:
         there = f"there are {', '.join(names)} and the legacy {', '.join(_LEGACY_RECIPE)}"
         raise ValueError(f"trainer_args: unknown {unknown}, {there}")
     return replace(recipe, **args)
-
-
-def torch_device(device: str | torch.device | None) -> torch.device:
-    """The device meant (None: a GPU if there is one); ValueError when it is not there."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f'device must be "cpu", "cuda" or "cuda:<number>", not {device!r}: {error}') from None
-    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
-    return found
 
 
 def time_limit_seconds(given: float | None, default: float | None) -> float:

@@ -37,7 +37,7 @@ class Progress:
         self._limit, self._clock, self._begun = limit_seconds, clock, clock()
         self._file = (sys.stderr if file is None else file) if enabled else None
         self._bar: _Bar | None = None
-        self._now: Trial | None = None
+        self._now: dict[int, Trial] = {}  # those that run, the one that was told of last at the end
         self._best: Outcome | None = None
         if self._file is not None and self._file.isatty():
             layout = "{desc}" if limit_seconds is None else "{bar:16} {desc}"
@@ -56,11 +56,12 @@ class Progress:
         return self._clock() - self._begun
 
     def trial_begins(self, trial: Trial) -> None:
-        self._now = trial
+        self._now[trial.id] = trial
         self._show()
 
-    def epoch_done(self, outcome: Outcome) -> None:
-        """An epoch of the trial that began last is done; the outcome is the one so far."""
+    def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
+        """An epoch of a trial is done; the outcome is the one so far."""
+        self._now[trial.id] = self._now.pop(trial.id, trial)
         if self._bar is not None:
             self._show(f"epoch {outcome.epochs}", metric_words(outcome))
 
@@ -78,7 +79,7 @@ class Progress:
                 "" if status_words(trial) == "finished" else status_words(trial),
                 self._time(),
             )
-        self._now = None
+        self._now.pop(trial.id, None)
         self._show()
 
     def tell(self, text: str) -> None:
@@ -98,7 +99,10 @@ class Progress:
         """Redraw the live line: what matters first, since a terminal cuts its end."""
         if self._bar is not None:
             best = metric_words(self._best)
-            now = (f"trial {self._now.id}", *parts, trial_words(self._now)) if self._now is not None else ()
+            last = next(reversed(self._now.values()), None)
+            now = (f"trial {last.id}", *parts, trial_words(last)) if last is not None else ()
+            if len(self._now) > 1:
+                now = (f"{len(self._now)} at a time", *now)
             self._bar.n = min(self._elapsed, self._limit or 0)
             self._bar.set_description_str(_joined(self._time(), f"best {best}" if best else "", *now))
 

@@ -1,39 +1,317 @@
-"""Where trials run, behind the shape of `concurrent.futures`."""
+"""Where jobs run: in this process, or in processes of this machine that are replaced when they die or hang.
+
+A worker that raises, exits, is killed or does not answer in time is the failure of one trial. So every worker has a
+thread here that waits for it alone, and nobody else waits for that worker. (`cluster.py` has the same for Ray.)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Protocol
 
+import torch
 
-class Executor(Protocol):
-    """Runs functions. workers: how many at a time."""
-
-    @property
-    def workers(self) -> int: ...
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
-        """Begin ``fn(*args)``; the future has its result, or the exception that it ended with."""
-        ...
-
-    def shutdown(self) -> None:
-        """Cancel what has not begun and let the workers go. May be called twice."""
-        ...
+from morphnas.run.parcels import Answer, part_for, sealed, unsealed, write_task
+from morphnas.run.search import Job, Result, grace, work
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Outcome
+from morphnas.train.trainer import EachEpoch
 
 
 class SerialExecutor:
-    """Runs each function in this process, before `submit` returns. Ctrl-C comes through to the caller."""
+    """Runs each job in this process, before `submit` returns. Ctrl-C comes through to the caller.
+
+    everything: examples for the trainings that nobody judges; None: those of the task.
+    """
 
     workers = 1
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
-        future: Future[Any] = Future()
+    def __init__(self, task: Task, everything: Examples | None = None) -> None:
+        self._task, self._everything = task, everything
+
+    @property
+    def ahead(self) -> bool:
+        """On a CPU asking would take from the training what it gains."""
+        return self._task.device.type != "cpu"
+
+    def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
+        future: Future[Result] = Future()
         try:
-            future.set_result(fn(*args))
+            future.set_result(work(job, part_for(job, self._task, self._everything), each_epoch))
         except Exception as error:
             future.set_exception(error)
         return future
 
     def shutdown(self) -> None:
         pass
+
+
+class Lost(Exception):
+    """A worker ended without an answer; says how."""
+
+
+class Worker(Protocol):
+    """One that does a job at a time, somewhere else."""
+
+    def ready(self) -> None:
+        """Return when it has started; Lost when it is gone."""
+        ...
+
+    def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
+        """What came of the job; Lost when the worker is gone."""
+        ...
+
+    def kill(self) -> None:
+        """End it, whatever it does: what waits for it, in another thread, then raises Lost."""
+        ...
+
+    def close(self) -> None:
+        """Kill it, and leave nothing behind."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Order:
+    job: Job
+    each_epoch: EachEpoch | None
+    future: Future[Result]
+    deadline: Deadline
+    attempt: int = 0
+
+
+@dataclass
+class Supervised:
+    """Workers that do not share this process, each with a thread that hands it jobs and replaces it when it is lost.
+
+    Jobs are taken by workers that are there, not by those that are still to come. make: what begins to start a worker,
+    one for each at a time. retries: how often a job is done again whose worker was lost. at_the_end: is called when all
+    workers are gone.
+    """
+
+    make: Sequence[Callable[[], Worker]]
+    ahead: bool
+    retries: int = 0
+    at_the_end: Callable[[], None] = lambda: None
+    _orders: SimpleQueue[_Order | None] = field(default_factory=SimpleQueue)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _alive: list[Worker] = field(default_factory=list)
+    _closed: bool = False
+
+    def __post_init__(self) -> None:
+        self._threads = [threading.Thread(target=self._serve, args=(make,), daemon=True) for make in self.make]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def workers(self) -> int:
+        return len(self.make)
+
+    def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
+        order = _Order(job, each_epoch, Future(), Deadline.after(job.seconds))
+        self._orders.put(order)
+        if self._closed:
+            order.future.cancel()
+        return order.future
+
+    def shutdown(self) -> None:
+        with self._lock:
+            closed, self._closed = self._closed, True
+            for worker in self._alive:
+                worker.kill()
+        for _ in self._threads:
+            self._orders.put(None)
+        for thread in self._threads:
+            thread.join()
+        while not self._orders.empty():
+            if (order := self._orders.get()) and not order.future.cancel():
+                self._failed(order, "the executor was shut down")
+        if not closed:
+            self.at_the_end()
+
+    def _serve(self, make: Callable[[], Worker]) -> None:
+        worker: Worker | None = None
+        while not self._closed:
+            missing = ""
+            try:
+                worker = worker or self._started(make)
+                worker.ready()
+            except Lost as lost:
+                self._drop(worker)
+                worker, missing = None, str(lost)
+            if (order := self._orders.get()) is None:
+                break
+            if not (order.attempt or order.future.set_running_or_notify_cancel()):
+                continue
+            if worker is None:
+                self._lost(order, missing)
+            elif not self._done(order, worker):
+                self._drop(worker)
+                worker = None
+        self._drop(worker)
+
+    def _done(self, order: _Order, worker: Worker) -> bool:
+        """Have a job done; whether the worker is of use any longer."""
+        late = threading.Event()
+        try:
+            with _patient(worker, order.deadline.left + grace(order.job.seconds), late):
+                order.future.set_result(worker.run(replace(order.job, seconds=order.deadline.left), order.each_epoch))
+                return True
+        except Lost as lost:
+            if late.is_set():
+                seconds = f"{order.job.seconds:.3g} s"
+                self._failed(
+                    order, f"no answer within the {seconds} there were: the worker hung and was ended ({lost})"
+                )
+            else:
+                self._lost(order, str(lost))
+        except Exception:  # of each_epoch, or the job cannot travel; what the worker does is not known
+            self._failed(order, traceback.format_exc()[-4000:])
+        return False
+
+    def _lost(self, order: _Order, error: str) -> None:
+        """The job's worker is gone: another one may do it."""
+        if order.attempt < self.retries and not order.deadline.passed and not self._closed:
+            self._orders.put(replace(order, attempt=order.attempt + 1))
+        else:
+            self._failed(order, error)
+
+    @staticmethod
+    def _failed(order: _Order, error: str) -> None:
+        order.future.set_result((Outcome("failed", error=error), None))
+
+    def _started(self, make: Callable[[], Worker]) -> Worker:
+        with self._lock:
+            if self._closed:
+                raise Lost("the executor was shut down")
+            try:
+                worker = make()
+            except Exception as error:
+                raise Lost(f"no worker could be started: {type(error).__name__}: {error}") from error
+            self._alive.append(worker)
+            return worker
+
+    def _drop(self, worker: Worker | None) -> None:
+        if worker:
+            with self._lock:
+                self._alive.remove(worker)
+            worker.close()
+
+
+@contextlib.contextmanager
+def _patient(worker: Worker, seconds: float, late: threading.Event) -> Iterator[None]:
+    """Kills the worker when that many seconds pass inside, and then sets the event."""
+
+    def give_up() -> None:
+        late.set()
+        worker.kill()
+
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def process_executor(
+    task: Task, devices: Sequence[torch.device], threads: int = 1, folder: str | os.PathLike[str] | None = None
+) -> Supervised:
+    """An executor with a process on each device; one that is named twice has two.
+
+    threads: of each process. folder: where the examples are put into a file that all map, until the end; None: the
+    system's temporary folder. Scripts need no `__main__` guard: processes begin with the package, not with the script.
+    """
+    place = Path(tempfile.mkdtemp(prefix="morphnas-", dir=folder))
+    try:
+        write_task(place / "task.pt", task)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    makes = [lambda device=device: _Process(place, device, threads) for device in devices]
+    ahead = len(devices) > 1 or any(device.type != "cpu" for device in devices)
+    return Supervised(makes, ahead, at_the_end=lambda: shutil.rmtree(place, ignore_errors=True))
+
+
+class _Process:
+    """A process that runs `worker.py`, which ends when this one does."""
+
+    def __init__(self, place: Path, device: torch.device, threads: int) -> None:
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
+        environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `close`
+        self._ready = False
+        self._process = subprocess.Popen(  # noqa: S603  # this interpreter, with our own arguments
+            [sys.executable, "-P", "-m", "morphnas.run.worker", str(place), str(device), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for this process; what becomes of its workers is its own affair
+        )
+
+    def ready(self) -> None:
+        if not self._ready:
+            self._receive()
+            self._ready = True
+
+    def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
+        self._send(sealed(job))
+        while isinstance(answer := self._receive(), Outcome):
+            if each_epoch:
+                each_epoch(answer)
+        return unsealed(answer)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._log):
+            with contextlib.suppress(OSError):  # what was still to be written
+                pipe.close()  # type: ignore[union-attr]
+
+    def _send(self, parcel: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            pickle.dump(parcel, self._process.stdin)
+            self._process.stdin.flush()
+        except OSError as error:
+            raise Lost(self._last_words()) from error
+
+    def _receive(self) -> Answer:
+        try:
+            answer: Answer = pickle.load(self._process.stdout)  # type: ignore[arg-type]  # noqa: S301  # our own process
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise Lost(self._last_words()) from error
+        return answer
+
+    def _last_words(self) -> str:
+        """How the process ended, and what it said."""
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return "the worker closed its pipe"
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 3000))
+        said = self._log.read().decode(errors="replace").strip()
+        how = f"ended with exit code {code}"
+        if code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+            how += ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+        return f"the worker {how}" + (f"; its last words: {said}" if said else "")

@@ -7,10 +7,12 @@ as well. It has half of the time, and all of it where there is little: comparing
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import wait
 from dataclasses import replace
 
 from morphnas.graph import Graph
-from morphnas.run.search import Job, Observer, is_final, micro_batch, trial_seed, work
+from morphnas.run.search import Executor, Job, Observer, grace, is_final, micro_batch, result_of, trial_seed
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
@@ -31,6 +33,7 @@ FULL_RATE = 10
 def finalise(
     store: Store,
     winner: Trial,
+    executor: Executor,
     task: Task,
     chooser: Examples | None,
     everything: Examples | None,
@@ -45,6 +48,7 @@ def finalise(
 ) -> Trial:
     """Train the winner longer and return the trial whose weights are to be used, which may be the winner itself.
 
+    executor: runs the trainings, one after the other. It is made for the task and `everything`.
     task: its training part trains, its validation part stops. chooser: examples that chose and stopped nothing, which
     choose among the results and the winner (None: the validation part does). everything: what the chosen one is
     trained on at last (None: not at all). retrain: from fresh weights only. epochs: of each training, instead of what
@@ -77,7 +81,7 @@ def finalise(
             break
         proposal = Proposal(start, (), replace(long, patience=recipe.patience or 8), {"final": way, "of": winner.id})
         end = deadline.earlier(deadline.left * (1 - part))
-        results.append(_train(store, proposal, task, end, seed, True, max_memory, observer))
+        results.append(_train(store, proposal, executor, end, seed, True, max_memory, observer))
     results = [trial for trial in results if trial.kept and trial.score is not None] or [winner]
     chosen = _chosen(store, results, task, chooser, deadline)
     base = chosen.outcome
@@ -93,8 +97,8 @@ def finalise(
         return chosen
     again = replace(again, lr=recipe.lr * min(1.0, more / FULL_RATE), patience=None)
     why = {"final": "everything", "of": winner.id, "score_of": chosen.id}
-    whole, proposal = replace(task, train=everything), Proposal(chosen.id, (), again, why)
-    last = _train(store, proposal, whole, deadline, seed, False, max_memory, observer)
+    proposal = Proposal(chosen.id, (), again, why)
+    last = _train(store, proposal, executor, deadline, seed, False, max_memory, observer)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
     return last if good else chosen
 
@@ -146,7 +150,7 @@ def _decided(recipe: Recipe) -> Recipe:
 def _train(
     store: Store,
     proposal: Proposal,
-    task: Task,
+    executor: Executor,
     deadline: Deadline,
     seed: int,
     scored: bool,
@@ -159,8 +163,10 @@ def _train(
     start = proposal.start if isinstance(proposal.start, Graph) else store.network(proposal.start)
     micro = micro_batch(trial.graph, proposal.recipe.batch_size, max_memory, store.trials)
     job = Job(start, (), proposal.recipe, deadline.left, trial_seed(seed, trial.id), scored, micro)
-    outcome, weights = work(job, task, observer.epoch_done if observer else None)
-    ended = store.finish(trial.id, outcome, weights)
+    future = executor.submit(job, (lambda outcome: observer.epoch_done(trial, outcome)) if observer else None)
+    wait([future], min(job.seconds + grace(job.seconds) + 0.5, threading.TIMEOUT_MAX))
+    late = Outcome("failed", error="no worker gave an answer by the deadline"), None
+    ended = store.finish(trial.id, *(result_of(future) if future.done() else late))
     if observer:
         observer.trial_ends(ended)
     return ended

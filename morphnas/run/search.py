@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
+import threading
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from queue import Empty, SimpleQueue
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from morphnas.graph import SMALLEST, Conv, Graph, Morph, Network, Weights, fresh_weights, to_module, weights_of
-from morphnas.run.executors import Executor
 from morphnas.run.store import RunError, Store
 from morphnas.search.candidates import measured_memory
-from morphnas.search.trial import Left, Searcher, Trial
+from morphnas.search.trial import Left, Proposal, Searcher, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime
 from morphnas.train.recipe import Outcome, Recipe
@@ -39,7 +40,7 @@ class Observer(Protocol):
 
     def trial_begins(self, trial: Trial) -> None: ...
 
-    def epoch_done(self, outcome: Outcome) -> None: ...
+    def epoch_done(self, trial: Trial, outcome: Outcome) -> None: ...
 
     def trial_ends(self, trial: Trial) -> None: ...
 
@@ -66,7 +67,40 @@ class Job:
         return 512 if self.micro is None else min(512, 4 * self.micro)
 
 
-def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> tuple[Outcome, Weights | None]:
+Result = tuple[Outcome, Weights | None]
+"""What came of a job, and the weights of its best epoch; None when it failed."""
+
+
+class Executor(Protocol):
+    """Where jobs run; it is made for one task, which it gives to its workers once.
+
+    workers: how many jobs at a time. ahead: whether the next proposal is asked for while they run, so that no worker
+    waits for it, instead of after the result.
+    """
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def ahead(self) -> bool: ...
+
+    def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
+        """Begin a job. What goes wrong with it, or with whoever does it, is an outcome. A worker that has begun it is
+        waited for as long as its seconds and their `grace`. each_epoch is called in this process, from any thread.
+        """
+        ...
+
+    def shutdown(self) -> None:
+        """Give up what is running and let the workers go. May be called twice."""
+        ...
+
+
+def grace(seconds: float) -> float:
+    """Seconds that an answer may come late, of work that was given so many, before nobody waits for it any more."""
+    return min(10.0, max(1.0, 0.02 * seconds))
+
+
+def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
     """Grow the network, prove that it still computes what its start did, and train it.
 
     When that diverges it is done once more at a lower learning rate, in what is left of the time, and the better one of
@@ -83,14 +117,14 @@ def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> tuple[Out
     return replace(outcome, retries=1, error=outcome.error or first[0].error), weights
 
 
-def _goodness(result: tuple[Outcome, Weights | None]) -> tuple[bool, float, bool, int]:
+def _goodness(result: Result) -> tuple[bool, float, bool, int]:
     """Of two trainings of a network the one with the larger goodness counts."""
     outcome, weights = result
     score = -math.inf if outcome.score is None else outcome.score
     return weights is not None, score, outcome.status != "diverged", outcome.epochs
 
 
-def _attempt(job: Job, task: Task, deadline: Deadline, each_epoch: EachEpoch | None) -> tuple[Outcome, Weights | None]:
+def _attempt(job: Job, task: Task, deadline: Deadline, each_epoch: EachEpoch | None) -> Result:
     """See `work`."""
     try:
         with torch.random.fork_rng([task.device] if task.device.type == "cuda" else []):
@@ -248,7 +282,6 @@ def search(
     store: Store,
     searcher: Searcher,
     executor: Executor,
-    task: Task,
     deadline: Deadline,
     *,
     seed: int = 0,
@@ -260,10 +293,11 @@ def search(
 ) -> None:
     """Ask, train and write down until the deadline, `max_trials` or the searcher ends it.
 
-    Trials that an earlier driver claimed and did not finish are run first, under their ids. At least one trial is
-    begun, however short the time, so that there is a network at the end. guess: seconds per FLOP, before any is
-    measured. max_memory: bytes that a training should take at most. Raises what ends the store; what goes wrong in a
-    trial is its outcome.
+    Trials that an earlier driver claimed and did not finish are run first, under their ids. Where there is no network
+    yet, at least one trial is begun, however short the time, so that there is one at the end. A worker gets its next
+    job as soon as it is free; one that does not answer soon after the deadline is not waited for. guess: seconds per
+    FLOP, before any is measured. max_memory: bytes that a training should take at most. Raises what ends the store;
+    what goes wrong in a trial is its outcome.
     """
     waiting = []
     for open_trial in [trial for trial in store.trials if trial.outcome is None]:
@@ -272,54 +306,112 @@ def search(
             store.finish(open_trial.id, Outcome("failed", error=error), None)
         else:
             waiting.append(open_trial)
-    running: dict[Future[tuple[Outcome, Weights | None]], Trial] = {}
+    running: dict[int, Future[Result]] = {}
+    news: SimpleQueue[tuple[Trial, Outcome | Future[Result]]] = SimpleQueue()
+    end = deadline.earlier(-grace(deadline.left) - 0.5)  # an executor that keeps to its word is earlier
+    here = threading.get_ident()
+    asker = ThreadPoolExecutor(1, "morphnas-ask") if executor.ahead else None
+    asked: Future[Proposal | None] | None = None  # for the next worker that is free
+    begun = False
+
+    def left(trials: Sequence[Trial], seconds: float = 0.0) -> Left:
+        """What is left in so many seconds."""
+        more = None if max_trials is None else max_trials - len(trials)
+        return Left(max(0.0, deadline.left - seconds), more, seconds_per_flop(trials, guess))
+
+    def enough(trials: Sequence[Trial]) -> bool:
+        return max_trials is not None and len(trials) >= max_trials
 
     def next_trial() -> Trial | None:
+        nonlocal asked
         trials = store.trials
+        needed = not begun and not any(trial.kept for trial in trials)
         if waiting and not (deadline.passed and any(trial.outcome for trial in trials)):
             return waiting.pop(0)
-        if trials and (deadline.passed or (max_trials is not None and len(trials) >= max_trials)):
+        if enough(trials) or (deadline.passed and not needed):
             return None
-        more = None if max_trials is None else max_trials - len(trials)
-        left = Left(deadline.left, more, seconds_per_flop(trials, guess))
-        proposal = searcher.ask(trials, left)
-        if proposal is None and not trials:  # nothing can finish in time: better a network cut short than none
-            proposal = searcher.ask((), Left(math.inf, more))
+        proposal = asked.result() if asked else None
+        asked = None
+        if proposal is None:
+            proposal = searcher.ask(trials, left(trials))
+        if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
+            proposal = searcher.ask((), replace(left(trials), seconds=math.inf))
         if proposal is None:
             return None
         return store.claim(replace(proposal, recipe=settle(proposal.recipe, trials, chance)))
 
-    while True:
-        while len(running) < executor.workers and (trial := next_trial()) is not None:
-            if observer:
-                observer.trial_begins(trial)
-            start = trial.proposal.start
-            try:
-                network = start if isinstance(start, Graph) else store.network(start)
-            except RunError as error:  # the weights of the start: nothing can be begun from it any more
-                store.forget_weights(trial.parent)
-                ended = store.finish(trial.id, Outcome("failed", error=str(error)), None)
-                if observer:
-                    observer.trial_ends(ended)
-                continue
-            morphs, recipe = trial.proposal.morphs, trial.proposal.recipe
-            micro = micro_batch(trial.graph, recipe.batch_size, max_memory, store.trials)
-            job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id), micro=micro)
-            running[executor.submit(work, job, task, observer.epoch_done if observer else None)] = trial
-        if not running:
+    def ask_ahead(trial: Trial) -> None:
+        """Ask for what comes after this trial, of which nothing is known yet, and the others that run."""
+        nonlocal asked
+        trials = store.trials
+        if asker and not (asked or waiting or deadline.passed or enough(trials)):
+            seconds = left(trials).predict(trial.graph, trial.proposal.recipe.epochs) / executor.workers
+            asked = asker.submit(searcher.ask, trials, left(trials, seconds))
+
+    def begin(trial: Trial) -> None:
+        nonlocal begun
+        begun = True
+        if observer:
+            observer.trial_begins(trial)
+        start = trial.proposal.start
+        try:
+            network = start if isinstance(start, Graph) else store.network(start)
+        except RunError as error:  # the weights of the start: nothing can be begun from it any more
+            store.forget_weights(trial.parent)
+            finish(trial, Outcome("failed", error=str(error)), None)
             return
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            trial = running.pop(future)
-            outcome, weights = _result(future)
-            ended = store.finish(trial.id, outcome, weights)
-            if observer:
-                observer.trial_ends(ended)
+        morphs, recipe = trial.proposal.morphs, trial.proposal.recipe
+        micro = micro_batch(trial.graph, recipe.batch_size, max_memory, store.trials)
+        if len(running) + 1 == executor.workers:
+            ask_ahead(trial)
+        job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id), micro=micro)
+        running[trial.id] = executor.submit(job, lambda outcome: epoch_done(trial, outcome))
+        running[trial.id].add_done_callback(lambda future: news.put((trial, future)))
+
+    def epoch_done(trial: Trial, outcome: Outcome) -> None:
+        """Tell the observer, in this thread only."""
+        if threading.get_ident() != here:
+            news.put((trial, outcome))
+        elif observer:
+            observer.epoch_done(trial, outcome)
+
+    def finish(trial: Trial, outcome: Outcome, weights: Weights | None) -> None:
+        ended = store.finish(trial.id, outcome, weights)
+        if observer:
+            observer.trial_ends(ended)
+
+    try:
+        while True:
+            while len(running) < executor.workers and (trial := next_trial()) is not None:
+                begin(trial)
+            if not running:
+                return
+            until = end if deadline.passed else deadline
+            try:
+                trial, told = news.get(timeout=min(until.left, threading.TIMEOUT_MAX))
+            except Empty:
+                if not end.passed:
+                    for future in list(running.values()):
+                        future.cancel()  # no effect where a worker has begun
+                    continue
+                error = "no worker gave an answer by the deadline"
+                for id in running:
+                    finish(next(t for t in store.trials if t.id == id), Outcome("failed", error=error), None)
+                return
+            if isinstance(told, Outcome):
+                epoch_done(trial, told)
+            else:
+                del running[trial.id]
+                finish(trial, *result_of(told))
+    finally:
+        if asker:
+            asker.shutdown(wait=False, cancel_futures=True)
 
 
-def _result(future: Future[Any]) -> tuple[Outcome, Weights | None]:
-    """What `work` returned, or the failure of whoever should have run it."""
+def result_of(future: Future[Result]) -> Result:
+    """What came of a job that is done, also where whoever should have done it raised."""
+    if future.cancelled():
+        return Outcome("failed", error="no worker was free for it before the deadline"), None
     if (error := future.exception()) is not None:
         return Outcome("failed", error=f"{type(error).__name__}: {error}"), None
-    outcome, weights = future.result()
-    return outcome, weights
+    return future.result()

@@ -32,7 +32,7 @@ def play(progress: Progress, clock: Clock) -> None:
         progress.trial_begins(trial)
         for epoch in (1, 2):
             clock.now += 2.5
-            progress.epoch_done(replace(GOOD, epochs=epoch))
+            progress.epoch_done(trial, replace(GOOD, epochs=epoch))
         progress.trial_ends(trial)
     progress.close()
 

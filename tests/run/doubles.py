@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from morphnas.graph import Graph, Network, Weights, fresh_weights, mlp
-from morphnas.run.search import Job
+from morphnas.run import executors
+from morphnas.run.search import Job, Result
 from morphnas.run.store import Store
 from morphnas.search.trial import Left, Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.trainer import EachEpoch
 from tests.train.tasks import seeded
 
 GRAPH = mlp((4,), 2, width=3, depth=1)
@@ -64,13 +66,13 @@ def files(path: Path) -> dict[str, bytes]:
 class Threads:
     """Two workers in this process."""
 
-    workers = 2
+    workers, ahead = 2, False
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(2)
+    def __init__(self, task: Task) -> None:
+        self._task, self._pool = task, ThreadPoolExecutor(2)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
-        return self._pool.submit(fn, *args)
+    def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
+        return self._pool.submit(executors.work, job, self._task, each_epoch)  # type: ignore[attr-defined]  # patched there
 
     def shutdown(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -98,7 +100,7 @@ class Notes:
         assert trial.outcome is None
         self.told.append(("begins", trial.id))
 
-    def epoch_done(self, outcome: Outcome) -> None:
+    def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
         self.told.append(("epoch", outcome.epochs))
 
     def trial_ends(self, trial: Trial) -> None:

@@ -1,42 +1,354 @@
-"""Every executor against its contract."""
+"""Every executor against its contract, and what each does besides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+import torch
 
-from morphnas.run.executors import Executor, SerialExecutor
-from tests.contracts import ExecutorContract
-from tests.run.doubles import Threads
+from morphnas.graph import Limits, Weights
+from morphnas.run import executors as module
+from morphnas.run.executors import Lost, SerialExecutor, Supervised, process_executor
+from morphnas.run.parcels import read_task, write_task
+from morphnas.run.search import Executor, Job, Result, search
+from morphnas.search import MorphSpace, RandomSearcher
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Outcome
+from morphnas.train.trainer import EachEpoch
+from tests.contracts import TASK, ExecutorContract, SurvivorContract
+from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, Script, Threads, comparable, proposals, store_of, weights
+from tests.train.tasks import blobs
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
-class TestExecutors(ExecutorContract):
+class TestInThisProcess(ExecutorContract):
     @pytest.fixture(params=[SerialExecutor, Threads])
     def executor(self, request: pytest.FixtureRequest) -> Iterator[Executor]:
         """Threads are a double that the tests of the search use: it has to be like the real ones."""
-        made: Executor = request.param()
+        made: Executor = request.param(TASK)
         yield made
         made.shutdown()
 
 
-def _interrupted() -> None:
-    raise KeyboardInterrupt
+@pytest.fixture(scope="module")
+def process() -> Iterator[Supervised]:
+    made = process_executor(TASK, [CPU], torch.get_num_threads())
+    yield made
+    made.shutdown()
 
 
-def _stopped() -> None:
-    raise SystemExit(3)
+class TestProcesses(ExecutorContract, SurvivorContract):
+    @pytest.fixture
+    def executor(self, process: Supervised) -> Executor:
+        return process
 
 
-def test_ctrl_c_comes_through_the_serial_executor() -> None:
+def test_ctrl_c_comes_through_the_serial_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "work", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        SerialExecutor().submit(_interrupted)
-    with pytest.raises(SystemExit):
-        SerialExecutor().submit(_stopped)
+        SerialExecutor(TASK).submit(Job(GRAPH, (), RECIPE, 1, 0))
 
 
 def test_the_serial_executor_is_done_when_submit_returns() -> None:
-    seen: list[int] = []
-    for i in range(3):
-        assert SerialExecutor().submit(seen.append, i).done()
-        assert seen == list(range(i + 1))
+    assert SerialExecutor(TASK).submit(Job(GRAPH, (), RECIPE, 60, 0)).done()
+
+
+# -- supervision, with workers that are no processes
+
+
+@dataclass
+class Puppet:
+    """A worker that does what it is told to: answer, die, or hang until it is killed."""
+
+    ways: list[str]
+    killed: threading.Event = field(default_factory=threading.Event)
+    closed: int = 0
+
+    def ready(self) -> None:
+        if self.ways[:1] == ["absent"]:
+            assert self.killed.wait(60)
+            raise Lost("the worker never came")
+
+    def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
+        way = self.ways.pop(0)
+        if way == "die":
+            raise Lost("the worker was killed")
+        if way == "hang":
+            assert self.killed.wait(60)
+            raise Lost("the worker was killed")
+        if each_epoch:
+            each_epoch(GOOD)
+        return GOOD, weights()
+
+    def kill(self) -> None:
+        self.killed.set()
+
+    def close(self) -> None:
+        self.kill()
+        self.closed += 1
+
+
+@dataclass
+class Troupe:
+    """Makes puppets, and remembers them."""
+
+    ways: list[str]
+    made: list[Puppet] = field(default_factory=list)
+
+    def __call__(self) -> Puppet:
+        self.made.append(Puppet(self.ways))
+        return self.made[-1]
+
+
+@pytest.fixture
+def supervised() -> Iterator[Callable[..., tuple[Supervised, Troupe]]]:
+    made: list[Supervised] = []
+
+    def make(ways: list[str], retries: int = 0) -> tuple[Supervised, Troupe]:
+        troupe = Troupe(ways)
+        made.append(Supervised([troupe], ahead=False, retries=retries))
+        return made[-1], troupe
+
+    yield make
+    for one in made:
+        one.shutdown()
+
+
+def job(seconds: float = 60) -> Job:
+    return Job(GRAPH, (), RECIPE, seconds, 0)
+
+
+def test_a_lost_worker_is_replaced_at_once(supervised: Callable[..., tuple[Supervised, Troupe]]) -> None:
+    executor, troupe = supervised(["die", "answer", "answer"])
+    outcome, trained = executor.submit(job()).result(60)
+    assert (outcome.status, outcome.error, trained) == ("failed", "the worker was killed", None)
+    assert [executor.submit(job()).result(60)[0] for _ in range(2)] == [GOOD, GOOD]
+    assert [puppet.closed for puppet in troupe.made] == [1, 0]
+
+
+@pytest.mark.parametrize(("deaths", "status"), [(2, "finished"), (3, "failed")])
+def test_a_job_is_done_again(supervised: Callable[..., tuple[Supervised, Troupe]], deaths: int, status: str) -> None:
+    executor, troupe = supervised(["die"] * deaths + ["answer"], retries=2)
+    assert executor.submit(job()).result(60)[0].status == status
+    executor.shutdown()
+    assert deaths <= len(troupe.made) <= deaths + 1
+    assert all(puppet.closed == 1 for puppet in troupe.made)
+
+
+def test_a_worker_that_hangs_is_given_up(
+    supervised: Callable[..., tuple[Supervised, Troupe]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "grace", lambda _: 0.05)
+    executor, _ = supervised(["hang", "answer"], retries=2)
+    outcome, _ = executor.submit(job(0.1)).result(60)
+    assert outcome.status == "failed"
+    assert "the worker hung" in (outcome.error or "")
+    assert executor.submit(job()).result(60)[0] == GOOD
+
+
+def test_what_the_observer_raises_ends_the_trial_only(supervised: Callable[..., tuple[Supervised, Troupe]]) -> None:
+    def raising(_: Outcome) -> None:
+        raise OSError("no space to write to")
+
+    executor, _ = supervised(["answer", "answer"])
+    outcome, _ = executor.submit(job(), raising).result(60)
+    assert "no space to write to" in (outcome.error or "")
+    assert executor.submit(job()).result(60)[0] == GOOD
+
+
+def test_a_worker_that_never_comes_takes_no_jobs() -> None:
+    absent, present = Troupe(["absent"]), Troupe(["answer"] * 5)
+    executor = Supervised([absent, present], ahead=False)
+    assert [executor.submit(job()).result(60)[0] for _ in range(5)] == [GOOD] * 5
+    waiting = executor.submit(job())
+    executor.shutdown()
+    assert waiting.cancelled() or waiting.result(0)[0].status == "failed"
+    assert [puppet.closed for puppet in absent.made] == [1]
+
+
+def test_what_waits_when_it_is_shut_down_is_given_up(supervised: Callable[..., tuple[Supervised, Troupe]]) -> None:
+    executor, troupe = supervised(["hang"])
+    first, second = executor.submit(job()), executor.submit(job())
+    while not troupe.made or len(troupe.ways):
+        time.sleep(0.001)
+    executor.shutdown()
+    executor.shutdown()
+    assert first.result(0)[0].status == "failed"
+    assert second.cancelled()
+    assert executor.submit(job()).cancelled()
+
+
+def test_a_worker_that_cannot_be_made_is_a_failed_trial() -> None:
+    def broken() -> Puppet:
+        raise OSError("too many processes")
+
+    executor = Supervised([broken], ahead=False)
+    outcome, _ = executor.submit(job()).result(60)
+    executor.shutdown()
+    assert outcome.error == "no worker could be started: OSError: too many processes"
+
+
+# -- the search with workers
+
+
+@dataclass
+class Mute:
+    """Takes jobs, and is never heard of again."""
+
+    workers = 2
+    ahead = False
+    submitted: int = 0
+
+    def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
+        self.submitted += 1
+        future: Future[Result] = Future()
+        if self.submitted == 1:
+            future.set_running_or_notify_cancel()
+        return future
+
+    def shutdown(self) -> None:
+        pass
+
+
+def test_a_search_ends_when_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("morphnas.run.search.grace", lambda _: -0.3)
+    begun, notes = time.monotonic(), Notes()
+    with store_of(tmp_path / "run") as store:
+        search(store, Script(proposals(9)), Mute(), Deadline.after(0.2), observer=notes)
+        errors = [t.outcome and t.outcome.error for t in store.trials]
+    assert errors == ["no worker gave an answer by the deadline", "no worker was free for it before the deadline"]
+    assert time.monotonic() - begun < 5
+    assert [what for what, _ in notes.told] == ["begins", "begins", "ends", "ends"]
+
+
+def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history that it is asked with has the trial that runs."""
+    script, jobs = Script(proposals(4)), []
+
+    def trained(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
+        jobs.append(job)
+        until = time.monotonic() + 30
+        while len(script.asked) <= len(jobs) and time.monotonic() < until:
+            time.sleep(0.001)
+        return GOOD, weights(0, job.start)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "work", trained)
+    monkeypatch.setattr(SerialExecutor, "ahead", True)
+    with store_of(tmp_path / "run") as store:
+        search(store, script, SerialExecutor(TASK), Deadline.after(60))
+        assert len(store.trials) == 4
+    running = [[t.outcome is None for t in asked].count(True) for asked, _ in script.asked]
+    assert running[:4] == [0, 1, 1, 1]
+    assert [len(asked) for asked, _ in script.asked][:4] == [0, 1, 2, 3]
+
+
+def test_one_process_searches_as_this_one_does(tmp_path: Path, process: Supervised) -> None:
+    """And tells of every epoch, in this thread."""
+    searcher, found = RandomSearcher(MorphSpace((GRAPH,)), RECIPE, Limits(max_params=2000), seed=1), []
+    for name, executor in (("serial", SerialExecutor(TASK)), ("process", process)):
+        notes = Notes()
+        with store_of(tmp_path / name) as store:
+            search(store, searcher, executor, Deadline.after(600), seed=1, max_trials=3, observer=notes)
+            found.append((comparable(store.trials), notes.told))
+    assert found[0] == found[1]
+
+
+# -- tasks that travel
+
+
+@pytest.mark.parametrize("valid", [0, 30])
+def test_a_task_comes_out_of_its_file_as_it_was(tmp_path: Path, valid: int) -> None:
+    task = blobs(50, valid)
+    write_task(tmp_path / "task.pt", task)
+    found = read_task(tmp_path / "task.pt", CPU)
+    assert found.n_classes == task.n_classes
+    assert torch.equal(found.mean, task.mean)
+    assert torch.equal(found.std, task.std)
+    assert torch.equal(found.train.x, task.train.x)
+    assert torch.equal(found.judge.y, task.judge.y)
+    assert (found.valid is None) == (valid == 0)
+
+
+def test_parts_of_the_same_data_are_written_once(tmp_path: Path) -> None:
+    whole = Examples(torch.zeros(1000, 100), torch.zeros(1000, dtype=torch.int64))
+    write_task(tmp_path / "task.pt", Task.of(whole[:500], whole[500:], 2))
+    assert (tmp_path / "task.pt").stat().st_size < 1.1 * whole.x.nbytes
+
+
+# -- processes that end
+
+
+SCRIPT = """
+import sys, time, torch
+from dataclasses import dataclass
+from morphnas.run.executors import process_executor
+from morphnas.run.search import Job
+from morphnas.graph import Network, Wider
+from tests.run.doubles import GRAPH, RECIPE, weights
+from tests.train.tasks import blobs
+
+@dataclass(frozen=True)
+class Slow(Wider):  # of this script, which no worker runs
+    def carry(self, graph, weights, generator, noise=0.0):
+        print("carrying")
+        time.sleep(SECONDS)
+        return super().carry(graph, weights, generator, noise)
+
+print("script", flush=True)
+executor = process_executor(blobs(), [torch.device("cpu")], 1, sys.argv[1])
+future = executor.submit(Job(Network(GRAPH, weights(1)), (Slow("dense_1", 7),), RECIPE, 600, 0))
+while not executor._alive:
+    time.sleep(0.01)
+print(executor._alive[0]._process.pid, flush=True)
+print(future.result()[0].status, flush=True)
+executor.shutdown()
+"""
+
+
+def script(tmp_path: Path, seconds: float) -> subprocess.Popen[str]:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.replace("SECONDS", str(seconds)))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, path, tmp_path], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_a_script_needs_no_guard_and_may_have_morphs_of_its_own(tmp_path: Path) -> None:
+    with script(tmp_path, 0) as driver:
+        assert driver.stdout is not None
+        words = driver.stdout.read().split()
+    assert driver.returncode == 0
+    assert [words[0], *words[2:]] == ["script", "finished"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["script.py"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked for in /proc")
+def test_workers_end_with_their_driver(tmp_path: Path) -> None:
+    with script(tmp_path, 600) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "script\n"
+        worker = Path("/proc", driver.stdout.readline().strip())
+        time.sleep(15)  # it is in the midst of the job
+        assert worker.is_dir()
+        driver.kill()
+    until = time.monotonic() + 20
+    while time.monotonic() < until and (worker.is_dir() or len(list(tmp_path.iterdir())) > 1):
+        time.sleep(0.05)
+    assert not worker.is_dir()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["script.py"]

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from morphnas.graph import Graph, Network, Weights, to_module
+from morphnas.run import executors
 from morphnas.run import final as module
+from morphnas.run.executors import SerialExecutor
 from morphnas.run.final import LONGEST, finalise
 from morphnas.run.search import Job, is_final, work
 from morphnas.run.store import Store, load_run
@@ -53,7 +55,8 @@ def searched(path: Path) -> Iterator[tuple[Store, Trial]]:
 def finish(store: Store, winner: Trial, **settings: Any) -> Trial:
     given = {"chooser": CHOOSER, "everything": EVERYTHING, "recipe": RECIPE, "deadline": Deadline.after(600)}
     given = given | {"epochs": 3} | settings
-    return finalise(store, winner, TASK, **given)  # type: ignore[arg-type]
+    executor = SerialExecutor(TASK, given["everything"])  # type: ignore[arg-type]
+    return finalise(store, winner, executor, TASK, **given)  # type: ignore[arg-type]
 
 
 def judged(store: Store, trial: Trial, by: Examples) -> float:
@@ -189,7 +192,7 @@ WHOLE = Outcome("finished", epochs=1, best_epoch=1)
 def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Told]:
     def make(**ends: tuple[Outcome, int | None]) -> Told:
         made = Told({"inherited": (WELL, 0), "fresh": (BADLY, 1), "everything": (WHOLE, 1)} | ends)
-        monkeypatch.setattr(module, "work", made)
+        monkeypatch.setattr(executors, "work", made)
         return made
 
     return make

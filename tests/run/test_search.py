@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from morphnas.graph import Limits, Network, Weights, Wider, mlp
-from morphnas.run import search as module
+from morphnas.run import executors as module
 from morphnas.run.executors import SerialExecutor
-from morphnas.run.search import Job, search, seconds_per_flop, settle, trial_seed
+from morphnas.run.search import Job, Result, search, seconds_per_flop, settle, trial_seed
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.search.trial import Left, Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.recipe import Augment, Outcome, Recipe
+from morphnas.train.trainer import EachEpoch
 from tests.run.doubles import (
     GOOD,
     GRAPH,
@@ -57,7 +58,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
 
 
 def run(store: Store, searcher: Any, *, executor: Any = None, deadline: Any = NEVER, **settings: Any) -> list[Trial]:
-    search(store, searcher, executor or SerialExecutor(), TASK, deadline, **settings)
+    search(store, searcher, executor or SerialExecutor(TASK), deadline, **settings)
     return store.trials
 
 
@@ -246,8 +247,8 @@ class Interrupting(Notes):
         super().trial_begins(trial)
         self._told()
 
-    def epoch_done(self, outcome: Outcome) -> None:
-        super().epoch_done(outcome)
+    def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
+        super().epoch_done(trial, outcome)
         self._told()
 
     def trial_ends(self, trial: Trial) -> None:
@@ -341,7 +342,7 @@ class Together:
 
 
 def test_running_trials_are_shown_to_the_searcher(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script, threads = Script(proposals(6)), Threads()
+    script, threads = Script(proposals(6)), Threads(TASK)
     monkeypatch.setattr(module, "work", Together(range(6)))
     try:
         with store_of(path) as store:
@@ -359,7 +360,7 @@ def test_running_trials_are_shown_to_the_searcher(path: Path, monkeypatch: pytes
 
 
 def test_trials_that_end_out_of_order_keep_their_results(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = Threads()
+    threads = Threads(TASK)
     monkeypatch.setattr(module, "work", Together([1, 2, 0, 3]))
     try:
         with store_of(path) as store:
@@ -372,24 +373,23 @@ def test_trials_that_end_out_of_order_keep_their_results(path: Path, monkeypatch
     assert sorted(-(t.score or 0) for t in trials) == [0, 1, 2, 3]
 
 
-@dataclass
 class Lossy(SerialExecutor):
     """Loses the second job."""
 
-    submitted: int = 0
+    submitted = 0
 
-    def submit(self, fn: Any, /, *args: Any) -> Future[Any]:
+    def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
         self.submitted += 1
         if self.submitted == 2:
-            future: Future[Any] = Future()
+            future: Future[Result] = Future()
             future.set_exception(RuntimeError("the machine is gone"))
             return future
-        return super().submit(fn, *args)
+        return super().submit(job, each_epoch)
 
 
 def test_a_job_that_an_executor_loses_is_a_failed_trial(path: Path, workers: Workers) -> None:
     with store_of(path) as store:
-        trials = run(store, Script(proposals(3)), executor=Lossy())
+        trials = run(store, Script(proposals(3)), executor=Lossy(TASK))
     assert [t.outcome and t.outcome.status for t in trials] == ["finished", "failed", "finished"]
     assert len(workers.jobs) == 2
 

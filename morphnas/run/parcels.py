@@ -1,0 +1,117 @@
+"""What travels between processes: the task once, jobs to the workers, and answers back.
+
+Weights travel as safetensors, all else pickled: by value where a class is of the user's script, which workers do not
+run. Nothing of this stays on disk.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import torch
+from safetensors.torch import load, save
+
+from morphnas.graph import Graph, Network
+from morphnas.run.search import Job, Result, work
+from morphnas.train.data import Examples, Task
+from morphnas.train.recipe import Outcome
+from morphnas.train.trainer import EachEpoch
+
+
+def part_for(job: Job, task: Task, everything: Examples | None) -> Task:
+    """The task as a job sees it: trainings that nobody judges are on everything."""
+    return task if job.scored or everything is None else replace(task, train=everything)
+
+
+# -- tasks
+
+
+def tensors(task: Task, everything: Examples | None = None) -> dict[str, Any]:
+    """A task as tensors on the CPU. x that is not on the task's device stays in main memory there, too."""
+    parts = {"train": task.train, "valid": task.valid, "everything": everything}
+    held = {name: part and (part.x.cpu(), part.y.cpu(), part.x.device == part.y.device) for name, part in parts.items()}
+    return held | {"n_classes": task.n_classes, "mean": task.mean.cpu(), "std": task.std.cpu()}
+
+
+def task_of(held: Mapping[str, Any], device: torch.device) -> tuple[Task, Examples | None]:
+    """The task, and everything, on a device."""
+
+    def part(name: str) -> Examples | None:
+        if held[name] is None:
+            return None
+        x, y, resident = held[name]
+        return Examples(x.to(device) if resident else x, y.to(device))
+
+    train = part("train")
+    assert train is not None
+    task = Task(train, part("valid"), held["n_classes"], held["mean"].to(device), held["std"].to(device))
+    return task, part("everything")
+
+
+def write_task(path: Path, task: Task) -> None:
+    """Write a task to a file for `read_task`; parts that are views of the same data are written once."""
+    torch.save(tensors(task), path)
+
+
+def read_task(path: Path, device: torch.device) -> Task:
+    """The task in a file; on a CPU its examples stay there, mapped, so that all who read it have them in common."""
+    return task_of(torch.load(path, mmap=True, weights_only=True), device)[0]
+
+
+# -- jobs and answers
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The first thing that a worker says."""
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """What came of a job, with the weights as they travel."""
+
+    outcome: Outcome
+    weights: bytes | None
+
+
+Answer = Ready | Outcome | Done
+"""An outcome is that of an epoch."""
+
+
+def sealed(job: Job) -> bytes:
+    """A job as it travels."""
+    weights, start = None, job.start
+    if isinstance(start, Network):
+        job, weights = replace(job, start=start.graph), save(dict(start.weights))
+    parcel: bytes = cloudpickle.dumps((job, weights))
+    return parcel
+
+
+def opened(parcel: bytes) -> Job:
+    job: Job
+    job, weights = pickle.loads(parcel)  # noqa: S301  # of the driver
+    if weights is not None:
+        assert isinstance(job.start, Graph)
+        job = replace(job, start=Network(job.start, load(weights)))
+    return job
+
+
+def unsealed(answer: Answer) -> Result:
+    assert isinstance(answer, Done)
+    return answer.outcome, None if answer.weights is None else load(answer.weights)
+
+
+def done(parcel: bytes, task: Task, everything: Examples | None, each_epoch: EachEpoch) -> Done:
+    """Do a job that has arrived. Whatever it raises is an outcome."""
+    try:
+        job = opened(parcel)
+        outcome, weights = work(job, part_for(job, task, everything), each_epoch)
+    except BaseException:  # sys.exit() as well
+        return Done(Outcome("failed", error=traceback.format_exc()[-4000:]), None)
+    return Done(outcome, None if weights is None else save(weights))

@@ -1,0 +1,58 @@
+"""A worker's process: jobs come by its standard input, answers go by its standard output.
+
+    python -m morphnas.run.worker FOLDER DEVICE THREADS
+
+FOLDER holds the task. When its input ends, whoever started it is gone: it takes the folder away and ends.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import shutil
+import sys
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+from typing import BinaryIO
+
+import torch
+
+from morphnas.run.parcels import Answer, Ready, done, read_task
+from morphnas.train.trainer import warm_up
+
+
+def main(folder: Path, device: torch.device, threads: int) -> None:
+    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)  # what else is printed goes to the log
+    faulthandler.enable()
+    parcels: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_receive, args=(jobs, parcels, folder), daemon=True).start()
+
+    def answer(said: Answer) -> None:
+        pickle.dump(said, answers)
+        answers.flush()
+
+    torch.set_num_threads(threads)
+    task = read_task(folder / "task.pt", device)
+    warm_up()
+    answer(Ready())
+    while True:
+        answer(done(parcels.get(), task, None, answer))
+
+
+def _receive(jobs: BinaryIO, parcels: SimpleQueue[bytes], folder: Path) -> None:
+    """In a thread, so that the end of the driver is the end of this process in the midst of a job, too."""
+    try:
+        while True:
+            parcels.put(pickle.load(jobs))  # noqa: S301  # of the driver
+    except (EOFError, OSError, pickle.UnpicklingError):
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), torch.device(sys.argv[2]), int(sys.argv[3]))

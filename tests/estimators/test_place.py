@@ -1,0 +1,109 @@
+"""Where trials run: what the arguments mean, and a fit with processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from morphnas import ImageClassifier
+from morphnas.estimators import place as module
+from morphnas.estimators.place import Place
+from tests.estimators.conftest import Data
+
+CPU = torch.device("cpu")
+
+
+def placed(**settings: Any) -> Place:
+    return Place.of(ImageClassifier(**{"device": "cpu"} | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"executor": "threads"}, "executor must be None"),
+        ({"executor": 3}, "executor must be None"),
+        ({"executor": "process", "devices": 0}, "devices must be None, a positive integer or a list"),
+        ({"executor": "process", "devices": []}, "devices must be None, a positive integer or a list"),
+        ({"executor": "process", "devices": "cpu"}, "devices must be None, a positive integer or a list"),
+        ({"executor": "process", "devices": ["cpu", "gpu"]}, "device must be"),
+        ({"executor": "process", "devices": ["cuda:99"]}, "is not there"),
+        ({"executor": "process", "per_trial": 1}, "per_trial is for trials on a Ray cluster"),
+        ({"executor": "ray", "per_trial": 0}, "per_trial must be None or a positive number"),
+        ({"executor": "ray", "devices": ["cpu"]}, "devices must be None or a number of workers"),
+        ({"executor": "127.0.0.1:none"}, "is no address of a Ray cluster"),
+        ({"devices": 2}, "devices is for executor"),
+    ],
+)
+def test_bad_arguments_are_refused(settings: dict[str, Any], message: str, data: Data, tmp_path: Path) -> None:
+    if settings.get("executor") not in (None, "process", "threads", 3):
+        pytest.importorskip("ray")
+    with pytest.raises(ValueError, match=message):
+        ImageClassifier(tmp_path / "run", **settings).fit(*data, time_limit=5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_ray_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, data: Data, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"morphnas\[ray\]"):
+        ImageClassifier(tmp_path / "run", executor="ray").fit(*data, time_limit=5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cores", lambda: 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    assert placed() == Place(CPU)
+    assert placed(executor="process").workers == (CPU,) * 6
+    assert placed(executor="process", devices=["cpu", "cpu"]).workers == (CPU, CPU)
+    assert [placed(executor="process", devices=n).threads for n in (1, 2, 4, 6, 8)] == [6, 3, 1, 1, 1]
+    assert placed().threads is None
+
+
+def test_gpus_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    first, second = torch.device("cuda:0"), torch.device("cuda:1")
+    both = ImageClassifier(executor="process", devices=2)
+    assert Place.of(both).workers == (first, second)
+    assert Place.of(both).threads is None
+    assert len(Place.of(ImageClassifier(executor="process")).workers) == 3
+    assert Place.of(ImageClassifier(executor="process", device="cuda:1")).workers == (second,)
+    assert Place.of(ImageClassifier(executor="process", devices=["cuda:1", "cuda:1"])) == Place(second, (second,) * 2)
+    with pytest.raises(ValueError, match="devices=4 are not there: torch sees 3"):
+        Place.of(ImageClassifier(executor="process", devices=4))
+
+
+def test_shares_of_a_cluster() -> None:
+    pytest.importorskip("ray")
+    assert placed(executor="ray") == Place(CPU, ray=True)
+    assert placed(executor="ray", devices=3, per_trial=2) == Place(CPU, ray=True, most=3, cpus=2)
+    assert placed(executor="ray", per_trial=2).threads == 2
+    assert placed(executor="auto").address == "auto"
+
+
+@pytest.mark.slow
+def test_a_fit_in_processes(data: Data, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"executor": "process", "devices": 2, "device": "cpu", "random_state": 0}
+    classifier = ImageClassifier(tmp_path / "run", max_trials=6, **settings).fit(*data, time_limit=60)
+    assert classifier.evaluate(*data) > 0.9
+    run = classifier.load_searcher()
+    assert all(trial.outcome and trial.outcome.status != "failed" for trial in run.trials)
+    assert run.about["settings"]["executor"] == "process"
+    assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
+        "holder", "lock", "model", "run.json", "trials"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the time limit was too short")
+def test_a_limit_in_which_no_process_starts_leaves_a_network(data: Data, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"executor": "process", "devices": 1, "device": "cpu", "random_state": 0}
+    classifier = ImageClassifier(tmp_path / "run", **settings).fit(*data, time_limit=2)
+    assert classifier.predict(data[0]).shape == (150,)
+    statuses = [trial.outcome and trial.outcome.status for trial in classifier.load_searcher().trials]
+    assert statuses[0] == "failed"
+    assert "failed" not in statuses[1:]

@@ -1,0 +1,157 @@
+"""Ray: the contract, a cluster of two nodes, and what happens when somebody dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from morphnas import ImageClassifier, load_run
+from morphnas.run.cluster import ray_executor, reachable
+from morphnas.run.executors import Supervised
+from morphnas.run.search import Executor, Job, search
+from morphnas.search.trial import Proposal
+from morphnas.train.data import Examples
+from morphnas.train.deadline import Deadline
+from tests.contracts import TASK, ExecutorContract, SurvivorContract
+from tests.run.doubles import GRAPH, RECIPE, Script, files, proposals, store_of
+from tests.run.hostile import Hostile
+
+ROOT = Path(__file__).parents[2]
+# Ray leaves processes and files to be collected, and says so of itself
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'morphnas\[ray\]'"):
+        ray_executor(TASK)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
+def test_where_nobody_listens_is_found_out_at_once(address: str) -> None:
+    with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
+        reachable(address)
+
+
+# -- for real
+
+
+@pytest.fixture(scope="class")
+def private() -> Iterator[Supervised]:
+    pytest.importorskip("ray")
+    everything = Examples(torch.cat([TASK.train.x, TASK.judge.x]), torch.cat([TASK.train.y, TASK.judge.y]))
+    made = ray_executor(TASK, everything, workers=1)
+    yield made
+    made.shutdown()
+    made.shutdown()
+
+
+@pytest.mark.slow
+class TestRay(ExecutorContract, SurvivorContract):
+    @pytest.fixture
+    def executor(self, private: Supervised) -> Executor:
+        return private
+
+    def test_trainings_that_nobody_judges_are_on_everything(self, executor: Executor) -> None:
+        outcome, trained = executor.submit(Job(GRAPH, (), RECIPE, 600, 0, scored=False)).result(120)
+        assert (outcome.status, outcome.score) == ("finished", None)
+        assert trained is not None
+        steps = -(-len(TASK.train) - len(TASK.judge)) // RECIPE.batch_size * RECIPE.epochs
+        assert next(v for name, v in trained.items() if name.endswith("num_batches_tracked")) >= steps
+
+    def test_a_cluster_without_room_is_refused(self, executor: Executor) -> None:
+        with pytest.raises(ValueError, match="the Ray cluster has 0 GPUs, but a trial is to have"):
+            ray_executor(TASK, gpus=0.5)
+        assert executor.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)[0].status == "finished"
+
+
+@pytest.mark.slow
+def test_it_leaves_the_process_as_it_was() -> None:
+    pytest.importorskip("ray")
+
+    def state() -> tuple[Any, ...]:
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        return handlers, {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TORCH"))}
+
+    before = state()
+    executor = ray_executor(TASK)
+    assert state() == before
+    assert executor.workers >= 1
+    executor.shutdown()
+    assert state() == before
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    utils = pytest.importorskip("ray.cluster_utils")
+    made = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+@pytest.mark.slow
+def test_two_nodes_share_twenty_trials_and_one_worker_is_killed(cluster: Any, tmp_path: Path) -> None:
+    given: list[Proposal | None] = [*proposals(20)]
+    given[7] = Proposal(proposals(1)[0].start, (), RECIPE, {"reason": "a start"})
+    given[11] = Proposal(0, (Hostile(f"kill once {tmp_path / 'killed'}"),), RECIPE, {"reason": "kills its worker"})
+    executor = ray_executor(TASK, address=cluster.address)
+    try:
+        assert executor.workers == 2
+        with store_of(tmp_path / "run") as store:
+            search(store, Script(given), executor, Deadline.after(100))
+            ends = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
+    finally:
+        executor.shutdown()
+    assert (tmp_path / "killed").exists()
+    assert ends == [("finished", None)] * 20
+
+
+DRIVER = """
+import sys
+from tests.run.test_cluster import digits
+from morphnas import ImageClassifier
+sizes = {"default_model_width": 4, "trainer_args": {"epochs": 2}}
+classifier = ImageClassifier(
+    sys.argv[1], resume="auto", executor="ray", refit=False, max_trials=12, random_state=0, searcher_args=sizes
+)
+classifier.fit(*digits(), time_limit=200)
+"""
+
+
+def digits() -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 2
+    return (rng.integers(0, 90, (300, 6, 6)) + 100 * y[:, None, None]).astype(np.uint8), y
+
+
+@pytest.mark.slow
+def test_a_run_whose_driver_was_killed_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    path, code = tmp_path / "run", [sys.executable, "-c", DRIVER, str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(code, env=environment, stderr=subprocess.DEVNULL) as driver:
+        until = time.monotonic() + 120
+        while len(list(path.glob("trials/*/trial.json"))) < 3 and time.monotonic() < until:
+            time.sleep(0.02)
+        driver.kill()
+    before = {name: data for name, data in files(path / "trials").items() if not name.endswith(".tmp")}
+    done = [name for name in before if name.endswith("trial.json")]
+    assert 3 <= len(done) < 12
+    subprocess.run(code, env=environment, check=True, stderr=subprocess.DEVNULL, timeout=240)
+    run = load_run(path)
+    assert len(run.trials) == 12
+    assert all(trial.outcome is not None and trial.outcome.status == "finished" for trial in run.trials)
+    after = files(path / "trials")
+    assert {name for name in before if after[name] != before[name]} == set()
+    assert ImageClassifier.load(path).predict(digits()[0]).shape == (300,)
