@@ -1,0 +1,86 @@
+"""How large a network should be for the time there is: networks of several sizes, each trained for the same seconds.
+
+    python benchmarks/sizes.py --data cifar10.npz --examples 6000 --seconds 36 --seeds 2 [--flip]
+
+The final trainings of a run get about this long: `morphnas.run.plan` sizes starters by what is found here. --data: an
+.npz with x_train, y_train, x_test, y_test, see `ablation_recipe.py`, whose splits and recipe these are; without it
+scikit-learn's digits. The networks take turns within a seed. Appends to results/sizes.json the passes over the data and
+the test accuracies of every network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablation_recipe import task
+from machine import describe
+
+from morphnas.graph import Graph, Shape, cnn, densenet, resnet
+from morphnas.run.plan import default_recipe, measure
+from morphnas.run.search import Job, inherited
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Augment
+from morphnas.train.trainer import predict, train, warm_up
+
+RESULTS = Path(__file__).parent / "results" / "sizes.json"
+
+
+def networks(shape: Shape, n_classes: int) -> dict[str, Graph]:
+    found = {f"cnn, width {w}": cnn(shape, n_classes, width=w, depth=4) for w in (8, 16, 24, 32, 48)}
+    return found | {
+        "resnet, width 16": resnet(shape, n_classes, width=16, depth=2),
+        "resnet, width 32, pooled": resnet(shape, n_classes, width=32, depth=2, pool_stem=True),
+        "densenet, width 8": densenet(shape, n_classes, width=8, depth=6),
+        "densenet, width 16, pooled": densenet(shape, n_classes, width=16, depth=6, pool_stem=True),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--examples", type=int, default=6000)
+    parser.add_argument("--seconds", type=float, default=36.0)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--flip", action="store_true", help="mirrored images keep their label")
+    parser.add_argument("--smoke", action="store_true", help="half a second each, nothing written")
+    args = parser.parse_args()
+    if args.smoke:
+        args.seconds, args.seeds = 0.5, 1
+    warm_up()
+    found: dict[str, dict[str, Any]] = {}
+    for seed in range(args.seeds):
+        given = task(args, seed)
+        shape = tuple(given.train.x.shape[1:])
+        default = default_recipe(len(given.train), torch.device("cpu"), None, shape)
+        precision = measure(given, 0.4, default.batch_size).precision
+        recipe = replace(default, epochs=1_000_000, precision=precision, augment=Augment(flip=args.flip))
+        for name, graph in networks(shape, given.n_classes).items():
+            deadline, generator = Deadline.after(args.seconds), torch.Generator().manual_seed(seed)
+            module, _ = inherited(Job(graph, (), recipe, args.seconds, seed), given, deadline)
+            outcome = train(module, given, recipe, deadline, generator, scored=False)
+            right = predict(module, given.judge.x, given, mirrored=args.flip).argmax(1) == given.judge.y
+            about = {"parameters": graph.parameters, "work": graph.work, "passes": [], "test_accuracy": []}
+            one = found.setdefault(name, about)
+            one["passes"].append(round(outcome.images_per_second * outcome.seconds / len(given.train), 1))
+            one["test_accuracy"].append(round(right.double().mean().item(), 5))
+            print(seed, name, one["passes"][-1], one["test_accuracy"][-1], flush=True)
+    for name, one in found.items():
+        print(f"{name:28s} {one['parameters']:>9,} parameters {statistics.mean(one['test_accuracy']):.4f}")
+    if not args.smoke:
+        settings = {
+            "data": "digits" if args.data is None else args.data.stem, "examples": args.examples,
+            "seconds": args.seconds, "n": args.seeds,
+        }  # fmt: skip
+        earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+        result = describe() | settings | {"networks": found}
+        RESULTS.write_text(json.dumps([*earlier, result], indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
