@@ -233,7 +233,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         default = default_recipe(n, settings.device, self.augment, shape)
         pace = measure(task, min(0.8, 0.01 * seconds), changed(default, settings.trainer_args).batch_size)
         recipe = changed(replace(default, precision=pace.precision), settings.trainer_args)
-        sized = (settings.limits, settings.depth, settings.width, settings.initial)
+        sized = (settings.limits, settings.depth, settings.width, settings.initial, settings.place.at_a_time)
         return plan(shape, task.n_classes, n, recipe, seconds, pace, *sized)
 
     def _finished(

@@ -78,6 +78,11 @@ class Place:
         return Place(device, (), True, address, devices, 1 if gpu else share, share if gpu else 0)
 
     @property
+    def at_a_time(self) -> int:
+        """Trials at a time, as far as is known before a cluster is asked: then at least two."""
+        return len(self.workers) or (self.most or 2 if self.ray else 1)
+
+    @property
     def parting(self) -> float:
         """Seconds that it takes to let go of the workers at the end."""
         return 2.0 if self.ray else 0.0

@@ -168,6 +168,7 @@ def plan(
     depth: int | None = None,
     width: int | None = None,
     initial: Sequence[Graph] = (),
+    workers: int = 1,
 ) -> Plan:
     """Starters that are affordable within `seconds` of the whole run on n examples.
 
@@ -176,8 +177,9 @@ def plan(
     for, of much data a part.
 
     recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what
-    is affordable. initial: graphs to start from instead of starters. ValueError when no starter meets the limits, or a
-    graph given does not, or does not fit the examples.
+    is affordable. initial: graphs to start from instead of starters. workers: that train at a time, of which the final
+    trainings use one. ValueError when no starter meets the limits, or a graph given does not, or does not fit the
+    examples.
     """
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
     if len(shape) > 1:
@@ -211,8 +213,8 @@ def plan(
         raise ValueError(f"limits: no starter meets them, the smallest one has {limits.refuse(tiny)}")
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
-    share = 1 - min(1.0, max(0.25, FINAL * cost * typical / seconds))
-    if share < ENOUGH * CHILD:
+    share = 1 - min(1.0 if workers == 1 else 0.6, max(0.25, FINAL * cost * typical / seconds))
+    if share * workers < ENOUGH * CHILD:
         share = (len(starts) + 0.5) * CHILD
     part = 1.0 if recipe.examples is None else recipe.examples / n
     return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads)

@@ -291,3 +291,9 @@ def test_time_for_few_networks_is_the_best_starters() -> None:
     assert all(share < 4 * module.CHILD or share >= module.ENOUGH * module.CHILD for share in shares)
     assert sorted(shares) == shares
     assert shares[-1] == 0.75
+
+
+@pytest.mark.parametrize("seconds", [1.0, 60.0, 1e4])
+def test_several_workers_have_a_search(seconds: float) -> None:
+    one, four = (planned((3, 32, 32), seconds, n=6_000, workers=workers).search_share for workers in (1, 4))
+    assert four >= max(one, 0.4)
