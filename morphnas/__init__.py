@@ -9,7 +9,8 @@ from morphnas.estimators import ImageClassifier
 from morphnas.estimators.files import load_image_dataset
 from morphnas.graph import Graph, GraphError, Limits, Morph, MorphError, Network, neighbours, to_module
 from morphnas.report import trials_table, visualize
-from morphnas.run.store import Run, RunError, load_run
+from morphnas.run.files import RunError
+from morphnas.run.store import Run, load_run
 from morphnas.search import BayesianSearcher, EvolutionSearcher, MorphSpace, Promote, RandomSearcher
 from morphnas.train.recipe import Augment, Outcome, Recipe
 

@@ -26,7 +26,9 @@ from morphnas.estimators.settings import (
     MakeSearcher,
     Settings,
     changed,
+    check_unchanged,
     chosen_seed,
+    decisive,
     plain,
     room,
     time_limit_seconds,
@@ -36,10 +38,13 @@ from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
 from morphnas.report.tables import trials_table
 from morphnas.run.executors import SerialExecutor
-from morphnas.run.final import finalise
+from morphnas.run.files import RunError
+from morphnas.run.final import abandon, finalise
+from morphnas.run.interrupt import stopping
+from morphnas.run.keeping import is_final, prune
 from morphnas.run.plan import Plan, default_recipe, measure, plan
-from morphnas.run.search import Executor, is_final, search, settle
-from morphnas.run.store import Run, RunError, Store, holds_run, load_about, load_model, load_run, versions
+from morphnas.run.search import Executor, search, settle
+from morphnas.run.store import Run, Store, holds_run, load_about, load_model, load_run, versions
 from morphnas.search import winner
 from morphnas.search.trial import MorphSpace, Trial
 from morphnas.train.data import Examples, Task
@@ -79,6 +84,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     data_memory : bytes that the prepared examples of x, and those of validation_data, may take in memory, and in a
         GPU's; None: half of what is free. Those that take more stay in memory while the GPU gets them batch by batch,
         or are kept in a file, while they are needed, on the disk of `path` (None: the system's temporary folder).
+    keep : whose weights stay in the run's folder: "all", or how many of the best networks'; those that the search may
+        still start from, the winner's and the final model's stay in any case.
     overwrite : replace the run that `path` holds.
     executor : where networks are trained. None: in this process, one after the other; "process": in processes, several
         at a time, and one that crashes or hangs costs its network alone; "ray": on Ray, on this machine, or the address
@@ -117,6 +124,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         max_memory: int | None = None,
         initial_graphs: Sequence[Graph] | None = None,
         data_memory: int | None = None,
+        keep: str | int = "all",
         overwrite: bool = False,
         executor: str | None = None,
         devices: int | Sequence[str | torch.device] | None = None,
@@ -139,6 +147,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.max_memory = max_memory
         self.initial_graphs = initial_graphs
         self.data_memory = data_memory
+        self.keep = keep
         self.overwrite = overwrite
         self.executor = executor
         self.devices = devices
@@ -164,6 +173,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         stop, score and choose by, instead of a part of x; never trained on.
         ValueError, before anything is trained or written, for what cannot be used; OSError where data that memory is
         too small for does not fit on the disk either.
+
+        Ctrl-C, once, ends it early: the best network so far is the model, and a warning says how to go on. It raises
+        KeyboardInterrupt the second time, or where no network is trained yet. SIGTERM does the same, and then ends the
+        process by SystemExit.
         """
         seconds = time_limit_seconds(time_limit, self.time_limit)
         deadline = Deadline.after(seconds)
@@ -175,18 +188,24 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         before = load_about(path) if path is not None and self.resume and holds_run(path) else None
         if before is None and self.resume is True:
             raise RunError(f'{str(path)!r} holds no run to go on with; resume="auto" begins one if there is none')
-        seed = chosen_seed(self.random_state) if before is None else int(before["seed"])
+        decides = decisive(self.get_params(deep=False))
+        if before is not None:
+            check_unchanged(path, before.get("decides", {}), decides)
+        seed = chosen_seed(self.random_state) if before is None else _seed(before)
         shape, size = self.image_shape, self.image_size
         problem = Problem.found(x, y, validation_data, shape, seed, settings.device, size, settings.room)
         if before is not None and before.get("data") != problem.fingerprint:
-            raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give the same x and y")
+            same = "the same x and y, and the same validation_data"
+            raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give {same}")
 
-        with _threads() as all_threads:
+        with _threads() as all_threads, stopping() as stop:
+            deadline = deadline.heeding(stop)
             torch.set_num_threads(settings.place.threads or all_threads)
             planned = self._plan(problem.task, settings, deadline.left) if before is None else Plan.of_run(before)
             about = {
                 "estimator": type(self).__name__,
                 "settings": {name: plain(value) for name, value in self.get_params(deep=False).items()},
+                "decides": decides,
                 "time_limit": seconds,
                 "seed": seed,
                 "data": problem.fingerprint,
@@ -204,15 +223,16 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 most = None if self.max_trials is None else self.max_trials + finals
                 searcher = settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, seed)
                 told: dict[str, Any] = {"seed": seed, "chance": problem.chance, "guess": planned.seconds_per_flop}
-                told |= {"max_memory": planned.limits.max_memory, "observer": shown}
+                told |= {"max_memory": planned.limits.max_memory, "keep": settings.keep, "observer": shown}
                 threads = min(planned.threads, settings.place.threads or planned.threads)
                 parts = (problem.task, problem.everything)
                 executor = settings.place.executor(*parts, threads, folder)
                 try:
                     search(store, searcher, executor, deadline.earlier(reserve), max_trials=most, **told)
                     alone = SerialExecutor(*parts)
-                    if not (isinstance(executor, SerialExecutor) or any(trial.kept for trial in store.trials)):
-                        end = deadline.earlier(0.5 * deadline.left)  # no worker came in time
+                    nothing = not (deadline.stopped or any(trial.kept for trial in store.trials))
+                    if nothing and not isinstance(executor, SerialExecutor):  # no worker came in time
+                        end = deadline.earlier(0.5 * deadline.left)
                         search(store, searcher, alone, end, max_trials=len(store.trials) + 1, **told)
                     if settings.place.workers:  # the final trainings have this machine for themselves
                         executor.shutdown()
@@ -220,11 +240,16 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                         torch.set_num_threads(all_threads)
                         spare = min(0.8, 0.01 * deadline.left)
                         torch.set_num_threads(measure(problem.task, spare, planned.recipe.batch_size).threads)
+                    if deadline.stopped and not any(trial.kept and trial.score is not None for trial in store.trials):
+                        raise KeyboardInterrupt("no network was trained yet")
                     found = self._finished(store, problem, planned, executor, deadline, seed, shown)
                 finally:
                     executor.shutdown()
                 self._use(store, problem, found, deadline)
+                prune(store, settings.keep)
                 shown.tell(trials_table(store.trials, best=self.best_trial_))
+            if deadline.stopped:
+                self._interrupted()
         return self
 
     def _plan(self, task: Task, settings: Settings, seconds: float) -> Plan:
@@ -249,19 +274,25 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         """The search's winner, and the final model's trial."""
         searched = [trial for trial in store.trials if not is_final(trial)]
         best = winner(searched)
-        if best is None:
+        while best is not None and best.kept and not _readable(store, best):
+            searched = [trial for trial in store.trials if not is_final(trial)]
+            best = winner(searched)
+        if best is None or not best.kept:
             best = next((trial for trial in searched if trial.kept), None)
             if best is None:
                 error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")
                 raise RunError(f"no network could be trained, the run is in {store.path}; the first error: {error}")
             warnings.warn("the time limit was too short to score a network: the model is hardly trained", stacklevel=3)
         if not self.refit:
+            abandon(store)
             return best, best
         recipe = settle(best.proposal.recipe, searched, problem.chance)
         parts = (problem.task, problem.chooser, problem.everything)
         readings = len(problem.task.judge) * (1 + _mirrors(recipe, problem.task))
         memory, end = planned.limits.max_memory, _saving(deadline, best, readings)
-        return best, finalise(store, best, executor, *parts, recipe, end, seed=seed, max_memory=memory, observer=shown)
+        data, steps = str(problem.fingerprint["hash"]), (recipe, end)
+        rest: dict[str, Any] = {"seed": seed, "max_memory": memory, "data": data, "observer": shown}
+        return best, finalise(store, best, executor, *parts, *steps, **rest)
 
     def final_fit(
         self,
@@ -281,6 +312,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         weights only. Adds trials to the run and changes none. ValueError for labels that fit did not see.
         """
         self._check_fitted()
+        keep = Settings.of(self).keep
         about = load_about(Path(self.path_))
         seconds = time_limit_seconds(time_limit, about.get("time_limit"))
         deadline = Deadline.after(seconds)
@@ -297,9 +329,15 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 test = examples(tested, y_test, self._preprocessing, self._labels, space)
         if test is None and (x_test is not None or y_test is not None):
             raise ValueError("final_fit needs both x_test and y_test, or neither")
-        seed = int(about["seed"])
+        seed = _seed(about)
         problem = Problem.of(source, codes, None, self._labels, self._preprocessing, seed, place.device, space)
-        with _threads(), _opened(Path(self.path_), {}, True, False) as store, self._progress(seconds) as shown:
+        with (
+            _threads(),
+            stopping() as stop,
+            _opened(Path(self.path_), {}, True, False) as store,
+            self._progress(seconds) as shown,
+        ):
+            deadline = deadline.heeding(stop)
             planned = Plan.of_run(about)
             torch.set_num_threads(planned.threads)
             best = next(trial for trial in store.trials if trial.id == self.best_trial_)
@@ -321,11 +359,15 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                     retrain=retrain,
                     max_memory=planned.limits.max_memory,
                     epochs=recipe.epochs if {"epochs", "max_iter_num"} & args.keys() else None,
+                    data=str(problem.fingerprint["hash"]),
                     observer=shown,
                 )
             finally:
                 executor.shutdown()
             self._use(store, problem, (best, final), deadline)
+            prune(store, keep)
+            if deadline.stopped:
+                self._interrupted()
             if test is not None:
                 self.test_metric_ = (self._logits([test.x]).argmax(1) == test.y).double().mean().item()
                 shown.tell(f"accuracy on the {len(test):,} test examples: {self.test_metric_:.2%}")
@@ -388,8 +430,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The classifier of the run in a folder, ready to predict; RunError when there is none."""
         folder = Path(path)
-        load_about(folder)
-        network, model = load_model(folder)
+        try:
+            network, model = load_model(folder)
+        except RunError as error:
+            load_about(folder)  # where there is no run at all, that is what is to be said
+            hint = "fit with resume=True writes it again, and load_run(path).load_model_by_id(id) has every network"
+            raise RunError(f"{error}; {hint}") from error
         try:
             preprocessing = Preprocessing.from_json(model["preprocessing"])
             estimator = cls(path=folder)
@@ -430,11 +476,17 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             "mean": task.mean.flatten().tolist(),
             "std": task.std.flatten().tolist(),
             "mirrors": (mirrors := _mirrors(final.proposal.recipe, task)),
-            "temperature": self._temperature(store, final, task, mirrors, deadline),
+            "temperature": self._temperature(store, final, task, mirrors, deadline.heeding(None)),
         }
         store.write_model(network, about)
-        store.note(best=best.id, final=final.id)
+        store.note(best=best.id, final=final.id, settled=max(trial.id for trial in store.trials))
         self._set(network, about, problem.labels, problem.preprocessing)
+
+    def _interrupted(self) -> None:
+        how = f"path={self.path_!r}, resume=True, ...).fit(...)"
+        warnings.warn(
+            f"interrupted: the model is the best network so far; {type(self).__name__}({how} goes on", stacklevel=3
+        )
 
     def _set(self, network: Network, about: Mapping[str, Any], labels: Labels, preprocessing: Preprocessing) -> None:
         self.network_ = network
@@ -486,6 +538,25 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             name = type(self).__name__
             hint = f"Call 'fit' with appropriate arguments first, or {name}.load(path)"
             raise NotFittedError(f"This {name} instance is not fitted yet. {hint}")
+
+
+def _seed(about: Mapping[str, Any]) -> int:
+    """The run's seed; RunError where run.json does not hold it."""
+    seed = about.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise RunError(f"run.json does not hold the seed of a run, but {seed!r:.100}")
+    return seed
+
+
+def _readable(store: Store, trial: Trial) -> bool:
+    """Whether a trial's weights can be read; if not, a warning says so, and they count as lost."""
+    try:
+        store.network(trial.id)
+    except RunError as error:
+        warnings.warn(f"the weights of trial {trial.id} are lost: {error}", stacklevel=5)
+        store.forget_weights(trial.id)
+        return False
+    return True
 
 
 def _mirrors(recipe: Recipe, task: Task) -> bool:

@@ -304,6 +304,8 @@ class Problem:
         place = torch.from_numpy(np.argsort(order))
         x = preprocessing(source, place, room)
         about = fingerprint(x, codes, place, labels, preprocessing)
+        if own is not None:
+            about["validation"] = {"shape": [len(own), *preprocessing.given], "hash": _hashed(own.x, own.y.numpy())}
         whole = room.placed(Examples(x, torch.from_numpy(codes[order])), device)
         first = len(parts.train)
         last = first if parts.valid is None else first + len(parts.valid)
@@ -333,10 +335,17 @@ def fingerprint(
 
     x: example i is x[place[i]]. The order that the parts put them in makes no difference.
     """
-    every = max(1, x.nbytes // 2**26)
-    digest = hashlib.blake2b(digest_size=16)
-    for part in place[::every].split(256):
+    shape, dtype = [len(x), *preprocessing.given], str(x.dtype).removeprefix("torch.")
+    names = repr(labels.to_json()).encode()
+    return {
+        "shape": shape, "dtype": dtype, "classes": len(labels.classes), "hash": _hashed(x, codes, place, names)
+    }  # fmt: skip
+
+
+def _hashed(x: Tensor, codes: NDArray[np.int64], place: Tensor | None = None, names: bytes = b"") -> str:
+    place = torch.arange(len(x)) if place is None else place
+    digest = hashlib.blake2b(names, digest_size=16)
+    for part in place[:: max(1, x.nbytes // 2**26)].split(256):
         digest.update(x[part].numpy().data)
     digest.update(codes.data)
-    shape, dtype = [len(x), *preprocessing.given], str(x.dtype).removeprefix("torch.")
-    return {"shape": shape, "dtype": dtype, "classes": len(labels.classes), "hash": digest.hexdigest()}
+    return digest.hexdigest()

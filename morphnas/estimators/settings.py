@@ -18,6 +18,7 @@ from sklearn.utils import check_random_state
 from morphnas.estimators.place import Place
 from morphnas.estimators.room import Room
 from morphnas.graph import Graph, Limits
+from morphnas.run.files import RunError
 from morphnas.search import SEARCHERS, Promote
 from morphnas.search.trial import Searcher
 from morphnas.train.recipe import Recipe
@@ -25,6 +26,11 @@ from morphnas.train.recipe import Recipe
 DAY = 24 * 3600.0
 _LEGACY_RECIPE = {"max_iter_num": "epochs", "max_no_improvement_num": "patience"}
 _LEGACY_SEARCH = ("t_min", "beta", "kernel_lambda")
+DECISIVE = (
+    "augment", "searcher_args", "search_type", "random_state", "image_shape", "image_size", "limits", "max_memory",
+    "initial_graphs",
+)  # fmt: skip
+"""Arguments that decide what a run tries; the others may change when it is gone on with."""
 _SIZES = ("trainer_args", "default_model_len", "default_model_width")
 
 MakeSearcher = Callable[..., Searcher]
@@ -45,6 +51,7 @@ class HasSettings(Protocol):
     device: str | torch.device | None
     limits: Limits | Mapping[str, Any] | None
     initial_graphs: Sequence[Graph] | None
+    keep: str | int
     overwrite: bool
     executor: str | None
     devices: int | Sequence[str | torch.device] | None
@@ -54,7 +61,7 @@ class HasSettings(Protocol):
 @dataclass(frozen=True)
 class Settings:
     """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable. initial:
-    graphs to start from instead. place: where trials run.
+    graphs to start from instead. place: where trials run. keep: how many networks' weights; None: all.
     """
 
     device: torch.device
@@ -62,6 +69,7 @@ class Settings:
     room: Room
     limits: Limits
     searcher: MakeSearcher
+    keep: int | None
     trainer_args: Mapping[str, Any]
     depth: int | None
     width: int | None
@@ -90,7 +98,8 @@ class Settings:
         if estimator.max_memory is not None:
             limits = replace(limits, max_memory=int(estimator.max_memory))
         place, space = Place.of(estimator), room(estimator)
-        return Settings(place.device, place, space, limits, searcher, trainer_args, depth, width, initial)
+        keep = None if estimator.keep == "all" else int(estimator.keep)
+        return Settings(place.device, place, space, limits, searcher, keep, trainer_args, depth, width, initial)
 
 
 def _check_flags(estimator: HasSettings) -> None:
@@ -108,6 +117,8 @@ def _check_flags(estimator: HasSettings) -> None:
         raise ValueError(f"augment must be True, False or None, not {estimator.augment!r}")
     if estimator.resume not in (True, False, "auto"):
         raise ValueError(f'resume must be True, False or "auto", not {estimator.resume!r}')
+    if estimator.keep != "all" and not _positive(estimator.keep):
+        raise ValueError(f'keep must be "all" or a positive integer, not {estimator.keep!r}')
     if estimator.resume and estimator.overwrite:
         raise ValueError("resume and overwrite exclude each other")
     if estimator.resume is True and estimator.path is None:
@@ -183,8 +194,39 @@ def chosen_seed(random_state: int | np.random.RandomState | None) -> int:
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
+def decisive(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that decide what a run tries, as run.json keeps them, with None where it means the default."""
+    found = {name: params[name] for name in DECISIVE}
+    found["searcher_args"], found["initial_graphs"] = found["searcher_args"] or None, found["initial_graphs"] or None
+    found["search_type"] = found["search_type"] or "bayesian"
+    found["limits"] = None if found["limits"] is None else _limits(found["limits"])
+    if isinstance(found["image_size"], (int, np.integer)):
+        found["image_size"] = [found["image_size"]] * 2
+    if not isinstance(found["random_state"], (int, np.integer)):
+        found["random_state"] = None
+    return {name: plain(value) for name, value in found.items()}
+
+
+def check_unchanged(path: Path | None, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """RunError that names the arguments which are not those that the run was begun with.
+
+    Without a random state a run keeps the one that it has.
+    """
+    if now["random_state"] is None:
+        now = {**now, "random_state": before.get("random_state")}
+    if changed_ones := [name for name in DECISIVE if name in before and before[name] != now[name]]:
+        words = ", ".join(f"{name} was {before[name]!r:.80} and is {now[name]!r:.80}" for name in changed_ones)
+        raise RunError(f"{str(path)!r} holds a run of other settings: {words}; give the same, or choose another path")
+
+
 def plain(value: Any) -> Any:
     """A setting as run.json keeps it, for people."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Graph):
+        return value.key
+    if callable(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     if isinstance(value, Limits):
         return asdict(value)
     if isinstance(value, Mapping):

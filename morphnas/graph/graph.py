@@ -25,6 +25,9 @@ from morphnas.graph.ops import Input, Op, Shape, op_from_json
 
 FORMAT = 1
 MAX_NODES = 10_000
+MAX_VALUES = 10**9
+"""Weights of a network that is read from a file, and values that an example becomes in it, at most: for larger ones
+nothing is allocated."""
 SMALLEST = 8
 """Examples that a training step can do with in memory at a time: batch norm learns little from fewer."""
 COPIES = 6
@@ -297,4 +300,8 @@ class Graph:
             except ValueError as error:
                 raise GraphError(f"{name}: {error}") from None
             nodes.append(Node(name, op, tuple(inputs)))
-        return Graph(tuple(nodes))
+        graph = Graph(tuple(nodes))
+        size = max(sum(map(math.prod, graph.weight_shapes.values())), sum(map(math.prod, graph.shapes.values())))
+        if size > MAX_VALUES:
+            raise GraphError(f"a graph that is read may have {MAX_VALUES:,} weights and values, not {size:.3g}")
+        return graph

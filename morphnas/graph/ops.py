@@ -22,6 +22,10 @@ Weights = dict[str, Tensor]
 """State of a network by name, ``<node>.<tensor>``, e.g. ``conv_3.weight``."""
 
 
+MAX_SIZE = 2**31 - 1
+"""Of every number that an op is set to: torch counts in integers that end."""
+
+
 class ShapeError(ValueError):
     """An op was given inputs of a shape it cannot take."""
 
@@ -55,8 +59,8 @@ class Route:
 def _positive(op: Op, *names: str) -> None:
     for name in names:
         value = getattr(op, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{op.tag}: {name} must be a positive integer, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
+            raise ValueError(f"{op.tag}: {name} must be a positive integer, not {value!r:.40}")
 
 
 def _spatial(op: Op, shape: Shape) -> Shape:
@@ -145,7 +149,7 @@ class Input(Op):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in self.size)
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIZE for n in self.size)
         if not (1 <= len(self.size) <= 4 and whole):
             raise ValueError(f"input: size must be 1 to 4 positive integers, channels first, not {self.size!r}")
 

@@ -11,14 +11,16 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 
+from morphnas.run.checkpoints import Result
 from morphnas.run.executors import Lost, Supervised
 from morphnas.run.parcels import Answer, done, sealed, task_of, tensors, unsealed
-from morphnas.run.search import Job, Result
+from morphnas.run.search import Job
 from morphnas.train.data import Examples, Task
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch, warm_up
@@ -205,7 +207,7 @@ class _Actor:
             self._ready = True
 
     def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
-        self._actor.begin.remote(sealed(job))
+        self._actor.begin.remote(sealed(replace(job, checkpoint=None)))  # its file is of this machine
         while True:
             for answer in self._asked(self._actor.answer):
                 if not isinstance(answer, Outcome):

@@ -25,8 +25,9 @@ from typing import Protocol
 
 import torch
 
+from morphnas.run.checkpoints import Result
 from morphnas.run.parcels import Answer, part_for, sealed, unsealed, write_task
-from morphnas.run.search import Job, Result, grace, work
+from morphnas.run.search import Job, grace, work
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Outcome

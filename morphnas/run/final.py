@@ -6,13 +6,14 @@ as well. It has half of the time, and all of it where there is little: comparing
 
 from __future__ import annotations
 
+import logging
 import math
-import threading
 from concurrent.futures import wait
 from dataclasses import replace
 
 from morphnas.graph import Graph
-from morphnas.run.search import Executor, Job, Observer, grace, is_final, micro_batch, result_of, trial_seed
+from morphnas.run.keeping import is_final, unsettled
+from morphnas.run.search import POLL, Executor, Job, Observer, grace, micro_batch, result_of, trial_seed
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
@@ -20,12 +21,16 @@ from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.recipe import SHIFT, Outcome, Recipe
 from morphnas.train.trainer import SHORT, Diverged, evaluate
 
+log = logging.getLogger("morphnas")
+
 LONGEST = 60
 """Epochs of a final training; patience ends most before."""
 JUDGED = 0.5
 """Share of the time for trainings that are judged, where one on everything comes after them."""
 WORTH_JUDGING = SHORT + 1
 """Epochs that each of two judged trainings must have time for; with less, all goes into the one on everything."""
+LONGER = 2
+"""Times as long that a training must be able to be now for one that was interrupted to be begun anew."""
 FULL_RATE = 10
 """Epochs from which on a training on everything goes up to the full learning rate; a shorter one stays below."""
 
@@ -44,6 +49,7 @@ def finalise(
     retrain: bool = False,
     epochs: int | None = None,
     max_memory: int | None = None,
+    data: str = "",
     observer: Observer | None = None,
 ) -> Trial:
     """Train the winner longer and return the trial whose weights are to be used, which may be the winner itself.
@@ -52,9 +58,43 @@ def finalise(
     task: its training part trains, its validation part stops. chooser: examples that chose and stopped nothing, which
     choose among the results and the winner (None: the validation part does). everything: what the chosen one is
     trained on at last (None: not at all). retrain: from fresh weights only. epochs: of each training, instead of what
-    there is time for. max_memory: bytes that a training should take at most. Each training is a new trial; none that
-    exists is changed.
+    there is time for. max_memory: bytes that a training should take at most. data: a name of the examples.
+
+    Each training is a new trial; none that is finished is changed. Trainings that a driver before this one began on the
+    same data and did not come to use are taken up, those done as they are and those interrupted from their checkpoint,
+    unless there is now time for much longer ones; what is left open then is closed.
     """
+    rest = (executor, everything, recipe, deadline, seed, retrain, epochs, max_memory, data, observer)
+    last = _finalise(store, winner, task, chooser, *rest)
+    if not deadline.stopped:
+        abandon(store)
+    return last
+
+
+def abandon(store: Store) -> None:
+    """Close the final trainings that are open: nobody will go on with them."""
+    for trial in store.trials:
+        if trial.outcome is None and is_final(trial):
+            store.finish(trial.id, Outcome("failed", error="interrupted, and then no more of use"), None)
+
+
+def _finalise(
+    store: Store,
+    winner: Trial,
+    task: Task,
+    chooser: Examples | None,
+    executor: Executor,
+    everything: Examples | None,
+    recipe: Recipe,
+    deadline: Deadline,
+    seed: int,
+    retrain: bool,
+    epochs: int | None,
+    max_memory: int | None,
+    data: str,
+    observer: Observer | None,
+) -> Trial:
+    """See `finalise`."""
     outcome = winner.outcome
     if outcome is None or not outcome.epochs:
         return winner
@@ -79,7 +119,8 @@ def finalise(
         long = _sized(settings, passes(part * deadline.left, task.train, scoring), len(task.train), epochs)
         if long is None:
             break
-        proposal = Proposal(start, (), replace(long, patience=recipe.patience or 8), {"final": way, "of": winner.id})
+        why = {"final": way, "of": winner.id, "data": data}
+        proposal = Proposal(start, (), replace(long, patience=recipe.patience or 8), why)
         end = deadline.earlier(deadline.left * (1 - part))
         results.append(_train(store, proposal, executor, end, seed, True, max_memory, observer))
     results = [trial for trial in results if trial.kept and trial.score is not None] or [winner]
@@ -96,11 +137,11 @@ def finalise(
     if again is None:
         return chosen
     again = replace(again, lr=recipe.lr * min(1.0, more / FULL_RATE), patience=None)
-    why = {"final": "everything", "of": winner.id, "score_of": chosen.id}
+    why = {"final": "everything", "of": winner.id, "data": data, "score_of": chosen.id}
     proposal = Proposal(chosen.id, (), again, why)
     last = _train(store, proposal, executor, deadline, seed, False, max_memory, observer)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
-    return last if good else chosen
+    return last if good and not deadline.stopped else chosen  # stopped, its rate has not come down
 
 
 def _costs(winner: Trial, outcome: Outcome, task: Task) -> tuple[float, float]:
@@ -157,19 +198,54 @@ def _train(
     max_memory: int | None,
     observer: Observer | None,
 ) -> Trial:
-    trial = store.claim(proposal)
+    trial = _begun(store, proposal) or store.claim(proposal)
+    if trial.outcome is not None:
+        return trial
+    proposal = trial.proposal
     if observer:
         observer.trial_begins(trial)
     start = proposal.start if isinstance(proposal.start, Graph) else store.network(proposal.start)
     micro = micro_batch(trial.graph, proposal.recipe.batch_size, max_memory, store.trials)
-    job = Job(start, (), proposal.recipe, deadline.left, trial_seed(seed, trial.id), scored, micro)
+    own = (scored, micro, store.checkpoint(trial.id), deadline.stop)
+    job = Job(start, (), proposal.recipe, deadline.left, trial_seed(seed, trial.id), *own)
     future = executor.submit(job, (lambda outcome: observer.epoch_done(trial, outcome)) if observer else None)
-    wait([future], min(job.seconds + grace(job.seconds) + 0.5, threading.TIMEOUT_MAX))
+    end = deadline.earlier(-grace(job.seconds) - 0.5)
+    while not (future.done() or end.passed):
+        wait([future], min(end.left, POLL))
+    if deadline.stopped and not future.done():
+        return trial  # to be gone on with
     late = Outcome("failed", error="no worker gave an answer by the deadline"), None
     ended = store.finish(trial.id, *(result_of(future) if future.done() else late))
     if observer:
         observer.trial_ends(ended)
     return ended
+
+
+def _begun(store: Store, proposal: Proposal) -> Trial | None:
+    """The same training, where an earlier driver has begun it and no fit has come to use it; None: there is none, or
+    the time is now for one more than `LONGER` times as long."""
+
+    def amount(recipe: Recipe) -> float:
+        return recipe.epochs * (recipe.examples or math.inf)
+
+    def settings(recipe: Recipe) -> Recipe:
+        lr = 1.0 if proposal.why["final"] == "everything" else recipe.lr  # which follows from the length
+        return replace(recipe, epochs=1, examples=None, lr=lr, augment=replace(recipe.augment, shift=0.0))
+
+    for trial in reversed(store.trials):
+        before, outcome = trial.proposal, trial.outcome
+        same = is_final(trial) and unsettled(trial, store.about) and before.why == proposal.why
+        if not same or before.start != proposal.start or settings(before.recipe) != settings(proposal.recipe):
+            continue
+        if outcome is not None and not (outcome.status == "finished" and trial.kept):
+            continue
+        short = LONGER * before.recipe.epochs < proposal.recipe.epochs
+        if short or (before.recipe.examples and LONGER * amount(before.recipe) < amount(proposal.recipe)):
+            log.info("trial %d is not gone on with: there is time for a much longer training now", trial.id)
+            continue
+        log.info("the final training of trial %d, which was interrupted, is taken up", trial.id)
+        return trial
+    return None
 
 
 def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | None, deadline: Deadline) -> Trial:

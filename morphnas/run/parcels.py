@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load, save
 
 from morphnas.graph import Graph, Network
-from morphnas.run.search import Job, Result, work
+from morphnas.run.checkpoints import Result
+from morphnas.run.search import Job, work
 from morphnas.train.data import Examples, Task
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
@@ -85,8 +86,8 @@ Answer = Ready | Outcome | Done
 
 
 def sealed(job: Job) -> bytes:
-    """A job as it travels."""
-    weights, start = None, job.start
+    """A job as it travels: a stop that is asked for here is not heard of there."""
+    weights, start, job = None, job.start, replace(job, stop=None)
     if isinstance(start, Network):
         job, weights = replace(job, start=start.graph), save(dict(start.weights))
     parcel: bytes = cloudpickle.dumps((job, weights))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import threading
@@ -9,26 +10,35 @@ import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from morphnas.graph import SMALLEST, Conv, Graph, Morph, Network, Weights, fresh_weights, to_module, weights_of
-from morphnas.run.store import RunError, Store
+from morphnas.run.checkpoints import Keeper, Result, Saved
+from morphnas.run.files import RunError
+from morphnas.run.keeping import is_final, prune
+from morphnas.run.store import Store
 from morphnas.search.candidates import measured_memory
 from morphnas.search.trial import Left, Proposal, Searcher, Trial
+from morphnas.train.checkpoint import Unfit
 from morphnas.train.data import Task
-from morphnas.train.deadline import NEVER, Deadline, OutOfTime
+from morphnas.train.deadline import NEVER, Deadline, OutOfTime, Stop
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.trainer import Diverged, EachEpoch, calibrate, evaluate, is_out_of_memory, predict, train
 from morphnas.train.whitening import whitening
+
+log = logging.getLogger("morphnas")
 
 PROOF = 1e-3
 """Largest difference of a child's outputs from its start's, relative to the largest output, in float32."""
 CALMER = 4.0
 """A training that diverged is done again at a learning rate so many times lower."""
+POLL = 0.5
+"""Seconds between looks at whether a stop is asked for, while workers are waited for."""
 LEAST_SIDE = 16
 """Pixels along each side of images whose patches are worth whitening."""
 _PROBES = 64
@@ -51,6 +61,8 @@ class Job:
 
     seconds: that the work may take. scored: whether the task's judge is asked after every epoch, see `train`.
     micro: examples to have in memory at a time; None: whole batches.
+    checkpoint: the file, if it is within reach, that the work is gone on from, and can be later.
+    stop: ends the work early, where it is done in this process.
     """
 
     start: Graph | Network
@@ -60,15 +72,13 @@ class Job:
     seed: int
     scored: bool = True
     micro: int | None = None
+    checkpoint: Path | None = None
+    stop: Stop | None = None
 
     @property
     def chunk(self) -> int:
         """Examples to pass through the network at once where there is no backward pass."""
         return 512 if self.micro is None else min(512, 4 * self.micro)
-
-
-Result = tuple[Outcome, Weights | None]
-"""What came of a job, and the weights of its best epoch; None when it failed."""
 
 
 class Executor(Protocol):
@@ -107,14 +117,25 @@ def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
     the two counts. Returns the outcome and the weights of the best epoch; None for weights when the work failed. Any
     error is an outcome; KeyboardInterrupt passes.
     """
-    deadline = Deadline.after(job.seconds)
-    first = _attempt(job, task, deadline, each_epoch)
+    deadline = Deadline.after(job.seconds, stop=job.stop)
+    keeper = Keeper(job.checkpoint, _identity(job, task))
+    saved = keeper.load()
+    if saved is None or saved.first is None:
+        first, saved = _attempt(job, task, deadline, each_epoch, keeper, saved), None
+    else:
+        first = saved.first
     if first[0].status != "diverged" or deadline.passed:
         return first
     calmer = replace(job.recipe, lr=max(1e-12, job.recipe.lr / CALMER))
-    second = _attempt(replace(job, recipe=calmer), task, deadline, each_epoch)
+    keeper.first = first
+    second = _attempt(replace(job, recipe=calmer), task, deadline, each_epoch, keeper, saved)
     outcome, weights = max(second, first, key=_goodness)
     return replace(outcome, retries=1, error=outcome.error or first[0].error), weights
+
+
+def _identity(job: Job, task: Task) -> dict[str, Any]:
+    """What tells a work's checkpoint from those of others, as far as a trial's folder leaves that open."""
+    return {"recipe": job.recipe.to_json(), "seed": job.seed, "scored": job.scored, "examples": len(task.train)}
 
 
 def _goodness(result: Result) -> tuple[bool, float, bool, int]:
@@ -124,8 +145,10 @@ def _goodness(result: Result) -> tuple[bool, float, bool, int]:
     return weights is not None, score, outcome.status != "diverged", outcome.epochs
 
 
-def _attempt(job: Job, task: Task, deadline: Deadline, each_epoch: EachEpoch | None) -> Result:
-    """See `work`."""
+def _attempt(
+    job: Job, task: Task, deadline: Deadline, each_epoch: EachEpoch | None, keeper: Keeper, saved: Saved | None
+) -> Result:
+    """See `work`. saved: what to go on from; where that turns out to be another's, the training begins anew."""
     try:
         with torch.random.fork_rng([task.device] if task.device.type == "cuda" else []):
             torch.manual_seed(job.seed)  # dropout draws from torch's own random state
@@ -136,10 +159,15 @@ def _attempt(job: Job, task: Task, deadline: Deadline, each_epoch: EachEpoch | N
                 known = difference if math.isfinite(difference) else None
                 return Outcome("failed", morph_error=known, error=message), None
             generator = torch.Generator().manual_seed(job.seed)
-            outcome = train(module, task, job.recipe, deadline, generator, each_epoch, job.scored, job.micro, SMALLEST)
+            point = None if saved is None else saved.checkpoint
+            how = (job.recipe, deadline, generator, each_epoch, job.scored, job.micro, SMALLEST)
+            outcome = train(module, task, *how, keep=keeper, saved=point)
             if job.recipe.augment.flip is None and outcome.score is not None:
                 outcome = replace(outcome, mirrored=_mirrored(module, task, job.chunk, deadline))
             return replace(outcome, morph_error=difference), weights_of(module)
+    except Unfit as error:
+        log.warning("a training begins again, its checkpoint is not of this one: %s", error)
+        return _attempt(job, task, deadline, each_epoch, keeper, None)
     except OutOfTime as error:
         return Outcome("truncated", error=str(error)), None
     except Exception as error:
@@ -268,11 +296,6 @@ def micro_batch(graph: Graph, batch_size: int, max_memory: int | None, trials: S
     return None if size == batch_size else size
 
 
-def is_final(trial: Trial) -> bool:
-    """Whether the trial is a training of the final model, not one of the search's."""
-    return "final" in trial.proposal.why
-
-
 def trial_seed(seed: int, id: int) -> int:
     """The seed of a trial's weights and batches: of the run's seed and the trial's id alone."""
     return (seed * 1_000_003 + id * 7_919 + 17) % (2**63)
@@ -289,23 +312,21 @@ def search(
     chance: float = 0.0,
     guess: float = 0.0,
     max_memory: int | None = None,
+    keep: int | None = None,
     observer: Observer | None = None,
 ) -> None:
     """Ask, train and write down until the deadline, `max_trials` or the searcher ends it.
 
-    Trials that an earlier driver claimed and did not finish are run first, under their ids. Where there is no network
-    yet, at least one trial is begun, however short the time, so that there is one at the end. A worker gets its next
-    job as soon as it is free; one that does not answer soon after the deadline is not waited for. guess: seconds per
-    FLOP, before any is measured. max_memory: bytes that a training should take at most. Raises what ends the store;
-    what goes wrong in a trial is its outcome.
+    Trials that an earlier driver claimed and did not finish are run first, under their ids, but for final trainings,
+    which wait for `morphnas.run.final`. Where there is no network yet, at least one trial is begun, however short the
+    time, so that there is one at the end. A worker gets its next job as soon as it is free; one that does not answer
+    soon after the deadline is not waited for. When a stop is asked for, trials of workers that do not hear of it stay
+    open, to be gone on with. guess: seconds per FLOP, before any is measured. max_memory: bytes that a training should
+    take at most. keep: see `morphnas.run.keeping`. Raises what ends the store; what goes wrong in a trial is its
+    outcome.
     """
-    waiting = []
-    for open_trial in [trial for trial in store.trials if trial.outcome is None]:
-        if is_final(open_trial):
-            error = "interrupted; the search's winner is trained anew"
-            store.finish(open_trial.id, Outcome("failed", error=error), None)
-        else:
-            waiting.append(open_trial)
+    waiting = [trial for trial in store.trials if trial.outcome is None and not is_final(trial)]
+    prune(store, keep)  # as it would have been, had the driver not been interrupted
     running: dict[int, Future[Result]] = {}
     news: SimpleQueue[tuple[Trial, Outcome | Future[Result]]] = SimpleQueue()
     end = deadline.earlier(-grace(deadline.left) - 0.5)  # an executor that keeps to its word is earlier
@@ -322,6 +343,9 @@ def search(
     def enough(trials: Sequence[Trial]) -> bool:
         return max_trials is not None and len(trials) >= max_trials
 
+    def kept(id: int) -> bool:
+        return any(trial.id == id and trial.kept for trial in store.trials)
+
     def next_trial() -> Trial | None:
         nonlocal asked
         trials = store.trials
@@ -332,6 +356,8 @@ def search(
             return None
         proposal = asked.result() if asked else None
         asked = None
+        if proposal and not isinstance(proposal.start, Graph) and not kept(proposal.start):
+            proposal = None  # its start's weights were removed since
         if proposal is None:
             proposal = searcher.ask(trials, left(trials))
         if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
@@ -364,7 +390,8 @@ def search(
         micro = micro_batch(trial.graph, recipe.batch_size, max_memory, store.trials)
         if len(running) + 1 == executor.workers:
             ask_ahead(trial)
-        job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id), micro=micro)
+        own = (True, micro, store.checkpoint(trial.id), deadline.stop)
+        job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id), *own)
         running[trial.id] = executor.submit(job, lambda outcome: epoch_done(trial, outcome))
         running[trial.id].add_done_callback(lambda future: news.put((trial, future)))
 
@@ -377,6 +404,7 @@ def search(
 
     def finish(trial: Trial, outcome: Outcome, weights: Weights | None) -> None:
         ended = store.finish(trial.id, outcome, weights)
+        prune(store, keep)
         if observer:
             observer.trial_ends(ended)
 
@@ -388,8 +416,12 @@ def search(
                 return
             until = end if deadline.passed else deadline
             try:
-                trial, told = news.get(timeout=min(until.left, threading.TIMEOUT_MAX))
+                trial, told = news.get(timeout=min(until.left, POLL))
             except Empty:
+                if deadline.stopped:
+                    return
+                if not until.passed:
+                    continue
                 if not end.passed:
                     for future in list(running.values()):
                         future.cancel()  # no effect where a worker has begun

@@ -2,6 +2,7 @@
 
     run.json                   what the run is: settings, seed, data, versions, machine, best trial
     trials/00007/proposal.json written when the trial is claimed; the folder's name is the id
+    trials/00007/checkpoint.safetensors   while it is trained, to go on from
     trials/00007/weights.safetensors
     trials/00007/trial.json    written last: with it the trial is finished
     model/model.json           what predict needs, names the file of its weights; written after it
@@ -12,9 +13,9 @@ Every file is written under a temporary name, synced and renamed. Nothing that i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
+import re
 import shutil
 import socket
 import warnings
@@ -25,76 +26,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save
 
 from morphnas.graph import Graph, Network, Weights, morph_from_json
-from morphnas.graph.module import check_weights
+from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.recipe import Outcome, Recipe
 
 FORMAT = 1
-MAX_JSON_BYTES = 64 * 2**20
-
-
-class RunError(ValueError):
-    """A folder is not the run that was expected, cannot be used, or holds a file that cannot be read."""
-
-
-# -- files
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that at any moment the old or the new content is there, whole; RunError when that fails."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    write_bytes(path, json.dumps(data, indent=1, allow_nan=False).encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; RunError, with the file's name, when there is none."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise RunError(f"{path} is too large: {path.stat().st_size:,} bytes")
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is no JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise RunError(f"{path} holds no JSON object")
-    return data
-
-
-def read_weights(path: Path, graph: Graph) -> Weights:
-    """The graph's weights from a safetensors file; RunError when they cannot be read or are not the graph's."""
-    try:
-        weights = load_file(path)
-        check_weights(graph, weights)
-    except Exception as error:  # safetensors raises its own kinds, which are no public API
-        raise RunError(f"{path} does not hold this network's weights: {error}") from error
-    return weights
+_ID = re.compile("[0-9]{5,18}")
 
 
 # -- proposals as JSON
@@ -143,20 +82,34 @@ def _trial_folder(path: Path, id: int) -> Path:
     return path / "trials" / f"{id:05d}"
 
 
+def _ids(folders: Path) -> list[str]:
+    """Names of the trials' folders, in order."""
+    try:
+        found = (entry.name for entry in folders.iterdir() if _ID.fullmatch(entry.name)) if folders.is_dir() else ()
+        return [f"{id:05d}" for id in sorted(map(int, found))]
+    except OSError as error:
+        raise RunError(f"{folders} cannot be read: {error.strerror or error}") from error
+
+
 def _read_trials(path: Path) -> Iterator[Trial]:
     """All trials that can be read, in order; a warning names what cannot."""
     graphs: dict[int, Graph] = {}
     folders = path / "trials"
-    names = sorted(entry.name for entry in folders.iterdir() if entry.name.isdigit()) if folders.is_dir() else []
+    names = _ids(folders)
     for name in names:
         folder = folders / name
         if not (folder / "proposal.json").exists():
             continue  # claimed by a driver that died before it wrote anything
         try:
-            proposal = proposal_from_json(read_json(folder / "proposal.json"))
-            trial = Trial(int(name), proposal, grown(proposal, graphs))
+            data = read_json(inside(folder / "proposal.json", path))
+            proposal = proposal_from_json(data)
+            if isinstance(proposal.start, Graph) or proposal.start in graphs or "graph" not in data:
+                graph = grown(proposal, graphs)
+            else:  # the start cannot be read, but what came of it was written down
+                graph = Graph.from_json(data["graph"])
+            trial = Trial(int(name), proposal, graph)
             if (folder / "trial.json").exists():
-                end = read_json(folder / "trial.json")
+                end = read_json(inside(folder / "trial.json", path))
                 if end.get("format") != FORMAT:
                     raise ValueError(f"trial.json has format {end.get('format')!r}, this version reads {FORMAT}")
                 outcome = Outcome.from_json(end.get("outcome", {}))
@@ -172,8 +125,9 @@ def _read_trials(path: Path) -> Iterator[Trial]:
 class Store:
     """The folder of a run, held by the one driver that may write to it. Use `create` or `resume`, and `close`."""
 
-    def __init__(self, path: Path, lock: FileLock) -> None:
+    def __init__(self, path: Path, lock: FileLock, about: Mapping[str, Any]) -> None:
         self.path = path
+        self.about: Mapping[str, Any] = about
         self._lock = lock
         self._trials: dict[int, Trial] = {}
 
@@ -184,12 +138,12 @@ class Store:
         RunError for a folder that holds a run (without `overwrite`), that holds other files, or cannot be written.
         """
         cls.check(path, overwrite=overwrite)
-        store = cls(path, _locked(path))
+        store = cls(path, _locked(path), {"format": FORMAT, **about, "host": socket.gethostname()})
         try:
             for name in ("trials", "model", "graphs"):
                 shutil.rmtree(path / name, ignore_errors=True)
             (path / "trials").mkdir()
-            write_json(path / "run.json", {"format": FORMAT, **about, "host": socket.gethostname()})
+            write_json(path / "run.json", store.about)
         except BaseException as error:
             store.close()
             if isinstance(error, OSError):
@@ -200,12 +154,18 @@ class Store:
     @classmethod
     def resume(cls, path: Path) -> Self:
         """The run that the folder holds, to be carried on."""
-        load_about(path)
-        store = cls(path, _locked(path))
+        try:
+            about = load_about(path)
+        except RunError as error:
+            if not holds_run(path):
+                raise
+            hint = "without it the run cannot be gone on with; its trials and its model still load"
+            raise RunError(f"{error}: {hint}") from error
+        store = cls(path, _locked(path), about)
         try:
             for folder in (path, path / "model", *(path / "trials").glob("*")):
                 for unfinished in folder.glob(".*.tmp"):  # of a driver that died while it wrote
-                    unfinished.unlink(missing_ok=True)
+                    inside(unfinished, path).unlink(missing_ok=True)
             store._trials = {trial.id: trial for trial in _read_trials(path)}
         except BaseException:
             store.close()
@@ -244,10 +204,13 @@ class Store:
         while (_trial_folder(self.path, id) / "proposal.json").exists():  # of a trial that could not be read
             id += 1
         try:
-            _trial_folder(self.path, id).mkdir(exist_ok=True)
+            inside(_trial_folder(self.path, id), self.path).mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        write_json(_trial_folder(self.path, id) / "proposal.json", proposal_to_json(proposal))
+        data = proposal_to_json(proposal)
+        if not isinstance(proposal.start, Graph):  # so that it can be read without the start
+            data["graph"] = graph.to_json()
+        write_json(_trial_folder(self.path, id) / "proposal.json", data)
         self._trials[id] = Trial(id, proposal, graph)
         return self._trials[id]
 
@@ -256,7 +219,7 @@ class Store:
         folder = _trial_folder(self.path, id)
         trial = self._trials[id]
         if weights is not None:
-            write_bytes(folder / "weights.safetensors", save(weights))
+            write_tensors(folder / "weights.safetensors", weights)
         end = {
             "format": FORMAT,
             "kept": weights is not None,
@@ -266,8 +229,22 @@ class Store:
             "outcome": outcome.to_json(),
         }
         write_json(folder / "trial.json", end)
+        with contextlib.suppress(OSError):
+            self.checkpoint(id).unlink(missing_ok=True)
         self._trials[id] = replace(trial, outcome=outcome, kept=weights is not None)
         return self._trials[id]
+
+    def checkpoint(self, id: int) -> Path:
+        """Where a training that is interrupted leaves what it goes on from."""
+        return _trial_folder(self.path, id) / "checkpoint.safetensors"
+
+    def drop_weights(self, id: int) -> None:
+        """Remove a trial's weights: nothing starts from it any more."""
+        try:
+            (_trial_folder(self.path, id) / "weights.safetensors").unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        self.forget_weights(id)
 
     def forget_weights(self, id: int | None) -> None:
         """Start nothing from a trial any more whose weights cannot be read; its files stay as they are."""
@@ -279,15 +256,19 @@ class Store:
 
     def note(self, **facts: Any) -> None:
         """Add facts to run.json."""
-        write_json(self.path / "run.json", read_json(self.path / "run.json") | facts)
+        self.about = {**self.about, **facts}
+        write_json(self.path / "run.json", self.about)
 
     def write_model(self, network: Network, about: Mapping[str, Any]) -> None:
         """Make a network the one that predicts: its weights under a new name, then the file that names them."""
         folder = self.path / "model"
-        folder.mkdir(exist_ok=True)
+        try:
+            inside(folder, self.path).mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written: {error.strerror or error}") from error
         old = {entry.name for entry in folder.glob("*.safetensors")}
         name = next(name for i in range(len(old) + 1) if (name := f"weights-{i}.safetensors") not in old)
-        write_bytes(folder / name, save(dict(network.weights)))
+        write_tensors(folder / name, network.weights)
         model = {"format": FORMAT, "graph": network.graph.to_json(), "weights": name, **about}
         write_json(folder / "model.json", model)
         for stale in old:
@@ -321,7 +302,7 @@ def load_about(path: Path) -> dict[str, Any]:
     """What run.json says; RunError when the folder holds no run, or one of another version."""
     if not holds_run(path):
         raise RunError(f"{str(path)!r} holds no run: there is no run.json in it")
-    about = read_json(path / "run.json")
+    about = read_json(inside(path / "run.json", path))
     if about.get("format") != FORMAT:
         raise RunError(f"{path / 'run.json'} has format {about.get('format')!r}, this version reads {FORMAT}")
     return about
@@ -329,13 +310,16 @@ def load_about(path: Path) -> dict[str, Any]:
 
 def load_network(path: Path, trial: Trial) -> Network:
     if not trial.kept:
-        raise RunError(f"trial {trial.id} has no weights: {trial.outcome.status if trial.outcome else 'still running'}")
-    return Network(trial.graph, read_weights(_trial_folder(path, trial.id) / "weights.safetensors", trial.graph))
+        status = "still running" if trial.outcome is None else trial.outcome.status
+        why = f"{status}, but they were not kept" if status == "finished" else status
+        raise RunError(f"trial {trial.id} has no weights: {why}")
+    file = inside(_trial_folder(path, trial.id) / "weights.safetensors", path)
+    return Network(trial.graph, read_weights(file, trial.graph))
 
 
 def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
     """The network that predicts, and what was written down with it."""
-    about = read_json(path / "model" / "model.json")
+    about = read_json(inside(path / "model" / "model.json", path))
     if about.get("format") != FORMAT:
         raise RunError(f"{path / 'model'} has format {about.get('format')!r}, this version reads {FORMAT}")
     name = about.get("weights")
@@ -345,7 +329,7 @@ def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
         graph = Graph.from_json(about.get("graph"))
     except ValueError as error:
         raise RunError(f"{path / 'model' / 'model.json'} holds no network: {error}") from error
-    return Network(graph, read_weights(path / "model" / name, graph)), about
+    return Network(graph, read_weights(inside(path / "model" / name, path), graph)), about
 
 
 @dataclass(frozen=True)
@@ -390,7 +374,7 @@ class Run:
         """The search's winner; RunError before there is one."""
         best = self.about.get("best")
         if not isinstance(best, int):
-            raise RunError(f"{self.path} has no best model yet")
+            raise RunError(f"{self.path} has no best model yet, or its run.json does not say which")
         return best
 
     def get_metric_value_by_id(self, model_id: int) -> float | None:
@@ -405,9 +389,27 @@ class Run:
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """The run in a folder, also while it is being written; RunError when there is none."""
+    """The run in a folder, also while it is being written; RunError when there is none.
+
+    A run.json that cannot be read is warned of: the trials are still there.
+    """
     folder = Path(path)
-    return Run(folder, load_about(folder), tuple(_read_trials(folder)))
+    try:
+        about = load_about(folder)
+    except RunError as error:
+        if not (folder / "trials").is_dir() or _other_version(folder):
+            raise
+        warnings.warn(f"{error}; its trials are read without it", stacklevel=2)
+        about = {}
+    return Run(folder, about, tuple(_read_trials(folder)))
+
+
+def _other_version(path: Path) -> bool:
+    """Whether run.json is whole, and of a version that says so."""
+    try:
+        return "format" in read_json(inside(path / "run.json", path))
+    except RunError:
+        return False
 
 
 def versions() -> dict[str, str]:

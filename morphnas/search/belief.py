@@ -18,7 +18,7 @@ OWN = 0.5
 """Share of what the surrogate takes for noise that is a network's own: it is smooth, and networks are not quite."""
 
 _ENOUGH = 8
-"""With fewer trials to choose from the best score is the better guess."""
+"""With fewer trials to learn from the best score is the better guess."""
 
 
 def fidelities(trials: Sequence[Trial]) -> dict[int, float]:
@@ -97,7 +97,7 @@ def winner(trials: Sequence[Trial]) -> Trial | None:
         return None
     epochs = fidelities(trials)
     promise = {t.id: t.score for t in trials if t.score is not None}
-    if len(pool) >= _ENOUGH:
+    if len(finished or scored) >= _ENOUGH:
         expected, _ = Belief.of(trials).review([epochs[t.id] for t in scored])
         promise = {t.id: f + OWN * (promise[t.id] - f) for t, f in zip(scored, expected.tolist(), strict=True)}
     return max(pool, key=lambda t: (promise[t.id], epochs[t.id], -t.id))

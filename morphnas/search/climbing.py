@@ -44,17 +44,19 @@ class HillClimbingSearcher:
         return None if found is None else found.propose(self.recipe, reason="random", **why)
 
     def _standing(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trial that it stands on; none before a start has weights and a score."""
-        scored = [t for t in trials if t.kept and t.score is not None]
+        """The trial that it stands on, or the last on the way there whose weights are kept; none before a start is
+        scored."""
+        scored = [t for t in trials if t.score is not None]
 
         def best(some: Sequence[Trial]) -> Trial:
             return max(some, key=lambda t: (t.score, -t.id))
 
         below = [t for t in scored if t.parent is None]
-        at = best(below) if below else None
+        at, way = best(below) if below else None, []
         while at is not None:
+            way.append(at)
             below = [t for t in scored if t.parent == at.id and t.proposal.morphs]
             if len(below) < self.children or best([at, *below]) is at:
                 break
             at = best(below)
-        return [] if at is None else [at]
+        return [t for t in way if t.kept][-1:]

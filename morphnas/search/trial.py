@@ -111,10 +111,10 @@ class Searcher(Protocol):
 
 
 def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
-    """The trial's ancestors, oldest first, and itself."""
+    """The trial's ancestors, oldest first, and itself; from one on whose parent is not there, as it cannot be read."""
     by_id = {t.id: t for t in trials}
     line = [trial]
-    while (parent := line[-1].parent) is not None:
+    while (parent := line[-1].parent) is not None and parent in by_id:
         line.append(by_id[parent])
     return line[::-1]
 

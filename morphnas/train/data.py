@@ -98,17 +98,25 @@ def steps(n: int, size: int) -> int:
     return max(1, min(math.ceil(n / size), n // 2))
 
 
-def orders(n: int, length: int, generator: torch.Generator) -> Iterator[Tensor]:
+class Orders:
     """Endlessly the next `length` indices of random orders of 0 .. n - 1, one order after the other.
 
-    Every index comes as often as any other, give or take one. Each order is drawn when it is needed.
+    Every index comes as often as any other, give or take one. Each order is drawn when it is needed. rest: what has
+    been drawn and not been given out yet.
     """
-    rest = torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(rest) < length:
-            rest = torch.cat([rest, torch.randperm(n, generator=generator)])
-        yield rest[:length]
-        rest = rest[length:]
+
+    def __init__(self, n: int, length: int, generator: torch.Generator) -> None:
+        self.n, self.length, self.generator = n, length, generator
+        self.rest = torch.empty(0, dtype=torch.int64)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        while len(self.rest) < self.length:
+            self.rest = torch.cat([self.rest, torch.randperm(self.n, generator=self.generator)])
+        order, self.rest = self.rest[: self.length], self.rest[self.length :]
+        return order
 
 
 def batches(order: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:

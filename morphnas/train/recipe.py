@@ -87,10 +87,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("epochs", 1, 1_000_000), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6),
+            ("epochs", 1, 100_000), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6),
             ("momentum", 0, 0.9999),
             ("weight_decay", 0, 1e6), ("label_smoothing", 0, 0.999), ("bias_rate", 1e-3, 1e3),
-            ("average", 0, 1e6), ("warmup", 0, 1), ("patience", 1, 1_000_000),
+            ("average", 0, 1e6), ("warmup", 0, 1), ("patience", 1, 100_000),
         ):  # fmt: skip
             value = getattr(self, name)
             if name in ("patience", "examples") and value is None:
@@ -115,7 +115,9 @@ class Recipe:
     @staticmethod
     def from_json(data: Any) -> Recipe:
         """The recipe that `to_json` described; ValueError when it is none."""
-        return Recipe(**_known(Recipe, data) | {"augment": Augment(**_known(Augment, data.get("augment", {})))})
+        return Recipe(
+            **known_fields(Recipe, data) | {"augment": Augment(**known_fields(Augment, data.get("augment", {})))}
+        )
 
 
 @dataclass(frozen=True)
@@ -202,10 +204,10 @@ class Outcome:
     @staticmethod
     def from_json(data: Any) -> Outcome:
         """The outcome that `to_json` described; ValueError when it is none."""
-        known = _known(Outcome, data)
+        known = known_fields(Outcome, data)
         if not isinstance(curve := known.get("curve", ()), (list, tuple)):
             raise ValueError(f"outcome: curve must be a list, not {curve!r:.100}")
-        return Outcome(**known | {"curve": tuple(Epoch(**_known(Epoch, entry)) for entry in curve)})
+        return Outcome(**known | {"curve": tuple(Epoch(**known_fields(Epoch, entry)) for entry in curve)})
 
 
 def _is_number(value: Any) -> bool:
@@ -213,7 +215,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
-def _known(kind: type, data: Any) -> dict[str, Any]:
+def known_fields(kind: type, data: Any) -> dict[str, Any]:
     """The entries of a JSON object, all of which must be fields of `kind`, and among which are all that it needs."""
     names = [f.name for f in fields(kind)]
     if not isinstance(data, Mapping) or (unknown := [name for name in data if name not in names]):

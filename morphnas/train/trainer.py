@@ -16,7 +16,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from morphnas.train.data import Examples, Task, augmented, batches, orders, steps
+from morphnas.train.checkpoint import Checkpoint, Keep, Moving, Past, Unfit
+from morphnas.train.data import Examples, Orders, Task, augmented, batches, steps
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.muon import Muon
 from morphnas.train.recipe import Epoch, Outcome, Precision, Recipe, Status
@@ -99,6 +100,8 @@ def train(
     scored: bool = True,
     micro: int | None = None,
     smallest: int = 2,
+    keep: Keep | None = None,
+    saved: Checkpoint | None = None,
 ) -> Outcome:
     """Train the module in place; afterwards it holds the weights of the epoch that scored best.
 
@@ -110,29 +113,41 @@ def train(
 
     The rate follows the epochs or the clock, whichever is further, so that it has come down to 0 when the deadline
     ends the training. Then the outcome is "truncated", and "diverged" when the loss explodes or is no number any more;
-    both keep the best weights so far. A score that the deadline cuts short does not count.
+    both keep the best weights so far. A score that the deadline cuts short does not count. Where the deadline comes
+    before its time, since the work is to stop, an epoch that was begun is scored all the same if none was before.
 
     micro, smallest: examples in memory at a time, to begin with and at least, see `step`. Raises what torch does when
     not even `smallest` fit.
+
+    keep: is offered a checkpoint after every epoch. saved: one to go on from, with a module, a task, a recipe and a
+    generator that are as they were at the beginning; where the clock is of no matter, to the same weights as without
+    an interruption. Sets torch's own random state to what it was. Unfit where it is another training's.
     """
-    clock, begun, allotted = deadline.clock, deadline.clock(), deadline.left
+    clock = deadline.clock
     if task.train.x.ndim == 4:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     judge, planned = task.judge, recipe.epochs
     seen = min(recipe.examples or len(task.train), len(task.train))  # in an epoch
-    order = orders(len(task.train), seen, generator)
+    order = Orders(len(task.train), seen, generator)
     mirrored = torch.rand(len(task.train), generator=generator) < 0.5 if recipe.augment.flip else None
-    schedule, last, per_epoch = Schedule(recipe.warmup), planned, steps(seen, recipe.batch_size)
+    per_epoch = steps(seen, recipe.batch_size)
     optimizer, averaged = _optimizer(module, recipe), _averaged(module, recipe, per_epoch)
     kept = averaged.module if averaged is not None else module  # what is scored, and whose weights are kept
-    best, best_state = Outcome("truncated", examples=len(judge) if scored else 0), _copy(module)
+    moving = Moving(module, averaged, optimizer, generator, order, mirrored, task.device)
+    if saved is None:
+        begun = clock()
+        pace = foretold(module, task, recipe, clock) if deadline.left < HASTE else 0.0
+        nothing = Outcome("truncated", examples=len(judge) if scored else 0)
+        past, best_state = Past(nothing, planned, micro or recipe.batch_size, pace=pace), _copy(module)
+    else:
+        past, best_state = _past(saved, planned), moving.restore(saved.tensors)
+        begun = clock() - past.seconds
+    allotted = deadline.left + (clock() - begun)
+    decay = math.inf if past.decay is None else past.decay
+    schedule, last = Schedule(recipe.warmup, decay, past.end), past.last
+    best, curve, usual = past.best, list(past.curve), list(past.usual)
+    validation, trained, training, pace, micro = past.validation, past.trained, past.training, past.pace, past.micro
     status: Status = "finished"
-    curve: list[Epoch] = []
-    validation = 0.0  # seconds that scoring is expected to take
-    trained, training = 0, 0.0
-    pace = foretold(module, task, recipe, clock) if deadline.left < HASTE else 0.0  # seconds per example of slow steps
-    micro = micro or recipe.batch_size
-    usual: list[float] = []  # the first losses
     gpu = task.device.type == "cuda"
     held = _begin_measuring(module, task.device) if gpu else 0
 
@@ -142,7 +157,13 @@ def train(
         by_clock = (clock() - begun) / reserved if reserved > 0 else 1.0
         return by_clock if by_clock > (epochs + 1 / per_epoch) / planned else epochs / planned
 
-    epoch, stale, calmed = 0, 0, False
+    def checkpoint() -> Checkpoint:
+        end = None if schedule.decay == math.inf else schedule.decay
+        where = (schedule.end, epoch, stale, calmed, validation, trained, training, pace, tuple(usual), tuple(curve))
+        now = Past(best, last, micro or recipe.batch_size, end, *where, clock() - begun)
+        return Checkpoint(now.to_json(), moving.tensors(best_state))
+
+    epoch, stale, calmed = past.epoch, past.stale, past.calmed
     while epoch < last and status == "finished":
         module.train()
         total = torch.zeros((), device=task.device)
@@ -190,8 +211,9 @@ def train(
                 raise Diverged(gone or "the training loss is no number any more")
             if scored:
                 scoring = clock()
+                until = deadline if best.score is not None else deadline.heeding(None)
                 try:
-                    score, metric = evaluate(kept, judge, task, min(512, 4 * micro), deadline)
+                    score, metric = evaluate(kept, judge, task, min(512, 4 * micro), until)
                 except OutOfTime:
                     status = "truncated"
                     if best.score is not None:
@@ -216,6 +238,8 @@ def train(
             schedule = schedule.decaying(progress(epoch), epoch, last)
         if each_epoch:
             each_epoch(replace(best, epochs=epoch, curve=tuple(curve), seconds=clock() - begun))
+        if keep and epoch < last and status == "finished":
+            keep(checkpoint)
     module.load_state_dict(best_state)
     return replace(
         best,
@@ -227,6 +251,17 @@ def train(
         peak_bytes=max(0, torch.cuda.max_memory_allocated(task.device) - held) if gpu else 0,
         micro_batch=min(micro, recipe.batch_size) if trained else 0,
     )
+
+
+def _past(saved: Checkpoint, planned: int) -> Past:
+    """Where a checkpoint was made; Unfit where that is nowhere in a training of so many epochs."""
+    try:
+        past = Past.from_json(saved.facts)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Unfit(str(error)) from None
+    if not (0 < past.epoch < past.last <= planned and past.micro):
+        raise Unfit(f"it is after epoch {past.epoch} of {past.last}, where there are {planned}")
+    return past
 
 
 def step(

@@ -28,7 +28,7 @@ from morphnas import ImageClassifier, Limits, RunError, load_run
 from morphnas.estimators.inputs import Problem, split
 from morphnas.estimators.sources import Source
 from morphnas.graph import cnn, mlp
-from morphnas.run.search import is_final
+from morphnas.run.keeping import is_final
 from morphnas.search import SEARCHERS
 from tests.estimators.conftest import Data, stripes
 
@@ -226,7 +226,7 @@ def test_resumes(data: Data, tmp_path: Path) -> None:
         ImageClassifier(path, max_trials=2).fit(*data)
     x, y = data
     with pytest.raises(RunError, match="other data"):
-        ImageClassifier(path, resume=True, max_trials=2).fit(x[:-1], y[:-1])
+        ImageClassifier(path, resume=True, max_trials=2, searcher_args=TINY).fit(x[:-1], y[:-1])
     before = load_run(path).trials
     second = ImageClassifier(path, resume=True, max_trials=4, searcher_args=TINY).fit(*data)
     after = load_run(path).trials

@@ -17,9 +17,10 @@ import torch
 
 from morphnas.graph import Limits, Weights
 from morphnas.run import executors as module
+from morphnas.run.checkpoints import Result
 from morphnas.run.executors import Lost, SerialExecutor, Supervised, process_executor
 from morphnas.run.parcels import read_task, write_task
-from morphnas.run.search import Executor, Job, Result, search
+from morphnas.run.search import Executor, Job, search
 from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline

@@ -16,7 +16,8 @@ from morphnas.run import executors
 from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.final import LONGEST, finalise
-from morphnas.run.search import Job, is_final, work
+from morphnas.run.keeping import is_final
+from morphnas.run.search import Job, work
 from morphnas.run.store import Store, load_run
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
@@ -109,6 +110,7 @@ def test_what_was_trained_on_everything_has_no_score_but_weights(path: Path) -> 
 def test_a_second_final_training_adds_to_the_first(path: Path) -> None:
     with searched(path) as (store, winner):
         finish(store, winner)
+        store.note(settled=4)
     before = files(path)
     with resumed(path) as store:
         last = finish(store, winner)
@@ -228,6 +230,7 @@ def test_the_score_chooses_where_there_is_no_chooser(path: Path, told: Callable[
         assert finish(store, winner, chooser=None, everything=None).id == 1
     told(inherited=(BADLY, 0), fresh=(replace(BADLY, score=-1.9), 1))
     with resumed(path) as store:
+        store.note(settled=2)
         assert finish(store, winner, chooser=None, everything=None).id == 4
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from morphnas.graph import Limits, Network, Weights, Wider, mlp
 from morphnas.run import executors as module
+from morphnas.run.checkpoints import Result
 from morphnas.run.executors import SerialExecutor
-from morphnas.run.search import Job, Result, search, seconds_per_flop, settle, trial_seed
+from morphnas.run.search import Job, search, seconds_per_flop, settle, trial_seed
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.search.trial import Left, Proposal, Trial

@@ -19,21 +19,19 @@ import pytest
 from safetensors.torch import save
 
 from morphnas.graph import Conv, Deeper, Network, ReLU, Wider, cnn, mlp
+from morphnas.run import files as reading
 from morphnas.run import store as module
+from morphnas.run.files import RunError, read_json, write_bytes, write_json
 from morphnas.run.store import (
     FORMAT,
-    RunError,
     Store,
     load_model,
     load_run,
     proposal_from_json,
     proposal_to_json,
-    read_json,
     versions,
-    write_bytes,
-    write_json,
 )
-from morphnas.search.trial import Proposal, Trial
+from morphnas.search.trial import Proposal, Trial, lineage
 from morphnas.train.recipe import Augment, Epoch, Outcome, Recipe
 from tests.run.doubles import (
     GOOD,
@@ -279,7 +277,7 @@ def test_a_model_is_there_while_another_is_written(monkeypatch: pytest.MonkeyPat
                 write_bytes(file, data)
 
             with monkeypatch.context() as patch:
-                patch.setattr(module, "write_bytes", broken)
+                patch.setattr(reading, "write_bytes", broken)
                 with pytest.raises(Crash):
                     store.write_model(Network(GRAPH, weights(2)), {"n": 2})
             network, about = load_model(path)
@@ -543,13 +541,17 @@ def test_a_damaged_trial_is_left_out_and_named(four: Path, name: str, damage: st
 
 
 @pytest.mark.filterwarnings("ignore:trial 0000")
-def test_the_children_of_a_damaged_trial_are_left_out_with_it(four: Path) -> None:
-    (four / "trials" / "00001" / "proposal.json").write_text("{}")
+@pytest.mark.parametrize("name", ["proposal.json", "trial.json"])
+def test_the_children_of_a_damaged_trial_are_read_without_it(four: Path, name: str) -> None:
+    before = load_run(four)
+    (four / "trials" / "00001" / name).write_text("{}")
     ids, messages = loaded(four)
-    assert ids == [0, 2]
-    assert len(messages) == 2
-    assert "trial 00003" in messages[1]
-    assert "trial 1" in messages[1]
+    assert ids == [0, 2, 3]
+    assert len(messages) == 1
+    run = load_run(four)
+    assert run.trial(3) == before.trial(3)
+    assert lineage(run.trials, run.trial(3)) == [run.trial(3)]
+    assert same_weights(run.load_model_by_id(3), dict(before.load_model_by_id(3).weights))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
@@ -575,7 +577,7 @@ def test_weights_that_were_removed_are_no_start(four: Path) -> None:
     (four / "trials" / "00001" / "weights.safetensors").unlink()
     run = load_run(four)
     assert [t.kept for t in run.trials] == [True, False, True, True]
-    with pytest.raises(RunError, match="trial 1 has no weights: finished"):
+    with pytest.raises(RunError, match="trial 1 has no weights: finished, but they were not kept"):
         run.load_model_by_id(1)
 
 
@@ -586,9 +588,9 @@ def test_folders_that_are_no_trials_are_passed_over(four: Path) -> None:
 
 
 def test_files_that_are_too_large_are_not_read(monkeypatch: pytest.MonkeyPatch, four: Path) -> None:
-    monkeypatch.setattr(module, "MAX_JSON_BYTES", 10)
+    monkeypatch.setattr(reading, "MAX_JSON_BYTES", 10)
     with pytest.raises(RunError, match=r"run\.json is too large: .* bytes"):
-        load_run(four)
+        Store.resume(four)
 
 
 # -- the model that predicts

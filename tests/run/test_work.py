@@ -324,7 +324,7 @@ class Trainings:
     ends: list[Outcome]
     rates: list[float] = field(default_factory=list)
 
-    def __call__(self, module: nn.Module, task: Task, recipe: Recipe, *args: object) -> Outcome:
+    def __call__(self, module: nn.Module, task: Task, recipe: Recipe, *args: object, **_: object) -> Outcome:
         self.rates.append(recipe.lr)
         return self.ends[len(self.rates) - 1]
 

@@ -27,7 +27,7 @@ from morphnas.graph import (
 )
 from morphnas.run.search import Job, inherited
 from morphnas.train import trainer
-from morphnas.train.data import Task, batches, orders
+from morphnas.train.data import Orders, Task, batches
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import Schedule, calibrate, train
@@ -201,7 +201,7 @@ def first_losses(start: Network, morphs: tuple[Morph, ...], task: Task, steps: i
     module.train()
     losses: Losses = []
     total = RECIPE.epochs * len(task.train) // RECIPE.batch_size
-    order = next(orders(len(task.train), len(task.train), seeded(3)))
+    order = next(Orders(len(task.train), len(task.train), seeded(3)))
     for step, index in enumerate(list(batches(order, RECIPE.batch_size, task.device))[:steps]):
         for group in optimizer.param_groups:
             group["lr"] = RECIPE.lr * schedule.rate(step / total)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from morphnas.train.data import Examples, Task, augmented, batches, moments, orders, steps
+from morphnas.train.data import Examples, Orders, Task, augmented, batches, moments, steps
 from morphnas.train.recipe import Augment
 from tests.train.tasks import blobs, images, seeded
 
@@ -110,7 +110,7 @@ def test_a_task_can_move() -> None:
 
 @given(st.integers(1, 400), st.integers(1, 80), st.integers(0, 2**32))
 def test_batches_hold_every_example_once(n: int, size: int, seed: int) -> None:
-    parts = list(batches(next(orders(n, n, seeded(seed))), size, CPU))
+    parts = list(batches(next(Orders(n, n, seeded(seed))), size, CPU))
     lengths = [len(part) for part in parts]
     assert sorted(torch.cat(parts).tolist()) == list(range(n))
     assert max(lengths) - min(lengths) <= 1
@@ -128,15 +128,15 @@ def test_no_batch_holds_one_example_alone(n: int, size: int) -> None:
 
 @given(st.integers(1, 60), st.integers(1, 150), st.integers(1, 8))
 def test_orders_hold_every_example_as_often_as_any_other(n: int, length: int, epochs: int) -> None:
-    found = torch.cat(list(islice(orders(n, length, seeded()), epochs)))
+    found = torch.cat(list(islice(Orders(n, length, seeded()), epochs)))
     assert len(found) == epochs * length
     counts = torch.bincount(found, minlength=n)
     assert counts.max() - counts.min() <= 1
 
 
 def test_orders_follow_their_generator() -> None:
-    first, second = islice(orders(50, 50, seeded(1)), 2)
-    assert torch.equal(first, next(orders(50, 50, seeded(1))))
+    first, second = islice(Orders(50, 50, seeded(1)), 2)
+    assert torch.equal(first, next(Orders(50, 50, seeded(1))))
     assert not torch.equal(first, second)
     assert not torch.equal(first, torch.arange(50))
 

@@ -58,7 +58,7 @@ def test_the_usual_clock_cannot_be_set_back() -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"epochs": 0}, "epochs must be from 1 to 1,000,000, not 0"),
+        ({"epochs": 0}, "epochs must be from 1 to 100,000, not 0"),
         ({"epochs": 2.5}, "epochs must be an integer, not 2.5"),
         ({"epochs": True}, "epochs must be an integer, not True"),
         ({"batch_size": -1}, "batch_size must be from 1"),
