@@ -28,7 +28,10 @@ SEEN = 60_000
 SHORTEST = 16
 """Batches of an epoch that is a part of the data, at least."""
 FINAL = 45
-"""Epochs of the largest starter that the final trainings should have time for: about 30 of a network that has grown."""
+"""Passes of a starter over all examples that the final trainings should have time for, at least; and half as many again
+as `SEEN` makes."""
+GROWN = 1.5
+"""How much larger a network may get than starters may be: beyond, the final trainings would not see enough."""
 ENOUGH = 8
 """Networks that a search should have time for: of fewer only the starters are trained, the best of which gets the time,
 since that is better than a search (`benchmarks/search_pays.py`)."""
@@ -184,7 +187,7 @@ def plan(
     """
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
     if len(shape) > 1:
-        families = [(cnn, 1.0, 4), (resnet, 1.5, 2), (densenet, 1.5, 6)]
+        families = [(cnn, 1.0, 4), (resnet, 1.0, 2), (densenet, 1.0, 6)]
 
     def made(make: Callable[..., Graph], deep: int, most: float) -> Graph:
         """That of a family with the most parameters within the limits and the work; the smallest one if there is none.
@@ -214,9 +217,13 @@ def plan(
         raise ValueError(f"limits: no starter meets them, the smallest one has {limits.refuse(tiny)}")
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
-    share = 1 - min(1.0 if workers == 1 else 0.6, max(0.25, FINAL * cost * typical / seconds))
+    final = max(FINAL, 1.5 * SEEN / n) * cost * typical / seconds
+    share = 1 - min(1.0 if workers == 1 else 0.6, max(0.25, final))
     if share * workers < ENOUGH * CHILD:
         share = (len(starts) + 0.5) * CHILD
+    most = max(GROWN * largest, *(graph.flops for graph in starts.values()), 0)
+    if most < (math.inf if limits.max_flops is None else limits.max_flops):
+        limits = replace(limits, max_flops=int(most))
     part = 1.0 if recipe.examples is None else recipe.examples / n
     return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads)
 
