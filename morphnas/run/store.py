@@ -28,11 +28,13 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from morphnas.graph import Graph, Network, Weights, morph_from_json
+from morphnas.graph.graph import bounded
 from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.recipe import Outcome, Recipe
 
 FORMAT = 1
+MAX_MORPHS = 1000
 _ID = re.compile("[0-9]{5,18}")
 
 
@@ -58,6 +60,8 @@ def proposal_from_json(data: Mapping[str, Any]) -> Proposal:
         start = Graph.from_json(start)
     if not isinstance(morphs, list) or not isinstance(why, dict):
         raise ValueError("it holds no proposal")
+    if len(morphs) > MAX_MORPHS:
+        raise ValueError(f"it has {len(morphs):,} morphs, at most {MAX_MORPHS:,} are read")
     return Proposal(start, tuple(map(morph_from_json, morphs)), Recipe.from_json(data.get("recipe", {})), why)
 
 
@@ -85,8 +89,8 @@ def _trial_folder(path: Path, id: int) -> Path:
 def _ids(folders: Path) -> list[str]:
     """Names of the trials' folders, in order."""
     try:
-        found = (entry.name for entry in folders.iterdir() if _ID.fullmatch(entry.name)) if folders.is_dir() else ()
-        return [f"{id:05d}" for id in sorted(map(int, found))]
+        names = [entry.name for entry in folders.iterdir()] if folders.is_dir() else []
+        return sorted((n for n in names if _ID.fullmatch(n) and n == f"{int(n):05d}"), key=int)
     except OSError as error:
         raise RunError(f"{folders} cannot be read: {error.strerror or error}") from error
 
@@ -104,7 +108,7 @@ def _read_trials(path: Path) -> Iterator[Trial]:
             data = read_json(inside(folder / "proposal.json", path))
             proposal = proposal_from_json(data)
             if isinstance(proposal.start, Graph) or proposal.start in graphs or "graph" not in data:
-                graph = grown(proposal, graphs)
+                graph = bounded(grown(proposal, graphs))
             else:  # the start cannot be read, but what came of it was written down
                 graph = Graph.from_json(data["graph"])
             trial = Trial(int(name), proposal, graph)
