@@ -107,12 +107,13 @@ def _read_trials(path: Path) -> Iterator[Trial]:
         try:
             data = read_json(inside(folder / "proposal.json", path))
             proposal = proposal_from_json(data)
-            if isinstance(proposal.start, Graph) or proposal.start in graphs or "graph" not in data:
-                graph = bounded(grown(proposal, graphs))
-            else:  # the start cannot be read, but what came of it was written down
+            done = (folder / "trial.json").exists()
+            if done and "graph" in data:  # whatever happened to its start
                 graph = Graph.from_json(data["graph"])
+            else:
+                graph = bounded(grown(proposal, graphs))
             trial = Trial(int(name), proposal, graph)
-            if (folder / "trial.json").exists():
+            if done:
                 end = read_json(inside(folder / "trial.json", path))
                 if end.get("format") != FORMAT:
                     raise ValueError(f"trial.json has format {end.get('format')!r}, this version reads {FORMAT}")
@@ -212,7 +213,7 @@ class Store:
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
         data = proposal_to_json(proposal)
-        if not isinstance(proposal.start, Graph):  # so that it can be read without the start
+        if not isinstance(proposal.start, Graph):  # so that it can be read whatever happens to the start
             data["graph"] = graph.to_json()
         write_json(_trial_folder(self.path, id) / "proposal.json", data)
         self._trials[id] = Trial(id, proposal, graph)

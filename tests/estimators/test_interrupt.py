@@ -21,9 +21,11 @@ import torch
 import morphnas
 from morphnas import ImageClassifier
 from morphnas.run import checkpoints, final
+from morphnas.run.files import RunError
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import is_final
-from morphnas.run.store import RunError, load_run
+from morphnas.run.search import work
+from morphnas.run.store import load_run
 from morphnas.search.trial import Trial
 from morphnas.train.recipe import Outcome
 from tests.estimators.conftest import Data, stripes
@@ -243,7 +245,6 @@ def killed_in_a_final(path: Path, monkeypatch: pytest.MonkeyPatch, data: Data, d
 
     monkeypatch.setattr(checkpoints, "EVERY", 0.0)
     monkeypatch.setattr(checkpoints, "SHARE", 1e9)
-    work = final.work
 
     def working(job: Any, task: Any, each_epoch: Any) -> Any:
         names = [t.proposal.why.get("final") for t in load_run(path).trials if t.outcome is None]
@@ -271,11 +272,13 @@ def test_a_final_training_goes_on_from_its_checkpoint(
     before = killed_in_a_final(tmp_path / "run", monkeypatch, data, during)
     monkeypatch.setattr(final, "LONGEST", 6)
     epochs: list[int] = []
-    At(monkeypatch, "epoch_done", -1, list)
     told = morphnas.report.progress.Progress.epoch_done
-    monkeypatch.setattr(
-        morphnas.report.progress.Progress, "epoch_done", lambda p, o: (epochs.append(o.epochs), told(p, o))[1]
-    )
+
+    def epoch_done(progress: Any, outcome: Outcome) -> None:
+        epochs.append(outcome.epochs)
+        told(progress, outcome)
+
+    monkeypatch.setattr(morphnas.report.progress.Progress, "epoch_done", epoch_done)
     found = classifier(tmp_path / "run", refit=True, max_trials=2, resume=True).fit(*data, time_limit=300)
     after = load_run(tmp_path / "run").trials
     assert epochs[0] == 3  # the third epoch, told of when it was killed, is the first after the checkpoint
@@ -340,7 +343,7 @@ def _begun(data: Data, tmp_path_factory: Any) -> Path:
 
 def test_what_decides_nothing_may_change(data: Data, tmp_path_factory: Any) -> None:
     path = _begun(data, tmp_path_factory)
-    same = {"search_type": "bayesian", "initial_graphs": [], "random_state": None}
+    same: dict[str, Any] = {"search_type": "bayesian", "initial_graphs": [], "random_state": None}
     free = {"time_limit": 99, "max_trials": 2, "verbose": False, "device": "cpu", "refit": False, "keep": 2}
     classifier(path, resume=True, **(same | free)).fit(*data)
     assert len(load_run(path).trials) == 2
