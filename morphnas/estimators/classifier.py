@@ -437,11 +437,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             hint = "fit with resume=True writes it again, and load_run(path).load_model_by_id(id) has every network"
             raise RunError(f"{error}; {hint}") from error
         try:
-            preprocessing = Preprocessing.from_json(model["preprocessing"])
+            preprocessing, labels = Preprocessing.from_json(model["preprocessing"]), Labels.from_json(model["labels"])
+            _check_model(network.graph, model, labels, preprocessing)
             estimator = cls(path=folder)
             estimator.path_ = str(folder)
-            estimator._set(network, model, Labels.from_json(model["labels"]), preprocessing)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            estimator._set(network, model, labels, preprocessing)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise RunError(f"{folder / 'model' / 'model.json'} is not complete: {error!r}") from error
         return estimator
 
@@ -546,6 +547,24 @@ def _seed(about: Mapping[str, Any]) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise RunError(f"run.json does not hold the seed of a run, but {seed!r:.100}")
     return seed
+
+
+def _check_model(graph: Graph, about: Mapping[str, Any], labels: Labels, preprocessing: Preprocessing) -> None:
+    """ValueError when what model.json says does not go together with its network."""
+    shape = preprocessing.shape
+    if graph.shapes[graph.input.name] != shape or graph.shapes[graph.output.name] != (len(labels.classes),):
+        raise ValueError(f"the network is not one from {shape} to {len(labels.classes)} classes")
+    for name in ("mean", "std"):
+        values = about[name]
+        numbers = isinstance(values, list) and all(isinstance(v, (int, float)) and abs(v) < 1e38 for v in values)
+        if not numbers or len(values) != shape[0] or (name == "std" and min(values) <= 0):
+            raise ValueError(f"{name} cannot be {values!r:.100}")
+    heat = about["temperature"]
+    if not (isinstance(heat, (int, float)) and 1e-6 < heat < 1e6):
+        raise ValueError(f"temperature cannot be {heat!r:.100}")
+    for name in ("best", "trial"):
+        if not isinstance(about[name], int) or about[name] < 0:
+            raise ValueError(f"{name} cannot be {about[name]!r:.100}")
 
 
 def _readable(store: Store, trial: Trial) -> bool:

@@ -99,8 +99,15 @@ class Preprocessing:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Preprocessing:
-        given, shape = (tuple(map(int, data[name])) for name in ("given", "shape"))
-        return Preprocessing(given, shape, bool(data.get("resized", False)))
+        """What was written down of one; ValueError when it is none."""
+        given, shape, resized = data["given"], data["shape"], data.get("resized", False)
+        for sizes in (given, shape):
+            whole = isinstance(sizes, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in sizes)
+            if not (whole and 1 <= len(sizes) <= 4 and min(sizes) > 0):
+                raise ValueError(f"examples cannot have the shape {sizes!r:.100}")
+        if math.prod(given) != math.prod(shape) or len(shape) not in (1, 3) or not isinstance(resized, bool):
+            raise ValueError(f"examples of shape {given!r:.100} cannot become {shape!r:.100}")
+        return Preprocessing(tuple(given), tuple(shape), resized)
 
     def __call__(self, source: Source, place: Tensor | None = None, room: Room = ROOM) -> Tensor:
         """The examples as a tensor (n, *shape), uint8 where they fit, else float32; example i is at place[i].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
+
+_DTYPE = re.compile(
+    r"object|bool|u?int\d{1,2}|float\d{1,3}|[<>|=]?[US]\d{1,9}|(datetime|timedelta)64(\[\d{0,4}[a-zA-Zμ]{1,2}\])?|[<>]?[mM]8(\[\d{0,4}[a-zA-Zμ]{1,2}\])?"
+)
+"""Names of the kinds of numpy arrays that labels come in: what numpy makes of other text is its own business."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +70,23 @@ class Labels:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Labels:
-        dtype, values = np.dtype(data["dtype"]), data["values"]
-        if dtype.kind == "O":
+        """The labels that `to_json` described; ValueError when they are none."""
+        name, values = data["dtype"], data["values"]
+        if not (isinstance(name, str) and _DTYPE.fullmatch(name) and isinstance(values, list)):
+            raise ValueError(f"labels of {name!r:.40} cannot be read")
+        kind = np.dtype(
+            "".join(letter for letter in name if not letter.isdigit()) if "U" in name or "S" in name else name
+        )
+        if kind.kind == "O":
             classes = np.empty(len(values), dtype=object)
             classes[:] = [_from_json(value) for value in values]
-            return Labels(classes)
-        if dtype.kind in "mM":
-            return Labels(np.array(values, dtype=np.int64).astype(dtype))
-        return Labels(np.array([_from_json(value) for value in values], dtype=dtype))
+        elif kind.kind in "mM":
+            classes = np.array(values, dtype=np.int64).astype(kind)
+        else:
+            classes = np.array([_from_json(value) for value in values], dtype=kind)  # texts as wide as they need
+        if classes.ndim != 1 or len(classes) < 2 or len({repr(value) for value in classes.tolist()}) < len(classes):
+            raise ValueError("labels must be a list of different ones, at least 2")
+        return Labels(classes)
 
 
 def _column(y: ArrayLike, n: int) -> NDArray[Any]:

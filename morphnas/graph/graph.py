@@ -300,8 +300,12 @@ class Graph:
             except ValueError as error:
                 raise GraphError(f"{name}: {error}") from None
             nodes.append(Node(name, op, tuple(inputs)))
-        graph = Graph(tuple(nodes))
-        size = max(sum(map(math.prod, graph.weight_shapes.values())), sum(map(math.prod, graph.shapes.values())))
-        if size > MAX_VALUES:
-            raise GraphError(f"a graph that is read may have {MAX_VALUES:,} weights and values, not {size:.3g}")
-        return graph
+        return bounded(Graph(tuple(nodes)))
+
+
+def bounded(graph: Graph) -> Graph:
+    """The graph, which comes from a file; GraphError when it is of more than `MAX_VALUES`."""
+    size = max(sum(map(math.prod, graph.weight_shapes.values())), sum(map(math.prod, graph.shapes.values())))
+    if size > MAX_VALUES:
+        raise GraphError(f"a graph that is read has at most {MAX_VALUES:,} weights, and values of an example")
+    return graph

@@ -39,6 +39,8 @@ class Limits:
     morphs: tuple[str, ...] = ("deeper", "wider", "add_skip", "concat_skip")
 
     def __post_init__(self) -> None:
+        if not isinstance(self.morphs, (list, tuple)):
+            raise ValueError(f"limits: morphs must be a list of names, not {self.morphs!r:.100}")
         object.__setattr__(self, "morphs", tuple(self.morphs))
         for f in fields(self):
             value = getattr(self, f.name)

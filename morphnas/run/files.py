@@ -107,7 +107,7 @@ def _refused(word: str) -> float:
 def _deeper(data: object, most: int) -> bool:
     """Whether objects and lists lie in each other for more than so many levels."""
     level: list[Any] = [data]
-    for _ in range(most + 1):
+    for _ in range(most):
         inner: list[Any] = []
         for value in level:
             items = value.values() if isinstance(value, dict) else value

@@ -35,9 +35,8 @@ def needed(trials: Sequence[Trial], k: int, about: Mapping[str, Any]) -> set[int
     best = winner([t for t in trials if not is_final(t)])
     stay |= set() if best is None else {best.id}
     final = about.get("final")
-    stay |= {id for id in (about.get("best"), final) if isinstance(id, int)}
-    stay |= {t.proposal.why["score_of"] for t in trials if t.id == final and "score_of" in t.proposal.why}
-    return stay
+    named = [about.get("best"), final, *(t.proposal.why.get("score_of") for t in trials if t.id == final)]
+    return stay | {id for id in named if isinstance(id, int)}
 
 
 def prune(store: Store, k: int | None) -> None:

@@ -43,6 +43,8 @@ COLOURS = 3
 WIDTHS = (64, 48, 32, 24, 16, 8)
 """Of starters; smaller ones cost as much (`benchmarks/cost_model.py`) and are for limits that demand them."""
 TINY = (4, 2, 1)
+MAX_THREADS = 1024
+"""That a plan which is read may ask for."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Plan:
         """The plan that a run was begun with; ValueError when run.json does not hold it."""
         try:
             data = about["plan"]
-            return Plan(
+            read = Plan(
                 tuple(map(Graph.from_json, data["starts"])),
                 Recipe.from_json(data["recipe"]),
                 Limits(**data["limits"]),
@@ -83,8 +85,13 @@ class Plan:
                 float(data["seconds_per_flop"]),
                 int(data["threads"]),
             )
-        except (KeyError, TypeError) as error:
+            if not (read.starts and 0 < read.search_share <= 1 and 0 <= read.seconds_per_flop < math.inf):
+                raise ValueError("a share or a speed that cannot be")
+            if not 1 <= read.threads <= MAX_THREADS:
+                raise ValueError(f"{read.threads} threads")
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"run.json does not hold the plan of a run: {error!r}") from error
+        return read
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,13 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from morphnas.graph import Graph, Network, Weights, morph_from_json
+from morphnas.graph.graph import bounded
 from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.recipe import Outcome, Recipe
 
 FORMAT = 1
+MAX_MORPHS = 1000
 _ID = re.compile("[0-9]{5,18}")
 
 
@@ -58,6 +60,8 @@ def proposal_from_json(data: Mapping[str, Any]) -> Proposal:
         start = Graph.from_json(start)
     if not isinstance(morphs, list) or not isinstance(why, dict):
         raise ValueError("it holds no proposal")
+    if len(morphs) > MAX_MORPHS:
+        raise ValueError(f"it has {len(morphs):,} morphs, at most {MAX_MORPHS:,} are read")
     return Proposal(start, tuple(map(morph_from_json, morphs)), Recipe.from_json(data.get("recipe", {})), why)
 
 
@@ -85,8 +89,8 @@ def _trial_folder(path: Path, id: int) -> Path:
 def _ids(folders: Path) -> list[str]:
     """Names of the trials' folders, in order."""
     try:
-        found = (entry.name for entry in folders.iterdir() if _ID.fullmatch(entry.name)) if folders.is_dir() else ()
-        return [f"{id:05d}" for id in sorted(map(int, found))]
+        names = [entry.name for entry in folders.iterdir()] if folders.is_dir() else []
+        return sorted((n for n in names if _ID.fullmatch(n) and n == f"{int(n):05d}"), key=int)
     except OSError as error:
         raise RunError(f"{folders} cannot be read: {error.strerror or error}") from error
 
@@ -103,12 +107,13 @@ def _read_trials(path: Path) -> Iterator[Trial]:
         try:
             data = read_json(inside(folder / "proposal.json", path))
             proposal = proposal_from_json(data)
-            if isinstance(proposal.start, Graph) or proposal.start in graphs or "graph" not in data:
-                graph = grown(proposal, graphs)
-            else:  # the start cannot be read, but what came of it was written down
+            done = (folder / "trial.json").exists()
+            if done and "graph" in data:  # whatever happened to its start
                 graph = Graph.from_json(data["graph"])
+            else:
+                graph = bounded(grown(proposal, graphs))
             trial = Trial(int(name), proposal, graph)
-            if (folder / "trial.json").exists():
+            if done:
                 end = read_json(inside(folder / "trial.json", path))
                 if end.get("format") != FORMAT:
                     raise ValueError(f"trial.json has format {end.get('format')!r}, this version reads {FORMAT}")
@@ -208,7 +213,7 @@ class Store:
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
         data = proposal_to_json(proposal)
-        if not isinstance(proposal.start, Graph):  # so that it can be read without the start
+        if not isinstance(proposal.start, Graph):  # so that it can be read whatever happens to the start
             data["graph"] = graph.to_json()
         write_json(_trial_folder(self.path, id) / "proposal.json", data)
         self._trials[id] = Trial(id, proposal, graph)

@@ -1,0 +1,589 @@
+"""What is lost when something goes wrong: faults are injected into fits, and into the files of runs.
+
+    python benchmarks/faults.py [--smoke] [--only NAME ...]
+
+Every row of the table `FAULTS` injects one kind of fault so many times and counts what came of it. Drivers are forked
+processes that fit on 300 of scikit-learn's digits, with networks of two channels; a finished trial is acknowledged once
+the driver has shown it, which is after it was committed. Lost are acknowledged trials whose files are not there to the
+byte after the fault, or that differ after the run was gone on with. A hang is what takes more than `PATIENCE` seconds
+longer than it should; an execution is an audit event of code that is run, a process that is started or a pickle that is
+read while files are read; a wrong error is no ValueError, or does not say which file or why. Runs that were killed and
+gone on with are compared with an unbroken one, trial by trial.
+
+Writes results/faults.json, with the machine; --smoke: few of each, nothing is written. Ends with status 1 when anything
+was lost, hung, executed, or said badly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import math
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import describe
+from sklearn.datasets import load_digits
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import morphnas
+from morphnas.run import checkpoints, search
+from morphnas.run.store import Run, Store, load_run
+from morphnas.train import trainer
+from tests.fuzzing import mutated, read
+
+RESULTS = Path(__file__).parent / "results" / "faults.json"
+PATIENCE = 60.0
+"""Seconds beyond which nobody waits for a driver to end, or for a file to be read."""
+MEMORY = 2 * 2**30
+"""Bytes that reading a damaged file may allocate beyond what the process has."""
+CUTS = 100
+"""Offsets at which a file of each kind is cut off, at most."""
+ARGS: dict[str, Any] = {
+    "default_model_width": 2,
+    "default_model_len": 2,
+    "trainer_args": {"epochs": 4, "precision": "float32", "augment": morphnas.Augment()},
+}
+Row = dict[str, Any]
+
+
+def digits() -> tuple[Any, Any]:
+    x, y = load_digits(return_X_y=True)
+    return x[:300].reshape(-1, 8, 8).astype(np.uint8), y[:300]
+
+
+def fit(path: Path, *, trials: int = 6, seconds: float = 600.0, often: bool = True, **more: Any) -> None:
+    """A fit that goes on with what is in the folder; `often`: with a checkpoint after every epoch."""
+    if often:
+        checkpoints.EVERY, checkpoints.SHARE = 0.0, 1e9
+    settings: Row = {"random_state": 0, "resume": "auto", "searcher_args": ARGS, "refit": False, "verbose": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        morphnas.ImageClassifier(path, max_trials=trials, **(settings | more)).fit(*digits(), time_limit=seconds)
+
+
+# -- drivers
+
+
+def _drive(path: Path, said: Path, setup: Callable[[], None] | None, settings: Row) -> None:
+    """In a process of its own: what it shows and what it dies of goes into a file."""
+    with said.open("a", buffering=1, encoding="utf-8") as file:
+        sys.stderr = file
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if setup:
+            setup()
+        try:
+            fit(path, **settings)
+        except Exception as error:
+            print(f"raised {type(error).__name__}: {error}", file=file)
+            sys.exit(3)
+
+
+def driver(path: Path, setup: Callable[[], None] | None = None, **settings: Any) -> BaseProcess:
+    said = path.with_suffix(".said")
+    process = multiprocessing.get_context("fork").Process(target=_drive, args=(path, said, setup, settings))
+    process.start()
+    return process
+
+
+def acknowledged(path: Path) -> set[int]:
+    """Ids of the trials that drivers have shown as ended."""
+    said = path.with_suffix(".said")
+    return set(map(int, re.findall(r"^trial (\d+):", said.read_text(), re.MULTILINE))) if said.exists() else set()
+
+
+def ended(process: BaseProcess, seconds: float = 0.0) -> bool:
+    """Whether it ends in time; it is killed if it does not."""
+    process.join(seconds + PATIENCE)
+    if hung := process.is_alive():
+        process.kill()
+        process.join()
+    return not hung
+
+
+def table(run: Run) -> list[Any]:
+    """What must be the same when a run is broken off and gone on with: all but the seconds."""
+    rows = []
+    for trial in run.trials:
+        curve = tuple((e.loss, e.score, e.metric) for e in trial.outcome.curve) if trial.outcome else None
+        outcome = trial.outcome and replace(trial.outcome, seconds=0, images_per_second=0, curve=())
+        rows.append(
+            (trial.id, trial.graph.key, trial.proposal.start, trial.proposal.morphs, trial.kept, curve, outcome)
+        )
+    return rows
+
+
+def trial_files(path: Path, id: int) -> dict[str, bytes]:
+    """What was committed; a trial that ended before it had weights has none."""
+    folder = path / "trials" / f"{id:05d}"
+    found = {name: (folder / name).read_bytes() for name in ("proposal.json", "trial.json")}
+    kept = json.loads(found["trial.json"])["kept"]
+    return found | ({"weights.safetensors": (folder / "weights.safetensors").read_bytes()} if kept else {})
+
+
+def lost(path: Path, known: dict[int, dict[str, bytes]]) -> int:
+    """How many acknowledged trials cannot be read, or are not what they were; the new ones are added to `known`."""
+    gone, run = 0, load_run(path) if (path / "run.json").exists() else None
+    for id in acknowledged(path):
+        try:
+            assert run is not None
+            found = trial_files(path, id)
+            if "weights.safetensors" in found:
+                run.load_model_by_id(id)
+            assert run.trial(id).outcome is not None
+            gone += known.setdefault(id, found) != found
+        except (AssertionError, OSError, ValueError):
+            gone += 1
+    return gone
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+        yield Path(name)
+
+
+# -- the driver is killed, stopped, or not alone
+
+
+def killed(smoke: bool) -> Row:
+    """kill -9 at random moments: again and again in searches, which are completed then, and once in fits with final
+    trainings."""
+    rng, row, trials = random.Random(0), Counter[str](), 16
+    with folder() as base:
+        fit(base / "warm", trials=2)
+        begun = time.monotonic()
+        fit(base / "unbroken", trials=trials)
+        whole, expected = time.monotonic() - begun, table(load_run(base / "unbroken"))
+        while row["injected"] < (3 if smoke else 40):
+            path, known = base / f"run{row['runs']}", dict[int, dict[str, bytes]]()
+            row["runs"] += 1
+            for _ in range(10):
+                process = driver(path, trials=trials)
+                time.sleep(rng.uniform(0.02, 0.4 * whole))
+                if not process.is_alive():
+                    break
+                process.kill()
+                process.join()
+                row["injected"] += 1
+                row["lost"] += lost(path, known)
+                row["with an open trial"] += any(trial.outcome is None for trial in _trials(path))
+                row["with a checkpoint"] += any(path.glob("trials/*/checkpoint.safetensors"))
+            row["hangs"] += not ended(driver(path, trials=trials), whole)
+            row["lost"] += lost(path, known)
+            row["acknowledged"] += len(known)
+            row["unlike the unbroken run"] += table(load_run(path)) != expected
+        for i in range(1 if smoke else 10):
+            path, known = base / f"final{i}", dict[int, dict[str, bytes]]()
+            process = driver(path, trials=2, seconds=20.0, refit=True)
+            time.sleep(rng.uniform(0.5, 3.0))
+            row["injected"] += process.is_alive()
+            process.kill()
+            process.join()
+            row["lost"] += lost(path, known)
+            row["in a final training"] += any(t.outcome is None and "final" in t.proposal.why for t in _trials(path))
+            row["hangs"] += not ended(driver(path, trials=2, seconds=20.0, refit=True), 20.0)
+            row["lost"] += lost(path, known)
+            row["acknowledged"] += len(known)
+            row["no model"] += not _predicts(path)
+    return dict(row)
+
+
+def _trials(path: Path) -> tuple[Any, ...]:
+    return load_run(path).trials if (path / "run.json").exists() else ()
+
+
+def _predicts(path: Path) -> bool:
+    try:
+        return morphnas.ImageClassifier.load(path).predict_proba(digits()[0][:5]).shape[0] == 5
+    except ValueError:
+        return False
+
+
+def signalled(number: signal.Signals, status: int, smoke: bool) -> Row:
+    """The signal once, at random moments after the first trial: the model is there, and the run goes on."""
+    rng, row, waits = random.Random(int(number)), Counter[str](), list[float]()
+    with folder() as base:
+        for i in range(2 if smoke else 15):
+            path, known = base / f"run{i}", dict[int, dict[str, bytes]]()
+            process = driver(path, trials=60, seconds=120.0, refit=i % 2 == 1)
+            while process.is_alive() and not acknowledged(path):
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, 3))
+            begun = time.monotonic()
+            os.kill(process.pid or 0, number)
+            row["injected"] += 1
+            row["hangs"] += not ended(process)
+            waits.append(time.monotonic() - begun)
+            row["another exit status"] += process.exitcode != status
+            row["no model"] += not _predicts(path)
+            row["open trials"] += any(trial.outcome is None for trial in load_run(path).trials)
+            row["lost"] += lost(path, known)
+            more = len(load_run(path).trials) + 2
+            row["hangs"] += not ended(driver(path, trials=more, refit=False))
+            row["lost"] += lost(path, known)
+            row["acknowledged"] += len(known)
+    return dict(row) | {"seconds until it ended, at most": round(max(waits), 2)}
+
+
+def two_drivers(smoke: bool) -> Row:
+    """A second driver on the folder of one that runs, is refused and names it; when the first is dead it is let in."""
+    row = Counter[str]()
+    with folder() as base:
+        for i in range(1 if smoke else 5):
+            path, known = base / f"run{i}", dict[int, dict[str, bytes]]()
+            first = driver(path, trials=60)
+            while first.is_alive() and not acknowledged(path):
+                time.sleep(0.02)
+            second = driver(path, trials=60)
+            row["hangs"] += not ended(second)
+            said = path.with_suffix(".said").read_text()
+            row["wrong errors"] += f"is being written by process {first.pid} on " not in said
+            row["injected"] += 1
+            first.kill()
+            first.join()
+            row["lost"] += lost(path, known)
+            third = driver(path, trials=len(known) + 1)
+            row["hangs"] += not ended(third)
+            row["refused when the first was dead"] += third.exitcode != 0
+            row["lost"] += lost(path, known)
+            row["acknowledged"] += len(known)
+    return dict(row)
+
+
+# -- the disk
+
+
+def disk_full(smoke: bool) -> Row:
+    """No space left: on a file system of a few hundred kB where one can be mounted, else at the n-th write."""
+    row = Counter[str]()
+    with folder() as base:
+        for i in range(2 if smoke else 12):
+            where, known = base / f"disk{i}", dict[int, dict[str, bytes]]()
+            where.mkdir()
+            size = f"{120 + 40 * i}k"
+            mounted = _mounted(where, size)
+            path = where / "run"
+            try:
+                setup = None if mounted else (lambda n=8 + 3 * i: _failing_write(n))  # type: ignore[misc]
+                process = driver(path, setup, trials=60, seconds=60.0)
+                row["hangs"] += not ended(process, 60.0)
+                said = path.with_suffix(".said").read_text() if path.with_suffix(".said").exists() else ""
+                row["injected"] += 1
+                row["on a real file system" if mounted else "by failing writes"] += 1
+                row["wrong errors"] += process.exitcode != 3 or not re.search(
+                    r"raised RunError: .*(cannot be written|left).*", said
+                )
+                row["lost"] += lost(path, known)
+                row["acknowledged"] += len(known)
+                if mounted:
+                    subprocess.run(["mount", "-o", "remount,size=64m", str(where)], check=True)
+                before = len(known)
+                row["hangs"] += not ended(driver(path, trials=before + 2))
+                row["lost"] += lost(path, known)
+                row["did not go on"] += len([t for t in _trials(path) if t.outcome]) != before + 2
+            finally:
+                if mounted:
+                    subprocess.run(["umount", str(where)], check=False)
+    return dict(row)
+
+
+def _mounted(where: Path, size: str) -> bool:
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(where)]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+    return False
+
+
+def _failing_write(n: int) -> None:
+    """From the n-th file on, the disk is full."""
+    sync, count = os.fsync, iter(range(10**9))
+
+    def fsync(handle: int) -> None:
+        if next(count) >= n:
+            raise OSError(28, "No space left on device")
+        sync(handle)
+
+    os.fsync = fsync
+
+
+def removed(smoke: bool) -> Row:
+    """The folder goes away, or may not be written to any more, while a network is trained."""
+    row = Counter[str]()
+    with folder() as base:
+        for i in range(1 if smoke else 6):
+            path = base / f"run{i}"
+            process = driver(path, trials=60, seconds=60.0)
+            while process.is_alive() and not acknowledged(path):
+                time.sleep(0.02)
+            path.rename(base / f"moved{i}")
+            row["hangs"] += not ended(process, 60.0)
+            row["injected"] += 1
+            row["wrong errors"] += f"raised RunError: {path}" not in path.with_suffix(".said").read_text()
+            path.with_suffix(".said").rename(base / f"moved{i}.said")
+            known: dict[int, dict[str, bytes]] = {}
+            row["lost"] += lost(base / f"moved{i}", known)
+            row["acknowledged"] += len(known)
+    return dict(row)
+
+
+# -- trainings
+
+
+def trained_with(hook: Callable[[int], None], statuses: tuple[str, ...], smoke: bool) -> Row:
+    """Steps that fail, in every third network: that is its outcome, and the search goes on."""
+    row, step, job = Counter[str](), trainer.step, search.work
+    with folder() as base:
+        for i in range(1 if smoke else 3):
+            path, number = base / f"run{i}", iter(range(10**9))
+
+            def working(*args: Any, number: Iterator[int] = number, **more: Any) -> Any:
+                bad = next(number) % 3 == 1
+
+                def stepped(module: torch.nn.Module, *a: Any, **m: Any) -> Any:
+                    if bad:
+                        hook(0)
+                    loss, micro = step(module, *a, **m)
+                    return (loss * math.nan, micro) if bad else (loss, micro)
+
+                trainer.step = stepped
+                try:
+                    return job(*args, **more)
+                finally:
+                    trainer.step = step
+
+            search.work = working
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    fit(path, trials=9, seconds=60.0, often=False)
+            finally:
+                search.work = job
+            found = [trial.outcome for trial in load_run(path).trials if trial.outcome]
+            bad = [outcome for outcome in found if outcome.status != "finished"]
+            row["injected"] += len(bad)
+            row["wrong errors"] += sum(o.status not in statuses or not o.error for o in bad) + (not bad)
+            row["acknowledged"] += len(found)
+            row["lost"] += len(load_run(path).trials) - len(found)
+            row["no model"] += not _predicts(path)
+    return dict(row)
+
+
+def _out_of_memory(_: int) -> None:
+    raise torch.OutOfMemoryError("injected: no room")
+
+
+# -- files
+
+
+EVENTS = ("exec", "os.", "subprocess.", "pickle.", "marshal.", "socket.", "ctypes.", "shutil.rmtree", "urllib.")
+HARMLESS = (
+    "os.listdir",
+    "os.scandir",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.truncate",
+    "os.chmod",
+    "os.utime",
+    "socket.gethostname",
+)
+_heard: list[str] = []
+_listening = False
+
+
+def _listen(event: str, _: Any) -> None:
+    if _listening and event.startswith(EVENTS) and not event.startswith(HARMLESS):
+        _heard.append(event)
+
+
+def a_run(path: Path) -> None:
+    """A run that was killed: with a file of every kind, also checkpoints."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        fit(path, trials=3, refit=True, seconds=4.0)
+        finish = Store.finish
+
+        def end(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        Store.finish = end  # type: ignore[method-assign,assignment]
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                fit(path, trials=4)
+        finally:
+            Store.finish = finish  # type: ignore[method-assign]
+
+
+def names(path: Path) -> dict[str, list[str]]:
+    """The files of a run, by their kinds."""
+    kinds: dict[str, list[str]] = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            kinds.setdefault(file.name, []).append(str(file.relative_to(path)))
+    return kinds
+
+
+class Late(BaseException):
+    """Reading takes too long."""
+
+
+def reading(path: Path, name: str, row: Counter[str], expected: Run) -> None:
+    """Read a damaged folder in all ways there are, and count what came of it."""
+    global _listening  # noqa: PLW0603  # an audit hook stays for ever
+
+    def late(*_: object) -> None:
+        raise Late
+
+    row["injected"] += 1
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(int(PATIENCE))
+    begun, _listening = time.process_time(), True
+    try:
+        said = read(path)
+        _listening = False
+        refused = [words for words in said.values() if words]
+        row["refused" if refused else "read"] += 1
+        row["errors without a cause"] += sum(len(words) < 20 for words in refused)
+        own = int(name.split("/")[1]) if name.startswith("trials/") else None
+        found = {trial.id: trial for trial in load_run(path).trials} if name != "run.json" else {}
+        row["lost"] += sum(found.get(t.id) != t for t in expected.trials if found and t.id != own)
+    except Late:
+        row["hangs"] += 1
+    except MemoryError:
+        row["huge allocations"] += 1
+    except BaseException as error:
+        row["wrong errors"] += 1
+        print(f"{name}: {type(error).__name__}: {error}"[:300], flush=True)
+    finally:
+        _listening = False
+        signal.alarm(0)
+    row["slowest, in ms"] = max(row["slowest, in ms"], round(1000 * (time.process_time() - begun)))
+
+
+def damaged(each: Callable[[Path, Path, Counter[str], Run], None]) -> Row:
+    """A run, its copy to be damaged, and the limits within which it must be read."""
+    row = Counter[str]()
+    with folder() as base, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        a_run(base / "run")
+        shutil.copytree(base / "run", base / "copy")
+        logging.getLogger("morphnas").setLevel(logging.CRITICAL)
+        read(base / "run")
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
+        _heard.clear()
+        try:
+            each(base / "run", base / "copy", row, load_run(base / "run"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+            logging.getLogger("morphnas").setLevel(logging.NOTSET)
+        row["executions"] += len(_heard)
+        if _heard:
+            print(Counter(_heard), flush=True)
+    return dict(row)
+
+
+def truncated(smoke: bool) -> Row:
+    """Files of every kind, cut off at many offsets."""
+
+    def each(run: Path, copy: Path, row: Counter[str], expected: Run) -> None:
+        for found in names(run).values():
+            name = found[0]
+            data = (run / name).read_bytes()
+            for at in sorted(set(np.linspace(0, len(data), 8 if smoke else CUTS, endpoint=False).astype(int).tolist())):
+                (copy / name).write_bytes(data[:at])
+                reading(copy, name, row, expected)
+            (copy / name).write_bytes(data)
+            row["kinds of files"] += 1
+
+    return damaged(each)
+
+
+def fuzzed(suffix: str, smoke: bool) -> Row:
+    """Files with mutated bytes, structures, values, headers."""
+
+    def each(run: Path, copy: Path, row: Counter[str], expected: Run) -> None:
+        rng = random.Random(suffix)
+        kinds = [found for kind, found in names(run).items() if kind.endswith(suffix)]
+        for _ in range(60 if smoke else 6000):
+            name = rng.choice(rng.choice(kinds))
+            data = (run / name).read_bytes()
+            try:
+                (copy / name).write_bytes(mutated(data, name, rng))
+            except RecursionError:  # nothing that JSON can hold
+                continue
+            reading(copy, name, row, expected)
+            (copy / name).write_bytes(data)
+
+    return damaged(each)
+
+
+FAULTS: dict[str, Callable[[bool], Row]] = {
+    "the driver is killed (kill -9)": killed,
+    "Ctrl-C": lambda smoke: signalled(signal.SIGINT, 0, smoke),
+    "SIGTERM": lambda smoke: signalled(signal.SIGTERM, 143, smoke),
+    "two drivers on one folder": two_drivers,
+    "the disk is full": disk_full,
+    "the folder is moved away": removed,
+    "out of memory in a child": lambda smoke: trained_with(_out_of_memory, ("oom",), smoke),
+    "the loss is no number": lambda smoke: trained_with(lambda _: None, ("diverged",), smoke),
+    "files cut off": truncated,
+    "JSON fuzzed": lambda smoke: fuzzed(".json", smoke),
+    "safetensors fuzzed": lambda smoke: fuzzed(".safetensors", smoke),
+}
+"""What is injected. Faults of workers, such as kill -9 of one and an endless loop in one, are rows of their own."""
+BAD = (
+    "lost", "hangs", "executions", "huge allocations", "wrong errors", "errors without a cause", "no model",
+    "unlike the unbroken run", "another exit status", "open trials", "did not go on", "refused when the first was dead",
+)  # fmt: skip
+"""Counts that must be 0."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--only", nargs="*", choices=FAULTS, default=list(FAULTS))
+    args = parser.parse_args()
+    sys.addaudithook(_listen)
+    torch.set_num_threads(1)
+
+    rows: dict[str, Row] = {}
+    for name in args.only:
+        begun = time.monotonic()
+        rows[name] = dict.fromkeys(("injected", "lost", "hangs", "executions", "wrong errors"), 0) | FAULTS[name](
+            args.smoke
+        )
+        rows[name]["seconds"] = round(time.monotonic() - begun, 1)
+        print(name, rows[name], flush=True)
+    total = {bad: sum(row.get(bad, 0) for row in rows.values()) for bad in ("injected", *BAD)}
+    result = describe() | {"total": total, "faults": rows, "limits": {"seconds": PATIENCE, "bytes": MEMORY}}
+    if not args.smoke and args.only == list(FAULTS):
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(total)
+    sys.exit(1 if any(total[bad] for bad in BAD) else 0)
+
+
+if __name__ == "__main__":
+    main()
