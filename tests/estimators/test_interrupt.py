@@ -20,7 +20,7 @@ import torch
 
 import morphnas
 from morphnas import ImageClassifier
-from morphnas.run import checkpoints, final
+from morphnas.run import checkpoints, executors, final
 from morphnas.run.files import RunError
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import is_final
@@ -52,8 +52,8 @@ class At:
         self.left = n
         before = getattr(morphnas.report.progress.Progress, kind)
 
-        def told(progress: Any, what: Trial | Outcome) -> None:
-            before(progress, what)
+        def told(progress: Any, *what: Trial | Outcome) -> None:
+            before(progress, *what)
             self.left -= 1
             if self.left == 0:
                 act()
@@ -257,7 +257,7 @@ def killed_in_a_final(path: Path, monkeypatch: pytest.MonkeyPatch, data: Data, d
         return work(job, task, told)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(final, "work", working)
+        patch.setattr(executors, "work", working)
         patch.setattr(final, "LONGEST", 6)
         with pytest.raises(Killed):
             classifier(path, refit=True, max_trials=2).fit(*data, time_limit=300)
@@ -274,9 +274,9 @@ def test_a_final_training_goes_on_from_its_checkpoint(
     epochs: list[int] = []
     told = morphnas.report.progress.Progress.epoch_done
 
-    def epoch_done(progress: Any, outcome: Outcome) -> None:
+    def epoch_done(progress: Any, trial: Trial, outcome: Outcome) -> None:
         epochs.append(outcome.epochs)
-        told(progress, outcome)
+        told(progress, trial, outcome)
 
     monkeypatch.setattr(morphnas.report.progress.Progress, "epoch_done", epoch_done)
     found = classifier(tmp_path / "run", refit=True, max_trials=2, resume=True).fit(*data, time_limit=300)
