@@ -467,7 +467,7 @@ def reading(path: Path, name: str, row: Counter[str], expected: Run) -> None:
         row["errors without a cause"] += sum(len(words) < 20 for words in refused)
         own = int(name.split("/")[1]) if name.startswith("trials/") else None
         found = {trial.id: trial for trial in load_run(path).trials} if name != "run.json" else {}
-        row["lost"] += sum(found.get(t.id) != t for t in expected.trials if found and t.id != own)
+        row["lost"] += sum(found.get(t.id) != t for t in expected.trials if found and t.outcome and t.id != own)
     except Late:
         row["hangs"] += 1
     except MemoryError:

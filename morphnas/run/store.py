@@ -108,10 +108,8 @@ def _read_trials(path: Path) -> Iterator[Trial]:
             data = read_json(inside(folder / "proposal.json", path))
             proposal = proposal_from_json(data)
             done = (folder / "trial.json").exists()
-            if done and "graph" in data:  # whatever happened to its start
-                graph = Graph.from_json(data["graph"])
-            else:
-                graph = bounded(grown(proposal, graphs))
+            own = done and "graph" in data  # which stays, whatever happens to the start
+            graph = Graph.from_json(data["graph"]) if own else bounded(grown(proposal, graphs))
             trial = Trial(int(name), proposal, graph)
             if done:
                 end = read_json(inside(folder / "trial.json", path))

@@ -1,0 +1,110 @@
+"""Whose weights stay: the best ones', and all that something may still start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morphnas.graph import Graph, mlp
+from morphnas.run.keeping import needed, prune
+from morphnas.run.store import Store, load_run
+from morphnas.search import HillClimbingSearcher, MorphSpace, Promote, RandomSearcher
+from morphnas.search.trial import Left, Proposal, Trial
+from tests.run.doubles import GOOD, GRAPH, RECIPE, resumed, weights
+
+LEFT = Left(1e9, 100)
+
+
+def trial(id: int, score: float | None, start: Graph | int = GRAPH, **more: Any) -> Trial:
+    graph = mlp((4,), 2, width=3 + id, depth=1)
+    recipe = replace(RECIPE, epochs=more.pop("epochs", 2))
+    proposal = Proposal(graph if start is GRAPH else start, more.pop("morphs", ()), recipe, more.pop("why", {}))
+    return Trial(id, proposal, graph, more.pop("outcome", replace(GOOD, score=score)), more.pop("kept", True))
+
+
+def test_the_best_stay() -> None:
+    trials = [trial(i, -1.0 - i % 5) for i in range(7)]
+    assert needed(trials, 3, {}) == {0, 5, 1}
+
+
+def test_what_something_starts_from_stays() -> None:
+    trials = [trial(i, -float(i)) for i in range(6)]
+    running = trial(6, None, 4, outcome=None, kept=False)
+    assert needed([*trials, running], 1, {}) == {0, 4}
+    final = trial(6, None, 3, why={"final": "everything", "score_of": 3})
+    assert needed([*trials, final], 1, {"best": 2, "final": 6}) == {0, 2, 3, 6}
+    assert needed([*trials, final], 1, {"best": "x", "final": None}) == {0}
+
+
+def test_a_network_that_may_be_promoted_stays() -> None:
+    """The longer trained ones are all better, and the next one to be trained longer is among the others."""
+    short = [trial(i, -2.0 - i) for i in range(8)]
+    promoted = [trial(8, -0.1, 0, epochs=8), trial(9, -0.2, 1, epochs=8)]
+    stay = needed([*short, *promoted], 1, {})
+    assert {8, 2} <= stay
+    assert len(stay) <= 4
+    more = [trial(10 + i, -5.0 - i) for i in range(4)]
+    now = [replace(t, kept=t.id in stay or t.id >= 10) for t in (*short, *promoted, *more)]
+    asked = Promote(RandomSearcher(MorphSpace((GRAPH,)), RECIPE)).ask(now, LEFT)
+    assert asked is not None
+    assert asked.start == 2
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.create(tmp_path / "run", {})
+    for i in range(5):
+        claimed = store.claim(Proposal(mlp((4,), 2, width=3 + i, depth=1), (), RECIPE))
+        store.finish(i, replace(GOOD, score=-float(5 - i)), weights(i, claimed.graph))
+    yield store
+    store.close()
+
+
+def test_files_go_and_stay_gone(store: Store) -> None:
+    prune(store, None)
+    assert all(t.kept for t in store.trials)
+    prune(store, 2)
+    kept = [t.kept for t in store.trials]
+    assert kept == [False, False, False, True, True]
+    assert [(store.path / f"trials/{i:05d}/weights.safetensors").exists() for i in range(5)] == kept
+    assert [t.kept for t in load_run(store.path).trials] == kept
+    store.close()
+    with resumed(store.path) as again:
+        assert again.trials == store.trials
+
+
+def test_without_a_score_nothing_goes(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "run", {})
+    try:
+        claimed = store.claim(Proposal(GRAPH, (), RECIPE))
+        store.finish(claimed.id, replace(GOOD, status="truncated", score=None, metric=None), weights())
+        prune(store, 1)
+        assert store.trials[0].kept
+    finally:
+        store.close()
+
+
+def test_final_trainings_of_an_unfinished_fit_stay(store: Store) -> None:
+    for i in (5, 6):
+        claimed = store.claim(Proposal(0, (), RECIPE, {"final": "inherited", "of": 0}))
+        store.finish(i, replace(GOOD, score=-9.0), weights(i, claimed.graph))
+    store.note(settled=5)
+    prune(store, 1)
+    assert [t.id for t in store.trials if t.kept] == [4, 6]
+
+
+def test_hill_climbing_goes_on_from_what_is_kept() -> None:
+    """Its way leads over networks whose weights are gone; it stands on the last one that has them."""
+    space = MorphSpace((GRAPH,))
+    start = Trial(0, Proposal(GRAPH, (), RECIPE), GRAPH, replace(GOOD, score=-3.0), True)
+    morph = next(iter(space.neighbours(GRAPH)))
+    children = [trial(1 + i, -2.0 + 0.1 * i, 0, morphs=(morph,), kept=i == 7) for i in range(8)]
+    searcher = HillClimbingSearcher(space, RECIPE)
+    assert [t.id for t in searcher._standing([start, *children])] == [8]
+    gone = [replace(child, kept=False) for child in children]
+    assert [t.id for t in searcher._standing([start, *gone])] == [0]
+    assert searcher._standing([replace(start, kept=False), *gone]) == []
