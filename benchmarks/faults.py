@@ -10,8 +10,8 @@ longer than it should; an execution is an audit event of code that is run, a pro
 read while files are read; a wrong error is no ValueError, or does not say which file or why. Runs that were killed and
 gone on with are compared with an unbroken one, trial by trial.
 
-Writes results/faults.json, with the machine; --smoke: few of each, nothing is written. Ends with status 1 when anything
-was lost, hung, executed, or said badly.
+Writes results/faults.json, with the machine; with --only, these rows of it; --smoke: few of each, nothing is written.
+Ends with status 1 when anything was lost, hung, executed, or said badly.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -49,7 +50,7 @@ from sklearn.datasets import load_digits
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import morphnas
-from morphnas.run import checkpoints, search
+from morphnas.run import checkpoints, executors
 from morphnas.run.store import Run, Store, load_run
 from morphnas.train import trainer
 from tests.fuzzing import mutated, read
@@ -354,7 +355,7 @@ def removed(smoke: bool) -> Row:
 
 def trained_with(hook: Callable[[int], None], statuses: tuple[str, ...], smoke: bool) -> Row:
     """Steps that fail, in every third network: that is its outcome, and the search goes on."""
-    row, step, job = Counter[str](), trainer.step, search.work
+    row, step, job = Counter[str](), trainer.step, executors.work
     with folder() as base:
         for i in range(1 if smoke else 3):
             path, number = base / f"run{i}", iter(range(10**9))
@@ -374,12 +375,12 @@ def trained_with(hook: Callable[[int], None], statuses: tuple[str, ...], smoke: 
                 finally:
                     trainer.step = step
 
-            search.work = working
+            executors.work = working
             try:
                 with contextlib.redirect_stderr(io.StringIO()):
                     fit(path, trials=9, seconds=60.0, often=False)
             finally:
-                search.work = job
+                executors.work = job
             found = [trial.outcome for trial in load_run(path).trials if trial.outcome]
             bad = [outcome for outcome in found if outcome.status != "finished"]
             row["injected"] += len(bad)
@@ -392,6 +393,56 @@ def trained_with(hook: Callable[[int], None], statuses: tuple[str, ...], smoke: 
 
 def _out_of_memory(_: int) -> None:
     raise torch.OutOfMemoryError("injected: no room")
+
+
+# -- workers
+
+
+def _workers() -> list[int]:
+    """Process ids of this process's workers."""
+    said = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "morphnas.run.worker"], capture_output=True, text=True, check=False
+    )
+    return list(map(int, said.stdout.split()))
+
+
+def workers_with(number: signal.Signals, times: int, seconds: float, smoke: bool) -> Row:
+    """The signal to a worker that is at work, at random moments, so many times in each of some fits: one network fails
+    and says so, another worker comes, and the search goes on to its end in time."""
+    rng, row = random.Random(int(number)), Counter[str]()
+    fits = 1 if smoke else 3
+    with folder() as base:
+        for i in range(fits):
+            path, over = base / f"run{i}", threading.Event()
+
+            def shoot(path: Path = path, over: threading.Event = over) -> None:
+                left = times
+                while left and not over.is_set():
+                    time.sleep(rng.uniform(0.5, 3.0))
+                    busy = sum(trial.outcome is None for trial in _trials(path))
+                    if busy and (alive := _workers()):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(rng.choice(alive), number)
+                            row["injected"] += 1
+                            left -= 1
+
+            shooter = threading.Thread(target=shoot)
+            shooter.start()
+            begun = time.monotonic()
+            with contextlib.redirect_stderr(io.StringIO()):
+                fit(path, trials=10_000, seconds=seconds, often=False, executor="process", devices=2)
+            row["hangs"] += time.monotonic() - begun > seconds + 15.0
+            over.set()
+            shooter.join()
+            trials = _trials(path)
+            failed = [t.outcome for t in trials if t.outcome is not None and t.outcome.status == "failed"]
+            row["failed networks"] += len(failed)
+            row["wrong errors"] += sum("worker" not in (outcome.error or "") for outcome in failed)
+            row["lost"] += sum(trial.outcome is None for trial in trials)
+            row["acknowledged"] += len(trials)
+            row["no model"] += not _predicts(path)
+        row["left behind"] = len(_workers())
+    return dict(row)
 
 
 # -- files
@@ -549,14 +600,19 @@ FAULTS: dict[str, Callable[[bool], Row]] = {
     "the folder is moved away": removed,
     "out of memory in a child": lambda smoke: trained_with(_out_of_memory, ("oom",), smoke),
     "the loss is no number": lambda smoke: trained_with(lambda _: None, ("diverged",), smoke),
+    "a worker is killed (kill -9)": lambda smoke: workers_with(
+        signal.SIGKILL, 2 if smoke else 12, 40 if smoke else 90, smoke
+    ),
+    "a worker hangs (SIGSTOP)": lambda smoke: workers_with(signal.SIGSTOP, 1, 25, smoke),
     "files cut off": truncated,
     "JSON fuzzed": lambda smoke: fuzzed(".json", smoke),
     "safetensors fuzzed": lambda smoke: fuzzed(".safetensors", smoke),
 }
-"""What is injected. Faults of workers, such as kill -9 of one and an endless loop in one, are rows of their own."""
+"""What is injected."""
 BAD = (
     "lost", "hangs", "executions", "huge allocations", "wrong errors", "errors without a cause", "no model",
     "unlike the unbroken run", "another exit status", "open trials", "did not go on", "refused when the first was dead",
+    "left behind",
 )  # fmt: skip
 """Counts that must be 0."""
 
@@ -577,9 +633,11 @@ def main() -> None:
         )
         rows[name]["seconds"] = round(time.monotonic() - begun, 1)
         print(name, rows[name], flush=True)
+    if not args.smoke and args.only != list(FAULTS) and RESULTS.exists():
+        rows = json.loads(RESULTS.read_text(encoding="utf-8"))["faults"] | rows
     total = {bad: sum(row.get(bad, 0) for row in rows.values()) for bad in ("injected", *BAD)}
     result = describe() | {"total": total, "faults": rows, "limits": {"seconds": PATIENCE, "bytes": MEMORY}}
-    if not args.smoke and args.only == list(FAULTS):
+    if not args.smoke:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(total)
     sys.exit(1 if any(total[bad] for bad in BAD) else 0)

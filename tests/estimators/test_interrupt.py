@@ -404,8 +404,11 @@ def test_the_world_is_as_it_was(data: Data, tmp_path: Path, end: str, monkeypatc
             fit.fit(*data, time_limit=8)
             fit.predict(data[0])
         else:
-            at, error = ("work", MemoryError("none")) if end == "no network" else ("prune", RunError("disk full"))
-            patch.setattr(morphnas.run.search, at, lambda *_: (_ for _ in ()).throw(error))
+            no_network = (executors, "work", MemoryError("none"))
+            module, at, error = (
+                no_network if end == "no network" else (morphnas.run.search, "prune", RunError("disk full"))
+            )
+            patch.setattr(module, at, lambda *_: (_ for _ in ()).throw(error))
             with pytest.raises(RunError):
                 fit.fit(*data, time_limit=8)
     assert world() == before
