@@ -37,6 +37,8 @@ PROOF = 1e-3
 """Largest difference of a child's outputs from its start's, relative to the largest output, in float32."""
 CALMER = 4.0
 """A training that diverged is done again at a learning rate so many times lower."""
+TRIES = 9
+"""Trainings that must have failed before a search without any network is given up."""
 POLL = 0.5
 """Seconds between looks at whether a stop is asked for, while workers are waited for."""
 LEAST_SIDE = 16
@@ -362,6 +364,8 @@ def search(
             proposal = searcher.ask(trials, left(trials))
         if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
             proposal = searcher.ask((), replace(left(trials), seconds=math.inf))
+        if proposal is None and not running and len(trials) < TRIES and not any(trial.kept for trial in trials):
+            proposal = searcher.ask((), left(trials))  # all starts have failed, which need not be their fault
         if proposal is None:
             return None
         return store.claim(replace(proposal, recipe=settle(proposal.recipe, trials, chance)))

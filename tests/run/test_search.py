@@ -16,7 +16,7 @@ from morphnas.graph import Limits, Network, Weights, Wider, mlp
 from morphnas.run import executors as module
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import SerialExecutor
-from morphnas.run.search import Job, search, seconds_per_flop, settle, trial_seed
+from morphnas.run.search import TRIES, Job, search, seconds_per_flop, settle, trial_seed
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.search.trial import Left, Proposal, Trial
@@ -186,6 +186,27 @@ def test_a_worker_that_dies_is_a_failed_trial(path: Path, workers: Workers) -> N
     assert outcome is not None
     assert (outcome.status, outcome.error) == ("failed", "ConnectionResetError: the worker is gone")
     assert [t.kept for t in trials] == [True, False, True]
+
+
+@dataclass
+class Starts:
+    """Proposes what has not been tried, like every searcher of ours."""
+
+    seen: int = 0
+
+    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        self.seen += 1
+        return next((p for p in proposals(2) if p.start not in [t.graph for t in trials]), None)
+
+
+@pytest.mark.parametrize(("lost", "expected"), [(2, 3), (5, 6), (99, TRIES)])
+def test_starts_are_tried_again_when_all_have_failed(path: Path, workers: Workers, lost: int, expected: int) -> None:
+    """Which may be their workers' fault; but a search in which everything fails comes to an end."""
+    workers.ends = lambda _: GOOD if len(workers.jobs) > lost else Outcome("failed", error="the worker is gone")
+    with store_of(path) as store:
+        trials = run(store, Starts())
+    assert len(trials) == expected
+    assert [t.kept for t in trials] == [False] * (expected - 1) + [lost < 99]
 
 
 def test_real_failures_are_trials_too(path: Path) -> None:
