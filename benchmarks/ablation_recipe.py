@@ -102,7 +102,7 @@ def main() -> None:
         n = len(given.train)
         precision = precision or measure(given, 0.4, 64).precision
         recipe = default_recipe(n, torch.device("cpu"), None, tuple(given.train.x.shape[1:]))
-        base = replace(recipe, epochs=1_000_000, precision=precision, augment=Augment(flip=args.flip))
+        base = replace(recipe, epochs=100_000, precision=precision, augment=Augment(flip=args.flip))
         graph = cnn(tuple(given.train.x.shape[1:]), given.n_classes, width=args.width, depth=4)
         for name, recipe in variants(base, args.flip).items():
             if args.only and name != "base" and not name.startswith(tuple(args.only)):

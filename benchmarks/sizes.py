@@ -59,7 +59,7 @@ def main() -> None:
         shape = tuple(given.train.x.shape[1:])
         default = default_recipe(len(given.train), torch.device("cpu"), None, shape)
         precision = measure(given, 0.4, default.batch_size).precision
-        recipe = replace(default, epochs=1_000_000, precision=precision, augment=Augment(flip=args.flip))
+        recipe = replace(default, epochs=100_000, precision=precision, augment=Augment(flip=args.flip))
         for name, graph in networks(shape, given.n_classes).items():
             deadline, generator = Deadline.after(args.seconds), torch.Generator().manual_seed(seed)
             module, _ = inherited(Job(graph, (), recipe, args.seconds, seed), given, deadline)
