@@ -109,7 +109,7 @@ def test_two_nodes_share_twenty_trials_and_one_worker_is_killed(cluster: Any, tm
     try:
         assert executor.workers == 2
         with store_of(tmp_path / "run") as store:
-            search(store, Script(given), executor, Deadline.after(100))
+            search(store, Script(given), executor, Deadline.after(250))
             ends = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
     finally:
         executor.shutdown()
