@@ -12,7 +12,6 @@ the standard error of its difference from the base over seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from handwritten import channels_first
 from images import digits
-from machine import describe
+from machine import append
 
 from morphnas.graph import cnn
 from morphnas.run.plan import default_recipe, measure
@@ -135,9 +134,7 @@ def main() -> None:
             "data": "digits" if args.data is None else args.data.stem, "examples": n, "seconds": args.seconds,
             "n": args.seeds, "network": f"cnn, width {args.width}, depth 4", "base": base.to_json(),
         }  # fmt: skip
-        earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
-        result = describe() | settings | {"variants": found}
-        RESULTS.write_text(json.dumps([*earlier, result], indent=1) + "\n", encoding="utf-8")
+        append(RESULTS, settings | {"variants": found})
 
 
 if __name__ == "__main__":

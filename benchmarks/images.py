@@ -13,7 +13,6 @@ and the spread over seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import handwritten
 import numpy as np
 import torch
-from machine import describe
+from machine import append
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -131,7 +130,7 @@ def main() -> None:
         if args.device == "cpu":
             hand.append(by_hand(args, seed))
             print(f"by hand {hand[-1]}", flush=True)
-    result = describe() | {
+    result = {
         "data": "digits" if args.digits else args.data.stem,
         "time_limit": args.time_limit,
         "search": args.search,
@@ -142,8 +141,7 @@ def main() -> None:
         "by_hand": hand,
         "fits": fits,
     }
-    earlier = json.loads(args.results.read_text(encoding="utf-8")) if args.results.exists() else []
-    args.results.write_text(json.dumps([*earlier, result], indent=1) + "\n", encoding="utf-8")
+    append(args.results, result)
     print(f"found {result['test_accuracy']}, by hand {result['by_hand_test_accuracy']}, n = {len(fits)}")
 
 

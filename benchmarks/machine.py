@@ -1,12 +1,14 @@
-"""What a benchmark was run on: every results file begins with it."""
+"""What a benchmark was run on, with which every results file begins; and how results are added to a file."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +29,12 @@ def describe() -> dict[str, object]:
             **{name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")},
         },
     }
+
+
+def append(path: Path, result: dict[str, Any]) -> None:
+    """Add a result to the list in a JSON file, behind what it was measured on."""
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    path.write_text(json.dumps([*earlier, describe() | result], indent=1) + "\n", encoding="utf-8")
 
 
 def _processor() -> str:

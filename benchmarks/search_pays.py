@@ -18,7 +18,6 @@ the mean and the standard error over seeds of its difference from "none".
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from typing import Any
 import handwritten
 import numpy as np
 from images import digits
-from machine import describe
+from machine import append
 
 import morphnas
 from morphnas.graph import Graph
@@ -139,9 +138,7 @@ def main() -> None:
             "data": "digits" if args.data is None else args.data.stem, "time_limit": args.time_limit, "n": args.seeds,
             "examples": None if args.data is None else args.examples,
         }  # fmt: skip
-        earlier = json.loads(args.results.read_text(encoding="utf-8")) if args.results.exists() else []
-        result = describe() | about | {"ways": found}
-        args.results.write_text(json.dumps([*earlier, result], indent=1) + "\n", encoding="utf-8")
+        append(args.results, about | {"ways": found})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ the test accuracies of every network.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 from ablation_recipe import task
-from machine import describe
+from machine import append
 
 from morphnas.graph import Graph, Shape, cnn, densenet, resnet
 from morphnas.run.plan import default_recipe, measure
@@ -74,12 +73,10 @@ def main() -> None:
         print(f"{name:28s} {one['parameters']:>9,} parameters {statistics.mean(one['test_accuracy']):.4f}")
     if not args.smoke:
         settings = {
-            "data": "digits" if args.data is None else args.data.stem, "examples": args.examples,
+            "data": "digits" if args.data is None else args.data.stem, "examples": len(given.train),
             "seconds": args.seconds, "n": args.seeds,
         }  # fmt: skip
-        earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
-        result = describe() | settings | {"networks": found}
-        RESULTS.write_text(json.dumps([*earlier, result], indent=1) + "\n", encoding="utf-8")
+        append(RESULTS, settings | {"networks": found})
 
 
 if __name__ == "__main__":

@@ -264,15 +264,9 @@ class SurvivorContract:
     def executor(self) -> Executor:
         raise NotImplementedError
 
-    def test_a_worker_that_is_killed_is_a_failed_trial(self, executor: Executor) -> None:
-        outcome, trained = executor.submit(_job(Hostile("kill"))).result(240)
-        assert (outcome.status, trained) == ("failed", None)
-        assert "worker" in (outcome.error or "")
-        assert executor.submit(_job()).result(120)[0].status == "finished"
-
-    @pytest.mark.slow
-    def test_a_worker_that_ends_is_a_failed_trial(self, executor: Executor) -> None:
-        outcome, trained = executor.submit(_job(Hostile("exit"))).result(240)
+    @pytest.mark.parametrize("way", ["kill", pytest.param("exit", marks=pytest.mark.slow)])
+    def test_a_worker_that_ends_is_a_failed_trial(self, executor: Executor, way: str) -> None:
+        outcome, trained = executor.submit(_job(Hostile(way))).result(240)
         assert (outcome.status, trained) == ("failed", None)
         assert "worker" in (outcome.error or "")
         assert executor.submit(_job()).result(120)[0].status == "finished"

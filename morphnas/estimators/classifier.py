@@ -21,7 +21,7 @@ from torch import fx
 
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
 from morphnas.estimators.labels import Labels
-from morphnas.estimators.place import Place, torch_device
+from morphnas.estimators.place import torch_device
 from morphnas.estimators.settings import (
     MakeSearcher,
     Settings,
@@ -284,7 +284,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 raise RunError(f"no network could be trained, the run is in {store.path}; the first error: {error}")
             warnings.warn("the time limit was too short to score a network: the model is hardly trained", stacklevel=3)
         if not self.refit:
-            abandon(store)
             return best, best
         recipe = settle(best.proposal.recipe, searched, problem.chance)
         parts = (problem.task, problem.chooser, problem.everything)
@@ -312,15 +311,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         weights only. Adds trials to the run and changes none. ValueError for labels that fit did not see.
         """
         self._check_fitted()
-        keep = Settings.of(self).keep
+        settings = Settings.of(self)
         about = load_about(Path(self.path_))
         seconds = time_limit_seconds(time_limit, about.get("time_limit"))
         deadline = Deadline.after(seconds)
-        place, args = Place.of(self), dict(trainer_args or {})
+        place, space, args = settings.place, settings.room, dict(trainer_args or {})
         deadline = deadline.earlier(min(place.parting, 0.1 * seconds))
         if "examples" in args:
             raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
-        space = room(self)
         source, y_train = opened(x_train, y_train, "x_train", space)
         codes, test = self._labels.encode(y_train, len(source)), None
         if x_test is not None:
@@ -365,7 +363,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             finally:
                 executor.shutdown()
             self._use(store, problem, (best, final), deadline)
-            prune(store, keep)
+            prune(store, settings.keep)
             if deadline.stopped:
                 self._interrupted()
             if test is not None:
@@ -480,6 +478,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             "temperature": self._temperature(store, final, task, mirrors, deadline.heeding(None)),
         }
         store.write_model(network, about)
+        abandon(store)
         store.note(best=best.id, final=final.id, settled=max(trial.id for trial in store.trials))
         self._set(network, about, problem.labels, problem.preprocessing)
 

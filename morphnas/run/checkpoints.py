@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from morphnas.graph import Weights
-from morphnas.run.files import RunError, read_tensors, write_tensors
+from morphnas.run.files import RunError, parse_json, read_tensors, write_tensors
 from morphnas.train.checkpoint import Checkpoint
 from morphnas.train.recipe import Outcome
 
@@ -85,7 +85,7 @@ class Keeper:
 
     def _read(self, path: Path) -> Saved:
         tensors, said = read_tensors(path)
-        facts = json.loads(said.get("checkpoint", "null"), parse_constant=_refused)
+        facts = parse_json(said.get("checkpoint", "null"))
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise RunError(f"{path} is no checkpoint that this version reads")
         if facts.get("job") != json.loads(json.dumps(self.job)):
@@ -96,7 +96,3 @@ class Keeper:
             first = Outcome.from_json(before["outcome"]), weights if before["kept"] is True else None
         own = {name: value for name, value in tensors.items() if not name.startswith(_FIRST)}
         return Saved(Checkpoint(facts["facts"], own), first)
-
-
-def _refused(word: str) -> float:
-    raise ValueError(f"{word} is no JSON")

@@ -90,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; RunError, with the file's name, when there is none."""
     data = read_bytes(path, MAX_JSON_BYTES)
     try:
-        found = json.loads(data, parse_constant=_refused)
+        found = parse_json(data)
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is no JSON: {error}") from error
     if not isinstance(found, dict):
@@ -98,6 +98,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if _deeper(found, MAX_DEPTH):
         raise RunError(f"{path} is nested more than {MAX_DEPTH} deep")
     return found
+
+
+def parse_json(data: bytes | str) -> Any:
+    """A JSON value; ValueError for text that is none, or not in UTF-8: other encodings are Python's to find out and to
+    import."""
+    return json.loads(data if isinstance(data, str) else data.decode(), parse_constant=_refused)
 
 
 def _refused(word: str) -> float:
@@ -137,7 +143,7 @@ def read_tensors(path: Path, most: int = 2**40) -> tuple[dict[str, Tensor], dict
         length = int.from_bytes(data[:8], "little")
         if not 0 < length <= min(MAX_HEADER, len(data) - 8):
             raise ValueError(f"its header has {length:,} bytes, the file {len(data):,}")
-        header = json.loads(data[8 : 8 + length])
+        header = parse_json(data[8 : 8 + length])
         about = header.get("__metadata__") or {}
         if not all(isinstance(value, str) for value in about.values()):
             raise ValueError("its header holds something else than text")

@@ -62,39 +62,8 @@ def finalise(
 
     Each training is a new trial; none that is finished is changed. Trainings that a driver before this one began on the
     same data and did not come to use are taken up, those done as they are and those interrupted from their checkpoint,
-    unless there is now time for much longer ones; what is left open then is closed.
+    unless there is now time for much longer ones; those stay open, until somebody says `abandon`.
     """
-    rest = (executor, everything, recipe, deadline, seed, retrain, epochs, max_memory, data, observer)
-    last = _finalise(store, winner, task, chooser, *rest)
-    if not deadline.stopped:
-        abandon(store)
-    return last
-
-
-def abandon(store: Store) -> None:
-    """Close the final trainings that are open: nobody will go on with them."""
-    for trial in store.trials:
-        if trial.outcome is None and is_final(trial):
-            store.finish(trial.id, Outcome("failed", error="interrupted, and then no more of use"), None)
-
-
-def _finalise(
-    store: Store,
-    winner: Trial,
-    task: Task,
-    chooser: Examples | None,
-    executor: Executor,
-    everything: Examples | None,
-    recipe: Recipe,
-    deadline: Deadline,
-    seed: int,
-    retrain: bool,
-    epochs: int | None,
-    max_memory: int | None,
-    data: str,
-    observer: Observer | None,
-) -> Trial:
-    """See `finalise`."""
     outcome = winner.outcome
     if outcome is None or not outcome.epochs:
         return winner
@@ -142,6 +111,13 @@ def _finalise(
     last = _train(store, proposal, executor, deadline, seed, False, max_memory, observer)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
     return last if good and not deadline.stopped else chosen  # stopped, its rate has not come down
+
+
+def abandon(store: Store) -> None:
+    """Close the final trainings that are open: nobody will go on with them."""
+    for trial in store.trials:
+        if trial.outcome is None and is_final(trial):
+            store.finish(trial.id, Outcome("failed", error="interrupted, and then no more of use"), None)
 
 
 def _costs(winner: Trial, outcome: Outcome, task: Task) -> tuple[float, float]:

@@ -228,7 +228,7 @@ def plan(
     share = 1 - min(1.0 if workers == 1 else 0.6, max(0.25, final))
     if share * workers < ENOUGH * CHILD:
         share = (len(starts) + 0.5) * CHILD
-    most = max(GROWN * largest, *(graph.flops for graph in starts.values()), 0)
+    most = max(GROWN * largest, *(graph.flops for graph in starts.values()))
     if most < (math.inf if limits.max_flops is None else limits.max_flops):
         limits = replace(limits, max_flops=int(most))
     part = 1.0 if recipe.examples is None else recipe.examples / n

@@ -365,7 +365,8 @@ def search(
         if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
             proposal = searcher.ask((), replace(left(trials), seconds=math.inf))
         if proposal is None and not running and len(trials) < TRIES and not any(trial.kept for trial in trials):
-            proposal = searcher.ask((), left(trials))  # all starts have failed, which need not be their fault
+            others = [trial for trial in trials if trial.outcome is None or trial.outcome.status != "failed"]
+            proposal = searcher.ask(others, left(trials))  # the failed ones once more
         if proposal is None:
             return None
         return store.claim(replace(proposal, recipe=settle(proposal.recipe, trials, chance)))

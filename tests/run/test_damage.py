@@ -255,3 +255,13 @@ def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path: Path) -> None:
                 act()
     finally:
         store.close()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "latin-1"])
+def test_json_is_in_utf_8(tmp_path: Path, encoding: str) -> None:
+    """Python would find out another encoding, and import code for it."""
+    (tmp_path / "run.json").write_bytes('{"name": "\u00fc"}'.encode(encoding))
+    with pytest.raises(RunError, match=r"run\.json is no JSON"):
+        read_json(tmp_path / "run.json")
+    (tmp_path / "run.json").write_bytes('{"name": "\u00fc"}'.encode())
+    assert read_json(tmp_path / "run.json") == {"name": "\u00fc"}

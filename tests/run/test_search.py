@@ -209,6 +209,12 @@ def test_starts_are_tried_again_when_all_have_failed(path: Path, workers: Worker
     assert [t.kept for t in trials] == [False] * (expected - 1) + [lost < 99]
 
 
+def test_starts_that_no_memory_was_enough_for_are_not_tried_again(path: Path, workers: Workers) -> None:
+    workers.ends = lambda _: Outcome("oom", error="no room")
+    with store_of(path) as store:
+        assert len(run(store, Starts())) == 2
+
+
 def test_real_failures_are_trials_too(path: Path) -> None:
     """A network for other features than the task has, and then one for its own."""
     wrong = Proposal(mlp((9,), 2, width=3, depth=1), (), RECIPE)
