@@ -189,6 +189,9 @@ def _train(
     while not (future.done() or end.passed):
         wait([future], min(end.left, POLL))
     if deadline.stopped and not future.done():
+        executor.stop()
+        wait([future], grace(job.seconds))
+    if deadline.stopped and not future.done():
         return trial  # to be gone on with
     late = Outcome("failed", error="no worker gave an answer by the deadline"), None
     ended = store.finish(trial.id, *(result_of(future) if future.done() else late))
