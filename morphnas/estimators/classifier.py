@@ -259,9 +259,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                     "keep": settings.keep,
                     "finals": self.refit,
                     "data": problem.bytes_in_memory,
+                    "apart": bool(settings.place.workers) or settings.place.ray,
                     "for_search": None if planner is None else seconds_for_search(planner, seconds),
                 }
-                forecast = Forecast(store, planned, lambda: end.left, foreseen, say)
+                gpu = settings.device.type == "cuda"
+                forecast = Forecast(store, planned, lambda: end.left, foreseen, say, gpu)
                 calls = EpochCalls(each_epoch, folder, stop)
                 observer = Observers((shown, forecast, calls))
                 given = (store, searcher, problem, planned, settings, end, deadline, seed, all_threads, observer)

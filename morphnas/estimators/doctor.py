@@ -239,7 +239,7 @@ class _Rows:
 
     @property
     def blank(self) -> NDArray[np.bool_]:
-        """(m,) whether an image has one value, or one for each channel."""
+        """(m,) whether an image has one value, or one for each channel. Of a single pixel all have."""
         constant: NDArray[np.bool_] = (self.low == self.high).all(1)
         return constant
 
@@ -400,7 +400,8 @@ def _first_twin(group: NDArray[np.intp], some: NDArray[Any], others: NDArray[np.
 
 def _blank(given: _Given, rows: _Rows) -> Iterator[Finding]:
     """Images without anything on them."""
-    if not given.images or not (count := int((blank := rows.blank).sum())):
+    pixels = math.prod(given.parts[0].shape[2:])
+    if not given.images or pixels == 1 or not (count := int((blank := rows.blank).sum())):
         return
     share = count / len(blank)
     places = [given.place(i) for i in rows.index[blank][:10]]

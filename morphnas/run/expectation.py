@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from morphnas.run.keeping import is_final
 from morphnas.run.plan import CHILD, GROWN, Plan
 from morphnas.run.search import micro_batch, seconds_per_flop
 from morphnas.run.store import Store
-from morphnas.search import Promote
+from morphnas.search import Promote, winner
 from morphnas.search.candidates import measured_memory
 from morphnas.search.halving import HalvingSearcher
 from morphnas.search.trial import Searcher, Trial
@@ -28,6 +29,18 @@ log = logging.getLogger("morphnas")
 SURE = 1.25
 """How far off the seconds of a network may be where some have been measured; and by the plan alone: """
 UNSURE = 2.0
+GROWTH = 0.4
+"""By how much of the network that children are made of each is larger than the one before."""
+SLOW, FAST = 0.15, 1.2
+"""The same where the search grows its networks less, and more: it differs that much from run to run."""
+LARGEST = 10.0
+"""How many times as large as that network they become at most."""
+LATE = 3
+"""Children whose sizes say how large the next one will be."""
+SMALL = 1.15
+"""How much larger than the smallest start a child is at least."""
+FITTED = 0.75
+"""Share of the time left that the network takes which is chosen to fit into it."""
 OVERHEAD = 0.1
 """Seconds between two networks, before they are measured: asking, proving, writing down."""
 FILES = 20_000
@@ -49,7 +62,7 @@ class Expectation:
     networks: in all, those done included; fewest, most: the range they are in. measured: trials that this rests on; 0:
     on the plan alone. seconds_per_network: of a worker, on the average. final_share: of the time, for training the
     final model. disk: bytes that the run's folder comes to; to_write: of them, those not written yet; free: left on its
-    disk now. memory: bytes that examples and trainings take at most, of a GPU where they are on one. for_search:
+    disk now. memory: bytes that this process and its workers come to, or, of a GPU, examples and trainings. for_search:
     seconds that a limit should have for a search of 8 networks or more; None: this is one, or none is known to.
     """
 
@@ -108,6 +121,8 @@ def expectation(
     *,
     free: int,
     data: int = 0,
+    process: int = 0,
+    apart: bool = False,
     overhead: float | None = None,
     max_trials: int | None = None,
     workers: int = 1,
@@ -118,8 +133,10 @@ def expectation(
 ) -> Expectation:
     """What to expect of a search that has come to these trials and has so many seconds left.
 
-    free: bytes on the disk. data: that the examples take of memory. overhead: seconds between two trials; None: not
-    measured yet. max_trials: of the search. workers: at a time. finals: whether the winner is trained longer.
+    free: bytes on the disk. data: that the examples take of memory. process: that this process does with them; 0: that
+    does not matter, they are on a GPU. apart: whether the workers are other processes. overhead: seconds between two
+    trials; None: not measured yet. max_trials: of the search. workers: at a time. finals: whether the winner is trained
+    longer.
     """
     searched = [trial for trial in trials if not is_final(trial)]
     done = [trial for trial in searched if trial.outcome is not None]
@@ -128,26 +145,33 @@ def expectation(
     new = {graph.key: graph for graph in plan.starts}
     for trial in searched:
         new.pop(trial.graph.key, None)
-    starts = [epochs * graph.work * pace for graph in new.values()]
-    ended = [(t.outcome, t.epochs) for t in done if t.outcome is not None and t.outcome.status == "finished"]
-    costs = [outcome.seconds * epochs / meant for outcome, meant in ended]
-    child = statistics.mean([*starts, *costs]) if starts or costs else 0.0
-    most = math.inf if max_trials is None else max(0, max_trials - len(done))
+    ended = [t.outcome for t in done if t.outcome is not None and t.outcome.status == "finished"]
+    unit = epochs * pace
+    starts = [unit * graph.work for graph in new.values()]
+    least = SMALL * unit * min(graph.work for graph in plan.starts)
+    first, grown = _children(plan, done)
     climbed = [sum(t.epochs == epochs * ladder.factor**level for t in done) for level in range(ladder.rungs + 1)]
+    coming = _Coming(tuple(starts), unit * first, grown, least, rest, workers, ladder, tuple(climbed))
+    most = math.inf if max_trials is None else max(0, max_trials - len(done))
 
-    def more(factor: float) -> list[float]:
-        """Seconds of each network still to come, if they take so many times as long as is thought."""
-        return _rest([factor * cost for cost in starts], factor * child, rest, left, workers, ladder, climbed, most)
-
-    come, sure = more(1.0), SURE if ended else UNSURE
+    graphs = [*(t.graph for t in searched), *plan.starts]
+    training = max(_training(plan, trials, graph) for graph in graphs)
+    if not process:
+        memory = data + workers * GROWN * training
+    elif apart:
+        memory = process + workers * (process - data + GROWN * training)
+    else:
+        memory = process + (GROWN - 1) * training
+    come, sure = coming.within(left, most), SURE if ended else UNSURE
     networks = len(done) + len(come)
-    few, many = (len(done) + len(more(factor)) for factor in (sure, 1 / sure))
+    few = len(done) + len(coming.within(left, most, sure, FAST))
+    many = len(done) + len(coming.within(left, most, 1 / sure, SLOW))
     if networks == len(done):  # one is begun however short the time
         networks = max(networks, 1)
-    graphs = [*(t.graph for t in searched), *plan.starts]
     weights = statistics.mean(map(weight_bytes, graphs))
     there = sum(weight_bytes(t.graph) for t in trials if t.kept)
-    kept = there + weights * len(come)
+    usual = unit * statistics.mean(graph.work for graph in graphs)
+    kept = there + weights * max(float(len(come)), sum(come) / usual if usual else 0.0)
     if keep is not None:
         kept = min(kept, weights * (keep * (ladder.rungs + 1) + 2))
     largest = max(map(weight_bytes, graphs))
@@ -157,12 +181,12 @@ def expectation(
         min(few, networks),
         max(many, networks),
         len(ended),
-        statistics.mean([*come, *costs]) if come or costs else child,
+        statistics.mean([*come, *(outcome.seconds for outcome in ended)]) if come or ended else unit * first,
         1 - plan.search_share if finals else 0.0,
         int(disk),
         int(max(0, disk - there)),
         free,
-        int(data + min(workers, max(1, networks)) * GROWN * max(_training(plan, trials, graph) for graph in graphs)),
+        int(memory),
         for_search,
     )
 
@@ -174,40 +198,73 @@ def _training(plan: Plan, trials: Sequence[Trial], graph: Graph) -> float:
     return measured_memory(trials) * graph.peak_bytes(micro)
 
 
-def _rest(
-    starts: Sequence[float],
-    child: float,
-    overhead: float,
-    left: float,
-    workers: int,
-    ladder: Ladder,
-    climbed: Sequence[int],
-    most: float,
-) -> list[float]:
-    """Seconds of every network that there is time for: the starts, then children, of which some are trained on.
+def _children(plan: Plan, done: Sequence[Trial]) -> tuple[float, float]:
+    """Work of the network that the next child is made of, and how many times as large children may become yet.
 
-    starts, child: their seconds. climbed: trials so far on each rung.
+    That are the children of late, or else the best network so far, or else what the starts are on the average.
     """
-    waiting, there, left = list(starts)[::-1], list(climbed), left * workers
-    costs: list[float] = []
-    while left > 0 and len(costs) < min(most, MOST):
-        cost, level = child, 0
-        if waiting:
-            cost = waiting.pop()
-        else:
-            for rung in reversed(range(ladder.rungs)):
-                longer = child * ladder.factor ** (rung + 1)
-                if there[rung] // ladder.keep > there[rung + 1] and longer * workers <= ladder.share * left:
-                    cost, level = longer, rung + 1
+    late = [t.graph for t in done if t.proposal.morphs][-LATE:]
+    best = winner(done)
+    graphs = late or ([best.graph] if best is not None else list(plan.starts))
+    work = statistics.mean(graph.work for graph in graphs)
+    flops = statistics.mean(graph.flops for graph in graphs)
+    cap = math.inf if plan.limits.max_flops is None else plan.limits.max_flops / max(1.0, flops)
+    return work, max(1.0, min(LARGEST, cap))
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """The networks that a search has before it: the starts that are left, then children, of which some are trained on.
+
+    starts: seconds of each. child: of what the first child is made of; each child is larger by a part of that, until it
+    is so many times as large (grown). least: of the smallest network there is. overhead: between two. climbed: trials
+    so far on each rung of the ladder.
+    """
+
+    starts: tuple[float, ...]
+    child: float
+    grown: float
+    least: float
+    overhead: float
+    workers: int
+    ladder: Ladder
+    climbed: tuple[int, ...]
+
+    def within(self, seconds: float, most: float, factor: float = 1.0, growth: float = GROWTH) -> list[float]:
+        """Seconds of each network that there is time for, at most so many, if all take `factor` times as long.
+
+        Where the next child is too large, one is found that fits.
+        """
+        waiting, there, left = list(self.starts)[::-1], list(self.climbed), seconds * self.workers
+        costs: list[float] = []
+        children = 0
+        while left > 0 and len(costs) < min(most, MOST):
+            room = left / self.workers
+            if waiting:
+                if (cost := factor * waiting.pop()) > room:
+                    continue
+                level = 0
+            else:
+                child = factor * self.child * min(self.grown, 1 + growth * (children + 1))
+                level = self._promoted(there, child, left)
+                cost = child * self.ladder.factor**level
+                if cost > room:
+                    cost = max(factor * self.least, FITTED * room)
+                if cost > room:
                     break
-            if cost * workers > left:
-                break
-        if cost * workers > left:
-            continue
-        left -= cost + overhead
-        costs.append(cost)
-        there[level] += 1
-    return costs
+                children += not level
+            left -= cost + self.overhead
+            costs.append(cost)
+            there[level] += 1
+        return costs
+
+    def _promoted(self, there: Sequence[int], child: float, left: float) -> int:
+        """The rung that a network is trained on for next; 0: none is."""
+        for rung in reversed(range(self.ladder.rungs)):
+            longer = child * self.ladder.factor ** (rung + 1)
+            if there[rung] // self.ladder.keep > there[rung + 1] and longer * self.workers <= self.ladder.share * left:
+                return rung + 1
+        return 0
 
 
 def weight_bytes(graph: Graph) -> int:
@@ -238,21 +295,23 @@ def searches(plan: Plan) -> bool:
 class Forecast:
     """An observer that works the expectation out, tells it once, and keeps the one in run.json up to date.
 
-    It is told when the first networks are measured, or after a minute: by `tell`, or else in the log. A warning says
-    when the disk is too small for it. left: seconds that the search has. expected: what `expectation` says of trials,
-    seconds and overhead, with the bytes that are free.
+    It is told to `tell` when the first networks are measured, or after a minute, or a quarter of the time. A warning
+    says when the disk is too small for it. left: seconds that the search has. settings: of `expectation`. gpu: whether
+    the memory that matters is a GPU's.
     """
 
     store: Store
     plan: Plan
     left: Callable[[], float]
     settings: Mapping[str, Any]
-    tell: Callable[[str], None] | None = None
+    tell: Callable[[str], None]
+    gpu: bool = False
     clock: Callable[[], float] = time.monotonic
     told: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._begun = self._noted = self.clock()
+        self._soon = min(SOON, 0.25 * self.left())
         self._before = {trial.id for trial in self.store.trials}
 
     def now(self) -> Expectation:
@@ -264,8 +323,11 @@ class Forecast:
             gone = self.clock() - self._begun
             workers = self.settings.get("workers", 1)
             overhead = max(0.0, workers * gone - sum(outcome.seconds for outcome in mine)) / len(mine)
-        free = shutil.disk_usage(self.store.path).free
-        return expectation(self.plan, trials, self.left(), free=free, overhead=overhead, **self.settings)
+        now: dict[str, Any] = {
+            "free": shutil.disk_usage(self.store.path).free,
+            "process": 0 if self.gpu else peak_memory(),
+        }
+        return expectation(self.plan, trials, self.left(), overhead=overhead, **(now | dict(self.settings)))
 
     def trial_begins(self, trial: Trial) -> None:
         pass
@@ -277,7 +339,8 @@ class Forecast:
     def trial_ends(self, trial: Trial) -> None:
         if is_final(trial):
             return
-        if not self.told and sum(t.outcome is not None for t in self.store.trials) >= min(3, len(self.plan.starts)):
+        measured = sum(t.outcome is not None for t in self.store.trials)
+        if not self.told and (measured >= min(3, len(self.plan.starts)) or self.clock() - self._begun >= self._soon):
             self._tell()
         elif self.told and self.clock() - self._noted >= OFTEN:
             self._note(self.now())
@@ -286,7 +349,7 @@ class Forecast:
         self.told = True
         found = self.now()
         self._note(found)
-        (self.tell or (lambda text: log.info("%s", text)))(str(found))
+        self.tell(str(found))
         if found.to_write > found.free:
             text = f"the run is expected to write {_bytes(found.to_write)} more, but {_bytes(found.free)} are free on"
             hint = ": keep=5 keeps the weights of the best networks only" if self.settings.get("keep") is None else ""
@@ -298,6 +361,15 @@ class Forecast:
     def _note(self, found: Expectation) -> None:
         self._noted = self.clock()
         self.store.note(expected=found.to_json())
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process has had at most; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _seconds(seconds: float) -> str:
