@@ -379,7 +379,7 @@ def _repeats(given: _Given, rows: _Rows) -> Iterator[Finding]:
         )
 
     first_ones = np.unique(group[~held], return_index=True)[1]
-    again = np.ones(int((~held).sum()), dtype=bool)
+    again = ~(low != high)[group[~held]]  # those of several labels have been told of
     again[first_ones] = False
     if count := int(again.sum()):
         share = count / len(again)

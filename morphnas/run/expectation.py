@@ -51,7 +51,8 @@ SOON = 60.0
 """Seconds after which people are told, though not all first networks are measured yet."""
 OFTEN = 30.0
 """Seconds between two looks that are written down."""
-MOST = 100_000
+MOST = 10_000
+"""Networks that are counted, at most."""
 LONGEST = 30 * 24 * 3600.0
 
 
