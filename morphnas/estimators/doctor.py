@@ -24,8 +24,9 @@ from morphnas.estimators.inputs import ImageSize, Problem
 from morphnas.train.deadline import NEVER, Deadline
 
 SHARE = 0.02
-"""Of the time of a fit, what looking at its data may take; and at most so many seconds: """
+"""Of the time of a fit, what looking at its data may take."""
 LONGEST = 5.0
+"""Seconds that it may take at most."""
 
 LEAKED = 0.01
 """Share of the held-out examples that are trained on as well, from which on a warning says so."""
@@ -57,6 +58,8 @@ SIGNAL = 3.0
 """Standard errors above chance that labels can be told by at least: by neighbours, or by a linear map."""
 FEW = 50
 """Examples below which nothing is said of shares."""
+MANY = 500
+"""Examples of which a class should be large enough to hold some out."""
 PROBED = 2000
 """Examples that this is asked of, at most; and at least half as many."""
 FEATURES = 32
@@ -208,7 +211,7 @@ class _Given:
 
     def pieces(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """All examples, those held out first, a piece at a time: the row of the first, and (k, *shape) on the CPU."""
-        size = max(8, _PIECE // math.prod(self.parts[0].shape[1:]))
+        size = max(1, _PIECE // math.prod(self.parts[0].shape[1:]))
         n = len(self.order)
         spans = [(self.parts[-1], n, n + self.own), (self.parts[0], self.train, n), (self.parts[0], 0, self.train)]
         for x, first, end in spans:
@@ -218,7 +221,7 @@ class _Given:
 
     def some(self, most: int) -> tuple[Tensor, NDArray[np.int64]]:
         """At most so many of the examples to train on, from all over them, as float32 on the CPU."""
-        most = min(most, max(FEW, _BYTES // (4 * math.prod(self.parts[0].shape[1:]))), self.train)
+        most = min(most, max(1, _BYTES // (4 * math.prod(self.parts[0].shape[1:]))), self.train)
         index = np.unique(np.linspace(0, self.train - 1, most).astype(np.intp))
         there = torch.from_numpy(index).to(self.parts[0].device)
         return self.parts[0][there].cpu().to(torch.float32), self.y[index]
@@ -309,8 +312,8 @@ def _classes(given: _Given) -> Iterator[Finding]:
     single = np.flatnonzero(counts == 1)
     if not given.held:
         if len(single):
-            names, has = _some([given.names[i] for i in single]), "have" if len(single) > 1 else "has"
-            text = f"{names} {has} a single example: so none can be held out, and networks are scored on what they"
+            names, one = _some([given.names[i] for i in single]), "one example each" if len(single) > 1 else "one"
+            text = f"of {names} there is {one}: so none can be held out, and networks are scored on what they"
             yield Finding("single", True, f"{text} are trained on", {"classes": len(single)})
         return
     held = np.bincount(given.y[given.train :], minlength=k)
@@ -318,7 +321,8 @@ def _classes(given: _Given) -> Iterator[Finding]:
         part = "validation_data" if given.own else "the part that is held out"
         names, has = _some([given.names[i] for i in missing]), "have" if len(missing) > 1 else "has"
         text = f"{names} {has} no example in {part}: no score says how well they are told apart"
-        yield Finding("unjudged", True, text, {"classes": len(missing)})
+        warns = given.own > 0 or n >= MANY
+        yield Finding("unjudged", warns, text, {"classes": len(missing)})
 
 
 def _mixture(given: _Given) -> Iterator[Finding]:

@@ -27,8 +27,9 @@ from morphnas.train.recipe import Outcome
 log = logging.getLogger("morphnas")
 
 SURE = 1.25
-"""How far off the seconds of a network may be where some have been measured; and by the plan alone: """
+"""How many times as long, or as short, networks may take as is thought, where some have been measured."""
 UNSURE = 2.0
+"""The same where there is the plan alone."""
 GROWTH = 0.4
 """By how much of the network that children are made of each is larger than the one before."""
 SLOW, FAST = 0.15, 1.2
@@ -54,6 +55,7 @@ OFTEN = 30.0
 MOST = 10_000
 """Networks that are counted, at most."""
 LONGEST = 30 * 24 * 3600.0
+"""Seconds of a limit that is looked at."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,6 @@ def expectation(
     climbed = [sum(t.epochs == epochs * ladder.factor**level for t in done) for level in range(ladder.rungs + 1)]
     coming = _Coming(tuple(starts), unit * first, grown, least, rest, workers, ladder, tuple(climbed))
     most = math.inf if max_trials is None else max(0, max_trials - len(done))
-
     graphs = [*(t.graph for t in searched), *plan.starts]
     training = max(_training(plan, trials, graph) for graph in graphs)
     if not process:
@@ -202,7 +203,7 @@ def _training(plan: Plan, trials: Sequence[Trial], graph: Graph) -> float:
 def _children(plan: Plan, done: Sequence[Trial]) -> tuple[float, float]:
     """Work of the network that the next child is made of, and how many times as large children may become yet.
 
-    That are the children of late, or else the best network so far, or else what the starts are on the average.
+    The children of late say that, or else the best network so far, or else the starts on the average.
     """
     late = [t.graph for t in done if t.proposal.morphs][-LATE:]
     best = winner(done)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ import morphnas
 from morphnas import DataWarning, Findings, ImageClassifier, examine
 from morphnas.estimators import doctor
 from morphnas.estimators.doctor import Finding
+from morphnas.estimators.inputs import Problem
 from morphnas.estimators.room import Room
 from tests.estimators.conftest import stripes
 
@@ -111,7 +113,7 @@ def test_copies_are_counted_as_one_by_one(seed: int, n: int, different: int, own
     if own:
         found, train = examine(x[:m], y[:m], (x[m:], y[m:])), set(range(m))
     else:
-        problem = doctor.Problem.found(x, y, None, None, 0, doctor.torch.device("cpu"))
+        problem = Problem.found(x, y, None, None, 0, torch.device("cpu"))
         found, train = doctor.look(problem), {int(i) for i in problem.order[: len(problem.task.train)]}
     expected = brute(x, y, train, list(range(n)))
     counted = {f.kind: f.numbers["count"] for f in found.found if f.kind in expected}
@@ -260,7 +262,7 @@ def test_unequal_and_tiny_classes() -> None:
     y = Y.astype(str)
     y[7] = "once"
     single = the(examine(X, y), "single")
-    assert "class 'once' has a single example: so none can be held out" in single.text
+    assert "of class 'once' there is one: so none can be held out" in single.text
 
 
 def test_classes_that_validation_data_lack() -> None:
@@ -317,9 +319,7 @@ def test_pieces_and_files_make_no_difference(monkeypatch: pytest.MonkeyPatch, tm
     y = np.concatenate([Y, (Y[:100] + 1) % 10])
     whole = examine(x, y)
     monkeypatch.setattr(doctor, "_PIECE", 64 * 77)
-    problem = doctor.Problem.found(
-        x, y, None, None, 0, doctor.torch.device("cpu"), room=Room(memory=1, folder=tmp_path)
-    )
+    problem = Problem.found(x, y, None, None, 0, torch.device("cpu"), room=Room(memory=1, folder=tmp_path))
     assert problem.bytes_in_memory == 0
     assert doctor.look(problem).found == whole.found
 
@@ -347,3 +347,11 @@ def test_words() -> None:
     lines = str(examine(X, Y, (X, Y))).splitlines()
     assert lines[0].startswith("warning: 1,797 of validation_data (100.0 %) are trained on")
     assert lines[1:] == ["1 found in 3,594 examples"]
+
+
+def test_large_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_PIECE", 10)
+    monkeypatch.setattr(doctor, "_BYTES", 10 * 4 * 64)
+    given = doctor._Given.of(Problem.found(X, Y, None, None, 0, torch.device("cpu")))
+    assert {len(piece) for _, piece in given.pieces()} == {1}
+    assert len(given.some(500)[1]) == 10

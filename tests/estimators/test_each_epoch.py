@@ -104,7 +104,7 @@ def test_it_ends_the_fit_in_the_first_epoch(data: Data, tmp_path: Path) -> None:
 def test_final_fit_calls_it_and_is_ended_by_it(data: Data, tmp_path: Path) -> None:
     found = classifier(tmp_path / "run").fit(*data)
     seen: list[EpochReport] = []
-    more = {"time_limit": 60, "trainer_args": {"epochs": 3}}
+    more: dict[str, Any] = {"time_limit": 60, "trainer_args": {"epochs": 3}}
     found.final_fit(*data, **more, each_epoch=seen.append)
     assert {report.final for report in seen} >= {"everything"}
     assert all(report.run == tmp_path / "run" and report.trial >= 3 for report in seen)
