@@ -204,14 +204,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         deadline = deadline.earlier(min(settings.place.parting, 0.1 * seconds))
         _check_callable(each_epoch)
         path = None if self.path is None else Path(self.path)
-        if path is not None:
-            Store.check(path, overwrite=self.overwrite, resume=bool(self.resume))
-        before = load_about(path) if path is not None and self.resume and holds_run(path) else None
-        if before is None and self.resume is True:
-            raise RunError(f'{str(path)!r} holds no run to go on with; resume="auto" begins one if there is none')
         decides = decisive(self.get_params(deep=False))
-        if before is not None:
-            check_unchanged(path, before.get("decides", {}), decides)
+        before = self._before(path, decides)
         seed = chosen_seed(self.random_state) if before is None else _seed(before)
         shape, size = self.image_shape, self.image_size
         problem = Problem.found(x, y, validation_data, shape, seed, settings.device, size, settings.room)
@@ -252,18 +246,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 reserve = (1 - planned.search_share) * seconds if self.refit else 0.02 * min(seconds, 25)
                 end = deadline.earlier(reserve)
                 searcher = settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, seed)
-                foreseen = {
-                    "max_trials": self.max_trials,
-                    "workers": settings.place.at_a_time,
-                    "ladder": Ladder.of(searcher),
-                    "keep": settings.keep,
-                    "finals": self.refit,
-                    "data": problem.bytes_in_memory,
-                    "apart": bool(settings.place.workers) or settings.place.ray,
-                    "for_search": None if planner is None else seconds_for_search(planner, seconds),
-                }
-                gpu = settings.device.type == "cuda"
-                forecast = Forecast(store, planned, lambda: end.left, foreseen, say, gpu)
+                foreseen = self._foreseen(settings, searcher, problem)
+                foreseen["for_search"] = None if planner is None else seconds_for_search(planner, seconds)
+                forecast = Forecast(store, planned, lambda: end.left, foreseen, say, settings.device.type == "cuda")
                 calls = EpochCalls(each_epoch, folder, stop)
                 observer = Observers((shown, forecast, calls))
                 given = (store, searcher, problem, planned, settings, end, deadline, seed, all_threads, observer)
@@ -279,6 +264,29 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             if deadline.stopped and not calls.stopped:
                 self._interrupted()
         return self
+
+    def _before(self, path: Path | None, decides: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What run.json says of the run to go on with; None: one is begun. RunError where neither can be."""
+        if path is not None:
+            Store.check(path, overwrite=self.overwrite, resume=bool(self.resume))
+        before = load_about(path) if path is not None and self.resume and holds_run(path) else None
+        if before is None and self.resume is True:
+            raise RunError(f'{str(path)!r} holds no run to go on with; resume="auto" begins one if there is none')
+        if before is not None:
+            check_unchanged(path, before.get("decides", {}), decides)
+        return before
+
+    def _foreseen(self, settings: Settings, searcher: Searcher, problem: Problem) -> dict[str, Any]:
+        """Settings of `morphnas.run.expectation.expectation`."""
+        return {
+            "max_trials": self.max_trials,
+            "workers": settings.place.at_a_time,
+            "ladder": Ladder.of(searcher),
+            "keep": settings.keep,
+            "finals": self.refit,
+            "data": problem.bytes_in_memory,
+            "apart": bool(settings.place.workers) or settings.place.ray,
+        }
 
     def _planner(self, task: Task, settings: Settings, seconds: float) -> Callable[[float], Plan]:
         """What plans a run of so many seconds on this machine, whose pace is measured within 1 % of them."""
