@@ -62,6 +62,8 @@ MANY = 500
 """Examples of which a class should be large enough to hold some out."""
 PROBED = 2000
 """Examples that this is asked of, at most; and at least half as many."""
+ALIKE = 5
+"""Examples of a class, at least: an example's neighbour cannot be of its class where there is no other."""
 FEATURES = 32
 """Values of an example from which on one that occurs twice is no chance."""
 
@@ -219,12 +221,19 @@ class _Given:
             for start in range(first, end, size):
                 yield start, x[start - offset : min(end, start + size) - offset].cpu().numpy()
 
-    def some(self, most: int) -> tuple[Tensor, NDArray[np.int64]]:
+    def some(self, most: int) -> Tensor:
         """At most so many of the examples to train on, from all over them, as float32 on the CPU."""
-        most = min(most, max(1, _BYTES // (4 * math.prod(self.parts[0].shape[1:]))), self.train)
-        index = np.unique(np.linspace(0, self.train - 1, most).astype(np.intp))
+        return self.at(_spread(np.arange(self.train), min(most, self.affordable)))
+
+    @property
+    def affordable(self) -> int:
+        """How many examples may be held as float32."""
+        return max(1, _BYTES // (4 * math.prod(self.parts[0].shape[1:])))
+
+    def at(self, index: NDArray[np.intp]) -> Tensor:
+        """Those examples of x, as float32 on the CPU."""
         there = torch.from_numpy(index).to(self.parts[0].device)
-        return self.parts[0][there].cpu().to(torch.float32), self.y[index]
+        return self.parts[0][there].cpu().to(torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +281,11 @@ def _rows(given: _Given, deadline: Deadline) -> _Rows:
     digest = np.frombuffer(b"".join(digests), dtype=np.uint64)
     low, high = np.concatenate(lows), np.concatenate(highs)
     return _Rows(where[order], digest[order], low[order], high[order], nonzero / values)
+
+
+def _spread(index: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """At most so many of them, at equal distances."""
+    return index[np.unique(np.linspace(0, len(index) - 1, min(most, len(index))).astype(np.intp))]
 
 
 # -- labels
@@ -434,10 +448,11 @@ def _sizes(given: _Given, rows: _Rows) -> Iterator[Finding]:
 
 def _ranges(given: _Given, rows: _Rows) -> Iterator[Finding]:
     """validation_data of another range of values than x."""
-    own = rows.index >= len(given.order)
+    varied = ~rows.blank
+    own = rows.index[varied] >= len(given.order)
     if min(own.sum(), (~own).sum()) < 20:
         return
-    low, high = rows.low.min(1), rows.high.max(1)
+    low, high = rows.low[varied].min(1), rows.high[varied].max(1)
     ends = [(float(np.median(low[part])), float(np.median(high[part]))) for part in (~own, own)]
     span = max(end - start for start, end in ends)
     if max(abs(ends[0][i] - ends[1][i]) for i in (0, 1)) <= APART * span:
@@ -463,7 +478,7 @@ def _channels(given: _Given, rows: _Rows) -> Iterator[Finding]:
     if still and len(still) < n:
         text = f"channels {still} of {n} have the same value in all images: they cost time and say nothing"
         yield Finding("channels", False, text, {"constant": still})
-    some = given.some(_LOOKED_AT)[0]
+    some = given.some(_LOOKED_AT)
     if n == 3 and not still and bool((some[:, 1:] == some[:, :-1]).all()):
         text = "the three channels are equal, the images are grey: with one of them, x[..., :1], training is faster"
         yield Finding("channels", False, text, {"equal": n})
@@ -471,7 +486,7 @@ def _channels(given: _Given, rows: _Rows) -> Iterator[Finding]:
 
 def _orders(given: _Given) -> Iterator[Finding]:
     """Images whose values lie in another order of axes than they were read in: there they are smoother."""
-    some = given.some(_LOOKED_AT)[0]
+    some = given.some(_LOOKED_AT)
     n, c, h, w = some.shape
     if n < 20 or min(h, w) < 4:
         return
@@ -505,11 +520,16 @@ def _roughness(images: Tensor) -> float:
 def _signal(given: _Given, deadline: Deadline) -> Iterator[Finding]:
     """Labels that the examples say nothing about, as where x and y are in different orders.
 
-    Two ways to tell them are tried on examples that they have not seen: the nearest neighbour, and ridge regression.
+    Two ways to tell them are tried on examples that they have not seen: the nearest neighbour, and ridge regression. Of
+    no class there are many times as many as of others, which would be hidden by it.
     """
-    x, y = given.some(PROBED)
-    if len(y) < PROBED // 2:
+    y, k = given.y[: given.train], len(given.names)
+    counts = np.sort(np.bincount(y, minlength=k))
+    each = min(min(PROBED, given.affordable) // k, 2 * int(counts[(k - 1) // 2]))
+    index = np.sort(np.concatenate([_spread(np.flatnonzero(y == i), each) for i in np.unique(y)])) if each else y[:0]
+    if each < ALIKE or len(index) < PROBED // 2:
         return
+    x, y = given.at(index), y[index]
     if given.images and (small := max(1, math.isqrt(math.prod(x.shape[2:]) // 256))) > 1:
         x = F.avg_pool2d(x, small)
     x = x.flatten(1)
@@ -521,7 +541,6 @@ def _signal(given: _Given, deadline: Deadline) -> Iterator[Finding]:
     for way in (_by_neighbour, _by_ridge):
         said, truth = way(x, names)
         right = float((said == truth).double().mean())
-        k = len(given.names)
         frequent = [torch.bincount(labels, minlength=k).double() / len(labels) for labels in (said, truth)]
         chance = float((frequent[0] * frequent[1]).sum())
         if right - chance > SIGNAL * math.sqrt(max(chance * (1 - chance), 1e-12) / len(truth)) or deadline.passed:

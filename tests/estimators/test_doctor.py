@@ -236,6 +236,8 @@ def test_labels_in_another_order_than_the_images() -> None:
     found = examine(X, np.random.default_rng(0).permutation(Y))
     assert kinds(found) == ["signal"]
     assert "are x and y in the same order?" in found.found[0].text
+    few = np.concatenate([np.flatnonzero(Y != 3), np.flatnonzero(Y == 3)[:3]])
+    assert "signal" not in kinds(examine(X[few], Y[few] == 3)), "a small class is not lost among the others"
     assert examine(X[:900], np.random.default_rng(0).permutation(Y[:900])).found == (), "too few to say"
 
 
@@ -354,4 +356,4 @@ def test_large_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor, "_BYTES", 10 * 4 * 64)
     given = doctor._Given.of(Problem.found(X, Y, None, None, 0, torch.device("cpu")))
     assert {len(piece) for _, piece in given.pieces()} == {1}
-    assert len(given.some(500)[1]) == 10
+    assert len(given.some(500)) == 10
