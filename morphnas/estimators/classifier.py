@@ -40,7 +40,7 @@ from morphnas.report.progress import Progress
 from morphnas.report.tables import trials_table
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.executors import SerialExecutor
-from morphnas.run.expectation import Forecast, Ladder, seconds_for_search
+from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, searches, seconds_for_search
 from morphnas.run.files import RunError
 from morphnas.run.final import abandon, finalise
 from morphnas.run.interrupt import stopping
@@ -247,7 +247,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 end = deadline.earlier(reserve)
                 searcher = settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, seed)
                 foreseen = self._foreseen(settings, searcher, problem)
-                foreseen["for_search"] = None if planner is None else seconds_for_search(planner, seconds)
+                if planner is not None and (longer := seconds_for_search(planner, seconds)) is not None:
+                    foreseen |= {"for_search": longer, "small": searches(planner(seconds, SMALL_WIDTH))}
                 forecast = Forecast(store, planned, lambda: end.left, foreseen, say, settings.device.type == "cuda")
                 calls = EpochCalls(each_epoch, folder, stop)
                 observer = Observers((shown, forecast, calls))
@@ -288,15 +289,23 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             "apart": bool(settings.place.workers) or settings.place.ray,
         }
 
-    def _planner(self, task: Task, settings: Settings, seconds: float) -> Callable[[float], Plan]:
-        """What plans a run of so many seconds on this machine, whose pace is measured within 1 % of them."""
+    def _planner(self, task: Task, settings: Settings, seconds: float) -> Callable[..., Plan]:
+        """What plans a run of so many seconds on this machine, whose pace is measured within 1 % of them.
+
+        It may be given a width for the first networks where the user has given none.
+        """
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
         default = default_recipe(n, settings.device, self.augment, shape)
         seconds = max(seconds, 1e-3)  # preparing the data may have taken all
         pace = measure(task, min(0.8, 0.01 * seconds), changed(default, settings.trainer_args).batch_size)
         recipe = changed(replace(default, precision=pace.precision), settings.trainer_args)
-        sized = (settings.limits, settings.depth, settings.width, settings.initial, settings.place.at_a_time)
-        return lambda seconds: plan(shape, task.n_classes, n, recipe, max(seconds, 1e-3), pace, *sized)
+
+        def planned(seconds: float, width: int | None = None) -> Plan:
+            sized = (settings.limits, settings.depth, settings.width or width)
+            examples, time = (shape, task.n_classes, n), max(seconds, 1e-3)
+            return plan(*examples, recipe, time, pace, *sized, settings.initial, settings.place.at_a_time)
+
+        return planned
 
     @contextlib.contextmanager
     def _searched(

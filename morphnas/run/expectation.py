@@ -48,6 +48,8 @@ FILES = 20_000
 """Bytes of a trial's files beside its weights."""
 FINALS = 4
 """Trainings of the final model, at most, each of which has weights; the model has them once more."""
+SMALL_WIDTH = 8
+"""Of the first networks, where a search is to have time for more of them."""
 SOON = 60.0
 """Seconds after which people are told, though not all first networks are measured yet."""
 OFTEN = 30.0
@@ -66,7 +68,8 @@ class Expectation:
     on the plan alone. seconds_per_network: of a worker, on the average. final_share: of the time, for training the
     final model. disk: bytes that the run's folder comes to; to_write: of them, those not written yet; free: left on its
     disk now. memory: bytes that this process and its workers come to, or, of a GPU, examples and trainings. for_search:
-    seconds that a limit should have for a search of 8 networks or more; None: this is one, or none is known to.
+    seconds that a limit should have for a search of 8 networks or more; None: this is one, or none is known to. small:
+    whether first networks of width `SMALL_WIDTH` leave time for one in this limit.
     """
 
     networks: int
@@ -80,6 +83,7 @@ class Expectation:
     free: int
     memory: int
     for_search: float | None = None
+    small: bool = False
 
     def __str__(self) -> str:
         spread = f" ({self.fewest:,} to {self.most:,})" if self.most > self.fewest else ""
@@ -88,10 +92,9 @@ class Expectation:
         rest = f"{final}; {_bytes(self.disk)} of disk, {_bytes(self.memory)} of memory"
         lines = [f"expected: {networks} {_seconds(self.seconds_per_network)} each{rest}"]
         if self.for_search is not None:
-            lines.append(
-                "only the first networks are compared, which gains more in this time than a search; a search begins at "
-                f'about {_seconds(self.for_search)}, or with small networks, searcher_args={{"default_model_width": 8}}'
-            )
+            only = "only the first networks are compared, which gains more in this time than a search"
+            small = f', or small networks: searcher_args={{"default_model_width": {SMALL_WIDTH}}}' if self.small else ""
+            lines.append(f"{only}; that takes a limit of about {_seconds(self.for_search)}{small}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -133,6 +136,7 @@ def expectation(
     keep: int | None = None,
     finals: bool = True,
     for_search: float | None = None,
+    small: bool = False,
 ) -> Expectation:
     """What to expect of a search that has come to these trials and has so many seconds left.
 
@@ -190,6 +194,7 @@ def expectation(
         free,
         int(memory),
         for_search,
+        small,
     )
 
 
@@ -356,9 +361,9 @@ class Forecast:
             text = f"the run is expected to write {_bytes(found.to_write)} more, but {_bytes(found.free)} are free on"
             hint = ": keep=5 keeps the weights of the best networks only" if self.settings.get("keep") is None else ""
             warnings.warn(f"{text} the disk of {str(self.store.path)!r}{hint}", stacklevel=2)
-        if found.networks < len(self.plan.starts) and self.settings.get("max_trials") is None:
-            words = "there is time for %d of the %d networks that are to be compared first, of %s each: give more"
-            log.warning(words, found.networks, len(self.plan.starts), _seconds(found.seconds_per_network))
+        if found.networks == 1 and len(self.plan.starts) > 1 and self.settings.get("max_trials") is None:
+            more = "" if found.for_search is None else f"; a search takes a limit of about {_seconds(found.for_search)}"
+            log.warning("there is time for one network only, it is compared with no other%s", more)
 
     def _note(self, found: Expectation) -> None:
         self._noted = self.clock()

@@ -188,10 +188,11 @@ def test_words() -> None:
         "expected: about 12 networks (9 to 16) of 2.3 s each, then 25% of the time for the final model; "
         "4.56 MB of disk, 512 MB of memory"
     )
-    alone = replace(found, networks=1, fewest=1, most=1, final_share=0.0, for_search=7200.0)
+    alone = replace(found, networks=1, fewest=1, most=1, final_share=0.0, for_search=7200.0, small=True)
     first, second = str(alone).splitlines()
     assert first == "expected: about 1 network of 2.3 s each; 4.56 MB of disk, 512 MB of memory"
-    assert "a search begins at about 2.0 h, or with small networks" in second
+    assert second.endswith('takes a limit of about 2.0 h, or small networks: searcher_args={"default_model_width": 8}')
+    assert str(replace(alone, small=False)).endswith("takes a limit of about 2.0 h")
 
 
 # -- telling it
@@ -226,8 +227,15 @@ def test_it_is_told_once_and_kept(tmp_path: Path) -> None:
 
 def test_it_is_told_soon_where_there_is_little_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "morphnas"):
-        assert len(play(tmp_path / "run", 1, Clock(), 6.0)) == 1
-    assert "there is time for 1 of the 3 networks that are to be compared first" in caplog.text
+        assert len(play(tmp_path / "run", 1, Clock(), 5.1, for_search=900.0)) == 1
+        (said,) = caplog.messages
+        assert said == (
+            "there is time for one network only, it is compared with no other; a search takes a limit of about 15 min"
+        )
+        caplog.clear()
+        assert len(play(tmp_path / "other", 1, Clock(), 5.1, max_trials=1)) == 1
+        assert len(play(tmp_path / "more", 2, Clock(), 20.0)) == 1
+        assert not caplog.messages
 
 
 def test_it_is_told_after_a_minute_of_the_first_network(tmp_path: Path) -> None:
