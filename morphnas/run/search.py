@@ -57,6 +57,25 @@ class Observer(Protocol):
     def trial_ends(self, trial: Trial) -> None: ...
 
 
+@dataclass(frozen=True)
+class Observers:
+    """Several observers as one: they are told in their order."""
+
+    several: Sequence[Observer]
+
+    def trial_begins(self, trial: Trial) -> None:
+        for observer in self.several:
+            observer.trial_begins(trial)
+
+    def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
+        for observer in self.several:
+            observer.epoch_done(trial, outcome)
+
+    def trial_ends(self, trial: Trial) -> None:
+        for observer in self.several:
+            observer.trial_ends(trial)
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """A proposal as a worker gets it: with the weights of its start, if that has any.
