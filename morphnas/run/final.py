@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
