@@ -181,8 +181,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
         each_epoch: called with a `morphnas.EpochReport` after every epoch of every network, in this thread, also where
         networks are trained in other processes; its seconds are part of the limit. When it raises `morphnas.StopFit`,
-        the fit ends as after one Ctrl-C, without the warning: what is being trained here is kept as far as it has come,
-        the best network so far is the model, and `resume` goes on. Whatever else it raises is logged, and costs
+        the fit ends as after one Ctrl-C, without the warning: what is being trained is kept as far as it has come, the
+        best network so far is the model, and `resume` goes on. Whatever else it raises is logged, and costs
         nothing. What it returns is of no matter. To see the curves in TensorBoard, for example:
 
             writer = torch.utils.tensorboard.SummaryWriter("logs")
@@ -540,6 +540,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def history(self) -> list[dict[str, Any]]:
         """The networks tried, one dict each with model_id, loss, metric_value and more."""
         return self.load_searcher().history
+
+    def trials_dataframe(self) -> Any:
+        """The networks tried as a pandas.DataFrame, see `Run.trials_dataframe`."""
+        return self.load_searcher().trials_dataframe()
 
     def get_best_model_id(self) -> int:
         """Id of the search's winner."""

@@ -546,7 +546,7 @@ def _signal(given: _Given, deadline: Deadline) -> Iterator[Finding]:
         if right - chance > SIGNAL * math.sqrt(max(chance * (1 - chance), 1e-12) / len(truth)) or deadline.passed:
             return
     what = "image" if given.images else "row"
-    text = f"labels cannot be told from {what}s better than by chance, neither by a {what}'s nearest neighbour nor by a"
+    text = f"labels cannot be told from {what}s better than by chance, neither by the nearest {what} nor by a"
     text += f" linear map ({_percent(right)} right, by chance {_percent(chance)}; {len(y):,} looked at)"
     numbers = {"right": right, "by_chance": chance, "examples": len(y)}
     yield Finding("signal", True, f"{text}: are x and y in the same order?", numbers)
