@@ -145,14 +145,15 @@ def test_the_expectation_is_told_and_kept(
 
 
 @pytest.mark.slow
-def test_processes_are_not_waited_for_when_it_ends_the_fit(data: Data, tmp_path: Path) -> None:
+def test_processes_end_what_they_train_when_it_ends_the_fit(data: Data, tmp_path: Path) -> None:
     def at_once(report: EpochReport) -> None:
         raise StopFit
 
-    made = classifier(tmp_path / "run", executor="process", devices=["cpu"], device="cpu")
-    with pytest.raises(StopFit, match="no network was trained yet"):
-        made.fit(*data, time_limit=120, each_epoch=at_once)
+    args = ARGS | {"trainer_args": ARGS["trainer_args"] | {"epochs": 1000, "patience": 1000}}
+    many = {"executor": "process", "devices": ["cpu"], "device": "cpu", "searcher_args": args}
+    found = classifier(tmp_path / "run", **many).fit(*data, time_limit=120, each_epoch=at_once)
     (trial,) = load_run(tmp_path / "run").trials
-    assert trial.outcome is None, "it is open, to be gone on with"
-    classifier(tmp_path / "run", resume=True).fit(*data)
-    assert len(load_run(tmp_path / "run").trials) == 3
+    assert trial.outcome is not None
+    assert (trial.outcome.status, trial.kept) == ("truncated", True)
+    assert trial.outcome.epochs < 1000
+    assert found.predict(data[0]).shape == (150,)
