@@ -49,7 +49,7 @@ def one(data: str, n: int, seconds: float, width: int, seed: int) -> dict[str, A
             told.append(found.to_json())
             super()._note(found)
 
-    morphnas.estimators.classifier.Forecast = Noted  # type: ignore[misc]
+    morphnas.estimators.fitting.Forecast = Noted  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         args = {"default_model_width": width} if width else None
         classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu", searcher_args=args)

@@ -34,7 +34,7 @@ from images import digits
 from machine import append
 
 import morphnas
-from morphnas.estimators import classifier as module
+from morphnas.estimators import fitting as module
 from morphnas.graph import Graph
 from morphnas.run.search import is_final
 from morphnas.search import BayesianSearcher, Left, Promote, Proposal, Searcher, Trial, lineage

@@ -7,8 +7,8 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from sklearn.exceptions import NotFittedError
 from torch import fx
 
 from morphnas.estimators import doctor
+from morphnas.estimators.fitting import Fitting, Sizes, mirrors, saving
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.place import torch_device
@@ -39,20 +40,16 @@ from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
 from morphnas.report.tables import trials_table
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
-from morphnas.run.executors import SerialExecutor
-from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, searches, seconds_for_search
 from morphnas.run.files import RunError
 from morphnas.run.final import abandon, finalise
 from morphnas.run.interrupt import stopping
-from morphnas.run.keeping import is_final, prune
-from morphnas.run.plan import Plan, default_recipe, measure, plan
-from morphnas.run.search import Executor, Observer, Observers, search, settle
+from morphnas.run.keeping import prune
+from morphnas.run.plan import Plan
+from morphnas.run.search import Observers, settle
 from morphnas.run.store import Run, Store, holds_run, load_about, load_model, load_run, versions
-from morphnas.search import winner
-from morphnas.search.trial import MorphSpace, Searcher, Trial
+from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import best_temperature, predict, warm_up
 
 log = logging.getLogger("morphnas")
@@ -218,8 +215,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         with _threads() as all_threads, stopping() as stop:
             deadline = deadline.heeding(stop)
             torch.set_num_threads(settings.place.threads or all_threads)
-            planner = self._planner(problem.task, settings, deadline.left) if before is None else None
-            planned = Plan.of_run(before or {}) if planner is None else planner(deadline.left)
+            sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left) if before is None else None
+            planned = Plan.of_run(before or {}) if sizes is None else sizes.plan(deadline.left)
             about = {
                 "estimator": type(self).__name__,
                 "settings": {name: plain(value) for name, value in self.get_params(deep=False).items()},
@@ -245,19 +242,16 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                         say(str(finding))
                 reserve = (1 - planned.search_share) * seconds if self.refit else 0.02 * min(seconds, 25)
                 end = deadline.earlier(reserve)
-                searcher = settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, seed)
-                foreseen = self._foreseen(settings, searcher, problem)
-                if planner is not None and (longer := seconds_for_search(planner, seconds)) is not None:
-                    foreseen |= {"for_search": longer, "small": searches(planner(seconds, SMALL_WIDTH))}
-                forecast = Forecast(store, planned, lambda: end.left, foreseen, say, settings.device.type == "cuda")
+                fitting = Fitting(store, problem, planned, settings, seed, deadline)
+                longer = {} if sizes is None else sizes.for_search(seconds)
+                forecast = fitting.forecast(end, say, max_trials=self.max_trials, finals=self.refit, **longer)
                 calls = EpochCalls(each_epoch, folder, stop)
                 observer = Observers((shown, forecast, calls))
-                given = (store, searcher, problem, planned, settings, end, deadline, seed, all_threads, observer)
-                with self._searched(*given) as last:
-                    if deadline.stopped and not any(trial.kept and trial.score is not None for trial in store.trials):
+                with fitting.searched(end, observer, all_threads, self.max_trials) as executor:
+                    if deadline.stopped and not fitting.scored:
                         error = StopFit if calls.stopped else KeyboardInterrupt
                         raise error("no network was trained yet")
-                    found = self._finished(store, problem, planned, last, deadline, seed, observer)
+                    found = fitting.finished(executor, observer, self.refit)
                 calls.close()
                 self._use(store, problem, found, deadline)
                 prune(store, settings.keep)
@@ -276,107 +270,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         if before is not None:
             check_unchanged(path, before.get("decides", {}), decides)
         return before
-
-    def _foreseen(self, settings: Settings, searcher: Searcher, problem: Problem) -> dict[str, Any]:
-        """Settings of `morphnas.run.expectation.expectation`."""
-        return {
-            "max_trials": self.max_trials,
-            "workers": settings.place.at_a_time,
-            "ladder": Ladder.of(searcher),
-            "keep": settings.keep,
-            "finals": self.refit,
-            "data": problem.bytes_in_memory,
-            "apart": bool(settings.place.workers) or settings.place.ray,
-        }
-
-    def _planner(self, task: Task, settings: Settings, seconds: float) -> Callable[..., Plan]:
-        """What plans a run of so many seconds on this machine, whose pace is measured within 1 % of them.
-
-        It may be given a width for the first networks where the user has given none.
-        """
-        n, shape = len(task.train), tuple(task.train.x.shape[1:])
-        default = default_recipe(n, settings.device, self.augment, shape)
-        seconds = max(seconds, 1e-3)  # preparing the data may have taken all
-        pace = measure(task, min(0.8, 0.01 * seconds), changed(default, settings.trainer_args).batch_size)
-        recipe = changed(replace(default, precision=pace.precision), settings.trainer_args)
-
-        def planned(seconds: float, width: int | None = None) -> Plan:
-            sized = (settings.limits, settings.depth, settings.width or width)
-            examples, time = (shape, task.n_classes, n), max(seconds, 1e-3)
-            return plan(*examples, recipe, time, pace, *sized, settings.initial, settings.place.at_a_time)
-
-        return planned
-
-    @contextlib.contextmanager
-    def _searched(
-        self,
-        store: Store,
-        searcher: Searcher,
-        problem: Problem,
-        planned: Plan,
-        settings: Settings,
-        end: Deadline,
-        deadline: Deadline,
-        seed: int,
-        all_threads: int,
-        observer: Observer,
-    ) -> Iterator[Executor]:
-        """Search until `end`, where the fit has until `deadline`; what is given is what runs the final trainings."""
-        finals = sum(map(is_final, store.trials))
-        most = None if self.max_trials is None else self.max_trials + finals
-        told: dict[str, Any] = {"seed": seed, "chance": problem.chance, "guess": planned.seconds_per_flop}
-        told |= {"max_memory": planned.limits.max_memory, "keep": settings.keep, "observer": observer}
-        threads = min(planned.threads, settings.place.threads or planned.threads)
-        parts = (problem.task, problem.everything)
-        executor = settings.place.executor(*parts, threads, store.path)
-        try:
-            search(store, searcher, executor, end, max_trials=most, **told)
-            alone = SerialExecutor(*parts)
-            nothing = not (deadline.stopped or any(trial.kept for trial in store.trials))
-            if nothing and not isinstance(executor, SerialExecutor):  # no worker came in time
-                half = deadline.earlier(0.5 * deadline.left)
-                search(store, searcher, alone, half, max_trials=len(store.trials) + 1, **told)
-            if settings.place.workers:  # the final trainings have this machine for themselves
-                executor.shutdown()
-                executor = alone
-                torch.set_num_threads(all_threads)
-                spare = min(0.8, 0.01 * deadline.left)
-                torch.set_num_threads(measure(problem.task, spare, planned.recipe.batch_size).threads)
-            yield executor
-        finally:
-            executor.shutdown()
-
-    def _finished(
-        self,
-        store: Store,
-        problem: Problem,
-        planned: Plan,
-        executor: Executor,
-        deadline: Deadline,
-        seed: int,
-        observer: Observer,
-    ) -> tuple[Trial, Trial]:
-        """The search's winner, and the final model's trial."""
-        searched = [trial for trial in store.trials if not is_final(trial)]
-        best = winner(searched)
-        while best is not None and best.kept and not _readable(store, best):
-            searched = [trial for trial in store.trials if not is_final(trial)]
-            best = winner(searched)
-        if best is None or not best.kept:
-            best = next((trial for trial in searched if trial.kept), None)
-            if best is None:
-                error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")
-                raise RunError(f"no network could be trained, the run is in {store.path}; the first error: {error}")
-            warnings.warn("the time limit was too short to score a network: the model is hardly trained", stacklevel=3)
-        if not self.refit:
-            return best, best
-        recipe = settle(best.proposal.recipe, searched, problem.chance)
-        parts = (problem.task, problem.chooser, problem.everything)
-        readings = len(problem.task.judge) * (1 + _mirrors(recipe, problem.task))
-        memory, end = planned.limits.max_memory, _saving(deadline, best, readings)
-        data, steps = str(problem.fingerprint["hash"]), (recipe, end)
-        rest: dict[str, Any] = {"seed": seed, "max_memory": memory, "data": data, "observer": observer}
-        return best, finalise(store, best, executor, *parts, *steps, **rest)
 
     def final_fit(
         self,
@@ -429,7 +322,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             best = next(trial for trial in store.trials if trial.id == self.best_trial_)
             recipe = changed(settle(best.proposal.recipe, store.trials, problem.chance), args)
             readings = len(problem.task.judge) + (0 if test is None else len(test))
-            readings *= 1 + _mirrors(recipe, problem.task)
+            readings *= 1 + mirrors(recipe, problem.task)
             calls = EpochCalls(each_epoch, Path(self.path_), stop)
             executor = place.final(problem.task, problem.everything)
             try:
@@ -441,7 +334,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                     problem.chooser,
                     problem.everything,
                     recipe,
-                    _saving(deadline, best, readings),
+                    saving(deadline, best, readings),
                     seed=seed,
                     retrain=retrain,
                     max_memory=planned.limits.max_memory,
@@ -568,8 +461,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             "preprocessing": asdict(problem.preprocessing),
             "mean": task.mean.flatten().tolist(),
             "std": task.std.flatten().tolist(),
-            "mirrors": (mirrors := _mirrors(final.proposal.recipe, task)),
-            "temperature": self._temperature(store, final, task, mirrors, deadline.heeding(None)),
+            "mirrors": (mirrored := mirrors(final.proposal.recipe, task)),
+            "temperature": self._temperature(store, final, task, mirrored, deadline.heeding(None)),
         }
         store.write_model(network, about)
         abandon(store)
@@ -658,29 +551,6 @@ def _check_model(graph: Graph, about: Mapping[str, Any], labels: Labels, preproc
     for name in ("best", "trial"):
         if not isinstance(about[name], int) or about[name] < 0:
             raise ValueError(f"{name} cannot be {about[name]!r:.100}")
-
-
-def _readable(store: Store, trial: Trial) -> bool:
-    """Whether a trial's weights can be read; if not, a warning says so, and they count as lost."""
-    try:
-        store.network(trial.id)
-    except RunError as error:
-        warnings.warn(f"the weights of trial {trial.id} are lost: {error}", stacklevel=5)
-        store.forget_weights(trial.id)
-        return False
-    return True
-
-
-def _mirrors(recipe: Recipe, task: Task) -> bool:
-    """Whether a network that was trained so reads mirror images as well: where there is an axis to mirror."""
-    return recipe.augment.flip is True and task.train.x.ndim > 2
-
-
-def _saving(deadline: Deadline, best: Trial, examples: int) -> Deadline:
-    """The deadline less what it takes to write the model down, and to pass examples once through the best network."""
-    speed = best.outcome.images_per_second if best.outcome else 0.0
-    scoring = 0.5 * examples / speed if speed else 0.0
-    return deadline.earlier(min(0.5, 0.02 * deadline.left) + min(scoring, 0.5 * deadline.left))
 
 
 def _check_callable(each_epoch: Any) -> None:

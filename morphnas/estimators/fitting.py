@@ -1,0 +1,193 @@
+"""A fit from the plan to the final model, within one deadline: `classifier.py` checks, opens and tells around it."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from morphnas.estimators.inputs import Problem
+from morphnas.estimators.settings import Settings, changed
+from morphnas.graph import Shape
+from morphnas.run.executors import SerialExecutor
+from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, searches, seconds_for_search
+from morphnas.run.files import RunError
+from morphnas.run.final import finalise
+from morphnas.run.keeping import is_final
+from morphnas.run.plan import Pace, Plan, default_recipe, measure, plan
+from morphnas.run.search import Executor, Observer, search, settle
+from morphnas.run.store import Store
+from morphnas.search import winner
+from morphnas.search.trial import MorphSpace, Searcher, Trial
+from morphnas.train.data import Task
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the networks of a run follow from, but for its seconds: examples, settings, and this machine's pace.
+
+    shape, n_classes, n: of the examples trained on. recipe: of children.
+    """
+
+    shape: Shape
+    n_classes: int
+    n: int
+    settings: Settings
+    recipe: Recipe
+    pace: Pace
+
+    @staticmethod
+    def measured(task: Task, settings: Settings, augment: bool | None, seconds: float) -> Sizes:
+        """The pace is measured in at most 1 % of the seconds."""
+        n, shape = len(task.train), tuple(task.train.x.shape[1:])
+        default = default_recipe(n, settings.device, augment, shape)
+        spare = min(0.8, 0.01 * max(seconds, 1e-3))  # preparing the data may have taken all
+        pace = measure(task, spare, changed(default, settings.trainer_args).batch_size)
+        recipe = changed(replace(default, precision=pace.precision), settings.trainer_args)
+        return Sizes(shape, task.n_classes, n, settings, recipe, pace)
+
+    def plan(self, seconds: float, width: int | None = None) -> Plan:
+        """That of a run of so many seconds. width: of the first networks, where the user has given none."""
+        own, examples = self.settings, (self.shape, self.n_classes, self.n)
+        sized = (own.limits, own.depth, own.width or width)
+        return plan(*examples, self.recipe, max(seconds, 1e-3), self.pace, *sized, own.initial, own.place.at_a_time)
+
+    def for_search(self, seconds: float) -> dict[str, Any]:
+        """What `expectation` says to a limit in which nothing is searched: none that is, and whether smaller networks
+        would leave time for it. Empty where there is a search."""
+        longer = seconds_for_search(self.plan, seconds)
+        return {} if longer is None else {"for_search": longer, "small": searches(self.plan(seconds, SMALL_WIDTH))}
+
+
+@dataclass(frozen=True, eq=False)
+class Fitting:
+    """A run that is being fitted until `deadline`."""
+
+    store: Store
+    problem: Problem
+    planned: Plan
+    settings: Settings
+    seed: int
+    deadline: Deadline
+
+    @cached_property
+    def searcher(self) -> Searcher:
+        planned = self.planned
+        return self.settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, self.seed)
+
+    @property
+    def scored(self) -> bool:
+        """Whether any network can be used."""
+        return any(trial.kept and trial.score is not None for trial in self.store.trials)
+
+    def forecast(self, end: Deadline, tell: Callable[[str], None], **more: Any) -> Forecast:
+        """The observer that says what a search until `end` comes to. more: of `expectation`."""
+        place = self.settings.place
+        foreseen = {
+            "workers": place.at_a_time,
+            "ladder": Ladder.of(self.searcher),
+            "keep": self.settings.keep,
+            "data": self.problem.bytes_in_memory,
+            "apart": bool(place.workers) or place.ray,
+        }
+        gpu = self.settings.device.type == "cuda"
+        return Forecast(self.store, self.planned, lambda: end.left, foreseen | more, tell, gpu)
+
+    @contextlib.contextmanager
+    def searched(
+        self, end: Deadline, observer: Observer, all_threads: int, max_trials: int | None = None
+    ) -> Iterator[Executor]:
+        """Search until `end`; what is given is what runs the final trainings, with `all_threads` of this process."""
+        store, planned, place = self.store, self.planned, self.settings.place
+        most = None if max_trials is None else max_trials + sum(map(is_final, store.trials))
+        told: dict[str, Any] = {"seed": self.seed, "chance": self.problem.chance, "guess": planned.seconds_per_flop}
+        told |= {"max_memory": planned.limits.max_memory, "keep": self.settings.keep, "observer": observer}
+        threads = min(planned.threads, place.threads or planned.threads)
+        parts = (self.problem.task, self.problem.everything)
+        executor = place.executor(*parts, threads, store.path)
+        try:
+            search(store, self.searcher, executor, end, max_trials=most, **told)
+            alone = SerialExecutor(*parts)
+            nothing = not (self.deadline.stopped or any(trial.kept for trial in store.trials))
+            if nothing and not isinstance(executor, SerialExecutor):  # no worker came in time
+                half = self.deadline.earlier(0.5 * self.deadline.left)
+                search(store, self.searcher, alone, half, max_trials=len(store.trials) + 1, **told)
+            if place.workers:  # the final trainings have this machine for themselves
+                executor.shutdown()
+                executor = alone
+                torch.set_num_threads(all_threads)
+                spare = min(0.8, 0.01 * self.deadline.left)
+                torch.set_num_threads(measure(self.problem.task, spare, planned.recipe.batch_size).threads)
+            yield executor
+        finally:
+            executor.shutdown()
+
+    def finished(self, executor: Executor, observer: Observer, refit: bool) -> tuple[Trial, Trial]:
+        """The search's winner, and the final model's trial: the winner's own without `refit`.
+
+        RunError where no network could be trained.
+        """
+        best, searched = self._winner()
+        if not refit:
+            return best, best
+        problem = self.problem
+        recipe = settle(best.proposal.recipe, searched, problem.chance)
+        readings = len(problem.task.judge) * (1 + mirrors(recipe, problem.task))
+        parts = (problem.task, problem.chooser, problem.everything)
+        return best, finalise(
+            self.store,
+            best,
+            executor,
+            *parts,
+            recipe,
+            saving(self.deadline, best, readings),
+            seed=self.seed,
+            max_memory=self.planned.limits.max_memory,
+            data=str(problem.fingerprint["hash"]),
+            observer=observer,
+        )
+
+    def _winner(self) -> tuple[Trial, list[Trial]]:
+        """The best network that can be read, and all that the search has tried."""
+        while True:
+            searched = [trial for trial in self.store.trials if not is_final(trial)]
+            best = winner(searched)
+            if best is None or not best.kept or _readable(self.store, best):
+                break
+        if best is not None and best.kept:
+            return best, searched
+        if (kept := next((trial for trial in searched if trial.kept), None)) is None:
+            error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")
+            raise RunError(f"no network could be trained, the run is in {self.store.path}; the first error: {error}")
+        warnings.warn("the time limit was too short to score a network: the model is hardly trained", stacklevel=4)
+        return kept, searched
+
+
+def _readable(store: Store, trial: Trial) -> bool:
+    """Whether a trial's weights can be read; if not, a warning says so, and they count as lost."""
+    try:
+        store.network(trial.id)
+    except RunError as error:
+        warnings.warn(f"the weights of trial {trial.id} are lost: {error}", stacklevel=5)
+        store.forget_weights(trial.id)
+        return False
+    return True
+
+
+def mirrors(recipe: Recipe, task: Task) -> bool:
+    """Whether a network that was trained so reads mirror images as well: where there is an axis to mirror."""
+    return recipe.augment.flip is True and task.train.x.ndim > 2
+
+
+def saving(deadline: Deadline, best: Trial, examples: int) -> Deadline:
+    """The deadline less what it takes to write the model down, and to pass examples once through the best network."""
+    speed = best.outcome.images_per_second if best.outcome else 0.0
+    scoring = 0.5 * examples / speed if speed else 0.0
+    return deadline.earlier(min(0.5, 0.02 * deadline.left) + min(scoring, 0.5 * deadline.left))
