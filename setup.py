@@ -42,6 +42,7 @@ setup(
         "images": IMAGES,
         "pdf": ["pygraphviz>=2"],
         "ray": ["ray[client]>=2.40"],
+        "notebook": ["ipykernel>=6", "nbclient>=0.10"],  # what a test runs one with
         "test": TEST,
         "dev": [*TEST, "mypy>=1.15", "ruff>=0.12"],
     },

@@ -6,9 +6,11 @@
 """
 
 from morphnas.estimators import ImageClassifier
+from morphnas.estimators.doctor import DataWarning, Findings, examine
 from morphnas.estimators.files import load_image_dataset
 from morphnas.graph import Graph, GraphError, Limits, Morph, MorphError, Network, neighbours, to_module
-from morphnas.report import trials_table, visualize
+from morphnas.report import explain, trials_table, visualize
+from morphnas.run.epochs import EpochReport, StopFit
 from morphnas.run.files import RunError
 from morphnas.run.store import Run, load_run
 from morphnas.search import BayesianSearcher, EvolutionSearcher, MorphSpace, Promote, RandomSearcher
@@ -17,7 +19,8 @@ from morphnas.train.recipe import Augment, Outcome, Recipe
 __version__ = "0.1.0"
 
 __all__ = [
-    "Augment", "BayesianSearcher", "EvolutionSearcher", "Graph", "GraphError", "ImageClassifier", "Limits", "Morph",
-    "MorphError", "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError",
-    "load_image_dataset", "load_run", "neighbours", "to_module", "trials_table", "visualize",
+    "Augment", "BayesianSearcher", "DataWarning", "EpochReport", "EvolutionSearcher", "Findings", "Graph", "GraphError",
+    "ImageClassifier", "Limits", "Morph", "MorphError", "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher",
+    "Recipe", "Run", "RunError", "StopFit", "examine", "explain", "load_image_dataset", "load_run", "neighbours",
+    "to_module", "trials_table", "visualize",
 ]  # fmt: skip

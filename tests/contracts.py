@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -18,6 +20,7 @@ import torch
 from morphnas.graph import Graph, Limits, Morph, MorphError, Network, Wider
 from morphnas.run.search import Executor, Job, grace, work
 from morphnas.search import Left, Proposal, Searcher, Space, Trial
+from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
 from tests.run.doubles import GRAPH, RECIPE, weights
 from tests.run.hostile import Hostile
@@ -253,6 +256,21 @@ class ExecutorContract:
         assert outcome.status == "truncated"
         assert trained is not None
         assert time.monotonic() - begun < 5
+
+    def test_a_stop_ends_the_job_that_runs(self, executor: Executor) -> None:
+        """With what it has; and no other."""
+        executor.submit(_job()).result(120)  # the worker is there
+        stop, told = Stop(), threading.Event()
+        long = replace(_job(epochs=100_000), stop=stop)
+        with ThreadPoolExecutor(1) as here:
+            running = here.submit(executor.submit, long, lambda _: told.set())
+            assert told.wait(60)
+            begun, stop.asked = time.monotonic(), True
+            executor.stop()
+            outcome, trained = running.result(120).result(120)
+        assert time.monotonic() - begun < 5
+        assert (outcome.status, outcome.score is None, trained is None) == ("truncated", False, False)
+        assert executor.submit(_job()).result(120)[0].status == "finished"
 
 
 class SurvivorContract:

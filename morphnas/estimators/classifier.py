@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from torch import fx
 
+from morphnas.estimators import doctor
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.place import torch_device
@@ -37,16 +38,18 @@ from morphnas.estimators.sources import Source, opened
 from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
 from morphnas.report.tables import trials_table
+from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.executors import SerialExecutor
+from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, searches, seconds_for_search
 from morphnas.run.files import RunError
 from morphnas.run.final import abandon, finalise
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import is_final, prune
 from morphnas.run.plan import Plan, default_recipe, measure, plan
-from morphnas.run.search import Executor, search, settle
+from morphnas.run.search import Executor, Observer, Observers, search, settle
 from morphnas.run.store import Run, Store, holds_run, load_about, load_model, load_run, versions
 from morphnas.search import winner
-from morphnas.search.trial import MorphSpace, Trial
+from morphnas.search.trial import MorphSpace, Searcher, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
@@ -162,6 +165,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         y: ArrayLike | None = None,
         time_limit: float | None = None,
         validation_data: Any = None,
+        each_epoch: EachEpochReport | None = None,
     ) -> Self:
         """Search for a network, and train the best one, within `time_limit` seconds (None: the constructor's).
 
@@ -172,7 +176,23 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         width, at most 128 * 128 pixels; grey and RGB ones to RGB. validation_data: (x, y), or a Dataset or folder, to
         stop, score and choose by, instead of a part of x; never trained on.
         ValueError, before anything is trained or written, for what cannot be used; OSError where data that memory is
-        too small for does not fit on the disk either.
+        too small for does not fit on the disk either. A `DataWarning` for everything in them that looks wrong, see
+        `examine`.
+
+        each_epoch: called with a `morphnas.EpochReport` after every epoch of every network, in this thread, also where
+        networks are trained in other processes; its seconds are part of the limit. When it raises `morphnas.StopFit`,
+        the fit ends as after one Ctrl-C, without the warning: what is being trained is kept as far as it has come, the
+        best network so far is the model, and `resume` goes on. Whatever else it raises is logged, and costs
+        nothing. What it returns is of no matter. To see the curves in TensorBoard, for example:
+
+            writer = torch.utils.tensorboard.SummaryWriter("logs")
+
+            def each_epoch(report):
+                for name, value in report.numbers.items():
+                    writer.add_scalar(f"{name}/trial {report.trial}", value, report.epoch)
+
+        for Weights & Biases `wandb.log({f"trial {report.trial}": report.numbers})` in its place, and for MLflow
+        `mlflow.log_metrics({f"{name}/{report.trial}": value for name, value in report.numbers.items()}, report.epoch)`.
 
         Ctrl-C, once, ends it early: the best network so far is the model, and a warning says how to go on. It raises
         KeyboardInterrupt the second time, or where no network is trained yet. SIGTERM does the same, and then ends the
@@ -182,26 +202,24 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         deadline = Deadline.after(seconds)
         settings = Settings.of(self)
         deadline = deadline.earlier(min(settings.place.parting, 0.1 * seconds))
+        _check_callable(each_epoch)
         path = None if self.path is None else Path(self.path)
-        if path is not None:
-            Store.check(path, overwrite=self.overwrite, resume=bool(self.resume))
-        before = load_about(path) if path is not None and self.resume and holds_run(path) else None
-        if before is None and self.resume is True:
-            raise RunError(f'{str(path)!r} holds no run to go on with; resume="auto" begins one if there is none')
         decides = decisive(self.get_params(deep=False))
-        if before is not None:
-            check_unchanged(path, before.get("decides", {}), decides)
+        before = self._before(path, decides)
         seed = chosen_seed(self.random_state) if before is None else _seed(before)
         shape, size = self.image_shape, self.image_size
         problem = Problem.found(x, y, validation_data, shape, seed, settings.device, size, settings.room)
         if before is not None and before.get("data") != problem.fingerprint:
             same = "the same x and y, and the same validation_data"
             raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give {same}")
+        findings = doctor.look(problem, Deadline.after(min(doctor.LONGEST, doctor.SHARE * deadline.left)))
+        doctor.warn(findings)
 
         with _threads() as all_threads, stopping() as stop:
             deadline = deadline.heeding(stop)
             torch.set_num_threads(settings.place.threads or all_threads)
-            planned = self._plan(problem.task, settings, deadline.left) if before is None else Plan.of_run(before)
+            planner = self._planner(problem.task, settings, deadline.left) if before is None else None
+            planned = Plan.of_run(before or {}) if planner is None else planner(deadline.left)
             about = {
                 "estimator": type(self).__name__,
                 "settings": {name: plain(value) for name, value in self.get_params(deep=False).items()},
@@ -212,54 +230,121 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 "versions": versions(),
                 "device": str(settings.device),
                 "plan": planned.to_json(),
+                "findings": findings.to_json(),
             }
             folder = path or Path(tempfile.mkdtemp(prefix="morphnas-"))
             with _opened(folder, about, before is not None, self.overwrite) as store, self._progress(seconds) as shown:
                 torch.set_num_threads(planned.threads)
                 self.path_ = str(folder)
                 log.info("the run is kept in %s", folder)
+                if before is not None:
+                    store.note(findings=findings.to_json())
+                say = shown.tell if self.verbose else _logged
+                for finding in findings.found:
+                    if not finding.warns:
+                        say(str(finding))
                 reserve = (1 - planned.search_share) * seconds if self.refit else 0.02 * min(seconds, 25)
-                finals = sum(map(is_final, store.trials))
-                most = None if self.max_trials is None else self.max_trials + finals
+                end = deadline.earlier(reserve)
                 searcher = settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, seed)
-                told: dict[str, Any] = {"seed": seed, "chance": problem.chance, "guess": planned.seconds_per_flop}
-                told |= {"max_memory": planned.limits.max_memory, "keep": settings.keep, "observer": shown}
-                threads = min(planned.threads, settings.place.threads or planned.threads)
-                parts = (problem.task, problem.everything)
-                executor = settings.place.executor(*parts, threads, folder)
-                try:
-                    search(store, searcher, executor, deadline.earlier(reserve), max_trials=most, **told)
-                    alone = SerialExecutor(*parts)
-                    nothing = not (deadline.stopped or any(trial.kept for trial in store.trials))
-                    if nothing and not isinstance(executor, SerialExecutor):  # no worker came in time
-                        end = deadline.earlier(0.5 * deadline.left)
-                        search(store, searcher, alone, end, max_trials=len(store.trials) + 1, **told)
-                    if settings.place.workers:  # the final trainings have this machine for themselves
-                        executor.shutdown()
-                        executor = alone
-                        torch.set_num_threads(all_threads)
-                        spare = min(0.8, 0.01 * deadline.left)
-                        torch.set_num_threads(measure(problem.task, spare, planned.recipe.batch_size).threads)
+                foreseen = self._foreseen(settings, searcher, problem)
+                if planner is not None and (longer := seconds_for_search(planner, seconds)) is not None:
+                    foreseen |= {"for_search": longer, "small": searches(planner(seconds, SMALL_WIDTH))}
+                forecast = Forecast(store, planned, lambda: end.left, foreseen, say, settings.device.type == "cuda")
+                calls = EpochCalls(each_epoch, folder, stop)
+                observer = Observers((shown, forecast, calls))
+                given = (store, searcher, problem, planned, settings, end, deadline, seed, all_threads, observer)
+                with self._searched(*given) as last:
                     if deadline.stopped and not any(trial.kept and trial.score is not None for trial in store.trials):
-                        raise KeyboardInterrupt("no network was trained yet")
-                    found = self._finished(store, problem, planned, executor, deadline, seed, shown)
-                finally:
-                    executor.shutdown()
+                        error = StopFit if calls.stopped else KeyboardInterrupt
+                        raise error("no network was trained yet")
+                    found = self._finished(store, problem, planned, last, deadline, seed, observer)
+                calls.close()
                 self._use(store, problem, found, deadline)
                 prune(store, settings.keep)
                 shown.tell(trials_table(store.trials, best=self.best_trial_))
-            if deadline.stopped:
+            if deadline.stopped and not calls.stopped:
                 self._interrupted()
         return self
 
-    def _plan(self, task: Task, settings: Settings, seconds: float) -> Plan:
+    def _before(self, path: Path | None, decides: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What run.json says of the run to go on with; None: one is begun. RunError where neither can be."""
+        if path is not None:
+            Store.check(path, overwrite=self.overwrite, resume=bool(self.resume))
+        before = load_about(path) if path is not None and self.resume and holds_run(path) else None
+        if before is None and self.resume is True:
+            raise RunError(f'{str(path)!r} holds no run to go on with; resume="auto" begins one if there is none')
+        if before is not None:
+            check_unchanged(path, before.get("decides", {}), decides)
+        return before
+
+    def _foreseen(self, settings: Settings, searcher: Searcher, problem: Problem) -> dict[str, Any]:
+        """Settings of `morphnas.run.expectation.expectation`."""
+        return {
+            "max_trials": self.max_trials,
+            "workers": settings.place.at_a_time,
+            "ladder": Ladder.of(searcher),
+            "keep": settings.keep,
+            "finals": self.refit,
+            "data": problem.bytes_in_memory,
+            "apart": bool(settings.place.workers) or settings.place.ray,
+        }
+
+    def _planner(self, task: Task, settings: Settings, seconds: float) -> Callable[..., Plan]:
+        """What plans a run of so many seconds on this machine, whose pace is measured within 1 % of them.
+
+        It may be given a width for the first networks where the user has given none.
+        """
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
-        seconds = max(seconds, 1e-3)  # preparing the data may have taken all
         default = default_recipe(n, settings.device, self.augment, shape)
+        seconds = max(seconds, 1e-3)  # preparing the data may have taken all
         pace = measure(task, min(0.8, 0.01 * seconds), changed(default, settings.trainer_args).batch_size)
         recipe = changed(replace(default, precision=pace.precision), settings.trainer_args)
-        sized = (settings.limits, settings.depth, settings.width, settings.initial, settings.place.at_a_time)
-        return plan(shape, task.n_classes, n, recipe, seconds, pace, *sized)
+
+        def planned(seconds: float, width: int | None = None) -> Plan:
+            sized = (settings.limits, settings.depth, settings.width or width)
+            examples, time = (shape, task.n_classes, n), max(seconds, 1e-3)
+            return plan(*examples, recipe, time, pace, *sized, settings.initial, settings.place.at_a_time)
+
+        return planned
+
+    @contextlib.contextmanager
+    def _searched(
+        self,
+        store: Store,
+        searcher: Searcher,
+        problem: Problem,
+        planned: Plan,
+        settings: Settings,
+        end: Deadline,
+        deadline: Deadline,
+        seed: int,
+        all_threads: int,
+        observer: Observer,
+    ) -> Iterator[Executor]:
+        """Search until `end`, where the fit has until `deadline`; what is given is what runs the final trainings."""
+        finals = sum(map(is_final, store.trials))
+        most = None if self.max_trials is None else self.max_trials + finals
+        told: dict[str, Any] = {"seed": seed, "chance": problem.chance, "guess": planned.seconds_per_flop}
+        told |= {"max_memory": planned.limits.max_memory, "keep": settings.keep, "observer": observer}
+        threads = min(planned.threads, settings.place.threads or planned.threads)
+        parts = (problem.task, problem.everything)
+        executor = settings.place.executor(*parts, threads, store.path)
+        try:
+            search(store, searcher, executor, end, max_trials=most, **told)
+            alone = SerialExecutor(*parts)
+            nothing = not (deadline.stopped or any(trial.kept for trial in store.trials))
+            if nothing and not isinstance(executor, SerialExecutor):  # no worker came in time
+                half = deadline.earlier(0.5 * deadline.left)
+                search(store, searcher, alone, half, max_trials=len(store.trials) + 1, **told)
+            if settings.place.workers:  # the final trainings have this machine for themselves
+                executor.shutdown()
+                executor = alone
+                torch.set_num_threads(all_threads)
+                spare = min(0.8, 0.01 * deadline.left)
+                torch.set_num_threads(measure(problem.task, spare, planned.recipe.batch_size).threads)
+            yield executor
+        finally:
+            executor.shutdown()
 
     def _finished(
         self,
@@ -269,7 +354,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         executor: Executor,
         deadline: Deadline,
         seed: int,
-        shown: Progress,
+        observer: Observer,
     ) -> tuple[Trial, Trial]:
         """The search's winner, and the final model's trial."""
         searched = [trial for trial in store.trials if not is_final(trial)]
@@ -290,7 +375,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         readings = len(problem.task.judge) * (1 + _mirrors(recipe, problem.task))
         memory, end = planned.limits.max_memory, _saving(deadline, best, readings)
         data, steps = str(problem.fingerprint["hash"]), (recipe, end)
-        rest: dict[str, Any] = {"seed": seed, "max_memory": memory, "data": data, "observer": shown}
+        rest: dict[str, Any] = {"seed": seed, "max_memory": memory, "data": data, "observer": observer}
         return best, finalise(store, best, executor, *parts, *steps, **rest)
 
     def final_fit(
@@ -302,15 +387,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         trainer_args: Mapping[str, Any] | None = None,
         retrain: bool = False,
         time_limit: float | None = None,
+        each_epoch: EachEpochReport | None = None,
     ) -> Self:
         """Train the search's winner on the data given, within `time_limit` seconds (None: as long as the fit had).
 
         x_train, x_test: what `fit` takes; a Dataset, a DataLoader and a folder bring their own y. x_test,
         y_test are measured at the end (`test_metric_`) and never used to stop or to choose. trainer_args: any fields of
         `Recipe` but examples, or the legacy keys lr, max_iter_num and max_no_improvement_num. retrain: from fresh
-        weights only. Adds trials to the run and changes none. ValueError for labels that fit did not see.
+        weights only. each_epoch: as for `fit`. Adds trials to the run and changes none. ValueError for labels that fit
+        did not see.
         """
         self._check_fitted()
+        _check_callable(each_epoch)
         settings = Settings.of(self)
         about = load_about(Path(self.path_))
         seconds = time_limit_seconds(time_limit, about.get("time_limit"))
@@ -342,6 +430,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             recipe = changed(settle(best.proposal.recipe, store.trials, problem.chance), args)
             readings = len(problem.task.judge) + (0 if test is None else len(test))
             readings *= 1 + _mirrors(recipe, problem.task)
+            calls = EpochCalls(each_epoch, Path(self.path_), stop)
             executor = place.final(problem.task, problem.everything)
             try:
                 final = finalise(
@@ -358,13 +447,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                     max_memory=planned.limits.max_memory,
                     epochs=recipe.epochs if {"epochs", "max_iter_num"} & args.keys() else None,
                     data=str(problem.fingerprint["hash"]),
-                    observer=shown,
+                    observer=Observers((shown, calls)),
                 )
             finally:
                 executor.shutdown()
+            calls.close()
             self._use(store, problem, (best, final), deadline)
             prune(store, settings.keep)
-            if deadline.stopped:
+            if deadline.stopped and not calls.stopped:
                 self._interrupted()
             if test is not None:
                 self.test_metric_ = (self._logits([test.x]).argmax(1) == test.y).double().mean().item()
@@ -450,6 +540,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def history(self) -> list[dict[str, Any]]:
         """The networks tried, one dict each with model_id, loss, metric_value and more."""
         return self.load_searcher().history
+
+    def trials_dataframe(self) -> Any:
+        """The networks tried as a pandas.DataFrame, see `Run.trials_dataframe`."""
+        return self.load_searcher().trials_dataframe()
 
     def get_best_model_id(self) -> int:
         """Id of the search's winner."""
@@ -587,6 +681,15 @@ def _saving(deadline: Deadline, best: Trial, examples: int) -> Deadline:
     speed = best.outcome.images_per_second if best.outcome else 0.0
     scoring = 0.5 * examples / speed if speed else 0.0
     return deadline.earlier(min(0.5, 0.02 * deadline.left) + min(scoring, 0.5 * deadline.left))
+
+
+def _check_callable(each_epoch: Any) -> None:
+    if each_epoch is not None and not callable(each_epoch):
+        raise ValueError(f"each_epoch must be None or a function of a morphnas.EpochReport, not {each_epoch!r:.100}")
+
+
+def _logged(text: str) -> None:
+    log.info("%s", text)
 
 
 @contextlib.contextmanager

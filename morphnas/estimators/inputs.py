@@ -255,7 +255,8 @@ class Problem:
 
     task: the part to train on and the part to stop and score by. chooser: examples that choose among final models and
     do nothing else; None: too few. everything: all that may be trained on at last; None: the task trains on it already.
-    fingerprint: tells the data from others, JSON values.
+    fingerprint: tells the data from others, JSON values. order: which of the examples given the parts hold, one after
+    the other.
     """
 
     labels: Labels
@@ -264,6 +265,7 @@ class Problem:
     chooser: Examples | None
     everything: Examples | None
     fingerprint: dict[str, Any]
+    order: NDArray[np.intp]
 
     @staticmethod
     def found(
@@ -321,7 +323,15 @@ class Problem:
             valid = room.placed(own, device)
         chooser = None if parts.chooser is None else whole[last:]
         task = Task.of(whole[:first], valid, len(labels.classes))
-        return Problem(labels, preprocessing, task, chooser, None if parts.valid is None else whole, about)
+        return Problem(labels, preprocessing, task, chooser, None if parts.valid is None else whole, about, order)
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """That the examples take of memory, or of a GPU's: 0 of those in a file."""
+        several = [self.everything or self.task.train]
+        if self.everything is None and self.task.valid is not None:
+            several.append(self.task.valid)
+        return sum(part.x.nbytes for part in several if part.x.untyped_storage().filename is None)
 
     @property
     def chance(self) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 
-_DTYPE = re.compile(
-    r"object|bool|u?int\d{1,2}|float\d{1,3}|[<>|=]?[US]\d{1,9}|(datetime|timedelta)64(\[\d{0,4}[a-zA-Zμ]{1,2}\])?|[<>]?[mM]8(\[\d{0,4}[a-zA-Zμ]{1,2}\])?"
-)
-"""Names of the kinds of numpy arrays that labels come in: what numpy makes of other text is its own business."""
+_UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as")
+KINDS = {
+    "object", "str", "bytes",
+    *(np.dtype(code).name for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]),
+    *(f"{time}64[{unit}]" for time in ("datetime", "timedelta") for unit in _UNITS),
+}  # fmt: skip
+"""Names of the kinds of numpy arrays that labels are kept as: what numpy makes of other text is its own business."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,20 +65,21 @@ class Labels:
         return np.array([self._index[value] for value in values], dtype=np.int64)
 
     def to_json(self) -> dict[str, Any]:
-        if self.classes.dtype.kind in "mM":
-            return {"dtype": str(self.classes.dtype), "values": self.classes.astype(np.int64).tolist()}
-        values = [_to_json(value) for value in self.classes.tolist()]
-        return {"dtype": "object" if self.classes.dtype == object else str(self.classes.dtype), "values": values}
+        """The name of a kind in `KINDS`, and the values; ValueError for labels that cannot be kept."""
+        kind = self.classes.dtype
+        name = {"U": "str", "S": "bytes"}.get(kind.kind, kind.name)
+        if name not in KINDS:
+            raise ValueError(f"labels of the kind {kind} cannot be saved")
+        values = self.classes.astype(np.int64) if kind.kind in "mM" else self.classes
+        return {"dtype": name, "values": [_to_json(value) for value in values.tolist()]}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Labels:
         """The labels that `to_json` described; ValueError when they are none."""
         name, values = data["dtype"], data["values"]
-        if not (isinstance(name, str) and _DTYPE.fullmatch(name) and isinstance(values, list)):
+        if not (isinstance(name, str) and name in KINDS and isinstance(values, list)):
             raise ValueError(f"labels of {name!r:.40} cannot be read")
-        kind = np.dtype(
-            "".join(letter for letter in name if not letter.isdigit()) if "U" in name or "S" in name else name
-        )
+        kind = np.dtype(name)
         if kind.kind == "O":
             classes = np.empty(len(values), dtype=object)
             classes[:] = [_from_json(value) for value in values]

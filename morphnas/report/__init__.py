@@ -1,13 +1,16 @@
 """What happened, for people: tables, drawings and a progress display. Texts are made apart from files."""
 
 from morphnas.report.drawing import GraphvizMissing, draw_trials, graph_dot, tree_dot, visualize, write_pdf
+from morphnas.report.explain import Explanation, explain
 from morphnas.report.progress import Progress
 from morphnas.report.tables import trials_table
 
 __all__ = [
+    "Explanation",
     "GraphvizMissing",
     "Progress",
     "draw_trials",
+    "explain",
     "graph_dot",
     "tree_dot",
     "trials_table",

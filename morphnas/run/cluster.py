@@ -22,6 +22,7 @@ from morphnas.run.executors import Lost, Supervised
 from morphnas.run.parcels import Answer, done, sealed, task_of, tensors, unsealed
 from morphnas.run.search import Job
 from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch, warm_up
 
@@ -64,7 +65,7 @@ def ray_executor(
     except BaseException:
         leave()
         raise
-    kind = ray.remote(_Remote).options(num_cpus=0 if gpus else cpus, num_gpus=gpus, max_restarts=0)
+    kind = ray.remote(_Remote).options(num_cpus=0 if gpus else cpus, num_gpus=gpus, max_restarts=0, max_concurrency=2)
     makes = [lambda: _Actor(ray, kind, held, max(1, int(cpus)))] * min(room, workers or room)
     ahead = bool(gpus) or len(makes) > 1
     return Supervised(makes, ahead, RETRIES, leave)
@@ -163,7 +164,7 @@ def _tensors(held: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Remote:
-    """A worker, where it runs."""
+    """A worker, where it runs. While one thread of it waits for an answer, another one can hear of a stop."""
 
     def __init__(self, held: dict[str, Any], threads: int, paths: list[str]) -> None:
         sys.path.extend(path for path in paths if path not in sys.path)  # to classes of the user's own, if on this node
@@ -173,13 +174,18 @@ class _Remote:
         self._task, self._everything = task_of(_tensors(held), torch.device("cuda" if gpu else "cpu"))
         self._threads = threads
         self._answers: SimpleQueue[Answer] = SimpleQueue()
+        self._stop = Stop()
         warm_up()
 
     def ready(self) -> None:
         """Answers when the worker is."""
 
     def begin(self, parcel: bytes) -> None:
-        threading.Thread(target=self._do, args=(parcel,), daemon=True).start()
+        self._stop = Stop()
+        threading.Thread(target=self._do, args=(parcel, self._stop), daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.asked = True
 
     def answer(self) -> list[Answer]:
         """What there is to say, when there is something."""
@@ -188,9 +194,9 @@ class _Remote:
             said.append(self._answers.get())
         return said
 
-    def _do(self, parcel: bytes) -> None:
+    def _do(self, parcel: bytes, stop: Stop) -> None:
         torch.set_num_threads(self._threads)
-        self._answers.put(done(parcel, self._task, self._everything, self._answers.put))
+        self._answers.put(done(parcel, self._task, self._everything, self._answers.put, stop))
 
 
 class _Actor:
@@ -220,6 +226,10 @@ class _Actor:
             return self._ray.get(method.remote())
         except self._ray.exceptions.RayError as error:
             raise Lost(f"the worker is gone: {' '.join(str(error).split())[:2000]}") from error
+
+    def stop(self) -> None:
+        with suppress(Exception):  # Ray, or the actor, may be gone
+            self._actor.stop.remote()
 
     def kill(self) -> None:
         with suppress(Exception):  # Ray may be gone already

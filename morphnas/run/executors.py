@@ -58,6 +58,9 @@ class SerialExecutor:
             future.set_exception(error)
         return future
 
+    def stop(self) -> None:
+        """Jobs have a stop of their own, since `submit` is only back when they are done."""
+
     def shutdown(self) -> None:
         pass
 
@@ -75,6 +78,10 @@ class Worker(Protocol):
 
     def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
         """What came of the job; Lost when the worker is gone."""
+        ...
+
+    def stop(self) -> None:
+        """Have the job that it does end early, if it has one and can hear."""
         ...
 
     def kill(self) -> None:
@@ -128,6 +135,11 @@ class Supervised:
         if self._closed:
             order.future.cancel()
         return order.future
+
+    def stop(self) -> None:
+        with self._lock:
+            for worker in self._alive:
+                worker.stop()
 
     def shutdown(self) -> None:
         with self._lock:
@@ -257,13 +269,14 @@ class _Process:
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `close`
         self._ready = False
+        self._sending = threading.Lock()
         self._process = subprocess.Popen(  # noqa: S603  # this interpreter, with our own arguments
             [sys.executable, "-P", "-m", "morphnas.run.worker", str(place), str(device), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for this process; what becomes of its workers is its own affair
+            start_new_session=True,  # Ctrl-C is for this process, which tells its workers itself
         )
 
     def ready(self) -> None:
@@ -278,6 +291,10 @@ class _Process:
                 each_epoch(answer)
         return unsealed(answer)
 
+    def stop(self) -> None:
+        with contextlib.suppress(Lost):
+            self._send(None)
+
     def kill(self) -> None:
         self._process.kill()
 
@@ -288,12 +305,13 @@ class _Process:
             with contextlib.suppress(OSError):  # what was still to be written
                 pipe.close()  # type: ignore[union-attr]
 
-    def _send(self, parcel: bytes) -> None:
+    def _send(self, parcel: bytes | None) -> None:
         assert self._process.stdin is not None
         try:
-            pickle.dump(parcel, self._process.stdin)
-            self._process.stdin.flush()
-        except OSError as error:
+            with self._sending:
+                pickle.dump(parcel, self._process.stdin)
+                self._process.stdin.flush()
+        except (OSError, ValueError) as error:
             raise Lost(self._last_words()) from error
 
     def _receive(self) -> Answer:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from concurrent.futures import wait
+from contextlib import suppress
 from dataclasses import replace
+from queue import Empty, SimpleQueue
 
 from morphnas.graph import Graph
 from morphnas.run.keeping import is_final, unsettled
@@ -184,10 +187,26 @@ def _train(
     micro = micro_batch(trial.graph, proposal.recipe.batch_size, max_memory, store.trials)
     own = (scored, micro, store.checkpoint(trial.id), deadline.stop)
     job = Job(start, (), proposal.recipe, deadline.left, trial_seed(seed, trial.id), *own)
-    future = executor.submit(job, (lambda outcome: observer.epoch_done(trial, outcome)) if observer else None)
+    news: SimpleQueue[Outcome | None] = SimpleQueue()
+    here = threading.get_ident()
+
+    def epoch_done(outcome: Outcome) -> None:
+        """Tell the observer, in this thread only."""
+        if threading.get_ident() != here:
+            news.put(outcome)
+        elif observer:
+            observer.epoch_done(trial, outcome)
+
+    future = executor.submit(job, epoch_done)
+    future.add_done_callback(lambda _: news.put(None))
     end = deadline.earlier(-grace(job.seconds) - 0.5)
-    while not (future.done() or end.passed):
-        wait([future], min(end.left, POLL))
+    while not ((done := future.done()) and news.empty()) and (done or not end.passed):
+        with suppress(Empty):
+            if (outcome := news.get(timeout=min(end.left, POLL))) is not None:
+                epoch_done(outcome)
+    if deadline.stopped and not future.done():
+        executor.stop()
+        wait([future], grace(job.seconds))
     if deadline.stopped and not future.done():
         return trial  # to be gone on with
     late = Outcome("failed", error="no worker gave an answer by the deadline"), None

@@ -21,6 +21,7 @@ from morphnas.graph import Graph, Network
 from morphnas.run.checkpoints import Result
 from morphnas.run.search import Job, work
 from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
 
@@ -86,7 +87,7 @@ Answer = Ready | Outcome | Done
 
 
 def sealed(job: Job) -> bytes:
-    """A job as it travels: a stop that is asked for here is not heard of there."""
+    """A job as it travels: its stop cannot, a worker is told by the executor's `stop`."""
     weights, start, job = None, job.start, replace(job, stop=None)
     if isinstance(start, Network):
         job, weights = replace(job, start=start.graph), save(dict(start.weights))
@@ -108,10 +109,10 @@ def unsealed(answer: Answer) -> Result:
     return answer.outcome, None if answer.weights is None else load(answer.weights)
 
 
-def done(parcel: bytes, task: Task, everything: Examples | None, each_epoch: EachEpoch) -> Done:
-    """Do a job that has arrived. Whatever it raises is an outcome."""
+def done(parcel: bytes, task: Task, everything: Examples | None, each_epoch: EachEpoch, stop: Stop) -> Done:
+    """Do a job that has arrived, until `stop` is asked. Whatever it raises is an outcome."""
     try:
-        job = opened(parcel)
+        job = replace(opened(parcel), stop=stop)
         outcome, weights = work(job, part_for(job, task, everything), each_epoch)
     except BaseException:  # sys.exit() as well
         return Done(Outcome("failed", error=traceback.format_exc()[-4000:]), None)

@@ -57,6 +57,25 @@ class Observer(Protocol):
     def trial_ends(self, trial: Trial) -> None: ...
 
 
+@dataclass(frozen=True)
+class Observers:
+    """Several observers as one: they are told in their order."""
+
+    several: Sequence[Observer]
+
+    def trial_begins(self, trial: Trial) -> None:
+        for observer in self.several:
+            observer.trial_begins(trial)
+
+    def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
+        for observer in self.several:
+            observer.epoch_done(trial, outcome)
+
+    def trial_ends(self, trial: Trial) -> None:
+        for observer in self.several:
+            observer.trial_ends(trial)
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """A proposal as a worker gets it: with the weights of its start, if that has any.
@@ -100,6 +119,10 @@ class Executor(Protocol):
         """Begin a job. What goes wrong with it, or with whoever does it, is an outcome. A worker that has begun it is
         waited for as long as its seconds and their `grace`. each_epoch is called in this process, from any thread.
         """
+        ...
+
+    def stop(self) -> None:
+        """Have workers elsewhere end what they do with what they have. In this process the job's own stop does that."""
         ...
 
     def shutdown(self) -> None:
@@ -322,16 +345,17 @@ def search(
     Trials that an earlier driver claimed and did not finish are run first, under their ids, but for final trainings,
     which wait for `morphnas.run.final`. Where there is no network yet, at least one trial is begun, however short the
     time, so that there is one at the end. A worker gets its next job as soon as it is free; one that does not answer
-    soon after the deadline is not waited for. When a stop is asked for, trials of workers that do not hear of it stay
-    open, to be gone on with. guess: seconds per FLOP, before any is measured. max_memory: bytes that a training should
-    take at most. keep: see `morphnas.run.keeping`. Raises what ends the store; what goes wrong in a trial is its
-    outcome.
+    soon after the deadline is not waited for. When a stop is asked for, trials end as far as they have come; those of
+    workers that have not begun, or do not answer soon, stay open, to be gone on with. guess: seconds per FLOP, before
+    any is measured. max_memory: bytes that a training should take at most. keep: see `morphnas.run.keeping`. Raises
+    what ends the store; what goes wrong in a trial is its outcome.
     """
     waiting = [trial for trial in store.trials if trial.outcome is None and not is_final(trial)]
     prune(store, keep)  # as it would have been, had the driver not been interrupted
     running: dict[int, Future[Result]] = {}
     news: SimpleQueue[tuple[Trial, Outcome | Future[Result]]] = SimpleQueue()
-    end = deadline.earlier(-grace(deadline.left) - 0.5)  # an executor that keeps to its word is earlier
+    late = grace(deadline.left) + 0.5  # an executor that keeps to its word is earlier
+    end, parting = deadline.earlier(-late), NEVER
     here = threading.get_ident()
     asker = ThreadPoolExecutor(1, "morphnas-ask") if executor.ahead else None
     asked: Future[Proposal | None] | None = None  # for the next worker that is free
@@ -420,12 +444,19 @@ def search(
             if not running:
                 return
             until = end if deadline.passed else deadline
+            if deadline.stopped:
+                if parting is NEVER:
+                    parting = Deadline.after(late, deadline.clock)
+                    executor.stop()
+                    for future in list(running.values()):
+                        future.cancel()  # no effect where a worker has begun
+                until = parting
             try:
                 trial, told = news.get(timeout=min(until.left, POLL))
             except Empty:
-                if deadline.stopped:
+                if parting.passed:
                     return
-                if not until.passed:
+                if not until.passed or deadline.stopped:
                     continue
                 if not end.passed:
                     for future in list(running.values()):
@@ -439,6 +470,8 @@ def search(
                 epoch_done(trial, told)
             else:
                 del running[trial.id]
+                if told.cancelled() and deadline.stopped:
+                    continue  # to be gone on with
                 finish(trial, *result_of(told))
     finally:
         if asker:

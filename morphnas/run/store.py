@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from morphnas.graph import Graph, Network, Weights, morph_from_json
 from morphnas.graph.graph import bounded
 from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors
+from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.recipe import Outcome, Recipe
 
@@ -363,6 +364,14 @@ class Run:
             for t in self.trials
             if t.outcome is not None and t.outcome.score is not None
         ]
+
+    def trials_dataframe(self) -> Any:
+        """A pandas.DataFrame with a row for every trial, see `trial_rows`; ImportError without pandas."""
+        return frame(trial_rows(self.trials), TRIAL).astype({"parent": "Int64"})
+
+    def curves(self) -> Any:
+        """A pandas.DataFrame with a row for every epoch of every trial: trial, epoch, seconds, loss, score, metric."""
+        return frame(curve_rows(self.trials), CURVE)
 
     @cached_property
     def _by_id(self) -> dict[int, Trial]:

@@ -1,4 +1,5 @@
-"""A worker's process: jobs come by its standard input, answers go by its standard output.
+"""A worker's process: jobs come by its standard input, with None to stop the last, and answers go by
+its standard output.
 
     python -m morphnas.run.worker FOLDER DEVICE THREADS
 
@@ -20,6 +21,7 @@ from typing import BinaryIO
 import torch
 
 from morphnas.run.parcels import Answer, Ready, done, read_task
+from morphnas.train.deadline import Stop
 from morphnas.train.trainer import warm_up
 
 
@@ -29,7 +31,7 @@ def main(folder: Path, device: torch.device, threads: int) -> None:
     os.dup2(nothing, 0)
     os.dup2(2, 1)  # what else is printed goes to the log
     faulthandler.enable()
-    parcels: SimpleQueue[bytes] = SimpleQueue()
+    parcels: SimpleQueue[tuple[bytes, Stop]] = SimpleQueue()
     threading.Thread(target=_receive, args=(jobs, parcels, folder), daemon=True).start()
 
     def answer(said: Answer) -> None:
@@ -41,14 +43,20 @@ def main(folder: Path, device: torch.device, threads: int) -> None:
     warm_up()
     answer(Ready())
     while True:
-        answer(done(parcels.get(), task, None, answer))
+        parcel, stop = parcels.get()
+        answer(done(parcel, task, None, answer, stop))
 
 
-def _receive(jobs: BinaryIO, parcels: SimpleQueue[bytes], folder: Path) -> None:
+def _receive(jobs: BinaryIO, parcels: SimpleQueue[tuple[bytes, Stop]], folder: Path) -> None:
     """In a thread, so that the end of the driver is the end of this process in the midst of a job, too."""
+    stop = Stop()
     try:
         while True:
-            parcels.put(pickle.load(jobs))  # noqa: S301  # of the driver
+            if (parcel := pickle.load(jobs)) is None:  # noqa: S301  # of the driver
+                stop.asked = True
+            else:
+                stop = Stop()
+                parcels.put((parcel, stop))
     except (EOFError, OSError, pickle.UnpicklingError):
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)

@@ -14,7 +14,7 @@ class OutOfTime(Exception):
 
 
 class Stop:
-    """Whether somebody wants the work to end now. A copy in another process does not hear of it."""
+    """Whether somebody wants the work to end now. Not heard of in other processes: executors tell those."""
 
     def __init__(self) -> None:
         self.asked = False

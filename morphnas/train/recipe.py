@@ -148,6 +148,7 @@ class Outcome:
     error: what went wrong, for people.
     micro_batch: examples that steps had in memory at a time, at last; 0: there were none.
     retries: trainings besides the one told of here, since one of them diverged.
+    training_loss, lr: mean loss of the last epoch that came to its end, and the learning rate of its last step.
     """
 
     status: Status
@@ -165,11 +166,13 @@ class Outcome:
     error: str | None = None
     micro_batch: int = 0
     retries: int = 0
+    training_loss: float | None = None
+    lr: float | None = None
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
             raise ValueError(f"outcome: status must be one of {', '.join(get_args(Status))}, not {self.status!r}")
-        for name in ("score", "metric", "morph_error", "mirrored"):
+        for name in ("score", "metric", "morph_error", "mirrored", "training_loss", "lr"):
             value = getattr(self, name)
             if value is not None and not _is_number(value):
                 raise ValueError(f"outcome: {name} must be a finite number or None, not {value!r}")

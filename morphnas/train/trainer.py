@@ -209,6 +209,7 @@ def train(
             mean_loss = total.item() / max(1, done)
             if gone or not math.isfinite(mean_loss):
                 raise Diverged(gone or "the training loss is no number any more")
+            best = replace(best, training_loss=mean_loss, lr=recipe.lr * rate)
             if scored:
                 scoring = clock()
                 until = deadline if best.score is not None else deadline.heeding(None)

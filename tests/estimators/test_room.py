@@ -345,6 +345,7 @@ def test_more_data_take_no_more_memory(late: bool, tmp_path: Path) -> None:
     """
     x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.int16 if late else np.uint8, (100_000, 64, 64))
     x[:] = np.arange(64)
+    x[:, 0, :2] = np.stack(divmod(np.arange(len(x)), 250), axis=1)  # no two alike
     if late:
         x[-1] = 300
     x.flush()

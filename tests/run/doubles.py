@@ -75,6 +75,9 @@ class Threads:
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
         return self._pool.submit(executors.work, job, self._task, each_epoch)  # type: ignore[attr-defined]  # patched there
 
+    def stop(self) -> None:
+        pass
+
     def shutdown(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 

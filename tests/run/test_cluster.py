@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,11 +20,11 @@ from morphnas import ImageClassifier, load_run
 from morphnas.run.cluster import ray_executor, reachable
 from morphnas.run.executors import Supervised
 from morphnas.run.search import Executor, Job, search
-from morphnas.search.trial import Proposal
+from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples
 from morphnas.train.deadline import Deadline
 from tests.contracts import TASK, ExecutorContract, SurvivorContract
-from tests.run.doubles import GRAPH, RECIPE, Script, files, proposals, store_of
+from tests.run.doubles import GRAPH, RECIPE, Notes, Script, files, proposals, store_of
 from tests.run.hostile import Hostile
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,48 @@ def test_two_nodes_share_twenty_trials_and_one_worker_is_killed(cluster: Any, tm
         executor.shutdown()
     assert (tmp_path / "killed").exists()
     assert ends == [("finished", None)] * 20
+
+
+@pytest.mark.slow
+def test_trials_of_a_node_that_is_lost_are_done_by_another(cluster: Any, tmp_path: Path) -> None:
+    class Losing(Notes):
+        """Takes a node away when three trials have ended."""
+
+        def trial_ends(self, trial: Trial) -> None:
+            super().trial_ends(trial)
+            if [what for what, _ in self.told].count("ends") == 3:
+                cluster.remove_node(node, allow_graceful=False)
+
+    (node,) = cluster.worker_nodes
+    executor = ray_executor(TASK, address=cluster.address)
+    try:
+        assert executor.workers == 2
+        with store_of(tmp_path / "run") as store:
+            search(store, Script(proposals(12)), executor, Deadline.after(250), observer=Losing())
+            ends = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
+    finally:
+        executor.shutdown()
+    assert ends == [("finished", None)] * 12
+
+
+@pytest.mark.slow
+def test_a_cluster_is_reached_from_outside(tmp_path: Path) -> None:
+    """By Ray's client, whose process is no node of the cluster."""
+    utils = pytest.importorskip("ray.cluster_utils")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    node = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": port}
+    made = utils.Cluster(initialize_head=True, head_node_args=node)
+    code = DRIVER.replace('executor="ray"', f'executor="ray://127.0.0.1:{port}"').replace(
+        "max_trials=12", "max_trials=3"
+    )
+    try:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], env=environment, check=True, timeout=240)
+    finally:
+        made.shutdown()
+    assert [t.outcome and t.outcome.status for t in load_run(tmp_path / "run").trials] == ["finished"] * 3
 
 
 DRIVER = """

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,9 @@ from morphnas.run.executors import Lost, SerialExecutor, Supervised, process_exe
 from morphnas.run.parcels import read_task, write_task
 from morphnas.run.search import Executor, Job, search
 from morphnas.search import MorphSpace, RandomSearcher
+from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
-from morphnas.train.deadline import Deadline
+from morphnas.train.deadline import Deadline, Stop
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
 from tests.contracts import TASK, ExecutorContract, SurvivorContract
@@ -79,6 +80,7 @@ class Puppet:
     ways: list[str]
     killed: threading.Event = field(default_factory=threading.Event)
     closed: int = 0
+    stopped: int = 0
 
     def ready(self) -> None:
         if self.ways[:1] == ["absent"]:
@@ -95,6 +97,9 @@ class Puppet:
         if each_epoch:
             each_epoch(GOOD)
         return GOOD, weights()
+
+    def stop(self) -> None:
+        self.stopped += 1
 
     def kill(self) -> None:
         self.killed.set()
@@ -222,6 +227,9 @@ class Mute:
             future.set_running_or_notify_cancel()
         return future
 
+    def stop(self) -> None:
+        pass
+
     def shutdown(self) -> None:
         pass
 
@@ -235,6 +243,41 @@ def test_a_search_ends_when_nobody_answers(tmp_path: Path, monkeypatch: pytest.M
     assert errors == ["no worker gave an answer by the deadline", "no worker was free for it before the deadline"]
     assert time.monotonic() - begun < 5
     assert [what for what, _ in notes.told] == ["begins", "begins", "ends", "ends"]
+
+
+def test_a_stop_that_nobody_hears_leaves_the_trial_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("morphnas.run.search.grace", lambda _: -0.3)
+    stop, begun = Stop(), time.monotonic()
+    stop.asked = True
+    with store_of(tmp_path / "run") as store:
+        search(store, Script(proposals(9)), Mute(), Deadline.after(600, stop=stop))
+        assert [trial.outcome for trial in store.trials] == [None]
+    assert time.monotonic() - begun < 5
+
+
+def test_a_stop_reaches_a_process(tmp_path: Path, process: Supervised) -> None:
+    """Its trial ends as far as it has come, and the process is of use again."""
+    stop, long = Stop(), replace(proposals(1)[0], recipe=replace(RECIPE, epochs=100_000))
+    process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
+    begun = time.monotonic()
+    with store_of(tmp_path / "run") as store:
+        search(store, Script([long] * 9), process, Deadline.after(600, stop=stop), observer=Asking(stop=stop))
+        (trial,) = store.trials
+        assert trial.outcome is not None
+        assert (trial.outcome.status, trial.kept) == ("truncated", True)
+        assert trial.score is not None
+    assert time.monotonic() - begun < 15
+    assert process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)[0].status == "finished"
+
+
+@dataclass
+class Asking(Notes):
+    """Asks for a stop when an epoch is done."""
+
+    stop: Stop = field(default_factory=Stop)
+
+    def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
+        self.stop.asked = True
 
 
 def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

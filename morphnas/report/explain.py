@@ -1,0 +1,159 @@
+"""Why a network: how it came about, what each edit gained, and what was expected of it when it was proposed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from morphnas.report.words import count, epochs_words, metric_words, trial_words
+from morphnas.run.store import Run
+from morphnas.search.trial import Trial, lineage
+from morphnas.train.recipe import Outcome
+
+REASONS = {
+    "start": "one of the networks that the search begins with",
+    "promotion": "one of the best so far, to be trained longer",
+    "random": "random morphs",
+    "tournament": "a random morph of the best of some networks drawn",
+    "climbing": "a child of the best network so far",
+    "greedy": "a neighbour of the best network so far",
+    "grid": "a point of the grid",
+    "acquisition": "of the networks looked at, the one that promised most",
+}
+"""What searchers mean by the reasons that they note down."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A network of a lineage, and what its morphs, and the training after them, made of its start.
+
+    score: minus the log loss; gain: of the score over its start's; None where either has none. noise: how far two
+    accuracies may differ by chance, at 95 %, if they were of different examples; as they are of the same ones, chance
+    makes less. clear: whether the accuracy has changed by more. expected, sd: of the score, when it was proposed; None
+    where the searcher expects nothing. nearest: (id, edit distance) of the known networks that were most like it.
+    """
+
+    id: int
+    what: str
+    reason: str
+    parameters: int
+    epochs: int
+    score: float | None
+    metric: float | None
+    gain: float | None
+    metric_gain: float | None
+    noise: float | None
+    clear: bool | None
+    expected: float | None
+    sd: float | None
+    nearest: tuple[tuple[int, float], ...]
+
+    def __str__(self) -> str:
+        size = f"{count(self.parameters)} parameters, {epochs_words(self.epochs)}"
+        lines = [f"network {self.id}: {self.what} ({size})", f"  why: {self.reason}"]
+        if self.expected is not None and self.sd is not None:
+            came = "" if self.score is None else f", it came to {self.score:.4f}"
+            lines.append(f"  expected score {self.expected:.4f}, give or take {self.sd:.4f}{came}")
+        if self.nearest:
+            near = ", ".join(f"{id} at {distance:.3g}" for id, distance in self.nearest)
+            lines.append(f"  most like it, by edit distance: {near}")
+        if self.score is None:
+            lines.append("  no score")
+        else:
+            metric = "" if self.metric is None else f", accuracy {100 * self.metric:.2f} %"
+            lines.append(f"  score {self.score:.4f}{metric}" + self._gains())
+        return "\n".join(lines)
+
+    def _gains(self) -> str:
+        if self.gain is None:
+            return ""
+        if self.metric_gain is None or self.noise is None:
+            return f"; gain {self.gain:+.4f}"
+        chance = "more than chance" if self.clear else f"within chance, which is up to {100 * self.noise:.2f}"
+        return f"; gain {self.gain:+.4f}, {100 * self.metric_gain:+.2f} points: {chance}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The lineage of a network, from what the search began with; `str` of it is for people."""
+
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.steps))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [asdict(step) for step in self.steps]
+
+
+def explain(run: Run, model_id: int | None = None) -> Explanation:
+    """Why a network was tried, and what its morphs gained, from its first ancestor on. None: the search's winner.
+
+    Gains are of a training after the morphs: a child begins as its parent ended, and part of what it gains it would
+    have gained without any morph, by being trained longer. RunError for an id that the run does not have.
+    """
+    trial = run.trial(run.get_best_model_id() if model_id is None else model_id)
+    line = lineage(run.trials, trial)
+    return Explanation(tuple(_step(one, before) for before, one in zip([None, *line], line, strict=False)))
+
+
+def _step(trial: Trial, before: Trial | None) -> Step:
+    why, outcome = trial.proposal.why, trial.outcome
+    start = None if before is None else before.outcome
+    metric_gain = noise = None
+    if outcome and start and outcome.metric is not None and start.metric is not None:
+        metric_gain, noise = outcome.metric - start.metric, _noise(outcome, start)
+    scores = trial.score, None if before is None else before.score
+    return Step(
+        trial.id,
+        trial_words(trial),
+        _reason(why),
+        trial.graph.parameters,
+        0 if outcome is None else outcome.epochs,
+        trial.score,
+        None if outcome is None or not metric_words(outcome) else outcome.metric,
+        None if scores[0] is None or scores[1] is None else scores[0] - scores[1],
+        metric_gain,
+        noise,
+        None if metric_gain is None or noise is None else abs(metric_gain) > noise,
+        _number(why.get("mean")),
+        _number(why.get("sd")),
+        _nearest(why.get("nearest")),
+    )
+
+
+def _reason(why: Mapping[str, Any]) -> str:
+    if "final" in why:
+        return "a training of the final model"
+    reason = str(why.get("reason", "not said"))
+    said = REASONS.get(reason, reason)
+    looked = _number(why.get("candidates"))
+    rule = {"ucb": "by the upper confidence bound", "ei": "by the expected improvement"}.get(
+        str(why.get("acquisition")), ""
+    )
+    return ", ".join(part for part in (said, rule, f"of {looked:.0f}" if looked is not None else "") if part)
+
+
+def _noise(one: Outcome, other: Outcome) -> float | None:
+    """How far two shares of correct answers differ by chance, at 95 %: the normal approximation for other examples."""
+    parts = [(o.metric, o.examples) for o in (one, other)]
+    if not all(metric is not None and n and 0 <= metric <= 1 for metric, n in parts):
+        return None
+    return 1.959964 * math.sqrt(sum(m * (1 - m) / n for m, n in parts if m is not None))
+
+
+def _nearest(value: object) -> tuple[tuple[int, float], ...]:
+    """What a searcher noted down, as far as it is pairs of an id and a distance."""
+    pairs = value if isinstance(value, (list, tuple)) else ()
+    found = [pair for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2]
+    return tuple(
+        (int(id), distance) for id, raw in found if isinstance(id, int) and (distance := _number(raw)) is not None
+    )
+
+
+def _number(value: object) -> float | None:
+    """A finite number; None for anything else, as what a searcher notes down is its own affair."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if real and isinstance(value, (int, float)) else None

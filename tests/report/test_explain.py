@@ -1,0 +1,97 @@
+"""What is said about why a network was tried."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morphnas.report.explain import Explanation, explain
+from morphnas.run.files import RunError
+from morphnas.run.store import Run
+from morphnas.search.trial import Trial
+from tests.report.history import history
+
+TRIALS = history()
+BAYES = {
+    "reason": "acquisition",
+    "acquisition": "ei",
+    "mean": -0.2,
+    "sd": 0.05,
+    "nearest": [[0, 1.5]],
+    "candidates": 40,
+}
+
+
+def run_of(trials: list[Trial], **about: Any) -> Run:
+    return Run(Path("run"), about, tuple(trials))
+
+
+def told(id: int, **why: Any) -> Explanation:
+    """Of a trial, with what its searcher is to have said of it."""
+    trials = [replace(t, proposal=replace(t.proposal, why=why)) if t.id == id else t for t in TRIALS]
+    return explain(run_of(trials), id)
+
+
+def test_the_lineage_with_its_gains() -> None:
+    steps = explain(run_of(TRIALS), 5).steps
+    assert [step.id for step in steps] == [0, 2, 5]
+    assert [step.gain for step in steps] == [None, pytest.approx(0.125), pytest.approx(0.025)]
+    assert [step.metric_gain for step in steps] == [None, pytest.approx(0.025), pytest.approx(0.01)]
+    assert [step.clear for step in steps] == [None, False, False]  # of 400 examples
+    assert steps[1].noise == pytest.approx(1.959964 * (0.925 * 0.075 / 400 + 0.95 * 0.05 / 400) ** 0.5)
+
+
+def test_a_gain_beyond_chance_is_told_from_one_within() -> None:
+    sure = [
+        replace(t, outcome=replace(t.outcome, examples=100_000)) if t.outcome and t.outcome.examples else t
+        for t in TRIALS
+    ]
+    assert [step.clear for step in explain(run_of(sure), 5).steps] == [None, True, True]
+    assert "more than chance" in str(explain(run_of(sure), 5))
+    assert "within chance" in str(explain(run_of(TRIALS), 5))
+
+
+def test_what_was_expected() -> None:
+    step = told(2, **BAYES).steps[-1]
+    assert (step.expected, step.sd, step.nearest) == (-0.2, 0.05, ((0, 1.5),))
+    text = str(step)
+    assert "expected score -0.2000, give or take 0.0500, it came to -0.1250" in text
+    assert "by the expected improvement, of 40" in text
+    assert "0 at 1.5" in text
+
+
+def test_the_winner_unless_another_is_asked_for() -> None:
+    assert explain(run_of(TRIALS, best=2)).steps[-1].id == 2
+    with pytest.raises(RunError, match="no best model yet"):
+        explain(run_of(TRIALS))
+    with pytest.raises(RunError, match="there is no model 99"):
+        explain(run_of(TRIALS), 99)
+
+
+@pytest.mark.parametrize("trial", TRIALS, ids=lambda t: str(t.id))
+def test_every_trial_can_be_explained(trial: Trial) -> None:
+    found = explain(run_of(TRIALS), trial.id)
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))[-1]["id"] == trial.id
+    assert f"network {trial.id}: " in str(found)
+    assert found.steps[-1].score == trial.score
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        {"mean": float("nan"), "sd": "wide", "nearest": [[1]], "candidates": None},
+        {"mean": True, "nearest": "none", "reason": ["x"]},
+        {"nearest": [["one", 2.0], [1, float("inf")], [True]], "acquisition": {}},
+        {"reason": "of my own"},
+    ],
+)
+def test_whatever_a_searcher_has_noted_down(why: dict[str, Any]) -> None:
+    found = told(2, **why)
+    assert found.steps[-1].expected is None
+    assert found.steps[-1].nearest == ()
+    json.dumps(found.to_json(), allow_nan=False)
+    assert str(found)
