@@ -25,7 +25,7 @@ setup(
     author="morphnas contributors",
     license="MIT",
     packages=find_packages(include=["morphnas", "morphnas.*"]),
-    package_data={"morphnas": ["py.typed"]},
+    package_data={"morphnas": ["py.typed", "report/page.*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.4",
@@ -42,6 +42,8 @@ setup(
         "images": IMAGES,
         "pdf": ["pygraphviz>=2"],
         "ray": ["ray[client]>=2.40"],
+        "browser": ["selenium>=4.20"],  # what tests open the page of a run with, in a Chromium
+        "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
         "notebook": ["ipykernel>=6", "nbclient>=0.10"],  # what a test runs one with
         "test": TEST,
         "dev": [*TEST, "mypy>=1.15", "ruff>=0.12"],

@@ -2,6 +2,7 @@
 
 from morphnas.report.drawing import GraphvizMissing, draw_trials, graph_dot, tree_dot, visualize, write_pdf
 from morphnas.report.explain import Explanation, explain
+from morphnas.report.page import show, write_report
 from morphnas.report.progress import Progress
 from morphnas.report.tables import trials_table
 
@@ -12,8 +13,10 @@ __all__ = [
     "draw_trials",
     "explain",
     "graph_dot",
+    "show",
     "tree_dot",
     "trials_table",
     "visualize",
     "write_pdf",
+    "write_report",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from morphnas.report.facts import number
 from morphnas.report.words import count, epochs_words, metric_words, trial_words
 from morphnas.run.store import Run
 from morphnas.search.trial import Trial, lineage
@@ -118,8 +119,8 @@ def _step(trial: Trial, before: Trial | None) -> Step:
         metric_gain,
         noise,
         None if metric_gain is None or noise is None else abs(metric_gain) > noise,
-        _number(why.get("mean")),
-        _number(why.get("sd")),
+        number(why.get("mean")),
+        number(why.get("sd")),
         _nearest(why.get("nearest")),
     )
 
@@ -129,7 +130,7 @@ def _reason(why: Mapping[str, Any]) -> str:
         return "a training of the final model"
     reason = str(why.get("reason", "not said"))
     said = REASONS.get(reason, reason)
-    looked = _number(why.get("candidates"))
+    looked = number(why.get("candidates"))
     rule = {"ucb": "by the upper confidence bound", "ei": "by the expected improvement"}.get(
         str(why.get("acquisition")), ""
     )
@@ -149,11 +150,5 @@ def _nearest(value: object) -> tuple[tuple[int, float], ...]:
     pairs = value if isinstance(value, (list, tuple)) else ()
     found = [pair for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2]
     return tuple(
-        (int(id), distance) for id, raw in found if isinstance(id, int) and (distance := _number(raw)) is not None
+        (int(id), distance) for id, raw in found if isinstance(id, int) and (distance := number(raw)) is not None
     )
-
-
-def _number(value: object) -> float | None:
-    """A finite number; None for anything else, as what a searcher notes down is its own affair."""
-    real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if real and isinstance(value, (int, float)) else None
