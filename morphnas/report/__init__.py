@@ -1,6 +1,6 @@
 """What happened, for people: tables, drawings and a progress display. Texts are made apart from files."""
 
-from morphnas.report.drawing import GraphvizMissing, draw_trials, graph_dot, tree_dot, visualize, write_pdf
+from morphnas.report.drawing import GraphvizMissing, draw, draw_trials, graph_dot, tree_dot, visualize, write_drawing
 from morphnas.report.explain import Explanation, explain
 from morphnas.report.page import show, write_report
 from morphnas.report.progress import Progress
@@ -10,6 +10,7 @@ __all__ = [
     "Explanation",
     "GraphvizMissing",
     "Progress",
+    "draw",
     "draw_trials",
     "explain",
     "graph_dot",
@@ -17,6 +18,6 @@ __all__ = [
     "tree_dot",
     "trials_table",
     "visualize",
-    "write_pdf",
+    "write_drawing",
     "write_report",
 ]

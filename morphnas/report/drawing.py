@@ -1,4 +1,4 @@
-"""Networks and the tree of trials as Graphviz sources, and those as PDF."""
+"""Networks and the tree of trials as Graphviz sources, and those as PDF, SVG or PNG."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from dataclasses import MISSING, dataclass, fields
 from html import escape
 from pathlib import Path
 
-from morphnas.graph import Graph, Node, Op
+from morphnas.graph import Graph, Network, Node, Op
+from morphnas.report.folding import Repeat, folded
 from morphnas.report.words import count, epochs_words, metric_words, morph_words, status_words
 from morphnas.run.store import Run, load_run
 from morphnas.search.trial import Trial
 
 
 class GraphvizMissing(RuntimeError):
-    """Nothing on this machine can turn a .dot file into a PDF."""
+    """Nothing on this machine can draw a .dot file."""
+
+
+FORMATS = (".pdf", ".svg", ".png")
+"""That are drawn; .dot is their source."""
 
 
 _INK, _FAINT, _LINE = "#202124", "#5f6368", "#80868b"
@@ -49,30 +54,58 @@ _CHANGED = _Look("changed", "#feefc3", "#b06000", 2)
 # -- one network
 
 
-def graph_dot(graph: Graph, title: str = "", parent: Graph | None = None) -> str:
+def graph_dot(graph: Graph, title: str = "", parent: Graph | None = None, fold: bool = True) -> str:
     """The network as a Graphviz source: one box per layer, with the norm and the activation that follow it.
 
     A box names its first node, says its settings and the shape of its output. Given the parent, what is new and what
     has changed (another op under the same name) stands out, with a legend; edges that the parent has not are thick.
+    fold: layers that follow each other three times or more in the same way are drawn once, in a frame that says how
+    often; dotted edges lead from one time to the next.
     """
     blocks = _blocks(graph, parent)
-    home = {node.name: block[0].name for block in blocks for node in block}
+    home = {node.name: i for i, block in enumerate(blocks) for node in block}
     old_edges = {(source, node.name) for node in parent.nodes for source in node.inputs} if parent else set()
-    looks = {block[0].name: _look(block, parent) for block in blocks}
-    lines = [
-        f'  "{block[0].name}" [label={_block_label(graph, block, parent)}, {looks[block[0].name].attributes}]'
-        for block in blocks
+    looks = [_look(block, parent) for block in blocks]
+    edges = [
+        (home[source], home[node.name], parent is not None and (source, node.name) not in old_edges)
+        for node in graph.nodes
+        for source in node.inputs
+        if home[source] != home[node.name]
     ]
-    for block in blocks:
-        for node in block:
-            for source in node.inputs:
-                if home[source] != home[node.name]:
-                    new = parent is not None and (source, node.name) not in old_edges
-                    style = f' [color="{_NEW.line}", penwidth=2]' if new else ""
-                    lines.append(f'  "{home[source]}" -> "{home[node.name]}"{style}')
+    keys = [
+        (tuple(node.op for node in block), graph.shapes[block[-1].name], look)
+        for block, look in zip(blocks, looks, strict=True)
+    ]
+    repeats = folded(keys, {edge[:2] for edge in edges}) if fold else [Repeat(i) for i in range(len(blocks))]
+    lines = []
+    for repeat in repeats:
+        boxes = [
+            f'  "{blocks[i][0].name}" [label={_block_label(graph, blocks[i], parent)}, {looks[i].attributes}]'
+            for i in range(repeat.start, repeat.start + repeat.length)
+        ]
+        if repeat.times > 1:
+            frame = f'label=<<b>{repeat.times} times</b>>, labeljust=r, style="rounded,dashed", color="{_LINE}"'
+            boxes = [f"  subgraph cluster_{repeat.start} {{", f"  graph [{frame}, fontsize=11]", *boxes, "  }"]
+        lines += boxes
+    lines += _edges([block[0].name for block in blocks], repeats, edges)
     facts = f"{count(graph.parameters)} parameters · {count(graph.flops)} FLOPs · depth {graph.depth}"
-    legend = [look for look in (_SAME, _CHANGED, _NEW) if look in looks.values()]
+    legend = [look for look in (_SAME, _CHANGED, _NEW) if look in looks]
     return _digraph(lines, title, facts, legend if len(legend) > 1 else [])
+
+
+def _edges(names: Sequence[str], repeats: Sequence[Repeat], edges: Sequence[tuple[int, int, bool]]) -> list[str]:
+    """The lines for edges between the boxes that are drawn. edges: source, end, and whether it is new."""
+    repeat_of = {i: repeat for repeat in repeats for i in range(repeat.start, repeat.end)}
+    lines = []
+    for source, end, new in edges:
+        (one, before), (other, time) = (repeat_of[i].place(i) for i in (source, end))
+        style = f' [color="{_NEW.line}", penwidth=2]' if new else ""
+        if time:
+            if before or repeat_of[source] != repeat_of[end]:
+                continue  # the same as the first time
+            style = " [style=dotted, constraint=false]"
+        lines.append(f'  "{names[one]}" -> "{names[other]}"{style}')
+    return lines
 
 
 def _blocks(graph: Graph, parent: Graph | None) -> list[list[Node]]:
@@ -200,20 +233,53 @@ def _small(text: str) -> str:
     return f'<font point-size="9" color="{_FAINT}">{text}</font>'
 
 
-def write_pdf(dot_source: str, path: str | os.PathLike[str]) -> Path:
-    """Draw a Graphviz source to a PDF file, and write the source beside it first, as .dot.
+def draw(
+    what: Graph | Network | Trial | Sequence[Trial] | Run,
+    file: str | os.PathLike[str],
+    parent: Graph | Network | Trial | None = None,
+    fold: bool = True,
+) -> Path:
+    """Draw a network, or the tree of some trials or of a run, to a .pdf, .svg, .png or .dot file.
 
-    By `dot` where it is on the PATH, else by pygraphviz, else GraphvizMissing says how to install either.
+    parent: a network that what is new in the other is to stand out against. fold: whether repeated layers are drawn
+    once. ValueError for another suffix or anything else to draw; GraphvizMissing as for `write_drawing`.
+    """
+    if isinstance(what, Run):
+        source = tree_dot(what.trials, what.about.get("best"), "The trials of the search")
+    elif isinstance(what, (Graph, Network, Trial)):
+        title = _network_title(what, None) if isinstance(what, Trial) else ""
+        source = graph_dot(_graph(what), title, None if parent is None else _graph(parent), fold)
+    elif isinstance(what, Sequence) and all(isinstance(trial, Trial) for trial in what):
+        source = tree_dot(what)
+    else:
+        raise ValueError(f"what to draw must be a Graph, a Network, a trial, trials or a Run, not {what!r:.100}")
+    return write_drawing(source, file)
+
+
+def _graph(what: Graph | Network | Trial) -> Graph:
+    return what if isinstance(what, Graph) else what.graph
+
+
+def write_drawing(dot_source: str, path: str | os.PathLike[str]) -> Path:
+    """Draw a Graphviz source to a .pdf, .svg or .png file, and write the source beside it first, as .dot.
+
+    By `dot` where it is on the PATH, else by pygraphviz, else GraphvizMissing says how to install either. A .dot file
+    is the source alone. ValueError for any other suffix.
     """
     target = Path(path)
+    kind = target.suffix.lower()
+    if kind not in (*FORMATS, ".dot"):
+        raise ValueError(f"the name of a drawing must end in {', '.join(FORMATS)} or .dot, not {str(target)!r}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    source = target.with_suffix(".dot")
+    source = target if kind == ".dot" else target.with_suffix(".dot")
     source.write_text(dot_source, encoding="utf-8")
+    if kind == ".dot":
+        return target
     drawn = target.with_name(f".{target.name}.tmp")
     if shutil.which("dot"):
         import graphviz
 
-        drawn.write_bytes(graphviz.Source(dot_source).pipe(format="pdf", quiet=True))
+        drawn.write_bytes(graphviz.Source(dot_source).pipe(format=kind[1:], quiet=True))
     else:
         try:
             import pygraphviz
@@ -222,7 +288,7 @@ def write_pdf(dot_source: str, path: str | os.PathLike[str]) -> Path:
                 f"{target} cannot be drawn without Graphviz; its source is in {source}. Any one of these installs it: "
                 "pip install pygraphviz | apt-get install graphviz | brew install graphviz | conda install graphviz"
             ) from None
-        pygraphviz.AGraph(string=dot_source).draw(str(drawn), prog="dot", format="pdf")
+        pygraphviz.AGraph(string=dot_source).draw(str(drawn), prog="dot", format=kind[1:])
     drawn.replace(target)
     return target
 
@@ -248,7 +314,7 @@ def draw_trials(trials: Sequence[Trial], directory: str | os.PathLike[str], best
         texts[str(trial.id)] = graph_dot(trial.graph, _network_title(trial, best), parent)
     for name, text in texts.items():
         (folder / f"{name}.dot").write_text(text, encoding="utf-8")
-    return [write_pdf(text, folder / f"{name}.pdf") for name, text in texts.items()]
+    return [write_drawing(text, folder / f"{name}.pdf") for name, text in texts.items()]
 
 
 def _network_title(trial: Trial, best: int | None) -> str:

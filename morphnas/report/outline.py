@@ -60,8 +60,8 @@ def layers_svg(graph: Graph, brought: Mapping[str, int] | None = None, root: int
         id = brought.get(block[0].name)
         new = id is not None and id != root
         mark = f"{kind} new" if new else kind
-        place = f'x="{centre - widths[i] / 2:g}" y="{y - 8}" width="{widths[i]:g}"'
-        parts.append(f'<rect class="{mark}" {place} height="16" rx="3"/>')
+        where = f'x="{centre - widths[i] / 2:g}" y="{y - 8}" width="{widths[i]:g}"'
+        parts.append(f'<rect class="{mark}" {where} height="16" rx="3"/>')
         shape = " x ".join(map(str, graph.shapes[block[-1].name]))
         more = f' · <tspan class="brought" data-id="{id}">new in {id}</tspan>' if new else ""
         beside = f"{left + _BAR + 10:g}"

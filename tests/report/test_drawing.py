@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pypdf import PdfReader
 
 from morphnas.graph import Graph, Wider
-from morphnas.report import GraphvizMissing, draw_trials, graph_dot, tree_dot, visualize, write_pdf
-from morphnas.run.store import Store, load_run
+from morphnas.report import GraphvizMissing, draw, draw_trials, graph_dot, tree_dot, visualize, write_drawing
+from morphnas.run.store import Run, Store, load_run
 from tests.report.history import LARGE, SMALL, history
 from tests.strategies import chain, graphs, grow
 
@@ -44,7 +44,7 @@ def look(dot: str, name: str) -> str:
 @settings(max_examples=30)
 @given(graph=graphs(morphs=8))
 def test_every_node_is_in_one_box_and_every_edge_between_boxes_is_drawn(graph: Graph) -> None:
-    dot = graph_dot(graph, "a network")
+    dot = graph_dot(graph, "a network", fold=False)
     drawn = [name for lines in boxes(dot).values() for name in members(lines, graph)]
     assert sorted(drawn) == sorted(graph.shapes)
     arrows = len(re.findall(r"^  \S+ -> \S+", dot, re.MULTILINE))
@@ -116,7 +116,7 @@ def test_a_part_of_the_trials_can_be_drawn() -> None:
 
 @needs_dot
 def test_pdf_files_hold_the_text_on_one_page(tmp_path: Path) -> None:
-    path = write_pdf(graph_dot(LARGE, "Trial 7 <best>"), tmp_path / "deep" / "resnet.pdf")
+    path = write_drawing(graph_dot(LARGE, "Trial 7 <best>"), tmp_path / "deep" / "resnet.pdf")
     (page,) = PdfReader(path).pages
     text = page.extract_text()
     assert "Trial 7 <best>" in text
@@ -156,7 +156,7 @@ def test_without_graphviz_the_sources_are_written_and_the_error_says_how_to_inst
     monkeypatch.setitem(sys.modules, "pygraphviz", None)
     for word in ("pip install", "apt-get install graphviz", "brew install graphviz", "conda install graphviz"):
         with pytest.raises(GraphvizMissing, match=word):
-            write_pdf("digraph {}", tmp_path / "empty.pdf")
+            write_drawing("digraph {}", tmp_path / "empty.pdf")
     assert (tmp_path / "empty.dot").read_text(encoding="utf-8") == "digraph {}"
     with pytest.raises(GraphvizMissing):
         draw_trials(history(), tmp_path / "graphs")
@@ -167,5 +167,31 @@ def test_without_graphviz_the_sources_are_written_and_the_error_says_how_to_inst
 def test_pygraphviz_draws_where_there_is_no_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pygraphviz")
     monkeypatch.setenv("PATH", str(tmp_path))
-    path = write_pdf(tree_dot(history(), best=5, title="The trials"), tmp_path / "tree.pdf")
+    path = write_drawing(tree_dot(history(), best=5, title="The trials"), tmp_path / "tree.pdf")
     assert "The trials" in PdfReader(path).pages[0].extract_text()
+
+
+@needs_dot
+@pytest.mark.parametrize(
+    ("suffix", "begins"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG"), ("dot", b"digraph")]
+)
+def test_anything_is_drawn_in_any_format(suffix: str, begins: bytes, tmp_path: Path) -> None:
+    trials = history()
+    for name, what in {
+        "graph": LARGE,
+        "trial": trials[2],
+        "trials": trials[:3],
+        "run": Run(tmp_path, {}, tuple(trials)),
+    }.items():
+        path = draw(what, tmp_path / f"{name}.{suffix}")
+        assert path.read_bytes().startswith(begins)
+    changed = draw(trials[2], tmp_path / f"changed.{suffix}", parent=trials[0])
+    assert b"filters 8" in changed.with_suffix(".dot").read_bytes()
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.pdf, \.svg, \.png or \.dot, not .*a\.gif"):
+        draw(LARGE, tmp_path / "a.gif")
+    with pytest.raises(ValueError, match="what to draw must be a Graph"):
+        draw("a network", tmp_path / "a.pdf")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

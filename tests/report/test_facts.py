@@ -74,7 +74,7 @@ def test_the_ranking_by_epoch() -> None:
 
     found = facts.rank_by_epoch([of(0, -3, -1), of(1, -2, -2), of(2, -4, -3), of(3, -5, -4)])
     assert found is not None
-    assert found.correlations == (pytest.approx(0.8), pytest.approx(1.0))
+    assert list(found.correlations) == pytest.approx([0.8, 1.0])
     assert found.places == ((2, 1), (1, 2), (3, 3), (4, 4))
     assert found.settled() == 2
     assert facts.rank_by_epoch([of(0, -3, -1), of(1, -2, -2)]) is None
