@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -177,12 +178,9 @@ def test_pygraphviz_draws_where_there_is_no_dot(tmp_path: Path, monkeypatch: pyt
 )
 def test_anything_is_drawn_in_any_format(suffix: str, begins: bytes, tmp_path: Path) -> None:
     trials = history()
-    for name, what in {
-        "graph": LARGE,
-        "trial": trials[2],
-        "trials": trials[:3],
-        "run": Run(tmp_path, {}, tuple(trials)),
-    }.items():
+    run = Run(tmp_path, {}, tuple(trials))
+    several: dict[str, Any] = {"graph": LARGE, "trial": trials[2], "trials": trials[:3], "run": run}
+    for name, what in several.items():
         path = draw(what, tmp_path / f"{name}.{suffix}")
         assert path.read_bytes().startswith(begins)
     changed = draw(trials[2], tmp_path / f"changed.{suffix}", parent=trials[0])
