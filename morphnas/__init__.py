@@ -9,7 +9,7 @@ from morphnas.estimators import ImageClassifier
 from morphnas.estimators.doctor import DataWarning, Findings, examine
 from morphnas.estimators.files import load_image_dataset
 from morphnas.graph import Graph, GraphError, Limits, Morph, MorphError, Network, neighbours, to_module
-from morphnas.report import draw, explain, show, trials_table, visualize, write_report
+from morphnas.report import compare_runs, draw, explain, show, trials_table, visualize, write_report
 from morphnas.run.epochs import EpochReport, StopFit
 from morphnas.run.files import RunError
 from morphnas.run.store import Run, load_run
@@ -21,6 +21,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Augment", "BayesianSearcher", "DataWarning", "EpochReport", "EvolutionSearcher", "Findings", "Graph", "GraphError",
     "ImageClassifier", "Limits", "Morph", "MorphError", "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher",
-    "Recipe", "Run", "RunError", "StopFit", "draw", "examine", "explain", "load_image_dataset", "load_run",
-    "neighbours", "show", "to_module", "trials_table", "visualize", "write_report",
+    "Recipe", "Run", "RunError", "StopFit", "compare_runs", "draw", "examine", "explain", "load_image_dataset",
+    "load_run", "neighbours", "show", "to_module", "trials_table", "visualize", "write_report",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """What happened, for people: tables, drawings and a progress display. Texts are made apart from files."""
 
+from morphnas.report.compare import Comparison, compare_runs
 from morphnas.report.drawing import GraphvizMissing, draw, draw_trials, graph_dot, tree_dot, visualize, write_drawing
 from morphnas.report.explain import Explanation, explain
 from morphnas.report.page import show, write_report
@@ -7,6 +8,8 @@ from morphnas.report.progress import Progress
 from morphnas.report.tables import trials_table
 
 __all__ = [
+    "Comparison",
+    "compare_runs",
     "Explanation",
     "GraphvizMissing",
     "Progress",
