@@ -36,8 +36,10 @@ from morphnas.estimators.settings import (
     time_limit_seconds,
 )
 from morphnas.estimators.sources import Source, opened
+from morphnas.estimators.space import SearchSpace
 from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
+from morphnas.report.summary import Results, results_summary
 from morphnas.report.tables import trials_table
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.files import RunError
@@ -428,6 +430,27 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         return estimator
 
     # -- looking
+
+    def search_space_summary(
+        self, x: Any, y: ArrayLike | None = None, time_limit: float | None = None, validation_data: Any = None
+    ) -> SearchSpace:
+        """What `fit` with the same arguments would begin with, what one step may change, and what to expect of it.
+
+        Trains nothing but the few steps that measure this machine, and writes nothing. Print it, or look into it.
+        """
+        seconds = time_limit_seconds(time_limit, self.time_limit)
+        settings = Settings.of(self)
+        shape, seed, size = self.image_shape, chosen_seed(self.random_state), self.image_size
+        problem = Problem.found(x, y, validation_data, shape, seed, settings.device, size, settings.room)
+        with _threads() as all_threads:
+            torch.set_num_threads(settings.place.threads or all_threads)
+            sizes = Sizes.measured(problem.task, settings, self.augment, seconds)
+            more = {"max_trials": self.max_trials, "finals": self.refit} | sizes.for_search(seconds)
+            return SearchSpace.of(sizes.plan(seconds), problem, settings, seconds, more)
+
+    def results_summary(self, n: int = 10) -> Results:
+        """The n best networks of the run, the best first. Print it, or look into it."""
+        return results_summary(self.load_searcher(), n)
 
     @property
     def history(self) -> list[dict[str, Any]]:

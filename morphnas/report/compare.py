@@ -46,7 +46,7 @@ class Entry:
     curve: tuple[float | None, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What runs on the same data have in common, `str` of it for people.
 
@@ -96,6 +96,8 @@ class Comparison:
         ]
         return "\n".join([*table, *self.sentences])
 
+    __repr__ = __str__
+
     @property
     def sentences(self) -> list[str]:
         """Would another run find the same, and would it find better."""
@@ -104,8 +106,8 @@ class Comparison:
         if self.by_chance is None:
             told = [f"{spread}."]
         else:
-            differ = "more than chance makes" if self.by_chance < SURE else "no more than chance makes"
-            told = [f"{spread}, which is {differ} of examples (p = {self.by_chance:.2g})."]
+            differ = "more" if self.by_chance < SURE else "no more"
+            told = [f"{spread}, {differ} than the validation examples make by chance (p = {self.by_chance:.2g})."]
         pairs = [self.winners_apart[i][j] for i, j in combinations(range(len(values)), 2)]
         same = sum(pair == 0 for pair in pairs)
         alike = f" ({same} of {len(pairs)} pairs are alike)" if same else ""

@@ -76,7 +76,7 @@ class Step:
         return f"; gain {self.gain:+.4f}, {100 * self.metric_gain:+.2f} points: {chance}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """The lineage of a network, from what the search began with; `str` of it is for people."""
 
@@ -84,6 +84,8 @@ class Explanation:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.steps))
+
+    __repr__ = __str__
 
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(step) for step in self.steps]

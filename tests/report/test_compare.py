@@ -43,7 +43,7 @@ def test_a_run_and_its_copy_are_the_same() -> None:
     assert found.runs[0].value == 0.96
     assert found.runs[0].curve == found.runs[1].curve
     assert all(sd == 0 for sd in found.sd if sd is not None)
-    assert "no more than chance" in str(found)
+    assert "no more than the validation examples make by chance" in str(found)
     assert "1 of 1 pairs are alike" in str(found)
     json.dumps(found.to_json(), allow_nan=False)
 
@@ -55,7 +55,7 @@ def test_others_differ() -> None:
     assert found.winners_apart[0][1] == found.typical == found.nearest > 0
     assert found.by_chance is not None
     assert found.by_chance < 1e-6
-    assert "more than chance makes" in str(found)
+    assert ", more than the validation examples make by chance" in str(found)
     assert "between 70.00 % and 97.00 %" in str(found)
 
 

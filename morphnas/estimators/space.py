@@ -1,0 +1,93 @@
+"""What a search could try, told before it begins."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from morphnas.estimators.inputs import Problem
+from morphnas.estimators.settings import Settings
+from morphnas.graph import Graph, Limits, neighbours
+from morphnas.graph.morphs import MORPHS
+from morphnas.report.words import count, duration, epochs_words
+from morphnas.run.expectation import Expectation, Ladder, expectation
+from morphnas.run.plan import Plan
+from morphnas.search.trial import MorphSpace
+from morphnas.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network that a search begins with. neighbours: what one morph makes of it, by kind, within the limits."""
+
+    key: str
+    depth: int
+    parameters: int
+    flops: int
+    neighbours: Mapping[str, int]
+
+
+@dataclass(frozen=True, repr=False)
+class SearchSpace:
+    """What a search of so many `seconds` begins with and may do; `str` of it is for people.
+
+    morphs: what each kind that is allowed does. limits: what networks may come to. recipe: of a child. expected: how
+    many networks, how much disk and memory.
+    """
+
+    seconds: float
+    starts: tuple[Start, ...]
+    morphs: Mapping[str, str]
+    limits: Limits
+    recipe: Recipe
+    expected: Expectation
+
+    @staticmethod
+    def of(plan: Plan, problem: Problem, settings: Settings, seconds: float, more: Mapping[str, Any]) -> SearchSpace:
+        """more: of `expectation`."""
+        searcher = settings.searcher(MorphSpace(plan.starts), plan.recipe, plan.limits, 0)
+        expected = expectation(
+            plan, (), plan.search_share * seconds,
+            free=shutil.disk_usage(_existing(settings.room.folder)).free, data=problem.bytes_in_memory,
+            workers=settings.place.at_a_time, ladder=Ladder.of(searcher), keep=settings.keep, **more,
+        )  # fmt: skip
+        does = {tag: (MORPHS[tag].__doc__ or "").partition("\n")[0].rstrip(".:") for tag in plan.limits.morphs}
+        starts = tuple(_start(graph, plan.limits) for graph in plan.starts)
+        return SearchSpace(seconds, starts, does, plan.limits, plan.recipe, expected)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"a search within {duration(self.seconds)} begins with"]
+        for start in self.starts:
+            size = f"depth {start.depth}, {count(start.parameters)} parameters, {count(start.flops)} FLOPs"
+            kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in start.neighbours.items())
+            lines.append(f"  {size}; one step leads to {sum(start.neighbours.values())} networks: {kinds or 'none'}")
+        lines.append("a step is one of these or several at once, and keeps what the network computes:")
+        lines += [f"  {kind.replace('_', ' ')}: {does}" for kind, does in self.morphs.items()]
+        sizes = {name: value for name, value in asdict(self.limits).items() if name != "morphs" and value is not None}
+        told = ", ".join(f"{name} {value:,}" for name, value in sizes.items())
+        lines.append(f"limits: {told or 'none'}")
+        part = "" if self.recipe.examples is None else f" of {self.recipe.examples:,} examples"
+        rate = f"{self.recipe.optimizer}, rate {self.recipe.lr:.3g}, batches of {self.recipe.batch_size}"
+        lines.append(f"a child is trained for {epochs_words(self.recipe.epochs)}{part}: {rate}")
+        return "\n".join([*lines, str(self.expected)])
+
+    __repr__ = __str__
+
+
+def _start(graph: Graph, limits: Limits) -> Start:
+    kinds = Counter(morph.tag for morph in neighbours(graph, limits))
+    return Start(graph.key, graph.depth, graph.parameters, graph.flops, dict(kinds))
+
+
+def _existing(folder: Path | None) -> Path:
+    """The folder, or what of it there is."""
+    path = Path(tempfile.gettempdir()) if folder is None else folder.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())

@@ -1,0 +1,41 @@
+"""The best networks of a run in a few lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from morphnas.report import facts
+from morphnas.report.tables import trials_table
+from morphnas.run.store import Run
+
+
+@dataclass(frozen=True, repr=False)
+class Results:
+    """The best networks of a run, the winner marked, as a table; `str` of it is for people. run: with these alone."""
+
+    run: Run
+    tried: int
+    without_score: int
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """As `Run.history`, the best first."""
+        return self.run.history
+
+    def __str__(self) -> str:
+        shown = len(self.run.trials)
+        lost = f", {self.without_score} of them without a score" if self.without_score else ""
+        head = f"{str(self.run.path)!r}: the best {shown} of {self.tried} networks{lost}"
+        best = facts.best_of(self.run.trials, self.run.about)
+        return f"{head}\n{trials_table(self.run.trials, None if best is None else best.id)}" if shown else f"{head}"
+
+    __repr__ = __str__
+
+
+def results_summary(run: Run, n: int = 10) -> Results:
+    """The n networks of a run with the best scores, the best first; its final trainings count as well."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be a positive integer, not {n!r}")
+    scored = [(trial.score, -trial.id, trial) for trial in run.trials if trial.score is not None]
+    best = tuple(trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2], reverse=True)[:n])
+    return Results(Run(run.path, run.about, best), len(run.trials), len(run.trials) - len(scored))

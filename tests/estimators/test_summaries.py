@@ -1,0 +1,75 @@
+"""What is told before a fit and after it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.exceptions import NotFittedError
+
+from morphnas import ImageClassifier, Limits, load_run, neighbours
+from morphnas.graph import cnn
+from morphnas.report.summary import results_summary
+from tests.estimators.conftest import Data
+
+
+def test_the_search_space_is_told_before_a_fit(data: Data, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    settings: dict[str, Any] = {"random_state": 0, "max_trials": 3, "limits": {"max_depth": 9}}
+    classifier = ImageClassifier(path, device="cpu", **settings)
+    space = classifier.search_space_summary(*data, time_limit=30)
+    assert not path.exists()
+    assert (space.seconds, space.limits.max_depth, space.expected.networks) == (30.0, 9, 3)
+    assert list(space.morphs) == list(Limits().morphs)
+    text = str(space)
+    for words in (
+        "a search within 30 s begins with",
+        "one step leads to",
+        "wider: Give a",
+        "max_depth 9",
+        "expected: about 3",
+    ):
+        assert words in text
+    json.dumps(space.to_json(), allow_nan=False)
+    classifier.fit(*data, time_limit=20)
+    starts = [t.graph for t in load_run(path).trials if t.parent is None and not t.proposal.why.get("final")]
+    assert len(starts) == len(space.starts)
+
+
+def test_it_counts_what_one_step_leads_to(data: Data) -> None:
+    graph = cnn((1, *data[0].shape[1:3]), 3, width=8, depth=2)
+    limits = {"morphs": ("deeper", "wider"), "max_params": 10 * graph.parameters}
+    space = ImageClassifier(initial_graphs=[graph], limits=limits, device="cpu").search_space_summary(
+        *data, time_limit=20
+    )
+    (start,) = space.starts
+    assert start.key == graph.key
+    assert sum(start.neighbours.values()) == len(list(neighbours(graph, space.limits)))
+    assert set(start.neighbours) == {"deeper", "wider"}
+    assert "skip:" not in str(space)
+
+
+def test_bad_data_are_refused_before_as_in_a_fit(data: Data) -> None:
+    with pytest.raises(ValueError, match="time_limit must be a positive number"):
+        ImageClassifier(device="cpu").search_space_summary(*data, time_limit=0)
+    with pytest.raises(ValueError, match="NaN"):
+        ImageClassifier(device="cpu").search_space_summary(np.full(data[0].shape, np.nan), data[1])
+
+
+def test_the_best_are_told_first(fitted: ImageClassifier) -> None:
+    run = fitted.load_searcher()
+    found = fitted.results_summary(3)
+    scores = [trial.score for trial in found.run.trials]
+    every = sorted((t.score for t in run.trials if t.score is not None), reverse=True)
+    assert scores == every[:3]
+    assert f"the best 3 of {len(run.trials)} networks" in str(found)
+    assert [entry["model_id"] for entry in found.to_json()] == [trial.id for trial in found.run.trials]
+    assert len(results_summary(run, 1000).run.trials) == len(every)
+    for bad in (0, -1, True, 2.5):
+        with pytest.raises(ValueError, match="n must be a positive integer"):
+            fitted.results_summary(bad)  # type: ignore[arg-type]
+    with pytest.raises(NotFittedError):
+        ImageClassifier().results_summary()
