@@ -8,6 +8,7 @@
 from morphnas.estimators import ImageClassifier
 from morphnas.estimators.doctor import DataWarning, Findings, examine
 from morphnas.estimators.files import load_image_dataset
+from morphnas.exports import Exported, ExportError, export
 from morphnas.graph import Graph, GraphError, Limits, Morph, MorphError, Network, neighbours, to_module
 from morphnas.report import compare_runs, draw, explain, show, trials_table, visualize, write_report
 from morphnas.run.epochs import EpochReport, StopFit
@@ -19,8 +20,9 @@ from morphnas.train.recipe import Augment, Outcome, Recipe
 __version__ = "0.1.0"
 
 __all__ = [
-    "Augment", "BayesianSearcher", "DataWarning", "EpochReport", "EvolutionSearcher", "Findings", "Graph", "GraphError",
-    "ImageClassifier", "Limits", "Morph", "MorphError", "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher",
-    "Recipe", "Run", "RunError", "StopFit", "compare_runs", "draw", "examine", "explain", "load_image_dataset",
-    "load_run", "neighbours", "show", "to_module", "trials_table", "visualize", "write_report",
+    "Augment", "BayesianSearcher", "DataWarning", "EpochReport", "EvolutionSearcher", "ExportError", "Exported",
+    "Findings", "Graph", "GraphError", "ImageClassifier", "Limits", "Morph", "MorphError", "MorphSpace", "Network",
+    "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError", "StopFit", "compare_runs", "draw", "examine",
+    "explain", "export", "load_image_dataset", "load_run", "neighbours", "show", "to_module", "trials_table",
+    "visualize", "write_report",
 ]  # fmt: skip

@@ -1,0 +1,316 @@
+"""Networks as files that are used where morphnas is not: PyTorch source with its weights, torch.export, ONNX."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import json
+import logging
+import math
+import os
+import re
+import runpy
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, fx, nn
+
+from morphnas.estimators import ImageClassifier
+from morphnas.graph import Network, Shape
+from morphnas.run.store import Run
+
+TOLERANCE = 1e-5
+"""Largest difference of what an exported network computes, relative to its largest output."""
+BATCHES = (1, 2, 5)
+"""Sizes of the batches that it is tried on."""
+
+
+class ExportError(RuntimeError):
+    """What was exported could not be read again, or does not compute the same; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """files: that were written, the one asked for first. error: the largest difference of the outputs of the network
+    that was read again from them, relative to the largest output."""
+
+    files: tuple[Path, ...]
+    error: float
+
+    def __str__(self) -> str:
+        return f"{', '.join(map(str, self.files))}: read again, the outputs differ by {self.error:.1e}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """What is exported. module: in evaluation mode, on the CPU. shape: of an example. like: (shape) mean and deviation
+    of usual inputs. labels: of the outputs; None: they have no names."""
+
+    module: fx.GraphModule
+    shape: Shape
+    mean: Tensor
+    std: Tensor
+    labels: list[Any] | None
+    about: str
+
+    @staticmethod
+    def of(what: ImageClassifier | Network | Run | str | os.PathLike[str]) -> _Model:
+        if isinstance(what, Network):
+            graph, labels = what.graph, None
+            module, mean, std = what.to_module().eval(), torch.zeros(1), torch.ones(1)
+            takes = "preprocessed examples, as the network was trained on"
+        else:
+            folder = what.path if isinstance(what, Run) else what
+            loads = isinstance(folder, (str, os.PathLike))
+            found = ImageClassifier.load(Path(folder)) if loads else what  # type: ignore[arg-type]
+            if not isinstance(found, ImageClassifier):
+                message = "a fitted ImageClassifier, a Network, a Run or the folder of one"
+                raise ValueError(f"what to export must be {message}, not {what!r:.100}")
+            module, graph = found.to_module(), found.network_.graph
+            labels = [_literal(label) for label in found.classes_.tolist()]
+            axes = (-1, *[1] * (len(graph.shapes[graph.input.name]) - 1))
+            mean, std = (getattr(module, name).reshape(axes) for name in ("mean", "std"))
+            takes = "raw examples, as they were given to fit, but channels first"
+        size = f"{graph.parameters:,} parameters, {graph.flops:,} FLOPs an example"
+        shape = graph.shapes[graph.input.name]
+        return _Model(module, shape, mean, std, labels, f"A network found by morphnas: {size}.\n\nTakes {takes}")
+
+    def inputs(self, n: int) -> Tensor:
+        """Examples like usual ones, (n, *shape) float32."""
+        return self.mean + self.std * torch.randn(n, *self.shape, generator=torch.Generator().manual_seed(n))
+
+    @property
+    def classes(self) -> int:
+        with torch.no_grad():
+            outputs: Tensor = self.module(self.inputs(1))
+        return outputs.shape[1]
+
+
+def export(
+    what: ImageClassifier | Network | Run | str | os.PathLike[str],
+    file: str | os.PathLike[str],
+    overwrite: bool = False,
+) -> Exported:
+    """Write a network in the format of the file's suffix, read it again, and compare what both compute.
+
+    .py: PyTorch source that a person can read, with its weights in a .safetensors file beside it; needs torch and
+    safetensors, and nothing of morphnas. .pt2: for `torch.export.load`, any batch size, float32. .onnx: any batch size,
+    float32; needs the extra: pip install 'morphnas[onnx]'. what: a fitted classifier, or the folder of its run, whose
+    network takes raw examples, channels first, and gives logits; or a `Network`, which takes preprocessed ones. The
+    labels are in the file, in the order of the outputs (`LABELS`, "labels.json", metadata "labels").
+
+    ValueError for another suffix; FileExistsError where a file is there, unless `overwrite`; ExportError where what was
+    read again differs by more than 1e-5 of the largest output. Nothing is left behind by any of them.
+    """
+    target = Path(file)
+    if target.suffix.lower() not in _WRITERS:
+        raise ValueError(f"the file to export to must end in {', '.join(_WRITERS)}, not {str(target)!r}")
+    write, read = _WRITERS[target.suffix.lower()]
+    model = _Model.of(what)
+    there = [path for path in _files(target) if path.exists()]
+    if there and not overwrite:
+        raise FileExistsError(f"{there[0]} is there already: choose another file, or overwrite=True")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+        aside = Path(folder) / target.name
+        write(model, aside)
+        error = _difference(model, read(aside))
+        if not error <= TOLERANCE:
+            raise ExportError(f"{target.name} computes something else: the outputs differ by {error:.1e}")
+        for path in reversed(_files(target)):
+            (Path(folder) / path.name).replace(path)
+    return Exported(tuple(_files(target)), error)
+
+
+def _files(target: Path) -> list[Path]:
+    """The files of an export."""
+    return [target, target.with_suffix(".safetensors")] if target.suffix.lower() == ".py" else [target]
+
+
+def _difference(model: _Model, read: Callable[[Tensor], Tensor]) -> float:
+    """The largest of all outputs, relative to the largest output."""
+    errors = []
+    with torch.no_grad():
+        for n in BATCHES:
+            x = model.inputs(n)
+            expected = model.module(x)
+            found = read(x)
+            if found.shape != expected.shape:
+                return math.inf
+            errors.append(((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item())
+    return max(errors) if not any(map(math.isnan, errors)) else math.inf
+
+
+def _literal(label: Any) -> Any:
+    """A label as Python source and JSON can say it: as text where they cannot."""
+    if isinstance(label, float):
+        return label if math.isfinite(label) else str(label)
+    return label if isinstance(label, (str, int, bool, type(None))) else str(label)
+
+
+# -- source
+
+
+def to_source(module: fx.GraphModule, about: str, labels: Sequence[Any] | None, weights: str) -> str:
+    """The module as the source of a plain nn.Module. weights: name of its .safetensors file, beside the source."""
+    body = module.graph.python_code("self").src.strip().splitlines()[1:]
+    forward = [line for line in (re.sub(r";\s+[\w =]+ = None\s*$|;\s*$", "", line) for line in body) if line.strip()]
+    layers = [f"self.{name} = {_constructor(layer)}" for name, layer in module.named_children()]
+    buffers = [
+        f'self.register_buffer("{name}", torch.zeros({tuple(value.shape)}))'
+        for name, value in module.named_buffers(recurse=False)
+    ]
+    names = f"LABELS = {labels!r}\n" if labels is not None else ""
+    return _SOURCE.format(
+        about=about.replace("\\", "\\\\").replace('"""', "'''"),
+        labels=f"{names}\n" if names else "",
+        argument=next(node.name for node in module.graph.nodes if node.op == "placeholder"),
+        layers="\n".join(f"        {line}" for line in [*buffers, *layers]),
+        forward="\n".join(f"    {line}" for line in forward),
+        weights=weights,
+    )
+
+
+_SOURCE = '''"""{about}
+
+    network = load()
+    probabilities = network(images).softmax(1)
+
+Needs torch and safetensors.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+{labels}
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+{layers}
+
+    def forward(self, {argument}):
+{forward}
+
+
+def load(weights=Path(__file__).with_name({weights!r})):
+    """The network with its weights, ready to predict."""
+    network = Network()
+    network.load_state_dict(load_file(weights))
+    return network.eval()
+'''
+
+
+def _constructor(module: nn.Module) -> str:
+    """The call that makes a layer, without what is as usual."""
+    told = []
+    for name, parameter in inspect.signature(type(module).__init__).parameters.items():
+        if name in ("self", "device", "dtype") or not hasattr(module, name):
+            continue
+        value = getattr(module, name)
+        if isinstance(value, Tensor) or (value is None and name == "bias"):
+            value = value is not None
+        if isinstance(value, tuple) and len(set(value)) == 1:
+            value = value[0]
+        if parameter.default is inspect.Parameter.empty:
+            told.append(repr(value))
+        elif value != parameter.default:
+            told.append(f"{name}={value!r}")
+    return f"nn.{type(module).__name__}({', '.join(told)})"
+
+
+def _write_source(model: _Model, file: Path) -> None:
+    classes = model.classes
+    about = f"{model.about}: (n, {', '.join(map(str, model.shape))}), any real dtype.\nGives logits (n, {classes})"
+    about += ", in the order of LABELS." if model.labels is not None else "."
+    weights = file.with_suffix(".safetensors")
+    source = to_source(model.module, about, model.labels, weights.name)
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and ast.literal_eval(node.value) != model.labels:
+            raise ExportError("the labels cannot be written as source")
+    file.write_text(source, encoding="utf-8")
+    save_file({name: value.contiguous() for name, value in model.module.state_dict().items()}, weights)
+
+
+def _read_source(file: Path) -> Callable[[Tensor], Tensor]:
+    network: Callable[[Tensor], Tensor] = runpy.run_path(str(file))["load"]()
+    return network
+
+
+# -- torch.export
+
+
+def _write_program(model: _Model, file: Path) -> None:
+    argument = next(node.name for node in model.module.graph.nodes if node.op == "placeholder")
+    sizes = {argument: {0: torch.export.Dim("n", min=1)}}
+    program = torch.export.export(model.module, (model.inputs(2),), dynamic_shapes=sizes)
+    torch.export.save(program, file, extra_files={"labels.json": json.dumps(model.labels)})
+
+
+def _read_program(file: Path) -> Callable[[Tensor], Tensor]:
+    network: Callable[[Tensor], Tensor] = torch.export.load(file).module()
+    return network
+
+
+# -- ONNX
+
+
+def _write_onnx(model: _Model, file: Path) -> None:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  # torch.onnx says less clearly that it needs it
+    except ImportError as error:
+        raise ImportError("exporting to ONNX needs more packages: pip install 'morphnas[onnx]'") from error
+    argument = next(node.name for node in model.module.graph.nodes if node.op == "placeholder")
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")  # of torch about itself
+        program = torch.onnx.export(
+            model.module,
+            (model.inputs(2),),
+            input_names=["x"],
+            output_names=["logits"],
+            dynamic_shapes={argument: {0: torch.export.Dim("n", min=1)}},
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    found = program.model_proto
+    onnx.helper.set_model_props(found, {"labels": json.dumps(model.labels)})
+    onnx.save(found, file)
+
+
+def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("checking an ONNX file needs more packages: pip install 'morphnas[onnx]'") from error
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without what a logger has to say below errors."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+_WRITERS: dict[str, tuple[Callable[[_Model, Path], None], Callable[[Path], Callable[[Tensor], Tensor]]]] = {
+    ".py": (_write_source, _read_source),
+    ".pt2": (_write_program, _read_program),
+    ".onnx": (_write_onnx, _read_onnx),
+}
