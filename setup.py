@@ -26,6 +26,7 @@ setup(
     license="MIT",
     packages=find_packages(include=["morphnas", "morphnas.*"]),
     package_data={"morphnas": ["py.typed", "report/page.*"]},
+    entry_points={"console_scripts": ["morphnas = morphnas.cli:main"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.4",

@@ -1,0 +1,312 @@
+"""The command line: every command says what it should, to people and to programs, and what is wrong in one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from morphnas import ImageClassifier, load_run
+from morphnas.cli import main
+from tests.estimators.conftest import stripes
+
+QUICK = ["--time-limit", "20", "--max-trials", "2", "--width", "4", "--seed", "0", "--device", "cpu", "--no-refit"]
+needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not on the PATH")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An .npz in the Keras layout. Not to be changed."""
+    x, y = stripes(150)
+    file = Path(tmp_path_factory.mktemp("data")) / "stripes.npz"
+    np.savez(file, x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that the command line has made. Not to be changed."""
+    path = Path(tmp_path_factory.mktemp("runs")) / "run"
+    assert main(["fit", str(data), *QUICK, "--path", str(path), "--quiet"]) == 0
+    return path
+
+
+def told(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """What a command prints; nothing has gone wrong."""
+    capsys.readouterr()
+    assert main(list(map(str, argv))) == 0
+    out, err = capsys.readouterr()
+    assert "error" not in err
+    return out
+
+
+def value(capsys: pytest.CaptureFixture[str], *argv: object) -> Any:
+    """The JSON value that it prints."""
+    return json.loads(told(capsys, *argv, "--json"))
+
+
+def failed(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """The one line that says what was wrong."""
+    capsys.readouterr()
+    assert main(list(map(str, argv))) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("morphnas: error: ")
+    return line.removeprefix("morphnas: error: ")
+
+
+# -- what commands say
+
+
+def test_fit(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ("--limit", "max_depth=6", "--limit", "morphs=deeper")
+    found = value(capsys, "fit", data, *QUICK, "--path", tmp_path / "other", *limits)
+    loaded = load_run(tmp_path / "other")
+    assert found["networks"] == len(loaded.trials) == 2
+    assert found["best"] == loaded.get_best_model_id()
+    x, y = stripes(150)
+    assert found["test_accuracy"] == ImageClassifier.load(tmp_path / "other").evaluate(x[:30], y[:30])
+    assert loaded.about["decides"]["limits"]["morphs"] == ["deeper"]
+    again = failed(capsys, "fit", data, *QUICK, "--path", run, "--quiet")
+    assert "run" in again
+    assert "resume" in again
+    assert f"the run is in {run}" in told(capsys, "fit", data, *QUICK, "--path", run, "--resume", "--quiet")
+
+
+def test_predict_and_evaluate(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classifier = ImageClassifier.load(run)
+    x, y = stripes(150)
+    rows = list(csv.DictReader(io.StringIO(told(capsys, "predict", run, data))))
+    assert [int(row["label"]) for row in rows] == classifier.predict(x[:30]).tolist()
+    found = value(capsys, "predict", run, data)
+    chances = [example["probabilities"] for example in found["examples"]]
+    assert np.array(chances) == pytest.approx(classifier.predict_proba(x[:30]))
+    assert value(capsys, "evaluate", run, data)["accuracy"] == classifier.evaluate(x[:30], y[:30])
+
+
+def test_image_files_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    x, y = stripes(60)
+    lines = ["file,label"]
+    for i, (pixels, label) in enumerate(zip(x, y, strict=True)):
+        file = tmp_path / "photos" / f"class{label}" / f"{i:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(pixels).save(file)
+        lines.append(f"class{label}/{i:02}.png,class{label}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    told(capsys, "fit", tmp_path / "photos", *QUICK, "--path", tmp_path / "a", "--quiet")
+    table = (tmp_path / "labels.csv", "--images", tmp_path / "photos")
+    told(capsys, "fit", *table, *QUICK, "--path", tmp_path / "b", "--quiet")
+    one = value(capsys, "evaluate", tmp_path / "a", tmp_path / "photos")
+    assert one == {"accuracy": one["accuracy"], "examples": 60}
+    assert value(capsys, "evaluate", tmp_path / "a", *table) == one
+    files = sorted((tmp_path / "photos" / "class1").iterdir())
+    found = value(capsys, "predict", tmp_path / "a", *files)["examples"]
+    assert [example["example"] for example in found] == list(map(str, files))
+    assert {example["label"] for example in found} <= {"class0", "class1", "class2"}
+    assert "--images" in failed(capsys, "fit", tmp_path / "labels.csv")
+    files[0].write_text("no image")
+    assert str(files[0]) in failed(capsys, "predict", tmp_path / "a", files[0])
+
+
+def test_looking_into_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load_run(run)
+    assert value(capsys, "info", run)["best"] == loaded.get_best_model_id()
+    assert "the best 2 of 2 networks" in told(capsys, "info", run)
+    assert value(capsys, "info")["torch"] == torch.__version__
+    assert value(capsys, "explain", run, "--id", 1)[-1]["id"] == 1
+    assert "network 0: start" in told(capsys, "explain", run, "--id", 0)
+    page = value(capsys, "report", run, "--out", tmp_path / "page.html")
+    assert Path(page["file"]).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    shutil.copytree(run, tmp_path / "copy")
+    found = value(capsys, "compare", run, tmp_path / "copy", "--svg", tmp_path / "curves.svg")
+    assert found["shared"] == 1
+    assert (tmp_path / "curves.svg").exists()
+
+
+@needs_dot
+def test_drawing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (["--id", 1], ["--id", 1, "--against", 0, "--no-fold"], ["--tree"], ["--lineage"], []):
+        found = value(capsys, "draw", run, *more, "--out", tmp_path / "a.svg")
+        assert Path(found["files"][0]).stat().st_size > 500
+    shutil.copytree(run, tmp_path / "copy")
+    assert len(value(capsys, "draw", tmp_path / "copy")["files"]) == 3
+
+
+def test_exporting(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = value(capsys, "export", run, "--out", tmp_path / "net.py")
+    assert found["error"] <= 1e-5
+    assert [Path(file).exists() for file in found["files"]] == [True, True]
+    assert "is there already" in failed(capsys, "export", run, "--out", tmp_path / "net.py")
+    assert "differ by" in told(capsys, "export", run, "--out", tmp_path / "net.py", "--overwrite", "--id", 1)
+
+
+def test_a_page_is_written_until_the_fit_has_ended(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    about = json.loads((tmp_path / "copy" / "run.json").read_text())
+    (tmp_path / "copy" / "run.json").write_text(json.dumps(about | {"settled": 0}))
+    page, seen = tmp_path / "page.html", []
+
+    def ends(seconds: float) -> None:
+        seen.append((seconds, '"reload":3.0' in page.read_text(encoding="utf-8")))
+        (tmp_path / "copy" / "run.json").write_text(json.dumps(about))
+
+    monkeypatch.setattr(time, "sleep", ends)
+    told(capsys, "report", tmp_path / "copy", "--live", 3, "--out", page)
+    assert seen == [(3.0, True)]
+    assert '"reload":null' in page.read_text(encoding="utf-8")
+
+
+# -- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["fit", "none.npz"], "none.npz is not there"),
+        (["fit", "DATA", "--limit", "size=3"], "--limit takes name=value, where name is one of max_params"),
+        (["fit", "DATA", "--limit", "max_depth=deep"], "--limit max_depth needs a whole number, not 'deep'"),
+        (["fit", "DATA", "--limit", "morphs=sideways"], "unknown morphs ['sideways']"),
+        (["fit", "DATA", "--time-limit", "-1"], "time_limit must be a positive number"),
+        (["fit", "DATA", "--device", "tpu"], "tpu"),
+        (["fit", "TEXT"], "text.txt is no .npz, no .csv and no folder of images"),
+        (["fit", "BROKEN"], "broken.npz cannot be read as .npz"),
+        (["fit", "OTHER"], "other.npz has neither x_train nor x, only z"),
+        (["fit", "UNLABELLED"], "unlabelled.npz holds no labels"),
+        (["evaluate", "FOLDER", "DATA"], "holds no run"),
+        (["evaluate", "RUN", "UNLABELLED"], "holds no labels"),
+        (["predict", "RUN", "none.png"], "none.png is not there"),
+        (["predict", "RUN", "DATA", "DATA"], "give one .npz"),
+        (["info", "none"], "holds no run"),
+        (["info", "RUN", "--networks", "0"], "n must be a positive integer"),
+        (["explain", "RUN", "--id", "9"], "there is no model 9"),
+        (["report", "RUN", "--out", "FOLDER"], "folder"),
+        (["report", "RUN", "--live", "0"], "--live needs seconds above 0"),
+        (["draw", "RUN", "--out", "a.gif"], "must end in .pdf"),
+        (["draw", "RUN", "--tree"], "say with --out which file"),
+        (["compare", "RUN"], "two runs or more"),
+        (["export", "RUN", "--out", "net.h5"], "must end in .py"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line(
+    argv: list[str], words: str, run: Path, data: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    places = {"DATA": data, "RUN": run, "TEXT": Path("text.txt"), "BROKEN": Path("broken.npz")}
+    places |= {"OTHER": Path("other.npz"), "UNLABELLED": Path("unlabelled.npz"), "FOLDER": Path("folder")}
+    Path("text.txt").write_text("text")
+    Path("broken.npz").write_bytes(data.read_bytes()[:500])
+    np.savez("other.npz", z=[1])
+    np.savez("unlabelled.npz", x=stripes(30)[0])
+    Path("folder").mkdir()
+    before = sorted(Path().rglob("*"))
+    assert words in failed(capsys, *(places.get(word, word) for word in argv))
+    assert sorted(Path().rglob("*")) == before, "nothing is left behind"
+
+
+WRONG = ["", "frob", "fit", "fit a --search best", "export run", "draw run --tree --lineage"]
+
+
+@pytest.mark.parametrize("argv", WRONG)
+def test_wrong_calls_end_with_2(argv: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv.split())
+    assert ended.value.code == 2
+    assert "usage: morphnas" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["fit", "evaluate", "predict", "info", "explain", "report", "draw", "compare", "export"]
+)
+def test_help_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"examples:\n  morphnas {name}" in capsys.readouterr().out
+
+
+def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run"):
+        main(["info", str(tmp_path), "--debug"])
+
+
+# -- as a program
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(*argv: object) -> list[str]:
+    return [sys.executable, "-m", "morphnas", *map(str, argv)]
+
+
+def program(*argv: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*argv), capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_every_command_as_a_program(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for argv in (
+        ["fit", data, *QUICK, "--path", run],
+        ["evaluate", run, data],
+        ["predict", run, data],
+        ["info", run],
+        ["explain", run],
+        ["report", run],
+        ["draw", run, "--out", tmp_path / "net.dot"],
+        ["compare", run, run],
+        ["export", run, "--out", tmp_path / "net.py"],
+    ):
+        done = program(*argv, "--json")
+        assert done.returncode == 0, done.stderr
+        json.loads(done.stdout)
+    wrong = program("evaluate", tmp_path, data)
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert "holds no run" in wrong.stderr
+    assert program("predict", run, "--frob").returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_fit_that_is_interrupted_leaves_a_model(number: signal.Signals, data: Path, tmp_path: Path) -> None:
+    argv = command("fit", data, "--time-limit", 300, "--width", 4, "--path", tmp_path / "run")
+    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(argv, **pipes, cwd=ROOT) as fit:
+        assert fit.stderr is not None
+        for line in fit.stderr:
+            if line.startswith("trial 1:"):
+                break
+        fit.send_signal(number)
+        out, err = fit.communicate(timeout=60)
+    assert fit.returncode == (0 if number == signal.SIGINT else 143), err
+    assert "morphnas: warning: interrupted: the model is the best network so far" in err
+    if number == signal.SIGINT:
+        assert f"the run is in {tmp_path / 'run'}" in out
+    assert program("evaluate", tmp_path / "run", data).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_is_no_error(run: Path, data: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        argv = command("predict", run, data)
+        done = subprocess.run(argv, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=120, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
