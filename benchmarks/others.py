@@ -295,7 +295,7 @@ def fit(name: str, args: argparse.Namespace, file: Path, seed: int) -> dict[str,
     """A contender's process: what it prints, or its error."""
     python = sys.executable if name in ALONE else args.python
     given = ["--data", str(file), "--time-limit", str(args.time_limit), "--seed", str(seed)]
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
     quiet = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     most: dict[str, Any] = {"env": os.environ | threads | quiet, "timeout": 4 * args.time_limit + 120}
     try:

@@ -6,6 +6,7 @@
 """
 
 from morphnas.estimators import ImageClassifier
+from morphnas.estimators.ablation import ablate
 from morphnas.estimators.doctor import DataWarning, Findings, examine
 from morphnas.estimators.files import load_image_dataset
 from morphnas.exports import Exported, ExportError, export
@@ -22,7 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Augment", "BayesianSearcher", "DataWarning", "EpochReport", "EvolutionSearcher", "ExportError", "Exported",
     "Findings", "Graph", "GraphError", "ImageClassifier", "Limits", "Morph", "MorphError", "MorphSpace", "Network",
-    "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError", "StopFit", "compare_runs", "draw", "examine",
-    "explain", "export", "load_image_dataset", "load_run", "neighbours", "show", "to_module", "trials_table",
+    "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError", "StopFit", "ablate", "compare_runs", "draw",
+    "examine", "explain", "export", "load_image_dataset", "load_run", "neighbours", "show", "to_module", "trials_table",
     "visualize", "write_report",
 ]  # fmt: skip

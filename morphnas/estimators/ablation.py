@@ -1,0 +1,186 @@
+"""What each morph of a network's lineage is worth: the network trained with all of them, and without one at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+
+from morphnas.estimators.inputs import Problem
+from morphnas.estimators.place import torch_device
+from morphnas.estimators.room import Room
+from morphnas.estimators.settings import time_limit_seconds
+from morphnas.graph import Graph, Morph, MorphError, Network
+from morphnas.report.words import morph_words
+from morphnas.run.files import RunError
+from morphnas.run.search import Job, micro_batch, settle, trial_seed, work
+from morphnas.run.store import Run, load_run
+from morphnas.search.trial import lineage
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Outcome, Recipe
+
+
+@dataclass(frozen=True)
+class Undone:
+    """A morph of a lineage, by the trial that brought it, and what the network is worth with it and without it.
+
+    gone: morphs that do not fit where this one is missing, and were left out as well. gain, metric_gain: of the scores
+    (minus the log loss) and of the metrics, with it less without it, the mean over `n` trainings of each; None where
+    there was no time for any. standard_error: of the gain; None for fewer than 2. parameters: that it costs.
+    """
+
+    trial: int
+    morph: str
+    gone: tuple[str, ...]
+    n: int
+    gain: float | None
+    standard_error: float | None
+    metric_gain: float | None
+    parameters: int
+
+
+@dataclass(frozen=True, repr=False)
+class Ablation:
+    """What each morph is worth, in the order of the lineage; `str` of it is for people. ancestor: the trial it begins
+    with. epochs: that every network was trained for."""
+
+    trial: int
+    ancestor: int
+    epochs: int
+    morphs: tuple[Undone, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        begin = f"network {self.trial}, from {self.ancestor}, trained for {self.epochs} epochs with all its morphs, "
+        lines = [f"{begin}less without"]
+        for one in self.morphs:
+            if one.gain is None:
+                told = "no time"
+            else:
+                sure = "" if one.standard_error is None else f", standard error {one.standard_error:.4f}"
+                points = "" if one.metric_gain is None else f"; {100 * one.metric_gain:+.2f} points"
+                told = f"score {one.gain:+.4f} (n = {one.n}{sure}){points}"
+            gone = f", and with it {'; '.join(one.gone)}" if one.gone else ""
+            lines.append(f"  {one.morph} (of {one.trial}; {one.parameters:+,} parameters){gone}: {told}")
+        return "\n".join(lines if self.morphs else [f"network {self.trial} has no morphs to undo"])
+
+    __repr__ = __str__
+
+
+def ablate(
+    run: Run | str | os.PathLike[str],
+    x: Any,
+    y: ArrayLike | None = None,
+    model_id: int | None = None,
+    *,
+    time_limit: float,
+    repeats: int = 3,
+    validation_data: Any = None,
+    device: str | torch.device | None = None,
+) -> Ablation:
+    """Undo one morph of a network's lineage at a time, and train what is left as the whole: what each is worth.
+
+    Every network begins with the weights of the lineage's first one (or, where these were not kept, with fresh ones),
+    gets all morphs that are left at once, and is trained for as many epochs as the lineage was, with the network's own
+    recipe. x, y, validation_data: those of the fit. model_id: None: the search's winner. time_limit: seconds, within
+    which as many of `repeats` rounds are done as fit. The run is not changed. RunError for other data, ValueError for
+    what cannot be used.
+    """
+    deadline = Deadline.after(time_limit_seconds(time_limit, None))
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"repeats must be a positive integer, not {repeats!r}")
+    run = run if isinstance(run, Run) else load_run(run)
+    trial = run.trial(run.get_best_model_id() if model_id is None else model_id)
+    problem = _problem(run, x, y, validation_data, torch_device(device))
+    line = lineage(run.trials, trial)
+    brought = [(one.id, morph) for one in line for morph in one.proposal.morphs]
+    morphs = [morph for _, morph in brought]
+    start = run.load_model_by_id(line[0].id) if line[0].kept else line[0].graph
+    graph = start.graph if isinstance(start, Network) else start
+    recipe = settle(trial.proposal.recipe, run.trials, problem.chance)
+    recipe = replace(recipe, epochs=max(1, sum(one.epochs for one in line[1:]) or trial.epochs))
+    ways = [_replayed(graph, morphs, skip) for skip in (None, *range(len(morphs)))]
+    seed, outcomes = int(run.about.get("seed", 0)), [list[Outcome]() for _ in ways]
+    for turn in range(repeats if morphs else 0):
+        for found, (kept, _) in zip(outcomes, ways, strict=True):
+            if deadline.passed:
+                break
+            outcome = _trained(start, kept, recipe, problem, deadline, trial_seed(seed, turn))
+            if outcome.status == "finished" and outcome.score is not None:
+                found.append(outcome)
+    undone = [
+        _undone(id, morph, gone, outcomes[0], found, _sizes(graph, morphs) - _sizes(graph, kept))
+        for (id, morph), (kept, gone), found in zip(brought, ways[1:], outcomes[1:], strict=True)
+    ]
+    return Ablation(trial.id, line[0].id, recipe.epochs, tuple(undone))
+
+
+def _problem(run: Run, x: Any, y: Any, validation_data: Any, device: torch.device) -> Problem:
+    settings, seed = run.about.get("settings"), run.about.get("seed")
+    if not isinstance(settings, dict) or not isinstance(seed, int):
+        raise RunError(f"run.json of {str(run.path)!r} does not hold the settings of the run")
+    size = settings.get("image_size")
+    size = (int(size[0]), int(size[1])) if isinstance(size, list) else size
+    room = Room(None, Path(run.path))
+    problem = Problem.found(x, y, validation_data, settings.get("image_shape"), seed, device, size, room)
+    if problem.fingerprint != run.about.get("data"):
+        raise RunError(
+            f"{str(run.path)!r} holds a run on other data: give the x and y, and validation_data, of the fit"
+        )
+    return problem
+
+
+def _replayed(graph: Graph, morphs: Sequence[Morph], skip: int | None) -> tuple[list[Morph], tuple[str, ...]]:
+    """The morphs without one, as far as they fit, and words for those that do not."""
+    kept: list[Morph] = []
+    gone = []
+    for i, morph in enumerate(morphs):
+        if i == skip:
+            continue
+        try:
+            graph = morph.grow(graph)
+            kept.append(morph)
+        except MorphError:
+            gone.append(morph_words(morph))
+    return kept, tuple(gone)
+
+
+def _sizes(graph: Graph, morphs: Sequence[Morph]) -> int:
+    for morph in morphs:
+        graph = morph.grow(graph)
+    return graph.parameters
+
+
+def _trained(
+    start: Graph | Network, morphs: Sequence[Morph], recipe: Recipe, problem: Problem, deadline: Deadline, seed: int
+) -> Outcome:
+    graph = start.graph if isinstance(start, Network) else start
+    micro = micro_batch(graph, recipe.batch_size, None, ())
+    return work(Job(start, tuple(morphs), recipe, deadline.left, seed, micro=micro), problem.task)[0]
+
+
+def _undone(
+    trial: int, morph: Morph, gone: tuple[str, ...], whole: list[Outcome], without: list[Outcome], parameters: int
+) -> Undone:
+    pairs = [(a, b) for a, b in zip(whole, without, strict=False) if a.score is not None and b.score is not None]
+    gains = [(a.score or 0.0) - (b.score or 0.0) for a, b in pairs]
+    metrics = [a.metric - b.metric for a, b in pairs if a.metric is not None and b.metric is not None]
+    return Undone(
+        trial,
+        morph_words(morph),
+        gone,
+        len(gains),
+        statistics.mean(gains) if gains else None,
+        statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None,
+        statistics.mean(metrics) if metrics else None,
+        parameters,
+    )

@@ -1,0 +1,85 @@
+"""Undoing morphs: what is left is trained as the whole was, and the run stays as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import morphnas
+from morphnas import ImageClassifier, RunError, ablate, load_run
+from morphnas.estimators.ablation import _replayed
+from morphnas.graph import AddSkip, Deeper, Wider, cnn
+from morphnas.report.words import morph_words
+from morphnas.search.trial import lineage
+from tests.estimators.conftest import Data
+
+ARGS: dict[str, Any] = {"default_model_width": 2, "default_model_len": 1, "trainer_args": {"epochs": 2}}
+
+
+@pytest.fixture(scope="module")
+def run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 8 networks. Not to be changed."""
+    path = Path(tmp_path_factory.mktemp("runs")) / "run"
+    made = ImageClassifier(path, max_trials=8, random_state=1, device="cpu", searcher_args=ARGS, refit=False)
+    made.fit(*data, time_limit=30)
+    return path
+
+
+def grown(run: Path) -> int:
+    """Id of a network with morphs."""
+    return next(trial.id for trial in reversed(load_run(run).trials) if trial.proposal.morphs)
+
+
+def test_every_morph_is_undone_once(run: Path, data: Data) -> None:
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    found = ablate(run, *data, grown(run), time_limit=60, repeats=2, device="cpu")
+    line = lineage(load_run(run).trials, load_run(run).trial(grown(run)))
+    assert [one.morph for one in found.morphs] == [morph_words(m) for t in line for m in t.proposal.morphs]
+    assert found.epochs == sum(trial.epochs for trial in line[1:])
+    for one in found.morphs:
+        assert one.n == 2
+        assert one.gain is not None
+        assert one.standard_error is not None
+        assert one.parameters >= 0
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    assert f"network {found.trial}, from {line[0].id}" in str(found)
+    json.dumps(found.to_json(), allow_nan=False)
+    again = ablate(load_run(run), *data, grown(run), time_limit=60, repeats=2, device="cpu")
+    assert again == found, "the same seeds, the same trainings"
+
+
+def test_morphs_that_need_the_one_undone_go_with_it() -> None:
+    graph = cnn((1, 6, 6), 3, width=4, depth=2)
+    first = Deeper("relu_3")
+    deeper = first.grow(graph)
+    (inner,) = (node.name for node in deeper.nodes if node.name not in graph and node.op.tag == "relu")
+    morphs = [first, Wider("conv_1", 8), AddSkip("relu_3", inner)]
+    assert _replayed(graph, morphs, None) == (morphs, ())
+    assert _replayed(graph, morphs, 0) == ([morphs[1]], (morph_words(morphs[2]),))
+    assert _replayed(graph, morphs, 1) == ([morphs[0], morphs[2]], ())
+
+
+def test_without_time_it_says_so(run: Path, data: Data) -> None:
+    found = ablate(run, *data, grown(run), time_limit=1e-3, device="cpu")
+    assert all((one.n, one.gain, one.metric_gain) == (0, None, None) for one in found.morphs)
+    assert "no time" in str(found)
+
+
+def test_a_start_has_nothing_to_undo(run: Path, data: Data) -> None:
+    assert str(ablate(run, *data, 0, time_limit=5, device="cpu")) == "network 0 has no morphs to undo"
+
+
+def test_what_cannot_be_used_is_refused(run: Path, data: Data) -> None:
+    x, y = data
+    with pytest.raises(RunError, match="a run on other data"):
+        ablate(run, x[:-1], y[:-1], time_limit=5, device="cpu")
+    with pytest.raises(RunError, match="there is no model 99"):
+        ablate(run, x, y, 99, time_limit=5, device="cpu")
+    with pytest.raises(ValueError, match="repeats must be a positive integer"):
+        ablate(run, x, y, time_limit=5, repeats=0)
+    with pytest.raises(ValueError, match="time_limit must be a positive number"):
+        ablate(run, x, y, time_limit=-1)
+    assert morphnas.ablate is ablate
