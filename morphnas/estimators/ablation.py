@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from morphnas.estimators.inputs import Problem
 from morphnas.estimators.place import torch_device
 from morphnas.estimators.room import Room
 from morphnas.estimators.settings import time_limit_seconds
-from morphnas.graph import Graph, Morph, MorphError, Network
+from morphnas.graph import Graph, GraphError, Morph, Network, Node
 from morphnas.report.words import morph_words
 from morphnas.run.files import RunError
 from morphnas.run.search import Job, micro_batch, settle, trial_seed, work
@@ -140,18 +140,37 @@ def _problem(run: Run, x: Any, y: Any, validation_data: Any, device: torch.devic
 
 
 def _replayed(graph: Graph, morphs: Sequence[Morph], skip: int | None) -> tuple[list[Morph], tuple[str, ...]]:
-    """The morphs without one, as far as they fit, and words for those that do not."""
+    """The morphs without one, as far as they fit, and words for those that do not.
+
+    New nodes are named by what there is, so that without a morph later ones have other names: morphs are told those.
+    """
+    whole = part = graph
+    names = {node.name: node.name for node in graph.nodes}  # of the whole network, in the part
     kept: list[Morph] = []
     gone = []
     for i, morph in enumerate(morphs):
+        before, whole = whole, morph.grow(whole)
         if i == skip:
             continue
+        sites = {f.name: value for f in fields(morph) if isinstance(value := getattr(morph, f.name), str)}
         try:
-            graph = morph.grow(graph)
-            kept.append(morph)
-        except MorphError:
+            again = replace(morph, **{field: names[site] for field, site in sites.items()})
+            grown = again.grow(part)
+        except (KeyError, GraphError):
             gone.append(morph_words(morph))
+            continue
+        added, there = _added(whole, before), _added(grown, part)
+        if [node.op.tag for node in added] != [node.op.tag for node in there]:
+            gone.append(morph_words(morph))
+            continue
+        names |= {node.name: other.name for node, other in zip(added, there, strict=True)}
+        part = grown
+        kept.append(again)
     return kept, tuple(gone)
+
+
+def _added(graph: Graph, before: Graph) -> list[Node]:
+    return [node for node in graph.nodes if node.name not in before]
 
 
 def _sizes(graph: Graph, morphs: Sequence[Morph]) -> int:

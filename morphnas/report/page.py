@@ -136,7 +136,7 @@ def _good(run: Run, best: Trial | None) -> Answer:
         told[0] += f", on {outcome.examples:,} validation examples: 95 % interval {low:.1f} to {high:.1f} %"
         before = None if first.outcome is None else first.outcome.metric
         if first.id != best.id and before is not None and outcome.metric is not None:
-            told.append(f"{_points(outcome.metric - before)} than network {first.id}, which it was grown from")
+            told.append(f"{_points(outcome.metric - before)} network {first.id}, which it was grown from")
     told[-1] += f"; log loss {outcome.loss:.4f}." if len(told) == 1 else f". Log loss {outcome.loss:.4f}."
     final = next((t for t in run.trials if t.id == run.about.get("final") and t.id != best.id), None)
     if final is not None:
@@ -147,7 +147,7 @@ def _good(run: Run, best: Trial | None) -> Answer:
 
 def _points(difference: float) -> str:
     side = "better" if difference > 0 else "worse"
-    return "as good" if abs(difference) < 5e-5 else f"{abs(100 * difference):.1f} points {side}"
+    return "as good as" if abs(difference) < 5e-5 else f"{abs(100 * difference):.1f} points {side} than"
 
 
 def _many(run: Run) -> Answer:

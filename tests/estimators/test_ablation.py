@@ -11,7 +11,7 @@ import pytest
 import morphnas
 from morphnas import ImageClassifier, RunError, ablate, load_run
 from morphnas.estimators.ablation import _replayed
-from morphnas.graph import AddSkip, Deeper, Wider, cnn
+from morphnas.graph import Deeper, Wider, cnn
 from morphnas.report.words import morph_words
 from morphnas.search.trial import lineage
 from tests.estimators.conftest import Data
@@ -54,12 +54,22 @@ def test_every_morph_is_undone_once(run: Path, data: Data) -> None:
 def test_morphs_that_need_the_one_undone_go_with_it() -> None:
     graph = cnn((1, 6, 6), 3, width=4, depth=2)
     first = Deeper("relu_3")
-    deeper = first.grow(graph)
-    (inner,) = (node.name for node in deeper.nodes if node.name not in graph and node.op.tag == "relu")
-    morphs = [first, Wider("conv_1", 8), AddSkip("relu_3", inner)]
+    (inner,) = (n.name for n in first.grow(graph).nodes if n.name not in graph and n.op.tag == "conv")
+    morphs = [first, Wider("conv_4", 8), Wider(inner, 8)]
     assert _replayed(graph, morphs, None) == (morphs, ())
     assert _replayed(graph, morphs, 0) == ([morphs[1]], (morph_words(morphs[2]),))
     assert _replayed(graph, morphs, 1) == ([morphs[0], morphs[2]], ())
+
+
+def test_later_morphs_find_their_nodes_under_other_names() -> None:
+    graph = cnn((1, 6, 6), 3, width=4, depth=2)
+    first, second = Deeper("relu_3"), Deeper("relu_6")
+    whole = second.grow(first.grow(graph))
+    inner = [node.name for node in whole.nodes if node.name not in graph and node.op.tag == "conv"]
+    kept, gone = _replayed(graph, [first, second, Wider(inner[1], 8)], 0)
+    (alone,) = (n.name for n in second.grow(graph).nodes if n.name not in graph and n.op.tag == "conv")
+    assert (kept, gone) == ([second, Wider(alone, 8)], ())
+    assert alone != inner[1]
 
 
 def test_without_time_it_says_so(run: Path, data: Data) -> None:
