@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +289,8 @@ def test_every_command_as_a_program(data: Path, tmp_path: Path) -> None:
 def test_a_fit_that_is_interrupted_leaves_a_model(number: signal.Signals, data: Path, tmp_path: Path) -> None:
     argv = command("fit", data, "--time-limit", 300, "--width", 4, "--path", tmp_path / "run")
     pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(argv, **pipes, cwd=ROOT) as fit:
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
+    with subprocess.Popen(argv, **pipes, cwd=ROOT, preexec_fn=heeds) as fit:
         assert fit.stderr is not None
         for line in fit.stderr:
             if line.startswith("trial 1:"):
