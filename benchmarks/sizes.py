@@ -1,6 +1,6 @@
 """How large a network should be for the time there is: networks of several sizes, each trained for the same seconds.
 
-    python benchmarks/sizes.py --data cifar10.npz --examples 6000 --seconds 36 --seeds 2 [--flip]
+    python benchmarks/sizes.py --data cifar10.npz --examples 6000 --seconds 36 --seeds 2 [--flip --shift 0.03]
 
 The final trainings of a run get about this long: `morphnas.run.plan` sizes starters by what is found here. --data: an
 .npz with x_train, y_train, x_test, y_test, see `ablation_recipe.py`, whose splits and recipe these are; without it
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=36.0)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--flip", action="store_true", help="mirrored images keep their label")
+    parser.add_argument("--shift", type=float, default=0.0, help="how far images are moved, as a share of their size")
     parser.add_argument("--smoke", action="store_true", help="half a second each, nothing written")
     args = parser.parse_args()
     if args.smoke:
@@ -58,7 +59,7 @@ def main() -> None:
         shape = tuple(given.train.x.shape[1:])
         default = default_recipe(len(given.train), torch.device("cpu"), None, shape)
         precision = measure(given, 0.4, default.batch_size).precision
-        recipe = replace(default, epochs=100_000, precision=precision, augment=Augment(flip=args.flip))
+        recipe = replace(default, epochs=100_000, precision=precision, augment=Augment(args.shift, args.flip))
         for name, graph in networks(shape, given.n_classes).items():
             deadline, generator = Deadline.after(args.seconds), torch.Generator().manual_seed(seed)
             module, _ = inherited(Job(graph, (), recipe, args.seconds, seed), given, deadline)
@@ -74,7 +75,7 @@ def main() -> None:
     if not args.smoke:
         settings = {
             "data": "digits" if args.data is None else args.data.stem, "examples": len(given.train),
-            "seconds": args.seconds, "n": args.seeds,
+            "seconds": args.seconds, "shift": args.shift, "n": args.seeds,
         }  # fmt: skip
         append(RESULTS, settings | {"networks": found})
 

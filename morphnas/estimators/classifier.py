@@ -20,7 +20,7 @@ from sklearn.exceptions import NotFittedError
 from torch import fx
 
 from morphnas.estimators import doctor
-from morphnas.estimators.fitting import Fitting, Sizes, mirrors, saving
+from morphnas.estimators.fitting import Fitting, Sizes, mirrors, saving, settled
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.place import torch_device
@@ -47,7 +47,7 @@ from morphnas.run.final import abandon, finalise
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import prune
 from morphnas.run.plan import Plan
-from morphnas.run.search import Observers, settle
+from morphnas.run.search import Observers
 from morphnas.run.store import Run, Store, holds_run, load_about, load_model, load_run, versions
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
@@ -322,7 +322,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             planned = Plan.of_run(about)
             torch.set_num_threads(planned.threads)
             best = next(trial for trial in store.trials if trial.id == self.best_trial_)
-            recipe = changed(settle(best.proposal.recipe, store.trials, problem.chance), args)
+            recipe = changed(settled(store, best, store.trials, problem, deadline), args)
             readings = len(problem.task.judge) + (0 if test is None else len(test))
             readings *= 1 + mirrors(recipe, problem.task)
             calls = EpochCalls(each_epoch, Path(self.path_), stop)

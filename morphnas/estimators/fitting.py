@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from morphnas.run.files import RunError
 from morphnas.run.final import finalise
 from morphnas.run.keeping import is_final
 from morphnas.run.plan import Pace, Plan, default_recipe, measure, plan
-from morphnas.run.search import Executor, Observer, search, settle
+from morphnas.run.search import Executor, Observer, mirrored, search, settle
 from morphnas.run.store import Store
 from morphnas.search import winner
 from morphnas.search.trial import MorphSpace, Searcher, Trial
@@ -138,7 +138,7 @@ class Fitting:
         if not refit:
             return best, best
         problem = self.problem
-        recipe = settle(best.proposal.recipe, searched, problem.chance)
+        recipe = settled(self.store, best, searched, problem, self.deadline)
         readings = len(problem.task.judge) * (1 + mirrors(recipe, problem.task))
         parts = (problem.task, problem.chooser, problem.everything)
         return best, finalise(
@@ -179,6 +179,17 @@ def _readable(store: Store, trial: Trial) -> bool:
         store.forget_weights(trial.id)
         return False
     return True
+
+
+def settled(store: Store, best: Trial, trials: Sequence[Trial], problem: Problem, deadline: Deadline) -> Recipe:
+    """The best network's recipe, with `flip` decided: by that network, where no training had the time to ask it."""
+    recipe, outcome = settle(best.proposal.recipe, trials, problem.chance), best.outcome
+    if recipe.augment.flip is not None or not best.kept or outcome is None or outcome.mirrored is not None:
+        return recipe
+    module = store.network(best.id).to_module().to(problem.task.device)
+    chunk = min(512, 4 * outcome.micro_batch) if outcome.micro_batch else 512
+    asked = replace(outcome, mirrored=mirrored(module, problem.task, chunk, deadline))
+    return settle(recipe, [replace(best, outcome=asked)], problem.chance)
 
 
 def mirrors(recipe: Recipe, task: Task) -> bool:

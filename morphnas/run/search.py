@@ -39,6 +39,8 @@ CALMER = 4.0
 """A training that diverged is done again at a learning rate so many times lower."""
 TRIES = 9
 """Trainings that must have failed before a search without any network is given up."""
+DROP = 0.03
+"""What mirrored images may cost a network that was trained without them, in accuracy, where they are to help."""
 POLL = 0.5
 """Seconds between looks at whether a stop is asked for, while workers are waited for."""
 LEAST_SIDE = 16
@@ -188,7 +190,7 @@ def _attempt(
             how = (job.recipe, deadline, generator, each_epoch, job.scored, job.micro, SMALLEST)
             outcome = train(module, task, *how, keep=keeper, saved=point)
             if job.recipe.augment.flip is None and outcome.score is not None:
-                outcome = replace(outcome, mirrored=_mirrored(module, task, job.chunk, deadline))
+                outcome = replace(outcome, mirrored=mirrored(module, task, job.chunk, deadline))
             return replace(outcome, morph_error=difference), weights_of(module)
     except Unfit as error:
         log.warning("a training begins again, its checkpoint is not of this one: %s", error)
@@ -260,7 +262,7 @@ def _double(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def _mirrored(module: nn.Module, task: Task, chunk: int, deadline: Deadline) -> float | None:
+def mirrored(module: nn.Module, task: Task, chunk: int, deadline: Deadline) -> float | None:
     """The metric on mirrored examples; None where there is no axis to mirror, no time, or an output is no number."""
     if task.judge.x.ndim < 3:
         return None
@@ -283,9 +285,10 @@ class _Mirror(nn.Module):
 
 
 def settle(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:
-    """The recipe with `flip` decided, once a network knows: mirrored images must cost it less than 3 points.
+    """The recipe with `flip` decided, once a network knows: unless mirrored images cost it more than `DROP`, clearly.
 
-    Until one is at least 30 points above `chance`, networks are trained without flips and asked.
+    Clearly is by 1.64 standard errors (5 %, one-sided) of the difference of two shares of the same examples, at most.
+    Until a network is at least 30 points above `chance`, networks are trained without flips and asked.
     """
     if recipe.augment.flip is not None:
         return recipe
@@ -294,7 +297,9 @@ def settle(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:
         if outcome is None or outcome.metric is None or outcome.mirrored is None:
             continue
         if outcome.metric >= min(chance + 0.3, (1 + chance) / 2):
-            flip = outcome.metric - outcome.mirrored < 0.03
+            differing = min(1.0, 2 - outcome.metric - outcome.mirrored)
+            error = math.sqrt(max(0.0, differing) / max(1, outcome.examples))
+            flip = outcome.metric - outcome.mirrored < DROP + 1.64 * error
             return replace(recipe, augment=replace(recipe.augment, flip=flip))
     return recipe
 

@@ -158,6 +158,18 @@ def test_what_was_trained_on_mirrored_images_reads_them_too(tmp_path: Path) -> N
     assert not torch.allclose(apart[0], apart[1], atol=1e-3)
 
 
+def test_flips_are_decided_where_no_training_had_the_time_to_ask(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stripes are the same classes in a mirror."""
+    monkeypatch.setattr("morphnas.run.search.mirrored", lambda *_: None)
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0).fit(*data, time_limit=20)
+    (first, *_, last) = classifier.load_searcher().trials
+    assert first.outcome is not None and first.outcome.mirrored is None
+    assert is_final(last) and last.proposal.recipe.augment.flip is True
+    assert classifier.mirrors_
+
+
 def test_rows_have_no_mirror_images() -> None:
     y = np.arange(90) % 3
     rows = np.random.default_rng(0).normal(size=(90, 5)) + y[:, None] * np.arange(5)
