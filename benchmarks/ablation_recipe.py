@@ -12,9 +12,11 @@ the standard error of its difference from the base over seeds.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,11 +27,13 @@ from machine import append
 from morphnas.graph import cnn
 from morphnas.run.plan import default_recipe, measure
 from morphnas.run.search import Job, inherited
+from morphnas.train import trainer
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Augment, Precision, Recipe
 from morphnas.train.trainer import predict, train, warm_up
 
+FULL = "full rate of wide dense layers"
 LARGE = "convolutions begin 2.5 times as large"
 MIRRORED = "mirror images are read as well"
 RESULTS = Path(__file__).parent / "results" / "ablation_recipe.json"
@@ -71,6 +75,7 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
         "half the rate": replace(base, lr=base.lr / 2),
         "twice the rate": replace(base, lr=base.lr * 2),
         LARGE: base,
+        FULL: base,
         "trained first filters" if base.whiten else "whitening first filters": replace(base, whiten=not base.whiten),
         "half the batch": replace(base, batch_size=max(1, base.batch_size // 2), lr=base.lr / 2**0.5),
         "twice the batch": replace(base, batch_size=base.batch_size * 2, lr=base.lr * 2**0.5),
@@ -114,7 +119,8 @@ def main() -> None:
                         weight.mul_(2.5 if weight.ndim > 2 else 1.0)
             generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed)
-            outcome = train(module, given, recipe, deadline, generator, scored=False)
+            with patch.object(trainer, "WIDE", math.inf if name == FULL else trainer.WIDE):
+                outcome = train(module, given, recipe, deadline, generator, scored=False)
             logits = predict(module, given.judge.x, given, mirrored=name == MIRRORED)
             accuracies.setdefault(name, []).append((logits.argmax(1) == given.judge.y).double().mean().item())
             epochs.setdefault(name, []).append(outcome.epochs)

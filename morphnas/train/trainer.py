@@ -25,6 +25,9 @@ from morphnas.train.recipe import Epoch, Outcome, Precision, Recipe, Status
 SHORT = 12
 """Schedules of at most this many epochs have no patience: they are over before a stale epoch says anything."""
 
+WIDE = 256
+"""Inputs of a dense layer from which on its weights are trained at a lower rate, by as many times as there are more."""
+
 CALM = 0.5
 """Share of the peak rate from which on an epoch's score is taken for the network's."""
 
@@ -518,13 +521,19 @@ def _averaged(module: nn.Module, recipe: Recipe, per_epoch: int) -> AveragedMode
 def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Weight decay on weights alone: tensors of two and more axes. A group's `share` multiplies the rate.
 
-    turned: whether the group holds convolutions' weights that Muon is to turn.
+    turned: whether the group holds convolutions' weights that Muon is to turn. A step of gradient descent changes what
+    a dense layer gives by as much as it has inputs (Yang et al. 2022, arXiv:2203.03466, table 3): wide ones without a
+    norm behind them, which have a bias, take shorter steps.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     shifts = {id(layer.bias) for layer in norms}
+    shares = {bias: recipe.bias_rate for bias in shifts}
+    if recipe.optimizer != "adamw":
+        dense = (layer for layer in module.modules() if isinstance(layer, nn.Linear) and layer.bias is not None)
+        shares |= {id(layer.weight): min(1.0, WIDE / layer.in_features) for layer in dense}
     groups: dict[tuple[float, float, bool], list[Tensor]] = {}
     for p in (p for p in module.parameters() if p.requires_grad):
-        share, decay = recipe.bias_rate if id(p) in shifts else 1.0, recipe.weight_decay if p.ndim > 1 else 0.0
+        share, decay = shares.get(id(p), 1.0), recipe.weight_decay if p.ndim > 1 else 0.0
         groups.setdefault((share, decay, recipe.optimizer == "muon" and p.ndim > 2), []).append(p)
     settings = [
         {"params": ps, "share": share, "weight_decay": decay, "turned": turned}

@@ -20,7 +20,7 @@ from morphnas.graph import cnn, fresh_weights, mlp, to_module
 from morphnas.train import trainer
 from morphnas.train.data import Examples, Task, augmented
 from morphnas.train.deadline import NEVER
-from morphnas.train.recipe import Augment, Outcome, Recipe
+from morphnas.train.recipe import Augment, Optimizer, Outcome, Recipe
 from morphnas.train.trainer import Diverged, Schedule, best_temperature, evaluate, last_epoch, predict, train
 from tests.train.tasks import Clock, Constant, Timed, blobs, equal, images, linear, rates, seeded, state
 
@@ -181,6 +181,29 @@ def test_weight_decay_leaves_biases_and_norms_alone() -> None:
     assert {name: decay[id(p)] for name, p in module.named_parameters()} == {
         name: 0.3 if p.ndim > 1 else 0.0 for name, p in module.named_parameters()
     }
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("sgd", 0.5), ("muon", 0.5), ("adamw", 1.0)])
+def test_wide_dense_layers_without_a_norm_are_trained_at_a_lower_rate(optimizer: Optimizer, share: float) -> None:
+    """Adam's steps are as long whatever the gradient."""
+    module = to_module(mlp((1024,), 2, width=512))
+    groups = trainer._optimizer(module, replace(PLAIN, optimizer=optimizer)).param_groups
+    shares = {id(p): group["share"] for group in groups for p in group["params"]}
+    (last,) = (name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and layer.bias is not None)
+    for name, p in module.named_parameters():
+        assert shares[id(p)] == (share if name == f"{last}.weight" else 1.0), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("width", [8, 64, 256])
+def test_the_loss_does_not_explode_however_much_the_last_layer_reads(optimizer: Optimizer, width: int) -> None:
+    """Of guesses it is log 10. At the full rate it is more than twice that from 4,096 features on."""
+    x, y = torch.randn(512, 3, 8, 8, generator=seeded(0)), torch.randint(0, 10, (512,), generator=seeded(1))
+    task = Task.of(Examples(x, y), Examples(x[:64], y[:64]), 10)
+    module = to_module(cnn((3, 8, 8), 10, width=width, depth=1))
+    assert module.get_parameter("dense_5.weight").shape[1] == 64 * width
+    outcome = run(module, task, replace(PLAIN, epochs=4, batch_size=64, lr=0.1, optimizer=optimizer))
+    assert max(epoch.loss for epoch in outcome.curve) < 2 * math.log(10)
 
 
 # -- the temperature of the score
