@@ -527,7 +527,7 @@ def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     shifts = {id(layer.bias) for layer in norms}
-    shares = {bias: recipe.bias_rate for bias in shifts}
+    shares = dict.fromkeys(shifts, recipe.bias_rate)
     if recipe.optimizer != "adamw":
         dense = (layer for layer in module.modules() if isinstance(layer, nn.Linear) and layer.bias is not None)
         shares |= {id(layer.weight): min(1.0, WIDE / layer.in_features) for layer in dense}

@@ -189,7 +189,9 @@ def test_wide_dense_layers_without_a_norm_are_trained_at_a_lower_rate(optimizer:
     module = to_module(mlp((1024,), 2, width=512))
     groups = trainer._optimizer(module, replace(PLAIN, optimizer=optimizer)).param_groups
     shares = {id(p): group["share"] for group in groups for p in group["params"]}
-    (last,) = (name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and layer.bias is not None)
+    (last,) = (
+        name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and layer.bias is not None
+    )
     for name, p in module.named_parameters():
         assert shares[id(p)] == (share if name == f"{last}.weight" else 1.0), name
 
