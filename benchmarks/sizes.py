@@ -1,7 +1,9 @@
 """How large a network should be for the time there is: networks of several sizes, each trained for the same seconds.
 
     python benchmarks/sizes.py --data cifar10.npz --examples 6000 --seconds 36 --seeds 2 [--flip --shift 0.03]
+    python benchmarks/sizes.py --data cifar10.npz --seconds 200 --seeds 2 --flip --shift 0.03 --only "cnn, width 48" +
 
+With "+" begin the names of networks that morphs make of a plain one: what shape is worth at equal seconds.
 The final trainings of a run get about this long: `morphnas.run.plan` sizes starters by what is found here. --data: an
 .npz with x_train, y_train, x_test, y_test, see `ablation_recipe.py`, whose splits and recipe these are; without it
 scikit-learn's digits. The networks take turns within a seed. Appends to results/sizes.json the passes over the data and
@@ -20,7 +22,7 @@ import torch
 from ablation_recipe import task
 from machine import append
 
-from morphnas.graph import Graph, Shape, cnn, densenet, resnet
+from morphnas.graph import AddSkip, ConcatSkip, Conv, Deeper, Graph, ReLU, Shape, Wider, cnn, densenet, resnet
 from morphnas.run.plan import default_recipe, measure
 from morphnas.run.search import Job, inherited
 from morphnas.train.deadline import Deadline
@@ -31,12 +33,41 @@ RESULTS = Path(__file__).parent / "results" / "sizes.json"
 
 
 def networks(shape: Shape, n_classes: int) -> dict[str, Graph]:
-    found = {f"cnn, width {w}": cnn(shape, n_classes, width=w, depth=4) for w in (8, 16, 24, 32, 48)}
+    found = {f"cnn, width {w}": cnn(shape, n_classes, width=w, depth=4) for w in (8, 16, 24, 32, 48, 64)}
     return found | {
         "resnet, width 16": resnet(shape, n_classes, width=16, depth=2),
         "resnet, width 32, pooled": resnet(shape, n_classes, width=32, depth=2, pool_stem=True),
         "densenet, width 8": densenet(shape, n_classes, width=8, depth=6),
         "densenet, width 16, pooled": densenet(shape, n_classes, width=16, depth=6, pool_stem=True),
+    }
+
+
+def morphed(shape: Shape, n_classes: int) -> dict[str, Graph]:
+    """What a search could come to from a plain network of width 32, and from one of width 24."""
+    plain, narrow = (cnn(shape, n_classes, width=w, depth=4) for w in (32, 24))
+    first, second, third, last = (node.name for node in plain.nodes if isinstance(node.op, ReLU))
+    deeper, skips, residual, wide = plain, plain, plain, narrow
+    for name in (second, third, last):
+        deeper = Deeper(name).grow(deeper)
+    for name in (first, second):
+        skips = ConcatSkip(name, last).grow(skips)
+    for name in (second, third):
+        end = name
+        for _ in range(2):
+            morph, before = Deeper(end), residual
+            residual = morph.grow(before)
+            end = next(n.name for n in residual.nodes if n.name not in before and isinstance(n.op, ReLU))
+        residual = AddSkip(name, end).grow(residual)
+    *_, late, final = (node.name for node in narrow.nodes if isinstance(node.op, Conv))
+    for name, width in ((late, 192), (final, 384)):
+        wide = Wider(name, width).grow(wide)
+    short = ConcatSkip(second, last).grow(Deeper(third).grow(wide))
+    return {
+        "+ 3 deeper": deeper,
+        "+ 2 concatenating skips to the end": skips,
+        "+ 2 residual pairs": residual,
+        "+ wider at the end": wide,
+        "+ wider at the end, deeper, concatenating skip": short,
     }
 
 
@@ -48,6 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--flip", action="store_true", help="mirrored images keep their label")
     parser.add_argument("--shift", type=float, default=0.0, help="how far images are moved, as a share of their size")
+    parser.add_argument("--only", nargs="*", default=[""], help="networks whose names begin so")
     parser.add_argument("--smoke", action="store_true", help="half a second each, nothing written")
     args = parser.parse_args()
     if args.smoke:
@@ -60,7 +92,9 @@ def main() -> None:
         default = default_recipe(len(given.train), torch.device("cpu"), None, shape)
         precision = measure(given, 0.4, default.batch_size).precision
         recipe = replace(default, epochs=100_000, precision=precision, augment=Augment(args.shift, args.flip))
-        for name, graph in networks(shape, given.n_classes).items():
+        for name, graph in (networks(shape, given.n_classes) | morphed(shape, given.n_classes)).items():
+            if not name.startswith(tuple(args.only)):
+                continue
             deadline, generator = Deadline.after(args.seconds), torch.Generator().manual_seed(seed)
             module, _ = inherited(Job(graph, (), recipe, args.seconds, seed), given, deadline)
             outcome = train(module, given, recipe, deadline, generator, scored=False)
