@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=6000)
     parser.add_argument("--time-limit", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--ways", nargs="*", default=WAYS)
     parser.add_argument("--flip", action="store_true", help="the network by hand is to mirror images")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -133,7 +134,7 @@ def main() -> None:
     if args.smoke:
         args.time_limit, args.seeds, args.ways = 4.0, 1, ["bayesian"]
     fits: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for way in ("none", *args.ways):
             fits.setdefault(way, []).append(fit(way, args, seed))
             print(seed, way, fits[way][-1], flush=True)
@@ -151,6 +152,7 @@ def main() -> None:
     if not args.smoke:
         about = {
             "data": "digits" if args.data is None else args.data.stem, "time_limit": args.time_limit, "n": args.seeds,
+            "first_seed": args.first_seed,
             "examples": None if args.data is None else args.examples,
         }  # fmt: skip
         append(args.results, about | {"ways": found})
