@@ -190,12 +190,14 @@ def test_absurd_morphs_and_recipes_cost_their_trial_alone(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(os.name != "posix", reason="links and pipes the POSIX way")
 def test_nothing_is_read_or_written_outside_the_folder(copied: Path, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    (copied / "trials" / "00001").rename(elsewhere)
-    (copied / "trials" / "00001").symlink_to(elsewhere)
+    trials = load_run(copied).trials
+    gone, other, *_ = (t.id for t in trials if t.kept and t.id not in [trial.parent for trial in trials])
+    elsewhere, folder = tmp_path / "elsewhere", copied / "trials" / f"{gone:05d}"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
     (copied / "trials" / "00004").symlink_to(tmp_path)
-    with pytest.warns(UserWarning, match="trial 00001 .* leads out of"):
-        assert 1 not in [trial.id for trial in load_run(copied).trials]
+    with pytest.warns(UserWarning, match=f"trial {gone:05d} .* leads out of"):
+        assert gone not in [trial.id for trial in load_run(copied).trials]
     with pytest.warns(UserWarning, match="leads out of"):
         store = Store.resume(copied)
     try:
@@ -204,11 +206,11 @@ def test_nothing_is_read_or_written_outside_the_folder(copied: Path, tmp_path: P
     finally:
         store.close()
     assert not (tmp_path / "proposal.json").exists()
-    weights_file = copied / "trials" / "00002" / "weights.safetensors"
+    weights_file = copied / "trials" / f"{other:05d}" / "weights.safetensors"
     weights_file.rename(tmp_path / "weights")
     weights_file.symlink_to(tmp_path / "weights")
     with pytest.warns(UserWarning, match="leads out of"), pytest.raises(RunError, match="leads out of"):
-        load_run(copied).load_model_by_id(2)
+        load_run(copied).load_model_by_id(other)
     weights_file.unlink()
     weights_file.symlink_to(weights_file)
     with pytest.raises(RunError, match="cannot be read"):
