@@ -1,9 +1,12 @@
-"""How well surrogates rank networks that they have not seen, after n of the 6,561 of NAS-Bench-Macro.
+"""How well surrogates rank networks that they have not seen, after n of the 6,561 of NAS-Bench-Macro, or of a run.
 
     PYTHONPATH=. python benchmarks/surrogate.py [--seeds 40] [--ablation] [--smoke]
+    PYTHONPATH=. python benchmarks/surrogate.py --train 300 [--data cifar10.npz --examples 2000]
 
 All are taught the scores of the same n random networks (one of the three trainings each, drawn by the seed) and asked
-for 300 others, by the same distances to all that they have seen:
+for 300 others, by the same distances to all that they have seen. With --train a random search without promotions trains
+so many networks on scikit-learn's digits, or on --data, from starters of width 8; the others are all that it trained
+besides the n, and the truth is the one score that each has:
 
 * the library's: a Gaussian process, Matern 5/2, on the distances to landmarks (`morphnas/search/surrogate.py`),
 * `exp(-d / l)` with the spectrum clipped: K = Q L Q' of the distances among the n, the negative part of L left out, and
@@ -11,9 +14,10 @@ for 300 others, by the same distances to all that they have seen:
   variance; l in median(d) x 1/8 .. 4 and noise in .001 .. .3 by marginal likelihood,
 * the mean of the 5 nearest.
 
-Writes results/surrogate.json: Spearman's rank correlation with the mean accuracy of the three trainings, and the log
-likelihood of the scores of another training of the 300 under the predicted normal distributions, noise included, in
-nats; means over seeds and their standard errors. --ablation adds variants of the library's.
+Writes results/surrogate.json, or adds to results/surrogate_runs.json: Spearman's rank correlation with the mean
+accuracy of the three trainings, and the log likelihood of the scores of another training of the 300 under the predicted
+normal distributions, noise included, in nats; means over seeds and their standard errors. --ablation adds variants of
+the library's.
 """
 
 from __future__ import annotations
@@ -22,34 +26,39 @@ import argparse
 import json
 import math
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from machine import describe
+from machine import append, describe
 from numpy.typing import NDArray
 from scipy.stats import norm, spearmanr
+from search_pays import SMALL, part
 
+import morphnas
 from morphnas.graph import Graph
+from morphnas.search import RandomSearcher
+from morphnas.search.belief import fidelities
 from morphnas.search.distance import SKIP, Sketch, Token, distances, sketch
 from morphnas.search.surrogate import fit, spread_landmarks, standardise
 from tests.table import accuracy, network, outcome
 
 RESULTS = Path(__file__).parent / "results" / "surrogate.json"
+RUNS = RESULTS.with_name("surrogate_runs.json")
 KEYS = ["".join(digits) for digits in product("012", repeat=8)]
 HELD_OUT, EPOCHS = 300, 8.0
 
 Array = NDArray[np.float64]
-Predict = Callable[[Array, Array], tuple[Array, Array]]
-"""From distances (n + k, n) of all to those seen, and their scores (n,), to mean and deviation (k,) of the others'
-scores, noise included."""
+Predict = Callable[[Array, Array, Array], tuple[Array, Array]]
+"""From distances (n + k, n) of all to those seen, their scores (n,), and the epochs (n + k,) that all have had, to mean
+and deviation (k,) of the others' scores, noise included."""
 
 
 def ours(count: int = 64) -> Predict:
-    def predict(d: Array, scores: Array) -> tuple[Array, Array]:
-        n = len(scores)
-        chosen, epochs = spread_landmarks(scores, count), np.full(len(d), EPOCHS)
+    def predict(d: Array, scores: Array, epochs: Array) -> tuple[Array, Array]:
+        n, chosen = len(scores), spread_landmarks(scores, count)
         posterior = fit(d[:n, chosen], epochs[:n], scores)
         mean, sd = posterior.predict(d[n:, chosen], epochs[n:])
         return mean, np.sqrt(sd**2 + posterior.scale**2 * posterior.kernel.k2.noise_level)
@@ -57,7 +66,7 @@ def ours(count: int = 64) -> Predict:
     return predict
 
 
-def clipped(d: Array, scores: Array) -> tuple[Array, Array]:
+def clipped(d: Array, scores: Array, _: Array) -> tuple[Array, Array]:
     n, (targets, centre, scale) = len(scores), standardise(scores)
     apart = d[:n][np.triu_indices(n, 1)]
     best = (-math.inf, np.empty(0), np.empty(0))
@@ -79,7 +88,7 @@ def clipped(d: Array, scores: Array) -> tuple[Array, Array]:
     return centre + scale * best[1], scale * best[2]
 
 
-def nearest(d: Array, scores: Array) -> tuple[Array, Array]:
+def nearest(d: Array, scores: Array, _: Array) -> tuple[Array, Array]:
     five = scores[np.argsort(d[len(scores) :], axis=1, kind="stable")[:, :5]]
     return five.mean(1), np.full(len(five), max(1e-9, scores.std()))
 
@@ -88,8 +97,12 @@ def without_resolution(graph: Graph) -> Sketch:
     return tuple(Token(t.kind, t.sizes[:-1], t.skips, t.reach) for t in sketch(graph))
 
 
+SURROGATES: dict[str, Predict] = {"landmarks": ours(), "exp(-d/l) clipped": clipped, "5 nearest": nearest}
+
+
 def measured(predict: Predict, d: Array, keys: list[str], n: int, seed: int) -> tuple[float, float]:
-    mean, sd = predict(d, np.array([outcome(key, seed).score for key in keys[:n]]))
+    scores = np.array([outcome(key, seed).score for key in keys[:n]])
+    mean, sd = predict(d, scores, np.full(len(keys), EPOCHS))
     rank = float(spearmanr(mean, [accuracy(key) for key in keys[n:]])[0])
     again = [outcome(key, seed + 1_000).score for key in keys[n:]]
     return rank if math.isfinite(rank) else 0.0, float(norm.logpdf(again, mean, sd).mean())
@@ -101,7 +114,7 @@ def trials(n: int, seed: int, ablation: bool) -> Iterator[tuple[str, tuple[float
     keys = [KEYS[i] for i in rng.choice(len(KEYS), n + HELD_OUT, replace=False)]
     sketches = [sketch(network(key)) for key in keys]
     d = distances(sketches, sketches[:n])
-    for name, predict in (("landmarks", ours()), ("exp(-d/l) clipped", clipped), ("5 nearest", nearest)):
+    for name, predict in SURROGATES.items():
         yield name, measured(predict, d, keys, n, seed)
     if ablation:
         for count in (8, 16, 32):
@@ -110,6 +123,31 @@ def trials(n: int, seed: int, ablation: bool) -> Iterator[tuple[str, tuple[float
             yield f"skip_weight {weight}", measured(ours(), distances(sketches, sketches[:n], weight), keys, n, seed)
         blind = [without_resolution(network(key)) for key in keys]
         yield "without resolution", measured(ours(), distances(blind, blind[:n]), keys, n, seed)
+
+
+def trained(args: argparse.Namespace) -> list[tuple[Sketch, float, float]]:
+    """Networks that a random search has trained: with the score of each, and how many epochs it counts as trained."""
+    x, _, y, _ = part(args, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"search_type": RandomSearcher, "searcher_args": {"default_model_width": SMALL}}
+        path, budget = Path(folder) / "run", {"max_trials": args.train, "refit": False}
+        classifier = morphnas.ImageClassifier(path, random_state=0, device="cpu", **settings, **budget)
+        found = classifier.fit(x, y, time_limit=10.0 * args.train).load_searcher().trials
+    epochs, alike = fidelities(found), found[0].epochs
+    finished = [t for t in found if t.outcome is not None and t.outcome.status == "finished" and t.epochs == alike]
+    return [(t.sketch, t.score, epochs[t.id]) for t in finished if t.score is not None]
+
+
+def of_run(known: list[tuple[Sketch, float, float]], n: int, seed: int) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Every surrogate's two figures after n networks of a run, for one seed."""
+    mixed = [known[i] for i in np.random.default_rng(seed).permutation(len(known))]
+    sketches = [one for one, _, _ in mixed]
+    scores, epochs = (np.array([one[i] for one in mixed], dtype=np.float64) for i in (1, 2))
+    d = distances(sketches, sketches[:n])
+    for name, predict in SURROGATES.items():
+        mean, sd = predict(d, scores[:n], epochs)
+        rank = float(spearmanr(mean, scores[n:])[0])
+        yield name, (rank if math.isfinite(rank) else 0.0, float(norm.logpdf(scores[n:], mean, sd).mean()))
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -123,21 +161,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--ablation", action="store_true", help="variants of the library's, too")
+    parser.add_argument("--train", type=int, help="networks of a run of our own")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--smoke", action="store_true", help="two seeds of few networks, nothing written")
     args = parser.parse_args()
     seeds, sizes = (2, (10, 20)) if args.smoke else (args.seeds, (10, 20, 50, 100, 200))
+    known = trained(args) if args.train else []
+    sizes = tuple(n for n in sizes if not known or n <= 0.8 * len(known))
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for n in sizes:
         figures: dict[str, list[tuple[float, float]]] = {}
         for seed in range(seeds):
-            for name, pair in trials(n, seed, args.ablation):
+            for name, pair in of_run(known, n, seed) if known else trials(n, seed, args.ablation):
                 figures.setdefault(name, []).append(pair)
         for name, pairs in figures.items():
             ranks, likelihoods = (spread([pair[i] for pair in pairs]) for i in (0, 1))
             found.setdefault(name, {})[str(n)] = {"rank_correlation": ranks, "log_likelihood": likelihoods}
             print(f"n {n:3d}  {name:20s} rank {ranks['mean']:.3f} +- {ranks['standard_error']:.3f}", end="  ")
             print(f"log likelihood {likelihoods['mean']:.3f} +- {likelihoods['standard_error']:.3f}", flush=True)
-    if not args.smoke:
+    if not args.smoke and known:
+        of = {"data": "digits"} if args.data is None else {"data": args.data.stem, "examples": args.examples}
+        append(RUNS, of | {"seeds": seeds, "networks": len(known), "skip_weight": SKIP, "surrogates": found})
+    elif not args.smoke:
         about = {"seeds": seeds, "held_out": HELD_OUT, "skip_weight": SKIP, "table": "NAS-Bench-Macro, CIFAR-10"}
         RESULTS.write_text(json.dumps(describe() | about | {"surrogates": found}, indent=1) + "\n", encoding="utf-8")
 
