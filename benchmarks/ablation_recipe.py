@@ -33,7 +33,8 @@ from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Augment, Precision, Recipe
 from morphnas.train.trainer import predict, train, warm_up
 
-FULL = "full rate of wide dense layers"
+WIDE = {f"full rate of dense layers of up to {wide} inputs": wide for wide in (64, 1024, math.inf)}
+"""What is put in place of `morphnas.train.trainer.WIDE`."""
 LARGE = "convolutions begin 2.5 times as large"
 MIRRORED = "mirror images are read as well"
 RESULTS = Path(__file__).parent / "results" / "ablation_recipe.json"
@@ -75,7 +76,7 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
         "half the rate": replace(base, lr=base.lr / 2),
         "twice the rate": replace(base, lr=base.lr * 2),
         LARGE: base,
-        FULL: base,
+        **dict.fromkeys(WIDE, base),
         "trained first filters" if base.whiten else "whitening first filters": replace(base, whiten=not base.whiten),
         "half the batch": replace(base, batch_size=max(1, base.batch_size // 2), lr=base.lr / 2**0.5),
         "twice the batch": replace(base, batch_size=base.batch_size * 2, lr=base.lr * 2**0.5),
@@ -119,7 +120,7 @@ def main() -> None:
                         weight.mul_(2.5 if weight.ndim > 2 else 1.0)
             generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed)
-            with patch.object(trainer, "WIDE", math.inf if name == FULL else trainer.WIDE):
+            with patch.object(trainer, "WIDE", WIDE.get(name, trainer.WIDE)):
                 outcome = train(module, given, recipe, deadline, generator, scored=False)
             logits = predict(module, given.judge.x, given, mirrored=name == MIRRORED)
             accuracies.setdefault(name, []).append((logits.argmax(1) == given.judge.y).double().mean().item())

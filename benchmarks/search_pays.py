@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=6000)
     parser.add_argument("--time-limit", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--first-seed", type=int, default=0, help="to go on from other runs")
     parser.add_argument("--ways", nargs="*", default=WAYS)
     parser.add_argument("--flip", action="store_true", help="the network by hand is to mirror images")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -82,6 +82,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[""], help="networks whose names begin so")
     parser.add_argument("--smoke", action="store_true", help="half a second each, nothing written")
     args = parser.parse_args()
+    if not any(name.startswith(tuple(args.only)) for name in networks((3, 32, 32), 10) | morphed((3, 32, 32), 10)):
+        parser.error(f"no network's name begins with {' or '.join(args.only)}")
     if args.smoke:
         args.seconds, args.seeds = 0.5, 1
     warm_up()
@@ -109,7 +111,7 @@ def main() -> None:
     if not args.smoke:
         settings = {
             "data": "digits" if args.data is None else args.data.stem, "examples": len(given.train),
-            "seconds": args.seconds, "shift": args.shift, "n": args.seeds,
+            "seconds": args.seconds, "flip": args.flip, "shift": args.shift, "n": args.seeds,
         }  # fmt: skip
         append(RESULTS, settings | {"networks": found})
 

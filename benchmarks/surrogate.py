@@ -100,12 +100,16 @@ def without_resolution(graph: Graph) -> Sketch:
 SURROGATES: dict[str, Predict] = {"landmarks": ours(), "exp(-d/l) clipped": clipped, "5 nearest": nearest}
 
 
+def judged(mean: Array, sd: Array, truth: list[float], scores: list[float]) -> tuple[float, float]:
+    """Rank correlation with the truth, and log likelihood of the scores."""
+    rank = float(spearmanr(mean, truth)[0])
+    return rank if math.isfinite(rank) else 0.0, float(norm.logpdf(scores, mean, sd).mean())
+
+
 def measured(predict: Predict, d: Array, keys: list[str], n: int, seed: int) -> tuple[float, float]:
     scores = np.array([outcome(key, seed).score for key in keys[:n]])
-    mean, sd = predict(d, scores, np.full(len(keys), EPOCHS))
-    rank = float(spearmanr(mean, [accuracy(key) for key in keys[n:]])[0])
     again = [outcome(key, seed + 1_000).score for key in keys[n:]]
-    return rank if math.isfinite(rank) else 0.0, float(norm.logpdf(again, mean, sd).mean())
+    return judged(*predict(d, scores, np.full(len(keys), EPOCHS)), [accuracy(key) for key in keys[n:]], again)
 
 
 def trials(n: int, seed: int, ablation: bool) -> Iterator[tuple[str, tuple[float, float]]]:
@@ -129,12 +133,18 @@ def trained(args: argparse.Namespace) -> list[tuple[Sketch, float, float]]:
     """Networks that a random search has trained: with the score of each, and how many epochs it counts as trained."""
     x, _, y, _ = part(args, 0)
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"search_type": RandomSearcher, "searcher_args": {"default_model_width": SMALL}}
-        path, budget = Path(folder) / "run", {"max_trials": args.train, "refit": False}
-        classifier = morphnas.ImageClassifier(path, random_state=0, device="cpu", **settings, **budget)
+        classifier = morphnas.ImageClassifier(
+            Path(folder) / "run",
+            search_type=RandomSearcher,
+            searcher_args={"default_model_width": SMALL},
+            max_trials=args.train,
+            refit=False,
+            random_state=0,
+            device="cpu",
+        )
         found = classifier.fit(x, y, time_limit=10.0 * args.train).load_searcher().trials
-    epochs, alike = fidelities(found), found[0].epochs
-    finished = [t for t in found if t.outcome is not None and t.outcome.status == "finished" and t.epochs == alike]
+    epochs = fidelities(found)
+    finished = [t for t in found if t.outcome is not None and t.outcome.status == "finished"]
     return [(t.sketch, t.score, epochs[t.id]) for t in finished if t.score is not None]
 
 
@@ -142,12 +152,10 @@ def of_run(known: list[tuple[Sketch, float, float]], n: int, seed: int) -> Itera
     """Every surrogate's two figures after n networks of a run, for one seed."""
     mixed = [known[i] for i in np.random.default_rng(seed).permutation(len(known))]
     sketches = [one for one, _, _ in mixed]
-    scores, epochs = (np.array([one[i] for one in mixed], dtype=np.float64) for i in (1, 2))
+    scores, epochs = ([one[i] for one in mixed] for i in (1, 2))
     d = distances(sketches, sketches[:n])
     for name, predict in SURROGATES.items():
-        mean, sd = predict(d, scores[:n], epochs)
-        rank = float(spearmanr(mean, scores[n:])[0])
-        yield name, (rank if math.isfinite(rank) else 0.0, float(norm.logpdf(scores[n:], mean, sd).mean()))
+        yield name, judged(*predict(d, np.array(scores[:n]), np.array(epochs)), scores[n:], scores[n:])
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -166,6 +174,10 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--smoke", action="store_true", help="two seeds of few networks, nothing written")
     args = parser.parse_args()
+    if args.train is not None and args.train < 15:
+        parser.error("--train takes 15 networks or more, of which 10 are learnt from")
+    if args.ablation and args.train:
+        parser.error("--ablation is of the table")
     seeds, sizes = (2, (10, 20)) if args.smoke else (args.seeds, (10, 20, 50, 100, 200))
     known = trained(args) if args.train else []
     sizes = tuple(n for n in sizes if not known or n <= 0.8 * len(known))

@@ -27,6 +27,7 @@ from morphnas.search.trial import MorphSpace, Searcher, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
+from morphnas.train.trainer import chunk
 
 
 @dataclass(frozen=True)
@@ -184,11 +185,10 @@ def _readable(store: Store, trial: Trial) -> bool:
 def settled(store: Store, best: Trial, trials: Sequence[Trial], problem: Problem, deadline: Deadline) -> Recipe:
     """The best network's recipe, with `flip` decided: by that network, where no training had the time to ask it."""
     recipe, outcome = settle(best.proposal.recipe, trials, problem.chance), best.outcome
-    if recipe.augment.flip is not None or not best.kept or outcome is None or outcome.mirrored is not None:
+    if recipe.augment.flip is not None or not best.kept or outcome is None or outcome.metric is None:
         return recipe
     module = store.network(best.id).to_module().to(problem.task.device)
-    chunk = min(512, 4 * outcome.micro_batch) if outcome.micro_batch else 512
-    asked = replace(outcome, mirrored=mirrored(module, problem.task, chunk, deadline))
+    asked = replace(outcome, mirrored=mirrored(module, problem.task, chunk(outcome.micro_batch), deadline))
     return settle(recipe, [replace(best, outcome=asked)], problem.chance)
 
 

@@ -22,7 +22,7 @@ from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.recipe import SHIFT, Outcome, Recipe
-from morphnas.train.trainer import SHORT, Diverged, evaluate
+from morphnas.train.trainer import SHORT, Diverged, chunk, evaluate
 
 log = logging.getLogger("morphnas")
 
@@ -250,10 +250,9 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
         if chooser is None or trial.score is None or len(results) == 1:
             return -math.inf if trial.score is None else trial.score
         module = store.network(trial.id).to_module().to(task.device)
-        outcome = trial.outcome
-        chunk = 4 * outcome.micro_batch if outcome is not None and outcome.micro_batch else 512
+        micro = None if trial.outcome is None else trial.outcome.micro_batch
         try:
-            return evaluate(module, chooser, task, min(512, chunk), deadline)[0]
+            return evaluate(module, chooser, task, chunk(micro), deadline)[0]
         except Diverged:
             return -math.inf
 

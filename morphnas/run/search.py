@@ -28,7 +28,7 @@ from morphnas.train.checkpoint import Unfit
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime, Stop
 from morphnas.train.recipe import Outcome, Recipe
-from morphnas.train.trainer import Diverged, EachEpoch, calibrate, evaluate, is_out_of_memory, predict, train
+from morphnas.train.trainer import Diverged, EachEpoch, calibrate, chunk, evaluate, is_out_of_memory, predict, train
 from morphnas.train.whitening import whitening
 
 log = logging.getLogger("morphnas")
@@ -100,8 +100,8 @@ class Job:
 
     @property
     def chunk(self) -> int:
-        """Examples to pass through the network at once where there is no backward pass."""
-        return 512 if self.micro is None else min(512, 4 * self.micro)
+        """See `morphnas.train.trainer.chunk`."""
+        return chunk(self.micro)
 
 
 class Executor(Protocol):

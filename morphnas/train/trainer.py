@@ -217,7 +217,7 @@ def train(
                 scoring = clock()
                 until = deadline if best.score is not None else deadline.heeding(None)
                 try:
-                    score, metric = evaluate(kept, judge, task, min(512, 4 * micro), until)
+                    score, metric = evaluate(kept, judge, task, chunk(micro), until)
                 except OutOfTime:
                     status = "truncated"
                     if best.score is not None:
@@ -401,6 +401,14 @@ def evaluate(
         raise Diverged("the network's outputs are no numbers any more")
     score = -F.cross_entropy(logits.double(), examples.y).item()
     return score, (logits.argmax(1) == examples.y).double().mean().item()
+
+
+def chunk(micro: int | None) -> int:
+    """Examples to pass through a network at once where there is no backward pass.
+
+    micro: that a step can have in memory; None or 0: whole batches.
+    """
+    return min(512, 4 * micro) if micro else 512
 
 
 def best_temperature(logits: Tensor, y: Tensor) -> float:
