@@ -33,6 +33,7 @@ def grown(run: Path) -> int:
     return next(trial.id for trial in reversed(load_run(run).trials) if trial.proposal.morphs)
 
 
+@pytest.mark.slow
 def test_every_morph_is_undone_once(run: Path, data: Data) -> None:
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     found = ablate(run, *data, grown(run), time_limit=60, repeats=2, device="cpu")

@@ -163,7 +163,7 @@ def test_flips_are_decided_where_no_training_had_the_time_to_ask(
 ) -> None:
     """Stripes are the same classes in a mirror."""
     monkeypatch.setattr("morphnas.run.search.mirrored", lambda *_: None)
-    classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0).fit(*data, time_limit=20)
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0).fit(*data, time_limit=8)
     (first, *_, last) = classifier.load_searcher().trials
     assert first.outcome is not None and first.outcome.mirrored is None
     assert is_final(last) and last.proposal.recipe.augment.flip is True
