@@ -35,10 +35,8 @@ RESULTS = Path(__file__).parent / "results" / "sizes.json"
 def networks(shape: Shape, n_classes: int) -> dict[str, Graph]:
     found = {f"cnn, width {w}": cnn(shape, n_classes, width=w, depth=4) for w in (8, 16, 24, 32, 48, 64)}
     return found | {
-        "resnet, width 16": resnet(shape, n_classes, width=16, depth=2),
-        "resnet, width 32, pooled": resnet(shape, n_classes, width=32, depth=2, pool_stem=True),
-        "densenet, width 8": densenet(shape, n_classes, width=8, depth=6),
-        "densenet, width 16, pooled": densenet(shape, n_classes, width=16, depth=6, pool_stem=True),
+        **{f"resnet, width {w}": resnet(shape, n_classes, width=w, depth=2) for w in (16, 24, 32, 48)},
+        **{f"densenet, width {w}": densenet(shape, n_classes, width=w, depth=6) for w in (16, 32, 48)},
     }
 
 

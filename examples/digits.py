@@ -54,7 +54,13 @@ def main() -> None:
         images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
     )
 
-    classifier = morphnas.ImageClassifier(path=args.path, verbose=True, overwrite=True, random_state=args.seed)
+    classifier = morphnas.ImageClassifier(
+        path=args.path,
+        verbose=True,
+        overwrite=True,
+        random_state=args.seed,
+        searcher_args={"default_model_width": 8},  # small first networks: the time is enough to search
+    )
     classifier.fit(x_train, y_train, time_limit=args.time_limit)
 
     accuracy = classifier.evaluate(x_test, y_test)

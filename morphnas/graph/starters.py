@@ -11,7 +11,6 @@ import math
 from morphnas.graph.graph import Graph, Node
 from morphnas.graph.ops import (
     Add,
-    AvgPool,
     BatchNorm,
     Concat,
     Conv,
@@ -51,11 +50,9 @@ class _Draft:
         self.shapes[name] = op.shape(*(self.shapes[i] for i in inputs))
         return name
 
-    def conv_bn(
-        self, filters: int, kernel: int = 3, stride: int = 1, source: str | None = None, pool: bool = False
-    ) -> str:
+    def conv_bn(self, filters: int, kernel: int = 3, source: str | None = None, pool: bool = False) -> str:
         """Pooled before the norm, which then, like the relu, has a quarter of the values to go over."""
-        self.add(Conv(filters, kernel, stride), source or self.last)
+        self.add(Conv(filters, kernel), source or self.last)
         if pool:
             self.add(MaxPool())
         return self.add(BatchNorm())
@@ -108,45 +105,37 @@ def cnn(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dro
     return _head(draft, n_classes, dropout)
 
 
-def resnet(
-    input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dropout: float = 0.0, pool_stem: bool = False
-) -> Graph:
-    """A stem and `depth` residual blocks of two convolutions (He et al. 2015, arXiv:1512.03385).
+def resnet(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 2, dropout: float = 0.0) -> Graph:
+    """A stem, `depth` stages that end with a residual block of two convolutions, and a last convolution (He et al.
+    2015, arXiv:1512.03385).
 
-    Doubled in width and halved in resolution by strides from the second block on while the resolution allows; shortcuts
-    are pooled and projected there (He et al. 2018, arXiv:1812.01187, ResNet-D). With `pool_stem` all behind the stem
-    costs a quarter.
+    Each of them pools what its first convolution gives, and has twice the width of the one before, while the resolution
+    allows: residual blocks at lower resolutions are worth their cost (`benchmarks/sizes.py`).
     """
     _count(n_classes=n_classes, width=width, depth=depth)
     draft = _Draft(_images(input_shape))
-    draft.conv_bn(width, pool=pool_stem and draft.may_shrink)
-    start = draft.add(ReLU())
-    for block in range(depth):
-        stride = 2 if block and draft.may_shrink else 1
-        width *= stride
-        draft.conv_bn(width, stride=stride)
-        draft.add(ReLU())
-        end = draft.conv_bn(width)
-        if stride > 1:
-            pooled = draft.add(AvgPool(3, stride, 1), start)
-            start = draft.conv_bn(width, kernel=1, source=pooled)
-        draft.add(Add(), end, start)
+    for stage in range(depth + 2):
+        pool = stage <= depth and draft.may_shrink
+        draft.conv_bn(width, pool=pool)
         start = draft.add(ReLU())
+        if 1 <= stage <= depth:
+            draft.conv_bn(width)
+            draft.add(ReLU())
+            draft.conv_bn(width)
+            draft.add(Add(), draft.add(ReLU()), start)
+        width *= 1 + pool
     return _head(draft, n_classes, dropout)
 
 
-def densenet(
-    input_shape: Shape, n_classes: int, width: int = 16, depth: int = 6, dropout: float = 0.0, pool_stem: bool = False
-) -> Graph:
-    """A stem and `depth` layers of `width` channels, each reading all before it in its block by concatenation (Huang et
-    al. 2016, arXiv:1608.06993).
+def densenet(input_shape: Shape, n_classes: int, width: int = 16, depth: int = 6, dropout: float = 0.0) -> Graph:
+    """A pooled stem and `depth` layers of `width` channels, each reading all before it in its block by concatenation
+    (Huang et al. 2016, arXiv:1608.06993).
 
-    Up to three blocks, a 1x1 convolution and pooling between them. With `pool_stem` all behind the stem costs a
-    quarter.
+    Up to three blocks, a 1x1 convolution and pooling between them, while the resolution allows.
     """
     _count(n_classes=n_classes, width=width, depth=depth)
     draft = _Draft(_images(input_shape))
-    draft.conv_bn(2 * width, pool=pool_stem and draft.may_shrink)
+    draft.conv_bn(2 * width, pool=draft.may_shrink)
     features = draft.add(ReLU())
     per_block = -(-depth // 3)
     for layer in range(depth):

@@ -202,7 +202,7 @@ def plan(
         At equal work wide networks that pool early do better than narrow ones at full resolution.
         """
         for widths in [(width,)] if width else [WIDTHS, TINY]:
-            graphs = [graph for w in widths for graph in _variants(make, shape, n_classes, w, depth or deep)]
+            graphs = [make(shape, n_classes, width=w, depth=depth or deep) for w in widths]
             if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:
                 quick = [graph for graph in fitting if graph.work <= most]
                 return max(quick, key=lambda g: g.parameters) if quick else min(fitting, key=lambda g: g.work)
@@ -258,10 +258,3 @@ def _check(initial: Sequence[Graph], shape: Shape, n_classes: int, limits: Limit
         if (why := limits.refuse(graph)) is not None:
             raise ValueError(f"initial_graphs[{i}] is beyond the limits: {why}")
 
-
-def _variants(make: Callable[..., Graph], shape: Shape, n_classes: int, width: int, depth: int) -> list[Graph]:
-    """A family's networks of one width: wide enough ones at full resolution too, where the family has a choice."""
-    if make not in (resnet, densenet):
-        return [make(shape, n_classes, width=width, depth=depth)]
-    stems = (False, True) if width >= 16 else (True,)
-    return [make(shape, n_classes, width=width, depth=depth, pool_stem=pool) for pool in stems]

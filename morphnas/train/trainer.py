@@ -413,11 +413,16 @@ def chunk(micro: int | None) -> int:
 
 def best_temperature(logits: Tensor, y: Tensor) -> float:
     """What logits (n, classes) are to be divided by for the least log loss, from 1/4 to 4 (Guo et al. 2017,
-    arXiv:1706.04599). Makes up for label smoothing, which leaves a network too doubtful."""
-    values = logits.double()
+    arXiv:1706.04599). Makes up for label smoothing, which leaves a network too doubtful.
+
+    A label counts as right with probability (n + 1) / (n + 2), Laplace's rule: n examples without a mistake do not say
+    that there will be none (Platt 1999, "Probabilistic outputs for support vector machines", section 2.2).
+    """
+    values, classes = logits.double(), logits.shape[1]
+    doubt = min(1.0, classes / (max(1, classes - 1) * (len(y) + 2)))
 
     def loss(log_temperature: float) -> float:
-        return F.cross_entropy(values * math.exp(-log_temperature), y).item()
+        return F.cross_entropy(values * math.exp(-log_temperature), y, label_smoothing=doubt).item()
 
     found = minimize_scalar(loss, bounds=(-math.log(4), math.log(4)), method="bounded", options={"xatol": 1e-3})
     return math.exp(found.x)

@@ -76,9 +76,9 @@ def test_many_rows_are_computed_in_parts() -> None:
 
 def test_sketch_of_a_residual_network() -> None:
     found = sketch(resnet((3, 8, 8), 10, width=4, depth=2))
-    assert [token.kind for token in found] == ["input", *["conv"] * 5, "avgpool", "conv", "dense"]
-    assert [token.skips for token in found] == [(0, 0)] * 3 + [(1, 0)] + [(0, 0)] * 3 + [(1, 0)] + [(0, 0)]
-    assert found[3].reach == found[7].reach == pytest.approx(np.log2(1 + 2), abs=1e-3)
+    assert [token.kind for token in found] == ["input", "conv", "maxpool", *["conv"] * 7, "dense"]
+    assert [token.skips for token in found] == [(int(i in (5, 8)), 0) for i in range(len(found))]
+    assert found[5].reach == found[8].reach == pytest.approx(np.log2(1 + 2), abs=1e-3)
 
 
 def test_main_path_of_a_dense_network_is_the_longest() -> None:
@@ -90,9 +90,9 @@ def test_main_path_of_a_dense_network_is_the_longest() -> None:
 
 def test_an_insertion_moves_nothing_behind_it() -> None:
     graph = resnet((3, 16, 16), 10, width=4, depth=3)
-    before, after = sketch(graph), sketch(Deeper("relu_3").grow(graph))
-    assert after[:2] == before[:2]
-    assert after[3:] == before[2:]
+    before, after = sketch(graph), sketch(Deeper("relu_4").grow(graph))
+    assert after[:3] == before[:3]
+    assert after[4:] == before[3:]
 
 
 GRAPH = cnn((3, 16, 16), 10, width=8, depth=3)

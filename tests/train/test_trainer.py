@@ -211,8 +211,12 @@ def test_the_loss_does_not_explode_however_much_the_last_layer_reads(optimizer: 
 # -- the temperature of the score
 
 
-def cross_entropy(logits: Tensor, y: Tensor, temperature: float) -> float:
-    return nn.functional.cross_entropy(logits.double() / temperature, y).item()
+def doubting(logits: Tensor, y: Tensor, temperature: float) -> float:
+    """The log loss where every label is right with Laplace's probability, the others alike."""
+    n, classes = logits.shape
+    wrong = 1 / (n + 2) / (classes - 1)
+    target = torch.full((n, classes), wrong).scatter(1, y[:, None], (n + 1) / (n + 2))
+    return -(target * (logits / temperature).log_softmax(1)).sum(1).mean().item()
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 30))
@@ -221,9 +225,18 @@ def test_no_temperature_is_better_than_the_best(seed: int, scale: float) -> None
     logits = scale * (torch.randn(50, 4, generator=seeded(seed + 1)) + 1.5 * nn.functional.one_hot(y, 4))
     best = best_temperature(logits, y)
     assert 1 / 4 <= best <= 4
-    least = cross_entropy(logits, y, best)
+    least = doubting(logits, y, best)
     for temperature in (1.0, *torch.logspace(-2, 2, 61, base=2.0).tolist()):
-        assert least <= 1.002 * cross_entropy(logits, y, temperature) + 1e-3
+        assert least <= 1.002 * doubting(logits, y, temperature) + 1e-3
+
+
+@pytest.mark.parametrize("n", [30, 100, 1000])
+def test_no_mistake_among_n_examples_is_no_certainty(n: int) -> None:
+    y = torch.arange(n) % 3
+    logits = 6.0 * nn.functional.one_hot(y, 3)
+    for scale in (0.5, 1.0, 2.0):
+        sure = (scale * logits / best_temperature(scale * logits, y)).softmax(1).max(1).values
+        assert sure.mean().item() == pytest.approx((n + 1) / (n + 2), abs=2e-5)
 
 
 def test_the_temperature_makes_up_for_a_network_that_is_too_sure() -> None:
