@@ -14,7 +14,8 @@ promotion", "3 epochs" or "12 epochs" of a child, or the "best score" as the win
 each seed) and all test images are used; without it scikit-learn's digits, a stratified fifth held out. The ways take
 turns within a seed, so that what else the machine does hits all alike. Appends to results/search_pays.json the test
 accuracy of every fit, and for every way the mean, and the mean and the standard error over seeds of its difference from
-"none".
+"none". With --ensemble also that of the ensemble of so many networks of the same fit, at most: "ensemble_gain" is over
+the fit's final network, "ensemble_gain_over_none" over the ensemble that "none" has.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from morphnas.run.search import is_final
 from morphnas.search import BayesianSearcher, Left, Promote, Proposal, Searcher, Trial, lineage
 
 RESULTS = Path(__file__).parent / "results" / "search_pays.json"
-STARTERS = 3
+STARTERS = 2
 """Networks that a search on images begins with."""
 
 
@@ -105,10 +106,14 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
         settings = dict(CHANGES.get(way, {"search_type": way}))
         if way not in ("none", "as it is"):
             settings["searcher_args"] = {"default_model_width": SMALL} | settings.get("searcher_args", {})
-        classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu", **settings)
+        settings |= {"random_state": seed, "device": "cpu", "ensemble": args.ensemble}
+        classifier = morphnas.ImageClassifier(Path(folder) / "run", **settings)
         with patch.object(module, "winner", luckiest if way == "best score" else module.winner):
             classifier.fit(x_train, y_train, time_limit=args.time_limit)
-        trials = classifier.load_searcher().trials
+        run = classifier.load_searcher()
+        trials = run.trials
+        together = round(classifier.evaluate(x_test, y_test), 5)
+        classifier.network_ = run.load_model_by_id(classifier.final_trial_)
         searched = [trial for trial in trials if not is_final(trial)]
         best = next(trial for trial in trials if trial.id == classifier.best_trial_)
         return {
@@ -116,7 +121,16 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
             "networks": len(searched),
             "morphs_of_winner": sum(len(trial.proposal.morphs) for trial in lineage(trials, best)),
             "winner_parameters": best.graph.parameters,
-        }
+        } | ({"ensemble_accuracy": together, "members": len(classifier.members_)} if args.ensemble > 1 else {})
+
+
+def gain(name: str, differences: Sequence[float]) -> dict[str, float | None]:
+    """Their mean under that name, and its standard error."""
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
+    return {
+        name: round(statistics.mean(differences), 5),
+        f"standard_error_of_{name}": None if error is None else round(error, 5),
+    }
 
 
 def main() -> None:
@@ -127,12 +141,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0, help="to go on from other runs")
     parser.add_argument("--ways", nargs="*", default=WAYS)
+    parser.add_argument("--ensemble", type=int, default=1, help="networks that are read together, at most")
     parser.add_argument("--flip", action="store_true", help="the network by hand is to mirror images")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--smoke", action="store_true", help="two ways, 4 s each, nothing written")
     args = parser.parse_args()
     if args.smoke:
-        args.time_limit, args.seeds, args.ways = 4.0, 1, ["bayesian"]
+        args.time_limit, args.seeds, args.ways, args.ensemble = 4.0, 1, ["bayesian"], 3
     fits: dict[str, list[dict[str, Any]]] = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for way in ("none", *args.ways):
@@ -141,18 +156,21 @@ def main() -> None:
     found = {}
     for way, several in fits.items():
         pairs = zip(several, fits["none"], strict=True)
-        gains = [one["test_accuracy"] - none["test_accuracy"] for one, none in pairs]
         found[way] = {
             "mean_test_accuracy": round(statistics.mean(one["test_accuracy"] for one in several), 5),
-            "gain": round(statistics.mean(gains), 5),
-            "standard_error_of_gain": round(statistics.stdev(gains) / len(gains) ** 0.5, 5) if len(gains) > 1 else None,
-            "fits": several,
+            **gain("gain", [one["test_accuracy"] - none["test_accuracy"] for one, none in pairs]),
         }
+        if "ensemble_accuracy" in several[0]:
+            for name, base in (("ensemble_gain", several), ("ensemble_gain_over_none", fits["none"])):
+                before = "test_accuracy" if base is several else "ensemble_accuracy"
+                pairs = zip(several, base, strict=True)
+                found[way] |= gain(name, [one["ensemble_accuracy"] - other[before] for one, other in pairs])
+        found[way]["fits"] = several
         print(f"{way:12s} { ({name: value for name, value in found[way].items() if name != 'fits'}) }", flush=True)
     if not args.smoke:
         about = {
             "data": "digits" if args.data is None else args.data.stem, "time_limit": args.time_limit, "n": args.seeds,
-            "first_seed": args.first_seed,
+            "first_seed": args.first_seed, "ensemble": args.ensemble,
             "examples": None if args.data is None else args.examples,
         }  # fmt: skip
         append(args.results, about | {"ways": found})

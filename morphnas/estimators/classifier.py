@@ -41,6 +41,7 @@ from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
 from morphnas.report.summary import Results, results_summary
 from morphnas.report.tables import trials_table
+from morphnas.run.ensemble import assembled, elect, readings, stand_in
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.files import RunError
 from morphnas.run.final import abandon, finalise
@@ -88,6 +89,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         or are kept in a file, while they are needed, on the disk of `path` (None: the system's temporary folder).
     keep : whose weights stay in the run's folder: "all", or how many of the best networks'; those that the search may
         still start from, the winner's and the final model's stay in any case.
+    ensemble : networks that the final model is made of, at most. With more than 1, networks that the run has trained
+        anyway are asked whether they help, on examples held out; those that do are averaged with the final one, as one
+        network that takes as long as all of them. See `members_`.
     overwrite : replace the run that `path` holds.
     executor : where networks are trained. None: in this process, one after the other; "process": in processes, several
         at a time, and one that crashes or hangs costs its network alone; "ray": on Ray, on this machine, or the address
@@ -100,7 +104,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     Attributes
     ----------
     classes_ : the labels, sorted. path_ : the run's folder. best_trial_ : id of the search's winner.
-    final_trial_ : id of the network that predicts. network_ : that network.
+    final_trial_ : id of the final network. network_ : the network that predicts: that one, or an ensemble around it.
+    members_ : the shares of the run's networks in it, by id; they sum to 1.
     test_metric_ : its accuracy on the test part that `final_fit` was given.
     mirrors_ : whether it reads every image and its mirror image, and predicts by the mean of both logits: where it was
         trained on mirrored images. May be set, for twice the speed or to see what it gains.
@@ -127,6 +132,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         initial_graphs: Sequence[Graph] | None = None,
         data_memory: int | None = None,
         keep: str | int = "all",
+        ensemble: int = 1,
         overwrite: bool = False,
         executor: str | None = None,
         devices: int | Sequence[str | torch.device] | None = None,
@@ -150,6 +156,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.initial_graphs = initial_graphs
         self.data_memory = data_memory
         self.keep = keep
+        self.ensemble = ensemble
         self.overwrite = overwrite
         self.executor = executor
         self.devices = devices
@@ -255,7 +262,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                         raise error("no network was trained yet")
                     found = fitting.finished(executor, observer, self.refit)
                 calls.close()
-                self._use(store, problem, found, deadline)
+                self._use(store, problem, found, deadline, settings.ensemble)
                 prune(store, settings.keep)
                 shown.tell(trials_table(store.trials, best=self.best_trial_))
             if deadline.stopped and not calls.stopped:
@@ -323,8 +330,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             torch.set_num_threads(planned.threads)
             best = next(trial for trial in store.trials if trial.id == self.best_trial_)
             recipe = changed(settled(store, best, store.trials, problem, deadline), args)
-            readings = len(problem.task.judge) + (0 if test is None else len(test))
-            readings *= 1 + mirrors(recipe, problem.task)
+            asked = len(problem.task.judge) + (0 if test is None else len(test))
+            asked += readings(settings.ensemble, problem.task, problem.chooser)
+            asked *= 1 + mirrors(recipe, problem.task)
             calls = EpochCalls(each_epoch, Path(self.path_), stop)
             executor = place.final(problem.task, problem.everything)
             try:
@@ -336,7 +344,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                     problem.chooser,
                     problem.everything,
                     recipe,
-                    saving(deadline, best, readings),
+                    saving(deadline, best, asked),
                     seed=seed,
                     retrain=retrain,
                     max_memory=planned.limits.max_memory,
@@ -347,7 +355,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             finally:
                 executor.shutdown()
             calls.close()
-            self._use(store, problem, (best, final), deadline)
+            self._use(store, problem, (best, final), deadline, settings.ensemble)
             prune(store, settings.keep)
             if deadline.stopped and not calls.stopped:
                 self._interrupted()
@@ -473,10 +481,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     # -- inside
 
-    def _use(self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline) -> None:
-        """Predict with the second trial's network from now on, and write it down."""
+    def _use(
+        self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, ensemble: int
+    ) -> None:
+        """Predict with the second trial's network from now on, or with an ensemble around it, and write it down."""
         best, final = found
-        network, task = store.network(final.id), problem.task
+        task, mirrored = problem.task, mirrors(final.proposal.recipe, problem.task)
+        shares = elect(store, final, task, problem.chooser, ensemble, mirrored, deadline)
+        network, judged = assembled(store, shares), assembled(store, shares, {final.id: stand_in(final)})
         about = {
             "trial": final.id,
             "best": best.id,
@@ -484,12 +496,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             "preprocessing": asdict(problem.preprocessing),
             "mean": task.mean.flatten().tolist(),
             "std": task.std.flatten().tolist(),
-            "mirrors": (mirrored := mirrors(final.proposal.recipe, task)),
-            "temperature": self._temperature(store, final, task, mirrored, deadline.heeding(None)),
+            "mirrors": mirrored,
+            "temperature": self._temperature(judged, task, mirrored, deadline.heeding(None)),
+            "members": {str(id): share for id, share in shares.items()},
         }
         store.write_model(network, about)
         abandon(store)
-        store.note(best=best.id, final=final.id, settled=max(trial.id for trial in store.trials))
+        settled = max(trial.id for trial in store.trials)
+        store.note(best=best.id, final=final.id, members=about["members"], settled=settled)
         self._set(network, about, problem.labels, problem.preprocessing)
 
     def _interrupted(self) -> None:
@@ -502,6 +516,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.network_ = network
         self.best_trial_ = int(about["best"])
         self.final_trial_ = int(about["trial"])
+        self.members_ = {int(id): float(share) for id, share in about["members"].items()}
         self.classes_ = labels.classes
         self._labels = labels
         self._preprocessing = preprocessing
@@ -514,14 +529,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.mirrors_ = about.get("mirrors") is True
 
     @staticmethod
-    def _temperature(store: Store, final: Trial, task: Task, mirrors: bool, deadline: Deadline) -> float:
-        """What makes the final network's probabilities fit; found before it was trained on the validation part.
+    def _temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline) -> float:
+        """What makes the probabilities fit of a network that was not trained on the validation part.
 
         On as many of its examples as there is time for; 1 if these are too few to say.
         """
         if task.valid is None:
             return 1.0
-        judged = store.network(int(final.proposal.why.get("score_of", final.id)))
         logits = predict(judged.to_module().to(task.device), task.valid.x, task, deadline=deadline, mirrored=mirrors)
         few = len(logits) < min(len(task.valid), 30)
         return 1.0 if few else best_temperature(logits, task.valid.y[: len(logits)])
@@ -571,6 +585,9 @@ def _check_model(graph: Graph, about: Mapping[str, Any], labels: Labels, preproc
     heat = about["temperature"]
     if not (isinstance(heat, (int, float)) and 1e-6 < heat < 1e6):
         raise ValueError(f"temperature cannot be {heat!r:.100}")
+    shares = about["members"]
+    if not shares or not all(id.isdecimal() and 0 < share <= 1 for id, share in shares.items()):
+        raise ValueError(f"members cannot be {shares!r:.100}")
     for name in ("best", "trial"):
         if not isinstance(about[name], int) or about[name] < 0:
             raise ValueError(f"{name} cannot be {about[name]!r:.100}")

@@ -14,6 +14,7 @@ import torch
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.settings import Settings, changed
 from morphnas.graph import Shape
+from morphnas.run.ensemble import readings
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, searches, seconds_for_search
 from morphnas.run.files import RunError
@@ -140,7 +141,8 @@ class Fitting:
             return best, best
         problem = self.problem
         recipe = settled(self.store, best, searched, problem, self.deadline)
-        readings = len(problem.task.judge) * (1 + mirrors(recipe, problem.task))
+        asked = len(problem.task.judge) + readings(self.settings.ensemble, problem.task, problem.chooser)
+        asked *= 1 + mirrors(recipe, problem.task)
         parts = (problem.task, problem.chooser, problem.everything)
         return best, finalise(
             self.store,
@@ -148,7 +150,7 @@ class Fitting:
             executor,
             *parts,
             recipe,
-            saving(self.deadline, best, readings),
+            saving(self.deadline, best, asked),
             seed=self.seed,
             max_memory=self.planned.limits.max_memory,
             data=str(problem.fingerprint["hash"]),

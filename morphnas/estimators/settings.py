@@ -52,6 +52,7 @@ class HasSettings(Protocol):
     limits: Limits | Mapping[str, Any] | None
     initial_graphs: Sequence[Graph] | None
     keep: str | int
+    ensemble: int
     overwrite: bool
     executor: str | None
     devices: int | Sequence[str | torch.device] | None
@@ -62,6 +63,7 @@ class HasSettings(Protocol):
 class Settings:
     """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable. initial:
     graphs to start from instead. place: where trials run. keep: how many networks' weights; None: all.
+    ensemble: networks of the final model, at most.
     """
 
     device: torch.device
@@ -70,6 +72,7 @@ class Settings:
     limits: Limits
     searcher: MakeSearcher
     keep: int | None
+    ensemble: int
     trainer_args: Mapping[str, Any]
     depth: int | None
     width: int | None
@@ -99,7 +102,8 @@ class Settings:
             limits = replace(limits, max_memory=int(estimator.max_memory))
         place, space = Place.of(estimator), room(estimator)
         keep = None if estimator.keep == "all" else int(estimator.keep)
-        return Settings(place.device, place, space, limits, searcher, keep, trainer_args, depth, width, initial)
+        ensemble, sizes = int(estimator.ensemble), (depth, width, initial)
+        return Settings(place.device, place, space, limits, searcher, keep, ensemble, trainer_args, *sizes)
 
 
 def _check_flags(estimator: HasSettings) -> None:
@@ -119,6 +123,8 @@ def _check_flags(estimator: HasSettings) -> None:
         raise ValueError(f'resume must be True, False or "auto", not {estimator.resume!r}')
     if estimator.keep != "all" and not _positive(estimator.keep):
         raise ValueError(f'keep must be "all" or a positive integer, not {estimator.keep!r}')
+    if not _positive(estimator.ensemble):
+        raise ValueError(f"ensemble must be a positive integer, not {estimator.ensemble!r}")
     if estimator.resume and estimator.overwrite:
         raise ValueError("resume and overwrite exclude each other")
     if estimator.resume is True and estimator.path is None:

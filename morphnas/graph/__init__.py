@@ -1,5 +1,6 @@
 """What a network is: values without a clock, a disk, a device or global random state."""
 
+from morphnas.graph.blend import blend
 from morphnas.graph.graph import SMALLEST, Graph, GraphError, Node
 from morphnas.graph.module import Network, WeightsError, fresh_weights, to_module, weights_of
 from morphnas.graph.morphs import (
@@ -39,7 +40,7 @@ from morphnas.graph.starters import cnn, densenet, mlp, resnet
 __all__ = [
     "Add", "AddSkip", "AvgPool", "BatchNorm", "Concat", "ConcatSkip", "Conv", "Deeper", "Dense", "Dropout", "Flatten",
     "GlobalPool", "Graph", "GraphError", "Input", "Limits", "MaxPool", "Morph", "MorphError", "Network", "Node", "Op",
-    "ReLU", "Route", "SMALLEST", "Shape", "ShapeError", "Weights", "WeightsError", "Wider", "cnn", "densenet",
-    "fresh_weights", "inherit", "mlp", "morph_from_json", "neighbours", "resnet", "to_module", "weights_of",
+    "ReLU", "Route", "SMALLEST", "Shape", "ShapeError", "Weights", "WeightsError", "Wider", "blend", "cnn",
+    "densenet", "fresh_weights", "inherit", "mlp", "morph_from_json", "neighbours", "resnet", "to_module", "weights_of",
     "width_group",
 ]  # fmt: skip

@@ -48,6 +48,14 @@ def best_of(trials: Sequence[Trial], about: Mapping[str, Any]) -> Trial | None:
     return winner(searched(trials)) if named is None else named
 
 
+def members(about: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """The networks of the final model and their shares in it, as run.json names them; the largest share first."""
+    named = about.get("members")
+    pairs = named.items() if isinstance(named, Mapping) else ()
+    found = [(int(id), share) for id, value in pairs if str(id).isdecimal() and (share := number(value)) is not None]
+    return sorted(found, key=lambda member: (-member[1], member[0]))
+
+
 # -- time
 
 

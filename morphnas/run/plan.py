@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch.nn import functional as F
 
-from morphnas.graph import Graph, Limits, Shape, cnn, densenet, mlp, resnet, to_module
+from morphnas.graph import Graph, Limits, Shape, cnn, mlp, resnet, to_module
 from morphnas.train.data import Task
 from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe
 from morphnas.train.trainer import computing
@@ -194,7 +194,7 @@ def plan(
     """
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
     if len(shape) > 1:
-        families = [(cnn, 1.0, 4), (resnet, 1.0, 2), (densenet, 1.0, 6)]
+        families = [(cnn, 1.0, 4), (resnet, 1.0, 2)]
 
     def made(make: Callable[..., Graph], deep: int, most: float) -> Graph:
         """That of a family with the most parameters within the limits and the work; the smallest one if there is none.
@@ -257,4 +257,3 @@ def _check(initial: Sequence[Graph], shape: Shape, n_classes: int, limits: Limit
             raise ValueError(f"initial_graphs[{i}] gives {gives}, but there are {n_classes} classes")
         if (why := limits.refuse(graph)) is not None:
             raise ValueError(f"initial_graphs[{i}] is beyond the limits: {why}")
-

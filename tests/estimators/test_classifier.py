@@ -422,3 +422,34 @@ def test_a_cap_that_no_starter_meets_is_refused(data: Data, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"no starter meets them, the smallest one has .* bytes of memory"):
         ImageClassifier(tmp_path / "run", max_memory=1000).fit(*data, time_limit=5)
     assert not (tmp_path / "run").exists()
+
+
+# -- an ensemble
+
+
+def test_an_ensemble_is_one_network_wherever_it_goes(data: Data, tmp_path: Path) -> None:
+    x, _ = stripes(90, seed=1)
+    found = ImageClassifier(tmp_path / "run", max_trials=4, random_state=0, ensemble=3).fit(*data, time_limit=12)
+    assert found.final_trial_ in found.members_
+    assert 2 <= len(found.members_) <= 3
+    assert sum(found.members_.values()) == pytest.approx(1)
+    probabilities = found.predict_proba(x)
+    loaded = ImageClassifier.load(tmp_path / "run")
+    assert loaded.members_ == found.members_
+    assert np.array_equal(loaded.predict_proba(x), probabilities)
+    module = found.to_module()
+    assert np.allclose(module(torch.from_numpy(x[:, None])).softmax(1).detach().numpy(), probabilities, atol=1e-5)
+    assert morphnas.export(tmp_path / "run", tmp_path / "net.py").error < 1e-4
+    page = morphnas.write_report(tmp_path / "run").read_text()
+    assert "An ensemble predicts: with it, network" in page
+
+    again = ImageClassifier(tmp_path / "run", max_trials=4, random_state=0, resume=True).fit(*data, time_limit=5)
+    assert again.members_ == {again.final_trial_: 1.0}
+    again.set_params(ensemble=2).final_fit(*data, time_limit=5)
+    assert len(again.members_) <= 2
+
+
+@pytest.mark.parametrize("size", [0, -1, True, "all", 1.5, None])
+def test_the_size_of_an_ensemble_is_a_number(size: Any, data: Data) -> None:
+    with pytest.raises(ValueError, match="ensemble must be a positive integer"):
+        ImageClassifier(ensemble=size).fit(*data)

@@ -1,0 +1,103 @@
+"""The final model as an ensemble of what a run has trained anyway."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from morphnas.graph import Network, blend
+from morphnas.run.files import RunError
+from morphnas.run.keeping import is_final
+from morphnas.run.store import Store
+from morphnas.search.trial import Trial
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import Deadline
+from morphnas.train.trainer import best_temperature, chunk, predict
+
+log = logging.getLogger("morphnas")
+
+LIBRARY = 12
+"""Networks that are asked whether they help, at most: the best by their scores."""
+ROUNDS = 10
+"""Votes that are given."""
+ASKED = 2000
+"""Held-out examples that they are asked on, at most."""
+
+
+def stand_in(final: Trial) -> int:
+    """Id of the network that tells how good the final one is: itself, or the one it was before it was trained on the
+    examples that are to tell."""
+    return int(final.proposal.why.get("score_of", final.id))
+
+
+def readings(size: int, task: Task, chooser: Examples | None) -> int:
+    """Examples that are passed through networks for `elect`."""
+    held_out = len(task.judge) + (0 if chooser is None else len(chooser))
+    return LIBRARY * min(ASKED, held_out) if size > 1 else 0
+
+
+def elect(
+    store: Store, final: Trial, task: Task, chooser: Examples | None, size: int, mirrors: bool, deadline: Deadline
+) -> dict[int, float]:
+    """The shares of up to `size` of the run's networks in an ensemble around the final one, by id; they sum to 1.
+
+    Ensemble selection (Caruana et al. 2004, "Ensemble selection from libraries of models", ICML): the final network has
+    the first vote; each further one goes to the network, which may have votes already, with which the mean of the
+    logits has the least log loss at its best temperature, on examples that none was trained on; until that gets no
+    better. `stand_in` votes for a network that was trained on them. All of it where there is nobody to stand in but a
+    network of the search, hardly trained, no held-out examples, or no time.
+
+    mirrors: whether all of them read mirror images as well.
+    """
+    alone, judged = {final.id: 1.0}, stand_in(final)
+    if size == 1 or task.valid is None or (judged != final.id and not is_final(_trial(store, judged))):
+        return alone
+    parts = [part for part in (task.valid, chooser) if part is not None]
+    x, y = (torch.cat([getattr(part, name)[:ASKED] for part in parts])[:ASKED] for name in ("x", "y"))
+    others = [t for t in store.trials if t.kept and t.score is not None and t.id != judged]
+    others.sort(key=lambda t: (not is_final(t), -(t.score or 0.0), t.id))
+    votes: dict[int, Tensor] = {}
+    for trial in [_trial(store, judged), *others][:LIBRARY]:
+        try:
+            module = store.network(trial.id).to_module().to(task.device)
+        except RunError as error:
+            log.warning("trial %d cannot be in the ensemble: %s", trial.id, error)
+            continue
+        at_once = chunk(None if trial.outcome is None else trial.outcome.micro_batch)
+        logits = predict(module, x, task, at_once, deadline, mirrors)
+        if len(logits) < len(x):
+            break
+        if logits.isfinite().all():
+            votes[trial.id] = logits.double()
+    if judged not in votes:
+        log.warning("the final network could not be asked in time: it has no ensemble")
+        return alone
+    elected, least = Counter([judged]), _loss(votes[judged], y)
+    while elected.total() < ROUNDS and not deadline.passed:
+        total = torch.stack([n * votes[id] for id, n in elected.items()]).sum(0)
+        open_to = [id for id in votes if id in elected or len(elected) < size]
+        loss, best = min((_loss((total + votes[id]) / (elected.total() + 1), y), id) for id in open_to)
+        if loss >= least:
+            break
+        least = loss
+        elected[best] += 1
+    return {final.id if id == judged else id: n / elected.total() for id, n in elected.items()}
+
+
+def assembled(store: Store, shares: Mapping[int, float], instead: Mapping[int, int] | None = None) -> Network:
+    """The networks with these shares as one. instead: whose place others take, by id."""
+    swapped = instead or {}
+    return blend([store.network(swapped.get(id, id)) for id in shares], list(shares.values()))
+
+
+def _loss(logits: Tensor, y: Tensor) -> float:
+    return F.cross_entropy(logits / best_temperature(logits, y), y).item()
+
+
+def _trial(store: Store, id: int) -> Trial:
+    return next(trial for trial in store.trials if trial.id == id)

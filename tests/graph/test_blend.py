@@ -1,0 +1,66 @@
+"""Several networks as one: it computes their weighted mean, and is a network like any other."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from morphnas.graph import Graph, GraphError, Network, blend, cnn, mlp, neighbours, resnet, to_module
+from tests.strategies import HAND_MADE, examples, random_weights, starts
+
+
+def network(graph: Graph, seed: int) -> Network:
+    return Network(graph, random_weights(graph, seed))
+
+
+def outputs(network: Network, x: torch.Tensor) -> torch.Tensor:
+    return network.to_module().double().eval()(x).detach()  # type: ignore[no-any-return]
+
+
+@given(starts(), st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 2**20), st.booleans())
+def test_computes_the_weighted_mean(graph: Graph, shares: list[float], seed: int, grown: bool) -> None:
+    """Of a network with other weights, and of one with another shape."""
+    graphs = [graph] * len(shares)
+    if grown and (morph := next(neighbours(graph), None)) is not None:
+        graphs[-1] = morph.grow(graph)
+    networks = [network(g, seed + i) for i, g in enumerate(graphs)]
+    x = examples(graph, seed, 3)
+    expected = sum(share * outputs(one, x) for share, one in zip(shares, networks, strict=True))
+    assert isinstance(expected, torch.Tensor)
+    found = outputs(blend(networks, shares), x)
+    assert (found - expected).abs().max() <= 1e-6 * max(1.0, float(expected.abs().max()))
+
+
+def test_is_a_network_like_any_other() -> None:
+    both = blend([network(cnn((2, 8, 8), 3, width=4), 0), network(resnet((2, 8, 8), 3, width=3), 1)], [0.5, 0.5])
+    assert Graph.from_json(both.graph.to_json()) == both.graph
+    assert blend([both, both], [0.5, 0.5]).graph.parameters == 2 * both.graph.parameters + 18
+    module = to_module(both.graph, both.weights).float()
+    module(torch.randn(4, 2, 8, 8)).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+    torch.export.export(copy.deepcopy(module).eval(), (torch.randn(2, 2, 8, 8),))
+
+
+def test_one_alone_is_taken_as_it_is() -> None:
+    one = network(mlp((4,), 2, width=3), 0)
+    assert blend([one], [1.0]) is one
+
+
+def test_networks_that_do_not_fit_together_are_refused() -> None:
+    one, wider, more = (network(g, 0) for g in (mlp((4,), 2), mlp((5,), 2), mlp((4,), 3)))
+    for other in (wider, more):
+        with pytest.raises(ValueError, match="one input shape and one flat output"):
+            blend([one, other], [0.5, 0.5])
+    for networks, shares in (([], []), ([one], [0.5, 0.5])):
+        with pytest.raises(ValueError, match="each with its share"):
+            blend(networks, shares)
+
+
+def test_too_many_nodes_are_refused() -> None:
+    one = network(HAND_MADE["norm_first"](), 0)
+    with pytest.raises(GraphError, match="at most 10,000 nodes"):
+        blend([one] * 3000, [1 / 3000] * 3000)

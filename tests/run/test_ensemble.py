@@ -1,0 +1,133 @@
+"""An ensemble of what a run has trained: votes by held-out loss, around the final network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from morphnas.graph import Dense, Graph, Input, Node
+from morphnas.run import ensemble as module
+from morphnas.run.ensemble import assembled, elect, readings, stand_in
+from morphnas.run.store import Store
+from morphnas.search.trial import Proposal, Trial
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Outcome
+from morphnas.train.trainer import predict
+from tests.run.doubles import RECIPE, store_of
+
+LINEAR = Graph((Node("x", Input((3,))), Node("dense_1", Dense(3), ("x",))))
+
+
+def task(n: int = 90) -> Task:
+    """Three classes, of which the features tell one each, and every feature has noise of its own."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(2 * n) % 3
+    x = 2.0 * torch.eye(3)[y] + torch.randn(2 * n, 3, generator=generator)
+    return Task.of(Examples(x[:n], y[:n]), Examples(x[n:], y[n:]), 3)
+
+
+TASK = task()
+
+
+def matrix(*rows: tuple[float, float, float]) -> dict[str, torch.Tensor]:
+    return {"dense_1.weight": torch.tensor(rows, dtype=torch.float32), "dense_1.bias": torch.zeros(3)}
+
+
+FIRST = matrix((3, 0, 0), (0, 0.3, 0), (0, 0, 0.3))
+SECOND = matrix((0.3, 0, 0), (0, 3, 0), (0, 0, 3))
+WRONG = matrix((-3, 0, 0), (0, -3, 0), (0, 0, -3))
+
+
+def add(store: Store, weights: dict[str, torch.Tensor], score: float | None = -0.5, **why: Any) -> Trial:
+    trial = store.claim(Proposal(LINEAR, (), RECIPE, why))
+    return store.finish(trial.id, Outcome("finished", score, 0.8, epochs=2, best_epoch=2, examples=40), weights)
+
+
+def elected(store: Store, final: Trial, size: int = 3, **changes: Any) -> dict[int, float]:
+    given = {"task": TASK, "chooser": None, "mirrors": False, "deadline": Deadline.after(600)} | changes
+    return elect(store, final, size=size, **given)
+
+
+def loss(store: Store, shares: dict[int, float]) -> float:
+    assert TASK.valid is not None
+    logits = assembled(store, shares).to_module()(TASK.normalised(TASK.valid.x)).detach().double()
+    return module._loss(logits, TASK.valid.y)
+
+
+def test_networks_that_help_get_votes_and_others_none(tmp_path: Path) -> None:
+    with store_of(tmp_path / "run") as store:
+        final, good, bad = add(store, FIRST), add(store, SECOND), add(store, WRONG)
+        shares = elected(store, final)
+        assert set(shares) == {final.id, good.id}
+        assert sum(shares.values()) == pytest.approx(1)
+        assert loss(store, shares) < min(loss(store, {id: 1.0}) for id in (final.id, good.id, bad.id))
+        assert elected(store, final, size=1) == {final.id: 1.0}
+
+
+def test_no_more_networks_than_asked_for(tmp_path: Path) -> None:
+    with store_of(tmp_path / "run") as store:
+        final = add(store, WRONG)
+        for i in range(5):
+            add(store, matrix(*[tuple(3.0 * (j == k == i % 3) for k in range(3)) for j in range(3)]))  # type: ignore[arg-type]
+        for size in (1, 2, 3):
+            shares = elected(store, final, size=size)
+            assert final.id in shares
+            assert len(shares) == size
+
+
+def test_another_one_votes_for_a_network_that_was_trained_on_the_examples(tmp_path: Path) -> None:
+    with store_of(tmp_path / "run") as store:
+        judged, good = add(store, FIRST, final="inherited"), add(store, SECOND)
+        final = add(store, WRONG, None, final="everything", score_of=judged.id)
+        assert stand_in(final) == judged.id
+        shares = elected(store, final)
+        assert shares == {final.id if id == judged.id else id: share for id, share in elected(store, judged).items()}
+        assert set(shares) == {final.id, good.id}
+
+
+def test_the_final_network_is_alone_where_nobody_can_tell_how_good_it_is(tmp_path: Path) -> None:
+    with store_of(tmp_path / "run") as store:
+        short, _ = add(store, FIRST), add(store, SECOND)
+        final = add(store, WRONG, None, final="everything", score_of=short.id)
+        assert elected(store, final) == {final.id: 1.0}
+        alone = {short.id: 1.0}
+        assert elected(store, short, task=Task.of(TASK.train, None, 3)) == alone
+        assert elected(store, short, deadline=Deadline.after(0)) == alone
+        assert elected(store, short) != alone
+
+
+def test_a_network_that_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with store_of(tmp_path / "run") as store:
+        final, good, broken = add(store, FIRST), add(store, SECOND), add(store, SECOND, -0.1)
+        (store.path / "trials" / f"{broken.id:05d}" / "weights.safetensors").write_bytes(b"nothing")
+        assert set(elected(store, final)) == {final.id, good.id}
+        assert f"trial {broken.id} cannot be in the ensemble" in caplog.text
+
+
+def test_outputs_that_are_no_numbers_get_no_vote(tmp_path: Path) -> None:
+    with store_of(tmp_path / "run") as store:
+        final = add(store, FIRST)
+        add(store, matrix((float("nan"), 0, 0), (0, 1, 0), (0, 0, 1)))
+        assert elected(store, final) == {final.id: 1.0}
+
+
+def test_as_few_examples_are_read_as_the_time_was_kept_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def counted(network: Any, x: Any, *settings: Any) -> Any:
+        read.append(len(x))
+        return predict(network, x, *settings)
+
+    monkeypatch.setattr(module, "predict", counted)
+    monkeypatch.setattr(module, "ASKED", 50)
+    with store_of(tmp_path / "run") as store:
+        final = add(store, SECOND)
+        for _ in range(module.LIBRARY + 3):
+            add(store, SECOND)
+        assert final.id in elected(store, final, chooser=TASK.train)
+    assert sum(read) == readings(3, TASK, TASK.train) == module.LIBRARY * 50
+    assert readings(1, TASK, None) == 0
