@@ -487,7 +487,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         """Predict with the second trial's network from now on, or with an ensemble around it, and write it down."""
         best, final = found
         task, mirrored = problem.task, mirrors(final.proposal.recipe, problem.task)
-        shares = elect(store, final, task, problem.chooser, ensemble, mirrored, deadline)
+        name = str(problem.fingerprint["hash"])
+        shares = elect(store, final, task, problem.chooser, ensemble, mirrored, deadline, name)
         network, judged = assembled(store, shares), assembled(store, shares, {final.id: stand_in(final)})
         about = {
             "trial": final.id,

@@ -42,7 +42,14 @@ def readings(size: int, task: Task, chooser: Examples | None) -> int:
 
 
 def elect(
-    store: Store, final: Trial, task: Task, chooser: Examples | None, size: int, mirrors: bool, deadline: Deadline
+    store: Store,
+    final: Trial,
+    task: Task,
+    chooser: Examples | None,
+    size: int,
+    mirrors: bool,
+    deadline: Deadline,
+    data: str = "",
 ) -> dict[int, float]:
     """The shares of up to `size` of the run's networks in an ensemble around the final one, by id; they sum to 1.
 
@@ -52,17 +59,20 @@ def elect(
     better. `stand_in` votes for a network that was trained on them. All of it where there is nobody to stand in but a
     network of the search, hardly trained, no held-out examples, or no time.
 
-    mirrors: whether all of them read mirror images as well.
+    mirrors: whether all of them read mirror images as well. data: a name of the examples that the task was made of;
+    networks trained on others, which may hold what is held out here, have no part in it.
     """
-    alone, judged = {final.id: 1.0}, stand_in(final)
-    if size == 1 or task.valid is None or (judged != final.id and not is_final(_trial(store, judged))):
+    alone, judge = {final.id: 1.0}, _trial(store, stand_in(final))
+    known = judge.id == final.id or is_final(judge)
+    if size == 1 or task.valid is None or not known or _data(store, judge) != data:
         return alone
     parts = [part for part in (task.valid, chooser) if part is not None]
     x, y = (torch.cat([getattr(part, name)[:ASKED] for part in parts])[:ASKED] for name in ("x", "y"))
-    others = [t for t in store.trials if t.kept and t.score is not None and t.id != judged]
+    others = [t for t in store.trials if t.kept and t.score is not None and t.id != judge.id]
+    others = [t for t in others if _data(store, t) == data]
     others.sort(key=lambda t: (not is_final(t), -(t.score or 0.0), t.id))
     votes: dict[int, Tensor] = {}
-    for trial in [_trial(store, judged), *others][:LIBRARY]:
+    for trial in [judge, *others][:LIBRARY]:
         try:
             module = store.network(trial.id).to_module().to(task.device)
         except RunError as error:
@@ -74,10 +84,10 @@ def elect(
             break
         if logits.isfinite().all():
             votes[trial.id] = logits.double()
-    if judged not in votes:
+    if judge.id not in votes:
         log.warning("the final network could not be asked in time: it has no ensemble")
         return alone
-    elected, least = Counter([judged]), _loss(votes[judged], y)
+    elected, least = Counter([judge.id]), _loss(votes[judge.id], y)
     while elected.total() < ROUNDS and not deadline.passed:
         total = torch.stack([n * votes[id] for id, n in elected.items()]).sum(0)
         open_to = [id for id in votes if id in elected or len(elected) < size]
@@ -86,7 +96,7 @@ def elect(
             break
         least = loss
         elected[best] += 1
-    return {final.id if id == judged else id: n / elected.total() for id, n in elected.items()}
+    return {final.id if id == judge.id else id: n / elected.total() for id, n in elected.items()}
 
 
 def assembled(store: Store, shares: Mapping[int, float], instead: Mapping[int, int] | None = None) -> Network:
@@ -97,6 +107,13 @@ def assembled(store: Store, shares: Mapping[int, float], instead: Mapping[int, i
 
 def _loss(logits: Tensor, y: Tensor) -> float:
     return F.cross_entropy(logits / best_temperature(logits, y), y).item()
+
+
+def _data(store: Store, trial: Trial) -> str:
+    """A name of the examples that it was trained on: a search has one for all."""
+    about = store.about.get("data")
+    searched = about.get("hash") if isinstance(about, Mapping) else None
+    return str(trial.proposal.why.get("data", "") if is_final(trial) else searched or "")
 
 
 def _trial(store: Store, id: int) -> Trial:

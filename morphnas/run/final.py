@@ -34,6 +34,9 @@ WORTH_JUDGING = SHORT + 1
 """Epochs that each of two judged trainings must have time for; with less, all goes into the one on everything."""
 LONGER = 2
 """Times as long that a training must be able to be now for one that was interrupted to be begun anew."""
+HOPED = 1.25
+"""How much faster a training may turn out to be than the winner's was: it is planned for so much, and cut by the clock,
+which the rate follows, rather than over before its time."""
 FULL_RATE = 10
 """Epochs from which on a training on everything goes up to the full learning rate; a shorter one stays below."""
 
@@ -88,7 +91,8 @@ def finalise(
     results = [] if retrain else [winner]
     for i, (way, start, settings) in enumerate(ways):
         part = share / (len(ways) - i * share)  # of what is left, so that every way gets the same
-        long = _sized(settings, passes(part * deadline.left, task.train, scoring), len(task.train), epochs)
+        seen = HOPED * passes(part * deadline.left, task.train, scoring)
+        long = _sized(settings, seen, len(task.train), epochs)
         if long is None:
             break
         why = {"final": way, "of": winner.id, "data": data}
@@ -101,14 +105,14 @@ def finalise(
     if everything is None or base is None or base.score is None or base.best_epoch < 1:
         return chosen
     before = chosen.proposal.recipe
-    more = min(passes(deadline.left, everything, 0.0), epochs or LONGEST)
+    more, most = passes(deadline.left, everything, 0.0), epochs or LONGEST
     if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
-        more = min(more, base.best_epoch)
+        most = min(most, base.best_epoch)
     augment = before.augment if is_final(chosen) else recipe.augment
-    again = _sized(replace(recipe, augment=augment), more, len(everything), epochs)
+    again = _sized(replace(recipe, augment=augment), min(HOPED * more, most), len(everything), epochs)
     if again is None:
         return chosen
-    again = replace(again, lr=recipe.lr * min(1.0, more / FULL_RATE), patience=None)
+    again = replace(again, lr=recipe.lr * min(1.0, min(more, most) / FULL_RATE), patience=None)
     why = {"final": "everything", "of": winner.id, "data": data, "score_of": chosen.id}
     proposal = Proposal(chosen.id, (), again, why)
     last = _train(store, proposal, executor, deadline, seed, False, max_memory, observer)

@@ -23,13 +23,14 @@ EPOCHS = 6
 """Epochs of a child, where the time allows."""
 PASSES = 10
 """Times that the final trainings should see all examples, at least, with the largest starter, in half of the time."""
-SEEN = 60_000
-"""Examples that they should see, at least: of few, all are seen more often."""
+SEEN = 120_000
+"""Examples that they should see, at least: of few, all are seen more often. Larger networks are no better then
+(`benchmarks/sizes.py`), and smaller ones leave time for a search and for comparing final trainings."""
 SHORTEST = 16
 """Batches of an epoch that is a part of the data, at least."""
 FINAL = 45
-"""Passes of a starter over all examples that the final trainings should have time for, at least; and half as many again
-as `SEEN` makes."""
+"""Passes of a starter over all examples that the final trainings should have time for, at least; and three quarters of
+those that `SEEN` makes."""
 GROWN = 1.5
 """How much larger a network may get than starters may be: beyond, the final trainings would not see enough."""
 ENOUGH = 8
@@ -224,7 +225,7 @@ def plan(
         raise ValueError(f"limits: no starter meets them, the smallest one has {limits.refuse(tiny)}")
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
-    final = max(FINAL, 1.5 * SEEN / n) * cost * typical / seconds
+    final = max(FINAL, 0.75 * SEEN / n) * cost * typical / seconds
     share = 1 - min(1.0 if workers == 1 else 0.6, max(0.25, final))
     if share * workers < ENOUGH * CHILD:
         share = (len(starts) + 0.5) * CHILD

@@ -163,7 +163,9 @@ def test_flips_are_decided_where_no_training_had_the_time_to_ask(
 ) -> None:
     """Stripes are the same classes in a mirror."""
     monkeypatch.setattr("morphnas.run.search.mirrored", lambda *_: None)
-    classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0).fit(*data, time_limit=8)
+    longer = {"trainer_args": {"epochs": 20}}  # so that the network can tell
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, searcher_args=longer)
+    classifier.fit(*data, time_limit=8)
     (first, *_, last) = classifier.load_searcher().trials
     assert first.outcome is not None and first.outcome.mirrored is None
     assert is_final(last) and last.proposal.recipe.augment.flip is True
@@ -398,7 +400,7 @@ def test_tells_what_it_does_when_asked_to(data: Data, tmp_path: Path, capfd: pyt
 
 
 def test_a_cap_on_memory_bounds_networks_and_what_is_in_memory_at_a_time(data: Data, tmp_path: Path) -> None:
-    cap = 2_500_000
+    cap = 1_500_000
     classifier = ImageClassifier(tmp_path / "run", max_trials=5, random_state=0, max_memory=cap)
     classifier.fit(*data, time_limit=10)
     parts = set()

@@ -108,6 +108,18 @@ def test_a_network_that_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytes
         assert f"trial {broken.id} cannot be in the ensemble" in caplog.text
 
 
+def test_networks_that_have_learnt_from_other_data_are_left_out(tmp_path: Path) -> None:
+    """What is held out here may have been trained on there."""
+    with store_of(tmp_path / "run", data={"hash": "old"}) as store:
+        child = add(store, SECOND)
+        final, other = add(store, FIRST, final="inherited", data="new"), add(store, SECOND, final="fresh", data="old")
+        assert elected(store, final, data="new") == {final.id: 1.0}
+        assert set(elected(store, other, data="old")) <= {other.id, child.id}
+        assert elected(store, child, data="new") == {child.id: 1.0}
+        same = add(store, SECOND, final="fresh", data="new")
+        assert set(elected(store, final, data="new")) == {final.id, same.id}
+
+
 def test_outputs_that_are_no_numbers_get_no_vote(tmp_path: Path) -> None:
     with store_of(tmp_path / "run") as store:
         final = add(store, FIRST)
