@@ -138,7 +138,7 @@ def test_the_expectation_is_told_and_kept(
         classifier(tmp_path / "logged").fit(*data)
     assert "expected: about 3 networks of" in caplog.text
     kept = load_run(tmp_path / "logged").about["expected"]
-    assert (kept["networks"], kept["measured"]) == (3, 3)
+    assert (kept["networks"], kept["measured"]) == (3, 2)
     assert kept["disk"] > 0
     assert kept["memory"] > 0
     assert np.isfinite(kept["seconds_per_network"])

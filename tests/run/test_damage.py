@@ -191,7 +191,8 @@ def test_absurd_morphs_and_recipes_cost_their_trial_alone(tmp_path: Path) -> Non
 @pytest.mark.skipif(os.name != "posix", reason="links and pipes the POSIX way")
 def test_nothing_is_read_or_written_outside_the_folder(copied: Path, tmp_path: Path) -> None:
     trials = load_run(copied).trials
-    gone, other, *_ = (t.id for t in trials if t.kept and t.id not in [trial.parent for trial in trials])
+    gone = next(t.id for t in trials if t.kept and t.id not in [trial.parent for trial in trials])
+    other = next(t.id for t in trials if t.kept and t.id != gone)
     elsewhere, folder = tmp_path / "elsewhere", copied / "trials" / f"{gone:05d}"
     folder.rename(elsewhere)
     folder.symlink_to(elsewhere)
