@@ -36,9 +36,9 @@ def stand_in(final: Trial) -> int:
 
 
 def readings(size: int, task: Task, chooser: Examples | None) -> int:
-    """Examples that are passed through networks for `elect`."""
+    """Examples that are passed through networks for `elect`, and once through the others that it elects."""
     held_out = len(task.judge) + (0 if chooser is None else len(chooser))
-    return LIBRARY * min(ASKED, held_out) if size > 1 else 0
+    return LIBRARY * min(ASKED, held_out) + (size - 1) * len(task.judge) if size > 1 else 0
 
 
 def elect(
@@ -55,9 +55,9 @@ def elect(
 
     Ensemble selection (Caruana et al. 2004, "Ensemble selection from libraries of models", ICML): the final network has
     the first vote; each further one goes to the network, which may have votes already, with which the mean of the
-    logits has the least log loss at its best temperature, on examples that none was trained on; until that gets no
-    better. `stand_in` votes for a network that was trained on them. All of it where there is nobody to stand in but a
-    network of the search, hardly trained, no held-out examples, or no time.
+    logits has the least log loss, at the temperature that suits the mean so far, on examples that none was trained on;
+    until that gets no better. `stand_in` votes for a network that was trained on them. All of it where there is nobody
+    to stand in but a network of the search, hardly trained, no held-out examples, or no time.
 
     mirrors: whether all of them read mirror images as well. data: a name of the examples that the task was made of;
     networks trained on others, which may hold what is held out here, have no part in it.
@@ -87,14 +87,14 @@ def elect(
     if judge.id not in votes:
         log.warning("the final network could not be asked in time: it has no ensemble")
         return alone
-    elected, least = Counter([judge.id]), _loss(votes[judge.id], y)
-    while elected.total() < ROUNDS and not deadline.passed:
-        total = torch.stack([n * votes[id] for id, n in elected.items()]).sum(0)
+    elected = Counter([judge.id])
+    while (n := elected.total()) < ROUNDS and not deadline.passed:
+        total = torch.stack([many * votes[id] for id, many in elected.items()]).sum(0)
+        heat = best_temperature(total / n, y)
         open_to = [id for id in votes if id in elected or len(elected) < size]
-        loss, best = min((_loss((total + votes[id]) / (elected.total() + 1), y), id) for id in open_to)
-        if loss >= least:
+        loss, best = min((F.cross_entropy((total + votes[id]) / ((n + 1) * heat), y).item(), id) for id in open_to)
+        if loss >= F.cross_entropy(total / (n * heat), y).item():
             break
-        least = loss
         elected[best] += 1
     return {final.id if id == judge.id else id: n / elected.total() for id, n in elected.items()}
 
@@ -103,10 +103,6 @@ def assembled(store: Store, shares: Mapping[int, float], instead: Mapping[int, i
     """The networks with these shares as one. instead: whose place others take, by id."""
     swapped = instead or {}
     return blend([store.network(swapped.get(id, id)) for id in shares], list(shares.values()))
-
-
-def _loss(logits: Tensor, y: Tensor) -> float:
-    return F.cross_entropy(logits / best_temperature(logits, y), y).item()
 
 
 def _data(store: Store, trial: Trial) -> str:

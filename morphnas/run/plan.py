@@ -29,10 +29,11 @@ SEEN = 120_000
 SHORTEST = 16
 """Batches of an epoch that is a part of the data, at least."""
 FINAL = 45
-"""Passes of a starter over all examples that the final trainings should have time for, at least; and three quarters of
-those that `SEEN` makes."""
+"""Passes over all examples that the final trainings should have time for, at least, and three quarters of those that
+`SEEN` makes: of a network `GROWN` times as large as a starter."""
 GROWN = 1.5
-"""How much larger a network may get than starters may be: beyond, the final trainings would not see enough."""
+"""How much larger a network may get than starters may be: beyond, the final trainings would not see enough, and the
+search would not try enough."""
 ENOUGH = 8
 """Networks that a search should have time for: of fewer only the starters are trained, the best of which gets the time,
 since that is better than a search (`benchmarks/search_pays.py`)."""
@@ -41,7 +42,7 @@ CLEARLY = 0.8
 run again computes in the same way."""
 COLOURS = 3
 """Channels of images, at least, whose first filters whiten."""
-WIDTHS = (64, 48, 32, 24, 16, 8)
+WIDTHS = (64, 56, 48, 40, 32, 24, 16, 8)
 """Of starters; smaller ones cost as much (`benchmarks/cost_model.py`) and are for limits that demand them."""
 TINY = (4, 2, 1)
 MAX_THREADS = 1024
@@ -225,11 +226,12 @@ def plan(
         raise ValueError(f"limits: no starter meets them, the smallest one has {limits.refuse(tiny)}")
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
-    final = max(FINAL, 0.75 * SEEN / n) * cost * typical / seconds
+    final = max(FINAL, 0.75 * SEEN / n) * cost * GROWN * typical / seconds
     share = 1 - min(1.0 if workers == 1 else 0.6, max(0.25, final))
     if share * workers < ENOUGH * CHILD:
         share = (len(starts) + 0.5) * CHILD
-    most = max(GROWN * largest, *(graph.flops for graph in starts.values()))
+    flops = max(graph.flops / graph.work for graph in starts.values())
+    most = max(GROWN * largest * flops, *(graph.flops for graph in starts.values()))
     if most < (math.inf if limits.max_flops is None else limits.max_flops):
         limits = replace(limits, max_flops=int(most))
     part = 1.0 if recipe.examples is None else recipe.examples / n
