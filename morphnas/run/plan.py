@@ -229,7 +229,7 @@ def plan(
     final = max(FINAL, 0.75 * SEEN / n) * cost * GROWN * typical / seconds
     share = 1 - min(1.0 if workers == 1 else 0.6, max(0.25, final))
     if share * workers < ENOUGH * CHILD:
-        share = (len(starts) + 0.5) * CHILD
+        share = (len(starts) + 1) * CHILD
     flops = max(graph.flops / graph.work for graph in starts.values())
     most = max(GROWN * largest * flops, *(graph.flops for graph in starts.values()))
     if most < (math.inf if limits.max_flops is None else limits.max_flops):
