@@ -15,7 +15,7 @@ from typing import Any
 
 from morphnas.graph import Graph
 from morphnas.run.keeping import is_final
-from morphnas.run.plan import CHILD, GROWN, Plan
+from morphnas.run.plan import GROWN, Plan, share_of
 from morphnas.run.search import micro_batch, seconds_per_flop
 from morphnas.run.store import Store
 from morphnas.search import Promote, winner
@@ -295,7 +295,7 @@ def seconds_for_search(planned: Callable[[float], Plan], seconds: float) -> floa
 
 def searches(plan: Plan) -> bool:
     """Whether there is time for more than the first networks."""
-    return plan.search_share > (len(plan.starts) + 0.5) * CHILD + 1e-9
+    return plan.search_share > share_of(len(plan.starts)) + 1e-9
 
 
 @dataclass

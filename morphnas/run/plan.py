@@ -229,13 +229,18 @@ def plan(
     final = max(FINAL, 0.75 * SEEN / n) * cost * GROWN * typical / seconds
     share = 1 - min(1.0 if workers == 1 else 0.6, max(0.25, final))
     if share * workers < ENOUGH * CHILD:
-        share = (len(starts) + 1) * CHILD
+        share = share_of(len(starts))
     flops = max(graph.flops / graph.work for graph in starts.values())
     most = max(GROWN * largest * flops, *(graph.flops for graph in starts.values()))
     if most < (math.inf if limits.max_flops is None else limits.max_flops):
         limits = replace(limits, max_flops=int(most))
     part = 1.0 if recipe.examples is None else recipe.examples / n
     return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads)
+
+
+def share_of(starts: int) -> float:
+    """The search's share of a plan that trains so many first networks and nothing else, with some room."""
+    return (starts + 1) * CHILD
 
 
 def _parted(recipe: Recipe, n: int, passes: float) -> Recipe:

@@ -26,7 +26,7 @@ from morphnas.run.expectation import (
     seconds_for_search,
     weight_bytes,
 )
-from morphnas.run.plan import CHILD, Pace, Plan, plan
+from morphnas.run.plan import Pace, Plan, plan, share_of
 from morphnas.search import MorphSpace, Promote, RandomSearcher
 from morphnas.search.halving import HalvingSearcher
 from morphnas.search.trial import Proposal, Trial
@@ -178,7 +178,7 @@ def test_a_limit_that_is_long_enough_for_a_search() -> None:
     assert searches(planner(found))
     assert not searches(planner(found / 1.25))
     assert seconds_for_search(planner, found) is None, "it is one"
-    only = replace(PLAN, search_share=3.5 * CHILD)
+    only = replace(PLAN, search_share=share_of(len(PLAN.starts)))
     assert seconds_for_search(lambda _: only, 10.0) is None, "there is none"
 
 
