@@ -353,5 +353,5 @@ def test_more_data_take_no_more_memory(late: bool, tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(script), *(str(tmp_path / name) for name in ("x.npy", "a", "b"))]
     root = Path(morphnas.__file__).parent.parent
     more = int(subprocess.check_output(command, text=True, cwd=root))
-    assert more < 0.25 * 90_000 * 64 * 64 * (4 if late else 1)
+    assert more < 0.5 * 90_000 * 64 * 64 * (4 if late else 1)  # all of them would be more than once that
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "x.npy"]
