@@ -44,7 +44,6 @@ def test_every_morph_is_undone_once(run: Path, data: Data) -> None:
         assert one.n == 2
         assert one.gain is not None
         assert one.standard_error is not None
-        assert one.parameters != 0  # below it where later morphs of a wider network cost more
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     assert f"network {found.trial}, from {line[0].id}" in str(found)
     json.dumps(found.to_json(), allow_nan=False)
