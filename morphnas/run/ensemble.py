@@ -63,8 +63,17 @@ def elect(
     networks trained on others, which may hold what is held out here, have no part in it.
     """
     alone, judge = {final.id: 1.0}, _trial(store, stand_in(final))
-    known = judge.id == final.id or is_final(judge)
-    if size == 1 or task.valid is None or not known or _data(store, judge) != data:
+    if size == 1:
+        return alone
+    why_not = ""
+    if task.valid is None:
+        why_not = "no examples are held out"
+    elif judge.id != final.id and not is_final(judge):
+        why_not = "there was no time to judge the final network before it was trained on all examples"
+    elif _data(store, judge) != data:
+        why_not = "the final network was trained on other data, which may hold the examples held out here"
+    if task.valid is None or why_not:
+        log.warning("the model is no ensemble: %s", why_not)
         return alone
     parts = [part for part in (task.valid, chooser) if part is not None]
     x, y = (torch.cat([getattr(part, name)[:ASKED] for part in parts])[:ASKED] for name in ("x", "y"))
@@ -85,7 +94,7 @@ def elect(
         if logits.isfinite().all():
             votes[trial.id] = logits.double()
     if judge.id not in votes:
-        log.warning("the final network could not be asked in time: it has no ensemble")
+        log.warning("the model is no ensemble: the final network could not be asked in time")
         return alone
     elected = Counter([judge.id])
     while (n := elected.total()) < ROUNDS and not deadline.passed:

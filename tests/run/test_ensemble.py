@@ -90,7 +90,9 @@ def test_another_one_votes_for_a_network_that_was_trained_on_the_examples(tmp_pa
         assert set(shares) == {final.id, good.id}
 
 
-def test_the_final_network_is_alone_where_nobody_can_tell_how_good_it_is(tmp_path: Path) -> None:
+def test_the_final_network_is_alone_where_nobody_can_tell_how_good_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with store_of(tmp_path / "run") as store:
         short, _ = add(store, FIRST), add(store, SECOND)
         final = add(store, WRONG, None, final="everything", score_of=short.id)
@@ -98,6 +100,11 @@ def test_the_final_network_is_alone_where_nobody_can_tell_how_good_it_is(tmp_pat
         alone = {short.id: 1.0}
         assert elected(store, short, task=Task.of(TASK.train, None, 3)) == alone
         assert elected(store, short, deadline=Deadline.after(0)) == alone
+        assert elected(store, short, data="other") == alone
+        told = [record.getMessage() for record in caplog.records]
+        assert [text.partition(": ")[0] for text in told] == ["the model is no ensemble"] * 4
+        for text, word in zip(told, ("no time to judge", "held out", "in time", "other data"), strict=True):
+            assert word in text
         assert elected(store, short) != alone
 
 
