@@ -29,7 +29,9 @@ from morphnas.estimators.inputs import Problem, split
 from morphnas.estimators.sources import Source
 from morphnas.graph import cnn, mlp
 from morphnas.run.keeping import is_final
+from morphnas.run.store import Store
 from morphnas.search import SEARCHERS
+from morphnas.search.trial import Trial
 from tests.estimators.conftest import Data, stripes
 
 
@@ -429,15 +431,22 @@ def test_a_cap_that_no_starter_meets_is_refused(data: Data, tmp_path: Path) -> N
 # -- an ensemble
 
 
-def test_an_ensemble_is_one_network_wherever_it_goes(tmp_path: Path) -> None:
-    """Every fifth label is wrong: networks learn that by heart, each in its own way, and their mean is better."""
-    x, y = stripes(300)
-    y = np.where(np.arange(300) % 5, y, (y + 1) % 3)
+def test_an_ensemble_is_one_network_wherever_it_goes(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two(store: Store, final: Trial, *_: object) -> dict[int, float]:
+        other = next(trial.id for trial in store.trials if trial.kept and trial.id != final.id)
+        return {final.id: 0.75, other: 0.25}
+
+    x, _ = data
     settings: dict[str, Any] = {"max_trials": 4, "random_state": 0, "refit": False}
-    found = ImageClassifier(tmp_path / "run", **settings, ensemble=3).fit(x, y, time_limit=30)
-    assert found.final_trial_ in found.members_
-    assert 2 <= len(found.members_) <= 3
-    assert sum(found.members_.values()) == pytest.approx(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("morphnas.estimators.classifier.elect", two)
+        found = ImageClassifier(tmp_path / "run", **settings, ensemble=2).fit(*data, time_limit=30)
+    assert sorted(found.members_.values()) == [0.25, 0.75]
+    assert found.members_[found.final_trial_] == 0.75
+    run = load_run(tmp_path / "run")
+    assert found.network_.graph.parameters > sum(run.trial(id).graph.parameters for id in found.members_)
     probabilities = found.predict_proba(x)
     loaded = ImageClassifier.load(tmp_path / "run")
     assert loaded.members_ == found.members_
@@ -447,9 +456,9 @@ def test_an_ensemble_is_one_network_wherever_it_goes(tmp_path: Path) -> None:
     assert morphnas.export(tmp_path / "run", tmp_path / "net.py").error < 1e-4
     assert "An ensemble predicts: with it, network" in morphnas.write_report(tmp_path / "run").read_text()
 
-    again = ImageClassifier(tmp_path / "run", **settings, resume=True).fit(x, y, time_limit=5)
+    again = ImageClassifier(tmp_path / "run", **settings, resume=True).fit(*data, time_limit=5)
     assert again.members_ == {again.final_trial_: 1.0}
-    again.set_params(ensemble=2).final_fit(x, y, time_limit=1)
+    again.set_params(ensemble=2).final_fit(*data, time_limit=1)
     assert len(again.members_) <= 2
 
 
