@@ -38,12 +38,17 @@ def test_every_morph_is_undone_once(run: Path, data: Data) -> None:
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     found = ablate(run, *data, grown(run), time_limit=60, repeats=2, device="cpu")
     line = lineage(load_run(run).trials, load_run(run).trial(grown(run)))
-    assert [one.morph for one in found.morphs] == [morph_words(m) for t in line for m in t.proposal.morphs]
+    morphs = [morph for trial in line for morph in trial.proposal.morphs]
+    assert [one.morph for one in found.morphs] == list(map(morph_words, morphs))
     assert found.epochs == sum(trial.epochs for trial in line[1:])
-    for one in found.morphs:
+    for i, one in enumerate(found.morphs):
         assert one.n == 2
         assert one.gain is not None
         assert one.standard_error is not None
+        left = line[0].graph
+        for morph in _replayed(left, morphs, i)[0]:
+            left = morph.grow(left)
+        assert one.parameters == line[-1].graph.parameters - left.parameters
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     assert f"network {found.trial}, from {line[0].id}" in str(found)
     json.dumps(found.to_json(), allow_nan=False)

@@ -352,6 +352,12 @@ def test_more_data_take_no_more_memory(late: bool, tmp_path: Path) -> None:
     del x
     command = [sys.executable, "-c", textwrap.dedent(script), *(str(tmp_path / name) for name in ("x.npy", "a", "b"))]
     root = Path(morphnas.__file__).parent.parent
-    more = int(subprocess.check_output(command, text=True, cwd=root))
-    assert more < 0.5 * 90_000 * 64 * 64 * (4 if late else 1)  # all of them would be more than once that
+    for again in range(3):  # the allocator's own noise is tens of megabytes, either way
+        if again:
+            shutil.rmtree(tmp_path / "a")
+            shutil.rmtree(tmp_path / "b")
+        more = int(subprocess.check_output(command, text=True, cwd=root))
+        if more < 0.25 * 90_000 * 64 * 64 * (4 if late else 1):
+            break
+    assert more < 0.25 * 90_000 * 64 * 64 * (4 if late else 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "x.npy"]
