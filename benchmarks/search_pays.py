@@ -161,10 +161,10 @@ def main() -> None:
             **gain("gain", [one["test_accuracy"] - none["test_accuracy"] for one, none in pairs]),
         }
         if "ensemble_accuracy" in several[0]:
-            for name, base in (("ensemble_gain", several), ("ensemble_gain_over_none", fits["none"])):
-                before = "test_accuracy" if base is several else "ensemble_accuracy"
-                pairs = zip(several, base, strict=True)
-                found[way] |= gain(name, [one["ensemble_accuracy"] - other[before] for one, other in pairs])
+            pairs = zip(several, fits["none"], strict=True)
+            over_none = [one["ensemble_accuracy"] - none["ensemble_accuracy"] for one, none in pairs]
+            found[way] |= gain("ensemble_gain", [one["ensemble_accuracy"] - one["test_accuracy"] for one in several])
+            found[way] |= gain("ensemble_gain_over_none", over_none)
         found[way]["fits"] = several
         print(f"{way:12s} { ({name: value for name, value in found[way].items() if name != 'fits'}) }", flush=True)
     if not args.smoke:
