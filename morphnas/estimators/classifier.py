@@ -20,7 +20,7 @@ from sklearn.exceptions import NotFittedError
 from torch import fx
 
 from morphnas.estimators import doctor
-from morphnas.estimators.fitting import Fitting, Sizes, mirrors, saving, settled
+from morphnas.estimators.fitting import Fitting, Sizes, mirrors, readings, saving, settled
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.place import torch_device
@@ -41,7 +41,7 @@ from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
 from morphnas.report.summary import Results, results_summary
 from morphnas.report.tables import trials_table
-from morphnas.run.ensemble import assembled, elect, readings, stand_in
+from morphnas.run.ensemble import assembled, elect, stand_in
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.files import RunError
 from morphnas.run.final import abandon, finalise
@@ -330,9 +330,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             torch.set_num_threads(planned.threads)
             best = next(trial for trial in store.trials if trial.id == self.best_trial_)
             recipe = changed(settled(store, best, store.trials, problem, deadline), args)
-            asked = len(problem.task.judge) + (0 if test is None else len(test))
-            asked += readings(settings.ensemble, problem.task, problem.chooser)
-            asked *= 1 + mirrors(recipe, problem.task)
+            after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
             calls = EpochCalls(each_epoch, Path(self.path_), stop)
             executor = place.final(problem.task, problem.everything)
             try:
@@ -344,7 +342,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                     problem.chooser,
                     problem.everything,
                     recipe,
-                    saving(deadline, best, asked),
+                    saving(deadline, best, after),
                     seed=seed,
                     retrain=retrain,
                     max_memory=planned.limits.max_memory,

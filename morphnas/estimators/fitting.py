@@ -14,7 +14,7 @@ import torch
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.settings import Settings, changed
 from morphnas.graph import Shape
-from morphnas.run.ensemble import readings
+from morphnas.run.ensemble import asked
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, searches, seconds_for_search
 from morphnas.run.files import RunError
@@ -141,8 +141,6 @@ class Fitting:
             return best, best
         problem = self.problem
         recipe = settled(self.store, best, searched, problem, self.deadline)
-        asked = len(problem.task.judge) + readings(self.settings.ensemble, problem.task, problem.chooser)
-        asked *= 1 + mirrors(recipe, problem.task)
         parts = (problem.task, problem.chooser, problem.everything)
         return best, finalise(
             self.store,
@@ -150,7 +148,7 @@ class Fitting:
             executor,
             *parts,
             recipe,
-            saving(self.deadline, best, asked),
+            saving(self.deadline, best, readings(problem, recipe, self.settings.ensemble)),
             seed=self.seed,
             max_memory=self.planned.limits.max_memory,
             data=str(problem.fingerprint["hash"]),
@@ -197,6 +195,12 @@ def settled(store: Store, best: Trial, trials: Sequence[Trial], problem: Problem
 def mirrors(recipe: Recipe, task: Task) -> bool:
     """Whether a network that was trained so reads mirror images as well: where there is an axis to mirror."""
     return recipe.augment.flip is True and task.train.x.ndim > 2
+
+
+def readings(problem: Problem, recipe: Recipe, ensemble: int, more: int = 0) -> int:
+    """Examples that are passed through networks after the last training: for the temperature, an ensemble, and more."""
+    once = len(problem.task.judge) + asked(ensemble, problem.task, problem.chooser) + more
+    return once * (1 + mirrors(recipe, problem.task))
 
 
 def saving(deadline: Deadline, best: Trial, examples: int) -> Deadline:

@@ -27,14 +27,16 @@ def blend(networks: Sequence[Network], shares: Sequence[float]) -> Network:
     _, gives = next(iter(ends))
     if len(ends) > 1 or len(gives) > 1:
         raise ValueError(f"only networks of one input shape and one flat output are blended, not {sorted(ends)}")
-    nodes, outputs, weights = [networks[0].graph.input], [], dict[str, Tensor]()
+    nodes, outputs, weights = [Node("x", networks[0].graph.input.op)], [], dict[str, Tensor]()
     for network in networks:
-        names = {network.graph.input.name: nodes[0].name}
+        names = {network.graph.input.name: "x"}
         for node in network.graph.nodes[1:]:
             name = names[node.name] = f"{node.op.tag}_{len(nodes)}"
             nodes.append(Node(name, node.op, tuple(names[i] for i in node.inputs)))
         outputs.append(names[network.graph.output.name])
-        weights |= {f"{names[node]}.{tensor}": value for node, tensor, value in _named(network)}
+        for name, value in network.weights.items():
+            node_name, _, tensor = name.partition(".")
+            weights[f"{names[node_name]}.{tensor}"] = value
     last = Dense(gives[0], bias=False)
     if len(networks) > 1:
         nodes.append(Node(f"{Concat.tag}_{len(nodes)}", Concat(), tuple(outputs)))
@@ -42,8 +44,3 @@ def blend(networks: Sequence[Network], shares: Sequence[float]) -> Network:
     kind = next((value.dtype for value in weights.values() if value.is_floating_point()), torch.float32)
     weights[f"{nodes[-1].name}.weight"] = torch.cat([share * torch.eye(gives[0], dtype=kind) for share in shares], 1)
     return Network(Graph(tuple(nodes)), weights)
-
-
-def _named(network: Network) -> list[tuple[str, str, Tensor]]:
-    """Every tensor with its node's name and its own."""
-    return [(*name.rsplit(".", 1), value) for name, value in network.weights.items()]  # type: ignore[misc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def stand_in(final: Trial) -> int:
     return int(final.proposal.why.get("score_of", final.id))
 
 
-def readings(size: int, task: Task, chooser: Examples | None) -> int:
+def asked(size: int, task: Task, chooser: Examples | None) -> int:
     """Examples that are passed through networks for `elect`, and once through the others that it elects."""
     held_out = len(task.judge) + (0 if chooser is None else len(chooser))
     return LIBRARY * min(ASKED, held_out) + (size - 1) * len(task.judge) if size > 1 else 0
@@ -62,26 +62,47 @@ def elect(
     mirrors: whether all of them read mirror images as well. data: a name of the examples that the task was made of;
     networks trained on others, which may hold what is held out here, have no part in it.
     """
-    alone, judge = {final.id: 1.0}, _trial(store, stand_in(final))
     if size == 1:
-        return alone
-    why_not = ""
+        return {final.id: 1.0}
+    judge = next(trial for trial in store.trials if trial.id == stand_in(final))
     if task.valid is None:
-        why_not = "no examples are held out"
-    elif judge.id != final.id and not is_final(judge):
-        why_not = "there was no time to judge the final network before it was trained on all examples"
-    elif _data(store, judge) != data:
-        why_not = "the final network was trained on other data, which may hold the examples held out here"
-    if task.valid is None or why_not:
-        log.warning("the model is no ensemble: %s", why_not)
-        return alone
-    parts = [part for part in (task.valid, chooser) if part is not None]
-    x, y = (torch.cat([getattr(part, name)[:ASKED] for part in parts])[:ASKED] for name in ("x", "y"))
-    others = [t for t in store.trials if t.kept and t.score is not None and t.id != judge.id]
-    others = [t for t in others if _data(store, t) == data]
+        return _alone(final, "no examples are held out")
+    if judge.id != final.id and not is_final(judge):
+        return _alone(final, "there was no time to judge the final network before it was trained on all examples")
+    if _data(store, judge) != data:
+        return _alone(final, "the final network was trained on other data, which may hold the examples held out here")
+    others = [
+        t for t in store.trials if t.kept and t.score is not None and _data(store, t) == data and t.id != judge.id
+    ]
     others.sort(key=lambda t: (not is_final(t), -(t.score or 0.0), t.id))
-    votes: dict[int, Tensor] = {}
-    for trial in [judge, *others][:LIBRARY]:
+    parts = [part[:ASKED] for part in (task.valid, chooser) if part is not None]
+    x, y = torch.cat([part.x for part in parts])[:ASKED], torch.cat([part.y for part in parts])[:ASKED]
+    votes = _asked(store, [judge, *others][:LIBRARY], x, task, mirrors, deadline)
+    if judge.id not in votes:
+        return _alone(final, "the final network could not be asked in time")
+    elected = Counter([judge.id])
+    while (n := elected.total()) < ROUNDS and not deadline.passed:
+        total = torch.stack([many * votes[id] for id, many in elected.items()]).sum(0)
+        heat = best_temperature(total / n, y)
+        open_to = [id for id in votes if id in elected or len(elected) < size]
+        loss, best = min((F.cross_entropy((total + votes[id]) / ((n + 1) * heat), y).item(), id) for id in open_to)
+        if loss >= F.cross_entropy(total / (n * heat), y).item():
+            break
+        elected[best] += 1
+    return {final.id if id == judge.id else id: n / elected.total() for id, n in elected.items()}
+
+
+def _alone(final: Trial, why: str) -> dict[int, float]:
+    log.warning("the model is no ensemble: %s", why)
+    return {final.id: 1.0}
+
+
+def _asked(
+    store: Store, trials: Sequence[Trial], x: Tensor, task: Task, mirrors: bool, deadline: Deadline
+) -> dict[int, Tensor]:
+    """The logits of the trials' networks, by id: of those that can be read and give numbers, while there is time."""
+    votes = {}
+    for trial in trials:
         try:
             module = store.network(trial.id).to_module().to(task.device)
         except RunError as error:
@@ -93,19 +114,7 @@ def elect(
             break
         if logits.isfinite().all():
             votes[trial.id] = logits.double()
-    if judge.id not in votes:
-        log.warning("the model is no ensemble: the final network could not be asked in time")
-        return alone
-    elected = Counter([judge.id])
-    while (n := elected.total()) < ROUNDS and not deadline.passed:
-        total = torch.stack([many * votes[id] for id, many in elected.items()]).sum(0)
-        heat = best_temperature(total / n, y)
-        open_to = [id for id in votes if id in elected or len(elected) < size]
-        loss, best = min((F.cross_entropy((total + votes[id]) / ((n + 1) * heat), y).item(), id) for id in open_to)
-        if loss >= F.cross_entropy(total / (n * heat), y).item():
-            break
-        elected[best] += 1
-    return {final.id if id == judge.id else id: n / elected.total() for id, n in elected.items()}
+    return votes
 
 
 def assembled(store: Store, shares: Mapping[int, float], instead: Mapping[int, int] | None = None) -> Network:
@@ -119,7 +128,3 @@ def _data(store: Store, trial: Trial) -> str:
     about = store.about.get("data")
     searched = about.get("hash") if isinstance(about, Mapping) else None
     return str(trial.proposal.why.get("data", "") if is_final(trial) else searched or "")
-
-
-def _trial(store: Store, id: int) -> Trial:
-    return next(trial for trial in store.trials if trial.id == id)

@@ -199,10 +199,7 @@ def plan(
         families = [(cnn, 1.0, 4), (resnet, 1.0, 2)]
 
     def made(make: Callable[..., Graph], deep: int, most: float) -> Graph:
-        """That of a family with the most parameters within the limits and the work; the smallest one if there is none.
-
-        At equal work wide networks that pool early do better than narrow ones at full resolution.
-        """
+        """That of a family with the most parameters within the limits and the work; the smallest if there is none."""
         for widths in [(width,)] if width else [WIDTHS, TINY]:
             graphs = [make(shape, n_classes, width=w, depth=depth or deep) for w in widths]
             if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:

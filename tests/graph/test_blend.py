@@ -7,7 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from morphnas.graph import Graph, GraphError, Network, blend, cnn, mlp, neighbours, resnet, to_module
+from morphnas.graph import (
+    Dense,
+    Graph,
+    GraphError,
+    Input,
+    Network,
+    Node,
+    blend,
+    cnn,
+    mlp,
+    neighbours,
+    resnet,
+    to_module,
+)
 from tests.strategies import HAND_MADE, examples, random_weights, starts
 
 
@@ -46,6 +59,14 @@ def test_is_a_network_like_any_other() -> None:
 def test_one_alone_is_taken_as_it_is() -> None:
     one = network(mlp((4,), 2, width=3), 0)
     assert blend([one], [1.0]) is one
+
+
+def test_names_of_its_own_do_not_collide_with_those_given() -> None:
+    graph = Graph((Node("dense_1", Input((4,))), Node("x", Dense(2), ("dense_1",))))
+    one, two = network(graph, 0), network(graph, 1)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    mean = (outputs(one, x) + outputs(two, x)) / 2
+    assert torch.allclose(outputs(blend([one, two], [0.5, 0.5]), x), mean)
 
 
 def test_networks_that_do_not_fit_together_are_refused() -> None:

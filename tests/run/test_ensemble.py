@@ -10,7 +10,7 @@ import torch
 
 from morphnas.graph import Dense, Graph, Input, Node
 from morphnas.run import ensemble as module
-from morphnas.run.ensemble import assembled, elect, readings, stand_in
+from morphnas.run.ensemble import asked, assembled, elect, stand_in
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
@@ -149,5 +149,5 @@ def test_as_few_examples_are_read_as_the_time_was_kept_for(tmp_path: Path, monke
         for _ in range(module.LIBRARY + 3):
             add(store, SECOND)
         assert final.id in elected(store, final, chooser=TASK.train)
-    assert sum(read) == readings(3, TASK, TASK.train) - 2 * len(TASK.judge) == module.LIBRARY * 50
-    assert readings(1, TASK, None) == 0
+    assert sum(read) == asked(3, TASK, TASK.train) - 2 * len(TASK.judge) == module.LIBRARY * 50
+    assert asked(1, TASK, None) == 0
