@@ -38,7 +38,7 @@ def stand_in(final: Trial) -> int:
 def asked(size: int, task: Task, chooser: Examples | None) -> int:
     """Examples that are passed through networks for `elect`, and once through the others that it elects."""
     held_out = len(task.judge) + (0 if chooser is None else len(chooser))
-    return LIBRARY * min(ASKED, held_out) + (size - 1) * len(task.judge) if size > 1 else 0
+    return LIBRARY * min(ASKED, held_out) + (min(size, ROUNDS) - 1) * len(task.judge) if size > 1 else 0
 
 
 def elect(

@@ -151,3 +151,4 @@ def test_as_few_examples_are_read_as_the_time_was_kept_for(tmp_path: Path, monke
         assert final.id in elected(store, final, chooser=TASK.train)
     assert sum(read) == asked(3, TASK, TASK.train) - 2 * len(TASK.judge) == module.LIBRARY * 50
     assert asked(1, TASK, None) == 0
+    assert asked(10**9, TASK, None) == asked(module.ROUNDS, TASK, None), "no more can have a vote"
