@@ -22,7 +22,7 @@ class TestSpaceOfOnesOwn(SpaceContract):
 
 
 def test_a_searcher_and_a_space_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
-    CUSTOM["main"](["--time-limit", "9"])
+    CUSTOM["main"](["--time-limit", "20"])
     said = capsys.readouterr().out
     assert "deeper" in said
     assert "wider" not in said
