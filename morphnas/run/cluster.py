@@ -27,7 +27,8 @@ from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch, warm_up
 
 RETRIES = 2
-"""Times that a job is done again whose worker was lost: on a cluster that need not be the job's fault."""
+"""Times that a job is done again whose worker was lost, which on a cluster need not be the job's fault; and times that
+a cluster is asked again."""
 
 TOKENS = (
     "from Ray 2.60 on all nodes and this process must agree on tokens: either all have RAY_AUTH_MODE=token and the "
@@ -104,12 +105,20 @@ def _join(ray: Any, address: str | None) -> Callable[[], None]:
         with _manners():
             ray.shutdown()
 
+    def join() -> None:
+        """Tried again where the process that Ray's client server has for each client died at birth, as some do."""
+        for _ in range(RETRIES):
+            with suppress(ConnectionAbortedError):
+                ray.init(**where, **quiet)
+                return
+        ray.init(**where, **quiet)
+
     before = os.environ.get("PYTHONBREAKPOINT")
     try:
         with _manners():
             if address:
                 reachable(address)
-            ray.init(**where, **quiet)
+            join()
     except ConnectionError as error:
         if address and "no Ray cluster" in str(error):
             raise
