@@ -75,7 +75,7 @@ def digits() -> tuple[Any, Any]:
     return x[:300].reshape(-1, 8, 8).astype(np.uint8), y[:300]
 
 
-def fit(path: Path, *, trials: int = 6, seconds: float = 600.0, often: bool = True, **more: Any) -> None:
+def fit(path: Path, *, trials: int = 6, seconds: float = 3600.0, often: bool = True, **more: Any) -> None:
     """A fit that goes on with what is in the folder; `often`: with a checkpoint after every epoch."""
     if often:
         checkpoints.EVERY, checkpoints.SHARE = 0.0, 1e9
