@@ -93,7 +93,10 @@ def part(args: argparse.Namespace, seed: int) -> tuple[Any, Any, Any, Any]:
         return digits(seed)
     with np.load(args.data, allow_pickle=False) as file:
         some = np.random.default_rng(seed).permutation(len(file["y_train"]))[: args.examples]
-        return file["x_train"][some], file["x_test"], file["y_train"][some], file["y_test"]
+        x_train, x_test = file["x_train"][some], file["x_test"]
+        if args.rows:
+            x_train, x_test = (x.reshape(len(x), -1) for x in (x_train, x_test))
+        return x_train, x_test, file["y_train"][some], file["y_test"]
 
 
 def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -142,6 +145,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="to go on from other runs")
     parser.add_argument("--ways", nargs="*", default=WAYS)
     parser.add_argument("--ensemble", type=int, default=1, help="networks that are read together, at most")
+    parser.add_argument("--rows", action="store_true", help="images are given as rows of features")
     parser.add_argument("--flip", action="store_true", help="the network by hand is to mirror images")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--smoke", action="store_true", help="two ways, 4 s each, nothing written")
@@ -171,7 +175,7 @@ def main() -> None:
         about = {
             "data": "digits" if args.data is None else args.data.stem, "time_limit": args.time_limit, "n": args.seeds,
             "first_seed": args.first_seed, "ensemble": args.ensemble,
-            "examples": None if args.data is None else args.examples,
+            "examples": None if args.data is None else args.examples, "rows": args.rows,
         }  # fmt: skip
         append(args.results, about | {"ways": found})
 

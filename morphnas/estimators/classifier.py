@@ -51,7 +51,7 @@ from morphnas.run.plan import Plan
 from morphnas.run.search import Observers
 from morphnas.run.store import Run, Store, holds_run, load_about, load_model, load_run, versions
 from morphnas.search.trial import Trial
-from morphnas.train.data import Examples, Task
+from morphnas.train.data import Examples, Task, farthest
 from morphnas.train.deadline import Deadline
 from morphnas.train.trainer import best_temperature, predict, warm_up
 
@@ -400,6 +400,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         with graph.inserting_before(readers[0]):
             centred = graph.call_function(torch.sub, (graph.call_method("float", (pixels,)), graph.get_attr("mean")))
             scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
+            scaled = graph.call_function(torch.clamp, (scaled, -farthest(self._mean), farthest(self._mean)))
             if self.mirrors_:  # after all images, all of them mirrored
                 scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))
         for reader in readers:

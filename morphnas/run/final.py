@@ -37,6 +37,9 @@ LONGER = 2
 HOPED = 1.25
 """How much faster a training may turn out to be than the winner's was: it is planned for so much, and cut by the clock,
 which the rate follows, rather than over before its time."""
+ASKING = 2.5
+"""Times that the examples which stop could be scored in the time kept for asking, at last, whether the training on
+everything has spoilt the network: twice, and some room."""
 FULL_RATE = 10
 """Epochs from which on a training on everything goes up to the full learning rate; a shorter one stays below."""
 
@@ -115,9 +118,12 @@ def finalise(
     again = replace(again, lr=recipe.lr * min(1.0, min(more, most) / FULL_RATE), patience=None)
     why = {"final": "everything", "of": winner.id, "data": data, "score_of": chosen.id}
     proposal = Proposal(chosen.id, (), again, why)
-    last = _train(store, proposal, executor, deadline, seed, False, max_memory, observer)
+    end = deadline.earlier(0.0 if task.valid is None else ASKING * scoring)
+    last = _train(store, proposal, executor, end, seed, False, max_memory, observer)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
-    return last if good and not deadline.stopped else chosen  # stopped, its rate has not come down
+    if not good or deadline.stopped:  # stopped, its rate has not come down
+        return chosen
+    return chosen if _spoilt(store, chosen, last, task, deadline) else last
 
 
 def abandon(store: Store) -> None:
@@ -253,14 +259,38 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
     def judged(trial: Trial) -> float:
         if chooser is None or trial.score is None or len(results) == 1:
             return -math.inf if trial.score is None else trial.score
-        module = store.network(trial.id).to_module().to(task.device)
-        micro = None if trial.outcome is None else trial.outcome.micro_batch
-        try:
-            return evaluate(module, chooser, task, chunk(micro), deadline)[0]
-        except Diverged:
-            return -math.inf
+        return _score(store, trial, chooser, task, deadline)
 
     try:
         return max(results, key=judged)
     except OutOfTime:
         return max(results, key=lambda trial: -math.inf if trial.score is None else trial.score)
+
+
+def _spoilt(store: Store, before: Trial, after: Trial, task: Task, deadline: Deadline) -> bool:
+    """Whether training on everything has made a network worse on examples that it has seen only since: then something
+    among all of them, or the training, was not as before. False where nobody can tell."""
+    if task.valid is None:
+        return False
+    try:
+        was, now = (_score(store, trial, task.valid, task, deadline) for trial in (before, after))
+    except OutOfTime:
+        return False
+    if now < was:
+        log.warning(
+            "trained on all examples trial %d got worse on those held out before, a log loss of %.3g instead of %.3g: "
+            "trial %d is used, which was not trained on these",
+            after.id, -now, -was, before.id,
+        )  # fmt: skip
+    return now < was
+
+
+def _score(store: Store, trial: Trial, examples: Examples, task: Task, deadline: Deadline) -> float:
+    """Minus the log loss of a trial's network on the examples; minus infinity where its outputs are no numbers.
+    OutOfTime at the deadline."""
+    module = store.network(trial.id).to_module().to(task.device)
+    micro = None if trial.outcome is None else trial.outcome.micro_batch
+    try:
+        return evaluate(module, examples, task, chunk(micro), deadline)[0]
+    except Diverged:
+        return -math.inf

@@ -12,6 +12,17 @@ from torch.nn import functional as F
 
 from morphnas.train.recipe import Augment
 
+FARTHEST, FARTHEST_PIXEL = 5.0, 100.0
+"""Standard deviations from the mean beyond which a feature, or a pixel, counts as no farther.
+
+A feature that is the same in nearly all examples would be hundreds away in the others, and thousands in one that was
+not there when deviations were taken. A channel's deviation is over all positions, of which few may be bright."""
+
+
+def farthest(mean: Tensor) -> float:
+    """Which of them holds for examples with this mean, (d) for features or (channels, 1, ...)."""
+    return FARTHEST if mean.ndim == 1 else FARTHEST_PIXEL
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -62,7 +73,9 @@ class Task:
         return self.mean.device
 
     def normalised(self, x: Tensor) -> Tensor:
-        return (x.to(self.device).to(torch.float32) - self.mean) / self.std
+        """Raw examples (n, *shape) less the mean, in standard deviations, of which at most `farthest`."""
+        most = farthest(self.mean)
+        return ((x.to(self.device).to(torch.float32) - self.mean) / self.std).clamp(-most, most)
 
     def to(self, device: torch.device) -> Task:
         valid = None if self.valid is None else self.valid.to(device)

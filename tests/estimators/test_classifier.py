@@ -143,6 +143,22 @@ def test_module_takes_raw_pixels_and_needs_nothing_of_ours(
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True, cwd=tmp_path)
 
 
+def test_a_feature_that_hardly_varied_decides_nothing(tmp_path: Path) -> None:
+    """It is 0 but for one example, and in a new one a thousand times as far away as it was there."""
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
+    x = rng.normal(size=(400, 6)) + 3 * y[:, None]
+    x[:, 5] = 0
+    x[7, 5] = 1e-3
+    classifier = ImageClassifier(tmp_path / "run", max_trials=2, random_state=0).fit(x[:300], y[:300], time_limit=10)
+    x[:, 5] = 1.0
+    assert classifier.evaluate(x[300:], y[300:]) > 0.8
+    with torch.no_grad():
+        logits = classifier.to_module()(torch.from_numpy(x))
+    expected = torch.from_numpy(classifier.predict_proba(x))
+    torch.testing.assert_close(logits.double().softmax(1), expected, rtol=0, atol=1e-5)
+
+
 def test_what_was_trained_on_mirrored_images_reads_them_too(tmp_path: Path) -> None:
     """Then an image and its mirror image are predicted alike, also by the model that was written down."""
     x, y = stripes(90)

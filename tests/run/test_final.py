@@ -22,7 +22,7 @@ from morphnas.run.search import Job, work
 from morphnas.run.store import Store, load_run
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
-from morphnas.train.deadline import Deadline
+from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.recipe import SHIFT, Augment, Outcome, Recipe
 from morphnas.train.trainer import evaluate
 from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, files, proposals, resumed, same_weights, weights
@@ -57,8 +57,9 @@ def searched(path: Path) -> Iterator[tuple[Store, Trial]]:
 def finish(store: Store, winner: Trial, **settings: Any) -> Trial:
     given = {"chooser": CHOOSER, "everything": EVERYTHING, "recipe": RECIPE, "deadline": Deadline.after(600)}
     given = given | {"epochs": 3} | settings
-    executor = SerialExecutor(TASK, given["everything"])  # type: ignore[arg-type]
-    return finalise(store, winner, executor, TASK, **given)  # type: ignore[arg-type]
+    task = given.pop("task", TASK)
+    executor = SerialExecutor(task, given["everything"])  # type: ignore[arg-type]
+    return finalise(store, winner, executor, task, **given)  # type: ignore[arg-type]
 
 
 def judged(store: Store, trial: Trial, by: Examples) -> float:
@@ -283,6 +284,34 @@ def test_what_time_ran_out_for_on_everything_is_used(path: Path, told: Callable[
     told(everything=(Outcome("truncated", epochs=1, best_epoch=1), 1))  # the rate had come down by then
     with won(path) as (store, winner):
         assert finish(store, winner, chooser=None) == store.trials[3]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_what_everything_has_spoilt_is_not_used(
+    path: Path, told: Callable[..., Told], caplog: pytest.LogCaptureFixture, label: int
+) -> None:
+    """The network says 0 before, and 1 after it was trained on examples that were held out: of the class `label`."""
+    told(fresh=(BADLY, 0))
+    task = replace(TASK, valid=all_of(label))
+    with won(path, label=0) as (store, winner):
+        last = finish(store, winner, task=task)
+        assert store.trials[3].proposal.why["final"] == "everything"
+        assert last.id == (0 if label == 0 else 3)
+    assert ("trial 0 is used" in caplog.text) is (label == 0)
+
+
+def test_where_nobody_can_tell_what_everything_did_it_is_used(
+    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: object) -> None:
+        raise OutOfTime("too late")
+
+    told(fresh=(BADLY, 0))
+    with won(path, label=0) as (store, winner):
+        assert finish(store, winner, task=replace(TASK, valid=None)).id == 3
+        monkeypatch.setattr(module, "evaluate", late)
+        last = finish(store, winner, task=replace(TASK, valid=all_of(0)), chooser=None)
+        assert last.proposal.why["final"] == "everything"
 
 
 def test_everything_is_trained_on_as_the_rest_was_normalised(path: Path, told: Callable[..., Told]) -> None:

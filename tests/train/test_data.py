@@ -72,6 +72,17 @@ def test_features_of_any_scale_are_normalised(scale: float) -> None:
     assert task.normalised(x).std(0, correction=0) == pytest.approx([1.0] * 3, rel=1e-4)
 
 
+@pytest.mark.parametrize(("shape", "most"), [((3,), 5.0), ((3, 4, 4), 100.0)])
+def test_what_hardly_varies_is_not_blown_up(shape: tuple[int, ...], most: float) -> None:
+    x = torch.zeros(100_000, *shape)
+    x[0, 0], x[1] = 1e-3, torch.rand(shape, generator=seeded())
+    task = Task.of(Examples(x, torch.zeros(len(x), dtype=torch.int64)), None, 1)
+    assert task.normalised(torch.full((1, *shape), 1e9)).unique().tolist() == [most]
+    assert task.normalised(torch.full((1, *shape), -1e9)).unique().tolist() == [-most]
+    usual = task.mean + 4 * task.std
+    torch.testing.assert_close(task.normalised(usual[None]), torch.full((1, *usual.shape), 4.0), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_normalised_examples_have_mean_0_and_deviation_1(shape: tuple[int, ...]) -> None:
     x = torch.randint(0, 256, (200, *shape), generator=seeded()).to(torch.uint8)
