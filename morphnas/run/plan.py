@@ -44,6 +44,8 @@ COLOURS = 3
 """Channels of images, at least, whose first filters whiten."""
 WIDTHS = (64, 56, 48, 40, 32, 24, 16, 8)
 """Of starters; smaller ones cost as much (`benchmarks/cost_model.py`) and are for limits that demand them."""
+DENSE_WIDTHS = (256, 192, 128, 96, *WIDTHS)
+"""Of those for rows of features."""
 TINY = (4, 2, 1)
 MAX_THREADS = 1024
 """That a plan which is read may ask for."""
@@ -200,7 +202,7 @@ def plan(
 
     def made(make: Callable[..., Graph], deep: int, most: float) -> Graph:
         """That of a family with the most parameters within the limits and the work; the smallest if there is none."""
-        for widths in [(width,)] if width else [WIDTHS, TINY]:
+        for widths in [(width,)] if width else [WIDTHS if len(shape) > 1 else DENSE_WIDTHS, TINY]:
             graphs = [make(shape, n_classes, width=w, depth=depth or deep) for w in widths]
             if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:
                 quick = [graph for graph in fitting if graph.work <= most]

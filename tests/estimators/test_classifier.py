@@ -147,7 +147,7 @@ def test_a_feature_that_hardly_varied_decides_nothing(tmp_path: Path) -> None:
     """It is 0 but for one example, and in a new one a thousand times as far away as it was there."""
     rng = np.random.default_rng(0)
     y = np.arange(400) % 2
-    x = rng.normal(size=(400, 6)) + 3 * y[:, None]
+    x = rng.normal(size=(400, 30)) + y[:, None]
     x[:, 5] = 0
     x[7, 5] = 1e-3
     classifier = ImageClassifier(tmp_path / "run", max_trials=2, random_state=0).fit(x[:300], y[:300], time_limit=10)
