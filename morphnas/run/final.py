@@ -22,7 +22,7 @@ from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.recipe import SHIFT, Outcome, Recipe
-from morphnas.train.trainer import SHORT, Diverged, chunk, evaluate
+from morphnas.train.trainer import SHORT, Diverged, chunk, evaluate, predict
 
 log = logging.getLogger("morphnas")
 
@@ -259,7 +259,11 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
     def judged(trial: Trial) -> float:
         if chooser is None or trial.score is None or len(results) == 1:
             return -math.inf if trial.score is None else trial.score
-        return _score(store, trial, chooser, task, deadline)
+        module = store.network(trial.id).to_module().to(task.device)
+        try:
+            return evaluate(module, chooser, task, _at_once(trial), deadline)[0]
+        except Diverged:
+            return -math.inf
 
     try:
         return max(results, key=judged)
@@ -268,29 +272,29 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
 
 
 def _spoilt(store: Store, before: Trial, after: Trial, task: Task, deadline: Deadline) -> bool:
-    """Whether training on everything has made a network worse on examples that it has seen only since: then something
-    among all of them, or the training, was not as before. False where nobody can tell."""
+    """Whether training on everything has clearly spoilt a network: by two standard deviations it gets more examples
+    wrong that it has seen only since (McNemar 1947, Psychometrika 12, 153-157). False where nobody can tell.
+
+    Then something among all the examples is not as it was among those trained on before, or the training went wrong.
+    """
     if task.valid is None:
         return False
-    try:
-        was, now = (_score(store, trial, task.valid, task, deadline) for trial in (before, after))
-    except OutOfTime:
-        return False
-    if now < was:
+    right = []
+    for trial in (before, after):
+        module = store.network(trial.id).to_module().to(task.device)
+        logits = predict(module, task.valid.x, task, _at_once(trial), deadline)
+        if len(logits) < len(task.valid):
+            return False
+        right.append(logits.argmax(1) == task.valid.y)
+    lost, won = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    if spoilt := lost - won > 2 * math.sqrt(lost + won):
         log.warning(
-            "trained on all examples trial %d got worse on those held out before, a log loss of %.3g instead of %.3g: "
-            "trial %d is used, which was not trained on these",
-            after.id, -now, -was, before.id,
+            "trained on all examples, trial %d gets %d of %d wrong that were held out before, %d more than it did: "
+            "trial %d is used, which has not seen these",
+            after.id, int((~right[1]).sum()), len(task.valid), lost - won, before.id,
         )  # fmt: skip
-    return now < was
+    return spoilt
 
 
-def _score(store: Store, trial: Trial, examples: Examples, task: Task, deadline: Deadline) -> float:
-    """Minus the log loss of a trial's network on the examples; minus infinity where its outputs are no numbers.
-    OutOfTime at the deadline."""
-    module = store.network(trial.id).to_module().to(task.device)
-    micro = None if trial.outcome is None else trial.outcome.micro_batch
-    try:
-        return evaluate(module, examples, task, chunk(micro), deadline)[0]
-    except Diverged:
-        return -math.inf
+def _at_once(trial: Trial) -> int:
+    return chunk(None if trial.outcome is None else trial.outcome.micro_batch)
