@@ -276,8 +276,7 @@ def _compare(args: argparse.Namespace) -> _Answer:
 
 
 def _export(args: argparse.Namespace) -> _Answer:
-    what = args.path if args.id is None else morphnas.load_run(args.path).load_model_by_id(args.id)
-    done = morphnas.export(what, args.out, args.overwrite)
+    done = morphnas.export(args.path, args.out, args.overwrite, args.id)
     return _Answer(str(done), {"files": [str(file) for file in done.files], "error": done.error})
 
 
@@ -374,6 +373,6 @@ def _parser() -> argparse.ArgumentParser:
                    "export run --out digits.py", "export run --out digits.onnx")  # fmt: skip
     made.add_argument("path", help="the folder of a run")
     made.add_argument("--out", required=True, metavar="FILE", help=".py (with .safetensors beside it), .pt2 or .onnx")
-    made.add_argument("--id", type=int, help="a network of the search, for preprocessed inputs (the model)")
+    made.add_argument("--id", type=int, help="of another network of the run (the model)")
     made.add_argument("--overwrite", action="store_true", help="replace what is there")
     return parser

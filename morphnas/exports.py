@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from morphnas.estimators import ImageClassifier
 from morphnas.graph import Network, Shape
-from morphnas.run.store import Run
+from morphnas.run.store import Run, load_run
 
 TOLERANCE = 1e-5
 """Largest difference of what an exported network computes, relative to its largest output."""
@@ -61,8 +61,10 @@ class _Model:
     about: str
 
     @staticmethod
-    def of(what: ImageClassifier | Network | Run | str | os.PathLike[str]) -> _Model:
+    def of(what: ImageClassifier | Network | Run | str | os.PathLike[str], trial: int | None) -> _Model:
         if isinstance(what, Network):
+            if trial is not None:
+                raise ValueError("trial says which network of a run to export, not of a Network")
             graph, labels = what.graph, None
             module, mean, std = what.to_module().eval(), torch.zeros(1), torch.ones(1)
             takes = "preprocessed examples, as the network was trained on"
@@ -73,7 +75,8 @@ class _Model:
             if not isinstance(found, ImageClassifier):
                 message = "a fitted ImageClassifier, a Network, a Run or the folder of one"
                 raise ValueError(f"what to export must be {message}, not {what!r:.100}")
-            module, graph = found.to_module(), found.network_.graph
+            module = found.to_module(trial)
+            graph = found.network_.graph if trial is None else load_run(found.path_).trial(trial).graph
             labels = [_literal(label) for label in found.classes_.tolist()]
             axes = (-1, *[1] * (len(graph.shapes[graph.input.name]) - 1))
             mean, std = (getattr(module, name).reshape(axes) for name in ("mean", "std"))
@@ -97,14 +100,16 @@ def export(
     what: ImageClassifier | Network | Run | str | os.PathLike[str],
     file: str | os.PathLike[str],
     overwrite: bool = False,
+    trial: int | None = None,
 ) -> Exported:
     """Write a network in the format of the file's suffix, read it again, and compare what both compute.
 
     .py: PyTorch source that a person can read, with its weights in a .safetensors file beside it; needs torch and
     safetensors, and nothing of morphnas. .pt2: for `torch.export.load`, any batch size, float32. .onnx: any batch size,
     float32; needs the extra: pip install 'morphnas[onnx]'. what: a fitted classifier, or the folder of its run, whose
-    network takes raw examples, channels first, and gives logits; or a `Network`, which takes preprocessed ones. The
-    labels are in the file, in the order of the outputs (`LABELS`, "labels.json", metadata "labels").
+    network takes raw examples, channels first, and gives logits; or a `Network`, which takes preprocessed ones. trial:
+    id of another network of the run to export instead of its model, see `ImageClassifier.to_module`. The labels are in
+    the file, in the order of the outputs (`LABELS`, "labels.json", metadata "labels").
 
     ValueError for another suffix; FileExistsError where a file is there, unless `overwrite`; ExportError where what was
     read again differs by more than 1e-5 of the largest output. Nothing is left behind by any of them.
@@ -113,7 +118,7 @@ def export(
     if target.suffix.lower() not in _WRITERS:
         raise ValueError(f"the file to export to must end in {', '.join(_WRITERS)}, not {str(target)!r}")
     write, read = _WRITERS[target.suffix.lower()]
-    model = _Model.of(what)
+    model = _Model.of(what, trial)
     there = [path for path in _files(target) if path.exists()]
     if there and not overwrite:
         raise FileExistsError(f"{there[0]} is there already: choose another file, or overwrite=True")

@@ -112,6 +112,11 @@ def test_a_run_and_a_network_can_be_exported(fitted: ImageClassifier, tmp_path: 
     assert "LABELS" not in bare
     assert "preprocessed examples" in bare
     assert str(first).startswith(str(tmp_path / "a.py"))
+    start = export(run, tmp_path / "d.py", trial=0).files[0].read_text()
+    assert f"{run.trial(0).graph.parameters:,} parameters" in start
+    assert "raw examples" in start
+    with pytest.raises(ValueError, match="of a run to export, not of a Network"):
+        export(run.load_best_model(), tmp_path / "e.py", trial=0)
 
 
 def test_source_is_tidy(fitted: ImageClassifier, tmp_path: Path) -> None:

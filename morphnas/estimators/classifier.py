@@ -384,14 +384,19 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         codes = torch.from_numpy(self._labels.encode(y_test, len(source)))
         return (self._predicted(source).argmax(1) == codes).double().mean().item()
 
-    def to_module(self) -> fx.GraphModule:
+    def to_module(self, trial: int | None = None) -> fx.GraphModule:
         """The final network as a plain PyTorch module in evaluation mode.
 
         Raw examples, channels first, (n, channels, h, w) or (n, d), of any real dtype -> logits (n, classes) in the
         order of `classes_`, whose softmax `predict_proba` gives. Preprocessing is inside, and nothing of morphnas.
+
+        trial: id of another network of the run to have instead. It reads no mirror images, and nobody has adjusted how
+        sure it is of itself. RunError where it is not there, or its weights are not.
         """
         self._check_fitted()
-        module = to_module(self.network_.graph, self.network_.weights)
+        network = self.network_ if trial is None else load_run(self.path_).load_model_by_id(trial)
+        mirrors, heat = (self.mirrors_, self._heat) if trial is None else (False, 1.0)
+        module = network.to_module()
         graph = module.graph
         pixels = next(node for node in graph.nodes if node.op == "placeholder")
         readers = list(pixels.users)
@@ -401,17 +406,17 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             centred = graph.call_function(torch.sub, (graph.call_method("float", (pixels,)), graph.get_attr("mean")))
             scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
             scaled = graph.call_function(torch.clamp, (scaled, -farthest(self._mean), farthest(self._mean)))
-            if self.mirrors_:  # after all images, all of them mirrored
+            if mirrors:  # after all images, all of them mirrored
                 scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))
         for reader in readers:
             reader.replace_input_with(pixels, scaled)
         output = next(node for node in graph.nodes if node.op == "output")
         logits = output.args[0]
         with graph.inserting_before(output):
-            if self.mirrors_:
+            if mirrors:
                 both = graph.call_method("reshape", (logits, (2, -1, len(self.classes_))))
                 logits = graph.call_method("mean", (both, 0))
-            output.args = (graph.call_function(torch.div, (logits, self._heat)),)
+            output.args = (graph.call_function(torch.div, (logits, heat)),)
         graph.lint()
         module.recompile()
         return module.eval()

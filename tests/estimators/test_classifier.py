@@ -143,6 +143,21 @@ def test_module_takes_raw_pixels_and_needs_nothing_of_ours(
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True, cwd=tmp_path)
 
 
+def test_any_network_of_the_run_is_handed_over_as_it_was_scored(fitted: ImageClassifier) -> None:
+    x, y = stripes(200, seed=2)
+    raw, run = torch.from_numpy(x)[:, None], load_run(fitted.path_)
+    for trial in [t for t in run.trials if t.kept][:3]:
+        module, bare = fitted.to_module(trial.id), run.load_model_by_id(trial.id).to_module().eval()
+        with torch.no_grad():
+            logits = module(raw)
+            torch.testing.assert_close(logits, bare((raw.float() - fitted._mean) / fitted._std))
+        if trial.outcome is not None and trial.outcome.metric is not None:
+            accuracy = (logits.argmax(1).numpy() == y).mean()
+            assert accuracy == pytest.approx(trial.outcome.metric, abs=0.25), "on other examples of the same kind"
+    with pytest.raises(RunError, match="there is no model 999"):
+        fitted.to_module(999)
+
+
 def test_a_feature_that_hardly_varied_decides_nothing(tmp_path: Path) -> None:
     """It is 0 but for one example, and in a new one a thousand times as far away as it was there."""
     rng = np.random.default_rng(0)
