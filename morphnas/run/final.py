@@ -40,6 +40,8 @@ which the rate follows, rather than over before its time."""
 ASKING = 2.5
 """Times that the examples which stop could be scored in the time kept for asking, at last, whether the training on
 everything has spoilt the network: twice, and some room."""
+MOST_ASKING = 0.1
+"""Share of the time left that is kept for it at most."""
 FULL_RATE = 10
 """Epochs from which on a training on everything goes up to the full learning rate; a shorter one stays below."""
 
@@ -118,8 +120,8 @@ def finalise(
     again = replace(again, lr=recipe.lr * min(1.0, min(more, most) / FULL_RATE), patience=None)
     why = {"final": "everything", "of": winner.id, "data": data, "score_of": chosen.id}
     proposal = Proposal(chosen.id, (), again, why)
-    end = deadline.earlier(0.0 if task.valid is None else ASKING * scoring)
-    last = _train(store, proposal, executor, end, seed, False, max_memory, observer)
+    asking = 0.0 if task.valid is None else min(ASKING * scoring, MOST_ASKING * deadline.left)
+    last = _train(store, proposal, executor, deadline.earlier(asking), seed, False, max_memory, observer)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
     if not good or deadline.stopped:  # stopped, its rate has not come down
         return chosen

@@ -311,6 +311,16 @@ def test_where_nobody_can_tell_what_everything_did_it_is_used(
         assert last.proposal.why["final"] == "everything"
 
 
+def test_slow_scoring_does_not_take_the_time_of_the_last_training(path: Path, told: Callable[..., Told]) -> None:
+    """Of 100 seconds left: a pass over the examples that stop would take 60."""
+    made = told()
+    slow = replace(WELL, seconds=122.0, epochs=2, images_per_second=len(TASK.train))
+    with won(path, slow) as (store, winner):
+        finish(store, winner, deadline=made.clock.deadline(100), epochs=None)
+    assert made.jobs[-1].scored is False
+    assert made.jobs[-1].seconds == pytest.approx(90)
+
+
 def test_a_few_more_mistakes_after_everything_are_chance(path: Path, told: Callable[..., Told]) -> None:
     """Of 6 examples 5 are right before and 1 after: 4 more mistakes, where the deviation is 2.4."""
     told(fresh=(BADLY, 0))
