@@ -97,6 +97,9 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
     if y is None:
         hint = "only a Dataset of (image, label) and a folder of sub-folders bring their own"
         raise ValueError(f"y is missing: this estimator requires y to be passed, but the target y is None; {hint}")
+    if np.ma.is_masked(y):
+        masked = int(np.sum(np.ma.getmask(y)))
+        raise ValueError(f"y is an array with {masked:,} masked values: remove these examples first")
     try:
         column = _array(y)
     except ValueError as error:

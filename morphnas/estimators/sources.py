@@ -44,6 +44,9 @@ class Source:
         """
         if hasattr(x, "toarray"):
             raise ValueError(f"{name} is a sparse matrix, a dense array is needed: {name}.toarray()")
+        if np.ma.is_masked(x):
+            masked = int(np.sum(np.ma.getmask(x)))
+            raise ValueError(f"{name} is an array with {masked:,} masked values: fill or remove them first")
         if isinstance(x, Files):
             return _checked(Source(name, x.shapes, x))
         if isinstance(x, torch.Tensor):

@@ -50,6 +50,8 @@ def _with(x: NDArray[Any], place: int, value: Any) -> NDArray[Any]:
         (X, np.linspace(0, 1, 60), "[Uu]nknown label type|continuous"),
         (X, np.where(Y == 0, np.nan, 1.0), "y contains NaN"),
         (X, None, "y is missing"),
+        (np.ma.masked_equal(X, X[3, 0, 0]), Y, r"x is an array with [\d,]+ masked values"),
+        (X, np.ma.masked_equal(Y, 2), "y is an array with 20 masked values"),
         (X, [{}] * 60, "cannot be hashed"),
         (X, [datetime.date(2020, 1, 1 + i % 2) for i in range(60)], "cannot be saved"),
         (X[:0], Y[:0], "empty"),
