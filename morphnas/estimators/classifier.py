@@ -249,8 +249,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 for finding in findings.found:
                     if not finding.warns:
                         say(str(finding))
-                reserve = (1 - planned.search_share) * seconds if self.refit else 0.02 * min(seconds, 25)
-                end = deadline.earlier(reserve)
+                reserve = (1 - planned.search_share) * deadline.left if self.refit else 0.02 * min(seconds, 25)
+                end = deadline.earlier(reserve)  # of what preparing has left: of little time it takes much
                 fitting = Fitting(store, problem, planned, settings, seed, deadline)
                 longer = {} if sizes is None else sizes.for_search(seconds)
                 forecast = fitting.forecast(end, say, max_trials=self.max_trials, finals=self.refit, **longer)
