@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 
+from morphnas.estimators.sources import refuse_masked
+
 _UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as")
 KINDS = {
     "object", "str", "bytes",
@@ -97,9 +99,7 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
     if y is None:
         hint = "only a Dataset of (image, label) and a folder of sub-folders bring their own"
         raise ValueError(f"y is missing: this estimator requires y to be passed, but the target y is None; {hint}")
-    if np.ma.is_masked(y):
-        masked = int(np.sum(np.ma.getmask(y)))
-        raise ValueError(f"y is an array with {masked:,} masked values: remove these examples first")
+    refuse_masked(y, "y")
     try:
         column = _array(y)
     except ValueError as error:

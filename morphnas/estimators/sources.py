@@ -25,6 +25,13 @@ _LOOSE = 2**26
 """Bytes of a Dataset's images that are in memory at least before they go into a file: files should be few."""
 
 
+def refuse_masked(values: Any, name: str) -> None:
+    """ValueError for an array that masks some of its values: as an array without a mask it would show them."""
+    if np.ma.is_masked(values):
+        masked = int(np.sum(np.ma.getmask(values)))
+        raise ValueError(f"{name} is an array with {masked:,} masked values: fill or remove them first")
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """n examples. name: what errors call them. shapes: of each, (n of them). items: slices of it are examples."""
@@ -44,9 +51,7 @@ class Source:
         """
         if hasattr(x, "toarray"):
             raise ValueError(f"{name} is a sparse matrix, a dense array is needed: {name}.toarray()")
-        if np.ma.is_masked(x):
-            masked = int(np.sum(np.ma.getmask(x)))
-            raise ValueError(f"{name} is an array with {masked:,} masked values: fill or remove them first")
+        refuse_masked(x, name)
         if isinstance(x, Files):
             return _checked(Source(name, x.shapes, x))
         if isinstance(x, torch.Tensor):
@@ -67,6 +72,8 @@ class Source:
 
     @staticmethod
     def _of_images(images: Sequence[Any], name: str) -> Source:
+        for i, item in enumerate(images):
+            refuse_masked(item, f"{name}[{i}]")
         items = [image(item) for item in images]
         return _checked(Source(name, [item.shape for item in items], items))
 

@@ -51,6 +51,7 @@ def _with(x: NDArray[Any], place: int, value: Any) -> NDArray[Any]:
         (X, np.where(Y == 0, np.nan, 1.0), "y contains NaN"),
         (X, None, "y is missing"),
         (np.ma.masked_equal(X, X[3, 0, 0]), Y, r"x is an array with [\d,]+ masked values"),
+        (_with(MIXED, 5, np.ma.masked_all((6, 6))), Y, r"x\[5\] is an array with 36 masked values"),
         (X, np.ma.masked_equal(Y, 2), "y is an array with 20 masked values"),
         (X, [{}] * 60, "cannot be hashed"),
         (X, [datetime.date(2020, 1, 1 + i % 2) for i in range(60)], "cannot be saved"),
