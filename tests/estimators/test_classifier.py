@@ -25,6 +25,8 @@ from torch import fx
 
 import morphnas
 from morphnas import ImageClassifier, Limits, RunError, load_run
+from morphnas.estimators import doctor
+from morphnas.estimators.fitting import Fitting
 from morphnas.estimators.inputs import Problem, split
 from morphnas.estimators.sources import Source
 from morphnas.graph import cnn, mlp
@@ -32,6 +34,7 @@ from morphnas.run.keeping import is_final
 from morphnas.run.store import Store
 from morphnas.search import SEARCHERS
 from morphnas.search.trial import Trial
+from morphnas.train.deadline import Deadline
 from tests.estimators.conftest import Data, stripes
 
 
@@ -141,6 +144,25 @@ def test_module_takes_raw_pixels_and_needs_nothing_of_ours(
         assert abs(got - data["expected"]).max() < 1e-5
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True, cwd=tmp_path)
+
+
+def test_a_search_has_its_share_of_what_preparing_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares, forecast = [], Fitting.forecast
+
+    def seen(self: Fitting, end: Deadline, *given: Any, **more: Any) -> Any:
+        shares.append((end.left / self.deadline.left, self.planned.search_share))
+        return forecast(self, end, *given, **more)
+
+    def slow(problem: Any, deadline: Deadline) -> Any:
+        time.sleep(0.5)  # of the real clock, which the limit is of
+        return look(problem, deadline)
+
+    look = doctor.look
+    monkeypatch.setattr(doctor, "look", slow)
+    monkeypatch.setattr(Fitting, "forecast", seen)
+    ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY).fit(*stripes(60), time_limit=2)
+    ((share, planned),) = shares
+    assert share == pytest.approx(planned, abs=0.02)
 
 
 def test_any_network_of_the_run_is_handed_over_as_it_was_scored(fitted: ImageClassifier) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from morphnas.graph import Conv, Dense, Limits, to_module
+from morphnas.graph import Conv, Dense, Limits, cnn, mlp, resnet, to_module
 from morphnas.run import plan as module
 from morphnas.run.plan import Pace, Plan, batch_size, default_recipe, measure, plan
 from morphnas.train.data import Task
@@ -145,6 +145,12 @@ def test_how_much_an_epoch_is_can_be_given() -> None:
 def test_what_costs_nothing_may_be_large() -> None:
     assert planned((1, 8, 8), pace=Pace(0.0, 1, "float32")).starts == planned((1, 8, 8), 1e15).starts
     assert planned((1, 8, 8), pace=Pace(0.0, 1, "float32")).recipe == RECIPE
+
+
+def test_networks_for_rows_may_be_wider() -> None:
+    rows, images = (max(g.parameters for g in planned(shape, 1e6).starts) for shape in ((784,), (1, 28, 28)))
+    assert rows == mlp((784,), 3, width=256, depth=3).parameters
+    assert images == max(m((1, 28, 28), 3, width=64, depth=d).parameters for m, d in ((cnn, 4), (resnet, 2)))
 
 
 def test_the_width_can_be_given() -> None:
