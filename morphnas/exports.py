@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from morphnas.estimators import ImageClassifier
 from morphnas.graph import Network, Shape
-from morphnas.run.store import Run, load_run
+from morphnas.run.store import Run
 
 TOLERANCE = 1e-5
 """Largest difference of what an exported network computes, relative to its largest output."""
@@ -76,7 +76,7 @@ class _Model:
                 message = "a fitted ImageClassifier, a Network, a Run or the folder of one"
                 raise ValueError(f"what to export must be {message}, not {what!r:.100}")
             module = found.to_module(trial)
-            graph = found.network_.graph if trial is None else load_run(found.path_).trial(trial).graph
+            graph = found.network_.graph if trial is None else found.load_searcher().trial(trial).graph
             labels = [_literal(label) for label in found.classes_.tolist()]
             axes = (-1, *[1] * (len(graph.shapes[graph.input.name]) - 1))
             mean, std = (getattr(module, name).reshape(axes) for name in ("mean", "std"))

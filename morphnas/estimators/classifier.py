@@ -394,7 +394,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         sure it is of itself. RunError where it is not there, or its weights are not.
         """
         self._check_fitted()
-        network = self.network_ if trial is None else load_run(self.path_).load_model_by_id(trial)
+        network = self.network_ if trial is None else self.load_searcher().load_model_by_id(trial)
         mirrors, heat = (self.mirrors_, self._heat) if trial is None else (False, 1.0)
         module = network.to_module()
         graph = module.graph
@@ -405,7 +405,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         with graph.inserting_before(readers[0]):
             centred = graph.call_function(torch.sub, (graph.call_method("float", (pixels,)), graph.get_attr("mean")))
             scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
-            scaled = graph.call_function(torch.clamp, (scaled, -farthest(self._mean), farthest(self._mean)))
+            most = farthest(self._mean)
+            scaled = graph.call_function(torch.clamp, (scaled, -most, most))
             if mirrors:  # after all images, all of them mirrored
                 scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))
         for reader in readers:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from morphnas.graph import Network, blend
-from morphnas.run.files import RunError
+from morphnas.run.asking import logits_of
 from morphnas.run.keeping import is_final
 from morphnas.run.store import Store
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.trainer import best_temperature, chunk, predict
+from morphnas.train.trainer import best_temperature
 
 log = logging.getLogger("morphnas")
 
@@ -77,7 +76,8 @@ def elect(
     others.sort(key=lambda t: (not is_final(t), -(t.score or 0.0), t.id))
     parts = [part[:ASKED] for part in (task.valid, chooser) if part is not None]
     x, y = torch.cat([part.x for part in parts])[:ASKED], torch.cat([part.y for part in parts])[:ASKED]
-    votes = _asked(store, [judge, *others][:LIBRARY], x, task, mirrors, deadline)
+    said = logits_of(store, [judge, *others][:LIBRARY], x, task, deadline, mirrors)
+    votes = {id: logits.double() for id, logits in said.items() if logits.isfinite().all()}
     if judge.id not in votes:
         return _alone(final, "the final network could not be asked in time")
     elected = Counter([judge.id])
@@ -95,26 +95,6 @@ def elect(
 def _alone(final: Trial, why: str) -> dict[int, float]:
     log.warning("the model is no ensemble: %s", why)
     return {final.id: 1.0}
-
-
-def _asked(
-    store: Store, trials: Sequence[Trial], x: Tensor, task: Task, mirrors: bool, deadline: Deadline
-) -> dict[int, Tensor]:
-    """The logits of the trials' networks, by id: of those that can be read and give numbers, while there is time."""
-    votes = {}
-    for trial in trials:
-        try:
-            module = store.network(trial.id).to_module().to(task.device)
-        except RunError as error:
-            log.warning("trial %d cannot be in the ensemble: %s", trial.id, error)
-            continue
-        at_once = chunk(None if trial.outcome is None else trial.outcome.micro_batch)
-        logits = predict(module, x, task, at_once, deadline, mirrors)
-        if len(logits) < len(x):
-            break
-        if logits.isfinite().all():
-            votes[trial.id] = logits.double()
-    return votes
 
 
 def assembled(store: Store, shares: Mapping[int, float], instead: Mapping[int, int] | None = None) -> Network:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from morphnas.graph import Graph
+from morphnas.run.asking import at_once, logits_of
 from morphnas.run.keeping import is_final, unsettled
 from morphnas.run.search import POLL, Executor, Job, Observer, grace, micro_batch, result_of, trial_seed
 from morphnas.run.store import Store
@@ -22,7 +23,7 @@ from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.recipe import SHIFT, Outcome, Recipe
-from morphnas.train.trainer import SHORT, Diverged, chunk, evaluate, predict
+from morphnas.train.trainer import SHORT, Diverged, evaluate
 
 log = logging.getLogger("morphnas")
 
@@ -263,7 +264,7 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
             return -math.inf if trial.score is None else trial.score
         module = store.network(trial.id).to_module().to(task.device)
         try:
-            return evaluate(module, chooser, task, _at_once(trial), deadline)[0]
+            return evaluate(module, chooser, task, at_once(trial), deadline)[0]
         except Diverged:
             return -math.inf
 
@@ -281,22 +282,15 @@ def _spoilt(store: Store, before: Trial, after: Trial, task: Task, deadline: Dea
     """
     if task.valid is None:
         return False
-    right = []
-    for trial in (before, after):
-        module = store.network(trial.id).to_module().to(task.device)
-        logits = predict(module, task.valid.x, task, _at_once(trial), deadline)
-        if len(logits) < len(task.valid):
-            return False
-        right.append(logits.argmax(1) == task.valid.y)
-    lost, won = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    said = logits_of(store, (before, after), task.valid.x, task, deadline)
+    if len(said) < 2:
+        return False
+    was, now = (logits.argmax(1) == task.valid.y for logits in said.values())
+    lost, won = int((was & ~now).sum()), int((now & ~was).sum())
     if spoilt := lost - won > 2 * math.sqrt(lost + won):
         log.warning(
             "trained on all examples, trial %d gets %d of %d wrong that were held out before, %d more than it did: "
             "trial %d is used, which has not seen these",
-            after.id, int((~right[1]).sum()), len(task.valid), lost - won, before.id,
+            after.id, int((~now).sum()), len(task.valid), lost - won, before.id,
         )  # fmt: skip
     return spoilt
-
-
-def _at_once(trial: Trial) -> int:
-    return chunk(None if trial.outcome is None else trial.outcome.micro_batch)

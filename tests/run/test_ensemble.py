@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from morphnas.graph import Dense, Graph, Input, Node
+from morphnas.run import asking
 from morphnas.run import ensemble as module
 from morphnas.run.ensemble import asked, assembled, elect, stand_in
 from morphnas.run.store import Store
@@ -113,7 +114,7 @@ def test_a_network_that_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytes
         final, good, broken = add(store, FIRST), add(store, SECOND), add(store, SECOND, -0.1)
         (store.path / "trials" / f"{broken.id:05d}" / "weights.safetensors").write_bytes(b"nothing")
         assert set(elected(store, final)) == {final.id, good.id}
-        assert f"trial {broken.id} cannot be in the ensemble" in caplog.text
+        assert f"trial {broken.id} cannot be asked" in caplog.text
 
 
 def test_networks_that_have_learnt_from_other_data_are_left_out(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_as_few_examples_are_read_as_the_time_was_kept_for(tmp_path: Path, monke
         read.append(len(x))
         return predict(network, x, *settings)
 
-    monkeypatch.setattr(module, "predict", counted)
+    monkeypatch.setattr(asking, "predict", counted)
     monkeypatch.setattr(module, "ASKED", 50)
     with store_of(tmp_path / "run") as store:
         final = add(store, SECOND)

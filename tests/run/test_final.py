@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from morphnas.graph import Graph, Network, Weights, to_module
-from morphnas.run import executors
+from morphnas.run import asking, executors
 from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.final import HOPED, LONGEST, finalise
@@ -306,7 +306,7 @@ def test_where_nobody_can_tell_what_everything_did_it_is_used(
     told(fresh=(BADLY, 0))
     with won(path, label=0) as (store, winner):
         assert finish(store, winner, task=replace(TASK, valid=None)).id == 3
-        monkeypatch.setattr(module, "predict", lambda *_: torch.empty(0, 2))  # there was no time
+        monkeypatch.setattr(asking, "predict", lambda *_: torch.empty(0, 2))  # there was no time
         last = finish(store, winner, task=replace(TASK, valid=all_of(0)), chooser=None)
         assert last.proposal.why["final"] == "everything"
 

@@ -1,0 +1,42 @@
+"""What the networks of a run say of examples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from morphnas.run.files import RunError
+from morphnas.run.store import Store
+from morphnas.search.trial import Trial
+from morphnas.train.data import Task
+from morphnas.train.deadline import Deadline
+from morphnas.train.trainer import chunk, predict
+
+log = logging.getLogger("morphnas")
+
+
+def at_once(trial: Trial) -> int:
+    """Examples to pass through a trial's network at once."""
+    return chunk(None if trial.outcome is None else trial.outcome.micro_batch)
+
+
+def logits_of(
+    store: Store, trials: Iterable[Trial], x: Tensor, task: Task, deadline: Deadline, mirrors: bool = False
+) -> dict[int, Tensor]:
+    """The logits (n, classes) of raw examples (n, *shape) by the trials' networks, by id: of those that can be read,
+    from the first on, while there is time to ask about all examples.
+    """
+    found = {}
+    for trial in trials:
+        try:
+            module = store.network(trial.id).to_module().to(task.device)
+        except RunError as error:
+            log.warning("trial %d cannot be asked: %s", trial.id, error)
+            continue
+        logits = predict(module, x, task, at_once(trial), deadline, mirrors)
+        if len(logits) < len(x):
+            break
+        found[trial.id] = logits
+    return found
