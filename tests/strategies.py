@@ -30,6 +30,7 @@ from morphnas.graph import (
     ReLU,
     Weights,
     Wider,
+    WiderAll,
     cnn,
     densenet,
     fresh_weights,
@@ -168,6 +169,8 @@ def _draw(graph: Graph, rng: random.Random, limits: Limits) -> Morph | None:
         for morph in rng.sample(of_kind, len(of_kind)):
             if isinstance(morph, Wider):
                 morph = Wider(morph.node, graph.shapes[morph.node][0] + rng.randint(1, 5))
+            if isinstance(morph, WiderAll):
+                morph = WiderAll(rng.randint(101, 250))
             with suppress(MorphError):
                 if limits.refuse(morph.grow(graph)) is None:
                     return morph

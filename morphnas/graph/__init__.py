@@ -11,6 +11,7 @@ from morphnas.graph.morphs import (
     Morph,
     MorphError,
     Wider,
+    WiderAll,
     inherit,
     morph_from_json,
     neighbours,
@@ -40,7 +41,7 @@ from morphnas.graph.starters import cnn, densenet, mlp, resnet
 __all__ = [
     "Add", "AddSkip", "AvgPool", "BatchNorm", "Concat", "ConcatSkip", "Conv", "Deeper", "Dense", "Dropout", "Flatten",
     "GlobalPool", "Graph", "GraphError", "Input", "Limits", "MaxPool", "Morph", "MorphError", "Network", "Node", "Op",
-    "ReLU", "Route", "SMALLEST", "Shape", "ShapeError", "Weights", "WeightsError", "Wider", "blend", "cnn",
+    "ReLU", "Route", "SMALLEST", "Shape", "ShapeError", "Weights", "WeightsError", "Wider", "WiderAll", "blend", "cnn",
     "densenet", "fresh_weights", "inherit", "mlp", "morph_from_json", "neighbours", "resnet", "to_module", "weights_of",
     "width_group",
 ]  # fmt: skip

@@ -27,16 +27,18 @@ class MorphError(GraphError):
 class Limits:
     """How large a network may become; None: any size. `morphs` holds the tags of the morphs allowed.
 
-    max_memory: bytes of `Graph.peak_bytes` for the fewest examples that a step can do with.
+    max_work: of `Graph.work`, what an example takes of a training. max_memory: bytes of `Graph.peak_bytes` for the
+    fewest examples that a step can do with.
     """
 
     max_params: int | None = None
     max_flops: int | None = None
+    max_work: int | None = None
     max_depth: int | None = None
     max_width: int | None = None
     max_activation_bytes: int | None = None
     max_memory: int | None = None
-    morphs: tuple[str, ...] = ("deeper", "wider", "add_skip", "concat_skip")
+    morphs: tuple[str, ...] = ("deeper", "wider", "wider_all", "add_skip", "concat_skip")
 
     def __post_init__(self) -> None:
         if not isinstance(self.morphs, (list, tuple)):
@@ -56,6 +58,7 @@ class Limits:
         sizes: tuple[tuple[str, Callable[[], int], int | None], ...] = (
             ("parameters", lambda: graph.parameters, self.max_params),
             ("FLOPs", lambda: graph.flops, self.max_flops),
+            ("FLOPs' worth of work in training", lambda: graph.work, self.max_work),
             ("layers of depth", lambda: graph.depth, self.max_depth),
             ("channels of width", lambda: _widest(graph), self.max_width),
             ("activation bytes", lambda: graph.activation_bytes, self.max_activation_bytes),
@@ -257,20 +260,62 @@ class Wider(Morph):
 
     def grow(self, graph: Graph) -> Graph:
         self.check(graph)
-        ops = {name: graph[name].op for name in width_group(graph, self.node)}
-        return graph.replace_ops({n: op.widened(self.width) for n, op in ops.items() if isinstance(op, _Producer)})
+        return _widened(graph, dict.fromkeys(width_group(graph, self.node), self.width))
 
     def carry(
         self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
     ) -> Weights:
         grown = self.grow(graph)
-        old = graph.shapes[self.node][0]
-        repeated = torch.randint(old, (self.width - old,), generator=generator)
-        source = torch.cat([torch.arange(old), repeated])
-        part = 0.5 + torch.rand(self.width, generator=generator, dtype=torch.float64)
-        share = part / torch.zeros(old, dtype=torch.float64).index_add(0, source, part)[source]
-        routes = dict.fromkeys(width_group(graph, self.node), Route(source, share))
+        repeats = _repeats(graph.shapes[self.node][0], self.width, generator)
+        routes = dict.fromkeys(width_group(graph, self.node), repeats)
         return inherit(graph, grown, weights, generator, routes=routes, noise=noise)
+
+
+@dataclass(frozen=True)
+class WiderAll(Morph):
+    """Give every convolution and dense layer whose width can change `percent` of its output channels, rounded up.
+
+    A network for more time or data in one step, where `Wider` takes one for every layer (widths are scaled together in
+    Tan and Le 2019, EfficientNet, arXiv:1905.11946, too).
+    """
+
+    percent: int = 200
+    tag = "wider_all"
+
+    def check(self, graph: Graph) -> None:
+        self._groups(graph)
+
+    def _groups(self, graph: Graph) -> list[tuple[frozenset[str], int, int]]:
+        """Layers of tied width, the width that they have, and that they are to have."""
+        found = [(group, graph.shapes[min(group)][0]) for group in width_groups(graph)]
+        if self.percent <= 100 or not found:
+            raise MorphError(f"{self}: there is no layer that it makes wider")
+        return [(group, old, max(old + 1, _round(old * self.percent // 100))) for group, old in found]
+
+    def grow(self, graph: Graph) -> Graph:
+        return _widened(graph, {name: width for group, _, width in self._groups(graph) for name in group})
+
+    def carry(
+        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
+    ) -> Weights:
+        routes: dict[str, Route] = {}
+        for group, old, width in self._groups(graph):
+            routes |= dict.fromkeys(group, _repeats(old, width, generator))
+        return inherit(graph, self.grow(graph), weights, generator, routes=routes, noise=noise)
+
+
+def _widened(graph: Graph, widths: Mapping[str, int]) -> Graph:
+    """The graph with other widths of the layers named."""
+    ops = {name: graph[name].op for name in widths}
+    return graph.replace_ops({n: op.widened(widths[n]) for n, op in ops.items() if isinstance(op, _Producer)})
+
+
+def _repeats(old: int, width: int, generator: torch.Generator) -> Route:
+    """Channels that are all the old ones and, up to the width, some of them again, which share their weight out."""
+    source = torch.cat([torch.arange(old), torch.randint(old, (width - old,), generator=generator)])
+    part = 0.5 + torch.rand(width, generator=generator, dtype=torch.float64)
+    share = part / torch.zeros(old, dtype=torch.float64).index_add(0, source, part)[source]
+    return Route(source, share)
 
 
 @dataclass(frozen=True)
@@ -342,7 +387,7 @@ class ConcatSkip(_Insertion):
         return inherit(graph, grown, weights, generator, routes=routes, noise=noise)
 
 
-MORPHS: dict[str, type[Morph]] = {kind.tag: kind for kind in (Deeper, Wider, AddSkip, ConcatSkip)}
+MORPHS: dict[str, type[Morph]] = {kind.tag: kind for kind in (Deeper, Wider, WiderAll, AddSkip, ConcatSkip)}
 
 
 def morph_from_json(data: Any) -> Morph:
@@ -374,16 +419,15 @@ def candidates(graph: Graph) -> Iterator[Morph]:
     relus = [node.name for node in graph.nodes if isinstance(node.op, ReLU)]
     for name in relus:
         yield Deeper(name, kernel=3 if max(graph.shapes[name][1:], default=1) > 1 else 1)
-    seen: set[str] = set()
-    for node in graph.nodes:
-        if isinstance(node.op, _Producer) and node.name not in seen:
-            try:
-                seen |= width_group(graph, node.name)
-            except MorphError:
-                continue
-            width = graph.shapes[node.name][0]
-            for wider in sorted({_round(width + max(1, width // 2)), _round(2 * width)}):
-                yield Wider(node.name, wider)
+    groups = width_groups(graph)
+    for group in groups:
+        name = next(node.name for node in graph.nodes if node.name in group and isinstance(node.op, _Producer))
+        width = graph.shapes[name][0]
+        for wider in sorted({_round(width + max(1, width // 2)), _round(2 * width)}):
+            yield Wider(name, wider)
+    if len(groups) > 1:
+        yield WiderAll(150)
+        yield WiderAll(200)
     for i, start in enumerate(relus):
         for end in relus[i + 1 :]:
             if graph.leads(start, end):
@@ -397,6 +441,19 @@ def _round(width: int) -> int:
 
 
 # -- what the morphs ask of a graph
+
+
+def width_groups(graph: Graph) -> list[frozenset[str]]:
+    """Every group of layers whose widths are tied together and can change, in evaluation order."""
+    groups: dict[frozenset[str], None] = {}
+    seen: set[str] = set()
+    for node in graph.nodes:
+        if isinstance(node.op, _Producer) and node.name not in seen:
+            with suppress(MorphError):
+                group = width_group(graph, node.name)
+                seen |= group
+                groups[group] = None
+    return list(groups)
 
 
 def width_group(graph: Graph, name: str) -> frozenset[str]:

@@ -52,14 +52,14 @@ def duration(seconds: float) -> str:
 def morph_words(morph: Morph) -> str:
     """What a morph does, and where.
 
-    >>> from morphnas.graph import AddSkip, Wider
-    >>> morph_words(Wider("conv_4", 64)), morph_words(AddSkip("relu_3", "relu_9"))
-    ('wider conv_4, width 64', 'add skip relu_3 to relu_9')
+    >>> from morphnas.graph import AddSkip, Wider, WiderAll
+    >>> morph_words(Wider("conv_4", 64)), morph_words(AddSkip("relu_3", "relu_9")), morph_words(WiderAll(200))
+    ('wider conv_4, width 64', 'add skip relu_3 to relu_9', 'wider all, percent 200')
     """
     values = {f.name: getattr(morph, f.name) for f in fields(morph)}
     sites = " to ".join(value for value in values.values() if isinstance(value, str))
     sizes = [f"{name} {value}" for name, value in values.items() if not isinstance(value, str)]
-    return ", ".join([f"{morph.tag.replace('_', ' ')} {sites}", *sizes])
+    return ", ".join([f"{morph.tag.replace('_', ' ')} {sites}".rstrip(), *sizes])
 
 
 def trial_words(trial: Trial) -> str:

@@ -214,8 +214,7 @@ def _children(plan: Plan, done: Sequence[Trial]) -> tuple[float, float]:
     best = winner(done)
     graphs = late or ([best.graph] if best is not None else list(plan.starts))
     work = statistics.mean(graph.work for graph in graphs)
-    flops = statistics.mean(graph.flops for graph in graphs)
-    cap = math.inf if plan.limits.max_flops is None else plan.limits.max_flops / max(1.0, flops)
+    cap = math.inf if plan.limits.max_work is None else plan.limits.max_work / work
     return work, max(1.0, min(LARGEST, cap))
 
 

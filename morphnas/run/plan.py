@@ -226,13 +226,12 @@ def plan(
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
     final = max(FINAL, 0.75 * SEEN / n) * cost * GROWN * typical / seconds
-    share = 1 - min(1.0 if workers == 1 else 0.6, max(0.25, final))
+    share = 1 - min(1.0 if workers == 1 else 0.6, max(0.5, final))
     if share * workers < ENOUGH * CHILD:
         share = share_of(len(starts))
-    flops = max(graph.flops / graph.work for graph in starts.values())
-    most = max(GROWN * largest * flops, *(graph.flops for graph in starts.values()))
-    if most < (math.inf if limits.max_flops is None else limits.max_flops):
-        limits = replace(limits, max_flops=int(most))
+    most = int(max(GROWN * largest, *(graph.work for graph in starts.values())))
+    if limits.max_work is None or most < limits.max_work:
+        limits = replace(limits, max_work=most)
     part = 1.0 if recipe.examples is None else recipe.examples / n
     return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads)
 

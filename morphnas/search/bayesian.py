@@ -12,7 +12,7 @@ import numpy as np
 
 from morphnas.graph import Graph, Limits
 from morphnas.search.belief import INHERITED, Belief, fidelities
-from morphnas.search.candidates import Candidate, Rules, children, first_start, usable, what_is_left
+from morphnas.search.candidates import Candidate, Rules, children, first_start, random_candidate, usable, what_is_left
 from morphnas.search.distance import SKIP, Array, distances, sketch
 from morphnas.search.surrogate import expected_improvement, upper_confidence_bound
 from morphnas.search.trial import Left, Proposal, Space, Trial
@@ -21,8 +21,11 @@ from morphnas.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class BayesianSearcher:
-    """The space's starts first; then the network that promises most, within a few morphs of a trial with weights.
+    """The space's starts first, then random morphs of them; then the network that promises most, within a few morphs of
+    a trial with weights.
 
+    startup: networks with a score before there is anything to predict from: until then chains of up to `far` random
+        morphs.
     explore: for so many scored trials jumps are up to `far` morphs long and the upper confidence bound decides; later
         up to `near`, and the expected improvement over the best posterior mean.
     candidates: networks that are scored for one proposal. breadth: how many neighbours of one network at a time.
@@ -37,6 +40,7 @@ class BayesianSearcher:
     recipe: Recipe = field(default_factory=Recipe)
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
+    startup: int = 6
     explore: int = 12
     far: int = 4
     near: int = 2
@@ -55,6 +59,11 @@ class BayesianSearcher:
         if (start := first_start(self.space, self.recipe, rules)) is not None or not roots:
             return start
         scored = [t for t in trials if t.score is not None]
+        rng = np.random.default_rng((self.seed, len(trials)))
+        if len(scored) < self.startup:
+            some = [t for t in scored if t.id in roots]
+            first = random_candidate(self.space, some, rules, rng, self.far)
+            return None if first is None else first.propose(self.recipe, reason="random", left=what_is_left(left))
         exploring = len(scored) < self.explore
         belief = Belief.of(trials, self.skip_weight)
         alike = self.recipe.epochs * (1 + INHERITED)
@@ -67,7 +76,6 @@ class BayesianSearcher:
         def promise(graphs: Sequence[Graph]) -> Array:
             return acquisition(*belief.predict([sketch(graph) for graph in graphs], alike))
 
-        rng = np.random.default_rng((self.seed, len(trials)))
         below = [(t, float(value)) for t, value in zip(scored, acquisition(*known), strict=True) if t.id in roots]
         found = self._climb(below, rules, promise, self.far if exploring else self.near, rng)
         if found is None:

@@ -8,9 +8,10 @@
 
 A semimetric: symmetric, zero on itself, and with the triangle inequality. Networks at distance zero may still differ in
 what is not looked at (activations, norms, which branch comes first): equality is `Graph.key`. After Jin, Song and Hu
-2018, Auto-Keras (arXiv:1806.10282), section 3.1, with two changes. A layer knows its resolution. And a skip is known to
+2018, Auto-Keras (arXiv:1806.10282), section 3.1, with three changes. A layer knows its resolution. A skip is known to
 the layer behind which it ends, by how far it reaches back, instead of being matched with the other skips by itself: so
-an insertion moves no skip before or behind it.
+an insertion moves no skip before or behind it. And the pooling and 1x1 convolution of a shortcut are part of the skip:
+counted as layers they would make a long skip four times as far as a deeper network.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from morphnas.graph import Graph, Op
+from morphnas.graph import Conv, Graph, Op, ReLU
 from morphnas.graph.ops import Shape
 
 Array = NDArray[np.float64]
@@ -35,8 +36,8 @@ Numbers = NDArray[np.intp]
 OCTAVE = 0.5
 """What a layer's change costs when one of its sizes doubles, or its longest skip; to insert a layer costs 1."""
 
-SKIP = 0.25
-"""What it costs to insert a skip: less than a layer, so that networks are ranked better (`benchmarks/surrogate.py`)."""
+SKIP = 1.0
+"""What it costs to insert a skip: as much as a layer."""
 
 _BATCH = 1024
 """Pairs of networks that are aligned at a time, so that what is worked on stays in the cache; at least 4 rows."""
@@ -61,19 +62,30 @@ Sketch = tuple[Token, ...]
 
 def sketch(graph: Graph) -> Sketch:
     """What the distance looks at in the graph."""
-    layers: list[Token] = []
+    layers: dict[str, Token] = {}
     depths: dict[str, int] = {}
     for node in graph.nodes:
         inputs = sorted(node.inputs, key=lambda name: -depths[name]) if len(node.inputs) > 1 else node.inputs
         layer = _token(node.op, graph.input_shapes(node))
         depths[node.name] = (depths[inputs[0]] if inputs else 0) + (layer is not None)
         if layer is not None:
-            layers.append(layer)
+            layers[node.name] = layer
         for name in inputs[1:]:
+            branch: list[str] = []
             while not (name == inputs[0] or graph.leads(name, inputs[0])):  # back to where the branch forks off
+                branch.append(name)
                 name = max(graph[name].inputs, key=lambda source: depths[source])
-            layers[-1] = _joined(layers[-1], node.op.commutative, depths[node.name] - depths[name])
-    return tuple(layers)
+            if all(_in_shortcuts(graph[one].op) for one in branch):
+                for one in branch:
+                    layers.pop(one, None)
+            last = next(reversed(layers))
+            layers[last] = _joined(layers[last], node.op.commutative, depths[node.name] - depths[name])
+    return tuple(layers.values())
+
+
+def _in_shortcuts(op: Op) -> bool:
+    """Whether the op but fits channels and resolution: on a way past other layers it is no layer of its own."""
+    return not (isinstance(op, ReLU) or (isinstance(op, Conv) and op.kernel > 1))
 
 
 @lru_cache(maxsize=4096)

@@ -63,6 +63,7 @@ def test_every_neighbour_fits_and_leaves_the_old_nodes_their_names(graph: Graph)
         Limits,
         max_params=st.none() | st.integers(1, 5_000),
         max_flops=st.none() | st.integers(1, 300_000),
+        max_work=st.none() | st.integers(1, 1_000_000),
         max_depth=st.none() | st.integers(1, 12),
         max_width=st.none() | st.integers(1, 20),
         max_activation_bytes=st.none() | st.integers(1, 30_000),
@@ -78,6 +79,7 @@ def test_limits_leave_out_what_is_too_large_and_nothing_else(graph: Graph, limit
             for value, limit in (
                 (grown.parameters, limits.max_params),
                 (grown.flops, limits.max_flops),
+                (grown.work, limits.max_work),
                 (grown.depth, limits.max_depth),
                 (max(widths, default=0), limits.max_width),
                 (grown.activation_bytes, limits.max_activation_bytes),
@@ -115,6 +117,7 @@ def test_limits_say_what_is_too_much() -> None:
     for limits, words in (
         (Limits(max_params=100), "parameters, at most 100 are allowed"),
         (Limits(max_flops=100), "FLOPs, at most 100"),
+        (Limits(max_work=100), "FLOPs' worth of work in training, at most 100"),
         (Limits(max_depth=3), "4 layers of depth, at most 3"),
         (Limits(max_width=8), "16 channels of width, at most 8"),
         (Limits(max_activation_bytes=1_000), "activation bytes, at most 1,000"),

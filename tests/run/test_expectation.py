@@ -93,7 +93,7 @@ def test_networks_that_are_trained_on_take_the_time_of_others() -> None:
 
 
 def test_networks_grow_until_the_limits() -> None:
-    tight = replace(PLAN, limits=Limits(max_flops=STARTS[0].flops))
+    tight = replace(PLAN, limits=Limits(max_work=STARTS[0].work))
     free = expectation(PLAN, done(3), 600.0, free=AMPLE, overhead=0.0)
     assert expectation(tight, done(3), 600.0, free=AMPLE, overhead=0.0).networks > free.networks
 

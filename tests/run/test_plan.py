@@ -296,7 +296,7 @@ def test_time_for_few_networks_is_the_best_starters() -> None:
     assert shares[0] < 4 * module.CHILD
     assert all(share < 4 * module.CHILD or share >= module.ENOUGH * module.CHILD for share in shares)
     assert sorted(shares) == shares
-    assert shares[-1] == 0.75
+    assert shares[-1] == 0.5
 
 
 @pytest.mark.parametrize("seconds", [1.0, 60.0, 1e4])

@@ -8,12 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from morphnas.graph import (
+    Add,
     AddSkip,
     ConcatSkip,
     Conv,
     Deeper,
+    Dense,
     Dropout,
+    GlobalPool,
     Graph,
+    Input,
+    Node,
+    ReLU,
     Wider,
     cnn,
     densenet,
@@ -105,12 +111,23 @@ RELUS = [node.name for node in GRAPH.nodes if node.op.tag == "relu"]
         (GRAPH, 0.0),
         (Deeper(RELUS[0]).grow(GRAPH), 1.0),
         (Wider(GRAPH.nodes[1].name, 16).grow(GRAPH), pytest.approx(OCTAVE * np.log2(17 / 9), abs=1e-3)),
-        (ConcatSkip(RELUS[0], RELUS[2]).grow(GRAPH), 2.0),  # the skip, and the pool on its way
-        (AddSkip(RELUS[0], RELUS[2]).grow(GRAPH), 3.0),  # and its 1x1 convolution
+        (ConcatSkip(RELUS[0], RELUS[2]).grow(GRAPH), 1.0),  # the pool on its way is part of it
+        (AddSkip(RELUS[0], RELUS[2]).grow(GRAPH), 1.0),  # and its 1x1 convolution
     ],
 )
 def test_counts_what_a_morph_changes(grown: Graph, expected: float) -> None:
     assert distances([sketch(GRAPH)], [sketch(grown)], skip_weight=1.0).item() == expected
+
+
+def test_a_branch_that_filters_is_more_than_a_skip() -> None:
+    def beside(op: Conv) -> Graph:
+        nodes = [Node("x", Input((1, 8, 8))), Node("c", Conv(4), ("x",)), Node("r", ReLU(), ("c",))]
+        nodes += [Node("d", Conv(4), ("r",)), Node("b", op, ("r",)), Node("s", Add(), ("d", "b"))]
+        return Graph((*nodes, Node("p", GlobalPool(), ("s",)), Node("y", Dense(2), ("p",))))
+
+    projected, filtered = (sketch(beside(Conv(4, kernel))) for kernel in (1, 3))
+    assert [token.kind for token in projected] == ["input", "conv", "conv", "globalpool", "dense"]
+    assert len(filtered) == len(projected) + 1
 
 
 def test_sees_where_a_layer_is() -> None:
