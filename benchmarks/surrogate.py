@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--smoke", action="store_true", help="two seeds of few networks, nothing written")
+    parser.set_defaults(rows=False, products=False)
     args = parser.parse_args()
     if args.train is not None and args.train < 15:
         parser.error("--train takes 15 networks or more, of which 10 are learnt from")

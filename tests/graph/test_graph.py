@@ -47,6 +47,7 @@ from morphnas.graph import (
     to_module,
 )
 from morphnas.graph.graph import FORMAT
+from morphnas.graph.morphs import MORPHS
 from morphnas.graph.ops import KINDS, op_from_json
 from tests.strategies import HAND_MADE, chain, examples, graphs, grow, plain, starts
 
@@ -319,12 +320,14 @@ def test_what_is_no_graph_gives_graph_errors(value: Any) -> None:
 
 
 @settings(max_examples=100)
-@given(value=VALUES, tag=st.sampled_from(["deeper", "wider", "add_skip", "concat_skip"]), data=st.data())
+@given(value=VALUES, tag=st.sampled_from(sorted(MORPHS)), data=st.data())
 def test_malformed_morphs_give_morph_errors(value: Any, tag: str, data: st.DataObject) -> None:
-    field = {"deeper": "kernel", "wider": "width", "add_skip": "end", "concat_skip": "start"}[tag]
+    fields = {"deeper": "kernel", "wider": "width", "wider_all": "percent", "add_skip": "end", "concat_skip": "start"}
+    field = fields[tag]
     right = {
         "deeper": {"after": "relu_1", "kernel": 3},
         "wider": {"node": "conv_1", "width": 4},
+        "wider_all": {"percent": 150},
     }.get(tag, {"start": "relu_1", "end": "relu_2"})
     for wrong in ({"morph": tag, **right, "more": value}, {"morph": tag}, {"morph": value, **right}):
         with pytest.raises(MorphError):

@@ -34,7 +34,7 @@ from morphnas.graph import (
     resnet,
     to_module,
 )
-from morphnas.graph.morphs import MORPHS
+from morphnas.graph.morphs import MORPHS, width_groups
 from morphnas.graph.ops import KINDS
 from tests.strategies import HAND_MADE, chain, examples, plain, random_weights, starters, starts
 
@@ -136,7 +136,7 @@ def test_all_but_deeper_keep_the_function_in_training_too(graph: Graph, seed: in
     morphs: list[Morph] = []
     grown = graph
     rng = random.Random(seed)
-    for tag in ("wider", "add_skip", "concat_skip", "wider"):
+    for tag in ("wider", "add_skip", "concat_skip", "wider_all", "wider"):
         fitting = list(neighbours(grown, Limits(morphs=(tag,))))
         if fitting:
             morphs.append(rng.choice(fitting))
@@ -199,21 +199,21 @@ def test_repeated_channels_part_in_training(name: str) -> None:
     """After a widening, channels with equal weights get gradients that differ: else they would stay equal for ever."""
     graph = NETWORKS[name]
     alive = 0
-    for seed, morph in enumerate(neighbours(graph, Limits(morphs=("wider",)))):
-        assert isinstance(morph, Wider)
+    for seed, morph in enumerate(neighbours(graph, Limits(morphs=("wider", "wider_all")))):
         grown, carried = carry(graph, random_weights(graph, seed), [morph], seed)
         module = to_module(grown, carried)
         loss = nn.functional.cross_entropy(module(examples(graph, seed, n=32)), torch.arange(32) % 2)
         loss.backward()
-        weight = module.get_submodule(morph.node).weight
-        assert isinstance(weight, nn.Parameter)
-        assert weight.grad is not None
-        for i in range(graph.shapes[morph.node][0], morph.width):
-            for j in range(i):
-                if torch.equal(weight[i], weight[j]) and weight.grad[j].abs().max() > 1e-9:
-                    apart = (weight.grad[i] - weight.grad[j]).abs().max() / weight.grad[j].abs().max()
-                    assert apart > 1e-6, f"{morph}: channels {i} and {j} have one gradient"
-                    alive += 1
+        for layer in [layer for group in width_groups(grown) for layer in group]:
+            weight = module.get_submodule(layer).weight
+            assert isinstance(weight, nn.Parameter)
+            assert weight.grad is not None
+            for i in range(graph.shapes[layer][0], grown.shapes[layer][0]):
+                for j in range(i):
+                    if torch.equal(weight[i], weight[j]) and weight.grad[j].abs().max() > 1e-9:
+                        apart = (weight.grad[i] - weight.grad[j]).abs().max() / weight.grad[j].abs().max()
+                        assert apart > 1e-6, f"{morph}: channels {i} and {j} of {layer} have one gradient"
+                        alive += 1
     assert alive
 
 

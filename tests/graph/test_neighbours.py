@@ -26,6 +26,7 @@ from morphnas.graph import (
     Node,
     ReLU,
     Wider,
+    WiderAll,
     cnn,
     densenet,
     mlp,
@@ -33,7 +34,7 @@ from morphnas.graph import (
     resnet,
     width_group,
 )
-from morphnas.graph.morphs import MORPHS
+from morphnas.graph.morphs import MORPHS, width_groups
 from tests.strategies import HAND_MADE, graphs, plain
 
 
@@ -199,6 +200,23 @@ def test_widths_that_cannot_change(graph: Graph, name: str, words: str) -> None:
         Wider(name, 50).grow(graph)
 
 
+@pytest.mark.parametrize(("percent", "widths"), [(101, (5, 9)), (150, (6, 16)), (200, (8, 16))])
+def test_all_layers_at_once_are_widened_as_one_by_one(percent: int, widths: tuple[int, int]) -> None:
+    graph = cnn((1, 8, 8), 10, width=4, depth=2)
+    first, second = (node.name for node in graph.nodes if isinstance(node.op, Conv))
+    grown = WiderAll(percent).grow(graph)
+    assert (grown.shapes[first][0], grown.shapes[second][0]) == widths
+    assert grown.key == Wider(second, widths[1]).grow(Wider(first, widths[0]).grow(graph)).key
+
+
+def test_tied_layers_stay_tied_when_all_are_widened() -> None:
+    graph = HAND_MADE["two_towers_2d"]()
+    grown = WiderAll().grow(graph)
+    assert width_groups(grown) == width_groups(graph)
+    with pytest.raises(MorphError, match="no layer that it makes wider"):
+        WiderAll().grow(plain(GlobalPool(), Dense(3), shape=(1, 4, 4)))
+
+
 def test_widths_behind_a_concat_that_a_sum_reads() -> None:
     graph = HAND_MADE["two_towers_2d"]()
     assert width_group(graph, "conv_1") == {"conv_1"}
@@ -211,6 +229,7 @@ def test_widths_behind_a_concat_that_a_sum_reads() -> None:
         (Deeper("conv_1"), "conv_1 is no relu"),
         (Deeper("nowhere_9"), "nowhere_9 is no relu"),
         (Wider("conv_1", 4), "conv_1 has 4 channels already"),
+        (WiderAll(100), "there is no layer that it makes wider"),
         (AddSkip("relu_11", "relu_2"), "relu_11 does not lead to relu_2"),
         (AddSkip("relu_2", "relu_2"), "relu_2 does not lead to relu_2"),
         (AddSkip("relu_6", "relu_11"), "without a relu between them"),

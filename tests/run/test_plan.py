@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from morphnas.graph import Conv, Dense, Limits, cnn, mlp, resnet, to_module
+from morphnas.graph import AddSkip, Conv, Dense, Limits, cnn, mlp, neighbours, resnet, to_module
 from morphnas.run import plan as module
 from morphnas.run.plan import Pace, Plan, batch_size, default_recipe, measure, plan
 from morphnas.train.data import Task
@@ -288,6 +288,22 @@ def test_images_are_moved_unless_that_is_unwanted(augment: bool | None, shape: t
 )
 def test_colour_images_are_whitened(shape: tuple[int, ...], white: bool) -> None:
     assert default_recipe(1000, DEVICES[0], None, shape).whiten == white
+
+
+@pytest.mark.parametrize("width", [None, 8])
+def test_children_are_bounded_by_what_the_final_training_has_time_for(width: int | None) -> None:
+    """By the time that they take, whatever they spend it on: `PASSES` over the data in half of the limit."""
+    seconds, n = 600.0, 50_000
+    found = planned((3, 32, 32), seconds, n=n, width=width)
+    most = found.limits.max_work
+    assert most is not None
+    assert most * module.PASSES * COST == pytest.approx(module.GROWN * 0.5 * seconds, rel=1e-6)
+    graph = found.starts[0]
+    skips = [morph for morph in neighbours(graph) if isinstance(morph, AddSkip)]
+    limits = replace(found.limits, max_work=graph.work)
+    assert skips
+    assert all(limits.refuse(morph.grow(graph)) is not None for morph in skips)
+    assert planned((3, 32, 32), seconds, n=n, limits=Limits(max_work=graph.work)).limits.max_work == graph.work
 
 
 def test_time_for_few_networks_is_the_best_starters() -> None:

@@ -23,6 +23,7 @@ from morphnas.graph import (
     Network,
     Weights,
     Wider,
+    WiderAll,
     cnn,
     fresh_weights,
     mlp,
@@ -75,7 +76,7 @@ def test_a_child_begins_as_its_parent(name: str) -> None:
     start = parent(name)
     expected = predict(start.to_module(), TASK.judge.x, TASK)
     morphs = one_of_each(start.graph)
-    assert {type(morph) for morph in morphs} == {Deeper, Wider, AddSkip, ConcatSkip}
+    assert {type(morph) for morph in morphs} == {Deeper, Wider, WiderAll, AddSkip, ConcatSkip}
     for morph in morphs:
         child, difference = inherited(Job(start, (morph,), SHORT, 600, 2), TASK)
         assert difference is not None

@@ -76,7 +76,7 @@ def test_another_seed_gives_another_search() -> None:
 
 def test_bayesian_says_what_it_expects() -> None:
     trials = run(bayesian(), 16)
-    early, late = trials[5].proposal.why, trials[15].proposal.why
+    early, late = trials[BayesianSearcher.startup].proposal.why, trials[15].proposal.why
     assert early["acquisition"] == "ucb"
     assert late["acquisition"] == "ei"
     for why in (early, late):
@@ -86,6 +86,17 @@ def test_bayesian_says_what_it_expects() -> None:
         assert all(isinstance(trial, int) for trial, _ in why["nearest"])
     assert late["left"]["trials"] == 1
     assert abs(late["mean"] - score(trials[15])) < 0.3
+
+
+def test_bayesian_begins_with_random_morphs_of_what_it_has() -> None:
+    """Their number is counted in networks with a score, so that failures do not use it up."""
+    trials = run(bayesian(), 10)
+    starts = [t.id for t in trials if t.proposal.why["reason"] == "start"]
+    early = [t for t in trials[: BayesianSearcher.startup] if t.id not in starts]
+    assert [t.proposal.why["reason"] for t in early] == ["random"] * (BayesianSearcher.startup - len(starts))
+    assert {t.proposal.why["reason"] for t in trials[BayesianSearcher.startup :]} == {"acquisition"}
+    failed = [replace(t, outcome=Outcome("failed"), kept=False) if t in early else t for t in trials]
+    assert asked(bayesian(), failed[: BayesianSearcher.startup]).why["reason"] == "random"
 
 
 def test_bayesian_jumps_far_first_and_near_later() -> None:

@@ -25,6 +25,7 @@ from morphnas.graph import (
     to_module,
     weights_of,
 )
+from morphnas.graph.morphs import MORPHS
 from morphnas.run.search import Job, inherited
 from morphnas.train import trainer
 from morphnas.train.data import Orders, Task, batches
@@ -215,7 +216,7 @@ def first_losses(start: Network, morphs: tuple[Morph, ...], task: Task, steps: i
     return losses
 
 
-@pytest.mark.parametrize("tag", ["deeper", "wider", "add_skip", "concat_skip"])
+@pytest.mark.parametrize("tag", sorted(MORPHS))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_childs_first_steps_lose_less_than_5_percent(family: str, tag: str) -> None:
     start, task = trained(family)
