@@ -324,11 +324,12 @@ def test_what_is_no_graph_gives_graph_errors(value: Any) -> None:
 def test_malformed_morphs_give_morph_errors(value: Any, tag: str, data: st.DataObject) -> None:
     fields = {"deeper": "kernel", "wider": "width", "wider_all": "percent", "add_skip": "end", "concat_skip": "start"}
     field = fields[tag]
-    right = {
+    of_kind: dict[str, dict[str, Any]] = {
         "deeper": {"after": "relu_1", "kernel": 3},
         "wider": {"node": "conv_1", "width": 4},
         "wider_all": {"percent": 150},
-    }.get(tag, {"start": "relu_1", "end": "relu_2"})
+    }
+    right = of_kind.get(tag, {"start": "relu_1", "end": "relu_2"})
     for wrong in ({"morph": tag, **right, "more": value}, {"morph": tag}, {"morph": value, **right}):
         with pytest.raises(MorphError):
             morph_from_json(wrong)
