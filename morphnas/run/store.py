@@ -13,6 +13,7 @@ Every file is written under a temporary name, synced and renamed. Nothing that i
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import platform
 import re
@@ -378,9 +379,11 @@ class Run:
         return {trial.id: trial for trial in self.trials}
 
     def trial(self, model_id: int) -> Trial:
-        if model_id not in self._by_id:
-            raise RunError(f"there is no model {model_id!r} in {self.path}, its ids are {sorted(self._by_id)}")
-        return self._by_id[model_id]
+        try:
+            return self._by_id[operator.index(model_id)]
+        except (KeyError, TypeError):
+            words = f"there is no model {model_id!r:.100} in {self.path}, its ids are {sorted(self._by_id)}"
+            raise RunError(words) from None
 
     def get_best_model_id(self) -> int:
         """The search's winner; RunError before there is one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import save
 
@@ -664,6 +666,10 @@ def test_asking_for_what_is_not_there(four: Path) -> None:
     for ask in (run.load_model_by_id, run.trial, run.get_metric_value_by_id):
         with pytest.raises(RunError, match=r"there is no model 17 in .*, its ids are \[0, 1, 2, 3\]"):
             ask(17)
+        for no_id in ("0", [0], None, 0.5):
+            with pytest.raises(RunError, match=f"there is no model {re.escape(repr(no_id))} in "):
+                ask(no_id)  # type: ignore[arg-type]
+    assert run.trial(np.int64(1)) is run.trials[1]  # type: ignore[arg-type]
     for ask_best in (run.get_best_model_id, run.load_best_model):
         with pytest.raises(RunError, match="has no best model yet"):
             ask_best()
