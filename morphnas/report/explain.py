@@ -17,6 +17,7 @@ REASONS = {
     "start": "one of the networks that the search begins with",
     "promotion": "one of the best so far, to be trained longer",
     "random": "random morphs",
+    "larger": "the largest neighbour of the best",
     "tournament": "a random morph of the best of some networks drawn",
     "climbing": "a child of the best network so far",
     "greedy": "a neighbour of the best network so far",

@@ -21,11 +21,12 @@ from morphnas.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class BayesianSearcher:
-    """The space's starts first, then random morphs of them; then the network that promises most, within a few morphs of
-    a trial with weights.
+    """The space's starts first, then larger ones and random morphs in turn; then the network that promises most, within
+    a few morphs of a trial with weights.
 
-    startup: networks with a score before there is anything to predict from: until then chains of up to `far` random
-        morphs.
+    startup: networks with a score before there is anything to predict from. Until then, in turn, the neighbour of the
+        best network that has the most parameters, for size tells most where nothing else is known, and a chain of up to
+        `far` random morphs.
     explore: for so many scored trials jumps are up to `far` morphs long and the upper confidence bound decides; later
         up to `near`, and the expected improvement over the best posterior mean.
     candidates: networks that are scored for one proposal. breadth: how many neighbours of one network at a time.
@@ -62,8 +63,10 @@ class BayesianSearcher:
         rng = np.random.default_rng((self.seed, len(trials)))
         if len(scored) < self.startup:
             some = [t for t in scored if t.id in roots]
-            first = random_candidate(self.space, some, rules, rng, self.far)
-            return None if first is None else first.propose(self.recipe, reason="random", left=what_is_left(left))
+            if (len(trials) - len(self.space.starts)) % 2 == 0 and (larger := self._largest(some, rules, rng)):
+                return larger.propose(self.recipe, reason="larger", left=what_is_left(left))
+            found = random_candidate(self.space, some, rules, rng, self.far)
+            return None if found is None else found.propose(self.recipe, reason="random", left=what_is_left(left))
         exploring = len(scored) < self.explore
         belief = Belief.of(trials, self.skip_weight)
         alike = self.recipe.epochs * (1 + INHERITED)
@@ -77,10 +80,10 @@ class BayesianSearcher:
             return acquisition(*belief.predict([sketch(graph) for graph in graphs], alike))
 
         below = [(t, float(value)) for t, value in zip(scored, acquisition(*known), strict=True) if t.id in roots]
-        found = self._climb(below, rules, promise, self.far if exploring else self.near, rng)
-        if found is None:
+        climbed = self._climb(below, rules, promise, self.far if exploring else self.near, rng)
+        if climbed is None:
             return None
-        best, value, looked = found
+        best, value, looked = climbed
         mine = [sketch(best.graph)]
         mean, sd = belief.predict(mine, self.recipe.epochs + INHERITED * fidelities(trials)[best.root.id])
         apart = distances(mine, [t.sketch for t in scored], self.skip_weight)[0]
@@ -95,6 +98,14 @@ class BayesianSearcher:
             candidates=looked,
             left=what_is_left(left),
         )
+
+    def _largest(self, roots: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Candidate | None:
+        """Of the best network's neighbours that may be trained the one with the most parameters, if these are more."""
+        best = max(roots, key=lambda t: (t.score, -t.id))
+        grown = children(self.space, self.limits, best.graph, rng)
+        new = [Candidate(best, (morph,), graph) for morph, graph in grown if rules.new(graph) and rules.fits(graph)]
+        largest = max(new, key=lambda one: one.graph.parameters, default=None)
+        return None if largest is None or largest.graph.parameters <= best.graph.parameters else largest
 
     def _climb(
         self,

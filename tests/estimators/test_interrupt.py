@@ -456,7 +456,9 @@ def test_hundreds_of_trials_leave_memory_and_files_as_they_were(tmp_path: Path) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(morphnas.report.progress.Progress, "trial_ends", note)
         args = ARGS | {"trainer_args": ARGS["trainer_args"] | {"epochs": 1}}
-        classifier(tmp_path / "run", max_trials=300, searcher_args=args, search_type="random").fit(x, y, time_limit=280)
+        small = {"max_params": 20_000, "max_depth": 8}  # so that memory tells of leaks, not of larger networks
+        settings = {"max_trials": 300, "searcher_args": args, "search_type": "random", "limits": small}
+        classifier(tmp_path / "run", **settings).fit(x, y, time_limit=280)
     assert len(seen) == 300
     memory, files = zip(*seen, strict=True)
     assert max(files[20:]) == min(files[20:])

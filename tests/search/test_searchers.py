@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from morphnas.graph import SMALLEST, Graph, Limits, MorphError, cnn, mlp, resnet
+from morphnas.graph import SMALLEST, Graph, Limits, MorphError, WiderAll, cnn, mlp, resnet
 from morphnas.search import (
     BayesianSearcher,
     EvolutionSearcher,
@@ -88,15 +88,28 @@ def test_bayesian_says_what_it_expects() -> None:
     assert abs(late["mean"] - score(trials[15])) < 0.3
 
 
-def test_bayesian_begins_with_random_morphs_of_what_it_has() -> None:
+def test_bayesian_begins_with_larger_networks_and_random_morphs() -> None:
     """Their number is counted in networks with a score, so that failures do not use it up."""
     trials = run(bayesian(), 10)
     starts = [t.id for t in trials if t.proposal.why["reason"] == "start"]
     early = [t for t in trials[: BayesianSearcher.startup] if t.id not in starts]
-    assert [t.proposal.why["reason"] for t in early] == ["random"] * (BayesianSearcher.startup - len(starts))
+    assert [t.proposal.why["reason"] for t in early] == ["larger", "random"]
     assert {t.proposal.why["reason"] for t in trials[BayesianSearcher.startup :]} == {"acquisition"}
     failed = [replace(t, outcome=Outcome("failed"), kept=False) if t in early else t for t in trials]
-    assert asked(bayesian(), failed[: BayesianSearcher.startup]).why["reason"] == "random"
+    assert asked(bayesian(), failed[: BayesianSearcher.startup]).why["reason"] == "larger"
+
+
+def test_bayesian_scales_the_best_start_first_where_it_may() -> None:
+    starts = (cnn((3, 8, 8), 4, width=4), resnet((3, 8, 8), 4, width=4, depth=2))
+    trials = [
+        Trial(i, Proposal(graph, (), Recipe()), graph, Outcome("finished", -0.5 - i, epochs=8), kept=True)
+        for i, graph in enumerate(starts)
+    ]
+    searcher = BayesianSearcher(MorphSpace(starts))
+    first = asked(searcher, trials)
+    assert (first.start, first.morphs) == (0, (WiderAll(200),))
+    limits = Limits(max_params=WiderAll(150).grow(starts[0]).parameters)
+    assert asked(replace(searcher, limits=limits), trials).morphs == (WiderAll(150),)
 
 
 def test_bayesian_jumps_far_first_and_near_later() -> None:
