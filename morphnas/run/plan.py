@@ -22,10 +22,12 @@ CHILD = 0.04
 EPOCHS = 6
 """Epochs of a child, where the time allows."""
 PASSES = 10
-"""Times that the final trainings should see all examples, at least, with the largest starter, in half of the time."""
+"""Times that the final trainings should see all examples, at least, with the largest starter."""
 SEEN = 120_000
 """Examples that they should see, at least: of few, all are seen more often. Larger networks are no better then
 (`benchmarks/sizes.py`), and smaller ones leave time for a search and for comparing final trainings."""
+RESERVED = 0.5
+"""Share of the time that the final trainings have, at least: networks are sized for it."""
 SHORTEST = 16
 """Batches of an epoch that is a part of the data, at least."""
 FINAL = 45
@@ -210,7 +212,7 @@ def plan(
         return graphs[-1]
 
     cost = max(pace.seconds_per_flop, 1e-30)
-    largest = 0.5 * seconds / (max(PASSES, SEEN / n) * cost)  # work of a pass
+    largest = RESERVED * seconds / (max(PASSES, SEEN / n) * cost)  # work of a pass
     _check(initial, shape, n_classes, limits)
     starts = {graph.key: graph for graph in initial}
     for make, factor, deep in [] if initial else families:
@@ -226,7 +228,7 @@ def plan(
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
     final = max(FINAL, 0.75 * SEEN / n) * cost * GROWN * typical / seconds
-    share = 1 - min(1.0 if workers == 1 else 0.6, max(0.5, final))
+    share = 1 - min(1.0 if workers == 1 else 0.6, max(RESERVED, final))
     if share * workers < ENOUGH * CHILD:
         share = share_of(len(starts))
     most = int(max(GROWN * largest, *(graph.work for graph in starts.values())))

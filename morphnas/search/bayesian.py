@@ -24,9 +24,8 @@ class BayesianSearcher:
     """The space's starts first, then larger ones and random morphs in turn; then the network that promises most, within
     a few morphs of a trial with weights.
 
-    startup: networks with a score before there is anything to predict from. Until then, in turn, the neighbour of the
-        best network that has the most parameters, for size tells most where nothing else is known, and a chain of up to
-        `far` random morphs.
+    startup: networks with a score before there is enough to predict from. Until then, in turn, the neighbour of the
+        best network that has the most parameters, and a chain of up to `far` random morphs.
     explore: for so many scored trials jumps are up to `far` morphs long and the upper confidence bound decides; later
         up to `near`, and the expected improvement over the best posterior mean.
     candidates: networks that are scored for one proposal. breadth: how many neighbours of one network at a time.
@@ -63,7 +62,8 @@ class BayesianSearcher:
         rng = np.random.default_rng((self.seed, len(trials)))
         if len(scored) < self.startup:
             some = [t for t in scored if t.id in roots]
-            if (len(trials) - len(self.space.starts)) % 2 == 0 and (larger := self._largest(some, rules, rng)):
+            turn = (len(trials) - len(self.space.starts)) % 2
+            if turn == 0 and (larger := self._largest(some, rules, rng)):
                 return larger.propose(self.recipe, reason="larger", left=what_is_left(left))
             found = random_candidate(self.space, some, rules, rng, self.far)
             return None if found is None else found.propose(self.recipe, reason="random", left=what_is_left(left))

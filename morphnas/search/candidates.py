@@ -89,7 +89,7 @@ def usable(trials: Sequence[Trial]) -> list[Trial]:
 def children(space: Space, limits: Limits, graph: Graph, rng: np.random.Generator) -> Iterator[tuple[Morph, Graph]]:
     """The graph's neighbours in random order. The kinds of morph take turns: there are many more skips than the rest.
 
-    Kinds that `limits` leaves out of the four are left out here, too.
+    Kinds that `limits` leaves out of the library's are left out here, too.
     """
     barred = set(Limits.morphs) - set(limits.morphs)
     kinds: dict[str, list[Morph]] = {}

@@ -11,7 +11,7 @@ what is not looked at (activations, norms, which branch comes first): equality i
 2018, Auto-Keras (arXiv:1806.10282), section 3.1, with three changes. A layer knows its resolution. A skip is known to
 the layer behind which it ends, by how far it reaches back, instead of being matched with the other skips by itself: so
 an insertion moves no skip before or behind it. And the pooling and 1x1 convolution of a shortcut are part of the skip:
-counted as layers they would make a long skip four times as far as a deeper network.
+counted as layers they would make a skip past three poolings farther than four new layers.
 """
 
 from __future__ import annotations
@@ -63,28 +63,29 @@ Sketch = tuple[Token, ...]
 def sketch(graph: Graph) -> Sketch:
     """What the distance looks at in the graph."""
     layers: dict[str, Token] = {}
-    depths: dict[str, int] = {}
+    depths: dict[str, tuple[int, int]] = {}  # relus and layers on the way with the most of them: the main one
     for node in graph.nodes:
-        inputs = sorted(node.inputs, key=lambda name: -depths[name]) if len(node.inputs) > 1 else node.inputs
+        inputs = sorted(node.inputs, key=depths.__getitem__, reverse=True)
         layer = _token(node.op, graph.input_shapes(node))
-        depths[node.name] = (depths[inputs[0]] if inputs else 0) + (layer is not None)
+        relus, deep = depths[inputs[0]] if inputs else (0, 0)
+        depths[node.name] = relus + isinstance(node.op, ReLU), deep + (layer is not None)
         if layer is not None:
             layers[node.name] = layer
         for name in inputs[1:]:
             branch: list[str] = []
             while not (name == inputs[0] or graph.leads(name, inputs[0])):  # back to where the branch forks off
                 branch.append(name)
-                name = max(graph[name].inputs, key=lambda source: depths[source])
+                name = max(graph[name].inputs, key=depths.__getitem__)
             if all(_in_shortcuts(graph[one].op) for one in branch):
                 for one in branch:
                     layers.pop(one, None)
             last = next(reversed(layers))
-            layers[last] = _joined(layers[last], node.op.commutative, depths[node.name] - depths[name])
+            layers[last] = _joined(layers[last], node.op.commutative, depths[node.name][1] - depths[name][1])
     return tuple(layers.values())
 
 
 def _in_shortcuts(op: Op) -> bool:
-    """Whether the op but fits channels and resolution: on a way past other layers it is no layer of its own."""
+    """Whether the op may stand in a shortcut, where all that it does is to fit channels and resolution."""
     return not (isinstance(op, ReLU) or (isinstance(op, Conv) and op.kernel > 1))
 
 

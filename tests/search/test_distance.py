@@ -119,6 +119,17 @@ def test_counts_what_a_morph_changes(grown: Graph, expected: float) -> None:
     assert distances([sketch(GRAPH)], [sketch(grown)], skip_weight=1.0).item() == expected
 
 
+@pytest.mark.parametrize("ends", [(0, 2), (0, 3), (1, 3)])
+@pytest.mark.parametrize("skip", [AddSkip, ConcatSkip])
+def test_a_skip_past_strides_is_no_farther(skip: type[AddSkip | ConcatSkip], ends: tuple[int, int]) -> None:
+    """Its branch has as many layers as the way that it leads past, or more."""
+    strided = (op for stride in (1, 2, 2, 1) for op in (Conv(4, 3, stride), ReLU()))
+    graph = plain(*strided, GlobalPool(), Dense(2), shape=(1, 16, 16))
+    relus = [node.name for node in graph.nodes if isinstance(node.op, ReLU)]
+    grown = skip(*(relus[i] for i in ends)).grow(graph)
+    assert distances([sketch(graph)], [sketch(grown)], skip_weight=1.0).item() == 1.0
+
+
 def test_a_branch_that_filters_is_more_than_a_skip() -> None:
     def beside(op: Conv) -> Graph:
         nodes = [Node("x", Input((1, 8, 8))), Node("c", Conv(4), ("x",)), Node("r", ReLU(), ("c",))]
