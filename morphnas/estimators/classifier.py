@@ -249,18 +249,17 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 for finding in findings.found:
                     if not finding.warns:
                         say(str(finding))
-                reserve = (1 - planned.search_share) * deadline.left if self.refit else 0.02 * min(seconds, 25)
-                end = deadline.earlier(reserve)  # of what preparing has left: of little time it takes much
-                fitting = Fitting(store, problem, planned, settings, seed, deadline)
+                fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
+                end = fitting.search_end()
                 longer = {} if sizes is None else sizes.for_search(seconds)
-                forecast = fitting.forecast(end, say, max_trials=self.max_trials, finals=self.refit, **longer)
+                forecast = fitting.forecast(end, say, self.max_trials, **longer)
                 calls = EpochCalls(each_epoch, folder, stop)
                 observer = Observers((shown, forecast, calls))
                 with fitting.searched(end, observer, all_threads, self.max_trials) as executor:
                     if deadline.stopped and not fitting.scored:
                         error = StopFit if calls.stopped else KeyboardInterrupt
                         raise error("no network was trained yet")
-                    found = fitting.finished(executor, observer, self.refit)
+                    found = fitting.finished(executor, observer)
                 calls.close()
                 self._use(store, problem, found, deadline, settings.ensemble)
                 prune(store, settings.keep)
@@ -458,8 +457,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         with _threads() as all_threads:
             torch.set_num_threads(settings.place.threads or all_threads)
             sizes = Sizes.measured(problem.task, settings, self.augment, seconds)
-            more = {"max_trials": self.max_trials, "finals": self.refit} | sizes.for_search(seconds)
-            return SearchSpace.of(sizes.plan(seconds), problem, settings, seconds, more)
+            planned, most = sizes.plan(seconds), self.max_trials
+            if self.refit and not planned.searches:
+                most = min(len(planned.starts), most or len(planned.starts))
+            more = {"max_trials": most, "finals": self.refit} | sizes.for_search(seconds)
+            return SearchSpace.of(planned, problem, settings, seconds, more)
 
     def results_summary(self, n: int = 10) -> Results:
         """The n best networks of the run, the best first. Print it, or look into it."""

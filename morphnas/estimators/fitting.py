@@ -16,7 +16,7 @@ from morphnas.estimators.settings import Settings, changed
 from morphnas.graph import Shape
 from morphnas.run.ensemble import asked
 from morphnas.run.executors import SerialExecutor
-from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, searches, seconds_for_search
+from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, seconds_for_search
 from morphnas.run.files import RunError
 from morphnas.run.final import finalise
 from morphnas.run.keeping import is_final
@@ -24,11 +24,14 @@ from morphnas.run.plan import Pace, Plan, default_recipe, measure, plan
 from morphnas.run.search import Executor, Observer, mirrored, search, settle
 from morphnas.run.store import Store
 from morphnas.search import winner
-from morphnas.search.trial import MorphSpace, Searcher, Trial
+from morphnas.search.trial import Left, MorphSpace, Proposal, Searcher, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import chunk
+
+COMPARED = 0.25
+"""Share of the time that comparing the first networks may take, where nothing else is searched."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,26 @@ class Sizes:
         """What `expectation` says to a limit in which nothing is searched: none that is, and whether smaller networks
         would leave time for it. Empty where there is a search."""
         longer = seconds_for_search(self.plan, seconds)
-        return {} if longer is None else {"for_search": longer, "small": searches(self.plan(seconds, SMALL_WIDTH))}
+        return {} if longer is None else {"for_search": longer, "small": self.plan(seconds, SMALL_WIDTH).searches}
+
+
+@dataclass(frozen=True)
+class Firsts:
+    """A searcher's first networks: so many, and one of them with weights."""
+
+    searcher: Searcher
+    networks: int
+
+    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        """See `Searcher`."""
+        if len(trials) >= self.networks and any(trial.kept or trial.outcome is None for trial in trials):
+            return None
+        return self.searcher.ask(trials, left)
 
 
 @dataclass(frozen=True, eq=False)
 class Fitting:
-    """A run that is being fitted until `deadline`."""
+    """A run that is being fitted until `deadline`. refit: whether its winner is trained longer."""
 
     store: Store
     problem: Problem
@@ -78,21 +95,46 @@ class Fitting:
     settings: Settings
     seed: int
     deadline: Deadline
+    refit: bool
 
     @cached_property
     def searcher(self) -> Searcher:
         planned = self.planned
-        return self.settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, self.seed)
+        searcher = self.settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, self.seed)
+        return Firsts(searcher, len(planned.starts)) if self.compares else searcher
+
+    @cached_property
+    def compares(self) -> bool:
+        """Whether nothing is searched: the first networks are compared, and the best has the rest of the time."""
+        tried = sum(not is_final(trial) for trial in self.store.trials)
+        return self.refit and not self.planned.searches and tried < len(self.planned.starts)
+
+    def search_end(self) -> Deadline:
+        """When the final trainings begin at the latest.
+
+        First networks that are only compared may take longer than the plan says: all of them are to be trained on a
+        machine that is slower than it seemed.
+        """
+        if not self.refit:
+            return self.deadline.earlier(0.02 * min(self.deadline.left, 25))
+        share = COMPARED if self.compares else self.planned.search_share
+        return self.deadline.earlier((1 - share) * self.deadline.left)  # of little time, preparing has taken much
 
     @property
     def scored(self) -> bool:
         """Whether any network can be used."""
         return any(trial.kept and trial.score is not None for trial in self.store.trials)
 
-    def forecast(self, end: Deadline, tell: Callable[[str], None], **more: Any) -> Forecast:
+    def forecast(
+        self, end: Deadline, tell: Callable[[str], None], max_trials: int | None = None, **more: Any
+    ) -> Forecast:
         """The observer that says what a search until `end` comes to. more: of `expectation`."""
         place = self.settings.place
+        if self.compares:
+            max_trials = min(len(self.planned.starts), max_trials or len(self.planned.starts))
         foreseen = {
+            "max_trials": max_trials,
+            "finals": self.refit,
             "workers": place.at_a_time,
             "ladder": Ladder.of(self.searcher),
             "keep": self.settings.keep,
@@ -131,13 +173,13 @@ class Fitting:
         finally:
             executor.shutdown()
 
-    def finished(self, executor: Executor, observer: Observer, refit: bool) -> tuple[Trial, Trial]:
+    def finished(self, executor: Executor, observer: Observer) -> tuple[Trial, Trial]:
         """The search's winner, and the final model's trial: the winner's own without `refit`.
 
         RunError where no network could be trained.
         """
         best, searched = self._winner()
-        if not refit:
+        if not self.refit:
             return best, best
         problem = self.problem
         recipe = settled(self.store, best, searched, problem, self.deadline)

@@ -15,7 +15,7 @@ from typing import Any
 
 from morphnas.graph import Graph
 from morphnas.run.keeping import is_final
-from morphnas.run.plan import GROWN, Plan, share_of
+from morphnas.run.plan import GROWN, Plan
 from morphnas.run.search import micro_batch, seconds_per_flop
 from morphnas.run.store import Store
 from morphnas.search import Promote, winner
@@ -283,18 +283,13 @@ def seconds_for_search(planned: Callable[[float], Plan], seconds: float) -> floa
 
     planned: the plan for a limit. None: this is one, or none is found within a month.
     """
-    if searches(planned(seconds)):
+    if planned(seconds).searches:
         return None
     limit = seconds
     while (limit := 1.25 * limit) < LONGEST:
-        if searches(planned(limit)):
+        if planned(limit).searches:
             return limit
     return None
-
-
-def searches(plan: Plan) -> bool:
-    """Whether there is time for more than the first networks."""
-    return plan.search_share > share_of(len(plan.starts)) + 1e-9
 
 
 @dataclass

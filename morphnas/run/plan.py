@@ -58,7 +58,8 @@ class Plan:
     """How a run is sized.
 
     starts: in the order they are trained. recipe: of a child. search_share: of the limit, the rest is the final
-    model's. seconds_per_flop: of a child's epoch, predicted. threads: that a CPU is fastest with.
+    model's; where the starts are only compared, what that takes if it goes as predicted. seconds_per_flop: of a child's
+    epoch, predicted. threads: that a CPU is fastest with.
     """
 
     starts: tuple[Graph, ...]
@@ -67,6 +68,11 @@ class Plan:
     search_share: float
     seconds_per_flop: float
     threads: int
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is time for more than the starts."""
+        return self.search_share > share_of(len(self.starts)) + 1e-9
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,18 @@ from torch import fx
 import morphnas
 from morphnas import ImageClassifier, Limits, RunError, load_run
 from morphnas.estimators import doctor
-from morphnas.estimators.fitting import Fitting
+from morphnas.estimators.fitting import COMPARED, Firsts, Fitting
 from morphnas.estimators.inputs import Problem, split
 from morphnas.estimators.sources import Source
-from morphnas.graph import cnn, mlp
+from morphnas.graph import cnn, mlp, resnet
+from morphnas.run import plan
 from morphnas.run.keeping import is_final
-from morphnas.run.store import Store
+from morphnas.run.store import Store, load_about
 from morphnas.search import SEARCHERS
-from morphnas.search.trial import Trial
+from morphnas.search.random import RandomSearcher
+from morphnas.search.trial import Left, Proposal, Trial
 from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Outcome, Recipe
 from tests.estimators.conftest import Data, stripes
 
 
@@ -150,7 +154,7 @@ def test_a_search_has_its_share_of_what_preparing_has_left(tmp_path: Path, monke
     shares, forecast = [], Fitting.forecast
 
     def seen(self: Fitting, end: Deadline, *given: Any, **more: Any) -> Any:
-        shares.append((end.left / self.deadline.left, self.planned.search_share))
+        shares.append((end.left / self.deadline.left, COMPARED if self.compares else self.planned.search_share))
         return forecast(self, end, *given, **more)
 
     def slow(problem: Any, deadline: Deadline) -> Any:
@@ -163,6 +167,45 @@ def test_a_search_has_its_share_of_what_preparing_has_left(tmp_path: Path, monke
     ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY).fit(*stripes(60), time_limit=2)
     ((share, planned),) = shares
     assert share == pytest.approx(planned, abs=0.02)
+
+
+def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "ENOUGH", 1000)  # no limit has room for a search
+    first, second = cnn((1, 6, 6), 3, width=4), resnet((1, 6, 6), 3, width=4)
+    asked: list[tuple[int, float]] = []
+
+    class Asked(RandomSearcher):
+        def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+            asked.append((len(trials), left.seconds))
+            return super().ask(trials, left)
+
+    path = tmp_path / "run"
+    classifier = ImageClassifier(path, search_type=Asked, initial_graphs=[first, second], device="cpu")
+    classifier.fit(*stripes(200), time_limit=4)
+    tried = [trial.graph.key for trial in classifier.load_searcher().trials if not is_final(trial)]
+    assert tried == [first.key, second.key]
+    assert [n for n, _ in asked] == [0, 1], "for nothing else, though there was time"
+    planned = plan.Plan.of_run(load_about(path))
+    assert asked[0][1] > 1.5 * 4 * planned.search_share, "there is more than what they are thought to take"
+    assert load_about(path)["expected"]["networks"] == 2
+
+
+def test_first_networks_that_fail_are_made_up_for() -> None:
+    searcher = Firsts(Counting(), 2)
+    graph = cnn((1, 6, 6), 3, width=4)
+    proposal = Proposal(graph, (), Recipe())
+    failed = [Trial(i, proposal, graph, Outcome("failed")) for i in range(2)]
+    left = Left(10.0)
+    assert searcher.ask(failed, left) is not None, "there is no network yet"
+    assert searcher.ask([*failed, Trial(2, proposal, graph, Outcome("finished"), kept=True)], left) is None
+    assert searcher.ask([failed[0], Trial(1, proposal, graph)], left) is None, "one may come yet"
+
+
+class Counting:
+    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        return Proposal(cnn((1, 6, 6), 3, width=4), (), Recipe())
 
 
 def test_any_network_of_the_run_is_handed_over_as_it_was_scored(fitted: ImageClassifier) -> None:
@@ -456,7 +499,7 @@ def test_tells_what_it_does_when_asked_to(data: Data, tmp_path: Path, capfd: pyt
 
 def test_a_cap_on_memory_bounds_networks_and_what_is_in_memory_at_a_time(data: Data, tmp_path: Path) -> None:
     cap = 1_500_000
-    classifier = ImageClassifier(tmp_path / "run", max_trials=5, random_state=0, max_memory=cap)
+    classifier = ImageClassifier(tmp_path / "run", max_trials=5, random_state=0, max_memory=cap, refit=False)
     classifier.fit(*data, time_limit=10)
     parts = set()
     for trial in classifier.load_searcher().trials:

@@ -22,7 +22,6 @@ from morphnas.run.expectation import (
     Forecast,
     Ladder,
     expectation,
-    searches,
     seconds_for_search,
     weight_bytes,
 )
@@ -172,11 +171,11 @@ def planner(seconds: float) -> Plan:
 
 
 def test_a_limit_that_is_long_enough_for_a_search() -> None:
-    assert not searches(planner(20.0))
+    assert not planner(20.0).searches
     found = seconds_for_search(planner, 20.0)
     assert found is not None
-    assert searches(planner(found))
-    assert not searches(planner(found / 1.25))
+    assert planner(found).searches
+    assert not planner(found / 1.25).searches
     assert seconds_for_search(planner, found) is None, "it is one"
     only = replace(PLAN, search_share=share_of(len(PLAN.starts)))
     assert seconds_for_search(lambda _: only, 10.0) is None, "there is none"
