@@ -20,7 +20,7 @@ from morphnas.estimators.room import Room
 from morphnas.graph import Graph, Limits
 from morphnas.run.files import RunError
 from morphnas.search import SEARCHERS, Promote
-from morphnas.search.trial import Searcher
+from morphnas.search.trial import MorphSpace, Searcher
 from morphnas.train.recipe import Recipe
 
 DAY = 24 * 3600.0
@@ -169,6 +169,11 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeS
         searcher = make(*positional, **settings, **args)
         return Promote(searcher) if isinstance(kind, str) and kind != "halving" else searcher
 
+    if isinstance(kind, str):
+        try:
+            made(MorphSpace(()))
+        except ValueError as error:
+            raise ValueError(f"searcher_args: {error}") from error
     return made
 
 

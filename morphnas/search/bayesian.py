@@ -15,7 +15,7 @@ from morphnas.search.belief import INHERITED, Belief, fidelities
 from morphnas.search.candidates import Candidate, Rules, children, first_start, random_candidate, usable, what_is_left
 from morphnas.search.distance import SKIP, Array, distances, sketch
 from morphnas.search.surrogate import expected_improvement, upper_confidence_bound
-from morphnas.search.trial import Left, Proposal, Space, Trial
+from morphnas.search.trial import Left, Proposal, Space, Trial, check_numbers
 from morphnas.train.recipe import Recipe
 
 
@@ -49,6 +49,9 @@ class BayesianSearcher:
     temperature: float = 1.0
     cooling: float = 0.9
     skip_weight: float = SKIP
+
+    def __post_init__(self) -> None:
+        check_numbers(self, seed=0, startup=0, explore=0)
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""

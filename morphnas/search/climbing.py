@@ -9,7 +9,7 @@ import numpy as np
 
 from morphnas.graph import Limits
 from morphnas.search.candidates import Rules, first_start, random_candidate, usable, what_is_left
-from morphnas.search.trial import Left, Proposal, Space, Trial
+from morphnas.search.trial import Left, Proposal, Space, Trial, check_numbers
 from morphnas.train.recipe import Recipe
 
 
@@ -27,6 +27,9 @@ class HillClimbingSearcher:
     seed: int = 0
     children: int = 8
     longest: int = 5
+
+    def __post_init__(self) -> None:
+        check_numbers(self, seed=0)
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""

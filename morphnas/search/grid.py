@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from morphnas.graph import Graph, Limits, cnn, mlp
 from morphnas.search.candidates import Rules, first_start, what_is_left
-from morphnas.search.trial import Left, Proposal, Space, Trial
+from morphnas.search.trial import Left, Proposal, Space, Trial, check_numbers
 from morphnas.train.recipe import Recipe
 
 
@@ -23,6 +23,9 @@ class GridSearcher:
     seed: int = 0
     depths: tuple[int, ...] = (2, 3, 4, 6, 8)
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, seed=0)
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from morphnas.graph import Limits
 from morphnas.search.promote import Promote
 from morphnas.search.random import RandomSearcher
-from morphnas.search.trial import Left, Proposal, Space, Trial
+from morphnas.search.trial import Left, Proposal, Space, Trial, check_numbers
 from morphnas.train.recipe import Recipe
 
 
@@ -22,6 +22,9 @@ class HalvingSearcher:
     seed: int = 0
     factor: int = 3
     rungs: int = 3
+
+    def __post_init__(self) -> None:
+        check_numbers(self, seed=0, rungs=0)
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from morphnas.graph import Graph
 from morphnas.search.candidates import what_is_left
-from morphnas.search.trial import Left, Proposal, Searcher, Trial
+from morphnas.search.trial import Left, Proposal, Searcher, Trial, check_numbers
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Promote:
     keep: int = 4
     rungs: int = 2
     share: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_numbers(self, rungs=0)
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""

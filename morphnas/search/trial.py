@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Protocol
+
+import numpy as np
 
 from morphnas.graph import Graph, Limits, Morph
 from morphnas.graph.morphs import candidates
@@ -108,6 +110,26 @@ class Searcher(Protocol):
         searcher answers alike: its random numbers come from its seed and len(trials).
         """
         ...
+
+
+def check_numbers(searcher: Any, **least: int) -> None:
+    """ValueError that names a number among a searcher's settings, a dataclass's, which cannot be.
+
+    Whole numbers are 1 at least, others 0, or what `least` says of them.
+    """
+    for setting in fields(searcher):
+        default, value = setting.default, getattr(searcher, setting.name)
+        several = isinstance(default, tuple)
+        whole, low = not isinstance(default, float), least.get(setting.name, 0 if isinstance(default, float) else 1)
+        if not isinstance(default, (int, float, tuple)):
+            continue
+        numbers = list(value) if several and isinstance(value, (list, tuple)) else [value]
+        kinds = (int, np.integer) if whole else (int, float, np.number)
+        if not (
+            numbers and all(isinstance(n, kinds) and not isinstance(n, bool) and low <= n < np.inf for n in numbers)
+        ):
+            kind = f"{'whole' if whole else 'finite'} number{'s' if several else ''} of at least {low}"
+            raise ValueError(f"{setting.name} must be {'' if several else 'a '}{kind}, not {value!r:.100}")
 
 
 def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
