@@ -35,18 +35,20 @@ from tests.reference import distance
 RESULTS = Path(__file__).parent / "results" / "distance.json"
 LAYERS, SIBLINGS = 60, 16
 SHAPE = (3, 32, 32)
+MORPHS = tuple(morph for morph in Limits.morphs if morph != "wider_all")
+"""Of the histories: widths that double without a limit would soon be no widths."""
 
 
 def grown(graph: Graph, layers: int, rng: np.random.Generator) -> Graph:
     while len(sketch(graph)) <= layers:  # the input stands among them
-        _, graph = next(children(MorphSpace(()), Limits(), graph, rng))
+        _, graph = next(children(MorphSpace((), MORPHS), Limits(), graph, rng))
     return graph
 
 
 def history(n: int, layers: int) -> tuple[MorphSpace, list[Trial]]:
     rng = np.random.default_rng(0)
     made = (cnn(SHAPE, 10, 16, 4), resnet(SHAPE, 10, 16, layers // 5), densenet(SHAPE, 10, 12, layers // 3))
-    space = MorphSpace(tuple(grown(graph, layers, rng) for graph in made))
+    space = MorphSpace(tuple(grown(graph, layers, rng) for graph in made), MORPHS)
     trials: list[Trial] = []
     for i in range(n):
         proposal = Proposal(space.starts[i % 3], (), Recipe(epochs=6))
@@ -80,7 +82,9 @@ def middle(times: list[float], unit: float = 1.0, digits: int = 3) -> dict[str, 
 def candidates(trials: list[Trial], n: int, repeats: int) -> dict[str, object]:
     """Of one candidate against n networks."""
     parent, rng = trials[n // 2].graph, np.random.default_rng(1)
-    siblings = [graph for _, graph in itertools.islice(children(MorphSpace(()), Limits(), parent, rng), SIBLINGS)]
+    siblings = [
+        graph for _, graph in itertools.islice(children(MorphSpace((), MORPHS), Limits(), parent, rng), SIBLINGS)
+    ]
     columns, rows = [t.sketch for t in trials[:n]], [sketch(graph) for graph in siblings]
     gauge = Gauge.of(columns)
     assert np.array_equal(gauge.distances(rows[:1])[0], [distance(rows[0], column) for column in columns])
@@ -101,7 +105,7 @@ def building(trials: list[Trial], repeats: int) -> dict[str, object]:
     """Milliseconds a candidate costs besides its distances."""
     parent = trials[len(trials) // 2].graph
     morphs = [morph for morph, _ in itertools.islice(
-        children(MorphSpace(()), Limits(), parent, np.random.default_rng(1)), SIBLINGS
+        children(MorphSpace((), MORPHS), Limits(), parent, np.random.default_rng(1)), SIBLINGS
     )]  # fmt: skip
     steps: dict[str, Callable[[Graph], object]] = {
         "key": lambda graph: graph.key, "work": lambda graph: graph.work, "sketch": sketch,

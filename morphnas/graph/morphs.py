@@ -16,7 +16,20 @@ import torch
 from torch import Tensor
 
 from morphnas.graph.graph import SMALLEST, Graph, GraphError, Node
-from morphnas.graph.ops import Add, BatchNorm, Concat, Conv, Dense, Op, ReLU, Route, ShapeError, Weights, _Producer
+from morphnas.graph.ops import (
+    MAX_SIZE,
+    Add,
+    BatchNorm,
+    Concat,
+    Conv,
+    Dense,
+    Op,
+    ReLU,
+    Route,
+    ShapeError,
+    Weights,
+    _Producer,
+)
 
 
 class MorphError(GraphError):
@@ -257,6 +270,8 @@ class Wider(Morph):
         width_group(graph, self.node)
         if self.width <= graph.shapes[self.node][0]:
             raise MorphError(f"{self}: {self.node} has {graph.shapes[self.node][0]} channels already")
+        if self.width > MAX_SIZE:
+            raise MorphError(f"{self}: a layer has at most {MAX_SIZE:,} channels")
 
     def grow(self, graph: Graph) -> Graph:
         self.check(graph)
@@ -290,7 +305,10 @@ class WiderAll(Morph):
         found = [(group, graph.shapes[min(group)][0]) for group in width_groups(graph)]
         if self.percent <= 100 or not found:
             raise MorphError(f"{self}: there is no layer that it makes wider")
-        return [(group, old, max(old + 1, _round(old * self.percent // 100))) for group, old in found]
+        groups = [(group, old, max(old + 1, _round(old * self.percent // 100))) for group, old in found]
+        if max(width for _, _, width in groups) > MAX_SIZE:
+            raise MorphError(f"{self}: a layer has at most {MAX_SIZE:,} channels")
+        return groups
 
     def grow(self, graph: Graph) -> Graph:
         return _widened(graph, {name: width for group, _, width in self._groups(graph) for name in group})

@@ -229,6 +229,8 @@ def test_widths_behind_a_concat_that_a_sum_reads() -> None:
         (Deeper("conv_1"), "conv_1 is no relu"),
         (Deeper("nowhere_9"), "nowhere_9 is no relu"),
         (Wider("conv_1", 4), "conv_1 has 4 channels already"),
+        (Wider("conv_1", 2**31), "a layer has at most 2,147,483,647 channels"),
+        (WiderAll(10**12), "a layer has at most 2,147,483,647 channels"),
         (WiderAll(100), "there is no layer that it makes wider"),
         (AddSkip("relu_11", "relu_2"), "relu_11 does not lead to relu_2"),
         (AddSkip("relu_2", "relu_2"), "relu_2 does not lead to relu_2"),
