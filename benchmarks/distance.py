@@ -37,11 +37,12 @@ LAYERS, SIBLINGS = 60, 16
 SHAPE = (3, 32, 32)
 MORPHS = tuple(morph for morph in Limits.morphs if morph != "wider_all")
 """Of the histories: widths that double without a limit would soon be no widths."""
+MORPHED = MorphSpace((), MORPHS)
 
 
 def grown(graph: Graph, layers: int, rng: np.random.Generator) -> Graph:
     while len(sketch(graph)) <= layers:  # the input stands among them
-        _, graph = next(children(MorphSpace((), MORPHS), Limits(), graph, rng))
+        _, graph = next(children(MORPHED, Limits(), graph, rng))
     return graph
 
 
@@ -82,9 +83,7 @@ def middle(times: list[float], unit: float = 1.0, digits: int = 3) -> dict[str, 
 def candidates(trials: list[Trial], n: int, repeats: int) -> dict[str, object]:
     """Of one candidate against n networks."""
     parent, rng = trials[n // 2].graph, np.random.default_rng(1)
-    siblings = [
-        graph for _, graph in itertools.islice(children(MorphSpace((), MORPHS), Limits(), parent, rng), SIBLINGS)
-    ]
+    siblings = [graph for _, graph in itertools.islice(children(MORPHED, Limits(), parent, rng), SIBLINGS)]
     columns, rows = [t.sketch for t in trials[:n]], [sketch(graph) for graph in siblings]
     gauge = Gauge.of(columns)
     assert np.array_equal(gauge.distances(rows[:1])[0], [distance(rows[0], column) for column in columns])
@@ -105,7 +104,7 @@ def building(trials: list[Trial], repeats: int) -> dict[str, object]:
     """Milliseconds a candidate costs besides its distances."""
     parent = trials[len(trials) // 2].graph
     morphs = [morph for morph, _ in itertools.islice(
-        children(MorphSpace((), MORPHS), Limits(), parent, np.random.default_rng(1)), SIBLINGS
+        children(MORPHED, Limits(), parent, np.random.default_rng(1)), SIBLINGS
     )]  # fmt: skip
     steps: dict[str, Callable[[Graph], object]] = {
         "key": lambda graph: graph.key, "work": lambda graph: graph.work, "sketch": sketch,

@@ -2,6 +2,7 @@
 
     python benchmarks/search_pays.py --data fashion_mnist.npz --examples 6000 --time-limit 60 --seeds 3
     python benchmarks/search_pays.py --time-limit 60 --seeds 3
+    python benchmarks/search_pays.py --between bayesian small
 
 Without a search ("none") the starters, as large as the time allows, are trained as children are, and the best one gets
 all of the time that is left: what `fit` does by itself where the limit has no room for a search. "as it is" is what
@@ -21,6 +22,7 @@ the fit's final network, "ensemble_gain_over_none" over the ensemble that "none"
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -151,6 +153,22 @@ def gain(name: str, differences: Sequence[float]) -> dict[str, float | None]:
     }
 
 
+def between(results: Path, way: str, other: str) -> None:
+    """Print what a way gains over another, for all data on which both were tried: the latest fit of every seed."""
+    found: dict[tuple[Any, ...], dict[int, tuple[float, float]]] = {}
+    for entry in json.loads(results.read_text(encoding="utf-8")):
+        if way in entry["ways"] and other in entry["ways"]:
+            kind = tuple(entry.get(name) for name in ("data", "examples", "time_limit", "rows", "products"))
+            pairs = zip(*(entry["ways"][name]["fits"] for name in (way, other)), strict=True)
+            for seed, pair in enumerate(pairs, start=entry.get("first_seed", 0)):
+                one, two = (fit["test_accuracy"] for fit in pair)
+                found.setdefault(kind, {})[seed] = one, two
+    for kind, by_seed in found.items():
+        ones, twos = zip(*by_seed.values(), strict=True)
+        means = {way: round(statistics.mean(ones), 5), other: round(statistics.mean(twos), 5)}
+        print(kind, means, gain("gain", [a - b for a, b in by_seed.values()]), f"n = {len(by_seed)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
@@ -163,9 +181,13 @@ def main() -> None:
     parser.add_argument("--products", action="store_true", help="grey images by three, see `products`")
     parser.add_argument("--rows", action="store_true", help="images are given as rows of features")
     parser.add_argument("--flip", action="store_true", help="the network by hand is to mirror images")
+    parser.add_argument("--between", nargs=2, metavar="WAY", help="nothing is fitted: what one gained over the other")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--smoke", action="store_true", help="two ways, 4 s each, nothing written")
     args = parser.parse_args()
+    if args.between:
+        between(args.results, *args.between)
+        return
     if args.smoke:
         args.time_limit, args.seeds, args.ways, args.ensemble = 4.0, 1, ["bayesian"], 3
     fits: dict[str, list[dict[str, Any]]] = {}

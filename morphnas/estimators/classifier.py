@@ -457,9 +457,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         with _threads() as all_threads:
             torch.set_num_threads(settings.place.threads or all_threads)
             sizes = Sizes.measured(problem.task, settings, self.augment, seconds)
-            planned, most = sizes.plan(seconds), self.max_trials
-            if self.refit and not planned.searches:
-                most = min(len(planned.starts), most or len(planned.starts))
+            planned = sizes.plan(seconds)
+            most = planned.most(self.max_trials) if self.refit else self.max_trials
             more = {"max_trials": most, "finals": self.refit} | sizes.for_search(seconds)
             return SearchSpace.of(planned, problem, settings, seconds, more)
 

@@ -130,10 +130,8 @@ class Fitting:
     ) -> Forecast:
         """The observer that says what a search until `end` comes to. more: of `expectation`."""
         place = self.settings.place
-        if self.compares:
-            max_trials = min(len(self.planned.starts), max_trials or len(self.planned.starts))
         foreseen = {
-            "max_trials": max_trials,
+            "max_trials": self.planned.most(max_trials) if self.compares else max_trials,
             "finals": self.refit,
             "workers": place.at_a_time,
             "ladder": Ladder.of(self.searcher),

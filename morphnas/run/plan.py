@@ -74,6 +74,11 @@ class Plan:
         """Whether there is time for more than the starts."""
         return self.search_share > share_of(len(self.starts)) + 1e-9
 
+    def most(self, max_trials: int | None) -> int | None:
+        """Networks that a fit tries at most, before its final trainings; None: any number."""
+        own = None if self.searches else len(self.starts)
+        return min((n for n in (own, max_trials) if n is not None), default=None)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "starts": [graph.to_json() for graph in self.starts],

@@ -51,7 +51,7 @@ class BayesianSearcher:
     skip_weight: float = SKIP
 
     def __post_init__(self) -> None:
-        check_numbers(self, seed=0, startup=0, explore=0)
+        check_numbers(self, "startup", "explore")
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""

@@ -27,7 +27,7 @@ class GreedySearcher:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_numbers(self, seed=0)
+        check_numbers(self)
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""

@@ -25,7 +25,7 @@ class GridSearcher:
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
 
     def __post_init__(self) -> None:
-        check_numbers(self, seed=0)
+        check_numbers(self)
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""

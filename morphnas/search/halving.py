@@ -24,7 +24,7 @@ class HalvingSearcher:
     rungs: int = 3
 
     def __post_init__(self) -> None:
-        check_numbers(self, seed=0, rungs=0)
+        check_numbers(self, "rungs")
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""

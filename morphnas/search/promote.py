@@ -32,7 +32,7 @@ class Promote:
     share: float = 0.25
 
     def __post_init__(self) -> None:
-        check_numbers(self, rungs=0)
+        check_numbers(self, "rungs")
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""

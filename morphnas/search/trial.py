@@ -112,15 +112,16 @@ class Searcher(Protocol):
         ...
 
 
-def check_numbers(searcher: Any, **least: int) -> None:
+def check_numbers(searcher: Any, *from_zero: str) -> None:
     """ValueError that names a number among a searcher's settings, a dataclass's, which cannot be.
 
-    Whole numbers are 1 at least, others 0, or what `least` says of them.
+    Whole numbers are 1 at least, but for the seed and those named; others are 0 at least.
     """
     for setting in fields(searcher):
         default, value = setting.default, getattr(searcher, setting.name)
         several = isinstance(default, tuple)
-        whole, low = not isinstance(default, float), least.get(setting.name, 0 if isinstance(default, float) else 1)
+        whole = not isinstance(default, float)
+        low = int(whole and setting.name not in ("seed", *from_zero))
         if not isinstance(default, (int, float, tuple)):
             continue
         numbers = list(value) if several and isinstance(value, (list, tuple)) else [value]
