@@ -25,16 +25,16 @@ from images import digits
 from machine import append
 
 from morphnas.graph import cnn
-from morphnas.run.plan import default_recipe, measure
+from morphnas.run.plan import Pace, default_recipe, measure
 from morphnas.run.search import Job, inherited
-from morphnas.train import trainer
+from morphnas.train import step
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.recipe import Augment, Precision, Recipe
+from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.trainer import predict, train, warm_up
 
 WIDE = {f"full rate of dense layers of up to {wide} inputs": wide for wide in (64, 1024, math.inf)}
-"""What is put in place of `morphnas.train.trainer.WIDE`."""
+"""What is put in place of `morphnas.train.step.WIDE`."""
 LARGE = "convolutions begin 2.5 times as large"
 MIRRORED = "mirror images are read as well"
 RESULTS = Path(__file__).parent / "results" / "ablation_recipe.json"
@@ -63,6 +63,7 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
     found = {
         "base": base,
         "float32": replace(base, precision="float32"),
+        "eager": replace(base, cuda_graphs=False),
         "sgd": replace(base, optimizer="sgd"),
         "adamw": replace(base, optimizer="adamw", lr=0.005, weight_decay=0.05),
         "shift 0.03": replace(base, augment=replace(change, shift=0.03)),
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--flip", action="store_true", help="mirrored images keep their label")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--only", nargs="*", help="variants whose names begin so")
     parser.add_argument("--smoke", action="store_true", help="a second each, nothing written")
     args = parser.parse_args()
@@ -101,13 +103,14 @@ def main() -> None:
     warm_up()
     accuracies: dict[str, list[float]] = {}
     epochs: dict[str, list[int]] = {}
-    precision: Precision | None = None
+    pace: Pace | None = None
     for seed in range(args.seeds):
-        given = task(args, seed)
+        given = task(args, seed).to(args.device)
         n = len(given.train)
-        precision = precision or measure(given, 0.4, 64).precision
-        recipe = default_recipe(n, torch.device("cpu"), None, tuple(given.train.x.shape[1:]))
-        base = replace(recipe, epochs=100_000, precision=precision, augment=Augment(flip=args.flip))
+        recipe = default_recipe(n, args.device, None, tuple(given.train.x.shape[1:]))
+        pace = pace or measure(given, 0.4 if args.device.type == "cpu" else 20.0, recipe)
+        found = replace(recipe, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
+        base = replace(found, epochs=100_000, augment=Augment(flip=args.flip))
         graph = cnn(tuple(given.train.x.shape[1:]), given.n_classes, width=args.width, depth=4)
         for name, recipe in variants(base, args.flip).items():
             if args.only and name != "base" and not name.startswith(tuple(args.only)):
@@ -120,7 +123,7 @@ def main() -> None:
                         weight.mul_(2.5 if weight.ndim > 2 else 1.0)
             generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed)
-            with patch.object(trainer, "WIDE", WIDE.get(name, trainer.WIDE)):
+            with patch.object(step, "WIDE", WIDE.get(name, step.WIDE)):
                 outcome = train(module, given, recipe, deadline, generator, scored=False)
             logits = predict(module, given.judge.x, given, mirrored=name == MIRRORED)
             accuracies.setdefault(name, []).append((logits.argmax(1) == given.judge.y).double().mean().item())

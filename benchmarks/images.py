@@ -4,6 +4,7 @@
     python benchmarks/images.py --digits --time-limit 60 --seeds 5
 
 --data: an .npz with x_train, y_train, x_test, y_test; the test part is looked at once per seed, after the fit.
+--search: none, or how: with none the two starters are trained for a moment each, and the best one for the rest.
 --digits: scikit-learn's digits, a stratified fifth held out by each seed (random_state = seed). The network of
 `handwritten.py` is trained for the same seconds in the same run, right after each fit; --flip tells it, and it
 alone, that mirrored images keep their label. Results are appended to results/images.json, with the machine, the mean
@@ -16,8 +17,11 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import handwritten
 import numpy as np
@@ -27,6 +31,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import morphnas
+from morphnas.run import executors
 from morphnas.run.search import is_final
 from morphnas.search import lineage
 
@@ -55,12 +60,13 @@ def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """A fit and what came of it."""
     x_train, x_test, y_train, y_test = data(args, seed)
     with tempfile.TemporaryDirectory() as folder:
-        classifier = morphnas.ImageClassifier(
-            Path(folder) / "run", random_state=seed, device=args.device, search_type=args.search
-        )
-        begun = time.perf_counter()
-        classifier.fit(x_train, y_train, time_limit=args.time_limit)
-        seconds = time.perf_counter() - begun
+        way = {"max_trials": 2} if args.search == "none" else {"search_type": args.search}
+        classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device=args.device, **way)
+        worked: list[tuple[float, float]] = []
+        with patch.object(executors, "work", timed(executors.work, worked)):
+            begun = time.perf_counter()
+            classifier.fit(x_train, y_train, time_limit=args.time_limit)
+            seconds = time.perf_counter() - begun
         trials = classifier.load_searcher().trials
         searched = [trial for trial in trials if not is_final(trial)]
         best = next(trial for trial in trials if trial.id == classifier.best_trial_)
@@ -82,9 +88,31 @@ def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
             else None,
             "share_training": share(searched, seconds),
             "share_final": share([trial for trial in trials if is_final(trial)], seconds),
+            "share_between": between(worked[: len(searched)], seconds),
+            "share_preparing": round(
+                sum(b - a for a, b in worked) / seconds - sum(outcome.seconds for outcome in outcomes) / seconds, 3
+            ),
             "share_else": round(1 - sum(outcome.seconds for outcome in outcomes) / seconds, 3),
             "images_per_second": round(statistics.median(outcome.images_per_second for outcome in outcomes)),
         }
+
+
+def timed(work: Callable[..., Any], worked: list[tuple[float, float]]) -> Callable[..., Any]:
+    """The work, whose beginnings and ends are noted down."""
+
+    def working(*args: Any, **more: Any) -> Any:
+        begun = time.perf_counter()
+        try:
+            return work(*args, **more)
+        finally:
+            worked.append((begun, time.perf_counter()))
+
+    return working
+
+
+def between(worked: list[tuple[float, float]], seconds: float) -> float:
+    """The part of the time in which the device had nothing to do between two works, since the next was not known."""
+    return round(sum(later[0] - earlier[1] for earlier, later in pairwise(worked)) / seconds, 4)
 
 
 def share(trials: list[Any], seconds: float) -> float:

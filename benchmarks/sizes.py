@@ -90,7 +90,7 @@ def main() -> None:
         given = task(args, seed)
         shape = tuple(given.train.x.shape[1:])
         default = default_recipe(len(given.train), torch.device("cpu"), None, shape)
-        precision = measure(given, 0.4, default.batch_size).precision
+        precision = measure(given, 0.4, default).precision
         recipe = replace(default, epochs=100_000, precision=precision, augment=Augment(args.shift, args.flip))
         for name, graph in (networks(shape, given.n_classes) | morphed(shape, given.n_classes)).items():
             if not name.startswith(tuple(args.only)):

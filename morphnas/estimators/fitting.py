@@ -54,8 +54,9 @@ class Sizes:
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
         default = default_recipe(n, settings.device, augment, shape)
         spare = min(0.8, 0.01 * max(seconds, 1e-3))  # preparing the data may have taken all
-        pace = measure(task, spare, changed(default, settings.trainer_args).batch_size)
-        recipe = changed(replace(default, precision=pace.precision), settings.trainer_args)
+        pace = measure(task, spare, changed(default, settings.trainer_args))
+        found = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
+        recipe = changed(found, settings.trainer_args)
         return Sizes(shape, task.n_classes, n, settings, recipe, pace)
 
     def plan(self, seconds: float, width: int | None = None) -> Plan:
@@ -166,7 +167,7 @@ class Fitting:
                 executor = alone
                 torch.set_num_threads(all_threads)
                 spare = min(0.8, 0.01 * self.deadline.left)
-                torch.set_num_threads(measure(self.problem.task, spare, planned.recipe.batch_size).threads)
+                torch.set_num_threads(measure(self.problem.task, spare, planned.recipe).threads)
             yield executor
         finally:
             executor.shutdown()

@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphnas.graph import Graph, Limits, Shape, cnn, mlp, resnet, to_module
+from morphnas.train.augment import Draw
 from morphnas.train.data import Task
 from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe
-from morphnas.train.trainer import computing
+from morphnas.train.step import EAGER, RECORDERS, Step, computing
 
 CHILD = 0.04
 """Share of the time that one child should cost."""
@@ -118,19 +120,22 @@ class Pace:
     seconds_per_flop: float
     threads: int
     precision: Precision
+    cuda_graphs: bool = False
 
 
-def measure(task: Task, seconds: float, batch_size: int) -> Pace:
-    """The pace of the number of threads and the precision that are the fastest here.
+def measure(task: Task, seconds: float, recipe: Recipe) -> Pace:
+    """The pace of the number of threads, the precision and the kind of steps that are the fastest here.
 
     Times a few steps of a small network on real batches, for at most about `seconds`.
     """
+    if task.device.type in RECORDERS:
+        return _measure_recording(task, seconds, recipe)
     shape = tuple(task.train.x.shape[1:])
     graph = cnn(shape, task.n_classes, width=16) if len(shape) > 1 else mlp(shape, task.n_classes, width=64)
     module = to_module(graph).to(task.device)
     if len(shape) == 3:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batch = task.train[: max(2, batch_size)]  # batch norm cannot train on one
+    batch = task.train[: max(2, recipe.batch_size)]  # batch norm cannot train on one
     x = task.normalised(batch.x)
 
     def step(precision: Precision) -> float:
@@ -138,8 +143,6 @@ def measure(task: Task, seconds: float, batch_size: int) -> Pace:
         with computing(precision, task.device):
             logits = module(x)
         F.cross_entropy(logits.float(), batch.y).backward()
-        if task.device.type == "cuda":
-            torch.cuda.synchronize(task.device)
         return time.perf_counter() - begun
 
     most = torch.get_num_threads()
@@ -163,6 +166,49 @@ def measure(task: Task, seconds: float, batch_size: int) -> Pace:
             best = way
     fastest, (threads, precision) = statistics.median(warm[best]), best
     return Pace(fastest / len(batch) / graph.work * len(task.train), threads, precision)
+
+
+def _measure_recording(task: Task, seconds: float, recipe: Recipe) -> Pace:
+    """That of a device which can record steps: of whole ones, and of a network that is large enough to keep it busy.
+
+    Recorded steps are taken where they are clearly faster and train the same network: its weights move as they do
+    otherwise, up to a tenth of the way. Ways for which there is no time left are not tried.
+    """
+    shape = tuple(task.train.x.shape[1:])
+    graph = cnn(shape, task.n_classes, width=64) if len(shape) > 1 else mlp(shape, task.n_classes, width=256)
+    index = torch.arange(min(len(task.train), max(2, recipe.batch_size)))
+    draw = Draw.of(index, shape, recipe.augment, torch.Generator().manual_seed(0))
+    draw = draw.to(task.device, task.train.x.device)
+    mirrored = torch.arange(len(task.train)) % 2 == 0 if recipe.augment.flip else None
+
+    def weights(module: nn.Module) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    def tried(precision: Precision, cuda_graphs: bool) -> tuple[float, Tensor]:
+        """Seconds of a step, and how the weights have moved."""
+        module = to_module(graph).to(task.device)
+        if len(shape) == 3:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        before = weights(module)
+        way = replace(recipe, precision=precision, cuda_graphs=cuda_graphs)
+        step, took = Step(module, task, way, mirrored=mirrored), []
+        for _ in range(EAGER + 6):
+            begun = time.perf_counter()
+            step(draw, 0.1).item()  # waits for the device
+            took.append(time.perf_counter() - begun)
+        return min(took[-5:]), weights(module) - before
+
+    until, threads = time.perf_counter() + seconds, torch.get_num_threads()
+    best, found = Pace(0.0, threads, "float32"), tried("float32", False)
+    for cuda_graphs in (False, True):
+        if time.perf_counter() > until:
+            break
+        way = replace(best, cuda_graphs=True) if cuda_graphs else replace(best, precision="bfloat16")
+        other = tried(way.precision, way.cuda_graphs)
+        alike = not cuda_graphs or (other[1] - found[1]).norm() <= 0.1 * found[1].norm()
+        if alike and other[0] < CLEARLY * found[0]:
+            best, found = way, other
+    return replace(best, seconds_per_flop=found[0] / len(draw) / graph.work * len(task.train))
 
 
 def batch_size(n: int, device: torch.device) -> int:

@@ -28,7 +28,8 @@ from morphnas.train.checkpoint import Unfit
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime, Stop
 from morphnas.train.recipe import Outcome, Recipe
-from morphnas.train.trainer import Diverged, EachEpoch, calibrate, chunk, evaluate, is_out_of_memory, predict, train
+from morphnas.train.step import is_out_of_memory
+from morphnas.train.trainer import Diverged, EachEpoch, calibrate, chunk, evaluate, predict, train
 from morphnas.train.whitening import whitening
 
 log = logging.getLogger("morphnas")

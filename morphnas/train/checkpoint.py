@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from morphnas.train.data import Orders
 from morphnas.train.recipe import Epoch, Outcome, known_fields
+from morphnas.train.step import Step
 
 
 class Unfit(ValueError):
@@ -83,29 +83,29 @@ class Past:
 
 @dataclass(frozen=True, eq=False)
 class Moving:
-    """The parts of a training that change in place. mirrored: (examples,) bool, or None where no image is."""
+    """The parts of a training that change in place."""
 
-    module: nn.Module
-    averaged: AveragedModel | None
-    optimizer: torch.optim.Optimizer
+    step: Step
     generator: torch.Generator
     order: Orders
-    mirrored: Tensor | None
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        return self.step.task.device
 
     def tensors(self, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All of them as they are now, together with the best weights, and torch's own random state."""
-        found = {f"module.{name}": value for name, value in self.module.state_dict().items()}
+        found = {f"module.{name}": value for name, value in self.step.module.state_dict().items()}
         found |= {f"best.{name}": value for name, value in best.items()}
-        if self.averaged is not None:
-            found |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
+        if self.step.kept is not self.step.module:
+            found |= {f"averaged.{name}": value for name, value in self.step.kept.state_dict().items()}
+        for i, state in self.step.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{i}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
         found |= {"generator": self.generator.get_state(), "torch": torch.get_rng_state(), "order": self.order.rest}
         if self.device.type == "cuda":
             found["cuda"] = torch.cuda.get_rng_state(self.device)
-        if self.mirrored is not None:
-            found["mirrored"] = self.mirrored
+        if self.step.mirrored is not None:
+            found["mirrored"] = self.step.mirrored
         copies = {name: value.detach().to("cpu", copy=True) for name, value in found.items()}
         return {name: value.contiguous() for name, value in copies.items()}
 
@@ -115,7 +115,7 @@ class Moving:
         In the memory format that the parts have: what is computed from them is the same to the last bit.
         """
         best = {name.removeprefix("best."): value for name, value in saved.items() if name.startswith("best.")}
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in self.step.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in saved.items():
             if name.startswith("optimizer."):
@@ -128,7 +128,7 @@ class Moving:
                 state.setdefault(int(number), {})[key] = (
                     torch.empty_like(p, requires_grad=False).copy_(value) if value.shape == p.shape else value
                 )
-        wanted = self.tensors(self.module.state_dict())
+        wanted = self.tensors(self.step.module.state_dict())
         for name in {*wanted, *saved}:
             if name.startswith("optimizer."):
                 continue
@@ -150,14 +150,14 @@ class Moving:
                 torch.cuda.set_rng_state(saved["cuda"], self.device)
         except RuntimeError as error:
             raise Unfit(f"a random state: {error}") from None
-        _load(self.module, saved, "module.")
-        if self.averaged is not None:
-            _load(self.averaged, saved, "averaged.")
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        _load(self.step.module, saved, "module.")
+        if self.step.kept is not self.step.module:
+            _load(self.step.kept, saved, "averaged.")
+        groups = self.step.optimizer.state_dict()["param_groups"]
+        self.step.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.order.rest = rest.clone()
-        if self.mirrored is not None:
-            self.mirrored.copy_(saved["mirrored"])
+        if self.step.mirrored is not None:
+            self.step.mirrored.copy_(saved["mirrored"])
         return {name: value.to(self.device, copy=True) for name, value in best.items()}
 
 

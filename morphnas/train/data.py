@@ -1,4 +1,4 @@
-"""Examples as the trainer reads them: tensors on the device, in whole batches, changed and normalised there."""
+"""Examples as the trainer reads them: tensors on the device, in whole batches, normalised there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-
-from morphnas.train.recipe import Augment
 
 FARTHEST, FARTHEST_PIXEL = 5.0, 100.0
 """Standard deviations from the mean beyond which a feature, or a pixel, counts as no farther.
@@ -130,59 +127,3 @@ class Orders:
             self.rest = torch.cat([self.rest, torch.randperm(self.n, generator=self.generator)])
         order, self.rest = self.rest[: self.length], self.rest[self.length :]
         return order
-
-
-def batches(order: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
-    """The indices in parts of at most `size` and nearly equal lengths, on the device.
-
-    No part is of one index alone, which batch norm cannot train on: with a `size` of 1 or 2 some are of 2 or 3.
-    """
-    return iter(order.to(device).tensor_split(steps(len(order), size)))
-
-
-def augmented(x: Tensor, augment: Augment, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
-    """A batch (n, channels, *spatial) with every image shifted, mirrored along its last axis, turned and cut out.
-
-    mirrored: (n,) bool, which images are, where any may be; None: half of them, by chance. One gather moves and
-    mirrors; pixels from outside repeat the edge. Cutout sets to the image's mean. Images are turned on a plane only.
-    """
-    n, spatial = len(x), x.shape[2:]
-    if not spatial or not (augment.shift or augment.flip or augment.cutout or augment.rotate):
-        return x
-    index: list[Tensor] = [_along(torch.arange(n), 0, x.ndim), _along(torch.arange(x.shape[1]), 1, x.ndim)]
-    for axis, size in enumerate(spatial, start=2):
-        reach = math.ceil((augment.shift or 0.0) * size - 1e-6)
-        offset = torch.randint(-reach, reach + 1, (n, 1), generator=generator)
-        place = (torch.arange(size) + offset).clamp(0, size - 1)  # (n, size)
-        if augment.flip and axis == x.ndim - 1:
-            mirrored = torch.rand(n, generator=generator) < 0.5 if mirrored is None else mirrored.cpu()
-            place = torch.where(mirrored[:, None], place.flip(1), place)
-        index.append(place.reshape(n, *[size if i == axis else 1 for i in range(1, x.ndim)]))
-    moved = x[tuple(i.to(x.device) for i in index)]
-    if augment.rotate and len(spatial) == 2:
-        moved = _turned(moved, augment.rotate, generator)
-    if augment.cutout:
-        hidden = torch.ones((n, *[1] * (x.ndim - 1)), dtype=torch.bool)
-        for axis, size in enumerate(spatial, start=2):
-            side = max(1, round(augment.cutout * size))
-            first = torch.randint(1 - side, size, (n, 1), generator=generator)
-            inside = (torch.arange(size) >= first) & (torch.arange(size) < first + side)
-            hidden = hidden & inside.reshape(n, *[size if i == axis else 1 for i in range(1, x.ndim)])
-        mean = moved.to(torch.float32).mean(dim=list(range(2, x.ndim)), keepdim=True).to(moved.dtype)
-        moved = torch.where(hidden.to(x.device), mean, moved)
-    return moved
-
-
-def _turned(x: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
-    """Images (n, channels, h, w), each turned about its middle by a random angle of up to so many degrees."""
-    angle = (2 * torch.rand(len(x), generator=generator) - 1) * math.radians(degrees)
-    h, w = x.shape[2:]
-    sin, cos, none = angle.sin(), angle.cos(), torch.zeros(len(x))
-    rows = [torch.stack([cos, -sin * h / w, none], 1), torch.stack([sin * w / h, cos, none], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1), [len(x), 1, h, w], align_corners=False).to(x.device)
-    found = F.grid_sample(x.to(torch.float32), grid, padding_mode="border", align_corners=False)
-    return found if x.is_floating_point() else found.round().to(x.dtype)
-
-
-def _along(values: Tensor, axis: int, ndim: int) -> Tensor:
-    return values.reshape([-1 if i == axis else 1 for i in range(ndim)])

@@ -57,6 +57,7 @@ class Recipe:
     batch_size: examples per step; an epoch is cut into parts of at most so many and nearly equal lengths.
     optimizer: "sgd" (Nesterov momentum), "adamw", or "muon" (see `morphnas.train.muon`).
     precision: of the forward and backward passes; weights, scores and predictions are float32 in any case.
+    cuda_graphs: whether a GPU replays recorded steps (see `morphnas.train.step`); elsewhere it is of no matter.
     lr: peak learning rate, per mean loss of a batch; it rises over `warmup` of the schedule and falls linearly to 0.
     weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw.
     label_smoothing: probability mass spread over all classes.
@@ -73,6 +74,7 @@ class Recipe:
     examples: int | None = None
     batch_size: int = 128
     precision: Precision = "float32"
+    cuda_graphs: bool = False
     optimizer: Optimizer = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
@@ -104,8 +106,9 @@ class Recipe:
             if getattr(self, name) not in get_args(kind):
                 words = " or ".join(f'"{word}"' for word in get_args(kind))
                 raise ValueError(f"recipe: {name} must be {words}, not {getattr(self, name)!r}")
-        if not isinstance(self.whiten, bool):
-            raise ValueError(f"recipe: whiten must be True or False, not {self.whiten!r}")
+        for name in ("whiten", "cuda_graphs"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"recipe: {name} must be True or False, not {getattr(self, name)!r}")
         if not isinstance(self.augment, Augment):
             raise ValueError(f"recipe: augment must be an Augment, not {self.augment!r:.100}")
 

@@ -6,7 +6,6 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,19 +13,16 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from morphnas.train.augment import Draw
 from morphnas.train.checkpoint import Checkpoint, Keep, Moving, Past, Unfit
-from morphnas.train.data import Examples, Orders, Task, augmented, batches, steps
+from morphnas.train.data import Examples, Orders, Task, steps
 from morphnas.train.deadline import Deadline, OutOfTime
-from morphnas.train.muon import Muon
-from morphnas.train.recipe import Epoch, Outcome, Precision, Recipe, Status
+from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
+from morphnas.train.step import Step, computing, is_out_of_memory
 
 SHORT = 12
 """Schedules of at most this many epochs have no patience: they are over before a stale epoch says anything."""
-
-WIDE = 256
-"""Inputs of a dense layer from which on its weights are trained at a lower rate, by as many times as there are more."""
 
 CALM = 0.5
 """Share of the peak rate from which on an epoch's score is taken for the network's."""
@@ -39,9 +35,6 @@ PROBE = 8
 
 FIRST_CHUNK = 32
 """Examples that are scored first when there is a deadline; each time twice as many follow."""
-
-_CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""Stands in the RuntimeError that torch raises when a CPU is out of memory; there is no class for it."""
 
 EachEpoch = Callable[[Outcome], None]
 """Called after every epoch with the outcome so far. What it raises ends the training."""
@@ -119,7 +112,7 @@ def train(
     both keep the best weights so far. A score that the deadline cuts short does not count. Where the deadline comes
     before its time, since the work is to stop, an epoch that was begun is scored all the same if none was before.
 
-    micro, smallest: examples in memory at a time, to begin with and at least, see `step`. Raises what torch does when
+    micro, smallest: examples in memory at a time, to begin with and at least, see `Step`. Raises what torch does when
     not even `smallest` fit.
 
     keep: is offered a checkpoint after every epoch. saved: one to go on from, with a module, a task, a recipe and a
@@ -134,14 +127,13 @@ def train(
     order = Orders(len(task.train), seen, generator)
     mirrored = torch.rand(len(task.train), generator=generator) < 0.5 if recipe.augment.flip else None
     per_epoch = steps(seen, recipe.batch_size)
-    optimizer, averaged = _optimizer(module, recipe), _averaged(module, recipe, per_epoch)
-    kept = averaged.module if averaged is not None else module  # what is scored, and whose weights are kept
-    moving = Moving(module, averaged, optimizer, generator, order, mirrored, task.device)
+    step = Step(module, task, recipe, per_epoch, mirrored, micro, smallest)
+    moving = Moving(step, generator, order)
     if saved is None:
         begun = clock()
         pace = foretold(module, task, recipe, clock) if deadline.left < HASTE else 0.0
         nothing = Outcome("truncated", examples=len(judge) if scored else 0)
-        past, best_state = Past(nothing, planned, micro or recipe.batch_size, pace=pace), _copy(module)
+        past, best_state = Past(nothing, planned, step.micro, pace=pace), _copy(module)
     else:
         past, best_state = _past(saved, planned), moving.restore(saved.tensors)
         begun = clock() - past.seconds
@@ -149,7 +141,8 @@ def train(
     decay = math.inf if past.decay is None else past.decay
     schedule, last = Schedule(recipe.warmup, decay, past.end), past.last
     best, curve, usual = past.best, list(past.curve), list(past.usual)
-    validation, trained, training, pace, micro = past.validation, past.trained, past.training, past.pace, past.micro
+    validation, trained, training, pace = past.validation, past.trained, past.training, past.pace
+    step.micro, step.fresh = past.micro, saved is None
     status: Status = "finished"
     gpu = task.device.type == "cuda"
     held = _begin_measuring(module, task.device) if gpu else 0
@@ -163,7 +156,7 @@ def train(
     def checkpoint() -> Checkpoint:
         end = None if schedule.decay == math.inf else schedule.decay
         where = (schedule.end, epoch, stale, calmed, validation, trained, training, pace, tuple(usual), tuple(curve))
-        now = Past(best, last, micro or recipe.batch_size, end, *where, clock() - begun)
+        now = Past(best, last, step.micro, end, *where, clock() - begun)
         return Checkpoint(now.to_json(), moving.tensors(best_state))
 
     epoch, stale, calmed = past.epoch, past.stale, past.calmed
@@ -172,24 +165,19 @@ def train(
         total = torch.zeros((), device=task.device)
         done, gone = 0, ""
         losses: deque[Callable[[], float]] = deque()
-        for index in batches(next(order), recipe.batch_size, task.train.x.device):
+        whole = Draw.of(next(order), task.train.x.shape[1:], recipe.augment, generator)
+        for draw in whole.to(task.device, task.train.x.device).split(per_epoch):
             room = deadline.left - validation
-            if room <= 1.5 * pace * len(index):
+            if room <= 1.5 * pace * len(draw):
                 fitting = int(room / (1.5 * pace)) if pace else 0
                 if fitting < 2 or trained:  # part of a batch is worth it when there is nothing else
                     status = "truncated"
                     break
-                index = index[:fitting]
+                draw = draw.first(fitting)
             step_begun = clock()
             rate = schedule.rate(min(progress(epoch + done / seen), schedule.end * 0.9999))
-            for group in optimizer.param_groups:
-                group["lr"] = group["share"] * recipe.lr * rate
-            loss, micro = step(module, optimizer, task, index, recipe, generator, micro, smallest, mirrored)
-            if mirrored is not None:
-                mirrored[index.cpu()] ^= True  # the other way the next time
-            if averaged is not None:
-                averaged.update_parameters(module)
-            total += loss * len(index)
+            loss = step(draw, rate)
+            total += loss * len(draw)
             losses.append(fetched(loss))
             if len(losses) > (gpu and trained > 0):  # a GPU has the next step to do while the last one is looked at
                 value = losses.popleft()()
@@ -197,9 +185,10 @@ def train(
                     break
                 usual = [*usual, value] if len(usual) < 8 else usual
             seconds = clock() - step_begun
-            pace = max(0.9 * pace if trained else 0.0, seconds / len(index))  # forgets a hiccup, not at once
-            done += len(index)
-            trained += len(index)
+            if not step.recorded:
+                pace = max(0.9 * pace if trained else 0.0, seconds / len(draw))  # forgets a hiccup, not at once
+            done += len(draw)
+            trained += len(draw)
             training += seconds
             if scored and not curve:
                 validation = 0.5 * pace * len(judge)  # without a backward pass
@@ -217,7 +206,7 @@ def train(
                 scoring = clock()
                 until = deadline if best.score is not None else deadline.heeding(None)
                 try:
-                    score, metric = evaluate(kept, judge, task, chunk(micro), until)
+                    score, metric = evaluate(step.kept, judge, task, chunk(step.micro), until)
                 except OutOfTime:
                     status = "truncated"
                     if best.score is not None:
@@ -229,7 +218,7 @@ def train(
             calm = schedule.calm(progress(epoch))
             if score is None or best.score is None or (calm, score) > (calmed, best.score):
                 calmed = calm
-                state = _copy(kept)
+                state = _copy(step.kept)
                 if not all(value.isfinite().all() for value in state.values()):  # of the last step, after its loss
                     raise Diverged("the weights are no numbers any more")
                 best, best_state, stale = replace(best, score=score, metric=metric, best_epoch=epoch), state, 0
@@ -253,7 +242,7 @@ def train(
         seconds=clock() - begun,
         images_per_second=trained / training if training else 0.0,
         peak_bytes=max(0, torch.cuda.max_memory_allocated(task.device) - held) if gpu else 0,
-        micro_batch=min(micro, recipe.batch_size) if trained else 0,
+        micro_batch=min(step.micro, recipe.batch_size) if trained else 0,
     )
 
 
@@ -266,70 +255,6 @@ def _past(saved: Checkpoint, planned: int) -> Past:
     if not (0 < past.epoch < past.last <= planned and past.micro):
         raise Unfit(f"it is after epoch {past.epoch} of {past.last}, where there are {planned}")
     return past
-
-
-def step(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    task: Task,
-    index: Tensor,
-    recipe: Recipe,
-    generator: torch.Generator,
-    micro: int,
-    smallest: int,
-    mirrored: Tensor | None = None,
-) -> tuple[Tensor, int]:
-    """One step of the optimizer on the training examples at `index`; its mean loss, and the `micro` that it came to.
-
-    At most about `micro` examples are in memory at a time. The gradient is that of all of them, since every part weighs
-    as its share; but batch norm normalises each part by itself, and moves its running statistics once for each. Out of
-    memory, it begins again with half as many at a time; it raises what torch does when `smallest` are too many.
-    """
-    while True:
-        optimizer.zero_grad(set_to_none=True)
-        try:
-            parts = index.tensor_split(steps(len(index), micro))
-            loss = _gradients(module, task, parts, recipe, generator, mirrored)
-            with computing(recipe.precision, task.device):
-                optimizer.step()
-            return loss, micro
-        except Exception as error:
-            micro = min(micro, len(index))
-            if micro <= smallest or not is_out_of_memory(error):
-                raise
-        micro = max(smallest, micro // 2)
-        if task.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(task.device)  # what failed is not what a step takes
-
-
-def _gradients(
-    module: nn.Module,
-    task: Task,
-    parts: Sequence[Tensor],
-    recipe: Recipe,
-    generator: torch.Generator,
-    mirrored: Tensor | None = None,
-) -> Tensor:
-    """The mean loss of a batch in parts, whose gradients add up; a function, so that an error frees its tensors."""
-    loss = torch.zeros((), device=task.device)
-    n = sum(map(len, parts))
-    for part in parts:
-        batch = task.train[part]
-        x = task.normalised(
-            augmented(batch.x, recipe.augment, generator, None if mirrored is None else mirrored[part.cpu()])
-        )
-        with computing(recipe.precision, task.device):
-            logits = module(x).float()
-        share = F.cross_entropy(logits, batch.y, label_smoothing=recipe.label_smoothing) * (len(part) / n)
-        share.backward()
-        loss += share.detach()
-    return loss
-
-
-def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Where a network's layers compute in that precision; weights, gradients and the loss stay in float32."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
 def foretold(module: nn.Module, task: Task, recipe: Recipe, clock: Callable[[], float]) -> float:
@@ -384,10 +309,6 @@ def explosion(loss: float, usual: Sequence[float], n_classes: int) -> str:
     if usual and loss > max(20 * statistics.fmean(usual), 10 * math.log(n_classes)):
         return f"the training loss went up from {statistics.fmean(usual):.3g} to {loss:.3g}"
     return ""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _CPU_ALLOCATOR in str(error)
 
 
 def evaluate(
@@ -521,38 +442,3 @@ def _begin_measuring(module: nn.Module, device: torch.device) -> int:
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def _averaged(module: nn.Module, recipe: Recipe, per_epoch: int) -> AveragedModel | None:
-    """A running mean of the module's weights and statistics over `recipe.average` epochs."""
-    steps = recipe.average * per_epoch
-    if steps <= 1:
-        return None
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / steps), use_buffers=True)
-
-
-def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay on weights alone: tensors of two and more axes. A group's `share` multiplies the rate.
-
-    turned: whether the group holds convolutions' weights that Muon is to turn. A step of gradient descent changes what
-    a dense layer gives by as much as it has inputs (Yang et al. 2022, arXiv:2203.03466, table 3): wide ones without a
-    norm behind them, which have a bias, take shorter steps.
-    """
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    shifts = {id(layer.bias) for layer in norms}
-    shares = dict.fromkeys(shifts, recipe.bias_rate)
-    if recipe.optimizer != "adamw":
-        dense = (layer for layer in module.modules() if isinstance(layer, nn.Linear) and layer.bias is not None)
-        shares |= {id(layer.weight): min(1.0, WIDE / layer.in_features) for layer in dense}
-    groups: dict[tuple[float, float, bool], list[Tensor]] = {}
-    for p in (p for p in module.parameters() if p.requires_grad):
-        share, decay = shares.get(id(p), 1.0), recipe.weight_decay if p.ndim > 1 else 0.0
-        groups.setdefault((share, decay, recipe.optimizer == "muon" and p.ndim > 2), []).append(p)
-    settings = [
-        {"params": ps, "share": share, "weight_decay": decay, "turned": turned}
-        for (share, decay, turned), ps in groups.items()
-    ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(settings, lr=recipe.lr, fused=True)
-    kind = Muon if recipe.optimizer == "muon" else torch.optim.SGD
-    return kind(settings, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)

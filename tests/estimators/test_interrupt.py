@@ -28,6 +28,7 @@ from morphnas.run.search import work
 from morphnas.run.store import load_run
 from morphnas.search.trial import Trial
 from morphnas.train.recipe import Outcome
+from morphnas.train.step import Step
 from tests.estimators.conftest import Data, stripes
 from tests.run.doubles import comparable
 
@@ -92,15 +93,15 @@ def test_ctrl_c_ends_the_fit_with_what_it_has(data: Data, tmp_path: Path) -> Non
 
 @posix
 def test_ctrl_c_in_the_first_epoch_keeps_a_scored_network(data: Data, tmp_path: Path) -> None:
-    step, count = morphnas.train.trainer.step, iter(range(9999))
+    step, count = Step.__call__, iter(range(9999))
 
-    def stepped(*args: Any, **more: Any) -> Any:
+    def stepped(self: Step, *args: Any) -> Any:
         if next(count) == 1:
             signal.raise_signal(signal.SIGINT)
-        return step(*args, **more)
+        return step(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(morphnas.train.trainer, "step", stepped)
+        patch.setattr(Step, "__call__", stepped)
         args = ARGS | {"trainer_args": ARGS["trainer_args"] | {"batch_size": 16}}
         with pytest.warns(UserWarning, match="interrupted"):
             classifier(tmp_path / "run", searcher_args=args).fit(*data)

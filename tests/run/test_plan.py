@@ -234,7 +234,7 @@ def one_pixel() -> Task:
 @pytest.mark.parametrize("size", [1, 8, 500])
 def test_an_epoch_has_a_price(task: Task, size: int, threads: list[int]) -> None:
     random = torch.get_rng_state()
-    pace = measure(task, 0.0, size)
+    pace = measure(task, 0.0, Recipe(batch_size=size))
     assert 0 < pace.seconds_per_flop < math.inf
     assert pace.threads in (1, 2)
     assert pace.precision in ("float32", "bfloat16")
@@ -248,14 +248,14 @@ def test_the_number_of_threads_is_put_back_after_an_error(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(nn.functional, "cross_entropy", broken)
     with pytest.raises(MemoryError):
-        measure(blobs(), 0.0, 8)
+        measure(blobs(), 0.0, Recipe(batch_size=8))
     assert threads[-1] == 2
 
 
 def test_twice_the_examples_take_twice_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10_000))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
-    one, other = (measure(blobs(n, 2), 0.0, 16).seconds_per_flop for n in (40, 80))
+    one, other = (measure(blobs(n, 2), 0.0, Recipe(batch_size=16)).seconds_per_flop for n in (40, 80))
     assert other == pytest.approx(2 * one)
 
 

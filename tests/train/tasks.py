@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from morphnas.train import trainer
+from morphnas.train import step
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 
@@ -103,7 +103,7 @@ def rates(module: nn.Module) -> Iterator[list[float]]:
     """The learning rate of every training step that is taken inside."""
     seen: list[float] = []
     made: list[torch.optim.Optimizer] = []
-    before = trainer._optimizer
+    before = step.optimizer_of
 
     def spied(*args: object) -> torch.optim.Optimizer:
         made.append(before(*args))  # type: ignore[arg-type]
@@ -111,12 +111,12 @@ def rates(module: nn.Module) -> Iterator[list[float]]:
 
     def note(layer: nn.Module, _: object) -> None:
         if layer.training:
-            seen.append(made[-1].param_groups[0]["lr"])
+            seen.append(made[-1].param_groups[0]["lr"].item())
 
     handle = module.register_forward_pre_hook(note)
-    trainer._optimizer = spied  # type: ignore[assignment]
+    step.optimizer_of = spied  # type: ignore[assignment]
     try:
         yield seen
     finally:
-        trainer._optimizer = before
+        step.optimizer_of = before
         handle.remove()

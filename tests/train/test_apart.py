@@ -10,9 +10,11 @@ from torch import nn
 
 from morphnas.graph import cnn, to_module
 from morphnas.run.search import _Mirror
-from morphnas.train import trainer
-from morphnas.train.data import Examples, Task, batches, moments
+from morphnas.train import step
+from morphnas.train.augment import Draw
+from morphnas.train.data import Examples, Task, moments
 from morphnas.train.recipe import Augment, Recipe
+from morphnas.train.step import Step
 from morphnas.train.trainer import calibrate, foretold, predict
 from tests.train.tasks import images, seeded
 
@@ -53,11 +55,15 @@ def test_what_is_computed_on_either_device_is_the_same() -> None:
     assert torch.equal(Task.of(whole.train, None, 3).mean, moments(whole.train.x)[0])
 
 
-def test_networks_train_and_predict_apart_from_their_examples(task: Task, module: nn.Module) -> None:
+def test_networks_train_and_predict_apart_from_their_examples(
+    task: Task, module: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "optimizer_of", lambda *_: None)  # torch has none for this device
     recipe = Recipe(augment=Augment(shift=0.2, flip=True, cutout=0.3))
-    for index in batches(torch.arange(len(task.train)), 16, task.train.x.device):
-        loss = trainer._gradients(module, task, index.tensor_split(2), recipe, seeded())
-        assert loss.device == DEVICE
+    steps = Step(module, task, recipe, mirrored=torch.arange(len(task.train)) % 2 == 0)
+    draw = Draw.of(torch.arange(len(task.train)), (2, 8, 8), recipe.augment, seeded())
+    for batch in draw.to(DEVICE, task.train.x.device).split(3):
+        assert steps._gradients(batch.split(2)).device == DEVICE
     assert all(p.grad is not None and p.grad.device == DEVICE for p in module.parameters())
     assert predict(module, task.judge.x, task).shape == (48, 3)
     assert predict(_Mirror(module), task.judge.x, task).device == DEVICE

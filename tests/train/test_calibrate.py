@@ -27,10 +27,10 @@ from morphnas.graph import (
 )
 from morphnas.graph.morphs import MORPHS
 from morphnas.run.search import Job, inherited
-from morphnas.train import trainer
-from morphnas.train.data import Orders, Task, batches
+from morphnas.train.data import Orders, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
+from morphnas.train.step import optimizer_of
 from morphnas.train.trainer import Schedule, calibrate, train
 from tests.strategies import examples, random_weights
 from tests.train.tasks import equal, images, seeded, state
@@ -198,14 +198,14 @@ def trained(family: str) -> tuple[Network, Task]:
 def first_losses(start: Network, morphs: tuple[Morph, ...], task: Task, steps: int = 3) -> Losses:
     """Training-mode losses of the first steps of a training, as `train` takes them."""
     module, _ = inherited(Job(start, morphs, RECIPE, 60, 7), task)
-    optimizer, schedule = trainer._optimizer(module, RECIPE), Schedule(RECIPE.warmup)
+    optimizer, schedule = optimizer_of(module, RECIPE), Schedule(RECIPE.warmup)
     module.train()
     losses: Losses = []
     total = RECIPE.epochs * len(task.train) // RECIPE.batch_size
     order = next(Orders(len(task.train), len(task.train), seeded(3)))
-    for step, index in enumerate(list(batches(order, RECIPE.batch_size, task.device))[:steps]):
+    for step, index in enumerate(order.split(RECIPE.batch_size)[:steps]):
         for group in optimizer.param_groups:
-            group["lr"] = RECIPE.lr * schedule.rate(step / total)
+            group["lr"].fill_(RECIPE.lr * schedule.rate(step / total))
         batch = task.train[index]
         logits = module(task.normalised(batch.x))
         loss = nn.functional.cross_entropy(logits, batch.y, label_smoothing=RECIPE.label_smoothing)

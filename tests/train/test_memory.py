@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from morphnas.graph import cnn, to_module
-from morphnas.train import trainer
+from morphnas.train.augment import Draw
 from morphnas.train.data import Task
 from morphnas.train.deadline import OutOfTime
 from morphnas.train.recipe import Outcome, Recipe
-from morphnas.train.trainer import HASTE, PROBE, evaluate, explosion, foretold, predict, step, train
+from morphnas.train.step import Step
+from morphnas.train.trainer import HASTE, PROBE, evaluate, explosion, foretold, predict, train
 from tests.train.tasks import Clock, Timed, blobs, equal, images, linear, seeded, state
 
 PLAIN = Recipe(epochs=4, batch_size=16, lr=0.1, label_smoothing=0.0)
@@ -51,9 +52,9 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(micro: int) -> None:
     task, losses, states = blobs(), [], []
     for size in (16, micro):
         module = linear()
-        optimizer = trainer._optimizer(module, PLAIN)
-        loss, left = step(module, optimizer, task, torch.arange(16), PLAIN, seeded(), size, 2)
-        assert left == size
+        step = Step(module, task, PLAIN, micro=size)
+        loss = step(Draw.of(torch.arange(16), (4,), PLAIN.augment, seeded()), 1.0)
+        assert step.micro == size
         losses.append(loss.item())
         states.append(state(module))
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)

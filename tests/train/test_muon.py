@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from morphnas.graph import cnn, to_module
+from morphnas.train import step
 from morphnas.train.deadline import NEVER
 from morphnas.train.muon import Muon, orthogonal
 from morphnas.train.recipe import Recipe
-from morphnas.train.trainer import _optimizer, evaluate, train
+from morphnas.train.trainer import evaluate, train
 from tests.train.tasks import images, seeded
 
 
@@ -75,7 +76,7 @@ def test_weights_that_are_zero_or_have_no_gradient_stay() -> None:
 def test_all_but_convolutions_move_as_with_sgd() -> None:
     networks = [to_module(cnn((2, 8, 8), 3, width=4)) for _ in range(2)]
     for module, kind in zip(networks, ("muon", "sgd"), strict=True):
-        optimizer = _optimizer(module, Recipe(optimizer=kind))  # type: ignore[arg-type]
+        optimizer = step.optimizer_of(module, Recipe(optimizer=kind))  # type: ignore[arg-type]
         for _ in range(2):
             for i, p in enumerate(module.parameters()):
                 p.grad = torch.randn(p.shape, generator=seeded(i))

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from morphnas.graph import cnn, fresh_weights, mlp, to_module
-from morphnas.train import data, trainer
-from morphnas.train.data import Examples, Task, augmented
+from morphnas.train import data, step
+from morphnas.train.augment import Draw, augmented
+from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
 from morphnas.train.recipe import Augment, Optimizer, Outcome, Recipe
+from morphnas.train.step import optimizer_of
 from morphnas.train.trainer import Diverged, Schedule, best_temperature, evaluate, last_epoch, predict, train
 from tests.train.tasks import Clock, Constant, Timed, blobs, equal, images, linear, rates, seeded, state
 
@@ -176,7 +178,7 @@ def test_examples_stay_as_they_are() -> None:
 def test_weight_decay_leaves_biases_and_norms_alone() -> None:
     """With a rate next to nothing, weight decay is all that could move them."""
     module = to_module(mlp((4,), 2, width=4))
-    groups = trainer._optimizer(module, replace(PLAIN, weight_decay=0.3)).param_groups
+    groups = optimizer_of(module, replace(PLAIN, weight_decay=0.3)).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert {name: decay[id(p)] for name, p in module.named_parameters()} == {
         name: 0.3 if p.ndim > 1 else 0.0 for name, p in module.named_parameters()
@@ -187,7 +189,7 @@ def test_weight_decay_leaves_biases_and_norms_alone() -> None:
 def test_wide_dense_layers_without_a_norm_are_trained_at_a_lower_rate(optimizer: Optimizer, share: float) -> None:
     """Adam's steps are as long whatever the gradient."""
     module = to_module(mlp((1024,), 2, width=512))
-    groups = trainer._optimizer(module, replace(PLAIN, optimizer=optimizer)).param_groups
+    groups = optimizer_of(module, replace(PLAIN, optimizer=optimizer)).param_groups
     shares = {id(p): group["share"] for group in groups for p in group["params"]}
     (last,) = (
         name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and layer.bias is not None
@@ -616,7 +618,7 @@ def test_averaged_weights_are_those_that_are_scored_and_kept() -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_rate_of_biases_is_that_of_norms_alone(optimizer: Literal["sgd", "adamw"]) -> None:
     module = to_module(cnn((2, 8, 8), 3, width=4))
-    found = trainer._optimizer(module, Recipe(optimizer=optimizer, bias_rate=8.0, weight_decay=0.01))
+    found = optimizer_of(module, Recipe(optimizer=optimizer, bias_rate=8.0, weight_decay=0.01))
     names = {id(p): name for name, p in module.named_parameters()}
     kinds = {names[id(p)]: (g["share"], g["weight_decay"]) for g in found.param_groups for p in g["params"]}
     assert kinds.keys() == dict(module.named_parameters()).keys()
@@ -632,13 +634,13 @@ def test_every_image_is_mirrored_each_second_time(monkeypatch: pytest.MonkeyPatc
     task = replace(images(24, 8), train=Examples(numbers, torch.arange(24) % 3))
     seen: dict[int, list[bool]] = {}
 
-    def watched(x: Tensor, augment: Augment, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
+    def watched(x: Tensor, draw: Draw, augment: Augment, mirrored: Tensor | None = None) -> Tensor:
         assert mirrored is not None
         for number, side in zip(x[:, 0, 0, 0].tolist(), mirrored.tolist(), strict=True):
             seen.setdefault(number, []).append(side)
-        return augmented(x, augment, generator, mirrored)
+        return augmented(x, draw, augment, mirrored)
 
-    monkeypatch.setattr(trainer, "augmented", watched)
+    monkeypatch.setattr(step, "augmented", watched)
     recipe = Recipe(epochs=8, examples=12, batch_size=8, augment=Augment(flip=True))
     train(to_module(cnn((2, 8, 8), 3, width=4)), task, recipe, NEVER, seeded(), scored=False)
     assert len(seen) == 24

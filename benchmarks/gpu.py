@@ -1,0 +1,256 @@
+"""How fast one GPU trains, and with what share of its arithmetic; how much memory that takes, and what happens without.
+
+    python benchmarks/gpu.py speed [--run FOLDER] [--seconds 3] [--device cuda]
+    python benchmarks/gpu.py memory --data cifar10.npz [--seconds 40] [--device cuda]
+
+speed: networks are trained on 50,000 images of noise (3, 32, 32), each in several ways in turn: "plain", a loop as it
+is written by hand around the same module, with the images on the device, bfloat16 and channels_last; our steps in
+float32; with channels_last; in bfloat16; recorded as CUDA graphs; with Muon; and, of the larger ones, with
+torch.compile. All others are steps of SGD. Networks are the starters of several widths and, with --run, the best one of
+a run on such images. For each way: images per second, the share of the arithmetic that a product of two matrices of
+8,192 rows in bfloat16 was measured to get out of the device, the memory at its most, and what `Graph.peak_bytes` says
+of it. A way that fails is told with its error. A pass forward and backward is taken for three times `Graph.flops`.
+
+memory: a fit in batches of 4,096 with a hundredth of the device's memory: how its trials ended, and with how many
+examples at a time.
+
+Appends to results/gpu.json; --smoke: a moment each on whatever device there is, nothing written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from handwritten import moved
+from machine import append
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import morphnas
+from morphnas.graph import Graph, cnn, resnet, to_module
+from morphnas.run.plan import default_recipe
+from morphnas.run.store import load_run
+from morphnas.train.augment import Draw
+from morphnas.train.data import Examples, Task, steps
+from morphnas.train.recipe import SHIFT, Augment, Recipe
+from morphnas.train.step import EAGER, Step
+
+RESULTS = Path(__file__).parent / "results" / "gpu.json"
+SHAPE, CLASSES = (3, 32, 32), 10
+CHANGES = Augment(shift=SHIFT, flip=True)
+Loop = Callable[[], Tensor]
+"""A step, and its loss."""
+
+
+def plain(module: nn.Module, task: Task, recipe: Recipe) -> Loop:
+    """Written by hand: nothing of ours but the module."""
+    generator, device, size = torch.Generator().manual_seed(0), task.device, recipe.batch_size
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast = device.type == "cuda"
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=fast)
+    images, labels = task.train.x, task.train.y
+    batches = iter(lambda: torch.randint(0, len(labels), (size,), generator=generator).to(device), None)
+
+    def step() -> Tensor:
+        index = next(batches)
+        x = (images[index].float() - task.mean) / task.std
+        x = moved(x.cpu(), 1, True, generator).to(device) if not fast else on_device(x)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = module(x.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits.float(), labels[index], label_smoothing=0.1)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def on_device(x: Tensor) -> Tensor:
+        """Moved by up to a pixel and mirrored, as airbench-like loops do: a crop for all, a mirror for half of them."""
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        down, right = torch.randint(0, 3, (2,), generator=generator).tolist()
+        cut = padded[:, :, down : down + SHAPE[1], right : right + SHAPE[2]]
+        mirror = torch.rand(len(x), 1, 1, 1, device=device) < 0.5
+        return torch.where(mirror, cut.flip(-1), cut)
+
+    return step
+
+
+def ours(module: nn.Module, task: Task, recipe: Recipe) -> Loop:
+    step = Step(module, task, recipe, mirrored=torch.arange(len(task.train)) % 2 == 0)
+    generator = torch.Generator().manual_seed(0)
+
+    def draws() -> Iterator[Draw]:
+        while True:
+            order = torch.randperm(len(task.train), generator=generator)
+            epoch = Draw.of(order, SHAPE, recipe.augment, generator).to(task.device, task.train.x.device)
+            yield from epoch.split(steps(len(order), recipe.batch_size))
+
+    batches = draws()
+    return lambda: step(next(batches), 0.2)
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    return module.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+
+
+def ways(module: nn.Module, task: Task, recipe: Recipe) -> dict[str, Callable[[], Loop]]:
+    """What makes each way's loop, of a module of its own."""
+    eager = replace(recipe, optimizer="sgd", precision="float32", cuda_graphs=False)
+    half, recorded = replace(eager, precision="bfloat16"), replace(eager, precision="bfloat16", cuda_graphs=True)
+    turned = [replace(each, optimizer="muon") for each in (half, recorded)]
+
+    def compiled() -> nn.Module:
+        return torch.compile(channels_last(module))  # type: ignore[return-value]
+
+    return {
+        "plain": lambda: plain(module, task, recipe),
+        "float32": lambda: ours(module, task, eager),
+        "channels_last": lambda: ours(channels_last(module), task, eager),
+        "bfloat16": lambda: ours(channels_last(module), task, half),
+        "CUDA graph": lambda: ours(channels_last(module), task, recorded),
+        "Muon": lambda: ours(channels_last(module), task, turned[0]),
+        "Muon, CUDA graph": lambda: ours(channels_last(module), task, turned[1]),
+        "compiled": lambda: ours(compiled(), task, half),
+        "compiled, CUDA graph": lambda: ours(compiled(), task, recorded),
+    }
+
+
+def timed(loop: Loop, seconds: float, size: int) -> dict[str, Any]:
+    """Images per second, after as many steps as it takes to get going; and how long these took at most."""
+    first = []
+    for _ in range(2 * EAGER):
+        begun = time.perf_counter()
+        loop().item()
+        first.append(time.perf_counter() - begun)
+    begun, done, loss = time.perf_counter(), 0, torch.zeros(())
+    while time.perf_counter() - begun < seconds:
+        for _ in range(10):
+            loss = loop()
+        done += 10
+        loss.item()  # ten steps ahead at most
+    took = time.perf_counter() - begun
+    return {
+        "images_per_second": round(done * size / took),
+        "first_step_seconds": round(first[0], 3),
+        "slowest_of_the_others": round(max(first[1:]), 3),
+    }
+
+
+def peak(device: torch.device, rows: int) -> float:
+    """Floating point operations per second of a product of matrices in bfloat16."""
+    one, other = (torch.randn(rows, rows, device=device, dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        for _ in range(5):
+            product = one @ other
+        product[0, 0].item()
+        times.append((time.perf_counter() - begun) / 5)
+    return float(2 * rows**3 / statistics.median(times))
+
+
+def speed(args: argparse.Namespace) -> dict[str, Any]:
+    device, generator = args.device, torch.Generator().manual_seed(0)
+    n = 2_000 if args.smoke else 50_000
+    x = torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=generator)
+    task = Task.of(Examples(x, torch.arange(n) % CLASSES), None, CLASSES).to(device)
+    recipe = replace(default_recipe(n, device, None, SHAPE), augment=CHANGES, whiten=False)
+    widths = (4,) if args.smoke else (16, 64)
+    networks: dict[str, Graph] = {}
+    for width in widths:
+        networks |= {f"{make.__name__}, width {width}": make(SHAPE, CLASSES, width=width) for make in (cnn, resnet)}
+    if args.run:
+        best = max((t for t in load_run(args.run).trials if t.score is not None), key=lambda t: t.score or 0.0)
+        networks[f"best of {args.run.name}"] = best.graph
+    small = [name for name in networks if name.endswith(f"width {widths[0]}")]  # half a minute to compile each
+    most = peak(device, 256 if args.smoke else 8192)
+    found: dict[str, Any] = {}
+    for name, graph in networks.items():
+        rows: dict[str, Any] = {}
+        for way in ways(to_module(graph), task, recipe):
+            if way.startswith("compiled") and (args.smoke or name in small):
+                continue
+            module = to_module(graph).to(device).train()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(device)
+            held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+            try:
+                row = timed(ways(module, task, recipe)[way](), args.seconds, recipe.batch_size)
+            except Exception as error:  # told, and the others go on
+                rows[way] = {"error": f"{type(error).__name__}: {error}"[:300]}
+                print(f"{name:24s} {way:22s} {rows[way]}", flush=True)
+                continue
+            row["share_of_peak"] = round(3 * graph.flops * row["images_per_second"] / most, 4)
+            if device.type == "cuda":
+                row["peak_bytes"] = torch.cuda.max_memory_allocated(device) - held
+            rows[way] = row
+            print(f"{name:24s} {way:22s} {row}", flush=True)
+        found[name] = {"flops": graph.flops, "parameters": graph.parameters,
+                       "estimated_bytes": graph.peak_bytes(recipe.batch_size), "ways": rows}  # fmt: skip
+    return {"batch_size": recipe.batch_size, "optimizer": recipe.optimizer, "seconds": args.seconds,
+            "bfloat16_flops_per_second": round(most), "networks": found}  # fmt: skip
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    share, size = 0.01, 64 if args.smoke else 4096
+    if args.data is None:
+        x, y = np.random.default_rng(0).integers(0, 256, (2000, 32, 32, 3), dtype=np.uint8), np.arange(2000) % 10
+    else:
+        with np.load(args.data, allow_pickle=False) as file:
+            x, y = file["x_train"][:20_000], file["y_train"][:20_000]
+    if args.device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(share, args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        classifier = morphnas.ImageClassifier(
+            Path(folder) / "run", device=str(args.device), random_state=0,
+            searcher_args={"trainer_args": {"batch_size": size}},
+        )  # fmt: skip
+        begun = time.perf_counter()
+        classifier.fit(x, y, time_limit=args.seconds)
+        took = time.perf_counter() - begun
+        outcomes = [t.outcome for t in classifier.load_searcher().trials if t.outcome is not None]
+    return {
+        "examples": len(y), "batch_size": size, "share_of_memory": share, "seconds": args.seconds,
+        "overrun_seconds": round(max(0.0, took - args.seconds), 2),
+        "statuses": dict(Counter(outcome.status for outcome in outcomes)),
+        "micro_batches": [outcome.micro_batch for outcome in outcomes],
+        "peak_bytes": [outcome.peak_bytes for outcome in outcomes],
+        "validation_accuracy": [outcome.metric for outcome in outcomes],
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "memory"])
+    parser.add_argument("--run", type=Path, help="the folder of a run on images (3, 32, 32)")
+    parser.add_argument("--data", type=Path, help="an .npz with x_train and y_train")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--smoke", action="store_true")
+    args = parser.parse_args()
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        if not args.smoke:
+            parser.error("torch sees no GPU")
+        args.device = torch.device("cpu")
+    if args.seconds is None:
+        args.seconds = {"speed": (3.0, 0.05), "memory": (40.0, 3.0)}[args.what][args.smoke]
+    found = {"speed": speed, "memory": memory}[args.what](args)
+    print(json.dumps({name: value for name, value in found.items() if name != "networks"}))
+    if not args.smoke:
+        append(args.results, {"what": args.what} | found)
+
+
+if __name__ == "__main__":
+    main()

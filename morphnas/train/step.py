@@ -1,0 +1,204 @@
+"""What one step of a training does, all of it on the device: a GPU may replay it as one CUDA graph."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from morphnas.train.augment import Draw, augmented
+from morphnas.train.data import Task, steps
+from morphnas.train.muon import Muon
+from morphnas.train.recipe import Precision, Recipe
+
+log = logging.getLogger(__name__)
+
+WIDE = 256
+"""Inputs of a dense layer from which on its weights are trained at a lower rate, by as many times as there are more."""
+
+EAGER = 10
+"""Steps before one is recorded: they make what a recording cannot, and short trainings are not worth one."""
+
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""Stands in the RuntimeError that torch raises when a CPU is out of memory; there is no class for it."""
+
+Run = Callable[[Draw], Tensor]
+"""A step on a batch, which gives the loss; that of a recorded one is overwritten by the next step."""
+
+
+def cuda_graph(run: Run, draw: Draw) -> Run:
+    """The step as a CUDA graph, for batches as long as the one given. Recording it changes nothing.
+
+    Every tensor must be where it will be whenever the graph is replayed, and nothing may wait for a value.
+    """
+    given, graph = draw.each(Tensor.clone), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
+        loss = run(given)
+
+    def replayed(draw: Draw) -> Tensor:
+        given.copy_(draw)
+        graph.replay()
+        return loss
+
+    return replayed
+
+
+RECORDERS: dict[str, Callable[[Run, Draw], Run]] = {"cuda": cuda_graph}
+"""What records a step, by the type of device."""
+
+
+class Step:
+    """A step of the optimizer on a batch, and of the running mean of the weights.
+
+    kept: the module that is scored and whose weights count: the mean over `recipe.average` epochs of `per_epoch` steps,
+    or the module itself. mirrored: (examples,) bool, which images are mirrored the next time, where any may be. micro:
+    examples in memory at a time, about; out of memory, it is halved, down to `smallest`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        task: Task,
+        recipe: Recipe,
+        per_epoch: int = 1,
+        mirrored: Tensor | None = None,
+        micro: int | None = None,
+        smallest: int = 2,
+    ) -> None:
+        self.module, self.task, self.recipe, self.smallest = module, task, recipe, smallest
+        self.mirrored = None if mirrored is None else mirrored.to(task.device)
+        self.micro = micro or recipe.batch_size
+        self.optimizer = optimizer_of(module, recipe)
+        self.averaged = recipe.average * per_epoch
+        self.kept = copy.deepcopy(module) if self.averaged > 1 else module
+        pairs = list(zip(self.kept.state_dict().values(), module.state_dict().values(), strict=True))
+        self._means = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.fresh = True
+        """Whether there was no step yet."""
+        self.recorded = False
+        """Whether the last step was recorded, which takes far longer than the others."""
+        resident = task.train.x.device == task.device
+        self._record = RECORDERS.get(task.device.type) if recipe.cuda_graphs and resident else None
+        self._replays: dict[int, Run] = {}
+        self._eager = 0
+
+    def __call__(self, draw: Draw, rate: float) -> Tensor:
+        """Make one at this share of the recipe's rate; the batch's mean loss, until the next step.
+
+        The gradient is that of the whole batch however few are in memory at a time, since every part weighs as its
+        share; but batch norm normalises each part by itself, and moves its running statistics once for each. Raises
+        what torch does when `smallest` examples are too many.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(group["share"] * self.recipe.lr * rate)
+        self.recorded = False
+        run = self._replays.get(len(draw)) or self._recording(draw) or self._whole
+        loss = run(draw)
+        self.fresh = False
+        return loss
+
+    def _recording(self, draw: Draw) -> Run | None:
+        """A recorded step for batches of this length; None: not now, or never."""
+        if self._record is None or self._eager < EAGER or len(draw) > self.micro:
+            return None
+        try:
+            self._replays[len(draw)] = self._record(self._run, draw)
+        except Exception as error:
+            log.warning("steps are made one operation at a time, they cannot be recorded here: %s", error)
+            self._record = None
+            return None
+        self.recorded = True
+        return self._replays[len(draw)]
+
+    def _whole(self, draw: Draw) -> Tensor:
+        """Operation by operation, in parts that fit into the memory."""
+        while True:
+            try:
+                loss = self._run(draw)
+                self._eager += 1
+                return loss
+            except Exception as error:
+                self.micro = min(self.micro, len(draw))
+                if self.micro <= self.smallest or not is_out_of_memory(error):
+                    raise
+            self.micro = max(self.smallest, self.micro // 2)
+            if self.task.device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(self.task.device)  # what failed is not what a step takes
+
+    def _run(self, draw: Draw) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._gradients(draw.split(steps(len(draw), self.micro)))
+        with computing(self.recipe.precision, self.task.device):
+            self.optimizer.step()
+        if self.mirrored is not None:
+            self.mirrored[draw.index] ^= True  # the other way the next time
+        if self.kept is not self.module:
+            self._average()
+        return loss
+
+    def _gradients(self, parts: Sequence[Draw]) -> Tensor:
+        """The mean loss of a batch in parts, whose gradients add up; a method, so that an error frees its tensors."""
+        loss = torch.zeros((), device=self.task.device)
+        n = sum(map(len, parts))
+        for part in parts:
+            batch = self.task.train[part.index]
+            mirrored = None if self.mirrored is None else self.mirrored[part.index]
+            x = self.task.normalised(augmented(batch.x, part, self.recipe.augment, mirrored))
+            with computing(self.recipe.precision, self.task.device):
+                logits = self.module(x).float()
+            share = F.cross_entropy(logits, batch.y, label_smoothing=self.recipe.label_smoothing) * (len(part) / n)
+            share.backward()
+            loss += share.detach()
+        return loss
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Exponentially, from the weights after the first step on."""
+        means, values = zip(*self._means, strict=True)
+        torch._foreach_lerp_(means, values, 1.0 if self.fresh else 1 / self.averaged)
+
+
+def optimizer_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's, whose rates are tensors: a recorded step reads them anew. A group's `share` multiplies its rate.
+
+    Weight decay on weights alone: tensors of two and more axes. turned: whether the group holds convolutions' weights
+    that Muon is to turn. A step of gradient descent changes what a dense layer gives by as much as it has inputs (Yang
+    et al. 2022, arXiv:2203.03466, table 3): wide ones without a norm behind them, which have a bias, take shorter
+    steps.
+    """
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    shifts = {id(layer.bias) for layer in norms}
+    shares = dict.fromkeys(shifts, recipe.bias_rate)
+    if recipe.optimizer != "adamw":
+        dense = (layer for layer in module.modules() if isinstance(layer, nn.Linear) and layer.bias is not None)
+        shares |= {id(layer.weight): min(1.0, WIDE / layer.in_features) for layer in dense}
+    groups: dict[tuple[float, float, bool], list[Tensor]] = {}
+    for p in (p for p in module.parameters() if p.requires_grad):
+        share, decay = shares.get(id(p), 1.0), recipe.weight_decay if p.ndim > 1 else 0.0
+        groups.setdefault((share, decay, recipe.optimizer == "muon" and p.ndim > 2), []).append(p)
+    settings = [
+        {
+            "params": ps, "lr": torch.tensor(recipe.lr, device=ps[0].device), "share": share,
+            "weight_decay": decay, "turned": turned,
+        }
+        for (share, decay, turned), ps in groups.items()
+    ]  # fmt: skip
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(settings, fused=True, capturable=any(p.is_cuda for p in module.parameters()))
+    kind = Muon if recipe.optimizer == "muon" else torch.optim.SGD
+    return kind(settings, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
+
+
+def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Where a network's layers compute in that precision; weights, gradients and the loss stay in float32."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _CPU_ALLOCATOR in str(error)

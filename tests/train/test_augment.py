@@ -1,0 +1,224 @@
+"""What is drawn for an epoch's images, how it is dealt out in batches, and what becomes of the images."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from morphnas.train.augment import Draw, augmented
+from morphnas.train.data import Orders, steps
+from morphnas.train.recipe import Augment
+from tests.train.tasks import seeded
+
+SHAPES = [(7,), (2, 9), (3, 8, 6), (1, 4, 5, 6)]
+SPATIAL = SHAPES[1:]
+
+
+@pytest.fixture(autouse=True)
+def _untouched() -> Iterator[None]:
+    """Nothing here draws from, or seeds, anybody else's random numbers."""
+    before = torch.get_rng_state(), random.getstate()
+    yield
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+
+
+def drawn(index: Tensor, shape: tuple[int, ...] = (3, 8, 8), augment: Augment | None = None) -> Draw:
+    return Draw.of(index, shape, augment or Augment(0.2, True, 0.5, 20), seeded())
+
+
+def changed(
+    x: Tensor, augment: Augment, generator: torch.Generator | None = None, mirrored: Tensor | None = None
+) -> Tensor:
+    """Each image once, half of them mirrored where any may be."""
+    generator = generator or seeded()
+    draw = Draw.of(torch.arange(len(x)), x.shape[1:], augment, generator)
+    if mirrored is None and augment.flip:
+        mirrored = torch.rand(len(x), generator=generator) < 0.5
+    return augmented(x, draw, augment, mirrored)
+
+
+@given(st.integers(1, 400), st.integers(1, 80), st.integers(0, 2**32))
+def test_batches_hold_every_example_once(n: int, size: int, seed: int) -> None:
+    parts = [draw.index for draw in drawn(next(Orders(n, n, seeded(seed)))).split(steps(n, size))]
+    lengths = [len(part) for part in parts]
+    assert sorted(torch.cat(parts).tolist()) == list(range(n))
+    assert max(lengths) - min(lengths) <= 1
+    assert max(lengths) <= max(size, 3)
+    assert len(parts) == steps(n, size)
+    if size > 2:
+        assert len(parts) == math.ceil(n / size)
+
+
+@given(st.integers(2, 400), st.integers(1, 80))
+def test_no_batch_holds_one_example_alone(n: int, size: int) -> None:
+    """Batch norm cannot normalise a single example."""
+    assert min(len(part) for part in drawn(torch.arange(n)).split(steps(n, size))) > 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "augment", [Augment(), Augment(0.3), Augment(cutout=0.4, rotate=20), Augment(0.2, True, 0.5, 20)]
+)
+def test_parts_change_images_as_the_whole_does(shape: tuple[int, ...], augment: Augment) -> None:
+    x, mirrored = pixels(shape, 20), torch.arange(20) % 3 == 0 if augment.flip else None
+    order = torch.randperm(20, generator=seeded())
+    whole = drawn(order, shape, augment)
+    expected = augmented(x[order], whole, augment, None if mirrored is None else mirrored[order])
+    for parts in (whole.split(3), [whole.first(20)]):
+        assert sum(map(len, parts)) == len(whole) == 20
+        found = [
+            augmented(x[part.index], part, augment, None if mirrored is None else mirrored[part.index])
+            for part in parts
+        ]
+        assert torch.equal(torch.cat(found), expected)
+    other = Draw.of(order.flip(0), shape, augment, seeded(1))
+    other.copy_(whole)
+    sides = None if mirrored is None else mirrored[other.index]
+    assert torch.equal(augmented(x[other.index], other, augment, sides), expected)
+    assert len(whole.first(7)) == 7
+
+
+CHANGES = [Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(rotate=20), Augment(0.2, True, 0.5, 20)]
+
+
+def pixels(shape: tuple[int, ...], n: int = 40, kind: torch.dtype = torch.float32) -> Tensor:
+    """Images in which no two pixels are alike (as far as the dtype goes)."""
+    count = math.prod(shape)
+    order = torch.stack([torch.randperm(count, generator=seeded(i)) for i in range(n)])
+    return order.reshape(n, *shape).to(kind)
+
+
+def window(image: Tensor, offset: tuple[int, ...]) -> Tensor:
+    """The image (channels, *spatial) seen through a window moved by `offset`, edges repeated: by padding."""
+    reach = max(abs(o) for o in offset)
+    padded = np.pad(image.numpy(), [(0, 0), *[(reach, reach)] * len(offset)], mode="edge")
+    cut = tuple(slice(reach + o, reach + o + size) for o, size in zip(offset, image.shape[1:], strict=True))
+    return torch.from_numpy(padded[(slice(None), *cut)].copy())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    "augment", [Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(0.2, True, 0.5, 20)]
+)
+def test_shape_and_dtype_stay(shape: tuple[int, ...], kind: torch.dtype, augment: Augment) -> None:
+    x = pixels(shape, kind=kind)
+    before = x.clone()
+    found = changed(x, augment)
+    assert found.shape == x.shape
+    assert found.dtype == kind
+    assert torch.equal(x, before)  # the examples themselves stay as they are
+    flat = len(shape) == 1 or (augment == Augment(rotate=20) and len(shape) != 3)
+    assert torch.equal(found, x) == flat  # there is nowhere to move
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("flip", [False, None])
+def test_no_augmentation_changes_nothing(shape: tuple[int, ...], flip: bool | None) -> None:
+    x = pixels(shape)
+    assert torch.equal(changed(x, Augment(flip=flip)), x)
+
+
+@pytest.mark.parametrize("shape", SPATIAL)
+def test_shifted_images_are_windows_of_the_original(shape: tuple[int, ...]) -> None:
+    share, x = 0.3, pixels(shape, 200)
+    reach = [math.ceil(share * size - 1e-6) for size in shape[1:]]
+    offsets = [tuple(o) for o in np.ndindex(*(2 * r + 1 for r in reach))]
+    offsets = [tuple(o - r for o, r in zip(offset, reach, strict=True)) for offset in offsets]
+    found = changed(x, Augment(shift=share))
+    seen = [[o for o in offsets if torch.equal(window(old, o), new)] for old, new in zip(x, found, strict=True)]
+    assert all(len(fits) == 1 for fits in seen)
+    for axis, r in enumerate(reach):  # every displacement, the farthest included, is drawn
+        assert {fits[0][axis] for fits in seen} == set(range(-r, r + 1))
+    assert len({fits[0] for fits in seen}) > len(reach) * max(reach)  # along each axis by itself
+
+
+@pytest.mark.parametrize("shape", SPATIAL)
+def test_half_of_the_images_are_mirrored_along_the_last_axis(shape: tuple[int, ...]) -> None:
+    x = pixels(shape, 400)
+    found = changed(x, Augment(flip=True))
+    mirrored = [torch.equal(new, old.flip(-1)) for old, new in zip(x, found, strict=True)]
+    kept = [torch.equal(new, old) for old, new in zip(x, found, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+    assert 160 <= sum(mirrored) <= 240
+
+
+def test_images_are_mirrored_as_they_are_told_to_be() -> None:
+    x = pixels((2, 4, 5), 12)
+    mirrored = torch.arange(12) % 3 == 0
+    found = changed(x, Augment(flip=True), mirrored=mirrored)
+    assert torch.equal(found, torch.where(mirrored[:, None, None, None], x.flip(-1), x))
+
+
+@pytest.mark.parametrize("size", [(9, 9), (9, 21), (30, 8)])
+def test_images_are_turned_about_their_middle(size: tuple[int, int]) -> None:
+    """By angles up to the one given, in both ways: a point on the right moves along a circle."""
+    height, width = size
+    radius = min(size) // 2 - 2  # far enough from the edges
+    x = torch.zeros(400, 1, height, width)
+    rows, columns = torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2
+    x[:, 0] = torch.exp(-(rows[:, None] ** 2) - (columns - radius) ** 2)
+    found = changed(x, Augment(rotate=40))[:, 0]
+    mass = found.sum((1, 2))
+    down, right = (found.sum(2) * rows).sum(1) / mass, (found.sum(1) * columns).sum(1) / mass
+    assert torch.allclose((down**2 + right**2).sqrt(), torch.tensor(float(radius)), atol=0.35)
+    angles = torch.rad2deg(torch.atan2(down, right))
+    assert 35 < angles.max() < 44
+    assert -44 < angles.min() < -35
+    assert angles.mean().abs() < 5
+
+
+@pytest.mark.parametrize("shape", [(1, 12), (2, 8, 10), (1, 6, 6, 6)])
+def test_cutout_hides_a_box_behind_the_mean(shape: tuple[int, ...]) -> None:
+    x = pixels(shape, 200) + 0.25  # the mean ends in .5 or in .0
+    found = changed(x, Augment(cutout=0.5))
+    sides = [round(0.5 * size) for size in shape[1:]]
+    whole, edges = 0, set()
+    for old, new in zip(x, found, strict=True):
+        differs = old != new
+        assert (differs == differs[:1]).all()  # in all channels at one place
+        place = differs[0].nonzero()
+        low, high = place.min(0).values, place.max(0).values
+        assert len(place) == math.prod((high - low + 1).tolist())  # a box without holes
+        assert all(length <= side for length, side in zip((high - low + 1).tolist(), sides, strict=True))
+        mean = old.flatten(1).mean(1)
+        assert (new.flatten(1) - mean[:, None]).abs()[differs.flatten(1)].max() < 1e-4
+        whole += len(place) == math.prod(sides)
+        for axis, side in enumerate(sides):
+            if high[axis] - low[axis] + 1 < side:
+                edges.add((axis, int(low[axis]) == 0))
+    assert whole > 0
+    assert edges == {(axis, first) for axis in range(len(sides)) for first in (True, False)}  # cut at either end
+
+
+def test_a_thin_cutout_still_hides_a_pixel() -> None:
+    x = pixels((1, 4, 4)) + 0.25
+    found = changed(x, Augment(cutout=0.01))
+    assert ((found != x).flatten(1).sum(1) == 1).all()
+
+
+@pytest.mark.parametrize(
+    "augment", [Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(0.2, True, 0.5, 20)]
+)
+def test_augmentation_follows_its_generator(augment: Augment) -> None:
+    x, generator = pixels((1, 8, 8)), seeded(3)
+    first, second = changed(x, augment, generator), changed(x, augment, generator)
+    assert torch.equal(first, changed(x, augment, seeded(3)))
+    assert not torch.equal(first, second)
+
+
+def test_one_pixel_and_no_images_can_be_augmented() -> None:
+    augment = Augment(0.4, True, 0.4)
+    for shape in ((1, 1), (2, 1, 1), (1, 1, 1, 1)):
+        x = pixels(shape)
+        assert torch.equal(changed(x, augment), x)
+        assert changed(x[:0], augment).shape == (0, *shape)

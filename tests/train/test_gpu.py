@@ -1,0 +1,158 @@
+"""What only a GPU can show: recorded steps, memory that is really out, and fits and processes on the device."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from morphnas import ImageClassifier
+from morphnas.graph import cnn, densenet, resnet, to_module
+from morphnas.run.plan import measure
+from morphnas.run.store import load_run
+from morphnas.train.augment import Draw
+from morphnas.train.checkpoint import Checkpoint
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import NEVER
+from morphnas.train.recipe import Augment, Recipe
+from morphnas.train.step import EAGER, Step
+from morphnas.train.trainer import predict, train
+from tests.train.tasks import images, seeded
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
+
+GPU = torch.device("cuda")
+SHAPE = (3, 16, 16)
+RECIPE = Recipe(
+    epochs=8, batch_size=64, optimizer="muon", lr=0.05, average=1.0, bias_rate=4.0, cuda_graphs=True,
+    augment=Augment(0.1, True, 0.2, 10),
+)  # fmt: skip
+
+
+@pytest.fixture
+def task() -> Task:
+    return images(500, 100, SHAPE).to(GPU)
+
+
+def network(make: Any = cnn, width: int = 8) -> nn.Module:
+    return to_module(make(SHAPE, 3, width=width)).to(GPU)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
+@pytest.mark.parametrize("make", [cnn, resnet, densenet])
+def test_replayed_steps_move_the_weights_as_others_do(make: Any, optimizer: Any, precision: Any, task: Task) -> None:
+    """Sums on a GPU come in any order, so that the weights are near each other and not the same."""
+    recipe = replace(RECIPE, optimizer=optimizer, precision=precision, lr=0.01)
+    start, moved = network(make), []
+    draw = Draw.of(torch.arange(64), SHAPE, recipe.augment, seeded()).to(GPU, GPU)
+    for graphs in (False, True):
+        module = copy.deepcopy(start).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        step = Step(module, task, replace(recipe, cuda_graphs=graphs), mirrored=torch.arange(500) % 2 == 0)
+        losses = [step(draw, 0.2).item() for _ in range(EAGER + 5)]
+        assert bool(step._replays) == graphs
+        assert losses[-1] < losses[0]
+        pairs = zip(module.parameters(), start.parameters(), strict=True)
+        moved.append(torch.cat([(after - before).detach().flatten() for after, before in pairs]))
+    assert (moved[1] - moved[0]).norm() < 0.1 * moved[0].norm()
+
+
+def test_a_step_does_not_wait_for_the_device(task: Task) -> None:
+    step = Step(network(), task, RECIPE, mirrored=torch.arange(500) % 2 == 0)
+    draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
+    for _ in range(EAGER + 2):
+        step(draw, 0.2)
+    eager = Step(network(), task, replace(RECIPE, cuda_graphs=False), mirrored=torch.arange(500) % 2 == 0)
+    eager(draw, 0.2)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for one in (step, eager):
+            one(draw, 0.1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_networks_learn(graphs: bool, task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    module = network()
+    with caplog.at_level(logging.WARNING):
+        outcome = train(module, task, replace(RECIPE, cuda_graphs=graphs, epochs=12), NEVER, seeded())
+    assert outcome.status == "finished"
+    assert outcome.metric is not None
+    assert outcome.metric > 0.9
+    assert outcome.peak_bytes > 0
+    assert not caplog.records
+    there = predict(module, task.judge.x, task).cpu()
+    here = predict(module.cpu(), task.judge.x.cpu(), task.to(torch.device("cpu")))
+    assert torch.allclose(there, here, atol=0.05)
+
+
+def test_a_training_goes_on_where_it_was(task: Task) -> None:
+    saved: list[Checkpoint] = []
+    recipe = replace(RECIPE, optimizer="sgd", epochs=6)
+    first, second = network(), network()
+    whole = train(first, task, recipe, NEVER, seeded(), keep=lambda make: saved.append(make()))
+    rest = train(second, task, recipe, NEVER, seeded(), saved=saved[2])
+    assert (rest.epochs, rest.curve[:3]) == (6, whole.curve[:3])
+    assert whole.score is not None
+    assert rest.score == pytest.approx(whole.score, abs=0.1)
+
+
+def test_the_way_to_compute_is_measured(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        pace = measure(task, 60.0, RECIPE)
+    assert pace.seconds_per_flop > 0
+    assert not caplog.records
+
+
+@pytest.fixture
+def little() -> Iterator[int]:
+    """A hundredth of the GPU's memory, in bytes."""
+    torch.cuda.empty_cache()
+    share = 0.01
+    torch.cuda.set_per_process_memory_fraction(share)
+    yield int(share * torch.cuda.get_device_properties(GPU).total_memory)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+def test_memory_that_is_out_halves_what_is_in_it(little: int) -> None:
+    graph = cnn((3, 64, 64), 3, width=64)
+    task = images(2048, 64, (3, 64, 64)).to(GPU)
+    assert graph.peak_bytes(2048) > little
+    outcome = train(to_module(graph).to(GPU), task, replace(RECIPE, batch_size=2048, epochs=2), NEVER, seeded())
+    assert outcome.status == "finished"
+    assert 2 <= outcome.micro_batch < 2048
+    assert 0 < outcome.peak_bytes <= min(little, graph.peak_bytes(outcome.micro_batch))
+
+
+def test_examples_may_stay_in_main_memory(task: Task) -> None:
+    x = task.train.x.cpu()
+    apart = replace(task, train=Examples(x, task.train.y))
+    outcome = train(network(), apart, RECIPE, NEVER, seeded())
+    assert outcome.metric is not None
+    assert outcome.metric > 0.8
+
+
+@pytest.mark.parametrize("place", [{}, {"device": "cuda:0"}, {"executor": "process", "devices": ["cuda:0", "cuda:0"]}])
+def test_a_fit_on_the_device(place: dict[str, Any], tmp_path: Path) -> None:
+    digits = load_digits()
+    x, y = digits.images, digits.target
+    found = ImageClassifier(tmp_path / "run", random_state=0, **place).fit(x[:1400], y[:1400], time_limit=30)
+    assert found.evaluate(x[1400:], y[1400:]) > 0.95
+    assert all(t.outcome is not None and t.outcome.status != "failed" for t in load_run(tmp_path / "run").trials)
+    module = found.to_module()
+    assert all(value.device.type == "cpu" for value in module.state_dict().values())
+    assert (ImageClassifier.load(tmp_path / "run").predict(x[1400:]) == found.predict(x[1400:])).mean() > 0.99

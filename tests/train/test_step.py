@@ -1,0 +1,280 @@
+"""Steps that are recorded and replayed: what a CUDA graph does, done on a CPU by a recorder of its own."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from morphnas.graph import cnn, densenet, mlp, resnet, to_module
+from morphnas.run import plan
+from morphnas.run.plan import measure
+from morphnas.run.search import Job, work
+from morphnas.train import step as module_of_steps
+from morphnas.train.augment import Draw
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import NEVER
+from morphnas.train.recipe import Augment, Optimizer, Recipe
+from morphnas.train.step import EAGER, RECORDERS, Run, Step
+from morphnas.train.trainer import train
+from tests.train.tasks import blobs, equal, images, linear, seeded, state
+
+RECIPE = Recipe(epochs=8, batch_size=16, lr=0.05, cuda_graphs=True, optimizer="muon", average=1.0, bias_rate=4.0)
+MANY = Augment(0.2, True, 0.3, 20)
+FAMILIES: dict[str, Any] = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "densenet": densenet}
+
+
+class Tape(TorchDispatchMode):
+    """Notes down every operation, and does none that asks for a value: a GPU would have to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal):
+            raise RuntimeError(f"{func} waits for the device")
+        found = func(*args, **(kwargs or {}))
+        self.done.append((func, args, kwargs or {}, found))
+        return found
+
+
+class Recorder:
+    """As a CUDA graph: a replay does the same operations on the tensors that were there when they were recorded."""
+
+    def __init__(self, broken: Callable[[Tensor], None] | None = None) -> None:
+        self.lengths: list[int] = []
+        self.replays = 0
+        self.broken = broken
+
+    def __call__(self, run: Run, draw: Draw) -> Run:
+        self.lengths.append(len(draw))
+        given, owner = draw.each(Tensor.clone), run.__self__  # type: ignore[attr-defined]
+        before = [value.clone() for value in changing(owner)]
+        with Tape() as tape:
+            loss = run(given)
+        for value, old in zip(changing(owner), before, strict=True):  # a recording changes nothing
+            value.copy_(old)
+
+        def replayed(draw: Draw) -> Tensor:
+            self.replays += 1
+            given.copy_(draw)
+            with torch.no_grad():
+                for func, args, kwargs, found in tape.done:
+                    again = func(*args, **kwargs)
+                    for old, new in zip(tree_leaves(found), tree_leaves(again), strict=True):
+                        if isinstance(old, Tensor) and old is not new and old.data_ptr() != new.data_ptr():
+                            old.copy_(new)
+                if self.broken:
+                    for p in owner.module.parameters():
+                        self.broken(p)
+            return loss
+
+        return replayed
+
+
+def changing(step: Step) -> list[Tensor]:
+    """All that a step changes."""
+    found = [*step.module.state_dict().values(), *step.kept.state_dict().values()]
+    for values in step.optimizer.state.values():
+        found += [value for value in values.values() if isinstance(value, Tensor)]
+    return found if step.mirrored is None else [*found, step.mirrored]
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    found = Recorder()
+    monkeypatch.setitem(RECORDERS, "cpu", found)
+    return found
+
+
+def both(module: nn.Module, task: Task, recipe: Recipe, scored: bool = True) -> list[dict[str, Tensor]]:
+    """The weights that a network is trained to, operation by operation and replayed."""
+    found = []
+    for graphs in (False, True):
+        one = copy.deepcopy(module)
+        outcome = train(one, task, replace(recipe, cuda_graphs=graphs), NEVER, seeded(), scored=scored)
+        assert outcome.status == "finished"
+        found.append(state(one))
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_replayed_steps_train_the_same_network(recorder: Recorder, family: str, optimizer: Optimizer) -> None:
+    """To the last bit, with everything that a recipe can ask for. The batches are of two lengths."""
+    task = blobs(85, 40) if family == "mlp" else images(85, 40)
+    shape = tuple(task.train.x.shape[1:])
+    module = to_module(FAMILIES[family](shape, task.n_classes, width=4))
+    recipe = replace(RECIPE, optimizer=optimizer, augment=MANY, label_smoothing=0.2)
+    eager, replayed = both(module, task, recipe)
+    assert equal(eager, replayed)
+    assert sorted(recorder.lengths) == [14, 15]
+    assert recorder.replays == 8 * 6 - EAGER
+    assert not equal(replayed, state(module))
+
+
+def test_in_bfloat16_and_without_a_judge(recorder: Recorder) -> None:
+    module = to_module(cnn((2, 8, 8), 3, width=4))
+    assert equal(*both(module, images(), replace(RECIPE, precision="bfloat16"), scored=False))
+    assert recorder.replays
+
+
+def test_the_rate_is_read_at_every_replay(recorder: Recorder) -> None:
+    task, rates = images(), [1.0] * (EAGER + 2) + [0.0, 0.3]
+    eager, replayed = (Step(to_module(cnn((2, 8, 8), 3, width=4)), task, replace(RECIPE, cuda_graphs=graphs))
+                       for graphs in (False, True))  # fmt: skip
+    draw = Draw.of(torch.arange(16), (2, 8, 8), RECIPE.augment, seeded())
+    for rate in rates:
+        before = state(replayed.module)
+        one, other = eager(draw, rate), replayed(draw, rate)
+        assert torch.equal(one, other)
+        assert equal(state(eager.module), state(replayed.module))
+        weights = [name for name in before if name.endswith("weight")]
+        assert all(torch.equal(before[name], state(replayed.module)[name]) == (rate == 0) for name in weights)
+    assert recorder.replays == 4
+
+
+@pytest.mark.parametrize("at", ["first", "always"])
+def test_what_cannot_be_recorded_is_done_otherwise(
+    at: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = []
+
+    def failing(run: Run, draw: Draw) -> Run:
+        tries.append(len(draw))
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    module = to_module(cnn((2, 8, 8), 3, width=4))
+    monkeypatch.setitem(RECORDERS, "cpu", failing)
+    with caplog.at_level(logging.WARNING):
+        assert equal(*both(module, images(), RECIPE))
+    assert tries == [16]  # once, and never again in this training
+    assert "cannot be recorded here: operation not permitted" in caplog.text
+
+
+def test_nothing_is_recorded_where_it_would_not_be_right(recorder: Recorder) -> None:
+    """Batches in parts, short trainings, and examples that lie elsewhere."""
+    task = blobs()
+    train(linear(), task, replace(RECIPE, epochs=9), NEVER, seeded(), micro=8)
+    train(linear(), task, replace(RECIPE, epochs=2), NEVER, seeded())
+    train(linear(), task, replace(RECIPE, cuda_graphs=False), NEVER, seeded())
+    assert not recorder.lengths
+    apart = replace(task, train=Examples(task.train.x.to("meta"), task.train.y))
+    assert Step(linear(), apart, RECIPE)._record is None
+    train(linear(), task, RECIPE, NEVER, seeded())
+    assert recorder.lengths == [16]
+
+
+def test_memory_that_is_out_later_is_halved_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a step is recorded: the next ones are made operation by operation, in parts."""
+
+    def out(run: Run, draw: Draw) -> Run:
+        full.append(1)
+        raise torch.OutOfMemoryError("no room for a graph")
+
+    full: list[int] = []
+    monkeypatch.setitem(RECORDERS, "cpu", out)
+    task, module = images(), to_module(cnn((2, 8, 8), 3, width=4))
+
+    def room(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if full and len(inputs[0]) > 8 and module.training:
+            raise torch.OutOfMemoryError("no room")
+
+    module.register_forward_pre_hook(room)
+    outcome = train(module, task, RECIPE, NEVER, seeded())
+    assert (outcome.status, outcome.micro_batch, len(full)) == ("finished", 8, 1)
+
+
+def test_a_search_trains_as_it_would_without(recorder: Recorder) -> None:
+    task, graph = images(), cnn((2, 8, 8), 3, width=4)
+    found = [work(Job(graph, (), replace(RECIPE, cuda_graphs=graphs), 600.0, 5), task) for graphs in (False, True)]
+    assert found[0][0].score == found[1][0].score is not None
+    assert found[0][1] is not None
+    assert found[1][1] is not None
+    assert equal(dict(found[0][1]), dict(found[1][1]))
+    assert recorder.replays
+
+
+# -- whether to record is measured
+
+
+def ticking(monkeypatch: pytest.MonkeyPatch, recorder: Recorder, replayed: float, bfloat16: float = 1.0) -> None:
+    """A clock by which a step takes a second, and otherwise as given."""
+    now = [0.0]
+    eager, replays = Step._whole, recorder.__call__
+
+    def whole(self: Step, draw: Draw) -> Tensor:
+        now[0] += bfloat16 if self.recipe.precision == "bfloat16" else 1.0
+        return eager(self, draw)
+
+    def record(run: Run, draw: Draw) -> Run:
+        inner = replays(run, draw)
+
+        def timed(draw: Draw) -> Tensor:
+            now[0] += replayed
+            return inner(draw)
+
+        return timed
+
+    monkeypatch.setattr(Step, "_whole", whole)
+    monkeypatch.setitem(RECORDERS, "cpu", record)
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: now[0])
+
+
+@pytest.mark.parametrize("task", [blobs(40, 4), images(40, 4), images(40, 4, (1, 9))], ids=["rows", "images", "spans"])
+@pytest.mark.parametrize(
+    ("replayed", "bfloat16", "expected"),
+    [(0.5, 1.0, ("float32", True)), (0.9, 1.0, ("float32", False)), (0.2, 0.5, ("bfloat16", True)),
+     (0.45, 0.5, ("bfloat16", False))],
+)  # fmt: skip
+def test_the_fastest_way_is_taken(
+    task: Task, replayed: float, bfloat16: float, expected: tuple[str, bool], recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    ticking(monkeypatch, recorder, replayed, bfloat16)
+    pace = measure(task, 1e9, replace(RECIPE, augment=MANY))
+    assert (pace.precision, pace.cuda_graphs) == expected
+    fastest = replayed if expected[1] else bfloat16
+    shape = tuple(task.train.x.shape[1:])
+    graph = mlp(shape, 2, width=256) if len(shape) == 1 else cnn(shape, 3, width=64)
+    assert pace.seconds_per_flop == pytest.approx(fastest / 16 / graph.work * 40)
+
+
+@pytest.mark.parametrize("wrong", [lambda p: p.mul_(1.1), lambda p: p.add_(0.1), lambda p: p.zero_()])
+def test_a_recording_that_trains_otherwise_is_not_used(
+    wrong: Callable[[Tensor], None], recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticking(monkeypatch, recorder, 0.1)
+    recorder.broken = wrong
+    assert not measure(images(), 1e9, RECIPE).cuda_graphs
+    assert recorder.replays
+
+
+def test_without_time_only_the_plain_way_is_tried(recorder: Recorder) -> None:
+    random = torch.get_rng_state()
+    pace = measure(images(), 0.0, RECIPE)
+    assert (pace.precision, pace.cuda_graphs, recorder.replays) == ("float32", False, 0)
+    assert pace.seconds_per_flop > 0
+    assert torch.equal(random, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("make", [cnn, resnet, densenet])
+def test_nothing_in_a_step_asks_for_a_value(make: Any) -> None:
+    """Which a CPU does not mind, and a GPU would be idle for."""
+    step = Step(to_module(make((3, 16, 16), 3, width=4)), images(40, 8, (3, 16, 16)), RECIPE)
+    draw = Draw.of(torch.arange(16), (3, 16, 16), MANY, seeded())
+    step(draw, 1.0)
+    with Tape() as tape:
+        step._run(draw)
+    assert tape.done
+    with Tape(), pytest.raises(RuntimeError, match="waits for the device"):
+        module_of_steps.torch.ones(()).item()
