@@ -32,9 +32,9 @@ Keep = Callable[[Callable[[], Checkpoint]], None]
 """Is given after every epoch what makes its checkpoint, and decides whether that is worth its time."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Past:
-    """Where a training has come to, apart from its tensors.
+    """Where a training has come to, apart from its tensors: it changes as the training goes on.
 
     best: the outcome so far, of the weights that are kept. decay, end: of the schedule; None: patience has not ended.
     last: the epoch that it ends with. epoch: done. stale: of these, without a better score. calmed: whether the best

@@ -72,7 +72,7 @@ class Task:
     def normalised(self, x: Tensor) -> Tensor:
         """Raw examples (n, *shape) less the mean, in standard deviations, of which at most `farthest`."""
         most = farthest(self.mean)
-        return ((x.to(self.device).to(torch.float32) - self.mean) / self.std).clamp(-most, most)
+        return (x.to(self.device).to(torch.float32) - self.mean).div_(self.std).clamp_(-most, most)
 
     def to(self, device: torch.device) -> Task:
         valid = None if self.valid is None else self.valid.to(device)

@@ -31,25 +31,42 @@ Run = Callable[[Draw], Tensor]
 """A step on a batch, which gives the loss; that of a recorded one is overwritten by the next step."""
 
 
-def cuda_graph(run: Run, draw: Draw) -> Run:
-    """The step as a CUDA graph, for batches as long as the one given. Recording it changes nothing.
+class CudaGraphs:
+    """Records steps as CUDA graphs, which share their memory since only one runs at a time."""
 
-    Every tensor must be where it will be whenever the graph is replayed, and nothing may wait for a value.
-    """
-    given, graph = draw.each(Tensor.clone), torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
-        loss = run(given)
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
 
-    def replayed(draw: Draw) -> Tensor:
-        given.copy_(draw)
-        graph.replay()
-        return loss
+    def __call__(self, run: Run, draw: Draw) -> Run:
+        """The step, for batches as long as the one given. Recording it changes nothing.
 
-    return replayed
+        Every tensor must be where it will be whenever the graph is replayed, and nothing may wait for a value.
+        """
+        given, graph = draw.each(Tensor.clone), torch.cuda.CUDAGraph()
+        with torch.cuda.device(draw.index.device):
+            before = torch.cuda.current_stream()
+            recording = torch.cuda.graph(
+                graph,
+                pool=self.pool,
+                stream=torch.cuda.Stream(),
+                capture_error_mode="thread_local",  # other threads may use the GPU meanwhile
+            )
+            try:
+                with recording:
+                    loss = run(given)
+            finally:
+                torch.cuda.set_stream(before)  # torch leaves it as it is when an error ends the recording
+
+        def replayed(draw: Draw) -> Tensor:
+            given.copy_(draw)
+            graph.replay()
+            return loss
+
+        return replayed
 
 
-RECORDERS: dict[str, Callable[[Run, Draw], Run]] = {"cuda": cuda_graph}
-"""What records a step, by the type of device."""
+RECORDERS: dict[str, Callable[[], Callable[[Run, Draw], Run]]] = {"cuda": CudaGraphs}
+"""What makes a training's recorder, by the type of device."""
 
 
 class Step:
@@ -83,7 +100,8 @@ class Step:
         self.recorded = False
         """Whether the last step was recorded, which takes far longer than the others."""
         resident = task.train.x.device == task.device
-        self._record = RECORDERS.get(task.device.type) if recipe.cuda_graphs and resident else None
+        recorder = RECORDERS.get(task.device.type) if recipe.cuda_graphs and resident else None
+        self._record = recorder() if recorder else None
         self._replays: dict[int, Run] = {}
         self._eager = 0
 

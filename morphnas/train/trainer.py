@@ -119,131 +119,183 @@ def train(
     generator that are as they were at the beginning; where the clock is of no matter, to the same weights as without
     an interruption. Sets torch's own random state to what it was. Unfit where it is another training's.
     """
-    clock = deadline.clock
-    if task.train.x.ndim == 4:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    judge, planned = task.judge, recipe.epochs
-    seen = min(recipe.examples or len(task.train), len(task.train))  # in an epoch
-    order = Orders(len(task.train), seen, generator)
-    mirrored = torch.rand(len(task.train), generator=generator) < 0.5 if recipe.augment.flip else None
-    per_epoch = steps(seen, recipe.batch_size)
-    step = Step(module, task, recipe, per_epoch, mirrored, micro, smallest)
-    moving = Moving(step, generator, order)
-    if saved is None:
-        begun = clock()
-        pace = foretold(module, task, recipe, clock) if deadline.left < HASTE else 0.0
-        nothing = Outcome("truncated", examples=len(judge) if scored else 0)
-        past, best_state = Past(nothing, planned, step.micro, pace=pace), _copy(module)
-    else:
-        past, best_state = _past(saved, planned), moving.restore(saved.tensors)
-        begun = clock() - past.seconds
-    allotted = deadline.left + (clock() - begun)
-    decay = math.inf if past.decay is None else past.decay
-    schedule, last = Schedule(recipe.warmup, decay, past.end), past.last
-    best, curve, usual = past.best, list(past.curve), list(past.usual)
-    validation, trained, training, pace = past.validation, past.trained, past.training, past.pace
-    step.micro, step.fresh = past.micro, saved is None
-    status: Status = "finished"
-    gpu = task.device.type == "cuda"
-    held = _begin_measuring(module, task.device) if gpu else 0
+    return _Training(module, task, recipe, deadline, generator, scored, micro, smallest, saved).run(each_epoch, keep)
 
-    def progress(epochs: float) -> float:
+
+class _Training:
+    """What `train` does. `at` is all that a checkpoint holds of it beside tensors."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        task: Task,
+        recipe: Recipe,
+        deadline: Deadline,
+        generator: torch.Generator,
+        scored: bool,
+        micro: int | None,
+        smallest: int,
+        saved: Checkpoint | None,
+    ) -> None:
+        if task.train.x.ndim == 4:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module, self.task, self.recipe, self.deadline = module, task, recipe, deadline
+        self.generator, self.scored, self.clock = generator, scored, deadline.clock
+        self.seen = min(recipe.examples or len(task.train), len(task.train))  # in an epoch
+        self.order = Orders(len(task.train), self.seen, generator)
+        mirrored = torch.rand(len(task.train), generator=generator) < 0.5 if recipe.augment.flip else None
+        self.per_epoch = steps(self.seen, recipe.batch_size)
+        self.step = Step(module, task, recipe, self.per_epoch, mirrored, micro, smallest)
+        self.moving = Moving(self.step, generator, self.order)
+        if saved is None:
+            self.begun = self.clock()
+            pace = foretold(module, task, recipe, self.clock) if deadline.left < HASTE else 0.0
+            nothing = Outcome("truncated", examples=len(task.judge) if scored else 0)
+            self.at, self.best_state = Past(nothing, recipe.epochs, self.step.micro, pace=pace), _copy(module)
+        else:
+            self.at, self.best_state = _past(saved, recipe.epochs), self.moving.restore(saved.tensors)
+            self.begun = self.clock() - self.at.seconds
+            self.step.micro, self.step.fresh = self.at.micro, False
+        self.allotted = deadline.left + self.seconds
+        self.status: Status = "finished"
+        self.gpu = task.device.type == "cuda"
+        self.held = _begin_measuring(module, task.device) if self.gpu else 0
+
+    @property
+    def seconds(self) -> float:
+        return self.clock() - self.begun
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.recipe.warmup, math.inf if self.at.decay is None else self.at.decay, self.at.end)
+
+    def progress(self, epochs: float) -> float:
         """From 0 to 1: by the epochs done, or by the clock where they are late by a step: then the deadline binds."""
-        reserved = allotted - 1.5 * validation
-        by_clock = (clock() - begun) / reserved if reserved > 0 else 1.0
-        return by_clock if by_clock > (epochs + 1 / per_epoch) / planned else epochs / planned
+        reserved = self.allotted - 1.5 * self.at.validation
+        by_clock = self.seconds / reserved if reserved > 0 else 1.0
+        planned = self.recipe.epochs
+        return by_clock if by_clock > (epochs + 1 / self.per_epoch) / planned else epochs / planned
 
-    def checkpoint() -> Checkpoint:
-        end = None if schedule.decay == math.inf else schedule.decay
-        where = (schedule.end, epoch, stale, calmed, validation, trained, training, pace, tuple(usual), tuple(curve))
-        now = Past(best, last, step.micro, end, *where, clock() - begun)
-        return Checkpoint(now.to_json(), moving.tensors(best_state))
+    def run(self, each_epoch: EachEpoch | None, keep: Keep | None) -> Outcome:
+        at = self.at
+        while at.epoch < at.last and self.status == "finished":
+            try:
+                loss = self.epoch()
+                if loss is None:
+                    break
+                self.judge(loss)
+            except OutOfTime:
+                self.status = "truncated"
+                break
+            except Diverged as error:
+                self.status = "diverged"
+                message = f"{error}, in epoch {at.epoch} at a learning rate of {self.recipe.lr:g}"
+                at.best = replace(at.best, error=message)
+                break
+            self.be_patient()
+            if each_epoch:
+                each_epoch(replace(at.best, epochs=at.epoch, curve=at.curve, seconds=self.seconds))
+            if keep and at.epoch < at.last and self.status == "finished":
+                keep(self.checkpoint)
+        self.module.load_state_dict(self.best_state)
+        return replace(
+            at.best,
+            status=self.status,
+            epochs=at.epoch,
+            curve=at.curve,
+            seconds=self.seconds,
+            images_per_second=at.trained / at.training if at.training else 0.0,
+            peak_bytes=max(0, torch.cuda.max_memory_allocated(self.task.device) - self.held) if self.gpu else 0,
+            micro_batch=min(self.step.micro, self.recipe.batch_size) if at.trained else 0,
+        )
 
-    epoch, stale, calmed = past.epoch, past.stale, past.calmed
-    while epoch < last and status == "finished":
-        module.train()
+    def epoch(self) -> float | None:
+        """Train for an epoch, or as long as there is time for; its mean loss, None where there was none for a batch.
+
+        Diverged when the loss explodes or is no number any more.
+        """
+        at, task = self.at, self.task
+        self.module.train()
         total = torch.zeros((), device=task.device)
         done, gone = 0, ""
         losses: deque[Callable[[], float]] = deque()
-        whole = Draw.of(next(order), task.train.x.shape[1:], recipe.augment, generator)
-        for draw in whole.to(task.device, task.train.x.device).split(per_epoch):
-            room = deadline.left - validation
-            if room <= 1.5 * pace * len(draw):
-                fitting = int(room / (1.5 * pace)) if pace else 0
-                if fitting < 2 or trained:  # part of a batch is worth it when there is nothing else
-                    status = "truncated"
+        whole = Draw.of(next(self.order), task.train.x.shape[1:], self.recipe.augment, self.generator)
+        for draw in whole.to(task.device, task.train.x.device).split(self.per_epoch):
+            room = self.deadline.left - at.validation
+            if room <= 1.5 * at.pace * len(draw):
+                fitting = int(room / (1.5 * at.pace)) if at.pace else 0
+                if fitting < 2 or at.trained:  # part of a batch is worth it when there is nothing else
+                    self.status = "truncated"
                     break
                 draw = draw.first(fitting)
-            step_begun = clock()
-            rate = schedule.rate(min(progress(epoch + done / seen), schedule.end * 0.9999))
-            loss = step(draw, rate)
+            begun = self.clock()
+            rate = self.schedule.rate(min(self.progress(at.epoch + done / self.seen), at.end * 0.9999))
+            loss = self.step(draw, rate)
             total += loss * len(draw)
             losses.append(fetched(loss))
-            if len(losses) > (gpu and trained > 0):  # a GPU has the next step to do while the last one is looked at
+            if len(losses) > (self.gpu and at.trained > 0):  # a GPU has the next step to do while one is looked at
                 value = losses.popleft()()
-                if gone := explosion(value, usual, task.n_classes):
+                if gone := explosion(value, at.usual, task.n_classes):
                     break
-                usual = [*usual, value] if len(usual) < 8 else usual
-            seconds = clock() - step_begun
-            if not step.recorded:
-                pace = max(0.9 * pace if trained else 0.0, seconds / len(draw))  # forgets a hiccup, not at once
+                at.usual = (*at.usual, value) if len(at.usual) < 8 else at.usual
+            seconds = self.clock() - begun
+            if not self.step.recorded:
+                at.pace = max(0.9 * at.pace if at.trained else 0.0, seconds / len(draw))  # forgets hiccups slowly
             done += len(draw)
-            trained += len(draw)
-            training += seconds
-            if scored and not curve:
-                validation = 0.5 * pace * len(judge)  # without a backward pass
+            at.trained += len(draw)
+            at.training += seconds
+            if self.scored and not at.curve:
+                at.validation = 0.5 * at.pace * len(task.judge)  # without a backward pass
         if done == 0 and not gone:
-            break
-        epoch += 1
+            return None
+        at.epoch += 1
+        mean = total.item() / max(1, done)
+        if gone or not math.isfinite(mean):
+            raise Diverged(gone or "the training loss is no number any more")
+        at.best = replace(at.best, training_loss=mean, lr=self.recipe.lr * rate)
+        return mean
+
+    def judge(self, loss: float) -> None:
+        """Score the network, and keep its weights where it is the best so far.
+
+        OutOfTime where there is no time left for that, and an earlier one has a score. Diverged where its outputs or
+        its weights are no numbers any more.
+        """
+        at = self.at
         score: float | None = None
         metric: float | None = None
-        try:
-            mean_loss = total.item() / max(1, done)
-            if gone or not math.isfinite(mean_loss):
-                raise Diverged(gone or "the training loss is no number any more")
-            best = replace(best, training_loss=mean_loss, lr=recipe.lr * rate)
-            if scored:
-                scoring = clock()
-                until = deadline if best.score is not None else deadline.heeding(None)
-                try:
-                    score, metric = evaluate(step.kept, judge, task, chunk(step.micro), until)
-                except OutOfTime:
-                    status = "truncated"
-                    if best.score is not None:
-                        break
-            if score is not None and metric is not None:
-                validation = max(1.2 * (clock() - scoring), 0.8 * validation)
-                curve.append(Epoch(clock() - begun, mean_loss, score, metric))
-            stale += 1
-            calm = schedule.calm(progress(epoch))
-            if score is None or best.score is None or (calm, score) > (calmed, best.score):
-                calmed = calm
-                state = _copy(step.kept)
-                if not all(value.isfinite().all() for value in state.values()):  # of the last step, after its loss
-                    raise Diverged("the weights are no numbers any more")
-                best, best_state, stale = replace(best, score=score, metric=metric, best_epoch=epoch), state, 0
-        except Diverged as error:
-            status = "diverged"
-            best = replace(best, error=f"{error}, in epoch {epoch} at a learning rate of {recipe.lr:g}")
-            break
-        if recipe.patience and planned > SHORT and stale >= recipe.patience and schedule.decay == math.inf:
-            last = last_epoch(epoch, planned)
-            schedule = schedule.decaying(progress(epoch), epoch, last)
-        if each_epoch:
-            each_epoch(replace(best, epochs=epoch, curve=tuple(curve), seconds=clock() - begun))
-        if keep and epoch < last and status == "finished":
-            keep(checkpoint)
-    module.load_state_dict(best_state)
-    return replace(
-        best,
-        status=status,
-        epochs=epoch,
-        curve=tuple(curve),
-        seconds=clock() - begun,
-        images_per_second=trained / training if training else 0.0,
-        peak_bytes=max(0, torch.cuda.max_memory_allocated(task.device) - held) if gpu else 0,
-        micro_batch=min(step.micro, recipe.batch_size) if trained else 0,
-    )
+        if self.scored:
+            begun = self.clock()
+            until = self.deadline if at.best.score is not None else self.deadline.heeding(None)
+            try:
+                score, metric = evaluate(self.step.kept, self.task.judge, self.task, chunk(self.step.micro), until)
+                at.validation = max(1.2 * (self.clock() - begun), 0.8 * at.validation)
+                at.curve = (*at.curve, Epoch(self.seconds, loss, score, metric))
+            except OutOfTime:
+                if at.best.score is not None:
+                    raise
+                self.status = "truncated"
+        at.stale += 1
+        calm = self.schedule.calm(self.progress(at.epoch))
+        if score is None or at.best.score is None or (calm, score) > (at.calmed, at.best.score):
+            at.calmed = calm
+            state = _copy(self.step.kept)
+            if not all(value.isfinite().all() for value in state.values()):  # of the last step, after its loss
+                raise Diverged("the weights are no numbers any more")
+            at.best, self.best_state = replace(at.best, score=score, metric=metric, best_epoch=at.epoch), state
+            at.stale = 0
+
+    def be_patient(self) -> None:
+        """Begin the final decay where there was no better score for as long as the recipe's patience."""
+        at, patience = self.at, self.recipe.patience
+        if patience and self.recipe.epochs > SHORT and at.stale >= patience and at.decay is None:
+            at.last = last_epoch(at.epoch, self.recipe.epochs)
+            decaying = self.schedule.decaying(self.progress(at.epoch), at.epoch, at.last)
+            at.decay, at.end = decaying.decay, decaying.end
+
+    def checkpoint(self) -> Checkpoint:
+        now = replace(self.at, micro=self.step.micro, seconds=self.seconds)
+        return Checkpoint(now.to_json(), self.moving.tensors(self.best_state))
 
 
 def _past(saved: Checkpoint, planned: int) -> Past:
