@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ from morphnas.train.trainer import predict, train, warm_up
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
 
 
-def networks(shape: Shape, n_classes: int) -> dict[str, Graph]:
-    found = {f"cnn, width {w}": cnn(shape, n_classes, width=w, depth=4) for w in (8, 16, 24, 32, 48, 64)}
+def networks(shape: Shape, n_classes: int, widths: Sequence[int]) -> dict[str, Graph]:
+    found = {f"cnn, width {w}": cnn(shape, n_classes, width=w, depth=4) for w in widths or (8, 16, 24, 32, 48, 64)}
     return found | {
-        **{f"resnet, width {w}": resnet(shape, n_classes, width=w, depth=2) for w in (16, 24, 32, 48)},
-        **{f"densenet, width {w}": densenet(shape, n_classes, width=w, depth=6) for w in (16, 32, 48)},
+        **{f"resnet, width {w}": resnet(shape, n_classes, width=w, depth=2) for w in widths or (16, 24, 32, 48)},
+        **{f"densenet, width {w}": densenet(shape, n_classes, width=w, depth=6) for w in widths or (16, 32, 48)},
     }
 
 
@@ -77,22 +78,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--flip", action="store_true", help="mirrored images keep their label")
     parser.add_argument("--shift", type=float, default=0.0, help="how far images are moved, as a share of their size")
+    parser.add_argument("--widths", nargs="*", type=int, default=[], help="instead of some from 8 to 64")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--only", nargs="*", default=[""], help="networks whose names begin so")
     parser.add_argument("--smoke", action="store_true", help="half a second each, nothing written")
     args = parser.parse_args()
-    if not any(name.startswith(tuple(args.only)) for name in networks((3, 32, 32), 10) | morphed((3, 32, 32), 10)):
+    example = networks((3, 32, 32), 10, args.widths) | morphed((3, 32, 32), 10)
+    if not any(name.startswith(tuple(args.only)) for name in example):
         parser.error(f"no network's name begins with {' or '.join(args.only)}")
     if args.smoke:
         args.seconds, args.seeds = 0.5, 1
     warm_up()
     found: dict[str, dict[str, Any]] = {}
     for seed in range(args.seeds):
-        given = task(args, seed)
+        given = task(args, seed).to(args.device)
         shape = tuple(given.train.x.shape[1:])
-        default = default_recipe(len(given.train), torch.device("cpu"), None, shape)
-        precision = measure(given, 0.4, default).precision
-        recipe = replace(default, epochs=100_000, precision=precision, augment=Augment(args.shift, args.flip))
-        for name, graph in (networks(shape, given.n_classes) | morphed(shape, given.n_classes)).items():
+        default = default_recipe(len(given.train), args.device, None, shape)
+        pace = measure(given, 0.4 if args.device.type == "cpu" else 20.0, default)
+        found_out = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
+        recipe = replace(found_out, epochs=100_000, augment=Augment(args.shift, args.flip))
+        graphs = networks(shape, given.n_classes, args.widths) | morphed(shape, given.n_classes)
+        for name, graph in graphs.items():
             if not name.startswith(tuple(args.only)):
                 continue
             deadline, generator = Deadline.after(args.seconds), torch.Generator().manual_seed(seed)

@@ -25,16 +25,17 @@ EPOCHS = 6
 """Epochs of a child, where the time allows."""
 PASSES = 10
 """Times that the final trainings should see all examples, at least, with the largest starter."""
-SEEN = 120_000
-"""Examples that they should see, at least: of few, all are seen more often. Larger networks are no better then
-(`benchmarks/sizes.py`), and smaller ones leave time for a search and for comparing final trainings."""
+SEEN, SEEN_COLOURED = 120_000, 60_000
+"""Examples that they should see, at least, and of coloured images: of few, all are seen more often. Of grey ones larger
+networks are no better then, and smaller ones leave time for a search and for comparing final trainings; of coloured
+ones smaller ones are worse (`benchmarks/sizes.py`)."""
 RESERVED = 0.5
 """Share of the time that the final trainings have, at least: networks are sized for it."""
 SHORTEST = 16
 """Batches of an epoch that is a part of the data, at least."""
 FINAL = 45
 """Passes over all examples that the final trainings should have time for, at least, and three quarters of those that
-`SEEN` makes: of a network `GROWN` times as large as a starter."""
+`seen` makes: of a network `GROWN` times as large as a starter."""
 GROWN = 1.5
 """How much larger a network may get than starters may be: beyond, the final trainings would not see enough, and the
 search would not try enough."""
@@ -45,7 +46,7 @@ CLEARLY = 0.8
 """Share of the time of a simpler way to compute that another one may take to be chosen: not by chance, so that the same
 run again computes in the same way."""
 COLOURS = 3
-"""Channels of images, at least, whose first filters whiten."""
+"""Channels that coloured images have, at least; their first filters whiten."""
 WIDTHS = (64, 56, 48, 40, 32, 24, 16, 8)
 """Of starters; smaller ones cost as much (`benchmarks/cost_model.py`) and are for limits that demand them."""
 DENSE_WIDTHS = (256, 192, 128, 96, *WIDTHS)
@@ -227,8 +228,16 @@ def default_recipe(n: int, device: torch.device, augment: bool | None, shape: Sh
     change = Augment(shift=shift, flip=None) if spatial and augment is not False else Augment()
     optimizer: Optimizer = "muon" if spatial else "sgd"
     lr = 0.1 * math.sqrt(size / 64)
-    whiten = len(shape) == 3 and shape[0] >= COLOURS
-    return Recipe(epochs=EPOCHS, batch_size=size, optimizer=optimizer, lr=lr, whiten=whiten, augment=change)
+    return Recipe(epochs=EPOCHS, batch_size=size, optimizer=optimizer, lr=lr, whiten=coloured(shape), augment=change)
+
+
+def coloured(shape: Shape) -> bool:
+    return len(shape) == 3 and shape[0] >= COLOURS
+
+
+def seen(shape: Shape) -> int:
+    """Examples of that shape that the final trainings should see, at least."""
+    return SEEN_COLOURED if coloured(shape) else SEEN
 
 
 def plan(
@@ -246,7 +255,7 @@ def plan(
 ) -> Plan:
     """Starters that are affordable within `seconds` of the whole run on n examples.
 
-    Networks are as large as lets the final trainings see all examples `PASSES` times, and `SEEN` of them: of larger and
+    Networks are as large as lets the final trainings see all examples `PASSES` times, and `seen` of them: of larger and
     smaller ones, trained for the same seconds, these do best (`benchmarks/sizes.py`). Children see what they have time
     for, of much data a part.
 
@@ -269,7 +278,7 @@ def plan(
         return graphs[-1]
 
     cost = max(pace.seconds_per_flop, 1e-30)
-    largest = RESERVED * seconds / (max(PASSES, SEEN / n) * cost)  # work of a pass
+    largest = RESERVED * seconds / (max(PASSES, seen(shape) / n) * cost)  # work of a pass
     _check(initial, shape, n_classes, limits)
     starts = {graph.key: graph for graph in initial}
     for make, factor, deep in [] if initial else families:
@@ -284,7 +293,7 @@ def plan(
         raise ValueError(f"limits: no starter meets them, the smallest one has {limits.refuse(tiny)}")
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
-    final = max(FINAL, 0.75 * SEEN / n) * cost * GROWN * typical / seconds
+    final = max(FINAL, 0.75 * seen(shape) / n) * cost * GROWN * typical / seconds
     share = 1 - min(1.0 if workers == 1 else 0.6, max(RESERVED, final))
     if share * workers < ENOUGH * CHILD:
         share = share_of(len(starts))

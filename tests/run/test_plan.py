@@ -124,6 +124,14 @@ def test_the_final_trainings_have_time_for_all_examples(seconds: float, n: int) 
         assert graph.work * 1e-11 * n * module.PASSES <= 0.8 * seconds or graph.key in smallest
 
 
+@pytest.mark.parametrize(("channels", "examples"), [(1, module.SEEN), (2, module.SEEN), (3, module.SEEN_COLOURED)])
+def test_of_few_examples_all_are_seen_more_often(channels: int, examples: int) -> None:
+    """And of coloured images fewer times, with larger networks."""
+    pace, shape = Pace(2e-8, 1, "float32"), (channels, 32, 32)
+    largest = max(graph.work for graph in planned(shape, 120.0, n=2_000, pace=pace).starts)
+    assert 0.4 * module.RESERVED * 120 < largest * 2e-8 * examples / 2_000 <= module.RESERVED * 120
+
+
 def test_of_large_data_a_childs_epochs_are_parts() -> None:
     """So that the networks may be as large as the final trainings bear, and there are several epochs all the same."""
     small, large = (planned((3, 32, 32), 600.0, n=n, pace=Pace(1e-11 * n, 1, "float32")) for n in (5_000, 500_000))
