@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -248,6 +251,26 @@ def test_an_epoch_has_a_price(task: Task, size: int, threads: list[int]) -> None
     assert pace.precision in ("float32", "bfloat16")
     assert threads == [2, *[1, 1, 2, 2] * 2, 2]  # each is tried with both precisions, and then it is as before
     assert torch.equal(random, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("bfloat16", "expected"), [(0.8, "bfloat16"), (0.95, "float32"), (2.0, "float32")])
+def test_the_faster_precision_is_taken_however_busy_the_machine(
+    bfloat16: float, expected: str, monkeypatch: pytest.MonkeyPatch, threads: list[int]
+) -> None:
+    """The clock runs up to four times as fast at times, and a float32 step that is lucky is no reason."""
+    now, calls = [0.0], iter(range(10_000))
+
+    @contextmanager
+    def timed(precision: str, device: torch.device) -> Iterator[None]:
+        turn = next(calls) // len(threads_and_precisions)
+        costs = {"float32": 0.5 if turn == 4 else 1.0, "bfloat16": bfloat16}
+        now[0] += costs[precision] * (1 + turn % 4)
+        yield
+
+    threads_and_precisions = list(product((1, 2), ("float32", "bfloat16")))
+    monkeypatch.setattr(module, "computing", timed)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    assert measure(images(), 1e9, Recipe(batch_size=8)).precision == expected
 
 
 def test_the_number_of_threads_is_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch, threads: list[int]) -> None:

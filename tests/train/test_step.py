@@ -232,8 +232,8 @@ def ticking(monkeypatch: pytest.MonkeyPatch, recorder: Recorder, replayed: float
 @pytest.mark.parametrize("task", [blobs(40, 4), images(40, 4), images(40, 4, (1, 9))], ids=["rows", "images", "spans"])
 @pytest.mark.parametrize(
     ("replayed", "bfloat16", "expected"),
-    [(0.5, 1.0, ("float32", True)), (0.9, 1.0, ("float32", False)), (0.2, 0.5, ("bfloat16", True)),
-     (0.45, 0.5, ("bfloat16", False))],
+    [(0.5, 1.0, ("float32", True)), (0.95, 1.0, ("float32", False)), (0.2, 0.5, ("bfloat16", True)),
+     (0.48, 0.5, ("bfloat16", False))],
 )  # fmt: skip
 def test_the_fastest_way_is_taken(
     task: Task, replayed: float, bfloat16: float, expected: tuple[str, bool], recorder: Recorder,
