@@ -50,10 +50,11 @@ class Sizes:
 
     @staticmethod
     def measured(task: Task, settings: Settings, augment: bool | None, seconds: float) -> Sizes:
-        """The pace is measured in at most 1 % of the seconds."""
+        """The pace is measured in at most 1 % of the seconds; on a GPU, where it makes more difference, in 4 %."""
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
         default = default_recipe(n, settings.device, augment, shape)
         spare = min(0.8, 0.01 * max(seconds, 1e-3))  # preparing the data may have taken all
+        spare *= 1 if settings.device.type == "cpu" else 4
         pace = measure(task, spare, changed(default, settings.trainer_args))
         found = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         recipe = changed(found, settings.trainer_args)

@@ -199,8 +199,8 @@ def _measure_recording(task: Task, seconds: float, recipe: Recipe) -> Pace:
             took.append(time.perf_counter() - begun)
         return min(took[-5:]), weights(module) - before
 
-    until, threads = time.perf_counter() + seconds, torch.get_num_threads()
-    best, found = Pace(0.0, threads, "float32"), tried("float32", False)
+    best, found = Pace(0.0, torch.get_num_threads(), "float32"), tried("float32", False)
+    until = time.perf_counter() + seconds  # what a device takes to get going would have to be waited for anyway
     for cuda_graphs in (False, True):
         if time.perf_counter() > until:
             break
