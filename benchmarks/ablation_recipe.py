@@ -30,8 +30,9 @@ from morphnas.run.search import Job, inherited
 from morphnas.train import step
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
+from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe
-from morphnas.train.trainer import predict, train, warm_up
+from morphnas.train.trainer import train, warm_up
 
 WIDE = {f"full rate of dense layers of up to {wide} inputs": wide for wide in (64, 1024, math.inf)}
 """What is put in place of `morphnas.train.step.WIDE`."""

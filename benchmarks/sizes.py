@@ -27,8 +27,9 @@ from morphnas.graph import AddSkip, ConcatSkip, Conv, Deeper, Graph, ReLU, Shape
 from morphnas.run.plan import default_recipe, measure
 from morphnas.run.search import Job, inherited
 from morphnas.train.deadline import Deadline
+from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment
-from morphnas.train.trainer import predict, train, warm_up
+from morphnas.train.trainer import train, warm_up
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
 

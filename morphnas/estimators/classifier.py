@@ -53,7 +53,8 @@ from morphnas.run.store import Run, Store, holds_run, load_about, load_model, lo
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task, farthest
 from morphnas.train.deadline import Deadline
-from morphnas.train.trainer import best_temperature, predict, warm_up
+from morphnas.train.predict import best_temperature, predict
+from morphnas.train.trainer import warm_up
 
 log = logging.getLogger("morphnas")
 

@@ -27,8 +27,8 @@ from morphnas.search import winner
 from morphnas.search.trial import Left, MorphSpace, Proposal, Searcher, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline
+from morphnas.train.predict import chunk
 from morphnas.train.recipe import Recipe
-from morphnas.train.trainer import chunk
 
 COMPARED = 0.25
 """Share of the time that comparing the first networks may take, where nothing else is searched."""

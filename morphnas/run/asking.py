@@ -12,7 +12,7 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.trainer import chunk, predict
+from morphnas.train.predict import chunk, predict
 
 log = logging.getLogger("morphnas")
 

@@ -16,7 +16,7 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.trainer import best_temperature
+from morphnas.train.predict import best_temperature
 
 log = logging.getLogger("morphnas")
 

@@ -22,8 +22,9 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
+from morphnas.train.predict import Diverged, evaluate
 from morphnas.train.recipe import SHIFT, Outcome, Recipe
-from morphnas.train.trainer import SHORT, Diverged, evaluate
+from morphnas.train.trainer import SHORT
 
 log = logging.getLogger("morphnas")
 

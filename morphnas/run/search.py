@@ -24,12 +24,14 @@ from morphnas.run.keeping import is_final, prune
 from morphnas.run.store import Store
 from morphnas.search.candidates import measured_memory
 from morphnas.search.trial import Left, Proposal, Searcher, Trial
+from morphnas.train.calibrate import calibrate
 from morphnas.train.checkpoint import Unfit
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime, Stop
+from morphnas.train.predict import Diverged, chunk, evaluate, predict
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.step import is_out_of_memory
-from morphnas.train.trainer import Diverged, EachEpoch, calibrate, chunk, evaluate, predict, train
+from morphnas.train.trainer import EachEpoch, train
 from morphnas.train.whitening import whitening
 
 log = logging.getLogger("morphnas")
@@ -101,7 +103,7 @@ class Job:
 
     @property
     def chunk(self) -> int:
-        """See `morphnas.train.trainer.chunk`."""
+        """See `morphnas.train.predict.chunk`."""
         return chunk(self.micro)
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from morphnas.train.augment import Draw
 from morphnas.train.checkpoint import Checkpoint, Keep, Moving, Past, Unfit
-from morphnas.train.data import Examples, Orders, Task, steps
+from morphnas.train.data import Orders, Task, steps
 from morphnas.train.deadline import Deadline, OutOfTime
+from morphnas.train.predict import Diverged, chunk, evaluate
 from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
 from morphnas.train.step import Step, computing, is_out_of_memory
 
@@ -33,15 +33,8 @@ HASTE = 30.0
 PROBE = 8
 """Examples that this is tried with."""
 
-FIRST_CHUNK = 32
-"""Examples that are scored first when there is a deadline; each time twice as many follow."""
-
 EachEpoch = Callable[[Outcome], None]
 """Called after every epoch with the outcome so far. What it raises ends the training."""
-
-
-class Diverged(ArithmeticError):
-    """The loss exploded, or it or the network's outputs are no numbers any more."""
 
 
 @dataclass(frozen=True)
@@ -361,128 +354,6 @@ def explosion(loss: float, usual: Sequence[float], n_classes: int) -> str:
     if usual and loss > max(20 * statistics.fmean(usual), 10 * math.log(n_classes)):
         return f"the training loss went up from {statistics.fmean(usual):.3g} to {loss:.3g}"
     return ""
-
-
-def evaluate(
-    module: nn.Module, examples: Examples, task: Task, batch_size: int = 512, deadline: Deadline | None = None
-) -> tuple[float, float]:
-    """Minus the mean log loss, and the accuracy. Diverged when an output is no number, OutOfTime at the deadline."""
-    logits = predict(module, examples.x, task, batch_size, deadline)
-    if len(logits) < len(examples):
-        raise OutOfTime("the deadline came before all examples were scored")
-    if not logits.isfinite().all():
-        raise Diverged("the network's outputs are no numbers any more")
-    score = -F.cross_entropy(logits.double(), examples.y).item()
-    return score, (logits.argmax(1) == examples.y).double().mean().item()
-
-
-def chunk(micro: int | None) -> int:
-    """Examples to pass through a network at once where there is no backward pass.
-
-    micro: that a step can have in memory; None or 0: whole batches.
-    """
-    return min(512, 4 * micro) if micro else 512
-
-
-def best_temperature(logits: Tensor, y: Tensor) -> float:
-    """What logits (n, classes) are to be divided by for the least log loss, from 1/4 to 4 (Guo et al. 2017,
-    arXiv:1706.04599). Makes up for label smoothing, which leaves a network too doubtful.
-
-    A label counts as right with probability (n + 1) / (n + 2), Laplace's rule: n examples without a mistake do not say
-    that there will be none (Platt 1999, "Probabilistic outputs for support vector machines", section 2.2).
-    """
-    values, classes = logits.double(), logits.shape[1]
-    doubt = min(1.0, classes / (max(1, classes - 1) * (len(y) + 2)))
-
-    def loss(log_temperature: float) -> float:
-        return F.cross_entropy(values * math.exp(-log_temperature), y, label_smoothing=doubt).item()
-
-    found = minimize_scalar(loss, bounds=(-math.log(4), math.log(4)), method="bounded", options={"xatol": 1e-3})
-    return math.exp(found.x)
-
-
-@torch.no_grad()
-def predict(
-    module: nn.Module,
-    x: Tensor,
-    task: Task,
-    batch_size: int = 512,
-    deadline: Deadline | None = None,
-    mirrored: bool = False,
-) -> Tensor:
-    """Logits (n, classes) float32 of raw examples (n, *shape), in evaluation mode.
-
-    mirrored: the means of every image's and its mirror image's (test-time augmentation).
-    With a deadline they are those of as many examples, from the first on, as there is time for. Out of memory, it goes
-    on with half as many at a time.
-    """
-    module.eval()
-    parts = [torch.empty(0, task.n_classes, device=task.device)]
-    done, pace, size = 0, 0.0, batch_size if deadline is None else min(FIRST_CHUNK, batch_size)
-    while done < len(x):
-        part = x[done : done + size]
-        if deadline is not None and deadline.left <= pace * len(part):
-            break
-        begun = deadline.left if deadline else 0.0
-        try:
-            pixels = task.normalised(part.to(task.device))
-            logits = module(pixels).float()
-            parts.append((logits + module(pixels.flip(-1)).float()) / 2 if mirrored else logits)
-        except Exception as error:
-            if len(part) == 1 or not is_out_of_memory(error):
-                raise
-            batch_size = size = len(part) // 2
-            continue
-        done += len(part)
-        if deadline is not None:
-            if task.device.type == "cuda":
-                torch.cuda.synchronize(task.device)
-            pace, size = (begun - deadline.left) / len(part), min(2 * size, batch_size)
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def calibrate(module: nn.Module, names: Iterable[str], x: Tensor) -> None:
-    """Give the named batch norms the statistics of the normalised batch x and keep what the network computes.
-
-    A fresh batch norm that is neutral in evaluation mode is not so in training mode, where it normalises by the batch.
-    With the batch's mean m and variance v as its statistics, and a scale and bias that undo them, it is in both. The
-    batch norms not named see the batch as in training, and keep their statistics.
-    """
-    handles = []
-    norms = {
-        name: layer for name, layer in module.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    }
-    momenta = {name: layer.momentum for name, layer in norms.items()}
-
-    def fit(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        assert layer.running_mean is not None and layer.running_var is not None
-        values = inputs[0].double()
-        axes = [0, *range(2, values.ndim)]
-        mean, var = values.mean(axes), values.var(axes, correction=0)
-        slope = layer.weight.double() / (layer.running_var.double() + layer.eps).sqrt()
-        height = layer.bias.double() - slope * layer.running_mean.double()
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(var)
-        layer.weight.copy_(slope * (var + layer.eps).sqrt())
-        layer.bias.copy_(height + slope * mean)
-
-    try:
-        for name in names:
-            handles.append(norms[name].register_forward_pre_hook(fit))
-        for layer in norms.values():
-            layer.momentum = 0.0
-        module.train()
-        counts = {name: layer.num_batches_tracked.clone() for name, layer in norms.items()}  # type: ignore[union-attr]
-        module(x)
-        for name, layer in norms.items():
-            layer.num_batches_tracked.copy_(counts[name])  # type: ignore[union-attr]
-    finally:
-        for handle in handles:
-            handle.remove()
-        for name, layer in norms.items():
-            layer.momentum = momenta[name]
 
 
 def _begin_measuring(module: nn.Module, device: torch.device) -> int:

@@ -104,7 +104,7 @@ def test_models_load_by_id_as_plain_modules(fitted: ImageClassifier) -> None:
 def test_the_reported_score_is_that_of_the_weights_kept(fitted: ImageClassifier, data: Data) -> None:
     run = fitted.load_searcher()
     problem = Problem.found(*data, None, None, int(run.about["seed"]), torch.device("cpu"))
-    from morphnas.train.trainer import evaluate
+    from morphnas.train.predict import evaluate
 
     threads = torch.get_num_threads()
     torch.set_num_threads(int(run.about["plan"]["threads"]))

@@ -16,8 +16,8 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
+from morphnas.train.predict import best_temperature, predict
 from morphnas.train.recipe import Outcome
-from morphnas.train.trainer import best_temperature, predict
 from tests.run.doubles import RECIPE, store_of
 
 LINEAR = Graph((Node("x", Input((3,))), Node("dense_1", Dense(3), ("x",))))

@@ -23,8 +23,8 @@ from morphnas.run.store import Store, load_run
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
+from morphnas.train.predict import evaluate
 from morphnas.train.recipe import SHIFT, Augment, Outcome, Recipe
-from morphnas.train.trainer import evaluate
 from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, files, proposals, resumed, same_weights, weights
 from tests.train.tasks import Clock, Timed, blobs
 

@@ -37,8 +37,8 @@ from morphnas.run.search import PROOF, Job, inherited, micro_batch, work
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline, OutOfTime
+from morphnas.train.predict import evaluate, predict
 from morphnas.train.recipe import Augment, Outcome, Recipe
-from morphnas.train.trainer import evaluate, predict
 from morphnas.train.whitening import whitening
 from tests.run.doubles import GRAPH, RECIPE, weights
 from tests.train.tasks import Clock, blobs, images, seeded

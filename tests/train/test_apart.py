@@ -12,10 +12,12 @@ from morphnas.graph import cnn, to_module
 from morphnas.run.search import _Mirror
 from morphnas.train import step
 from morphnas.train.augment import Draw
+from morphnas.train.calibrate import calibrate
 from morphnas.train.data import Examples, Task, moments
+from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.step import Step
-from morphnas.train.trainer import calibrate, foretold, predict
+from morphnas.train.trainer import foretold
 from tests.train.tasks import images, seeded
 
 DEVICE = torch.device("meta")

@@ -27,11 +27,12 @@ from morphnas.graph import (
 )
 from morphnas.graph.morphs import MORPHS
 from morphnas.run.search import Job, inherited
+from morphnas.train.calibrate import calibrate
 from morphnas.train.data import Orders, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
 from morphnas.train.step import optimizer_of
-from morphnas.train.trainer import Schedule, calibrate, train
+from morphnas.train.trainer import Schedule, train
 from tests.strategies import examples, random_weights
 from tests.train.tasks import equal, images, seeded, state
 

@@ -22,9 +22,10 @@ from morphnas.train.augment import Draw
 from morphnas.train.checkpoint import Checkpoint
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
+from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.step import EAGER, Step
-from morphnas.train.trainer import predict, train
+from morphnas.train.trainer import train
 from tests.train.tasks import images, seeded
 
 pytestmark = [

@@ -13,9 +13,10 @@ from morphnas.graph import cnn, to_module
 from morphnas.train.augment import Draw
 from morphnas.train.data import Task
 from morphnas.train.deadline import OutOfTime
+from morphnas.train.predict import evaluate, predict
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.step import Step
-from morphnas.train.trainer import HASTE, PROBE, evaluate, explosion, foretold, predict, train
+from morphnas.train.trainer import HASTE, PROBE, explosion, foretold, train
 from tests.train.tasks import Clock, Timed, blobs, equal, images, linear, seeded, state
 
 PLAIN = Recipe(epochs=4, batch_size=16, lr=0.1, label_smoothing=0.0)

@@ -14,8 +14,9 @@ from morphnas.graph import cnn, to_module
 from morphnas.train import step
 from morphnas.train.deadline import NEVER
 from morphnas.train.muon import Muon, orthogonal
+from morphnas.train.predict import evaluate
 from morphnas.train.recipe import Recipe
-from morphnas.train.trainer import evaluate, train
+from morphnas.train.trainer import train
 from tests.train.tasks import images, seeded
 
 

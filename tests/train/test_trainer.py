@@ -21,9 +21,10 @@ from morphnas.train import data, step
 from morphnas.train.augment import Draw, augmented
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
+from morphnas.train.predict import Diverged, best_temperature, evaluate, predict
 from morphnas.train.recipe import Augment, Optimizer, Outcome, Recipe
 from morphnas.train.step import optimizer_of
-from morphnas.train.trainer import Diverged, Schedule, best_temperature, evaluate, last_epoch, predict, train
+from morphnas.train.trainer import Schedule, last_epoch, train
 from tests.train.tasks import Clock, Constant, Timed, blobs, equal, images, linear, rates, seeded, state
 
 FOREVER = 1e9
