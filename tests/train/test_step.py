@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,10 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from morphnas.graph import cnn, densenet, mlp, resnet, to_module
-from morphnas.run import plan
 from morphnas.run.plan import measure
 from morphnas.run.search import Job, work
-from morphnas.train import step as module_of_steps
 from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
@@ -226,7 +225,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch, recorder: Recorder, replayed: float
 
     monkeypatch.setattr(Step, "_whole", whole)
     monkeypatch.setitem(RECORDERS, "cpu", lambda: record)
-    monkeypatch.setattr(plan.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
 
 @pytest.mark.parametrize("task", [blobs(40, 4), images(40, 4), images(40, 4, (1, 9))], ids=["rows", "images", "spans"])
@@ -276,4 +275,4 @@ def test_nothing_in_a_step_asks_for_a_value(make: Any) -> None:
         step._run(draw)
     assert tape.done
     with Tape(), pytest.raises(RuntimeError, match="waits for the device"):
-        module_of_steps.torch.ones(()).item()
+        torch.ones(()).item()
