@@ -21,6 +21,7 @@ class TestSpaceOfOnesOwn(SpaceContract):
         return space
 
 
+@pytest.mark.slow
 def test_a_searcher_and_a_space_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     CUSTOM["main"](["--time-limit", "20"])
     said = capsys.readouterr().out

@@ -119,7 +119,7 @@ def test_the_reported_score_is_that_of_the_weights_kept(fitted: ImageClassifier,
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("mirrors", [False, True])
+@pytest.mark.parametrize("mirrors", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_module_takes_raw_pixels_and_needs_nothing_of_ours(
     fitted: ImageClassifier, tmp_path: Path, mirrors: bool
 ) -> None:
