@@ -282,7 +282,8 @@ class SurvivorContract:
     def executor(self) -> Executor:
         raise NotImplementedError
 
-    @pytest.mark.parametrize("way", ["kill", pytest.param("exit", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("way", ["kill", "exit"])
     def test_a_worker_that_ends_is_a_failed_trial(self, executor: Executor, way: str) -> None:
         outcome, trained = executor.submit(_job(Hostile(way))).result(240)
         assert (outcome.status, trained) == ("failed", None)

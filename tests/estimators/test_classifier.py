@@ -52,6 +52,7 @@ def test_learns_and_predicts(fitted: ImageClassifier) -> None:
     assert fitted.classes_.tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_an_estimator_is_built_with_all_imports_done_so_that_no_time_limit_pays_for_them() -> None:
     code = """
         import sys

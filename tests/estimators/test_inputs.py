@@ -446,6 +446,7 @@ def test_fit_on_a_folder(tmp_path: Path) -> None:
 # -- memory
 
 
+@pytest.mark.slow
 def test_preparing_takes_less_than_twice_the_data(tmp_path: Path) -> None:
     """Pages of the memory map that were read count too, so that one copy beside it is all there may be."""
     script = """
