@@ -44,7 +44,7 @@ ENOUGH = 8
 since that is better than a search (`benchmarks/search_pays.py`)."""
 CLEARLY = 0.9
 """Share of the time of a simpler way to compute that another one may take to be chosen: not by chance, so that the same
-run again computes in the same way. bfloat16 takes .78 on a processor that has it (.73 to .81 in 20 measurements)."""
+run again computes in the same way."""
 COLOURS = 3
 """Channels that coloured images have, at least; their first filters whiten."""
 WIDTHS = (64, 56, 48, 40, 32, 24, 16, 8)
