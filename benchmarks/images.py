@@ -89,9 +89,7 @@ def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
             "share_training": share(searched, seconds),
             "share_final": share([trial for trial in trials if is_final(trial)], seconds),
             "share_between": between(worked[: len(searched)], seconds),
-            "share_preparing": round(
-                sum(b - a for a, b in worked) / seconds - sum(outcome.seconds for outcome in outcomes) / seconds, 3
-            ),
+            "share_preparing": round(sum(b - a for a, b in worked) / seconds - share(trials, seconds), 3),
             "share_else": round(1 - sum(outcome.seconds for outcome in outcomes) / seconds, 3),
             "images_per_second": round(statistics.median(outcome.images_per_second for outcome in outcomes)),
         }
@@ -158,6 +156,7 @@ def main() -> None:
         if args.device == "cpu":
             hand.append(by_hand(args, seed))
             print(f"by hand {hand[-1]}", flush=True)
+    gains = [fit["test_accuracy"] - own for fit, own in zip(fits, hand, strict=True)] if hand else []
     result = {
         "data": "digits" if args.digits else args.data.stem,
         "time_limit": args.time_limit,
@@ -166,6 +165,7 @@ def main() -> None:
         "n": len(fits),
         "test_accuracy": spread([fit["test_accuracy"] for fit in fits]),
         "by_hand_test_accuracy": spread(hand) if hand else None,
+        "over_by_hand": spread(gains) if gains else None,
         "by_hand": hand,
         "fits": fits,
     }

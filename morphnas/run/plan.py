@@ -147,8 +147,7 @@ def measure(task: Task, seconds: float, recipe: Recipe) -> Pace:
         return time.perf_counter() - begun
 
     most = torch.get_num_threads()
-    counts = sorted({1, most}) if task.device.type == "cpu" else [most]
-    ways = [(count, precision) for count in counts for precision in get_args(Precision)]
+    ways = [(count, precision) for count in sorted({1, most}) for precision in get_args(Precision)]
     times: dict[tuple[int, Precision], list[float]] = {way: [] for way in ways}
     until = time.perf_counter() + seconds
     try:

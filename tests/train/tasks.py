@@ -13,6 +13,9 @@ from morphnas.train import step
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 
+SHAPES = [(7,), (2, 9), (3, 8, 6), (1, 4, 5, 6)]
+"""Of examples: rows of features, and spans, images and volumes of several channels."""
+
 
 @dataclass
 class Clock:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,19 +14,10 @@ from torch import Tensor
 from morphnas.train.augment import Draw, augmented
 from morphnas.train.data import Orders, steps
 from morphnas.train.recipe import Augment
-from tests.train.tasks import seeded
+from tests.train.tasks import SHAPES, seeded
 
-SHAPES = [(7,), (2, 9), (3, 8, 6), (1, 4, 5, 6)]
 SPATIAL = SHAPES[1:]
-
-
-@pytest.fixture(autouse=True)
-def _untouched() -> Iterator[None]:
-    """Nothing here draws from, or seeds, anybody else's random numbers."""
-    before = torch.get_rng_state(), random.getstate()
-    yield
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1] == random.getstate()
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 def drawn(index: Tensor, shape: tuple[int, ...] = (3, 8, 8), augment: Augment | None = None) -> Draw:

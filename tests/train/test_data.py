@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from itertools import islice
 
 import pytest
@@ -12,20 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morphnas.train.data import Examples, Orders, Task, moments
-from tests.train.tasks import blobs, images, seeded
+from tests.train.tasks import SHAPES, blobs, images, seeded
 
-CPU = torch.device("cpu")
-SHAPES = [(7,), (2, 9), (3, 8, 6), (1, 4, 5, 6)]
-SPATIAL = SHAPES[1:]
-
-
-@pytest.fixture(autouse=True)
-def _untouched() -> Iterator[None]:
-    """Nothing here draws from, or seeds, anybody else's random numbers."""
-    before = torch.get_rng_state(), random.getstate()
-    yield
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1] == random.getstate()
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 # -- normalising

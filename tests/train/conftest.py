@@ -1,0 +1,18 @@
+"""What tests of training share."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def untouched() -> Iterator[None]:
+    """Nobody else's random numbers are drawn, or seeded."""
+    before = torch.get_rng_state(), random.getstate()
+    yield
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
