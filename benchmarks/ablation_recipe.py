@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from handwritten import channels_first
 from images import digits
-from machine import append
+from machine import append, npz
 
 from morphnas.graph import cnn
 from morphnas.run.plan import Pace, default_recipe, measure
@@ -89,7 +89,7 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=npz)
     parser.add_argument("--examples", type=int, default=6000)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--seeds", type=int, default=3)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import append
+from machine import append, npz
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
@@ -203,7 +203,7 @@ def left_alone(data: Data, rng: np.random.Generator, repeats: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="*", default=[])
+    parser.add_argument("--data", type=npz, nargs="*", default=[])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--smoke", action="store_true", help="digits, the highest rates, nothing written")
     args = parser.parse_args()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import append
+from machine import append, npz
 from sklearn.datasets import load_digits
 
 import morphnas
@@ -73,7 +73,7 @@ def one(data: str, n: int, seconds: float, width: int, seed: int) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="*", default=[])
+    parser.add_argument("--data", type=npz, nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--smoke", action="store_true", help="one fit of 8 s, nothing written")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -83,7 +83,7 @@ def main() -> None:
         return
     fits: list[tuple[Any, ...]] = [("", 1437, 8.0, 8, 0)]
     if not args.smoke:
-        every = args.data or [""]
+        every = [str(file) for file in args.data] or [""]
         fits = [(data, *fit[1:], seed) for seed in args.seeds for data in every for fit in FITS]
     found: list[dict[str, Any]] = []
     for fit in dict.fromkeys(fits):

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import append
+from machine import append, npz
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -230,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "memory"])
     parser.add_argument("--run", type=Path, help="the folder of a run on images (3, 32, 32)")
-    parser.add_argument("--data", type=Path, help="an .npz with x_train and y_train")
+    parser.add_argument("--data", type=npz, help="an .npz with x_train and y_train")
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
     parser.add_argument("--results", type=Path, default=RESULTS)

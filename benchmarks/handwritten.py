@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from machine import npz
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -119,7 +119,7 @@ def accuracy(model: nn.Module, mean: Tensor, std: Tensor, x: NDArray[np.uint8], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="an .npz with x_train, y_train, x_test, y_test")
+    parser.add_argument("--data", type=npz, required=True, help="an .npz with x_train, y_train, x_test, y_test")
     parser.add_argument("--seconds", type=float, default=100)
     parser.add_argument("--flip", action="store_true", help="mirrored images keep their label")
     parser.add_argument("--seed", type=int, default=0)

@@ -26,7 +26,7 @@ from unittest.mock import patch
 import handwritten
 import numpy as np
 import torch
-from machine import append
+from machine import append, npz
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -139,7 +139,7 @@ def spread(values: list[float]) -> dict[str, float | None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", type=Path)
+    what.add_argument("--data", type=npz)
     what.add_argument("--digits", action="store_true")
     parser.add_argument("--time-limit", type=float, default=300)
     parser.add_argument("--seeds", type=int, default=1)

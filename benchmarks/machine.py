@@ -1,7 +1,8 @@
-"""What a benchmark was run on, with which every results file begins; and how results are added to a file."""
+"""What benchmarks share: the data they are given, what they were run on, and how results are added to a file."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -10,7 +11,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+
+def npz(text: str) -> Path:
+    """What argparse makes of --data: the path of an .npz; of anything else, an error that says what is wanted."""
+    try:
+        with np.load(text, allow_pickle=False) as file:
+            missing = [name for name in ("x_train", "y_train", "x_test", "y_test") if name not in file.files]
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    except (ValueError, EOFError, TypeError):  # numpy's words are about other kinds of files
+        raise argparse.ArgumentTypeError(f"{text} is no .npz") from None
+    if missing:
+        raise argparse.ArgumentTypeError(f"{text} has no {', '.join(missing)}")
+    return Path(text)
 
 
 def describe() -> dict[str, object]:

@@ -34,7 +34,7 @@ from unittest.mock import patch
 import handwritten
 import numpy as np
 from images import digits
-from machine import append
+from machine import append, npz
 
 import morphnas
 from morphnas.estimators import fitting as module
@@ -171,7 +171,7 @@ def between(results: Path, way: str, other: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=npz)
     parser.add_argument("--examples", type=int, default=6000)
     parser.add_argument("--time-limit", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)

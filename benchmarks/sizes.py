@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from ablation_recipe import task
-from machine import append
+from machine import append, npz
 
 from morphnas.graph import AddSkip, ConcatSkip, Conv, Deeper, Graph, ReLU, Shape, Wider, cnn, densenet, resnet
 from morphnas.run.plan import default_recipe, measure
@@ -73,7 +73,7 @@ def morphed(shape: Shape, n_classes: int) -> dict[str, Graph]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=npz)
     parser.add_argument("--examples", type=int, default=6000)
     parser.add_argument("--seconds", type=float, default=36.0)
     parser.add_argument("--seeds", type=int, default=2)

@@ -32,7 +32,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from machine import append, describe
+from machine import append, describe, npz
 from numpy.typing import NDArray
 from scipy.stats import norm, spearmanr
 from search_pays import SMALL, part
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--ablation", action="store_true", help="variants of the library's, too")
     parser.add_argument("--train", type=int, help="networks of a run of our own")
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=npz)
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--smoke", action="store_true", help="two seeds of few networks, nothing written")
     parser.set_defaults(rows=False, products=False)
