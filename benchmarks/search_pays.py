@@ -9,7 +9,8 @@ all of the time that is left: what `fit` does by itself where the limit has no r
 `fit` does by itself. Every other way begins with starters of a first width of 8, which leave time for a search: "small"
 without one, searchers by their names, and the Bayesian search changed in one thing: "fresh weights" for children, "no
 promotion", "3 epochs" or "12 epochs" of a child, or the "best score" as the winner instead of the best posterior mean.
-"by hand" is the network of `handwritten.py`.
+"judged" is "none" with half of the last training's time for comparing ways to train before it. "by hand" is the network
+of `handwritten.py`.
 
 --data: an .npz with x_train, y_train, x_test and y_test, of which --examples random training images (another draw for
 each seed) and all test images are used; without it scikit-learn's digits, a stratified fifth held out. The ways take
@@ -39,6 +40,7 @@ from machine import append, npz
 import morphnas
 from morphnas.estimators import fitting as module
 from morphnas.graph import Graph
+from morphnas.run.final import finalise
 from morphnas.run.search import is_final
 from morphnas.search import BayesianSearcher, Left, Promote, Proposal, Searcher, Trial, lineage
 
@@ -72,11 +74,16 @@ def luckiest(trials: Sequence[Trial]) -> Trial | None:
     return max((t for t in trials if t.kept and t.score is not None), key=lambda t: t.score, default=None)
 
 
+def judged(*args: Any, **settings: Any) -> Trial:
+    return finalise(*args, **settings | {"judged": True})
+
+
 SMALL = 8
 """First width of starters that leave time for a search."""
 CHANGES: dict[str, dict[str, Any]] = {
     "none": {"max_trials": STARTERS},
     "as it is": {},
+    "judged": {"max_trials": STARTERS},
     "small": {"max_trials": STARTERS},
     "fresh weights": {"search_type": fresh},
     "best score": {},
@@ -124,11 +131,12 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
         return {"test_accuracy": round(handwritten.accuracy(*trained, x_test, y_test), 5)}
     with tempfile.TemporaryDirectory() as folder:
         settings = dict(CHANGES.get(way, {"search_type": way}))
-        if way not in ("none", "as it is"):
+        if way not in ("none", "as it is", "judged"):
             settings["searcher_args"] = {"default_model_width": SMALL} | settings.get("searcher_args", {})
         settings |= {"random_state": seed, "device": "cpu", "ensemble": args.ensemble}
         classifier = morphnas.ImageClassifier(Path(folder) / "run", **settings)
-        with patch.object(module, "winner", luckiest if way == "best score" else module.winner):
+        chosen = luckiest if way == "best score" else module.winner
+        with patch.multiple(module, winner=chosen, finalise=judged if way == "judged" else module.finalise):
             classifier.fit(x_train, y_train, time_limit=args.time_limit)
         run = classifier.load_searcher()
         trials = run.trials

@@ -2,8 +2,11 @@
 
     python benchmarks/sizes.py --data cifar10.npz --examples 6000 --seconds 36 --seeds 2 [--flip --shift 0.03]
     python benchmarks/sizes.py --data cifar10.npz --seconds 200 --seeds 2 --flip --shift 0.03 --only "cnn, width 48" +
+    python benchmarks/sizes.py --data mnist.npz --side 8 --seconds 25 --shift 0.03 --widths 24 48 --only cnn res pooled
 
-With "+" begin the names of networks that morphs make of a plain one: what shape is worth at equal seconds.
+With "+" begin the names of networks that morphs make of a plain one: what shape is worth at equal seconds. With
+"pooled at once" those of starters which halve images right away that can be halved only once. --side: of images that
+the given ones are reduced to, by the mean over areas.
 The final trainings of a run get about this long: `morphnas.run.plan` sizes starters by what is found here. --data: an
 .npz with x_train, y_train, x_test, y_test, see `ablation_recipe.py`, whose splits and recipe these are; without it
 scikit-learn's digits. The networks take turns within a seed. Appends to results/sizes.json the passes over the data and
@@ -18,23 +21,51 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from ablation_recipe import task
 from machine import append, npz
+from torch.nn import functional as F
 
-from morphnas.graph import AddSkip, ConcatSkip, Conv, Deeper, Graph, ReLU, Shape, Wider, cnn, densenet, resnet
+from morphnas.graph import (
+    AddSkip,
+    ConcatSkip,
+    Conv,
+    Deeper,
+    Graph,
+    ReLU,
+    Shape,
+    Wider,
+    cnn,
+    densenet,
+    resnet,
+    starters,
+)
 from morphnas.run.plan import default_recipe, measure
 from morphnas.run.search import Job, inherited
+from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment
 from morphnas.train.trainer import train, warm_up
 
+TWICE = 16
+"""Pixels along each side from which on starters halve images twice."""
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
 
 
 def networks(shape: Shape, n_classes: int, widths: Sequence[int]) -> dict[str, Graph]:
+    found = starters_of(shape, n_classes, widths)
+    if min(shape[1:]) < TWICE:
+        halved = property(lambda draft: min(draft.shapes[draft.last][1:]) >= TWICE // 2)
+        with patch.object(starters._Draft, "may_shrink", halved):  # noqa: SLF001
+            at_once = starters_of(shape, n_classes, widths)
+        found |= {f"pooled at once: {name}": graph for name, graph in at_once.items()}
+    return found
+
+
+def starters_of(shape: Shape, n_classes: int, widths: Sequence[int]) -> dict[str, Graph]:
     found = {f"cnn, width {w}": cnn(shape, n_classes, width=w, depth=4) for w in widths or (8, 16, 24, 32, 48, 64)}
     return found | {
         **{f"resnet, width {w}": resnet(shape, n_classes, width=w, depth=2) for w in widths or (16, 24, 32, 48)},
@@ -71,12 +102,20 @@ def morphed(shape: Shape, n_classes: int) -> dict[str, Graph]:
     }
 
 
+def reduced(given: Task, side: int) -> Task:
+    def smaller(part: Examples) -> Examples:
+        return Examples(F.interpolate(part.x.float(), size=(side, side), mode="area").round().to(part.x.dtype), part.y)
+
+    return Task.of(smaller(given.train), smaller(given.judge), given.n_classes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=npz)
     parser.add_argument("--examples", type=int, default=6000)
     parser.add_argument("--seconds", type=float, default=36.0)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--side", type=int, help="reduce images to so many pixels")
     parser.add_argument("--flip", action="store_true", help="mirrored images keep their label")
     parser.add_argument("--shift", type=float, default=0.0, help="how far images are moved, as a share of their size")
     parser.add_argument("--widths", nargs="*", type=int, default=[], help="instead of some from 8 to 64")
@@ -92,7 +131,10 @@ def main() -> None:
     warm_up()
     found: dict[str, dict[str, Any]] = {}
     for seed in range(args.seeds):
-        given = task(args, seed).to(args.device)
+        given = task(args, seed)
+        if args.side:
+            given = reduced(given, args.side)
+        given = given.to(args.device)
         shape = tuple(given.train.x.shape[1:])
         default = default_recipe(len(given.train), args.device, None, shape)
         pace = measure(given, 0.4 if args.device.type == "cpu" else 20.0, default)
@@ -116,7 +158,7 @@ def main() -> None:
     if not args.smoke:
         settings = {
             "data": "digits" if args.data is None else args.data.stem, "examples": len(given.train),
-            "seconds": args.seconds, "flip": args.flip, "shift": args.shift, "n": args.seeds,
+            "side": args.side, "seconds": args.seconds, "flip": args.flip, "shift": args.shift, "n": args.seeds,
         }  # fmt: skip
         append(RESULTS, settings | {"networks": found})
 

@@ -345,6 +345,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                     saving(deadline, best, after),
                     seed=seed,
                     retrain=retrain,
+                    judged=settings.ensemble > 1,
                     max_memory=planned.limits.max_memory,
                     epochs=recipe.epochs if {"epochs", "max_iter_num"} & args.keys() else None,
                     data=str(problem.fingerprint["hash"]),

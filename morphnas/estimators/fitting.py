@@ -64,7 +64,8 @@ class Sizes:
         """That of a run of so many seconds. width: of the first networks, where the user has given none."""
         own, examples = self.settings, (self.shape, self.n_classes, self.n)
         sized = (own.limits, own.depth, own.width or width)
-        return plan(*examples, self.recipe, max(seconds, 1e-3), self.pace, *sized, own.initial, own.place.at_a_time)
+        there = (own.initial, own.place.at_a_time, own.device)
+        return plan(*examples, self.recipe, max(seconds, 1e-3), self.pace, *sized, *there)
 
     def for_search(self, seconds: float) -> dict[str, Any]:
         """What `expectation` says to a limit in which nothing is searched: none that is, and whether smaller networks
@@ -192,6 +193,7 @@ class Fitting:
             recipe,
             saving(self.deadline, best, readings(problem, recipe, self.settings.ensemble)),
             seed=self.seed,
+            judged=self.settings.ensemble > 1,
             max_memory=self.planned.limits.max_memory,
             data=str(problem.fingerprint["hash"]),
             observer=observer,

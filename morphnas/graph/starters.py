@@ -26,7 +26,8 @@ from morphnas.graph.ops import (
 )
 
 _SMALLEST = 4
-"""A starter halves the resolution only while at least this many positions remain along every axis."""
+"""A starter halves the resolution only while at least this many positions remain along every axis; what the first
+convolution gives, twice as many: images so small that they can be halved only once are read as they are first."""
 
 _FEW = 64
 """Positions up to which the last layer reads them all: it learns faster than from their mean."""
@@ -59,7 +60,8 @@ class _Draft:
 
     @property
     def may_shrink(self) -> bool:
-        return min(self.shapes[self.last][1:]) >= 2 * _SMALLEST
+        first = self.last == self.nodes[0].name
+        return min(self.shapes[self.last][1:]) >= (4 if first else 2) * _SMALLEST
 
     def graph(self) -> Graph:
         return Graph(tuple(self.nodes))

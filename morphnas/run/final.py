@@ -1,7 +1,7 @@
 """The final model: the winner trained longer, from its own and from fresh weights, then on everything.
 
 The last training is a whole schedule from the weights of the one before, on the examples that stopped, scored and chose
-as well. It has half of the time, and all of it where there is little: comparing takes two trainings that nobody uses.
+as well. Comparing takes trainings that nobody uses: it has the time that this one does not need, half of it at most.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger("morphnas")
 LONGEST = 60
 """Epochs of a final training; patience ends most before."""
 JUDGED = 0.5
-"""Share of the time for trainings that are judged, where one on everything comes after them."""
+"""Share of the time for trainings that are judged, at most, where one on everything comes after them."""
 WORTH_JUDGING = SHORT + 1
 """Epochs that each of two judged trainings must have time for; with less, all goes into the one on everything."""
 LONGER = 2
@@ -60,6 +60,7 @@ def finalise(
     *,
     seed: int = 0,
     retrain: bool = False,
+    judged: bool = False,
     epochs: int | None = None,
     max_memory: int | None = None,
     data: str = "",
@@ -70,8 +71,9 @@ def finalise(
     executor: runs the trainings, one after the other. It is made for the task and `everything`.
     task: its training part trains, its validation part stops. chooser: examples that chose and stopped nothing, which
     choose among the results and the winner (None: the validation part does). everything: what the chosen one is
-    trained on at last (None: not at all). retrain: from fresh weights only. epochs: of each training, instead of what
-    there is time for. max_memory: bytes that a training should take at most. data: a name of the examples.
+    trained on at last (None: not at all). retrain: from fresh weights only. judged: whether something must say how good
+    the last one is, though that takes half of its time. epochs: of each training, instead of what there is time for.
+    max_memory: bytes that a training should take at most. data: a name of the examples.
 
     Each training is a new trial; none that is finished is changed. Trainings that a driver before this one began on the
     same data and did not come to use are taken up, those done as they are and those interrupted from their checkpoint,
@@ -80,17 +82,22 @@ def finalise(
     outcome = winner.outcome
     if outcome is None or not outcome.epochs:
         return winner
-    share, per_example, scoring = JUDGED if everything is not None else 1.0, *_costs(winner, outcome, task)
+    per_example, scoring = _costs(winner, outcome, task)
 
     def passes(seconds: float, examples: Examples, scoring: float) -> float:
         """How often the examples can be seen in that time."""
         one = per_example * len(examples) + scoring
         return seconds / one if one else math.inf
 
-    ways = _ways(winner, replace(recipe, epochs=epochs or LONGEST), retrain)
+    longest = epochs or LONGEST
+    share = 1.0 if everything is None else JUDGED
+    if everything is not None and not (judged or retrain):
+        possible = passes(deadline.left, everything, 0.0)
+        share = min(JUDGED, 1 - longest / possible) if possible > longest else 0.0
+    ways = _ways(winner, replace(recipe, epochs=longest), retrain)
     while len(ways) > 1:
         each = passes(share / len(ways) * deadline.left, task.train, scoring)
-        if each >= min(WORTH_JUDGING, epochs or LONGEST):
+        if each >= min(WORTH_JUDGING, longest):
             break
         ways = ways[:-1]
     if len(ways) == 1 and everything is not None and not retrain:
@@ -112,7 +119,7 @@ def finalise(
     if everything is None or base is None or base.score is None or base.best_epoch < 1:
         return chosen
     before = chosen.proposal.recipe
-    more, most = passes(deadline.left, everything, 0.0), epochs or LONGEST
+    more, most = passes(deadline.left, everything, 0.0), longest
     if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
         most = min(most, base.best_epoch)
     augment = before.augment if is_final(chosen) else recipe.augment

@@ -47,11 +47,12 @@ CLEARLY = 0.9
 run again computes in the same way."""
 COLOURS = 3
 """Channels that coloured images have, at least; their first filters whiten."""
-WIDTHS = (64, 56, 48, 40, 32, 24, 16, 8)
+WIDTHS = (256, 192, 128, 96, 64, 56, 48, 40, 32, 24, 16, 8)
 """Of starters; smaller ones cost as much (`benchmarks/cost_model.py`) and are for limits that demand them."""
-DENSE_WIDTHS = (256, 192, 128, 96, *WIDTHS)
-"""Of those for rows of features."""
+WIDEST = {"cpu": 64}
+"""Of those for images, by the type of device; elsewhere as wide as any: a GPU has nothing to do in a narrow one."""
 TINY = (4, 2, 1)
+_CPU = torch.device("cpu")
 MAX_THREADS = 1024
 """That a plan which is read may ask for."""
 
@@ -251,6 +252,7 @@ def plan(
     width: int | None = None,
     initial: Sequence[Graph] = (),
     workers: int = 1,
+    device: torch.device = _CPU,
 ) -> Plan:
     """Starters that are affordable within `seconds` of the whole run on n examples.
 
@@ -260,16 +262,18 @@ def plan(
 
     recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what
     is affordable. initial: graphs to start from instead of starters. workers: that train at a time, of which the final
-    trainings use one. ValueError when no starter meets the limits, or a graph given does not, or does not fit the
-    examples.
+    trainings use one. device: that the pace is of. ValueError when no starter meets the limits, or a graph given does
+    not, or does not fit the examples.
     """
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
+    affordable: Sequence[int] = WIDTHS
     if len(shape) > 1:
         families = [(cnn, 1.0, 4), (resnet, 1.0, 2)]
+        affordable = [w for w in WIDTHS if w <= WIDEST.get(device.type, max(WIDTHS))]
 
     def made(make: Callable[..., Graph], deep: int, most: float) -> Graph:
         """That of a family with the most parameters within the limits and the work; the smallest if there is none."""
-        for widths in [(width,)] if width else [WIDTHS if len(shape) > 1 else DENSE_WIDTHS, TINY]:
+        for widths in [(width,)] if width else [affordable, TINY]:
             graphs = [make(shape, n_classes, width=w, depth=depth or deep) for w in widths]
             if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:
                 quick = [graph for graph in fitting if graph.work <= most]

@@ -32,10 +32,13 @@ Run = Callable[[Draw], Tensor]
 
 
 class CudaGraphs:
-    """Records steps as CUDA graphs, which share their memory since only one runs at a time."""
+    """Records steps as CUDA graphs, which share their memory since only one runs at a time.
 
-    def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
+    For that they are recorded on one stream, too (see `torch.cuda.graph`).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def __call__(self, run: Run, draw: Draw) -> Run:
         """The step, for batches as long as the one given. Recording it changes nothing.
@@ -43,12 +46,12 @@ class CudaGraphs:
         Every tensor must be where it will be whenever the graph is replayed, and nothing may wait for a value.
         """
         given, graph = draw.each(Tensor.clone), torch.cuda.CUDAGraph()
-        with torch.cuda.device(draw.index.device):
+        with torch.cuda.device(self.stream.device):
             before = torch.cuda.current_stream()
             recording = torch.cuda.graph(
                 graph,
                 pool=self.pool,
-                stream=torch.cuda.Stream(),
+                stream=self.stream,
                 capture_error_mode="thread_local",  # other threads may use the GPU meanwhile
             )
             try:
@@ -65,8 +68,8 @@ class CudaGraphs:
         return replayed
 
 
-RECORDERS: dict[str, Callable[[], Callable[[Run, Draw], Run]]] = {"cuda": CudaGraphs}
-"""What makes a training's recorder, by the type of device."""
+RECORDERS: dict[str, Callable[[torch.device], Callable[[Run, Draw], Run]]] = {"cuda": CudaGraphs}
+"""What makes a training's recorder for a device, by its type."""
 
 
 class Step:
@@ -101,7 +104,7 @@ class Step:
         """Whether the last step was recorded, which takes far longer than the others."""
         resident = task.train.x.device == task.device
         recorder = RECORDERS.get(task.device.type) if recipe.cuda_graphs and resident else None
-        self._record = recorder() if recorder else None
+        self._record = recorder(task.device) if recorder else None
         self._replays: dict[int, Run] = {}
         self._eager = 0
 

@@ -350,7 +350,7 @@ def test_epochs_are_what_there_is_time_for(path: Path, told: Callable[..., Told]
     made = told(everything=(WHOLE, 1))
     made.per_epoch = 1.0
     with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
-        finish(store, winner, deadline=made.clock.deadline(80), epochs=None)
+        finish(store, winner, deadline=made.clock.deadline(80), epochs=None, judged=True)
     inherited, fresh, whole = (job.recipe.epochs for job in made.jobs)
     assert 15 * HOPED <= inherited <= 20 * HOPED
     assert fresh == pytest.approx(inherited, abs=2)  # both ways get the same
@@ -377,6 +377,23 @@ def test_all_of_the_time_is_used(path: Path, told: Callable[..., Told]) -> None:
         assert recipe.epochs == 6
         assert recipe.examples == pytest.approx(HOPED * 4.2 * n / 6, abs=1)
         assert (recipe.examples or 0) > RECIPE.batch_size
+
+
+@pytest.mark.parametrize(("much", "share"), [(0.9, 0), (1.0, 0), (1.4, 1 - 1 / 1.4), (2.2, 0.5)])
+def test_comparing_has_the_time_that_the_last_training_does_not_need(
+    path: Path, told: Callable[..., Told], much: float, share: float
+) -> None:
+    """much: time, in that which the longest training on everything takes."""
+    made = told()
+    made.per_epoch = 1.0
+    seconds = much * LONGEST * len(EVERYTHING) / len(TASK.train)
+    with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
+        finish(store, winner, deadline=made.clock.deadline(seconds), epochs=None)
+    *compared, whole = made.jobs
+    assert [job.scored for job in made.jobs] == [True] * len(compared) + [False]
+    assert len(compared) == (2 if share else 0)
+    assert sum(job.recipe.epochs for job in compared) == pytest.approx(share * seconds * HOPED, rel=0.1, abs=1)
+    assert whole.recipe.epochs == LONGEST
 
 
 def test_scoring_has_its_share_of_the_time(path: Path, told: Callable[..., Told]) -> None:

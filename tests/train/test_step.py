@@ -91,7 +91,7 @@ def changing(step: Step) -> list[Tensor]:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     found = Recorder()
-    monkeypatch.setitem(RECORDERS, "cpu", lambda: found)
+    monkeypatch.setitem(RECORDERS, "cpu", lambda _: found)
     return found
 
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_recorded_is_done_otherwise(
         raise RuntimeError("operation not permitted when stream is capturing")
 
     module = to_module(cnn((2, 8, 8), 3, width=4))
-    monkeypatch.setitem(RECORDERS, "cpu", lambda: failing)
+    monkeypatch.setitem(RECORDERS, "cpu", lambda _: failing)
     with caplog.at_level(logging.WARNING):
         assert equal(*both(module, images(), RECIPE))
     assert tries == [16]  # once, and never again in this training
@@ -180,7 +180,7 @@ def test_memory_that_is_out_later_is_halved_as_ever(monkeypatch: pytest.MonkeyPa
         raise torch.OutOfMemoryError("no room for a graph")
 
     full: list[int] = []
-    monkeypatch.setitem(RECORDERS, "cpu", lambda: out)
+    monkeypatch.setitem(RECORDERS, "cpu", lambda _: out)
     task, module = images(), to_module(cnn((2, 8, 8), 3, width=4))
 
     def room(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -224,7 +224,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch, recorder: Recorder, replayed: float
         return timed
 
     monkeypatch.setattr(Step, "_whole", whole)
-    monkeypatch.setitem(RECORDERS, "cpu", lambda: record)
+    monkeypatch.setitem(RECORDERS, "cpu", lambda _: record)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
 
