@@ -161,7 +161,7 @@ def test_what_costs_nothing_may_be_large() -> None:
 @pytest.mark.parametrize(("device", "widest"), [("cpu", 64), ("cuda", 256)])
 def test_networks_for_rows_may_be_wider_and_so_may_those_on_a_gpu(device: str, widest: int) -> None:
     there = {"device": torch.device(device)}
-    rows, images = (max(g.parameters for g in planned(shape, 1e6, **there).starts) for shape in ((784,), (1, 28, 28)))
+    rows, images = (max(g.parameters for g in planned(shape, 1e9, **there).starts) for shape in ((784,), (1, 28, 28)))
     assert rows == mlp((784,), 3, width=256, depth=3).parameters
     assert images == max(m((1, 28, 28), 3, width=widest, depth=d).parameters for m, d in ((cnn, 4), (resnet, 2)))
 
