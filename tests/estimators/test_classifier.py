@@ -120,7 +120,8 @@ def test_the_reported_score_is_that_of_the_weights_kept(fitted: ImageClassifier,
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("mirrors", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mirrors", [True, False])
 def test_module_takes_raw_pixels_and_needs_nothing_of_ours(
     fitted: ImageClassifier, tmp_path: Path, mirrors: bool
 ) -> None:

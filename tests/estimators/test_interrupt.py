@@ -217,7 +217,8 @@ def driven(path: Path, kind: str, n: int, refit: str = "") -> int:
 
 
 @posix
-@pytest.mark.parametrize(("kind", "n"), [("trial_ends", 2), pytest.param("epoch_done", 9, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "n"), [("trial_ends", 2), ("epoch_done", 9)])
 def test_a_search_that_is_killed_and_resumed_is_the_unbroken_one(
     data: Data, tmp_path: Path, kind: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
