@@ -66,8 +66,8 @@ class Recipe:
     bias_rate: what the rate of the batch norms' biases is multiplied by (Jordan 2024, arXiv:2404.00498, section 3.4).
     average: epochs over which the weights that are scored and kept are averaged, exponentially; 0: not at all (Polyak
         and Juditsky 1992, SIAM J. Control Optim. 30, 838-855).
-    patience: epochs without a better score after which the final decay begins (half the epochs so far, at least
-        3); None: never. Schedules of 12 epochs or fewer have none.
+    patience: epochs after the warm-up without a better score after which the final decay begins (half the epochs so
+        far, at least 3); None: never. Schedules of 12 epochs or fewer have none.
     """
 
     epochs: int = 8

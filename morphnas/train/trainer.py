@@ -279,8 +279,13 @@ class _Training:
             at.stale = 0
 
     def be_patient(self) -> None:
-        """Begin the final decay where there was no better score for as long as the recipe's patience."""
+        """Begin the final decay where there was no better score for as long as the recipe's patience.
+
+        Epochs of the warm-up do not count: scores fall while the rate rises, from inherited weights above all.
+        """
         at, patience = self.at, self.recipe.patience
+        if self.progress(at.epoch) <= self.recipe.warmup:
+            at.stale = 0
         if patience and self.recipe.epochs > SHORT and at.stale >= patience and at.decay is None:
             at.last = last_epoch(at.epoch, self.recipe.epochs)
             decaying = self.schedule.decaying(self.progress(at.epoch), at.epoch, at.last)
