@@ -126,13 +126,15 @@ def main() -> None:
     example = networks((3, 32, 32), 10, args.widths) | morphed((3, 32, 32), 10)
     if not any(name.startswith(tuple(args.only)) for name in example):
         parser.error(f"no network's name begins with {' or '.join(args.only)}")
+    if args.side is not None and args.side < 1:
+        parser.error(f"--side must be at least a pixel, not {args.side}")
     if args.smoke:
         args.seconds, args.seeds = 0.5, 1
     warm_up()
     found: dict[str, dict[str, Any]] = {}
     for seed in range(args.seeds):
         given = task(args, seed)
-        if args.side:
+        if args.side is not None:
             given = reduced(given, args.side)
         given = given.to(args.device)
         shape = tuple(given.train.x.shape[1:])
