@@ -29,7 +29,7 @@ from morphnas.train.trainer import SHORT
 log = logging.getLogger("morphnas")
 
 LONGEST = 60
-"""Epochs of a final training; patience ends most before."""
+"""Epochs of a final training, at most."""
 JUDGED = 0.5
 """Share of the time for trainings that are judged, at most, where one on everything comes after them."""
 WORTH_JUDGING = SHORT + 1
@@ -90,10 +90,13 @@ def finalise(
         return seconds / one if one else math.inf
 
     longest = epochs or LONGEST
-    share = 1.0 if everything is None else JUDGED
-    if everything is not None and not (judged or retrain):
-        possible = passes(deadline.left, everything, 0.0)
-        share = min(JUDGED, 1 - longest / possible) if possible > longest else 0.0
+    if everything is None:
+        share = 1.0
+    elif judged or retrain:
+        share = JUDGED
+    else:
+        used = longest / max(longest, passes(deadline.left, everything, 0.0))
+        share = min(JUDGED, 1 - used)
     ways = _ways(winner, replace(recipe, epochs=longest), retrain)
     while len(ways) > 1:
         each = passes(share / len(ways) * deadline.left, task.train, scoring)

@@ -560,6 +560,23 @@ def test_an_ensemble_is_one_network_wherever_it_goes(
     assert len(again.members_) <= 2
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_for_an_ensemble_the_final_network_is_judged(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    asked: list[bool] = []
+
+    def finalise(_: Store, winner: Trial, *__: object, judged: bool, **___: object) -> Trial:
+        asked.append(judged)
+        return winner
+
+    for module in ("fitting", "classifier"):
+        monkeypatch.setattr(f"morphnas.estimators.{module}.finalise", finalise)
+    found = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, ensemble=size).fit(*data, time_limit=5)
+    found.final_fit(*data, time_limit=1)
+    assert asked == [size > 1] * 2
+
+
 @pytest.mark.parametrize("size", [0, -1, True, "all", 1.5, None])
 def test_the_size_of_an_ensemble_is_a_number(size: Any, data: Data) -> None:
     with pytest.raises(ValueError, match="ensemble must be a positive integer"):
