@@ -30,6 +30,7 @@ from morphnas.run.search import Job, inherited
 from morphnas.train import step
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
+from morphnas.train.goal import Classes
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.trainer import train, warm_up
@@ -55,7 +56,7 @@ def task(args: argparse.Namespace, seed: int) -> Task:
     train_part, test_part = (
         Examples(channels_first(a), torch.from_numpy(b.astype(np.int64))) for a, b in ((x, y), (x_test, y_test))
     )
-    return Task.of(train_part, test_part, int(y.max()) + 1)
+    return Task.of(train_part, test_part, Classes(int(y.max()) + 1))
 
 
 def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
@@ -112,7 +113,7 @@ def main() -> None:
         pace = pace or measure(given, 0.4 if args.device.type == "cpu" else 20.0, recipe)
         found = replace(recipe, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         base = replace(found, epochs=100_000, augment=Augment(flip=args.flip))
-        graph = cnn(tuple(given.train.x.shape[1:]), given.n_classes, width=args.width, depth=4)
+        graph = cnn(tuple(given.train.x.shape[1:]), given.goal, width=args.width, depth=4)
         for name, recipe in variants(base, args.flip).items():
             if args.only and name != "base" and not name.startswith(tuple(args.only)):
                 continue

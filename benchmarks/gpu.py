@@ -42,6 +42,7 @@ from morphnas.run.plan import default_recipe
 from morphnas.run.store import load_run
 from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task, steps
+from morphnas.train.goal import Classes
 from morphnas.train.recipe import SHIFT, Augment, Recipe
 from morphnas.train.step import EAGER, Step
 
@@ -159,7 +160,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     device, generator = args.device, torch.Generator().manual_seed(0)
     n = 2_000 if args.smoke else 50_000
     x = torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=generator)
-    task = Task.of(Examples(x, torch.arange(n) % CLASSES), None, CLASSES).to(device)
+    task = Task.of(Examples(x, torch.arange(n) % CLASSES), None, Classes(CLASSES)).to(device)
     recipe = replace(default_recipe(n, device, None, SHAPE), augment=CHANGES, whiten=False)
     widths = (4,) if args.smoke else (16, 64)
     networks: dict[str, Graph] = {}

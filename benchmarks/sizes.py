@@ -106,7 +106,7 @@ def reduced(given: Task, side: int) -> Task:
     def smaller(part: Examples) -> Examples:
         return Examples(F.interpolate(part.x.float(), size=(side, side), mode="area").round().to(part.x.dtype), part.y)
 
-    return Task.of(smaller(given.train), smaller(given.judge), given.n_classes)
+    return Task.of(smaller(given.train), smaller(given.judge), given.goal)
 
 
 def main() -> None:
@@ -142,7 +142,7 @@ def main() -> None:
         pace = measure(given, 0.4 if args.device.type == "cpu" else 20.0, default)
         found_out = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         recipe = replace(found_out, epochs=100_000, augment=Augment(args.shift, args.flip))
-        graphs = networks(shape, given.n_classes, args.widths) | morphed(shape, given.n_classes)
+        graphs = networks(shape, given.goal, args.widths) | morphed(shape, given.goal)
         for name, graph in graphs.items():
             if not name.startswith(tuple(args.only)):
                 continue

@@ -5,7 +5,7 @@
 >>> clf.fit(x_train, y_train, time_limit=600).evaluate(x_test, y_test)  # doctest: +SKIP
 """
 
-from morphnas.estimators import ImageClassifier
+from morphnas.estimators import ImageClassifier, ImageRegressor, load
 from morphnas.estimators.ablation import ablate
 from morphnas.estimators.doctor import DataWarning, Findings, examine
 from morphnas.estimators.files import load_image_dataset
@@ -22,8 +22,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Augment", "BayesianSearcher", "DataWarning", "EpochReport", "EvolutionSearcher", "ExportError", "Exported",
-    "Findings", "Graph", "GraphError", "ImageClassifier", "Limits", "Morph", "MorphError", "MorphSpace", "Network",
-    "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError", "StopFit", "ablate", "compare_runs", "draw",
-    "examine", "explain", "export", "load_image_dataset", "load_run", "neighbours", "show", "to_module", "trials_table",
-    "visualize", "write_report",
+    "Findings", "Graph", "GraphError", "ImageClassifier", "ImageRegressor", "Limits", "Morph", "MorphError",
+    "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError", "StopFit", "ablate",
+    "compare_runs", "draw", "examine", "explain", "export", "load", "load_image_dataset", "load_run", "neighbours",
+    "show", "to_module", "trials_table", "visualize", "write_report",
 ]  # fmt: skip

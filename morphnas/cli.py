@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import morphnas
 from morphnas.estimators.files import Files, folder, load_image_dataset
 from morphnas.report.page import about_words
 from morphnas.report.summary import results_summary
+from morphnas.report.words import metric_words
 from morphnas.run.store import versions
 from morphnas.search import SEARCHERS
 from morphnas.search.trial import lineage
@@ -122,7 +124,8 @@ def _fit(args: argparse.Namespace) -> _Answer:
     if y is None:
         raise _Wrong(f"{args.data} holds no labels")
     limits = dict(_pair(text) for text in args.limit)
-    classifier = morphnas.ImageClassifier(
+    kind = morphnas.ImageRegressor if args.regression else morphnas.ImageClassifier
+    estimator = kind(
         args.path,
         verbose=not args.quiet,
         resume="auto" if args.resume else False,
@@ -138,21 +141,22 @@ def _fit(args: argparse.Namespace) -> _Answer:
         ensemble=args.ensemble,
         limits=limits or None,
     )
-    classifier.fit(x, y, time_limit=args.time_limit)
-    run = classifier.load_searcher()
-    best = run.trial(classifier.best_trial_)
-    found: dict[str, Any] = {"path": classifier.path_, "networks": len(run.trials), "best": best.id}
-    found |= {"final": classifier.final_trial_, "score": best.score, "validation_accuracy": None, "test_accuracy": None}
-    told = [f"the run is in {classifier.path_}, its winner is network {best.id} of {len(run.trials)}"]
+    estimator.fit(x, y, time_limit=args.time_limit)
+    run = estimator.load_searcher()
+    best = run.trial(estimator.best_trial_)
+    measure, tested = ("R2", "test_mean_squared_error") if args.regression else ("accuracy", "test_accuracy")
+    found: dict[str, Any] = {"path": estimator.path_, "networks": len(run.trials), "best": best.id}
+    found |= {"final": estimator.final_trial_, "score": best.score, f"validation_{measure}": None, tested: None}
+    told = [f"the run is in {estimator.path_}, its winner is network {best.id} of {len(run.trials)}"]
     if best.outcome is not None and best.outcome.metric is not None:
-        found["validation_accuracy"] = best.outcome.metric
-        told.append(f"accuracy of the winner on the validation part: {best.outcome.metric:.2%}")
+        found[f"validation_{measure}"] = best.outcome.metric
+        told.append(f"{measure} of the winner on the validation part: {metric_words(best.outcome)}")
     if args.data.suffix.lower() == ".npz":
         with np.load(args.data, allow_pickle=False) as npz:
             if {"x_test", "y_test"} <= set(npz.files):
-                found["test_accuracy"] = classifier.evaluate(npz["x_test"], npz["y_test"])
-                told.append(f"accuracy of the model on the test part: {found['test_accuracy']:.2%}")
-    told.append(f"see it: morphnas report {classifier.path_}")
+                found[tested] = estimator.evaluate(npz["x_test"], npz["y_test"])
+                told.append(f"the model on the test part: {estimator.words(found[tested])}")
+    told.append(f"see it: morphnas report {estimator.path_}")
     return _Answer("\n".join(told), found)
 
 
@@ -173,16 +177,17 @@ def _limits() -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> _Answer:
-    classifier = morphnas.ImageClassifier.load(args.path)
+    estimator = morphnas.load(args.path)
     x, y, _ = _examples(args, "test")
     if y is None:
         raise _Wrong(f"{args.data} holds no labels")
-    accuracy = classifier.evaluate(x, y)
-    return _Answer(f"accuracy on {len(y):,} examples: {accuracy:.2%}", {"accuracy": accuracy, "examples": len(y)})
+    value = estimator.evaluate(x, y)
+    measure = "accuracy" if isinstance(estimator, morphnas.ImageClassifier) else "mean_squared_error"
+    return _Answer(f"{estimator.words(value)} on {len(y):,} examples", {measure: value, "examples": len(y)})
 
 
 def _predict(args: argparse.Namespace) -> _Answer:
-    classifier = morphnas.ImageClassifier.load(args.path)
+    estimator = morphnas.load(args.path)
     if args.files and all(path.is_file() and path.suffix.lower() not in (".npz", ".csv") for path in args.files):
         x, names = Files(args.files)[:], list(map(str, args.files))
     elif len(args.files) == 1:
@@ -191,18 +196,34 @@ def _predict(args: argparse.Namespace) -> _Answer:
     else:
         missing = next((path for path in args.files if not path.exists()), None)
         raise _Wrong(f"{missing} is not there" if missing else "give one .npz, .csv or folder, or image files")
-    chances = classifier.predict_proba(x)
-    labels = classifier.classes_.tolist()
+    if isinstance(estimator, morphnas.ImageRegressor):
+        return _amounts(estimator.predict(x), names)
+    chances = estimator.predict_proba(x)
+    labels = estimator.classes_.tolist()
     best = chances.argmax(1)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["example", "label", "probability"])
-    writer.writerows((name, labels[i], f"{row[i]:.6f}") for name, i, row in zip(names, best, chances, strict=True))
+    rows = [(name, labels[i], f"{row[i]:.6f}") for name, i, row in zip(names, best, chances, strict=True)]
+    text = _csv(["example", "label", "probability"], rows)
     told = [
         {"example": name, "label": _plain(labels[i]), "probability": float(row[i]), "probabilities": row.tolist()}
         for name, i, row in zip(names, best, chances, strict=True)
     ]
-    return _Answer(text.getvalue().rstrip("\n"), {"labels": [_plain(label) for label in labels], "examples": told})
+    return _Answer(text, {"labels": [_plain(label) for label in labels], "examples": told})
+
+
+def _amounts(amounts: NDArray[np.float64], names: Sequence[str]) -> _Answer:
+    """Predictions (n,) or (n, k) of examples with these names."""
+    table = amounts.reshape(len(names), -1)
+    head = ["amount"] if table.shape[1] == 1 else [f"amount_{i}" for i in range(table.shape[1])]
+    rows = [(name, *(f"{value:.7g}" for value in row)) for name, row in zip(names, table, strict=True)]
+    told = [{"example": name, "amounts": row.tolist()} for name, row in zip(names, table, strict=True)]
+    return _Answer(_csv(["example", *head], rows), {"examples": told})
+
+
+def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([head, *rows])
+    return text.getvalue().rstrip("\n")
 
 
 def _plain(label: Any) -> Any:
@@ -317,6 +338,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--path", default="run", help="the folder of the run (run)")
     made.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     made.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    made.add_argument("--regression", action="store_true", help="labels are amounts, to be predicted as numbers")
     made.add_argument("--search", choices=sorted(SEARCHERS), default="bayesian", help="how to search (bayesian)")
     made.add_argument("--max-trials", type=int, metavar="N", help="end the search after so many networks")
     made.add_argument("--seed", type=int, help="for the same search again")
@@ -329,11 +351,16 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--no-refit", action="store_true", help="do not train the winner longer at the end")
     made.add_argument("--quiet", action="store_true", help="no progress")
 
-    made = command("evaluate", _evaluate, "Measure the accuracy of a run's model.", "evaluate run mnist.npz")
+    made = command(
+        "evaluate",
+        _evaluate,
+        "Measure how good a run's model is.",
+        "evaluate run mnist.npz",
+    )
     made.add_argument("path", help="the folder of a run")
     data(made, f"{kinds}; of an .npz x_test and y_test, or x and y")
 
-    made = command("predict", _predict, "Predict labels and probabilities, as CSV or JSON.",
+    made = command("predict", _predict, "Predict labels and probabilities, or amounts, as CSV or JSON.",
                    "predict run cat.png dog.png", "predict run mnist.npz --json > labels.json")  # fmt: skip
     made.add_argument("path", help="the folder of a run")
     made.add_argument("files", type=Path, nargs="+", help=f"image files, or {kinds}; of an .npz x_test, or x")

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
-from morphnas.estimators import ImageClassifier
+from morphnas.estimators import ImageClassifier, ImageRegressor, load
 from morphnas.graph import Network, Shape
 from morphnas.run.store import Run
 
@@ -51,53 +51,58 @@ class Exported:
 @dataclass(frozen=True, eq=False)
 class _Model:
     """What is exported. module: in evaluation mode, on the CPU. shape: of an example. like: (shape) mean and deviation
-    of usual inputs. labels: of the outputs; None: they have no names."""
+    of usual inputs. labels: of the outputs; None: they have no names. gives: what they are."""
 
     module: fx.GraphModule
     shape: Shape
     mean: Tensor
     std: Tensor
     labels: list[Any] | None
+    gives: str
     about: str
 
     @staticmethod
-    def of(what: ImageClassifier | Network | Run | str | os.PathLike[str], trial: int | None) -> _Model:
+    def of(
+        what: ImageClassifier | ImageRegressor | Network | Run | str | os.PathLike[str], trial: int | None
+    ) -> _Model:
         if isinstance(what, Network):
             if trial is not None:
                 raise ValueError("trial says which network of a run to export, not of a Network")
-            graph, labels = what.graph, None
+            graph, labels, gives = what.graph, None, "logits"
             module, mean, std = what.to_module().eval(), torch.zeros(1), torch.ones(1)
             takes = "preprocessed examples, as the network was trained on"
         else:
             folder = what.path if isinstance(what, Run) else what
             loads = isinstance(folder, (str, os.PathLike))
-            found = ImageClassifier.load(Path(folder)) if loads else what  # type: ignore[arg-type]
-            if not isinstance(found, ImageClassifier):
-                message = "a fitted ImageClassifier, a Network, a Run or the folder of one"
+            found = load(Path(folder)) if loads else what  # type: ignore[arg-type]
+            if not isinstance(found, (ImageClassifier, ImageRegressor)):
+                message = "a fitted ImageClassifier or ImageRegressor, a Network, a Run or the folder of one"
                 raise ValueError(f"what to export must be {message}, not {what!r:.100}")
             module = found.to_module(trial)
             graph = found.network_.graph if trial is None else found.load_searcher().trial(trial).graph
-            labels = [_literal(label) for label in found.classes_.tolist()]
+            classes = isinstance(found, ImageClassifier)
+            labels = [_literal(label) for label in found.classes_.tolist()] if classes else None
+            gives = "logits" if classes else "amounts"
             axes = (-1, *[1] * (len(graph.shapes[graph.input.name]) - 1))
             mean, std = (getattr(module, name).reshape(axes) for name in ("mean", "std"))
             takes = "raw examples, as they were given to fit, but channels first"
         size = f"{graph.parameters:,} parameters, {graph.flops:,} FLOPs an example"
         shape = graph.shapes[graph.input.name]
-        return _Model(module, shape, mean, std, labels, f"A network found by morphnas: {size}.\n\nTakes {takes}")
+        return _Model(module, shape, mean, std, labels, gives, f"A network found by morphnas: {size}.\n\nTakes {takes}")
 
     def inputs(self, n: int) -> Tensor:
         """Examples like usual ones, (n, *shape) float32."""
         return self.mean + self.std * torch.randn(n, *self.shape, generator=torch.Generator().manual_seed(n))
 
     @property
-    def classes(self) -> int:
+    def outputs(self) -> int:
         with torch.no_grad():
-            outputs: Tensor = self.module(self.inputs(1))
-        return outputs.shape[1]
+            given: Tensor = self.module(self.inputs(1))
+        return given.shape[1]
 
 
 def export(
-    what: ImageClassifier | Network | Run | str | os.PathLike[str],
+    what: ImageClassifier | ImageRegressor | Network | Run | str | os.PathLike[str],
     file: str | os.PathLike[str],
     overwrite: bool = False,
     trial: int | None = None,
@@ -106,10 +111,11 @@ def export(
 
     .py: PyTorch source that a person can read, with its weights in a .safetensors file beside it; needs torch and
     safetensors, and nothing of morphnas. .pt2: for `torch.export.load`, any batch size, float32. .onnx: any batch size,
-    float32; needs the extra: pip install 'morphnas[onnx]'. what: a fitted classifier, or the folder of its run, whose
-    network takes raw examples, channels first, and gives logits; or a `Network`, which takes preprocessed ones. trial:
-    id of another network of the run to export instead of its model, see `ImageClassifier.to_module`. The labels are in
-    the file, in the order of the outputs (`LABELS`, "labels.json", metadata "labels").
+    float32; needs the extra: pip install 'morphnas[onnx]'. what: a fitted estimator, or the folder of its run, whose
+    network takes raw examples, channels first, and gives logits, or a regressor's amounts; or a `Network`, which takes
+    preprocessed ones. trial: id of another network of the run to export instead of its model, see
+    `ImageClassifier.to_module`. The labels are in the file, in the order of the outputs (`LABELS`, "labels.json",
+    metadata "labels").
 
     ValueError for another suffix; FileExistsError where a file is there, unless `overwrite`; ExportError where what was
     read again differs by more than 1e-5 of the largest output. Nothing is left behind by any of them.
@@ -163,7 +169,9 @@ def _literal(label: Any) -> Any:
 # -- source
 
 
-def to_source(module: fx.GraphModule, about: str, labels: Sequence[Any] | None, weights: str) -> str:
+def to_source(
+    module: fx.GraphModule, about: str, labels: Sequence[Any] | None, weights: str, gives: str = "logits"
+) -> str:
     """The module as the source of a plain nn.Module. weights: name of its .safetensors file, beside the source."""
     body = module.graph.python_code("self").src.strip().splitlines()[1:]
     forward = [line for line in (re.sub(r";\s+[\w =]+ = None\s*$|;\s*$", "", line) for line in body) if line.strip()]
@@ -174,6 +182,7 @@ def to_source(module: fx.GraphModule, about: str, labels: Sequence[Any] | None, 
     ]
     names = f"LABELS = {labels!r}\n" if labels is not None else ""
     return _SOURCE.format(
+        use="probabilities = network(images).softmax(1)" if gives == "logits" else f"{gives} = network(images)",
         about=about.replace("\\", "\\\\").replace('"""', "'''"),
         labels=f"{names}\n" if names else "",
         argument=next(node.name for node in module.graph.nodes if node.op == "placeholder"),
@@ -186,7 +195,7 @@ def to_source(module: fx.GraphModule, about: str, labels: Sequence[Any] | None, 
 _SOURCE = '''"""{about}
 
     network = load()
-    probabilities = network(images).softmax(1)
+    {use}
 
 Needs torch and safetensors.
 """
@@ -234,11 +243,11 @@ def _constructor(module: nn.Module) -> str:
 
 
 def _write_source(model: _Model, file: Path) -> None:
-    classes = model.classes
-    about = f"{model.about}: (n, {', '.join(map(str, model.shape))}), any real dtype.\nGives logits (n, {classes})"
+    takes, gives = ", ".join(map(str, model.shape)), f"{model.gives} (n, {model.outputs})"
+    about = f"{model.about}: (n, {takes}), any real dtype.\nGives {gives}"
     about += ", in the order of LABELS." if model.labels is not None else "."
     weights = file.with_suffix(".safetensors")
-    source = to_source(model.module, about, model.labels, weights.name)
+    source = to_source(model.module, about, model.labels, weights.name, model.gives)
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and ast.literal_eval(node.value) != model.labels:
             raise ExportError("the labels cannot be written as source")
@@ -282,7 +291,7 @@ def _write_onnx(model: _Model, file: Path) -> None:
             model.module,
             (model.inputs(2),),
             input_names=["x"],
-            output_names=["logits"],
+            output_names=[model.gives],
             dynamic_shapes={argument: {0: torch.export.Dim("n", min=1)}},
             dynamo=True,
             verbose=False,

@@ -1,5 +1,20 @@
 """Estimators: scikit-learn's conventions and the legacy names in one class each."""
 
-from morphnas.estimators.classifier import ImageClassifier
+from __future__ import annotations
 
-__all__ = ["ImageClassifier"]
+import os
+from pathlib import Path
+
+from morphnas.estimators.base import stored
+from morphnas.estimators.classifier import ImageClassifier
+from morphnas.estimators.regressor import ImageRegressor
+
+
+def load(path: str | os.PathLike[str]) -> ImageClassifier | ImageRegressor:
+    """The estimator of the run in a folder, of whichever kind it is, ready to predict; RunError when there is none."""
+    target = stored(Path(path))[1].get("target")
+    amounts = isinstance(target, dict) and "amounts" in target
+    return ImageRegressor.load(path) if amounts else ImageClassifier.load(path)
+
+
+__all__ = ["ImageClassifier", "ImageRegressor", "load"]

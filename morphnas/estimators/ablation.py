@@ -14,17 +14,19 @@ import torch
 from numpy.typing import ArrayLike
 
 from morphnas.estimators.inputs import Problem
+from morphnas.estimators.labels import Labels
 from morphnas.estimators.place import torch_device
 from morphnas.estimators.room import Room
 from morphnas.estimators.settings import time_limit_seconds
+from morphnas.estimators.targets import Values
 from morphnas.graph import Graph, GraphError, Morph, Network, Node
-from morphnas.report.words import morph_words
+from morphnas.report.words import gain_words, morph_words
 from morphnas.run.files import RunError
 from morphnas.run.search import Job, micro_batch, settle, trial_seed, work
 from morphnas.run.store import Run, load_run
 from morphnas.search.trial import lineage
 from morphnas.train.deadline import Deadline
-from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.recipe import Measure, Outcome, Recipe
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,12 @@ class Undone:
 @dataclass(frozen=True, repr=False)
 class Ablation:
     """What each morph is worth, in the order of the lineage; `str` of it is for people. ancestor: the trial it begins
-    with. epochs: that every network was trained for."""
+    with. epochs: that every network was trained for. measure: what the metric is."""
 
     trial: int
     ancestor: int
     epochs: int
+    measure: Measure
     morphs: tuple[Undone, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +70,7 @@ class Ablation:
                 told = "no time"
             else:
                 sure = "" if one.standard_error is None else f", standard error {one.standard_error:.4f}"
-                points = "" if one.metric_gain is None else f"; {100 * one.metric_gain:+.2f} points"
+                points = "" if one.metric_gain is None else f"; {gain_words(one.metric_gain, self.measure)}"
                 told = f"score {one.gain:+.4f} (n = {one.n}{sure}){points}"
             gone = f", and with it {'; '.join(one.gone)}" if one.gone else ""
             lines.append(f"  {one.morph} (of {one.trial}; {one.parameters:+,} parameters){gone}: {told}")
@@ -121,7 +124,7 @@ def ablate(
         _undone(id, morph, gone, outcomes[0], found, _sizes(graph, morphs) - _sizes(graph, kept))
         for (id, morph), (kept, gone), found in zip(brought, ways[1:], outcomes[1:], strict=True)
     ]
-    return Ablation(trial.id, line[0].id, recipe.epochs, tuple(undone))
+    return Ablation(trial.id, line[0].id, recipe.epochs, problem.task.goal.measure, tuple(undone))
 
 
 def _problem(run: Run, x: Any, y: Any, validation_data: Any, device: torch.device) -> Problem:
@@ -131,7 +134,8 @@ def _problem(run: Run, x: Any, y: Any, validation_data: Any, device: torch.devic
     size = settings.get("image_size")
     size = (int(size[0]), int(size[1])) if isinstance(size, list) else size
     room = Room(None, Path(run.path))
-    problem = Problem.found(x, y, validation_data, settings.get("image_shape"), seed, device, size, room)
+    kind = Values if "amounts" in (run.about.get("data") or {}) else Labels
+    problem = Problem.found(x, y, validation_data, settings.get("image_shape"), seed, device, size, room, kind)
     if problem.fingerprint != run.about.get("data"):
         raise RunError(
             f"{str(run.path)!r} holds a run on other data: give the x and y, and validation_data, of the fit"

@@ -38,11 +38,11 @@ COMPARED = 0.25
 class Sizes:
     """What the networks of a run follow from, but for its seconds: examples, settings, and this machine's pace.
 
-    shape, n_classes, n: of the examples trained on. recipe: of children.
+    shape, outputs, n: of the examples trained on. recipe: of children.
     """
 
     shape: Shape
-    n_classes: int
+    outputs: int
     n: int
     settings: Settings
     recipe: Recipe
@@ -58,11 +58,11 @@ class Sizes:
         pace = measure(task, spare, changed(default, settings.trainer_args))
         found = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         recipe = changed(found, settings.trainer_args)
-        return Sizes(shape, task.n_classes, n, settings, recipe, pace)
+        return Sizes(shape, task.goal.outputs, n, settings, recipe, pace)
 
     def plan(self, seconds: float, width: int | None = None) -> Plan:
         """That of a run of so many seconds. width: of the first networks, where the user has given none."""
-        own, examples = self.settings, (self.shape, self.n_classes, self.n)
+        own, examples = self.settings, (self.shape, self.outputs, self.n)
         sized = (own.limits, own.depth, own.width or width)
         there = (own.initial, own.place.at_a_time, own.device)
         return plan(*examples, self.recipe, max(seconds, 1e-3), self.pace, *sized, *there)

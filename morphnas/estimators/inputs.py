@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.room import ROOM, Room
 from morphnas.estimators.sources import EXAMPLES, Source, opened
+from morphnas.estimators.targets import Target, Values
 from morphnas.train.data import Examples, Task
 
 log = logging.getLogger("morphnas")
@@ -148,7 +149,7 @@ class Preprocessing:
 
     def _unfit(self, x: NDArray[Any], name: str) -> str:
         if x.ndim == 2 and len(self.given) == 1:  # scikit-learn's words
-            words = f"ImageClassifier is expecting {self.given[0]} features as input"
+            words = f"morphnas is expecting {self.given[0]} features as input"
             return f"X has {x.shape[1]} features, but {words}"
         return f"{name} has examples of shape {x.shape[1:]}, but the model was fitted on {self.given}"
 
@@ -231,17 +232,17 @@ class Split:
     chooser: NDArray[np.intp] | None
 
 
-def split(y: NDArray[np.int64], seed: int) -> Split:
+def split(strata: NDArray[np.int64], seed: int) -> Split:
     """15 % of the examples, at most 5,000, held out stratified; half of them choose, from 500 examples on.
 
-    No part is held out below 50 examples or when a class has a single one.
+    No part is held out below 50 examples or when a stratum, as a class, has a single one.
     """
-    n, index = len(y), np.arange(len(y))
-    counts = np.bincount(y)
+    n, index = len(strata), np.arange(len(strata))
+    counts = np.bincount(strata)
     held = max(min(5000, round(0.15 * n)), len(counts))
     if n < 50 or counts[counts > 0].min() < 2 or n - held < len(counts):
         return Split(index, None, None)
-    train, valid = train_test_split(index, test_size=held, stratify=y, random_state=seed)
+    train, valid = train_test_split(index, test_size=held, stratify=strata, random_state=seed)
     if n < 500:
         return Split(train, valid, None)
     half = np.random.RandomState(seed).permutation(len(valid))  # classes may be too small to stratify once more
@@ -259,7 +260,7 @@ class Problem:
     the other.
     """
 
-    labels: Labels
+    target: Target
     preprocessing: Preprocessing
     task: Task
     chooser: Examples | None
@@ -277,11 +278,13 @@ class Problem:
         device: torch.device,
         image_size: ImageSize | None = None,
         room: Room = ROOM,
+        kind: type[Labels | Values] = Labels,
     ) -> Problem:
-        """The problem that a user's examples pose; ValueError for those that pose none."""
+        """The problem that a user's examples pose; ValueError for those that pose none. kind: what y is to be."""
         source, y = opened(x, y, "x", room)
         preprocessing = Preprocessing.found(source, image_shape, image_size)
-        labels, codes = Labels.found(y, len(source))
+        target: Target
+        target, codes = kind.found(y, len(source))
         own = None
         if validation_data is not None:
             pair = isinstance(validation_data, (tuple, list)) and len(validation_data) == 2
@@ -289,30 +292,30 @@ class Problem:
             own_x, own_y = opened(own_x, own_y, "validation_data", room)
             if own_y is None:
                 raise ValueError("validation_data must be a pair (x, y), or a Dataset or a folder with labels")
-            own = examples(own_x, own_y, preprocessing, labels, room)
-        return Problem.of(source, codes, own, labels, preprocessing, seed, device, room)
+            own = examples(own_x, own_y, preprocessing, target, room)
+        return Problem.of(source, codes, own, target, preprocessing, seed, device, room)
 
     @staticmethod
     def of(
         source: Source,
-        codes: NDArray[np.int64],
+        codes: NDArray[Any],
         own: Examples | None,
-        labels: Labels,
+        target: Target,
         preprocessing: Preprocessing,
         seed: int,
         device: torch.device,
         room: Room = ROOM,
     ) -> Problem:
-        """The problem of examples and their class indices; own: those of the user's to stop and score by.
+        """The problem of examples and y as networks learn it; own: those of the user's to stop and score by.
 
         All are held once, ordered by the parts, which are views of them: on the device, in main memory where that is
         too small, or in a file where both are.
         """
-        parts = Split(np.arange(len(codes)), None, None) if own is not None else split(codes, seed)
+        parts = Split(np.arange(len(codes)), None, None) if own is not None else split(target.strata(codes), seed)
         order = np.concatenate([part for part in (parts.train, parts.valid, parts.chooser) if part is not None])
         place = torch.from_numpy(np.argsort(order))
         x = preprocessing(source, place, room)
-        about = fingerprint(x, codes, place, labels, preprocessing)
+        about = fingerprint(x, codes, place, target, preprocessing)
         if own is not None:
             about["validation"] = {"shape": [len(own), *preprocessing.given], "hash": _hashed(own.x, own.y.numpy())}
         whole = room.placed(Examples(x, torch.from_numpy(codes[order])), device)
@@ -322,8 +325,8 @@ class Problem:
         if own is not None:
             valid = room.placed(own, device)
         chooser = None if parts.chooser is None else whole[last:]
-        task = Task.of(whole[:first], valid, len(labels.classes))
-        return Problem(labels, preprocessing, task, chooser, None if parts.valid is None else whole, about, order)
+        task = Task.of(whole[:first], valid, target.goal)
+        return Problem(target, preprocessing, task, chooser, None if parts.valid is None else whole, about, order)
 
     @property
     def bytes_in_memory(self) -> int:
@@ -335,31 +338,29 @@ class Problem:
 
     @property
     def chance(self) -> float:
-        """The accuracy of always saying the most frequent class."""
-        return float(torch.bincount(self.task.train.y).max()) / len(self.task.train)
+        """The metric of always saying the same."""
+        return self.task.goal.chance(self.task.train.y)
 
 
-def examples(source: Source, y: Any, preprocessing: Preprocessing, labels: Labels, room: Room = ROOM) -> Examples:
-    """Further examples of a problem whose preprocessing and labels are known; ValueError when they do not fit it."""
-    codes = labels.encode(y, len(source))
+def examples(source: Source, y: Any, preprocessing: Preprocessing, target: Target, room: Room = ROOM) -> Examples:
+    """Further examples of a problem whose preprocessing and target are known; ValueError when they do not fit it."""
+    codes = target.encode(y, len(source))
     return Examples(preprocessing(source, None, room), torch.from_numpy(codes))
 
 
 def fingerprint(
-    x: Tensor, codes: NDArray[np.int64], place: Tensor, labels: Labels, preprocessing: Preprocessing
+    x: Tensor, codes: NDArray[Any], place: Tensor, target: Target, preprocessing: Preprocessing
 ) -> dict[str, Any]:
-    """What tells data apart: shape, classes and a hash over (at most about 64 MB of) the examples and all labels.
+    """What tells data apart: shape, classes or amounts, and a hash over (at most about 64 MB of) the examples and y.
 
     x: example i is x[place[i]]. The order that the parts put them in makes no difference.
     """
     shape, dtype = [len(x), *preprocessing.given], str(x.dtype).removeprefix("torch.")
-    names = repr(labels.to_json()).encode()
-    return {
-        "shape": shape, "dtype": dtype, "classes": len(labels.classes), "hash": _hashed(x, codes, place, names)
-    }  # fmt: skip
+    names = repr(target.to_json()).encode()
+    return {"shape": shape, "dtype": dtype, **target.goal.to_json(), "hash": _hashed(x, codes, place, names)}
 
 
-def _hashed(x: Tensor, codes: NDArray[np.int64], place: Tensor | None = None, names: bytes = b"") -> str:
+def _hashed(x: Tensor, codes: NDArray[Any], place: Tensor | None = None, names: bytes = b"") -> str:
     place = torch.arange(len(x)) if place is None else place
     digest = hashlib.blake2b(names, digest_size=16)
     for part in place[:: max(1, x.nbytes // 2**26)].split(256):

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 
 from morphnas.estimators.sources import refuse_masked
+from morphnas.train.goal import Classes, Goal
 
 _UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as")
 KINDS = {
@@ -35,7 +36,10 @@ class Labels:
         column = _column(y, n)
         if column.dtype != object:
             if column.dtype.kind == "f":
-                check_classification_targets(column)  # raises for what looks continuous
+                try:
+                    check_classification_targets(column)  # raises for what looks continuous
+                except ValueError as error:
+                    raise ValueError(f"{error} For amounts there is ImageRegressor.") from None
             classes, index = np.unique(column, return_inverse=True)
             labels, codes = Labels(classes), index.reshape(-1).astype(np.int64)
         else:
@@ -65,6 +69,14 @@ class Labels:
             known = self.classes.tolist()[:20]
             raise ValueError(f"y holds labels that fit did not see: {some}; the classes are {known}")
         return np.array([self._index[value] for value in values], dtype=np.int64)
+
+    @property
+    def goal(self) -> Goal:
+        return Classes(len(self.classes))
+
+    def strata(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Groups (n,) of examples that parts are held out of alike: the classes."""
+        return codes
 
     def to_json(self) -> dict[str, Any]:
         """The name of a kind in `KINDS`, and the values; ValueError for labels that cannot be kept."""

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from morphnas.report.facts import number
-from morphnas.report.words import count, epochs_words, metric_words, trial_words
+from morphnas.report.words import count, epochs_words, gain_words, metric_words, trial_words
 from morphnas.run.store import Run
 from morphnas.search.trial import Trial, lineage
-from morphnas.train.recipe import Outcome
+from morphnas.train.recipe import Measure, Outcome
 
 REASONS = {
     "start": "one of the networks that the search begins with",
@@ -31,7 +31,8 @@ REASONS = {
 class Step:
     """A network of a lineage, and what its morphs, and the training after them, made of its start.
 
-    score: minus the log loss; gain: of the score over its start's; None where either has none. noise: how far two
+    score: minus the log loss; gain: of the score over its start's; None where either has none. measure: what the metric
+    is. noise: how far two
     accuracies may differ by chance, at 95 %, if they were of different examples; as they are of the same ones, chance
     makes less. clear: whether the accuracy has changed by more. expected, sd: of the score, when it was proposed; None
     where the searcher expects nothing. nearest: (id, edit distance) of the known networks that were most like it.
@@ -45,6 +46,7 @@ class Step:
     score: float | None
     metric: float | None
     gain: float | None
+    measure: Measure
     metric_gain: float | None
     noise: float | None
     clear: bool | None
@@ -64,17 +66,20 @@ class Step:
         if self.score is None:
             lines.append("  no score")
         else:
-            metric = "" if self.metric is None else f", accuracy {100 * self.metric:.2f} %"
+            words = f"{100 * (self.metric or 0.0):.2f} %" if self.measure == "accuracy" else f"{self.metric:.4f}"
+            metric = "" if self.metric is None else f", {self.measure} {words}"
             lines.append(f"  score {self.score:.4f}{metric}" + self._gains())
         return "\n".join(lines)
 
     def _gains(self) -> str:
         if self.gain is None:
             return ""
-        if self.metric_gain is None or self.noise is None:
+        if self.metric_gain is None:
             return f"; gain {self.gain:+.4f}"
+        if self.noise is None:
+            return f"; gain {self.gain:+.4f}, {gain_words(self.metric_gain, self.measure)}"
         chance = "more than chance" if self.clear else f"within chance, which is up to {100 * self.noise:.2f}"
-        return f"; gain {self.gain:+.4f}, {100 * self.metric_gain:+.2f} points: {chance}"
+        return f"; gain {self.gain:+.4f}, {gain_words(self.metric_gain, self.measure)}: {chance}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,6 +124,7 @@ def _step(trial: Trial, before: Trial | None) -> Step:
         trial.score,
         None if outcome is None or not metric_words(outcome) else outcome.metric,
         None if scores[0] is None or scores[1] is None else scores[0] - scores[1],
+        "accuracy" if outcome is None else outcome.measure,
         metric_gain,
         noise,
         None if metric_gain is None or noise is None else abs(metric_gain) > noise,
@@ -143,7 +149,7 @@ def _reason(why: Mapping[str, Any]) -> str:
 def _noise(one: Outcome, other: Outcome) -> float | None:
     """How far two shares of correct answers differ by chance, at 95 %: the normal approximation for other examples."""
     parts = [(o.metric, o.examples) for o in (one, other)]
-    if not all(metric is not None and n and 0 <= metric <= 1 for metric, n in parts):
+    if one.interval is None or other.interval is None:
         return None
     return 1.959964 * math.sqrt(sum(m * (1 - m) / n for m, n in parts if m is not None))
 

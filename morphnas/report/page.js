@@ -52,7 +52,7 @@ function time(seconds) {
   return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, "0")}:${rest}`;
 }
 const brief = trial => `${trial.id}: ${trial.brief}${valueOf(trial) === null ? `, ${trial.status}` : `, ${shown(valueOf(trial))}`}`;
-const measured = () => measure === "score" ? "log loss" : data.share ? "accuracy" : "metric";
+const measured = () => measure === "score" ? "log loss" : data.measure;
 
 // -- scales
 
@@ -424,7 +424,7 @@ function details() {
   say("what", trial.what);
   say("from", trial.parent === null ? "" : to(trial.parent));
   say("to", ...(children.get(trial.id) || []).slice(0, 40).map(id => to(id)));
-  if (trial.metric !== null) say(data.share ? "accuracy" : "metric", `${shown(trial.metric, "metric")}${trial.low === null ? "" : ` (95 %: ${(100 * trial.low).toFixed(1)} to ${(100 * trial.high).toFixed(1)})`}`);
+  if (trial.metric !== null) say(data.measure, `${shown(trial.metric, "metric")}${trial.low === null ? "" : ` (95 %: ${(100 * trial.low).toFixed(1)} to ${(100 * trial.high).toFixed(1)})`}`);
   if (trial.score !== null) say("log loss", shown(trial.score, "score"));
   say(`gain, ${measured()}`, gained(trial));
   if (trial.mean !== null) say("believed", `log loss ${(-trial.mean).toPrecision(4)}, give or take ${trial.sd.toPrecision(2)}`);
@@ -450,7 +450,7 @@ function draw() {
 const form = document.getElementById("measure");
 if (data.metric && trials.some(trial => trial.score !== null)) {
   form.hidden = false;
-  document.getElementById("metric-name").textContent = data.share ? "accuracy" : "metric";
+  document.getElementById("metric-name").textContent = data.measure;
   form.elements.measure.value = measure;
   form.addEventListener("change", () => { measure = form.elements.measure.value; draw(); });
 }

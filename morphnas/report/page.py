@@ -144,7 +144,10 @@ def _good(run: Run, best: Trial | None) -> Answer:
         told[-1] += f" The final model is network {final.id}: the same, {words}."
     if helpers := [f"{id} ({share:.0%})" for id, share in facts.members(run.about) if id != run.about.get("final")]:
         told[-1] += f" An ensemble predicts: with it, network{'s' * (len(helpers) > 1)} {', '.join(helpers)}."
-    return Answer(question, metric_words(outcome) or f"{best.score:.4f}", "; ".join(told))
+    metric = metric_words(outcome)
+    if metric and outcome.measure != "accuracy":
+        metric = f"{outcome.measure} {metric}"
+    return Answer(question, metric or f"{best.score:.4f}", "; ".join(told))
 
 
 def _points(difference: float) -> str:
@@ -217,7 +220,9 @@ def _converged(run: Run) -> Answer:
 
 def _onward(run: Run) -> Answer:
     kept, open_ones = sum(t.kept for t in run.trials), sum(t.outcome is None for t in run.trials)
-    told = f"ImageClassifier(path={str(run.path)!r}, resume=True).fit(x, y, time_limit=...) goes on, given the same "
+    name = run.about.get("estimator")
+    name = name if isinstance(name, str) and name.isidentifier() else "ImageClassifier"
+    told = f"{name}(path={str(run.path)!r}, resume=True).fit(x, y, time_limit=...) goes on, given the same "
     told += f"settings; the weights of {kept} networks are kept, load_run(path).load_model_by_id(id) has them."
     if open_ones:
         told += f" {open_ones} {'training is' if open_ones == 1 else 'trainings are'} not at an end."
@@ -232,7 +237,7 @@ def about_words(about: Mapping[str, Any]) -> str:
         shape = data.get("shape")
         if isinstance(shape, (list, tuple)) and shape and all(type(n) is int for n in shape):
             told.append(f"{shape[0]:,} examples of {' x '.join(map(str, shape[1:]))}")
-        told.append(f"{data.get('classes')} classes" if type(data.get("classes")) is int else None)
+        told += [f"{data[kind]} {kind}" for kind in ("classes", "amounts") if type(data.get(kind)) is int]
     if isinstance(decides, Mapping) and isinstance(decides.get("search_type"), str):
         told.append(f"{decides['search_type']} search")
     told += [about.get("device"), f"seed {about['seed']}" if type(about.get("seed")) is int else None]
@@ -477,6 +482,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
         "line": [] if best is None else [t.id for t in lineage(trials, best)],
         "share": bool(metrics) and all(outcome.interval is not None for outcome in metrics),
         "metric": bool(metrics),
+        "measure": metrics[0].measure if len({outcome.measure for outcome in metrics}) == 1 else "metric",
         "fronts": {c: {s: facts.pareto(trials, cost, of) for s, of in scores.items()} for c, cost in costs.items()},
         "ranking": None
         if ranking is None

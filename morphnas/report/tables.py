@@ -35,16 +35,14 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Trial], str]], ...] = (
 def trials_table(trials: Sequence[Trial], best: int | None = None, widest: int = 60) -> str:
     """One line per trial, in columns; "*" marks the trial with the id `best`.
 
-    epochs: of its own, "3/8" when it was stopped early. metric: the accuracy for classifiers, with its 95 % interval
-    beside it. score: minus the log loss. What a trial tried is cut to `widest` characters.
+    epochs: of its own, "3/8" when it was stopped early. metric: the accuracy, with its 95 % interval beside it, or
+    whatever else it is. score: minus the log loss. What a trial tried is cut to `widest` characters.
     """
     rows = [[_cut(cell(trial), widest) for _, _, cell in _COLUMNS] for trial in trials]
     header = [title for title, _, _ in _COLUMNS]
-    shares = [
-        trial.outcome.interval is not None for trial in trials if trial.outcome and trial.outcome.metric is not None
-    ]
-    if shares and all(shares):
-        header[header.index("metric")] = "accuracy"
+    measures = {trial.outcome.measure for trial in trials if trial.outcome and trial.outcome.metric is not None}
+    if len(measures) == 1:
+        header[header.index("metric")] = measures.pop()
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(mark: str, cells: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from morphnas.graph import Morph
 from morphnas.search.trial import Trial
-from morphnas.train.recipe import Outcome
+from morphnas.train.recipe import Measure, Outcome
 
 FINAL_WORDS = {
     "inherited": "final: trained longer",
@@ -72,10 +72,19 @@ def trial_words(trial: Trial) -> str:
 
 
 def metric_words(outcome: Outcome | None) -> str:
-    """The metric: as a percentage where it is a share of the examples, else as a number; "" where there is none."""
+    """The metric: as a percentage where it is an accuracy, else as a number; "" where there is none."""
     if outcome is None or outcome.metric is None:
         return ""
-    return f"{outcome.metric:.4g}" if outcome.interval is None else f"{100 * outcome.metric:.2f} %"
+    return f"{outcome.metric:.4f}" if outcome.measure != "accuracy" else f"{100 * outcome.metric:.2f} %"
+
+
+def gain_words(gain: float, measure: Measure) -> str:
+    """A difference of metrics.
+
+    >>> gain_words(0.0123, "accuracy"), gain_words(-0.0123, "R2")
+    ('+1.23 points', '-0.0123 of R2')
+    """
+    return f"{100 * gain:+.2f} points" if measure == "accuracy" else f"{gain:+.4f} of {measure}"
 
 
 def interval_words(outcome: Outcome | None) -> str:

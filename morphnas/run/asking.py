@@ -22,10 +22,10 @@ def at_once(trial: Trial) -> int:
     return chunk(None if trial.outcome is None else trial.outcome.micro_batch)
 
 
-def logits_of(
+def outputs_of(
     store: Store, trials: Iterable[Trial], x: Tensor, task: Task, deadline: Deadline, mirrors: bool = False
 ) -> dict[int, Tensor]:
-    """The logits (n, classes) of raw examples (n, *shape) by the trials' networks, by id: of those that can be read,
+    """The outputs (n, outputs) of raw examples (n, *shape) by the trials' networks, by id: of those that can be read,
     from the first on, while there is time to ask about all examples.
     """
     found = {}
@@ -35,8 +35,8 @@ def logits_of(
         except RunError as error:
             log.warning("trial %d cannot be asked: %s", trial.id, error)
             continue
-        logits = predict(module, x, task, at_once(trial), deadline, mirrors)
-        if len(logits) < len(x):
+        outputs = predict(module, x, task, at_once(trial), deadline, mirrors)
+        if len(outputs) < len(x):
             break
-        found[trial.id] = logits
+        found[trial.id] = outputs
     return found

@@ -7,16 +7,14 @@ from collections import Counter
 from collections.abc import Mapping
 
 import torch
-from torch.nn import functional as F
 
 from morphnas.graph import Network, blend
-from morphnas.run.asking import logits_of
+from morphnas.run.asking import outputs_of
 from morphnas.run.keeping import is_final
 from morphnas.run.store import Store
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.predict import best_temperature
 
 log = logging.getLogger("morphnas")
 
@@ -54,7 +52,7 @@ def elect(
 
     Ensemble selection (Caruana et al. 2004, "Ensemble selection from libraries of models", ICML): the final network has
     the first vote; each further one goes to the network, which may have votes already, with which the mean of the
-    logits has the least log loss, at the temperature that suits the mean so far, on examples that none was trained on;
+    outputs has the least loss, at the temperature that suits the mean so far, on examples that none was trained on;
     until that gets no better. `stand_in` votes for a network that was trained on them. All of it where there is nobody
     to stand in but a network of the search, hardly trained, no held-out examples, or no time.
 
@@ -76,17 +74,17 @@ def elect(
     others.sort(key=lambda t: (not is_final(t), -(t.score or 0.0), t.id))
     parts = [part[:ASKED] for part in (task.valid, chooser) if part is not None]
     x, y = torch.cat([part.x for part in parts])[:ASKED], torch.cat([part.y for part in parts])[:ASKED]
-    said = logits_of(store, [judge, *others][:LIBRARY], x, task, deadline, mirrors)
-    votes = {id: logits.double() for id, logits in said.items() if logits.isfinite().all()}
+    said = outputs_of(store, [judge, *others][:LIBRARY], x, task, deadline, mirrors)
+    votes = {id: outputs.double() for id, outputs in said.items() if outputs.isfinite().all()}
     if judge.id not in votes:
         return _alone(final, "the final network could not be asked in time")
     elected = Counter([judge.id])
     while (n := elected.total()) < ROUNDS and not deadline.passed:
         total = torch.stack([many * votes[id] for id, many in elected.items()]).sum(0)
-        heat = best_temperature(total / n, y)
+        heat = task.goal.heat(total / n, y)
         open_to = [id for id in votes if id in elected or len(elected) < size]
-        loss, best = min((F.cross_entropy((total + votes[id]) / ((n + 1) * heat), y).item(), id) for id in open_to)
-        if loss >= F.cross_entropy(total / (n * heat), y).item():
+        loss, best = min((task.goal.loss((total + votes[id]) / ((n + 1) * heat), y).item(), id) for id in open_to)
+        if loss >= task.goal.loss(total / (n * heat), y).item():
             break
         elected[best] += 1
     return {final.id if id == judge.id else id: n / elected.total() for id, n in elected.items()}

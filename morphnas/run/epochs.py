@@ -28,8 +28,8 @@ class EpochReport:
     "fresh" or "everything"; None: it is one of the search. epoch: from 1, of so many `epochs` that are meant.
 
     loss: mean training loss of the epoch, with label smoothing where the recipe has it. validation_loss, metric: mean
-    log loss and accuracy on the validation part after the epoch; None: nobody judges this training. lr: learning rate
-    of the last step. seconds: since the trial's training began.
+    log loss and accuracy, or whatever else the metric is, on the validation part after the epoch; None: nobody judges
+    this training. lr: learning rate of the last step. seconds: since the trial's training began.
     """
 
     run: Path

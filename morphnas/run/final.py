@@ -15,7 +15,7 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from morphnas.graph import Graph
-from morphnas.run.asking import at_once, logits_of
+from morphnas.run.asking import at_once, outputs_of
 from morphnas.run.keeping import is_final, unsettled
 from morphnas.run.search import POLL, Executor, Job, Observer, grace, micro_batch, result_of, trial_seed
 from morphnas.run.store import Store
@@ -286,22 +286,23 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
 
 
 def _spoilt(store: Store, before: Trial, after: Trial, task: Task, deadline: Deadline) -> bool:
-    """Whether training on everything has clearly spoilt a network: by two standard deviations it gets more examples
-    wrong that it has seen only since (McNemar 1947, Psychometrika 12, 153-157). False where nobody can tell.
+    """Whether training on everything has clearly spoilt a network: of the examples that it has seen only since, it is
+    worse on more than it is better on, by two standard deviations (McNemar 1947, Psychometrika 12, 153-157). False
+    where nobody can tell.
 
     Then something among all the examples is not as it was among those trained on before, or the training went wrong.
     """
     if task.valid is None:
         return False
-    said = logits_of(store, (before, after), task.valid.x, task, deadline)
+    said = outputs_of(store, (before, after), task.valid.x, task, deadline)
     if len(said) < 2:
         return False
-    was, now = (logits.argmax(1) == task.valid.y for logits in said.values())
-    lost, won = int((was & ~now).sum()), int((now & ~was).sum())
+    was, now = (task.goal.errors(outputs, task.valid.y) for outputs in said.values())
+    lost, won = int((now > was).sum()), int((now < was).sum())
     if spoilt := lost - won > 2 * math.sqrt(lost + won):
         log.warning(
-            "trained on all examples, trial %d gets %d of %d wrong that were held out before, %d more than it did: "
+            "trained on all examples, trial %d is worse on %d and better on %d of the %d that were held out before: "
             "trial %d is used, which has not seen these",
-            after.id, int((~now).sum()), len(task.valid), lost - won, before.id,
+            after.id, lost, won, len(task.valid), before.id,
         )  # fmt: skip
     return spoilt

@@ -22,6 +22,7 @@ from morphnas.run.checkpoints import Result
 from morphnas.run.search import Job, work
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Stop
+from morphnas.train.goal import goal_from_json
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
 
@@ -38,7 +39,7 @@ def tensors(task: Task, everything: Examples | None = None) -> dict[str, Any]:
     """A task as tensors on the CPU. x that is not on the task's device stays in main memory there, too."""
     parts = {"train": task.train, "valid": task.valid, "everything": everything}
     held = {name: part and (part.x.cpu(), part.y.cpu(), part.x.device == part.y.device) for name, part in parts.items()}
-    return held | {"n_classes": task.n_classes, "mean": task.mean.cpu(), "std": task.std.cpu()}
+    return held | {"goal": task.goal.to_json(), "mean": task.mean.cpu(), "std": task.std.cpu()}
 
 
 def task_of(held: Mapping[str, Any], device: torch.device) -> tuple[Task, Examples | None]:
@@ -52,7 +53,7 @@ def task_of(held: Mapping[str, Any], device: torch.device) -> tuple[Task, Exampl
 
     train = part("train")
     assert train is not None
-    task = Task(train, part("valid"), held["n_classes"], held["mean"].to(device), held["std"].to(device))
+    task = Task(train, part("valid"), goal_from_json(held["goal"]), held["mean"].to(device), held["std"].to(device))
     return task, part("everything")
 
 

@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from morphnas.graph import Graph, Limits, Shape, cnn, mlp, resnet, to_module
 from morphnas.train.augment import Draw
@@ -133,7 +132,7 @@ def measure(task: Task, seconds: float, recipe: Recipe) -> Pace:
     if task.device.type in RECORDERS:
         return _measure_recording(task, seconds, recipe)
     shape = tuple(task.train.x.shape[1:])
-    graph = cnn(shape, task.n_classes, width=16) if len(shape) > 1 else mlp(shape, task.n_classes, width=64)
+    graph = cnn(shape, task.goal.outputs, width=16) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=64)
     module = to_module(graph).to(task.device)
     if len(shape) == 3:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -143,8 +142,8 @@ def measure(task: Task, seconds: float, recipe: Recipe) -> Pace:
     def step(precision: Precision) -> float:
         begun = time.perf_counter()
         with computing(precision, task.device):
-            logits = module(x)
-        F.cross_entropy(logits.float(), batch.y).backward()
+            outputs = module(x)
+        task.goal.loss(outputs.float(), batch.y).backward()
         return time.perf_counter() - begun
 
     most = torch.get_num_threads()
@@ -176,7 +175,7 @@ def _measure_recording(task: Task, seconds: float, recipe: Recipe) -> Pace:
     otherwise, up to a tenth of the way. Ways for which there is no time left are not tried.
     """
     shape = tuple(task.train.x.shape[1:])
-    graph = cnn(shape, task.n_classes, width=64) if len(shape) > 1 else mlp(shape, task.n_classes, width=256)
+    graph = cnn(shape, task.goal.outputs, width=64) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=256)
     index = torch.arange(min(len(task.train), max(2, recipe.batch_size)))
     draw = Draw.of(index, shape, recipe.augment, torch.Generator().manual_seed(0))
     draw = draw.to(task.device, task.train.x.device)
@@ -242,7 +241,7 @@ def seen(shape: Shape) -> int:
 
 def plan(
     shape: Shape,
-    n_classes: int,
+    outputs: int,
     n: int,
     recipe: Recipe,
     seconds: float,
@@ -274,7 +273,7 @@ def plan(
     def made(make: Callable[..., Graph], deep: int, most: float) -> Graph:
         """That of a family with the most parameters within the limits and the work; the smallest if there is none."""
         for widths in [(width,)] if width else [affordable, TINY]:
-            graphs = [make(shape, n_classes, width=w, depth=depth or deep) for w in widths]
+            graphs = [make(shape, outputs, width=w, depth=depth or deep) for w in widths]
             if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:
                 quick = [graph for graph in fitting if graph.work <= most]
                 return max(quick, key=lambda g: g.parameters) if quick else min(fitting, key=lambda g: g.work)
@@ -282,7 +281,7 @@ def plan(
 
     cost = max(pace.seconds_per_flop, 1e-30)
     largest = RESERVED * seconds / (max(PASSES, seen(shape) / n) * cost)  # work of a pass
-    _check(initial, shape, n_classes, limits)
+    _check(initial, shape, outputs, limits)
     starts = {graph.key: graph for graph in initial}
     for make, factor, deep in [] if initial else families:
         graph = made(make, deep, factor * largest)
@@ -325,12 +324,12 @@ def _parted(recipe: Recipe, n: int, passes: float) -> Recipe:
     return replace(recipe, epochs=epochs, examples=None if examples >= n else examples)
 
 
-def _check(initial: Sequence[Graph], shape: Shape, n_classes: int, limits: Limits) -> None:
+def _check(initial: Sequence[Graph], shape: Shape, outputs: int, limits: Limits) -> None:
     for i, graph in enumerate(initial):
         takes, gives = (graph.shapes[node.name] for node in (graph.input, graph.output))
         if takes != shape:
             raise ValueError(f"initial_graphs[{i}] takes inputs of shape {takes}, but the examples are {shape}")
-        if gives != (n_classes,):
-            raise ValueError(f"initial_graphs[{i}] gives {gives}, but there are {n_classes} classes")
+        if gives != (outputs,):
+            raise ValueError(f"initial_graphs[{i}] gives {gives}, but {outputs} outputs are needed")
         if (why := limits.refuse(graph)) is not None:
             raise ValueError(f"initial_graphs[{i}] is beyond the limits: {why}")

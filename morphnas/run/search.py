@@ -43,7 +43,7 @@ CALMER = 4.0
 TRIES = 9
 """Trainings that must have failed before a search without any network is given up."""
 DROP = 0.03
-"""What mirrored images may cost a network that was trained without them, in accuracy, where they are to help."""
+"""What mirrored images may cost a network that was trained without them, of its metric, where they are to help."""
 POLL = 0.5
 """Seconds between looks at whether a stop is asked for, while workers are waited for."""
 LEAST_SIDE = 16
@@ -283,8 +283,8 @@ class _Mirror(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x.flip(-1))
-        return logits
+        outputs: Tensor = self.network(x.flip(-1))
+        return outputs
 
 
 def settle(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:

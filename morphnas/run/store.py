@@ -347,12 +347,14 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One entry per trial that has a score: model_id, loss (mean log loss), metric_value, and more."""
+        """One entry per trial that has a score: model_id, loss (mean log loss), metric_value, measure (what that
+        is) and more."""
         return [
             {
                 "model_id": t.id,
                 "loss": t.outcome.loss,
                 "metric_value": t.outcome.metric,
+                "measure": t.outcome.measure,
                 "interval": t.outcome.interval,
                 "parent": t.parent,
                 "morphs": [str(morph) for morph in t.proposal.morphs],

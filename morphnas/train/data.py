@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from morphnas.train.goal import Goal
+
 FARTHEST, FARTHEST_PIXEL = 5.0, 100.0
 """Standard deviations from the mean beyond which a feature, or a pixel, counts as no farther.
 
@@ -23,7 +25,7 @@ def farthest(mean: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """x: (n, *shape) uint8 or float32. y: (n,) int64 class indices, on the device; x may be in main memory instead."""
+    """x: (n, *shape) uint8 or float32. y: what their goal says, on the device; x may be in main memory instead."""
 
     x: Tensor
     y: Tensor
@@ -47,19 +49,19 @@ class Task:
     """What a network is trained on and judged by.
 
     valid: stops the training and scores it; None: there are too few examples, the training part scores.
-    mean, std: of the training pixels, per channel, (channels, 1, ...) float32.
+    goal: what outputs are to say. mean, std: of the training pixels, per channel, (channels, 1, ...) float32.
     """
 
     train: Examples
     valid: Examples | None
-    n_classes: int
+    goal: Goal
     mean: Tensor
     std: Tensor
 
     @staticmethod
-    def of(train: Examples, valid: Examples | None, n_classes: int) -> Task:
+    def of(train: Examples, valid: Examples | None, goal: Goal) -> Task:
         mean, std = (moment.to(train.y.device) for moment in moments(train.x))
-        return Task(train, valid, n_classes, mean, std)
+        return Task(train, valid, goal, mean, std)
 
     @property
     def judge(self) -> Examples:

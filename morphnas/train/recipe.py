@@ -15,6 +15,9 @@ memory. failed: an error. Whatever was trained before is kept and scored in the 
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["sgd", "adamw", "muon"]
 
+Measure = Literal["accuracy", "R2"]
+"""What people read: the share of right answers, or the coefficient of determination."""
+
 SHIFT = 0.03
 """How far images are moved, as a share of their size, where that helps: a pixel of 32."""
 
@@ -60,7 +63,7 @@ class Recipe:
     cuda_graphs: whether a GPU replays recorded steps (see `morphnas.train.step`); elsewhere it is of no matter.
     lr: peak learning rate, per mean loss of a batch; it rises over `warmup` of the schedule and falls linearly to 0.
     weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw.
-    label_smoothing: probability mass spread over all classes.
+    label_smoothing: probability mass spread over all classes, where there are any.
     whiten: the first convolution of images of at least 16 x 16 pixels has filters that whiten their patches (see
         `morphnas.train.whitening`), which are no more trained: not by whoever inherits them, either.
     bias_rate: what the rate of the batch norms' biases is multiplied by (Jordan 2024, arXiv:2404.00498, section 3.4).
@@ -141,8 +144,9 @@ class Epoch:
 class Outcome:
     """What came of a training. Scores are higher for better networks; those given are of the weights that are kept.
 
-    score: minus the mean log loss on the validation examples; None when nothing could be scored.
-    metric: what people read, the accuracy for classifiers.
+    score: minus the mean log loss on the validation examples (see `morphnas.train.goal`); None when nothing could be
+        scored.
+    metric: what people read. measure: what that is.
     seconds: of training and validation. epochs: begun ones; best_epoch: which one's weights are kept, from 1.
     curve: one entry per epoch. examples: how many the score is of (the training examples when there are no others).
     morph_error: largest difference of outputs between start and child before training, relative to the largest output.
@@ -171,10 +175,13 @@ class Outcome:
     retries: int = 0
     training_loss: float | None = None
     lr: float | None = None
+    measure: Measure = "accuracy"
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
             raise ValueError(f"outcome: status must be one of {', '.join(get_args(Status))}, not {self.status!r}")
+        if self.measure not in get_args(Measure):
+            raise ValueError(f"outcome: measure must be one of {', '.join(get_args(Measure))}, not {self.measure!r}")
         for name in ("score", "metric", "morph_error", "mirrored", "training_loss", "lr"):
             value = getattr(self, name)
             if value is not None and not _is_number(value):
@@ -198,7 +205,7 @@ class Outcome:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Wilson's 95 % interval of a metric that is a share of the examples (Wilson 1927, JASA 22, 209-212)."""
-        if self.metric is None or not self.examples or not 0 <= self.metric <= 1:
+        if self.metric is None or self.measure != "accuracy" or not self.examples or not 0 <= self.metric <= 1:
             return None
         z2 = 1.959964**2 / self.examples
         centre, spread = self.metric + z2 / 2, math.sqrt(z2 * (self.metric * (1 - self.metric) + z2 / 4))

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from morphnas.train.augment import Draw, augmented
 from morphnas.train.data import Task, steps
@@ -172,8 +171,8 @@ class Step:
             mirrored = None if self.mirrored is None else self.mirrored[part.index]
             x = self.task.normalised(augmented(batch.x, part, self.recipe.augment, mirrored))
             with computing(self.recipe.precision, self.task.device):
-                logits = self.module(x).float()
-            share = F.cross_entropy(logits, batch.y, label_smoothing=self.recipe.label_smoothing) * (len(part) / n)
+                outputs = self.module(x).float()
+            share = self.task.goal.loss(outputs, batch.y, self.recipe.label_smoothing) * (len(part) / n)
             share.backward()
             loss += share.detach()
         return loss

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from morphnas.train.augment import Draw
 from morphnas.train.checkpoint import Checkpoint, Keep, Moving, Past, Unfit
@@ -143,7 +142,7 @@ class _Training:
         if saved is None:
             self.begun = self.clock()
             pace = foretold(module, task, recipe, self.clock) if deadline.left < HASTE else 0.0
-            nothing = Outcome("truncated", examples=len(task.judge) if scored else 0)
+            nothing = Outcome("truncated", measure=task.goal.measure, examples=len(task.judge) if scored else 0)
             self.at, self.best_state = Past(nothing, recipe.epochs, self.step.micro, pace=pace), _copy(module)
         else:
             self.at, self.best_state = _past(saved, recipe.epochs), self.moving.restore(saved.tensors)
@@ -228,7 +227,7 @@ class _Training:
             losses.append(fetched(loss))
             if len(losses) > (self.gpu and at.trained > 0):  # a GPU has the next step to do while one is looked at
                 value = losses.popleft()()
-                if gone := explosion(value, at.usual, task.n_classes):
+                if gone := explosion(value, at.usual, task.goal.ignorance):
                     break
                 at.usual = (*at.usual, value) if len(at.usual) < 8 else at.usual
             seconds = self.clock() - begun
@@ -321,8 +320,8 @@ def foretold(module: nn.Module, task: Task, recipe: Recipe, clock: Callable[[], 
             for _ in range(2):  # the first one takes longer
                 begun = clock()
                 with computing(recipe.precision, task.device):
-                    logits = functional_call(module, moving, task.normalised(batch.x))
-                F.cross_entropy(logits.float(), batch.y).backward()
+                    outputs = functional_call(module, moving, task.normalised(batch.x))
+                task.goal.loss(outputs.float(), batch.y).backward()
                 if gpu:
                     torch.cuda.synchronize(task.device)
                 seconds = clock() - begun
@@ -349,14 +348,15 @@ def fetched(value: Tensor) -> Callable[[], float]:
     return wait
 
 
-def explosion(loss: float, usual: Sequence[float], n_classes: int) -> str:
+def explosion(loss: float, usual: Sequence[float], ignorance: float) -> str:
     """What is wrong with a batch's loss, after the first ones of the training were `usual`; "" when nothing is.
 
-    A loss above 20 times theirs, and above 10 times that of a network that knows nothing, does not come back.
+    A loss above 20 times theirs, and above 10 times `ignorance`, that of a network that knows nothing, does not come
+    back.
     """
     if not math.isfinite(loss):
         return "the training loss is no number any more"
-    if usual and loss > max(20 * statistics.fmean(usual), 10 * math.log(n_classes)):
+    if usual and loss > max(20 * statistics.fmean(usual), 10 * ignorance):
         return f"the training loss went up from {statistics.fmean(usual):.3g} to {loss:.3g}"
     return ""
 

@@ -109,7 +109,7 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
         ({"image_size": 6, "image_shape": (6, 6)}, "image_shape is for rows of equal lengths"),
         ({"limits": 3}, "limits must be"),
         ({"initial_graphs": [mlp((36,), 3)]}, r"initial_graphs\[0\] takes inputs of shape \(36,\), .* are \(1, 6, 6\)"),
-        ({"initial_graphs": [GRAPH, mlp((1, 6, 6), 4)]}, r"initial_graphs\[1\] gives \(4,\), but there are 3 classes"),
+        ({"initial_graphs": [GRAPH, mlp((1, 6, 6), 4)]}, r"initial_graphs\[1\] gives \(4,\), but 3 outputs are needed"),
         (
             {"initial_graphs": [GRAPH], "limits": {"max_params": 9}},
             r"initial_graphs\[0\] is beyond .* parameters, at most 9",

@@ -251,9 +251,9 @@ def test_what_was_trained_on_mirrored_images_reads_them_too(tmp_path: Path) -> N
     for one in (classifier, loaded):
         assert one.mirrors_
         assert np.allclose(one.predict_proba(x), one.predict_proba(x[:, :, ::-1]), atol=1e-6)
-    both = loaded._logits([torch.from_numpy(x)[:, None]])
+    both = loaded._outputs([torch.from_numpy(x)[:, None]])
     loaded.mirrors_ = False
-    apart = [loaded._logits([torch.from_numpy(np.ascontiguousarray(a))[:, None]]) for a in (x, x[:, :, ::-1])]
+    apart = [loaded._outputs([torch.from_numpy(np.ascontiguousarray(a))[:, None]]) for a in (x, x[:, :, ::-1])]
     assert torch.allclose(both, torch.stack(apart).mean(0), atol=1e-5)
     assert not torch.allclose(apart[0], apart[1], atol=1e-3)
 
@@ -539,7 +539,7 @@ def test_an_ensemble_is_one_network_wherever_it_goes(
     x, _ = data
     settings: dict[str, Any] = {"max_trials": 4, "random_state": 0, "refit": False}
     with monkeypatch.context() as patch:
-        patch.setattr("morphnas.estimators.classifier.elect", two)
+        patch.setattr("morphnas.estimators.base.elect", two)
         found = ImageClassifier(tmp_path / "run", **settings, ensemble=2).fit(*data, time_limit=30)
     assert sorted(found.members_.values()) == [0.25, 0.75]
     assert found.members_[found.final_trial_] == 0.75
@@ -570,7 +570,7 @@ def test_for_an_ensemble_the_final_network_is_judged(
         asked.append(judged)
         return winner
 
-    for module in ("fitting", "classifier"):
+    for module in ("fitting", "base"):
         monkeypatch.setattr(f"morphnas.estimators.{module}.finalise", finalise)
     found = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, ensemble=size).fit(*data, time_limit=5)
     found.final_fit(*data, time_limit=1)

@@ -18,7 +18,9 @@ from sklearn.datasets import load_digits
 import morphnas
 from morphnas import DataWarning, Findings, ImageClassifier, examine
 from morphnas.estimators import doctor
+from morphnas.estimators import given as given_module
 from morphnas.estimators.doctor import Finding
+from morphnas.estimators.given import Given
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.room import Room
 from tests.estimators.conftest import stripes
@@ -244,7 +246,7 @@ def test_labels_in_another_order_than_the_images() -> None:
 def test_labels_that_are_amounts() -> None:
     rng = np.random.default_rng(0)
     amounts = the(examine(X, rng.integers(0, 4000, len(X))), "labels")
-    assert "are they amounts, to be predicted by a regression?" in amounts.text
+    assert "are they amounts, for an ImageRegressor?" in amounts.text
     names = [f"img_{i}.png" for i in range(len(X))]
     assert "are they names of examples?" in the(examine(X, names), "labels").text
     few = np.repeat(np.arange(30), 2)
@@ -310,7 +312,7 @@ def test_what_fit_refuses_is_refused() -> None:
 
 
 def test_without_time_a_part_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PIECE", 64 * 100)
+    monkeypatch.setattr(given_module, "_PIECE", 64 * 100)
     found = examine(np.concatenate([X, X]), np.concatenate([Y, Y]), time_limit=1e-9)
     assert found.looked == 100
     assert "100 of 3,594 examples, for more there was no time" in str(found)
@@ -320,7 +322,7 @@ def test_pieces_and_files_make_no_difference(monkeypatch: pytest.MonkeyPatch, tm
     x = np.concatenate([X, X[:100]])
     y = np.concatenate([Y, (Y[:100] + 1) % 10])
     whole = examine(x, y)
-    monkeypatch.setattr(doctor, "_PIECE", 64 * 77)
+    monkeypatch.setattr(given_module, "_PIECE", 64 * 77)
     problem = Problem.found(x, y, None, None, 0, torch.device("cpu"), room=Room(memory=1, folder=tmp_path))
     assert problem.bytes_in_memory == 0
     assert doctor.look(problem).found == whole.found
@@ -352,8 +354,8 @@ def test_words() -> None:
 
 
 def test_large_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PIECE", 10)
-    monkeypatch.setattr(doctor, "_BYTES", 10 * 4 * 64)
-    given = doctor._Given.of(Problem.found(X, Y, None, None, 0, torch.device("cpu")))
+    monkeypatch.setattr(given_module, "_PIECE", 10)
+    monkeypatch.setattr(given_module, "_BYTES", 10 * 4 * 64)
+    given = Given.of(Problem.found(X, Y, None, None, 0, torch.device("cpu")))
     assert {len(piece) for _, piece in given.pieces()} == {1}
     assert len(given.some(500)) == 10

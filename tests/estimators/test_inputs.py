@@ -182,7 +182,7 @@ def test_datasets_and_loaders() -> None:
     problem = found(Pairs(first(floats), Y))
     same(problem, found(floats, Y))
     assert pixels(problem).dtype == torch.float32
-    assert problem.labels.classes.tolist() == [0, 1, 2]
+    assert problem.target.classes.tolist() == [0, 1, 2]
 
 
 def test_a_dataset_of_pil_images() -> None:

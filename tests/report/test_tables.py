@@ -47,9 +47,9 @@ def test_without_trials_or_a_best_one() -> None:
 
 
 def test_a_metric_that_is_no_share_is_a_plain_number() -> None:
-    table = trials_table([trial(0, history()[0].graph, outcome=replace(GOOD, metric=12.3456, examples=0))])
-    assert "metric" in table
-    assert "12.35" in table
+    table = trials_table([trial(0, history()[0].graph, outcome=replace(GOOD, metric=0.123456, measure="R2"))])
+    assert "R2" in table
+    assert "0.1235" in table
     assert "accuracy" not in table
 
 

@@ -16,7 +16,8 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.predict import best_temperature, predict
+from morphnas.train.goal import Classes, best_temperature
+from morphnas.train.predict import predict
 from morphnas.train.recipe import Outcome
 from tests.run.doubles import RECIPE, store_of
 
@@ -28,7 +29,7 @@ def task(n: int = 90) -> Task:
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(2 * n) % 3
     x = 2.0 * torch.eye(3)[y] + torch.randn(2 * n, 3, generator=generator)
-    return Task.of(Examples(x[:n], y[:n]), Examples(x[n:], y[n:]), 3)
+    return Task.of(Examples(x[:n], y[:n]), Examples(x[n:], y[n:]), Classes(3))
 
 
 TASK = task()
@@ -99,7 +100,7 @@ def test_the_final_network_is_alone_where_nobody_can_tell_how_good_it_is(
         final = add(store, WRONG, None, final="everything", score_of=short.id)
         assert elected(store, final) == {final.id: 1.0}
         alone = {short.id: 1.0}
-        assert elected(store, short, task=Task.of(TASK.train, None, 3)) == alone
+        assert elected(store, short, task=Task.of(TASK.train, None, Classes(3))) == alone
         assert elected(store, short, deadline=Deadline.after(0)) == alone
         assert elected(store, short, data="other") == alone
         told = [record.getMessage() for record in caplog.records]

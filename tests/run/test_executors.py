@@ -25,6 +25,7 @@ from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, Stop
+from morphnas.train.goal import Classes
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
 from tests.contracts import TASK, ExecutorContract, SurvivorContract
@@ -320,7 +321,7 @@ def test_a_task_comes_out_of_its_file_as_it_was(tmp_path: Path, valid: int) -> N
     task = blobs(50, valid)
     write_task(tmp_path / "task.pt", task)
     found = read_task(tmp_path / "task.pt", CPU)
-    assert found.n_classes == task.n_classes
+    assert found.goal == task.goal
     assert torch.equal(found.mean, task.mean)
     assert torch.equal(found.std, task.std)
     assert torch.equal(found.train.x, task.train.x)
@@ -330,7 +331,7 @@ def test_a_task_comes_out_of_its_file_as_it_was(tmp_path: Path, valid: int) -> N
 
 def test_parts_of_the_same_data_are_written_once(tmp_path: Path) -> None:
     whole = Examples(torch.zeros(1000, 100), torch.zeros(1000, dtype=torch.int64))
-    write_task(tmp_path / "task.pt", Task.of(whole[:500], whole[500:], 2))
+    write_task(tmp_path / "task.pt", Task.of(whole[:500], whole[500:], Classes(2)))
     assert (tmp_path / "task.pt").stat().st_size < 1.1 * whole.x.nbytes
 
 

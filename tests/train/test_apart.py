@@ -14,6 +14,7 @@ from morphnas.train import step
 from morphnas.train.augment import Draw
 from morphnas.train.calibrate import calibrate
 from morphnas.train.data import Examples, Task, moments
+from morphnas.train.goal import Classes
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.step import Step
@@ -28,7 +29,7 @@ def task() -> Task:
     whole = images()
     assert whole.valid is not None
     train, valid = (Examples(part.x, part.y.to(DEVICE)) for part in (whole.train, whole.valid))
-    return Task.of(train, valid, 3)
+    return Task.of(train, valid, Classes(3))
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_what_is_computed_on_either_device_is_the_same() -> None:
     index = torch.tensor([4, 1, 1])
     assert torch.equal(whole.train[index].x, whole.train.x[index])
     assert torch.equal(whole.train[index].y, whole.train.y[index])
-    assert torch.equal(Task.of(whole.train, None, 3).mean, moments(whole.train.x)[0])
+    assert torch.equal(Task.of(whole.train, None, Classes(3)).mean, moments(whole.train.x)[0])
 
 
 def test_networks_train_and_predict_apart_from_their_examples(

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morphnas.train.data import Examples, Orders, Task, moments
+from morphnas.train.goal import Classes
 from tests.train.tasks import SHAPES, blobs, images, seeded
 
 pytestmark = pytest.mark.usefixtures("untouched")
@@ -42,7 +43,7 @@ def test_moments_of_pixels_far_from_zero_are_exact() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e6, 1e-9])
 def test_a_constant_channel_is_not_divided_by_nothing(value: float) -> None:
     x = torch.stack([torch.full((50, 4), value), torch.rand(50, 4, generator=seeded())], 1)
-    task = Task.of(Examples(x, torch.zeros(50, dtype=torch.int64)), None, 1)
+    task = Task.of(Examples(x, torch.zeros(50, dtype=torch.int64)), None, Classes(1))
     assert task.std.flatten()[0] == 1
     assert not task.normalised(x)[:, 0].any()
     assert task.normalised(x)[:, 1].std().item() == pytest.approx(1, rel=0.01)
@@ -51,7 +52,7 @@ def test_a_constant_channel_is_not_divided_by_nothing(value: float) -> None:
 @pytest.mark.parametrize("scale", [1e-20, 1e-8, 1e8])
 def test_features_of_any_scale_are_normalised(scale: float) -> None:
     x = scale * torch.randn(200, 3, generator=seeded())
-    task = Task.of(Examples(x, torch.zeros(200, dtype=torch.int64)), None, 1)
+    task = Task.of(Examples(x, torch.zeros(200, dtype=torch.int64)), None, Classes(1))
     assert task.normalised(x).std(0, correction=0) == pytest.approx([1.0] * 3, rel=1e-4)
 
 
@@ -69,7 +70,7 @@ def test_what_hardly_varies_is_not_blown_up(shape: tuple[int, ...], most: float)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_normalised_examples_have_mean_0_and_deviation_1(shape: tuple[int, ...]) -> None:
     x = torch.randint(0, 256, (200, *shape), generator=seeded()).to(torch.uint8)
-    task = Task.of(Examples(x, torch.zeros(200, dtype=torch.int64)), None, 1)
+    task = Task.of(Examples(x, torch.zeros(200, dtype=torch.int64)), None, Classes(1))
     found = task.normalised(x)
     assert found.dtype == torch.float32
     axes = [0, *range(2, x.ndim)]

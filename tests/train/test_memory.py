@@ -192,12 +192,12 @@ def test_predictions_stop_at_the_deadline() -> None:
 
 
 def test_what_an_explosion_is() -> None:
-    assert explosion(math.nan, [], 10)
-    assert explosion(math.inf, [1.0], 10)
-    assert not explosion(1e9, [], 10)  # nothing to compare it with
-    assert not explosion(22.0, [1.0], 10)  # below 10 times what knowing nothing costs
-    assert not explosion(39.0, [2.0], 10)
-    assert "from 2 to 41" in explosion(41.0, [2.0, 2.0], 10)
+    assert explosion(math.nan, [], math.log(10))
+    assert explosion(math.inf, [1.0], math.log(10))
+    assert not explosion(1e9, [], math.log(10))  # nothing to compare it with
+    assert not explosion(22.0, [1.0], math.log(10))  # below 10 times what knowing nothing costs
+    assert not explosion(39.0, [2.0], math.log(10))
+    assert "from 2 to 41" in explosion(41.0, [2.0, 2.0], math.log(10))
 
 
 class Bursting(nn.Module):

@@ -112,7 +112,7 @@ def test_replayed_steps_train_the_same_network(recorder: Recorder, family: str, 
     """To the last bit, with everything that a recipe can ask for. The batches are of two lengths."""
     task = blobs(85, 40) if family == "mlp" else images(85, 40)
     shape = tuple(task.train.x.shape[1:])
-    module = to_module(FAMILIES[family](shape, task.n_classes, width=4))
+    module = to_module(FAMILIES[family](shape, task.goal.outputs, width=4))
     recipe = replace(RECIPE, optimizer=optimizer, augment=MANY, label_smoothing=0.2)
     eager, replayed = both(module, task, recipe)
     assert equal(eager, replayed)

@@ -21,7 +21,8 @@ from morphnas.train import data, step
 from morphnas.train.augment import Draw, augmented
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
-from morphnas.train.predict import Diverged, best_temperature, evaluate, predict
+from morphnas.train.goal import Classes, best_temperature
+from morphnas.train.predict import Diverged, evaluate, predict
 from morphnas.train.recipe import Augment, Optimizer, Outcome, Recipe
 from morphnas.train.step import optimizer_of
 from morphnas.train.trainer import Schedule, last_epoch, train
@@ -204,7 +205,7 @@ def test_wide_dense_layers_without_a_norm_are_trained_at_a_lower_rate(optimizer:
 def test_the_loss_does_not_explode_however_much_the_last_layer_reads(optimizer: Optimizer, width: int) -> None:
     """Of guesses it is log 10. At the full rate it is more than twice that from 4,096 features on."""
     x, y = torch.randn(512, 3, 8, 8, generator=seeded(0)), torch.randint(0, 10, (512,), generator=seeded(1))
-    task = Task.of(Examples(x, y), Examples(x[:64], y[:64]), 10)
+    task = Task.of(Examples(x, y), Examples(x[:64], y[:64]), Classes(10))
     module = to_module(cnn((3, 8, 8), 10, width=width, depth=1))
     assert module.get_parameter("dense_5.weight").shape[1] == 64 * width
     outcome = run(module, task, replace(PLAIN, epochs=4, batch_size=64, lr=0.1, optimizer=optimizer))
@@ -504,7 +505,7 @@ def test_examples_that_are_no_numbers_diverge() -> None:
     task, module = blobs(), linear()
     task.train.x[3, 1] = math.nan
     before = state(module)
-    outcome = run(module, Task.of(task.train, task.valid, 2))
+    outcome = run(module, Task.of(task.train, task.valid, Classes(2)))
     assert outcome.status == "diverged"
     assert outcome.score is None
     assert outcome.best_epoch == 0

@@ -1,0 +1,592 @@
+"""What estimators do: three lines from arrays to a trained network."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from torch import Tensor, fx
+
+from morphnas.estimators import doctor
+from morphnas.estimators.fitting import Fitting, Sizes, mirrors, readings, saving, settled
+from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
+from morphnas.estimators.labels import Labels
+from morphnas.estimators.place import torch_device
+from morphnas.estimators.settings import (
+    MakeSearcher,
+    Settings,
+    changed,
+    check_unchanged,
+    chosen_seed,
+    decisive,
+    plain,
+    room,
+    time_limit_seconds,
+)
+from morphnas.estimators.sources import Source, opened
+from morphnas.estimators.space import SearchSpace
+from morphnas.estimators.targets import Target, Values, target_from_json
+from morphnas.graph import Graph, Limits, Network, to_module
+from morphnas.report.progress import Progress
+from morphnas.report.summary import Results, results_summary
+from morphnas.report.tables import trials_table
+from morphnas.run.ensemble import assembled, elect, stand_in
+from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
+from morphnas.run.files import RunError
+from morphnas.run.final import abandon, finalise
+from morphnas.run.interrupt import stopping
+from morphnas.run.keeping import prune
+from morphnas.run.plan import Plan
+from morphnas.run.search import Observers
+from morphnas.run.store import Run, Store, holds_run, load_about, load_model, load_run, versions
+from morphnas.search.trial import Trial
+from morphnas.train.data import Examples, Task, farthest
+from morphnas.train.deadline import Deadline
+from morphnas.train.predict import predict
+from morphnas.train.trainer import warm_up
+
+log = logging.getLogger("morphnas")
+
+
+class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """What `ImageClassifier` and `ImageRegressor` have in common; the first of them says what the arguments mean."""
+
+    _kind: ClassVar[type[Labels | Values]]
+    """What y is to be."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        verbose: bool | int = False,
+        augment: bool | None = None,
+        resume: bool | str = False,
+        searcher_args: Mapping[str, Any] | None = None,
+        search_type: str | MakeSearcher | None = None,
+        *,
+        time_limit: float | None = None,
+        max_trials: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device | None = None,
+        refit: bool = True,
+        image_shape: Sequence[int] | None = None,
+        image_size: ImageSize | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        max_memory: int | None = None,
+        initial_graphs: Sequence[Graph] | None = None,
+        data_memory: int | None = None,
+        keep: str | int = "all",
+        ensemble: int = 1,
+        overwrite: bool = False,
+        executor: str | None = None,
+        devices: int | Sequence[str | torch.device] | None = None,
+        per_trial: float | None = None,
+    ) -> None:
+        self.path = path
+        self.verbose = verbose
+        self.augment = augment
+        self.resume = resume
+        self.searcher_args = searcher_args
+        self.search_type = search_type
+        self.time_limit = time_limit
+        self.max_trials = max_trials
+        self.random_state = random_state
+        self.device = device
+        self.refit = refit
+        self.image_shape = image_shape
+        self.image_size = image_size
+        self.limits = limits
+        self.max_memory = max_memory
+        self.initial_graphs = initial_graphs
+        self.data_memory = data_memory
+        self.keep = keep
+        self.ensemble = ensemble
+        self.overwrite = overwrite
+        self.executor = executor
+        self.devices = devices
+        self.per_trial = per_trial
+        warm_up()
+
+    # -- fitting
+
+    def fit(
+        self,
+        x: Any,
+        y: ArrayLike | None = None,
+        time_limit: float | None = None,
+        validation_data: Any = None,
+        each_epoch: EachEpochReport | None = None,
+    ) -> Self:
+        """Search for a network, and train the best one, within `time_limit` seconds (None: the constructor's).
+
+        x: (n, h, w) or (n, h, w, channels), or rows (n, d); uint8 or any real numbers; an array, a memory map, an h5py
+        dataset, a data frame, a list of images. y: (n,) or (n, 1) labels of any hashable kind; of a regressor numbers,
+        (n,) or (n, k). Or x alone: a torch Dataset or DataLoader of (image, y), whose tensors are channels first, or a
+        folder with a sub-folder of image files for each class. Images of mixed sizes are brought to `image_size`, or to
+        the median height and width, at most 128 * 128 pixels; grey and RGB ones to RGB. validation_data: (x, y), or a
+        Dataset or folder, to stop, score and choose by, instead of a part of x; never trained on.
+        ValueError, before anything is trained or written, for what cannot be used; OSError where data that memory is
+        too small for does not fit on the disk either. A `DataWarning` for everything in them that looks wrong, see
+        `examine`.
+
+        each_epoch: called with a `morphnas.EpochReport` after every epoch of every network, in this thread, also where
+        networks are trained in other processes; its seconds are part of the limit. When it raises `morphnas.StopFit`,
+        the fit ends as after one Ctrl-C, without the warning: what is being trained is kept as far as it has come, the
+        best network so far is the model, and `resume` goes on. Whatever else it raises is logged, and costs
+        nothing. What it returns is of no matter. To see the curves in TensorBoard, for example:
+
+            writer = torch.utils.tensorboard.SummaryWriter("logs")
+
+            def each_epoch(report):
+                for name, value in report.numbers.items():
+                    writer.add_scalar(f"{name}/trial {report.trial}", value, report.epoch)
+
+        for Weights & Biases `wandb.log({f"trial {report.trial}": report.numbers})` in its place, and for MLflow
+        `mlflow.log_metrics({f"{name}/{report.trial}": value for name, value in report.numbers.items()}, report.epoch)`.
+
+        Ctrl-C, once, ends it early: the best network so far is the model, and a warning says how to go on. It raises
+        KeyboardInterrupt the second time, or where no network is trained yet. SIGTERM does the same, and then ends the
+        process by SystemExit.
+        """
+        seconds = time_limit_seconds(time_limit, self.time_limit)
+        deadline = Deadline.after(seconds)
+        settings = Settings.of(self)
+        deadline = deadline.earlier(min(settings.place.parting, 0.1 * seconds))
+        _check_callable(each_epoch)
+        path = None if self.path is None else Path(self.path)
+        decides = decisive(self.get_params(deep=False))
+        before = self._before(path, decides)
+        seed = chosen_seed(self.random_state) if before is None else _seed(before)
+        shape, size = self.image_shape, self.image_size
+        problem = Problem.found(x, y, validation_data, shape, seed, settings.device, size, settings.room, self._kind)
+        if before is not None and before.get("data") != problem.fingerprint:
+            same = "the same x and y, and the same validation_data"
+            raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give {same}")
+        findings = doctor.look(problem, Deadline.after(min(doctor.LONGEST, doctor.SHARE * deadline.left)))
+        doctor.warn(findings)
+
+        with _threads() as all_threads, stopping() as stop:
+            deadline = deadline.heeding(stop)
+            torch.set_num_threads(settings.place.threads or all_threads)
+            sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left) if before is None else None
+            planned = Plan.of_run(before or {}) if sizes is None else sizes.plan(deadline.left)
+            about = {
+                "estimator": type(self).__name__,
+                "settings": {name: plain(value) for name, value in self.get_params(deep=False).items()},
+                "decides": decides,
+                "time_limit": seconds,
+                "seed": seed,
+                "data": problem.fingerprint,
+                "versions": versions(),
+                "device": str(settings.device),
+                "plan": planned.to_json(),
+                "findings": findings.to_json(),
+            }
+            folder = path or Path(tempfile.mkdtemp(prefix="morphnas-"))
+            with _opened(folder, about, before is not None, self.overwrite) as store, self._progress(seconds) as shown:
+                torch.set_num_threads(planned.threads)
+                self.path_ = str(folder)
+                log.info("the run is kept in %s", folder)
+                if before is not None:
+                    store.note(findings=findings.to_json())
+                say = shown.tell if self.verbose else _logged
+                for finding in findings.found:
+                    if not finding.warns:
+                        say(str(finding))
+                fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
+                end = fitting.search_end()
+                longer = {} if sizes is None else sizes.for_search(seconds)
+                forecast = fitting.forecast(end, say, self.max_trials, **longer)
+                calls = EpochCalls(each_epoch, folder, stop)
+                observer = Observers((shown, forecast, calls))
+                with fitting.searched(end, observer, all_threads, self.max_trials) as executor:
+                    if deadline.stopped and not fitting.scored:
+                        error = StopFit if calls.stopped else KeyboardInterrupt
+                        raise error("no network was trained yet")
+                    found = fitting.finished(executor, observer)
+                calls.close()
+                self._use(store, problem, found, deadline, settings.ensemble)
+                prune(store, settings.keep)
+                shown.tell(trials_table(store.trials, best=self.best_trial_))
+            if deadline.stopped and not calls.stopped:
+                self._interrupted()
+        return self
+
+    def _before(self, path: Path | None, decides: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What run.json says of the run to go on with; None: one is begun. RunError where neither can be."""
+        if path is not None:
+            Store.check(path, overwrite=self.overwrite, resume=bool(self.resume))
+        before = load_about(path) if path is not None and self.resume and holds_run(path) else None
+        if before is None and self.resume is True:
+            raise RunError(f'{str(path)!r} holds no run to go on with; resume="auto" begins one if there is none')
+        if before is not None:
+            check_unchanged(path, before.get("decides", {}), decides)
+        return before
+
+    def final_fit(
+        self,
+        x_train: Any,
+        y_train: ArrayLike | None = None,
+        x_test: Any = None,
+        y_test: ArrayLike | None = None,
+        trainer_args: Mapping[str, Any] | None = None,
+        retrain: bool = False,
+        time_limit: float | None = None,
+        each_epoch: EachEpochReport | None = None,
+    ) -> Self:
+        """Train the search's winner on the data given, within `time_limit` seconds (None: as long as the fit had).
+
+        x_train, x_test: what `fit` takes; a Dataset, a DataLoader and a folder bring their own y. x_test,
+        y_test are measured at the end (`test_metric_`) and never used to stop or to choose. trainer_args: any fields of
+        `Recipe` but examples, or the legacy keys lr, max_iter_num and max_no_improvement_num. retrain: from fresh
+        weights only. each_epoch: as for `fit`. Adds trials to the run and changes none. ValueError for labels that fit
+        did not see.
+        """
+        self._check_fitted()
+        _check_callable(each_epoch)
+        settings = Settings.of(self)
+        about = load_about(Path(self.path_))
+        seconds = time_limit_seconds(time_limit, about.get("time_limit"))
+        deadline = Deadline.after(seconds)
+        place, space, args = settings.place, settings.room, dict(trainer_args or {})
+        deadline = deadline.earlier(min(place.parting, 0.1 * seconds))
+        if "examples" in args:
+            raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
+        source, y_train = opened(x_train, y_train, "x_train", space)
+        codes, test = self._target.encode(y_train, len(source)), None
+        if x_test is not None:
+            tested, y_test = opened(x_test, y_test, "x_test", space)
+            if y_test is not None:
+                test = examples(tested, y_test, self._preprocessing, self._target, space)
+        if test is None and (x_test is not None or y_test is not None):
+            raise ValueError("final_fit needs both x_test and y_test, or neither")
+        seed = _seed(about)
+        problem = Problem.of(source, codes, None, self._target, self._preprocessing, seed, place.device, space)
+        with (
+            _threads(),
+            stopping() as stop,
+            _opened(Path(self.path_), {}, True, False) as store,
+            self._progress(seconds) as shown,
+        ):
+            deadline = deadline.heeding(stop)
+            planned = Plan.of_run(about)
+            torch.set_num_threads(planned.threads)
+            best = next(trial for trial in store.trials if trial.id == self.best_trial_)
+            recipe = changed(settled(store, best, store.trials, problem, deadline), args)
+            after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
+            calls = EpochCalls(each_epoch, Path(self.path_), stop)
+            executor = place.final(problem.task, problem.everything)
+            try:
+                final = finalise(
+                    store,
+                    best,
+                    executor,
+                    problem.task,
+                    problem.chooser,
+                    problem.everything,
+                    recipe,
+                    saving(deadline, best, after),
+                    seed=seed,
+                    retrain=retrain,
+                    judged=settings.ensemble > 1,
+                    max_memory=planned.limits.max_memory,
+                    epochs=recipe.epochs if {"epochs", "max_iter_num"} & args.keys() else None,
+                    data=str(problem.fingerprint["hash"]),
+                    observer=Observers((shown, calls)),
+                )
+            finally:
+                executor.shutdown()
+            calls.close()
+            self._use(store, problem, (best, final), deadline, settings.ensemble)
+            prune(store, settings.keep)
+            if deadline.stopped and not calls.stopped:
+                self._interrupted()
+            if test is not None:
+                self.test_metric_ = self._measured(self._outputs([test.x]), test.y)
+                shown.tell(f"{self.words(self.test_metric_)} on the {len(test):,} test examples")
+        return self
+
+    # -- using
+
+    def evaluate(self, x_test: Any, y_test: ArrayLike | None = None) -> float:
+        """How good predictions of examples are whose y is known; ValueError for a y that does not go with the fit's."""
+        self._check_fitted()
+        source, y_test = opened(x_test, y_test, "x_test", room(self))
+        codes = torch.from_numpy(self._target.encode(y_test, len(source)))
+        return self._measured(self._predicted(source), codes)
+
+    def _measured(self, outputs: Tensor, y: Tensor) -> float:
+        """What `evaluate` says of outputs, on the CPU, of examples with this y, as networks learn it."""
+        raise NotImplementedError
+
+    def words(self, measured: float) -> str:
+        """A value of `evaluate` for people."""
+        raise NotImplementedError
+
+    def to_module(self, trial: int | None = None) -> fx.GraphModule:
+        """The final network as a plain PyTorch module in evaluation mode.
+
+        Raw examples, channels first, (n, channels, h, w) or (n, d), of any real dtype -> of a classifier logits
+        (n, classes) in the order of `classes_`, whose softmax `predict_proba` gives; of a regressor amounts (n, k).
+        Preprocessing is inside, and nothing of morphnas.
+
+        trial: id of another network of the run to have instead. It reads no mirror images, and nobody has adjusted how
+        sure it is of itself. RunError where it is not there, or its weights are not.
+        """
+        self._check_fitted()
+        network = self.network_ if trial is None else self.load_searcher().load_model_by_id(trial)
+        mirrors, heat = (self.mirrors_, self._heat) if trial is None else (False, 1.0)
+        module = network.to_module()
+        graph = module.graph
+        pixels = next(node for node in graph.nodes if node.op == "placeholder")
+        readers = list(pixels.users)
+        module.register_buffer("mean", self._mean.clone())
+        module.register_buffer("std", self._std.clone())
+        with graph.inserting_before(readers[0]):
+            centred = graph.call_function(torch.sub, (graph.call_method("float", (pixels,)), graph.get_attr("mean")))
+            scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
+            most = farthest(self._mean)
+            scaled = graph.call_function(torch.clamp, (scaled, -most, most))
+            if mirrors:  # after all images, all of them mirrored
+                scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))
+        for reader in readers:
+            reader.replace_input_with(pixels, scaled)
+        output = next(node for node in graph.nodes if node.op == "output")
+        said = output.args[0]
+        with graph.inserting_before(output):
+            if mirrors:
+                both = graph.call_method("reshape", (said, (2, -1, self._target.goal.outputs)))
+                said = graph.call_method("mean", (both, 0))
+            output.args = (self._decoded(module, said, heat),)
+        graph.lint()
+        module.recompile()
+        return module.eval()
+
+    def _decoded(self, module: fx.GraphModule, outputs: Any, heat: float) -> fx.Node:
+        """The node, added to the module's graph, of what `to_module` gives for the network's outputs."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The estimator of the run in a folder, ready to predict; RunError when there is none of this kind."""
+        folder = Path(path)
+        network, model = stored(folder)
+        try:
+            target, preprocessing = target_from_json(model["target"]), Preprocessing.from_json(model["preprocessing"])
+            _check_model(network.graph, model, target, preprocessing)
+            if not isinstance(target, cls._kind):
+                raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: its y are {target}")
+            estimator = cls(path=folder)
+            estimator.path_ = str(folder)
+            estimator._set(network, model, target, preprocessing)
+        except RunError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise RunError(f"{folder / 'model' / 'model.json'} is not complete: {error!r}") from error
+        return estimator
+
+    # -- looking
+
+    def search_space_summary(
+        self, x: Any, y: ArrayLike | None = None, time_limit: float | None = None, validation_data: Any = None
+    ) -> SearchSpace:
+        """What `fit` with the same arguments would begin with, what one step may change, and what to expect of it.
+
+        Trains nothing but the few steps that measure this machine, and writes nothing. Print it, or look into it.
+        """
+        seconds = time_limit_seconds(time_limit, self.time_limit)
+        settings = Settings.of(self)
+        shape, seed, size = self.image_shape, chosen_seed(self.random_state), self.image_size
+        problem = Problem.found(x, y, validation_data, shape, seed, settings.device, size, settings.room, self._kind)
+        with _threads() as all_threads:
+            torch.set_num_threads(settings.place.threads or all_threads)
+            sizes = Sizes.measured(problem.task, settings, self.augment, seconds)
+            planned = sizes.plan(seconds)
+            most = planned.most(self.max_trials) if self.refit else self.max_trials
+            more = {"max_trials": most, "finals": self.refit} | sizes.for_search(seconds)
+            return SearchSpace.of(planned, problem, settings, seconds, more)
+
+    def results_summary(self, n: int = 10) -> Results:
+        """The n best networks of the run, the best first. Print it, or look into it."""
+        return results_summary(self.load_searcher(), n)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The networks tried, one dict each with model_id, loss, metric_value and more."""
+        return self.load_searcher().history
+
+    def trials_dataframe(self) -> Any:
+        """The networks tried as a pandas.DataFrame, see `Run.trials_dataframe`."""
+        return self.load_searcher().trials_dataframe()
+
+    def get_best_model_id(self) -> int:
+        """Id of the search's winner."""
+        self._check_fitted()
+        return self.best_trial_
+
+    def load_searcher(self) -> Run:
+        """What was searched: `.history`, `.load_model_by_id(i)`, `.load_best_model()`, `.trials`."""
+        self._check_fitted()
+        return load_run(self.path_)
+
+    # -- inside
+
+    def _use(
+        self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, ensemble: int
+    ) -> None:
+        """Predict with the second trial's network from now on, or with an ensemble around it, and write it down."""
+        best, final = found
+        task, mirrored = problem.task, mirrors(final.proposal.recipe, problem.task)
+        name = str(problem.fingerprint["hash"])
+        shares = elect(store, final, task, problem.chooser, ensemble, mirrored, deadline, name)
+        network, judged = assembled(store, shares), assembled(store, shares, {final.id: stand_in(final)})
+        about = {
+            "trial": final.id,
+            "best": best.id,
+            "target": problem.target.to_json(),
+            "preprocessing": asdict(problem.preprocessing),
+            "mean": task.mean.flatten().tolist(),
+            "std": task.std.flatten().tolist(),
+            "mirrors": mirrored,
+            "temperature": self._temperature(judged, task, mirrored, deadline.heeding(None)),
+            "members": {str(id): share for id, share in shares.items()},
+        }
+        store.write_model(network, about)
+        abandon(store)
+        settled = max(trial.id for trial in store.trials)
+        store.note(best=best.id, final=final.id, members=about["members"], settled=settled)
+        self._set(network, about, problem.target, problem.preprocessing)
+
+    def _interrupted(self) -> None:
+        how = f"path={self.path_!r}, resume=True, ...).fit(...)"
+        warnings.warn(
+            f"interrupted: the model is the best network so far; {type(self).__name__}({how} goes on", stacklevel=3
+        )
+
+    def _set(self, network: Network, about: Mapping[str, Any], target: Target, preprocessing: Preprocessing) -> None:
+        self.network_ = network
+        self.best_trial_ = int(about["best"])
+        self.final_trial_ = int(about["trial"])
+        self.members_ = {int(id): float(share) for id, share in about["members"].items()}
+        self._target = target
+        self._preprocessing = preprocessing
+        if len(preprocessing.given) == 1:
+            self.n_features_in_ = preprocessing.given[0]
+        shape = (-1, *[1] * (len(preprocessing.shape) - 1))
+        self._mean = torch.tensor(about["mean"], dtype=torch.float32).reshape(shape)
+        self._std = torch.tensor(about["std"], dtype=torch.float32).reshape(shape)
+        self._heat = float(about["temperature"])
+        self.mirrors_ = about.get("mirrors") is True
+
+    @staticmethod
+    def _temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline) -> float:
+        """What makes outputs as sure as they may be, of a network that was not trained on the validation part.
+
+        On as many of its examples as there is time for; 1 if these are too few to say.
+        """
+        if task.valid is None:
+            return 1.0
+        outputs = predict(judged.to_module().to(task.device), task.valid.x, task, deadline=deadline, mirrored=mirrors)
+        few = len(outputs) < min(len(task.valid), 30)
+        return 1.0 if few else task.goal.heat(outputs, task.valid.y[: len(outputs)])
+
+    def _predicted(self, source: Source) -> Tensor:
+        """The examples' outputs, read and computed piece by piece."""
+        return self._outputs(self._preprocessing.pieces(source))
+
+    def _outputs(self, pieces: Iterable[Tensor]) -> Tensor:
+        """The network's, (n, outputs) on the CPU, as sure as they may be. pieces: (k, *shape) each."""
+        device = torch_device(self.device)
+        module = to_module(self.network_.graph, self.network_.weights).to(device)
+        empty = torch.empty(0, *self._preprocessing.shape, device=device)
+        nothing = Examples(empty, torch.empty(0, dtype=torch.int64, device=device))
+        task = Task(nothing, None, self._target.goal, self._mean.to(device), self._std.to(device))
+        parts = (predict(module, piece, task, mirrored=self.mirrors_) for piece in pieces)
+        return torch.cat([part.cpu() for part in parts]) / self._heat
+
+    def _progress(self, seconds: float) -> contextlib.closing[Progress]:
+        return contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "network_"):
+            name = type(self).__name__
+            hint = f"Call 'fit' with appropriate arguments first, or {name}.load(path)"
+            raise NotFittedError(f"This {name} instance is not fitted yet. {hint}")
+
+
+def _seed(about: Mapping[str, Any]) -> int:
+    """The run's seed; RunError where run.json does not hold it."""
+    seed = about.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise RunError(f"run.json does not hold the seed of a run, but {seed!r:.100}")
+    return seed
+
+
+def stored(folder: Path) -> tuple[Network, dict[str, Any]]:
+    """What model/ holds; RunError, which says what to do, where that cannot be read."""
+    try:
+        return load_model(folder)
+    except RunError as error:
+        load_about(folder)  # where there is no run at all, that is what is to be said
+        hint = "fit with resume=True writes it again, and load_run(path).load_model_by_id(id) has every network"
+        raise RunError(f"{error}; {hint}") from error
+
+
+def _check_model(graph: Graph, about: Mapping[str, Any], target: Target, preprocessing: Preprocessing) -> None:
+    """ValueError when what model.json says does not go together with its network."""
+    shape, outputs = preprocessing.shape, target.goal.outputs
+    if graph.shapes[graph.input.name] != shape or graph.shapes[graph.output.name] != (outputs,):
+        raise ValueError(f"the network is not one from {shape} to {outputs} outputs")
+    for name in ("mean", "std"):
+        values = about[name]
+        numbers = isinstance(values, list) and all(isinstance(v, (int, float)) and abs(v) < 1e38 for v in values)
+        if not numbers or len(values) != shape[0] or (name == "std" and min(values) <= 0):
+            raise ValueError(f"{name} cannot be {values!r:.100}")
+    heat = about["temperature"]
+    if not (isinstance(heat, (int, float)) and 1e-6 < heat < 1e6):
+        raise ValueError(f"temperature cannot be {heat!r:.100}")
+    shares = about["members"]
+    if not shares or not all(id.isdecimal() and 0 < share <= 1 for id, share in shares.items()):
+        raise ValueError(f"members cannot be {shares!r:.100}")
+    for name in ("best", "trial"):
+        if not isinstance(about[name], int) or about[name] < 0:
+            raise ValueError(f"{name} cannot be {about[name]!r:.100}")
+
+
+def _check_callable(each_epoch: Any) -> None:
+    if each_epoch is not None and not callable(each_epoch):
+        raise ValueError(f"each_epoch must be None or a function of a morphnas.EpochReport, not {each_epoch!r:.100}")
+
+
+def _logged(text: str) -> None:
+    log.info("%s", text)
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[int]:
+    """Leaves torch's number of threads as it was."""
+    threads = torch.get_num_threads()
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, about: Mapping[str, Any], resume: bool, overwrite: bool) -> Iterator[Store]:
+    store = Store.resume(path) if resume else Store.create(path, about, overwrite)
+    try:
+        yield store
+    finally:
+        store.close()

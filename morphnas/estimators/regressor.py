@@ -1,0 +1,60 @@
+"""`ImageRegressor`: which amounts belong to an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import RegressorMixin
+from torch import Tensor, fx
+
+from morphnas.estimators.base import ImageEstimator
+from morphnas.estimators.settings import room
+from morphnas.estimators.sources import opened
+from morphnas.estimators.targets import Values
+
+
+class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Finds a neural network that tells amounts from images, or from rows of numbers, within a time limit.
+
+    Arguments, attributes and methods are those of `ImageClassifier`, but for `classes_` and `predict_proba`. y is one
+    finite number for each example, (n,) or (n, 1), or several, (n, k). Networks learn them in deviations from their
+    mean, by the mean squared error; of several, each counts alike. The metric of networks is the coefficient of
+    determination, R2, as is what `score` gives; their score is minus the log loss of normal distributions around what
+    they say, as wide as their errors. `evaluate` and `test_metric_` are mean squared errors, in the units of y.
+    """
+
+    _kind = Values
+
+    def predict(self, x_test: Any) -> NDArray[np.float64]:
+        """Amounts (n,), or (n, k) where fit was given several, of examples (n, ...), or whatever else `fit` takes."""
+        self._check_fitted()
+        source, _ = opened(x_test, None, "x_test", room(self))
+        values = self._values
+        amounts = values.decode(self._predicted(source).numpy())
+        return amounts[:, 0] if values.flat else amounts
+
+    def evaluate(self, x_test: Any, y_test: Any = None) -> float:
+        """The mean squared error of examples whose amounts are known, over all of them, in the squared units of y."""
+        return super().evaluate(x_test, y_test)
+
+    @property
+    def _values(self) -> Values:
+        assert isinstance(self._target, Values)
+        return self._target
+
+    def _measured(self, outputs: Tensor, y: Tensor) -> float:
+        errors = (outputs - y).double().numpy() * self._values.std
+        return float(np.square(errors).mean())
+
+    def words(self, measured: float) -> str:
+        return f"mean squared error {measured:.4g}"
+
+    def _decoded(self, module: fx.GraphModule, outputs: Any, heat: float) -> fx.Node:
+        graph, values = module.graph, self._values
+        module.register_buffer("unit", torch.from_numpy(values.std).float())
+        module.register_buffer("centre", torch.from_numpy(values.mean).float())
+        scaled = graph.call_function(torch.mul, (outputs, graph.get_attr("unit")))
+        return graph.call_function(torch.add, (scaled, graph.get_attr("centre")))

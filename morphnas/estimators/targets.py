@@ -1,0 +1,139 @@
+"""What y is: labels of classes (`labels.py`) or amounts, here; as networks learn it, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from morphnas.estimators.labels import Labels
+from morphnas.estimators.sources import refuse_masked
+from morphnas.train.goal import Amounts, Goal
+
+STRATA = 20
+"""Groups of examples of like amounts that parts are held out of alike, at most, and of as many examples at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """One amount for every example, or several: networks learn them in deviations from the mean of the fit's y.
+
+    mean, std: (k,) float64 each; the deviation of an amount that is always the same counts as 1. flat: whether there is
+    one, so that predictions are (n,) instead of (n, k).
+    """
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    flat: bool
+
+    @staticmethod
+    def found(y: ArrayLike, n: int) -> tuple[Values, NDArray[np.float32]]:
+        """The amounts in y, (n,), (n, 1) or (n, k), and as networks learn them, (n, k); ValueError for what is none."""
+        table = _table(y, n)
+        with np.errstate(over="ignore"):
+            mean, std = table.mean(0), table.std(0)
+        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+            raise ValueError("y holds numbers that are too large: their squares have no place in a float64")
+        small = std <= 1e-12 * np.abs(mean)
+        if small.all():
+            raise ValueError(f"y is {table[0].tolist()} for all {n:,} examples: there is nothing to learn")
+        values = Values(mean, np.where(small, 1.0, std), table.shape[1] == 1)
+        return values, values._coded(table)
+
+    def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
+        """As networks learn them, (n, k); ValueError for amounts that do not go with those of the fit."""
+        table = _table(y, n)
+        if table.shape[1] != len(self.mean):
+            raise ValueError(f"y has {table.shape[1]} amounts for each example, but fit saw {len(self.mean)}")
+        return self._coded(table)
+
+    def _coded(self, table: NDArray[np.float64]) -> NDArray[np.float32]:
+        coded = (table - self.mean) / self.std
+        if not (np.abs(coded) < 1e30).all():
+            raise ValueError("y holds numbers that are too large beside those of the fit")
+        return coded.astype(np.float32)
+
+    def decode(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
+        """The amounts (n, k) that outputs (n, k) stand for."""
+        amounts: NDArray[np.float64] = outputs.astype(np.float64) * self.std + self.mean
+        return amounts
+
+    @property
+    def goal(self) -> Goal:
+        return Amounts(len(self.mean))
+
+    def strata(self, codes: NDArray[Any]) -> NDArray[np.int64]:
+        """Groups (n,) of examples of like amounts, so that parts are held out of all alike: by the amount, or where
+        there are several, by their first principal component.
+        """
+        along = codes[:, 0] if self.flat else codes @ np.linalg.eigh(codes.T @ codes)[1][:, -1]
+        groups = max(1, min(STRATA, len(codes) // STRATA))
+        place = np.empty(len(codes), dtype=np.int64)
+        place[np.argsort(along, kind="stable")] = np.arange(len(codes))
+        return place * groups // len(codes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"amounts": {"mean": self.mean.tolist(), "std": self.std.tolist()}}
+
+    @staticmethod
+    def from_json(data: Any) -> Values:
+        """The values that `to_json` described; ValueError when they are none."""
+        amounts = data.get("amounts") if isinstance(data, Mapping) else None
+        if not isinstance(amounts, Mapping) or set(amounts) != {"mean", "std"}:
+            raise ValueError(f"{data!r:.100} does not say what the amounts are")
+        for numbers in amounts.values():
+            if not (isinstance(numbers, list) and numbers and all(map(_finite, numbers))):
+                raise ValueError(f"amounts cannot have {numbers!r:.100} for their mean or deviation")
+        mean, std = (np.array(amounts[name], dtype=np.float64) for name in ("mean", "std"))
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(f"amounts cannot have the deviations {amounts['std']!r:.100}")
+        return Values(mean, std, len(mean) == 1)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _table(y: ArrayLike, n: int) -> NDArray[np.float64]:
+    """y as (n, k) float64; ValueError that says what is wrong with it."""
+    if y is None:
+        hint = "only a Dataset of (image, amount) brings its own"
+        raise ValueError(f"y is missing: this estimator requires y to be passed, but the target y is None; {hint}")
+    refuse_masked(y, "y")
+    if isinstance(y, (list, tuple)):
+        y = [item.tolist() if isinstance(item, torch.Tensor) else item for item in y]
+    try:
+        values = np.asarray(y.detach().cpu() if isinstance(y, torch.Tensor) else y)
+    except ValueError as error:
+        raise ValueError(f"y cannot be made an array of numbers: {error}") from None
+    hint = "ImageClassifier is for labels"
+    if values.dtype.kind not in "buifOUS":
+        word = "Complex data not supported: " if values.dtype.kind == "c" else ""
+        raise ValueError(f"{word}y must hold numbers, but its dtype is {values.dtype}; {hint}")
+    try:
+        table = values.astype(np.float64)  # texts as they are in a CSV file, too
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"y must hold numbers: {error}; {hint}") from None
+    if table.ndim == 1:
+        table = table[:, None]
+    if table.ndim != 2 or not table.shape[1]:
+        raise ValueError(f"y must be (n,) or (n, amounts), but its shape is {values.shape}")
+    if len(table) != n:
+        raise ValueError(f"x has {n} examples but y has {len(table)}")
+    if not (finite := np.isfinite(table).all(1)).all():
+        raise ValueError(f"y contains NaN or infinity, first in y[{int(np.flatnonzero(~finite)[0])}]")
+    return table
+
+
+Target = Labels | Values
+"""What the y of a fit turned out to be."""
+
+
+def target_from_json(data: Any) -> Target:
+    """The target that `to_json` described; ValueError when it is none."""
+    return Values.from_json(data) if isinstance(data, Mapping) and "amounts" in data else Labels.from_json(data)

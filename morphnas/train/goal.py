@@ -1,0 +1,162 @@
+"""What a network's outputs are to say of examples: which class each is of, or which amounts belong to it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional as F
+
+from morphnas.train.recipe import Measure
+
+SMALLEST_ERROR = 1e-12
+"""Mean squared error that counts as none."""
+STEEP = 0.125
+"""What squared errors are multiplied by. Their loss is then as curved as that of two classes is in one logit at most, a
+quarter, and goes with the same learning rates: eight times as curved, trainings from fresh weights diverge."""
+
+
+class Goal(Protocol):
+    """What trainings lower, and what tells how good a network is. Outputs are (n, outputs) float, y is as long."""
+
+    @property
+    def outputs(self) -> int:
+        """That a network has for an example."""
+        ...
+
+    @property
+    def measure(self) -> Measure:
+        """What the metric is."""
+        ...
+
+    @property
+    def ignorance(self) -> float:
+        """The loss of a network that knows nothing of an example."""
+        ...
+
+    def loss(self, outputs: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+        """The mean over examples, to be lowered. smoothing: see `Recipe.label_smoothing`."""
+        ...
+
+    def judged(self, outputs: Tensor, y: Tensor) -> tuple[float, float]:
+        """The score, minus the mean log loss, and the metric that people read; higher is better for both."""
+        ...
+
+    def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """How wrong every output is, (n)."""
+        ...
+
+    def heat(self, outputs: Tensor, y: Tensor) -> float:
+        """What outputs are to be divided by to be as sure as these examples say that they may be."""
+        ...
+
+    def chance(self, y: Tensor) -> float:
+        """The metric of saying the same of every example."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What `goal_from_json` makes it of again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Each example is of one of `outputs` classes: outputs are logits, y are indices (n,) int64."""
+
+    outputs: int
+    measure: ClassVar[Measure] = "accuracy"
+
+    @property
+    def ignorance(self) -> float:
+        return math.log(self.outputs)
+
+    def loss(self, outputs: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(outputs, y, label_smoothing=smoothing)
+
+    def judged(self, outputs: Tensor, y: Tensor) -> tuple[float, float]:
+        return -F.cross_entropy(outputs.double(), y).item(), (outputs.argmax(1) == y).double().mean().item()
+
+    def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """1 where the likeliest class is another one, else 0."""
+        return (outputs.argmax(1) != y).double()
+
+    def heat(self, outputs: Tensor, y: Tensor) -> float:
+        return best_temperature(outputs, y)
+
+    def chance(self, y: Tensor) -> float:
+        return float(torch.bincount(y).max()) / len(y)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"classes": self.outputs}
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """`outputs` amounts belong to each example: y is (n, outputs) float32, of mean 0 and deviation 1 as a whole."""
+
+    outputs: int
+    measure: ClassVar[Measure] = "R2"
+
+    @property
+    def ignorance(self) -> float:
+        return self.outputs * STEEP
+
+    def loss(self, outputs: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+        """The squared error, `STEEP` times, summed over amounts; there is nothing to smooth."""
+        return F.mse_loss(outputs, y) * (self.outputs * STEEP)
+
+    def judged(self, outputs: Tensor, y: Tensor) -> tuple[float, float]:
+        """Log losses are those of normal distributions around the outputs, as wide as their errors: so a score tells
+        half an error from another as well among small ones as among large ones. The metric is the coefficient of
+        determination, the mean over amounts; of amounts that are all the same, relative to a variance of 1.
+        """
+        truth = y.double()
+        squares = (outputs.double() - truth).square().mean(0)
+        variances = truth.var(0, correction=0)
+        r2 = 1 - (squares / torch.where(variances > 0, variances, torch.ones_like(variances))).mean().item()
+        return -0.5 * (1 + math.log(2 * math.pi * max(SMALLEST_ERROR, squares.mean().item()))), r2
+
+    def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Squared ones, the mean over amounts."""
+        return (outputs.double() - y.double()).square().mean(1)
+
+    def heat(self, outputs: Tensor, y: Tensor) -> float:
+        """1: they do not say how sure they are."""
+        return 1.0
+
+    def chance(self, y: Tensor) -> float:
+        return 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"amounts": self.outputs}
+
+
+def goal_from_json(data: Any) -> Goal:
+    """The goal that `to_json` described; ValueError when it is none."""
+    kinds: dict[str, type[Classes | Amounts]] = {"classes": Classes, "amounts": Amounts}
+    if isinstance(data, dict) and len(data) == 1:
+        ((name, outputs),) = data.items()
+        if name in kinds and isinstance(outputs, int) and not isinstance(outputs, bool) and outputs > 0:
+            return kinds[name](outputs)
+    raise ValueError(f"{data!r:.100} is no goal of a training")
+
+
+def best_temperature(logits: Tensor, y: Tensor) -> float:
+    """What logits (n, classes) are to be divided by for the least log loss, from 1/4 to 4 (Guo et al. 2017,
+    arXiv:1706.04599). Makes up for label smoothing, which leaves a network too doubtful.
+
+    A label counts as right with probability (n + 1) / (n + 2), Laplace's rule: n examples without a mistake do not say
+    that there will be none (Platt 1999, "Probabilistic outputs for support vector machines", section 2.2).
+    """
+    values, classes = logits.double(), logits.shape[1]
+    doubt = min(1.0, classes / (max(1, classes - 1) * (len(y) + 2)))
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(values * math.exp(-log_temperature), y, label_smoothing=doubt).item()
+
+    found = minimize_scalar(loss, bounds=(-math.log(4), math.log(4)), method="bounded", options={"xatol": 1e-3})
+    return math.exp(found.x)

@@ -1,0 +1,148 @@
+"""What outputs are to say: laws of every goal, and what each measures."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import r2_score
+from torch import Tensor
+
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import NEVER
+from morphnas.train.goal import STEEP, Amounts, Classes, Goal, goal_from_json
+from morphnas.train.predict import evaluate
+from morphnas.train.recipe import Recipe
+from morphnas.train.trainer import train
+from tests.train.tasks import linear, seeded
+
+GOALS: list[Goal] = [Classes(2), Classes(7), Amounts(1), Amounts(3)]
+every = pytest.mark.parametrize("goal", GOALS, ids=str)
+
+
+def truth(goal: Goal, n: int = 60, seed: int = 0) -> Tensor:
+    if isinstance(goal, Classes):
+        return torch.arange(n) % goal.outputs
+    y = torch.randn(n, goal.outputs, generator=seeded(seed))
+    return (y - y.mean(0)) / y.std(0, correction=0)
+
+
+def ideal(goal: Goal, y: Tensor) -> Tensor:
+    """Outputs than which there are none better, but for how sure they are."""
+    return 3.0 * torch.nn.functional.one_hot(y, goal.outputs).float() if isinstance(goal, Classes) else y
+
+
+def spoilt(goal: Goal, y: Tensor, by: float, seed: int = 1) -> Tensor:
+    return ideal(goal, y) + by * torch.randn(len(y), goal.outputs, generator=seeded(seed))
+
+
+@every
+def test_goals_come_out_of_json_as_they_were(goal: Goal) -> None:
+    assert goal_from_json(json.loads(json.dumps(goal.to_json()))) == goal
+
+
+@pytest.mark.parametrize("data", [None, {}, [], {"classes": 0}, {"classes": True}, {"amounts": 1.5}, {"words": 3},
+                                  {"classes": 2, "amounts": 1}])  # fmt: skip
+def test_what_is_no_goal_is_refused(data: Any) -> None:
+    with pytest.raises(ValueError, match="is no goal"):
+        goal_from_json(data)
+
+
+@every
+def test_worse_outputs_have_larger_losses_and_errors_and_lower_scores(goal: Goal) -> None:
+    y = truth(goal)
+    several = [spoilt(goal, y, by) for by in (0.1, 1.0, 10.0)]
+    losses = [goal.loss(outputs, y).item() for outputs in several]
+    errors = [goal.errors(outputs, y).mean().item() for outputs in several]
+    scores, metrics = zip(*(goal.judged(outputs, y) for outputs in several), strict=True)
+    assert losses == sorted(losses)
+    assert errors == sorted(errors)
+    assert list(scores) == sorted(scores, reverse=True)
+    assert list(metrics) == sorted(metrics, reverse=True)
+
+
+@every
+def test_the_best_that_can_be_said(goal: Goal) -> None:
+    y = truth(goal)
+    score, metric = goal.judged(ideal(goal, y), y)
+    assert math.isfinite(score)
+    assert metric == 1
+    assert (goal.errors(ideal(goal, y), y) == 0).all()
+    assert goal.errors(ideal(goal, y), y).shape == (60,)
+
+
+@every
+def test_who_knows_nothing_has_the_loss_of_ignorance_and_the_metric_of_chance(goal: Goal) -> None:
+    y, outputs = truth(goal, 70 * 2), torch.zeros(140, goal.outputs)
+    assert goal.loss(outputs, y).item() == pytest.approx(goal.ignorance, rel=1e-5)
+    assert goal.judged(outputs, y)[1] == pytest.approx(goal.chance(y), abs=1e-6)
+
+
+@every
+def test_parts_of_a_batch_weigh_as_their_shares(goal: Goal) -> None:
+    y, outputs = truth(goal), spoilt(goal, truth(goal), 1.0)
+    parts = [(outputs[a:b], y[a:b]) for a, b in ((0, 13), (13, 60))]
+    whole = sum(goal.loss(*part, 0.1).item() * len(part[1]) / 60 for part in parts)
+    assert whole == pytest.approx(goal.loss(outputs, y, 0.1).item(), rel=1e-5)
+
+
+@every
+def test_outputs_of_the_right_heat_have_the_least_loss(goal: Goal) -> None:
+    y = truth(goal, 2000)
+    outputs = spoilt(goal, y, 2.0)
+    heat = goal.heat(outputs, y)
+    if isinstance(goal, Amounts):
+        assert heat == 1.0
+    else:
+        losses = [goal.loss(outputs / (heat * factor), y).item() for factor in (0.7, 1.0, 1.4)]
+        assert min(losses) == losses[1]
+
+
+@given(st.integers(1, 4), st.integers(2, 40), st.integers(0, 100), st.floats(1e-3, 1e3))
+def test_amounts_are_judged_by_the_usual_measures(k: int, n: int, seed: int, by: float) -> None:
+    goal, y = Amounts(k), truth(Amounts(k), n, seed)
+    outputs = spoilt(goal, y, by, seed + 1)
+    score, metric = goal.judged(outputs, y)
+    assert metric == pytest.approx(r2_score(y.double().numpy(), outputs.double().numpy()), rel=1e-6, abs=1e-6)
+    errors = (outputs.double() - y.double()).numpy()
+    deviation = np.sqrt(np.square(errors).mean())
+    assert score == pytest.approx(stats.norm.logpdf(errors, scale=deviation).mean(), rel=1e-6, abs=1e-6)
+
+
+def test_an_amount_that_is_always_the_same_is_judged_too() -> None:
+    y = torch.zeros(5, 2)
+    assert Amounts(2).judged(y, y)[1] == 1
+    assert Amounts(2).judged(y + 0.5, y)[1] == 0.75
+
+
+def test_errors_of_amounts_are_as_curved_as_a_log_loss_of_two_classes_at_most() -> None:
+    def curvature(goal: Goal, outputs: Tensor, y: Tensor) -> float:
+        hessian = torch.autograd.functional.hessian(lambda o: goal.loss(o, y), outputs)
+        return float(torch.linalg.eigvalsh(hessian.reshape(outputs.numel(), -1)).max())
+
+    two = curvature(Classes(2), torch.zeros(1, 2), torch.tensor([0]))
+    assert curvature(Amounts(1), torch.zeros(1, 1), torch.ones(1, 1)) == pytest.approx(two / 2) == 2 * STEEP
+    assert curvature(Amounts(3), torch.zeros(1, 3), torch.ones(1, 3)) == pytest.approx(2 * STEEP)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_networks_learn_amounts(k: int) -> None:
+    x = torch.randn(400, 4, generator=seeded())
+    y = x @ torch.randn(4, k, generator=seeded(1))
+    y = (y - y.mean(0)) / y.std(0, correction=0)
+    task = Task.of(Examples(x[:300], y[:300]), Examples(x[300:], y[300:]), Amounts(k))
+    module = linear(4, k)
+    outcome = train(module, task, Recipe(epochs=8, batch_size=32, lr=0.3), NEVER, seeded())
+    assert outcome.status == "finished"
+    assert outcome.measure == "R2"
+    assert outcome.interval is None
+    assert outcome.metric is not None
+    assert outcome.metric > 0.99
+    assert evaluate(module, task.judge, task) == (outcome.score, outcome.metric)
