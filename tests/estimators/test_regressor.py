@@ -104,11 +104,11 @@ def test_what_is_told_is_of_r2(fitted: ImageRegressor, capsys: pytest.CaptureFix
 def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Amounts) -> None:
     x, y = data
     made = {"searcher_args": SMALL, "random_state": 0}
-    ImageRegressor(tmp_path / "run", max_trials=1, refit=False, **made).fit(x, y, time_limit=6)
+    ImageRegressor(tmp_path / "run", max_trials=1, refit=False, **made).fit(x, y, time_limit=20)
     with pytest.raises(RunError, match="other data"):
         ImageClassifier(tmp_path / "run", resume=True, **made).fit(x, y.astype(int), time_limit=6)
     more = ImageRegressor(tmp_path / "run", max_trials=3, resume=True, ensemble=2, refit=False, **made)
-    more.fit(x, y, time_limit=6)
+    more.fit(x, y, time_limit=20)
     assert len(load_run(tmp_path / "run").trials) == 3
     test, truth = spots(60, seed=2)
     more.final_fit(x, y, test, truth, time_limit=5)

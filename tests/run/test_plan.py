@@ -276,7 +276,7 @@ def test_the_faster_precision_is_taken_however_busy_the_machine(
 
 
 def test_the_number_of_threads_is_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch, threads: list[int]) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(nn.functional, "cross_entropy", broken)
