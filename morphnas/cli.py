@@ -141,7 +141,7 @@ def _fit(args: argparse.Namespace) -> _Answer:
         ensemble=args.ensemble,
         limits=limits or None,
     )
-    estimator.fit(x, y, time_limit=args.time_limit)
+    estimator.fit(x, y, time_limit=args.time_limit, sample_weight="balanced" if args.balanced else None)
     run = estimator.load_searcher()
     best = run.trial(estimator.best_trial_)
     measure, tested = ("R2", "test_mean_squared_error") if args.regression else ("accuracy", "test_accuracy")
@@ -338,6 +338,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--path", default="run", help="the folder of the run (run)")
     made.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     made.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    made.add_argument("--balanced", action="store_true", help="classes count alike, however many examples they have")
     made.add_argument("--regression", action="store_true", help="labels are amounts, to be predicted as numbers")
     made.add_argument("--search", choices=sorted(SEARCHERS), default="bayesian", help="how to search (bayesian)")
     made.add_argument("--max-trials", type=int, metavar="N", help="end the search after so many networks")

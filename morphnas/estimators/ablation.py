@@ -18,7 +18,7 @@ from morphnas.estimators.labels import Labels
 from morphnas.estimators.place import torch_device
 from morphnas.estimators.room import Room
 from morphnas.estimators.settings import time_limit_seconds
-from morphnas.estimators.targets import Values
+from morphnas.estimators.targets import SampleWeight, Values
 from morphnas.graph import Graph, GraphError, Morph, Network, Node
 from morphnas.report.words import gain_words, morph_words
 from morphnas.run.files import RunError
@@ -88,22 +88,23 @@ def ablate(
     time_limit: float,
     repeats: int = 3,
     validation_data: Any = None,
+    sample_weight: SampleWeight = None,
     device: str | torch.device | None = None,
 ) -> Ablation:
     """Undo one morph of a network's lineage at a time, and train what is left as the whole: what each is worth.
 
     Every network begins with the weights of the lineage's first one (or, where these were not kept, with fresh ones),
     gets all morphs that are left at once, and is trained for as many epochs as the lineage was, with the network's own
-    recipe. x, y, validation_data: those of the fit. model_id: None: the search's winner. time_limit: seconds, within
-    which as many of `repeats` rounds are done as fit. The run is not changed. RunError for other data, ValueError for
-    what cannot be used.
+    recipe. x, y, validation_data, sample_weight: those of the fit. model_id: None: the search's winner. time_limit:
+    seconds, within which as many of `repeats` rounds are done as fit. The run is not changed. RunError for other data,
+    ValueError for what cannot be used.
     """
     deadline = Deadline.after(time_limit_seconds(time_limit, None))
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a positive integer, not {repeats!r}")
     run = run if isinstance(run, Run) else load_run(run)
     trial = run.trial(run.get_best_model_id() if model_id is None else model_id)
-    problem = _problem(run, x, y, validation_data, torch_device(device))
+    problem = _problem(run, x, y, validation_data, sample_weight, torch_device(device))
     line = lineage(run.trials, trial)
     brought = [(one.id, morph) for one in line for morph in one.proposal.morphs]
     morphs = [morph for _, morph in brought]
@@ -127,7 +128,9 @@ def ablate(
     return Ablation(trial.id, line[0].id, recipe.epochs, problem.task.goal.measure, tuple(undone))
 
 
-def _problem(run: Run, x: Any, y: Any, validation_data: Any, device: torch.device) -> Problem:
+def _problem(
+    run: Run, x: Any, y: Any, validation_data: Any, sample_weight: SampleWeight, device: torch.device
+) -> Problem:
     settings, seed = run.about.get("settings"), run.about.get("seed")
     if not isinstance(settings, dict) or not isinstance(seed, int):
         raise RunError(f"run.json of {str(run.path)!r} does not hold the settings of the run")
@@ -135,10 +138,11 @@ def _problem(run: Run, x: Any, y: Any, validation_data: Any, device: torch.devic
     size = (int(size[0]), int(size[1])) if isinstance(size, list) else size
     room = Room(None, Path(run.path))
     kind = Values if "amounts" in (run.about.get("data") or {}) else Labels
-    problem = Problem.found(x, y, validation_data, settings.get("image_shape"), seed, device, size, room, kind)
+    own = (settings.get("image_shape"), seed, device, size, room, kind, sample_weight)
+    problem = Problem.found(x, y, validation_data, *own)
     if problem.fingerprint != run.about.get("data"):
         raise RunError(
-            f"{str(run.path)!r} holds a run on other data: give the x and y, and validation_data, of the fit"
+            f"{str(run.path)!r} holds a run on other data: give the x, y, validation_data and sample_weight of the fit"
         )
     return problem
 

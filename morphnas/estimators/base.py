@@ -37,7 +37,7 @@ from morphnas.estimators.settings import (
 )
 from morphnas.estimators.sources import Source, opened
 from morphnas.estimators.space import SearchSpace
-from morphnas.estimators.targets import Target, Values, target_from_json
+from morphnas.estimators.targets import SampleWeight, Target, Values, target_from_json, weights_of
 from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
 from morphnas.report.summary import Results, results_summary
@@ -127,6 +127,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         time_limit: float | None = None,
         validation_data: Any = None,
         each_epoch: EachEpochReport | None = None,
+        sample_weight: SampleWeight = None,
     ) -> Self:
         """Search for a network, and train the best one, within `time_limit` seconds (None: the constructor's).
 
@@ -139,6 +140,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         ValueError, before anything is trained or written, for what cannot be used; OSError where data that memory is
         too small for does not fit on the disk either. A `DataWarning` for everything in them that looks wrong, see
         `examine`.
+
+        sample_weight: (n,) numbers from 0 on, what each example counts for in trainings and in scores; "balanced": all
+        classes count alike, however many examples they have. None: all examples do. validation_data may be
+        (x, y, sample_weight); without, its examples count as those of their class where x is balanced, else alike.
 
         each_epoch: called with a `morphnas.EpochReport` after every epoch of every network, in this thread, also where
         networks are trained in other processes; its seconds are part of the limit. When it raises `morphnas.StopFit`,
@@ -168,10 +173,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         decides = decisive(self.get_params(deep=False))
         before = self._before(path, decides)
         seed = chosen_seed(self.random_state) if before is None else _seed(before)
-        shape, size = self.image_shape, self.image_size
-        problem = Problem.found(x, y, validation_data, shape, seed, settings.device, size, settings.room, self._kind)
+        own = (self.image_shape, seed, settings.device, self.image_size, settings.room, self._kind, sample_weight)
+        problem = Problem.found(x, y, validation_data, *own)
         if before is not None and before.get("data") != problem.fingerprint:
-            same = "the same x and y, and the same validation_data"
+            same = "the same x, y and sample_weight, and the same validation_data"
             raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give {same}")
         findings = doctor.look(problem, Deadline.after(min(doctor.LONGEST, doctor.SHARE * deadline.left)))
         doctor.warn(findings)
@@ -244,14 +249,15 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         retrain: bool = False,
         time_limit: float | None = None,
         each_epoch: EachEpochReport | None = None,
+        sample_weight: SampleWeight = None,
     ) -> Self:
         """Train the search's winner on the data given, within `time_limit` seconds (None: as long as the fit had).
 
         x_train, x_test: what `fit` takes; a Dataset, a DataLoader and a folder bring their own y. x_test,
         y_test are measured at the end (`test_metric_`) and never used to stop or to choose. trainer_args: any fields of
         `Recipe` but examples, or the legacy keys lr, max_iter_num and max_no_improvement_num. retrain: from fresh
-        weights only. each_epoch: as for `fit`. Adds trials to the run and changes none. ValueError for labels that fit
-        did not see.
+        weights only. each_epoch, sample_weight: as for `fit`, whose weights are not known any more. Adds trials to the
+        run and changes none. ValueError for labels that fit did not see.
         """
         self._check_fitted()
         _check_callable(each_epoch)
@@ -265,6 +271,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
         source, y_train = opened(x_train, y_train, "x_train", space)
         codes, test = self._target.encode(y_train, len(source)), None
+        weights = weights_of(sample_weight, len(source), codes, self._target)
         if x_test is not None:
             tested, y_test = opened(x_test, y_test, "x_test", space)
             if y_test is not None:
@@ -272,7 +279,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         if test is None and (x_test is not None or y_test is not None):
             raise ValueError("final_fit needs both x_test and y_test, or neither")
         seed = _seed(about)
-        problem = Problem.of(source, codes, None, self._target, self._preprocessing, seed, place.device, space)
+        problem = Problem.of(source, codes, weights, None, self._target, self._preprocessing, seed, place.device, space)
         with (
             _threads(),
             stopping() as stop,
@@ -499,7 +506,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             return 1.0
         outputs = predict(judged.to_module().to(task.device), task.valid.x, task, deadline=deadline, mirrored=mirrors)
         few = len(outputs) < min(len(task.valid), 30)
-        return 1.0 if few else task.goal.heat(outputs, task.valid.y[: len(outputs)])
+        asked = task.valid[: len(outputs)]
+        return 1.0 if few else task.goal.heat(outputs, asked.y, asked.weights)
 
     def _predicted(self, source: Source) -> Tensor:
         """The examples' outputs, read and computed piece by piece."""

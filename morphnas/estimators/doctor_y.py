@@ -54,12 +54,12 @@ def _classes(given: Given) -> Iterator[Finding]:
         return
     largest, smallest = int(counts.argmax()), int(counts.argmin())
     share, ratio = counts[largest] / n, counts[largest] / counts[smallest]
-    if ratio >= UNEQUAL[0] or share >= MAJORITY:
+    if (ratio >= UNEQUAL[0] or share >= MAJORITY) and not given.weighted:
         warns = bool(ratio >= UNEQUAL[1] or share >= MAJORITY)
         most = f"{given.names[largest]!r} with {counts[largest]:,} examples ({percent(share)})"
         least = f"{given.names[smallest]!r} with {counts[smallest]:,}"
         text = f"classes are unequal: {most} is the largest, {least} the smallest; who always says the largest has an"
-        text += f" accuracy of {percent(share)}"
+        text += f" accuracy of {percent(share)}; with sample_weight='balanced' all classes count alike"
         numbers = {"largest": int(counts[largest]), "smallest": int(counts[smallest]), "share": float(share)}
         yield Finding("imbalance", warns, text, numbers)
     single = np.flatnonzero(counts == 1)

@@ -46,7 +46,8 @@ class Given:
 
     parts: their values, (n, *shape) each. y: (n,) indices of what they are, of all. names: that those stand for. order:
     which example of x each is. train: how many of them are trained on, the first ones. own: how many of
-    validation_data. amounts: (n, k) in deviations from the mean, where they are not classes.
+    validation_data. weighted: whether they count for more and for less. amounts: (n, k) in deviations from the mean,
+    where they are not classes.
     """
 
     parts: tuple[Tensor, ...]
@@ -54,6 +55,7 @@ class Given:
     order: NDArray[np.intp]
     train: int
     own: int
+    weighted: bool
     names: list[Any]
     amounts: NDArray[np.float32] | None = None
 
@@ -65,7 +67,8 @@ class Given:
         several = [whole] if own is None else [whole, own]
         y = np.concatenate([examples.y.cpu().numpy() for examples in several])
         parts = tuple(examples.x for examples in several)
-        counts = (problem.order, len(task.train), 0 if own is None else len(own))
+        own_ones, weighted = 0 if own is None else len(own), task.train.weights is not None
+        counts = (problem.order, len(task.train), own_ones, weighted)
         if isinstance(problem.target, Labels):
             return Given(parts, y, *counts, problem.target.classes.tolist())
         different, index = np.unique(y, axis=0, return_inverse=True)

@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.room import ROOM, Room
 from morphnas.estimators.sources import EXAMPLES, Source, opened
-from morphnas.estimators.targets import Target, Values
+from morphnas.estimators.targets import SampleWeight, Target, Values, weights_of
 from morphnas.train.data import Examples, Task
 
 log = logging.getLogger("morphnas")
@@ -279,26 +279,37 @@ class Problem:
         image_size: ImageSize | None = None,
         room: Room = ROOM,
         kind: type[Labels | Values] = Labels,
+        sample_weight: SampleWeight = None,
     ) -> Problem:
         """The problem that a user's examples pose; ValueError for those that pose none. kind: what y is to be."""
         source, y = opened(x, y, "x", room)
         preprocessing = Preprocessing.found(source, image_shape, image_size)
         target: Target
         target, codes = kind.found(y, len(source))
+        weights = weights_of(sample_weight, len(source), codes, target)
         own = None
         if validation_data is not None:
-            pair = isinstance(validation_data, (tuple, list)) and len(validation_data) == 2
-            own_x, own_y = validation_data if pair else (validation_data, None)
+            several = isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3)
+            own_x, own_y, *own_weight = validation_data if several else (validation_data, None)
             own_x, own_y = opened(own_x, own_y, "validation_data", room)
             if own_y is None:
-                raise ValueError("validation_data must be a pair (x, y), or a Dataset or a folder with labels")
+                words = "(x, y) or (x, y, sample_weight)"
+                raise ValueError(f"validation_data must be a pair {words}, or a Dataset or a folder with labels")
             own = examples(own_x, own_y, preprocessing, target, room)
-        return Problem.of(source, codes, own, target, preprocessing, seed, device, room)
+            if own_weight:
+                counted = weights_of(own_weight[0], len(own), own.y.numpy(), target)
+                own = replace(own, weights=None if counted is None else torch.from_numpy(counted))
+            elif isinstance(sample_weight, str) and weights is not None:  # as much as those of its class in x
+                by_class = np.zeros(target.goal.outputs, dtype=np.float32)
+                by_class[codes] = weights
+                own = replace(own, weights=torch.from_numpy(by_class)[own.y])
+        return Problem.of(source, codes, weights, own, target, preprocessing, seed, device, room)
 
     @staticmethod
     def of(
         source: Source,
         codes: NDArray[Any],
+        weights: NDArray[np.float32] | None,
         own: Examples | None,
         target: Target,
         preprocessing: Preprocessing,
@@ -306,7 +317,7 @@ class Problem:
         device: torch.device,
         room: Room = ROOM,
     ) -> Problem:
-        """The problem of examples and y as networks learn it; own: those of the user's to stop and score by.
+        """The problem of examples, y as networks learn it and what each counts for; own: those to stop and score by.
 
         All are held once, ordered by the parts, which are views of them: on the device, in main memory where that is
         too small, or in a file where both are.
@@ -315,10 +326,12 @@ class Problem:
         order = np.concatenate([part for part in (parts.train, parts.valid, parts.chooser) if part is not None])
         place = torch.from_numpy(np.argsort(order))
         x = preprocessing(source, place, room)
-        about = fingerprint(x, codes, place, target, preprocessing)
+        about = fingerprint(x, codes, weights, place, target, preprocessing)
         if own is not None:
-            about["validation"] = {"shape": [len(own), *preprocessing.given], "hash": _hashed(own.x, own.y.numpy())}
-        whole = room.placed(Examples(x, torch.from_numpy(codes[order])), device)
+            hashed = _hashed(own.x, own.y.numpy(), None if own.weights is None else own.weights.numpy())
+            about["validation"] = {"shape": [len(own), *preprocessing.given], "hash": hashed}
+        counted = None if weights is None else torch.from_numpy(weights[order])
+        whole = room.placed(Examples(x, torch.from_numpy(codes[order]), counted), device)
         first = len(parts.train)
         last = first if parts.valid is None else first + len(parts.valid)
         valid = None if parts.valid is None else whole[first:last]
@@ -326,6 +339,9 @@ class Problem:
             valid = room.placed(own, device)
         chooser = None if parts.chooser is None else whole[last:]
         task = Task.of(whole[:first], valid, target.goal)
+        for part in (task.train, valid, chooser):
+            if part is not None and part.weights is not None and not part.weights.any():
+                raise ValueError("sample_weight is 0 for all examples of a part: too few examples count for anything")
         return Problem(target, preprocessing, task, chooser, None if parts.valid is None else whole, about, order)
 
     @property
@@ -339,7 +355,7 @@ class Problem:
     @property
     def chance(self) -> float:
         """The metric of always saying the same."""
-        return self.task.goal.chance(self.task.train.y)
+        return self.task.goal.chance(self.task.train.y, self.task.train.weights)
 
 
 def examples(source: Source, y: Any, preprocessing: Preprocessing, target: Target, room: Room = ROOM) -> Examples:
@@ -349,7 +365,12 @@ def examples(source: Source, y: Any, preprocessing: Preprocessing, target: Targe
 
 
 def fingerprint(
-    x: Tensor, codes: NDArray[Any], place: Tensor, target: Target, preprocessing: Preprocessing
+    x: Tensor,
+    codes: NDArray[Any],
+    weights: NDArray[np.float32] | None,
+    place: Tensor,
+    target: Target,
+    preprocessing: Preprocessing,
 ) -> dict[str, Any]:
     """What tells data apart: shape, classes or amounts, and a hash over (at most about 64 MB of) the examples and y.
 
@@ -357,13 +378,21 @@ def fingerprint(
     """
     shape, dtype = [len(x), *preprocessing.given], str(x.dtype).removeprefix("torch.")
     names = repr(target.to_json()).encode()
-    return {"shape": shape, "dtype": dtype, **target.goal.to_json(), "hash": _hashed(x, codes, place, names)}
+    return {"shape": shape, "dtype": dtype, **target.goal.to_json(), "hash": _hashed(x, codes, weights, place, names)}
 
 
-def _hashed(x: Tensor, codes: NDArray[Any], place: Tensor | None = None, names: bytes = b"") -> str:
+def _hashed(
+    x: Tensor,
+    codes: NDArray[Any],
+    weights: NDArray[np.float32] | None = None,
+    place: Tensor | None = None,
+    names: bytes = b"",
+) -> str:
     place = torch.arange(len(x)) if place is None else place
     digest = hashlib.blake2b(names, digest_size=16)
     for part in place[:: max(1, x.nbytes // 2**26)].split(256):
         digest.update(x[part].numpy().data)
     digest.update(codes.data)
+    if weights is not None:
+        digest.update(weights.data)
     return digest.hexdigest()

@@ -67,8 +67,7 @@ class Room:
 
     def placed(self, examples: Examples, device: torch.device) -> Examples:
         """The examples on the device; where they do not fit there, x stays, and batches are moved one by one."""
-        x, y = examples.x, examples.y.to(device)
-        return Examples(x.to(device) if x.nbytes <= self.most(device) else x, y)
+        return examples.to(device, x=examples.x.nbytes <= self.most(device))
 
     def _file(self, size: int) -> Tensor:
         """A tensor (size,) uint8 in a file that has no name any more, so that it goes with the tensor, come what may.

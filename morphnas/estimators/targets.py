@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.class_weight import compute_sample_weight
 
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.sources import refuse_masked
@@ -41,7 +42,7 @@ class Values:
             raise ValueError("y holds numbers that are too large: their squares have no place in a float64")
         small = std <= 1e-12 * np.abs(mean)
         if small.all():
-            raise ValueError(f"y is {table[0].tolist()} for all {n:,} examples: there is nothing to learn")
+            raise ValueError(f"there is nothing to learn: y is {table[0].tolist()} for all {n:,} samples")
         values = Values(mean, np.where(small, 1.0, std), table.shape[1] == 1)
         return values, values._coded(table)
 
@@ -95,6 +96,37 @@ class Values:
         return Values(mean, std, len(mean) == 1)
 
 
+Target = Labels | Values
+"""What the y of a fit turned out to be."""
+
+SampleWeight = ArrayLike | Literal["balanced"] | None
+"""What examples count for: (n,) numbers from 0 on, or of labels "balanced": each class as much as the others."""
+
+
+def weights_of(sample_weight: SampleWeight, n: int, codes: NDArray[Any], target: Target) -> NDArray[np.float32] | None:
+    """What n examples count for, (n,), 1 on average; None: all alike. ValueError for what cannot be that.
+
+    codes: y as networks learn it.
+    """
+    if sample_weight is None:
+        return None
+    if isinstance(sample_weight, str):
+        if sample_weight != "balanced" or not isinstance(target, Labels):
+            words = 'None, numbers (n,) or "balanced"' if isinstance(target, Labels) else "None or numbers (n,)"
+            raise ValueError(f"sample_weight must be {words}, not {sample_weight!r:.100}")
+        sample_weight = compute_sample_weight("balanced", codes)
+    refuse_masked(sample_weight, "sample_weight")
+    try:
+        weights = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"sample_weight must hold numbers: {error}") from None
+    if weights.shape != (n,):
+        raise ValueError(f"sample_weight must be ({n},), a number for each example, but its shape is {weights.shape}")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and np.isfinite(weights.sum()) and weights.any()):
+        raise ValueError("sample_weight must be finite numbers from 0 on, not all of them 0")
+    return None if (weights == weights[0]).all() else (weights / weights.mean()).astype(np.float32)
+
+
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -128,10 +160,6 @@ def _table(y: ArrayLike, n: int) -> NDArray[np.float64]:
     if not (finite := np.isfinite(table).all(1)).all():
         raise ValueError(f"y contains NaN or infinity, first in y[{int(np.flatnonzero(~finite)[0])}]")
     return table
-
-
-Target = Labels | Values
-"""What the y of a fit turned out to be."""
 
 
 def target_from_json(data: Any) -> Target:

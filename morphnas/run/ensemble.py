@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from morphnas.graph import Network, blend
 from morphnas.run.asking import outputs_of
@@ -74,17 +75,23 @@ def elect(
     others.sort(key=lambda t: (not is_final(t), -(t.score or 0.0), t.id))
     parts = [part[:ASKED] for part in (task.valid, chooser) if part is not None]
     x, y = torch.cat([part.x for part in parts])[:ASKED], torch.cat([part.y for part in parts])[:ASKED]
+    counted = [part.weights for part in parts if part.weights is not None]
+    weights = torch.cat(counted)[:ASKED] if counted else None
     said = outputs_of(store, [judge, *others][:LIBRARY], x, task, deadline, mirrors)
     votes = {id: outputs.double() for id, outputs in said.items() if outputs.isfinite().all()}
     if judge.id not in votes:
         return _alone(final, "the final network could not be asked in time")
+
+    def lost(outputs: Tensor) -> float:
+        return task.goal.loss(outputs, y, weights).item()
+
     elected = Counter([judge.id])
     while (n := elected.total()) < ROUNDS and not deadline.passed:
         total = torch.stack([many * votes[id] for id, many in elected.items()]).sum(0)
-        heat = task.goal.heat(total / n, y)
+        heat = task.goal.heat(total / n, y, weights)
         open_to = [id for id in votes if id in elected or len(elected) < size]
-        loss, best = min((task.goal.loss((total + votes[id]) / ((n + 1) * heat), y).item(), id) for id in open_to)
-        if loss >= task.goal.loss(total / (n * heat), y).item():
+        loss, best = min((lost((total + votes[id]) / ((n + 1) * heat)), id) for id in open_to)
+        if loss >= lost(total / (n * heat)):
             break
         elected[best] += 1
     return {final.id if id == judge.id else id: n / elected.total() for id, n in elected.items()}

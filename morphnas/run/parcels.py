@@ -38,7 +38,10 @@ def part_for(job: Job, task: Task, everything: Examples | None) -> Task:
 def tensors(task: Task, everything: Examples | None = None) -> dict[str, Any]:
     """A task as tensors on the CPU. x that is not on the task's device stays in main memory there, too."""
     parts = {"train": task.train, "valid": task.valid, "everything": everything}
-    held = {name: part and (part.x.cpu(), part.y.cpu(), part.x.device == part.y.device) for name, part in parts.items()}
+    held: dict[str, Any] = {}
+    for name, part in parts.items():
+        here = None if part is None else part.to(torch.device("cpu"))
+        held[name] = here and (here.x, here.y, here.weights, part is not None and part.x.device == part.y.device)
     return held | {"goal": task.goal.to_json(), "mean": task.mean.cpu(), "std": task.std.cpu()}
 
 
@@ -48,8 +51,8 @@ def task_of(held: Mapping[str, Any], device: torch.device) -> tuple[Task, Exampl
     def part(name: str) -> Examples | None:
         if held[name] is None:
             return None
-        x, y, resident = held[name]
-        return Examples(x.to(device) if resident else x, y.to(device))
+        x, y, weights, resident = held[name]
+        return Examples(x, y, weights).to(device, x=resident)
 
     train = part("train")
     assert train is not None

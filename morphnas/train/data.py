@@ -25,10 +25,13 @@ def farthest(mean: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """x: (n, *shape) uint8 or float32. y: what their goal says, on the device; x may be in main memory instead."""
+    """x: (n, *shape) uint8 or float32. y: (n, ...), what their goal says. weights: (n,) float32, what each counts for;
+    None: all alike. On the device, but for x, which may be in main memory instead.
+    """
 
     x: Tensor
     y: Tensor
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -36,12 +39,24 @@ class Examples:
     def __getitem__(self, index: Tensor | slice) -> Examples:
         """Those at the indices, on the device; those of a slice are views."""
         if isinstance(index, slice):
-            return Examples(self.x[index], self.y[index])
+            return Examples(self.x[index], self.y[index], None if self.weights is None else self.weights[index])
         device = self.y.device
-        return Examples(self.x[index.to(self.x.device)].to(device), self.y[index.to(device)])
+        there = index.to(device)
+        weights = None if self.weights is None else self.weights[there]
+        return Examples(self.x[index.to(self.x.device)].to(device), self.y[there], weights)
 
-    def to(self, device: torch.device) -> Examples:
-        return Examples(self.x.to(device), self.y.to(device))
+    def to(self, device: torch.device, x: bool = True) -> Examples:
+        """Those on the device; x only where it is said so."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return Examples(self.x.to(device) if x else self.x, self.y.to(device), weights)
+
+    @property
+    def worth(self) -> int:
+        """How many examples that count alike would tell as much (Kish 1965, "Survey sampling", section 11.7)."""
+        if self.weights is None:
+            return len(self)
+        weights = self.weights.double()
+        return max(1, round((weights.sum().square() / weights.square().sum().clamp(min=1e-300)).item()))
 
 
 @dataclass(frozen=True, eq=False)

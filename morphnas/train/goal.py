@@ -20,6 +20,10 @@ STEEP = 0.125
 quarter, and goes with the same learning rates: eight times as curved, trainings from fresh weights diverge."""
 
 
+Weights = Tensor | None
+"""What examples count for, (n,) float; None: all alike."""
+
+
 class Goal(Protocol):
     """What trainings lower, and what tells how good a network is. Outputs are (n, outputs) float, y is as long."""
 
@@ -38,11 +42,11 @@ class Goal(Protocol):
         """The loss of a network that knows nothing of an example."""
         ...
 
-    def loss(self, outputs: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-        """The mean over examples, to be lowered. smoothing: see `Recipe.label_smoothing`."""
+    def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
+        """The mean over examples, times their weights, to be lowered. smoothing: see `Recipe.label_smoothing`."""
         ...
 
-    def judged(self, outputs: Tensor, y: Tensor) -> tuple[float, float]:
+    def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         """The score, minus the mean log loss, and the metric that people read; higher is better for both."""
         ...
 
@@ -50,11 +54,11 @@ class Goal(Protocol):
         """How wrong every output is, (n)."""
         ...
 
-    def heat(self, outputs: Tensor, y: Tensor) -> float:
+    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
         """What outputs are to be divided by to be as sure as these examples say that they may be."""
         ...
 
-    def chance(self, y: Tensor) -> float:
+    def chance(self, y: Tensor, weights: Weights = None) -> float:
         """The metric of saying the same of every example."""
         ...
 
@@ -74,21 +78,25 @@ class Classes:
     def ignorance(self) -> float:
         return math.log(self.outputs)
 
-    def loss(self, outputs: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-        return F.cross_entropy(outputs, y, label_smoothing=smoothing)
+    def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
+        if weights is None:
+            return F.cross_entropy(outputs, y, label_smoothing=smoothing)
+        return (F.cross_entropy(outputs, y, label_smoothing=smoothing, reduction="none") * weights).mean()
 
-    def judged(self, outputs: Tensor, y: Tensor) -> tuple[float, float]:
-        return -F.cross_entropy(outputs.double(), y).item(), (outputs.argmax(1) == y).double().mean().item()
+    def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
+        losses = F.cross_entropy(outputs.double(), y, reduction="none")
+        return -_mean(losses, weights), _mean(outputs.argmax(1) == y, weights)
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
         """1 where the likeliest class is another one, else 0."""
         return (outputs.argmax(1) != y).double()
 
-    def heat(self, outputs: Tensor, y: Tensor) -> float:
-        return best_temperature(outputs, y)
+    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
+        return best_temperature(outputs, y, weights)
 
-    def chance(self, y: Tensor) -> float:
-        return float(torch.bincount(y).max()) / len(y)
+    def chance(self, y: Tensor, weights: Weights = None) -> float:
+        counts = torch.bincount(y, weights)
+        return float(counts.max() / counts.sum())
 
     def to_json(self) -> dict[str, Any]:
         return {"classes": self.outputs}
@@ -105,18 +113,21 @@ class Amounts:
     def ignorance(self) -> float:
         return self.outputs * STEEP
 
-    def loss(self, outputs: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+    def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
         """The squared error, `STEEP` times, summed over amounts; there is nothing to smooth."""
-        return F.mse_loss(outputs, y) * (self.outputs * STEEP)
+        squares = F.mse_loss(outputs, y, reduction="none")
+        squares = squares if weights is None else squares * weights[:, None]
+        return squares.mean() * (self.outputs * STEEP)
 
-    def judged(self, outputs: Tensor, y: Tensor) -> tuple[float, float]:
+    def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         """Log losses are those of normal distributions around the outputs, as wide as their errors: so a score tells
         half an error from another as well among small ones as among large ones. The metric is the coefficient of
         determination, the mean over amounts; of amounts that are all the same, relative to a variance of 1.
         """
         truth = y.double()
-        squares = (outputs.double() - truth).square().mean(0)
-        variances = truth.var(0, correction=0)
+        shares = torch.full_like(truth[:, :1], 1 / len(y)) if weights is None else (weights / weights.sum())[:, None]
+        squares = ((outputs.double() - truth).square() * shares).sum(0)
+        variances = ((truth - (truth * shares).sum(0)).square() * shares).sum(0)
         r2 = 1 - (squares / torch.where(variances > 0, variances, torch.ones_like(variances))).mean().item()
         return -0.5 * (1 + math.log(2 * math.pi * max(SMALLEST_ERROR, squares.mean().item()))), r2
 
@@ -124,11 +135,11 @@ class Amounts:
         """Squared ones, the mean over amounts."""
         return (outputs.double() - y.double()).square().mean(1)
 
-    def heat(self, outputs: Tensor, y: Tensor) -> float:
+    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
         """1: they do not say how sure they are."""
         return 1.0
 
-    def chance(self, y: Tensor) -> float:
+    def chance(self, y: Tensor, weights: Weights = None) -> float:
         return 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -145,7 +156,13 @@ def goal_from_json(data: Any) -> Goal:
     raise ValueError(f"{data!r:.100} is no goal of a training")
 
 
-def best_temperature(logits: Tensor, y: Tensor) -> float:
+def _mean(values: Tensor, weights: Weights) -> float:
+    if weights is None:
+        return values.double().mean().item()
+    return ((values.double() * weights).sum() / weights.double().sum()).item()
+
+
+def best_temperature(logits: Tensor, y: Tensor, weights: Weights = None) -> float:
     """What logits (n, classes) are to be divided by for the least log loss, from 1/4 to 4 (Guo et al. 2017,
     arXiv:1706.04599). Makes up for label smoothing, which leaves a network too doubtful.
 
@@ -156,7 +173,7 @@ def best_temperature(logits: Tensor, y: Tensor) -> float:
     doubt = min(1.0, classes / (max(1, classes - 1) * (len(y) + 2)))
 
     def loss(log_temperature: float) -> float:
-        return F.cross_entropy(values * math.exp(-log_temperature), y, label_smoothing=doubt).item()
+        return Classes(classes).loss(values * math.exp(-log_temperature), y, weights, doubt).item()
 
     found = minimize_scalar(loss, bounds=(-math.log(4), math.log(4)), method="bounded", options={"xatol": 1e-3})
     return math.exp(found.x)

@@ -26,7 +26,7 @@ def evaluate(
         raise OutOfTime("the deadline came before all examples were scored")
     if not outputs.isfinite().all():
         raise Diverged("the network's outputs are no numbers any more")
-    return task.goal.judged(outputs, examples.y)
+    return task.goal.judged(outputs, examples.y, examples.weights)
 
 
 def chunk(micro: int | None) -> int:

@@ -148,7 +148,8 @@ class Outcome:
         scored.
     metric: what people read. measure: what that is.
     seconds: of training and validation. epochs: begun ones; best_epoch: which one's weights are kept, from 1.
-    curve: one entry per epoch. examples: how many the score is of (the training examples when there are no others).
+    curve: one entry per epoch. examples: how many the score is of (the training examples when there are no others);
+        of those that count for more and for less, how many alike would tell as much.
     morph_error: largest difference of outputs between start and child before training, relative to the largest output.
     mirrored: the metric on mirrored validation images, where it was asked for.
     peak_bytes: of the device's memory, the most that the training took; 0: unknown, as on a CPU.

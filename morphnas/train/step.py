@@ -172,7 +172,7 @@ class Step:
             x = self.task.normalised(augmented(batch.x, part, self.recipe.augment, mirrored))
             with computing(self.recipe.precision, self.task.device):
                 outputs = self.module(x).float()
-            share = self.task.goal.loss(outputs, batch.y, self.recipe.label_smoothing) * (len(part) / n)
+            share = self.task.goal.loss(outputs, batch.y, batch.weights, self.recipe.label_smoothing) * (len(part) / n)
             share.backward()
             loss += share.detach()
         return loss

@@ -142,7 +142,7 @@ class _Training:
         if saved is None:
             self.begun = self.clock()
             pace = foretold(module, task, recipe, self.clock) if deadline.left < HASTE else 0.0
-            nothing = Outcome("truncated", measure=task.goal.measure, examples=len(task.judge) if scored else 0)
+            nothing = Outcome("truncated", measure=task.goal.measure, examples=task.judge.worth if scored else 0)
             self.at, self.best_state = Past(nothing, recipe.epochs, self.step.micro, pace=pace), _copy(module)
         else:
             self.at, self.best_state = _past(saved, recipe.epochs), self.moving.restore(saved.tensors)

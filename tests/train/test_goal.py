@@ -89,8 +89,33 @@ def test_who_knows_nothing_has_the_loss_of_ignorance_and_the_metric_of_chance(go
 def test_parts_of_a_batch_weigh_as_their_shares(goal: Goal) -> None:
     y, outputs = truth(goal), spoilt(goal, truth(goal), 1.0)
     parts = [(outputs[a:b], y[a:b]) for a, b in ((0, 13), (13, 60))]
-    whole = sum(goal.loss(*part, 0.1).item() * len(part[1]) / 60 for part in parts)
-    assert whole == pytest.approx(goal.loss(outputs, y, 0.1).item(), rel=1e-5)
+    whole = sum(goal.loss(*part, smoothing=0.1).item() * len(part[1]) / 60 for part in parts)
+    assert whole == pytest.approx(goal.loss(outputs, y, smoothing=0.1).item(), rel=1e-5)
+
+
+@every
+@given(counts=st.lists(st.integers(0, 4), min_size=12, max_size=12).filter(lambda counts: sum(counts) > 2))
+def test_an_example_of_weight_three_counts_as_three(goal: Goal, counts: list[int]) -> None:
+    y, outputs = truth(goal, 12), spoilt(goal, truth(goal, 12), 1.0)
+    times = torch.tensor(counts)
+    weights = times / times.double().mean()
+    repeated = torch.arange(12).repeat_interleave(times)
+    alike = goal.loss(outputs[repeated], y[repeated], None, 0.1).item()
+    assert goal.loss(outputs, y, weights, 0.1).item() == pytest.approx(alike, rel=1e-4)
+    score, metric = goal.judged(outputs[repeated], y[repeated])
+    if len(repeated.unique()) > 1:  # of one, amounts have no variance but for rounding
+        assert goal.judged(outputs, y, weights) == pytest.approx((score, metric), rel=1e-4, abs=1e-6)
+    assert goal.chance(y, weights) == pytest.approx(goal.chance(y[repeated]))
+    whole = Examples(outputs, y, weights.float())
+    assert 1 <= whole.worth <= (times > 0).sum()
+    assert Examples(outputs, y).worth == len(y) == Examples(outputs, y, torch.full((12,), 0.7)).worth
+
+
+def test_parts_of_examples_have_their_weights() -> None:
+    whole = Examples(torch.arange(6.0)[:, None], torch.arange(6), torch.arange(6.0))
+    for some in (whole[2:4], whole[torch.tensor([2, 3])], whole.to(torch.device("cpu"))[2:4]):
+        assert some.weights is not None
+        assert some.weights.tolist() == some.y.tolist() == [2, 3]
 
 
 @every
