@@ -138,6 +138,7 @@ def _fit(args: argparse.Namespace) -> _Answer:
         executor=args.executor,
         devices=args.devices,
         refit=not args.no_refit,
+        axes=args.axes,
         ensemble=args.ensemble,
         limits=limits or None,
     )
@@ -338,6 +339,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--path", default="run", help="the folder of the run (run)")
     made.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     made.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    made.add_argument("--axes", type=int, choices=(1, 2, 3), help="of examples: spans, images, volumes")
     made.add_argument("--balanced", action="store_true", help="classes count alike, however many examples they have")
     made.add_argument("--regression", action="store_true", help="labels are amounts, to be predicted as numbers")
     made.add_argument("--search", choices=sorted(SEARCHERS), default="bayesian", help="how to search (bayesian)")

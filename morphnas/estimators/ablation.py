@@ -138,7 +138,7 @@ def _problem(
     size = (int(size[0]), int(size[1])) if isinstance(size, list) else size
     room = Room(None, Path(run.path))
     kind = Values if "amounts" in (run.about.get("data") or {}) else Labels
-    own = (settings.get("image_shape"), seed, device, size, room, kind, sample_weight)
+    own = (settings.get("image_shape"), seed, device, size, room, kind, sample_weight, settings.get("axes"))
     problem = Problem.found(x, y, validation_data, *own)
     if problem.fingerprint != run.about.get("data"):
         raise RunError(

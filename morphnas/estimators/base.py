@@ -82,6 +82,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         refit: bool = True,
         image_shape: Sequence[int] | None = None,
         image_size: ImageSize | None = None,
+        axes: int | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
         max_memory: int | None = None,
         initial_graphs: Sequence[Graph] | None = None,
@@ -106,6 +107,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self.refit = refit
         self.image_shape = image_shape
         self.image_size = image_size
+        self.axes = axes
         self.limits = limits
         self.max_memory = max_memory
         self.initial_graphs = initial_graphs
@@ -173,8 +175,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         decides = decisive(self.get_params(deep=False))
         before = self._before(path, decides)
         seed = chosen_seed(self.random_state) if before is None else _seed(before)
-        own = (self.image_shape, seed, settings.device, self.image_size, settings.room, self._kind, sample_weight)
-        problem = Problem.found(x, y, validation_data, *own)
+        problem = self._problem(x, y, validation_data, settings, seed, sample_weight)
         if before is not None and before.get("data") != problem.fingerprint:
             same = "the same x, y and sample_weight, and the same validation_data"
             raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give {same}")
@@ -269,11 +270,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         deadline = deadline.earlier(min(place.parting, 0.1 * seconds))
         if "examples" in args:
             raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
-        source, y_train = opened(x_train, y_train, "x_train", space)
+        source, y_train = opened(x_train, y_train, "x_train", space, self._axes)
         codes, test = self._target.encode(y_train, len(source)), None
         weights = weights_of(sample_weight, len(source), codes, self._target)
         if x_test is not None:
-            tested, y_test = opened(x_test, y_test, "x_test", space)
+            tested, y_test = opened(x_test, y_test, "x_test", space, self._axes)
             if y_test is not None:
                 test = examples(tested, y_test, self._preprocessing, self._target, space)
         if test is None and (x_test is not None or y_test is not None):
@@ -329,7 +330,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def evaluate(self, x_test: Any, y_test: ArrayLike | None = None) -> float:
         """How good predictions of examples are whose y is known; ValueError for a y that does not go with the fit's."""
         self._check_fitted()
-        source, y_test = opened(x_test, y_test, "x_test", room(self))
+        source, y_test = opened(x_test, y_test, "x_test", room(self), self._axes)
         codes = torch.from_numpy(self._target.encode(y_test, len(source)))
         return self._measured(self._predicted(source), codes)
 
@@ -414,8 +415,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """
         seconds = time_limit_seconds(time_limit, self.time_limit)
         settings = Settings.of(self)
-        shape, seed, size = self.image_shape, chosen_seed(self.random_state), self.image_size
-        problem = Problem.found(x, y, validation_data, shape, seed, settings.device, size, settings.room, self._kind)
+        problem = self._problem(x, y, validation_data, settings, chosen_seed(self.random_state))
         with _threads() as all_threads:
             torch.set_num_threads(settings.place.threads or all_threads)
             sizes = Sizes.measured(problem.task, settings, self.augment, seconds)
@@ -448,6 +448,12 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return load_run(self.path_)
 
     # -- inside
+
+    def _problem(
+        self, x: Any, y: Any, validation_data: Any, settings: Settings, seed: int, sample_weight: SampleWeight = None
+    ) -> Problem:
+        place = (self.image_shape, seed, settings.device, self.image_size, settings.room)
+        return Problem.found(x, y, validation_data, *place, self._kind, sample_weight, self.axes)
 
     def _use(
         self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, ensemble: int
@@ -508,6 +514,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         few = len(outputs) < min(len(task.valid), 30)
         asked = task.valid[: len(outputs)]
         return 1.0 if few else task.goal.heat(outputs, asked.y, asked.weights)
+
+    @property
+    def _axes(self) -> int | None:
+        """Of an example that it was fitted on, besides channels; None: rows, which have none."""
+        return len(self._preprocessing.shape) - 1 or None
 
     def _predicted(self, source: Source) -> Tensor:
         """The examples' outputs, read and computed piece by piece."""

@@ -41,6 +41,9 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     refit : train the winner longer at the end, and on all examples.
     image_shape : (height, width) or (height, width, channels) of images that come as rows.
     image_size : side or (height, width) that all images are resized to; None: they stay, unless their sizes are mixed.
+    axes : what examples are, besides their channels: 1 for spans, (n, length) or (n, length, channels), as time series
+        and spectra; 2 for images; 3 for volumes, (n, d, h, w) or (n, d, h, w, channels). None: images, but for rows
+        (n, d) and volumes of five axes. With image_shape, of the shape that rows stand for.
     limits : `morphnas.Limits`, or a dict of its fields.
     initial_graphs : list of `morphnas.Graph` that the search starts from, instead of networks sized to the time; inputs
         are channels first, outputs one value per class.
@@ -84,7 +87,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     def predict_proba(self, x_test: Any) -> NDArray[np.float64]:
         """Probabilities (n, classes) float64, in the order of `classes_`."""
         self._check_fitted()
-        source, _ = opened(x_test, None, "x_test", room(self))
+        source, _ = opened(x_test, None, "x_test", room(self), self._axes)
         probabilities: NDArray[np.float64] = self._predicted(source).double().softmax(1).numpy()
         return probabilities
 

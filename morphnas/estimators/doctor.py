@@ -113,23 +113,23 @@ def examine(
     *,
     image_shape: Sequence[int] | None = None,
     image_size: ImageSize | None = None,
+    axes: int | None = None,
     regression: bool = False,
     random_state: int = 0,
     time_limit: float | None = None,
 ) -> Findings:
     """What is wrong with examples, or looks so, without training anything: what `fit` looks for first.
 
-    x, y, validation_data, image_shape, image_size: as `ImageClassifier` takes them. regression: y are amounts, for an
-    `ImageRegressor`. random_state: which examples would
-    be held out. time_limit: seconds to look at examples; None: all are looked at. Exact copies in training and across
-    the parts, contradictory labels, constant images, mixed ranges of values, wrong orders of axes, unequal, tiny and
-    missing classes, labels that look like amounts, amounts that few examples decide, and labels or amounts that the
-    images say nothing about. ValueError for what
-    cannot be trained on at all.
+    x, y, validation_data, image_shape, image_size, axes: as `ImageClassifier` takes them. regression: y are
+    amounts, for an `ImageRegressor`. random_state: which examples would be held out. time_limit: seconds to look at
+    examples; None: all are looked at. Exact copies in training and across the parts, contradictory labels, constant
+    images, mixed ranges of values, wrong orders of axes, unequal, tiny and missing classes, labels that look like
+    amounts, amounts that few examples decide, and labels or amounts that the examples say nothing about. ValueError for
+    what cannot be trained on at all.
     """
     kind, device = Values if regression else Labels, torch.device("cpu")
     own = (image_shape, random_state, device, image_size)
-    problem = Problem.found(x, y, validation_data, *own, kind=kind)
+    problem = Problem.found(x, y, validation_data, *own, kind=kind, axes=axes)
     return look(problem, NEVER if time_limit is None else Deadline.after(time_limit))
 
 
@@ -170,7 +170,7 @@ def _repeats(given: Given, rows: Rows) -> Iterator[Finding]:
         return
     y, held, n = given.y[index], index >= given.train, len(index)
     usual = math.prod(given.parts[0].shape[1:]) < FEATURES  # of few values many examples are equal by nature
-    what = "images" if given.images else "rows"
+    what = given.what
 
     trained = np.zeros(len(counts), dtype=bool)
     trained[group[~held]] = True
@@ -346,7 +346,7 @@ def _signal(given: Given, deadline: Deadline) -> Iterator[Finding]:
         sure, numbers = (_share_right if given.amounts is None else _correlation)(*way(x, truth))
         if sure > SIGNAL or deadline.passed:
             return
-    what = "image" if given.images else "row"
+    what = given.what.removesuffix("s")
     text = (
         f"{'labels' if given.amounts is None else 'amounts'} cannot be told from {what}s better than by chance, neither"
     )

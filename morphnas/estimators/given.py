@@ -84,6 +84,11 @@ class Given:
         return self.parts[0].ndim == 4
 
     @property
+    def what(self) -> str:
+        """What the examples are."""
+        return {2: "rows", 4: "images"}.get(self.parts[0].ndim, "examples")
+
+    @property
     def held(self) -> int:
         """How many stop, score and choose."""
         return len(self) - self.train

@@ -45,8 +45,16 @@ class Preprocessing:
     """Whether images of other sizes are resized."""
 
     @staticmethod
-    def found(source: Source, image_shape: Sequence[int] | None, image_size: ImageSize | None) -> Preprocessing:
-        """What examples are: rows, images (h, w) or images (h, w, c); ValueError for anything else."""
+    def found(
+        source: Source, image_shape: Sequence[int] | None, image_size: ImageSize | None, axes: int | None = None
+    ) -> Preprocessing:
+        """What examples are: rows, images (h, w) or (h, w, c), volumes (d, h, w, c), or what `axes` says; ValueError
+        for anything else.
+        """
+        if axes is not None and (isinstance(axes, bool) or axes not in (1, 2, 3)):
+            raise ValueError(f"axes must be None, 1 (spans), 2 (images) or 3 (volumes), not {axes!r:.100}")
+        if axes in (1, 3):
+            return Preprocessing._along(source, image_shape, image_size, axes)
         if image_size is not None or not source.uniform:
             return Preprocessing._resizing(source, image_shape, _checked_size(image_size))
         given = source.shapes[0]
@@ -58,7 +66,7 @@ class Preprocessing:
                 raise ValueError(f"image_shape must be {words}, not {image_shape!r}")
             if math.prod(image) != math.prod(given):
                 raise ValueError(f"image_shape {image} has {math.prod(image)} values, but an example has shape {given}")
-        elif len(given) == 1:
+        elif len(given) == 1 and axes is None:
             side = math.isqrt(given[0])
             if given[0] >= 64 and side * side == given[0]:
                 hint = f"x has rows of {given[0]} values, which are taken as features without order; if they are images"
@@ -66,12 +74,33 @@ class Preprocessing:
             return Preprocessing(given, given)
         elif len(given) in (2, 3):
             image = given
+        elif len(given) == 4 and axes is None:
+            return Preprocessing._along(source, None, None, 3)
         else:
             raise ValueError(f"x must be {EXAMPLES}, but its shape is {(len(source), *given)}")
         if len(image) == 3 and image[0] in (1, 3) and image[2] > 4:
             hint = f"images of shape {image} look channels first, but (height, width, channels) is expected"
             warnings.warn(f"{hint}: np.moveaxis(x, 1, -1) turns them", stacklevel=4)
         return Preprocessing(given, (1, *image) if len(image) == 2 else (image[2], *image[:2]))
+
+    @staticmethod
+    def _along(
+        source: Source, image_shape: Sequence[int] | None, image_size: ImageSize | None, axes: int
+    ) -> Preprocessing:
+        """Spans (length) or (length, channels), volumes (d, h, w) or (d, h, w, channels); of rows by image_shape."""
+        what, sizes = {1: ("spans", "(length,)"), 3: ("volumes", "(depth, height, width)")}[axes]
+        if image_size is not None or not source.uniform:
+            raise ValueError(f"{what} of x must have one shape: only images are resized")
+        given = source.shapes[0]
+        shape = given if image_shape is None else tuple(image_shape)
+        whole = all(isinstance(size, (int, np.integer)) and size > 0 for size in shape)
+        if len(shape) not in (axes, axes + 1) or not whole or math.prod(shape) != math.prod(given):
+            words = f"{what} have the shape {sizes}, or one more size for channels"
+            raise ValueError(
+                f"{words}, but an example of x has {given}{'' if image_shape is None else f', not {shape}'}"
+            )
+        shape = tuple(int(size) for size in shape)
+        return Preprocessing(given, (1, *shape) if len(shape) == axes else (shape[-1], *shape[:-1]))
 
     @staticmethod
     def _resizing(source: Source, image_shape: Sequence[int] | None, size: tuple[int, int] | None) -> Preprocessing:
@@ -106,7 +135,7 @@ class Preprocessing:
             whole = isinstance(sizes, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in sizes)
             if not (whole and 1 <= len(sizes) <= 4 and min(sizes) > 0):
                 raise ValueError(f"examples cannot have the shape {sizes!r:.100}")
-        if math.prod(given) != math.prod(shape) or len(shape) not in (1, 3) or not isinstance(resized, bool):
+        if math.prod(given) != math.prod(shape) or len(shape) > 4 or not isinstance(resized, bool):
             raise ValueError(f"examples of shape {given!r:.100} cannot become {shape!r:.100}")
         return Preprocessing(tuple(given), tuple(shape), resized)
 
@@ -135,9 +164,9 @@ class Preprocessing:
     def _one(self, x: NDArray[Any], name: str, start: int) -> Tensor:
         """Examples (k, ...) of one shape as (k, *shape)."""
         fits = x.shape[1:] == self.given
-        if len(self.shape) == 1 or not (fits or x.ndim in (3, 4)):
-            if not fits:
-                raise ValueError(self._unfit(x, name))
+        if not fits and (len(self.shape) != 3 or x.ndim not in (3, 4)):
+            raise ValueError(self._unfit(x, name))
+        if len(self.shape) == 1:
             return _tensor(_numbers(x, name, start))
         channels, *size = self.shape
         coloured = _channels(x.shape[1:]) == channels or (_channels(x.shape[1:]) in (1, 3, 4) and channels in (1, 3))
@@ -280,10 +309,11 @@ class Problem:
         room: Room = ROOM,
         kind: type[Labels | Values] = Labels,
         sample_weight: SampleWeight = None,
+        axes: int | None = None,
     ) -> Problem:
         """The problem that a user's examples pose; ValueError for those that pose none. kind: what y is to be."""
-        source, y = opened(x, y, "x", room)
-        preprocessing = Preprocessing.found(source, image_shape, image_size)
+        source, y = opened(x, y, "x", room, axes)
+        preprocessing = Preprocessing.found(source, image_shape, image_size, axes)
         target: Target
         target, codes = kind.found(y, len(source))
         weights = weights_of(sample_weight, len(source), codes, target)
@@ -291,7 +321,7 @@ class Problem:
         if validation_data is not None:
             several = isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3)
             own_x, own_y, *own_weight = validation_data if several else (validation_data, None)
-            own_x, own_y = opened(own_x, own_y, "validation_data", room)
+            own_x, own_y = opened(own_x, own_y, "validation_data", room, axes)
             if own_y is None:
                 words = "(x, y) or (x, y, sample_weight)"
                 raise ValueError(f"validation_data must be a pair {words}, or a Dataset or a folder with labels")

@@ -31,7 +31,7 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
     def predict(self, x_test: Any) -> NDArray[np.float64]:
         """Amounts (n,), or (n, k) where fit was given several, of examples (n, ...), or whatever else `fit` takes."""
         self._check_fitted()
-        source, _ = opened(x_test, None, "x_test", room(self))
+        source, _ = opened(x_test, None, "x_test", room(self), self._axes)
         values = self._values
         amounts = values.decode(self._predicted(source).numpy())
         return amounts[:, 0] if values.flat else amounts

@@ -27,8 +27,8 @@ DAY = 24 * 3600.0
 _LEGACY_RECIPE = {"max_iter_num": "epochs", "max_no_improvement_num": "patience"}
 _LEGACY_SEARCH = ("t_min", "beta", "kernel_lambda")
 DECISIVE = (
-    "augment", "searcher_args", "search_type", "random_state", "image_shape", "image_size", "limits", "max_memory",
-    "initial_graphs",
+    "augment", "searcher_args", "search_type", "random_state", "image_shape", "image_size", "axes", "limits",
+    "max_memory", "initial_graphs",
 )  # fmt: skip
 """Arguments that decide what a run tries; the others may change when it is gone on with."""
 _SIZES = ("trainer_args", "default_model_len", "default_model_width")

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from morphnas.estimators.files import Files, folder, pixels
 from morphnas.estimators.room import ROOM, Room
 
-EXAMPLES = "rows (n, d) or images (n, h, w) or (n, h, w, channels)"
+EXAMPLES = "rows (n, d) or images (n, h, w) or (n, h, w, channels) or volumes (n, d, h, w, channels)"
 
 _PIECE = 2**22
 """Values that are read at once, about."""
@@ -122,12 +122,15 @@ def _too_flat(name: str, shape: tuple[int, ...]) -> str:
     return f"{name} must be {EXAMPLES}, but its shape is {shape}. {hint}"
 
 
-def opened(x: Any, y: Any, name: str, room: Room = ROOM) -> tuple[Source, Any]:
-    """The examples and their labels: y, or those that come with a Dataset, a DataLoader or a folder (None: none do)."""
+def opened(x: Any, y: Any, name: str, room: Room = ROOM, axes: int | None = None) -> tuple[Source, Any]:
+    """The examples and their labels: y, or those that come with a Dataset, a DataLoader or a folder (None: none do).
+
+    axes: of an example, besides channels, in tensors of a Dataset; None: 2, or 3 where there are so many.
+    """
     if isinstance(x, (str, os.PathLike)):
         x, labels = folder(x)
     elif isinstance(x, (Dataset, DataLoader)):
-        x, labels = _drained(x, name, room)
+        x, labels = _drained(x, name, room, axes)
         if not x:
             raise ValueError(f"{name} is empty, it yields no examples")
     else:
@@ -137,7 +140,7 @@ def opened(x: Any, y: Any, name: str, room: Room = ROOM) -> tuple[Source, Any]:
     return Source.of(x, name), labels
 
 
-def _drained(data: Any, name: str, room: Room) -> tuple[list[NDArray[Any]], list[Any] | None]:
+def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[NDArray[Any]], list[Any] | None]:
     """All images of a Dataset or a DataLoader, read once, and their labels (None: it yields images alone).
 
     Whenever those in memory come to take more than there is room for, they go into a file.
@@ -153,7 +156,7 @@ def _drained(data: Any, name: str, room: Room) -> tuple[list[NDArray[Any]], list
         pair = item if isinstance(item, (tuple, list)) else (item,)
         if not 1 <= len(pair) <= 2:
             raise ValueError(f"{name} must yield (image, label), but a {type(item).__name__} of {len(pair)} came")
-        some = [*map(image, pair[0])] if batched else [image(pair[0])]
+        some = [image(one, axes) for one in (pair[0] if batched else [pair[0]])]
         images.extend(some)
         loose += sum(one.nbytes for one in some)
         if loose > most:
@@ -164,7 +167,13 @@ def _drained(data: Any, name: str, room: Room) -> tuple[list[NDArray[Any]], list
             labels.extend(found if batched else [found])
     if labels and len(labels) != len(images):
         raise ValueError(f"{name} yields {len(images)} images, but {len(labels)} labels")
-    if images and images[0].ndim == 3 and images[0].shape[1] in (1, 3, 4) and images[0].shape[2] > 4:
+    if (
+        axes in (None, 2)
+        and images
+        and images[0].ndim == 3
+        and images[0].shape[1] in (1, 3, 4)
+        and images[0].shape[2] > 4
+    ):
         height, width, channels = images[0].shape
         looks = f"tensors of shape {(channels, height, width)} look channels last"
         hint = f"{looks}, but (channels, height, width) is expected"
@@ -172,10 +181,11 @@ def _drained(data: Any, name: str, room: Room) -> tuple[list[NDArray[Any]], list
     return images, labels or None
 
 
-def image(item: Any) -> NDArray[Any]:
-    """One image as (h, w) or (h, w, channels): tensors are channels first, (h, w) or (channels, h, w)."""
+def image(item: Any, axes: int | None = None) -> NDArray[Any]:
+    """One example with its channels last: tensors have them first. axes: besides channels; None: 2, or 3."""
     if isinstance(item, torch.Tensor):
-        return _array(item.movedim(0, -1) if item.ndim == 3 else item)
+        channels = item.ndim in (3, 4) if axes is None else item.ndim == axes + 1
+        return _array(item.movedim(0, -1) if channels else item)
     return pixels(item) if _pil(item) else np.asarray(item)
 
 
