@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,23 +55,29 @@ def moved(x: Tensor, reach: int, flip: bool, generator: torch.Generator) -> Tens
 
 
 def fit(
-    x: NDArray[np.uint8], y: NDArray[np.integer], seconds: float, flip: bool, seed: int
+    x: NDArray[np.uint8], y: NDArray[Any], seconds: float, flip: bool, seed: int, amounts: bool = False
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """Train for so many seconds from now. x: (n, h, w) or (n, h, w, c). Returns the network, and mean and deviation."""
+    """Train for so many seconds from now. x: (n, h, w) or (n, h, w, c). Returns the network, and mean and deviation.
+
+    amounts: y (n,) are no labels, but of mean 0 and deviation 1; then it is Adam and the squared error.
+    """
     begun = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    images, labels = channels_first(x), torch.from_numpy(np.asarray(y).astype(np.int64).ravel())
+    images, labels = channels_first(x), torch.from_numpy(np.asarray(y).astype(np.int64 if not amounts else np.float32))
     sample = images[:5000].float()
     mean, std = sample.mean((0, 2, 3), keepdim=True), sample.std((0, 2, 3), keepdim=True)
     n, channels, size, _ = images.shape
-    classes, batch = int(labels.max()) + 1, 64 if n < 20_000 else 128
+    classes, batch = 1 if amounts else int(labels.max()) + 1, 64 if n < 20_000 else 128
     reach = max(1, round(0.08 * size))
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, index: Tensor) -> None:
         inputs = moved((images[index].float() - mean) / std, reach, flip, generator)
         logits = model(inputs.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits, labels[index], label_smoothing=0.1)
+        if amounts:
+            loss = F.mse_loss(logits[:, 0], labels[index])
+        else:
+            loss = F.cross_entropy(logits, labels.ravel()[index], label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -80,6 +87,8 @@ def fit(
         decay = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim == 1]
         groups = [{"params": decay, "weight_decay": 5e-4}, {"params": plain, "weight_decay": 0.0}]
+        if amounts:
+            return model, torch.optim.AdamW(groups, lr=0.001)
         return model, torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
 
     for width in WIDTHS:  # as wide as leaves time for the epochs
@@ -93,7 +102,7 @@ def fit(
             break
     model, optimizer = made(width)
     first, done = time.perf_counter(), 0
-    peak = 0.2 * math.sqrt(batch / 64)
+    peak = (0.003 if amounts else 0.2) * math.sqrt(batch / 64)
     while True:
         for index in torch.randperm(n, generator=generator).split(batch):
             progress = (time.perf_counter() - first) / (seconds - 1.1 * one - (first - begun))
