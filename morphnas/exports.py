@@ -177,7 +177,7 @@ def to_source(
     forward = [line for line in (re.sub(r";\s+[\w =]+ = None\s*$|;\s*$", "", line) for line in body) if line.strip()]
     layers = [f"self.{name} = {_constructor(layer)}" for name, layer in module.named_children()]
     buffers = [
-        f'self.register_buffer("{name}", torch.zeros({tuple(value.shape)}))'
+        f'self.register_buffer("{name}", torch.zeros({tuple(value.shape)}{_kind(value)}))'
         for name, value in module.named_buffers(recurse=False)
     ]
     names = f"LABELS = {labels!r}\n" if labels is not None else ""
@@ -190,6 +190,11 @@ def to_source(
         forward="\n".join(f"    {line}" for line in forward),
         weights=weights,
     )
+
+
+def _kind(value: Tensor) -> str:
+    """The argument that a tensor is made with, where its kind is not the usual one."""
+    return "" if value.dtype == torch.float32 else f", dtype={value.dtype}"
 
 
 _SOURCE = '''"""{about}

@@ -346,8 +346,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """The final network as a plain PyTorch module in evaluation mode.
 
         Raw examples, channels first, (n, channels, h, w) or (n, d), of any real dtype -> of a classifier logits
-        (n, classes) in the order of `classes_`, whose softmax `predict_proba` gives; of a regressor amounts (n, k).
-        Preprocessing is inside, and nothing of morphnas.
+        (n, classes) in the order of `classes_`, whose softmax `predict_proba` gives; of a regressor amounts (n, k),
+        float64. Preprocessing is inside, and nothing of morphnas.
 
         trial: id of another network of the run to have instead. It reads no mirror images, and nobody has adjusted how
         sure it is of itself. RunError where it is not there, or its weights are not.
@@ -394,7 +394,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             target, preprocessing = target_from_json(model["target"]), Preprocessing.from_json(model["preprocessing"])
             _check_model(network.graph, model, target, preprocessing)
             if not isinstance(target, cls._kind):
-                raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: its y are {target}")
+                raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: morphnas.load has it")
             estimator = cls(path=folder)
             estimator.path_ = str(folder)
             estimator._set(network, model, target, preprocessing)

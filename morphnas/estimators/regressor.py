@@ -54,7 +54,9 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
 
     def _decoded(self, module: fx.GraphModule, outputs: Any, heat: float) -> fx.Node:
         graph, values = module.graph, self._values
-        module.register_buffer("unit", torch.from_numpy(values.std).float())
-        module.register_buffer("centre", torch.from_numpy(values.mean).float())
+        module.register_buffer(
+            "unit", torch.from_numpy(values.std)
+        )  # float64: amounts may be large beside their spread
+        module.register_buffer("centre", torch.from_numpy(values.mean))
         scaled = graph.call_function(torch.mul, (outputs, graph.get_attr("unit")))
         return graph.call_function(torch.add, (scaled, graph.get_attr("centre")))

@@ -190,7 +190,7 @@ def tree_dot(trials: Sequence[Trial], best: int | None = None, title: str = "") 
 
 
 def _trial_label(trial: Trial, best: bool) -> str:
-    result = metric_words(trial.outcome) or ("" if trial.score is None else f"score {trial.score:.4f}")
+    result = metric_words(trial.outcome, named=True) or ("" if trial.score is None else f"score {trial.score:.4f}")
     status = "" if status_words(trial) == "finished" else f"<b>{status_words(trial)}</b>"
     epochs = trial.epochs if trial.outcome is None else trial.outcome.epochs
     parts = (f"<b>{trial.id}</b>", result, status, "<b>best</b>" if best else "")
@@ -318,6 +318,6 @@ def draw_trials(trials: Sequence[Trial], directory: str | os.PathLike[str], best
 
 
 def _network_title(trial: Trial, best: int | None) -> str:
-    metric = metric_words(trial.outcome)
+    metric = metric_words(trial.outcome, named=True)
     parts = [f"Trial {trial.id}", "" if trial.parent is None else f"from {trial.parent}", metric]
     return " · ".join(part for part in parts if part) + (" (the best)" if trial.id == best else "")

@@ -144,10 +144,7 @@ def _good(run: Run, best: Trial | None) -> Answer:
         told[-1] += f" The final model is network {final.id}: the same, {words}."
     if helpers := [f"{id} ({share:.0%})" for id, share in facts.members(run.about) if id != run.about.get("final")]:
         told[-1] += f" An ensemble predicts: with it, network{'s' * (len(helpers) > 1)} {', '.join(helpers)}."
-    metric = metric_words(outcome)
-    if metric and outcome.measure != "accuracy":
-        metric = f"{outcome.measure} {metric}"
-    return Answer(question, metric or f"{best.score:.4f}", "; ".join(told))
+    return Answer(question, metric_words(outcome, named=True) or f"{best.score:.4f}", "; ".join(told))
 
 
 def _points(difference: float) -> str:

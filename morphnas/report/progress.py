@@ -63,7 +63,7 @@ class Progress:
         """An epoch of a trial is done; the outcome is the one so far."""
         self._now[trial.id] = self._now.pop(trial.id, trial)
         if self._bar is not None:
-            self._show(f"epoch {outcome.epochs}", metric_words(outcome))
+            self._show(f"epoch {outcome.epochs}", metric_words(outcome, named=True))
 
     def trial_ends(self, trial: Trial) -> None:
         outcome = trial.outcome
@@ -71,7 +71,7 @@ class Progress:
             best = self._best.score if self._best is not None else None
             self._best = outcome if best is None or outcome.score > best else self._best
         if self._bar is None and self._file is not None:
-            metric, interval = metric_words(outcome), interval_words(outcome)
+            metric, interval = metric_words(outcome, named=True), interval_words(outcome)
             self._print(
                 f"trial {trial.id}: {trial_words(trial)}",
                 f"{metric} ({interval})" if interval else metric,
@@ -98,7 +98,7 @@ class Progress:
     def _show(self, *parts: str) -> None:
         """Redraw the live line: what matters first, since a terminal cuts its end."""
         if self._bar is not None:
-            best = metric_words(self._best)
+            best = metric_words(self._best, named=True)
             last = next(reversed(self._now.values()), None)
             now = (f"trial {last.id}", *parts, trial_words(last)) if last is not None else ()
             if len(self._now) > 1:

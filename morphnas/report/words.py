@@ -71,11 +71,15 @@ def trial_words(trial: Trial) -> str:
     return "start" if trial.parent is None else "trained longer"
 
 
-def metric_words(outcome: Outcome | None) -> str:
-    """The metric: as a percentage where it is an accuracy, else as a number; "" where there is none."""
+def metric_words(outcome: Outcome | None, named: bool = False) -> str:
+    """The metric: as a percentage where it is an accuracy, else as a number, with its name if it is to be named; ""
+    where there is none.
+    """
     if outcome is None or outcome.metric is None:
         return ""
-    return f"{outcome.metric:.4f}" if outcome.measure != "accuracy" else f"{100 * outcome.metric:.2f} %"
+    if outcome.measure == "accuracy":
+        return f"{100 * outcome.metric:.2f} %"
+    return f"{outcome.measure} {outcome.metric:.4f}" if named else f"{outcome.metric:.4f}"
 
 
 def gain_words(gain: float, measure: Measure) -> str:
