@@ -42,7 +42,7 @@ def _with(x: NDArray[Any], place: int, value: Any) -> NDArray[Any]:
         (changed(X, (3, 0, 0), np.inf), Y, r"NaN or infinity.*first in x\[3\]"),
         (changed(X, (3, 0, 0), 1e300), Y, "too large for float32"),
         (X[0, 0], Y[:6], r"rows \(n, d\) or images .* but its shape is \(6,\)"),
-        (X[:, :, :, None, None], Y, r"its shape is \(60, 6, 6, 1, 1\)"),
+        (X[:, :, :, None, None, None], Y, r"its shape is \(60, 6, 6, 1, 1, 1\)"),
         (X, Y[:-1], "x has 60 examples but y has 59 labels"),
         (X, np.zeros(60, int), "one class only"),
         (X, np.eye(3)[Y], r"one-hot.*y.argmax\(1\)"),
