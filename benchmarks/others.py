@@ -320,6 +320,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--smoke", action="store_true", help="a seed, 5 s each, nothing written")
+    parser.set_defaults(rows=False, products=False)  # of `search_pays.py`
     args = parser.parse_args()
     if args.child:
         child(args.child, args.data, args.time_limit, args.seed)

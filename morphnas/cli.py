@@ -168,9 +168,11 @@ def _pair(text: str) -> tuple[str, Any]:
         raise _Wrong(f"--limit takes name=value, where name is one of {_limits()}, not {text!r}")
     if name == "morphs":
         return name, tuple(value.split(","))
-    if not value.isdecimal():
-        raise _Wrong(f"--limit {name} needs a whole number, not {value!r}")
-    return name, int(value)
+    fraction = name.startswith(("max_latency", "seconds"))
+    try:
+        return name, float(value) if fraction else int(value)
+    except ValueError:
+        raise _Wrong(f"--limit {name} needs a {'' if fraction else 'whole '}number, not {value!r}") from None
 
 
 def _limits() -> str:

@@ -313,5 +313,9 @@ def _job(*morphs: Morph, epochs: int = 2, seconds: float = 600, seed: int = 0) -
 def _timeless(outcome: Outcome) -> Outcome:
     """The outcome without what the clock said."""
     return replace(
-        outcome, seconds=0, images_per_second=0, curve=tuple(replace(epoch, seconds=0) for epoch in outcome.curve)
+        outcome,
+        seconds=0,
+        images_per_second=0,
+        latency=None,
+        curve=tuple(replace(epoch, seconds=0) for epoch in outcome.curve),
     )

@@ -222,7 +222,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         raise error("no network was trained yet")
                     found = fitting.finished(executor, observer)
                 calls.close()
-                self._use(store, problem, found, deadline, settings.ensemble)
+                self._use(store, problem, found, deadline, settings)
                 prune(store, settings.keep)
                 shown.tell(trials_table(store.trials, best=self.best_trial_))
             if deadline.stopped and not calls.stopped:
@@ -316,7 +316,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             finally:
                 executor.shutdown()
             calls.close()
-            self._use(store, problem, (best, final), deadline, settings.ensemble)
+            self._use(store, problem, (best, final), deadline, settings)
             prune(store, settings.keep)
             if deadline.stopped and not calls.stopped:
                 self._interrupted()
@@ -456,13 +456,14 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return Problem.found(x, y, validation_data, *place, self._kind, sample_weight, self.axes)
 
     def _use(
-        self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, ensemble: int
+        self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings
     ) -> None:
         """Predict with the second trial's network from now on, or with an ensemble around it, and write it down."""
         best, final = found
         task, mirrored = problem.task, mirrors(final.proposal.recipe, problem.task)
+        mirrored = mirrored and settings.limits.max_latency_ms is None  # mirror images take as long again
         name = str(problem.fingerprint["hash"])
-        shares = elect(store, final, task, problem.chooser, ensemble, mirrored, deadline, name)
+        shares = elect(store, final, task, problem.chooser, settings.ensemble, mirrored, deadline, name)
         network, judged = assembled(store, shares), assembled(store, shares, {final.id: stand_in(final)})
         about = {
             "trial": final.id,

@@ -44,7 +44,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     axes : what examples are, besides their channels: 1 for spans, (n, length) or (n, length, channels), as time series
         and spectra; 2 for images; 3 for volumes, (n, d, h, w) or (n, d, h, w, channels). None: images, but for rows
         (n, d) and volumes of five axes. With image_shape, of the shape that rows stand for.
-    limits : `morphnas.Limits`, or a dict of its fields.
+    limits : `morphnas.Limits`, or a dict of its fields: sizes, memory, latency, the kinds of morphs.
     initial_graphs : list of `morphnas.Graph` that the search starts from, instead of networks sized to the time; inputs
         are channels first, outputs one value per class.
     max_memory : bytes that the training of a network should take at most, as estimated: batches are trained on in parts

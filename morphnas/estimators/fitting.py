@@ -20,7 +20,7 @@ from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, seconds_for_
 from morphnas.run.files import RunError
 from morphnas.run.final import finalise
 from morphnas.run.keeping import is_final
-from morphnas.run.plan import Pace, Plan, default_recipe, measure, plan
+from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_latency, plan
 from morphnas.run.search import Executor, Observer, mirrored, search, settle
 from morphnas.run.store import Store
 from morphnas.search import winner
@@ -58,6 +58,10 @@ class Sizes:
         pace = measure(task, spare, changed(default, settings.trainer_args))
         found = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         recipe = changed(found, settings.trainer_args)
+        if settings.limits.max_latency_ms is not None:
+            per_node, per_flop = measure_latency(task, spare)
+            limits = replace(settings.limits, seconds_per_node=per_node, seconds_per_flop=per_flop)
+            settings = replace(settings, limits=limits)
         return Sizes(shape, task.goal.outputs, n, settings, recipe, pace)
 
     def plan(self, seconds: float, width: int | None = None) -> Plan:
@@ -151,14 +155,16 @@ class Fitting:
     ) -> Iterator[Executor]:
         """Search until `end`; what is given is what runs the final trainings, with `all_threads` of this process."""
         store, planned, place = self.store, self.planned, self.settings.place
-        most = None if max_trials is None else max_trials + sum(map(is_final, store.trials))
+        networks = None if max_trials is None else max_trials + sum(map(is_final, store.trials))
         told: dict[str, Any] = {"seed": self.seed, "chance": self.problem.chance, "guess": planned.seconds_per_flop}
-        told |= {"max_memory": planned.limits.max_memory, "keep": self.settings.keep, "observer": observer}
+        most = planned.limits.max_latency_ms
+        told |= {"max_memory": planned.limits.max_memory, "max_latency": None if most is None else most / 1000}
+        told |= {"keep": self.settings.keep, "observer": observer}
         threads = min(planned.threads, place.threads or planned.threads)
         parts = (self.problem.task, self.problem.everything)
         executor = place.executor(*parts, threads, store.path)
         try:
-            search(store, self.searcher, executor, end, max_trials=most, **told)
+            search(store, self.searcher, executor, end, max_trials=networks, **told)
             alone = SerialExecutor(*parts)
             nothing = not (self.deadline.stopped or any(trial.kept for trial in store.trials))
             if nothing and not isinstance(executor, SerialExecutor):  # no worker came in time
@@ -207,6 +213,9 @@ class Fitting:
             if best is None or not best.kept or _readable(self.store, best):
                 break
         if best is not None and best.kept:
+            if best.outcome is not None and best.outcome.slow:
+                most, took = self.planned.limits.max_latency_ms, 1000 * (best.outcome.latency or 0.0)
+                warnings.warn(f"no network is as fast as {most:g} ms: the fastest takes {took:.3g} ms", stacklevel=4)
             return best, searched
         if (kept := next((trial for trial in searched if trial.kept), None)) is None:
             error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")

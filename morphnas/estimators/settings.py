@@ -101,6 +101,10 @@ class Settings:
         if estimator.max_memory is not None:
             limits = replace(limits, max_memory=int(estimator.max_memory))
         place, space = Place.of(estimator), room(estimator)
+        if limits.max_latency_ms is not None and int(estimator.ensemble) > 1:
+            raise ValueError(
+                "ensemble and the limit max_latency_ms exclude each other: it takes as long as all its networks"
+            )
         keep = None if estimator.keep == "all" else int(estimator.keep)
         ensemble, sizes = int(estimator.ensemble), (depth, width, initial)
         return Settings(place.device, place, space, limits, searcher, keep, ensemble, trainer_args, *sizes)

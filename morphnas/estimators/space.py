@@ -71,7 +71,9 @@ class SearchSpace:
             lines.append(f"  {size}; one step leads to {sum(start.neighbours.values())} networks: {kinds or 'none'}")
         lines.append("a step is one of these or several at once, and keeps what the network computes:")
         lines += [f"  {kind.replace('_', ' ')}: {does}" for kind, does in self.morphs.items()]
-        sizes = {name: value for name, value in asdict(self.limits).items() if name != "morphs" and value is not None}
+        sizes = {
+            name: value for name, value in asdict(self.limits).items() if name.startswith("max_") and value is not None
+        }
         told = ", ".join(f"{name} {value:,}" for name, value in sizes.items())
         lines.append(f"limits: {told or 'none'}")
         part = "" if self.recipe.examples is None else f" of {self.recipe.examples:,} examples"

@@ -7,6 +7,7 @@ from one to another. After Wei et al. 2016 (arXiv:1603.01670) and Chen et al. 20
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -41,7 +42,8 @@ class Limits:
     """How large a network may become; None: any size. `morphs` holds the tags of the morphs allowed.
 
     max_work: of `Graph.work`, what an example takes of a training. max_memory: bytes of `Graph.peak_bytes` for the
-    fewest examples that a step can do with.
+    fewest examples that a step can do with. max_latency_ms: milliseconds from one example, alone, to its outputs, as
+    `latency` predicts them from seconds_per_node and seconds_per_flop: those of a machine, which a fit measures.
     """
 
     max_params: int | None = None
@@ -51,6 +53,9 @@ class Limits:
     max_width: int | None = None
     max_activation_bytes: int | None = None
     max_memory: int | None = None
+    max_latency_ms: float | None = None
+    seconds_per_node: float = 0.0
+    seconds_per_flop: float = 0.0
     morphs: tuple[str, ...] = ("deeper", "wider", "wider_all", "add_skip", "concat_skip")
 
     def __post_init__(self) -> None:
@@ -60,6 +65,11 @@ class Limits:
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name == "morphs" or value is None:
+                continue
+            if f.name in ("max_latency_ms", "seconds_per_node", "seconds_per_flop"):
+                number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+                if not number or (f.name == "max_latency_ms" and not value):
+                    raise ValueError(f"limits: {f.name} must be None or a positive number, not {value!r}")
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"limits: {f.name} must be None or a positive integer, not {value!r}")
@@ -80,7 +90,14 @@ class Limits:
         for words, measure, limit in sizes:
             if limit is not None and (value := measure()) > limit:
                 return f"{value:,} {words}, at most {limit:,} are allowed"
+        most = self.max_latency_ms
+        if most is not None and (latency := 1000 * self.latency(graph)) > most:
+            return f"{latency:.3g} ms of latency (predicted), at most {most:g} are allowed"
         return None
+
+    def latency(self, graph: Graph) -> float:
+        """Seconds from one example, alone, to its outputs, as far as they are known: 0 where nothing was measured."""
+        return self.seconds_per_node * len(graph.nodes) + self.seconds_per_flop * graph.flops
 
 
 @dataclass(frozen=True)

@@ -131,10 +131,11 @@ def gain(trial: Trial, trials: Mapping[int, Trial]) -> float | None:
 
 
 def pareto(
-    trials: Sequence[Trial], cost: Callable[[Trial], float], value: Callable[[Trial], float | None]
+    trials: Sequence[Trial], cost: Callable[[Trial], float | None], value: Callable[[Trial], float | None]
 ) -> list[int]:
     """Ids of those that none is better than at the same cost or less, the cheapest first."""
-    valued = [(cost(trial), -found, trial.id) for trial in trials if (found := value(trial)) is not None]
+    figures = [(cost(trial), value(trial), trial.id) for trial in trials]
+    valued = [(price, -found, id) for price, found, id in figures if price is not None and found is not None]
     front: list[int] = []
     best = math.inf
     for _, minus, id in sorted(valued):

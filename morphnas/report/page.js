@@ -356,13 +356,14 @@ function calibration() {
 
 function costs(name, unit) {
   const list = trials.filter(trial => valueOf(trial) !== null && trial[name] > 0);
+  const figure = name === "latency" ? value => String(+value.toPrecision(2)) : large;
   const values = list.map(trial => trial[name]);
-  const chart = list.length && frame(name, {x: [Math.min(...values) / 1.15, Math.max(...values) * 1.15], log: true, y: span(list.map(valueOf)), xText: large, xName: unit, yText: valueText});
+  const chart = list.length && frame(name, {x: [Math.min(...values) / 1.15, Math.max(...values) * 1.15], log: true, y: span(list.map(valueOf)), xText: figure, xName: unit, yText: valueText});
   if (!chart) return;
   const front = data.fronts[name][measure].map(id => byId.get(id)).filter(trial => trial && valueOf(trial) !== null);
   const steps = front.flatMap((trial, i) => [[chart.x(trial[name]), i ? chart.y(valueOf(front[i - 1])) : chart.y(valueOf(trial))], [chart.x(trial[name]), chart.y(valueOf(trial))]]);
   if (front.length) chart.under.append(svg("path", {class: "best-line", d: line([...steps, [chart.box.right, chart.y(valueOf(front.at(-1)))]])}));
-  points(name, chart, [...list].sort((a, b) => (a.shade ?? -1) - (b.shade ?? -1)), trial => [chart.x(trial[name]), chart.y(valueOf(trial))], trial => `${brief(trial)}, ${large(trial[name])} ${unit}`);
+  points(name, chart, [...list].sort((a, b) => (a.shade ?? -1) - (b.shade ?? -1)), trial => [chart.x(trial[name]), chart.y(valueOf(trial))], trial => `${brief(trial)}, ${figure(trial[name])} ${unit}`);
 }
 
 function ranking() {
@@ -429,7 +430,7 @@ function details() {
   say(`gain, ${measured()}`, gained(trial));
   if (trial.mean !== null) say("believed", `log loss ${(-trial.mean).toPrecision(4)}, give or take ${trial.sd.toPrecision(2)}`);
   say("why", trial.why);
-  say("size", `${trial.parameters.toLocaleString("en")} parameters, ${large(trial.flops)} FLOPs, depth ${trial.depth}`);
+  say("size", `${trial.parameters.toLocaleString("en")} parameters, ${large(trial.flops)} FLOPs, depth ${trial.depth}${trial.latency === null ? "" : `, ${trial.latency.toPrecision(2)} ms for an example`}`);
   say("training", `${trial.status}; ${trial.epochs} of ${trial.planned} epochs in ${time(trial.end - trial.begin)}${trial.speed ? `, ${Math.round(trial.speed).toLocaleString("en")} examples/s` : ""}`);
   say("recipe", data.recipes[trial.recipe]);
   if (trial.moved !== null) say("outputs moved", trial.moved.toExponential(1));
@@ -443,7 +444,7 @@ function draw() {
   charts.length = 0;
   tip.hidden = true;
   document.querySelector(".scale .star")?.setAttribute("d", SHAPES.star);
-  for (const panel of [progress, curves, tree, map, strides, belief, calibration, () => costs("parameters", "parameters"), () => costs("flops", "FLOPs"), ranking, spent, ancestry, failures]) panel();
+  for (const panel of [progress, curves, tree, map, strides, belief, calibration, () => costs("parameters", "parameters"), () => costs("flops", "FLOPs"), () => costs("latency", "ms"), ranking, spent, ancestry, failures]) panel();
   for (const chart of charts) show(chart);
   details();
 }

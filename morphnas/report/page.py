@@ -272,6 +272,7 @@ def panels(run: Run, best: Trial | None) -> list[Panel]:
     trials = run.trials
     unscored = "" if any(t.score is not None for t in trials) else "No network has a score yet."
     curves = "" if any(t.outcome and t.outcome.curve for t in trials) else "No network has a learning curve yet."
+    untimed = "" if any(t.outcome and t.outcome.latency for t in trials) else "No network was timed."
     return [
         Panel("progress", "Best so far", _PROGRESS, unscored),
         Panel("curves", "Learning curves", _CURVES, curves),
@@ -282,6 +283,7 @@ def panels(run: Run, best: Trial | None) -> list[Panel]:
         _calibration_panel(trials),
         Panel("parameters", "Score against parameters", _PARETO, unscored),
         Panel("flops", "Score against FLOPs", _PARETO, unscored),
+        Panel("latency", "Score against latency", _LATENCY, unscored or untimed),
         _ranking_panel(trials),
         _time_panel(trials),
         *_winner_panels(trials, best, _failures_panel(trials)),
@@ -302,6 +304,10 @@ _STRIDES = (
     "something else. From left to right in the order they were tried."
 )
 _NO_STRIDES = "No network was tried after another had a score."
+_LATENCY = (
+    "From one example, alone, to its outputs, as measured where the network was trained. Up is better, left is faster; "
+    "no network is better than those on the line in the same time or less."
+)
 _PARETO = "Up is better, left is cheaper; no network is better than those on the line at the same cost or less."
 
 
@@ -452,6 +458,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
             end=spans[trial.id][1],
             parameters=trial.graph.parameters,
             flops=trial.graph.flops,
+            latency=None if outcome.latency is None else 1000 * outcome.latency,
             depth=trial.graph.depth,
             epochs=outcome.epochs,
             planned=trial.epochs,
@@ -471,7 +478,11 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
     ranking = facts.rank_by_epoch(trials)
     places = ranking is not None and len(ranking.ids) * len(ranking.correlations) <= PLACES
     scores = {"metric": lambda t: t.outcome.metric if t.outcome else None, "score": lambda t: t.score}
-    costs = {"parameters": lambda t: float(t.graph.parameters), "flops": lambda t: float(t.graph.flops)}
+    costs = {
+        "parameters": lambda t: float(t.graph.parameters),
+        "flops": lambda t: float(t.graph.flops),
+        "latency": lambda t: t.outcome.latency if t.outcome else None,
+    }
     metrics = [t.outcome for t in trials if t.outcome is not None and t.outcome.metric is not None]
     return {
         "columns": columns,

@@ -13,8 +13,8 @@ _OPEN = Outcome("failed")
 """Has no result, like a trial that is not finished."""
 TRIAL = (
     "id", "parent", "morphs", "reason", "final", "depth", "parameters", "flops", "epochs", "epochs_planned", "seconds",
-    "score", "measure", "metric", "metric_low", "metric_high", "status", "retries", "images_per_second", "peak_bytes",
-    "morph_error", "kept", "key", "error",
+    "score", "measure", "metric", "metric_low", "metric_high", "status", "retries", "images_per_second", "latency",
+    "peak_bytes", "morph_error", "kept", "key", "error",
 )  # fmt: skip
 """Columns of a table of trials."""
 CURVE = ("trial", "epoch", *(field.name for field in fields(Epoch)))
@@ -27,9 +27,8 @@ def trial_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     parent: whose weights it began with. morphs: as text. reason: the searcher's. final: what a training of the final
     model is for. depth: layers of the longest path. flops: per example. epochs, epochs_planned: of its own. seconds: of
     the training. score: minus the log loss. metric: of the kind `measure`, metric_low and metric_high the ends of the
-    95 % interval of an accuracy.
-    morph_error: how far the morphs changed its start's outputs. kept: whether its weights are there. key: equal for
-    equal networks.
+    95 % interval of an accuracy. latency: seconds from one example to its outputs. morph_error: how far the morphs
+    changed its start's outputs. kept: whether its weights are there. key: equal for equal networks.
     """
     return [_row(trial) for trial in trials]
 
@@ -42,7 +41,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         trial.id, trial.parent, "; ".join(map(str, trial.proposal.morphs)), why.get("reason"), why.get("final"),
         graph.depth, graph.parameters, graph.flops, outcome.epochs, trial.epochs, outcome.seconds, outcome.score,
         outcome.measure, outcome.metric, low, high, status, outcome.retries, outcome.images_per_second,
-        outcome.peak_bytes, outcome.morph_error, trial.kept, graph.key, outcome.error,
+        outcome.latency, outcome.peak_bytes, outcome.morph_error, trial.kept, graph.key, outcome.error,
     )  # fmt: skip
     return dict(zip(TRIAL, values, strict=True))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from morphnas.graph import Graph, Limits, Shape, cnn, mlp, resnet, to_module
 from morphnas.train.augment import Draw
 from morphnas.train.data import Task
+from morphnas.train.predict import latency
 from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe
 from morphnas.train.step import EAGER, RECORDERS, Step, computing
 
@@ -209,6 +210,21 @@ def _measure_recording(task: Task, seconds: float, recipe: Recipe) -> Pace:
         if alike and other[0] < CLEARLY * found[0]:
             best, found = way, other
     return replace(best, seconds_per_flop=found[0] / len(draw) / graph.work * len(task.train))
+
+
+def measure_latency(task: Task, seconds: float) -> tuple[float, float]:
+    """Seconds per node and per FLOP from one example to its outputs here, by a narrow and a wide network.
+
+    Times both for about `seconds`, in turns.
+    """
+    shape = tuple(task.train.x.shape[1:])
+    make, widths = (cnn, (8, 64)) if len(shape) > 1 else (mlp, (16, 512))
+    graphs = [make(shape, task.goal.outputs, width=width) for width in widths]
+    modules = [to_module(graph).to(task.device) for graph in graphs]
+    turns = [[latency(module, task, seconds / 6) for module in modules] for _ in range(3)]
+    narrow, wide = (statistics.median(turn[i] for turn in turns) for i in (0, 1))
+    per_flop = max(0.0, wide - narrow) / (graphs[1].flops - graphs[0].flops)
+    return max(0.0, narrow - per_flop * graphs[0].flops) / len(graphs[0].nodes), per_flop
 
 
 def batch_size(n: int, device: torch.device) -> int:

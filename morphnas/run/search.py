@@ -28,7 +28,7 @@ from morphnas.train.calibrate import calibrate
 from morphnas.train.checkpoint import Unfit
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime, Stop
-from morphnas.train.predict import Diverged, chunk, evaluate, predict
+from morphnas.train.predict import Diverged, chunk, evaluate, latency, predict
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.step import is_out_of_memory
 from morphnas.train.trainer import EachEpoch, train
@@ -46,6 +46,8 @@ DROP = 0.03
 """What mirrored images may cost a network that was trained without them, of its metric, where they are to help."""
 POLL = 0.5
 """Seconds between looks at whether a stop is asked for, while workers are waited for."""
+TIMED = 0.1
+"""Seconds for measuring how long a network takes for one example, at most."""
 LEAST_SIDE = 16
 """Pixels along each side of images whose patches are worth whitening."""
 _PROBES = 64
@@ -89,6 +91,7 @@ class Job:
     micro: examples to have in memory at a time; None: whole batches.
     checkpoint: the file, if it is within reach, that the work is gone on from, and can be later.
     stop: ends the work early, where it is done in this process.
+    max_latency: seconds from one example to its outputs from which on a network is too slow; None: none is.
     """
 
     start: Graph | Network
@@ -100,6 +103,7 @@ class Job:
     micro: int | None = None
     checkpoint: Path | None = None
     stop: Stop | None = None
+    max_latency: float | None = None
 
     @property
     def chunk(self) -> int:
@@ -194,6 +198,11 @@ def _attempt(
             outcome = train(module, task, *how, keep=keeper, saved=point)
             if job.recipe.augment.flip is None and outcome.score is not None:
                 outcome = replace(outcome, mirrored=mirrored(module, task, job.chunk, deadline))
+            if job.scored and outcome.score is not None:
+                as_used = torch.contiguous_format
+                module.to(memory_format=as_used)  # type: ignore[call-overload]
+                seconds = latency(module, task, min(TIMED, 0.01 * deadline.left))
+                outcome = replace(outcome, latency=seconds, slow=seconds > (job.max_latency or math.inf))
             return replace(outcome, morph_error=difference), weights_of(module)
     except Unfit as error:
         log.warning("a training begins again, its checkpoint is not of this one: %s", error)
@@ -345,6 +354,7 @@ def search(
     chance: float = 0.0,
     guess: float = 0.0,
     max_memory: int | None = None,
+    max_latency: float | None = None,
     keep: int | None = None,
     observer: Observer | None = None,
 ) -> None:
@@ -355,8 +365,8 @@ def search(
     time, so that there is one at the end. A worker gets its next job as soon as it is free; one that does not answer
     soon after the deadline is not waited for. When a stop is asked for, trials end as far as they have come; those of
     workers that have not begun, or do not answer soon, stay open, to be gone on with. guess: seconds per FLOP, before
-    any is measured. max_memory: bytes that a training should take at most. keep: see `morphnas.run.keeping`. Raises
-    what ends the store; what goes wrong in a trial is its outcome.
+    any is measured. max_memory: bytes that a training should take at most. max_latency: see `Job`. keep: see
+    `morphnas.run.keeping`. Raises what ends the store; what goes wrong in a trial is its outcome.
     """
     waiting = [trial for trial in store.trials if trial.outcome is None and not is_final(trial)]
     prune(store, keep)  # as it would have been, had the driver not been interrupted
@@ -428,7 +438,7 @@ def search(
         if len(running) + 1 == executor.workers:
             ask_ahead(trial)
         own = (True, micro, store.checkpoint(trial.id), deadline.stop)
-        job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id), *own)
+        job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id), *own, max_latency)
         running[trial.id] = executor.submit(job, lambda outcome: epoch_done(trial, outcome))
         running[trial.id].add_done_callback(lambda future: news.put((trial, future)))
 

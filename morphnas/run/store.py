@@ -362,6 +362,7 @@ class Run:
                 "seconds": t.outcome.seconds,
                 "parameters": t.graph.parameters,
                 "flops": t.graph.flops,
+                "latency": t.outcome.latency,
                 "status": t.outcome.status,
             }
             for t in self.trials

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,12 +88,13 @@ def winner(trials: Sequence[Trial]) -> Trial | None:
     training helps, the belief has learnt it and the longest trained win, but a bad network does not win for having been
     trained longest. Ties go to the longer trained, then to the earlier trial. Only trials that finished and whose
     weights are kept are looked at, unless there are none; then those with weights, then those that finished, then any
-    with a score.
+    with a score. Networks that turned out too slow are not, unless all did: then it is the fastest.
     """
     scored = [t for t in trials if t.score is not None]
     finished = [t for t in scored if t.outcome is not None and t.outcome.status == "finished"]
+    quick = _quick(scored)
     tiers = ([t for t in finished if t.kept], [t for t in scored if t.kept], finished, scored)
-    pool = next((tier for tier in tiers if tier), None)
+    pool = next((found for tier in tiers if (found := [t for t in tier if t.id in quick])), None)
     if pool is None:
         return None
     epochs = fidelities(trials)
@@ -101,3 +103,10 @@ def winner(trials: Sequence[Trial]) -> Trial | None:
         expected, _ = Belief.of(trials).review([epochs[t.id] for t in scored])
         promise = {t.id: f + OWN * (promise[t.id] - f) for t, f in zip(scored, expected.tolist(), strict=True)}
     return max(pool, key=lambda t: (promise[t.id], epochs[t.id], -t.id))
+
+
+def _quick(scored: Sequence[Trial]) -> set[int]:
+    """Ids of the networks that are not too slow; of the fastest, where all are."""
+    latencies = {t.id: t.outcome.latency or math.inf for t in scored if t.outcome is not None}
+    quick = {t.id for t in scored if t.outcome is not None and not t.outcome.slow}
+    return quick or {id for id, seconds in latencies.items() if seconds == min(latencies.values())}

@@ -9,10 +9,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
 from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError
 from morphnas.search.trial import Left, Proposal, Space, Trial
 from morphnas.train.recipe import Recipe
+
+ENOUGH_TIMED = 4
+"""Networks whose latencies say more than what was measured before there were any."""
+CAUTION = 0.75
+"""Share of the networks timed that are to be no slower than what is predicted of them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,11 @@ class Rules:
 
 
 def learnt(limits: Limits, trials: Sequence[Trial]) -> Limits:
-    """The limits with what trials have shown of memory: what estimates are worth, and which network was too large."""
+    """The limits with what trials have shown: what estimates of memory and of latency are worth, and which network was
+    too large.
+    """
+    if limits.max_latency_ms is not None and (pace := latency_pace(trials)) is not None:
+        limits = replace(limits, seconds_per_node=pace[0], seconds_per_flop=pace[1])
     caps = [] if limits.max_memory is None else [int(limits.max_memory / measured_memory(trials))]
     caps += [t.graph.peak_bytes(SMALLEST) - 1 for t in trials if t.outcome is not None and t.outcome.status == "oom"]
     return replace(limits, max_memory=max(1, min(caps))) if caps else limits
@@ -70,6 +80,22 @@ def measured_memory(trials: Sequence[Trial]) -> float:
         if (outcome := trial.outcome) is not None and outcome.peak_bytes and outcome.micro_batch
     ]
     return statistics.median(seen) if seen else 1.0
+
+
+def latency_pace(trials: Sequence[Trial]) -> tuple[float, float] | None:
+    """Seconds per node and per FLOP that the latencies of networks come from, by least squares of relative errors, and
+    somewhat more (`CAUTION`); None where fewer than `ENOUGH_TIMED` networks were timed.
+    """
+    timed = {t.graph.key: (t.graph, t.outcome.latency) for t in trials if t.outcome is not None and t.outcome.latency}
+    if len(timed) < ENOUGH_TIMED:
+        return None
+    table = np.array([[len(graph.nodes) / seconds, graph.flops / seconds] for graph, seconds in timed.values()])
+    scale = table.max(0)
+    found, _ = nnls(table / scale, np.ones(len(table)))
+    expected = (table / scale) @ found
+    cautious = max(1.0, float(np.quantile(1 / expected, CAUTION))) if expected.min() > 0 else 1.0
+    per_node, per_flop = (cautious * found / scale).tolist()
+    return per_node, per_flop
 
 
 def first_start(space: Space, recipe: Recipe, rules: Rules) -> Proposal | None:

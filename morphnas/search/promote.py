@@ -43,7 +43,8 @@ class Promote:
         taken = {(t.graph.key, t.epochs) for t in trials}
         for level in reversed(range(self.rungs)):
             peers = [t for t in trials if rung[t.id] == level and t.outcome and t.outcome.status == "finished"]
-            peers = sorted((t for t in peers if t.score is not None), key=lambda t: (-(t.score or 0.0), t.id))
+            peers = [t for t in peers if t.score is not None and t.outcome and not t.outcome.slow]
+            peers = sorted(peers, key=lambda t: (-(t.score or 0.0), t.id))
             room = len(peers) // self.keep
             if sum(t.id in promoted for t in trials if rung[t.id] == level) >= room:
                 continue

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +38,22 @@ def chunk(micro: int | None) -> int:
     micro: that a step can have in memory; None or 0: whole batches.
     """
     return min(512, 4 * micro) if micro else 512
+
+
+@torch.no_grad()
+def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
+    """Seconds from one raw example to its outputs, the module being in evaluation mode: the median of as many passes as
+    there is time for, 200 at most, but for the first ones.
+    """
+    module.eval()
+    x, times, until = task.judge.x[:1].to(task.device), list[float](), time.perf_counter() + seconds
+    while not times or (len(times) < 200 and time.perf_counter() < until):
+        begun = time.perf_counter()
+        module(task.normalised(x))
+        if task.device.type == "cuda":
+            torch.cuda.synchronize(task.device)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[min(3, len(times) // 2) :])
 
 
 @torch.no_grad()

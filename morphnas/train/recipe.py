@@ -156,6 +156,8 @@ class Outcome:
     error: what went wrong, for people.
     micro_batch: examples that steps had in memory at a time, at last; 0: there were none.
     retries: trainings besides the one told of here, since one of them diverged.
+    latency: seconds from one example, alone, to its outputs, on the device that trained; None: not measured.
+    slow: whether that is more than was to be.
     training_loss, lr: mean loss of the last epoch that came to its end, and the learning rate of its last step.
     """
 
@@ -177,13 +179,15 @@ class Outcome:
     training_loss: float | None = None
     lr: float | None = None
     measure: Measure = "accuracy"
+    latency: float | None = None
+    slow: bool = False
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
             raise ValueError(f"outcome: status must be one of {', '.join(get_args(Status))}, not {self.status!r}")
         if self.measure not in get_args(Measure):
             raise ValueError(f"outcome: measure must be one of {', '.join(get_args(Measure))}, not {self.measure!r}")
-        for name in ("score", "metric", "morph_error", "mirrored", "training_loss", "lr"):
+        for name in ("score", "metric", "morph_error", "mirrored", "training_loss", "lr", "latency"):
             value = getattr(self, name)
             if value is not None and not _is_number(value):
                 raise ValueError(f"outcome: {name} must be a finite number or None, not {value!r}")
@@ -195,6 +199,8 @@ class Outcome:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"outcome: {name} must be an integer from 0 on, not {value!r}")
+        if not isinstance(self.slow, bool):
+            raise ValueError(f"outcome: slow must be True or False, not {self.slow!r:.100}")
         if self.error is not None and not isinstance(self.error, str):
             raise ValueError(f"outcome: error must be text or None, not {self.error!r:.100}")
 

@@ -33,6 +33,7 @@ PANELS = (
     "calibration",
     "parameters",
     "flops",
+    "latency",
     "time",
     "lineage",
 )
@@ -48,7 +49,7 @@ def searched() -> list[Trial]:
             curve = tuple(
                 Epoch(5.0 * (i + 1), 0.5, outcome.score - 0.1 * (3 - i), 0.8 + 0.01 * i) for i in range(outcome.epochs)
             )
-            outcome = replace(outcome, curve=curve, seconds=20.0)
+            outcome = replace(outcome, curve=curve, seconds=20.0, latency=0.0003 + 0.0001 * one.id)
         found.append(
             replace(one, proposal=replace(one.proposal, why=why if one.parent is not None else {}), outcome=outcome)
         )

@@ -140,7 +140,11 @@ def comparable(trials: Sequence[Trial]) -> list[tuple[Any, ...]]:
             t.kept,
             t.outcome
             and replace(
-                t.outcome, seconds=0, images_per_second=0, curve=tuple(replace(e, seconds=0) for e in t.outcome.curve)
+                t.outcome,
+                seconds=0,
+                images_per_second=0,
+                latency=None,
+                curve=tuple(replace(e, seconds=0) for e in t.outcome.curve),
             ),
         )
         for t in trials

@@ -656,7 +656,8 @@ def test_the_history_is_of_the_trials_with_a_score(path: Path) -> None:
     assert history[2] == {
         "model_id": 3, "loss": 0.5, "metric_value": 0.8, "measure": "accuracy", "interval": GOOD.interval, "parent": 2,
         "morphs": ["wider(dense_1, 9)"], "epochs": 2, "seconds": 2.0, "status": "finished",
-        "parameters": mlp((4,), 2, width=9, depth=1).parameters, "flops": mlp((4,), 2, width=9, depth=1).flops,
+        "latency": None,
+            "parameters": mlp((4,), 2, width=9, depth=1).parameters, "flops": mlp((4,), 2, width=9, depth=1).flops,
     }  # fmt: skip
     assert json.loads(json.dumps(history))
 

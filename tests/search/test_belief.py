@@ -87,6 +87,18 @@ def test_what_finished_and_is_kept_comes_first(n: int) -> None:
     assert won(others[2:]).id == n + 2
 
 
+@pytest.mark.parametrize("n", [3, 12])
+def test_what_is_too_slow_does_not_win(n: int) -> None:
+    trials = [trial(i, GRAPH, 8, -0.5 - 0.01 * i, f"1111111{i % 3}") for i in range(n)]
+
+    def timed(t: Trial, slow: bool) -> Trial:
+        assert t.outcome is not None
+        return replace(t, outcome=replace(t.outcome, latency=1.0 - 0.01 * t.id, slow=slow))
+
+    assert won([timed(t, t.id < 2) for t in trials]).id == 2
+    assert won([timed(t, True) for t in trials]).id == n - 1  # of slow ones, the fastest
+
+
 def test_odd_histories_are_no_trouble() -> None:
     orphans = [trial(i, 1000 + i, 1 + i % 3, -0.5, begun=0, status="diverged") for i in range(10)]
     assert won(orphans) in orphans

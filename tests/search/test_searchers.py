@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from morphnas.graph import SMALLEST, Graph, Limits, MorphError, WiderAll, cnn, mlp, resnet
 from morphnas.search import (
@@ -26,7 +29,7 @@ from morphnas.search import (
     Trial,
     winner,
 )
-from morphnas.search.candidates import Rules, children, learnt, measured_memory
+from morphnas.search.candidates import Rules, children, latency_pace, learnt, measured_memory
 from morphnas.train.recipe import Outcome, Recipe
 from tests.table import Swap, TableSpace, best, digits_of, grown, network, outcome_of, run, score, scored, true_accuracy
 
@@ -321,3 +324,56 @@ def test_estimates_are_corrected_by_what_was_measured() -> None:
     least = graph.peak_bytes(SMALLEST)
     assert not Rules.of(trials, Limits(max_memory=int(1.4 * least)), AMPLE, 6).fits(graph)
     assert Rules.of(trials, Limits(max_memory=int(1.6 * least)), AMPLE, 6).fits(graph)
+
+
+# -- latency
+
+
+def timed(graph: Graph, seconds: float, id: int = 0, slow: bool = False) -> Trial:
+    trial = ended(graph, Outcome("finished", -0.5, 0.8, latency=seconds, slow=slow), id)
+    return replace(trial, proposal=replace(trial.proposal, recipe=Recipe(epochs=6)))
+
+
+NETWORKS = [cnn((3, 8, 8), 3, width=width, depth=depth) for width in (4, 16, 64, 128) for depth in (2, 3, 5)]
+
+
+@given(st.floats(1e-7, 1e-3), st.floats(1e-13, 1e-8), st.randoms(use_true_random=False))
+def test_what_latencies_come_from_is_found(per_node: float, per_flop: float, random: Random) -> None:
+    limits = Limits(max_latency_ms=1.0, seconds_per_node=per_node, seconds_per_flop=per_flop)
+    some = random.sample(NETWORKS, 6)
+    exact = [timed(graph, limits.latency(graph), i) for i, graph in enumerate(some)]
+    found = learnt(Limits(max_latency_ms=1.0), exact)
+    for graph in some:
+        assert found.latency(graph) == pytest.approx(limits.latency(graph), rel=1e-3)
+    assert learnt(limits, exact[:3]) == limits  # too few say nothing
+    assert learnt(Limits(), exact) == Limits()
+    noisy = [timed(graph, limits.latency(graph) * random.uniform(0.8, 1.25), i) for i, graph in enumerate(some)]
+    pace = latency_pace(noisy)
+    assert pace is not None
+    believed = replace(limits, seconds_per_node=pace[0], seconds_per_flop=pace[1])
+    under = [believed.latency(t.graph) * (1 + 1e-9) >= (t.outcome.latency if t.outcome else 0) for t in noisy]  # type: ignore[operator]
+    assert sum(under) >= 4
+
+
+@pytest.mark.parametrize("make", [RandomSearcher, EvolutionSearcher, BayesianSearcher])
+def test_no_searcher_proposes_what_is_too_slow(make: type[RandomSearcher]) -> None:
+    limits = Limits(max_latency_ms=1.0, seconds_per_node=2e-5, seconds_per_flop=1e-9)
+    start = next(graph for graph in NETWORKS if limits.latency(graph) < 6e-4)
+    for seed in range(3):
+        proposal = make(MorphSpace((start,)), Recipe(epochs=6), limits, seed).ask([timed(start, 6e-4)], AMPLE)
+        assert proposal is not None
+        graph = start
+        for morph in proposal.morphs:
+            graph = morph.grow(graph)
+        assert limits.latency(graph) <= 1e-3
+
+
+def test_a_slow_network_is_not_promoted() -> None:
+    trials = run(RandomSearcher(SPACE, Recipe(epochs=2)), 12)
+    searcher = Promote(RandomSearcher(SPACE, Recipe(epochs=2)))
+    top = asked(searcher, trials).start
+    assert isinstance(top, int)
+    outcome = trials[top].outcome
+    assert outcome is not None
+    trials[top] = replace(trials[top], outcome=replace(outcome, slow=True, latency=1.0))
+    assert asked(searcher, trials).start != top
