@@ -190,7 +190,8 @@ def _repeats(given: Given, rows: Rows) -> Iterator[Finding]:
         first = np.flatnonzero(mixed)[0]
         other = np.flatnonzero((group == group[first]) & (y != y[first]))[0]
         pair = " and ".join(f"{given.place(index[i])} is {given.names[y[i]]!r}" for i in (first, other))
-        text = f"{count:,} {what} ({percent(count / n)}) occur with different labels: {pair}"
+        said = "labels" if given.amounts is None else "amounts"
+        text = f"{count:,} {what} ({percent(count / n)}) occur with different {said}: {pair}"
         places = [given.place(i) for i in index[mixed][:10]]
         yield Finding(
             "contradictory", count / n >= CONTRADICTORY and not usual, text, counted(count, count / n, places)

@@ -43,7 +43,7 @@ class Limits:
 
     max_work: of `Graph.work`, what an example takes of a training. max_memory: bytes of `Graph.peak_bytes` for the
     fewest examples that a step can do with. max_latency_ms: milliseconds from one example, alone, to its outputs, as
-    `latency` predicts them from seconds_per_node and seconds_per_flop: those of a machine, which a fit measures.
+    `latency` predicts them from seconds for a node, a FLOP and a parameter: those of a machine, which a fit measures.
     """
 
     max_params: int | None = None
@@ -56,6 +56,7 @@ class Limits:
     max_latency_ms: float | None = None
     seconds_per_node: float = 0.0
     seconds_per_flop: float = 0.0
+    seconds_per_parameter: float = 0.0
     morphs: tuple[str, ...] = ("deeper", "wider", "wider_all", "add_skip", "concat_skip")
 
     def __post_init__(self) -> None:
@@ -66,7 +67,7 @@ class Limits:
             value = getattr(self, f.name)
             if f.name == "morphs" or value is None:
                 continue
-            if f.name in ("max_latency_ms", "seconds_per_node", "seconds_per_flop"):
+            if f.name == "max_latency_ms" or f.name.startswith("seconds"):
                 number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
                 if not number or (f.name == "max_latency_ms" and not value):
                     raise ValueError(f"limits: {f.name} must be None or a positive number, not {value!r}")
@@ -97,7 +98,10 @@ class Limits:
 
     def latency(self, graph: Graph) -> float:
         """Seconds from one example, alone, to its outputs, as far as they are known: 0 where nothing was measured."""
-        return self.seconds_per_node * len(graph.nodes) + self.seconds_per_flop * graph.flops
+        paces = (self.seconds_per_node, self.seconds_per_flop, self.seconds_per_parameter)
+        return sum(
+            pace * size for pace, size in zip(paces, (len(graph.nodes), graph.flops, graph.parameters), strict=True)
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError
 from morphnas.search.trial import Left, Proposal, Space, Trial
 from morphnas.train.recipe import Recipe
 
-ENOUGH_TIMED = 4
+ENOUGH_TIMED = 5
 """Networks whose latencies say more than what was measured before there were any."""
 CAUTION = 0.75
 """Share of the networks timed that are to be no slower than what is predicted of them."""
@@ -66,7 +66,7 @@ def learnt(limits: Limits, trials: Sequence[Trial]) -> Limits:
     too large.
     """
     if limits.max_latency_ms is not None and (pace := latency_pace(trials)) is not None:
-        limits = replace(limits, seconds_per_node=pace[0], seconds_per_flop=pace[1])
+        limits = replace(limits, seconds_per_node=pace[0], seconds_per_flop=pace[1], seconds_per_parameter=pace[2])
     caps = [] if limits.max_memory is None else [int(limits.max_memory / measured_memory(trials))]
     caps += [t.graph.peak_bytes(SMALLEST) - 1 for t in trials if t.outcome is not None and t.outcome.status == "oom"]
     return replace(limits, max_memory=max(1, min(caps))) if caps else limits
@@ -82,20 +82,21 @@ def measured_memory(trials: Sequence[Trial]) -> float:
     return statistics.median(seen) if seen else 1.0
 
 
-def latency_pace(trials: Sequence[Trial]) -> tuple[float, float] | None:
-    """Seconds per node and per FLOP that the latencies of networks come from, by least squares of relative errors, and
-    somewhat more (`CAUTION`); None where fewer than `ENOUGH_TIMED` networks were timed.
+def latency_pace(trials: Sequence[Trial]) -> tuple[float, float, float] | None:
+    """Seconds per node, per FLOP and per parameter that the latencies of networks come from, by least squares of relative
+    errors, and somewhat more (`CAUTION`); None where fewer than `ENOUGH_TIMED` networks were timed.
     """
     timed = {t.graph.key: (t.graph, t.outcome.latency) for t in trials if t.outcome is not None and t.outcome.latency}
     if len(timed) < ENOUGH_TIMED:
         return None
-    table = np.array([[len(graph.nodes) / seconds, graph.flops / seconds] for graph, seconds in timed.values()])
+    table = np.array([(len(graph.nodes), graph.flops, graph.parameters) for graph, _ in timed.values()])
+    table = table / np.array([[seconds] for _, seconds in timed.values()])
     scale = table.max(0)
     found, _ = nnls(table / scale, np.ones(len(table)))
     expected = (table / scale) @ found
     cautious = max(1.0, float(np.quantile(1 / expected, CAUTION))) if expected.min() > 0 else 1.0
-    per_node, per_flop = (cautious * found / scale).tolist()
-    return per_node, per_flop
+    per_node, per_flop, per_parameter = (cautious * found / scale).tolist()
+    return per_node, per_flop, per_parameter
 
 
 def first_start(space: Space, recipe: Recipe, rules: Rules) -> Proposal | None:

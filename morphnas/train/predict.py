@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from morphnas.train.data import Examples, Task
+from morphnas.train.data import Examples, Task, farthest
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.step import is_out_of_memory
 
@@ -42,14 +42,15 @@ def chunk(micro: int | None) -> int:
 
 @torch.no_grad()
 def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
-    """Seconds from one raw example to its outputs, the module being in evaluation mode: the median of as many passes as
-    there is time for, 200 at most, but for the first ones.
+    """Seconds from one raw example to its outputs, with all that is done to them where the network is used: the median
+    of as many passes as there is time for, 200 at most, but for the first ones.
     """
     module.eval()
-    x, times, until = task.judge.x[:1].to(task.device), list[float](), time.perf_counter() + seconds
+    x, most = task.judge.x[:1].to(task.device), farthest(task.mean)
+    times, until = list[float](), time.perf_counter() + seconds
     while not times or (len(times) < 200 and time.perf_counter() < until):
         begun = time.perf_counter()
-        module(task.normalised(x))
+        _ = module(((x.float() - task.mean) / task.std).clamp(-most, most)) / 1.0
         if task.device.type == "cuda":
             torch.cuda.synchronize(task.device)
         times.append(time.perf_counter() - begun)

@@ -337,22 +337,23 @@ def timed(graph: Graph, seconds: float, id: int = 0, slow: bool = False) -> Tria
 NETWORKS = [cnn((3, 8, 8), 3, width=width, depth=depth) for width in (4, 16, 64, 128) for depth in (2, 3, 5)]
 
 
-@given(st.floats(1e-7, 1e-3), st.floats(1e-13, 1e-8), st.randoms(use_true_random=False))
-def test_what_latencies_come_from_is_found(per_node: float, per_flop: float, random: Random) -> None:
-    limits = Limits(max_latency_ms=1.0, seconds_per_node=per_node, seconds_per_flop=per_flop)
-    some = random.sample(NETWORKS, 6)
+@given(st.floats(1e-7, 1e-3), st.floats(1e-13, 1e-8), st.floats(0, 1e-8), st.randoms(use_true_random=False))
+def test_what_latencies_come_from_is_found(a: float, b: float, c: float, random: Random) -> None:
+    paces = {"seconds_per_node": a, "seconds_per_flop": b, "seconds_per_parameter": c}
+    limits = Limits(max_latency_ms=1.0, **paces)
+    some = random.sample(NETWORKS, 7)
     exact = [timed(graph, limits.latency(graph), i) for i, graph in enumerate(some)]
     found = learnt(Limits(max_latency_ms=1.0), exact)
     for graph in some:
         assert found.latency(graph) == pytest.approx(limits.latency(graph), rel=1e-3)
-    assert learnt(limits, exact[:3]) == limits  # too few say nothing
+    assert learnt(limits, exact[:4]) == limits  # too few say nothing
     assert learnt(Limits(), exact) == Limits()
     noisy = [timed(graph, limits.latency(graph) * random.uniform(0.8, 1.25), i) for i, graph in enumerate(some)]
     pace = latency_pace(noisy)
     assert pace is not None
-    believed = replace(limits, seconds_per_node=pace[0], seconds_per_flop=pace[1])
+    believed = replace(limits, **dict(zip(paces, pace, strict=True)))
     under = [believed.latency(t.graph) * (1 + 1e-9) >= (t.outcome.latency if t.outcome else 0) for t in noisy]  # type: ignore[operator]
-    assert sum(under) >= 4
+    assert sum(under) >= 5
 
 
 @pytest.mark.parametrize("make", [RandomSearcher, EvolutionSearcher, BayesianSearcher])
