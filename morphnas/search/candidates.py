@@ -83,8 +83,8 @@ def measured_memory(trials: Sequence[Trial]) -> float:
 
 
 def latency_pace(trials: Sequence[Trial]) -> tuple[float, float, float] | None:
-    """Seconds per node, per FLOP and per parameter that the latencies of networks come from, by least squares of relative
-    errors, and somewhat more (`CAUTION`); None where fewer than `ENOUGH_TIMED` networks were timed.
+    """Seconds per node, per FLOP and per parameter that latencies come from, by least squares of relative errors, and
+    somewhat more (`CAUTION`); None where fewer than `ENOUGH_TIMED` networks were timed.
     """
     timed = {t.graph.key: (t.graph, t.outcome.latency) for t in trials if t.outcome is not None and t.outcome.latency}
     if len(timed) < ENOUGH_TIMED:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from morphnas import ImageClassifier
+from morphnas import ImageClassifier, ImageRegressor
 from morphnas.graph import cnn, densenet, resnet, to_module
 from morphnas.run.plan import measure
 from morphnas.run.store import load_run
@@ -157,3 +158,17 @@ def test_a_fit_on_the_device(place: dict[str, Any], tmp_path: Path) -> None:
     module = found.to_module()
     assert all(value.device.type == "cpu" for value in module.state_dict().values())
     assert (ImageClassifier.load(tmp_path / "run").predict(x[1400:]) == found.predict(x[1400:])).mean() > 0.99
+
+
+def test_amounts_weights_and_a_latency_on_the_device(tmp_path: Path) -> None:
+    digits = load_digits()
+    x, weights = digits.images, 1.0 + (digits.target < 5)
+    y = np.stack([digits.target, x.mean((1, 2))], 1)
+    made = ImageRegressor(tmp_path / "run", random_state=0, device="cuda", limits={"max_latency_ms": 50.0})
+    made.fit(x[:1400], y[:1400], time_limit=20, sample_weight=weights[:1400])
+    assert made.score(x[1400:], y[1400:]) > 0.5
+    outcomes = [trial.outcome for trial in load_run(tmp_path / "run").trials]
+    assert any(outcome is not None and outcome.latency and outcome.latency < 0.05 for outcome in outcomes)
+    other = ImageClassifier(tmp_path / "other", random_state=0, device="cuda", ensemble=2, max_trials=3)
+    other.fit(x[:1400], digits.target[:1400], time_limit=20, sample_weight=weights[:1400])
+    assert other.evaluate(x[1400:], digits.target[1400:]) > 0.9
