@@ -12,6 +12,8 @@ from morphnas.train.data import Examples, Task, farthest
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.step import is_out_of_memory
 
+WARM, WARMING = 8, 0.05
+"""Passes of one example of which the first ones are slow, and seconds that these may take in any case."""
 FIRST_CHUNK = 32
 """Examples that are scored first when there is a deadline; each time twice as many follow."""
 
@@ -43,18 +45,20 @@ def chunk(micro: int | None) -> int:
 @torch.no_grad()
 def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
     """Seconds from one raw example to its outputs, with all that is done to them where the network is used: the median
-    of as many passes as there is time for, 200 at most, but for the first ones.
+    of as many passes as there is time for, `WARM` to 200, but for the first ones.
     """
     module.eval()
     x, most = task.judge.x[:1].to(task.device), farthest(task.mean)
-    times, until = list[float](), time.perf_counter() + seconds
-    while not times or (len(times) < 200 and time.perf_counter() < until):
+    times, first = list[float](), time.perf_counter()
+    while not times or (
+        len(times) < 200 and time.perf_counter() - first < (seconds if len(times) >= WARM else WARMING)
+    ):
         begun = time.perf_counter()
         _ = module(((x.float() - task.mean) / task.std).clamp(-most, most)) / 1.0
         if task.device.type == "cuda":
             torch.cuda.synchronize(task.device)
         times.append(time.perf_counter() - begun)
-    return statistics.median(times[min(3, len(times) // 2) :])
+    return statistics.median(times[min(WARM // 2, len(times) // 2) :])
 
 
 @torch.no_grad()
