@@ -69,6 +69,7 @@ function logTicks(low, high, most) {
     for (const factor of [1, 2, 5]) all.push(factor * 10 ** power);
   const inside = all.filter(value => value >= low && value <= high);
   const decades = inside.filter(value => Number.isInteger(Math.log10(value)));
+  if (inside.length < 3) return ticks(low, high, most);
   return inside.length > most && decades.length > 1 ? decades : inside;
 }
 // What a scale spans: the values but for those far below most, which are drawn at its edge.

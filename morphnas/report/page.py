@@ -234,7 +234,9 @@ def about_words(about: Mapping[str, Any]) -> str:
         shape = data.get("shape")
         if isinstance(shape, (list, tuple)) and shape and all(type(n) is int for n in shape):
             told.append(f"{shape[0]:,} examples of {' x '.join(map(str, shape[1:]))}")
-        told += [f"{data[kind]} {kind}" for kind in ("classes", "amounts") if type(data.get(kind)) is int]
+        told += [
+            f"{data[kind]} {kind}" for kind in ("classes", "amounts") if type(data.get(kind)) is int and data[kind] > 1
+        ]
     if isinstance(decides, Mapping) and isinstance(decides.get("search_type"), str):
         told.append(f"{decides['search_type']} search")
     told += [about.get("device"), f"seed {about['seed']}" if type(about.get("seed")) is int else None]
@@ -291,8 +293,8 @@ def panels(run: Run, best: Trial | None) -> list[Panel]:
 
 
 _PROGRESS = (
-    "The line is the best of the search so far, the band its 95 % interval; dots are networks, when their training "
-    "ended; diamonds are final trainings. Where the line is flat nothing better was found."
+    "The line is the best of the search so far, the band the 95 % interval of an accuracy; dots are networks, when their "
+    "training ended; diamonds are final trainings. Where the line is flat nothing better was found."
 )
 _CURVES = "Each line is a network's validation score over its own epochs, the bluer the better it ended; up is better."
 _TREE = (

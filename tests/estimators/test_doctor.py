@@ -19,8 +19,7 @@ import morphnas
 from morphnas import DataWarning, Findings, ImageClassifier, examine
 from morphnas.estimators import doctor
 from morphnas.estimators import given as given_module
-from morphnas.estimators.doctor import Finding
-from morphnas.estimators.given import Given
+from morphnas.estimators.given import Finding, Given
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.room import Room
 from tests.estimators.conftest import stripes

@@ -21,6 +21,7 @@ import morphnas
 from morphnas import ImageClassifier
 from morphnas.estimators.files import Files
 from morphnas.estimators.inputs import Preprocessing, Problem
+from morphnas.estimators.labels import Labels
 from morphnas.estimators.sources import Source, opened
 from tests.estimators.conftest import stripes
 
@@ -182,6 +183,7 @@ def test_datasets_and_loaders() -> None:
     problem = found(Pairs(first(floats), Y))
     same(problem, found(floats, Y))
     assert pixels(problem).dtype == torch.float32
+    assert isinstance(problem.target, Labels)
     assert problem.target.classes.tolist() == [0, 1, 2]
 
 

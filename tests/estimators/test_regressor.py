@@ -21,7 +21,7 @@ from morphnas.cli import main
 from morphnas.estimators.inputs import split
 from morphnas.estimators.targets import Values, target_from_json
 
-Amounts = tuple[NDArray[np.uint8], NDArray[np.float64]]
+Amounts = tuple[NDArray[np.uint8], NDArray[np.floating[Any]]]
 SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 6}}
 
 
@@ -93,7 +93,7 @@ def test_what_is_told_is_of_r2(fitted: ImageRegressor, capsys: pytest.CaptureFix
     assert "accuracy" not in told
     page = morphnas.write_report(run).read_text()
     assert '"measure":"R2"' in page.replace(" ", "")
-    assert "1 amount" in page
+    assert "ImageRegressor · 300 examples of 8 x 8" in page
     assert main(["info", fitted.path_]) == 0
     assert "ImageRegressor" in capsys.readouterr().out
     assert morphnas.compare_runs([run, run]).measure == "score"
@@ -103,7 +103,7 @@ def test_what_is_told_is_of_r2(fitted: ImageRegressor, capsys: pytest.CaptureFix
 
 def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Amounts) -> None:
     x, y = data
-    made = {"searcher_args": SMALL, "random_state": 0}
+    made: dict[str, Any] = {"searcher_args": SMALL, "random_state": 0}
     ImageRegressor(tmp_path / "run", max_trials=1, refit=False, **made).fit(x, y, time_limit=20)
     with pytest.raises(RunError, match="other data"):
         ImageClassifier(tmp_path / "run", resume=True, **made).fit(x, y.astype(int), time_limit=6)

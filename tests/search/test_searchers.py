@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -339,7 +340,7 @@ NETWORKS = [cnn((3, 8, 8), 3, width=width, depth=depth) for width in (4, 16, 64,
 
 @given(st.floats(1e-7, 1e-3), st.floats(1e-13, 1e-8), st.floats(0, 1e-8), st.randoms(use_true_random=False))
 def test_what_latencies_come_from_is_found(a: float, b: float, c: float, random: Random) -> None:
-    paces = {"seconds_per_node": a, "seconds_per_flop": b, "seconds_per_parameter": c}
+    paces: dict[str, Any] = {"seconds_per_node": a, "seconds_per_flop": b, "seconds_per_parameter": c}
     limits = Limits(max_latency_ms=1.0, **paces)
     some = random.sample(NETWORKS, 7)
     exact = [timed(graph, limits.latency(graph), i) for i, graph in enumerate(some)]
@@ -351,7 +352,8 @@ def test_what_latencies_come_from_is_found(a: float, b: float, c: float, random:
     noisy = [timed(graph, limits.latency(graph) * random.uniform(0.8, 1.25), i) for i, graph in enumerate(some)]
     pace = latency_pace(noisy)
     assert pace is not None
-    believed = replace(limits, **dict(zip(paces, pace, strict=True)))
+    found_paces: dict[str, Any] = dict(zip(paces, pace, strict=True))
+    believed = replace(limits, **found_paces)
     under = [believed.latency(t.graph) * (1 + 1e-9) >= (t.outcome.latency if t.outcome else 0) for t in noisy]  # type: ignore[operator]
     assert sum(under) >= 5
 

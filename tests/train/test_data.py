@@ -60,7 +60,7 @@ def test_features_of_any_scale_are_normalised(scale: float) -> None:
 def test_what_hardly_varies_is_not_blown_up(shape: tuple[int, ...], most: float) -> None:
     x = torch.zeros(100_000, *shape)
     x[0, 0], x[1] = 1e-3, torch.rand(shape, generator=seeded())
-    task = Task.of(Examples(x, torch.zeros(len(x), dtype=torch.int64)), None, 1)
+    task = Task.of(Examples(x, torch.zeros(len(x), dtype=torch.int64)), None, Classes(1))
     assert task.normalised(torch.full((1, *shape), 1e9)).unique().tolist() == [most]
     assert task.normalised(torch.full((1, *shape), -1e9)).unique().tolist() == [-most]
     usual = task.mean + 4 * task.std
