@@ -293,8 +293,8 @@ def panels(run: Run, best: Trial | None) -> list[Panel]:
 
 
 _PROGRESS = (
-    "The line is the best of the search so far, the band the 95 % interval of an accuracy; dots are networks, when their "
-    "training ended; diamonds are final trainings. Where the line is flat nothing better was found."
+    "The line is the best of the search so far, the band the 95 % interval of an accuracy; dots are networks, when "
+    "their training ended; diamonds are final trainings. Where the line is flat nothing better was found."
 )
 _CURVES = "Each line is a network's validation score over its own epochs, the bluer the better it ended; up is better."
 _TREE = (
