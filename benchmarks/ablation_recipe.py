@@ -113,7 +113,7 @@ def main() -> None:
         pace = pace or measure(given, 0.4 if args.device.type == "cpu" else 20.0, recipe)
         found = replace(recipe, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         base = replace(found, epochs=100_000, augment=Augment(flip=args.flip))
-        graph = cnn(tuple(given.train.x.shape[1:]), given.goal, width=args.width, depth=4)
+        graph = cnn(tuple(given.train.x.shape[1:]), given.goal.outputs, width=args.width, depth=4)
         for name, recipe in variants(base, args.flip).items():
             if args.only and name != "base" and not name.startswith(tuple(args.only)):
                 continue

@@ -142,7 +142,7 @@ def main() -> None:
         pace = measure(given, 0.4 if args.device.type == "cpu" else 20.0, default)
         found_out = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         recipe = replace(found_out, epochs=100_000, augment=Augment(args.shift, args.flip))
-        graphs = networks(shape, given.goal, args.widths) | morphed(shape, given.goal)
+        graphs = networks(shape, given.goal.outputs, args.widths) | morphed(shape, given.goal.outputs)
         for name, graph in graphs.items():
             if not name.startswith(tuple(args.only)):
                 continue
