@@ -99,7 +99,7 @@ def test_spans_of_several_lengths_are_refused() -> None:
 def test_spans_are_learnt_and_told(tmp_path: Path) -> None:
     x, y = waves(400)
     made = ImageClassifier(tmp_path / "run", axes=1, max_trials=1, random_state=0, searcher_args=SMALL)
-    made.fit(x[:300], y[:300], time_limit=6)
+    made.fit(x[:300], y[:300], time_limit=4)
     assert made.evaluate(x[300:], y[300:]) > 0.8
     assert morphnas.load(tmp_path / "run").evaluate(x[300:], y[300:]) == made.evaluate(x[300:], y[300:])
     with pytest.raises(ValueError, match="is expecting 32"):
@@ -113,7 +113,7 @@ def test_spans_are_learnt_and_told(tmp_path: Path) -> None:
 def test_volumes_are_learnt_told_and_handed_over(tmp_path: Path) -> None:
     x, y = blocks(300)
     made = ImageClassifier(tmp_path / "run", axes=3, max_trials=1, random_state=0, searcher_args=SMALL)
-    made.fit(x[:240], y[:240], time_limit=6)
+    made.fit(x[:240], y[:240], time_limit=4)
     assert made.evaluate(x[240:], y[240:]) > 0.8
     morphnas.export(made, tmp_path / "net.py")
     with torch.no_grad():

@@ -280,6 +280,7 @@ def test_rows_have_no_mirror_images() -> None:
     assert not classifier.mirrors_
 
 
+@pytest.mark.slow
 def test_loads_in_a_fresh_process(fitted: ImageClassifier, tmp_path: Path) -> None:
     x, _ = stripes(30, seed=3)
     np.savez(tmp_path / "x.npz", x=x, expected=fitted.predict_proba(x), labels=fitted.predict(x))

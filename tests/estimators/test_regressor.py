@@ -44,7 +44,7 @@ def data() -> Amounts:
 def fitted(tmp_path_factory: pytest.TempPathFactory, data: Amounts) -> ImageRegressor:
     """Not to be changed."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    return ImageRegressor(path, max_trials=3, random_state=0, searcher_args=SMALL).fit(*data, time_limit=10)
+    return ImageRegressor(path, max_trials=3, random_state=0, searcher_args=SMALL).fit(*data, time_limit=6)
 
 
 def test_learns_and_predicts(fitted: ImageRegressor) -> None:
@@ -111,7 +111,7 @@ def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Amounts
     more.fit(x, y, time_limit=20)
     assert len(load_run(tmp_path / "run").trials) == 3
     test, truth = spots(60, seed=2)
-    more.final_fit(x, y, test, truth, time_limit=5)
+    more.final_fit(x, y, test, truth, time_limit=3)
     assert more.test_metric_ == pytest.approx(more.evaluate(test, truth), rel=1e-4)
     with pytest.raises(ValueError, match="2 amounts for each example, but fit saw 1"):
         more.final_fit(x, np.stack([y, y], 1), time_limit=5)
@@ -123,7 +123,7 @@ def test_several_amounts(tmp_path: Path, data: Amounts) -> None:
     x, y = data
     pair = np.stack([y, 1e-3 * x.mean((1, 2))], 1)
     found = ImageRegressor(tmp_path / "run", max_trials=1, random_state=0, searcher_args=SMALL, ensemble=3)
-    found.fit(torch.from_numpy(x[50:]), pair[50:], time_limit=5, validation_data=(x[:50], pair[:50].tolist()))
+    found.fit(torch.from_numpy(x[50:]), pair[50:], time_limit=4, validation_data=(x[:50], pair[:50].tolist()))
     assert found.predict(x[:7]).shape == (7, 2)
     assert found.score(x, pair) > 0.5
 

@@ -100,7 +100,7 @@ def test_what_counts_for_nothing_is_not_learnt(tmp_path: Path) -> None:
     right = np.arange(300) // 3 % 3 == 0
     y = np.where(right, Y, (Y + 1) % 3)
     found = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, searcher_args=SMALL)
-    found.fit(X, y, time_limit=6, sample_weight=right)
+    found.fit(X, y, time_limit=4, sample_weight=right)
     test, truth = stripes(90, seed=1)
     assert found.evaluate(test, truth) > 0.8
     again = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, searcher_args=SMALL, resume=True)
@@ -109,7 +109,7 @@ def test_what_counts_for_nothing_is_not_learnt(tmp_path: Path) -> None:
     outcome = load_run(tmp_path / "run").trials[0].outcome
     assert outcome is not None
     assert outcome.examples == right[problem(right, y=y).order[255:]].sum()
-    found.final_fit(X, y, time_limit=3, sample_weight=right)
+    found.final_fit(X, y, time_limit=2, sample_weight=right)
     assert found.evaluate(test, truth) > 0.8
 
 
