@@ -65,8 +65,8 @@ def learnt(limits: Limits, trials: Sequence[Trial]) -> Limits:
     """The limits with what trials have shown: what estimates of memory and of latency are worth, and which network was
     too large.
     """
-    if limits.max_latency_ms is not None and (pace := latency_pace(trials)) is not None:
-        limits = replace(limits, seconds_per_node=pace[0], seconds_per_flop=pace[1], seconds_per_parameter=pace[2])
+    if limits.max_latency_ms is not None:
+        limits = paced(limits, trials)
     caps = [] if limits.max_memory is None else [int(limits.max_memory / measured_memory(trials))]
     caps += [t.graph.peak_bytes(SMALLEST) - 1 for t in trials if t.outcome is not None and t.outcome.status == "oom"]
     return replace(limits, max_memory=max(1, min(caps))) if caps else limits
@@ -82,21 +82,27 @@ def measured_memory(trials: Sequence[Trial]) -> float:
     return statistics.median(seen) if seen else 1.0
 
 
-def latency_pace(trials: Sequence[Trial]) -> tuple[float, float, float] | None:
-    """Seconds per node, per FLOP and per parameter that latencies come from, by least squares of relative errors, and
-    somewhat more (`CAUTION`); None where fewer than `ENOUGH_TIMED` networks were timed.
+def paced(limits: Limits, trials: Sequence[Trial]) -> Limits:
+    """The limits with seconds per node, per FLOP and per parameter that fit to the latencies of the trials' networks.
+
+    By least squares of relative errors where `ENOUGH_TIMED` networks were timed, else in the proportions that they had;
+    so that a share of `CAUTION` of the networks is no slower than predicted.
     """
     timed = {t.graph.key: (t.graph, t.outcome.latency) for t in trials if t.outcome is not None and t.outcome.latency}
-    if len(timed) < ENOUGH_TIMED:
-        return None
-    table = np.array([(len(graph.nodes), graph.flops, graph.parameters) for graph, _ in timed.values()])
-    table = table / np.array([[seconds] for _, seconds in timed.values()])
-    scale = table.max(0)
-    found, _ = nnls(table / scale, np.ones(len(table)))
-    expected = (table / scale) @ found
-    cautious = max(1.0, float(np.quantile(1 / expected, CAUTION))) if expected.min() > 0 else 1.0
-    per_node, per_flop, per_parameter = (cautious * found / scale).tolist()
-    return per_node, per_flop, per_parameter
+    if not timed:
+        return limits
+    sizes = np.array([(len(graph.nodes), graph.flops, graph.parameters) for graph, _ in timed.values()], dtype=float)
+    relative = sizes / np.array([[seconds] for _, seconds in timed.values()])
+    pace = np.array([limits.seconds_per_node, limits.seconds_per_flop, limits.seconds_per_parameter])
+    if len(timed) >= ENOUGH_TIMED:
+        scale = relative.max(0)
+        pace = nnls(relative / scale, np.ones(len(timed)))[0] / scale
+    expected = relative @ pace
+    if not expected.min() > 0:
+        return limits
+    names = ("seconds_per_node", "seconds_per_flop", "seconds_per_parameter")
+    pace = pace * float(np.quantile(1 / expected, CAUTION))
+    return replace(limits, **dict(zip(names, pace.tolist(), strict=True)))
 
 
 def first_start(space: Space, recipe: Recipe, rules: Rules) -> Proposal | None:
