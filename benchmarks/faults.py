@@ -130,7 +130,7 @@ def table(run: Run) -> list[Any]:
     rows = []
     for trial in run.trials:
         curve = tuple((e.loss, e.score, e.metric) for e in trial.outcome.curve) if trial.outcome else None
-        outcome = trial.outcome and replace(trial.outcome, seconds=0, images_per_second=0, curve=())
+        outcome = trial.outcome and replace(trial.outcome, seconds=0, images_per_second=0, latency=None, curve=())
         rows.append(
             (trial.id, trial.graph.key, trial.proposal.start, trial.proposal.morphs, trial.kept, curve, outcome)
         )
