@@ -24,13 +24,11 @@ STRATA = 20
 class Values:
     """One amount for every example, or several: networks learn them in deviations from the mean of the fit's y.
 
-    mean, std: (k,) float64 each; the deviation of an amount that is always the same counts as 1. flat: whether there is
-    one, so that predictions are (n,) instead of (n, k).
+    mean, std: (k,) float64 each; the deviation of an amount that is always the same counts as 1.
     """
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
-    flat: bool
 
     @staticmethod
     def found(y: ArrayLike, n: int) -> tuple[Values, NDArray[np.float32]]:
@@ -43,7 +41,7 @@ class Values:
         small = std <= 1e-12 * np.abs(mean)
         if small.all():
             raise ValueError(f"there is nothing to learn: y is {table[0].tolist()} for all {n:,} samples")
-        values = Values(mean, np.where(small, 1.0, std), table.shape[1] == 1)
+        values = Values(mean, np.where(small, 1.0, std))
         return values, values._coded(table)
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
@@ -63,6 +61,11 @@ class Values:
         """The amounts (n, k) that outputs (n, k) stand for."""
         amounts: NDArray[np.float64] = outputs.astype(np.float64) * self.std + self.mean
         return amounts
+
+    @property
+    def flat(self) -> bool:
+        """Whether there is one amount, so that predictions are (n,) instead of (n, k)."""
+        return len(self.mean) == 1
 
     @property
     def goal(self) -> Goal:
@@ -93,7 +96,7 @@ class Values:
         mean, std = (np.array(amounts[name], dtype=np.float64) for name in ("mean", "std"))
         if len(mean) != len(std) or min(std) <= 0:
             raise ValueError(f"amounts cannot have the deviations {amounts['std']!r:.100}")
-        return Values(mean, std, len(mean) == 1)
+        return Values(mean, std)
 
 
 Target = Labels | Values

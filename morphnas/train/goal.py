@@ -17,8 +17,8 @@ SMALLEST_ERROR = 1e-12
 """Mean squared error that counts as none."""
 STEEP = 0.125
 """What squared errors are multiplied by. Their loss is then as curved as that of two classes is in one logit at most, a
-quarter, and goes with the same learning rates: eight times as curved, trainings from fresh weights diverge."""
-
+quarter, and goes with the same learning rates: eight times as curved, many trainings diverge (`benchmarks/amounts.py`).
+"""
 
 Weights = Tensor | None
 """What examples count for, (n,) float; None: all alike."""

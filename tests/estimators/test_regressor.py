@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -240,7 +241,6 @@ def kinds(*args: Any, **options: Any) -> dict[str, bool]:
 
 
 def test_usual_amounts_are_not_spoken_of() -> None:
-    assert kinds(*spots(2000)) == {"classes": False} or not kinds(*spots(2000))
     x, y = spots(2000)
     assert not kinds(x, y + np.random.default_rng(0).normal(size=2000))
 
@@ -276,4 +276,6 @@ def test_equal_images_of_different_amounts() -> None:
     found = {one.kind: one for one in examine(np.concatenate([x, x[:30]]), np.concatenate([y, y[:30] + 1]),
                                               regression=True).found}  # fmt: skip
     assert found["contradictory"].warns
-    assert f"is {y[0]:g}" in found["contradictory"].text or "is 10" in found["contradictory"].text
+    assert "occur with different amounts" in found["contradictory"].text
+    first, other = (float(word) for word in re.findall(r" is ([0-9.]+)", found["contradictory"].text))
+    assert abs(first - other) == 1
