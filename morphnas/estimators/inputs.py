@@ -53,6 +53,7 @@ class Preprocessing:
         """
         if axes is not None and (isinstance(axes, bool) or axes not in (1, 2, 3)):
             raise ValueError(f"axes must be None, 1 (spans), 2 (images) or 3 (volumes), not {axes!r:.100}")
+        image_shape = _checked_shape(image_shape)
         if axes in (1, 3):
             return Preprocessing._along(source, image_shape, image_size, axes)
         if image_size is not None or not source.uniform:
@@ -60,8 +61,7 @@ class Preprocessing:
         given = source.shapes[0]
         if image_shape is not None:
             image = tuple(image_shape)
-            whole = all(isinstance(size, (int, np.integer)) and size > 0 for size in image)
-            if len(image) not in (2, 3) or not whole:
+            if len(image) not in (2, 3):
                 words = "(height, width) or (height, width, channels)"
                 raise ValueError(f"image_shape must be {words}, not {image_shape!r}")
             if math.prod(image) != math.prod(given):
@@ -93,13 +93,11 @@ class Preprocessing:
             raise ValueError(f"{what} of x must have one shape: only images are resized")
         given = source.shapes[0]
         shape = given if image_shape is None else tuple(image_shape)
-        whole = all(isinstance(size, (int, np.integer)) and size > 0 for size in shape)
-        if len(shape) not in (axes, axes + 1) or not whole or math.prod(shape) != math.prod(given):
+        if len(shape) not in (axes, axes + 1) or math.prod(shape) != math.prod(given):
             words = f"{what} have the shape {sizes}, or one more size for channels"
             raise ValueError(
                 f"{words}, but an example of x has {given}{'' if image_shape is None else f', not {shape}'}"
             )
-        shape = tuple(int(size) for size in shape)
         return Preprocessing(given, (1, *shape) if len(shape) == axes else (shape[-1], *shape[:-1]))
 
     @staticmethod
@@ -181,6 +179,16 @@ class Preprocessing:
             words = f"morphnas is expecting {self.given[0]} features as input"
             return f"X has {x.shape[1]} features, but {words}"
         return f"{name} has examples of shape {x.shape[1:]}, but the model was fitted on {self.given}"
+
+
+def _checked_shape(image_shape: Sequence[int] | None) -> tuple[int, ...] | None:
+    if image_shape is None:
+        return None
+    sizes = image_shape if isinstance(image_shape, (tuple, list, np.ndarray)) else ()
+    if not len(sizes) or not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
+        words = "(height, width) or (height, width, channels)"
+        raise ValueError(f"image_shape must be {words}, or as axes say, in whole numbers, not {image_shape!r:.100}")
+    return tuple(int(size) for size in sizes)
 
 
 def _checked_size(image_size: ImageSize | None) -> tuple[int, int] | None:
