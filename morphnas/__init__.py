@@ -10,7 +10,18 @@ from morphnas.estimators.ablation import ablate
 from morphnas.estimators.doctor import DataWarning, Findings, examine
 from morphnas.estimators.files import load_image_dataset
 from morphnas.exports import Exported, ExportError, export
-from morphnas.graph import Graph, GraphError, Limits, Morph, MorphError, Network, neighbours, to_module
+from morphnas.graph import (
+    Graph,
+    GraphError,
+    Limits,
+    ModuleError,
+    Morph,
+    MorphError,
+    Network,
+    from_module,
+    neighbours,
+    to_module,
+)
 from morphnas.report import compare_runs, draw, explain, show, trials_table, visualize, write_report
 from morphnas.run.epochs import EpochReport, StopFit
 from morphnas.run.files import RunError
@@ -22,8 +33,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Augment", "BayesianSearcher", "DataWarning", "EpochReport", "EvolutionSearcher", "ExportError", "Exported",
-    "Findings", "Graph", "GraphError", "ImageClassifier", "ImageRegressor", "Limits", "Morph", "MorphError",
-    "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError", "StopFit", "ablate",
-    "compare_runs", "draw", "examine", "explain", "export", "load", "load_image_dataset", "load_run", "neighbours",
-    "show", "to_module", "trials_table", "visualize", "write_report",
+    "Findings", "Graph", "GraphError", "ImageClassifier", "ImageRegressor", "Limits", "ModuleError", "Morph",
+    "MorphError", "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError",
+    "StopFit", "ablate", "compare_runs", "draw", "examine", "explain", "export", "from_module", "load",
+    "load_image_dataset", "load_run", "neighbours", "show", "to_module", "trials_table", "visualize", "write_report",
 ]  # fmt: skip

@@ -1,8 +1,12 @@
 """Settings that must be made before the first test."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: its threads spin on a busy machine
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells have it so for what they run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hypothesis import HealthCheck, settings
 

@@ -85,7 +85,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         axes: int | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
         max_memory: int | None = None,
-        initial_graphs: Sequence[Graph] | None = None,
+        initial_networks: Sequence[Graph | Network] | None = None,
         data_memory: int | None = None,
         keep: str | int = "all",
         ensemble: int = 1,
@@ -110,7 +110,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self.axes = axes
         self.limits = limits
         self.max_memory = max_memory
-        self.initial_graphs = initial_graphs
+        self.initial_networks = initial_networks
         self.data_memory = data_memory
         self.keep = keep
         self.ensemble = ensemble
@@ -176,6 +176,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         before = self._before(path, decides)
         seed = chosen_seed(self.random_state) if before is None else _seed(before)
         problem = self._problem(x, y, validation_data, settings, seed, sample_weight)
+        settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
         if before is not None and before.get("data") != problem.fingerprint:
             same = "the same x, y and sample_weight, and the same validation_data"
             raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give {same}")
@@ -203,6 +204,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             with _opened(folder, about, before is not None, self.overwrite) as store, self._progress(seconds) as shown:
                 torch.set_num_threads(planned.threads)
                 self.path_ = str(folder)
+                for network in settings.networks:
+                    store.give(network)
                 log.info("the run is kept in %s", folder)
                 if before is not None:
                     store.note(findings=findings.to_json())
@@ -416,6 +419,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         seconds = time_limit_seconds(time_limit, self.time_limit)
         settings = Settings.of(self)
         problem = self._problem(x, y, validation_data, settings, chosen_seed(self.random_state))
+        settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
         with _threads() as all_threads:
             torch.set_num_threads(settings.place.threads or all_threads)
             sizes = Sizes.measured(problem.task, settings, self.augment, seconds)

@@ -45,8 +45,10 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         and spectra; 2 for images; 3 for volumes, (n, d, h, w) or (n, d, h, w, channels). None: images, but for rows
         (n, d) and volumes of five axes. With image_shape, of the shape that rows stand for.
     limits : `morphnas.Limits`, or a dict of its fields: sizes, memory, latency, the kinds of morphs.
-    initial_graphs : list of `morphnas.Graph` that the search starts from, instead of networks sized to the time; inputs
-        are channels first, outputs one value per class.
+    initial_networks : list of networks that the search starts from, instead of some sized to the time. A
+        `morphnas.Graph` begins with fresh weights: its inputs are channels first, its outputs one value per class. A
+        `morphnas.Network`, of an earlier run (`network_`) or of a trained module (`from_module`), begins with its own,
+        adapted to other images and classes where it must be (see `Network.adapted`).
     max_memory : bytes that the training of a network should take at most, as estimated: batches are trained on in parts
         that fit, and networks that do not fit at all are not tried.
     data_memory : bytes that the prepared examples of x, and those of validation_data, may take in memory, and in a

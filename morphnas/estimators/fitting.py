@@ -68,7 +68,7 @@ class Sizes:
         """That of a run of so many seconds. width: of the first networks, where the user has given none."""
         own, examples = self.settings, (self.shape, self.outputs, self.n)
         sized = (own.limits, own.depth, own.width or width)
-        there = (own.initial, own.place.at_a_time, own.device)
+        there = (own.graphs, own.place.at_a_time, own.device)
         return plan(*examples, self.recipe, max(seconds, 1e-3), self.pace, *sized, *there)
 
     def for_search(self, seconds: float) -> dict[str, Any]:

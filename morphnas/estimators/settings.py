@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import secrets
@@ -13,11 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from sklearn.utils import check_random_state
 
 from morphnas.estimators.place import Place
 from morphnas.estimators.room import Room
-from morphnas.graph import Graph, Limits
+from morphnas.graph import Graph, GraphError, Limits, Network, Shape
 from morphnas.run.files import RunError
 from morphnas.search import SEARCHERS, Promote
 from morphnas.search.trial import MorphSpace, Searcher
@@ -28,7 +30,7 @@ _LEGACY_RECIPE = {"max_iter_num": "epochs", "max_no_improvement_num": "patience"
 _LEGACY_SEARCH = ("t_min", "beta", "kernel_lambda")
 DECISIVE = (
     "augment", "searcher_args", "search_type", "random_state", "image_shape", "image_size", "axes", "limits",
-    "max_memory", "initial_graphs",
+    "max_memory", "initial_networks",
 )  # fmt: skip
 """Arguments that decide what a run tries; the others may change when it is gone on with."""
 _SIZES = ("trainer_args", "default_model_len", "default_model_width")
@@ -50,7 +52,7 @@ class HasSettings(Protocol):
     data_memory: int | None
     device: str | torch.device | None
     limits: Limits | Mapping[str, Any] | None
-    initial_graphs: Sequence[Graph] | None
+    initial_networks: Sequence[Graph | Network] | None
     keep: str | int
     ensemble: int
     overwrite: bool
@@ -62,8 +64,8 @@ class HasSettings(Protocol):
 @dataclass(frozen=True)
 class Settings:
     """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable. initial:
-    graphs to start from instead. place: where trials run. keep: how many networks' weights; None: all.
-    ensemble: networks of the final model, at most.
+    networks to start from instead, those with weights begin with them. place: where trials run. keep: how many
+    networks' weights; None: all. ensemble: networks of the final model, at most.
     """
 
     device: torch.device
@@ -76,7 +78,7 @@ class Settings:
     trainer_args: Mapping[str, Any]
     depth: int | None
     width: int | None
-    initial: tuple[Graph, ...]
+    initial: tuple[Graph | Network, ...]
 
     @staticmethod
     def of(estimator: HasSettings) -> Settings:
@@ -93,10 +95,13 @@ class Settings:
             if args.pop(name, None) is not None:
                 warnings.warn(f"searcher_args: {name} belonged to the old kernel and has no effect", stacklevel=4)
         searcher = _searcher(estimator.search_type, args)
-        graphs = estimator.initial_graphs
-        if graphs is not None and not (isinstance(graphs, Sequence) and all(isinstance(g, Graph) for g in graphs)):
-            raise ValueError(f"initial_graphs must be None or a list of morphnas.Graph, not {graphs!r:.100}")
-        initial = tuple(graphs or ())
+        given = estimator.initial_networks
+        if given is not None and not (
+            isinstance(given, Sequence) and all(isinstance(n, Graph | Network) for n in given)
+        ):
+            kinds = "morphnas.Graph and morphnas.Network (from_module makes one of a module)"
+            raise ValueError(f"initial_networks must be None or a list of {kinds}, not {given!r:.100}")
+        initial = tuple(given or ())
         limits = _limits(estimator.limits)
         if estimator.max_memory is not None:
             limits = replace(limits, max_memory=int(estimator.max_memory))
@@ -108,6 +113,30 @@ class Settings:
         keep = None if estimator.keep == "all" else int(estimator.keep)
         ensemble, sizes = int(estimator.ensemble), (depth, width, initial)
         return Settings(place.device, place, space, limits, searcher, keep, ensemble, trainer_args, *sizes)
+
+    def adapted(self, shape: Shape, outputs: int) -> Settings:
+        """Those with the weights of initial networks for examples of that shape; ValueError where they cannot be."""
+        initial = list[Graph | Network]()
+        for i, given in enumerate(self.initial):
+            try:
+                initial.append(given.adapted(shape, outputs) if isinstance(given, Network) else given)
+            except GraphError as error:
+                raise ValueError(f"initial_networks[{i}] cannot be adapted to the examples: {error}") from error
+        found = replace(self, initial=tuple(initial))
+        keys = [graph.key for graph in found.graphs]
+        if twice := [i for i, key in enumerate(keys) if key in keys[:i]] if found.networks else []:
+            raise ValueError(f"initial_networks[{twice[0]}] is of the same architecture as one before it")
+        return found
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """Those of the initial networks."""
+        return [given.graph if isinstance(given, Network) else given for given in self.initial]
+
+    @property
+    def networks(self) -> list[Network]:
+        """The initial networks that have weights."""
+        return [given for given in self.initial if isinstance(given, Network)]
 
 
 def _check_flags(estimator: HasSettings) -> None:
@@ -212,7 +241,10 @@ def chosen_seed(random_state: int | np.random.RandomState | None) -> int:
 def decisive(params: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that decide what a run tries, as run.json keeps them, with None where it means the default."""
     found = {name: params[name] for name in DECISIVE}
-    found["searcher_args"], found["initial_graphs"] = found["searcher_args"] or None, found["initial_graphs"] or None
+    found["searcher_args"], found["initial_networks"] = (
+        found["searcher_args"] or None,
+        found["initial_networks"] or None,
+    )
     found["search_type"] = found["search_type"] or "bayesian"
     found["limits"] = None if found["limits"] is None else _limits(found["limits"])
     if isinstance(found["image_size"], (int, np.integer)):
@@ -240,6 +272,9 @@ def plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, Graph):
         return value.key
+    if isinstance(value, Network):
+        weights = save({name: tensor.contiguous() for name, tensor in value.weights.items()})
+        return f"{value.graph.key} {hashlib.sha256(weights).hexdigest()[:16]}"
     if callable(value):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     if isinstance(value, Limits):

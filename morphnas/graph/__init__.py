@@ -36,12 +36,13 @@ from morphnas.graph.ops import (
     ShapeError,
     Weights,
 )
+from morphnas.graph.reading import ModuleError, from_module
 from morphnas.graph.starters import cnn, densenet, mlp, resnet
 
 __all__ = [
     "Add", "AddSkip", "AvgPool", "BatchNorm", "Concat", "ConcatSkip", "Conv", "Deeper", "Dense", "Dropout", "Flatten",
-    "GlobalPool", "Graph", "GraphError", "Input", "Limits", "MaxPool", "Morph", "MorphError", "Network", "Node", "Op",
-    "ReLU", "Route", "SMALLEST", "Shape", "ShapeError", "Weights", "WeightsError", "Wider", "WiderAll", "blend", "cnn",
-    "densenet", "fresh_weights", "inherit", "mlp", "morph_from_json", "neighbours", "resnet", "to_module", "weights_of",
-    "width_group",
+    "GlobalPool", "Graph", "GraphError", "Input", "Limits", "MaxPool", "ModuleError", "Morph", "MorphError", "Network",
+    "Node", "Op", "ReLU", "Route", "SMALLEST", "Shape", "ShapeError", "Weights", "WeightsError", "Wider", "WiderAll",
+    "blend", "cnn", "densenet", "fresh_weights", "from_module", "inherit", "mlp", "morph_from_json", "neighbours",
+    "resnet", "to_module", "weights_of", "width_group",
 ]  # fmt: skip

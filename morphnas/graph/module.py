@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from morphnas.graph.graph import Graph
-from morphnas.graph.ops import Weights
+from morphnas.graph.graph import Graph, GraphError
+from morphnas.graph.ops import Conv, Dense, Input, Op, Shape, Weights
 
 NORMALISED = 0.4
 """Scale of fresh weights that a batch norm undoes; with it layers begin as torch's own do, by the variance."""
@@ -93,3 +93,30 @@ class Network:
         return to_module(self.graph, self.weights)
 
     produce_model = to_module
+
+    def adapted(self, shape: Shape, outputs: int) -> Network:
+        """For examples of that shape and so many outputs: with the weights that still fit (transfer learning).
+
+        The last layer, a dense one, gets fresh weights where its shape is another. Convolutions that read the examples
+        compute of images whose channels are all alike what they did before, however many channels there are. GraphError
+        where the network cannot be for these, or where other layers would need other weights.
+        """
+        head, first = self.graph.output, self.graph.input
+        ops: dict[str, Op] = {first.name: Input(tuple(shape))}
+        if isinstance(head.op, Dense):
+            ops[head.name] = head.op.widened(outputs)
+        graph = self.graph.replace_ops(ops)
+        if graph.shapes[head.name] != (outputs,):
+            raise GraphError(f"{head.name}: the last layer is {head.op}, only a dense one can get {outputs} outputs")
+        weights, fresh = {}, fresh_weights(graph)
+        for name, wanted in graph.weight_shapes.items():
+            node, value = graph[name.rpartition(".")[0]], self.weights[name]
+            if tuple(value.shape) == wanted:
+                weights[name] = value
+            elif node.name == head.name:
+                weights[name] = fresh[name]
+            elif isinstance(node.op, Conv) and node.inputs == (first.name,):
+                weights[name] = value.mean(1, keepdim=True).expand(wanted) * (value.shape[1] / wanted[1])
+            else:
+                raise GraphError(f"{node.name}: inputs of shape {shape} would need other weights here: {wanted}")
+        return Network(graph, weights)

@@ -68,7 +68,9 @@ def trial_words(trial: Trial) -> str:
         return "; ".join(map(morph_words, trial.proposal.morphs))
     if final := trial.proposal.why.get("final"):
         return FINAL_WORDS.get(str(final), f"final: {final}")
-    return "start" if trial.parent is None else "trained longer"
+    if trial.parent is not None:
+        return "trained longer"
+    return "start, with weights given" if trial.proposal.why.get("weights") == "given" else "start"
 
 
 def metric_words(outcome: Outcome | None, named: bool = False) -> str:

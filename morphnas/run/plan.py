@@ -344,8 +344,8 @@ def _check(initial: Sequence[Graph], shape: Shape, outputs: int, limits: Limits)
     for i, graph in enumerate(initial):
         takes, gives = (graph.shapes[node.name] for node in (graph.input, graph.output))
         if takes != shape:
-            raise ValueError(f"initial_graphs[{i}] takes inputs of shape {takes}, but the examples are {shape}")
+            raise ValueError(f"initial_networks[{i}] takes inputs of shape {takes}, but the examples are {shape}")
         if gives != (outputs,):
-            raise ValueError(f"initial_graphs[{i}] gives {gives}, but {outputs} outputs are needed")
+            raise ValueError(f"initial_networks[{i}] gives {gives}, but {outputs} outputs are needed")
         if (why := limits.refuse(graph)) is not None:
-            raise ValueError(f"initial_graphs[{i}] is beyond the limits: {why}")
+            raise ValueError(f"initial_networks[{i}] is beyond the limits: {why}")

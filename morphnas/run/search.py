@@ -411,7 +411,9 @@ def search(
             proposal = searcher.ask(others, left(trials))  # the failed ones once more
         if proposal is None:
             return None
-        return store.claim(replace(proposal, recipe=settle(proposal.recipe, trials, chance)))
+        given = {"weights": "given"} if store.gives(proposal.start) else {}
+        why = {**proposal.why, **given}
+        return store.claim(replace(proposal, recipe=settle(proposal.recipe, trials, chance), why=why))
 
     def ask_ahead(trial: Trial) -> None:
         """Ask for what comes after this trial, of which nothing is known yet, and the others that run."""
@@ -428,7 +430,7 @@ def search(
             observer.trial_begins(trial)
         start = trial.proposal.start
         try:
-            network = start if isinstance(start, Graph) else store.network(start)
+            network = store.start(start)
         except RunError as error:  # the weights of the start: nothing can be begun from it any more
             store.forget_weights(trial.parent)
             finish(trial, Outcome("failed", error=str(error)), None)

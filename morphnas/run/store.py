@@ -1,6 +1,7 @@
 """The run's folder: an append-only history of trials on disk, and the read-only view of it.
 
     run.json                   what the run is: settings, seed, data, versions, machine, best trial
+    starts/<key>.safetensors   weights that a first network was given to begin with, by the key of its graph
     trials/00007/proposal.json written when the trial is claimed; the folder's name is the id
     trials/00007/checkpoint.safetensors   while it is trained, to go on from
     trials/00007/weights.safetensors
@@ -145,7 +146,7 @@ class Store:
         cls.check(path, overwrite=overwrite)
         store = cls(path, _locked(path), {"format": FORMAT, **about, "host": socket.gethostname()})
         try:
-            for name in ("trials", "model", "graphs"):
+            for name in ("trials", "model", "graphs", "starts"):
                 shutil.rmtree(path / name, ignore_errors=True)
             (path / "trials").mkdir()
             write_json(path / "run.json", store.about)
@@ -258,6 +259,29 @@ class Store:
 
     def network(self, id: int) -> Network:
         return load_network(self.path, self._trials[id])
+
+    def give(self, network: Network) -> None:
+        """Let trials that start from the network's graph begin with its weights."""
+        file = self._given(network.graph)
+        try:
+            inside(file.parent, self.path).mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        write_tensors(file, network.weights)
+
+    def _given(self, graph: Graph) -> Path:
+        return self.path / "starts" / f"{graph.key}.safetensors"
+
+    def gives(self, start: Graph | int) -> bool:
+        """Whether there are weights that were given for this start."""
+        return isinstance(start, Graph) and self._given(start).is_file()
+
+    def start(self, start: Graph | int) -> Graph | Network:
+        """What a proposal starts from, with its weights where there are any; RunError where they cannot be read."""
+        if not isinstance(start, Graph):
+            return self.network(start)
+        file = inside(self._given(start), self.path)
+        return Network(start, read_weights(file, start)) if self.gives(start) else start
 
     def note(self, **facts: Any) -> None:
         """Add facts to run.json."""

@@ -106,7 +106,7 @@ def paced(limits: Limits, trials: Sequence[Trial]) -> Limits:
 
 
 def first_start(space: Space, recipe: Recipe, rules: Rules) -> Proposal | None:
-    """The first of the space's starts that may be trained and has not been, from fresh weights."""
+    """The first of the space's starts that may be trained and has not been."""
     for number, graph in enumerate(space.starts):
         if rules.new(graph) and rules.fits(graph):
             return Proposal(graph, (), recipe, {"reason": "start", "start": number, "left": what_is_left(rules.left)})

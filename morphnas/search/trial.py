@@ -19,7 +19,8 @@ from morphnas.train.recipe import Outcome, Recipe
 class Proposal:
     """What to train next.
 
-    start: a graph, trained from fresh weights, or the id of a finished trial, whose weights are inherited.
+    start: a graph, trained from fresh weights (or from those that the run was given for it), or the id of a finished
+        trial, whose weights are inherited.
     morphs: edits of the start, in order; none with a trial as start means to train that network on.
     why: for people: what made the searcher propose this, as JSON values.
     """

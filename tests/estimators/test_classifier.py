@@ -184,7 +184,7 @@ def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_p
             return super().ask(trials, left)
 
     path = tmp_path / "run"
-    classifier = ImageClassifier(path, search_type=Asked, initial_graphs=[first, second], device="cpu")
+    classifier = ImageClassifier(path, search_type=Asked, initial_networks=[first, second], device="cpu")
     classifier.fit(*stripes(200), time_limit=4)
     tried = [trial.graph.key for trial in classifier.load_searcher().trials if not is_final(trial)]
     assert tried == [first.key, second.key]
@@ -365,7 +365,7 @@ def test_other_searchers(data: Data, tmp_path: Path, search: Any) -> None:
 def test_searches_from_graphs_given(data: Data, tmp_path: Path) -> None:
     graphs = [cnn((1, 6, 6), 3, width=3, depth=1), mlp((1, 6, 6), 3, width=5)]
     classifier = ImageClassifier(
-        tmp_path / "run", initial_graphs=graphs, search_type="random", max_trials=4, searcher_args=TINY, refit=False
+        tmp_path / "run", initial_networks=graphs, search_type="random", max_trials=4, searcher_args=TINY, refit=False
     )
     trials = classifier.fit(*data).load_searcher().trials
     assert [t.proposal.start for t in trials[:2]] == graphs

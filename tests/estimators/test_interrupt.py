@@ -321,7 +321,7 @@ def test_a_final_training_that_can_be_much_longer_now_begins_anew(
         ({"limits": {"max_params": 999_999}}, "limits was None"),
         ({"random_state": 4}, "random_state was 3 and is 4"),
         ({"image_size": 8}, "image_size was None and is \\[8, 8\\]"),
-        ({"initial_graphs": [morphnas.graph.cnn((1, 6, 6), 3, width=3, depth=1)]}, "initial_graphs was None"),
+        ({"initial_networks": [morphnas.graph.cnn((1, 6, 6), 3, width=3, depth=1)]}, "initial_networks was None"),
         ({"max_memory": 10**9, "augment": False}, "augment .* max_memory was None and is 1000000000"),
     ],
 )
@@ -345,7 +345,7 @@ def _begun(data: Data, tmp_path_factory: Any) -> Path:
 
 def test_what_decides_nothing_may_change(data: Data, tmp_path_factory: Any) -> None:
     path = _begun(data, tmp_path_factory)
-    same: dict[str, Any] = {"search_type": "bayesian", "initial_graphs": [], "random_state": None}
+    same: dict[str, Any] = {"search_type": "bayesian", "initial_networks": [], "random_state": None}
     free = {"time_limit": 99, "max_trials": 2, "verbose": False, "device": "cpu", "refit": False, "keep": 2}
     classifier(path, resume=True, **(same | free)).fit(*data)
     assert len(load_run(path).trials) == 2

@@ -42,7 +42,7 @@ def test_the_search_space_is_told_before_a_fit(data: Data, tmp_path: Path) -> No
 def test_it_counts_what_one_step_leads_to(data: Data) -> None:
     graph = cnn((1, *data[0].shape[1:3]), 3, width=8, depth=2)
     limits = {"morphs": ("deeper", "wider"), "max_params": 10 * graph.parameters}
-    space = ImageClassifier(initial_graphs=[graph], limits=limits, device="cpu").search_space_summary(
+    space = ImageClassifier(initial_networks=[graph], limits=limits, device="cpu").search_space_summary(
         *data, time_limit=20
     )
     (start,) = space.starts

@@ -68,6 +68,29 @@ def edited(file: Path, **changes: Any) -> None:
 # -- what is written is read again
 
 
+def test_weights_that_were_given_are_begun_with(path: Path) -> None:
+    given, other = Network(GRAPH, weights(5)), mlp((4,), 2, width=9, depth=1)
+    with store_of(path) as store:
+        assert store.start(GRAPH) is GRAPH
+        store.give(given)
+    with resumed(path) as store:
+        found = store.start(GRAPH)
+        assert isinstance(found, Network)
+        assert same_weights(found, weights(5))
+        assert (store.gives(GRAPH), store.gives(other), store.start(other)) == (True, False, other)
+        (file,) = (path / "starts").iterdir()
+        file.write_bytes(b"damaged")
+        with pytest.raises(RunError, match="starts"):
+            store.start(GRAPH)
+    with store_of(path.with_name("other")) as store:
+        (store.path / "starts").symlink_to(path / "starts")
+        with pytest.raises(RunError, match="leads out of"):
+            store.give(given)
+    store = Store.create(path, {}, overwrite=True)
+    assert store.start(GRAPH) is GRAPH
+    store.close()
+
+
 def test_a_run_is_read_as_it_was_written(path: Path) -> None:
     graph = cnn((1, 8, 8), 2, width=3, depth=2)
     relu = next(node.name for node in graph.nodes if isinstance(node.op, ReLU))

@@ -1,0 +1,79 @@
+"""What a network that has learned other classes is worth to begin with: `initial_networks=[classifier.network_]`.
+
+    python benchmarks/transfer.py --data cifar10.npz [--source 300] [--time-limit 60] [--examples 500 2000] [--seeds 3]
+
+The classes with even numbers are learned from all their images, in `--source` seconds. Then, for every seed, so many
+images of the other classes are given to two fits of the same seconds, one that begins afresh and one that begins with
+the network found before; in turns, which of them is first. Both are asked for the test images of these classes. Without
+--data, and with --smoke, scikit-learn's digits. Appends to results/transfer.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from images import digits
+from machine import append, npz
+
+import morphnas
+
+RESULTS = Path(__file__).parent / "results" / "transfer.json"
+
+
+def fitted(x: Any, y: Any, seconds: float, seed: int, given: list[morphnas.Network] | None) -> morphnas.ImageClassifier:
+    folder = Path(tempfile.mkdtemp()) / "run"
+    found = morphnas.ImageClassifier(folder, random_state=seed, initial_networks=given, device="cpu")
+    return found.fit(x, y, time_limit=seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=npz)
+    parser.add_argument("--source", type=float, default=300.0, help="seconds")
+    parser.add_argument("--time-limit", type=float, default=60.0)
+    parser.add_argument("--examples", type=int, nargs="+", default=[500, 2000])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--smoke", action="store_true", help="digits, 4 s each, one seed, nothing written")
+    args = parser.parse_args()
+    if args.smoke:
+        args.source, args.time_limit, args.examples, args.seeds, args.data = 4.0, 4.0, [60], 1, None
+    if args.data is None:
+        x_train, x_test, y_train, y_test = digits(0)
+    else:
+        with np.load(args.data, allow_pickle=False) as file:
+            x_train, x_test = file["x_train"], file["x_test"]
+            y_train, y_test = file["y_train"].ravel(), file["y_test"].ravel()
+    known, new, tested = y_train % 2 == 0, np.flatnonzero(y_train % 2 == 1), y_test % 2 == 1
+    source = fitted(x_train[known], y_train[known], args.source, 0, None)
+    before = source.evaluate(x_test[~tested], y_test[~tested])
+    print(f"{source.network_.graph.parameters:,} parameters, {before:.2%} of the classes known before", flush=True)
+    for n in args.examples:
+        accuracies: dict[str, list[float]] = {"afresh": [], "transferred": []}
+        for seed in range(args.seeds):
+            some = np.random.default_rng(seed).choice(new, n, replace=False)
+            for name in sorted(accuracies, reverse=seed % 2 == 1):
+                given = None if name == "afresh" else [source.network_]
+                found = fitted(x_train[some], y_train[some], args.time_limit, seed, given)
+                accuracies[name].append(round(found.evaluate(x_test[tested], y_test[tested]), 5))
+                print(n, seed, name, f"{accuracies[name][-1]:.2%}", flush=True)
+        gains = [b - a for a, b in zip(accuracies["afresh"], accuracies["transferred"], strict=True)]
+        spread = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
+        result = {
+            "data": args.data.stem if args.data else "digits", "examples": n, "time_limit": args.time_limit,
+            "source": {"seconds": args.source, "examples": int(known.sum()), "test_accuracy": round(before, 5)},
+            "n": args.seeds, "gain": round(statistics.mean(gains), 5),
+            "standard_error": None if spread is None else round(spread, 5), "test_accuracies": accuracies,
+        }  # fmt: skip
+        print(result, flush=True)
+        if not args.smoke:
+            append(args.results, result)
+
+
+if __name__ == "__main__":
+    main()

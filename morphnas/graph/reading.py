@@ -1,0 +1,263 @@
+"""A plain PyTorch module read as a network: an op for each of its operations, and its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from morphnas.graph.graph import Graph, GraphError, Node
+from morphnas.graph.module import Network, to_module
+from morphnas.graph.ops import (
+    Add,
+    AvgPool,
+    BatchNorm,
+    Concat,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Input,
+    MaxPool,
+    Op,
+    ReLU,
+    Shape,
+    Weights,
+)
+
+PROOF = 1e-4
+"""Largest difference of a network's outputs from those of the module that it was read from, relative to the largest."""
+_PROBES = 4
+_KINDS = (
+    "convolutions, dense layers, batch norm, relu, max, average and global pooling, flattening, dropout, sums, and "
+    "concatenations of channels"
+)
+
+
+class ModuleError(ValueError):
+    """A module cannot be read as a network; the message names the operation and what is wrong with it."""
+
+
+def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
+    """The network that computes what the module does in evaluation mode, and begins with its weights.
+
+    module: of convolutions with odd kernels, padded by half of them; dense layers over flat features; batch norm; relu;
+    max, average and global pooling; dropout; sums; and concatenations of channels; however it is written. It is not
+    changed. input_shape: of one example, channels first, (channels, *spatial) or (features,).
+
+    Both are asked for the outputs of random examples: ModuleError where these differ by more than `PROOF` of the
+    largest, or where the module does something that networks here do not.
+    """
+    shape = Input(tuple(input_shape)).size
+    own = copy.deepcopy(module).cpu().float().eval()
+    probes = torch.randn(_PROBES, *shape, generator=torch.Generator().manual_seed(0))
+    try:
+        program = torch.export.export(own, (probes,))
+    except Exception as error:  # whatever the module raises, and torch's many ways to say that it cannot follow
+        raise ModuleError(f"torch.export cannot read it for inputs of shape {shape}: {error}") from error
+    network = _Reading(program, shape).network
+    with torch.no_grad():
+        wanted, found = own(probes), to_module(network.graph, network.weights).eval()(probes)
+    difference = ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12)).item()
+    if not difference <= PROOF:
+        raise ModuleError(f"read as a network it computes something else: outputs differ by {difference:.2g}")
+    return network
+
+
+class _Reading:
+    """The operations of an exported program, one after the other.
+
+    names: of our node for every node of the program that is a tensor of examples. state: its other tensors, by the
+    names of its nodes.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram, shape: Shape) -> None:
+        signature, self.program = program.graph_signature, program
+        state = {**program.constants, **program.state_dict}
+        lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.state: dict[str, Tensor] = {name: state[target] for name, target in lifted.items()}
+        self.nodes, self.weights = [Node("x", Input(shape))], Weights()
+        self.shapes = {"x": shape}
+        self.names: dict[str, str] = {}
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and node.name in signature.user_inputs:
+                self.names[node.name] = "x"
+            elif node.op == "call_function":
+                self.names[node.name] = self.read(node)
+        self.network = self.ended([self.names.get(str(name), "") for name in signature.user_outputs])
+
+    def ended(self, outputs: Sequence[str]) -> Network:
+        if outputs != [self.nodes[-1].name]:
+            raise ModuleError("its output is not the one tensor that it computes last from its input")
+        try:
+            return Network(Graph(tuple(self.nodes)), self.weights)
+        except GraphError as error:
+            raise ModuleError(f"it is no network: {error}") from None
+
+    def read(self, node: fx.Node) -> str:
+        """The name of the node that stands for this one of the program, which may have been there before."""
+        target: Any = node.target  # an operation of ATen, or a function of Python's
+        name = str(target.name() if hasattr(target, "name") else target).removeprefix("aten::").split(".")[0]
+        told = node.normalized_arguments(self.program.graph_module, normalize_to_only_use_kwargs=True)
+        handler = _HANDLERS.get(name.removesuffix("_"))
+        if handler is None or told is None:
+            raise ModuleError(f"{node.name}: {name} is not one of the operations that networks are made of: {_KINDS}")
+        try:
+            found = handler(self, told.kwargs)
+        except ModuleError as error:
+            raise ModuleError(f"{node.name}: {error}") from None
+        except ValueError as error:  # of an op or of a shape
+            raise ModuleError(f"{node.name}, {name}: {error}") from None
+        there, ours = tuple(node.meta["val"].shape[1:]), self.shapes[found]
+        if _core(there) != _core(ours):
+            raise ModuleError(f"{node.name}: {name} gives {there} here, and {ours} as an op of a network")
+        if name.endswith("_"):  # it works in place: whoever reads what it was given from now on reads what it gave
+            self.names[node.all_input_nodes[0].name] = found
+        return found
+
+    def add(self, op: Op, *inputs: str, **tensors: Tensor) -> str:
+        name = f"{op.tag}_{len(self.nodes)}"
+        self.shapes[name] = op.shape(*(self.shapes[i] for i in inputs))
+        self.nodes.append(Node(name, op, inputs))
+        self.weights |= {f"{name}.{tensor}": value.detach().clone() for tensor, value in tensors.items()}
+        return name
+
+    def examples(self, value: Any) -> str:
+        """The name of our node for an argument."""
+        if isinstance(value, fx.Node) and value.name in self.names:
+            return self.names[value.name]
+        raise ModuleError(f"{value} is not computed from the input")
+
+    def tensors(self, **values: Any) -> dict[str, Tensor]:
+        """The state that arguments name; those that are None are left out."""
+        if wrong := [v for v in values.values() if v is not None and getattr(v, "name", None) not in self.state]:
+            raise ModuleError(f"{wrong[0]} is neither a parameter nor a buffer")
+        return {name: self.state[value.name] for name, value in values.items() if value is not None}
+
+
+def _core(shape: Shape) -> Shape:
+    """The shape without axes of one position at its end: pooled channels may have them or not."""
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _one(what: str, values: Any, default: int = 0) -> int:
+    """The setting that is the same along all axes; none at all means the default."""
+    several = [values] if isinstance(values, int) else list(values)
+    if len(set(several)) > 1:
+        raise ModuleError(f"{what} must be the same along all axes, not {several}")
+    return int(several[0]) if several else default
+
+
+def _check(what: str, value: Any, needed: Any) -> None:
+    if value != needed:
+        raise ModuleError(f"{what} must be {needed}, not {value}")
+
+
+def _conv(reading: _Reading, told: Mapping[str, Any]) -> str:
+    """A 1x1 convolution with a stride reads single pixels: they are pooled before it."""
+    held = reading.tensors(weight=told["weight"], bias=told["bias"])
+    filters, kernel = held["weight"].shape[0], _one("kernel", held["weight"].shape[2:])
+    stride, padding = _one("stride", told["stride"]), told["padding"]
+    _check("dilation", _one("dilation", told["dilation"]), 1)
+    _check("groups", told["groups"], 1)
+    source = reading.examples(told["input"])
+    if kernel == 1 and stride > 1:
+        source, stride = reading.add(MaxPool(1, stride), source), 1
+    op = Conv(filters, kernel, stride, bias="bias" in held)
+    if isinstance(padding, str):
+        padding = 0 if padding == "valid" else kernel // 2
+    _check("padding of a convolution", _one("padding", padding), kernel // 2)
+    return reading.add(op, source, **held)
+
+
+def _linear(reading: _Reading, told: Mapping[str, Any]) -> str:
+    held = reading.tensors(weight=told["weight"], bias=told["bias"])
+    return reading.add(Dense(held["weight"].shape[0], "bias" in held), reading.examples(told["input"]), **held)
+
+
+def _batch_norm(reading: _Reading, told: Mapping[str, Any]) -> str:
+    _check("training of a batch norm in evaluation mode", told["training"], False)
+    source = reading.examples(told["input"])
+    held = reading.tensors(**{name: told[name] for name in ("weight", "bias", "running_mean", "running_var")})
+    width = reading.shapes[source][0]
+    held = {"weight": torch.ones(width), "bias": torch.zeros(width), **held, "num_batches_tracked": torch.tensor(0)}
+    return reading.add(BatchNorm(told["eps"], told["momentum"]), source, **held)
+
+
+def _relu(reading: _Reading, told: Mapping[str, Any]) -> str:
+    return reading.add(ReLU(), reading.examples(told["input"]))
+
+
+def _pool(kind: type[MaxPool | AvgPool]) -> Callable[[_Reading, Mapping[str, Any]], str]:
+    def read(reading: _Reading, told: Mapping[str, Any]) -> str:
+        size = _one("kernel_size", told["kernel_size"])
+        padding = _one("padding", told["padding"])
+        _check("dilation", _one("dilation", told.get("dilation", 1)), 1)
+        _check("ceil_mode", told["ceil_mode"], False)
+        if padding:
+            _check("count_include_pad", told.get("count_include_pad", False), False)
+        _check("divisor_override", told.get("divisor_override"), None)
+        return reading.add(kind(size, _one("stride", told["stride"], size), padding), reading.examples(told["input"]))
+
+    return read
+
+
+def _adaptive(reading: _Reading, told: Mapping[str, Any]) -> str:
+    """Nothing where there are as many positions already, else the mean over all."""
+    source = reading.examples(told["input"])
+    if tuple(told["output_size"]) == reading.shapes[source][1:]:
+        return source
+    _check("output_size", _one("output_size", told["output_size"]), 1)
+    return reading.add(GlobalPool(), source)
+
+
+def _mean(reading: _Reading, told: Mapping[str, Any]) -> str:
+    source = reading.examples(told["input"])
+    axes = len(reading.shapes[source]) + 1
+    _check("axes of a mean", sorted(axis % axes for axis in told["dim"] or range(axes)), [*range(2, axes)])
+    return reading.add(GlobalPool(), source)
+
+
+def _reshaped(reading: _Reading, told: Mapping[str, Any]) -> str:
+    """Flattening, as far as there is anything to flatten: `_Reading.read` compares what comes out."""
+    source = reading.examples(told["input"])
+    return source if len(reading.shapes[source]) == 1 else reading.add(Flatten(), source)
+
+
+def _dropout(reading: _Reading, told: Mapping[str, Any]) -> str:
+    source = reading.examples(told["input"])
+    return reading.add(Dropout(told["p"]), source) if told["p"] else source
+
+
+def _add(reading: _Reading, told: Mapping[str, Any]) -> str:
+    _check("alpha", told["alpha"], 1)
+    return reading.add(Add(), reading.examples(told["input"]), reading.examples(told["other"]))
+
+
+def _cat(reading: _Reading, told: Mapping[str, Any]) -> str:
+    sources = [reading.examples(value) for value in told["tensors"]]
+    _check("axis of a concatenation", told["dim"] % (len(reading.shapes[sources[0]]) + 1), 1)
+    return reading.add(Concat(), *sources) if len(sources) > 1 else sources[0]
+
+
+def _same(reading: _Reading, told: Mapping[str, Any]) -> str:
+    return reading.examples(told["input"])
+
+
+_HANDLERS: dict[str, Callable[[_Reading, Mapping[str, Any]], str]] = {
+    **{f"conv{axes}d": _conv for axes in (1, 2, 3)},
+    **{f"max_pool{axes}d": _pool(MaxPool) for axes in (1, 2, 3)},
+    **{f"avg_pool{axes}d": _pool(AvgPool) for axes in (1, 2, 3)},
+    **{f"adaptive_avg_pool{axes}d": _adaptive for axes in (1, 2, 3)},
+    **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), _reshaped),
+    **dict.fromkeys(("clone", "contiguous", "detach", "alias"), _same),
+    "linear": _linear, "batch_norm": _batch_norm, "relu": _relu, "mean": _mean, "dropout": _dropout, "add": _add,
+    "cat": _cat,
+}  # fmt: skip
+"""By the name of the operation in ATen, of which one that works in place is the same."""

@@ -1,0 +1,221 @@
+"""Modules read as networks: they compute the same, and what cannot be read is refused in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from morphnas.graph import Graph, GraphError, ModuleError, Network, cnn, from_module, mlp, neighbours, resnet, to_module
+from tests.strategies import HAND_MADE, examples, graphs, random_weights
+
+
+def same(network: Network, module: nn.Module, x: Tensor) -> bool:
+    with torch.no_grad():
+        return torch.allclose(network.to_module().eval()(x), module.eval()(x), atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=10)
+@given(graph=graphs(), seed=st.integers(0, 100))
+def test_what_was_written_is_read_again(graph: Graph, seed: int) -> None:
+    module = to_module(graph, random_weights(graph, seed, torch.float32)).eval()
+    network = from_module(module, graph.shapes[graph.input.name])
+    assert network.graph.key == graph.key
+    assert same(network, module, examples(graph, seed, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_so_are_networks_with_every_op(name: str) -> None:
+    graph = HAND_MADE[name]()
+    module = to_module(graph, random_weights(graph, 5, torch.float32)).eval()
+    assert same(from_module(module, graph.shapes[graph.input.name]), module, examples(graph, 5, dtype=torch.float32))
+
+
+class Block(nn.Module):
+    """As residual blocks are usually written: in place, with a strided 1x1 convolution beside."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.Conv2d(c_out, c_out, 3, 1, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c_out) for _ in range(3))
+        self.down = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norms[0](self.one(x)), inplace=True)
+        y = self.norms[1](self.two(y))
+        y += self.norms[2](self.down(x))
+        out: Tensor = y.relu_()
+        return out
+
+
+class Usual(nn.Module):
+    """Written with modules, functions and methods, and a branch that asks for the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.blocks = nn.Sequential(Block(8, 8, 1), Block(8, 12, 2))
+        self.last = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.stem(x), 3, stride=2, padding=1)
+        x = self.blocks(x) if x.shape[-1] > 2 else x
+        x = torch.cat([x, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)], 1)
+        x = F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)
+        out: Tensor = self.last(F.dropout(x, 0.3, self.training))
+        return out
+
+
+def moved(module: nn.Module) -> nn.Module:
+    """With batch norms whose statistics are not those that they begin with."""
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.load_state_dict({"running_mean": torch.randn(layer.num_features)}, strict=False)
+                layer.load_state_dict({"running_var": torch.rand(layer.num_features) + 0.5}, strict=False)
+    return module
+
+
+def test_a_module_as_people_write_it() -> None:
+    module = moved(Usual())
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    network = from_module(module, (3, 32, 32))
+    assert same(network, module, torch.randn(3, 3, 32, 32))
+    assert network.graph.parameters == sum(p.numel() for p in module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert len(list(neighbours(network.graph))) > 10
+
+
+def test_a_training_module_is_left_in_training() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(), nn.Linear(4, 2))
+    from_module(module.double(), (2, 2, 2))
+    assert module.training
+    assert all(p.dtype == torch.float64 for p in module.parameters())
+
+
+def test_what_relu_overwrites_is_read_as_overwritten() -> None:
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            y: Tensor = self.two(F.relu_(x))
+            return (y + x).mean((2, 3))  # x is what the relu has left
+
+    module = Overwriting()
+    assert same(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
+
+
+def conv(*args: Any, **more: Any) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 4, *args, **more), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.register_buffer("held", torch.ones(1, 4, 8, 8))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (conv(2), "kernel must be odd, not 2"),
+        (conv(5, padding=1), "conv2d: padding of a convolution must be 2, not 1"),
+        (conv((3, 1), padding=(1, 0)), r"kernel must be the same along all axes, not \[3, 1\]"),
+        (conv(3, padding=2, dilation=2), "dilation must be 1, not 2"),
+        (conv(3, padding=1, groups=4), "groups must be 1, not 4"),
+        (nn.Sequential(nn.Conv2d(4, 4, 1), nn.SiLU()), "silu is not one of the operations .* convolutions, dense"),
+        (nn.Sequential(conv(3, padding=1), nn.Softmax(1)), "softmax is not one"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "training of a batch norm .* must be False"),
+        (nn.MaxPool2d(3, ceil_mode=True), "ceil_mode must be False"),
+        (nn.AvgPool2d(3, 1, 1), "count_include_pad must be False, not True"),
+        (nn.AdaptiveAvgPool2d(2), "output_size must be 1, not 2"),
+        (nn.Linear(8, 2), "linear: dense needs flat features"),
+        (Function(lambda x: x.mean(1)), r"axes of a mean must be \[2, 3\], not \[1\]"),
+        (Function(lambda x: torch.cat([x, x], 2)), "axis of a concatenation must be 1, not 2"),
+        (Function(lambda x: x + 1), "1 is not computed from the input"),
+        (Function(lambda x: torch.add(x, x, alpha=2)), "alpha must be 1, not 2"),
+        (Function(lambda x: (x, x.relu())), "its output is not the one tensor"),
+        (Function(lambda x: F.relu(x) if x.sum() > 0 else x), "torch.export cannot read it"),
+        (nn.Linear(3, 2), "torch.export cannot read it for inputs of shape"),
+        (nn.LazyLinear(2), "uninitialized"),
+        (Function(lambda x: x.relu().view(-1, 2, 128).flatten(1)), r"view gives \(2, 128\) here, and \(256,\)"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_words(module: nn.Module, words: str) -> None:
+    with pytest.raises(ModuleError, match=words):
+        from_module(module, (4, 8, 8))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 8, 8), (1, 2, 3, 4, 5), (2.5,)])
+def test_so_is_a_shape_that_is_none(shape: Any) -> None:
+    with pytest.raises(ValueError, match="1 to 4 positive integers, channels first"):
+        from_module(nn.Linear(8, 2), shape)
+
+
+# -- for other examples
+
+
+def trained(graph: Graph) -> Network:
+    return Network(graph, random_weights(graph, 3, torch.float32))
+
+
+def test_a_network_for_the_same_examples_stays_as_it_is() -> None:
+    network = trained(cnn((3, 8, 8), 4, width=4))
+    adapted = network.adapted((3, 8, 8), 4)
+    assert adapted.graph == network.graph
+    assert all(adapted.weights[name] is value for name, value in network.weights.items())
+
+
+@pytest.mark.parametrize("size", [32, 48, 20])
+def test_other_classes_get_a_fresh_last_layer_and_other_sizes_the_same_filters(size: int) -> None:
+    network = trained(resnet((3, 32, 32), 4, width=4))
+    adapted = network.adapted((3, size, size), 7)
+    head = network.graph.output.name
+    assert adapted.graph.shapes[head] == (7,)
+    assert adapted.graph.shapes["x"] == (3, size, size)
+    for name, value in network.weights.items():
+        assert name.startswith(head) or torch.equal(adapted.weights[name], value), name
+    assert adapted.weights[f"{head}.weight"].std() > 0
+
+
+def test_grey_images_look_to_a_network_as_coloured_ones_without_colours_did() -> None:
+    coloured = trained(cnn((3, 32, 32), 4, width=4))
+    grey = coloured.adapted((1, 32, 32), 4)
+    x = torch.randn(5, 1, 32, 32)
+    assert same(grey, Function(lambda x: coloured.to_module().eval()(x.expand(-1, 3, -1, -1))), x)
+    again = grey.adapted((3, 32, 32), 4)
+    assert same(again, Function(lambda x: grey.to_module().eval()(x[:, :1])), x.expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("graph", "shape", "outputs", "words"),
+    [
+        (mlp((6,), 3, width=4), (7,), 3, r"dense_1: inputs of shape \(7,\) would need other weights here: \(4, 7\)"),
+        (cnn((3, 8, 8), 3, width=4), (3, 1, 1), 3, "does not fit into"),
+        (cnn((3, 8, 8), 3, width=4), (12,), 3, r"needs \(channels, \*spatial\)"),
+        (HAND_MADE["vgg_2d"](), (2, 8, 8), 0, "units must be a positive integer"),
+    ],
+)
+def test_a_network_that_cannot_be_adapted(graph: Graph, shape: Any, outputs: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        trained(graph).adapted(shape, outputs)
+
+
+def test_a_last_layer_that_is_not_dense_gives_what_it_gives() -> None:
+    network = from_module(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (3, 8, 8))
+    assert network.adapted((3, 6, 6), 4).graph.output == network.graph.output
+    with pytest.raises(GraphError, match="the last layer is globalpool, only a dense one can get 5 outputs"):
+        network.adapted((3, 8, 8), 5)
