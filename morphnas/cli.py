@@ -141,6 +141,7 @@ def _fit(args: argparse.Namespace) -> _Answer:
         axes=args.axes,
         ensemble=args.ensemble,
         limits=limits or None,
+        initial_networks=[morphnas.load(run).network_ for run in args.begin_with] or None,
     )
     estimator.fit(x, y, time_limit=args.time_limit, sample_weight="balanced" if args.balanced else None)
     run = estimator.load_searcher()
@@ -352,6 +353,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--devices", type=int, metavar="N", help="how many at a time")
     made.add_argument("--width", type=int, metavar="N", help="first width of the networks to start from")
     made.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=f"{_limits()}")
+    made.add_argument(
+        "--begin-with", type=Path, nargs="+", default=[], metavar="RUN", help="start from the networks of earlier runs"
+    )
     made.add_argument("--ensemble", type=int, default=1, help="networks of the final model, at most (default: 1)")
     made.add_argument("--no-refit", action="store_true", help="do not train the winner longer at the end")
     made.add_argument("--quiet", action="store_true", help="no progress")

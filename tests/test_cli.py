@@ -71,6 +71,16 @@ def failed(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 # -- what commands say
 
 
+def test_a_fit_begins_with_the_network_of_an_earlier_run(
+    data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = value(capsys, "fit", data, *QUICK, "--path", tmp_path / "run", "--begin-with", run, "--quiet")
+    first = load_run(found["path"]).trial(0)
+    assert first.graph == ImageClassifier.load(run).network_.graph
+    assert first.proposal.why["weights"] == "given"
+    assert "holds no run" in failed(capsys, "fit", data, *QUICK, "--begin-with", tmp_path)
+
+
 def test_fit(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     limits = ("--limit", "max_depth=6", "--limit", "morphs=deeper")
     found = value(capsys, "fit", data, *QUICK, "--path", tmp_path / "other", *limits)
