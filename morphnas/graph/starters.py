@@ -80,8 +80,8 @@ def _count(**sizes: int) -> None:
 
 
 def mlp(input_shape: Shape, n_classes: int, width: int = 128, depth: int = 2, dropout: float = 0.0) -> Graph:
-    """`depth` dense layers of `width` units with batch norm and relu, then the logits."""
-    _count(n_classes=n_classes, width=width, depth=depth)
+    """`depth` dense layers of `width` units with batch norm and relu, then the logits; depth 0: a linear map."""
+    _count(n_classes=n_classes, width=width, depth=depth or 1)
     draft = _Draft(input_shape)
     if len(input_shape) > 1:
         draft.add(Flatten())

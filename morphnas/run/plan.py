@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from morphnas.graph import Graph, Limits, Shape, cnn, mlp, resnet, to_module
 from morphnas.train.augment import Draw
-from morphnas.train.data import Task
+from morphnas.train.data import Task, steps
 from morphnas.train.predict import latency
 from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe
 from morphnas.train.step import EAGER, RECORDERS, Step, computing
@@ -23,6 +23,9 @@ CHILD = 0.04
 """Share of the time that one child should cost."""
 EPOCHS = 6
 """Epochs of a child, where the time allows."""
+STEPS, MOST_EPOCHS = 100, 30
+"""Steps of a child on rows, at least, as far as so many epochs make them: few rows cost next to nothing, and a few
+steps do not tell networks apart (`benchmarks/amounts.py`)."""
 PASSES = 10
 """Times that the final trainings should see all examples, at least, with the largest starter."""
 SEEN, SEEN_COLOURED = 120_000, 60_000
@@ -243,7 +246,8 @@ def default_recipe(n: int, device: torch.device, augment: bool | None, shape: Sh
     change = Augment(shift=shift, flip=None) if spatial and augment is not False else Augment()
     optimizer: Optimizer = "muon" if spatial else "sgd"
     lr = 0.1 * math.sqrt(size / 64)
-    return Recipe(epochs=EPOCHS, batch_size=size, optimizer=optimizer, lr=lr, whiten=coloured(shape), augment=change)
+    epochs = EPOCHS if spatial else max(EPOCHS, min(MOST_EPOCHS, math.ceil(STEPS / steps(n, size))))
+    return Recipe(epochs=epochs, batch_size=size, optimizer=optimizer, lr=lr, whiten=coloured(shape), augment=change)
 
 
 def coloured(shape: Shape) -> bool:
@@ -281,6 +285,7 @@ def plan(
     not, or does not fit the examples.
     """
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
+    families.append((mlp, 1.0, 0))  # of few rows with much noise a linear map may say all that there is to say
     affordable: Sequence[int] = WIDTHS
     if len(shape) > 1:
         families = [(cnn, 1.0, 4), (resnet, 1.0, 2)]

@@ -105,7 +105,7 @@ def test_measures_by_hand() -> None:
 
 
 def test_depth_is_that_of_the_longest_path() -> None:
-    assert [mlp((4,), 2, depth=n).depth for n in (1, 2, 5)] == [2, 3, 6]
+    assert [mlp((4,), 2, depth=n).depth for n in (0, 1, 2, 5)] == [1, 2, 3, 6]
     assert HAND_MADE["two_towers_2d"]().depth == 5
 
 
