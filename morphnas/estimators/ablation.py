@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import Labels
+from morphnas.estimators.parts import Groups
 from morphnas.estimators.place import torch_device
 from morphnas.estimators.room import Room
 from morphnas.estimators.settings import time_limit_seconds
@@ -89,22 +90,23 @@ def ablate(
     repeats: int = 3,
     validation_data: Any = None,
     sample_weight: SampleWeight = None,
+    groups: Groups = None,
     device: str | torch.device | None = None,
 ) -> Ablation:
     """Undo one morph of a network's lineage at a time, and train what is left as the whole: what each is worth.
 
     Every network begins with the weights of the lineage's first one (or, where these were not kept, with fresh ones),
     gets all morphs that are left at once, and is trained for as many epochs as the lineage was, with the network's own
-    recipe. x, y, validation_data, sample_weight: those of the fit. model_id: None: the search's winner. time_limit:
-    seconds, within which as many of `repeats` rounds are done as fit. The run is not changed. RunError for other data,
-    ValueError for what cannot be used.
+    recipe. x, y, validation_data, sample_weight, groups: those of the fit. model_id: None: the search's winner.
+    time_limit: seconds, within which as many of `repeats` rounds are done as fit. The run is not changed. RunError for
+    other data, ValueError for what cannot be used.
     """
     deadline = Deadline.after(time_limit_seconds(time_limit, None))
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a positive integer, not {repeats!r}")
     run = run if isinstance(run, Run) else load_run(run)
     trial = run.trial(run.get_best_model_id() if model_id is None else model_id)
-    problem = _problem(run, x, y, validation_data, sample_weight, torch_device(device))
+    problem = _problem(run, x, y, validation_data, sample_weight, groups, torch_device(device))
     line = lineage(run.trials, trial)
     brought = [(one.id, morph) for one in line for morph in one.proposal.morphs]
     morphs = [morph for _, morph in brought]
@@ -129,7 +131,13 @@ def ablate(
 
 
 def _problem(
-    run: Run, x: Any, y: Any, validation_data: Any, sample_weight: SampleWeight, device: torch.device
+    run: Run,
+    x: Any,
+    y: Any,
+    validation_data: Any,
+    sample_weight: SampleWeight,
+    groups: Groups,
+    device: torch.device,
 ) -> Problem:
     settings, seed = run.about.get("settings"), run.about.get("seed")
     if not isinstance(settings, dict) or not isinstance(seed, int):
@@ -138,11 +146,12 @@ def _problem(
     size = (int(size[0]), int(size[1])) if isinstance(size, list) else size
     room = Room(None, Path(run.path))
     kind = Values if "amounts" in (run.about.get("data") or {}) else Labels
-    own = (settings.get("image_shape"), seed, device, size, room, kind, sample_weight, settings.get("axes"))
+    own = (settings.get("image_shape"), seed, device, size, room, kind, sample_weight, settings.get("axes"), groups)
     problem = Problem.found(x, y, validation_data, *own)
     if problem.fingerprint != run.about.get("data"):
         raise RunError(
-            f"{str(run.path)!r} holds a run on other data: give the x, y, validation_data and sample_weight of the fit"
+            f"{str(run.path)!r} holds a run on other data: give the x, y, validation_data, sample_weight and groups of "
+            "the fit"
         )
     return problem
 

@@ -23,6 +23,7 @@ from morphnas.estimators import doctor
 from morphnas.estimators.fitting import Fitting, Sizes, mirrors, readings, saving, settled
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
 from morphnas.estimators.labels import Labels
+from morphnas.estimators.parts import Groups, groups_of
 from morphnas.estimators.place import torch_device
 from morphnas.estimators.settings import (
     MakeSearcher,
@@ -130,6 +131,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         validation_data: Any = None,
         each_epoch: EachEpochReport | None = None,
         sample_weight: SampleWeight = None,
+        groups: Groups = None,
     ) -> Self:
         """Search for a network, and train the best one, within `time_limit` seconds (None: the constructor's).
 
@@ -146,6 +148,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         sample_weight: (n,) numbers from 0 on, what each example counts for in trainings and in scores; "balanced": all
         classes count alike, however many examples they have. None: all examples do. validation_data may be
         (x, y, sample_weight); without, its examples count as those of their class where x is balanced, else alike.
+
+        groups: (n,) which examples belong together, as those of one patient, one video or one plant do: what stops,
+        scores and chooses is then of groups that are not trained on, and says what to expect of new ones.
 
         each_epoch: called with a `morphnas.EpochReport` after every epoch of every network, in this thread, also where
         networks are trained in other processes; its seconds are part of the limit. When it raises `morphnas.StopFit`,
@@ -175,10 +180,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         decides = decisive(self.get_params(deep=False))
         before = self._before(path, decides)
         seed = chosen_seed(self.random_state) if before is None else _seed(before)
-        problem = self._problem(x, y, validation_data, settings, seed, sample_weight)
+        problem = self._problem(x, y, validation_data, settings, seed, sample_weight, groups)
         settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
         if before is not None and before.get("data") != problem.fingerprint:
-            same = "the same x, y and sample_weight, and the same validation_data"
+            same = "the same x, y, sample_weight and groups, and the same validation_data"
             raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give {same}")
         findings = doctor.look(problem, Deadline.after(min(doctor.LONGEST, doctor.SHARE * deadline.left)))
         doctor.warn(findings)
@@ -254,14 +259,15 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         time_limit: float | None = None,
         each_epoch: EachEpochReport | None = None,
         sample_weight: SampleWeight = None,
+        groups: Groups = None,
     ) -> Self:
         """Train the search's winner on the data given, within `time_limit` seconds (None: as long as the fit had).
 
         x_train, x_test: what `fit` takes; a Dataset, a DataLoader and a folder bring their own y. x_test,
         y_test are measured at the end (`test_metric_`) and never used to stop or to choose. trainer_args: any fields of
         `Recipe` but examples, or the legacy keys lr, max_iter_num and max_no_improvement_num. retrain: from fresh
-        weights only. each_epoch, sample_weight: as for `fit`, whose weights are not known any more. Adds trials to the
-        run and changes none. ValueError for labels that fit did not see.
+        weights only. each_epoch, sample_weight, groups: as for `fit`, whose own are not known any more. Adds trials to
+        the run and changes none. ValueError for labels that fit did not see.
         """
         self._check_fitted()
         _check_callable(each_epoch)
@@ -283,7 +289,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         if test is None and (x_test is not None or y_test is not None):
             raise ValueError("final_fit needs both x_test and y_test, or neither")
         seed = _seed(about)
-        problem = Problem.of(source, codes, weights, None, self._target, self._preprocessing, seed, place.device, space)
+        known = (None, self._target, self._preprocessing, seed, place.device, space)
+        problem = Problem.of(source, codes, weights, groups_of(groups, len(source)), *known)
         with (
             _threads(),
             stopping() as stop,
@@ -454,10 +461,17 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     # -- inside
 
     def _problem(
-        self, x: Any, y: Any, validation_data: Any, settings: Settings, seed: int, sample_weight: SampleWeight = None
+        self,
+        x: Any,
+        y: Any,
+        validation_data: Any,
+        settings: Settings,
+        seed: int,
+        sample_weight: SampleWeight = None,
+        groups: Groups = None,
     ) -> Problem:
         place = (self.image_shape, seed, settings.device, self.image_size, settings.room)
-        return Problem.found(x, y, validation_data, *place, self._kind, sample_weight, self.axes)
+        return Problem.found(x, y, validation_data, *place, self._kind, sample_weight, self.axes, groups)
 
     def _use(
         self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings

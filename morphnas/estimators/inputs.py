@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 
 from morphnas.estimators.labels import Labels
+from morphnas.estimators.parts import Groups, Split, groups_of, split
 from morphnas.estimators.room import ROOM, Room
 from morphnas.estimators.sources import EXAMPLES, Source, opened
 from morphnas.estimators.targets import SampleWeight, Target, Values, weights_of
@@ -261,33 +261,6 @@ def _like(pixels: Tensor, images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """The parts of the training examples, as indices: to train on, to stop and score by, to choose by."""
-
-    train: NDArray[np.intp]
-    valid: NDArray[np.intp] | None
-    chooser: NDArray[np.intp] | None
-
-
-def split(strata: NDArray[np.int64], seed: int) -> Split:
-    """15 % of the examples, at most 5,000, held out stratified; half of them choose, from 500 examples on.
-
-    No part is held out below 50 examples or when a stratum, as a class, has a single one.
-    """
-    n, index = len(strata), np.arange(len(strata))
-    counts = np.bincount(strata)
-    held = max(min(5000, round(0.15 * n)), len(counts))
-    if n < 50 or counts[counts > 0].min() < 2 or n - held < len(counts):
-        return Split(index, None, None)
-    train, valid = train_test_split(index, test_size=held, stratify=strata, random_state=seed)
-    if n < 500:
-        return Split(train, valid, None)
-    half = np.random.RandomState(seed).permutation(len(valid))  # classes may be too small to stratify once more
-    middle = len(valid) - len(valid) // 2
-    return Split(train, valid[half[:middle]], valid[half[middle:]])
-
-
-@dataclass(frozen=True, eq=False)
 class Problem:
     """What is to be learnt.
 
@@ -318,9 +291,12 @@ class Problem:
         kind: type[Labels | Values] = Labels,
         sample_weight: SampleWeight = None,
         axes: int | None = None,
+        groups: Groups = None,
     ) -> Problem:
         """The problem that a user's examples pose; ValueError for those that pose none. kind: what y is to be."""
         source, y = opened(x, y, "x", room, axes)
+        if groups is not None and validation_data is not None:
+            raise ValueError("groups say what of x may be held out together: with validation_data nothing of it is")
         preprocessing = Preprocessing.found(source, image_shape, image_size, axes)
         target: Target
         target, codes = kind.found(y, len(source))
@@ -341,13 +317,15 @@ class Problem:
                 by_class = np.zeros(target.goal.outputs, dtype=np.float32)
                 by_class[codes] = weights
                 own = replace(own, weights=torch.from_numpy(by_class)[own.y])
-        return Problem.of(source, codes, weights, own, target, preprocessing, seed, device, room)
+        together = groups_of(groups, len(source))
+        return Problem.of(source, codes, weights, together, own, target, preprocessing, seed, device, room)
 
     @staticmethod
     def of(
         source: Source,
         codes: NDArray[Any],
         weights: NDArray[np.float32] | None,
+        groups: NDArray[np.int64] | None,
         own: Examples | None,
         target: Target,
         preprocessing: Preprocessing,
@@ -355,16 +333,18 @@ class Problem:
         device: torch.device,
         room: Room = ROOM,
     ) -> Problem:
-        """The problem of examples, y as networks learn it and what each counts for; own: those to stop and score by.
+        """The problem of examples, y as networks learn it, what each counts for, and which belong together; own: those
+        to stop and score by.
 
         All are held once, ordered by the parts, which are views of them: on the device, in main memory where that is
         too small, or in a file where both are.
         """
-        parts = Split(np.arange(len(codes)), None, None) if own is not None else split(target.strata(codes), seed)
+        everything = Split(np.arange(len(codes)), None, None)
+        parts = everything if own is not None else split(target.strata(codes), seed, groups)
         order = np.concatenate([part for part in (parts.train, parts.valid, parts.chooser) if part is not None])
         place = torch.from_numpy(np.argsort(order))
         x = preprocessing(source, place, room)
-        about = fingerprint(x, codes, weights, place, target, preprocessing)
+        about = fingerprint(x, codes, weights, place, target, preprocessing, groups)
         if own is not None:
             hashed = _hashed(own.x, own.y.numpy(), None if own.weights is None else own.weights.numpy())
             about["validation"] = {"shape": [len(own), *preprocessing.given], "hash": hashed}
@@ -409,13 +389,15 @@ def fingerprint(
     place: Tensor,
     target: Target,
     preprocessing: Preprocessing,
+    groups: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
-    """What tells data apart: shape, classes or amounts, and a hash over (at most about 64 MB of) the examples and y.
+    """What tells data apart: shape, classes or amounts, and a hash over (at most about 64 MB of) the examples, and y,
+    weights and groups.
 
     x: example i is x[place[i]]. The order that the parts put them in makes no difference.
     """
     shape, dtype = [len(x), *preprocessing.given], str(x.dtype).removeprefix("torch.")
-    names = repr(target.to_json()).encode()
+    names = repr(target.to_json()).encode() + (b"" if groups is None else groups.tobytes())
     return {"shape": shape, "dtype": dtype, **target.goal.to_json(), "hash": _hashed(x, codes, weights, place, names)}
 
 

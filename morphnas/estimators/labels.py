@@ -43,7 +43,7 @@ class Labels:
             classes, index = np.unique(column, return_inverse=True)
             labels, codes = Labels(classes), index.reshape(-1).astype(np.int64)
         else:
-            values = list(_hashed(column))
+            values = list(hashed(column, "y"))
             classes = np.empty(len(set(values)), dtype=object)
             classes[:] = _sorted(set(values))
             if all(isinstance(value, str) for value in classes):
@@ -62,7 +62,7 @@ class Labels:
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.int64]:
         """Class indices (n,); ValueError for labels that are not among the classes."""
         column = _column(y, n)
-        values = list(_hashed(column)) if column.dtype == object else column.tolist()
+        values = list(hashed(column, "y")) if column.dtype == object else column.tolist()
         unseen = {value for value in values if value not in self._index}
         if unseen:
             some = ", ".join(map(repr, _sorted(unseen)[:5]))
@@ -113,7 +113,7 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
         raise ValueError(f"y is missing: this estimator requires y to be passed, but the target y is None; {hint}")
     refuse_masked(y, "y")
     try:
-        column = _array(y)
+        column = listed(y)
     except ValueError as error:
         raise ValueError(f"y cannot be made an array of labels: {error}") from None
     if column.dtype == object and all(isinstance(value, np.generic) for value in column.flat):
@@ -134,7 +134,7 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
     return column
 
 
-def _array(y: Any) -> NDArray[Any]:
+def listed(y: Any) -> NDArray[Any]:
     """As numpy does, but a list of tuples or of mixed kinds stays a column of objects."""
     if isinstance(y, (list, tuple)):
         kinds = {type(value) for value in y}
@@ -146,12 +146,13 @@ def _array(y: Any) -> NDArray[Any]:
     return np.asarray(y)
 
 
-def _hashed(column: NDArray[Any]) -> Iterable[Hashable]:
+def hashed(column: NDArray[Any], name: str) -> Iterable[Hashable]:
+    """The values of a column; ValueError for one that cannot be told from others."""
     for i, value in enumerate(column.tolist()):
         if not isinstance(value, Hashable):
-            raise ValueError(f"y[{i}] is no label, it cannot be hashed: {value!r:.80}")
+            raise ValueError(f"{name}[{i}] is no label, it cannot be hashed: {value!r:.80}")
         if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"y[{i}] is NaN")
+            raise ValueError(f"{name}[{i}] is NaN")
         yield value
 
 

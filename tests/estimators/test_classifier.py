@@ -28,7 +28,8 @@ import morphnas
 from morphnas import ImageClassifier, Limits, RunError, load_run
 from morphnas.estimators import doctor
 from morphnas.estimators.fitting import COMPARED, Firsts, Fitting
-from morphnas.estimators.inputs import Problem, split
+from morphnas.estimators.inputs import Problem
+from morphnas.estimators.parts import split
 from morphnas.estimators.sources import Source
 from morphnas.graph import cnn, mlp, resnet
 from morphnas.run import plan

@@ -19,7 +19,7 @@ from sklearn.metrics import mean_squared_error, r2_score
 import morphnas
 from morphnas import DataWarning, ImageClassifier, ImageRegressor, RunError, examine, load_run
 from morphnas.cli import main
-from morphnas.estimators.inputs import split
+from morphnas.estimators.parts import split
 from morphnas.estimators.targets import Values, target_from_json
 
 Amounts = tuple[NDArray[np.uint8], NDArray[np.floating[Any]]]

@@ -1,0 +1,106 @@
+"""Examples that belong together are held out together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import morphnas
+from morphnas import ImageClassifier, ImageRegressor
+from morphnas.estimators.parts import groups_of, split
+from morphnas.run.files import RunError
+from tests.estimators.conftest import stripes
+
+ARGS: dict[str, Any] = {"default_model_width": 2, "trainer_args": {"epochs": 2, "precision": "float32"}}
+
+
+@settings(max_examples=40)
+@given(n=st.integers(50, 1500), kinds=st.integers(2, 5), size=st.integers(1, 12), seed=st.integers(0, 100))
+def test_no_group_is_in_two_parts(n: int, kinds: int, size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups, strata = np.sort(rng.integers(0, max(10, n // size), n)), rng.integers(0, kinds, n)
+    codes = groups_of(groups, n)
+    assert codes is not None
+    parts = split(strata, seed, codes)
+    indices = [part for part in (parts.train, parts.valid, parts.chooser) if part is not None]
+    assert sorted(np.concatenate(indices).tolist()) == list(range(n))
+    assert sum(len(set(groups[part])) for part in indices) == len(set(groups))
+    assert set(strata[parts.train]) == set(strata)
+    assert np.array_equal(split(strata, seed, codes).train, parts.train)
+
+
+def test_as_many_are_held_out_of_every_class() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 200, 2000)
+    strata = (groups % 4 == 0).astype(np.int64)
+    parts = split(strata, 0, groups_of(groups, 2000))
+    assert parts.valid is not None
+    assert parts.chooser is not None
+    held = np.concatenate([parts.valid, parts.chooser])
+    for kind in (0, 1):
+        assert (strata[held] == kind).sum() == pytest.approx(0.15 * (strata == kind).sum(), rel=0.15)
+    assert len(parts.chooser) == pytest.approx(len(parts.valid), rel=0.2)
+
+
+def test_what_leaks_through_groups_is_not_scored(tmp_path: Path) -> None:
+    """Each group has images of its own, and labels that the images say nothing about."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 5)
+    x = rng.integers(0, 200, (60, 6, 6))[groups] + rng.integers(0, 20, (300, 6, 6))
+    y = rng.permutation(np.arange(60) % 2)[groups]
+    scores = []
+    for told in (None, [f"plant {group}" for group in groups]):
+        args = {"default_model_width": 8, "trainer_args": {"epochs": 12}}
+        found = ImageClassifier(
+            tmp_path / str(told is None), max_trials=1, refit=False, random_state=0, searcher_args=args
+        )
+        found.fit(x, y, groups=told)
+        scores.append(found.history[0]["metric_value"])
+    assert scores[0] > 0.9
+    assert scores[1] < 0.75
+
+
+def test_fits_know_them(tmp_path: Path) -> None:
+    x, y = stripes(200)
+    groups = np.arange(200) // 4
+    same: dict[str, Any] = {"path": tmp_path / "run", "searcher_args": ARGS, "random_state": 0, "refit": False}
+    found = ImageClassifier(**same, max_trials=1).fit(x, y, groups=groups)
+    with pytest.raises(RunError, match="the same x, y, sample_weight and groups"):
+        ImageClassifier(**same, max_trials=2, resume=True).fit(x, y)
+    found = ImageClassifier(**same, max_trials=3, resume=True).fit(x, y, groups=list(groups))
+    found.final_fit(x, y, trainer_args={"epochs": 1}, time_limit=5, groups=groups)
+    assert morphnas.ablate(found.load_searcher(), x, y, groups=groups, time_limit=1, repeats=1).trial == 0
+    with pytest.raises(RunError, match="sample_weight and groups of the fit"):
+        morphnas.ablate(found.load_searcher(), x, y, time_limit=1)
+    ImageRegressor(max_trials=1, searcher_args=ARGS, refit=False).fit(x, y + 0.5, groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ([1, 2, 3], r"groups must be \(200,\), the group of each example, but their shape is \(3,\)"),
+        (np.zeros((200, 2)), r"their shape is \(200, 2\)"),
+        (np.zeros(200), "all examples are of one group"),
+        ([float("nan")] * 200, r"groups\[0\] is NaN"),
+        ([[1]] * 199 + [2], r"groups\[0\] is no label, it cannot be hashed|setting an array element"),
+        (np.ma.masked_equal(np.arange(200), 3), "groups"),
+        (np.arange(200) % 3, r"groups cannot be held out: those like example \d lie in 1 of 3 groups"),
+        ("each", r"their shape is \(\)"),
+    ],
+)
+def test_groups_that_are_none(groups: Any, words: str, tmp_path: Path) -> None:
+    x, y = stripes(200)
+    with pytest.raises(ValueError, match=words):
+        ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=ARGS).fit(x, y, groups=groups)
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_data_and_groups_exclude_each_other() -> None:
+    x, y = stripes(200)
+    with pytest.raises(ValueError, match="with validation_data nothing of it is"):
+        ImageClassifier().fit(x, y, validation_data=(x, y), groups=np.arange(200) // 4)
