@@ -300,6 +300,7 @@ class SurvivorContract:
         assert "hung" in (outcome.error or "")
         assert executor.submit(_job()).result(120)[0].status == "finished"
 
+    @pytest.mark.slow
     def test_leaving_in_a_script_is_a_failed_trial(self, executor: Executor) -> None:
         outcome, _ = executor.submit(_job(Hostile("leave"))).result(120)
         assert "SystemExit: 3" in (outcome.error or "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -190,8 +190,7 @@ def _repeats(given: Given, rows: Rows) -> Iterator[Finding]:
         first = np.flatnonzero(mixed)[0]
         other = np.flatnonzero((group == group[first]) & (y != y[first]))[0]
         pair = " and ".join(f"{given.place(index[i])} is {given.names[y[i]]!r}" for i in (first, other))
-        said = "labels" if given.amounts is None else "amounts"
-        text = f"{count:,} {what} ({percent(count / n)}) occur with different {said}: {pair}"
+        text = f"{count:,} {what} ({percent(count / n)}) occur with different {given.said}: {pair}"
         places = [given.place(i) for i in index[mixed][:10]]
         yield Finding(
             "contradictory", count / n >= CONTRADICTORY and not usual, text, counted(count, count / n, places)
@@ -320,14 +319,7 @@ def _signal(given: Given, deadline: Deadline) -> Iterator[Finding]:
     Two ways to tell them are tried on examples that they have not seen: the nearest neighbour, and ridge regression. Of
     no class there are many times as many as of others, which would be hidden by it.
     """
-    y, k = given.y[: given.train], len(given.names)
-    if given.amounts is not None:
-        index = spread(np.arange(given.train), min(PROBED, given.affordable))
-    else:
-        counts = np.sort(np.bincount(y, minlength=k))
-        each = min(min(PROBED, given.affordable) // k, 2 * int(counts[(k - 1) // 2]))
-        each = 0 if each < ALIKE else each
-        index = np.sort(np.concatenate([spread(np.flatnonzero(y == i), each) for i in np.unique(y)])) if each else y[:0]
+    index, truth, compare = (_of_classes if given.amounts is None else _of_amounts)(given)
     if len(index) < PROBED // 2:
         return
     x = given.at(index)
@@ -338,26 +330,38 @@ def _signal(given: Given, deadline: Deadline) -> Iterator[Finding]:
         x = x[:, torch.linspace(0, x.shape[1] - 1, 1024).long()]
     x = x - x.mean(0)
     x = x / x.std(0).clamp(min=1e-12) if not given.images else x / x.std().clamp(min=1e-12)
-    if given.amounts is not None:
-        truth = torch.from_numpy(given.amounts[index]).double()
-    else:
-        truth = F.one_hot(torch.from_numpy(y[index]), int(y[index].max()) + 1).double()
-    numbers: dict[str, Any] = {}
+    numbers, told = dict[str, Any](), ""
     for way in (_by_neighbour, _by_ridge):
-        sure, numbers = (_share_right if given.amounts is None else _correlation)(*way(x, truth))
+        sure, numbers, told = compare(*way(x, truth))
         if sure > SIGNAL or deadline.passed:
             return
     what = given.what.removesuffix("s")
     text = (
-        f"{'labels' if given.amounts is None else 'amounts'} cannot be told from {what}s better than by chance, neither"
+        f"{given.said} cannot be told from {what}s better than by chance, neither by the nearest {what} nor by a linear"
     )
-    text += f" by the nearest {what} nor by a linear map ("
-    if given.amounts is None:
-        text += f"{percent(numbers['right'])} right, by chance {percent(numbers['by_chance'])}"
-    else:
-        text += f"correlation {numbers['correlation']:.2f}"
-    text += f"; {len(index):,} looked at): are x and y in the same order?"
+    text += f" map ({told}; {len(index):,} looked at): are x and y in the same order?"
     yield Finding("signal", True, text, numbers | {"examples": len(index)})
+
+
+_Compare = Callable[[Tensor, Tensor], tuple[float, dict[str, Any], str]]
+"""By how many standard errors what is said (n, k) is nearer to what is true (n, k) than by chance; numbers; words."""
+
+
+def _of_classes(given: Given) -> tuple[NDArray[np.intp], Tensor, _Compare]:
+    """Examples to look at, what is true of them, (n, classes), and how to compare."""
+    y, k = given.y[: given.train], len(given.names)
+    counts = np.sort(np.bincount(y, minlength=k))
+    each = min(min(PROBED, given.affordable) // k, 2 * int(counts[(k - 1) // 2]))
+    each = 0 if each < ALIKE else each
+    index = np.sort(np.concatenate([spread(np.flatnonzero(y == i), each) for i in np.unique(y)])) if each else y[:0]
+    return index, F.one_hot(torch.from_numpy(y[index]), k).double(), _share_right
+
+
+def _of_amounts(given: Given) -> tuple[NDArray[np.intp], Tensor, _Compare]:
+    """The same of amounts, (n, amounts)."""
+    assert given.amounts is not None
+    index = spread(np.arange(given.train), min(PROBED, given.affordable))
+    return index, torch.from_numpy(given.amounts[index]).double(), _correlation
 
 
 def _by_neighbour(x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -377,19 +381,20 @@ def _by_ridge(x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return unseen @ weights + mean, truth[1::2]
 
 
-def _share_right(said: Tensor, truth: Tensor) -> tuple[float, dict[str, Any]]:
-    """By how many standard errors more of the likeliest classes are right than by chance, and the numbers."""
+def _share_right(said: Tensor, truth: Tensor) -> tuple[float, dict[str, Any], str]:
+    """By how many more of the likeliest classes are right."""
     k, pair = truth.shape[1], (said.argmax(1), truth.argmax(1))
     right = float((pair[0] == pair[1]).double().mean())
     frequent = [torch.bincount(labels, minlength=k).double() / len(labels) for labels in pair]
     chance = float((frequent[0] * frequent[1]).sum())
     error = math.sqrt(max(chance * (1 - chance), 1e-12) / len(truth))
-    return (right - chance) / error, {"right": right, "by_chance": chance}
+    told = f"{percent(right)} right, by chance {percent(chance)}"
+    return (right - chance) / error, {"right": right, "by_chance": chance}, told
 
 
-def _correlation(said: Tensor, truth: Tensor) -> tuple[float, dict[str, Any]]:
-    """The largest correlation of the amounts, in standard errors, and the numbers."""
+def _correlation(said: Tensor, truth: Tensor) -> tuple[float, dict[str, Any], str]:
+    """By the largest correlation of an amount."""
     one, other = (side - side.mean(0) for side in (said, truth))
     lengths = (one.square().sum(0) * other.square().sum(0)).sqrt().clamp(min=1e-300)
     most = float(((one * other).sum(0) / lengths).max())
-    return most * math.sqrt(len(truth)), {"correlation": most}
+    return most * math.sqrt(len(truth)), {"correlation": most}, f"correlation {most:.2f}"

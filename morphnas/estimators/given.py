@@ -89,6 +89,11 @@ class Given:
         return {2: "rows", 4: "images"}.get(self.parts[0].ndim, "examples")
 
     @property
+    def said(self) -> str:
+        """What their y are."""
+        return "labels" if self.amounts is None else "amounts"
+
+    @property
     def held(self) -> int:
         """How many stop, score and choose."""
         return len(self) - self.train

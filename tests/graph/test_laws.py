@@ -112,7 +112,7 @@ def test_chains_of_twenty_morphs_keep_the_function(rank: int, data: st.DataObjec
 
 
 @pytest.mark.parametrize("rank", range(4))
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_chains_keep_the_function_in_single_precision(rank: int, data: st.DataObject, seed: int) -> None:
     graph = data.draw(starts((rank,)))
