@@ -20,7 +20,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 import morphnas
 from morphnas.estimators.files import Files, folder, load_image_dataset
+from morphnas.estimators.settings import LIMITS
 from morphnas.report.page import about_words
 from morphnas.report.summary import results_summary
 from morphnas.report.words import metric_words
@@ -165,19 +166,15 @@ def _fit(args: argparse.Namespace) -> _Answer:
 def _pair(text: str) -> tuple[str, Any]:
     """A limit, name=value; morphs are separated by commas."""
     name, equals, value = text.partition("=")
-    if not equals or name not in {field.name for field in fields(morphnas.Limits)}:
-        raise _Wrong(f"--limit takes name=value, where name is one of {_limits()}, not {text!r}")
+    if not equals or name not in LIMITS:
+        raise _Wrong(f"--limit takes name=value, where name is one of {', '.join(LIMITS)}, not {text!r}")
     if name == "morphs":
         return name, tuple(value.split(","))
-    fraction = name.startswith(("max_latency", "seconds"))
+    fraction = name == "max_latency_ms"
     try:
         return name, float(value) if fraction else int(value)
     except ValueError:
         raise _Wrong(f"--limit {name} needs a {'' if fraction else 'whole '}number, not {value!r}") from None
-
-
-def _limits() -> str:
-    return ", ".join(field.name for field in fields(morphnas.Limits))
 
 
 def _evaluate(args: argparse.Namespace) -> _Answer:
@@ -352,7 +349,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--executor", help="process, ray, or the address of a Ray cluster: several networks at a time")
     made.add_argument("--devices", type=int, metavar="N", help="how many at a time")
     made.add_argument("--width", type=int, metavar="N", help="first width of the networks to start from")
-    made.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=f"{_limits()}")
+    made.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=", ".join(LIMITS))
     made.add_argument(
         "--begin-with", type=Path, nargs="+", default=[], metavar="RUN", help="start from the networks of earlier runs"
     )

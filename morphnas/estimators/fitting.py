@@ -59,8 +59,7 @@ class Sizes:
         found = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         recipe = changed(found, settings.trainer_args)
         if settings.limits.max_latency_ms is not None:
-            per_node, per_flop = measure_latency(task, spare)
-            limits = replace(settings.limits, seconds_per_node=per_node, seconds_per_flop=per_flop)
+            limits = replace(settings.limits, pace=(*measure_latency(task, spare), 0.0))
             settings = replace(settings, limits=limits)
         return Sizes(shape, task.goal.outputs, n, settings, recipe, pace)
 

@@ -33,6 +33,8 @@ DECISIVE = (
     "max_memory", "initial_networks",
 )  # fmt: skip
 """Arguments that decide what a run tries; the others may change when it is gone on with."""
+LIMITS = tuple(f.name for f in fields(Limits) if f.name != "pace")
+"""Names of those that users set; the pace of the machine is measured."""
 _SIZES = ("trainer_args", "default_model_len", "default_model_width")
 
 MakeSearcher = Callable[..., Searcher]
@@ -175,13 +177,12 @@ def _positive(value: Any) -> bool:
 
 
 def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
-    names = [f.name for f in fields(Limits)]
     if isinstance(limits, Mapping):
-        if unknown := sorted(set(limits) - set(names)):
-            raise ValueError(f"limits: unknown {unknown}, there are {', '.join(names)}")
+        if unknown := sorted(set(limits) - set(LIMITS)):
+            raise ValueError(f"limits: unknown {unknown}, there are {', '.join(LIMITS)}")
         return Limits(**limits)
     if limits is not None and not isinstance(limits, Limits):
-        raise ValueError(f"limits must be a Limits or a dict of {', '.join(names)}, not {limits!r}")
+        raise ValueError(f"limits must be a Limits or a dict of {', '.join(LIMITS)}, not {limits!r}")
     return limits or Limits()
 
 

@@ -43,7 +43,7 @@ class Limits:
 
     max_work: of `Graph.work`, what an example takes of a training. max_memory: bytes of `Graph.peak_bytes` for the
     fewest examples that a step can do with. max_latency_ms: milliseconds from one example, alone, to its outputs, as
-    `latency` predicts them from seconds for a node, a FLOP and a parameter: those of a machine, which a fit measures.
+    `latency` predicts them. pace: seconds for a node, a FLOP and a parameter, those of a machine, which a fit measures.
     """
 
     max_params: int | None = None
@@ -54,22 +54,22 @@ class Limits:
     max_activation_bytes: int | None = None
     max_memory: int | None = None
     max_latency_ms: float | None = None
-    seconds_per_node: float = 0.0
-    seconds_per_flop: float = 0.0
-    seconds_per_parameter: float = 0.0
+    pace: tuple[float, float, float] = (0.0, 0.0, 0.0)
     morphs: tuple[str, ...] = ("deeper", "wider", "wider_all", "add_skip", "concat_skip")
 
     def __post_init__(self) -> None:
         if not isinstance(self.morphs, (list, tuple)):
             raise ValueError(f"limits: morphs must be a list of names, not {self.morphs!r:.100}")
         object.__setattr__(self, "morphs", tuple(self.morphs))
+        if not (isinstance(self.pace, (list, tuple)) and len(self.pace) == 3 and all(map(_seconds, self.pace))):
+            raise ValueError(f"limits: pace must be three numbers of seconds, not {self.pace!r:.100}")
+        object.__setattr__(self, "pace", tuple(self.pace))
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name == "morphs" or value is None:
+            if f.name in ("morphs", "pace") or value is None:
                 continue
-            if f.name == "max_latency_ms" or f.name.startswith("seconds"):
-                number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
-                if not number or (f.name == "max_latency_ms" and not value):
+            if f.name == "max_latency_ms":
+                if not _seconds(value) or not value:
                     raise ValueError(f"limits: {f.name} must be None or a positive number, not {value!r}")
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -98,10 +98,12 @@ class Limits:
 
     def latency(self, graph: Graph) -> float:
         """Seconds from one example, alone, to its outputs, as far as they are known: 0 where nothing was measured."""
-        paces = (self.seconds_per_node, self.seconds_per_flop, self.seconds_per_parameter)
-        return sum(
-            pace * size for pace, size in zip(paces, (len(graph.nodes), graph.flops, graph.parameters), strict=True)
-        )
+        sizes = (len(graph.nodes), graph.flops, graph.parameters)
+        return sum(each * size for each, size in zip(self.pace, sizes, strict=True))
+
+
+def _seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 @dataclass(frozen=True)

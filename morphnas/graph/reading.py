@@ -53,9 +53,9 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     largest, or where the module does something that networks here do not.
     """
     shape = Input(tuple(input_shape)).size
-    own = copy.deepcopy(module).cpu().float().eval()
     probes = torch.randn(_PROBES, *shape, generator=torch.Generator().manual_seed(0))
     try:
+        own = copy.deepcopy(module).cpu().float().eval()
         program = torch.export.export(own, (probes,))
     except Exception as error:  # whatever the module raises, and torch's many ways to say that it cannot follow
         raise ModuleError(f"torch.export cannot read it for inputs of shape {shape}: {error}") from error

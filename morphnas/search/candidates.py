@@ -93,16 +93,15 @@ def paced(limits: Limits, trials: Sequence[Trial]) -> Limits:
         return limits
     sizes = np.array([(len(graph.nodes), graph.flops, graph.parameters) for graph, _ in timed.values()], dtype=float)
     relative = sizes / np.array([[seconds] for _, seconds in timed.values()])
-    pace = np.array([limits.seconds_per_node, limits.seconds_per_flop, limits.seconds_per_parameter])
+    pace = np.array(limits.pace)
     if len(timed) >= ENOUGH_TIMED:
         scale = relative.max(0)
         pace = nnls(relative / scale, np.ones(len(timed)))[0] / scale
     expected = relative @ pace
     if not expected.min() > 0:
         return limits
-    names = ("seconds_per_node", "seconds_per_flop", "seconds_per_parameter")
-    pace = pace * float(np.quantile(1 / expected, CAUTION))
-    return replace(limits, **dict(zip(names, pace.tolist(), strict=True)))
+    node, flop, parameter = (pace * np.quantile(1 / expected, CAUTION)).tolist()
+    return replace(limits, pace=(node, flop, parameter))
 
 
 def first_start(space: Space, recipe: Recipe, rules: Rules) -> Proposal | None:

@@ -6,7 +6,6 @@ import itertools
 import math
 from dataclasses import replace
 from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -340,8 +339,7 @@ NETWORKS = [cnn((3, 8, 8), 3, width=width, depth=depth) for width in (4, 16, 64,
 
 @given(st.floats(1e-7, 1e-3), st.floats(1e-13, 1e-8), st.floats(0, 1e-8), st.randoms(use_true_random=False))
 def test_what_latencies_come_from_is_found(a: float, b: float, c: float, random: Random) -> None:
-    paces: dict[str, Any] = {"seconds_per_node": a, "seconds_per_flop": b, "seconds_per_parameter": c}
-    limits = Limits(max_latency_ms=1.0, **paces)
+    limits = Limits(max_latency_ms=1.0, pace=(a, b, c))
     some = random.sample(NETWORKS, 7)
     exact = [timed(graph, limits.latency(graph), i) for i, graph in enumerate(some)]
     found = learnt(Limits(max_latency_ms=1.0), exact)
@@ -356,7 +354,7 @@ def test_what_latencies_come_from_is_found(a: float, b: float, c: float, random:
 
 
 def test_few_latencies_correct_what_was_measured_at_the_start() -> None:
-    limits = Limits(max_latency_ms=1.0, seconds_per_node=1e-5, seconds_per_flop=1e-10)
+    limits = Limits(max_latency_ms=1.0, pace=(1e-5, 1e-10, 0.0))
     slower = [timed(graph, 1.3 * limits.latency(graph), i) for i, graph in enumerate(NETWORKS[:3])]
     for graph in NETWORKS:
         assert learnt(limits, slower).latency(graph) == pytest.approx(1.3 * limits.latency(graph))
@@ -365,7 +363,7 @@ def test_few_latencies_correct_what_was_measured_at_the_start() -> None:
 
 @pytest.mark.parametrize("make", [RandomSearcher, EvolutionSearcher, BayesianSearcher])
 def test_no_searcher_proposes_what_is_too_slow(make: type[RandomSearcher]) -> None:
-    limits = Limits(max_latency_ms=1.0, seconds_per_node=2e-5, seconds_per_flop=1e-9)
+    limits = Limits(max_latency_ms=1.0, pace=(2e-5, 1e-9, 0.0))
     start = next(graph for graph in NETWORKS if limits.latency(graph) < 6e-4)
     for seed in range(3):
         proposal = make(MorphSpace((start,)), Recipe(epochs=6), limits, seed).ask([timed(start, 6e-4)], AMPLE)
