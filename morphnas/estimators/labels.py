@@ -106,12 +106,16 @@ class Labels:
         return Labels(classes)
 
 
-def _column(y: ArrayLike, n: int) -> NDArray[Any]:
-    """y as (n,); ValueError for other lengths, several columns and missing labels."""
+def check_there(y: Any, hint: str) -> None:
+    """ValueError where there is no y, or a part of it is masked."""
     if y is None:
-        hint = "only a Dataset of (image, label) and a folder of sub-folders bring their own"
         raise ValueError(f"y is missing: this estimator requires y to be passed, but the target y is None; {hint}")
     refuse_masked(y, "y")
+
+
+def _column(y: ArrayLike, n: int) -> NDArray[Any]:
+    """y as (n,); ValueError for other lengths, several columns and missing labels."""
+    check_there(y, "only a Dataset of (image, label) and a folder of sub-folders bring their own")
     try:
         column = listed(y)
     except ValueError as error:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.class_weight import compute_sample_weight
 
-from morphnas.estimators.labels import Labels
+from morphnas.estimators.labels import Labels, check_there
 from morphnas.estimators.sources import refuse_masked
 from morphnas.train.goal import Amounts, Goal
 
@@ -136,10 +136,7 @@ def _finite(value: Any) -> bool:
 
 def _table(y: ArrayLike, n: int) -> NDArray[np.float64]:
     """y as (n, k) float64; ValueError that says what is wrong with it."""
-    if y is None:
-        hint = "only a Dataset of (image, amount) brings its own"
-        raise ValueError(f"y is missing: this estimator requires y to be passed, but the target y is None; {hint}")
-    refuse_masked(y, "y")
+    check_there(y, "only a Dataset of (image, amount) brings its own")
     if isinstance(y, (list, tuple)):
         y = [item.tolist() if isinstance(item, torch.Tensor) else item for item in y]
     try:

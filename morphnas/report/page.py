@@ -199,7 +199,7 @@ def _converged(run: Run) -> Answer:
     scored = [t for t in search if t.score is not None]
     better = facts.improvements(search)
     if len(scored) < 8:
-        return Answer(question, "too early to say", f"Only {len(scored)} networks have a score.")
+        return Answer(question, "too early to say", f"Networks with a score: {len(scored)}, at least 8 are needed.")
     spans = facts.timeline(search)
     last = better[-1]
     since = sum(spans[t.id][1] > spans[last.id][1] for t in scored)
