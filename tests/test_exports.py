@@ -66,10 +66,8 @@ ALONE = """
 """
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize("suffix", ["py", pytest.param("pt2", marks=SLOW), pytest.param("onnx", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["py", "pt2", "onnx"])
 def test_it_computes_the_same_where_there_is_no_morphnas(suffix: str, fitted: ImageClassifier, tmp_path: Path) -> None:
     if suffix == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):

@@ -34,7 +34,7 @@ def test_the_search_space_is_told_before_a_fit(data: Data, tmp_path: Path) -> No
     ):
         assert words in text
     json.dumps(space.to_json(), allow_nan=False)
-    classifier.fit(*data, time_limit=20)
+    classifier.set_params(refit=False).fit(*data, time_limit=20)
     starts = [t.graph for t in load_run(path).trials if t.parent is None and not t.proposal.why.get("final")]
     assert len(starts) == len(space.starts)
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from morphnas.graph import Graph
@@ -94,6 +94,7 @@ def test_the_share_inside_the_intervals() -> None:
     assert facts.coverage([], 0.95) is None
 
 
+@settings(max_examples=30)
 @given(st.lists(graphs(), min_size=2, max_size=6, unique_by=lambda graph: graph.key))
 def test_the_map_of_few_networks_is_as_true_as_a_plane_can_be(several: list[Graph]) -> None:
     trials = [trial(i, graph) for i, graph in enumerate(several)]

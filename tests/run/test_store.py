@@ -488,6 +488,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills a process the POSIX way")
 def test_the_lock_of_a_killed_driver_is_free(path: Path) -> None:
     command = [sys.executable, "-c", DRIVER, str(path)]
