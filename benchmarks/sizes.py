@@ -59,7 +59,7 @@ def networks(shape: Shape, n_classes: int, widths: Sequence[int]) -> dict[str, G
     found = starters_of(shape, n_classes, widths)
     if min(shape[1:]) < TWICE:
         halved = property(lambda draft: min(draft.shapes[draft.last][1:]) >= TWICE // 2)
-        with patch.object(starters._Draft, "may_shrink", halved):  # noqa: SLF001
+        with patch.object(starters.Draft, "may_shrink", halved):
             at_once = starters_of(shape, n_classes, widths)
         found |= {f"pooled at once: {name}": graph for name, graph in at_once.items()}
     return found

@@ -26,9 +26,10 @@ RESULTS = Path(__file__).parent / "results" / "transfer.json"
 
 
 def fitted(x: Any, y: Any, seconds: float, seed: int, given: list[morphnas.Network] | None) -> morphnas.ImageClassifier:
-    folder = Path(tempfile.mkdtemp()) / "run"
-    found = morphnas.ImageClassifier(folder, random_state=seed, initial_networks=given, device="cpu")
-    return found.fit(x, y, time_limit=seconds)
+    """What such a fit has found; its run is not kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, initial_networks=given, device="cpu")
+        return found.fit(x, y, time_limit=seconds)
 
 
 def main() -> None:

@@ -242,10 +242,7 @@ def chosen_seed(random_state: int | np.random.RandomState | None) -> int:
 def decisive(params: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that decide what a run tries, as run.json keeps them, with None where it means the default."""
     found = {name: params[name] for name in DECISIVE}
-    found["searcher_args"], found["initial_networks"] = (
-        found["searcher_args"] or None,
-        found["initial_networks"] or None,
-    )
+    found |= {name: found[name] or None for name in ("searcher_args", "initial_networks")}
     found["search_type"] = found["search_type"] or "bayesian"
     found["limits"] = None if found["limits"] is None else _limits(found["limits"])
     if isinstance(found["image_size"], (int, np.integer)):

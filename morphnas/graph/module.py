@@ -102,7 +102,7 @@ class Network:
         where the network cannot be for these, or where other layers would need other weights.
         """
         head, first = self.graph.output, self.graph.input
-        ops: dict[str, Op] = {first.name: Input(tuple(shape))}
+        ops: dict[str, Op] = {first.name: Input(shape)}
         if isinstance(head.op, Dense):
             ops[head.name] = head.op.widened(outputs)
         graph = self.graph.replace_ops(ops)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -148,10 +148,11 @@ class Input(Op):
     arity = (0, 0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", tuple(self.size))
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIZE for n in self.size)
-        if not (1 <= len(self.size) <= 4 and whole):
+        size = tuple(self.size) if isinstance(self.size, Iterable) else ()
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIZE for n in size)
+        if not (1 <= len(size) <= 4 and whole):
             raise ValueError(f"input: size must be 1 to 4 positive integers, channels first, not {self.size!r}")
+        object.__setattr__(self, "size", size)
 
     def shape(self, *inputs: Shape) -> Shape:
         return self.size

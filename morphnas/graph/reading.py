@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from morphnas.graph.graph import Graph, GraphError, Node
+from morphnas.graph.graph import GraphError
 from morphnas.graph.module import Network, to_module
 from morphnas.graph.ops import (
     Add,
@@ -28,6 +28,7 @@ from morphnas.graph.ops import (
     Shape,
     Weights,
 )
+from morphnas.graph.starters import Draft
 
 PROOF = 1e-4
 """Largest difference of a network's outputs from those of the module that it was read from, relative to the largest."""
@@ -52,7 +53,9 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     Both are asked for the outputs of random examples: ModuleError where these differ by more than `PROOF` of the
     largest, or where the module does something that networks here do not.
     """
-    shape = Input(tuple(input_shape)).size
+    if not isinstance(module, nn.Module):
+        raise ModuleError(f"a torch.nn.Module is needed, not {module!r:.100}")
+    shape = Input(input_shape).size  # type: ignore[arg-type]  # checked there
     probes = torch.randn(_PROBES, *shape, generator=torch.Generator().manual_seed(0))
     try:
         own = copy.deepcopy(module).cpu().float().eval()
@@ -80,8 +83,7 @@ class _Reading:
         state = {**program.constants, **program.state_dict}
         lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.state: dict[str, Tensor] = {name: state[target] for name, target in lifted.items()}
-        self.nodes, self.weights = [Node("x", Input(shape))], Weights()
-        self.shapes = {"x": shape}
+        self.draft, self.weights = Draft(shape), Weights()
         self.names: dict[str, str] = {}
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in signature.user_inputs:
@@ -91,10 +93,10 @@ class _Reading:
         self.network = self.ended([self.names.get(str(name), "") for name in signature.user_outputs])
 
     def ended(self, outputs: Sequence[str]) -> Network:
-        if outputs != [self.nodes[-1].name]:
+        if outputs != [self.draft.last]:
             raise ModuleError("its output is not the one tensor that it computes last from its input")
         try:
-            return Network(Graph(tuple(self.nodes)), self.weights)
+            return Network(self.draft.graph(), self.weights)
         except GraphError as error:
             raise ModuleError(f"it is no network: {error}") from None
 
@@ -112,7 +114,7 @@ class _Reading:
             raise ModuleError(f"{node.name}: {error}") from None
         except ValueError as error:  # of an op or of a shape
             raise ModuleError(f"{node.name}, {name}: {error}") from None
-        there, ours = tuple(node.meta["val"].shape[1:]), self.shapes[found]
+        there, ours = tuple(node.meta["val"].shape[1:]), self.draft.shapes[found]
         if _core(there) != _core(ours):
             raise ModuleError(f"{node.name}: {name} gives {there} here, and {ours} as an op of a network")
         if name.endswith("_"):  # it works in place: whoever reads what it was given from now on reads what it gave
@@ -120,9 +122,7 @@ class _Reading:
         return found
 
     def add(self, op: Op, *inputs: str, **tensors: Tensor) -> str:
-        name = f"{op.tag}_{len(self.nodes)}"
-        self.shapes[name] = op.shape(*(self.shapes[i] for i in inputs))
-        self.nodes.append(Node(name, op, inputs))
+        name = self.draft.add(op, *inputs)
         self.weights |= {f"{name}.{tensor}": value.detach().clone() for tensor, value in tensors.items()}
         return name
 
@@ -185,7 +185,7 @@ def _batch_norm(reading: _Reading, told: Mapping[str, Any]) -> str:
     _check("training of a batch norm in evaluation mode", told["training"], False)
     source = reading.examples(told["input"])
     held = reading.tensors(**{name: told[name] for name in ("weight", "bias", "running_mean", "running_var")})
-    width = reading.shapes[source][0]
+    width = reading.draft.shapes[source][0]
     held = {"weight": torch.ones(width), "bias": torch.zeros(width), **held, "num_batches_tracked": torch.tensor(0)}
     return reading.add(BatchNorm(told["eps"], told["momentum"]), source, **held)
 
@@ -211,7 +211,7 @@ def _pool(kind: type[MaxPool | AvgPool]) -> Callable[[_Reading, Mapping[str, Any
 def _adaptive(reading: _Reading, told: Mapping[str, Any]) -> str:
     """Nothing where there are as many positions already, else the mean over all."""
     source = reading.examples(told["input"])
-    if tuple(told["output_size"]) == reading.shapes[source][1:]:
+    if tuple(told["output_size"]) == reading.draft.shapes[source][1:]:
         return source
     _check("output_size", _one("output_size", told["output_size"]), 1)
     return reading.add(GlobalPool(), source)
@@ -219,7 +219,7 @@ def _adaptive(reading: _Reading, told: Mapping[str, Any]) -> str:
 
 def _mean(reading: _Reading, told: Mapping[str, Any]) -> str:
     source = reading.examples(told["input"])
-    axes = len(reading.shapes[source]) + 1
+    axes = len(reading.draft.shapes[source]) + 1
     _check("axes of a mean", sorted(axis % axes for axis in told["dim"] or range(axes)), [*range(2, axes)])
     return reading.add(GlobalPool(), source)
 
@@ -227,7 +227,7 @@ def _mean(reading: _Reading, told: Mapping[str, Any]) -> str:
 def _reshaped(reading: _Reading, told: Mapping[str, Any]) -> str:
     """Flattening, as far as there is anything to flatten: `_Reading.read` compares what comes out."""
     source = reading.examples(told["input"])
-    return source if len(reading.shapes[source]) == 1 else reading.add(Flatten(), source)
+    return source if len(reading.draft.shapes[source]) == 1 else reading.add(Flatten(), source)
 
 
 def _dropout(reading: _Reading, told: Mapping[str, Any]) -> str:
@@ -242,7 +242,7 @@ def _add(reading: _Reading, told: Mapping[str, Any]) -> str:
 
 def _cat(reading: _Reading, told: Mapping[str, Any]) -> str:
     sources = [reading.examples(value) for value in told["tensors"]]
-    _check("axis of a concatenation", told["dim"] % (len(reading.shapes[sources[0]]) + 1), 1)
+    _check("axis of a concatenation", told["dim"] % (len(reading.draft.shapes[sources[0]]) + 1), 1)
     return reading.add(Concat(), *sources) if len(sources) > 1 else sources[0]
 
 

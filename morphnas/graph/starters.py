@@ -33,12 +33,13 @@ _FEW = 64
 """Positions up to which the last layer reads them all: it learns faster than from their mean."""
 
 
-class _Draft:
+class Draft:
     """Nodes as they are written down, one after the other."""
 
     def __init__(self, input_shape: Shape) -> None:
-        self.nodes = [Node("x", Input(tuple(input_shape)))]
-        self.shapes: dict[str, Shape] = {"x": tuple(input_shape)}
+        first = Input(input_shape)
+        self.nodes = [Node("x", first)]
+        self.shapes: dict[str, Shape] = {"x": first.size}
 
     @property
     def last(self) -> str:
@@ -82,7 +83,7 @@ def _count(**sizes: int) -> None:
 def mlp(input_shape: Shape, n_classes: int, width: int = 128, depth: int = 2, dropout: float = 0.0) -> Graph:
     """`depth` dense layers of `width` units with batch norm and relu, then the logits; depth 0: a linear map."""
     _count(n_classes=n_classes, width=width, depth=depth or 1)
-    draft = _Draft(input_shape)
+    draft = Draft(input_shape)
     if len(input_shape) > 1:
         draft.add(Flatten())
     for _ in range(depth):
@@ -98,7 +99,7 @@ def mlp(input_shape: Shape, n_classes: int, width: int = 128, depth: int = 2, dr
 def cnn(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dropout: float = 0.0) -> Graph:
     """`depth` blocks of conv-bn-relu, pooled and doubled in width while the resolution allows."""
     _count(n_classes=n_classes, width=width, depth=depth)
-    draft = _Draft(_images(input_shape))
+    draft = Draft(_images(input_shape))
     for block in range(depth):
         pool = block < depth - 1 and draft.may_shrink
         draft.conv_bn(width, pool=pool)
@@ -115,7 +116,7 @@ def resnet(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 2, 
     allows: residual blocks at lower resolutions are worth their cost (`benchmarks/sizes.py`).
     """
     _count(n_classes=n_classes, width=width, depth=depth)
-    draft = _Draft(_images(input_shape))
+    draft = Draft(_images(input_shape))
     for stage in range(depth + 2):
         pool = stage <= depth and draft.may_shrink
         draft.conv_bn(width, pool=pool)
@@ -136,7 +137,7 @@ def densenet(input_shape: Shape, n_classes: int, width: int = 16, depth: int = 6
     Up to three blocks, a 1x1 convolution and pooling between them, while the resolution allows.
     """
     _count(n_classes=n_classes, width=width, depth=depth)
-    draft = _Draft(_images(input_shape))
+    draft = Draft(_images(input_shape))
     draft.conv_bn(2 * width, pool=draft.may_shrink)
     features = draft.add(ReLU())
     per_block = -(-depth // 3)
@@ -150,7 +151,7 @@ def densenet(input_shape: Shape, n_classes: int, width: int = 16, depth: int = 6
     return _head(draft, n_classes, dropout)
 
 
-def _head(draft: _Draft, n_classes: int, dropout: float) -> Graph:
+def _head(draft: Draft, n_classes: int, dropout: float) -> Graph:
     """The logits, which read every position where there are few, else the normalised mean over all."""
     if math.prod(draft.shapes[draft.last][1:]) <= _FEW:
         draft.add(Flatten())

@@ -24,8 +24,7 @@ CHILD = 0.04
 EPOCHS = 6
 """Epochs of a child, where the time allows."""
 STEPS, MOST_EPOCHS = 100, 30
-"""Steps of a child on rows, at least, as far as so many epochs make them: few rows cost next to nothing, and a few
-steps do not tell networks apart (`benchmarks/amounts.py`)."""
+"""Steps of a child on rows, at least, as far as so many epochs make them: few rows cost next to nothing."""
 PASSES = 10
 """Times that the final trainings should see all examples, at least, with the largest starter."""
 SEEN, SEEN_COLOURED = 120_000, 60_000

@@ -74,7 +74,9 @@ def test_fits_know_them(tmp_path: Path) -> None:
         ImageClassifier(**same, max_trials=2, resume=True).fit(x, y)
     found = ImageClassifier(**same, max_trials=3, resume=True).fit(x, y, groups=list(groups))
     found.final_fit(x, y, trainer_args={"epochs": 1}, time_limit=5, groups=groups)
-    assert morphnas.ablate(found.load_searcher(), x, y, groups=groups, time_limit=1, repeats=1).trial == 0
+    assert (
+        morphnas.ablate(found.load_searcher(), x, y, groups=groups, time_limit=1, repeats=1).trial == found.best_trial_
+    )
     with pytest.raises(RunError, match="sample_weight and groups of the fit"):
         morphnas.ablate(found.load_searcher(), x, y, time_limit=1)
     ImageRegressor(max_trials=1, searcher_args=ARGS, refit=False).fit(x, y + 0.5, groups=groups)

@@ -24,7 +24,7 @@ STILL: dict[str, Any] = {
 
 def one(path: Path, given: Any, **more: Any) -> ImageClassifier:
     settings: dict[str, Any] = {"max_trials": 1, "refit": False, "random_state": 0, "searcher_args": STILL}
-    return ImageClassifier(path, initial_networks=[given], **(settings | more))
+    return ImageClassifier(path, **(settings | {"initial_networks": [given]} | more))
 
 
 def test_the_network_of_a_run_knows_what_it_knew(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
@@ -86,18 +86,19 @@ def test_a_module_is_searched_on(executor: str | None, data: Data, tmp_path: Pat
     ("given", "words"),
     [
         ([module()], r"initial_networks must be None or a list of morphnas.Graph and .*from_module makes"),
-        ([mlp((1, 6, 6), 3)] * 2, None),
         (["with weights", mlp((1, 6, 6), 3)], r"initial_networks\[1\] is of the same architecture"),
         ([cnn((1, 6, 6), 3), "flat"], r"initial_networks\[1\] cannot be adapted to the examples: dense_1"),
     ],
 )
-def test_networks_that_cannot_be_begun_with(given: list[Any], words: str | None, tmp_path: Path) -> None:
+def test_networks_that_cannot_be_begun_with(given: list[Any], words: str, tmp_path: Path) -> None:
     made: dict[str, Graph] = {"with weights": mlp((1, 6, 6), 3), "flat": mlp((7,), 3, width=4)}
     networks = [Network(made[n], fresh_weights(made[n])) if isinstance(n, str) else n for n in given]
     classifier = ImageClassifier(tmp_path / "run", initial_networks=networks, max_trials=1, searcher_args=STILL)
-    if words is None:
-        classifier.fit(*stripes(60), time_limit=5)
-        return
     with pytest.raises(ValueError, match=words):
         classifier.fit(*stripes(60), time_limit=5)
     assert not (tmp_path / "run").exists()
+
+
+def test_equal_graphs_are_one(tmp_path: Path) -> None:
+    found = one(tmp_path / "run", mlp((1, 6, 6), 3), initial_networks=[mlp((1, 6, 6), 3)] * 2)
+    assert len(found.fit(*stripes(60), time_limit=5).load_searcher().about["plan"]["starts"]) == 1

@@ -114,6 +114,24 @@ def test_what_relu_overwrites_is_read_as_overwritten() -> None:
     assert same(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
 
 
+def test_what_changes_nothing_is_no_op() -> None:
+    """Copies, axes of one position, a concatenation of one tensor, and a dropout of nothing."""
+
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.last = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.cat([self.one(x).contiguous().clone()], 1)
+            x = F.adaptive_avg_pool2d(F.adaptive_avg_pool2d(x, (6, 6)), 1).squeeze(-1).detach()
+            out: Tensor = self.last(F.dropout(x.flatten(1), 0.0))
+            return out
+
+    network = from_module(Idle(), (2, 6, 6))
+    assert [node.op.tag for node in network.graph.nodes] == ["input", "conv", "globalpool", "dense"]
+
+
 def conv(*args: Any, **more: Any) -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 4, *args, **more), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
@@ -159,7 +177,13 @@ def test_what_cannot_be_read_is_refused_in_words(module: nn.Module, words: str) 
         from_module(module, (4, 8, 8))
 
 
-@pytest.mark.parametrize("shape", [(), (0, 8, 8), (1, 2, 3, 4, 5), (2.5,)])
+@pytest.mark.parametrize("wrong", ["net", nn.Linear, None])
+def test_so_is_what_is_no_module(wrong: Any) -> None:
+    with pytest.raises(ModuleError, match=r"a torch\.nn\.Module is needed, not "):
+        from_module(wrong, (4, 8, 8))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 8, 8), (1, 2, 3, 4, 5), (2.5,), 5, None])
 def test_so_is_a_shape_that_is_none(shape: Any) -> None:
     with pytest.raises(ValueError, match="1 to 4 positive integers, channels first"):
         from_module(nn.Linear(8, 2), shape)
