@@ -1,0 +1,344 @@
+"""Names of AutoKeras 0.x that `morphnas` itself lacks, so that its scripts run with one line changed.
+
+>>> import morphnas.legacy as autokeras
+>>> autokeras.ImageClassifier(verbose=True).fit(x_train, y_train, time_limit=600)  # doctest: +SKIP
+
+What they do is what morphnas does: a folder that holds a run is not overwritten unasked, time limits are kept, final
+trainings do not stop by the test part, and nothing is pickled. Names that have no counterpart are an ImportError that
+says what there is instead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import accuracy_score, mean_squared_error
+from sklearn.preprocessing import LabelEncoder
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from morphnas import estimators
+from morphnas.estimators.files import load_image_dataset
+from morphnas.graph import Graph, Network
+from morphnas.report import draw, visualize
+from morphnas.run.store import Run, load_run
+from morphnas.search import BayesianSearcher
+
+__all__ = [
+    "MSE", "Accuracy", "BayesianSearcher", "CnnModule", "DataTransformerMlp", "ImageClassifier", "ImageClassifier1D",
+    "ImageClassifier3D", "ImageDataTransformer", "ImageRegressor", "ImageRegressor1D", "ImageRegressor3D", "MlpModule",
+    "OneHotEncoder", "classification_loss", "load_image_dataset", "pickle_from_file", "regression_loss", "to_pdf",
+    "visualize",
+]  # fmt: skip
+
+_ELSEWHERE = {
+    "CnnGenerator": "morphnas.graph.cnn builds such networks",
+    "Constant": "max_trials=, limits= and searcher_args= of ImageClassifier set what its fields did",
+    "DCGAN": "morphnas makes no images",
+    "MlpGenerator": "morphnas.graph.mlp builds such networks",
+    "PortableImageClassifier": "pickle_from_file(path) gives it for what export_autokeras_model(path) has written",
+    "PortableImageRegressor": "pickle_from_file(path) gives it for what export_autokeras_model(path) has written",
+    "PredefinedDensenet": "ImageClassifier(initial_networks=[morphnas.graph.densenet(...)], max_trials=1) trains one",
+    "PredefinedResnet": "ImageClassifier(initial_networks=[morphnas.graph.resnet(...)], max_trials=1) trains one",
+    "Searcher": "a searcher is a function of the trials so far, see morphnas.search and examples/custom.py",
+    "TabularClassifier": "ImageClassifier takes rows of numbers, (n, features)",
+    "TabularRegressor": "ImageRegressor takes rows of numbers, (n, features)",
+    "TextClassifier": "morphnas does not read text",
+    "TextRegressor": "morphnas does not read text",
+    "binary_classification_loss": "use classification_loss, with two outputs",
+    "pickle_to_file": "nothing is pickled: a run is in its folder from the start, see export_autokeras_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ELSEWHERE:
+        raise ImportError(f"{name} is not among the names of AutoKeras that morphnas has: {_ELSEWHERE[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# -- estimators
+
+
+class _Searched:
+    """What a fit has searched, by its old names."""
+
+    path_: str
+
+    @property
+    def searcher(self) -> Run:
+        """The networks tried; NotFittedError before a fit."""
+        if not hasattr(self, "path_"):
+            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet. Call 'fit' first")
+        return load_run(self.path_)
+
+    @property
+    def best_model(self) -> Network:
+        """The search's winner, for preprocessed examples."""
+        return self.searcher.load_best_model()
+
+
+class _Exported(_Searched):
+    @property
+    def cnn(self) -> _Searched:
+        """Itself: there is no module inside."""
+        return self
+
+    def export_autokeras_model(self, model_file_name: str | os.PathLike[str]) -> None:
+        """Write what predicting needs into a folder of this name, which `pickle_from_file` and `morphnas.load` read.
+
+        Nothing in it is a pickle. What it held of another export is replaced.
+        """
+        folder = Path(self.searcher.path)
+        shutil.copytree(folder / "model", Path(model_file_name) / "model", dirs_exist_ok=True)
+
+    def export_keras_model(self, model_file_name: str | os.PathLike[str]) -> None:
+        """There is no Keras here: NotImplementedError, which says what there is."""
+        raise NotImplementedError(
+            "morphnas makes PyTorch networks: morphnas.export(clf, file) writes them as .py, .pt2 or .onnx"
+        )
+
+
+class ImageClassifier(_Exported, estimators.ImageClassifier):
+    """`morphnas.ImageClassifier`, with a few names more."""
+
+
+class ImageRegressor(_Exported, estimators.ImageRegressor):
+    """`morphnas.ImageRegressor`, with a few names more."""
+
+
+ImageClassifier1D, ImageClassifier3D = (partial(ImageClassifier, axes=axes, augment=False) for axes in (1, 3))
+ImageRegressor1D, ImageRegressor3D = (partial(ImageRegressor, axes=axes, augment=False) for axes in (1, 3))
+
+
+def pickle_from_file(path: str | os.PathLike[str]) -> Any:
+    """What was exported to a path, or the estimator of a run, ready to predict; RunError where there is none.
+
+    Of `<run>/module` and `<run>/classifier`, as old scripts ask for: something with the `searcher` of the run, also
+    while it searches, and the run's estimator.
+    """
+    path = Path(path)
+    if path.name == "module" and not path.exists():
+        return SimpleNamespace(searcher=load_run(path.parent))
+    folder = path.parent if path.name == "classifier" and not path.exists() else path
+    regressor = isinstance(estimators.load(folder), estimators.ImageRegressor)
+    return ImageRegressor.load(folder) if regressor else ImageClassifier.load(folder)
+
+
+def to_pdf(graph: Graph | Network, path: str | os.PathLike[str]) -> Path:
+    """Draw a network to `path`, with .pdf after it if that is not there; see `morphnas.draw`."""
+    return draw(graph, path if Path(path).suffix == ".pdf" else f"{os.fspath(path)}.pdf")
+
+
+# -- modules
+
+
+def classification_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of logits (n, classes) and one-hot targets (n, classes)."""
+    return F.cross_entropy(prediction, target.argmax(1))
+
+
+def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error."""
+    return F.mse_loss(prediction, target.float())
+
+
+class Accuracy:
+    """Share of rows whose largest output is where the target is 1."""
+
+    @staticmethod
+    def higher_better() -> bool:
+        """Whether more of it is better."""
+        return True
+
+    @staticmethod
+    def compute(prediction: ArrayLike, target: ArrayLike) -> float:
+        """prediction: (n, classes). target: (n, classes), one-hot."""
+        return float(accuracy_score(np.asarray(target).argmax(1), np.asarray(prediction).argmax(1)))
+
+
+class MSE:
+    """Mean squared error."""
+
+    @staticmethod
+    def higher_better() -> bool:
+        """Whether more of it is better."""
+        return False
+
+    @staticmethod
+    def compute(prediction: ArrayLike, target: ArrayLike) -> float:
+        """Both (n, k)."""
+        return float(mean_squared_error(target, prediction))
+
+
+class OneHotEncoder:
+    """Labels, (n,) or (n, 1), to rows of zeros with a one."""
+
+    def fit(self, data: ArrayLike) -> None:
+        """Learn which labels there are."""
+        self._labels = LabelEncoder().fit(np.ravel(data))
+        self.n_classes = len(self._labels.classes_)
+
+    def transform(self, data: ArrayLike) -> NDArray[np.float32]:
+        """(n, classes); ValueError for labels that `fit` did not see."""
+        rows: NDArray[np.float32] = np.eye(self.n_classes, dtype=np.float32)[self._labels.transform(np.ravel(data))]
+        return rows
+
+    def inverse_transform(self, data: ArrayLike) -> NDArray[Any]:
+        """Labels (n,) of rows (n, classes): those of the largest entries."""
+        labels: NDArray[Any] = self._labels.inverse_transform(np.asarray(data).argmax(1))
+        return labels
+
+
+class DataTransformerMlp:
+    """Arrays to DataLoaders of rows, and of their targets where there are any. Networks normalise their examples
+    themselves, and trainings decide whether to shift images: there is nothing to learn from data.
+    """
+
+    def __init__(self, data: NDArray[Any]) -> None:
+        del data
+
+    def transform_train(
+        self, data: NDArray[Any], targets: NDArray[Any] | None = None, batch_size: int | None = None
+    ) -> DataLoader[Any]:
+        """In the order of the data; trainings shuffle for themselves."""
+        x = torch.from_numpy(np.ascontiguousarray(self._laid(np.asarray(data))))
+        sets = (x,) if targets is None else (x, torch.from_numpy(np.asarray(targets)))
+        return DataLoader(TensorDataset(*sets), batch_size=batch_size or 128)
+
+    transform_test = transform_train
+
+    @staticmethod
+    def _laid(data: NDArray[Any]) -> NDArray[Any]:
+        return data.reshape(len(data), -1)
+
+
+class ImageDataTransformer(DataTransformerMlp):
+    """The same of images, (n, ..., channels), which networks read channels first."""
+
+    def __init__(self, data: NDArray[Any], augment: bool | None = None) -> None:
+        super().__init__(data)
+        del augment
+
+    @staticmethod
+    def _laid(data: NDArray[Any]) -> NDArray[Any]:
+        return np.moveaxis(data, -1, 1)
+
+
+class CnnModule(_Searched):
+    """Searches networks for DataLoaders of images, channels first, and targets (n, k).
+
+    loss and metric: `classification_loss` and `Accuracy`, of one-hot targets, or `regression_loss` and `MSE`;
+    ValueError for others. searcher_args, path, verbose, search_type: see `morphnas.ImageClassifier`.
+    """
+
+    _rows: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        loss: Any,
+        metric: Any,
+        searcher_args: Mapping[str, Any] | None = None,
+        path: str | os.PathLike[str] | None = None,
+        verbose: bool = False,
+        search_type: Any = None,
+    ) -> None:
+        if (loss, metric) not in [(classification_loss, Accuracy), (regression_loss, MSE)]:
+            raise ValueError(
+                "loss and metric must be classification_loss and Accuracy, or regression_loss and MSE, of "
+                f"morphnas.legacy, not {loss!r:.100} and {metric!r:.100}"
+            )
+        self._classes = metric is Accuracy
+        self._settings = {"searcher_args": searcher_args, "path": path, "verbose": verbose, "search_type": search_type}
+
+    def fit(
+        self,
+        n_output_node: int,
+        input_shape: Sequence[int],
+        train_data: Iterable[Any],
+        test_data: Iterable[Any],
+        time_limit: float = 24 * 3600.0,
+    ) -> None:
+        """Search within `time_limit` seconds, final training included.
+
+        n_output_node: k, classes or amounts. input_shape: of examples, with an axis for samples before it, which does
+        not matter; channels last. train_data, test_data: to train on, and to stop, score and choose by. They are read
+        into memory once. ValueError where these do not go together.
+        """
+        self.n_output_node = n_output_node
+        x, y = self._read(train_data, "train_data")
+        if not self._rows and x.shape[1:] != tuple(input_shape)[1:]:
+            raise ValueError(f"input_shape is {tuple(input_shape)}, but channels last train_data are {x.shape}")
+        axes = None if self._rows else x.ndim - 2
+        kind = estimators.ImageClassifier if self._classes else estimators.ImageRegressor
+        self._estimator = kind(axes=axes, **self._settings)
+        self._estimator.fit(x, y, time_limit, validation_data=self._read(test_data, "test_data"))
+        self.path_ = self._estimator.path_
+
+    def final_fit(
+        self,
+        train_data: Iterable[Any],
+        test_data: Iterable[Any],
+        trainer_args: Mapping[str, Any] | None = None,
+        retrain: bool = False,
+    ) -> None:
+        """Train the winner further, as long as the fit had; see `morphnas.ImageClassifier.final_fit`."""
+        parts = self._read(train_data, "train_data"), self._read(test_data, "test_data")
+        self._fitted.final_fit(*parts[0], *parts[1], trainer_args, retrain)
+
+    def predict(self, test_loader: Iterable[Any]) -> NDArray[np.float64]:
+        """Outputs (n, k): amounts, or the logarithms of probabilities, which are logits."""
+        x = self._examples(test_loader, "test_loader")[0]
+        if not isinstance(self._fitted, estimators.ImageClassifier):
+            return self._fitted.predict(x).reshape(len(x), -1)
+        outputs = np.full((len(x), self.n_output_node), -np.inf)
+        with np.errstate(divide="ignore"):
+            outputs[:, self._fitted.classes_] = np.log(self._fitted.predict_proba(x))
+        return outputs
+
+    @property
+    def _fitted(self) -> estimators.ImageClassifier | estimators.ImageRegressor:
+        _ = self.searcher
+        return self._estimator
+
+    def _examples(self, loader: Iterable[Any], name: str) -> tuple[NDArray[Any], list[Any]]:
+        """x, (n, ..., channels) or (n, d), and what the batches hold besides."""
+        batches = [batch if isinstance(batch, (list, tuple)) else (batch,) for batch in loader]
+        if not batches:
+            raise ValueError(f"{name} holds no examples")
+        x = np.concatenate([np.asarray(batch[0]) for batch in batches])
+        if self._rows:
+            return x.reshape(len(x), -1), batches
+        if x.ndim < 3:
+            raise ValueError(f"{name} holds rows, {x.shape}: MlpModule is for these")
+        return np.moveaxis(x, 1, -1), batches
+
+    def _read(self, loader: Iterable[Any], name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """x and y as estimators take them."""
+        x, batches = self._examples(loader, name)
+        if any(len(batch) != 2 for batch in batches):
+            raise ValueError(f"{name} must hold batches of two: examples and their targets")
+        y = np.concatenate([np.asarray(batch[1]) for batch in batches])
+        if y.ndim != 2 or y.shape[1] != self.n_output_node:
+            raise ValueError(f"{name} must hold targets (n, {self.n_output_node}), not {y.shape}")
+        if not self._classes:
+            return x, y
+        if not ((y == 0) | (y == 1)).all() or not (y.sum(1) == 1).all():
+            raise ValueError(f"{name} must hold one-hot targets, as those of OneHotEncoder are")
+        return x, y.argmax(1)
+
+
+class MlpModule(CnnModule):
+    """Searches dense networks: examples of any shape are read as rows."""
+
+    _rows = True

@@ -1,0 +1,183 @@
+"""Scripts as they were written for AutoKeras 0.x, with one line changed."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+
+import morphnas
+import morphnas.legacy as autokeras
+from morphnas import RunError
+from tests.estimators.conftest import Data, stripes
+
+NAMES = np.array(["lying", "standing", "missing"])
+TINY = {"trainer_args": {"max_iter_num": 4, "max_no_improvement_num": 2}, "default_model_width": 4}
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    x, y = stripes(150)
+    return x[..., None], NAMES[y]
+
+
+@pytest.fixture(scope="module")
+def run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a script has left a run."""
+    path = Path(tmp_path_factory.mktemp("runs")) / "run"
+    clf = autokeras.ImageClassifier(path=str(path), searcher_args=TINY, search_type=autokeras.BayesianSearcher)
+    clf.fit(*data, time_limit=6)
+    clf.final_fit(*data, *data, {"max_iter_num": 3}, retrain=False, time_limit=3)
+    return path
+
+
+def test_a_script_with_a_classifier(run: Path, data: Data) -> None:
+    clf = autokeras.pickle_from_file(run)
+    assert clf.evaluate(*data) > 0.9
+    assert set(clf.predict(data[0])) == set(NAMES)
+    best = clf.cnn.searcher.get_best_model_id()
+    assert clf.cnn.searcher.get_metric_value_by_id(best) == clf.load_searcher().get_metric_value_by_id(best)
+    with torch.no_grad():
+        assert clf.cnn.best_model.produce_model()(torch.zeros(2, 1, *data[0].shape[1:3])).shape == (2, 3)
+
+
+def test_what_was_exported_predicts_the_same_elsewhere(run: Path, data: Data, tmp_path: Path) -> None:
+    clf = autokeras.pickle_from_file(run)
+    clf.export_autokeras_model(tmp_path / "model.h5")
+    clf.export_autokeras_model(tmp_path / "model.h5")
+    for found in (autokeras.pickle_from_file(tmp_path / "model.h5"), morphnas.load(tmp_path / "model.h5")):
+        assert np.array_equal(found.predict_proba(data[0]), clf.predict_proba(data[0]))
+    with pytest.raises(NotImplementedError, match=r"morphnas\.export\(clf, file\)"):
+        clf.export_keras_model("model.h5")
+    with pytest.raises(RunError, match="holds no run"):
+        autokeras.pickle_from_file(tmp_path / "nowhere")
+
+
+def test_files_that_tutorials_unpickle_are_the_run(run: Path) -> None:
+    assert autokeras.pickle_from_file(run / "module").searcher.history == morphnas.load_run(run).history
+    assert autokeras.pickle_from_file(run / "classifier").path_ == str(run)
+
+
+@pytest.mark.parametrize("suffix", ["", ".pdf"])
+def test_networks_are_drawn(run: Path, tmp_path: Path, suffix: str) -> None:
+    model = autokeras.pickle_from_file(run).cnn.best_model
+    assert autokeras.to_pdf(model, str(tmp_path / "0") + suffix).read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "0.pdf").exists()
+
+
+def test_a_script_with_modules_for_images(data: Data, tmp_path: Path) -> None:
+    x, labels = data
+    others, codes = stripes(60, seed=1)
+    encoder = autokeras.OneHotEncoder()
+    encoder.fit([*labels, "none of them"])
+    assert encoder.n_classes == 4
+    transformer = autokeras.ImageDataTransformer(x, augment=True)
+    train = transformer.transform_train(x, encoder.transform(labels), batch_size=50)
+    test = transformer.transform_test(others[..., None], encoder.transform(NAMES[codes]))
+    module = autokeras.CnnModule(
+        autokeras.classification_loss, autokeras.Accuracy, searcher_args=TINY, path=tmp_path / "run"
+    )
+    module.fit(encoder.n_classes, x.shape, train, test, time_limit=6)
+    module.final_fit(train, test, trainer_args={"max_iter_num": 2})
+    outputs = module.predict(transformer.transform_test(x))
+    assert outputs.shape == (150, 4)
+    assert autokeras.Accuracy.compute(outputs, encoder.transform(labels)) > 0.9
+    assert autokeras.Accuracy.compute(outputs, encoder.transform(labels)) == (
+        (encoder.inverse_transform(outputs) == labels).mean()
+    )
+    assert np.allclose(np.exp(outputs).sum(1), 1)
+    assert "none of them" not in encoder.inverse_transform(outputs), "no example was of this class"
+    assert module.searcher.history
+    assert module.best_model.graph.parameters > 0
+
+
+def test_a_script_with_modules_for_amounts_from_rows() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2, 3)).astype(np.float32)
+    y = x.reshape(200, 6)[:, :2] * [1, 10]
+    transformer = autokeras.DataTransformerMlp(x)
+    loader = transformer.transform_train(x, y)
+    module = autokeras.MlpModule(autokeras.regression_loss, autokeras.MSE)
+    module.fit(2, x.shape, loader, loader, time_limit=4)
+    outputs = module.predict(transformer.transform_test(x))
+    assert outputs.shape == y.shape
+    assert autokeras.MSE.compute(outputs, y) < 5 < y.var()
+
+
+def test_losses_and_metrics_are_what_their_names_say() -> None:
+    outputs, target = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1, 0], [1, 0]])
+    ps = outputs.softmax(1)[:, 0]
+    assert autokeras.classification_loss(outputs, target).item() == pytest.approx(-ps.log().mean().item())
+    assert autokeras.regression_loss(outputs, target).item() == pytest.approx((1 + 0 + 1 + 1) / 4)
+    assert autokeras.MSE.compute(outputs, target) == pytest.approx(0.75)
+    assert autokeras.Accuracy.compute(outputs, target) == 0.5
+    assert autokeras.Accuracy.higher_better()
+    assert not autokeras.MSE.higher_better()
+
+
+@pytest.mark.parametrize(("name", "axes"), [("1D", 1), ("3D", 3)])
+def test_estimators_of_other_axes(name: str, axes: int) -> None:
+    for kind in ("Classifier", "Regressor"):
+        clf = getattr(autokeras, f"Image{kind}{name}")(verbose=True)
+        assert (clf.axes, clf.augment, clf.verbose) == (axes, False, True)
+        assert isinstance(clf, getattr(morphnas, f"Image{kind}"))
+
+
+def test_names_that_are_not_there_say_what_is() -> None:
+    for name in autokeras._ELSEWHERE:
+        with pytest.raises(ImportError, match=f"{name} is not among the names of AutoKeras that morphnas has: "):
+            getattr(autokeras, name)
+    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
+        exec("from morphnas.legacy import Nothing")
+    assert not hasattr(autokeras, "__wrapped__")
+    for name in autokeras.__all__:
+        assert getattr(autokeras, name) is not None
+
+
+def test_names_that_messages_point_to_are_there() -> None:
+    for message in autokeras._ELSEWHERE.values():
+        for word in message.replace("(...)", "").replace(",", " ").replace("[", " ").replace("]", " ").split():
+            if word.startswith("morphnas."):
+                module, _, name = word.rpartition(".")
+                assert hasattr(importlib.import_module(module), name) or importlib.import_module(word)
+
+
+def _loader(*arrays: Any) -> Any:
+    return [tuple(torch.as_tensor(array) for array in arrays)]
+
+
+X, ONE_HOT = np.zeros((9, 1, 6, 6), dtype=np.float32), np.eye(3, dtype=np.float32)[[0, 1, 2] * 3]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "shape", "loader", "message"),
+    [
+        (3, (9, 6, 6, 1), [], "train_data holds no examples"),
+        (3, (9, 6, 6, 1), _loader(X), "train_data must hold batches of two"),
+        (4, (9, 6, 6, 1), _loader(X, ONE_HOT), r"train_data must hold targets \(n, 4\), not \(9, 3\)"),
+        (3, (9, 6, 6, 1), _loader(X, ONE_HOT.argmax(1)), r"train_data must hold targets \(n, 3\), not \(9,\)"),
+        (3, (9, 6, 6, 1), _loader(X, ONE_HOT * 2), "must hold one-hot targets"),
+        (3, (9, 6, 6, 1), _loader(X, ONE_HOT * 0), "must hold one-hot targets"),
+        (3, (9, 1, 6, 6), _loader(X, ONE_HOT), "input_shape is .* but channels last train_data are"),
+        (3, (9, 36), _loader(X.reshape(9, 36), ONE_HOT), "train_data holds rows, .*: MlpModule is for these"),
+    ],
+)
+def test_modules_refuse_what_does_not_go_together(outputs: int, shape: Any, loader: Any, message: str) -> None:
+    module = autokeras.CnnModule(autokeras.classification_loss, autokeras.Accuracy)
+    with pytest.raises(ValueError, match=message):
+        module.fit(outputs, shape, loader, loader, time_limit=5)
+    with pytest.raises(NotFittedError, match="This CnnModule instance is not fitted yet"):
+        module.predict(_loader(X))
+
+
+@pytest.mark.parametrize(("loss", "metric"), [("classification_loss", "MSE"), ("regression_loss", "Accuracy")])
+def test_losses_and_metrics_that_do_not_go_together_are_refused(loss: str, metric: str) -> None:
+    with pytest.raises(ValueError, match="loss and metric must be classification_loss and Accuracy, or"):
+        autokeras.MlpModule(getattr(autokeras, loss), getattr(autokeras, metric))
+    with pytest.raises(ValueError, match="loss and metric must be"):
+        autokeras.CnnModule([], autokeras.MSE)
