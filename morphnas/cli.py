@@ -201,6 +201,8 @@ def _predict(args: argparse.Namespace) -> _Answer:
         return _amounts(estimator.predict(x), names)
     chances = estimator.predict_proba(x)
     labels = estimator.classes_.tolist()
+    if estimator.multilabel_:
+        return _tags(chances, names)
     best = chances.argmax(1)
     rows = [(name, labels[i], f"{row[i]:.6f}") for name, i, row in zip(names, best, chances, strict=True)]
     text = _csv(["example", "label", "probability"], rows)
@@ -209,6 +211,16 @@ def _predict(args: argparse.Namespace) -> _Answer:
         for name, i, row in zip(names, best, chances, strict=True)
     ]
     return _Answer(text, {"labels": [_plain(label) for label in labels], "examples": told})
+
+
+def _tags(chances: NDArray[np.float64], names: Sequence[str]) -> _Answer:
+    """Predictions of examples with these names, by the probabilities (n, k) of their tags."""
+    likely = [np.flatnonzero(row >= 0.5).tolist() for row in chances]
+    head = ["example", "tags", *(f"probability_{i}" for i in range(chances.shape[1]))]
+    every = list(zip(names, likely, chances, strict=True))
+    rows = [(name, " ".join(map(str, tags)), *(f"{chance:.6f}" for chance in row)) for name, tags, row in every]
+    told = [{"example": name, "tags": tags, "probabilities": row.tolist()} for name, tags, row in every]
+    return _Answer(_csv(head, rows), {"examples": told})
 
 
 def _amounts(amounts: NDArray[np.float64], names: Sequence[str]) -> _Answer:

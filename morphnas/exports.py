@@ -80,9 +80,10 @@ class _Model:
                 raise ValueError(f"what to export must be {message}, not {what!r:.100}")
             module = found.to_module(trial)
             graph = found.network_.graph if trial is None else found.load_searcher().trial(trial).graph
-            classes = isinstance(found, ImageClassifier)
-            labels = [_literal(label) for label in found.classes_.tolist()] if classes else None
-            gives = "logits" if classes else "amounts"
+            labels, gives = None, "amounts"
+            if isinstance(found, ImageClassifier):
+                gives = "logits of tags" if found.multilabel_ else "logits"
+                labels = None if found.multilabel_ else [_literal(label) for label in found.classes_.tolist()]
             axes = (-1, *[1] * (len(graph.shapes[graph.input.name]) - 1))
             mean, std = (getattr(module, name).reshape(axes) for name in ("mean", "std"))
             takes = "raw examples, as they were given to fit, but channels first"
@@ -182,7 +183,7 @@ def to_source(
     ]
     names = f"LABELS = {labels!r}\n" if labels is not None else ""
     return _SOURCE.format(
-        use="probabilities = network(images).softmax(1)" if gives == "logits" else f"{gives} = network(images)",
+        use=_USES[gives],
         about=about.replace("\\", "\\\\").replace('"""', "'''"),
         labels=f"{names}\n" if names else "",
         argument=next(node.name for node in module.graph.nodes if node.op == "placeholder"),
@@ -190,6 +191,14 @@ def to_source(
         forward="\n".join(f"    {line}" for line in forward),
         weights=weights,
     )
+
+
+_USES = {
+    "logits": "probabilities = network(images).softmax(1)",
+    "logits of tags": "probabilities = network(images).sigmoid()",
+    "amounts": "amounts = network(images)",
+}
+"""What becomes of what a network gives."""
 
 
 def _kind(value: Tensor) -> str:

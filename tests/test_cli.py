@@ -22,7 +22,7 @@ from morphnas import ImageClassifier, load_run
 from morphnas.cli import main
 from tests.estimators.conftest import stripes
 
-QUICK = ["--time-limit", "20", "--max-trials", "2", "--width", "4", "--seed", "0", "--device", "cpu", "--no-refit"]
+QUICK = ["--time-limit", "60", "--max-trials", "2", "--width", "4", "--seed", "0", "--device", "cpu", "--no-refit"]
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not on the PATH")
 
 

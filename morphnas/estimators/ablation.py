@@ -14,12 +14,11 @@ import torch
 from numpy.typing import ArrayLike
 
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.labels import Labels
 from morphnas.estimators.parts import Groups
 from morphnas.estimators.place import torch_device
 from morphnas.estimators.room import Room
 from morphnas.estimators.settings import time_limit_seconds
-from morphnas.estimators.targets import SampleWeight, Values
+from morphnas.estimators.targets import SampleWeight, Values, classes_of
 from morphnas.graph import Graph, GraphError, Morph, Network, Node
 from morphnas.report.words import gain_words, morph_words
 from morphnas.run.files import RunError
@@ -145,8 +144,8 @@ def _problem(
     size = settings.get("image_size")
     size = (int(size[0]), int(size[1])) if isinstance(size, list) else size
     room = Room(None, Path(run.path))
-    kind = Values if "amounts" in (run.about.get("data") or {}) else Labels
-    own = (settings.get("image_shape"), seed, device, size, room, kind, sample_weight, settings.get("axes"), groups)
+    read = Values.found if "amounts" in (run.about.get("data") or {}) else classes_of
+    own = (settings.get("image_shape"), seed, device, size, room, read, sample_weight, settings.get("axes"), groups)
     problem = Problem.found(x, y, validation_data, *own)
     if problem.fingerprint != run.about.get("data"):
         raise RunError(

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, fx
@@ -22,7 +22,6 @@ from torch import Tensor, fx
 from morphnas.estimators import doctor
 from morphnas.estimators.fitting import Fitting, Sizes, mirrors, readings, saving, settled
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
-from morphnas.estimators.labels import Labels
 from morphnas.estimators.parts import Groups, groups_of
 from morphnas.estimators.place import torch_device
 from morphnas.estimators.settings import (
@@ -38,7 +37,7 @@ from morphnas.estimators.settings import (
 )
 from morphnas.estimators.sources import Source, opened
 from morphnas.estimators.space import SearchSpace
-from morphnas.estimators.targets import SampleWeight, Target, Values, target_from_json, weights_of
+from morphnas.estimators.targets import SampleWeight, Target, target_from_json, weights_of
 from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
 from morphnas.report.summary import Results, results_summary
@@ -64,8 +63,8 @@ log = logging.getLogger("morphnas")
 class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """What `ImageClassifier` and `ImageRegressor` have in common; the first of them says what the arguments mean."""
 
-    _kind: ClassVar[type[Labels | Values]]
-    """What y is to be."""
+    _kinds: ClassVar[tuple[type[Target], ...]]
+    """What y may be."""
 
     def __init__(
         self,
@@ -136,11 +135,12 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """Search for a network, and train the best one, within `time_limit` seconds (None: the constructor's).
 
         x: (n, h, w) or (n, h, w, channels), or rows (n, d); uint8 or any real numbers; an array, a memory map, an h5py
-        dataset, a data frame, a list of images. y: (n,) or (n, 1) labels of any hashable kind; of a regressor numbers,
-        (n,) or (n, k). Or x alone: a torch Dataset or DataLoader of (image, y), whose tensors are channels first, or a
-        folder with a sub-folder of image files for each class. Images of mixed sizes are brought to `image_size`, or to
-        the median height and width, at most 128 * 128 pixels; grey and RGB ones to RGB. validation_data: (x, y), or a
-        Dataset or folder, to stop, score and choose by, instead of a part of x; never trained on.
+        dataset, a data frame, a list of images. y: (n,) or (n, 1) labels of any hashable kind, or tags, (n, k) of 0
+        and 1; of a regressor numbers, (n,) or (n, k). Or x alone: a torch Dataset or DataLoader of (image, y), whose
+        tensors are channels first, or a folder with a sub-folder of image files for each class. Images of mixed sizes
+        are brought to `image_size`, or to the median height and width, at most 128 * 128 pixels; grey and RGB ones to
+        RGB. validation_data: (x, y), or a Dataset or folder, to stop, score and choose by, instead of a part of x;
+        never trained on.
         ValueError, before anything is trained or written, for what cannot be used; OSError where data that memory is
         too small for does not fit on the disk either. A `DataWarning` for everything in them that looks wrong, see
         `examine`.
@@ -356,8 +356,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """The final network as a plain PyTorch module in evaluation mode.
 
         Raw examples, channels first, (n, channels, h, w) or (n, d), of any real dtype -> of a classifier logits
-        (n, classes) in the order of `classes_`, whose softmax `predict_proba` gives; of a regressor amounts (n, k),
-        float64. Preprocessing is inside, and nothing of morphnas.
+        (n, classes) in the order of `classes_`, whose softmax, of tags whose sigmoid, `predict_proba` gives; of a
+        regressor amounts (n, k), float64. Preprocessing is inside, and nothing of morphnas.
 
         trial: id of another network of the run to have instead. It reads no mirror images, and nobody has adjusted how
         sure it is of itself. RunError where it is not there, or its weights are not.
@@ -403,7 +403,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         try:
             target, preprocessing = target_from_json(model["target"]), Preprocessing.from_json(model["preprocessing"])
             _check_model(network.graph, model, target, preprocessing)
-            if not isinstance(target, cls._kind):
+            if not isinstance(target, cls._kinds):
                 raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: morphnas.load has it")
             estimator = cls(path=folder)
             estimator.path_ = str(folder)
@@ -460,6 +460,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     # -- inside
 
+    @staticmethod
+    def _read(y: ArrayLike, n: int) -> tuple[Target, NDArray[Any]]:
+        """See `ReadY`."""
+        raise NotImplementedError
+
     def _problem(
         self,
         x: Any,
@@ -471,7 +476,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         groups: Groups = None,
     ) -> Problem:
         place = (self.image_shape, seed, settings.device, self.image_size, settings.room)
-        return Problem.found(x, y, validation_data, *place, self._kind, sample_weight, self.axes, groups)
+        return Problem.found(x, y, validation_data, *place, self._read, sample_weight, self.axes, groups)
 
     def _use(
         self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
 from torch import Tensor, fx
 
@@ -16,12 +16,14 @@ from morphnas.estimators.inputs import Preprocessing
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.settings import room
 from morphnas.estimators.sources import opened
-from morphnas.estimators.targets import Target
+from morphnas.estimators.targets import Indicators, Target, Values, classes_of
 from morphnas.graph import Network
 
 
 class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Finds a neural network for images, or for rows of numbers, within a time limit.
+
+    Each example is of one class, y are labels (n,) or (n, 1); or it has several tags or none, y is (n, k) of 0 and 1.
 
     Parameters
     ----------
@@ -70,7 +72,8 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
 
     Attributes
     ----------
-    classes_ : the labels, sorted. path_ : the run's folder. best_trial_ : id of the search's winner.
+    classes_ : the labels, sorted; of tags their numbers. multilabel_ : whether y were tags.
+    path_ : the run's folder. best_trial_ : id of the search's winner.
     final_trial_ : id of the final network. network_ : the network that predicts: that one, or an ensemble around it.
     members_ : the shares of the run's networks in it, by id; they sum to 1.
     test_metric_ : its accuracy on the test part that `final_fit` was given.
@@ -78,27 +81,39 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         trained on mirrored images. May be set, for twice the speed or to see what it gains.
     """
 
-    _kind = Labels
+    _kinds = (Labels, Indicators)
 
     def predict(self, x_test: Any) -> NDArray[Any]:
-        """Labels (n,) of examples (n, ...), or of whatever else `fit` takes, in its order; a folder's is by path."""
-        best = self.predict_proba(x_test).argmax(1)
-        labels: NDArray[Any] = self.classes_[best]
-        return labels
+        """Labels (n,) of examples (n, ...), or of whatever else `fit` takes, in its order; a folder's is by path.
+
+        Tags are (n, k) of 0 and 1, 1 where they are likelier than not.
+        """
+        return self._classes.likeliest(self.predict_proba(x_test))
 
     def predict_proba(self, x_test: Any) -> NDArray[np.float64]:
-        """Probabilities (n, classes) float64, in the order of `classes_`."""
+        """Probabilities (n, classes) float64, in the order of `classes_`; of tags each by itself."""
         self._check_fitted()
         source, _ = opened(x_test, None, "x_test", room(self), self._axes)
-        probabilities: NDArray[np.float64] = self._predicted(source).double().softmax(1).numpy()
-        return probabilities
+        return self._classes.probabilities(self._predicted(source))
 
     def evaluate(self, x_test: Any, y_test: Any = None) -> float:
-        """Accuracy on examples of known labels; ValueError for a label that fit did not see."""
+        """Accuracy on examples of known labels; ValueError for a label that fit did not see.
+
+        Of tags it is the share of examples all of whose tags are right.
+        """
         return super().evaluate(x_test, y_test)
 
+    @staticmethod
+    def _read(y: ArrayLike, n: int) -> tuple[Labels | Indicators, NDArray[Any]]:
+        return classes_of(y, n)
+
+    @property
+    def _classes(self) -> Labels | Indicators:
+        assert not isinstance(self._target, Values)
+        return self._target
+
     def _measured(self, outputs: Tensor, y: Tensor) -> float:
-        return (outputs.argmax(1) == y).double().mean().item()
+        return 1 - self._classes.goal.errors(outputs, y).mean().item()
 
     def words(self, measured: float) -> str:
         return f"accuracy {measured:.2%}"
@@ -108,5 +123,5 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
 
     def _set(self, network: Network, about: Mapping[str, Any], target: Target, preprocessing: Preprocessing) -> None:
         super()._set(network, about, target, preprocessing)
-        assert isinstance(target, Labels)
-        self.classes_ = target.classes
+        self.classes_ = self._classes.classes
+        self.multilabel_ = isinstance(target, Indicators)

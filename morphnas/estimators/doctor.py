@@ -34,8 +34,7 @@ from morphnas.estimators.given import (
     spread,
 )  # fmt: skip
 from morphnas.estimators.inputs import ImageSize, Problem
-from morphnas.estimators.labels import Labels
-from morphnas.estimators.targets import Values
+from morphnas.estimators.targets import Values, classes_of
 from morphnas.train.deadline import NEVER, Deadline
 
 SHARE = 0.02
@@ -124,12 +123,11 @@ def examine(
     amounts, for an `ImageRegressor`. random_state: which examples would be held out. time_limit: seconds to look at
     examples; None: all are looked at. Exact copies in training and across the parts, contradictory labels, constant
     images, mixed ranges of values, wrong orders of axes, unequal, tiny and missing classes, labels that look like
-    amounts, amounts that few examples decide, and labels or amounts that the examples say nothing about. ValueError for
-    what cannot be trained on at all.
+    amounts, tags that nothing has, amounts that few examples decide, and labels, tags or amounts that the examples say
+    nothing about. ValueError for what cannot be trained on at all.
     """
-    kind, device = Values if regression else Labels, torch.device("cpu")
-    own = (image_shape, random_state, device, image_size)
-    problem = Problem.found(x, y, validation_data, *own, kind=kind, axes=axes)
+    own = (image_shape, random_state, torch.device("cpu"), image_size)
+    problem = Problem.found(x, y, validation_data, *own, read=Values.found if regression else classes_of, axes=axes)
     return look(problem, NEVER if time_limit is None else Deadline.after(time_limit))
 
 
@@ -319,7 +317,7 @@ def _signal(given: Given, deadline: Deadline) -> Iterator[Finding]:
     Two ways to tell them are tried on examples that they have not seen: the nearest neighbour, and ridge regression. Of
     no class there are many times as many as of others, which would be hidden by it.
     """
-    index, truth, compare = (_of_classes if given.amounts is None else _of_amounts)(given)
+    index, truth, compare = (_of_classes if given.numbers is None else _of_numbers)(given)
     if len(index) < PROBED // 2:
         return
     x = given.at(index)
@@ -357,11 +355,11 @@ def _of_classes(given: Given) -> tuple[NDArray[np.intp], Tensor, _Compare]:
     return index, F.one_hot(torch.from_numpy(y[index]), k).double(), _share_right
 
 
-def _of_amounts(given: Given) -> tuple[NDArray[np.intp], Tensor, _Compare]:
-    """The same of amounts, (n, amounts)."""
-    assert given.amounts is not None
+def _of_numbers(given: Given) -> tuple[NDArray[np.intp], Tensor, _Compare]:
+    """The same of amounts, (n, amounts), or of tags."""
+    assert given.numbers is not None
     index = spread(np.arange(given.train), min(PROBED, given.affordable))
-    return index, torch.from_numpy(given.amounts[index]).double(), _correlation
+    return index, torch.from_numpy(given.numbers[index]).double(), _correlation
 
 
 def _by_neighbour(x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -393,8 +391,9 @@ def _share_right(said: Tensor, truth: Tensor) -> tuple[float, dict[str, Any], st
 
 
 def _correlation(said: Tensor, truth: Tensor) -> tuple[float, dict[str, Any], str]:
-    """By the largest correlation of an amount."""
+    """By the largest correlation of an amount, or of a tag, less what the largest of so many is by chance."""
     one, other = (side - side.mean(0) for side in (said, truth))
     lengths = (one.square().sum(0) * other.square().sum(0)).sqrt().clamp(min=1e-300)
     most = float(((one * other).sum(0) / lengths).max())
-    return most * math.sqrt(len(truth)), {"correlation": most}, f"correlation {most:.2f}"
+    by_chance = math.sqrt(2 * math.log(truth.shape[1]))
+    return most * math.sqrt(len(truth)) - by_chance, {"correlation": most}, f"correlation {most:.2f}"

@@ -1,4 +1,6 @@
-"""What the data doctor finds in y: labels that are none, unequal classes, amounts that few examples decide."""
+"""What the data doctor finds in y: labels that are none, unequal classes, tags that nothing has, amounts that few
+examples decide.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ KINDS = 20
 
 def look(given: Given) -> Iterator[Finding]:
     """What is found in y."""
-    for findings in (_labels, _classes, _mixture) if given.amounts is None else (_amounts,):
+    by_kind = {"labels": (_labels, _classes, _mixture), "tags": (_tags,), "amounts": (_amounts,)}
+    for findings in by_kind[given.said]:
         yield from findings(given)
 
 
@@ -95,9 +98,26 @@ def _mixture(given: Given) -> Iterator[Finding]:
     yield Finding("mixture", True, text, {"distance": distance, "by_chance": chance})
 
 
+def _tags(given: Given) -> Iterator[Finding]:
+    """Tags that no example has, or all have: of all, or of those that scores are of."""
+    y = given.numbers
+    if y is None or len(given.order) < FEW:
+        return
+    trained, held = (part.sum(0) for part in (y[: given.train], y[given.train :]))
+    never, always = np.flatnonzero(trained == 0), np.flatnonzero(trained == given.train)
+    for tags, have in ((never, "no example to train on has"), (always, "all examples to train on have")):
+        if len(tags):
+            text = f"{have} {some(tags.tolist(), 'tag')}: nothing can be learnt of {'it' if len(tags) == 1 else 'them'}"
+            yield Finding("constant_tags", True, text, {"tags": tags.tolist()})
+    if given.held and len(unjudged := np.flatnonzero((held == 0) & (trained > 0))):
+        part = "in validation_data" if given.own else "that is held out"
+        text = f"no example {part} has {some(unjudged.tolist(), 'tag')}: no score says how well they are told"
+        yield Finding("unjudged", bool(given.own), text, {"tags": unjudged.tolist()})
+
+
 def _amounts(given: Given) -> Iterator[Finding]:
     """Amounts that look like classes, that few examples decide, or that validation_data has others of."""
-    n, y = len(given.order), given.amounts
+    n, y = len(given.order), given.numbers
     if y is None or n < FEW:
         return
     mine, theirs = y[:n], y[n:]

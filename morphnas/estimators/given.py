@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import Labels
+from morphnas.estimators.targets import Indicators
 from morphnas.train.deadline import Deadline
 
 FEW = 50
@@ -46,8 +47,8 @@ class Given:
 
     parts: their values, (n, *shape) each. y: (n,) indices of what they are, of all. names: that those stand for. order:
     which example of x each is. train: how many of them are trained on, the first ones. own: how many of
-    validation_data. weighted: whether they count for more and for less. amounts: (n, k) in deviations from the mean,
-    where they are not classes.
+    validation_data. weighted: whether they count for more and for less. said: what y are. numbers: (n, k) where they
+    are not classes: tags, 0 or 1, or amounts in deviations from their mean.
     """
 
     parts: tuple[Tensor, ...]
@@ -57,7 +58,8 @@ class Given:
     own: int
     weighted: bool
     names: list[Any]
-    amounts: NDArray[np.float32] | None = None
+    said: Literal["labels", "tags", "amounts"]
+    numbers: NDArray[np.float32] | None = None
 
     @staticmethod
     def of(problem: Problem) -> Given:
@@ -69,12 +71,16 @@ class Given:
         parts = tuple(examples.x for examples in several)
         own_ones, weighted = 0 if own is None else len(own), task.train.weights is not None
         counts = (problem.order, len(task.train), own_ones, weighted)
-        if isinstance(problem.target, Labels):
-            return Given(parts, y, *counts, problem.target.classes.tolist())
+        target = problem.target
+        if isinstance(target, Labels):
+            return Given(parts, y, *counts, target.classes.tolist(), "labels")
         different, index = np.unique(y, axis=0, return_inverse=True)
-        rows = [tuple(float(f"{value:.6g}") for value in row) for row in problem.target.decode(different)]
-        names = [row[0] if problem.target.flat else row for row in rows]
-        return Given(parts, index.reshape(-1), *counts, names, y)
+        if isinstance(target, Indicators):
+            sets = [tuple(np.flatnonzero(row).tolist()) for row in different]
+            return Given(parts, index.reshape(-1), *counts, sets, "tags", y)
+        rows = [tuple(float(f"{value:.6g}") for value in row) for row in target.decode(different)]
+        names = [row[0] if target.flat else row for row in rows]
+        return Given(parts, index.reshape(-1), *counts, names, "amounts", y)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -87,11 +93,6 @@ class Given:
     def what(self) -> str:
         """What the examples are."""
         return {2: "rows", 4: "images"}.get(self.parts[0].ndim, "examples")
-
-    @property
-    def said(self) -> str:
-        """What their y are."""
-        return "labels" if self.amounts is None else "amounts"
 
     @property
     def held(self) -> int:
@@ -192,10 +193,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.2g} %"
 
 
-def some(names: Sequence[Any]) -> str:
-    """The first classes by name, and how many there are."""
+def some(names: Sequence[Any], what: str = "class") -> str:
+    """The first classes, or tags, by name, and how many there are."""
     more = f" and {len(names) - 5:,} others" if len(names) > 5 else ""
-    return f"class{'es' if len(names) > 1 else ''} {', '.join(map(repr, names[:5]))}{more}"
+    several = {"class": "classes"}.get(what, f"{what}s")
+    return f"{several if len(names) > 1 else what} {', '.join(map(repr, names[:5]))}{more}"
 
 
 def plural(one: str, more: str) -> Callable[[int], str]:

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from morphnas.estimators.labels import Labels
 from morphnas.estimators.parts import Groups, Split, groups_of, split
 from morphnas.estimators.room import ROOM, Room
 from morphnas.estimators.sources import EXAMPLES, Source, opened
-from morphnas.estimators.targets import SampleWeight, Target, Values, weights_of
+from morphnas.estimators.targets import ReadY, SampleWeight, Target, classes_of, weights_of
 from morphnas.train.data import Examples, Task
 
 log = logging.getLogger("morphnas")
@@ -288,18 +287,17 @@ class Problem:
         device: torch.device,
         image_size: ImageSize | None = None,
         room: Room = ROOM,
-        kind: type[Labels | Values] = Labels,
+        read: ReadY = classes_of,
         sample_weight: SampleWeight = None,
         axes: int | None = None,
         groups: Groups = None,
     ) -> Problem:
-        """The problem that a user's examples pose; ValueError for those that pose none. kind: what y is to be."""
+        """The problem that a user's examples pose; ValueError for those that pose none. read: what y is."""
         source, y = opened(x, y, "x", room, axes)
         if groups is not None and validation_data is not None:
             raise ValueError("groups say what of x may be held out together: with validation_data nothing of it is")
         preprocessing = Preprocessing.found(source, image_shape, image_size, axes)
-        target: Target
-        target, codes = kind.found(y, len(source))
+        target, codes = read(y, len(source))
         weights = weights_of(sample_weight, len(source), codes, target)
         own = None
         if validation_data is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
+from torch import Tensor
 
 from morphnas.estimators.sources import refuse_masked
 from morphnas.train.goal import Classes, Goal
@@ -74,6 +75,16 @@ class Labels:
     def goal(self) -> Goal:
         return Classes(len(self.classes))
 
+    def probabilities(self, outputs: Tensor) -> NDArray[np.float64]:
+        """Of each class, (n, k), for outputs (n, k)."""
+        chances: NDArray[np.float64] = outputs.double().softmax(1).numpy()
+        return chances
+
+    def likeliest(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
+        """The likeliest class of each example, (n,)."""
+        labels: NDArray[Any] = self.classes[probabilities.argmax(1)]
+        return labels
+
     def strata(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Groups (n,) of examples that parts are held out of alike: the classes."""
         return codes
@@ -127,7 +138,7 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
     if column.ndim == 2:
         rows = column.dtype.kind in "buif" and bool(((column != 0).sum(1) == 1).all())
         what = "is one-hot" if rows and column.max() == 1 else f"has {column.shape[1]} columns"
-        hint = ": pass y.argmax(1)" if what == "is one-hot" else ""
+        hint = ": pass y.argmax(1)" if what == "is one-hot" else "; several tags of an example are (n, k) of 0 and 1"
         raise ValueError(f"y must be (n,) or (n, 1), but y {what}, its shape is {column.shape}{hint}")
     if column.ndim != 1:
         raise ValueError(f"y must be (n,) or (n, 1), but its shape is {column.shape}")

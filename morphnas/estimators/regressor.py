@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import RegressorMixin
 from torch import Tensor, fx
 
@@ -26,7 +26,7 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
     they say, as wide as their errors. `evaluate` and `test_metric_` are mean squared errors, in the units of y.
     """
 
-    _kind = Values
+    _kinds = (Values,)
 
     def predict(self, x_test: Any) -> NDArray[np.float64]:
         """Amounts (n,), or (n, k) where fit was given several, of examples (n, ...), or whatever else `fit` takes."""
@@ -39,6 +39,10 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
     def evaluate(self, x_test: Any, y_test: Any = None) -> float:
         """The mean squared error of examples whose amounts are known, over all of them, in the squared units of y."""
         return super().evaluate(x_test, y_test)
+
+    @staticmethod
+    def _read(y: ArrayLike, n: int) -> tuple[Values, NDArray[Any]]:
+        return Values.found(y, n)
 
     @property
     def _values(self) -> Values:

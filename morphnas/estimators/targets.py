@@ -1,9 +1,9 @@
-"""What y is: labels of classes (`labels.py`) or amounts, here; as networks learn it, and back."""
+"""What y is: labels of classes (`labels.py`), or tags or amounts, here; as networks learn it, and back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,13 +11,76 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.class_weight import compute_sample_weight
+from torch import Tensor
 
-from morphnas.estimators.labels import Labels, check_there
+from morphnas.estimators.labels import Labels, check_there, listed
 from morphnas.estimators.sources import refuse_masked
-from morphnas.train.goal import Amounts, Goal
+from morphnas.train.goal import Amounts, Goal, Tags
 
 STRATA = 20
 """Groups of examples of like amounts that parts are held out of alike, at most, and of as many examples at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class Indicators:
+    """Which of k tags every example has: several, one or none (scikit-learn's "multilabel-indicator")."""
+
+    k: int
+
+    @staticmethod
+    def found(y: ArrayLike, n: int) -> tuple[Indicators, NDArray[np.float32]]:
+        """The tags in y, (n, k) of 0 and 1, and y as networks learn it; ValueError for what is none."""
+        there = listed(y)
+        tags = Indicators(there.shape[1])
+        codes = tags.encode(there, n)
+        if (codes == codes[0]).all():
+            raise ValueError(f"there is nothing to learn: y is {codes[0].astype(int).tolist()} for all {n:,} samples")
+        return tags, codes
+
+    def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
+        """As networks learn them, (n, k); ValueError for others than those of the fit."""
+        check_there(y, "only a Dataset of (image, tags) brings its own")
+        there = listed(y)
+        if there.shape != (n, self.k):
+            raise ValueError(
+                f"y must say of {n} examples which of {self.k} tags they have, but its shape is {there.shape}"
+            )
+        if not _flags(there):
+            raise ValueError("y must be 0 or 1 everywhere: whether an example has a tag")
+        return there.astype(np.float32)
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """The tags, which are numbered."""
+        return np.arange(self.k)
+
+    @property
+    def goal(self) -> Goal:
+        return Tags(self.k)
+
+    def probabilities(self, outputs: Tensor) -> NDArray[np.float64]:
+        """Of each tag, (n, k), for outputs (n, k)."""
+        chances: NDArray[np.float64] = outputs.double().sigmoid().numpy()
+        return chances
+
+    def likeliest(self, probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Which tags are likelier than not, (n, k) of 0 and 1."""
+        return (probabilities >= 0.5).astype(np.int64)
+
+    def strata(self, codes: NDArray[Any]) -> NDArray[np.int64]:
+        """Groups (n,) of examples of like tags, so that parts are held out of all alike."""
+        return _strata(codes - codes.mean(0))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tags": self.k}
+
+    @staticmethod
+    def from_json(data: Any) -> Indicators:
+        """The tags that `to_json` described; ValueError when they are none."""
+        k = data.get("tags") if isinstance(data, Mapping) else None
+        if not isinstance(k, int) or isinstance(k, bool) or k < 2:
+            raise ValueError(f"{data!r:.100} does not say how many tags there are")
+        return Indicators(k)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +135,8 @@ class Values:
         return Amounts(len(self.mean))
 
     def strata(self, codes: NDArray[Any]) -> NDArray[np.int64]:
-        """Groups (n,) of examples of like amounts, so that parts are held out of all alike: by the amount, or where
-        there are several, by their first principal component.
-        """
-        along = codes[:, 0] if self.flat else codes @ np.linalg.eigh(codes.T @ codes)[1][:, -1]
-        groups = max(1, min(STRATA, len(codes) // STRATA))
-        place = np.empty(len(codes), dtype=np.int64)
-        place[np.argsort(along, kind="stable")] = np.arange(len(codes))
-        return place * groups // len(codes)
+        """Groups (n,) of examples of like amounts, so that parts are held out of all alike."""
+        return _strata(codes)
 
     def to_json(self) -> dict[str, Any]:
         return {"amounts": {"mean": self.mean.tolist(), "std": self.std.tolist()}}
@@ -99,8 +156,11 @@ class Values:
         return Values(mean, std)
 
 
-Target = Labels | Values
+Target = Labels | Indicators | Values
 """What the y of a fit turned out to be."""
+
+ReadY = Callable[[ArrayLike, int], tuple[Target, NDArray[Any]]]
+"""Says what the y of so many examples is, and gives it as networks learn it; ValueError for what it cannot be."""
 
 SampleWeight = ArrayLike | Literal["balanced"] | None
 """What examples count for: (n,) numbers from 0 on, or of labels "balanced": each class as much as the others."""
@@ -128,6 +188,30 @@ def weights_of(sample_weight: SampleWeight, n: int, codes: NDArray[Any], target:
     if not (np.isfinite(weights).all() and (weights >= 0).all() and np.isfinite(weights.sum()) and weights.any()):
         raise ValueError("sample_weight must be finite numbers from 0 on, not all of them 0")
     return None if (weights == weights[0]).all() else (weights / weights.mean()).astype(np.float32)
+
+
+def classes_of(y: ArrayLike, n: int) -> tuple[Labels | Indicators, NDArray[Any]]:
+    """The labels, one for each example, or the tags, several or none, in the y of a classifier; ValueError for others.
+
+    y: (n,) or (n, 1) labels; (n, k) of 0 and 1 for tags. Where each example has just one, they are taken for labels
+    that are one-hot, which is an error.
+    """
+    there = np.empty(0) if y is None else listed(y)
+    several = there.ndim == 2 and there.shape[1] > 1 and len(there) > 0 and _flags(there)
+    return Indicators.found(there, n) if several and (there.sum(1) != 1).any() else Labels.found(y, n)
+
+
+def _flags(values: NDArray[Any]) -> bool:
+    return values.dtype.kind in "buif" and bool(((values == 0) | (values == 1)).all())
+
+
+def _strata(codes: NDArray[Any]) -> NDArray[np.int64]:
+    """Groups (n,) of examples with like values (n, k), of mean 0: by these, or by their first principal component."""
+    along = codes[:, 0] if codes.shape[1] == 1 else codes @ np.linalg.eigh(codes.T @ codes)[1][:, -1]
+    groups = max(1, min(STRATA, len(codes) // STRATA))
+    place = np.empty(len(codes), dtype=np.int64)
+    place[np.argsort(along, kind="stable")] = np.arange(len(codes))
+    return place * groups // len(codes)
 
 
 def _finite(value: Any) -> bool:
@@ -164,4 +248,6 @@ def _table(y: ArrayLike, n: int) -> NDArray[np.float64]:
 
 def target_from_json(data: Any) -> Target:
     """The target that `to_json` described; ValueError when it is none."""
-    return Values.from_json(data) if isinstance(data, Mapping) and "amounts" in data else Labels.from_json(data)
+    kinds: dict[str, type[Values | Indicators]] = {"amounts": Values, "tags": Indicators}
+    kind = next((kinds[name] for name in kinds if isinstance(data, Mapping) and name in data), Labels)
+    return kind.from_json(data)

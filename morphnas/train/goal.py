@@ -1,8 +1,9 @@
-"""What a network's outputs are to say of examples: which class each is of, or which amounts belong to it."""
+"""What a network's outputs are to say of examples: which class each is of, which tags or which amounts it has."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -92,7 +93,8 @@ class Classes:
         return (outputs.argmax(1) != y).double()
 
     def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
-        return best_temperature(outputs, y, weights)
+        doubt = min(1.0, self.outputs / (max(1, self.outputs - 1) * (len(y) + 2)))
+        return best_temperature(outputs, lambda cooled: self.loss(cooled, y, weights, doubt))
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
         counts = torch.bincount(y, weights)
@@ -100,6 +102,44 @@ class Classes:
 
     def to_json(self) -> dict[str, Any]:
         return {"classes": self.outputs}
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Each example has some of `outputs` tags, or none: outputs are a logit for each, y (n, outputs) float32, 0, 1."""
+
+    outputs: int
+    measure: ClassVar[Measure] = "accuracy"
+
+    @property
+    def ignorance(self) -> float:
+        return math.log(2)
+
+    def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
+        """The mean over tags as well."""
+        losses = F.binary_cross_entropy_with_logits(outputs, y * (1 - smoothing) + smoothing / 2, reduction="none")
+        return (losses if weights is None else losses * weights[:, None]).mean()
+
+    def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
+        """The metric is the share of examples all of whose tags are right."""
+        losses = F.binary_cross_entropy_with_logits(outputs.double(), y.double(), reduction="none").mean(1)
+        return -_mean(losses, weights), 1 - _mean(self.errors(outputs, y), weights)
+
+    def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """1 where a tag is wrong, else 0."""
+        return ((outputs >= 0) != (y > 0.5)).any(1).double()
+
+    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
+        truth, doubt = y.double(), 2 / (len(y) + 2)
+        return best_temperature(outputs, lambda cooled: self.loss(cooled, truth, weights, doubt))
+
+    def chance(self, y: Tensor, weights: Weights = None) -> float:
+        _, which = torch.unique(y, dim=0, return_inverse=True)
+        counts = torch.bincount(which, weights)
+        return float(counts.max() / counts.sum())
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tags": self.outputs}
 
 
 @dataclass(frozen=True)
@@ -148,7 +188,7 @@ class Amounts:
 
 def goal_from_json(data: Any) -> Goal:
     """The goal that `to_json` described; ValueError when it is none."""
-    kinds: dict[str, type[Classes | Amounts]] = {"classes": Classes, "amounts": Amounts}
+    kinds: dict[str, type[Classes | Tags | Amounts]] = {"classes": Classes, "tags": Tags, "amounts": Amounts}
     if isinstance(data, dict) and len(data) == 1:
         ((name, outputs),) = data.items()
         if name in kinds and isinstance(outputs, int) and not isinstance(outputs, bool) and outputs > 0:
@@ -162,18 +202,18 @@ def _mean(values: Tensor, weights: Weights) -> float:
     return ((values.double() * weights).sum() / weights.double().sum()).item()
 
 
-def best_temperature(logits: Tensor, y: Tensor, weights: Weights = None) -> float:
-    """What logits (n, classes) are to be divided by for the least log loss, from 1/4 to 4 (Guo et al. 2017,
-    arXiv:1706.04599). Makes up for label smoothing, which leaves a network too doubtful.
+def best_temperature(logits: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
+    """What logits are to be divided by for the least loss, from 1/4 to 4 (Guo et al. 2017, arXiv:1706.04599). Makes up
+    for label smoothing, which leaves a network too doubtful.
 
-    A label counts as right with probability (n + 1) / (n + 2), Laplace's rule: n examples without a mistake do not say
-    that there will be none (Platt 1999, "Probabilistic outputs for support vector machines", section 2.2).
+    loss: of such logits, float64. It is to take a label as right with probability (n + 1) / (n + 2), Laplace's rule: n
+    examples without a mistake do not say that there will be none (Platt 1999, "Probabilistic outputs for support vector
+    machines", section 2.2).
     """
-    values, classes = logits.double(), logits.shape[1]
-    doubt = min(1.0, classes / (max(1, classes - 1) * (len(y) + 2)))
+    values = logits.double()
 
-    def loss(log_temperature: float) -> float:
-        return Classes(classes).loss(values * math.exp(-log_temperature), y, weights, doubt).item()
+    def lost(log_temperature: float) -> float:
+        return loss(values * math.exp(-log_temperature)).item()
 
-    found = minimize_scalar(loss, bounds=(-math.log(4), math.log(4)), method="bounded", options={"xatol": 1e-3})
+    found = minimize_scalar(lost, bounds=(-math.log(4), math.log(4)), method="bounded", options={"xatol": 1e-3})
     return math.exp(found.x)

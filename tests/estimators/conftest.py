@@ -38,4 +38,4 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, data: Data) -> morphnas.Ima
     path = Path(tmp_path_factory.mktemp("runs")) / "run"
     small = {"default_model_width": 8}  # with a limit that leaves room for seven on slow machines, too
     classifier = morphnas.ImageClassifier(path=path, searcher_args=small, max_trials=7, random_state=0)
-    return classifier.fit(*data, time_limit=60)
+    return classifier.fit(*data, time_limit=200)

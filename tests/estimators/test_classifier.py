@@ -186,12 +186,12 @@ def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_p
 
     path = tmp_path / "run"
     classifier = ImageClassifier(path, search_type=Asked, initial_networks=[first, second], device="cpu")
-    classifier.fit(*stripes(200), time_limit=4)
+    classifier.fit(*stripes(200), time_limit=12)
     tried = [trial.graph.key for trial in classifier.load_searcher().trials if not is_final(trial)]
     assert tried == [first.key, second.key]
     assert [n for n, _ in asked] == [0, 1], "for nothing else, though there was time"
     planned = plan.Plan.of_run(load_about(path))
-    assert asked[0][1] > 1.5 * 4 * planned.search_share, "there is more than what they are thought to take"
+    assert asked[0][1] > 1.5 * 12 * planned.search_share, "there is more than what they are thought to take"
     assert load_about(path)["expected"]["networks"] == 2
 
 
@@ -266,7 +266,7 @@ def test_flips_are_decided_where_no_training_had_the_time_to_ask(
     monkeypatch.setattr("morphnas.run.search.mirrored", lambda *_: None)
     longer = {"trainer_args": {"epochs": 20}}  # so that the network can tell
     classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, searcher_args=longer)
-    classifier.fit(*data, time_limit=8)
+    classifier.fit(*data, time_limit=40)
     (first, *_, last) = classifier.load_searcher().trials
     assert first.outcome is not None and first.outcome.mirrored is None
     assert is_final(last) and last.proposal.recipe.augment.flip is True

@@ -29,7 +29,10 @@ from morphnas.train.data import Examples
 from tests.estimators.conftest import stripes
 
 CPU = torch.device("cpu")
-TINY: dict[str, Any] = {"default_model_width": 2, "trainer_args": {"epochs": 2, "batch_size": 32}}
+TINY: dict[str, Any] = {
+    "default_model_width": 2,
+    "trainer_args": {"epochs": 2, "batch_size": 32, "precision": "float32"},
+}
 X, Y = stripes(600)
 LATE = X.astype(np.int32)
 LATE[598] += 200  # the last piece is too large for bytes

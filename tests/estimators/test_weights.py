@@ -92,7 +92,7 @@ def test_weights_that_cannot_be_used(sample_weight: Any, words: str, tmp_path: P
 
 def test_amounts_have_no_balance() -> None:
     with pytest.raises(ValueError, match="None or numbers"):
-        problem("balanced", y=Y + 0.5 * X.mean((1, 2)), kind=Values)
+        problem("balanced", y=Y + 0.5 * X.mean((1, 2)), read=Values.found)
 
 
 def test_what_counts_for_nothing_is_not_learnt(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.goal import Classes, best_temperature
+from morphnas.train.goal import Classes
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Outcome
 from tests.run.doubles import RECIPE, store_of
@@ -57,7 +57,7 @@ def elected(store: Store, final: Trial, size: int = 3, **changes: Any) -> dict[i
 def loss(store: Store, shares: dict[int, float]) -> float:
     assert TASK.valid is not None
     logits = assembled(store, shares).to_module()(TASK.normalised(TASK.valid.x)).detach().double()
-    heat = best_temperature(logits, TASK.valid.y)
+    heat = TASK.goal.heat(logits, TASK.valid.y)
     return torch.nn.functional.cross_entropy(logits / heat, TASK.valid.y).item()
 
 

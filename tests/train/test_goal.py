@@ -12,18 +12,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import r2_score
+from sklearn.metrics import accuracy_score, log_loss, r2_score
 from torch import Tensor
 
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
-from morphnas.train.goal import STEEP, Amounts, Classes, Goal, goal_from_json
+from morphnas.train.goal import STEEP, Amounts, Classes, Goal, Tags, goal_from_json
 from morphnas.train.predict import evaluate
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import train
 from tests.train.tasks import linear, seeded
 
-GOALS: list[Goal] = [Classes(2), Classes(7), Amounts(1), Amounts(3)]
+GOALS: list[Goal] = [Classes(2), Classes(7), Tags(2), Tags(5), Amounts(1), Amounts(3)]
 every = pytest.mark.parametrize("goal", GOALS, ids=str)
 
 
@@ -31,12 +31,18 @@ def truth(goal: Goal, n: int = 60, seed: int = 0) -> Tensor:
     if isinstance(goal, Classes):
         return torch.arange(n) % goal.outputs
     y = torch.randn(n, goal.outputs, generator=seeded(seed))
+    if isinstance(goal, Tags):
+        y = (y > 0).float()
+        y[::2] = 1.0  # which is what outputs of 0 say
+        return y
     return (y - y.mean(0)) / y.std(0, correction=0)
 
 
 def ideal(goal: Goal, y: Tensor) -> Tensor:
     """Outputs than which there are none better, but for how sure they are."""
-    return 3.0 * torch.nn.functional.one_hot(y, goal.outputs).float() if isinstance(goal, Classes) else y
+    if isinstance(goal, Classes):
+        return 3.0 * torch.nn.functional.one_hot(y, goal.outputs).float()
+    return 6.0 * (y - 0.5) if isinstance(goal, Tags) else y
 
 
 def spoilt(goal: Goal, y: Tensor, by: float, seed: int = 1) -> Tensor:
@@ -49,7 +55,7 @@ def test_goals_come_out_of_json_as_they_were(goal: Goal) -> None:
 
 
 @pytest.mark.parametrize("data", [None, {}, [], {"classes": 0}, {"classes": True}, {"amounts": 1.5}, {"words": 3},
-                                  {"classes": 2, "amounts": 1}])  # fmt: skip
+                                  {"tags": -1}, {"classes": 2, "amounts": 1}])  # fmt: skip
 def test_what_is_no_goal_is_refused(data: Any) -> None:
     with pytest.raises(ValueError, match="is no goal"):
         goal_from_json(data)
@@ -128,6 +134,17 @@ def test_outputs_of_the_right_heat_have_the_least_loss(goal: Goal) -> None:
     else:
         losses = [goal.loss(outputs / (heat * factor), y).item() for factor in (0.7, 1.0, 1.4)]
         assert min(losses) == losses[1]
+
+
+@given(st.integers(2, 4), st.integers(2, 40), st.integers(0, 100), st.floats(1e-3, 4))
+def test_tags_are_judged_by_the_usual_measures(k: int, n: int, seed: int, by: float) -> None:
+    goal, y = Tags(k), truth(Tags(k), n, seed)
+    outputs = spoilt(goal, y, by)
+    said = outputs.double().sigmoid()
+    score, metric = goal.judged(outputs, y)
+    assert metric == pytest.approx(accuracy_score(y.int(), (said >= 0.5).int()))
+    apart = [log_loss(y[:, i], said[:, i], labels=[0, 1]) for i in range(k)]
+    assert score == pytest.approx(-np.mean(apart), rel=1e-4, abs=1e-9)
 
 
 @given(st.integers(1, 4), st.integers(2, 40), st.integers(0, 100), st.floats(1e-3, 1e3))

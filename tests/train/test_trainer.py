@@ -21,7 +21,7 @@ from morphnas.train import data, step
 from morphnas.train.augment import Draw, augmented
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
-from morphnas.train.goal import Classes, best_temperature
+from morphnas.train.goal import Classes
 from morphnas.train.predict import Diverged, evaluate, predict
 from morphnas.train.recipe import Augment, Optimizer, Outcome, Recipe
 from morphnas.train.step import optimizer_of
@@ -227,7 +227,7 @@ def doubting(logits: Tensor, y: Tensor, temperature: float) -> float:
 def test_no_temperature_is_better_than_the_best(seed: int, scale: float) -> None:
     y = torch.randint(0, 4, (50,), generator=seeded(seed))
     logits = scale * (torch.randn(50, 4, generator=seeded(seed + 1)) + 1.5 * nn.functional.one_hot(y, 4))
-    best = best_temperature(logits, y)
+    best = Classes(logits.shape[1]).heat(logits, y)
     assert 1 / 4 <= best <= 4
     least = doubting(logits, y, best)
     for temperature in (1.0, *torch.logspace(-2, 2, 61, base=2.0).tolist()):
@@ -239,7 +239,7 @@ def test_no_mistake_among_n_examples_is_no_certainty(n: int) -> None:
     y = torch.arange(n) % 3
     logits = 6.0 * nn.functional.one_hot(y, 3)
     for scale in (0.5, 1.0, 2.0):
-        sure = (scale * logits / best_temperature(scale * logits, y)).softmax(1).max(1).values
+        sure = (scale * logits / Classes(logits.shape[1]).heat(scale * logits, y)).softmax(1).max(1).values
         assert sure.mean().item() == pytest.approx((n + 1) / (n + 2), abs=2e-5)
 
 
@@ -247,7 +247,7 @@ def test_the_temperature_makes_up_for_a_network_that_is_too_sure() -> None:
     task, module = blobs(distance=1.0), linear()
     run(module, task)
     logits = predict(module, task.judge.x, task)
-    assert best_temperature(2 * logits, task.judge.y) == pytest.approx(2 * best_temperature(logits, task.judge.y), 0.01)
+    assert task.goal.heat(2 * logits, task.judge.y) == pytest.approx(2 * task.goal.heat(logits, task.judge.y), 0.01)
 
 
 # -- the same again

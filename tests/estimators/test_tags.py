@@ -1,0 +1,251 @@
+"""Examples of several tags or none: they are learnt, told, stored, exported, looked into and gone on with."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score
+
+import morphnas
+from morphnas import DataWarning, ImageClassifier, RunError, examine, load_run
+from morphnas.cli import main
+from morphnas.estimators.inputs import Problem
+from morphnas.estimators.parts import split
+from morphnas.estimators.targets import Indicators, classes_of, target_from_json
+
+Tagged = tuple[NDArray[np.uint8], NDArray[np.int64]]
+SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 6}}
+
+
+def tagged(n: int, seed: int = 0) -> Tagged:
+    """Images (n, 8, 8) of noise: a bright row (tag 0), a bright column (1), a dark middle (2), in all combinations."""
+    rng = np.random.default_rng(seed)
+    tags = rng.integers(0, 2, (n, 3))
+    x = rng.integers(60, 120, (n, 8, 8))
+    for image, (row, column, middle) in zip(x, tags, strict=True):
+        image[1] += 120 * row
+        image[:, 6] += 120 * column
+        image[3:6, 2:5] -= 60 * middle
+    return x.clip(0, 255).astype(np.uint8), tags
+
+
+@pytest.fixture(scope="module")
+def data() -> Tagged:
+    return tagged(400)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, data: Tagged) -> ImageClassifier:
+    """Not to be changed."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return ImageClassifier(path, max_trials=3, random_state=0, searcher_args=SMALL).fit(*data, time_limit=8)
+
+
+def test_learns_and_predicts(fitted: ImageClassifier) -> None:
+    x, y = tagged(200, seed=1)
+    found, chances = fitted.predict(x), fitted.predict_proba(x)
+    assert found.shape == chances.shape == (200, 3)
+    assert found.dtype == np.int64
+    assert (found == (chances >= 0.5)).all()
+    assert fitted.score(x, y) == accuracy_score(y, found) == pytest.approx(fitted.evaluate(x, y))
+    assert fitted.score(x, y) > 0.9
+    assert fitted.multilabel_
+    assert fitted.classes_.tolist() == [0, 1, 2]
+    assert not np.allclose(chances.sum(1), 1), "each is told by itself"
+
+
+def test_another_process_would_predict_the_same(fitted: ImageClassifier) -> None:
+    x, _ = tagged(20, seed=1)
+    again = morphnas.load(fitted.path_)
+    assert isinstance(again, ImageClassifier)
+    assert again.multilabel_
+    assert (again.predict_proba(x) == fitted.predict_proba(x)).all()
+    with pytest.raises(RunError, match="another estimator than ImageRegressor"):
+        morphnas.ImageRegressor.load(fitted.path_)
+
+
+def test_the_module_and_what_is_exported_give_a_logit_for_each(fitted: ImageClassifier, tmp_path: Path) -> None:
+    x, _ = tagged(20, seed=1)
+    raw = torch.from_numpy(x)[:, None]
+    morphnas.export(fitted.path_, tmp_path / "net.py")
+    assert "network(images).sigmoid()" in (tmp_path / "net.py").read_text()
+    for module in (fitted.to_module(), runpy.run_path(str(tmp_path / "net.py"))["load"]()):
+        with torch.no_grad():
+            assert module(raw).double().sigmoid().numpy() == pytest.approx(fitted.predict_proba(x), abs=1e-6)
+
+
+def test_what_is_told_is_of_examples_with_all_tags_right(fitted: ImageClassifier) -> None:
+    run = load_run(fitted.path_)
+    entry = run.history[0]
+    assert entry["measure"] == "accuracy"
+    low, high = entry["interval"]
+    assert low <= entry["metric_value"] <= high
+    assert '"tags": 3' in json.dumps(run.about["data"])
+    assert "ImageClassifier · 400 examples of 8 x 8" in morphnas.write_report(run).read_text()
+
+
+def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Tagged) -> None:
+    made: dict[str, Any] = {"searcher_args": SMALL, "random_state": 0}
+    ImageClassifier(tmp_path / "run", max_trials=1, refit=False, **made).fit(*data, time_limit=20)
+    with pytest.raises(RunError, match="other data"):
+        ImageClassifier(tmp_path / "run", resume=True, **made).fit(data[0], data[1][:, 0], time_limit=6)
+    more = ImageClassifier(tmp_path / "run", max_trials=3, resume=True, ensemble=2, refit=False, **made)
+    more.fit(*data, time_limit=20)
+    assert len(load_run(tmp_path / "run").trials) == 3
+    test, truth = tagged(60, seed=2)
+    more.final_fit(*data, test, truth, time_limit=4)
+    assert more.test_metric_ == pytest.approx(more.evaluate(test, truth))
+    with pytest.raises(ValueError, match=r"which of 3 tags they have, but its shape is \(400, 2\)"):
+        more.final_fit(data[0], data[1][:, :2], time_limit=5)
+    assert morphnas.ablate(tmp_path / "run", *data, time_limit=3, repeats=1).measure == "accuracy"
+
+
+@pytest.mark.parametrize("kind", [bool, float, list, torch.tensor, "frame"])
+def test_tags_of_any_kind(kind: Any, data: Tagged) -> None:
+    pandas = pytest.importorskip("pandas")
+    _, y = data
+    given = pandas.DataFrame(y) if kind == "frame" else kind(y) if kind is torch.tensor else y.astype(kind) if (
+        kind is not list) else y.tolist()  # fmt: skip
+    target, codes = classes_of(given, len(y))
+    assert isinstance(target, Indicators)
+    assert codes.dtype == np.float32
+    assert (codes == y).all()
+
+
+def test_a_dataset_of_images_and_tags_with_weights_in_groups(tmp_path: Path, data: Tagged) -> None:
+    x, y = data
+    pairs = [(torch.from_numpy(image)[None], torch.from_numpy(tags)) for image, tags in zip(x, y, strict=True)]
+    groups, weights = np.arange(400) // 4, np.linspace(0.5, 2, 400)
+    clf = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, searcher_args=SMALL, refit=False)
+    clf.fit(pairs_dataset(pairs), time_limit=20, groups=groups, sample_weight=weights)
+    assert clf.predict(x[:5]).shape == (5, 3)
+    with pytest.raises(ValueError, match="sample_weight must be None or numbers"):
+        ImageClassifier().fit(x, y, time_limit=5, sample_weight="balanced")
+
+
+def pairs_dataset(pairs: list[Any]) -> Any:
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(pairs)
+
+        def __getitem__(self, i: int) -> Any:
+            return pairs[i]
+
+    return Pairs()
+
+
+def test_parts_are_held_out_alike(data: Tagged) -> None:
+    _, y = data
+    target, codes = classes_of(y, 400)
+    parts = split(target.strata(codes), seed=0)
+    assert parts.valid is not None
+    overall, held = y.mean(0), y[parts.valid].mean(0)
+    assert np.abs(overall - held).max() < 0.2
+
+
+def test_out_of_json_they_come_as_they_were() -> None:
+    again = target_from_json(json.loads(json.dumps(Indicators(7).to_json())))
+    assert isinstance(again, Indicators)
+    assert again.k == 7
+
+
+@pytest.mark.parametrize("told", [{"tags": 1}, {"tags": True}, {"tags": "3"}, {"tags": None}])
+def test_what_does_not_say_how_many_tags_is_refused(told: Any) -> None:
+    with pytest.raises(ValueError, match="does not say how many tags there are"):
+        target_from_json(told)
+
+
+Y = tagged(20)[1]
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.eye(3)[np.arange(20) % 3], r"is one-hot.*argmax"),
+        (Y * 2, "several tags of an example are"),
+        (Y - 1.0, "several tags of an example are"),
+        (Y.astype(str), "several tags of an example are"),
+        (np.ones((20, 3)), r"nothing to learn: y is \[1, 1, 1\] for all 20 samples"),
+        (np.zeros((20, 3)), r"nothing to learn: y is \[0, 0, 0\] for all 20 samples"),
+        (Y[:19], "y must say of 20 examples which of 3 tags they have"),
+        (np.where(Y == 1, np.nan, 0.0), "several tags of an example are"),
+        (Y[:, :, None], r"y must be \(n,\) or \(n, 1\), but its shape"),
+    ],
+)
+def test_what_are_no_tags_is_refused(y: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageClassifier().fit(tagged(20)[0], y, time_limit=5)
+
+
+def test_other_values_than_the_fit_saw_are_refused(fitted: ImageClassifier) -> None:
+    x, y = tagged(20)
+    with pytest.raises(ValueError, match="y must be 0 or 1 everywhere"):
+        fitted.evaluate(x, y * 2)
+    with pytest.raises(ValueError, match="which of 3 tags they have, but its shape"):
+        fitted.evaluate(x, y[:, 0])
+    with pytest.raises(ValueError, match="y is missing"):
+        fitted.evaluate(x)
+
+
+def test_tags_that_say_nothing_are_found(data: Tagged) -> None:
+    x, y = data
+    y = np.column_stack([y, np.zeros(400, int), np.ones(400, int)])
+    found = {finding.numbers["tags"][0]: finding for finding in examine(x, y).found if finding.kind == "constant_tags"}
+    assert found[3].text == "no example to train on has tag 3: nothing can be learnt of it"
+    assert found[4].text == "all examples to train on have tag 4: nothing can be learnt of it"
+    assert not examine(x, data[1]).found
+    own = x[:50], np.where(np.arange(3) == 1, 0, data[1][:50])
+    kinds = [finding.kind for finding in examine(x[50:], data[1][50:], own).found]
+    assert kinds == ["unjudged"]
+    with pytest.warns(DataWarning, match="no example in validation_data has tag 1"):
+        ImageClassifier(max_trials=1, searcher_args=SMALL, refit=False).fit(x[50:], data[1][50:], 5, own)
+
+
+def test_tags_that_have_nothing_to_do_with_the_images_are_found() -> None:
+    x, y = tagged(1500)
+    assert not examine(x, y).found
+    (finding,) = examine(x, np.random.default_rng(0).permutation(y)).found
+    assert finding.kind == "signal"
+    assert "tags cannot be told from images better than by chance" in finding.text
+
+
+def test_copies_with_other_tags_are_found(data: Tagged) -> None:
+    x, y = data[0].copy(), data[1].copy()
+    x[200:260], y[200:260] = x[:60], 1 - y[:60]
+    texts = [finding.text for finding in examine(x, y).found if finding.kind == "contradictory"]
+    assert len(texts) == 1
+    assert "occur with different tags: x[" in texts[0]
+
+
+def test_from_the_command_line(tmp_path: Path, data: Tagged, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = data
+    np.savez(tmp_path / "tags.npz", x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
+    path, file = str(tmp_path / "run"), str(tmp_path / "tags.npz")
+    quick = ["--time-limit", "8", "--max-trials", "1", "--width", "8", "--seed", "0", "--quiet", "--json"]
+    assert main(["fit", file, *quick, "--path", path]) == 0
+    found = json.loads(capsys.readouterr().out)
+    clf = ImageClassifier.load(path)
+    assert found["test_accuracy"] == pytest.approx(clf.evaluate(x[:30], y[:30]))
+    assert main(["predict", path, file]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head == "example,tags,probability_0,probability_1,probability_2"
+    for row, said, chances in zip(rows, clf.predict(x[:30]), clf.predict_proba(x[:30]), strict=True):
+        _, tags, *numbers = row.split(",")
+        assert [int(tag) for tag in tags.split()] == np.flatnonzero(said).tolist()
+        assert [float(number) for number in numbers] == pytest.approx(chances, abs=1e-6)
+    assert main(["predict", path, file, "--json"]) == 0
+    (first, *_) = json.loads(capsys.readouterr().out)["examples"]
+    assert first["tags"] == np.flatnonzero(clf.predict(x[:1])[0]).tolist()
+
+
+def test_a_problem_knows_its_chance(data: Tagged) -> None:
+    problem = Problem.found(*data, None, None, 0, torch.device("cpu"))
+    _, counts = np.unique(problem.task.train.y, axis=0, return_counts=True)
+    assert problem.chance == pytest.approx(counts.max() / counts.sum())
