@@ -59,16 +59,19 @@ def fit(
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """Train for so many seconds from now. x: (n, h, w) or (n, h, w, c). Returns the network, and mean and deviation.
 
-    amounts: y (n,) are no labels, but of mean 0 and deviation 1; then it is Adam and the squared error.
+    amounts: y (n,) are no labels, but of mean 0 and deviation 1; then it is Adam and the squared error. Of tags, y
+    (n, k) of 0 and 1, it is the binary cross-entropy of each.
     """
     begun = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    images, labels = channels_first(x), torch.from_numpy(np.asarray(y).astype(np.int64 if not amounts else np.float32))
+    tags = np.ndim(y) == 2
+    images = channels_first(x)
+    labels = torch.from_numpy(np.asarray(y).astype(np.float32 if amounts or tags else np.int64))
     sample = images[:5000].float()
     mean, std = sample.mean((0, 2, 3), keepdim=True), sample.std((0, 2, 3), keepdim=True)
     n, channels, size, _ = images.shape
-    classes, batch = 1 if amounts else int(labels.max()) + 1, 64 if n < 20_000 else 128
+    classes, batch = 1 if amounts else labels.shape[1] if tags else int(labels.max()) + 1, 64 if n < 20_000 else 128
     reach = max(1, round(0.08 * size))
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, index: Tensor) -> None:
@@ -76,6 +79,8 @@ def fit(
         logits = model(inputs.contiguous(memory_format=torch.channels_last))
         if amounts:
             loss = F.mse_loss(logits[:, 0], labels[index])
+        elif tags:
+            loss = F.binary_cross_entropy_with_logits(logits, 0.9 * labels[index] + 0.05)
         else:
             loss = F.cross_entropy(logits, labels.ravel()[index], label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
