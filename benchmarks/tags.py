@@ -6,7 +6,7 @@ Each of 4,000 images has four places in two rows, six of ten of which hold an im
 its tags say which classes are there. Of scikit-learn's digits (not halved), a fifth of which is for the 4,000 test
 images alone, or of an .npz with x_train, y_train, x_test, y_test. By hand is the network of `handwritten.py`, trained
 for as many seconds on the binary cross-entropy. Appends to results/tags.json the share of test images all of whose tags
-are right, the mean average precision and the F1 score, both means over tags, with their standard errors and the machine.
+are right, the mean average precision and the F1 score, both means over tags, with standard errors and the machine.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which a script has left a run."""
     path = Path(tmp_path_factory.mktemp("runs")) / "run"
     clf = autokeras.ImageClassifier(path=str(path), searcher_args=TINY, search_type=autokeras.BayesianSearcher)
-    clf.fit(*data, time_limit=6)
-    clf.final_fit(*data, *data, {"max_iter_num": 3}, retrain=False, time_limit=3)
+    clf.fit(*data, time_limit=4)
+    clf.final_fit(*data, *data, {"max_iter_num": 3}, retrain=False, time_limit=2)
     return path
 
 

