@@ -2,11 +2,12 @@
 
     python benchmarks/sizes.py --data cifar10.npz --examples 6000 --seconds 36 --seeds 2 [--flip --shift 0.03]
     python benchmarks/sizes.py --data cifar10.npz --seconds 200 --seeds 2 --flip --shift 0.03 --only "cnn, width 48" +
-    python benchmarks/sizes.py --data mnist.npz --side 8 --seconds 25 --shift 0.03 --widths 24 48 --only cnn res pooled
+    python benchmarks/sizes.py --data cifar10.npz --examples 2000 --side 20 --seconds 20 --widths 12 24 48 --only \
+        "pooled: cnn" "whole: cnn" "pooled: res" "whole: res"
 
-With "+" begin the names of networks that morphs make of a plain one: what shape is worth at equal seconds. With
-"pooled at once" those of starters which halve images right away that can be halved only once. --side: of images that
-the given ones are reduced to, by the mean over areas.
+With "+" begin the names of networks that morphs make of a plain one: what shape is worth at equal seconds. --side: of
+images that the given ones are reduced to, by the mean over areas; then with "pooled" begin those of starters that pool
+what their first convolution gives, and with "whole" those that do not, see `READ_WHOLE` in `morphnas.graph.starters`.
 The final trainings of a run get about this long: `morphnas.run.plan` sizes starters by what is found here. --data: an
 .npz with x_train, y_train, x_test, y_test, see `ablation_recipe.py`, whose splits and recipe these are; without it
 scikit-learn's digits. The networks take turns within a seed. Appends to results/sizes.json the passes over the data and
@@ -50,18 +51,17 @@ from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment
 from morphnas.train.trainer import train, warm_up
 
-TWICE = 16
-"""Pixels along each side from which on starters halve images twice."""
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
 
 
-def networks(shape: Shape, n_classes: int, widths: Sequence[int]) -> dict[str, Graph]:
-    found = starters_of(shape, n_classes, widths)
-    if min(shape[1:]) < TWICE:
-        halved = property(lambda draft: min(draft.shapes[draft.last][1:]) >= TWICE // 2)
-        with patch.object(starters.Draft, "may_shrink", halved):
-            at_once = starters_of(shape, n_classes, widths)
-        found |= {f"pooled at once: {name}": graph for name, graph in at_once.items()}
+def networks(shape: Shape, n_classes: int, widths: Sequence[int], both: bool) -> dict[str, Graph]:
+    """both: starters whose first convolution is pooled, and those where it is not."""
+    if not both:
+        return starters_of(shape, n_classes, widths)
+    found = {}
+    for words, least in (("pooled", 1), ("whole", 1 + min(shape[1:]))):
+        with patch.object(starters, "READ_WHOLE", least):
+            found |= {f"{words}: {name}": graph for name, graph in starters_of(shape, n_classes, widths).items()}
     return found
 
 
@@ -121,9 +121,10 @@ def main() -> None:
     parser.add_argument("--widths", nargs="*", type=int, default=[], help="instead of some from 8 to 64")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--only", nargs="*", default=[""], help="networks whose names begin so")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--smoke", action="store_true", help="half a second each, nothing written")
     args = parser.parse_args()
-    example = networks((3, 32, 32), 10, args.widths) | morphed((3, 32, 32), 10)
+    example = networks((3, 32, 32), 10, args.widths, args.side is not None) | morphed((3, 32, 32), 10)
     if not any(name.startswith(tuple(args.only)) for name in example):
         parser.error(f"no network's name begins with {' or '.join(args.only)}")
     if args.side is not None and args.side < 1:
@@ -142,7 +143,9 @@ def main() -> None:
         pace = measure(given, 0.4 if args.device.type == "cpu" else 20.0, default)
         found_out = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         recipe = replace(found_out, epochs=100_000, augment=Augment(args.shift, args.flip))
-        graphs = networks(shape, given.goal.outputs, args.widths) | morphed(shape, given.goal.outputs)
+        graphs = networks(shape, given.goal.outputs, args.widths, args.side is not None) | morphed(
+            shape, given.goal.outputs
+        )
         for name, graph in graphs.items():
             if not name.startswith(tuple(args.only)):
                 continue
@@ -162,7 +165,7 @@ def main() -> None:
             "data": "digits" if args.data is None else args.data.stem, "examples": len(given.train),
             "side": args.side, "seconds": args.seconds, "flip": args.flip, "shift": args.shift, "n": args.seeds,
         }  # fmt: skip
-        append(RESULTS, settings | {"networks": found})
+        append(args.results, settings | {"networks": found})
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_extras_are_imported_when_used(path: Path) -> None:
     assert not at_once & LAZY, f"{path} imports {at_once & LAZY} at once"
 
 
-@pytest.mark.skipif(not (PACKAGE / "__init__.py").exists(), reason="morphnas/__init__.py is not written yet")
+@pytest.mark.slow
 def test_morphnas_is_imported_without_any_extra() -> None:
     """scikit-learn loads pandas where there is one, so what is loaded tells less than what can be done without."""
     code = f"""

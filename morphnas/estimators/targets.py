@@ -30,9 +30,8 @@ class Indicators:
     @staticmethod
     def found(y: ArrayLike, n: int) -> tuple[Indicators, NDArray[np.float32]]:
         """The tags in y, (n, k) of 0 and 1, and y as networks learn it; ValueError for what is none."""
-        there = listed(y)
-        tags = Indicators(there.shape[1])
-        codes = tags.encode(there, n)
+        tags = Indicators(listed(y).shape[1])
+        codes = tags.encode(y, n)
         if (codes == codes[0]).all():
             raise ValueError(f"there is nothing to learn: y is {codes[0].astype(int).tolist()} for all {n:,} samples")
         return tags, codes
@@ -198,7 +197,7 @@ def classes_of(y: ArrayLike, n: int) -> tuple[Labels | Indicators, NDArray[Any]]
     """
     there = np.empty(0) if y is None else listed(y)
     several = there.ndim == 2 and there.shape[1] > 1 and len(there) > 0 and _flags(there)
-    return Indicators.found(there, n) if several and (there.sum(1) != 1).any() else Labels.found(y, n)
+    return Indicators.found(y, n) if several and (there.sum(1) != 1).any() else Labels.found(y, n)
 
 
 def _flags(values: NDArray[Any]) -> bool:

@@ -26,8 +26,11 @@ from morphnas.graph.ops import (
 )
 
 _SMALLEST = 4
-"""A starter halves the resolution only while at least this many positions remain along every axis; what the first
-convolution gives, twice as many: images so small that they can be halved only once are read as they are first."""
+"""A starter halves the resolution only while at least this many positions remain along every axis."""
+
+READ_WHOLE = 28
+"""Positions along an axis below which the first convolution is not pooled: small images are read as they are first
+(`benchmarks/sizes.py`)."""
 
 _FEW = 64
 """Positions up to which the last layer reads them all: it learns faster than from their mean."""
@@ -62,7 +65,7 @@ class Draft:
     @property
     def may_shrink(self) -> bool:
         first = self.last == self.nodes[0].name
-        return min(self.shapes[self.last][1:]) >= (4 if first else 2) * _SMALLEST
+        return min(self.shapes[self.last][1:]) >= max(READ_WHOLE if first else 0, 2 * _SMALLEST)
 
     def graph(self) -> Graph:
         return Graph(tuple(self.nodes))

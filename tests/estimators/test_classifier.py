@@ -321,10 +321,10 @@ def test_final_fit_adds_trials_and_changes_none(fitted: ImageClassifier, data: D
         classifier.final_fit(*data, trainer_args={"epoch": 3})
 
 
-def test_equal_seeds_give_equal_runs(data: Data, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_runs(tmp_path: Path) -> None:
     tables = []
     for name in ("a", "b"):
-        ImageClassifier(tmp_path / name, max_trials=5, random_state=3, searcher_args=TINY).fit(*data)
+        ImageClassifier(tmp_path / name, max_trials=5, random_state=3, searcher_args=TINY).fit(*stripes(60))
         tables.append([
             (t.id, t.proposal.start, t.proposal.morphs, t.outcome.score)  # type: ignore[union-attr]
             for t in load_run(tmp_path / name).trials
@@ -335,8 +335,8 @@ def test_equal_seeds_give_equal_runs(data: Data, tmp_path: Path) -> None:
 TINY = {"default_model_width": 4, "trainer_args": {"max_iter_num": 2}}
 
 
-def test_resumes(data: Data, tmp_path: Path) -> None:
-    path = tmp_path / "run"
+def test_resumes(tmp_path: Path) -> None:
+    path, data = tmp_path / "run", stripes(60)
     first = ImageClassifier(path, resume="auto", max_trials=2, random_state=1, searcher_args=TINY).fit(*data)
     with pytest.raises(RunError, match=r"resume=True goes on with it, overwrite=True replaces it"):
         ImageClassifier(path, max_trials=2).fit(*data)
@@ -475,12 +475,12 @@ def _numpy_state() -> Any:
     return np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
 
 
-def test_leaves_the_world_as_it_was(data: Data, tmp_path: Path) -> None:
+def test_leaves_the_world_as_it_was(tmp_path: Path) -> None:
     import logging
 
     threads, state, drawn = torch.get_num_threads(), torch.get_rng_state(), _numpy_state()
     handlers = list(logging.getLogger().handlers)
-    ImageClassifier(tmp_path / "run", max_trials=5, searcher_args=TINY).fit(*data)
+    ImageClassifier(tmp_path / "run", max_trials=5, searcher_args=TINY).fit(*stripes(60))
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
     assert (_numpy_state() == drawn).all()

@@ -177,6 +177,7 @@ Y = tagged(20)[1]
         (np.zeros((20, 3)), r"nothing to learn: y is \[0, 0, 0\] for all 20 samples"),
         (Y[:19], "y must say of 20 examples which of 3 tags they have"),
         (np.where(Y == 1, np.nan, 0.0), "several tags of an example are"),
+        (np.ma.masked_array(Y, Y == 1), "y .*mask"),
         (Y[:, :, None], r"y must be \(n,\) or \(n, 1\), but its shape"),
     ],
 )

@@ -202,7 +202,7 @@ def test_widths_that_cannot_change(graph: Graph, name: str, words: str) -> None:
 
 @pytest.mark.parametrize(("percent", "widths"), [(101, (5, 9)), (150, (6, 16)), (200, (8, 16))])
 def test_all_layers_at_once_are_widened_as_one_by_one(percent: int, widths: tuple[int, int]) -> None:
-    graph = cnn((1, 16, 16), 10, width=4, depth=2)
+    graph = cnn((1, 32, 32), 10, width=4, depth=2)
     first, second = (node.name for node in graph.nodes if isinstance(node.op, Conv))
     grown = WiderAll(percent).grow(graph)
     assert (grown.shapes[first][0], grown.shapes[second][0]) == widths
