@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 import morphnas
 from morphnas.estimators.files import Files, folder, load_image_dataset
 from morphnas.estimators.settings import LIMITS
+from morphnas.estimators.targets import Indicators
 from morphnas.report.page import about_words
 from morphnas.report.summary import results_summary
 from morphnas.report.words import metric_words
@@ -202,7 +203,7 @@ def _predict(args: argparse.Namespace) -> _Answer:
     chances = estimator.predict_proba(x)
     labels = estimator.classes_.tolist()
     if estimator.multilabel_:
-        return _tags(chances, names)
+        return _tags(chances, Indicators(len(labels)).likeliest(chances), names)
     best = chances.argmax(1)
     rows = [(name, labels[i], f"{row[i]:.6f}") for name, i, row in zip(names, best, chances, strict=True)]
     text = _csv(["example", "label", "probability"], rows)
@@ -213,9 +214,9 @@ def _predict(args: argparse.Namespace) -> _Answer:
     return _Answer(text, {"labels": [_plain(label) for label in labels], "examples": told})
 
 
-def _tags(chances: NDArray[np.float64], names: Sequence[str]) -> _Answer:
-    """Predictions of examples with these names, by the probabilities (n, k) of their tags."""
-    likely = [np.flatnonzero(row >= 0.5).tolist() for row in chances]
+def _tags(chances: NDArray[np.float64], said: NDArray[np.int64], names: Sequence[str]) -> _Answer:
+    """Predictions (n, k) of 0 and 1 of examples with these names, and their probabilities."""
+    likely = [np.flatnonzero(row).tolist() for row in said]
     head = ["example", "tags", *(f"probability_{i}" for i in range(chances.shape[1]))]
     every = list(zip(names, likely, chances, strict=True))
     rows = [(name, " ".join(map(str, tags)), *(f"{chance:.6f}" for chance in row)) for name, tags, row in every]
@@ -352,7 +353,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     made.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
     made.add_argument("--axes", type=int, choices=(1, 2, 3), help="of examples: spans, images, volumes")
-    made.add_argument("--balanced", action="store_true", help="classes count alike, however many examples they have")
+    made.add_argument(
+        "--balanced",
+        action="store_true",
+        help="classes count alike, however many examples they have (not tags, not amounts)",
+    )
     made.add_argument("--regression", action="store_true", help="labels are amounts, to be predicted as numbers")
     made.add_argument("--search", choices=sorted(SEARCHERS), default="bayesian", help="how to search (bayesian)")
     made.add_argument("--max-trials", type=int, metavar="N", help="end the search after so many networks")
@@ -378,7 +383,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("path", help="the folder of a run")
     data(made, f"{kinds}; of an .npz x_test and y_test, or x and y")
 
-    made = command("predict", _predict, "Predict labels and probabilities, or amounts, as CSV or JSON.",
+    made = command("predict", _predict, "Predict labels or tags with their probabilities, or amounts, as CSV or JSON.",
                    "predict run cat.png dog.png", "predict run mnist.npz --json > labels.json")  # fmt: skip
     made.add_argument("path", help="the folder of a run")
     made.add_argument("files", type=Path, nargs="+", help=f"image files, or {kinds}; of an .npz x_test, or x")

@@ -114,7 +114,8 @@ def export(
     safetensors, and nothing of morphnas. .pt2: for `torch.export.load`, any batch size, float32. .onnx: any batch size,
     float32; needs the extra: pip install 'morphnas[onnx]'. what: a fitted estimator, or the folder of its run, whose
     network takes raw examples, channels first, and gives logits, or a regressor's amounts; or a `Network`, which takes
-    preprocessed ones. trial: id of another network of the run to export instead of its model, see
+    preprocessed ones. Which of these it gives, or "logits of tags", whose sigmoids are the probabilities, is in the
+    file ("gives.json", metadata "gives"). trial: id of another network of the run to export instead of its model, see
     `ImageClassifier.to_module`. The labels are in the file, in the order of the outputs (`LABELS`, "labels.json",
     metadata "labels").
 
@@ -281,7 +282,9 @@ def _write_program(model: _Model, file: Path) -> None:
     argument = next(node.name for node in model.module.graph.nodes if node.op == "placeholder")
     sizes = {argument: {0: torch.export.Dim("n", min=1)}}
     program = torch.export.export(model.module, (model.inputs(2),), dynamic_shapes=sizes)
-    torch.export.save(program, file, extra_files={"labels.json": json.dumps(model.labels)})
+    torch.export.save(
+        program, file, extra_files={"labels.json": json.dumps(model.labels), "gives.json": json.dumps(model.gives)}
+    )
 
 
 def _read_program(file: Path) -> Callable[[Tensor], Tensor]:
@@ -305,14 +308,14 @@ def _write_onnx(model: _Model, file: Path) -> None:
             model.module,
             (model.inputs(2),),
             input_names=["x"],
-            output_names=[model.gives],
+            output_names=[model.gives.partition(" ")[0]],
             dynamic_shapes={argument: {0: torch.export.Dim("n", min=1)}},
             dynamo=True,
             verbose=False,
         )
     assert program is not None
     found = program.model_proto
-    onnx.helper.set_model_props(found, {"labels": json.dumps(model.labels)})
+    onnx.helper.set_model_props(found, {"labels": json.dumps(model.labels), "gives": model.gives})
     onnx.save(found, file)
 
 

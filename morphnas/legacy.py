@@ -1,7 +1,8 @@
-"""Names of AutoKeras 0.x that `morphnas` itself lacks, so that its scripts run with one line changed.
+"""Names of AutoKeras 0.x that `morphnas` itself lacks, so that its scripts run with their imports changed: whatever
+module of AutoKeras a name was in, here it is in this one.
 
->>> import morphnas.legacy as autokeras
->>> autokeras.ImageClassifier(verbose=True).fit(x_train, y_train, time_limit=600)  # doctest: +SKIP
+>>> from morphnas.legacy import ImageClassifier  # was: from autokeras.image.image_supervised import ImageClassifier
+>>> ImageClassifier(verbose=True).fit(x_train, y_train, time_limit=600)  # doctest: +SKIP
 
 What they do is what morphnas does: a folder that holds a run is not overwritten unasked, time limits are kept, final
 trainings do not stop by the test part, and nothing is pickled. Names that have no counterpart are an ImportError that
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -24,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, mean_squared_error
 from sklearn.preprocessing import LabelEncoder
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -32,7 +35,8 @@ from morphnas import estimators
 from morphnas.estimators.files import load_image_dataset
 from morphnas.graph import Graph, Network
 from morphnas.report import draw, visualize
-from morphnas.run.store import Run, load_run
+from morphnas.run.files import RunError
+from morphnas.run.store import Run, holds_run, load_run
 from morphnas.search import BayesianSearcher
 
 __all__ = [
@@ -42,8 +46,22 @@ __all__ = [
     "visualize",
 ]  # fmt: skip
 
+_TRAINED = "morphnas has no networks that are trained already"
+_FLAT = "all names are in morphnas.legacy itself"
 _ELSEWHERE = {
     "CnnGenerator": "morphnas.graph.cnn builds such networks",
+    "DenseNetGenerator": "morphnas.graph.densenet builds such networks",
+    "FaceDetector": _TRAINED,
+    "ModelTrainer": "CnnModule and MlpModule, or ImageClassifier(max_trials=1), train networks",
+    "ObjectDetector": _TRAINED,
+    "PortableImageSupervised": "pickle_from_file(path) gives it for what export_autokeras_model(path) has written",
+    "ResNetGenerator": "morphnas.graph.resnet builds such networks",
+    "SentimentAnalysis": _TRAINED,
+    "TopicClassifier": _TRAINED,
+    "VoiceGenerator": _TRAINED,
+    "VoiceRecognizer": _TRAINED,
+    **dict.fromkeys(("backend", "constant", "image", "nn", "preprocessor", "pretrained", "search", "utils"), _FLAT),
+    **dict.fromkeys(("read_csv_file", "read_tsv_file", "ensure_dir"), "pandas and pathlib do that"),
     "Constant": "max_trials=, limits= and searcher_args= of ImageClassifier set what its fields did",
     "DCGAN": "morphnas makes no images",
     "MlpGenerator": "morphnas.graph.mlp builds such networks",
@@ -56,7 +74,7 @@ _ELSEWHERE = {
     "TabularRegressor": "ImageRegressor takes rows of numbers, (n, features)",
     "TextClassifier": "morphnas does not read text",
     "TextRegressor": "morphnas does not read text",
-    "binary_classification_loss": "use classification_loss, with two outputs",
+    "binary_classification_loss": "use classification_loss with two outputs, or ImageClassifier, which takes tags",
     "pickle_to_file": "nothing is pickled: a run is in its folder from the start, see export_autokeras_model",
 }
 
@@ -70,37 +88,66 @@ def __getattr__(name: str) -> Any:
 # -- estimators
 
 
-class _Searched:
-    """What a fit has searched, by its old names."""
+@dataclass(frozen=True)
+class BestModel:
+    """The network that predicts."""
 
-    path_: str
+    graph: Graph
+    produce_model: Callable[[], fx.GraphModule]
+    """Makes it a plain PyTorch module, for raw examples, channels first; see `ImageClassifier.to_module`."""
+
+
+class _Searched:
+    """What was found, by its old names."""
+
+    def __init__(self, estimator: estimators.ImageClassifier | estimators.ImageRegressor) -> None:
+        self._found = estimator
+
+    @property
+    def _fitted(self) -> estimators.ImageClassifier | estimators.ImageRegressor:
+        if not hasattr(self._found, "network_"):
+            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet. Call 'fit' first")
+        return self._found
 
     @property
     def searcher(self) -> Run:
-        """The networks tried; NotFittedError before a fit."""
-        if not hasattr(self, "path_"):
-            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet. Call 'fit' first")
-        return load_run(self.path_)
+        """The networks tried. RunError for an export, which holds none."""
+        return self._fitted.load_searcher()
 
     @property
-    def best_model(self) -> Network:
-        """The search's winner, for preprocessed examples."""
-        return self.searcher.load_best_model()
+    def best_model(self) -> BestModel:
+        """The network that predicts, after `final_fit` the one that this has trained."""
+        return BestModel(self._fitted.network_.graph, self._fitted.to_module)
 
 
-class _Exported(_Searched):
+class _Exported:
+    network_: Network
+    path_: str
+
     @property
     def cnn(self) -> _Searched:
-        """Itself: there is no module inside."""
-        return self
+        """Its `searcher` and `best_model`."""
+        return _Searched(cast("estimators.ImageClassifier", self))
 
     def export_autokeras_model(self, model_file_name: str | os.PathLike[str]) -> None:
         """Write what predicting needs into a folder of this name, which `pickle_from_file` and `morphnas.load` read.
 
-        Nothing in it is a pickle. What it held of another export is replaced.
+        Nothing in it is a pickle. Another export there is replaced, as a whole; RunError for a folder that holds a run,
+        FileExistsError for anything else.
         """
-        folder = Path(self.searcher.path)
-        shutil.copytree(folder / "model", Path(model_file_name) / "model", dirs_exist_ok=True)
+        if not hasattr(self, "network_"):
+            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet. Call 'fit' first")
+        folder = Path(model_file_name)
+        if holds_run(folder):
+            raise RunError(f"{str(folder)!r} holds a run: export to another place")
+        if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {"model"}):
+            raise FileExistsError(f"{str(folder)!r} is there already, and is no export: choose another name")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".morphnas-") as new:
+            shutil.copytree(Path(self.path_) / "model", Path(new) / "new" / "model")
+            if folder.exists():
+                folder.rename(Path(new) / "old")
+            (Path(new) / "new").rename(folder)
 
     def export_keras_model(self, model_file_name: str | os.PathLike[str]) -> None:
         """There is no Keras here: NotImplementedError, which says what there is."""
@@ -117,6 +164,7 @@ class ImageRegressor(_Exported, estimators.ImageRegressor):
     """`morphnas.ImageRegressor`, with a few names more."""
 
 
+# functions that make them rather than classes, so that scikit-learn can copy what they make
 ImageClassifier1D, ImageClassifier3D = (partial(ImageClassifier, axes=axes, augment=False) for axes in (1, 3))
 ImageRegressor1D, ImageRegressor3D = (partial(ImageRegressor, axes=axes, augment=False) for axes in (1, 3))
 
@@ -135,8 +183,9 @@ def pickle_from_file(path: str | os.PathLike[str]) -> Any:
     return ImageRegressor.load(folder) if regressor else ImageClassifier.load(folder)
 
 
-def to_pdf(graph: Graph | Network, path: str | os.PathLike[str]) -> Path:
+def to_pdf(graph: Graph | Network | BestModel, path: str | os.PathLike[str]) -> Path:
     """Draw a network to `path`, with .pdf after it if that is not there; see `morphnas.draw`."""
+    graph = graph.graph if isinstance(graph, BestModel) else graph
     return draw(graph, path if Path(path).suffix == ".pdf" else f"{os.fspath(path)}.pdf")
 
 
@@ -166,6 +215,8 @@ class Accuracy:
         """prediction: (n, classes). target: (n, classes), one-hot."""
         return float(accuracy_score(np.asarray(target).argmax(1), np.asarray(prediction).argmax(1)))
 
+    evaluate = compute
+
 
 class MSE:
     """Mean squared error."""
@@ -179,6 +230,8 @@ class MSE:
     def compute(prediction: ArrayLike, target: ArrayLike) -> float:
         """Both (n, k)."""
         return float(mean_squared_error(target, prediction))
+
+    evaluate = compute
 
 
 class OneHotEncoder:
@@ -258,7 +311,8 @@ class CnnModule(_Searched):
                 "loss and metric must be classification_loss and Accuracy, or regression_loss and MSE, of "
                 f"morphnas.legacy, not {loss!r:.100} and {metric!r:.100}"
             )
-        self._classes = metric is Accuracy
+        self._one_hot = metric is Accuracy
+        super().__init__(ImageClassifier() if self._one_hot else ImageRegressor())
         self._settings = {"searcher_args": searcher_args, "path": path, "verbose": verbose, "search_type": search_type}
 
     def fit(
@@ -280,10 +334,9 @@ class CnnModule(_Searched):
         if not self._rows and x.shape[1:] != tuple(input_shape)[1:]:
             raise ValueError(f"input_shape is {tuple(input_shape)}, but channels last train_data are {x.shape}")
         axes = None if self._rows else x.ndim - 2
-        kind = estimators.ImageClassifier if self._classes else estimators.ImageRegressor
-        self._estimator = kind(axes=axes, **self._settings)
-        self._estimator.fit(x, y, time_limit, validation_data=self._read(test_data, "test_data"))
-        self.path_ = self._estimator.path_
+        kind = ImageClassifier if self._one_hot else ImageRegressor
+        self._found = kind(axes=axes, **self._settings)
+        self._found.fit(x, y, time_limit, validation_data=self._read(test_data, "test_data"))
 
     def final_fit(
         self,
@@ -298,18 +351,14 @@ class CnnModule(_Searched):
 
     def predict(self, test_loader: Iterable[Any]) -> NDArray[np.float64]:
         """Outputs (n, k): amounts, or the logarithms of probabilities, which are logits."""
+        found = self._fitted
         x = self._examples(test_loader, "test_loader")[0]
-        if not isinstance(self._fitted, estimators.ImageClassifier):
-            return self._fitted.predict(x).reshape(len(x), -1)
+        if not isinstance(found, estimators.ImageClassifier):
+            return found.predict(x).reshape(len(x), -1)
         outputs = np.full((len(x), self.n_output_node), -np.inf)
         with np.errstate(divide="ignore"):
-            outputs[:, self._fitted.classes_] = np.log(self._fitted.predict_proba(x))
+            outputs[:, found.classes_] = np.log(found.predict_proba(x))
         return outputs
-
-    @property
-    def _fitted(self) -> estimators.ImageClassifier | estimators.ImageRegressor:
-        _ = self.searcher
-        return self._estimator
 
     def _examples(self, loader: Iterable[Any], name: str) -> tuple[NDArray[Any], list[Any]]:
         """x, (n, ..., channels) or (n, d), and what the batches hold besides."""
@@ -331,7 +380,7 @@ class CnnModule(_Searched):
         y = np.concatenate([np.asarray(batch[1]) for batch in batches])
         if y.ndim != 2 or y.shape[1] != self.n_output_node:
             raise ValueError(f"{name} must hold targets (n, {self.n_output_node}), not {y.shape}")
-        if not self._classes:
+        if not self._one_hot:
             return x, y
         if not ((y == 0) | (y == 1)).all() or not (y.sum(1) == 1).all():
             raise ValueError(f"{name} must hold one-hot targets, as those of OneHotEncoder are")

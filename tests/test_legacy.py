@@ -42,8 +42,10 @@ def test_a_script_with_a_classifier(run: Path, data: Data) -> None:
     assert set(clf.predict(data[0])) <= set(NAMES)
     best = clf.cnn.searcher.get_best_model_id()
     assert clf.cnn.searcher.get_metric_value_by_id(best) == clf.load_searcher().get_metric_value_by_id(best)
+    raw = torch.from_numpy(data[0]).movedim(-1, 1)
     with torch.no_grad():
-        assert clf.cnn.best_model.produce_model()(torch.zeros(2, 1, *data[0].shape[1:3])).shape == (2, 3)
+        probabilities = clf.cnn.best_model.produce_model()(raw).softmax(1)
+    assert np.allclose(probabilities, clf.predict_proba(data[0]), atol=1e-5)
 
 
 def test_what_was_exported_predicts_the_same_elsewhere(run: Path, data: Data, tmp_path: Path) -> None:
@@ -52,10 +54,34 @@ def test_what_was_exported_predicts_the_same_elsewhere(run: Path, data: Data, tm
     clf.export_autokeras_model(tmp_path / "model.h5")
     for found in (autokeras.pickle_from_file(tmp_path / "model.h5"), morphnas.load(tmp_path / "model.h5")):
         assert np.array_equal(found.predict_proba(data[0]), clf.predict_proba(data[0]))
+    again = autokeras.pickle_from_file(tmp_path / "model.h5")
+    again.export_autokeras_model(tmp_path / "copies" / "second")
+    assert {path.name for path in (tmp_path / "copies").iterdir()} == {"second"}
+    assert again.cnn.best_model.graph == clf.cnn.best_model.graph
+    with pytest.raises(RunError, match="holds no run"):
+        _ = again.cnn.searcher
     with pytest.raises(NotImplementedError, match=r"morphnas\.export\(clf, file\)"):
         clf.export_keras_model("model.h5")
     with pytest.raises(RunError, match="holds no run"):
         autokeras.pickle_from_file(tmp_path / "nowhere")
+
+
+def test_an_export_takes_the_place_of_an_export_only(run: Path, tmp_path: Path) -> None:
+    clf = autokeras.pickle_from_file(run)
+    with pytest.raises(RunError, match="holds a run: export to another place"):
+        clf.export_autokeras_model(run)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("mine")
+    for there in ("file", "folder"):
+        with pytest.raises(FileExistsError, match="is there already, and is no export"):
+            clf.export_autokeras_model(tmp_path / there)
+    (tmp_path / "old" / "model").mkdir(parents=True)
+    (tmp_path / "old" / "model" / "left.over").touch()
+    clf.export_autokeras_model(tmp_path / "old")
+    assert not (tmp_path / "old" / "model" / "left.over").exists()
+    with pytest.raises(NotFittedError, match="Call 'fit' first"):
+        autokeras.ImageClassifier().export_autokeras_model(tmp_path / "new")
 
 
 def test_files_that_tutorials_unpickle_are_the_run(run: Path) -> None:
@@ -86,6 +112,10 @@ def test_a_script_with_modules_for_images(data: Data, tmp_path: Path) -> None:
     module.final_fit(train, test, trainer_args={"max_iter_num": 2})
     outputs = module.predict(transformer.transform_test(x))
     assert outputs.shape == (150, 4)
+    net = module.best_model.produce_model()
+    with torch.no_grad():
+        raw = torch.cat([net(batch) for (batch,) in transformer.transform_test(x)])
+    assert np.allclose(raw.log_softmax(1), outputs[:, [0, 1, 3]], atol=1e-4)
     assert autokeras.Accuracy.compute(outputs, encoder.transform(labels)) > 0.5
     assert autokeras.Accuracy.compute(outputs, encoder.transform(labels)) == (
         (encoder.inverse_transform(outputs) == labels).mean()
@@ -115,7 +145,7 @@ def test_losses_and_metrics_are_what_their_names_say() -> None:
     assert autokeras.classification_loss(outputs, target).item() == pytest.approx(-ps.log().mean().item())
     assert autokeras.regression_loss(outputs, target).item() == pytest.approx((1 + 0 + 1 + 1) / 4)
     assert autokeras.MSE.compute(outputs, target) == pytest.approx(0.75)
-    assert autokeras.Accuracy.compute(outputs, target) == 0.5
+    assert autokeras.Accuracy.compute(outputs, target) == autokeras.Accuracy.evaluate(outputs, target) == 0.5
     assert autokeras.Accuracy.higher_better()
     assert not autokeras.MSE.higher_better()
 
@@ -129,7 +159,13 @@ def test_estimators_of_other_axes(name: str, axes: int) -> None:
 
 
 def test_names_that_are_not_there_say_what_is() -> None:
-    for name in autokeras._ELSEWHERE:
+    gone = (
+        "TextClassifier TextRegressor TabularClassifier TabularRegressor DCGAN PredefinedResnet PredefinedDensenet "
+        "ObjectDetector SentimentAnalysis TopicClassifier FaceDetector VoiceGenerator VoiceRecognizer Constant "
+        "PortableImageClassifier PortableImageRegressor ModelTrainer Searcher utils image nn backend constant "
+        "pickle_to_file read_csv_file read_tsv_file ensure_dir binary_classification_loss"
+    )
+    for name in gone.split():
         with pytest.raises(ImportError, match=f"{name} is not among the names of AutoKeras that morphnas has: "):
             getattr(autokeras, name)
     with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
@@ -137,6 +173,11 @@ def test_names_that_are_not_there_say_what_is() -> None:
     assert not hasattr(autokeras, "__wrapped__")
     for name in autokeras.__all__:
         assert getattr(autokeras, name) is not None
+
+
+def test_what_is_in_the_classifier_says_who_it_is_when_it_is_not_fitted() -> None:
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        _ = autokeras.ImageClassifier().cnn.searcher
 
 
 def test_names_that_messages_point_to_are_there() -> None:

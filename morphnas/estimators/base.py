@@ -145,8 +145,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         too small for does not fit on the disk either. A `DataWarning` for everything in them that looks wrong, see
         `examine`.
 
-        sample_weight: (n,) numbers from 0 on, what each example counts for in trainings and in scores; "balanced": all
-        classes count alike, however many examples they have. None: all examples do. validation_data may be
+        sample_weight: (n,) numbers from 0 on, what each example counts for in trainings and in scores; "balanced", of
+        labels: all classes count alike, however many examples they have. None: all examples do. validation_data may be
         (x, y, sample_weight); without, its examples count as those of their class where x is balanced, else alike.
 
         groups: (n,) which examples belong together, as those of one patient, one video or one plant do: what stops,

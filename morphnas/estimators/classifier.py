@@ -89,13 +89,13 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         Tags are (n, k) of 0 and 1, 1 where they are likelier than not.
         """
         chances = self.predict_proba(x_test)
-        return self._classes.likeliest(chances)
+        return self._said.likeliest(chances)
 
     def predict_proba(self, x_test: Any) -> NDArray[np.float64]:
         """Probabilities (n, classes) float64, in the order of `classes_`; of tags each by itself."""
         self._check_fitted()
         source, _ = opened(x_test, None, "x_test", room(self), self._axes)
-        return self._classes.probabilities(self._predicted(source))
+        return self._said.probabilities(self._predicted(source))
 
     def evaluate(self, x_test: Any, y_test: Any = None) -> float:
         """Accuracy on examples of known labels; ValueError for a label that fit did not see.
@@ -109,12 +109,18 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         return classes_of(y, n)
 
     @property
-    def _classes(self) -> Labels | Indicators:
+    def _said(self) -> Labels | Indicators:
+        """What y were."""
         assert not isinstance(self._target, Values)
         return self._target
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
     def _measured(self, outputs: Tensor, y: Tensor) -> float:
-        return 1 - self._classes.goal.errors(outputs, y).mean().item()
+        return (self._target.goal.errors(outputs, y) == 0).double().mean().item()
 
     def words(self, measured: float) -> str:
         return f"accuracy {measured:.2%}"
@@ -124,5 +130,5 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
 
     def _set(self, network: Network, about: Mapping[str, Any], target: Target, preprocessing: Preprocessing) -> None:
         super()._set(network, about, target, preprocessing)
-        self.classes_ = self._classes.classes
+        self.classes_ = self._said.classes
         self.multilabel_ = isinstance(target, Indicators)

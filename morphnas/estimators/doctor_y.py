@@ -18,6 +18,8 @@ UNEQUAL = (10, 100)
 """Times that the largest class is as large as the smallest: told of, warned of."""
 MIXED = 0.2
 """Total variation distance between the classes of x and of validation_data, beyond what chance makes it."""
+ONE_HOT = 0.95
+"""Share of the examples with exactly one tag from which on tags look like labels."""
 FAR = 0.5
 """Share of all squared deviations that a hundredth of the amounts has, from which on it decides what is learnt."""
 MOVED = 0.5
@@ -111,8 +113,14 @@ def _tags(given: Given) -> Iterator[Finding]:
             yield Finding("constant_tags", True, text, {"tags": tags.tolist()})
     if given.held and len(unjudged := np.flatnonzero((held == 0) & (trained > 0))):
         part = "in validation_data" if given.own else "that is held out"
-        text = f"no example {part} has {some(unjudged.tolist(), 'tag')}: no score says how well they are told"
+        they = "it is" if len(unjudged) == 1 else "they are"
+        text = f"no example {part} has {some(unjudged.tolist(), 'tag')}: no score says how well {they} told"
         yield Finding("unjudged", bool(given.own), text, {"tags": unjudged.tolist()})
+    single = int((y.sum(1) == 1).sum())
+    if single >= ONE_HOT * len(y):
+        text = f"{single:,} of {len(y):,} examples have exactly one tag: if y is to be one-hot, the others lack theirs,"
+        text += " or have too many; labels, (n,), are told apart better than tags"
+        yield Finding("one_hot", True, text, {"single": single, "examples": len(y)})
 
 
 def _amounts(given: Given) -> Iterator[Finding]:

@@ -389,8 +389,8 @@ def fingerprint(
     preprocessing: Preprocessing,
     groups: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
-    """What tells data apart: shape, classes or amounts, and a hash over (at most about 64 MB of) the examples, and y,
-    weights and groups.
+    """What tells data apart: shape, classes, tags or amounts, and a hash over (at most about 64 MB of) the examples,
+    and y, weights and groups.
 
     x: example i is x[place[i]]. The order that the parts put them in makes no difference.
     """

@@ -130,7 +130,8 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
     try:
         column = listed(y)
     except ValueError as error:
-        raise ValueError(f"y cannot be made an array of labels: {error}") from None
+        hint = "several tags of an example are (n, k) of 0 and 1, as scikit-learn's MultiLabelBinarizer makes them"
+        raise ValueError(f"y cannot be made an array of labels: {error}; {hint}") from None
     if column.dtype == object and all(isinstance(value, np.generic) for value in column.flat):
         column = np.array(list(column.flat)).reshape(column.shape)
     if column.ndim == 2 and column.shape[1] == 1:

@@ -19,11 +19,12 @@ from morphnas.estimators.targets import Values
 class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Finds a neural network that tells amounts from images, or from rows of numbers, within a time limit.
 
-    Arguments, attributes and methods are those of `ImageClassifier`, but for `classes_` and `predict_proba`. y is one
-    finite number for each example, (n,) or (n, 1), or several, (n, k). Networks learn them in deviations from their
-    mean, by the mean squared error; of several, each counts alike. The metric of networks is the coefficient of
-    determination, R2, as is what `score` gives; their score is minus the log loss of normal distributions around what
-    they say, as wide as their errors. `evaluate` and `test_metric_` are mean squared errors, in the units of y.
+    Arguments, attributes and methods are those of `ImageClassifier`, but for `classes_`, `multilabel_` and
+    `predict_proba`. y is one finite number for each example, (n,) or (n, 1), or several, (n, k). Networks learn them in
+    deviations from their mean, by the mean squared error; of several, each counts alike. The metric of networks is the
+    coefficient of determination, R2, as is what `score` gives; their score is minus the log loss of normal
+    distributions around what they say, as wide as their errors. `evaluate` and `test_metric_` are mean squared errors,
+    in the units of y.
     """
 
     _kinds = (Values,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from morphnas.estimators.sources import refuse_masked
 from morphnas.train.goal import Amounts, Goal, Tags
 
 STRATA = 20
-"""Groups of examples of like amounts that parts are held out of alike, at most, and of as many examples at least."""
+"""Groups of examples of like amounts, or tags, that parts are held out of alike, at most, and of as many examples at
+least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Indicators:
     @staticmethod
     def found(y: ArrayLike, n: int) -> tuple[Indicators, NDArray[np.float32]]:
         """The tags in y, (n, k) of 0 and 1, and y as networks learn it; ValueError for what is none."""
-        tags = Indicators(listed(y).shape[1])
+        tags = Indicators(_table_of(y).shape[1])
         codes = tags.encode(y, n)
         if (codes == codes[0]).all():
             raise ValueError(f"there is nothing to learn: y is {codes[0].astype(int).tolist()} for all {n:,} samples")
@@ -39,7 +41,7 @@ class Indicators:
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
         """As networks learn them, (n, k); ValueError for others than those of the fit."""
         check_there(y, "only a Dataset of (image, tags) brings its own")
-        there = listed(y)
+        there = _table_of(y)
         if there.shape != (n, self.k):
             raise ValueError(
                 f"y must say of {n} examples which of {self.k} tags they have, but its shape is {there.shape}"
@@ -192,12 +194,24 @@ def weights_of(sample_weight: SampleWeight, n: int, codes: NDArray[Any], target:
 def classes_of(y: ArrayLike, n: int) -> tuple[Labels | Indicators, NDArray[Any]]:
     """The labels, one for each example, or the tags, several or none, in the y of a classifier; ValueError for others.
 
-    y: (n,) or (n, 1) labels; (n, k) of 0 and 1 for tags. Where each example has just one, they are taken for labels
-    that are one-hot, which is an error.
+    y: (n,) or (n, 1) labels; (n, k) of 0 and 1 for tags, which may be sparse. Where each example has just one, they are
+    taken for labels that are one-hot, which is an error.
     """
-    there = np.empty(0) if y is None else listed(y)
+    try:
+        there = np.empty(0) if y is None else _table_of(y)
+    except ValueError:  # which says more below
+        there = np.empty(0)
     several = there.ndim == 2 and there.shape[1] > 1 and len(there) > 0 and _flags(there)
     return Indicators.found(y, n) if several and (there.sum(1) != 1).any() else Labels.found(y, n)
+
+
+def _table_of(y: Any) -> NDArray[Any]:
+    """As `listed`; sparse matrices as they would be, and numbers in columns of several kinds as numbers."""
+    values = listed(y.toarray() if hasattr(y, "toarray") else y)
+    if values.ndim == 2 and values.dtype == object:
+        with contextlib.suppress(TypeError, ValueError):
+            return values.astype(np.float64)
+    return values
 
 
 def _flags(values: NDArray[Any]) -> bool:

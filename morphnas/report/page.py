@@ -235,7 +235,9 @@ def about_words(about: Mapping[str, Any]) -> str:
         if isinstance(shape, (list, tuple)) and shape and all(type(n) is int for n in shape):
             told.append(f"{shape[0]:,} examples of {' x '.join(map(str, shape[1:]))}")
         told += [
-            f"{data[kind]} {kind}" for kind in ("classes", "amounts") if type(data.get(kind)) is int and data[kind] > 1
+            f"{data[kind]} {kind}"
+            for kind in ("classes", "tags", "amounts")
+            if type(data.get(kind)) is int and data[kind] > 1
         ]
     if isinstance(decides, Mapping) and isinstance(decides.get("search_type"), str):
         told.append(f"{decides['search_type']} search")

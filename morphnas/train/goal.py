@@ -123,11 +123,11 @@ class Tags:
     def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         """The metric is the share of examples all of whose tags are right."""
         losses = F.binary_cross_entropy_with_logits(outputs.double(), y.double(), reduction="none").mean(1)
-        return -_mean(losses, weights), 1 - _mean(self.errors(outputs, y), weights)
+        return -_mean(losses, weights), _mean(self.errors(outputs, y) == 0, weights)
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """1 where a tag is wrong, else 0."""
-        return ((outputs >= 0) != (y > 0.5)).any(1).double()
+        """The share of tags that are wrong."""
+        return ((outputs >= 0) != (y > 0.5)).double().mean(1)
 
     def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
         truth, doubt = y.double(), 2 / (len(y) + 2)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from sklearn.metrics import accuracy_score
 
 import morphnas
@@ -57,6 +58,7 @@ def test_learns_and_predicts(fitted: ImageClassifier) -> None:
     assert fitted.score(x, y) == accuracy_score(y, found) == pytest.approx(fitted.evaluate(x, y))
     assert fitted.score(x, y) > 0.9
     assert fitted.multilabel_
+    assert fitted.__sklearn_tags__().classifier_tags.multi_label
     assert fitted.classes_.tolist() == [0, 1, 2]
     assert not np.allclose(chances.sum(1), 1), "each is told by itself"
 
@@ -81,6 +83,22 @@ def test_the_module_and_what_is_exported_give_a_logit_for_each(fitted: ImageClas
             assert module(raw).double().sigmoid().numpy() == pytest.approx(fitted.predict_proba(x), abs=1e-6)
 
 
+@pytest.mark.slow
+def test_other_formats_say_what_outputs_are(fitted: ImageClassifier, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    morphnas.export(fitted.path_, tmp_path / "net.pt2")
+    extra = {"labels.json": "", "gives.json": ""}
+    torch.export.load(tmp_path / "net.pt2", extra_files=extra)
+    assert {name: json.loads(text) for name, text in extra.items()} == {
+        "labels.json": None,
+        "gives.json": "logits of tags",
+    }
+    morphnas.export(fitted.path_, tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    assert [output.name for output in model.graph.output] == ["logits"]
+    assert {entry.key: entry.value for entry in model.metadata_props}["gives"] == "logits of tags"
+
+
 def test_what_is_told_is_of_examples_with_all_tags_right(fitted: ImageClassifier) -> None:
     run = load_run(fitted.path_)
     entry = run.history[0]
@@ -88,7 +106,7 @@ def test_what_is_told_is_of_examples_with_all_tags_right(fitted: ImageClassifier
     low, high = entry["interval"]
     assert low <= entry["metric_value"] <= high
     assert '"tags": 3' in json.dumps(run.about["data"])
-    assert "ImageClassifier · 400 examples of 8 x 8" in morphnas.write_report(run).read_text()
+    assert "ImageClassifier · 400 examples of 8 x 8 · 3 tags" in morphnas.write_report(run).read_text()
 
 
 @pytest.mark.slow
@@ -108,12 +126,27 @@ def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Tagged)
     assert morphnas.ablate(tmp_path / "run", *data, time_limit=3, repeats=1).measure == "accuracy"
 
 
-@pytest.mark.parametrize("kind", [bool, float, list, torch.tensor, "frame"])
-def test_tags_of_any_kind(kind: Any, data: Tagged) -> None:
-    pandas = pytest.importorskip("pandas")
+def frame(y: Any) -> Any:
+    return pytest.importorskip("pandas").DataFrame(y)
+
+
+KINDS = {
+    "bool": lambda y: y.astype(bool),
+    "float": lambda y: y.astype(float),
+    "list": lambda y: y.tolist(),
+    "tensor": torch.tensor,
+    "sparse": csr_matrix,
+    "objects": lambda y: y.astype(object),
+    "frame": frame,
+    "frame of nullable": lambda y: frame(y).astype("Int64"),
+    "frame of several kinds": lambda y: frame(y).astype({0: bool}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tags_of_any_kind(kind: str, data: Tagged) -> None:
     _, y = data
-    given = pandas.DataFrame(y) if kind == "frame" else kind(y) if kind is torch.tensor else y.astype(kind) if (
-        kind is not list) else y.tolist()  # fmt: skip
+    given = KINDS[kind](y)
     target, codes = classes_of(given, len(y))
     assert isinstance(target, Indicators)
     assert codes.dtype == np.float32
@@ -178,6 +211,7 @@ Y = tagged(20)[1]
         (Y[:19], "y must say of 20 examples which of 3 tags they have"),
         (np.where(Y == 1, np.nan, 0.0), "several tags of an example are"),
         (np.ma.masked_array(Y, Y == 1), "y .*mask"),
+        ([[0], [0, 1], [2]] * 6 + [[1], [2]], "y cannot be made an array of labels.*MultiLabelBinarizer"),
         (Y[:, :, None], r"y must be \(n,\) or \(n, 1\), but its shape"),
     ],
 )
@@ -208,6 +242,14 @@ def test_tags_that_say_nothing_are_found(data: Tagged) -> None:
     assert kinds == ["unjudged"]
     with pytest.warns(DataWarning, match="no example in validation_data has tag 1"):
         ImageClassifier(max_trials=1, searcher_args=SMALL, refit=False).fit(x[50:], data[1][50:], 5, own)
+
+
+def test_one_hot_labels_with_gaps_are_found(data: Tagged) -> None:
+    x, y = data
+    rows = np.eye(8, dtype=int)[y @ [1, 2, 4]]
+    rows[7] = 0
+    (finding,) = (finding for finding in examine(x, rows).found if finding.kind == "one_hot")
+    assert finding.text.startswith("399 of 400 examples have exactly one tag: if y is to be one-hot, the others lack")
 
 
 def test_tags_that_have_nothing_to_do_with_the_images_are_found() -> None:
