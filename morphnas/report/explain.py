@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from morphnas.report.facts import number
 from morphnas.report.words import count, epochs_words, gain_words, metric_words, trial_words
-from morphnas.run.store import Run
+from morphnas.run.store import Run, load_run
 from morphnas.search.trial import Trial, lineage
 from morphnas.train.recipe import Measure, Outcome
 
@@ -97,12 +98,15 @@ class Explanation:
         return [asdict(step) for step in self.steps]
 
 
-def explain(run: Run, model_id: int | None = None) -> Explanation:
+def explain(run: Run | str | os.PathLike[str], model_id: int | None = None) -> Explanation:
     """Why a network was tried, and what its morphs gained, from its first ancestor on. None: the search's winner.
+
+    run: or the folder of one.
 
     Gains are of a training after the morphs: a child begins as its parent ended, and part of what it gains it would
     have gained without any morph, by being trained longer. RunError for an id that the run does not have.
     """
+    run = run if isinstance(run, Run) else load_run(run)
     trial = run.trial(run.get_best_model_id() if model_id is None else model_id)
     line = lineage(run.trials, trial)
     return Explanation(tuple(_step(one, before) for before, one in zip([None, *line], line, strict=False)))

@@ -89,7 +89,8 @@ def test_what_is_told_is_of_r2(fitted: ImageRegressor, capsys: pytest.CaptureFix
     table = str(fitted.results_summary())
     assert "R2" in table
     assert "accuracy" not in table
-    told = str(morphnas.explain(run))
+    told = str(morphnas.explain(fitted.path_))
+    assert told == str(morphnas.explain(run))
     assert "R2" in told
     assert "accuracy" not in told
     page = morphnas.write_report(run).read_text()
