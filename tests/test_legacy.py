@@ -188,6 +188,11 @@ def test_names_that_messages_point_to_are_there() -> None:
                 assert hasattr(importlib.import_module(module), name) or importlib.import_module(word)
 
 
+def test_a_timeout_is_a_time_limit_now() -> None:
+    with pytest.raises(ValueError, match=r"unknown \['timeout'\].*; fit and final_fit take a time_limit"):
+        autokeras.ImageClassifier(searcher_args={"trainer_args": {"timeout": 60}}).fit(*stripes(60), time_limit=5)
+
+
 def _loader(*arrays: Any) -> Any:
     return [tuple(torch.as_tensor(array) for array in arrays)]
 

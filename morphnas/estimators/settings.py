@@ -217,7 +217,8 @@ def changed(recipe: Recipe, trainer_args: Mapping[str, Any]) -> Recipe:
     args = {_LEGACY_RECIPE.get(name, name): value for name, value in trainer_args.items()}
     if unknown := sorted(set(args) - set(names)):
         there = f"there are {', '.join(names)} and the legacy {', '.join(_LEGACY_RECIPE)}"
-        raise ValueError(f"trainer_args: unknown {unknown}, {there}")
+        late = "; fit and final_fit take a time_limit" if "timeout" in unknown else ""
+        raise ValueError(f"trainer_args: unknown {unknown}, {there}{late}")
     return replace(recipe, **args)
 
 
