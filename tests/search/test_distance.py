@@ -95,7 +95,7 @@ def test_main_path_of_a_dense_network_is_the_longest() -> None:
 
 
 def test_an_insertion_moves_nothing_behind_it() -> None:
-    graph = resnet((3, 16, 16), 10, width=4, depth=3)
+    graph = resnet((3, 32, 32), 10, width=4, depth=3)
     before, after = sketch(graph), sketch(Deeper("relu_4").grow(graph))
     assert after[:3] == before[:3]
     assert after[4:] == before[3:]
