@@ -113,6 +113,7 @@ def test_spans_are_learnt_and_told(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_volumes_are_learnt_told_and_handed_over(tmp_path: Path) -> None:
     x, y = blocks(300)
     made = ImageClassifier(tmp_path / "run", axes=3, max_trials=1, random_state=0, searcher_args=SMALL)

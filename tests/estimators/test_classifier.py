@@ -259,6 +259,7 @@ def test_what_was_trained_on_mirrored_images_reads_them_too(tmp_path: Path) -> N
     assert not torch.allclose(apart[0], apart[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_flips_are_decided_where_no_training_had_the_time_to_ask(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,7 @@ def test_amounts_have_no_balance() -> None:
         problem("balanced", y=Y + 0.5 * X.mean((1, 2)), read=Values.found)
 
 
+@pytest.mark.slow
 def test_what_counts_for_nothing_is_not_learnt(tmp_path: Path) -> None:
     """Two thirds of the labels are wrong, and are known to be."""
     right = np.arange(300) // 3 % 3 == 0
