@@ -28,6 +28,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from sklearn.model_selection import train_test_split
 
 import morphnas
+from morphnas.graph import starters
 
 RESULTS = Path(__file__).parent / "results" / "tags.json"
 SHARE = 0.6
@@ -105,7 +106,8 @@ def main() -> None:
     print(means)
     if not args.smoke:
         what = "digits" if args.data is None else args.data.stem
-        append(args.results, {"of": what, "time_limit": seconds, "n": seeds, "images": n, "means": means, "fits": rows})
+        how = {"of": what, "read_whole": starters.READ_WHOLE, "time_limit": seconds}
+        append(args.results, how | {"n": seeds, "images": n, "means": means, "fits": rows})
 
 
 if __name__ == "__main__":

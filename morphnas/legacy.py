@@ -97,6 +97,11 @@ class BestModel:
     """Makes it a plain PyTorch module, for raw examples, channels first; see `ImageClassifier.to_module`."""
 
 
+def _check_fitted(estimator: Any, named: Any) -> None:
+    if not hasattr(estimator, "network_"):
+        raise NotFittedError(f"This {type(named).__name__} instance is not fitted yet. Call 'fit' first")
+
+
 class _Searched:
     """What was found, by its old names."""
 
@@ -105,8 +110,7 @@ class _Searched:
 
     @property
     def _fitted(self) -> estimators.ImageClassifier | estimators.ImageRegressor:
-        if not hasattr(self._found, "network_"):
-            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet. Call 'fit' first")
+        _check_fitted(self._found, self)
         return self._found
 
     @property
@@ -121,12 +125,12 @@ class _Searched:
 
 
 class _Exported:
-    network_: Network
     path_: str
 
     @property
     def cnn(self) -> _Searched:
-        """Its `searcher` and `best_model`."""
+        """Its `searcher` and `best_model`; NotFittedError before a fit."""
+        _check_fitted(self, self)
         return _Searched(cast("estimators.ImageClassifier", self))
 
     def export_autokeras_model(self, model_file_name: str | os.PathLike[str]) -> None:
@@ -135,8 +139,7 @@ class _Exported:
         Nothing in it is a pickle. Another export there is replaced, as a whole; RunError for a folder that holds a run,
         FileExistsError for anything else.
         """
-        if not hasattr(self, "network_"):
-            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet. Call 'fit' first")
+        _check_fitted(self, self)
         folder = Path(model_file_name)
         if holds_run(folder):
             raise RunError(f"{str(folder)!r} holds a run: export to another place")
@@ -311,9 +314,8 @@ class CnnModule(_Searched):
                 "loss and metric must be classification_loss and Accuracy, or regression_loss and MSE, of "
                 f"morphnas.legacy, not {loss!r:.100} and {metric!r:.100}"
             )
-        self._one_hot = metric is Accuracy
-        super().__init__(ImageClassifier() if self._one_hot else ImageRegressor())
-        self._settings = {"searcher_args": searcher_args, "path": path, "verbose": verbose, "search_type": search_type}
+        kind = ImageClassifier if metric is Accuracy else ImageRegressor
+        super().__init__(kind(path, verbose, searcher_args=searcher_args, search_type=search_type))
 
     def fit(
         self,
@@ -333,9 +335,7 @@ class CnnModule(_Searched):
         x, y = self._read(train_data, "train_data")
         if not self._rows and x.shape[1:] != tuple(input_shape)[1:]:
             raise ValueError(f"input_shape is {tuple(input_shape)}, but channels last train_data are {x.shape}")
-        axes = None if self._rows else x.ndim - 2
-        kind = ImageClassifier if self._one_hot else ImageRegressor
-        self._found = kind(axes=axes, **self._settings)
+        self._found.set_params(axes=None if self._rows else x.ndim - 2)
         self._found.fit(x, y, time_limit, validation_data=self._read(test_data, "test_data"))
 
     def final_fit(
@@ -380,7 +380,7 @@ class CnnModule(_Searched):
         y = np.concatenate([np.asarray(batch[1]) for batch in batches])
         if y.ndim != 2 or y.shape[1] != self.n_output_node:
             raise ValueError(f"{name} must hold targets (n, {self.n_output_node}), not {y.shape}")
-        if not self._one_hot:
+        if not isinstance(self._found, ImageClassifier):
             return x, y
         if not ((y == 0) | (y == 1)).all() or not (y.sum(1) == 1).all():
             raise ValueError(f"{name} must hold one-hot targets, as those of OneHotEncoder are")

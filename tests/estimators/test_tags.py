@@ -182,6 +182,8 @@ def test_parts_are_held_out_alike(data: Tagged) -> None:
     assert parts.valid is not None
     overall, held = y.mean(0), y[parts.valid].mean(0)
     assert np.abs(overall - held).max() < 0.2
+    strata = target.strata(codes)
+    assert np.bincount(strata[parts.valid]).tolist() == [3] * 20, "3 of each 20 that are alike"
 
 
 def test_out_of_json_they_come_as_they_were() -> None:
