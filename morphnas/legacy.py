@@ -240,15 +240,22 @@ class MSE:
 class OneHotEncoder:
     """Labels, (n,) or (n, 1), to rows of zeros with a one."""
 
+    def __init__(self) -> None:
+        self._labels = LabelEncoder()
+
     def fit(self, data: ArrayLike) -> None:
         """Learn which labels there are."""
-        self._labels = LabelEncoder().fit(np.ravel(data))
-        self.n_classes = len(self._labels.classes_)
+        self._labels.fit(np.ravel(data))
+
+    @property
+    def n_classes(self) -> int:
+        """How many labels there are."""
+        return len(self._labels.classes_)
 
     def transform(self, data: ArrayLike) -> NDArray[np.float32]:
         """(n, classes); ValueError for labels that `fit` did not see."""
-        rows: NDArray[np.float32] = np.eye(self.n_classes, dtype=np.float32)[self._labels.transform(np.ravel(data))]
-        return rows
+        codes: NDArray[np.int64] = self._labels.transform(np.ravel(data))
+        return np.eye(self.n_classes, dtype=np.float32)[codes]
 
     def inverse_transform(self, data: ArrayLike) -> NDArray[Any]:
         """Labels (n,) of rows (n, classes): those of the largest entries."""
@@ -333,8 +340,8 @@ class CnnModule(_Searched):
         """
         self.n_output_node = n_output_node
         x, y = self._read(train_data, "train_data")
-        if not self._rows and x.shape[1:] != tuple(input_shape)[1:]:
-            raise ValueError(f"input_shape is {tuple(input_shape)}, but channels last train_data are {x.shape}")
+        if not self._rows and (not isinstance(input_shape, Sequence) or x.shape[1:] != tuple(input_shape)[1:]):
+            raise ValueError(f"input_shape is {input_shape!r:.100}, but channels last train_data are {x.shape}")
         self._found.set_params(axes=None if self._rows else x.ndim - 2)
         self._found.fit(x, y, time_limit, validation_data=self._read(test_data, "test_data"))
 
@@ -362,10 +369,15 @@ class CnnModule(_Searched):
 
     def _examples(self, loader: Iterable[Any], name: str) -> tuple[NDArray[Any], list[Any]]:
         """x, (n, ..., channels) or (n, d), and what the batches hold besides."""
+        if not isinstance(loader, Iterable):
+            raise ValueError(f"{name} must be a DataLoader, or a list of batches, not {loader!r:.100}")
         batches = [batch if isinstance(batch, (list, tuple)) else (batch,) for batch in loader]
         if not batches:
             raise ValueError(f"{name} holds no examples")
-        x = np.concatenate([np.asarray(batch[0]) for batch in batches])
+        try:
+            x = np.concatenate([np.asarray(batch[0]) for batch in batches])
+        except ValueError as error:
+            raise ValueError(f"{name} must hold examples of one shape: {error}") from None
         if self._rows:
             return x.reshape(len(x), -1), batches
         if x.ndim < 3:

@@ -139,6 +139,11 @@ def test_a_script_with_modules_for_amounts_from_rows() -> None:
     assert autokeras.MSE.compute(outputs, y) < 5 < y.var()
 
 
+def test_an_encoder_that_knows_no_labels_says_so() -> None:
+    with pytest.raises(NotFittedError):
+        autokeras.OneHotEncoder().transform([1])
+
+
 def test_losses_and_metrics_are_what_their_names_say() -> None:
     outputs, target = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1, 0], [1, 0]])
     ps = outputs.softmax(1)[:, 0]
@@ -210,6 +215,9 @@ X, ONE_HOT = np.zeros((9, 1, 6, 6), dtype=np.float32), np.eye(3, dtype=np.float3
         (3, (9, 6, 6, 1), _loader(X, ONE_HOT * 2), "must hold one-hot targets"),
         (3, (9, 6, 6, 1), _loader(X, ONE_HOT * 0), "must hold one-hot targets"),
         (3, (9, 1, 6, 6), _loader(X, ONE_HOT), "input_shape is .* but channels last train_data are"),
+        (3, None, _loader(X, ONE_HOT), "input_shape is None, but"),
+        (3, (9, 6, 6, 1), 5, "train_data must be a DataLoader, or a list of batches, not 5"),
+        (3, (9, 6, 6, 1), _loader(X, ONE_HOT) + _loader(X[:, :, 1:], ONE_HOT), "must hold examples of one shape"),
         (3, (9, 36), _loader(X.reshape(9, 36), ONE_HOT), "train_data holds rows, .*: MlpModule is for these"),
     ],
 )
