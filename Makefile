@@ -6,7 +6,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no
 # torch's threads spin while they wait, which costs more than they gain on a busy machine
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs lowest clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python examples/digits.py
@@ -19,8 +19,18 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/installed-dev
+	$(VENV)/bin/pdoc --docformat numpy -o build/docs morphnas morphnas.estimators.base morphnas.graph morphnas.search morphnas.legacy
+
+# The tests with the oldest versions that setup.py allows. On Linux the PyTorch among them is gigabytes of CUDA packages.
+lowest:
+	$(PYTHON) -m venv .lowest
+	grep -o '"[a-z][a-z0-9-]*>=[0-9.]*"' setup.py | tr -d '"' | sed 's/>=/==/' > .lowest/constraints.txt
+	.lowest/bin/python -m pip --disable-pip-version-check install --quiet --no-compile -c .lowest/constraints.txt -e '.[test]'
+	.lowest/bin/python -m pytest -q
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .lowest
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

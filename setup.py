@@ -10,10 +10,10 @@ TEST = [
     "h5py>=3.10",
     "hypothesis>=6.100",
     "matplotlib>=3.8",
-    "pandas>=2.2",
+    "pandas>=2.2.1",
     "pypdf>=4",
     "pytest>=8",
-    "pytest-timeout>=2.3",
+    "pytest-timeout>=2.3.1",
 ]
 
 setup(
@@ -29,15 +29,15 @@ setup(
     entry_points={"console_scripts": ["morphnas = morphnas.cli:main"]},
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.8",
         "numpy>=1.26",
-        "scipy>=1.11",
+        "scipy>=1.11.1",
         "scikit-learn>=1.6",
         "cloudpickle>=3",
         "filelock>=3.12",
         "graphviz>=0.20",
         "tqdm>=4.64",
-        "safetensors>=0.4.3",
+        "safetensors>=0.5",
     ],
     extras_require={
         "images": IMAGES,
@@ -47,7 +47,7 @@ setup(
         "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
         "notebook": ["ipykernel>=6", "nbclient>=0.10"],  # what a test runs one with
         "test": TEST,
-        "dev": [*TEST, "mypy>=1.15", "ruff>=0.12"],
+        "dev": [*TEST, "mypy>=1.15", "pdoc>=15", "ruff>=0.12"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

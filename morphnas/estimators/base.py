@@ -132,44 +132,62 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         sample_weight: SampleWeight = None,
         groups: Groups = None,
     ) -> Self:
-        """Search for a network, and train the best one, within `time_limit` seconds (None: the constructor's).
-
-        x: (n, h, w) or (n, h, w, channels), or rows (n, d); uint8 or any real numbers; an array, a memory map, an h5py
-        dataset, a data frame, a list of images. y: (n,) or (n, 1) labels of any hashable kind, or tags, (n, k) of 0
-        and 1; of a regressor numbers, (n,) or (n, k). Or x alone: a torch Dataset or DataLoader of (image, y), whose
-        tensors are channels first, or a folder with a sub-folder of image files for each class. Images of mixed sizes
-        are brought to `image_size`, or to the median height and width, at most 128 * 128 pixels; grey and RGB ones to
-        RGB. validation_data: (x, y), or a Dataset or folder, to stop, score and choose by, instead of a part of x;
-        never trained on.
-        ValueError, before anything is trained or written, for what cannot be used; OSError where data that memory is
-        too small for does not fit on the disk either. A `DataWarning` for everything in them that looks wrong, see
-        `examine`.
-
-        sample_weight: (n,) numbers from 0 on, what each example counts for in trainings and in scores; "balanced", of
-        labels: all classes count alike, however many examples they have. None: all examples do. validation_data may be
-        (x, y, sample_weight); without, its examples count as those of their class where x is balanced, else alike.
-
-        groups: (n,) which examples belong together, as those of one patient, one video or one plant do: what stops,
-        scores and chooses is then of groups that are not trained on, and says what to expect of new ones.
-
-        each_epoch: called with a `morphnas.EpochReport` after every epoch of every network, in this thread, also where
-        networks are trained in other processes; its seconds are part of the limit. When it raises `morphnas.StopFit`,
-        the fit ends as after one Ctrl-C, without the warning: what is being trained is kept as far as it has come, the
-        best network so far is the model, and `resume` goes on. Whatever else it raises is logged, and costs
-        nothing. What it returns is of no matter. To see the curves in TensorBoard, for example:
-
-            writer = torch.utils.tensorboard.SummaryWriter("logs")
-
-            def each_epoch(report):
-                for name, value in report.numbers.items():
-                    writer.add_scalar(f"{name}/trial {report.trial}", value, report.epoch)
-
-        for Weights & Biases `wandb.log({f"trial {report.trial}": report.numbers})` in its place, and for MLflow
-        `mlflow.log_metrics({f"{name}/{report.trial}": value for name, value in report.numbers.items()}, report.epoch)`.
+        """Search for a network, and train the best one, within a time limit.
 
         Ctrl-C, once, ends it early: the best network so far is the model, and a warning says how to go on. It raises
         KeyboardInterrupt the second time, or where no network is trained yet. SIGTERM does the same, and then ends the
         process by SystemExit.
+
+        Parameters
+        ----------
+        x : array-like, Dataset, DataLoader, or path
+            (n, h, w) or (n, h, w, channels), or rows (n, d); uint8 or any real numbers; an array, a memory map, an h5py
+            dataset, a data frame, a list of images. Images of mixed sizes are brought to `image_size`, or to the median
+            height and width, at most 128 * 128 pixels; grey and RGB ones to RGB. Or, without y, a torch Dataset or
+            DataLoader of (image, y), whose tensors are channels first, or a folder with a sub-folder of image files
+            for each class.
+        y : array-like, optional
+            (n,) or (n, 1) labels of any hashable kind, or tags, (n, k) of 0 and 1; of a regressor numbers, (n,) or
+            (n, k).
+        time_limit : float, optional
+            Seconds, everything included. None: the constructor's.
+        validation_data : tuple, Dataset, or path, optional
+            (x, y), or (x, y, sample_weight), to stop, score and choose by, instead of a part of x; never trained on.
+        each_epoch : callable, optional
+            Called with a `morphnas.EpochReport` after every epoch of every network, in this thread, also where networks
+            are trained in other processes; its seconds are part of the limit. When it raises `morphnas.StopFit`, the
+            fit ends as after one Ctrl-C, without the warning. Whatever else it raises is logged, and costs nothing.
+        sample_weight : array-like or "balanced", optional
+            (n,) numbers from 0 on, what each example counts for in trainings and in scores; "balanced", of labels: all
+            classes count alike, however many examples they have. Examples of validation_data without weights count as
+            those of their class where x is balanced, else alike.
+        groups : array-like, optional
+            (n,) which examples belong together, as those of one patient, one video or one plant do: what stops, scores
+            and chooses is then of groups that are not trained on, and says what to expect of new ones.
+
+        Raises
+        ------
+        ValueError
+            For what cannot be used, before anything is trained or written.
+        RunError
+            Where `path` holds a run that is not to be gone on with, or was of other data or settings; where no network
+            could be trained.
+        OSError
+            Where data that memory is too small for does not fit on the disk either.
+
+        Warns
+        -----
+        DataWarning
+            Of everything in the data that looks wrong, see `examine`.
+
+        Examples
+        --------
+        Curves in TensorBoard:
+
+        >>> writer = torch.utils.tensorboard.SummaryWriter("logs")  # doctest: +SKIP
+        >>> def each_epoch(report):
+        ...     for name, value in report.numbers.items():
+        ...         writer.add_scalar(f"{name}/trial {report.trial}", value, report.epoch)
         """
         seconds = time_limit_seconds(time_limit, self.time_limit)
         deadline = Deadline.after(seconds)
@@ -261,13 +279,29 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         sample_weight: SampleWeight = None,
         groups: Groups = None,
     ) -> Self:
-        """Train the search's winner on the data given, within `time_limit` seconds (None: as long as the fit had).
+        """Train the search's winner on the data given, within a time limit.
 
-        x_train, x_test: what `fit` takes; a Dataset, a DataLoader and a folder bring their own y. x_test,
-        y_test are measured at the end (`test_metric_`) and never used to stop or to choose. trainer_args: any fields of
-        `Recipe` but examples, or the legacy keys lr, max_iter_num and max_no_improvement_num. retrain: from fresh
-        weights only. each_epoch, sample_weight, groups: as for `fit`, whose own are not known any more. Adds trials to
-        the run and changes none. ValueError for labels that fit did not see.
+        Adds trials to the run and changes none.
+
+        Parameters
+        ----------
+        x_train, y_train
+            What `fit` takes as x and y.
+        x_test, y_test : optional
+            The same: measured at the end (`test_metric_`) and never used to stop or to choose.
+        trainer_args : dict, optional
+            Any fields of `Recipe` but examples, or the legacy keys lr, max_iter_num and max_no_improvement_num.
+        retrain : bool
+            From fresh weights only.
+        time_limit : float, optional
+            Seconds. None: as long as the fit had.
+        each_epoch, sample_weight, groups : optional
+            As for `fit`, whose own are not known any more.
+
+        Raises
+        ------
+        ValueError
+            For what cannot be used, labels that fit did not see among it.
         """
         self._check_fitted()
         _check_callable(each_epoch)

@@ -27,58 +27,93 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
 
     Parameters
     ----------
-    path : folder of the run; None: a new temporary one, see `path_`.
-    verbose : progress while fitting, and a table of the networks tried at the end.
-    augment : whether training images are shifted at random, and mirrored if that does no harm; None: shifted only in
-        the final trainings, and only if that is found to be better.
-    resume : True goes on with the run in `path`; "auto" does so if there is one.
-    searcher_args : settings of the searcher; trainer_args, default_model_len and default_model_width set the training
-        of children and size the starters.
-    search_type : "bayesian" (None means it), "random", "evolution", "greedy", "climbing", "grid", "halving", or a
-        callable (space, recipe=, limits=, seed=).
-    time_limit : seconds of a fit, everything included, when `fit` is given none; None: 24 hours.
-    max_trials : end the search after so many networks; None: as many as there is time for.
-    random_state : int for the same search again (or a `numpy.random.RandomState`); None: another one each time.
-    device : "cpu", "cuda", "cuda:1"; None: a GPU if there is one.
-    refit : train the winner longer at the end, and on all examples.
-    image_shape : (height, width) or (height, width, channels) of images that come as rows.
-    image_size : side or (height, width) that all images are resized to; None: they stay, unless their sizes are mixed.
-    axes : what examples are, besides their channels: 1 for spans, (n, length) or (n, length, channels), as time series
+    path : str or Path, optional
+        Folder of the run. None: a new temporary one, see `path_`.
+    verbose : bool or int
+        Show progress while fitting, and a table of the networks tried at the end.
+    augment : bool, optional
+        Whether training images are shifted at random, and mirrored if that does no harm. None: shifted only in the
+        final trainings, and only if that is found to be better.
+    resume : bool or "auto"
+        True goes on with the run in `path`; "auto" does so if there is one.
+    searcher_args : dict, optional
+        Settings of the searcher. "trainer_args" (fields of `Recipe`) set the training of children, "default_model_len"
+        and "default_model_width" the depth and the width of the first networks.
+    search_type : str or callable, optional
+        "bayesian" (None means it), "random", "evolution", "greedy", "climbing", "grid", "halving", or a callable
+        (space, recipe=, limits=, seed=) that gives a searcher.
+    time_limit : float, optional
+        Seconds of a fit, everything included, when `fit` is given none. None: 24 hours.
+    max_trials : int, optional
+        Networks after which the search ends. None: as many as there is time for.
+    random_state : int or numpy.random.RandomState, optional
+        The same one makes the same search again. None: another one each time.
+    device : str or torch.device, optional
+        "cpu", "cuda", "cuda:1". None: a GPU if there is one.
+    refit : bool
+        Train the winner longer at the end, and on all examples.
+    image_shape : tuple of int, optional
+        (height, width) or (height, width, channels) of images that come as rows.
+    image_size : int or (int, int), optional
+        Side or (height, width) that all images are resized to. None: they stay, unless their sizes are mixed.
+    axes : {1, 2, 3}, optional
+        What examples are, besides their channels: 1 for spans, (n, length) or (n, length, channels), as time series
         and spectra; 2 for images; 3 for volumes, (n, d, h, w) or (n, d, h, w, channels). None: images, but for rows
-        (n, d) and volumes of five axes. With image_shape, of the shape that rows stand for.
-    limits : `morphnas.Limits`, or a dict of its fields: sizes, memory, latency, the kinds of morphs.
-    initial_networks : list of networks that the search starts from, instead of some sized to the time. A
-        `morphnas.Graph` begins with fresh weights: its inputs are channels first, its outputs one value per class. A
-        `morphnas.Network`, of an earlier run (`network_`) or of a trained module (`from_module`), begins with its own,
-        adapted to other images and classes where it must be (see `Network.adapted`).
-    max_memory : bytes that the training of a network should take at most, as estimated: batches are trained on in parts
-        that fit, and networks that do not fit at all are not tried.
-    data_memory : bytes that the prepared examples of x, and those of validation_data, may take in memory, and in a
-        GPU's; None: half of what is free. Those that take more stay in memory while the GPU gets them batch by batch,
-        or are kept in a file, while they are needed, on the disk of `path` (None: the system's temporary folder).
-    keep : whose weights stay in the run's folder: "all", or how many of the best networks'; those that the search may
-        still start from, the winner's and the final model's stay in any case.
-    ensemble : networks that the final model is made of, at most. With more than 1, networks that the run has trained
-        anyway are asked whether they help, on examples held out; those that do are averaged with the final one, as one
-        network that takes as long as all of them. See `members_`.
-    overwrite : replace the run that `path` holds.
-    executor : where networks are trained. None: in this process, one after the other; "process": in processes, several
-        at a time, and one that crashes or hangs costs its network alone; "ray": on Ray, on this machine, or the address
-        of a Ray cluster ("auto", "host:port", "ray://host:port").
-    devices : of processes: how many GPUs or, on a CPU, workers, which share its cores; or their devices, ["cuda:0",
+        (n, d) and volumes of five axes. With `image_shape`, of the shape that rows stand for.
+    limits : Limits or dict, optional
+        `morphnas.Limits`, or a dict of its fields: sizes, memory, latency, the kinds of morphs.
+    max_memory : int, optional
+        Bytes that the training of a network should take at most, as estimated: batches are trained on in parts that
+        fit, and networks that do not fit at all are not tried.
+    initial_networks : list of Graph or Network, optional
+        Networks that the search starts from, instead of some sized to the time. A `morphnas.Graph` begins with fresh
+        weights: its inputs are channels first, its outputs one value per class. A `morphnas.Network`, of an earlier run
+        (`network_`) or of a trained module (`from_module`), begins with its own, adapted to other images and classes
+        where it must be (see `Network.adapted`).
+    data_memory : int, optional
+        Bytes that the prepared examples of x, and those of validation_data, may take in memory, and in a GPU's. None:
+        half of what is free. Those that take more stay in memory while the GPU gets them batch by batch, or are kept
+        in a file, while they are needed, on the disk of `path` (None: the system's temporary folder).
+    keep : int or "all"
+        How many of the best networks' weights stay in the run's folder; those that the search may still start from, the
+        winner's and the final model's stay in any case.
+    ensemble : int
+        Networks that the final model is made of, at most. With more than 1, networks that the run has trained anyway
+        are asked whether they help, on examples held out; those that do are averaged with the final one, as one network
+        that takes as long as all of them. See `members_`.
+    overwrite : bool
+        Replace the run that `path` holds.
+    executor : str, optional
+        Where networks are trained. None: in this process, one after the other. "process": in processes, several at a
+        time, and one that crashes or hangs costs its network alone. "ray": on Ray, on this machine, or the address of a
+        Ray cluster ("auto", "host:port", "ray://host:port").
+    devices : int or list of str, optional
+        Of processes: how many GPUs or, on a CPU, workers, which share its cores; or their devices, ["cuda:0",
         "cuda:1"], one that is named twice having two. None: all. On Ray: workers, at most.
-    per_trial : CPUs, or GPUs where `device` is one, that each network takes of a Ray cluster; 0.5 is half of a GPU.
-        None: 1.
+    per_trial : float, optional
+        CPUs, or GPUs where `device` is one, that each network takes of a Ray cluster; 0.5 is half of a GPU. None: 1.
 
     Attributes
     ----------
-    classes_ : the labels, sorted; of tags their numbers. multilabel_ : whether y were tags.
-    path_ : the run's folder. best_trial_ : id of the search's winner.
-    final_trial_ : id of the final network. network_ : the network that predicts: that one, or an ensemble around it.
-    members_ : the shares of the run's networks in it, by id; they sum to 1.
-    test_metric_ : its accuracy on the test part that `final_fit` was given.
-    mirrors_ : whether it reads every image and its mirror image, and predicts by the mean of both logits: where it was
-        trained on mirrored images. May be set, for twice the speed or to see what it gains.
+    classes_ : ndarray
+        The labels, sorted; of tags their numbers.
+    multilabel_ : bool
+        Whether y were tags.
+    path_ : str
+        The run's folder.
+    best_trial_ : int
+        Id of the search's winner.
+    final_trial_ : int
+        Id of the final network.
+    network_ : Network
+        The network that predicts: the final one, or an ensemble around it.
+    members_ : dict of int to float
+        The shares of the run's networks in it, by id; they sum to 1.
+    test_metric_ : float
+        Its accuracy on the test part that `final_fit` was given.
+    mirrors_ : bool
+        Whether it reads every image and its mirror image, and predicts by the mean of both logits: where it was trained
+        on mirrored images. May be set, for twice the speed or to see what it gains.
     """
 
     _kinds = (Labels, Indicators)

@@ -142,8 +142,8 @@ def test_tags_are_judged_by_the_usual_measures(k: int, n: int, seed: int, by: fl
     outputs = spoilt(goal, y, by)
     said = outputs.double().sigmoid()
     score, metric = goal.judged(outputs, y)
-    assert metric == pytest.approx(accuracy_score(y.int(), (said >= 0.5).int()))
-    apart = [log_loss(y[:, i], said[:, i], labels=[0, 1]) for i in range(k)]
+    assert metric == pytest.approx(accuracy_score(y.int().numpy(), (said >= 0.5).int().numpy()))
+    apart = [log_loss(y[:, i].numpy(), said[:, i].numpy(), labels=[0, 1]) for i in range(k)]
     assert score == pytest.approx(-np.mean(apart), rel=1e-4, abs=1e-9)
 
 

@@ -1,0 +1,60 @@
+"""What the texts say is there: links lead somewhere, code in them is Python, and every argument is explained."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import morphnas
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md"]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """What headings are linked by, as GitHub names them."""
+    titles = re.findall(r"^#+ (.+)$", FENCED.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", FENCED.sub("", text))
+    for link in (one or other for one, other in links):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_code_is_python(path: Path) -> None:
+    for language, code in FENCED.findall(path.read_text(encoding="utf-8")):
+        if language == "python":
+            ast.parse(code)
+
+
+@pytest.mark.parametrize(
+    ("takes", "text"),
+    [
+        (morphnas.ImageClassifier.__init__, morphnas.ImageClassifier.__doc__),
+        (morphnas.ImageClassifier.fit, morphnas.ImageClassifier.fit.__doc__),
+        (morphnas.ImageClassifier.final_fit, morphnas.ImageClassifier.final_fit.__doc__),
+    ],
+    ids=["ImageClassifier", "fit", "final_fit"],
+)
+def test_every_argument_is_explained(takes: Callable[..., Any], text: str | None) -> None:
+    parameters = (text or "").split("Parameters\n")[1].split("\n\n")[0]
+    lines = re.findall(r"^ *(\w+(?:, \w+)*)(?: : .+)?$", parameters, re.MULTILINE)
+    explained = [name for line in lines for name in line.split(", ")]
+    assert [name for name in inspect.signature(takes).parameters if name != "self"] == explained
