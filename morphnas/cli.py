@@ -145,7 +145,9 @@ def _fit(args: argparse.Namespace) -> _Answer:
         limits=limits or None,
         initial_networks=[morphnas.load(run).network_ for run in args.begin_with] or None,
     )
-    estimator.fit(x, y, time_limit=args.time_limit, sample_weight="balanced" if args.balanced else None)
+    teacher = morphnas.load(args.teacher) if args.teacher else None
+    weight = "balanced" if args.balanced else None
+    estimator.fit(x, y, time_limit=args.time_limit, sample_weight=weight, teacher=teacher)
     run = estimator.load_searcher()
     best = run.trial(estimator.best_trial_)
     measure, tested = ("R2", "test_mean_squared_error") if args.regression else ("accuracy", "test_accuracy")
@@ -370,6 +372,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--begin-with", type=Path, nargs="+", default=[], metavar="RUN", help="start from the networks of earlier runs"
     )
+    made.add_argument("--teacher", type=Path, metavar="RUN", help="agree with an earlier run's model as well as with y")
     made.add_argument("--ensemble", type=int, default=1, help="networks of the final model, at most (default: 1)")
     made.add_argument("--no-refit", action="store_true", help="do not train the winner longer at the end")
     made.add_argument("--quiet", action="store_true", help="no progress")

@@ -19,6 +19,7 @@ from morphnas.estimators.place import torch_device
 from morphnas.estimators.room import Room
 from morphnas.estimators.settings import time_limit_seconds
 from morphnas.estimators.targets import SampleWeight, Values, classes_of
+from morphnas.estimators.teaching import Teacher
 from morphnas.graph import Graph, GraphError, Morph, Network, Node
 from morphnas.report.words import gain_words, morph_words
 from morphnas.run.files import RunError
@@ -90,22 +91,23 @@ def ablate(
     validation_data: Any = None,
     sample_weight: SampleWeight = None,
     groups: Groups = None,
+    teacher: Teacher = None,
     device: str | torch.device | None = None,
 ) -> Ablation:
     """Undo one morph of a network's lineage at a time, and train what is left as the whole: what each is worth.
 
     Every network begins with the weights of the lineage's first one (or, where these were not kept, with fresh ones),
     gets all morphs that are left at once, and is trained for as many epochs as the lineage was, with the network's own
-    recipe. x, y, validation_data, sample_weight, groups: those of the fit. model_id: None: the search's winner.
-    time_limit: seconds, within which as many of `repeats` rounds are done as fit. The run is not changed. RunError for
-    other data, ValueError for what cannot be used.
+    recipe. x, y, validation_data, sample_weight, groups, teacher: those of the fit. model_id: None: the search's
+    winner. time_limit: seconds, within which as many of `repeats` rounds are done as fit. The run is not changed.
+    RunError for other data, ValueError for what cannot be used.
     """
     deadline = Deadline.after(time_limit_seconds(time_limit, None))
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a positive integer, not {repeats!r}")
     run = run if isinstance(run, Run) else load_run(run)
     trial = run.trial(run.get_best_model_id() if model_id is None else model_id)
-    problem = _problem(run, x, y, validation_data, sample_weight, groups, torch_device(device))
+    problem = _problem(run, x, y, validation_data, sample_weight, groups, teacher, torch_device(device))
     line = lineage(run.trials, trial)
     brought = [(one.id, morph) for one in line for morph in one.proposal.morphs]
     morphs = [morph for _, morph in brought]
@@ -136,6 +138,7 @@ def _problem(
     validation_data: Any,
     sample_weight: SampleWeight,
     groups: Groups,
+    teacher: Teacher,
     device: torch.device,
 ) -> Problem:
     settings, seed = run.about.get("settings"), run.about.get("seed")
@@ -146,11 +149,11 @@ def _problem(
     room = Room(None, Path(run.path))
     read = Values.found if "amounts" in (run.about.get("data") or {}) else classes_of
     own = (settings.get("image_shape"), seed, device, size, room, read, sample_weight, settings.get("axes"), groups)
-    problem = Problem.found(x, y, validation_data, *own)
+    problem = Problem.found(x, y, validation_data, *own, teacher)
     if problem.fingerprint != run.about.get("data"):
         raise RunError(
-            f"{str(run.path)!r} holds a run on other data: give the x, y, validation_data, sample_weight and groups of "
-            "the fit"
+            f"{str(run.path)!r} holds a run on other data: give the x, y, validation_data, sample_weight, groups and "
+            "teacher of the fit"
         )
     return problem
 

@@ -38,6 +38,7 @@ from morphnas.estimators.settings import (
 from morphnas.estimators.sources import Source, opened
 from morphnas.estimators.space import SearchSpace
 from morphnas.estimators.targets import SampleWeight, Target, target_from_json, weights_of
+from morphnas.estimators.teaching import Teacher, taught_by
 from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
 from morphnas.report.summary import Results, results_summary
@@ -131,6 +132,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         each_epoch: EachEpochReport | None = None,
         sample_weight: SampleWeight = None,
         groups: Groups = None,
+        teacher: Teacher = None,
     ) -> Self:
         """Search for a network, and train the best one, within a time limit.
 
@@ -164,6 +166,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         groups : array-like, optional
             (n,) which examples belong together, as those of one patient, one video or one plant do: what stops, scores
             and chooses is then of groups that are not trained on, and says what to expect of new ones.
+        teacher : estimator or array-like, optional
+            A model that networks are to agree with as well as with y, as a small one with a large one (knowledge
+            distillation: Hinton, Vinyals and Dean 2015, arXiv:1503.02531): anything fitted that has `predict_proba`
+            (for amounts `predict`), which is asked of x; or what it says of x, probabilities (n, classes) in the order
+            of the sorted labels, (n, tags), or amounts (n, k). Scores are by y alone.
 
         Raises
         ------
@@ -198,10 +205,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         decides = decisive(self.get_params(deep=False))
         before = self._before(path, decides)
         seed = chosen_seed(self.random_state) if before is None else _seed(before)
-        problem = self._problem(x, y, validation_data, settings, seed, sample_weight, groups)
+        problem = self._problem(x, y, validation_data, settings, seed, sample_weight, groups, teacher)
         settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
         if before is not None and before.get("data") != problem.fingerprint:
-            same = "the same x, y, sample_weight and groups, and the same validation_data"
+            same = "the same x, y, sample_weight, groups and teacher, and the same validation_data"
             raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give {same}")
         findings = doctor.look(problem, Deadline.after(min(doctor.LONGEST, doctor.SHARE * deadline.left)))
         doctor.warn(findings)
@@ -278,6 +285,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         each_epoch: EachEpochReport | None = None,
         sample_weight: SampleWeight = None,
         groups: Groups = None,
+        teacher: Teacher = None,
     ) -> Self:
         """Train the search's winner on the data given, within a time limit.
 
@@ -295,7 +303,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             From fresh weights only.
         time_limit : float, optional
             Seconds. None: as long as the fit had.
-        each_epoch, sample_weight, groups : optional
+        each_epoch, sample_weight, groups, teacher : optional
             As for `fit`, whose own are not known any more.
 
         Raises
@@ -324,7 +332,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             raise ValueError("final_fit needs both x_test and y_test, or neither")
         seed = _seed(about)
         known = (None, self._target, self._preprocessing, seed, place.device, space)
-        problem = Problem.of(source, codes, weights, groups_of(groups, len(source)), *known)
+        taught = taught_by(teacher, source, self._target)
+        problem = Problem.of(source, codes, weights, groups_of(groups, len(source)), taught, *known)
         with (
             _threads(),
             stopping() as stop,
@@ -508,9 +517,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         seed: int,
         sample_weight: SampleWeight = None,
         groups: Groups = None,
+        teacher: Teacher = None,
     ) -> Problem:
         place = (self.image_shape, seed, settings.device, self.image_size, settings.room)
-        return Problem.found(x, y, validation_data, *place, self._read, sample_weight, self.axes, groups)
+        own = (self._read, sample_weight, self.axes, groups, teacher)
+        return Problem.found(x, y, validation_data, *place, *own)
 
     def _use(
         self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings

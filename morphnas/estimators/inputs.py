@@ -20,6 +20,7 @@ from morphnas.estimators.parts import Groups, Split, groups_of, split
 from morphnas.estimators.room import ROOM, Room
 from morphnas.estimators.sources import EXAMPLES, Source, opened
 from morphnas.estimators.targets import ReadY, SampleWeight, Target, classes_of, weights_of
+from morphnas.estimators.teaching import Teacher, taught_by
 from morphnas.train.data import Examples, Task
 
 log = logging.getLogger("morphnas")
@@ -291,6 +292,7 @@ class Problem:
         sample_weight: SampleWeight = None,
         axes: int | None = None,
         groups: Groups = None,
+        teacher: Teacher = None,
     ) -> Problem:
         """The problem that a user's examples pose; ValueError for those that pose none. read: what y is."""
         source, y = opened(x, y, "x", room, axes)
@@ -315,8 +317,8 @@ class Problem:
                 by_class = np.zeros(target.goal.outputs, dtype=np.float32)
                 by_class[codes] = weights
                 own = replace(own, weights=torch.from_numpy(by_class)[own.y])
-        together = groups_of(groups, len(source))
-        return Problem.of(source, codes, weights, together, own, target, preprocessing, seed, device, room)
+        together, taught = groups_of(groups, len(source)), taught_by(teacher, source, target)
+        return Problem.of(source, codes, weights, together, taught, own, target, preprocessing, seed, device, room)
 
     @staticmethod
     def of(
@@ -324,6 +326,7 @@ class Problem:
         codes: NDArray[Any],
         weights: NDArray[np.float32] | None,
         groups: NDArray[np.int64] | None,
+        taught: NDArray[np.float32] | None,
         own: Examples | None,
         target: Target,
         preprocessing: Preprocessing,
@@ -331,8 +334,8 @@ class Problem:
         device: torch.device,
         room: Room = ROOM,
     ) -> Problem:
-        """The problem of examples, y as networks learn it, what each counts for, and which belong together; own: those
-        to stop and score by.
+        """The problem of examples, y as networks learn it, what each counts for, which belong together, and what a
+        teacher's outputs are; own: those to stop and score by.
 
         All are held once, ordered by the parts, which are views of them: on the device, in main memory where that is
         too small, or in a file where both are.
@@ -346,8 +349,10 @@ class Problem:
         if own is not None:
             hashed = _hashed(own.x, own.y.numpy(), None if own.weights is None else own.weights.numpy())
             about["validation"] = {"shape": [len(own), *preprocessing.given], "hash": hashed}
-        counted = None if weights is None else torch.from_numpy(weights[order])
-        whole = room.placed(Examples(x, torch.from_numpy(codes[order]), counted), device)
+        if taught is not None:
+            about["taught"] = True
+        counted, said = (None if of is None else torch.from_numpy(of[order]) for of in (weights, taught))
+        whole = room.placed(Examples(x, torch.from_numpy(codes[order]), counted, said), device)
         first = len(parts.train)
         last = first if parts.valid is None else first + len(parts.valid)
         valid = None if parts.valid is None else whole[first:last]

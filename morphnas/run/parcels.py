@@ -41,7 +41,8 @@ def tensors(task: Task, everything: Examples | None = None) -> dict[str, Any]:
     held: dict[str, Any] = {}
     for name, part in parts.items():
         here = None if part is None else part.to(torch.device("cpu"))
-        held[name] = here and (here.x, here.y, here.weights, part is not None and part.x.device == part.y.device)
+        resident = part is not None and part.x.device == part.y.device
+        held[name] = here and (here.x, here.y, here.weights, here.taught, resident)
     return held | {"goal": task.goal.to_json(), "mean": task.mean.cpu(), "std": task.std.cpu()}
 
 
@@ -51,8 +52,8 @@ def task_of(held: Mapping[str, Any], device: torch.device) -> tuple[Task, Exampl
     def part(name: str) -> Examples | None:
         if held[name] is None:
             return None
-        x, y, weights, resident = held[name]
-        return Examples(x, y, weights).to(device, x=resident)
+        *several, resident = held[name]
+        return Examples(*several).to(device, x=resident)
 
     train = part("train")
     assert train is not None

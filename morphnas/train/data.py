@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,12 +26,14 @@ def farthest(mean: Tensor) -> float:
 @dataclass(frozen=True, eq=False)
 class Examples:
     """x: (n, *shape) uint8 or float32. y: (n, ...), what their goal says. weights: (n,) float32, what each counts for;
-    None: all alike. On the device, but for x, which may be in main memory instead.
+    None: all alike. taught: (n, outputs) float32, what a teacher's outputs are; None: there is none. On the device, but
+    for x, which may be in main memory instead.
     """
 
     x: Tensor
     y: Tensor
     weights: Tensor | None = None
+    taught: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -39,16 +41,19 @@ class Examples:
     def __getitem__(self, index: Tensor | slice) -> Examples:
         """Those at the indices, on the device; those of a slice are views."""
         if isinstance(index, slice):
-            return Examples(self.x[index], self.y[index], None if self.weights is None else self.weights[index])
+            return self._each(self.x[index], lambda value: value[index])
         device = self.y.device
         there = index.to(device)
-        weights = None if self.weights is None else self.weights[there]
-        return Examples(self.x[index.to(self.x.device)].to(device), self.y[there], weights)
+        return self._each(self.x[index.to(self.x.device)].to(device), lambda value: value[there])
 
     def to(self, device: torch.device, x: bool = True) -> Examples:
         """Those on the device; x only where it is said so."""
-        weights = None if self.weights is None else self.weights.to(device)
-        return Examples(self.x.to(device) if x else self.x, self.y.to(device), weights)
+        return self._each(self.x.to(device) if x else self.x, lambda value: value.to(device))
+
+    def _each(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Examples:
+        """Those with other x, and all else changed."""
+        others = (None if value is None else change(value) for value in (self.weights, self.taught))
+        return Examples(x, change(self.y), *others)
 
     @property
     def worth(self) -> int:

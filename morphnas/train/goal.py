@@ -21,6 +21,9 @@ STEEP = 0.125
 quarter, and goes with the same learning rates: eight times as curved, many trainings diverge (`benchmarks/amounts.py`).
 """
 
+COOLED = 2.0
+"""What a teacher's logits and the network's are divided by, to see what it holds for likely beside the likeliest."""
+
 Weights = Tensor | None
 """What examples count for, (n,) float; None: all alike."""
 
@@ -45,6 +48,10 @@ class Goal(Protocol):
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
         """The mean over examples, times their weights, to be lowered. smoothing: see `Recipe.label_smoothing`."""
+        ...
+
+    def agreement(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
+        """The loss against what a teacher's outputs are, `said` (n, outputs), as steep as `loss`."""
         ...
 
     def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
@@ -84,6 +91,11 @@ class Classes:
             return F.cross_entropy(outputs, y, label_smoothing=smoothing)
         return (F.cross_entropy(outputs, y, label_smoothing=smoothing, reduction="none") * weights).mean()
 
+    def agreement(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
+        """Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2."""
+        losses = F.cross_entropy(outputs / COOLED, (said / COOLED).softmax(1), reduction="none") * COOLED**2
+        return (losses if weights is None else losses * weights).mean()
+
     def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         losses = F.cross_entropy(outputs.double(), y, reduction="none")
         return -_mean(losses, weights), _mean(outputs.argmax(1) == y, weights)
@@ -119,6 +131,9 @@ class Tags:
         """The mean over tags as well."""
         losses = F.binary_cross_entropy_with_logits(outputs, y * (1 - smoothing) + smoothing / 2, reduction="none")
         return (losses if weights is None else losses * weights[:, None]).mean()
+
+    def agreement(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
+        return self.loss(outputs / COOLED, (said / COOLED).sigmoid(), weights) * COOLED**2
 
     def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         """The metric is the share of examples all of whose tags are right."""
@@ -158,6 +173,9 @@ class Amounts:
         squares = F.mse_loss(outputs, y, reduction="none")
         squares = squares if weights is None else squares * weights[:, None]
         return squares.mean() * (self.outputs * STEEP)
+
+    def agreement(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
+        return self.loss(outputs, said, weights)
 
     def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         """Log losses are those of normal distributions around the outputs, as wide as their errors: so a score tells

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 WIDE = 256
 """Inputs of a dense layer from which on its weights are trained at a lower rate, by as many times as there are more."""
 
+TAUGHT = 0.5
+"""What agreeing with a teacher counts of a loss; the rest is what y say."""
+
 EAGER = 10
 """Steps before one is recorded: they make what a recording cannot, and short trainings are not worth one."""
 
@@ -172,7 +175,10 @@ class Step:
             x = self.task.normalised(augmented(batch.x, part, self.recipe.augment, mirrored))
             with computing(self.recipe.precision, self.task.device):
                 outputs = self.module(x).float()
-            share = self.task.goal.loss(outputs, batch.y, batch.weights, self.recipe.label_smoothing) * (len(part) / n)
+            share = self.task.goal.loss(outputs, batch.y, batch.weights, self.recipe.label_smoothing)
+            if batch.taught is not None:
+                share = torch.lerp(share, self.task.goal.agreement(outputs, batch.taught, batch.weights), TAUGHT)
+            share = share * (len(part) / n)
             share.backward()
             loss += share.detach()
         return loss

@@ -319,12 +319,16 @@ def test_one_process_searches_as_this_one_does(tmp_path: Path, process: Supervis
 @pytest.mark.parametrize("valid", [0, 30])
 def test_a_task_comes_out_of_its_file_as_it_was(tmp_path: Path, valid: int) -> None:
     task = blobs(50, valid)
+    taught = torch.rand(50, 2)
+    task = replace(task, train=replace(task.train, taught=taught))
     write_task(tmp_path / "task.pt", task)
     found = read_task(tmp_path / "task.pt", CPU)
     assert found.goal == task.goal
     assert torch.equal(found.mean, task.mean)
     assert torch.equal(found.std, task.std)
     assert torch.equal(found.train.x, task.train.x)
+    assert found.train.taught is not None
+    assert torch.equal(found.train.taught, taught)
     assert torch.equal(found.judge.y, task.judge.y)
     assert (found.valid is None) == (valid == 0)
 

@@ -136,6 +136,51 @@ def test_outputs_of_the_right_heat_have_the_least_loss(goal: Goal) -> None:
         assert min(losses) == losses[1]
 
 
+@every
+def test_nothing_agrees_with_a_teacher_more_than_what_it_says(goal: Goal) -> None:
+    said = spoilt(goal, truth(goal), 1.0)
+    outputs = said.clone().requires_grad_()
+    least = goal.agreement(outputs, said)
+    least.backward()
+    assert outputs.grad is not None
+    assert outputs.grad.abs().max() < 1e-6
+    assert goal.agreement(spoilt(goal, truth(goal), 2.0, seed=5), said) > least
+
+
+@every
+def test_agreement_is_about_as_steep_as_the_loss(goal: Goal) -> None:
+    """So that rates that are right for one are right for the other."""
+    y = truth(goal)
+    slopes = []
+    for loss in (lambda outputs: goal.loss(outputs, y), lambda outputs: goal.agreement(outputs, 2 * ideal(goal, y))):
+        outputs = torch.zeros(len(y), goal.outputs, requires_grad=True)
+        (slope,) = torch.autograd.grad(loss(outputs), outputs)
+        slopes.append(slope.norm().item())
+    assert 0.5 < slopes[1] / slopes[0] < 3
+
+
+@every
+def test_examples_agree_as_much_as_they_weigh(goal: Goal) -> None:
+    y, weights = truth(goal, 8), torch.tensor([1.0, 3.0] * 4)
+    outputs, said = spoilt(goal, y, 1.0), spoilt(goal, y, 1.0, seed=3)
+    each = torch.stack([goal.agreement(outputs[[i]], said[[i]]) for i in range(8)])
+    assert goal.agreement(outputs, said, weights).item() == pytest.approx((each * weights).mean().item(), rel=1e-5)
+
+
+@every
+def test_networks_learn_what_a_teacher_says(goal: Goal) -> None:
+    """Where y say nothing, being those of other examples."""
+    x = torch.randn(200, 8, generator=seeded(2))
+    said = 4.0 * x[:, : goal.outputs]
+    y = {Classes: said.argmax(1), Tags: (said > 0).float(), Amounts: said}[type(goal)].roll(1, 0)
+    task, module = Task.of(Examples(x, y, None, said), None, goal), linear(8, goal.outputs)
+    train(module, task, Recipe(epochs=40, batch_size=32, lr=0.2), NEVER, seeded(), scored=False)
+    outputs = module(task.normalised(x)).detach()
+    if isinstance(goal, Classes):  # what all logits of an example have in common says nothing
+        outputs, said = outputs - outputs.mean(1, keepdim=True), said - said.mean(1, keepdim=True)
+    assert torch.corrcoef(torch.stack([outputs.flatten(), said.flatten()]))[0, 1] > 0.7
+
+
 @given(st.integers(2, 4), st.integers(2, 40), st.integers(0, 100), st.floats(1e-3, 4))
 def test_tags_are_judged_by_the_usual_measures(k: int, n: int, seed: int, by: float) -> None:
     goal, y = Tags(k), truth(Tags(k), n, seed)

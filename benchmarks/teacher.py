@@ -1,0 +1,94 @@
+"""What a large network is worth as the teacher of a small one: `fit(x, y, teacher=classifier)`.
+
+    python benchmarks/teacher.py --data cifar10.npz [--examples 10000] [--max-params 40000] [--time-limit 60]
+
+For every seed so many random training images are learned in `--teacher` seconds without a bound. Then two fits of the
+same seconds find networks of at most so many parameters for the same images, one by y alone and one that agrees with
+the first as well, which has been asked before ("asked": the seconds that this took); in turns, which of them is first.
+All are asked for all test images. Without --data, and with --smoke, scikit-learn's digits. Appends to
+results/teacher.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from images import digits
+from machine import append, npz
+
+import morphnas
+from morphnas.train.goal import COOLED
+from morphnas.train.step import TAUGHT
+
+RESULTS = Path(__file__).parent / "results" / "teacher.json"
+
+
+def fitted(x: Any, y: Any, seconds: float, seed: int, **more: Any) -> morphnas.ImageClassifier:
+    """What such a fit has found; its run is not kept."""
+    limits, teacher = more.get("limits"), more.get("teacher")
+    with tempfile.TemporaryDirectory() as folder:
+        found = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, limits=limits, device="cpu")
+        return found.fit(x, y, time_limit=seconds, teacher=teacher)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=npz)
+    parser.add_argument("--examples", type=int, default=10_000)
+    parser.add_argument("--max-params", type=int, default=40_000)
+    parser.add_argument("--teacher", type=float, default=180.0, help="seconds")
+    parser.add_argument("--time-limit", type=float, default=60.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--smoke", action="store_true", help="digits, 4 s each, one seed, nothing written")
+    args = parser.parse_args()
+    if args.smoke:
+        args.teacher, args.time_limit, args.max_params, args.seeds, args.data = 4.0, 4.0, 5_000, 1, None
+    if args.data is None:
+        x_train, x_test, y_train, y_test = digits(0)
+    else:
+        with np.load(args.data, allow_pickle=False) as file:
+            x_train, x_test = file["x_train"], file["x_test"]
+            y_train, y_test = file["y_train"].ravel(), file["y_test"].ravel()
+    accuracies: dict[str, list[float]] = {"teacher": [], "alone": [], "taught": []}
+    parameters: dict[str, list[int]] = {name: [] for name in accuracies}
+    asked: list[float] = []
+
+    def note(name: str, found: morphnas.ImageClassifier) -> None:
+        accuracies[name].append(round(found.evaluate(x_test, y_test), 5))
+        parameters[name].append(found.network_.graph.parameters)
+        print(name, f"{accuracies[name][-1]:.2%}, {parameters[name][-1]:,} parameters", flush=True)
+
+    for seed in range(args.seeds):
+        some = np.random.default_rng(seed).permutation(len(y_train))[: args.examples]
+        x, y, bound = x_train[some], y_train[some], {"max_params": args.max_params}
+        teacher = fitted(x, y, args.teacher, seed)
+        note("teacher", teacher)
+        begun = time.perf_counter()
+        said = teacher.predict_proba(x)
+        asked.append(round(time.perf_counter() - begun, 2))
+        for name in sorted(["alone", "taught"], reverse=seed % 2 == 1):
+            learnt = said if name == "taught" else None
+            note(name, fitted(x, y, args.time_limit, seed, limits=bound, teacher=learnt))
+    gains = [b - a for a, b in zip(accuracies["alone"], accuracies["taught"], strict=True)]
+    spread = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
+    result = {
+        "data": args.data.stem if args.data else "digits", "examples": min(args.examples, len(y_train)),
+        "max_params": args.max_params, "time_limit": args.time_limit, "teacher_seconds": args.teacher,
+        "share": TAUGHT, "cooled": COOLED, "n": args.seeds, "gain": round(statistics.mean(gains), 5),
+        "standard_error": None if spread is None else round(spread, 5), "test_accuracies": accuracies,
+        "parameters": parameters, "asked": asked,
+    }  # fmt: skip
+    print(result, flush=True)
+    if not args.smoke:
+        append(args.results, result)
+
+
+if __name__ == "__main__":
+    main()

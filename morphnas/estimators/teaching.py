@@ -1,0 +1,78 @@
+"""What a teacher says of examples: another model, which networks are to agree with as well as with y."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from morphnas.estimators.labels import Labels
+from morphnas.estimators.sources import Source, refuse_masked
+from morphnas.estimators.targets import Target, Values
+
+Teacher = Any
+"""A fitted model with `predict_proba`, and `classes_` for labels, or for amounts with `predict`; or what it says."""
+
+SUREST = 1e-6
+"""Probability that counts as none."""
+ROUNDING = 1e-3
+"""By which probabilities may miss a sum of 1."""
+
+
+def taught_by(teacher: Teacher, source: Source, target: Target) -> NDArray[np.float32] | None:
+    """What a teacher's outputs are, (n, outputs), as the target's goal reads them; None where there is none.
+
+    It is asked of the raw examples, a piece at a time. ValueError for what does not go with the examples and y.
+    """
+    if teacher is None:
+        return None
+    asks = "predict" if isinstance(target, Values) else "predict_proba"
+    if ask := getattr(teacher, asks, None):
+        try:
+            pieces = [_table(ask(part)) for _, parts in source.pieces() for part in parts]
+        except Exception as error:  # whatever it raises for examples that it was not made for
+            raise ValueError(f"the teacher's {asks} cannot be asked of {source.name}: {error}") from error
+        said = np.concatenate(pieces)
+    elif hasattr(teacher, "fit"):
+        raise ValueError(f"a teacher needs {asks}, which {type(teacher).__name__} has not")
+    else:
+        said = _table(teacher)
+    if isinstance(target, Values):
+        return target.encode(said, len(source))
+    if isinstance(target, Labels) and hasattr(teacher, "classes_"):
+        said = said[:, _columns(teacher.classes_, target)] if said.shape[1:] == np.shape(teacher.classes_) else said
+    wanted = (len(source), target.goal.outputs)
+    if said.shape != wanted:
+        what = "of n examples and k classes" if isinstance(target, Labels) else "of n examples and k tags"
+        raise ValueError(f"a teacher says probabilities {wanted}, {what}, but these are {said.shape}")
+    if not (np.isfinite(said).all() and said.min() >= 0 and said.max() <= 1 + ROUNDING):
+        raise ValueError("a teacher says probabilities: numbers from 0 to 1")
+    likely = np.clip(said, SUREST, 1 - SUREST)
+    if not isinstance(target, Labels):
+        return (np.log(likely) - np.log1p(-likely)).astype(np.float32)
+    if not np.allclose(said.sum(1), 1, atol=ROUNDING):
+        raise ValueError("a teacher's probabilities sum to 1 for every example")
+    return np.log(likely).astype(np.float32)
+
+
+def _table(said: Any) -> NDArray[np.float64]:
+    """(n, outputs), from (n,) too, and from scikit-learn's list of (n, 2) of no and yes for every tag."""
+    refuse_masked(said, "teacher")
+    try:
+        several = isinstance(said, list) and len(said) > 0 and all(np.ndim(one) == 2 for one in said)
+        table = np.stack([np.asarray(one)[:, -1] for one in said], 1) if several else np.asarray(said)
+        table = table.astype(np.float64)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"a teacher is a fitted model or numbers, not {said!r:.100}: {error}") from None
+    return table[:, None] if table.ndim == 1 else table
+
+
+def _columns(classes: Any, target: Labels) -> list[int]:
+    """Where the target's classes are among a teacher's; ValueError where these are not the same."""
+    theirs, ours = list(np.asarray(classes).tolist()), list(target.classes.tolist())
+    if missing := [label for label in ours if label not in theirs]:
+        raise ValueError(f"the teacher does not know the class {missing[0]!r}")
+    if more := [label for label in theirs if label not in ours]:
+        raise ValueError(f"the teacher knows a class that y does not hold: {more[0]!r}")
+    return [theirs.index(label) for label in ours]
