@@ -345,12 +345,10 @@ class Problem:
         order = np.concatenate([part for part in (parts.train, parts.valid, parts.chooser) if part is not None])
         place = torch.from_numpy(np.argsort(order))
         x = preprocessing(source, place, room)
-        about = fingerprint(x, codes, weights, place, target, preprocessing, groups)
+        about = fingerprint(x, codes, weights, place, target, preprocessing, groups, taught is not None)
         if own is not None:
             hashed = _hashed(own.x, own.y.numpy(), None if own.weights is None else own.weights.numpy())
             about["validation"] = {"shape": [len(own), *preprocessing.given], "hash": hashed}
-        if taught is not None:
-            about["taught"] = True
         counted, said = (None if of is None else torch.from_numpy(of[order]) for of in (weights, taught))
         whole = room.placed(Examples(x, torch.from_numpy(codes[order]), counted, said), device)
         first = len(parts.train)
@@ -393,15 +391,23 @@ def fingerprint(
     target: Target,
     preprocessing: Preprocessing,
     groups: NDArray[np.int64] | None = None,
+    taught: bool = False,
 ) -> dict[str, Any]:
     """What tells data apart: shape, classes, tags or amounts, and a hash over (at most about 64 MB of) the examples,
-    and y, weights and groups.
+    and y, weights and groups, and whether there is a teacher.
 
     x: example i is x[place[i]]. The order that the parts put them in makes no difference.
     """
     shape, dtype = [len(x), *preprocessing.given], str(x.dtype).removeprefix("torch.")
-    names = repr(target.to_json()).encode() + (b"" if groups is None else groups.tobytes())
-    return {"shape": shape, "dtype": dtype, **target.goal.to_json(), "hash": _hashed(x, codes, weights, place, names)}
+    names = repr(target.to_json()).encode() + (b"" if groups is None else groups.tobytes()) + b"taught" * taught
+    hashed = _hashed(x, codes, weights, place, names)
+    return {
+        "shape": shape,
+        "dtype": dtype,
+        **target.goal.to_json(),
+        **({"taught": True} if taught else {}),
+        "hash": hashed,
+    }
 
 
 def _hashed(

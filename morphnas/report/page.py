@@ -239,6 +239,7 @@ def about_words(about: Mapping[str, Any]) -> str:
             for kind in ("classes", "tags", "amounts")
             if type(data.get(kind)) is int and data[kind] > 1
         ]
+        told.append("a teacher" if data.get("taught") is True else None)
     if isinstance(decides, Mapping) and isinstance(decides.get("search_type"), str):
         told.append(f"{decides['search_type']} search")
     told += [about.get("device"), f"seed {about['seed']}" if type(about.get("seed")) is int else None]

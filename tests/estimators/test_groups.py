@@ -70,14 +70,14 @@ def test_fits_know_them(tmp_path: Path) -> None:
     groups = np.arange(200) // 4
     same: dict[str, Any] = {"path": tmp_path / "run", "searcher_args": ARGS, "random_state": 0, "refit": False}
     found = ImageClassifier(**same, max_trials=1).fit(x, y, groups=groups)
-    with pytest.raises(RunError, match="the same x, y, sample_weight and groups"):
+    with pytest.raises(RunError, match="the same x, y, sample_weight, groups and teacher"):
         ImageClassifier(**same, max_trials=2, resume=True).fit(x, y)
     found = ImageClassifier(**same, max_trials=3, resume=True).fit(x, y, groups=list(groups))
     found.final_fit(x, y, trainer_args={"epochs": 1}, time_limit=5, groups=groups)
     assert (
         morphnas.ablate(found.load_searcher(), x, y, groups=groups, time_limit=1, repeats=1).trial == found.best_trial_
     )
-    with pytest.raises(RunError, match="sample_weight and groups of the fit"):
+    with pytest.raises(RunError, match="groups and teacher of the fit"):
         morphnas.ablate(found.load_searcher(), x, y, time_limit=1)
     ImageRegressor(max_trials=1, searcher_args=ARGS, refit=False).fit(x, y + 0.5, groups=groups)
 

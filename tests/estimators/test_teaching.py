@@ -161,9 +161,13 @@ def test_a_classifier_teaches_another(fitted: ImageClassifier, data: Data, tmp_p
     clf = ImageClassifier(tmp_path / "run", max_trials=2, random_state=0, limits=limits)
     clf.fit(*data, time_limit=20, teacher=fitted)
     assert clf.score(*stripes(90, seed=3)) > 0.8
+    assert "a teacher" in morphnas.write_report(clf.path_).read_text()
     assert clf.network_.graph.parameters <= 1500
+    with pytest.raises(ValueError, match="is not a run on the same data"):
+        morphnas.compare_runs([fitted.path_, clf.path_])
 
 
+@pytest.mark.slow
 def test_a_run_is_gone_on_with_its_teacher_only(data: Data, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"random_state": 0, "searcher_args": SMALL}
     said = np.eye(3)[data[1]] * 0.94 + 0.02
@@ -185,6 +189,7 @@ def test_amounts_are_taught_as_well(tmp_path: Path) -> None:
     assert np.corrcoef(regressor.predict(x), x[:, 0])[0, 1] > 0.5
 
 
+@pytest.mark.slow
 def test_on_the_command_line(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=data[0], y=data[1])
     one = ["fit", str(tmp_path / "data.npz"), "--time-limit", "5", "--max-trials", "1", "--quiet"]
