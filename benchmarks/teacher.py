@@ -2,11 +2,11 @@
 
     python benchmarks/teacher.py --data cifar10.npz [--examples 10000] [--max-params 40000] [--time-limit 60]
 
-For every seed so many random training images are learned in `--teacher` seconds without a bound. Then two fits of the
-same seconds find networks of at most so many parameters for the same images, one by y alone and one that agrees with
-the first as well, which has been asked before ("asked": the seconds that this took); in turns, which of them is first.
-All are asked for all test images. Without --data, and with --smoke, scikit-learn's digits. Appends to
-results/teacher.json.
+For every seed so many random training images (or `--teacher-examples`, these among them) are learned in `--teacher`
+seconds without a bound. Then two fits of the same seconds find networks of at most so many parameters for the images,
+one by y alone and one that agrees with the first as well, which has been asked before ("asked": the seconds that this
+took); in turns, which of them is first. All are asked for all test images. Without --data, and with --smoke,
+scikit-learn's digits. Appends to results/teacher.json.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=npz)
     parser.add_argument("--examples", type=int, default=10_000)
+    parser.add_argument("--teacher-examples", type=int, help="that the teacher learns, instead of the same")
     parser.add_argument("--max-params", type=int, default=40_000)
     parser.add_argument("--teacher", type=float, default=180.0, help="seconds")
     parser.add_argument("--time-limit", type=float, default=60.0)
@@ -66,9 +67,10 @@ def main() -> None:
         print(name, f"{accuracies[name][-1]:.2%}, {parameters[name][-1]:,} parameters", flush=True)
 
     for seed in range(args.seeds):
-        some = np.random.default_rng(seed).permutation(len(y_train))[: args.examples]
+        order = np.random.default_rng(seed).permutation(len(y_train))
+        learned, some = order[: args.teacher_examples or args.examples], order[: args.examples]
         x, y, bound = x_train[some], y_train[some], {"max_params": args.max_params}
-        teacher = fitted(x, y, args.teacher, seed)
+        teacher = fitted(x_train[learned], y_train[learned], args.teacher, seed)
         note("teacher", teacher)
         begun = time.perf_counter()
         said = teacher.predict_proba(x)
@@ -81,6 +83,7 @@ def main() -> None:
     result = {
         "data": args.data.stem if args.data else "digits", "examples": min(args.examples, len(y_train)),
         "max_params": args.max_params, "time_limit": args.time_limit, "teacher_seconds": args.teacher,
+        "teacher_examples": min(args.teacher_examples or args.examples, len(y_train)),
         "share": TAUGHT, "cooled": COOLED, "n": args.seeds, "gain": round(statistics.mean(gains), 5),
         "standard_error": None if spread is None else round(spread, 5), "test_accuracies": accuracies,
         "parameters": parameters, "asked": asked,
