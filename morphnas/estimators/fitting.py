@@ -74,7 +74,13 @@ class Sizes:
         """What `expectation` says to a limit in which nothing is searched: none that is, and whether smaller networks
         would leave time for it. Empty where there is a search."""
         longer = seconds_for_search(self.plan, seconds)
-        return {} if longer is None else {"for_search": longer, "small": self.plan(seconds, SMALL_WIDTH).searches}
+        if longer is None:
+            return {}
+        try:
+            small = self.plan(seconds, SMALL_WIDTH).searches
+        except ValueError:  # the limits have no room for networks of that width
+            small = False
+        return {"for_search": longer, "small": small}
 
 
 @dataclass(frozen=True)

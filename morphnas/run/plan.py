@@ -291,11 +291,12 @@ def plan(
         affordable = [w for w in WIDTHS if w <= WIDEST.get(device.type, max(WIDTHS))]
 
     def made(make: Callable[..., Graph], deep: int, most: float) -> Graph:
-        """That of a family with the most parameters within the limits and the work; the smallest if there is none."""
+        """That of a family with the most parameters within the limits and the work, of tiny ones within the limits; the
+        one with the least work if there is none."""
         for widths in [(width,)] if width else [affordable, TINY]:
             graphs = [make(shape, outputs, width=w, depth=depth or deep) for w in widths]
             if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:
-                quick = [graph for graph in fitting if graph.work <= most]
+                quick = [graph for graph in fitting if graph.work <= most or widths is TINY]
                 return max(quick, key=lambda g: g.parameters) if quick else min(fitting, key=lambda g: g.work)
         return graphs[-1]
 

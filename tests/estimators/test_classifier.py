@@ -172,6 +172,7 @@ def test_a_search_has_its_share_of_what_preparing_has_left(tmp_path: Path, monke
     assert share == pytest.approx(planned, abs=0.02)
 
 
+@pytest.mark.slow
 def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +386,12 @@ def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
         ImageClassifier(limits={"max_params": 10}).fit(*data)
     with pytest.raises(ValueError, match=r"limits: unknown .'max_param'"):
         ImageClassifier(limits={"max_param": 10}).fit(*data)
+
+
+def test_limits_below_the_width_that_searches_begin_with(data: Data, tmp_path: Path) -> None:
+    """Where there is no time for a search, and no room for the small networks that would leave it."""
+    classifier = ImageClassifier(tmp_path / "run", limits={"max_params": 500}, random_state=0)
+    assert classifier.fit(*data, time_limit=1).network_.graph.parameters <= 500
 
 
 @pytest.mark.parametrize("limit", [1e-4, 0.02, 0.3, 2.0])

@@ -103,6 +103,7 @@ def test_what_is_told_is_of_r2(fitted: ImageRegressor, capsys: pytest.CaptureFix
     assert set(frame["measure"]) == {"R2"}
 
 
+@pytest.mark.slow
 def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Amounts) -> None:
     x, y = data
     made: dict[str, Any] = {"searcher_args": SMALL, "random_state": 0}

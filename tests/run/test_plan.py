@@ -79,6 +79,13 @@ def test_shallow_starters_are_found_where_the_limits_are_shallow(shape: tuple[in
     assert {graph.depth for graph in found.starts} == ({1, 2} if len(shape) == 1 else {2})
 
 
+def test_limits_make_starters_tiny_and_little_time_does_not() -> None:
+    """Since the tiniest take as long as the tiny."""
+    short, long = (planned((1, 8, 8), seconds, limits=Limits(max_params=1000)) for seconds in (0.01, 1e9))
+    assert short.starts == long.starts
+    assert max(graph.parameters for graph in short.starts) > 500
+
+
 def test_of_rows_a_linear_map_is_tried_too() -> None:
     *_, last = planned((20,)).starts
     assert [node.op for node in last.nodes[1:]] == [Dense(3)]
