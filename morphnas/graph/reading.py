@@ -59,7 +59,7 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     probes = torch.randn(_PROBES, *shape, generator=torch.Generator().manual_seed(0))
     try:
         own = copy.deepcopy(module).cpu().float().eval()
-        program = torch.export.export(own, (probes,), strict=False)
+        program = torch.export.export(own, (probes,))
     except Exception as error:  # whatever the module raises, and torch's many ways to say that it cannot follow
         raise ModuleError(f"torch.export cannot read it for inputs of shape {shape}: {error}") from error
     network = _Reading(program, shape).network
@@ -104,11 +104,12 @@ class _Reading:
         """The name of the node that stands for this one of the program, which may have been there before."""
         target: Any = node.target  # an operation of ATen, or a function of Python's
         name = str(target.name() if hasattr(target, "name") else target).removeprefix("aten::").split(".")[0]
-        handler, schema = _HANDLERS.get(name.removesuffix("_")), getattr(target, "_schema", None)
-        if handler is None or schema is None:
+        told = node.normalized_arguments(self.program.graph_module, normalize_to_only_use_kwargs=True)
+        handler = _HANDLERS.get(name.removesuffix("_"))
+        if handler is None or told is None:
             raise ModuleError(f"{node.name}: {name} is not one of the operations that networks are made of: {_KINDS}")
         try:
-            found = handler(self, _arguments(schema, node))
+            found = handler(self, told.kwargs)
         except ModuleError as error:
             raise ModuleError(f"{node.name}: {error}") from None
         except ValueError as error:  # of an op or of a shape
@@ -136,16 +137,6 @@ class _Reading:
         if wrong := [v for v in values.values() if v is not None and getattr(v, "name", None) not in self.state]:
             raise ModuleError(f"{wrong[0]} is neither a parameter nor a buffer")
         return {name: self.state[value.name] for name, value in values.items() if value is not None}
-
-
-def _arguments(schema: torch.FunctionSchema, node: fx.Node) -> dict[str, Any]:
-    """The arguments by their names, the first one always "input", and what those are that the node does not give.
-
-    `fx.Node.normalized_arguments` loses those of ATen's operations up to PyTorch 2.7.
-    """
-    told = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
-    told |= dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | node.kwargs
-    return {"input" if name == "self" else name: value for name, value in told.items()}
 
 
 def _core(shape: Shape) -> Shape:
