@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,13 @@ def append(path: Path, result: dict[str, Any]) -> None:
     """Add a result to the list in a JSON file, behind what it was measured on."""
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     path.write_text(json.dumps([*earlier, describe() | result], indent=1) + "\n", encoding="utf-8")
+
+
+def gain(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """The mean of paired differences, and its standard error (None of a single pair), as JSON values."""
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    error = round(statistics.stdev(gains) / len(gains) ** 0.5, 5) if len(gains) > 1 else None
+    return {"n": len(gains), "gain": round(statistics.mean(gains), 5), "standard_error": error}
 
 
 def _processor() -> str:

@@ -12,7 +12,6 @@ scikit-learn's digits. Appends to results/teacher.json.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from images import digits
-from machine import append, npz
+from machine import append, gain, npz
 
 import morphnas
 from morphnas.train.goal import COOLED
@@ -29,9 +28,10 @@ from morphnas.train.step import TAUGHT
 RESULTS = Path(__file__).parent / "results" / "teacher.json"
 
 
-def fitted(x: Any, y: Any, seconds: float, seed: int, **more: Any) -> morphnas.ImageClassifier:
+def fitted(
+    x: Any, y: Any, seconds: float, seed: int, limits: dict[str, Any] | None = None, teacher: Any = None
+) -> morphnas.ImageClassifier:
     """What such a fit has found; its run is not kept."""
-    limits, teacher = more.get("limits"), more.get("teacher")
     with tempfile.TemporaryDirectory() as folder:
         found = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, limits=limits, device="cpu")
         return found.fit(x, y, time_limit=seconds, teacher=teacher)
@@ -78,14 +78,12 @@ def main() -> None:
         for name in sorted(["alone", "taught"], reverse=seed % 2 == 1):
             learnt = said if name == "taught" else None
             note(name, fitted(x, y, args.time_limit, seed, limits=bound, teacher=learnt))
-    gains = [b - a for a, b in zip(accuracies["alone"], accuracies["taught"], strict=True)]
-    spread = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
     result = {
         "data": args.data.stem if args.data else "digits", "examples": min(args.examples, len(y_train)),
         "max_params": args.max_params, "time_limit": args.time_limit, "teacher_seconds": args.teacher,
         "teacher_examples": min(args.teacher_examples or args.examples, len(y_train)),
-        "share": TAUGHT, "cooled": COOLED, "n": args.seeds, "gain": round(statistics.mean(gains), 5),
-        "standard_error": None if spread is None else round(spread, 5), "test_accuracies": accuracies,
+        "share": TAUGHT, "cooled": COOLED, **gain(accuracies["alone"], accuracies["taught"]),
+        "test_accuracies": accuracies,
         "parameters": parameters, "asked": asked,
     }  # fmt: skip
     print(result, flush=True)

@@ -11,14 +11,13 @@ the network found before; in turns, which of them is first. Both are asked for t
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from images import digits
-from machine import append, npz
+from machine import append, gain, npz
 
 import morphnas
 
@@ -63,13 +62,10 @@ def main() -> None:
                 found = fitted(x_train[some], y_train[some], args.time_limit, seed, given)
                 accuracies[name].append(round(found.evaluate(x_test[tested], y_test[tested]), 5))
                 print(n, seed, name, f"{accuracies[name][-1]:.2%}", flush=True)
-        gains = [b - a for a, b in zip(accuracies["afresh"], accuracies["transferred"], strict=True)]
-        spread = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
         result = {
             "data": args.data.stem if args.data else "digits", "examples": n, "time_limit": args.time_limit,
             "source": {"seconds": args.source, "examples": int(known.sum()), "test_accuracy": round(before, 5)},
-            "n": args.seeds, "gain": round(statistics.mean(gains), 5),
-            "standard_error": None if spread is None else round(spread, 5), "test_accuracies": accuracies,
+            **gain(accuracies["afresh"], accuracies["transferred"]), "test_accuracies": accuracies,
         }  # fmt: skip
         print(result, flush=True)
         if not args.smoke:

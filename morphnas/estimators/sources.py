@@ -55,7 +55,7 @@ class Source:
         if isinstance(x, Files):
             return _checked(Source(name, x.shapes, x))
         if isinstance(x, torch.Tensor):
-            x = _array(x)
+            x = as_array(x)
         if not hasattr(x, "iloc") and not all(hasattr(x, a) for a in ("shape", "dtype", "__getitem__")):
             if isinstance(x, (list, tuple)) and x and all(hasattr(item, "shape") or _pil(item) for item in x):
                 return Source._of_images(x, name)
@@ -185,7 +185,7 @@ def image(item: Any, axes: int | None = None) -> NDArray[Any]:
     """One example with its channels last: tensors have them first. axes: besides channels; None: 2, or 3."""
     if isinstance(item, torch.Tensor):
         channels = item.ndim in (3, 4) if axes is None else item.ndim == axes + 1
-        return _array(item.movedim(0, -1) if channels else item)
+        return as_array(item.movedim(0, -1) if channels else item)
     return pixels(item) if _pil(item) else np.asarray(item)
 
 
@@ -193,7 +193,7 @@ def _pil(item: Any) -> bool:
     return hasattr(item, "getbands")
 
 
-def _array(x: torch.Tensor) -> NDArray[Any]:
+def as_array(x: torch.Tensor) -> NDArray[Any]:
     """The tensor's values; those of a kind that numpy does not have, as bfloat16, in float32."""
     x = x.detach().cpu()
     array: NDArray[Any] = (x.float() if x.dtype == torch.bfloat16 else x).numpy()

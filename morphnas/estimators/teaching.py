@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from morphnas.estimators.labels import Labels
-from morphnas.estimators.sources import Source, refuse_masked
+from morphnas.estimators.sources import Source, as_array, refuse_masked
 from morphnas.estimators.targets import Target, Values
 
 Teacher = Any
@@ -59,6 +60,7 @@ def taught_by(teacher: Teacher, source: Source, target: Target) -> NDArray[np.fl
 def _table(said: Any) -> NDArray[np.float64]:
     """(n, outputs), from (n,) too, and from scikit-learn's list of (n, 2) of no and yes for every tag."""
     refuse_masked(said, "teacher")
+    said = as_array(said) if isinstance(said, torch.Tensor) else said
     try:
         several = isinstance(said, list) and len(said) > 0 and all(np.ndim(one) == 2 for one in said)
         table = np.stack([np.asarray(one)[:, -1] for one in said], 1) if several else np.asarray(said)

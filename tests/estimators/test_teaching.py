@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multioutput import MultiOutputClassifier
@@ -54,6 +55,8 @@ def test_numbers_are_what_a_teacher_says() -> None:
     assert said is not None
     assert said.dtype == np.float32
     assert np.exp(said) == pytest.approx(chances(), rel=1e-5)
+    outputs = torch.from_numpy(chances()).requires_grad_()  # as a module of PyTorch gives them
+    assert taught_by(outputs, SOURCE, LETTERS) == pytest.approx(said)
     assert taught_by(None, SOURCE, LETTERS) is None
 
 
