@@ -1,15 +1,17 @@
 """How fast one GPU trains, and with what share of its arithmetic; how much memory that takes, and what happens without.
 
-    python benchmarks/gpu.py speed [--run FOLDER] [--seconds 3] [--device cuda]
+    python benchmarks/gpu.py speed [--run FOLDER] [--seconds 3] [--widths 16 64] [--more 512] [--device cuda]
     python benchmarks/gpu.py memory --data cifar10.npz [--seconds 40] [--device cuda]
 
 speed: networks are trained on 50,000 images of noise (3, 32, 32), each in several ways in turn: "plain", a loop as it
 is written by hand around the same module, with the images on the device, bfloat16 and channels_last; our steps in
 float32; with channels_last; in bfloat16; recorded as CUDA graphs; with Muon; and, of the larger ones, with
 torch.compile. All others are steps of SGD. Networks are the starters of several widths and, with --run, the best one of
-a run on such images. For each way: images per second, the share of the arithmetic that a product of two matrices of
-8,192 rows in bfloat16 was measured to get out of the device, the memory at its most, and what `Graph.peak_bytes` says
-of it. A way that fails is told with its error. A pass forward and backward is taken for three times `Graph.flops`.
+a run on such images. --more: recorded steps of batches of so many images, too. --compiled: names of the networks that
+are compiled, too, which takes half a minute each. For each way: images per second, the share of the arithmetic that a
+product of two matrices of 8,192 rows in bfloat16 was measured to get out of the device, the memory at its most, and
+what `Graph.peak_bytes` says of it. A way that fails is told with its error. A pass forward and backward is taken for
+three times `Graph.flops`.
 
 memory: a fit in batches of 4,096 with a hundredth of the device's memory: how its trials ended, and with how many
 examples at a time.
@@ -162,20 +164,22 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     x = torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=generator)
     task = Task.of(Examples(x, torch.arange(n) % CLASSES), None, Classes(CLASSES)).to(device)
     recipe = replace(default_recipe(n, device, None, SHAPE), augment=CHANGES, whiten=False)
-    widths = (4,) if args.smoke else (16, 64)
+    widths = (4,) if args.smoke else args.widths
     networks: dict[str, Graph] = {}
     for width in widths:
         networks |= {f"{make.__name__}, width {width}": make(SHAPE, CLASSES, width=width) for make in (cnn, resnet)}
     if args.run:
         best = max((t for t in load_run(args.run).trials if t.score is not None), key=lambda t: t.score or 0.0)
         networks[f"best of {args.run.name}"] = best.graph
-    small = [name for name in networks if name.endswith(f"width {widths[0]}")]  # half a minute to compile each
     most = peak(device, 256 if args.smoke else 8192)
     found: dict[str, Any] = {}
     for name, graph in networks.items():
         rows: dict[str, Any] = {}
-        for way in ways(to_module(graph), task, recipe):
-            if way.startswith("compiled") and (args.smoke or name in small):
+        several = [(way, recipe) for way in ways(to_module(graph), task, recipe)]
+        several += [(f"{way}, batches of {size}", replace(recipe, batch_size=size))
+                    for size in args.more for way in ("CUDA graph", "Muon, CUDA graph")]  # fmt: skip
+        for way, how in several:
+            if way.startswith("compiled") and not (name in args.compiled and not args.smoke):
                 continue
             module = to_module(graph).to(device).train()
             if device.type == "cuda":
@@ -183,7 +187,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
                 torch.cuda.reset_peak_memory_stats(device)
             held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
             try:
-                row = timed(ways(module, task, recipe)[way](), args.seconds, recipe.batch_size)
+                row = timed(ways(module, task, how)[way.partition(", batches")[0]](), args.seconds, how.batch_size)
             except Exception as error:  # told, and the others go on
                 rows[way] = {"error": f"{type(error).__name__}: {error}"[:300]}
                 print(f"{name:24s} {way:22s} {rows[way]}", flush=True)
@@ -231,6 +235,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "memory"])
     parser.add_argument("--run", type=Path, help="the folder of a run on images (3, 32, 32)")
+    parser.add_argument("--widths", nargs="*", type=int, default=[16, 64])
+    parser.add_argument("--more", nargs="*", type=int, default=[], help="batch sizes beside that of a fit")
+    parser.add_argument("--compiled", nargs="*", default=["cnn, width 64", "resnet, width 64"])
     parser.add_argument("--data", type=npz, help="an .npz with x_train and y_train")
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
