@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import time
@@ -54,6 +55,8 @@ WIDTHS = (256, 192, 128, 96, 64, 56, 48, 40, 32, 24, 16, 8)
 WIDEST = {"cpu": 64}
 """Of those for images, by the type of device; elsewhere as wide as any: a GPU has nothing to do in a narrow one."""
 TINY = (4, 2, 1)
+BUSY = 128
+"""Width of the plain network that tells how fast a device is that records steps: among those of its starters."""
 _CPU = torch.device("cpu")
 MAX_THREADS = 1024
 """That a plan which is read may ask for."""
@@ -133,7 +136,7 @@ def measure(task: Task, seconds: float, recipe: Recipe) -> Pace:
     Times a few steps of a small network on real batches, for at most about `seconds`.
     """
     if task.device.type in RECORDERS:
-        return _measure_recording(task, seconds, recipe)
+        return _measure_recording(task, recipe)
     shape = tuple(task.train.x.shape[1:])
     graph = cnn(shape, task.goal.outputs, width=16) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=64)
     module = to_module(graph).to(task.device)
@@ -171,47 +174,55 @@ def measure(task: Task, seconds: float, recipe: Recipe) -> Pace:
     return Pace(fastest / len(batch) / graph.work * len(task.train), threads, precision)
 
 
-def _measure_recording(task: Task, seconds: float, recipe: Recipe) -> Pace:
+def _measure_recording(task: Task, recipe: Recipe) -> Pace:
     """That of a device which can record steps: of whole ones, and of a network that is large enough to keep it busy.
 
     Recorded steps are taken where they are clearly faster and train the same network: its weights move as they do
-    otherwise, up to a tenth of the way. Ways for which there is no time left are not tried.
+    otherwise, up to a tenth of the way. All ways are tried, however little time there is, since the slowest may take
+    six times as long as the fastest, and what precision is worth shows among recorded ones alone (`benchmarks/gpu.py`):
+    step by step, the device mostly waits for what it is to do next.
     """
     shape = tuple(task.train.x.shape[1:])
-    graph = cnn(shape, task.goal.outputs, width=64) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=256)
+    graph = cnn(shape, task.goal.outputs, width=BUSY) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=256)
     index = torch.arange(min(len(task.train), max(2, recipe.batch_size)))
     draw = Draw.of(index, shape, recipe.augment, torch.Generator().manual_seed(0))
     draw = draw.to(task.device, task.train.x.device)
     mirrored = torch.arange(len(task.train)) % 2 == 0 if recipe.augment.flip else None
+    start = to_module(graph).to(task.device)
+    if len(shape) == 3:
+        start.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def weights(module: nn.Module) -> Tensor:
         return torch.cat([p.detach().flatten() for p in module.parameters()])
 
-    def tried(precision: Precision, cuda_graphs: bool) -> tuple[float, Tensor]:
-        """Seconds of a step, and how the weights have moved."""
-        module = to_module(graph).to(task.device)
-        if len(shape) == 3:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        before = weights(module)
-        way = replace(recipe, precision=precision, cuda_graphs=cuda_graphs)
-        step, took = Step(module, task, way, mirrored=mirrored), []
-        for _ in range(EAGER + 6):
+    def tried(way: Pace) -> tuple[Pace, Tensor]:
+        """With the seconds that it takes, and how the weights have moved."""
+        module = copy.deepcopy(start)
+        how = replace(recipe, precision=way.precision, cuda_graphs=way.cuda_graphs)
+        step, took = Step(module, task, how, mirrored=mirrored), []
+        for _ in range(EAGER + 1):
+            step(draw, 0.1)
+        for _ in range(3):
             begun = time.perf_counter()
-            step(draw, 0.1).item()  # waits for the device
-            took.append(time.perf_counter() - begun)
-        return min(took[-5:]), weights(module) - before
+            for _ in range(3):
+                loss = step(draw, 0.1)
+            loss.item()  # waits for the device
+            took.append((time.perf_counter() - begun) / 3)
+        per_flop = min(took[1:]) / len(draw) / graph.work * len(task.train)
+        return replace(way, seconds_per_flop=per_flop), weights(module) - weights(start)
 
-    best, found = Pace(0.0, torch.get_num_threads(), "float32"), tried("float32", False)
-    until = time.perf_counter() + seconds  # what a device takes to get going would have to be waited for anyway
-    for cuda_graphs in (False, True):
-        if time.perf_counter() > until:
-            break
-        way = replace(best, cuda_graphs=True) if cuda_graphs else replace(best, precision="bfloat16")
-        other = tried(way.precision, way.cuda_graphs)
-        alike = not cuda_graphs or (other[1] - found[1]).norm() <= 0.1 * found[1].norm()
-        if alike and other[0] < CLEARLY * found[0]:
-            best, found = way, other
-    return replace(best, seconds_per_flop=found[0] / len(draw) / graph.work * len(task.train))
+    precisions: tuple[Precision, ...] = get_args(Precision)
+    plain = {precision: tried(Pace(0.0, torch.get_num_threads(), precision)) for precision in precisions}
+    ways = [way for way, _ in plain.values()]
+    for way, moved in plain.values():
+        recorded, otherwise = tried(replace(way, cuda_graphs=True))
+        if (otherwise - moved).norm() <= 0.1 * moved.norm():
+            ways.append(recorded)
+    best = ways[0]
+    for way in ways[1:]:
+        if way.seconds_per_flop < CLEARLY * best.seconds_per_flop:
+            best = way
+    return best
 
 
 def measure_latency(task: Task, seconds: float) -> tuple[float, float]:
@@ -230,9 +241,9 @@ def measure_latency(task: Task, seconds: float) -> tuple[float, float]:
 
 
 def batch_size(n: int, device: torch.device) -> int:
-    """Examples per step, a power of 2: an epoch of large data has about 400 steps."""
-    smallest, largest = (128, 1024) if device.type == "cuda" else (64, 128)
-    return min(largest, max(smallest, 1 << (n // 400).bit_length()))
+    """Examples per step, a power of 2: an epoch of large data has about 400 steps, on a GPU about 100 (`gpu.py`)."""
+    smallest, largest, several = (128, 512, 100) if device.type == "cuda" else (64, 128, 400)
+    return min(largest, max(smallest, 1 << (n // several).bit_length()))
 
 
 def default_recipe(n: int, device: torch.device, augment: bool | None, shape: Shape) -> Recipe:

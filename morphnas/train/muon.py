@@ -27,35 +27,52 @@ class Muon(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         for group in self.param_groups:
-            if group["turned"]:
-                for weight in group["params"]:
-                    if weight.grad is not None:
-                        self._turn(weight, weight.grad, group["lr"])
-                        weight.grad = None  # SGD has nothing to do here
+            if group["turned"] and (weights := [p for p in group["params"] if p.grad is not None]):
+                self._turn(weights, [p.grad for p in weights], group["lr"])
+                for weight in weights:
+                    weight.grad = None  # SGD has nothing to do here
         return super().step(closure)
 
-    def _turn(self, weight: Tensor, gradient: Tensor, lr: float) -> None:
-        state = self.state[weight]
-        if "turning" not in state:
-            state["turning"] = torch.zeros_like(gradient)
-        turning: Tensor = state["turning"]
-        turning.mul_(MOMENTUM).add_(gradient)
-        update = orthogonal(gradient.add(turning, alpha=MOMENTUM).flatten(1))
-        length = weight.norm()
-        weight.sub_(update.view_as(weight) * (lr * length / update.norm().clamp(min=1e-12)))
-        weight.mul_(length / weight.norm().clamp(min=1e-12))
+    def _turn(self, weights: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+        """All weights at once where that can be: on a GPU each operation on one of them takes as long."""
+        for weight in weights:
+            if "turning" not in self.state[weight]:
+                self.state[weight]["turning"] = torch.zeros_like(weight)
+        turning: list[Tensor] = [self.state[weight]["turning"] for weight in weights]
+        torch._foreach_mul_(turning, MOMENTUM)
+        torch._foreach_add_(turning, gradients)
+        updates = [
+            # the channels come last, which is how images and filters lie in memory
+            orthogonal(each.movedim(1, -1).flatten(1)).view(each.movedim(1, -1).shape).movedim(-1, 1)
+            for each in torch._foreach_add(gradients, turning, alpha=MOMENTUM)
+        ]
+        lengths = _lengths(weights)
+        shares = -lr * lengths / _lengths(updates).clamp(min=1e-12)
+        for weight, update, share in zip(weights, updates, shares, strict=True):
+            weight.addcmul_(update, share)
+        shares = lengths / _lengths(weights).clamp(min=1e-12)
+        for weight, share in zip(weights, shares, strict=True):
+            weight.mul_(share)
+
+
+def _lengths(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(tensors, dtype=torch.float32))
 
 
 def orthogonal(matrix: Tensor, rounds: int = 3) -> Tensor:
-    """(rows, columns) with nearly the same singular vectors and singular values near 1; zero stays zero.
+    """(rows, columns) float32 with nearly the same singular vectors and singular values near 1; zero stays zero.
 
-    A Newton-Schulz iteration (Bernstein and Newhouse 2024, arXiv:2409.20325, appendix A).
+    In between in the precision of `torch.autocast`, where that is on. A Newton-Schulz iteration (Bernstein and Newhouse
+    2024, arXiv:2409.20325, appendix A).
     """
     a, b, c = _QUINTIC
     x: Tensor = matrix / matrix.norm().clamp(min=1e-12)
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))
     if tall := len(x) > x.shape[1]:
         x = x.T
     for _ in range(rounds):
         square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
-    return x.T if tall else x
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).to(matrix.dtype)

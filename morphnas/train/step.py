@@ -49,7 +49,7 @@ class CudaGraphs:
         """
         given, graph = draw.each(Tensor.clone), torch.cuda.CUDAGraph()
         with torch.cuda.device(self.stream.device):
-            before = torch.cuda.current_stream()
+            before, random = torch.cuda.current_stream(), torch.cuda.default_generators[self.stream.device.index or 0]
             recording = torch.cuda.graph(
                 graph,
                 pool=self.pool,
@@ -59,8 +59,10 @@ class CudaGraphs:
             try:
                 with recording:
                     loss = run(given)
-            finally:
-                torch.cuda.set_stream(before)  # torch leaves it as it is when an error ends the recording
+            except BaseException:  # torch leaves both as they are when an error ends the recording
+                torch.cuda.set_stream(before)
+                random.graphsafe_set_state(random.clone_state())
+                raise
 
         def replayed(draw: Draw) -> Tensor:
             given.copy_(draw)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from morphnas.graph import cnn, densenet, mlp, resnet, to_module
-from morphnas.run.plan import measure
+from morphnas.run.plan import BUSY, measure
 from morphnas.run.search import Job, work
 from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task
@@ -231,7 +231,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch, recorder: Recorder, replayed: float
 @pytest.mark.parametrize("task", [blobs(40, 4), images(40, 4), images(40, 4, (1, 9))], ids=["rows", "images", "spans"])
 @pytest.mark.parametrize(
     ("replayed", "bfloat16", "expected"),
-    [(0.5, 1.0, ("float32", True)), (0.95, 1.0, ("float32", False)), (0.2, 0.5, ("bfloat16", True)),
+    [(0.5, 1.0, ("float32", True)), (0.95, 1.0, ("float32", False)), (0.2, 0.5, ("float32", True)),
      (0.48, 0.5, ("bfloat16", False))],
 )  # fmt: skip
 def test_the_fastest_way_is_taken(
@@ -243,7 +243,7 @@ def test_the_fastest_way_is_taken(
     assert (pace.precision, pace.cuda_graphs) == expected
     fastest = replayed if expected[1] else bfloat16
     shape = tuple(task.train.x.shape[1:])
-    graph = mlp(shape, 2, width=256) if len(shape) == 1 else cnn(shape, 3, width=64)
+    graph = mlp(shape, 2, width=256) if len(shape) == 1 else cnn(shape, 3, width=BUSY)
     assert pace.seconds_per_flop == pytest.approx(fastest / 16 / graph.work * 40)
 
 
@@ -257,11 +257,10 @@ def test_a_recording_that_trains_otherwise_is_not_used(
     assert recorder.replays
 
 
-def test_without_time_only_the_plain_way_is_tried(recorder: Recorder) -> None:
+def test_all_ways_are_tried_however_little_time_there_is(recorder: Recorder) -> None:
     random = torch.get_rng_state()
-    pace = measure(images(), 0.0, RECIPE)
-    assert (pace.precision, pace.cuda_graphs, recorder.replays) == ("float32", False, 0)
-    assert pace.seconds_per_flop > 0
+    assert measure(images(), 0.0, RECIPE).seconds_per_flop > 0
+    assert recorder.replays
     assert torch.equal(random, torch.get_rng_state())
 
 
