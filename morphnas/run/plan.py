@@ -26,8 +26,9 @@ EPOCHS = 6
 """Epochs of a child, where the time allows."""
 STEPS, MOST_EPOCHS = 100, 30
 """Steps of a child on rows, at least, as far as so many epochs make them: few rows cost next to nothing."""
-PASSES = 10
-"""Times that the final trainings should see all examples, at least, with the largest starter."""
+PASSES, MANY_PASSES = 10, 25
+"""Times that the final trainings should see all examples, at least, with the largest starter; and where it is no CPU
+that trains. There is time for more then, and networks for which 10 passes are left do worse (`benchmarks/sizes.py`)."""
 SEEN, SEEN_COLOURED = 120_000, 60_000
 """Examples that they should see, at least, and of coloured images: of few, all are seen more often. Of grey ones larger
 networks are no better then, and smaller ones leave time for a search and for comparing final trainings; of coloured
@@ -57,6 +58,8 @@ WIDEST = {"cpu": 64}
 TINY = (4, 2, 1)
 BUSY = 128
 """Width of the plain network that tells how fast a device is that records steps: among those of its starters."""
+AHEAD = 5
+"""Steps that such a device is given to do before it is asked for a value: as in a training."""
 _CPU = torch.device("cpu")
 MAX_THREADS = 1024
 """That a plan which is read may ask for."""
@@ -201,14 +204,14 @@ def _measure_recording(task: Task, recipe: Recipe) -> Pace:
         how = replace(recipe, precision=way.precision, cuda_graphs=way.cuda_graphs)
         step, took = Step(module, task, how, mirrored=mirrored), []
         for _ in range(EAGER + 1):
-            step(draw, 0.1)
+            step(draw, 0.1).item()
         for _ in range(3):
             begun = time.perf_counter()
-            for _ in range(3):
+            for _ in range(AHEAD):
                 loss = step(draw, 0.1)
             loss.item()  # waits for the device
-            took.append((time.perf_counter() - begun) / 3)
-        per_flop = min(took[1:]) / len(draw) / graph.work * len(task.train)
+            took.append((time.perf_counter() - begun) / AHEAD)
+        per_flop = min(took) / len(draw) / graph.work * len(task.train)
         return replace(way, seconds_per_flop=per_flop), weights(module) - weights(start)
 
     precisions: tuple[Precision, ...] = get_args(Precision)
@@ -312,7 +315,8 @@ def plan(
         return graphs[-1]
 
     cost = max(pace.seconds_per_flop, 1e-30)
-    largest = RESERVED * seconds / (max(PASSES, seen(shape) / n) * cost)  # work of a pass
+    passes = PASSES if device.type == "cpu" else MANY_PASSES
+    largest = RESERVED * seconds / (max(passes, seen(shape) / n) * cost)  # work of a pass
     _check(initial, shape, outputs, limits)
     starts = {graph.key: graph for graph in initial}
     for make, factor, deep in [] if initial else families:
