@@ -211,7 +211,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         with np.load(args.data, allow_pickle=False) as file:
             x, y = file["x_train"][:20_000], file["y_train"][:20_000]
     if args.device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(share, args.device)
+        torch.cuda.set_per_process_memory_fraction(share, args.device.index or 0)
     with tempfile.TemporaryDirectory() as folder:
         classifier = morphnas.ImageClassifier(
             Path(folder) / "run", device=str(args.device), random_state=0,

@@ -43,6 +43,9 @@ FINAL = 45
 GROWN = 1.5
 """How much larger a network may get than starters may be: beyond, the final trainings would not see enough, and the
 search would not try enough."""
+DEAREST = 2.0
+"""Times the cost of a typical child that the largest one may cost: where starters are as wide as any, there may be time
+for the final trainings of networks of which a search could try only a few."""
 ENOUGH = 8
 """Networks that a search should have time for: of fewer only the starters are trained, the best of which gets the time,
 since that is better than a search (`benchmarks/search_pays.py`)."""
@@ -180,10 +183,9 @@ def measure(task: Task, seconds: float, recipe: Recipe) -> Pace:
 def _measure_recording(task: Task, recipe: Recipe) -> Pace:
     """That of a device which can record steps: of whole ones, and of a network that is large enough to keep it busy.
 
-    Recorded steps are taken where they are clearly faster and train the same network: its weights move as they do
-    otherwise, up to a tenth of the way. All ways are tried, however little time there is, since the slowest may take
-    six times as long as the fastest, and what precision is worth shows among recorded ones alone (`benchmarks/gpu.py`):
-    step by step, the device mostly waits for what it is to do next.
+    In bfloat16, where the device itself computes in it: step by step it mostly waits for what it is to do next, and
+    recorded no network trains faster in float32. Recorded steps are taken unless they are slower, or do not train the
+    same network: its weights must move as they do otherwise, up to a tenth of the way.
     """
     shape = tuple(task.train.x.shape[1:])
     graph = cnn(shape, task.goal.outputs, width=BUSY) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=256)
@@ -191,6 +193,7 @@ def _measure_recording(task: Task, recipe: Recipe) -> Pace:
     draw = Draw.of(index, shape, recipe.augment, torch.Generator().manual_seed(0))
     draw = draw.to(task.device, task.train.x.device)
     mirrored = torch.arange(len(task.train)) % 2 == 0 if recipe.augment.flip else None
+    precision: Precision = "bfloat16" if _computes_bfloat16(task.device) else "float32"
     start = to_module(graph).to(task.device)
     if len(shape) == 3:
         start.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -198,11 +201,11 @@ def _measure_recording(task: Task, recipe: Recipe) -> Pace:
     def weights(module: nn.Module) -> Tensor:
         return torch.cat([p.detach().flatten() for p in module.parameters()])
 
-    def tried(way: Pace) -> tuple[Pace, Tensor]:
-        """With the seconds that it takes, and how the weights have moved."""
+    def tried(cuda_graphs: bool) -> tuple[Pace, Tensor]:
+        """The pace, and how the weights have moved."""
         module = copy.deepcopy(start)
-        how = replace(recipe, precision=way.precision, cuda_graphs=way.cuda_graphs)
-        step, took = Step(module, task, how, mirrored=mirrored), []
+        way = replace(recipe, precision=precision, cuda_graphs=cuda_graphs)
+        step, took = Step(module, task, way, mirrored=mirrored), []
         for _ in range(EAGER + 1):
             step(draw, 0.1).item()
         for _ in range(3):
@@ -212,20 +215,19 @@ def _measure_recording(task: Task, recipe: Recipe) -> Pace:
             loss.item()  # waits for the device
             took.append((time.perf_counter() - begun) / AHEAD)
         per_flop = min(took) / len(draw) / graph.work * len(task.train)
-        return replace(way, seconds_per_flop=per_flop), weights(module) - weights(start)
+        return Pace(per_flop, torch.get_num_threads(), precision, cuda_graphs), weights(module) - weights(start)
 
-    precisions: tuple[Precision, ...] = get_args(Precision)
-    plain = {precision: tried(Pace(0.0, torch.get_num_threads(), precision)) for precision in precisions}
-    ways = [way for way, _ in plain.values()]
-    for way, moved in plain.values():
-        recorded, otherwise = tried(replace(way, cuda_graphs=True))
-        if (otherwise - moved).norm() <= 0.1 * moved.norm():
-            ways.append(recorded)
-    best = ways[0]
-    for way in ways[1:]:
-        if way.seconds_per_flop < CLEARLY * best.seconds_per_flop:
-            best = way
-    return best
+    (plain, moved), (recorded, otherwise) = tried(False), tried(True)
+    alike = (otherwise - moved).norm() <= 0.1 * moved.norm()
+    return recorded if alike and recorded.seconds_per_flop * CLEARLY < plain.seconds_per_flop else plain
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Whether it does itself; older GPUs do in software, which is slow."""
+    if device.type != "cuda":
+        return True
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def measure_latency(task: Task, seconds: float) -> tuple[float, float]:
@@ -335,10 +337,11 @@ def plan(
     share = 1 - min(1.0 if workers == 1 else 0.6, max(RESERVED, final))
     if share * workers < ENOUGH * CHILD:
         share = share_of(len(starts))
-    most = int(max(GROWN * largest, *(graph.work for graph in starts.values())))
+    part = 1.0 if recipe.examples is None else recipe.examples / n
+    dearest = DEAREST * CHILD * seconds / (cost * part * recipe.epochs)
+    most = int(max(min(GROWN * largest, dearest), *(graph.work for graph in starts.values())))
     if limits.max_work is None or most < limits.max_work:
         limits = replace(limits, max_work=most)
-    part = 1.0 if recipe.examples is None else recipe.examples / n
     return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads)
 
 

@@ -86,11 +86,23 @@ def test_a_step_does_not_wait_for_the_device(task: Task) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_random_numbers_go_on_after_a_recording_that_fails(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    module = nn.Sequential(network(), nn.Dropout(0.5))
+    module.register_forward_hook(lambda _, __, outputs: outputs.sum().item() and None)  # nothing can be recorded
+    recipe = replace(RECIPE, precision="float32", optimizer="sgd")
+    step = Step(module, task, recipe, mirrored=torch.arange(500) % 2 == 0)
+    draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
+    losses = [step(draw, 0.0).item() for _ in range(EAGER + 5)]
+    assert not step._replays
+    assert "cannot be recorded" in caplog.text
+    assert len(set(losses)) == len(losses)
+
+
 @pytest.mark.parametrize("graphs", [False, True])
 def test_networks_learn(graphs: bool, task: Task, caplog: pytest.LogCaptureFixture) -> None:
     module = network()
     with caplog.at_level(logging.WARNING):
-        outcome = train(module, task, replace(RECIPE, cuda_graphs=graphs, epochs=12), NEVER, seeded())
+        outcome = train(module, task, replace(RECIPE, cuda_graphs=graphs, epochs=24), NEVER, seeded())
     assert outcome.status == "finished"
     assert outcome.metric is not None
     assert outcome.metric > 0.9
@@ -116,6 +128,7 @@ def test_the_way_to_compute_is_measured(task: Task, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         pace = measure(task, 60.0, RECIPE)
     assert pace.seconds_per_flop > 0
+    assert pace.cuda_graphs
     assert not caplog.records
 
 
