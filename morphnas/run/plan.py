@@ -28,7 +28,7 @@ STEPS, MOST_EPOCHS = 100, 30
 """Steps of a child on rows, at least, as far as so many epochs make them: few rows cost next to nothing."""
 PASSES, MANY_PASSES = 10, 25
 """Times that the final trainings should see all examples, at least, with the largest starter; and where it is no CPU
-that trains. There is time for more then, and networks for which 10 passes are left do worse (`benchmarks/sizes.py`)."""
+that trains: there is time for more then, with networks that are as wide as they get."""
 SEEN, SEEN_COLOURED = 120_000, 60_000
 """Examples that they should see, at least, and of coloured images: of few, all are seen more often. Of grey ones larger
 networks are no better then, and smaller ones leave time for a search and for comparing final trainings; of coloured
