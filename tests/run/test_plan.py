@@ -347,17 +347,19 @@ def test_colour_images_are_whitened(shape: tuple[int, ...], white: bool) -> None
 
 @pytest.mark.parametrize("width", [None, 8])
 @pytest.mark.parametrize("seconds", [60.0, 600.0, 6e4])
-def test_children_are_bounded_by_time(seconds: float, width: int | None) -> None:
-    """That which the final trainings have for `PASSES` over the data, and that which a search has for one of them."""
+@pytest.mark.parametrize(("device", "passes"), [("cpu", module.PASSES), ("cuda", module.MANY_PASSES)])
+def test_children_are_bounded_by_time(seconds: float, width: int | None, device: str, passes: int) -> None:
+    """That which the final trainings have for so many passes, and that which a search has for one of them."""
     n = 50_000
-    found = planned((3, 32, 32), seconds, n=n, width=width)
+    found = planned((3, 32, 32), seconds, n=n, width=width, device=torch.device(device))
     own, most = max(graph.work for graph in found.starts), found.limits.max_work
     assert most is not None
     one = most * COST  # seconds of a pass
-    final = one * module.PASSES / (module.GROWN * module.RESERVED * seconds)
+    final = one * passes / (module.GROWN * module.RESERVED * seconds)
     child = one * found.recipe.epochs * (found.recipe.examples or n) / n / (module.DEAREST * module.CHILD * seconds)
     assert max(final, child) == pytest.approx(1.0, rel=1e-3) or most == own
-    assert planned((3, 32, 32), seconds, n=n, limits=Limits(max_work=own)).limits.max_work == own
+    there = {"n": n, "limits": Limits(max_work=own), "device": torch.device(device)}
+    assert planned((3, 32, 32), seconds, **there).limits.max_work == own
 
 
 def test_skips_take_more_time_than_their_flops_tell() -> None:

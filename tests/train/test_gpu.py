@@ -153,6 +153,19 @@ def test_memory_that_is_out_halves_what_is_in_it(little: int) -> None:
     assert 0 < outcome.peak_bytes <= min(little, graph.peak_bytes(outcome.micro_batch))
 
 
+def test_a_search_goes_on_where_memory_is_out(little: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    y = np.arange(2500) % 3
+    x = (random.integers(0, 120, (2500, 64, 64, 3)) + 40 * y[:, None, None, None]).astype(np.uint8)
+    settings = {"trainer_args": {"batch_size": 2048}, "default_model_width": 64}
+    made = ImageClassifier(tmp_path / "run", random_state=0, device="cuda", max_trials=3, searcher_args=settings)
+    made.fit(x, y, time_limit=40)
+    outcomes = [trial.outcome for trial in load_run(tmp_path / "run").trials if trial.outcome is not None]
+    assert all(outcome.status in ("finished", "truncated") for outcome in outcomes)
+    assert all(2 <= outcome.micro_batch < 2048 and outcome.peak_bytes <= little for outcome in outcomes)
+    assert made.evaluate(x, y) > 0.9
+
+
 def test_examples_may_stay_in_main_memory(task: Task) -> None:
     x = task.train.x.cpu()
     apart = replace(task, train=Examples(x, task.train.y))
