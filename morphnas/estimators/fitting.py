@@ -50,7 +50,7 @@ class Sizes:
 
     @staticmethod
     def measured(task: Task, settings: Settings, augment: bool | None, seconds: float) -> Sizes:
-        """The pace is measured in about 1 % of the seconds on a CPU; on a GPU in as long as all ways take there."""
+        """The pace is measured in about 1 % of the seconds on a CPU; on a GPU in as long as two ways take."""
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
         default = default_recipe(n, settings.device, augment, shape)
         spare = min(0.8, 0.01 * max(seconds, 1e-3))  # preparing the data may have taken all

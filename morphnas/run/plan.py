@@ -44,8 +44,8 @@ GROWN = 1.5
 """How much larger a network may get than starters may be: beyond, the final trainings would not see enough, and the
 search would not try enough."""
 DEAREST = 2.0
-"""Times the cost of a typical child that the largest one may cost: where starters are as wide as any, there may be time
-for the final trainings of networks of which a search could try only a few."""
+"""Times what a child should cost, or a starter does where that is more, that the largest child may cost: where starters
+are as wide as any, there may be time for final trainings of networks of which a search could try only a few."""
 ENOUGH = 8
 """Networks that a search should have time for: of fewer only the starters are trained, the best of which gets the time,
 since that is better than a search (`benchmarks/search_pays.py`)."""
@@ -183,9 +183,9 @@ def measure(task: Task, seconds: float, recipe: Recipe) -> Pace:
 def _measure_recording(task: Task, recipe: Recipe) -> Pace:
     """That of a device which can record steps: of whole ones, and of a network that is large enough to keep it busy.
 
-    In bfloat16, where the device itself computes in it: step by step it mostly waits for what it is to do next, and
-    recorded no network trains faster in float32. Recorded steps are taken unless they are slower, or do not train the
-    same network: its weights must move as they do otherwise, up to a tenth of the way.
+    In bfloat16, where the device itself computes in it: what that gains does not show step by step, since the device
+    mostly waits for what it is to do next (`benchmarks/gpu.py`). Recorded steps are taken unless they are slower, or do
+    not train the same network: its weights must move as they do otherwise, up to a tenth of the way.
     """
     shape = tuple(task.train.x.shape[1:])
     graph = cnn(shape, task.goal.outputs, width=BUSY) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=256)
@@ -341,7 +341,7 @@ def plan(
     if share * workers < ENOUGH * CHILD:
         share = share_of(len(starts))
     part = 1.0 if recipe.examples is None else recipe.examples / n
-    dearest = DEAREST * CHILD * seconds / (cost * part * recipe.epochs)
+    dearest = DEAREST * max(typical, CHILD * seconds / (cost * part * recipe.epochs))
     most = int(max(min(GROWN * largest, dearest), *(graph.work for graph in starts.values())))
     if limits.max_work is None or most < limits.max_work:
         limits = replace(limits, max_work=most)
