@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -20,6 +21,7 @@ import torch
 
 import morphnas
 from morphnas import ImageClassifier
+from morphnas.estimators.settings import decisive
 from morphnas.run import checkpoints, executors, final
 from morphnas.run.files import RunError
 from morphnas.run.interrupt import stopping
@@ -329,6 +331,28 @@ def test_other_settings_are_refused_by_name(data: Data, tmp_path_factory: Any, c
     path = _begun(data, tmp_path_factory)
     with pytest.raises(RunError, match=f"holds a run of other settings: .*{words}"):
         classifier(path, **({"resume": True} | changes)).fit(*data)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"limits": {"max_params": 999_999}},
+    {"limits": morphnas.Limits(max_latency_ms=50.0, morphs=("deeper", "wider"))},
+    {"searcher_args": {"trainer_args": {"augment": morphnas.Augment(shift=0.1), "lr": np.float32(0.1)}}},
+    {"image_size": (8, 8), "axes": ("time", "channels")},
+    {"initial_networks": (morphnas.graph.cnn((1, 6, 6), 3, width=3, depth=1),)},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_settings_are_the_same_when_they_have_been_read_again(settings: dict[str, Any]) -> None:
+    decides = decisive(ImageClassifier(**settings).get_params(deep=False))
+    assert json.loads(json.dumps(decides)) == decides
+
+
+@pytest.mark.parametrize("settings", SETTINGS[:2])
+def test_the_same_limits_are_taken(data: Data, tmp_path: Path, settings: dict[str, Any]) -> None:
+    classifier(tmp_path / "run", max_trials=1, **settings).fit(*data)
+    found = classifier(tmp_path / "run", max_trials=2, resume=True, **settings).fit(*data)
+    assert len(found.load_searcher().trials) == 2
 
 
 _RUNS: list[Path] = []
