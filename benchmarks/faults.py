@@ -80,8 +80,10 @@ def fit(path: Path, *, trials: int = 6, seconds: float = 3600.0, often: bool = T
     """A fit that goes on with what is in the folder; `often`: with a checkpoint after every epoch."""
     if often:
         checkpoints.EVERY, checkpoints.SHARE = 0.0, 1e9
-    settings: Row = {"random_state": 0, "resume": "auto", "searcher_args": ARGS, "refit": False, "verbose": True}
-    settings["limits"] = {"max_params": 20_000}  # an hour has room for networks that take minutes
+    settings: Row = {
+        "random_state": 0, "resume": "auto", "searcher_args": ARGS, "refit": False, "verbose": True,
+        "limits": {"max_params": 20_000},  # an hour has room for networks that take minutes
+    }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         morphnas.ImageClassifier(path, max_trials=trials, **(settings | more)).fit(*digits(), time_limit=seconds)

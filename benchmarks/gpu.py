@@ -5,13 +5,12 @@
 
 speed: networks are trained on 50,000 images of noise (3, 32, 32), each in several ways in turn: "plain", a loop as it
 is written by hand around the same module, with the images on the device, bfloat16 and channels_last; our steps in
-float32; with channels_last; in bfloat16; recorded as CUDA graphs; with Muon; and, of the larger ones, with
-torch.compile. All others are steps of SGD. Networks are the starters of several widths and, with --run, the best one of
-a run on such images. --more: recorded steps of batches of so many images, too. --compiled: names of the networks that
-are compiled, too, which takes half a minute each. For each way: images per second, the share of the arithmetic that a
-product of two matrices of 8,192 rows in bfloat16 was measured to get out of the device, the memory at its most, and
-what `Graph.peak_bytes` says of it. A way that fails is told with its error. A pass forward and backward is taken for
-three times `Graph.flops`.
+float32; with channels_last; in bfloat16; recorded as CUDA graphs; with Muon; with torch.compile. All others are of
+SGD. Networks are the starters of several widths and, with --run, the best one of a run on such images. --more: recorded
+steps of batches of so many images, too. --compiled: names of the networks that are compiled, which takes half a minute
+each. For each way: images per second, the share of the arithmetic that a product of two matrices of 8,192 rows in
+bfloat16 was measured to get out of the device, the memory at its most, and what `Graph.peak_bytes` says of it. A way
+that fails is told with its error. A pass forward and backward is taken for three times `Graph.flops`.
 
 memory: a fit in batches of 4,096 with a hundredth of the device's memory: how its trials ended, and with how many
 examples at a time.
@@ -175,11 +174,11 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, graph in networks.items():
         rows: dict[str, Any] = {}
-        several = [(way, recipe) for way in ways(to_module(graph), task, recipe)]
-        several += [(f"{way}, batches of {size}", replace(recipe, batch_size=size))
-                    for size in args.more for way in ("CUDA graph", "Muon, CUDA graph")]  # fmt: skip
-        for way, how in several:
-            if way.startswith("compiled") and not (name in args.compiled and not args.smoke):
+        several = [(way, way, recipe) for way in ways(to_module(graph), task, recipe)]
+        several += [(f"{kind}, batches of {size}", kind, replace(recipe, batch_size=size))
+                    for size in args.more for kind in ("CUDA graph", "Muon, CUDA graph")]  # fmt: skip
+        for way, kind, how in several:
+            if kind.startswith("compiled") and (args.smoke or name not in args.compiled):
                 continue
             module = to_module(graph).to(device).train()
             if device.type == "cuda":
@@ -187,7 +186,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
                 torch.cuda.reset_peak_memory_stats(device)
             held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
             try:
-                row = timed(ways(module, task, how)[way.partition(", batches")[0]](), args.seconds, how.batch_size)
+                row = timed(ways(module, task, how)[kind](), args.seconds, how.batch_size)
             except Exception as error:  # told, and the others go on
                 rows[way] = {"error": f"{type(error).__name__}: {error}"[:300]}
                 print(f"{name:24s} {way:22s} {rows[way]}", flush=True)

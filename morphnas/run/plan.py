@@ -215,12 +215,9 @@ def _measure_recording(task: Task, recipe: Recipe) -> Pace:
             loss.item()  # waits for the device
             took.append((time.perf_counter() - begun) / AHEAD)
         per_flop = min(took) / len(draw) / graph.work * len(task.train)
-        return Pace(per_flop, torch.get_num_threads(), precision, cuda_graphs), weights(module) - weights(start)
+        return Pace(per_flop, torch.get_num_threads(), precision, step.records), weights(module) - weights(start)
 
-    plain, moved = tried(False)
-    if task.train.x.device != task.device:
-        return plain  # what comes batch by batch cannot be recorded
-    recorded, otherwise = tried(True)
+    (plain, moved), (recorded, otherwise) = tried(False), tried(True)
     alike = (otherwise - moved).norm() <= 0.1 * moved.norm()
     return recorded if alike and recorded.seconds_per_flop * CLEARLY < plain.seconds_per_flop else plain
 
@@ -294,8 +291,8 @@ def plan(
     """Starters that are affordable within `seconds` of the whole run on n examples.
 
     Networks are as large as lets the final trainings see all examples `PASSES` times, and `seen` of them: of larger and
-    smaller ones, trained for the same seconds, these do best (`benchmarks/sizes.py`). Children see what they have time
-    for, of much data a part.
+    smaller ones, trained on a CPU for the same seconds, these do best (`benchmarks/sizes.py`); elsewhere `MANY_PASSES`
+    times. Children see what they have time for, of much data a part.
 
     recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what
     is affordable. initial: graphs to start from instead of starters. workers: that train at a time, of which the final

@@ -112,6 +112,11 @@ class Step:
         self._replays: dict[int, Run] = {}
         self._eager = 0
 
+    @property
+    def records(self) -> bool:
+        """Whether steps are recorded, once there were enough: not after one could not be."""
+        return self._record is not None
+
     def __call__(self, draw: Draw, rate: float) -> Tensor:
         """Make one at this share of the recipe's rate; the batch's mean loss, until the next step.
 

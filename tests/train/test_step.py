@@ -257,6 +257,20 @@ def test_a_recording_that_trains_otherwise_is_not_used(
     assert recorder.replays
 
 
+def test_what_cannot_be_recorded_is_not_said_to_be(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking(monkeypatch, recorder, 0.5)
+    task = images()
+    elsewhere = replace(task, train=Examples(task.train.x.to("meta"), task.train.y))
+    assert not Step(linear(), elsewhere, RECIPE).records  # its images come batch by batch
+    assert measure(task, 0.0, RECIPE).cuda_graphs
+
+    def failing(run: Run, draw: Draw) -> Run:
+        raise RuntimeError("no graphs here")
+
+    monkeypatch.setitem(RECORDERS, "cpu", lambda _: failing)
+    assert not measure(task, 0.0, RECIPE).cuda_graphs
+
+
 def test_both_ways_are_tried_however_little_time_there_is(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "BUSY", 8)
     random = torch.get_rng_state()
