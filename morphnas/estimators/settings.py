@@ -261,8 +261,16 @@ def check_unchanged(path: Path | None, before: Mapping[str, Any], now: Mapping[s
     if now["random_state"] is None:
         now = {**now, "random_state": before.get("random_state")}
     if changed_ones := [name for name in DECISIVE if name in before and before[name] != now[name]]:
-        words = ", ".join(f"{name} was {before[name]!r:.80} and is {now[name]!r:.80}" for name in changed_ones)
+        pairs = {name: (_unlike(before[name], now[name]), _unlike(now[name], before[name])) for name in changed_ones}
+        words = ", ".join(f"{name} was {was!r:.80} and is {new!r:.80}" for name, (was, new) in pairs.items())
         raise RunError(f"{str(path)!r} holds a run of other settings: {words}; give the same, or choose another path")
+
+
+def _unlike(value: Any, other: Any) -> Any:
+    """What of a setting is not in the other one: of a dict its entries, of all else the whole."""
+    if isinstance(value, Mapping) and isinstance(other, Mapping):
+        return {name: each for name, each in value.items() if name not in other or other[name] != each}
+    return value
 
 
 def plain(value: Any) -> Any:
