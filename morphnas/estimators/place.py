@@ -83,6 +83,12 @@ class Place:
         return len(self.workers) or (self.most or 2 if self.ray else 1)
 
     @property
+    def shared(self) -> bool:
+        """Whether a GPU has several trials at a time."""
+        several = [device for device in self.workers if device.type != "cpu"]
+        return len(set(several)) < len(several) or 0 < self.gpus < 1
+
+    @property
     def parting(self) -> float:
         """Seconds that it takes to let go of the workers at the end."""
         return 2.0 if self.ray else 0.0

@@ -11,8 +11,10 @@ from morphnas.train.recipe import Measure, Outcome
 FINAL_WORDS = {
     "inherited": "final: trained longer",
     "inherited, unmoved": "final: trained longer, images not shifted",
+    "inherited, changed more": "final: trained longer, images changed more",
     "fresh": "final: from fresh weights",
     "fresh, unmoved": "final: from fresh weights, images not shifted",
+    "fresh, changed more": "final: from fresh weights, images changed more",
     "everything": "final: on all examples",
 }
 """What the final trainings are, by what `morphnas.run.final` calls them."""

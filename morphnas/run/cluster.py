@@ -20,11 +20,13 @@ import torch
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import Lost, Supervised
 from morphnas.run.parcels import Answer, done, sealed, task_of, tensors, unsealed
-from morphnas.run.search import Job
+from morphnas.run.search import DeviceGone, Job
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch, warm_up
+
+log = logging.getLogger("morphnas")
 
 RETRIES = 2
 """Times that a job is done again whose worker was lost, which on a cluster need not be the job's fault; and times that
@@ -205,7 +207,11 @@ class _Remote:
 
     def _do(self, parcel: bytes, stop: Stop) -> None:
         torch.set_num_threads(self._threads)
-        self._answers.put(done(parcel, self._task, self._everything, self._answers.put, stop))
+        try:
+            self._answers.put(done(parcel, self._task, self._everything, self._answers.put, stop))
+        except DeviceGone:
+            log.exception("the worker ends")
+            os._exit(1)  # the worker in its place can use the device
 
 
 class _Actor:

@@ -27,7 +27,7 @@ import torch
 
 from morphnas.run.checkpoints import Result
 from morphnas.run.parcels import Answer, part_for, sealed, unsealed, write_task
-from morphnas.run.search import Job, grace, work
+from morphnas.run.search import DeviceGone, Job, grace, work
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Outcome
@@ -35,7 +35,8 @@ from morphnas.train.trainer import EachEpoch
 
 
 class SerialExecutor:
-    """Runs each job in this process, before `submit` returns. Ctrl-C comes through to the caller.
+    """Runs each job in this process, before `submit` returns. Ctrl-C comes through to the caller, and so does
+    DeviceGone, after which this process can do no job: the trial stays open.
 
     everything: examples for the trainings that nobody judges; None: those of the task.
     """
@@ -54,6 +55,8 @@ class SerialExecutor:
         future: Future[Result] = Future()
         try:
             future.set_result(work(job, part_for(job, self._task, self._everything), each_epoch))
+        except DeviceGone:
+            raise
         except Exception as error:
             future.set_exception(error)
         return future

@@ -28,8 +28,8 @@ from morphnas.train.trainer import SHORT
 
 log = logging.getLogger("morphnas")
 
-LONGEST = 60
-"""Epochs of a final training, at most."""
+LONGEST, LONGEST_CHANGED = 60, 120
+"""Epochs of a final training, at most, and where images are changed more."""
 JUDGED = 0.5
 """Share of the time for trainings that are judged, at most, where one on everything comes after them."""
 WORTH_JUDGING = SHORT + 1
@@ -46,6 +46,16 @@ MOST_ASKING = 0.1
 """Share of the time left that is kept for it at most."""
 FULL_RATE = 10
 """Epochs from which on a training on everything goes up to the full learning rate; a shorter one stays below."""
+BY_HEART = 0.5
+"""Share of the errors on held-out examples below which those on examples that were trained on show that these are known
+by heart: images are to be changed more then."""
+SHIFT_MORE, CUTOUT_MORE = 0.125, 0.25
+"""How much: as much as that, unless they are changed more already."""
+
+UNMOVED = ", unmoved"
+"""What the name of a way ends with in which images are not shifted."""
+Way = tuple[str, Graph | int, Recipe]
+"""A final training: its name, its start and its recipe."""
 
 
 def finalise(
@@ -106,27 +116,33 @@ def finalise(
     if len(ways) == 1 and everything is not None and not retrain:
         ways = []
     results = [] if retrain else [winner]
-    for i, (way, start, settings) in enumerate(ways):
-        part = share / (len(ways) - i * share)  # of what is left, so that every way gets the same
+    count = len(ways)
+    while ways:
+        done = count - len(ways)
+        part = share / (count - done * share)  # of what is left, so that every way gets the same
+        way, start, settings = ways.pop(0)
         seen = HOPED * passes(part * deadline.left, task.train, scoring)
         long = _sized(settings, seen, len(task.train), epochs)
         if long is None:
             break
         why = {"final": way, "of": winner.id, "data": data}
-        proposal = Proposal(start, (), replace(long, patience=recipe.patience or 8), why)
+        proposal = Proposal(start, (), long, why)
         end = deadline.earlier(deadline.left * (1 - part))
         results.append(_train(store, proposal, executor, end, seed, True, max_memory, observer))
+        if ways and ways[0][0].endswith(UNMOVED) and _by_heart(store, results[-1], task, deadline):
+            ways = _changed_more(ways, results[-1])
     results = [trial for trial in results if trial.kept and trial.score is not None] or [winner]
     chosen = _chosen(store, results, task, chooser, deadline)
     base = chosen.outcome
     if everything is None or base is None or base.score is None or base.best_epoch < 1:
         return chosen
     before = chosen.proposal.recipe
-    more, most = passes(deadline.left, everything, 0.0), longest
+    augment = before.augment if is_final(chosen) else recipe.augment
+    settings = replace(recipe, augment=augment)
+    more, most = passes(deadline.left, everything, 0.0), epochs or _longest(settings)
     if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
         most = min(most, base.best_epoch)
-    augment = before.augment if is_final(chosen) else recipe.augment
-    again = _sized(replace(recipe, augment=augment), min(HOPED * more, most), len(everything), epochs)
+    again = _sized(settings, min(HOPED * more, most), len(everything), epochs)
     if again is None:
         return chosen
     again = replace(again, lr=recipe.lr * min(1.0, min(more, most) / FULL_RATE), patience=None)
@@ -156,21 +172,26 @@ def _costs(winner: Trial, outcome: Outcome, task: Task) -> tuple[float, float]:
 
 
 def _sized(recipe: Recipe, passes: float, n: int, epochs: int | None) -> Recipe | None:
-    """The recipe for so many passes over n examples, at most `LONGEST`: in equal parts, none of them more than a pass.
+    """The recipe for so many passes over n examples, at most `_longest`: in equal parts, none of them more than a pass.
 
     epochs: instead, as many of them as there is time for. Images are shifted, where that is open, if the training is
     long enough. None where not even a batch can be trained on.
     """
     if passes * n < recipe.batch_size:
         return None
-    most = min(passes, epochs or LONGEST)
-    if most >= (epochs or LONGEST) or epochs:
+    longest = epochs or _longest(recipe)
+    most = min(passes, longest)
+    if most >= longest or epochs:
         return _decided(replace(recipe, epochs=max(1, int(most)), examples=None))
     parts = math.ceil(most)
     return _decided(replace(recipe, epochs=parts, examples=min(n, max(recipe.batch_size, int(most * n / parts)))))
 
 
-def _ways(winner: Trial, recipe: Recipe, retrain: bool) -> list[tuple[str, Graph | int, Recipe]]:
+def _longest(recipe: Recipe) -> int:
+    return LONGEST_CHANGED if recipe.augment.cutout >= CUTOUT_MORE else LONGEST
+
+
+def _ways(winner: Trial, recipe: Recipe, retrain: bool) -> list[Way]:
     """What to train and compare, the most important first: a name, a start, and a recipe.
 
     Whether images are to be shifted is asked where it is open; then, whether from the winner's or from fresh weights.
@@ -179,8 +200,34 @@ def _ways(winner: Trial, recipe: Recipe, retrain: bool) -> list[tuple[str, Graph
     ways = [("fresh" if retrain else "inherited", start, recipe)]
     if _decided(recipe).augment != recipe.augment and recipe.epochs > SHORT:
         still = replace(recipe, augment=replace(recipe.augment, shift=0.0))
-        ways.append((f"{ways[0][0]}, unmoved", start, still))
+        ways.append((ways[0][0] + UNMOVED, start, still))
     return ways if retrain else [*ways, ("fresh", winner.graph, recipe)]
+
+
+def _changed_more(ways: list[Way], after: Trial) -> list[Way]:
+    """Those ways with images that are changed more, the first of which goes on from a training that has been."""
+    more = []
+    for name, start, recipe in ways:
+        was = recipe.augment
+        shift, cutout = max(SHIFT_MORE, was.shift or 0.0), max(CUTOUT_MORE, was.cutout)
+        changed = replace(recipe, augment=replace(was, shift=shift, cutout=cutout))
+        unmoved = name.endswith(UNMOVED)
+        more.append((name.removesuffix(UNMOVED) + ", changed more", after.id if unmoved else start, changed))
+    return more
+
+
+def _by_heart(store: Store, trial: Trial, task: Task, deadline: Deadline) -> bool:
+    """Whether a network is less than `BY_HEART` as wrong on examples that it was trained on as on held-out ones."""
+    if task.valid is None or not trial.kept:
+        return False
+    known = task.train[: len(task.valid)]
+    errors = []
+    for examples in (known, task.valid):
+        said = outputs_of(store, [trial], examples.x, task, deadline).get(trial.id)
+        if said is None:
+            return False
+        errors.append(task.goal.errors(said, examples.y).mean().item())
+    return errors[0] < BY_HEART * errors[1]
 
 
 def _decided(recipe: Recipe) -> Recipe:

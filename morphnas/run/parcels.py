@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 
 from morphnas.graph import Graph, Network
 from morphnas.run.checkpoints import Result
-from morphnas.run.search import Job, work
+from morphnas.run.search import DeviceGone, Job, work
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Stop
 from morphnas.train.goal import goal_from_json
@@ -115,10 +115,12 @@ def unsealed(answer: Answer) -> Result:
 
 
 def done(parcel: bytes, task: Task, everything: Examples | None, each_epoch: EachEpoch, stop: Stop) -> Done:
-    """Do a job that has arrived, until `stop` is asked. Whatever it raises is an outcome."""
+    """Do a job that has arrived, until `stop` is asked. Whatever it raises is an outcome, but for DeviceGone."""
     try:
         job = replace(opened(parcel), stop=stop)
         outcome, weights = work(job, part_for(job, task, everything), each_epoch)
+    except DeviceGone:
+        raise
     except BaseException:  # sys.exit() as well
         return Done(Outcome("failed", error=traceback.format_exc()[-4000:]), None)
     return Done(outcome, None if weights is None else save(weights))

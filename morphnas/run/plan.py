@@ -26,9 +26,11 @@ EPOCHS = 6
 """Epochs of a child, where the time allows."""
 STEPS, MOST_EPOCHS = 100, 30
 """Steps of a child on rows, at least, as far as so many epochs make them: few rows cost next to nothing."""
-PASSES, MANY_PASSES = 10, 25
-"""Times that the final trainings should see all examples, at least, with the largest starter; and where it is no CPU
-that trains: there is time for more then, with networks that are as wide as they get."""
+PASSES = 10
+"""Times that the final trainings should see all examples, at least, with the largest starter."""
+AMPLE = 1e13
+"""Examples, times FLOPs of `Graph.work`, that the final trainings have time for, from which on they see them more
+often: as the cube root, the rest is for larger networks."""
 SEEN, SEEN_COLOURED = 120_000, 60_000
 """Examples that they should see, at least, and of coloured images: of few, all are seen more often. Of grey ones larger
 networks are no better then, and smaller ones leave time for a search and for comparing final trainings; of coloured
@@ -136,13 +138,15 @@ class Pace:
     cuda_graphs: bool = False
 
 
-def measure(task: Task, seconds: float, recipe: Recipe) -> Pace:
+def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True) -> Pace:
     """The pace of the number of threads, the precision and the kind of steps that are the fastest here.
 
-    Times a few steps of a small network on real batches, for at most about `seconds`.
+    Times a few steps of a small network on real batches, for at most about `seconds`. record: whether steps may be
+    recorded. Not where processes share a GPU: it stopped some of those that replayed recorded ones (`benchmarks/gpu.py
+    shared`).
     """
     if task.device.type in RECORDERS:
-        return _measure_recording(task, recipe)
+        return _measure_recording(task, recipe, record)
     shape = tuple(task.train.x.shape[1:])
     graph = cnn(shape, task.goal.outputs, width=16) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=64)
     module = to_module(graph).to(task.device)
@@ -180,7 +184,7 @@ def measure(task: Task, seconds: float, recipe: Recipe) -> Pace:
     return Pace(fastest / len(batch) / graph.work * len(task.train), threads, precision)
 
 
-def _measure_recording(task: Task, recipe: Recipe) -> Pace:
+def _measure_recording(task: Task, recipe: Recipe, record: bool) -> Pace:
     """That of a device which can record steps: of whole ones, and of a network that is large enough to keep it busy.
 
     In bfloat16, where the device itself computes in it: what that gains does not show step by step, since the device
@@ -217,7 +221,10 @@ def _measure_recording(task: Task, recipe: Recipe) -> Pace:
         per_flop = min(took) / len(draw) / graph.work * len(task.train)
         return Pace(per_flop, torch.get_num_threads(), precision, step.records), weights(module) - weights(start)
 
-    (plain, moved), (recorded, otherwise) = tried(False), tried(True)
+    plain, moved = tried(False)
+    if not record:
+        return plain
+    recorded, otherwise = tried(True)
     alike = (otherwise - moved).norm() <= 0.1 * moved.norm()
     return recorded if alike and recorded.seconds_per_flop * CLEARLY < plain.seconds_per_flop else plain
 
@@ -291,8 +298,8 @@ def plan(
     """Starters that are affordable within `seconds` of the whole run on n examples.
 
     Networks are as large as lets the final trainings see all examples `PASSES` times, and `seen` of them: of larger and
-    smaller ones, trained on a CPU for the same seconds, these do best (`benchmarks/sizes.py`); elsewhere `MANY_PASSES`
-    times. Children see what they have time for, of much data a part.
+    smaller ones, trained on a CPU for the same seconds, these do best (`benchmarks/sizes.py`); and where there is time
+    for more than a CPU's minutes, more often. Children see what they have time for, of much data a part.
 
     recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what
     is affordable. initial: graphs to start from instead of starters. workers: that train at a time, of which the final
@@ -317,8 +324,9 @@ def plan(
         return graphs[-1]
 
     cost = max(pace.seconds_per_flop, 1e-30)
-    passes = PASSES if device.type == "cpu" else MANY_PASSES
-    largest = RESERVED * seconds / (max(passes, seen(shape) / n) * cost)  # work of a pass
+    room = RESERVED * seconds / cost  # work, times passes
+    passes = PASSES * max(1.0, n * room / AMPLE) ** (1 / 3)
+    largest = room / max(passes, seen(shape) / n)
     _check(initial, shape, outputs, limits)
     starts = {graph.key: graph for graph in initial}
     for make, factor, deep in [] if initial else families:

@@ -30,7 +30,7 @@ from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime, Stop
 from morphnas.train.predict import Diverged, chunk, evaluate, latency, predict
 from morphnas.train.recipe import Outcome, Recipe
-from morphnas.train.step import is_out_of_memory
+from morphnas.train.step import is_gone, is_out_of_memory
 from morphnas.train.trainer import EachEpoch, train
 from morphnas.train.whitening import whitening
 
@@ -111,6 +111,10 @@ class Job:
         return chunk(self.micro)
 
 
+class DeviceGone(RunError):
+    """The device does nothing any more for this process."""
+
+
 class Executor(Protocol):
     """Where jobs run; it is made for one task, which it gives to its workers once.
 
@@ -149,7 +153,7 @@ def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
 
     When that diverges it is done once more at a lower learning rate, in what is left of the time, and the better one of
     the two counts. Returns the outcome and the weights of the best epoch; None for weights when the work failed. Any
-    error is an outcome; KeyboardInterrupt passes.
+    error is an outcome, but for DeviceGone, which is nothing of the network's; KeyboardInterrupt passes.
     """
     deadline = Deadline.after(job.seconds, stop=job.stop)
     keeper = Keeper(job.checkpoint, _identity(job, task))
@@ -212,6 +216,10 @@ def _attempt(
     except Exception as error:
         if is_out_of_memory(error):
             return Outcome("oom", error=str(error)[:2000]), None
+        if is_gone(task.device):
+            reason = str(error).partition("\n")[0]
+            message = f"{task.device} does nothing any more for this process ({reason}); what was trained is kept"
+            raise DeviceGone(f"{message}: a new process can go on with resume=True") from error
         return Outcome("failed", error=traceback.format_exc()[-4000:]), None
 
 

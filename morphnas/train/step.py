@@ -235,3 +235,17 @@ def computing(precision: Precision, device: torch.device) -> AbstractContextMana
 
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _CPU_ALLOCATOR in str(error)
+
+
+def is_gone(device: torch.device) -> bool:
+    """Whether the device does nothing any more for this process, since something that it did there went wrong.
+
+    Then everything that is asked of a GPU is the same error, until the process ends.
+    """
+    if device.type == "cpu":
+        return False
+    try:
+        torch.zeros((), device=device).item()
+    except RuntimeError as error:
+        return not is_out_of_memory(error)
+    return False

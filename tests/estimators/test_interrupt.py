@@ -22,7 +22,7 @@ import torch
 import morphnas
 from morphnas import ImageClassifier
 from morphnas.estimators.settings import decisive
-from morphnas.run import checkpoints, executors, final
+from morphnas.run import checkpoints, executors, final, search
 from morphnas.run.files import RunError
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import is_final
@@ -138,6 +138,26 @@ def test_ctrl_c_twice_ends_it_at_once(data: Data, tmp_path: Path) -> None:
     classifier(path, resume=True).fit(*data)
     classifier(tmp_path / "unbroken").fit(*data)
     assert comparable(load_run(path).trials) == comparable(load_run(tmp_path / "unbroken").trials)
+
+
+@pytest.mark.parametrize("epochs", [5, 14])
+def test_a_device_that_is_gone_ends_the_fit_and_nothing_is_lost(data: Data, tmp_path: Path, epochs: int) -> None:
+    """In the second network, and in a final training: both are gone on with."""
+    path, whole, more = tmp_path / "run", tmp_path / "unbroken", {"refit": True, "max_trials": 4}
+
+    def launch() -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure\nwhat helps to find out why")
+
+    with pytest.MonkeyPatch.context() as patch:
+        At(patch, "epoch_done", epochs, launch)
+        patch.setattr(search, "is_gone", lambda _: True)
+        with pytest.raises(RunError, match=r"does nothing any more for this process \(CUDA error.*failure\); .*resume"):
+            classifier(path, **more).fit(*data)
+    assert [trial.outcome is None for trial in load_run(path).trials].count(True) == 1
+    assert not any(trial.outcome and trial.outcome.error for trial in load_run(path).trials)
+    classifier(path, resume=True, **more).fit(*data)
+    classifier(whole, **more).fit(*data)
+    assert comparable(load_run(path).trials) == comparable(load_run(whole).trials)
 
 
 @posix

@@ -73,6 +73,8 @@ def test_gpus_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(Place.of(ImageClassifier(executor="process")).workers) == 3
     assert Place.of(ImageClassifier(executor="process", device="cuda:1")).workers == (second,)
     assert Place.of(ImageClassifier(executor="process", devices=["cuda:1", "cuda:1"])) == Place(second, (second,) * 2)
+    assert not Place.of(both).shared
+    assert Place.of(ImageClassifier(executor="process", devices=["cuda:1", "cuda:0", "cuda:1"])).shared
     with pytest.raises(ValueError, match="devices=4 are not there: torch sees 3"):
         Place.of(ImageClassifier(executor="process", devices=4))
 

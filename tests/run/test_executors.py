@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from morphnas.graph import Limits, Weights
+from morphnas.graph import Limits, Weights, mlp
 from morphnas.run import executors as module
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import Lost, SerialExecutor, Supervised, process_executor
@@ -69,6 +69,23 @@ def test_ctrl_c_comes_through_the_serial_executor(monkeypatch: pytest.MonkeyPatc
 
 def test_the_serial_executor_is_done_when_submit_returns() -> None:
     assert SerialExecutor(TASK).submit(Job(GRAPH, (), RECIPE, 60, 0)).done()
+
+
+def test_a_process_whose_device_is_gone_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first job fails for a reason of its own, in a process in which no device answers any more."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from morphnas.run import search\nsearch.is_gone = lambda device: True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    executor = process_executor(TASK, [CPU], 1)
+    try:
+        outcome, found = executor.submit(Job(mlp((5,), 2, width=3), (), RECIPE, 60, 0)).result(120)
+        assert (outcome.status, found) == ("failed", None)
+        assert "cpu does nothing any more for this process" in (outcome.error or "")
+        assert "exit code 1" in (outcome.error or "")
+        assert executor.submit(Job(GRAPH, (), RECIPE, 60, 0)).result(120)[0].status == "finished"
+    finally:
+        executor.shutdown()
 
 
 # -- supervision, with workers that are no processes

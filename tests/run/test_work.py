@@ -33,7 +33,7 @@ from morphnas.graph import (
     weights_of,
 )
 from morphnas.run import search as module
-from morphnas.run.search import PROOF, Job, inherited, micro_batch, work
+from morphnas.run.search import PROOF, DeviceGone, Job, inherited, micro_batch, work
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline, OutOfTime
@@ -239,6 +239,14 @@ def test_no_memory_is_an_outcome(error: BaseException) -> None:
     assert (outcome.status, found) == ("oom", None)
     assert outcome.error is not None
     assert "no room" in outcome.error
+
+
+def test_a_device_that_is_gone_is_no_failure_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_gone", lambda _: True)
+    with pytest.raises(DeviceGone, match=r"cpu does nothing any more for this process \(launch failure\)"):
+        work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), raising(RuntimeError("launch failure\nand more")))  # type: ignore[arg-type]
+    for error in OUT_OF_MEMORY:
+        assert work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), raising(error))[0].status == "oom"  # type: ignore[arg-type]
 
 
 def test_torch_says_no_memory_as_expected() -> None:
