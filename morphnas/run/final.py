@@ -130,7 +130,7 @@ def finalise(
         end = deadline.earlier(deadline.left * (1 - part))
         results.append(_train(store, proposal, executor, end, seed, True, max_memory, observer))
         if ways and ways[0][0].endswith(UNMOVED) and _by_heart(store, results[-1], task, deadline):
-            ways = _changed_more(ways, results[-1])
+            ways = _changed_more(ways)
     results = [trial for trial in results if trial.kept and trial.score is not None] or [winner]
     chosen = _chosen(store, results, task, chooser, deadline)
     base = chosen.outcome
@@ -204,15 +204,14 @@ def _ways(winner: Trial, recipe: Recipe, retrain: bool) -> list[Way]:
     return ways if retrain else [*ways, ("fresh", winner.graph, recipe)]
 
 
-def _changed_more(ways: list[Way], after: Trial) -> list[Way]:
-    """Those ways with images that are changed more, the first of which goes on from a training that has been."""
+def _changed_more(ways: list[Way]) -> list[Way]:
+    """Those ways with images that are changed more."""
     more = []
     for name, start, recipe in ways:
         was = recipe.augment
         shift, cutout = max(SHIFT_MORE, was.shift or 0.0), max(CUTOUT_MORE, was.cutout)
         changed = replace(recipe, augment=replace(was, shift=shift, cutout=cutout))
-        unmoved = name.endswith(UNMOVED)
-        more.append((name.removesuffix(UNMOVED) + ", changed more", after.id if unmoved else start, changed))
+        more.append((name.removesuffix(UNMOVED) + ", changed more", start, changed))
     return more
 
 

@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -384,7 +385,7 @@ def search(
     end, parting = deadline.earlier(-late), NEVER
     here = threading.get_ident()
     asker = ThreadPoolExecutor(1, "morphnas-ask") if executor.ahead else None
-    asked: Future[Proposal | None] | None = None  # for the next worker that is free
+    asked: Future[tuple[Proposal | None, Network | None]] | None = None  # for the next worker that is free
     begun = False
 
     def left(trials: Sequence[Trial], seconds: float = 0.0) -> Left:
@@ -398,18 +399,27 @@ def search(
     def kept(id: int) -> bool:
         return any(trial.id == id and trial.kept for trial in store.trials)
 
-    def next_trial() -> Trial | None:
+    def ask(trials: Sequence[Trial], left: Left) -> tuple[Proposal | None, Network | None]:
+        """What comes next, and the network that it starts from, where that can be read: in another thread."""
+        proposal = searcher.ask(trials, left)
+        if proposal and not isinstance(proposal.start, Graph):
+            with suppress(RunError):
+                return proposal, store.network(proposal.start)
+        return proposal, None
+
+    def next_trial() -> tuple[Trial, Network | None] | None:
+        """What a worker is to do, and the network that it starts from, where that was read ahead."""
         nonlocal asked
         trials = store.trials
         needed = not begun and not any(trial.kept for trial in trials)
         if waiting and not (deadline.passed and any(trial.outcome for trial in trials)):
-            return waiting.pop(0)
+            return waiting.pop(0), None
         if enough(trials) or (deadline.passed and not needed):
             return None
-        proposal = asked.result() if asked else None
+        proposal, network = asked.result() if asked else (None, None)
         asked = None
         if proposal and not isinstance(proposal.start, Graph) and not kept(proposal.start):
-            proposal = None  # its start's weights were removed since
+            proposal = network = None  # its start's weights were removed since
         if proposal is None:
             proposal = searcher.ask(trials, left(trials))
         if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
@@ -421,7 +431,7 @@ def search(
             return None
         given = {"weights": "given"} if store.gives(proposal.start) else {}
         why = {**proposal.why, **given}
-        return store.claim(replace(proposal, recipe=settle(proposal.recipe, trials, chance), why=why))
+        return store.claim(replace(proposal, recipe=settle(proposal.recipe, trials, chance), why=why)), network
 
     def ask_ahead(trial: Trial) -> None:
         """Ask for what comes after this trial, of which nothing is known yet, and the others that run."""
@@ -429,16 +439,16 @@ def search(
         trials = store.trials
         if asker and not (asked or waiting or deadline.passed or enough(trials)):
             seconds = left(trials).predict(trial.graph, trial.proposal.recipe.epochs) / executor.workers
-            asked = asker.submit(searcher.ask, trials, left(trials, seconds))
+            asked = asker.submit(ask, trials, left(trials, seconds))
 
-    def begin(trial: Trial) -> None:
+    def begin(trial: Trial, network: Graph | Network | None) -> None:
         nonlocal begun
         begun = True
         if observer:
             observer.trial_begins(trial)
         start = trial.proposal.start
         try:
-            network = store.start(start)
+            network = network or store.start(start)
         except RunError as error:  # the weights of the start: nothing can be begun from it any more
             store.forget_weights(trial.parent)
             finish(trial, Outcome("failed", error=str(error)), None)
@@ -460,15 +470,15 @@ def search(
             observer.epoch_done(trial, outcome)
 
     def finish(trial: Trial, outcome: Outcome, weights: Weights | None) -> None:
-        ended = store.finish(trial.id, outcome, weights)
+        ended = store.finish(trial.id, outcome, weights, behind=executor.ahead)
         prune(store, keep)
         if observer:
             observer.trial_ends(ended)
 
     try:
         while True:
-            while len(running) < executor.workers and (trial := next_trial()) is not None:
-                begin(trial)
+            while len(running) < executor.workers and (following := next_trial()) is not None:
+                begin(*following)
             if not running:
                 return
             until = end if deadline.passed else deadline

@@ -22,6 +22,7 @@ import shutil
 import socket
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -136,6 +137,8 @@ class Store:
         self.about: Mapping[str, Any] = about
         self._lock = lock
         self._trials: dict[int, Trial] = {}
+        self._writer = ThreadPoolExecutor(1, "morphnas-write")
+        self._writing: Future[None] | None = None
 
     @classmethod
     def create(cls, path: Path, about: Mapping[str, Any], overwrite: bool = False) -> Self:
@@ -196,7 +199,11 @@ class Store:
             raise RunError(f"{str(parent)!r} cannot be written to: choose another path for the run")
 
     def close(self) -> None:
-        self._lock.release()
+        try:
+            self._writer.shutdown()
+            self._written()
+        finally:
+            self._lock.release()
 
     @property
     def trials(self) -> list[Trial]:
@@ -204,7 +211,9 @@ class Store:
         return [self._trials[id] for id in sorted(self._trials)]
 
     def claim(self, proposal: Proposal) -> Trial:
-        """Give the proposal an id and write it down."""
+        """Give the proposal an id and write it down: after what it starts from."""
+        if not isinstance(proposal.start, Graph):
+            self._written()
         graph = grown(proposal, {trial.id: trial.graph for trial in self._trials.values()})
         id = max(self._trials, default=-1) + 1
         while (_trial_folder(self.path, id) / "proposal.json").exists():  # of a trial that could not be read
@@ -220,10 +229,24 @@ class Store:
         self._trials[id] = Trial(id, proposal, graph)
         return self._trials[id]
 
-    def finish(self, id: int, outcome: Outcome, weights: Weights | None) -> Trial:
-        """Commit what came of a trial: the weights first, the outcome last."""
-        folder = _trial_folder(self.path, id)
-        trial = self._trials[id]
+    def finish(self, id: int, outcome: Outcome, weights: Weights | None, behind: bool = False) -> Trial:
+        """Commit what came of a trial: the weights first, the outcome last.
+
+        behind: whether in a thread of its own, so that nobody waits for the disk. Whatever needs the files waits, and
+        raises what went wrong with them.
+        """
+        self._written()
+        ended = replace(self._trials[id], outcome=outcome, kept=weights is not None)
+        if behind:
+            self._writing = self._writer.submit(self._commit, ended, weights)
+        else:
+            self._commit(ended, weights)
+        self._trials[id] = ended
+        return ended
+
+    def _commit(self, trial: Trial, weights: Weights | None) -> None:
+        assert trial.outcome is not None
+        folder = _trial_folder(self.path, trial.id)
         if weights is not None:
             write_tensors(folder / "weights.safetensors", weights)
         end = {
@@ -232,13 +255,16 @@ class Store:
             "key": trial.graph.key,
             "parameters": trial.graph.parameters,
             "flops": trial.graph.flops,
-            "outcome": outcome.to_json(),
+            "outcome": trial.outcome.to_json(),
         }
         write_json(folder / "trial.json", end)
         with contextlib.suppress(OSError):
-            self.checkpoint(id).unlink(missing_ok=True)
-        self._trials[id] = replace(trial, outcome=outcome, kept=weights is not None)
-        return self._trials[id]
+            self.checkpoint(trial.id).unlink(missing_ok=True)
+
+    def _written(self) -> None:
+        """Wait for what is being written; RunError where that could not be, and ever after."""
+        if self._writing is not None:
+            self._writing.result()
 
     def checkpoint(self, id: int) -> Path:
         """Where a training that is interrupted leaves what it goes on from."""
@@ -246,6 +272,7 @@ class Store:
 
     def drop_weights(self, id: int) -> None:
         """Remove a trial's weights: nothing starts from it any more."""
+        self._written()
         try:
             (_trial_folder(self.path, id) / "weights.safetensors").unlink(missing_ok=True)
         except OSError as error:
@@ -258,6 +285,7 @@ class Store:
             self._trials[id] = replace(self._trials[id], kept=False)
 
     def network(self, id: int) -> Network:
+        self._written()
         return load_network(self.path, self._trials[id])
 
     def give(self, network: Network) -> None:
@@ -285,6 +313,7 @@ class Store:
 
     def note(self, **facts: Any) -> None:
         """Add facts to run.json."""
+        self._written()
         self.about = {**self.about, **facts}
         write_json(self.path / "run.json", self.about)
 

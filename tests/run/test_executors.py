@@ -11,18 +11,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from morphnas.graph import Limits, Weights, mlp
+from morphnas.graph import Graph, Limits, Network, Weights, mlp
 from morphnas.run import executors as module
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import Lost, SerialExecutor, Supervised, process_executor
+from morphnas.run.files import write_tensors
 from morphnas.run.parcels import read_task, write_task
 from morphnas.run.search import Executor, Job, search
+from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
-from morphnas.search.trial import Trial
+from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, Stop
 from morphnas.train.goal import Classes
@@ -317,6 +320,44 @@ def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, m
     running = [[t.outcome is None for t in asked].count(True) for asked, _ in script.asked]
     assert running[:4] == [0, 1, 1, 1]
     assert [len(asked) for asked, _ in script.asked][:4] == [0, 1, 2, 3]
+
+
+def test_nobody_waits_for_the_disk_while_proposals_are_asked_for_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are written, and those that the next network starts from are read, while others are trained."""
+    first, second, third = proposals(3)
+    script = Script([first, second, Proposal(0, (), RECIPE), third])
+    began, reads, written = threading.Event(), list[str](), list[bool]()
+    read = Store.network
+
+    def writing(file: Path, held: Any) -> None:
+        written.append(began.wait(30) if "00000" in str(file) else True)
+        write_tensors(file, held)
+
+    def reading(store: Store, id: int) -> Network:
+        reads.append(threading.current_thread().name)
+        return read(store, id)
+
+    def trained(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
+        if isinstance(job.start, Graph) and job.start == second.start:
+            began.set()
+        until = time.monotonic() + 30
+        while len(script.asked) <= len(store.trials) and time.monotonic() < until:
+            time.sleep(0.001)
+        graph = job.start if isinstance(job.start, Graph) else job.start.graph
+        return GOOD, weights(0, graph)
+
+    monkeypatch.setattr("morphnas.run.store.write_tensors", writing)
+    monkeypatch.setattr(Store, "network", reading)
+    monkeypatch.setattr(module, "work", trained)
+    monkeypatch.setattr(SerialExecutor, "ahead", True)
+    with store_of(tmp_path / "run") as store:
+        search(store, script, SerialExecutor(TASK), Deadline.after(120))
+    assert written == [True] * 4
+    assert len(reads) == 1
+    assert reads[0].startswith("morphnas-ask")
+    assert [trial.kept for trial in load_run(tmp_path / "run").trials] == [True] * 4
 
 
 def test_one_process_searches_as_this_one_does(tmp_path: Path, process: Supervised) -> None:

@@ -333,6 +333,51 @@ def test_a_full_disk_is_a_run_error_that_names_the_file(monkeypatch: pytest.Monk
     assert load_run(path).trials[0].outcome == GOOD
 
 
+def test_what_is_written_behind_is_waited_for_where_it_is_needed(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    go, write = threading.Event(), reading.write_bytes
+
+    def slow(file: Path, data: bytes) -> None:
+        assert threading.current_thread() is threading.main_thread() or go.wait(30)
+        write(file, data)
+
+    with store_of(path) as store:
+        for proposal in proposals(2):
+            store.claim(proposal)
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, "write_bytes", slow)
+            ended = store.finish(0, GOOD, weights(), behind=True)
+            assert store.trials[0] == ended
+            assert ended.kept
+            assert load_run(path).trials[0].outcome is None
+            go.set()
+            assert same_weights(store.network(0), weights())
+            assert load_run(path).trials[0] == ended
+            store.finish(1, GOOD, weights(1, store.trials[1].graph), behind=True)
+    assert [trial.kept for trial in load_run(path).trials] == [True, True]
+
+
+def test_a_full_disk_behind_is_told_by_whatever_comes_next(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    failing = pytest.raises(RunError, match=r"weights\.safetensors cannot be written: No space left")
+    store = Store.create(path, {})
+    for proposal in proposals(2):
+        store.claim(proposal)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        store.finish(0, GOOD, weights(), behind=True)
+        calls: list[Callable[[], object]] = [
+            lambda: store.finish(1, GOOD, weights()), lambda: store.network(0), lambda: store.drop_weights(0),
+            lambda: store.claim(Proposal(0, (), RECIPE)), lambda: store.note(final=0), store.close,
+        ]  # fmt: skip
+        for call in calls:
+            with failing:
+                call()
+    with resumed(path) as store:  # which was let go all the same
+        assert [trial.outcome for trial in store.trials] == [None, None]
+
+
 # -- folders that will not do
 
 
