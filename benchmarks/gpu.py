@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py speed [--run FOLDER] [--seconds 3] [--widths 16 64] [--more 512] [--device cuda]
     python benchmarks/gpu.py memory --data cifar10.npz [--seconds 40] [--device cuda]
+    python benchmarks/gpu.py shared [--seconds 60] [--processes 2] [--device cuda]
 
 speed: networks are trained on 50,000 images of noise (3, 32, 32), each in several ways in turn: "plain", a loop as it
 is written by hand around the same module, with the images on the device, bfloat16 and channels_last; our steps in
@@ -15,6 +16,9 @@ that fails is told with its error. A pass forward and backward is taken for thre
 memory: a fit in batches of 4,096 with a hundredth of the device's memory: how its trials ended, and with how many
 examples at a time.
 
+shared: residual networks of width 128 are trained on noise by so many processes for each of several ways at the same
+time, until they are ended or the GPU ends them: how many steps each made, and what stopped it.
+
 Appends to results/gpu.json; --smoke: a moment each on whatever device there is, nothing written.
 """
 
@@ -23,11 +27,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +237,62 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+SHARED = {
+    f"{way}, batches of {size}": (way, size)
+    for way, size in (("Muon, CUDA graph", 512), ("Muon, CUDA graph", 128), ("CUDA graph", 512), ("Muon", 512))
+}
+"""Ways to train in processes that share a GPU: one of `ways`, and a batch's size."""
+
+
+def shared(args: argparse.Namespace) -> dict[str, Any]:
+    """Processes of this script, each of which has a way of its own."""
+    rows: dict[str, Any] = {name: [] for name in SHARED}
+    with tempfile.TemporaryDirectory() as folder:
+        there = []
+        for i in range(args.processes):
+            for name in SHARED:
+                log = Path(folder) / f"{name} {i}"
+                command = [sys.executable, __file__, "alone", "--way", name, "--device", str(args.device)]
+                with log.open("w") as out:
+                    more = ["--smoke"] if args.smoke else []
+                    there.append((name, subprocess.Popen([*command, *more], stdout=out, stderr=out), log))
+        until = time.perf_counter() + args.seconds
+        while time.perf_counter() < until and any(process.poll() is None for _, process, _ in there):
+            time.sleep(0.2)
+        for name, process, log in there:
+            stopped = process.poll() is not None
+            process.kill()
+            process.wait()
+            said = log.read_text(errors="replace").splitlines()
+            steps = max((int(line.split()[1]) for line in said if line.startswith("steps ")), default=0)
+            error = next((line[:200] for line in reversed(said) if "Error:" in line), None) if stopped else None
+            rows[name].append({"steps": steps, "stopped": stopped, "error": error})
+            print(f"{name:36s} {rows[name][-1]}", flush=True)
+    return {"seconds": args.seconds, "processes": args.processes * len(SHARED), "ways": rows}
+
+
+def alone(args: argparse.Namespace) -> None:
+    """One of these processes: trains until it is ended."""
+    kind, size = SHARED[args.way]
+    n, width = (2_000, 4) if args.smoke else (20_480, 128)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=generator)
+    task = Task.of(Examples(x, torch.arange(n) % CLASSES), None, Classes(CLASSES)).to(args.device)
+    recipe = replace(default_recipe(n, args.device, None, SHAPE), augment=CHANGES, batch_size=size)
+    module = to_module(resnet(SHAPE, CLASSES, width=width)).to(args.device).train()
+    loop = ways(module, task, recipe)[kind]()
+    for step in count(1):
+        loss = loop()
+        if step % 10 == 0:
+            loss.item()
+            print("steps", step, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory"])
+    parser.add_argument("what", choices=["speed", "memory", "shared", "alone"])
+    parser.add_argument("--processes", type=int, default=2, help="for each way in which they share the GPU")
+    parser.add_argument("--way", choices=SHARED, help="of `alone`, which `shared` starts")
     parser.add_argument("--run", type=Path, help="the folder of a run on images (3, 32, 32)")
     parser.add_argument("--widths", nargs="*", type=int, default=[16, 64])
     parser.add_argument("--more", nargs="*", type=int, default=[], help="batch sizes beside that of a fit")
@@ -247,9 +307,11 @@ def main() -> None:
         if not args.smoke:
             parser.error("torch sees no GPU")
         args.device = torch.device("cpu")
+    if args.what == "alone":
+        alone(args)
     if args.seconds is None:
-        args.seconds = {"speed": (3.0, 0.05), "memory": (40.0, 3.0)}[args.what][args.smoke]
-    found = {"speed": speed, "memory": memory}[args.what](args)
+        args.seconds = {"speed": (3.0, 0.05), "memory": (40.0, 3.0), "shared": (60.0, 15.0)}[args.what][args.smoke]
+    found = {"speed": speed, "memory": memory, "shared": shared}[args.what](args)
     print(json.dumps({name: value for name, value in found.items() if name != "networks"}))
     if not args.smoke:
         append(args.results, {"what": args.what} | found)
