@@ -14,15 +14,16 @@ from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 
+from torch import Tensor
+
 from morphnas.graph import Graph
-from morphnas.run.asking import at_once, outputs_of
+from morphnas.run.asking import outputs_of
 from morphnas.run.keeping import is_final, unsettled
 from morphnas.run.search import POLL, Executor, Job, Observer, grace, micro_batch, result_of, trial_seed
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
-from morphnas.train.predict import Diverged, evaluate
 from morphnas.train.recipe import SHIFT, Outcome, Recipe
 from morphnas.train.trainer import SHORT
 
@@ -314,16 +315,27 @@ def _begun(store: Store, proposal: Proposal) -> Trial | None:
 
 
 def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | None, deadline: Deadline) -> Trial:
-    """The trial that is best on the examples that choose; by its score, where there is no time to ask them."""
+    """The trial that is best on the examples that choose; by its score, where there is no time to ask them.
+
+    As networks are used: at the temperature that the examples which stop say, since one that is trained for longer, or
+    on images that are changed less, is surer of itself, and by its log loss alone worse for it.
+    """
+
+    def said(trial: Trial, examples: Examples) -> Tensor:
+        outputs = outputs_of(store, [trial], examples.x, task, deadline).get(trial.id)
+        if outputs is None:
+            raise OutOfTime("there is no time to ask a network, or it cannot be read")
+        return outputs
 
     def judged(trial: Trial) -> float:
         if chooser is None or trial.score is None or len(results) == 1:
             return -math.inf if trial.score is None else trial.score
-        module = store.network(trial.id).to_module().to(task.device)
-        try:
-            return evaluate(module, chooser, task, at_once(trial), deadline)[0]
-        except Diverged:
+        outputs, heat = said(trial, chooser), 1.0
+        if not outputs.isfinite().all():
             return -math.inf
+        if task.valid is not None:
+            heat = task.goal.heat(said(trial, task.valid), task.valid.y, task.valid.weights)
+        return task.goal.judged(outputs / heat, chooser.y, chooser.weights)[0]
 
     try:
         return max(results, key=judged)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from morphnas.graph import Graph, Network, Weights, to_module
 from morphnas.run import asking, executors
@@ -224,6 +225,30 @@ def test_the_chooser_chooses(path: Path, told: Callable[..., Told], label: int, 
     with won(path, label=0) as (store, winner):
         last = finish(store, winner, chooser=all_of(label), everything=None)
         assert last.id == (0 if label == 0 else chosen)  # of equals the winner, which was there first
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_the_chooser_is_asked_as_networks_are_used(
+    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """One is right of nine in ten and much too sure, the other of seven: it is better only as it is."""
+    told()
+
+    def said(_: Store, trials: Sequence[Trial], x: Tensor, *__: Any) -> dict[int, Tensor]:
+        right = {0: (0.9, 8.0), 1: (0.7, 1.0), 2: (0.1, 1.0)}
+        found = {}
+        for trial in trials:
+            share, sure = right[trial.id]
+            says_0 = torch.arange(len(x)) < share * len(x)
+            found[trial.id] = torch.stack([says_0, ~says_0], 1).float() * sure
+        return found
+
+    monkeypatch.setattr(module, "outputs_of", said)
+    task = TASK if stops else replace(TASK, valid=None)
+    task = replace(task, valid=replace(task.valid, y=torch.zeros(20, dtype=torch.int64)) if task.valid else None)
+    chooser = Examples(torch.zeros(40, 4), torch.zeros(40, dtype=torch.int64))
+    with won(path, label=0) as (store, winner):
+        assert finish(store, winner, task=task, chooser=chooser, everything=None).id == (0 if stops else 1)
 
 
 def test_the_score_chooses_where_there_is_no_chooser(path: Path, told: Callable[..., Told]) -> None:
