@@ -262,8 +262,15 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
         most = int(min(_CALIBRATION, job.chunk, deadline.left / pace if pace else math.inf))
         if most < 2:
             raise OutOfTime("the deadline came before the network was calibrated")
-        some = torch.randperm(len(task.train), generator=generator)[:most]
-        calibrate(module, new, task.normalised(task.train[some].x))
+        some = torch.randperm(len(task.train), generator=generator)
+        while True:
+            try:
+                calibrate(module, new, task.normalised(task.train[some[:most]].x))
+                break
+            except Exception as error:
+                if most <= SMALLEST or not is_out_of_memory(error):
+                    raise
+            most = max(SMALLEST, most // 2)
     after = predict(module, probes, task, job.chunk, deadline)
     if len(before) < len(probes) or len(after) < len(probes):
         raise OutOfTime("the deadline came before the network was proved to be what its morphs promise")

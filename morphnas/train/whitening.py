@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+PATCHES = 2**20
+"""Patches that are looked at, at most: of more, those every few pixels along both axes."""
 
 LEAST = 5e-4
 """Added to the variance along every direction of the patches, which are of normalised images."""
@@ -18,9 +23,12 @@ def whitening(x: Tensor, like: Tensor) -> Tensor:
     shape and length the result has. With fewer filters than there are directions and signs the strongest directions
     are taken; with more they are repeated.
     """
+    kernel = like.shape[2:]
+    positions = math.prod(size - side + 1 for size, side in zip(x.shape[2:], kernel, strict=True))
+    step = max(1, math.ceil(math.sqrt(len(x) * positions / PATCHES)))
     patches = x
-    for axis, size in enumerate(like.shape[2:], start=2):
-        patches = patches.unfold(axis, size, 1)
+    for axis, side in enumerate(kernel, start=2):
+        patches = patches.unfold(axis, side, step)
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, like[0].numel()).double()
     variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
     found = (directions / (variances + LEAST).sqrt()).T.flip(0)

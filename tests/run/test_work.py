@@ -397,6 +397,20 @@ def small(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(module, "to_module", made)
 
 
+@pytest.mark.parametrize(("most", "status"), [(20, "finished"), (SMALLEST, "finished"), (SMALLEST - 1, "oom")])
+def test_new_norms_get_the_statistics_of_as_many_examples_as_fit(
+    monkeypatch: pytest.MonkeyPatch, most: int, status: str
+) -> None:
+    graph = cnn((2, 8, 8), 3, width=4)
+    deeper = next(m for m in neighbours(graph) if isinstance(m, Deeper))
+    small(monkeypatch, most)
+    outcome, found = work(Job(Network(graph, weights(0, graph)), (deeper,), RECIPE, 600, 1), images())
+    assert (outcome.status, found is None) == (status, status == "oom")
+    if found:
+        assert outcome.morph_error is not None
+        assert outcome.morph_error < PROOF
+
+
 @pytest.mark.parametrize(("most", "status"), [(99, "finished"), (SMALLEST, "finished"), (SMALLEST - 1, "oom")])
 def test_a_network_is_out_of_memory_when_the_smallest_parts_are_too_large(
     monkeypatch: pytest.MonkeyPatch, most: int, status: str
@@ -520,6 +534,29 @@ def test_children_keep_them_and_start_from_what_their_parents_compute() -> None:
 def test_without_that_first_filters_learn() -> None:
     begun, _ = inherited(Job(cnn((3, 16, 16), 3, width=8), (), SHORT, 600, 1), LARGE)
     assert all(p.requires_grad for p in begun.parameters())
+
+
+def test_of_large_images_fewer_patches_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the filters are nearly those of all: neighbours say little more."""
+    smooth = torch.nn.functional.avg_pool2d(torch.randn(64, 3, 42, 42, generator=seeded(1)), 3, 1)
+    like, looked_at = torch.randn(27, 3, 3, 3, generator=seeded(2)), list[int]()
+    all_of_them = whitening(smooth, like)
+    unfold = Tensor.unfold
+
+    def counted(x: Tensor, axis: int, size: int, step: int) -> Tensor:
+        found = unfold(x, axis, size, step)
+        looked_at.append(len(found) * found.shape[2] * found.shape[3] if axis == 3 else 0)
+        return found
+
+    monkeypatch.setattr(Tensor, "unfold", counted)
+    monkeypatch.setattr("morphnas.train.whitening.PATCHES", 40_000)
+    some = whitening(smooth, like)
+    assert 10_000 < looked_at[-1] <= 40_000 < 64 * 38 * 38
+    patches = smooth.unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
+    for filters in (all_of_them, some):
+        seen = patches @ filters.flatten(1)[:13].T
+        found = seen.T @ seen / len(seen)
+        assert torch.allclose(found / found.diagonal().mean(), torch.eye(13), atol=0.15)
 
 
 @given(st.integers(1, 80), st.sampled_from([1, 3, 5]), st.integers(0, 100))
