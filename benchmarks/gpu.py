@@ -310,7 +310,7 @@ def main() -> None:
     if args.what == "alone":
         alone(args)
     if args.seconds is None:
-        args.seconds = {"speed": (3.0, 0.05), "memory": (40.0, 3.0), "shared": (60.0, 15.0)}[args.what][args.smoke]
+        args.seconds = {"speed": (3.0, 0.05), "memory": (40.0, 3.0), "shared": (60.0, 25.0)}[args.what][args.smoke]
     found = {"speed": speed, "memory": memory, "shared": shared}[args.what](args)
     print(json.dumps({name: value for name, value in found.items() if name != "networks"}))
     if not args.smoke:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe
-from morphnas.train.step import EAGER, Step
+from morphnas.train.step import EAGER, Step, is_gone
 from morphnas.train.trainer import train
 from tests.train.tasks import images, seeded
 
@@ -172,6 +174,24 @@ def test_examples_may_stay_in_main_memory(task: Task) -> None:
     outcome = train(network(), apart, RECIPE, NEVER, seeded())
     assert outcome.metric is not None
     assert outcome.metric > 0.8
+
+
+def test_a_device_that_is_gone_is_told_from_one_that_is_not() -> None:
+    """In a process of its own, for which the GPU does nothing any more after that."""
+    assert not is_gone(GPU)
+    script = """if True:
+        import torch
+        from morphnas.train.step import is_gone
+        device = torch.device("cuda")
+        beyond = torch.tensor([7], device=device)
+        try:
+            torch.zeros(3, device=device)[beyond].sum().item()
+        except RuntimeError:
+            print(is_gone(device))
+    """
+    ran = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.strip() == "True", ran.stderr
+    assert not is_gone(GPU)
 
 
 @pytest.mark.parametrize("place", [{}, {"device": "cuda:0"}, {"executor": "process", "devices": ["cuda:0", "cuda:0"]}])
