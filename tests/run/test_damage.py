@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "EVERY", 0.0)
         patch.setattr(checkpoints, "SHARE", 1e9)
-        patch.setattr(Store, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Store, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         again = morphnas.ImageClassifier(path, max_trials=4, resume=True, searcher_args=TINY, refit=False)
         with pytest.raises(KeyboardInterrupt):
             again.fit(*stripes(60), time_limit=60)
