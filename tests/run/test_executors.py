@@ -74,6 +74,7 @@ def test_the_serial_executor_is_done_when_submit_returns() -> None:
     assert SerialExecutor(TASK).submit(Job(GRAPH, (), RECIPE, 60, 0)).done()
 
 
+@pytest.mark.slow
 def test_a_process_whose_device_is_gone_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first job fails for a reason of its own, in a process in which no device answers any more."""
     (tmp_path / "sitecustomize.py").write_text(
