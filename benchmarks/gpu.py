@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -247,33 +248,45 @@ SHARED = {
 def shared(args: argparse.Namespace) -> dict[str, Any]:
     """Processes of this script, each of which has a way of its own."""
     rows: dict[str, Any] = {name: [] for name in SHARED}
+    there: list[tuple[str, subprocess.Popen[bytes], Path]] = []
     with tempfile.TemporaryDirectory() as folder:
-        there = []
-        for i in range(args.processes):
-            for name in SHARED:
-                log = Path(folder) / f"{name} {i}"
-                command = [sys.executable, __file__, "alone", "--way", name, "--device", str(args.device)]
-                with log.open("w") as out:
-                    more = ["--smoke"] if args.smoke else []
-                    there.append((name, subprocess.Popen([*command, *more], stdout=out, stderr=out), log))
-        until = time.perf_counter() + args.seconds
-        while time.perf_counter() < until and any(process.poll() is None for _, process, _ in there):
-            time.sleep(0.2)
-        for name, process, log in there:
-            stopped = process.poll() is not None
-            process.kill()
-            process.wait()
+
+        def steps(log: Path) -> int:
             said = log.read_text(errors="replace").splitlines()
-            steps = max((int(line.split()[1]) for line in said if line.startswith("steps ")), default=0)
+            return max((int(line.split()[1]) for line in said if line.startswith("steps ")), default=0)
+
+        try:
+            for i in range(args.processes):
+                for name in SHARED:
+                    log = Path(folder) / f"{name} {i}"
+                    command = [sys.executable, __file__, "alone", "--way", name, "--device", str(args.device)]
+                    with log.open("w") as out:
+                        more = ["--smoke"] if args.smoke else []
+                        there.append((name, subprocess.Popen([*command, *more], stdout=out, stderr=out), log))
+            until = time.perf_counter() + args.seconds
+            while time.perf_counter() < until and any(process.poll() is None for _, process, _ in there):
+                time.sleep(0.2)
+                if args.smoke and all(steps(log) for _, _, log in there):
+                    break
+            ended = [process.poll() is not None for _, process, _ in there]
+        finally:
+            for _, process, _ in there:
+                process.kill()
+                process.wait()
+        for (name, _, log), stopped in zip(there, ended, strict=True):
+            said = log.read_text(errors="replace").splitlines()
             error = next((line[:200] for line in reversed(said) if "Error:" in line), None) if stopped else None
-            rows[name].append({"steps": steps, "stopped": stopped, "error": error})
+            rows[name].append({"steps": steps(log), "stopped": stopped, "error": error})
             print(f"{name:36s} {rows[name][-1]}", flush=True)
-    return {"seconds": args.seconds, "processes": args.processes * len(SHARED), "ways": rows}
+    if args.smoke and not all(row["steps"] for several in rows.values() for row in several):
+        raise SystemExit("some processes made no step")
+    return {"seconds": args.seconds, "processes": len(there), "ways": rows}
 
 
 def alone(args: argparse.Namespace) -> None:
-    """One of these processes: trains until it is ended."""
+    """One of these processes: trains until it is ended, or whoever began it is gone."""
     kind, size = SHARED[args.way]
+    parent = os.getppid()
     n, width = (2_000, 4) if args.smoke else (20_480, 128)
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=generator)
@@ -286,6 +299,8 @@ def alone(args: argparse.Namespace) -> None:
         if step % 10 == 0:
             loss.item()
             print("steps", step, flush=True)
+            if os.getppid() != parent:
+                return
 
 
 def main() -> None:
@@ -309,8 +324,9 @@ def main() -> None:
         args.device = torch.device("cpu")
     if args.what == "alone":
         alone(args)
+        return
     if args.seconds is None:
-        args.seconds = {"speed": (3.0, 0.05), "memory": (40.0, 3.0), "shared": (60.0, 25.0)}[args.what][args.smoke]
+        args.seconds = {"speed": (3.0, 0.05), "memory": (40.0, 3.0), "shared": (60.0, 120.0)}[args.what][args.smoke]
     found = {"speed": speed, "memory": memory, "shared": shared}[args.what](args)
     print(json.dumps({name: value for name, value in found.items() if name != "networks"}))
     if not args.smoke:

@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -218,6 +218,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             torch.set_num_threads(settings.place.threads or all_threads)
             sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left) if before is None else None
             planned = Plan.of_run(before or {}) if sizes is None else sizes.plan(deadline.left)
+            if settings.place.shared and "cuda_graphs" not in settings.trainer_args:  # a run may have begun elsewhere
+                planned = replace(planned, recipe=replace(planned.recipe, cuda_graphs=False))
             about = {
                 "estimator": type(self).__name__,
                 "settings": {name: plain(value) for name, value in self.get_params(deep=False).items()},

@@ -85,7 +85,7 @@ class Place:
     @property
     def shared(self) -> bool:
         """Whether a GPU has several trials at a time."""
-        several = [device for device in self.workers if device.type != "cpu"]
+        several = [(device.type, device.index or 0) for device in self.workers if device.type != "cpu"]
         return len(set(several)) < len(several) or 0 < self.gpus < 1
 
     @property

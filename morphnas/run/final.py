@@ -14,16 +14,19 @@ from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 
+import torch
 from torch import Tensor
 
 from morphnas.graph import Graph
-from morphnas.run.asking import outputs_of
+from morphnas.run.asking import at_once, outputs_of
+from morphnas.run.files import RunError
 from morphnas.run.keeping import is_final, unsettled
-from morphnas.run.search import POLL, Executor, Job, Observer, grace, micro_batch, result_of, trial_seed
+from morphnas.run.search import POLL, DeviceGone, Executor, Job, Observer, grace, micro_batch, result_of, trial_seed
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
+from morphnas.train.predict import predict
 from morphnas.train.recipe import SHIFT, Outcome, Recipe
 from morphnas.train.trainer import SHORT
 
@@ -100,7 +103,7 @@ def finalise(
         one = per_example * len(examples) + scoring
         return seconds / one if one else math.inf
 
-    longest = epochs or LONGEST
+    longest = epochs or _longest(recipe)
     if everything is None:
         share = 1.0
     elif judged or retrain:
@@ -189,7 +192,8 @@ def _sized(recipe: Recipe, passes: float, n: int, epochs: int | None) -> Recipe 
 
 
 def _longest(recipe: Recipe) -> int:
-    return LONGEST_CHANGED if recipe.augment.cutout >= CUTOUT_MORE else LONGEST
+    much = recipe.augment.cutout >= CUTOUT_MORE and (recipe.augment.shift or 0.0) >= SHIFT_MORE
+    return LONGEST_CHANGED if much else LONGEST
 
 
 def _ways(winner: Trial, recipe: Recipe, retrain: bool) -> list[Way]:
@@ -220,7 +224,8 @@ def _by_heart(store: Store, trial: Trial, task: Task, deadline: Deadline) -> boo
     """Whether a network is less than `BY_HEART` as wrong on examples that it was trained on as on held-out ones."""
     if task.valid is None or not trial.kept:
         return False
-    known = task.train[: len(task.valid)]
+    some = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[: len(task.valid)]
+    known = task.train[some]
     errors = []
     for examples in (known, task.valid):
         said = outputs_of(store, [trial], examples.x, task, deadline).get(trial.id)
@@ -248,7 +253,8 @@ def _train(
     max_memory: int | None,
     observer: Observer | None,
 ) -> Trial:
-    trial = _begun(store, proposal) or store.claim(proposal)
+    begun = _begun(store, proposal)
+    trial = begun or store.claim(proposal)
     if trial.outcome is not None:
         return trial
     proposal = trial.proposal
@@ -268,7 +274,10 @@ def _train(
         elif observer:
             observer.epoch_done(trial, outcome)
 
-    future = executor.submit(job, epoch_done)
+    try:
+        future = executor.submit(job, epoch_done)
+    except DeviceGone as error:
+        raise error.left(store, trial, begun is not None) from error
     future.add_done_callback(lambda _: news.put(None))
     end = deadline.earlier(-grace(job.seconds) - 0.5)
     while not ((done := future.done()) and news.empty()) and (done or not end.passed):
@@ -315,26 +324,33 @@ def _begun(store: Store, proposal: Proposal) -> Trial | None:
 
 
 def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | None, deadline: Deadline) -> Trial:
-    """The trial that is best on the examples that choose; by its score, where there is no time to ask them.
+    """The trial that is best on the examples that choose; by its score, as it is, where there are none, or no time for
+    them.
 
-    As networks are used: at the temperature that the examples which stop say, since one that is trained for longer, or
-    on images that are changed less, is surer of itself, and by its log loss alone worse for it.
+    They are asked as networks are used: at the temperature that the examples which stop say, since one that is trained
+    for longer, or on images that are changed less, is surer of itself, and by its log loss alone worse for it.
     """
-
-    def said(trial: Trial, examples: Examples) -> Tensor:
-        outputs = outputs_of(store, [trial], examples.x, task, deadline).get(trial.id)
-        if outputs is None:
-            raise OutOfTime("there is no time to ask a network, or it cannot be read")
-        return outputs
 
     def judged(trial: Trial) -> float:
         if chooser is None or trial.score is None or len(results) == 1:
             return -math.inf if trial.score is None else trial.score
-        outputs, heat = said(trial, chooser), 1.0
+        try:
+            module = store.network(trial.id).to_module().to(task.device)
+        except RunError as error:
+            log.warning("trial %d cannot be asked: %s", trial.id, error)
+            return -math.inf
+
+        def said(examples: Examples) -> Tensor:
+            outputs = predict(module, examples.x, task, at_once(trial), deadline)
+            if len(outputs) < len(examples):
+                raise OutOfTime("the deadline came before all networks were asked")
+            return outputs
+
+        outputs, heat = said(chooser), 1.0
         if not outputs.isfinite().all():
             return -math.inf
         if task.valid is not None:
-            heat = task.goal.heat(said(trial, task.valid), task.valid.y, task.valid.weights)
+            heat = task.goal.heat(said(task.valid), task.valid.y, task.valid.weights)
         return task.goal.judged(outputs / heat, chooser.y, chooser.weights)[0]
 
     try:

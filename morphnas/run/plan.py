@@ -26,8 +26,9 @@ EPOCHS = 6
 """Epochs of a child, where the time allows."""
 STEPS, MOST_EPOCHS = 100, 30
 """Steps of a child on rows, at least, as far as so many epochs make them: few rows cost next to nothing."""
-PASSES = 10
-"""Times that the final trainings should see all examples, at least, with the largest starter."""
+PASSES, MOST_PASSES = 10, 240
+"""Times that the final trainings should see all examples, at least, with the largest starter; and beyond which they
+could not use the time, however much there is."""
 AMPLE = 1e13
 """Examples, times FLOPs of `Graph.work`, that the final trainings have time for, from which on they see them more
 often: as the cube root, the rest is for larger networks."""
@@ -325,7 +326,7 @@ def plan(
 
     cost = max(pace.seconds_per_flop, 1e-30)
     room = RESERVED * seconds / cost  # work, times passes
-    passes = PASSES * max(1.0, n * room / AMPLE) ** (1 / 3)
+    passes = min(MOST_PASSES, PASSES * max(1.0, n * room / AMPLE) ** (1 / 3))
     largest = room / max(passes, seen(shape) / n)
     _check(initial, shape, outputs, limits)
     starts = {graph.key: graph for graph in initial}

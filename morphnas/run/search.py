@@ -115,6 +115,13 @@ class Job:
 class DeviceGone(RunError):
     """The device does nothing any more for this process."""
 
+    def left(self, store: Store, trial: Trial, again: bool) -> DeviceGone:
+        """What a fit says of it. The trial stays open, to be gone on with; where it was so before it has failed."""
+        if again:
+            store.finish(trial.id, Outcome("failed", error=str(self)), None)
+        kept = f"what was trained is kept in {store.path}, and a new process can go on with resume=True"
+        return DeviceGone(f"{self}: {kept}")
+
 
 class Executor(Protocol):
     """Where jobs run; it is made for one task, which it gives to its workers once.
@@ -219,8 +226,7 @@ def _attempt(
             return Outcome("oom", error=str(error)[:2000]), None
         if is_gone(task.device):
             reason = str(error).partition("\n")[0]
-            message = f"{task.device} does nothing any more for this process ({reason}); what was trained is kept"
-            raise DeviceGone(f"{message}: a new process can go on with resume=True") from error
+            raise DeviceGone(f"{task.device} does nothing any more for this process ({reason})") from error
         return Outcome("failed", error=traceback.format_exc()[-4000:]), None
 
 
@@ -385,6 +391,7 @@ def search(
     `morphnas.run.keeping`. Raises what ends the store; what goes wrong in a trial is its outcome.
     """
     waiting = [trial for trial in store.trials if trial.outcome is None and not is_final(trial)]
+    interrupted = {trial.id for trial in waiting}
     prune(store, keep)  # as it would have been, had the driver not been interrupted
     running: dict[int, Future[Result]] = {}
     news: SimpleQueue[tuple[Trial, Outcome | Future[Result]]] = SimpleQueue()
@@ -466,7 +473,10 @@ def search(
             ask_ahead(trial)
         own = (True, micro, store.checkpoint(trial.id), deadline.stop)
         job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id), *own, max_latency)
-        running[trial.id] = executor.submit(job, lambda outcome: epoch_done(trial, outcome))
+        try:
+            running[trial.id] = executor.submit(job, lambda outcome: epoch_done(trial, outcome))
+        except DeviceGone as error:
+            raise error.left(store, trial, trial.id in interrupted) from error
         running[trial.id].add_done_callback(lambda future: news.put((trial, future)))
 
     def epoch_done(trial: Trial, outcome: Outcome) -> None:
@@ -487,7 +497,7 @@ def search(
             while len(running) < executor.workers and (following := next_trial()) is not None:
                 begin(*following)
             if not running:
-                return
+                break
             until = end if deadline.passed else deadline
             if deadline.stopped:
                 if parting is NEVER:
@@ -500,7 +510,7 @@ def search(
                 trial, told = news.get(timeout=min(until.left, POLL))
             except Empty:
                 if parting.passed:
-                    return
+                    break
                 if not until.passed or deadline.stopped:
                     continue
                 if not end.passed:
@@ -510,7 +520,7 @@ def search(
                 error = "no worker gave an answer by the deadline"
                 for id in running:
                     finish(next(t for t in store.trials if t.id == id), Outcome("failed", error=error), None)
-                return
+                break
             if isinstance(told, Outcome):
                 epoch_done(trial, told)
             else:
@@ -521,6 +531,7 @@ def search(
     finally:
         if asker:
             asker.shutdown(wait=False, cancel_futures=True)
+    store.written()
 
 
 def result_of(future: Future[Result]) -> Result:

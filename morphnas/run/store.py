@@ -14,6 +14,7 @@ Every file is written under a temporary name, synced and renamed. Nothing that i
 from __future__ import annotations
 
 import contextlib
+import logging
 import operator
 import os
 import platform
@@ -39,6 +40,8 @@ from morphnas.train.recipe import Outcome, Recipe
 
 FORMAT = 1
 MAX_MORPHS = 1000
+log = logging.getLogger("morphnas")
+
 _ID = re.compile("[0-9]{5,18}")
 
 
@@ -138,7 +141,7 @@ class Store:
         self._lock = lock
         self._trials: dict[int, Trial] = {}
         self._writer = ThreadPoolExecutor(1, "morphnas-write")
-        self._writing: Future[None] | None = None
+        self._writing: tuple[int, Future[None]] | None = None  # of which trial
 
     @classmethod
     def create(cls, path: Path, about: Mapping[str, Any], overwrite: bool = False) -> Self:
@@ -199,11 +202,16 @@ class Store:
             raise RunError(f"{str(parent)!r} cannot be written to: choose another path for the run")
 
     def close(self) -> None:
+        """Let the run go, when all is written. What could not be was told by what came before, and is logged here."""
         try:
             self._writer.shutdown()
-            self._written()
         finally:
-            self._lock.release()
+            if self._writing is None:
+                self._lock.release()
+            else:  # not before, also where this is interrupted
+                self._writing[1].add_done_callback(lambda _: self._lock.release())
+        if self._writing is not None and (error := self._writing[1].exception()):
+            log.error("%s", error)
 
     @property
     def trials(self) -> list[Trial]:
@@ -213,7 +221,7 @@ class Store:
     def claim(self, proposal: Proposal) -> Trial:
         """Give the proposal an id and write it down: after what it starts from."""
         if not isinstance(proposal.start, Graph):
-            self._written()
+            self.written(proposal.start)
         graph = grown(proposal, {trial.id: trial.graph for trial in self._trials.values()})
         id = max(self._trials, default=-1) + 1
         while (_trial_folder(self.path, id) / "proposal.json").exists():  # of a trial that could not be read
@@ -235,10 +243,10 @@ class Store:
         behind: whether in a thread of its own, so that nobody waits for the disk. Whatever needs the files waits, and
         raises what went wrong with them.
         """
-        self._written()
+        self.written()
         ended = replace(self._trials[id], outcome=outcome, kept=weights is not None)
         if behind:
-            self._writing = self._writer.submit(self._commit, ended, weights)
+            self._writing = id, self._writer.submit(self._commit, ended, weights)
         else:
             self._commit(ended, weights)
         self._trials[id] = ended
@@ -261,10 +269,12 @@ class Store:
         with contextlib.suppress(OSError):
             self.checkpoint(trial.id).unlink(missing_ok=True)
 
-    def _written(self) -> None:
-        """Wait for what is being written; RunError where that could not be, and ever after."""
+    def written(self, id: int | None = None) -> None:
+        """Wait for what is being written (of that trial); RunError where that could not be, and ever after."""
         if self._writing is not None:
-            self._writing.result()
+            trial, writing = self._writing
+            if id in (None, trial) or writing.done():
+                writing.result()
 
     def checkpoint(self, id: int) -> Path:
         """Where a training that is interrupted leaves what it goes on from."""
@@ -272,7 +282,7 @@ class Store:
 
     def drop_weights(self, id: int) -> None:
         """Remove a trial's weights: nothing starts from it any more."""
-        self._written()
+        self.written(id)
         try:
             (_trial_folder(self.path, id) / "weights.safetensors").unlink(missing_ok=True)
         except OSError as error:
@@ -285,7 +295,7 @@ class Store:
             self._trials[id] = replace(self._trials[id], kept=False)
 
     def network(self, id: int) -> Network:
-        self._written()
+        self.written(id)
         return load_network(self.path, self._trials[id])
 
     def give(self, network: Network) -> None:
@@ -313,7 +323,7 @@ class Store:
 
     def note(self, **facts: Any) -> None:
         """Add facts to run.json."""
-        self._written()
+        self.written()
         self.about = {**self.about, **facts}
         write_json(self.path / "run.json", self.about)
 

@@ -151,13 +151,33 @@ def test_a_device_that_is_gone_ends_the_fit_and_nothing_is_lost(data: Data, tmp_
     with pytest.MonkeyPatch.context() as patch:
         At(patch, "epoch_done", epochs, launch)
         patch.setattr(search, "is_gone", lambda _: True)
-        with pytest.raises(RunError, match=r"does nothing any more for this process \(CUDA error.*failure\); .*resume"):
+        with pytest.raises(RunError, match=r"process \(CUDA error.*failure\): what .* in .*run, .*resume=True"):
             classifier(path, **more).fit(*data)
     assert [trial.outcome is None for trial in load_run(path).trials].count(True) == 1
     assert not any(trial.outcome and trial.outcome.error for trial in load_run(path).trials)
     classifier(path, resume=True, **more).fit(*data)
     classifier(whole, **more).fit(*data)
     assert comparable(load_run(path).trials) == comparable(load_run(whole).trials)
+
+
+@pytest.mark.parametrize("epochs", [5, 14])
+def test_what_ends_the_device_each_time_has_failed_the_second_time(data: Data, tmp_path: Path, epochs: int) -> None:
+    path, more = tmp_path / "run", {"refit": True, "max_trials": 4}
+
+    def launch() -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    for turn in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            At(patch, "epoch_done", 1 if turn else epochs, launch)
+            patch.setattr(search, "is_gone", lambda _: True)
+            with pytest.raises(RunError, match="does nothing any more"):
+                classifier(path, resume=bool(turn), **more).fit(*data)
+    (failed,) = [trial for trial in load_run(path).trials if trial.outcome and trial.outcome.status == "failed"]
+    assert failed.id == (1 if epochs == 5 else 4)
+    assert all(trial.outcome for trial in load_run(path).trials)
+    found = classifier(path, resume=True, **more).fit(*data)
+    assert found.predict(data[0]).shape == (150,)
 
 
 @posix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from morphnas import ImageClassifier
 from morphnas.estimators import place as module
 from morphnas.estimators.place import Place
+from morphnas.run.store import load_run
 from tests.estimators.conftest import Data
 
 CPU = torch.device("cpu")
@@ -85,6 +87,22 @@ def test_shares_of_a_cluster() -> None:
     assert placed(executor="ray", devices=3, per_trial=2) == Place(CPU, ray=True, most=3, cpus=2)
     assert placed(executor="ray", per_trial=2).threads == 2
     assert placed(executor="auto").address == "auto"
+
+
+def test_a_run_that_goes_on_where_a_gpu_is_shared_records_no_steps(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its plan says, which may be of another machine."""
+    about = tmp_path / "run" / "run.json"
+    settings: dict[str, Any] = {"random_state": 0, "refit": False, "device": "cpu"}
+    ImageClassifier(tmp_path / "run", max_trials=1, **settings).fit(*data)
+    plan = json.loads(about.read_text())
+    plan["plan"]["recipe"]["cuda_graphs"] = True
+    about.write_text(json.dumps(plan))
+    for trials, shared in ((2, False), (3, True)):
+        monkeypatch.setattr(Place, "shared", shared)
+        ImageClassifier(tmp_path / "run", max_trials=trials, resume=True, **settings).fit(*data)
+        assert load_run(tmp_path / "run").trials[-1].proposal.recipe.cuda_graphs != shared
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from morphnas.graph import Graph, Network, Weights, to_module
 from morphnas.run import asking, executors
 from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
+from morphnas.run.files import RunError
 from morphnas.run.final import CUTOUT_MORE, HOPED, LONGEST, SHIFT_MORE, finalise
 from morphnas.run.keeping import is_final
 from morphnas.run.search import Job, work
@@ -232,23 +233,37 @@ def test_the_chooser_is_asked_as_networks_are_used(
     path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
     """One is right of nine in ten and much too sure, the other of seven: it is better only as it is."""
-    told()
+    told(inherited=(WELL, 1))
 
-    def said(_: Store, trials: Sequence[Trial], x: Tensor, *__: Any) -> dict[int, Tensor]:
-        right = {0: (0.9, 8.0), 1: (0.7, 1.0), 2: (0.1, 1.0)}
-        found = {}
-        for trial in trials:
-            share, sure = right[trial.id]
-            says_0 = torch.arange(len(x)) < share * len(x)
-            found[trial.id] = torch.stack([says_0, ~says_0], 1).float() * sure
-        return found
+    def said(network: nn.Module, x: Tensor, *_: Any) -> Tensor:
+        label = int(network.get_parameter(f"{GRAPH.output.name}.bias").argmax())
+        share, sure = ((0.9, 8.0), (0.7, 1.0))[label]
+        says_0 = torch.arange(len(x)) < share * len(x)
+        return torch.stack([says_0, ~says_0], 1).float() * sure
 
-    monkeypatch.setattr(module, "outputs_of", said)
+    monkeypatch.setattr(module, "predict", said)
     task = TASK if stops else replace(TASK, valid=None)
     task = replace(task, valid=replace(task.valid, y=torch.zeros(20, dtype=torch.int64)) if task.valid else None)
     chooser = Examples(torch.zeros(40, 4), torch.zeros(40, dtype=torch.int64))
     with won(path, label=0) as (store, winner):
         assert finish(store, winner, task=task, chooser=chooser, everything=None).id == (0 if stops else 1)
+
+
+def test_a_network_that_cannot_be_read_is_not_chosen(
+    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told(inherited=(WELL, 0))
+    network = Store.network
+
+    def read(store: Store, id: int) -> Network:
+        if id == 1:
+            raise RunError("damaged")
+        return network(store, id)
+
+    monkeypatch.setattr(Store, "network", read)
+    with won(path, label=1) as (store, winner):
+        assert finish(store, winner, chooser=all_of(0), everything=None).id == 0
+    assert "trial 1 cannot be asked: damaged" in caplog.text
 
 
 def test_the_score_chooses_where_there_is_no_chooser(path: Path, told: Callable[..., Told]) -> None:
@@ -486,7 +501,7 @@ def test_whether_images_are_shifted_is_found_out(path: Path, told: Callable[...,
 
 @pytest.mark.parametrize(("wrong", "changed"), [((2, 40), True), ((10, 40), True), ((30, 40), False), ((0, 0), False)])
 def test_images_that_are_known_by_heart_are_changed_more(
-    path: Path, told: Callable[..., Told], wrong: tuple[int, int], changed: bool
+    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, int], changed: bool
 ) -> None:
     """wrong: examples that a network says something wrong of, of the first ones trained on and the held-out ones."""
     made, base = told(inherited=(WELL, 0)), blobs(60, 40)
@@ -495,6 +510,7 @@ def test_images_that_are_known_by_heart_are_changed_more(
     rest = torch.ones(20, dtype=torch.int64)
     train, valid = Examples(base.train.x, torch.cat([known, rest])), Examples(base.valid.x, held_out)
     task = replace(base, train=train, valid=valid)
+    monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))  # which ones are asked
     with won(path) as (store, winner):
         finish(store, winner, task=task, chooser=None, everything=None, recipe=UNDECIDED, epochs=20)
         ways = [t.proposal.why["final"] for t in store.trials[1:]]

@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -356,7 +357,36 @@ def test_what_is_written_behind_is_waited_for_where_it_is_needed(monkeypatch: py
     assert [trial.kept for trial in load_run(path).trials] == [True, True]
 
 
-def test_a_full_disk_behind_is_told_by_whatever_comes_next(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+def test_the_run_is_held_until_all_is_written(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Also where somebody presses Ctrl-C while it is waited for."""
+    go, write = threading.Event(), reading.write_bytes
+
+    def slow(file: Path, data: bytes) -> None:
+        assert go.wait(30)
+        write(file, data)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    store = Store.create(path, {})
+    store.claim(proposals(1)[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "write_bytes", slow)
+        store.finish(0, GOOD, weights(), behind=True)
+        patch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.close()
+        with pytest.raises(RunError, match="is being written by"):
+            Store.resume(path)
+        go.set()
+        store.written()
+    with resumed(path) as again:
+        assert again.trials[0].kept
+
+
+def test_a_full_disk_behind_is_told_by_whatever_comes_next(
+    monkeypatch: pytest.MonkeyPatch, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -369,11 +399,13 @@ def test_a_full_disk_behind_is_told_by_whatever_comes_next(monkeypatch: pytest.M
         store.finish(0, GOOD, weights(), behind=True)
         calls: list[Callable[[], object]] = [
             lambda: store.finish(1, GOOD, weights()), lambda: store.network(0), lambda: store.drop_weights(0),
-            lambda: store.claim(Proposal(0, (), RECIPE)), lambda: store.note(final=0), store.close,
+            lambda: store.claim(Proposal(0, (), RECIPE)), lambda: store.note(final=0), store.written,
         ]  # fmt: skip
         for call in calls:
             with failing:
                 call()
+        store.close()  # does not hide what the driver may be ending for
+    assert "weights.safetensors cannot be written" in caplog.text
     with resumed(path) as store:  # which was let go all the same
         assert [trial.outcome for trial in store.trials] == [None, None]
 
