@@ -476,7 +476,7 @@ def a_run(path: Path) -> None:
         fit(path, trials=3, refit=True, seconds=4.0)
         finish = Store.finish
 
-        def end(*_: Any) -> None:
+        def end(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
         Store.finish = end  # type: ignore[method-assign,assignment]
