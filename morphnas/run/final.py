@@ -21,6 +21,7 @@ from morphnas.graph import Graph
 from morphnas.run.asking import at_once, outputs_of
 from morphnas.run.files import RunError
 from morphnas.run.keeping import is_final, unsettled
+from morphnas.run.plan import coloured
 from morphnas.run.search import POLL, DeviceGone, Executor, Job, Observer, grace, micro_batch, result_of, trial_seed
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
@@ -52,7 +53,7 @@ FULL_RATE = 10
 """Epochs from which on a training on everything goes up to the full learning rate; a shorter one stays below."""
 BY_HEART = 0.5
 """Share of the errors on held-out examples below which those on examples that were trained on show that these are known
-by heart: images are to be changed more then."""
+by heart: coloured images are to be changed more then. On grey ones that gains nothing, where they are few."""
 SHIFT_MORE, CUTOUT_MORE = 0.125, 0.25
 """How much: as much as that, unless they are changed more already."""
 
@@ -133,7 +134,8 @@ def finalise(
         proposal = Proposal(start, (), long, why)
         end = deadline.earlier(deadline.left * (1 - part))
         results.append(_train(store, proposal, executor, end, seed, True, max_memory, observer))
-        if ways and ways[0][0].endswith(UNMOVED) and _by_heart(store, results[-1], task, deadline):
+        unmoved = bool(ways) and ways[0][0].endswith(UNMOVED) and coloured(tuple(task.train.x.shape[1:]))
+        if unmoved and _by_heart(store, results[-1], task, deadline):
             ways = _changed_more(ways)
     results = [trial for trial in results if trial.kept and trial.score is not None] or [winner]
     chosen = _chosen(store, results, task, chooser, deadline)

@@ -499,9 +499,23 @@ def test_whether_images_are_shifted_is_found_out(path: Path, told: Callable[...,
     assert [job.recipe.augment.shift for job in made.jobs] == [SHIFT, 0.0, SHIFT, better]
 
 
-@pytest.mark.parametrize(("wrong", "changed"), [((2, 40), True), ((10, 40), True), ((30, 40), False), ((0, 0), False)])
+@pytest.mark.parametrize(
+    ("wrong", "colours", "changed"),
+    [
+        ((2, 40), True, True),
+        ((2, 40), False, False),
+        ((10, 40), True, True),
+        ((30, 40), True, False),
+        ((0, 0), True, False),
+    ],
+)
 def test_images_that_are_known_by_heart_are_changed_more(
-    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, int], changed: bool
+    path: Path,
+    told: Callable[..., Told],
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: tuple[int, int],
+    colours: bool,
+    changed: bool,
 ) -> None:
     """wrong: examples that a network says something wrong of, of the first ones trained on and the held-out ones."""
     made, base = told(inherited=(WELL, 0)), blobs(60, 40)
@@ -511,6 +525,7 @@ def test_images_that_are_known_by_heart_are_changed_more(
     train, valid = Examples(base.train.x, torch.cat([known, rest])), Examples(base.valid.x, held_out)
     task = replace(base, train=train, valid=valid)
     monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))  # which ones are asked
+    monkeypatch.setattr(module, "coloured", lambda _: colours)
     with won(path) as (store, winner):
         finish(store, winner, task=task, chooser=None, everything=None, recipe=UNDECIDED, epochs=20)
         ways = [t.proposal.why["final"] for t in store.trials[1:]]
