@@ -227,14 +227,14 @@ def _by_heart(store: Store, trial: Trial, task: Task, deadline: Deadline) -> boo
     if task.valid is None or not trial.kept:
         return False
     some = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[: len(task.valid)]
-    known = task.train[some]
-    errors = []
-    for examples in (known, task.valid):
-        said = outputs_of(store, [trial], examples.x, task, deadline).get(trial.id)
-        if said is None:
-            return False
-        errors.append(task.goal.errors(said, examples.y).mean().item())
-    return errors[0] < BY_HEART * errors[1]
+    known, held_out = task.train[some], task.valid
+    asked = torch.cat([known.x.to(held_out.x.device), held_out.x])
+    said = outputs_of(store, [trial], asked, task, deadline).get(trial.id)
+    if said is None:
+        return False
+    inside, outside = said.split([len(known), len(held_out)])
+    wrong = [task.goal.errors(*each).mean().item() for each in ((inside, known.y), (outside, held_out.y))]
+    return wrong[0] < BY_HEART * wrong[1]
 
 
 def _decided(recipe: Recipe) -> Recipe:
