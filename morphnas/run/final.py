@@ -53,7 +53,7 @@ FULL_RATE = 10
 """Epochs from which on a training on everything goes up to the full learning rate; a shorter one stays below."""
 BY_HEART = 0.5
 """Share of the errors on held-out examples below which those on examples that were trained on show that these are known
-by heart: coloured images are to be changed more then. On grey ones that gains nothing, where they are few."""
+by heart: coloured images are to be changed more then, on grey ones that costs (`benchmarks/ablation_recipe.py`)."""
 SHIFT_MORE, CUTOUT_MORE = 0.125, 0.25
 """How much: as much as that, unless they are changed more already."""
 
