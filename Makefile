@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python examples/digits.py
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

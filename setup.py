@@ -14,6 +14,7 @@ TEST = [
     "pypdf>=4",
     "pytest>=8",
     "pytest-timeout>=2.3.1",
+    "pytest-xdist>=3.6",
 ]
 
 setup(

@@ -5,36 +5,25 @@
 >>> clf.fit(x_train, y_train, time_limit=600).evaluate(x_test, y_test)  # doctest: +SKIP
 """
 
-from morphnas.estimators import ImageClassifier, ImageRegressor, load
-from morphnas.estimators.ablation import ablate
-from morphnas.estimators.doctor import DataWarning, Findings, examine
-from morphnas.estimators.files import load_image_dataset
-from morphnas.exports import Exported, ExportError, export
-from morphnas.graph import (
-    Graph,
-    GraphError,
-    Limits,
-    ModuleError,
-    Morph,
-    MorphError,
-    Network,
-    from_module,
-    neighbours,
-    to_module,
-)
-from morphnas.report import compare_runs, draw, explain, show, trials_table, visualize, write_report
-from morphnas.run.epochs import EpochReport, StopFit
-from morphnas.run.files import RunError
-from morphnas.run.store import Run, load_run
-from morphnas.search import BayesianSearcher, EvolutionSearcher, MorphSpace, Promote, RandomSearcher
-from morphnas.train.recipe import Augment, Outcome, Recipe
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from morphnas.api import *  # noqa: F403  # which says in `__all__` what that is
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Augment", "BayesianSearcher", "DataWarning", "EpochReport", "EvolutionSearcher", "ExportError", "Exported",
-    "Findings", "Graph", "GraphError", "ImageClassifier", "ImageRegressor", "Limits", "ModuleError", "Morph",
-    "MorphError", "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError",
-    "StopFit", "ablate", "compare_runs", "draw", "examine", "explain", "export", "from_module", "load",
-    "load_image_dataset", "load_run", "neighbours", "show", "to_module", "trials_table", "visualize", "write_report",
-]  # fmt: skip
+
+def __getattr__(name: str) -> Any:
+    """Everything is loaded with the first name that is asked for (PEP 562): a worker's process asks for none."""
+    if not name.startswith("__") or name == "__all__":
+        api = importlib.import_module("morphnas.api")
+        globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)
+    try:
+        return globals()[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

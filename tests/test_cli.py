@@ -19,7 +19,9 @@ import pytest
 import torch
 
 from morphnas import ImageClassifier, load_run
-from morphnas.cli import main
+from morphnas.cli import LIMITS, SEARCHES, main
+from morphnas.estimators import settings
+from morphnas.search import SEARCHERS
 from tests.estimators.conftest import stripes
 
 QUICK = ["--time-limit", "60", "--max-trials", "2", "--width", "4", "--seed", "0", "--device", "cpu", "--no-refit"]
@@ -41,6 +43,11 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = Path(tmp_path_factory.mktemp("runs")) / "run"
     assert main(["fit", str(data), *QUICK, "--path", str(path), "--quiet"]) == 0
     return path
+
+
+def test_the_names_are_those_that_there_are() -> None:
+    assert tuple(sorted(SEARCHERS)) == SEARCHES
+    assert LIMITS == settings.LIMITS
 
 
 def told(capsys: pytest.CaptureFixture[str], *argv: object) -> str:

@@ -88,6 +88,19 @@ def test_morphnas_is_imported_without_any_extra() -> None:
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({sorted(LAZY)}))
-import morphnas
+from morphnas import *
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_what_is_not_used() -> None:
+    """Neither for PyTorch, to be told the options of a command, nor for scikit-learn in a worker's process."""
+    code = """
+import sys
+import morphnas.cli
+assert "torch" not in sys.modules
+import morphnas.run.worker
+assert not {"sklearn", "scipy.stats", "scipy.optimize"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)

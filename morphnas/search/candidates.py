@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
 from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError
 from morphnas.search.trial import Left, Proposal, Space, Trial
@@ -95,6 +94,8 @@ def paced(limits: Limits, trials: Sequence[Trial]) -> Limits:
     relative = sizes / np.array([[seconds] for _, seconds in timed.values()])
     pace = np.array(limits.pace)
     if len(timed) >= ENOUGH_TIMED:
+        from scipy.optimize import nnls  # which takes a second to load, and workers do without
+
         scale = relative.max(0)
         pace = nnls(relative / scale, np.ones(len(timed)))[0] / scale
     expected = relative @ pace

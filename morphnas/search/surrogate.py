@@ -11,14 +11,16 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 from scipy.special import ndtr
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
+
+if TYPE_CHECKING:  # scikit-learn takes seconds to load, and workers, who load this, do not search
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import Kernel
 
 Array = NDArray[np.float64]
 
@@ -85,6 +87,9 @@ def fit(distances: Array, epochs: Array, scores: Array) -> Posterior:
 
     Length scale, amplitude and noise maximise the marginal likelihood (Rasmussen and Williams 2006, eq. 5.8).
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
     targets, centre, scale = standardise(scores)
     unit = median_distance(_features(distances, epochs, 1.0, 0.0))
     kernel = ConstantKernel(1.0, (0.1, 100.0)) * Matern(2.0, (1 / 8, 8.0), nu=2.5) + WhiteKernel(0.05, (1e-3, 1.0))
@@ -108,6 +113,8 @@ def fit(distances: Array, epochs: Array, scores: Array) -> Posterior:
 
 
 def _regressor(kernel: Kernel, optimizer: str | None) -> GaussianProcessRegressor:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+
     return GaussianProcessRegressor(kernel, alpha=1e-8, optimizer=optimizer)
 
 

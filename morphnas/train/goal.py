@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -228,6 +227,8 @@ def best_temperature(logits: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
     examples without a mistake do not say that there will be none (Platt 1999, "Probabilistic outputs for support vector
     machines", section 2.2).
     """
+    from scipy.optimize import minimize_scalar  # which takes a second to load, and trainings do not need it
+
     values = logits.double()
 
     def lost(log_temperature: float) -> float:

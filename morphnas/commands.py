@@ -1,0 +1,280 @@
+"""What the commands of the command line do: each takes the parsed arguments, and has an answer."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import io
+import os
+import platform
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import morphnas
+from morphnas.estimators.files import Files, folder, load_image_dataset
+from morphnas.estimators.settings import LIMITS
+from morphnas.estimators.targets import Indicators
+from morphnas.report.page import about_words
+from morphnas.report.summary import results_summary
+from morphnas.report.words import metric_words
+from morphnas.run.store import versions
+from morphnas.search.trial import lineage
+
+_EXTRAS = {"images": "PIL", "data frames": "pandas", "ray": "ray", "onnx": "onnxscript", "drawing": "graphviz"}
+
+
+class Wrong(ValueError):
+    """What was asked for cannot be; the message says why."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command has to say: to people, and to programs."""
+
+    text: str
+    data: Any
+
+
+# -- data
+
+
+def _arrays(file: Path, part: str) -> tuple[Any, Any]:
+    """x and y (None: there is none) of a part, "train" or "test", of an .npz file."""
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as npz:
+            names = [(f"x_{part}", f"y_{part}"), ("x", "y")]
+            for x, y in names:
+                if x in npz.files:
+                    return npz[x], npz[y] if y in npz.files else None
+            raise Wrong(f"{file} has neither x_{part} nor x, only {', '.join(npz.files) or 'nothing'}")
+    except Wrong:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise Wrong(f"{file} cannot be read as .npz: {error}") from error
+
+
+def _examples(args: argparse.Namespace, part: str) -> tuple[Any, Any, list[str]]:
+    """Examples, their labels (None: unknown) and their names, of an .npz, a .csv or a folder of images."""
+    path = args.data
+    if not path.exists():
+        raise Wrong(f"{path} is not there")
+    if path.suffix.lower() == ".csv":
+        if args.images is None:
+            raise Wrong(f"{path} names image files: say with --images which folder they are in")
+        x, y = load_image_dataset(path, args.images)
+        return x, y, [str(i) for i in range(len(y))]
+    if path.is_dir():
+        files, labels = folder(path)
+        return files[:], labels, [str(file) for file in files.paths]
+    if path.suffix.lower() == ".npz":
+        x, y = _arrays(path, part)
+        return x, y, [str(i) for i in range(len(x))]
+    raise Wrong(f"{path} is no .npz, no .csv and no folder of images")
+
+
+# -- commands
+
+
+def fit(args: argparse.Namespace) -> Answer:
+    x, y, _ = _examples(args, "train")
+    if y is None:
+        raise Wrong(f"{args.data} holds no labels")
+    limits = dict(_pair(text) for text in args.limit)
+    kind = morphnas.ImageRegressor if args.regression else morphnas.ImageClassifier
+    estimator = kind(
+        args.path,
+        verbose=not args.quiet,
+        resume="auto" if args.resume else False,
+        overwrite=args.overwrite,
+        search_type=args.search,
+        searcher_args={"default_model_width": args.width} if args.width else None,
+        max_trials=args.max_trials,
+        random_state=args.seed,
+        device=args.device,
+        executor=args.executor,
+        devices=args.devices,
+        refit=not args.no_refit,
+        axes=args.axes,
+        ensemble=args.ensemble,
+        limits=limits or None,
+        initial_networks=[morphnas.load(run).network_ for run in args.begin_with] or None,
+    )
+    teacher = morphnas.load(args.teacher) if args.teacher else None
+    weight = "balanced" if args.balanced else None
+    estimator.fit(x, y, time_limit=args.time_limit, sample_weight=weight, teacher=teacher)
+    run = estimator.load_searcher()
+    best = run.trial(estimator.best_trial_)
+    measure, tested = ("R2", "test_mean_squared_error") if args.regression else ("accuracy", "test_accuracy")
+    found: dict[str, Any] = {"path": estimator.path_, "networks": len(run.trials), "best": best.id}
+    found |= {"final": estimator.final_trial_, "score": best.score, f"validation_{measure}": None, tested: None}
+    told = [f"the run is in {estimator.path_}, its winner is network {best.id} of {len(run.trials)}"]
+    if best.outcome is not None and best.outcome.metric is not None:
+        found[f"validation_{measure}"] = best.outcome.metric
+        told.append(f"{measure} of the winner on the validation part: {metric_words(best.outcome)}")
+    if args.data.suffix.lower() == ".npz":
+        with np.load(args.data, allow_pickle=False) as npz:
+            if {"x_test", "y_test"} <= set(npz.files):
+                found[tested] = estimator.evaluate(npz["x_test"], npz["y_test"])
+                told.append(f"the model on the test part: {estimator.words(found[tested])}")
+    told.append(f"see it: morphnas report {estimator.path_}")
+    return Answer("\n".join(told), found)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """A limit, name=value; morphs are separated by commas."""
+    name, equals, value = text.partition("=")
+    if not equals or name not in LIMITS:
+        raise Wrong(f"--limit takes name=value, where name is one of {', '.join(LIMITS)}, not {text!r}")
+    if name == "morphs":
+        return name, tuple(value.split(","))
+    fraction = name == "max_latency_ms"
+    try:
+        return name, float(value) if fraction else int(value)
+    except ValueError:
+        raise Wrong(f"--limit {name} needs a {'' if fraction else 'whole '}number, not {value!r}") from None
+
+
+def evaluate(args: argparse.Namespace) -> Answer:
+    estimator = morphnas.load(args.path)
+    x, y, _ = _examples(args, "test")
+    if y is None:
+        raise Wrong(f"{args.data} holds no labels")
+    value = estimator.evaluate(x, y)
+    measure = "accuracy" if isinstance(estimator, morphnas.ImageClassifier) else "mean_squared_error"
+    return Answer(f"{estimator.words(value)} on {len(y):,} examples", {measure: value, "examples": len(y)})
+
+
+def predict(args: argparse.Namespace) -> Answer:
+    estimator = morphnas.load(args.path)
+    if args.files and all(path.is_file() and path.suffix.lower() not in (".npz", ".csv") for path in args.files):
+        x, names = Files(args.files)[:], list(map(str, args.files))
+    elif len(args.files) == 1:
+        args.data = args.files[0]
+        x, _, names = _examples(args, "test")
+    else:
+        missing = next((path for path in args.files if not path.exists()), None)
+        raise Wrong(f"{missing} is not there" if missing else "give one .npz, .csv or folder, or image files")
+    if isinstance(estimator, morphnas.ImageRegressor):
+        return _amounts(estimator.predict(x), names)
+    chances = estimator.predict_proba(x)
+    labels = estimator.classes_.tolist()
+    if estimator.multilabel_:
+        return _tags(chances, Indicators(len(labels)).likeliest(chances), names)
+    best = chances.argmax(1)
+    rows = [(name, labels[i], f"{row[i]:.6f}") for name, i, row in zip(names, best, chances, strict=True)]
+    text = _csv(["example", "label", "probability"], rows)
+    told = [
+        {"example": name, "label": _plain(labels[i]), "probability": float(row[i]), "probabilities": row.tolist()}
+        for name, i, row in zip(names, best, chances, strict=True)
+    ]
+    return Answer(text, {"labels": [_plain(label) for label in labels], "examples": told})
+
+
+def _tags(chances: NDArray[np.float64], said: NDArray[np.int64], names: Sequence[str]) -> Answer:
+    """Predictions (n, k) of 0 and 1 of examples with these names, and their probabilities."""
+    likely = [np.flatnonzero(row).tolist() for row in said]
+    head = ["example", "tags", *(f"probability_{i}" for i in range(chances.shape[1]))]
+    every = list(zip(names, likely, chances, strict=True))
+    rows = [(name, " ".join(map(str, tags)), *(f"{chance:.6f}" for chance in row)) for name, tags, row in every]
+    told = [{"example": name, "tags": tags, "probabilities": row.tolist()} for name, tags, row in every]
+    return Answer(_csv(head, rows), {"examples": told})
+
+
+def _amounts(amounts: NDArray[np.float64], names: Sequence[str]) -> Answer:
+    """Predictions (n,) or (n, k) of examples with these names."""
+    table = amounts.reshape(len(names), -1)
+    head = ["amount"] if table.shape[1] == 1 else [f"amount_{i}" for i in range(table.shape[1])]
+    rows = [(name, *(f"{value:.7g}" for value in row)) for name, row in zip(names, table, strict=True)]
+    told = [{"example": name, "amounts": row.tolist()} for name, row in zip(names, table, strict=True)]
+    return Answer(_csv(["example", *head], rows), {"examples": told})
+
+
+def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([head, *rows])
+    return text.getvalue().rstrip("\n")
+
+
+def _plain(label: Any) -> Any:
+    return label if isinstance(label, (str, int, float, bool, type(None))) else str(label)
+
+
+def info(args: argparse.Namespace) -> Answer:
+    if args.path is None:
+        import torch
+
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        extras = {name: importlib.util.find_spec(package) is not None for name, package in _EXTRAS.items()}
+        about: dict[str, Any] = {"morphnas": morphnas.__version__, **versions(), "system": platform.platform()}
+        about |= {"processors": os.cpu_count(), "gpus": gpus, "extras": extras}
+        lines = [f"{name}: {value}" for name, value in about.items() if name not in ("gpus", "extras")]
+        lines.append(f"GPUs: {', '.join(gpus) or 'none'}")
+        lines.append("extras: " + ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in extras.items()))
+        return Answer("\n".join(lines), about)
+    run = morphnas.load_run(args.path)
+    summary = results_summary(run, args.networks)
+    keys = ("estimator", "time_limit", "seed", "data", "decides", "versions", "device", "best", "final", "expected")
+    about = {key: run.about[key] for key in keys if key in run.about}
+    return Answer(f"{about_words(run.about)}\n{summary}", about | {"path": str(run.path), "networks": run.history})
+
+
+def explain(args: argparse.Namespace) -> Answer:
+    found = morphnas.explain(morphnas.load_run(args.path), args.id)
+    return Answer(str(found), found.to_json())
+
+
+def report(args: argparse.Namespace) -> Answer:
+    if args.live is not None and not args.live > 0:
+        raise Wrong(f"--live needs seconds above 0, not {args.live:g}")
+    run = morphnas.load_run(args.path)
+    while args.live is not None and _goes_on(run):
+        file = morphnas.write_report(run, args.out, reload=args.live)
+        print(f"morphnas: {file}, {len(run.trials)} networks; Ctrl-C ends this", file=sys.stderr)
+        time.sleep(args.live)
+        run = morphnas.load_run(args.path)
+    file = morphnas.write_report(run, args.out)
+    return Answer(str(file), {"file": str(file), "networks": len(run.trials)})
+
+
+def _goes_on(run: morphnas.Run) -> bool:
+    """Whether its fit has not come to an end yet."""
+    settled = run.about.get("settled")
+    return not run.trials or not isinstance(settled, int) or settled < max(trial.id for trial in run.trials)
+
+
+def draw(args: argparse.Namespace) -> Answer:
+    run = morphnas.load_run(args.path)
+    if args.out is None:
+        if args.tree or args.lineage or args.id is not None:
+            raise Wrong("say with --out which file to draw to")
+        files = morphnas.visualize(run)
+    elif args.tree:
+        files = [morphnas.draw(run, args.out)]
+    else:
+        trial = run.trial(run.get_best_model_id() if args.id is None else args.id)
+        parent = None if args.against is None else run.trial(args.against)
+        what = lineage(run.trials, trial) if args.lineage else trial
+        files = [morphnas.draw(what, args.out, parent, fold=not args.no_fold)]
+    return Answer("\n".join(map(str, files)), {"files": [str(file) for file in files]})
+
+
+def compare(args: argparse.Namespace) -> Answer:
+    found = morphnas.compare_runs(args.paths)
+    if args.svg is not None:
+        found.draw(args.svg)
+    return Answer(str(found), found.to_json())
+
+
+def export(args: argparse.Namespace) -> Answer:
+    done = morphnas.export(args.path, args.out, args.overwrite, args.id)
+    return Answer(str(done), {"files": [str(file) for file in done.files], "error": done.error})
