@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,7 +23,7 @@ from morphnas.graph import Graph, GraphError, Morph, Network, Node
 from morphnas.report.words import gain_words, morph_words
 from morphnas.run.files import RunError
 from morphnas.run.search import Job, micro_batch, settle, trial_seed, work
-from morphnas.run.store import Run, load_run
+from morphnas.run.store import Run, RunLike, run_of
 from morphnas.search.trial import lineage
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Measure, Outcome, Recipe
@@ -81,10 +80,10 @@ class Ablation:
 
 
 def ablate(
-    run: Run | str | os.PathLike[str],
+    run: RunLike,
     x: Any,
     y: ArrayLike | None = None,
-    model_id: int | None = None,
+    trial: int | None = None,
     *,
     time_limit: float,
     repeats: int = 3,
@@ -98,23 +97,23 @@ def ablate(
 
     Every network begins with the weights of the lineage's first one (or, where these were not kept, with fresh ones),
     gets all morphs that are left at once, and is trained for as many epochs as the lineage was, with the network's own
-    recipe. x, y, validation_data, sample_weight, groups, teacher: those of the fit. model_id: None: the search's
-    winner. time_limit: seconds, within which as many of `repeats` rounds are done as fit. The run is not changed.
-    RunError for other data, ValueError for what cannot be used.
+    recipe. x, y, validation_data, sample_weight, groups, teacher: those of the fit. trial: the network's id; None: the
+    search's winner. time_limit: seconds, within which as many of `repeats` rounds are done as fit. The run is not
+    changed. RunError for other data, ValueError for what cannot be used.
     """
     deadline = Deadline.after(time_limit_seconds(time_limit, None))
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a positive integer, not {repeats!r}")
-    run = run if isinstance(run, Run) else load_run(run)
-    trial = run.trial(run.get_best_model_id() if model_id is None else model_id)
+    run = run_of(run)
+    network = run.trial(run.get_best_model_id() if trial is None else trial)
     problem = _problem(run, x, y, validation_data, sample_weight, groups, teacher, torch_device(device))
-    line = lineage(run.trials, trial)
+    line = lineage(run.trials, network)
     brought = [(one.id, morph) for one in line for morph in one.proposal.morphs]
     morphs = [morph for _, morph in brought]
     start = run.load_model_by_id(line[0].id) if line[0].kept else line[0].graph
     graph = start.graph if isinstance(start, Network) else start
-    recipe = settle(trial.proposal.recipe, run.trials, problem.chance)
-    recipe = replace(recipe, epochs=max(1, sum(one.epochs for one in line[1:]) or trial.epochs))
+    recipe = settle(network.proposal.recipe, run.trials, problem.chance)
+    recipe = replace(recipe, epochs=max(1, sum(one.epochs for one in line[1:]) or network.epochs))
     ways = [_replayed(graph, morphs, skip) for skip in (None, *range(len(morphs)))]
     seed, outcomes = int(run.about.get("seed", 0)), [list[Outcome]() for _ in ways]
     for turn in range(repeats if morphs else 0):
@@ -128,7 +127,7 @@ def ablate(
         _undone(id, morph, gone, outcomes[0], found, _sizes(graph, morphs) - _sizes(graph, kept))
         for (id, morph), (kept, gone), found in zip(brought, ways[1:], outcomes[1:], strict=True)
     ]
-    return Ablation(trial.id, line[0].id, recipe.epochs, problem.task.goal.measure, tuple(undone))
+    return Ablation(network.id, line[0].id, recipe.epochs, problem.task.goal.measure, tuple(undone))
 
 
 def _problem(

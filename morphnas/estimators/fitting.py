@@ -112,7 +112,9 @@ class Fitting:
     @cached_property
     def searcher(self) -> Searcher:
         planned = self.planned
-        searcher = self.settings.searcher(MorphSpace(planned.starts), planned.recipe, planned.limits, self.seed)
+        searcher = self.settings.searcher(
+            MorphSpace(planned.starts), recipe=planned.recipe, limits=planned.limits, seed=self.seed
+        )
         return Firsts(searcher, len(planned.starts)) if self.compares else searcher
 
     @cached_property

@@ -22,7 +22,7 @@ from morphnas.estimators.room import Room
 from morphnas.graph import Graph, GraphError, Limits, Network, Shape
 from morphnas.run.files import RunError
 from morphnas.search import SEARCHERS, Promote
-from morphnas.search.trial import MorphSpace, Searcher
+from morphnas.search.trial import MorphSpace, Searcher, Space
 from morphnas.train.recipe import Recipe
 
 DAY = 24 * 3600.0
@@ -199,8 +199,8 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeS
         if unknown := sorted(set(args) - set(known)):
             raise ValueError(f"searcher_args: unknown {unknown}, there are {', '.join([*known, *_SIZES])}")
 
-    def made(*positional: Any, **settings: Any) -> Searcher:
-        searcher = make(*positional, **settings, **args)
+    def made(space: Space, **settings: Any) -> Searcher:
+        searcher = make(space, **settings, **args)
         return Promote(searcher) if isinstance(kind, str) and kind != "halving" else searcher
 
     if isinstance(kind, str):

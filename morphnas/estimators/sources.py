@@ -44,10 +44,12 @@ class Source:
         return len(self.shapes)
 
     @staticmethod
-    def of(x: Any, name: str) -> Source:
+    def of(x: Any, name: str, axes: int | None = None) -> Source:
         """The examples in an array or anything that has its shape and slices, a list of images, or a data frame.
 
-        ValueError for what holds no examples, by shape; values are looked at when pieces are read.
+        Arrays have their channels last, PyTorch's tensors first; axes: of an example, besides channels, None: 2, or 3
+        in tensors that have so many. ValueError for what holds no examples, by shape; values are looked at when pieces
+        are read.
         """
         if hasattr(x, "toarray"):
             raise ValueError(f"{name} is a sparse matrix, a dense array is needed: {name}.toarray()")
@@ -55,26 +57,29 @@ class Source:
         if isinstance(x, Files):
             return _checked(Source(name, x.shapes, x))
         if isinstance(x, torch.Tensor):
+            if _has_channels(x.ndim - 1, axes):
+                x = x.movedim(1, -1)
+                _warn_of_last(tuple(x.shape[1:]), axes)
             x = as_array(x)
         if not hasattr(x, "iloc") and not all(hasattr(x, a) for a in ("shape", "dtype", "__getitem__")):
             if isinstance(x, (list, tuple)) and x and all(hasattr(item, "shape") or _pil(item) for item in x):
-                return Source._of_images(x, name)
+                return Source._of_images(x, name, axes)
             try:
                 x = np.asarray(x)
             except ValueError as error:
                 raise ValueError(f"{name} cannot be made an array: {error}") from None
         if x.shape and len(x.shape) == 1 and str(getattr(x, "dtype", "")) == "object":
-            return Source._of_images(list(x), name)
+            return Source._of_images(list(x), name, axes)
         if len(x.shape) < 2:
             raise ValueError(_too_flat(name, tuple(x.shape)))
         source = Source(name, [tuple(x.shape[1:])] * x.shape[0], getattr(x, "iloc", x))
         return _checked(source, tuple(x.shape))
 
     @staticmethod
-    def _of_images(images: Sequence[Any], name: str) -> Source:
+    def _of_images(images: Sequence[Any], name: str, axes: int | None) -> Source:
         for i, item in enumerate(images):
             refuse_masked(item, f"{name}[{i}]")
-        items = [image(item) for item in images]
+        items = [image(item, axes) for item in images]
         return _checked(Source(name, [item.shape for item in items], items))
 
     @property
@@ -125,7 +130,7 @@ def _too_flat(name: str, shape: tuple[int, ...]) -> str:
 def opened(x: Any, y: Any, name: str, room: Room = ROOM, axes: int | None = None) -> tuple[Source, Any]:
     """The examples and their labels: y, or those that come with a Dataset, a DataLoader or a folder (None: none do).
 
-    axes: of an example, besides channels, in tensors of a Dataset; None: 2, or 3 where there are so many.
+    axes: see `Source.of`.
     """
     if isinstance(x, (str, os.PathLike)):
         x, labels = folder(x)
@@ -134,7 +139,7 @@ def opened(x: Any, y: Any, name: str, room: Room = ROOM, axes: int | None = None
         if not x:
             raise ValueError(f"{name} is empty, it yields no examples")
     else:
-        return Source.of(x, name), y
+        return Source.of(x, name, axes), y
     if y is not None:
         raise ValueError(f"{name} brings its own labels, so none can be given beside it")
     return Source.of(x, name), labels
@@ -145,7 +150,7 @@ def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[N
 
     Whenever those in memory come to take more than there is room for, they go into a file.
     """
-    filed, loose, most = 0, 0, max(_LOOSE, room.most())
+    filed, loose, most, tensors = 0, 0, max(_LOOSE, room.most()), False
     images: list[NDArray[Any]] = []
     labels: list[Any] = []
     batched = isinstance(data, DataLoader) and data.batch_sampler is not None
@@ -156,6 +161,7 @@ def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[N
         pair = item if isinstance(item, (tuple, list)) else (item,)
         if not 1 <= len(pair) <= 2:
             raise ValueError(f"{name} must yield (image, label), but a {type(item).__name__} of {len(pair)} came")
+        tensors = isinstance(pair[0], torch.Tensor)
         some = [image(one, axes) for one in (pair[0] if batched else [pair[0]])]
         images.extend(some)
         loose += sum(one.nbytes for one in some)
@@ -167,26 +173,30 @@ def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[N
             labels.extend(found if batched else [found])
     if labels and len(labels) != len(images):
         raise ValueError(f"{name} yields {len(images)} images, but {len(labels)} labels")
-    if (
-        axes in (None, 2)
-        and images
-        and images[0].ndim == 3
-        and images[0].shape[1] in (1, 3, 4)
-        and images[0].shape[2] > 4
-    ):
-        height, width, channels = images[0].shape
-        looks = f"tensors of shape {(channels, height, width)} look channels last"
-        hint = f"{looks}, but (channels, height, width) is expected"
-        warnings.warn(f"{hint}: DataLoader makes tensors of arrays (height, width, channels) too", stacklevel=5)
+    if images and tensors:
+        _warn_of_last(images[0].shape, axes)
     return images, labels or None
 
 
 def image(item: Any, axes: int | None = None) -> NDArray[Any]:
     """One example with its channels last: tensors have them first. axes: besides channels; None: 2, or 3."""
     if isinstance(item, torch.Tensor):
-        channels = item.ndim in (3, 4) if axes is None else item.ndim == axes + 1
-        return as_array(item.movedim(0, -1) if channels else item)
+        return as_array(item.movedim(0, -1) if _has_channels(item.ndim, axes) else item)
     return pixels(item) if _pil(item) else np.asarray(item)
+
+
+def _has_channels(ndim: int, axes: int | None) -> bool:
+    """Whether an example of so many axes has one of channels. axes: see `Source.of`."""
+    return ndim in (3, 4) if axes is None else ndim == axes + 1
+
+
+def _warn_of_last(shape: tuple[int, ...], axes: int | None) -> None:
+    """Where tensors whose channels were taken to be first seem to have them last. shape: (h, w, channels), as taken."""
+    if axes in (None, 2) and len(shape) == 3 and shape[1] in (1, 3, 4) and shape[2] > 4:
+        height, width, channels = shape
+        looks = f"tensors of shape {(channels, height, width)} look channels last"
+        hint = f"{looks}, but (channels, height, width) is expected"
+        warnings.warn(f"{hint}: DataLoader makes tensors of arrays (height, width, channels) too", stacklevel=6)
 
 
 def _pil(item: Any) -> bool:

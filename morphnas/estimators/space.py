@@ -50,7 +50,7 @@ class SearchSpace:
     @staticmethod
     def of(plan: Plan, problem: Problem, settings: Settings, seconds: float, more: Mapping[str, Any]) -> SearchSpace:
         """more: of `expectation`."""
-        searcher = settings.searcher(MorphSpace(plan.starts), plan.recipe, plan.limits, 0)
+        searcher = settings.searcher(MorphSpace(plan.starts), recipe=plan.recipe, limits=plan.limits, seed=0)
         expected = expectation(
             plan, (), plan.search_share * seconds,
             free=shutil.disk_usage(_existing(settings.room.folder)).free, data=problem.bytes_in_memory,

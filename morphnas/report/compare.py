@@ -16,7 +16,7 @@ from scipy import stats
 
 from morphnas.report import facts
 from morphnas.report.words import count, duration
-from morphnas.run.store import Run, load_run
+from morphnas.run.store import Run, RunLike, run_of
 from morphnas.search.distance import distances
 from morphnas.search.trial import Trial
 
@@ -141,15 +141,15 @@ class Comparison:
         return target
 
 
-def compare_runs(runs: Sequence[Run | str | os.PathLike[str]]) -> Comparison:
-    """Two or more runs on the same data, or those in folders, compared.
+def compare_runs(runs: Sequence[RunLike]) -> Comparison:
+    """Two or more runs on the same data compared: runs, their folders, or fitted estimators.
 
     RunError for a folder without a run; ValueError, which names the run, for fewer than two, for other data, and where
     no network has a score yet.
     """
-    if isinstance(runs, (str, bytes, os.PathLike, Run)) or len(runs) < 2:
+    if not isinstance(runs, Sequence) or isinstance(runs, (str, bytes)) or len(runs) < 2:
         raise ValueError(f"there must be two runs or more to compare, not {runs!r:.200}")
-    loaded = [run if isinstance(run, Run) else load_run(run) for run in runs]
+    loaded = [run_of(run) for run in runs]
     winners = []
     for run in loaded:
         if _data(run) != _data(loaded[0]) or _data(run) is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from morphnas.graph import Graph, Network, Node, Op
 from morphnas.report.folding import Repeat, folded
 from morphnas.report.words import count, epochs_words, metric_words, morph_words, status_words
-from morphnas.run.store import Run, load_run
+from morphnas.run.store import RunLike, run_of
 from morphnas.search.trial import Trial
 
 
@@ -234,25 +234,27 @@ def _small(text: str) -> str:
 
 
 def draw(
-    what: Graph | Network | Trial | Sequence[Trial] | Run,
+    what: Graph | Network | Trial | Sequence[Trial] | RunLike,
     file: str | os.PathLike[str],
     parent: Graph | Network | Trial | None = None,
     fold: bool = True,
 ) -> Path:
     """Draw a network, or the tree of some trials or of a run, to a .pdf, .svg, .png or .dot file.
 
-    parent: a network that what is new in the other is to stand out against. fold: whether repeated layers are drawn
-    once. ValueError for another suffix or anything else to draw; GraphvizMissing as for `write_drawing`.
+    what: a run may be the fitted estimator that it belongs to, or its folder. parent: a network that what is new in the
+    other is to stand out against. fold: whether repeated layers are drawn once. ValueError for another suffix or
+    anything else to draw, RunError for a folder without a run; GraphvizMissing as for `write_drawing`.
     """
-    if isinstance(what, Run):
-        source = tree_dot(what.trials, what.about.get("best"), "The trials of the search")
-    elif isinstance(what, (Graph, Network, Trial)):
+    if isinstance(what, (Graph, Network, Trial)):
         title = _network_title(what, None) if isinstance(what, Trial) else ""
         source = graph_dot(_graph(what), title, None if parent is None else _graph(parent), fold)
-    elif isinstance(what, Sequence) and all(isinstance(trial, Trial) for trial in what):
+    elif isinstance(what, Sequence) and not isinstance(what, (str, bytes)):
+        if strange := [trial for trial in what if not isinstance(trial, Trial)]:
+            raise ValueError(f"to draw several things they must all be trials, not {strange[0]!r:.100}")
         source = tree_dot(what)
     else:
-        raise ValueError(f"what to draw must be a Graph, a Network, a trial, trials or a Run, not {what!r:.100}")
+        run = run_of(what)
+        source = tree_dot(run.trials, run.about.get("best"), "The trials of the search")
     return write_drawing(source, file)
 
 
@@ -293,9 +295,9 @@ def write_drawing(dot_source: str, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def visualize(run: Run | str | os.PathLike[str], directory: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Draw a run, or the one in a folder, into `directory` (`graphs` in the run's folder): see `draw_trials`."""
-    run = run if isinstance(run, Run) else load_run(run)
+def visualize(run: RunLike, directory: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Draw a run, or that of an estimator or in a folder, see `draw_trials`. directory: None: its folder's `graphs`."""
+    run = run_of(run)
     return draw_trials(run.trials, run.path / "graphs" if directory is None else directory, run.about.get("best"))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from morphnas.report.facts import number
 from morphnas.report.words import count, epochs_words, gain_words, metric_words, trial_words
-from morphnas.run.store import Run, load_run
+from morphnas.run.store import RunLike, run_of
 from morphnas.search.trial import Trial, lineage
 from morphnas.train.recipe import Measure, Outcome
 
@@ -98,17 +97,16 @@ class Explanation:
         return [asdict(step) for step in self.steps]
 
 
-def explain(run: Run | str | os.PathLike[str], model_id: int | None = None) -> Explanation:
-    """Why a network was tried, and what its morphs gained, from its first ancestor on. None: the search's winner.
+def explain(run: RunLike, trial: int | None = None) -> Explanation:
+    """Why a network was tried, and what its morphs gained, from its first ancestor on.
 
-    run: or the folder of one.
+    run: or the estimator that it belongs to, or its folder. trial: the network's id; None: the search's winner.
 
     Gains are of a training after the morphs: a child begins as its parent ended, and part of what it gains it would
     have gained without any morph, by being trained longer. RunError for an id that the run does not have.
     """
-    run = run if isinstance(run, Run) else load_run(run)
-    trial = run.trial(run.get_best_model_id() if model_id is None else model_id)
-    line = lineage(run.trials, trial)
+    run = run_of(run)
+    line = lineage(run.trials, run.trial(run.get_best_model_id() if trial is None else trial))
     return Explanation(tuple(_step(one, before) for before, one in zip([None, *line], line, strict=False)))
 
 

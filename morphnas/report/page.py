@@ -25,7 +25,7 @@ from morphnas.report import facts
 from morphnas.report.explain import REASONS
 from morphnas.report.outline import layers_svg
 from morphnas.report.words import FINAL_WORDS, duration, epochs_words, metric_words, status_words, trial_words
-from morphnas.run.store import Run, load_run
+from morphnas.run.store import Run, RunLike, run_of
 from morphnas.search.trial import Trial, lineage
 from morphnas.train.recipe import Outcome, Recipe
 
@@ -60,15 +60,13 @@ def page(run: Run, reload: float | None = None) -> str:
     )
 
 
-def write_report(
-    run: Run | str | os.PathLike[str], file: str | os.PathLike[str] | None = None, reload: float | None = None
-) -> Path:
+def write_report(run: RunLike, file: str | os.PathLike[str] | None = None, reload: float | None = None) -> Path:
     """Write the page of a run, or of the one in a folder, and say where: by default report.html in the run's folder.
 
     reload: seconds after which the page loads itself again, for one that is written anew while the search runs. The
     file is replaced as a whole; OSError where it cannot be written, RunError where there is no run.
     """
-    run = run if isinstance(run, Run) else load_run(run)
+    run = run_of(run)
     return _written(page(run, reload), run.path / "report.html" if file is None else Path(file))
 
 
@@ -98,9 +96,9 @@ class Shown:
         return f'<iframe srcdoc="{escape(self.html)}" {look}></iframe>'
 
 
-def show(run: Run | str | os.PathLike[str], height: int = 800) -> Shown:
+def show(run: RunLike, height: int = 800) -> Shown:
     """The page of a run, or of the one in a folder, as the last line of a notebook's cell."""
-    return Shown(page(run if isinstance(run, Run) else load_run(run)), height)
+    return Shown(page(run_of(run)), height)
 
 
 # -- headline answers

@@ -27,7 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from filelock import FileLock, Timeout
 
@@ -467,6 +467,27 @@ class Run:
 
     def load_best_model(self) -> Network:
         return self.load_model_by_id(self.get_best_model_id())
+
+
+class HasRun(Protocol):
+    """A fitted estimator."""
+
+    def load_searcher(self) -> Run: ...
+
+
+RunLike = Run | HasRun | str | os.PathLike[str]
+"""A run, the fitted estimator that it belongs to, or its folder."""
+
+
+def run_of(what: RunLike) -> Run:
+    """The run that is meant; RunError where there is none, ValueError for anything else."""
+    if isinstance(what, Run):
+        return what
+    if isinstance(what, (str, os.PathLike)):
+        return load_run(what)
+    if not callable(getattr(what, "load_searcher", None)):
+        raise ValueError(f"a Run, a fitted estimator or the folder of a run is needed, not {what!r:.100}")
+    return what.load_searcher()
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:

@@ -130,10 +130,10 @@ def test_volumes_are_learnt_told_and_handed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("axes", "shape"), [(1, (2, 16)), (None, (2, 3, 4, 5)), (3, (2, 3, 4, 5)), (3, (3, 4, 5))])
-def test_tensors_of_a_dataset_have_their_channels_first(axes: int | None, shape: tuple[int, ...]) -> None:
+def test_tensors_have_their_channels_first(axes: int | None, shape: tuple[int, ...]) -> None:
     x = torch.randn(60, *shape)
     data = TensorDataset(x, torch.arange(60) % 3)
     last = x if len(shape) == axes else x.movedim(1, -1)
     expected = examine(last.numpy(), np.arange(60) % 3, axes=axes).to_json() | {"seconds": 0}
-    for given in (data, DataLoader(data, batch_size=7)):
-        assert examine(given, axes=axes).to_json() | {"seconds": 0} == expected
+    for given in ((data,), (DataLoader(data, batch_size=7),), (x, data.tensors[1]), (list(x), data.tensors[1])):
+        assert examine(*given, axes=axes).to_json() | {"seconds": 0} == expected

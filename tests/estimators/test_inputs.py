@@ -133,7 +133,7 @@ def test_what_has_slices_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.M
     assert slices.longest == 9
     np.save(tmp_path / "x.npy", RGB)
     same(found(np.load(tmp_path / "x.npy", mmap_mode="r"), Y), whole)
-    same(found(torch.from_numpy(RGB), torch.from_numpy(Y)), found(RGB, Y))
+    same(found(torch.from_numpy(RGB).movedim(-1, 1), torch.from_numpy(Y)), found(RGB, Y))
 
 
 def test_h5py(tmp_path: Path) -> None:
@@ -218,6 +218,8 @@ def test_tensors_that_look_channels_last_are_warned_of() -> None:
     x = RNG.integers(0, 256, (60, 6, 6, 3), dtype=np.uint8)
     with pytest.warns(UserWarning, match=r"shape \(6, 6, 3\) look channels last.*DataLoader makes tensors of arrays"):
         found(DataLoader(Pairs(x, Y), batch_size=9))
+    with pytest.warns(UserWarning, match=r"shape \(6, 6, 3\) look channels last"):
+        found(torch.from_numpy(x), Y)
     same(found(Pairs(x, Y)), found(x, Y))
 
 

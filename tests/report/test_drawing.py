@@ -15,6 +15,7 @@ from pypdf import PdfReader
 
 from morphnas.graph import Graph, Wider
 from morphnas.report import GraphvizMissing, draw, draw_trials, graph_dot, tree_dot, visualize, write_drawing
+from morphnas.run.files import RunError
 from morphnas.run.store import Run, Store, load_run
 from tests.report.history import LARGE, SMALL, history
 from tests.strategies import chain, graphs, grow
@@ -190,6 +191,10 @@ def test_anything_is_drawn_in_any_format(suffix: str, begins: bytes, tmp_path: P
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.pdf, \.svg, \.png or \.dot, not .*a\.gif"):
         draw(LARGE, tmp_path / "a.gif")
-    with pytest.raises(ValueError, match="what to draw must be a Graph"):
-        draw("a network", tmp_path / "a.pdf")  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="a network"):
+        draw("a network", tmp_path / "a.pdf")
+    with pytest.raises(ValueError, match="must all be trials, not 7"):
+        draw([*history(), 7], tmp_path / "a.pdf")  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="a Run, a fitted estimator or the folder of a run is needed, not 7"):
+        draw(7, tmp_path / "a.pdf")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
