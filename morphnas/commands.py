@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import morphnas
-from morphnas.estimators.files import Files, folder, load_image_dataset
+from morphnas.estimators.files import Files, folder, images_of
 from morphnas.estimators.settings import LIMITS
 from morphnas.estimators.targets import Indicators
 from morphnas.report.page import about_words
@@ -47,17 +48,11 @@ class Answer:
 # -- data
 
 
-def _arrays(file: Path, part: str) -> tuple[Any, Any]:
-    """x and y (None: there is none) of a part, "train" or "test", of an .npz file."""
+def _arrays(file: Path, *names: str) -> list[Any] | None:
+    """The arrays with these names in an .npz file; None where there are not all of them."""
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as npz:
-            names = [(f"x_{part}", f"y_{part}"), ("x", "y")]
-            for x, y in names:
-                if x in npz.files:
-                    return npz[x], npz[y] if y in npz.files else None
-            raise Wrong(f"{file} has neither x_{part} nor x, only {', '.join(npz.files) or 'nothing'}")
-    except Wrong:
-        raise
+        with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as npz:
+            return [npz[name] for name in names] if {*names} <= {*npz.files} else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise Wrong(f"{file} cannot be read as .npz: {error}") from error
 
@@ -70,15 +65,20 @@ def _examples(args: argparse.Namespace, part: str) -> tuple[Any, Any, list[str]]
     if path.suffix.lower() == ".csv":
         if args.images is None:
             raise Wrong(f"{path} names image files: say with --images which folder they are in")
-        x, y = load_image_dataset(path, args.images)
-        return x, y, [str(i) for i in range(len(y))]
+        listed, names, labels = images_of(path, args.images)
+        return listed[:], None if None in labels else np.array(labels), names
     if path.is_dir():
-        files, labels = folder(path)
-        return files[:], labels, [str(file) for file in files.paths]
-    if path.suffix.lower() == ".npz":
-        x, y = _arrays(path, part)
-        return x, y, [str(i) for i in range(len(x))]
-    raise Wrong(f"{path} is no .npz, no .csv and no folder of images")
+        files, classes = folder(path)
+        return files[:], classes, [str(file) for file in files.paths]
+    if path.suffix.lower() != ".npz":
+        raise Wrong(f"{path} is no .npz, no .csv and no folder of images")
+    for x_name, y_name in ((f"x_{part}", f"y_{part}"), ("x", "y")):
+        if found := _arrays(path, x_name):
+            x, y = found[0], _arrays(path, y_name)
+            if not x.shape:
+                raise Wrong(f"{x_name} of {path} is a single value")
+            return x, y[0] if y else None, [str(i) for i in range(len(x))]
+    raise Wrong(f"{path} has neither x_{part} nor x")
 
 
 # -- commands
@@ -89,6 +89,7 @@ def fit(args: argparse.Namespace) -> Answer:
     if y is None:
         raise Wrong(f"{args.data} holds no labels")
     limits = dict(_pair(text) for text in args.limit)
+    tested = _arrays(args.data, "x_test", "y_test") if args.data.suffix.lower() == ".npz" else None
     kind = morphnas.ImageRegressor if args.regression else morphnas.ImageClassifier
     estimator = kind(
         args.path,
@@ -113,18 +114,22 @@ def fit(args: argparse.Namespace) -> Answer:
     estimator.fit(x, y, time_limit=args.time_limit, sample_weight=weight, teacher=teacher)
     run = estimator.load_searcher()
     best = run.trial(estimator.best_trial_)
-    measure, tested = ("R2", "test_mean_squared_error") if args.regression else ("accuracy", "test_accuracy")
+    measure, metric = ("R2", "mean_squared_error") if args.regression else ("accuracy", "accuracy")
     found: dict[str, Any] = {"path": estimator.path_, "networks": len(run.trials), "best": best.id}
-    found |= {"final": estimator.final_trial_, "score": best.score, f"validation_{measure}": None, tested: None}
+    found |= {"final": estimator.final_trial_, "score": best.score}
+    found |= {f"validation_{measure}": None, f"test_{metric}": None}
     told = [f"the run is in {estimator.path_}, its winner is network {best.id} of {len(run.trials)}"]
     if best.outcome is not None and best.outcome.metric is not None:
-        found[f"validation_{measure}"] = best.outcome.metric
-        told.append(f"{measure} of the winner on the validation part: {metric_words(best.outcome)}")
-    if args.data.suffix.lower() == ".npz":
-        with np.load(args.data, allow_pickle=False) as npz:
-            if {"x_test", "y_test"} <= set(npz.files):
-                found[tested] = estimator.evaluate(npz["x_test"], npz["y_test"])
-                told.append(f"the model on the test part: {estimator.words(found[tested])}")
+        where = "on what it was trained on, as there are too few examples to hold any out"
+        if best.outcome.held_out:
+            found[f"validation_{measure}"], where = best.outcome.metric, "on the validation part"
+        told.append(f"{measure} of the winner {where}: {metric_words(best.outcome)}")
+    if tested is not None:
+        try:
+            found[f"test_{metric}"] = estimator.evaluate(*tested)
+            told.append(f"the model on the test part: {estimator.words(found[f'test_{metric}'])}")
+        except ValueError as error:
+            warnings.warn(f"the model is there, but cannot be measured on the test part: {error}", stacklevel=2)
     told.append(f"see it: morphnas report {estimator.path_}")
     return Answer("\n".join(told), found)
 
@@ -200,7 +205,7 @@ def _amounts(amounts: NDArray[np.float64], names: Sequence[str]) -> Answer:
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # others leave a "\r" as it is
     writer.writerows([head, *rows])
     return text.getvalue().rstrip("\n")
 
@@ -255,7 +260,7 @@ def _goes_on(run: morphnas.Run) -> bool:
 def draw(args: argparse.Namespace) -> Answer:
     run = morphnas.load_run(args.path)
     if args.out is None:
-        if args.tree or args.lineage or args.id is not None:
+        if args.tree or args.lineage or args.id is not None or args.against is not None or args.no_fold:
             raise Wrong("say with --out which file to draw to")
         files = morphnas.visualize(run)
     elif args.tree:

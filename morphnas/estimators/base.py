@@ -32,6 +32,7 @@ from morphnas.estimators.settings import (
     chosen_seed,
     decisive,
     plain,
+    restored,
     room,
     time_limit_seconds,
 )
@@ -235,6 +236,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             folder = path or Path(tempfile.mkdtemp(prefix="morphnas-"))
             with _opened(folder, about, before is not None, self.overwrite) as store, self._progress(seconds) as shown:
                 torch.set_num_threads(planned.threads)
+                self._forget()
                 self.path_ = str(folder)
                 for network in settings.networks:
                     store.give(network)
@@ -263,6 +265,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             if deadline.stopped and not calls.stopped:
                 self._interrupted()
         return self
+
+    def _forget(self) -> None:
+        """What an earlier fit has found: a fit that does not come to its end leaves no model of another run."""
+        for name in vars(self).keys() - self.get_params(deep=False).keys():
+            delattr(self, name)
 
     def _before(self, path: Path | None, decides: Mapping[str, Any]) -> dict[str, Any] | None:
         """What run.json says of the run to go on with; None: one is begun. RunError where neither can be."""
@@ -382,14 +389,19 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     # -- using
 
-    def evaluate(self, x_test: Any, y_test: ArrayLike | None = None) -> float:
+    def evaluate(self, x_test: Any, y_test: ArrayLike | None = None, sample_weight: SampleWeight = None) -> float:
         """How good predictions of examples are whose y is known; ValueError for a y that does not go with the fit's."""
-        self._check_fitted()
-        source, y_test = opened(x_test, y_test, "x_test", room(self), self._axes)
-        codes = torch.from_numpy(self._target.encode(y_test, len(source)))
-        return self._measured(self._predicted(source), codes)
+        source, y_test = self._asked(x_test, y_test)
+        codes = self._target.encode(y_test, len(source))
+        weights = weights_of(sample_weight, len(source), codes, self._target)
+        return self._measured(self._predicted(source), torch.from_numpy(codes), weights)
 
-    def _measured(self, outputs: Tensor, y: Tensor) -> float:
+    def _asked(self, x: Any, y: Any = None) -> tuple[Source, Any]:
+        """Examples of whatever `fit` takes, and their y (None: unknown); NotFittedError where there was no fit."""
+        self._check_fitted()
+        return opened(x, y, "x_test", room(self), self._axes)
+
+    def _measured(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
         """What `evaluate` says of outputs, on the CPU, of examples with this y, as networks learn it."""
         raise NotImplementedError
 
@@ -442,7 +454,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The estimator of the run in a folder, ready to predict; RunError when there is none of this kind."""
+        """The estimator of the run in a folder, ready to predict; RunError when there is none of this kind.
+
+        It has the settings of the fit that `final_fit` heeds: augment, image_shape, image_size, axes, limits,
+        max_memory, keep and ensemble.
+        """
         folder = Path(path)
         network, model = stored(folder)
         try:
@@ -450,7 +466,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             _check_model(network.graph, model, target, preprocessing)
             if not isinstance(target, cls._kinds):
                 raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: morphnas.load has it")
-            estimator = cls(path=folder)
+            estimator = cls(path=folder, **restored(load_about(folder).get("settings")))
             estimator.path_ = str(folder)
             estimator._set(network, model, target, preprocessing)
         except RunError:
@@ -567,6 +583,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self._preprocessing = preprocessing
         if len(preprocessing.given) == 1:
             self.n_features_in_ = preprocessing.given[0]
+        if preprocessing.columns:
+            self.feature_names_in_ = np.array(preprocessing.columns, dtype=object)
         shape = (-1, *[1] * (len(preprocessing.shape) - 1))
         self._mean = torch.tensor(about["mean"], dtype=torch.float32).reshape(shape)
         self._std = torch.tensor(about["std"], dtype=torch.float32).reshape(shape)
@@ -608,8 +626,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def _progress(self, seconds: float) -> contextlib.closing[Progress]:
         return contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "network_")
+
     def _check_fitted(self) -> None:
-        if not hasattr(self, "network_"):
+        if not self.__sklearn_is_fitted__():
             name = type(self).__name__
             hint = f"Call 'fit' with appropriate arguments first, or {name}.load(path)"
             raise NotFittedError(f"This {name} instance is not fitted yet. {hint}")

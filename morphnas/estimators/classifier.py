@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
 from torch import Tensor, fx
 
 from morphnas.estimators.base import ImageEstimator
 from morphnas.estimators.inputs import Preprocessing
-from morphnas.estimators.labels import Labels
-from morphnas.estimators.settings import room
-from morphnas.estimators.sources import opened
-from morphnas.estimators.targets import Indicators, Target, Values, classes_of
+from morphnas.estimators.labels import Labels, labels_of
+from morphnas.estimators.targets import Indicators, SampleWeight, Target, Values, classes_of
 from morphnas.graph import Network
 
 
@@ -128,16 +127,25 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
 
     def predict_proba(self, x_test: Any) -> NDArray[np.float64]:
         """Probabilities (n, classes) float64, in the order of `classes_`; of tags each by itself."""
-        self._check_fitted()
-        source, _ = opened(x_test, None, "x_test", room(self), self._axes)
+        source, _ = self._asked(x_test)
         return self._said.probabilities(self._predicted(source))
 
-    def evaluate(self, x_test: Any, y_test: Any = None) -> float:
+    def evaluate(self, x_test: Any, y_test: Any = None, sample_weight: SampleWeight = None) -> float:
         """Accuracy on examples of known labels; ValueError for a label that fit did not see.
 
-        Of tags it is the share of examples all of whose tags are right.
+        Of tags it is the share of examples all of whose tags are right. sample_weight: what each counts for, see `fit`.
         """
-        return super().evaluate(x_test, y_test)
+        return super().evaluate(x_test, y_test, sample_weight)
+
+    def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:  # noqa: N803  # scikit-learn's
+        """The same, as scikit-learn asks for it: a label that fit did not see is predicted wrongly."""
+        said = self.predict(X)
+        if self.multilabel_:
+            return float(accuracy_score(y, said, sample_weight=sample_weight))
+        pairs = zip(labels_of(y, len(said)), said.tolist(), strict=True)
+        return float(
+            np.average([a == b for a, b in pairs], weights=None if sample_weight is None else np.asarray(sample_weight))
+        )
 
     @staticmethod
     def _read(y: ArrayLike, n: int) -> tuple[Labels | Indicators, NDArray[Any]]:
@@ -154,8 +162,8 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         tags.classifier_tags.multi_label = True
         return tags
 
-    def _measured(self, outputs: Tensor, y: Tensor) -> float:
-        return (self._target.goal.errors(outputs, y) == 0).double().mean().item()
+    def _measured(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
+        return float(np.average((self._target.goal.errors(outputs, y) == 0).numpy(), weights=weights))
 
     def words(self, measured: float) -> str:
         return f"accuracy {measured:.2%}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 T = TypeVar("T")
+
+_NO_IMAGES = {".bufr", ".eps", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf", ".ps"}
+"""Suffixes that Pillow knows, of files which mostly are none, or which it cannot read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +78,28 @@ def _pillow() -> Any:
     return Image
 
 
+def _below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """All in a folder and its sub-folders, links among them, but no link to a folder that it lies in."""
+    real = folder.resolve()
+    for file in () if real in above else folder.iterdir():
+        if not file.name.startswith(".") and file.name != "__MACOSX":
+            yield file
+            if file.is_dir():
+                yield from _below(file, (*above, real))
+
+
 def folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
     """The images below a folder, sorted by path, and their classes: the names of its sub-folders, None without any.
 
-    Hidden files, and those with no suffix of images, are passed over. ValueError when there are no images at all, none
-    in a sub-folder, or some beside the sub-folders.
+    Links are followed; hidden files, what macOS adds to archives, and files with no suffix of images are passed over.
+    ValueError when there are no images at all, none in a sub-folder, or some beside the sub-folders.
     """
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"{str(root)!r} is no folder of images")
     pillow = _pillow()
-    suffixes = {suffix for suffix, kind in pillow.registered_extensions().items() if kind in pillow.OPEN}
-    below = [file for file in sorted(root.rglob("*")) if "/." not in f"/{file.relative_to(root).as_posix()}"]
+    suffixes = {suffix for suffix, kind in pillow.registered_extensions().items() if kind in pillow.OPEN} - _NO_IMAGES
+    below = sorted(_below(root, ()))
     images = [file for file in below if file.suffix.lower() in suffixes and file.is_file()]
     if not images:
         raise ValueError(f"the folder {str(root)!r} holds no images")
@@ -109,15 +122,25 @@ def load_image_dataset(
     x: (n, h, w) or (n, h, w, 3) where the images have one shape, else a list of them, which `fit` takes too. y: (n,)
     strings. parallel: in threads. ValueError that names the line or the file that cannot be read.
     """
-    with Path(csv_file_path).open(newline="", encoding="utf-8-sig") as file:
-        rows = [(i, row) for i, row in enumerate(csv.reader(file), start=1) if row][1:]
-    for i, row in rows:
-        if len(row) < 2:
-            raise ValueError(
-                f"{str(csv_file_path)!r}, row {i}: a file name and a label are needed, there is only {row}"
-            )
+    files, names, labels = images_of(csv_file_path, images_path, parallel)
+    if bare := [name for name, label in zip(names, labels, strict=True) if label is None]:
+        raise ValueError(f"{str(csv_file_path)!r}: a file name and a label are needed, {bare[0]!r} has none")
+    images = files[:]
+    same = len({image.shape for image in images}) == 1
+    return np.stack(images) if same else images, np.array(labels)
+
+
+def images_of(
+    csv_file_path: str | os.PathLike[str], images_path: str | os.PathLike[str], parallel: bool = True
+) -> tuple[Files, list[str], list[str | None]]:
+    """The images that a CSV file lists, their names in it, and their labels, None for a row without one."""
+    try:
+        with Path(csv_file_path).open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row][1:]
+    except csv.Error as error:
+        raise ValueError(f"{str(csv_file_path)!r} cannot be read as CSV: {error}") from error
     if not rows:
         raise ValueError(f"{str(csv_file_path)!r} lists no images: its first row is taken for the head")
-    images = Files([Path(images_path) / row[0] for _, row in rows], parallel)[:]
-    same = len({image.shape for image in images}) == 1
-    return np.stack(images) if same else images, np.array([row[1] for _, row in rows])
+    names = [row[0] for row in rows]
+    files = Files([Path(images_path) / name for name in names], parallel)
+    return files, names, [row[1] if len(row) > 1 else None for row in rows]

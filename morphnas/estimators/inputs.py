@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ class Preprocessing:
     """Shape of one example for the network, channels first."""
     resized: bool = False
     """Whether images of other sizes are resized."""
+    columns: tuple[str, ...] | None = None
+    """Names of a data frame's columns: other frames must have the same ones in the same order."""
 
     @staticmethod
     def found(
@@ -128,14 +131,18 @@ class Preprocessing:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Preprocessing:
         """What was written down of one; ValueError when it is none."""
-        given, shape, resized = data["given"], data["shape"], data.get("resized", False)
+        given, shape, resized, columns = data["given"], data["shape"], data.get("resized", False), data.get("columns")
         for sizes in (given, shape):
             whole = isinstance(sizes, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in sizes)
             if not (whole and 1 <= len(sizes) <= 4 and min(sizes) > 0):
                 raise ValueError(f"examples cannot have the shape {sizes!r:.100}")
         if math.prod(given) != math.prod(shape) or len(shape) > 4 or not isinstance(resized, bool):
             raise ValueError(f"examples of shape {given!r:.100} cannot become {shape!r:.100}")
-        return Preprocessing(tuple(given), tuple(shape), resized)
+        if columns is not None:
+            if not (isinstance(columns, list) and all(isinstance(column, str) for column in columns)):
+                raise ValueError(f"columns cannot have the names {columns!r:.100}")
+            columns = tuple(columns)
+        return Preprocessing(tuple(given), tuple(shape), resized, columns)
 
     def __call__(self, source: Source, place: Tensor | None = None, room: Room = ROOM) -> Tensor:
         """The examples as a tensor (n, *shape), uint8 where they fit, else float32; example i is at place[i].
@@ -156,12 +163,19 @@ class Preprocessing:
 
     def pieces(self, source: Source) -> Iterator[Tensor]:
         """The examples, read a piece at a time: (k, *shape), uint8 or float32."""
+        if self.columns and source.columns and self.columns != source.columns:
+            pairs = zip_longest(source.columns, self.columns)
+            found, wanted = next(pair for pair in pairs if pair[0] != pair[1])
+            words = "The feature names should match those that were passed during fit"  # scikit-learn's
+            raise ValueError(f"{words}: {source.name} has {found!r} where that had {wanted!r}")
         for start, arrays in source.pieces():
             yield torch.cat([self._one(array, source.name, start + i) for i, array in enumerate(arrays)])
 
     def _one(self, x: NDArray[Any], name: str, start: int) -> Tensor:
         """Examples (k, ...) of one shape as (k, *shape)."""
         fits = x.shape[1:] == self.given
+        if not fits and self.resized and self.shape[0] > 1 and x.ndim == 3 and x.shape[2] in (1, 3, 4):
+            raise ValueError(f"{name} looks like one image of shape {x.shape}: add an axis in front, {name}[None]")
         if not fits and (len(self.shape) != 3 or x.ndim not in (3, 4)):
             raise ValueError(self._unfit(x, name))
         if len(self.shape) == 1:
@@ -298,7 +312,7 @@ class Problem:
         source, y = opened(x, y, "x", room, axes)
         if groups is not None and validation_data is not None:
             raise ValueError("groups say what of x may be held out together: with validation_data nothing of it is")
-        preprocessing = Preprocessing.found(source, image_shape, image_size, axes)
+        preprocessing = replace(Preprocessing.found(source, image_shape, image_size, axes), columns=source.columns)
         target, codes = read(y, len(source))
         weights = weights_of(sample_weight, len(source), codes, target)
         own = None

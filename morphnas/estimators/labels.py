@@ -62,8 +62,7 @@ class Labels:
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.int64]:
         """Class indices (n,); ValueError for labels that are not among the classes."""
-        column = _column(y, n)
-        values = list(hashed(column, "y")) if column.dtype == object else column.tolist()
+        values = labels_of(y, n)
         unseen = {value for value in values if value not in self._index}
         if unseen:
             some = ", ".join(map(repr, _sorted(unseen)[:5]))
@@ -117,6 +116,12 @@ class Labels:
         return Labels(classes)
 
 
+def labels_of(y: ArrayLike, n: int) -> list[Hashable]:
+    """The n labels in y, (n,) or (n, 1), whatever fit has seen; ValueError for what are none."""
+    column = _column(y, n)
+    return list(hashed(column, "y")) if column.dtype == object else column.tolist()
+
+
 def check_there(y: Any, hint: str) -> None:
     """ValueError where there is no y, or a part of it is masked."""
     if y is None:
@@ -132,8 +137,12 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
     except ValueError as error:
         hint = "several tags of an example are (n, k) of 0 and 1, as scikit-learn's MultiLabelBinarizer makes them"
         raise ValueError(f"y cannot be made an array of labels: {error}; {hint}") from None
-    if column.dtype == object and all(isinstance(value, np.generic) for value in column.flat):
-        column = np.array(list(column.flat)).reshape(column.shape)
+    if column.dtype == object:
+        kinds = {type(value) for value in column.flat}
+        if all(issubclass(kind, np.generic) for kind in kinds) or kinds in ({bool}, {int}, {float}):
+            column = np.array(list(column.flat)).reshape(column.shape)
+    elif column.dtype.kind == "T":
+        column = column.astype(str)
     if column.ndim == 2 and column.shape[1] == 1:
         column = column[:, 0]
     if column.ndim == 2:
@@ -147,6 +156,8 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
         raise ValueError(f"x has {n} examples but y has {len(column)} labels")
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         raise ValueError("y contains NaN or infinity")
+    if column.dtype.kind in "mM" and np.isnat(column).any():
+        raise ValueError("y contains NaT: labels are missing")
     return column
 
 
@@ -169,6 +180,8 @@ def hashed(column: NDArray[Any], name: str) -> Iterable[Hashable]:
             raise ValueError(f"{name}[{i}] is no label, it cannot be hashed: {value!r:.80}")
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name}[{i}] is NaN")
+        if value is None:
+            raise ValueError(f"{name}[{i}] is None")
         yield value
 
 
@@ -182,13 +195,15 @@ def _sorted(values: Iterable[Hashable]) -> list[Hashable]:
 
 def _to_json(value: Any) -> Any:
     """JSON for a label: numbers, strings, booleans and None as they are, tuples and bytes tagged."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
     if isinstance(value, tuple):
         return {"tuple": [_to_json(item) for item in value]}
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
-    kinds = "numbers, strings, bytes, None or tuples of them"
+    kinds = "numbers, strings, bytes or tuples of them"
     raise ValueError(f"the label {value!r:.80} cannot be saved: labels are {kinds}")
 
 

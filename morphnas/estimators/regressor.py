@@ -11,9 +11,7 @@ from sklearn.base import RegressorMixin
 from torch import Tensor, fx
 
 from morphnas.estimators.base import ImageEstimator
-from morphnas.estimators.settings import room
-from morphnas.estimators.sources import opened
-from morphnas.estimators.targets import Values
+from morphnas.estimators.targets import SampleWeight, Values
 
 
 class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -24,22 +22,24 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
     deviations from their mean, by the mean squared error; of several, each counts alike. The metric of networks is the
     coefficient of determination, R2, as is what `score` gives; their score is minus the log loss of normal
     distributions around what they say, as wide as their errors. `evaluate` and `test_metric_` are mean squared errors,
-    in the units of y.
+    in the squared units of y.
     """
 
     _kinds = (Values,)
 
     def predict(self, x_test: Any) -> NDArray[np.float64]:
         """Amounts (n,), or (n, k) where fit was given several, of examples (n, ...), or whatever else `fit` takes."""
-        self._check_fitted()
-        source, _ = opened(x_test, None, "x_test", room(self), self._axes)
+        source, _ = self._asked(x_test)
         values = self._values
         amounts = values.decode(self._predicted(source).numpy())
         return amounts[:, 0] if values.flat else amounts
 
-    def evaluate(self, x_test: Any, y_test: Any = None) -> float:
-        """The mean squared error of examples whose amounts are known, over all of them, in the squared units of y."""
-        return super().evaluate(x_test, y_test)
+    def evaluate(self, x_test: Any, y_test: Any = None, sample_weight: SampleWeight = None) -> float:
+        """The mean squared error of examples whose amounts are known, over all of them, in the squared units of y.
+
+        sample_weight: (n,) numbers, what each example counts for.
+        """
+        return super().evaluate(x_test, y_test, sample_weight)
 
     @staticmethod
     def _read(y: ArrayLike, n: int) -> tuple[Values, NDArray[Any]]:
@@ -50,9 +50,9 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
         assert isinstance(self._target, Values)
         return self._target
 
-    def _measured(self, outputs: Tensor, y: Tensor) -> float:
+    def _measured(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
         errors = (outputs - y).double().numpy() * self._values.std
-        return float(np.square(errors).mean())
+        return float(np.average(np.square(errors).mean(1), weights=weights))
 
     def words(self, measured: float) -> str:
         return f"mean squared error {measured:.4g}"

@@ -253,6 +253,18 @@ def decisive(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: plain(value) for name, value in found.items()}
 
 
+RESTORED = ("augment", "image_shape", "image_size", "axes", "limits", "max_memory", "keep", "ensemble")
+"""Arguments that matter to whoever goes on with a model that is loaded."""
+
+
+def restored(settings: Any) -> dict[str, Any]:
+    """Of settings, as run.json keeps them, those that matter later on; what cannot be used is left out."""
+    found = {name: settings[name] for name in RESTORED if name in settings} if isinstance(settings, Mapping) else {}
+    if isinstance(limits := found.get("limits"), Mapping):
+        found["limits"] = {name: value for name, value in limits.items() if name in LIMITS and value is not None}
+    return found
+
+
 def check_unchanged(path: Path | None, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """RunError that names the arguments which are not those that the run was begun with.
 

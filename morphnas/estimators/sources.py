@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from morphnas.estimators.files import Files, folder, pixels
 from morphnas.estimators.room import ROOM, Room
@@ -34,11 +34,15 @@ def refuse_masked(values: Any, name: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """n examples. name: what errors call them. shapes: of each, (n of them). items: slices of it are examples."""
+    """n examples. name: what errors call them. shapes: of each, (n of them). items: slices of it are examples.
+
+    columns: names of a data frame's; None where not all are texts, or it is none.
+    """
 
     name: str
     shapes: Sequence[tuple[int, ...]]
     items: Any
+    columns: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -72,7 +76,9 @@ class Source:
             return Source._of_images(list(x), name, axes)
         if len(x.shape) < 2:
             raise ValueError(_too_flat(name, tuple(x.shape)))
-        source = Source(name, [tuple(x.shape[1:])] * x.shape[0], getattr(x, "iloc", x))
+        columns = tuple(getattr(x, "columns", ()))
+        named = columns if columns and all(isinstance(column, str) for column in columns) else None
+        source = Source(name, [tuple(x.shape[1:])] * x.shape[0], getattr(x, "iloc", x), named)
         return _checked(source, tuple(x.shape))
 
     @staticmethod
@@ -154,6 +160,7 @@ def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[N
     images: list[NDArray[Any]] = []
     labels: list[Any] = []
     batched = isinstance(data, DataLoader) and data.batch_sampler is not None
+    collated = batched and data.collate_fn is default_collate  # which makes of tuples of labels a tuple of batches
     streamed = isinstance(data, (DataLoader, IterableDataset))
     if not (streamed or hasattr(data, "__len__")):
         raise ValueError(f"{name} is a {type(data).__name__} without a length")
@@ -169,13 +176,19 @@ def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[N
             images[filed:] = room.filed(images[filed:])
             filed, loose = len(images), 0
         if len(pair) == 2:
-            found = pair[1].tolist() if isinstance(pair[1], torch.Tensor) else pair[1]
-            labels.extend(found if batched else [found])
+            labels.extend(_listed(pair[1], collated) if batched else [_listed(pair[1])])
     if labels and len(labels) != len(images):
         raise ValueError(f"{name} yields {len(images)} images, but {len(labels)} labels")
     if images and tensors:
         _warn_of_last(images[0].shape, axes)
     return images, labels or None
+
+
+def _listed(labels: Any, collated: bool = False) -> Any:
+    """A label, or those of a batch, without tensors. collated: whether tuples of labels were made one of batches."""
+    if collated and isinstance(labels, (list, tuple)) and not isinstance(labels[0], (str, bytes)):
+        return list(zip(*map(_listed, labels), strict=True))
+    return labels.tolist() if isinstance(labels, torch.Tensor) else labels
 
 
 def image(item: Any, axes: int | None = None) -> NDArray[Any]:

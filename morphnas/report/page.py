@@ -129,6 +129,8 @@ def _good(run: Run, best: Trial | None) -> Answer:
         return Answer(question, "none yet", "No network has a score.")
     outcome, first = best.outcome, lineage(run.trials, best)[0]
     told = [f"Network {best.id}"]
+    if not outcome.held_out:
+        told[0] += ", on the examples that it was trained on, as none are held out"
     if outcome.interval is not None:
         low, high = (100 * value for value in outcome.interval)
         told[0] += f", on {outcome.examples:,} validation examples: 95 % interval {low:.1f} to {high:.1f} %"

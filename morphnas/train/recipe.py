@@ -148,8 +148,9 @@ class Outcome:
         scored.
     metric: what people read. measure: what that is.
     seconds: of training and validation. epochs: begun ones; best_epoch: which one's weights are kept, from 1.
-    curve: one entry per epoch. examples: how many the score is of (the training examples when there are no others);
-        of those that count for more and for less, how many alike would tell as much.
+    curve: one entry per epoch. examples: how many the score is of; of those that count for more and for less, how many
+        alike would tell as much.
+    held_out: whether these were not trained on. There are no others where there are too few to hold any out.
     morph_error: largest difference of outputs between start and child before training, relative to the largest output.
     mirrored: the metric on mirrored validation images, where it was asked for.
     peak_bytes: of the device's memory, the most that the training took; 0: unknown, as on a CPU.
@@ -181,6 +182,7 @@ class Outcome:
     measure: Measure = "accuracy"
     latency: float | None = None
     slow: bool = False
+    held_out: bool = True
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
@@ -199,8 +201,9 @@ class Outcome:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"outcome: {name} must be an integer from 0 on, not {value!r}")
-        if not isinstance(self.slow, bool):
-            raise ValueError(f"outcome: slow must be True or False, not {self.slow!r:.100}")
+        for name in ("slow", "held_out"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"outcome: {name} must be True or False, not {getattr(self, name)!r:.100}")
         if self.error is not None and not isinstance(self.error, str):
             raise ValueError(f"outcome: error must be text or None, not {self.error!r:.100}")
 
@@ -211,8 +214,14 @@ class Outcome:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Wilson's 95 % interval of a metric that is a share of the examples (Wilson 1927, JASA 22, 209-212)."""
-        if self.metric is None or self.measure != "accuracy" or not self.examples or not 0 <= self.metric <= 1:
+        """Wilson's 95 % interval of a metric that is a share of held-out examples (Wilson 1927, JASA 22, 209-212)."""
+        if (
+            not self.held_out
+            or self.metric is None
+            or self.measure != "accuracy"
+            or not self.examples
+            or not 0 <= self.metric <= 1
+        ):
             return None
         z2 = 1.959964**2 / self.examples
         centre, spread = self.metric + z2 / 2, math.sqrt(z2 * (self.metric * (1 - self.metric) + z2 / 4))
