@@ -10,7 +10,6 @@ import os
 import platform
 import sys
 import time
-import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,7 +128,7 @@ def fit(args: argparse.Namespace) -> Answer:
             found[f"test_{metric}"] = estimator.evaluate(*tested)
             told.append(f"the model on the test part: {estimator.words(found[f'test_{metric}'])}")
         except ValueError as error:
-            warnings.warn(f"the model is there, but cannot be measured on the test part: {error}", stacklevel=2)
+            print(f"morphnas: warning: the model cannot be measured on the test part: {error}", file=sys.stderr)
     told.append(f"see it: morphnas report {estimator.path_}")
     return Answer("\n".join(told), found)
 
@@ -205,8 +204,10 @@ def _amounts(amounts: NDArray[np.float64], names: Sequence[str]) -> Answer:
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # others leave a "\r" as it is
-    writer.writerows([head, *rows])
+    usual = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in (head, *rows):  # the usual one leaves a "\r" as it is, which is the end of a line to whoever reads it
+        (quoted if any("\r" in str(value) for value in row) else usual).writerow(row)
     return text.getvalue().rstrip("\n")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+import morphnas
 from morphnas import ImageClassifier, load_run
 from morphnas.cli import LIMITS, SEARCHES, main
 from morphnas.estimators import settings
@@ -114,6 +115,37 @@ def test_predict_and_evaluate(run: Path, data: Path, capsys: pytest.CaptureFixtu
     assert value(capsys, "evaluate", run, data)["accuracy"] == classifier.evaluate(x[:30], y[:30])
 
 
+def test_a_test_part_that_cannot_be_told_costs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = stripes(60)
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:3], y_test=[0, 1, 7])
+    capsys.readouterr()
+    assert main(["fit", str(tmp_path / "data.npz"), *QUICK, "--path", str(tmp_path / "run"), "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["test_accuracy"] is None
+    assert "labels that fit did not see: 7" in err
+
+
+def test_scores_on_what_was_trained_on_are_not_told_as_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = stripes(40)
+    np.savez(tmp_path / "few.npz", x=x, y=y)
+    found = ["fit", tmp_path / "few.npz", *QUICK, "--overwrite", "--path", tmp_path / "run", "--quiet"]
+    assert "on what it was trained on, as there are too few examples to hold any out" in told(capsys, *found)
+    assert value(capsys, *found)["validation_accuracy"] is None
+    assert "on the examples that it was trained on" in morphnas.write_report(tmp_path / "run").read_text()
+
+
+def test_what_is_predicted_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = stripes(60)
+    labels = np.array(["a,b\r", 'a "line"\nfeed', "carriage\rreturn"])
+    np.savez(tmp_path / "data.npz", x=x, y=labels[y])
+    told(capsys, "fit", tmp_path / "data.npz", *QUICK, "--path", tmp_path / "run", "--quiet")
+    text = told(capsys, "predict", tmp_path / "run", tmp_path / "data.npz")
+    said = [row["label"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+    assert said == ImageClassifier.load(tmp_path / "run").predict(x).tolist()
+
+
 def test_image_files_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = pytest.importorskip("PIL.Image")
     x, y = stripes(60)
@@ -135,6 +167,15 @@ def test_image_files_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert [example["example"] for example in found] == list(map(str, files))
     assert {example["label"] for example in found} <= {"class0", "class1", "class2"}
     assert "--images" in failed(capsys, "fit", tmp_path / "labels.csv")
+    names = [f"class1/{file.name}" for file in files]
+    (tmp_path / "names.csv").write_text("\n".join(["file", *names]))
+    listed = (tmp_path / "names.csv", "--images", tmp_path / "photos")
+    again = value(capsys, "predict", tmp_path / "a", tmp_path / "names.csv", "--images", tmp_path / "photos")[
+        "examples"
+    ]
+    assert [example["example"] for example in again] == names
+    assert [example["label"] for example in again] == [example["label"] for example in found]
+    assert "holds no labels" in failed(capsys, "fit", *listed)
     files[0].write_text("no image")
     assert str(files[0]) in failed(capsys, "predict", tmp_path / "a", files[0])
 
@@ -203,8 +244,11 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["fit", "DATA", "--device", "tpu"], "tpu"),
         (["fit", "TEXT"], "text.txt is no .npz, no .csv and no folder of images"),
         (["fit", "BROKEN"], "broken.npz cannot be read as .npz"),
-        (["fit", "OTHER"], "other.npz has neither x_train nor x, only z"),
+        (["fit", "OTHER"], "other.npz has neither x_train nor x"),
         (["fit", "UNLABELLED"], "unlabelled.npz holds no labels"),
+        (["fit", "ARRAY"], "array.npz cannot be read as .npz"),
+        (["fit", "SINGLE"], "x_train of single.npz is a single value"),
+        (["fit", "QUOTE", "--images", "FOLDER"], "quote.csv' cannot be read as CSV"),
         (["evaluate", "FOLDER", "DATA"], "holds no run"),
         (["evaluate", "RUN", "UNLABELLED"], "holds no labels"),
         (["predict", "RUN", "none.png"], "none.png is not there"),
@@ -216,6 +260,7 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["report", "RUN", "--live", "0"], "--live needs seconds above 0"),
         (["draw", "RUN", "--out", "a.gif"], "must end in .pdf"),
         (["draw", "RUN", "--tree"], "say with --out which file"),
+        (["draw", "RUN", "--against", "0"], "say with --out which file"),
         (["compare", "RUN"], "two runs or more"),
         (["export", "RUN", "--out", "net.h5"], "must end in .py"),
     ],
@@ -226,10 +271,15 @@ def test_errors_are_one_line(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     places = {"DATA": data, "RUN": run, "TEXT": Path("text.txt"), "BROKEN": Path("broken.npz")}
+    places |= {name.upper(): Path(f"{name}.npz") for name in ("array", "single")} | {"QUOTE": Path("quote.csv")}
     places |= {"OTHER": Path("other.npz"), "UNLABELLED": Path("unlabelled.npz"), "FOLDER": Path("folder")}
     Path("text.txt").write_text("text")
     Path("broken.npz").write_bytes(data.read_bytes()[:500])
     np.savez("other.npz", z=[1])
+    np.savez("single.npz", x_train=1)
+    np.save("array.npy", [1])
+    Path("array.npy").rename("array.npz")
+    Path("quote.csv").write_text('file,label\n"a.png,1\n' + 140_000 * "x")
     np.savez("unlabelled.npz", x=stripes(30)[0])
     Path("folder").mkdir()
     before = sorted(Path().rglob("*"))

@@ -268,7 +268,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     def _forget(self) -> None:
         """What an earlier fit has found: a fit that does not come to its end leaves no model of another run."""
-        for name in vars(self).keys() - self.get_params(deep=False).keys():
+        own = {"_target", "_preprocessing", "_mean", "_std", "_heat"}
+        for name in [name for name in vars(self) if name in own or (name.endswith("_") and not name.startswith("_"))]:
             delattr(self, name)
 
     def _before(self, path: Path | None, decides: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -466,7 +467,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             _check_model(network.graph, model, target, preprocessing)
             if not isinstance(target, cls._kinds):
                 raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: morphnas.load has it")
-            estimator = cls(path=folder, **restored(load_about(folder).get("settings")))
+            settings = load_about(folder).get("settings") if holds_run(folder) else None  # a model may be without a run
+            estimator = cls(path=folder, **restored(settings))
             estimator.path_ = str(folder)
             estimator._set(network, model, target, preprocessing)
         except RunError:

@@ -142,10 +142,8 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         said = self.predict(X)
         if self.multilabel_:
             return float(accuracy_score(y, said, sample_weight=sample_weight))
-        pairs = zip(labels_of(y, len(said)), said.tolist(), strict=True)
-        return float(
-            np.average([a == b for a, b in pairs], weights=None if sample_weight is None else np.asarray(sample_weight))
-        )
+        right = [a == b for a, b in zip(labels_of(y, len(said)), said.tolist(), strict=True)]
+        return float(np.average(right, weights=None if sample_weight is None else np.asarray(sample_weight)))
 
     @staticmethod
     def _read(y: ArrayLike, n: int) -> tuple[Labels | Indicators, NDArray[Any]]:

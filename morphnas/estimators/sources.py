@@ -187,7 +187,7 @@ def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[N
 def _listed(labels: Any, collated: bool = False) -> Any:
     """A label, or those of a batch, without tensors. collated: whether tuples of labels were made one of batches."""
     if collated and isinstance(labels, (list, tuple)) and not isinstance(labels[0], (str, bytes)):
-        return list(zip(*map(_listed, labels), strict=True))
+        return list(zip(*(_listed(part, collated) for part in labels), strict=True))
     return labels.tolist() if isinstance(labels, torch.Tensor) else labels
 
 

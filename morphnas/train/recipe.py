@@ -215,13 +215,9 @@ class Outcome:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Wilson's 95 % interval of a metric that is a share of held-out examples (Wilson 1927, JASA 22, 209-212)."""
-        if (
-            not self.held_out
-            or self.metric is None
-            or self.measure != "accuracy"
-            or not self.examples
-            or not 0 <= self.metric <= 1
-        ):
+        if not (self.held_out and self.examples and self.measure == "accuracy"):
+            return None
+        if self.metric is None or not 0 <= self.metric <= 1:
             return None
         z2 = 1.959964**2 / self.examples
         centre, spread = self.metric + z2 / 2, math.sqrt(z2 * (self.metric * (1 - self.metric) + z2 / 4))

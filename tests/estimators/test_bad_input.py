@@ -50,6 +50,8 @@ def _with(x: NDArray[Any], place: int, value: Any) -> NDArray[Any]:
         (X, np.linspace(0, 1, 60), "[Uu]nknown label type|continuous"),
         (X, np.where(Y == 0, np.nan, 1.0), "y contains NaN"),
         (X, None, "y is missing"),
+        (X, [*"ab" * 29, "a", None], r"y\[59\] is None"),
+        (X, np.array(["2020-01-01", "NaT"] * 30, "datetime64[D]"), "y contains NaT"),
         (np.ma.masked_equal(X, X[3, 0, 0]), Y, r"x is an array with [\d,]+ masked values"),
         (_with(MIXED, 5, np.ma.masked_all((6, 6))), Y, r"x\[5\] is an array with 36 masked values"),
         (X, np.ma.masked_equal(Y, 2), "y is an array with 20 masked values"),
@@ -204,7 +206,8 @@ def test_looks_that_are_doubtful_are_warned_of(tmp_path: Path) -> None:
     "labels",
     [
         ["cat", "dog", "Ärger </script>"], [b"a", b"b"], [True, False], [1.0, 2.0], [np.int8(3), np.int8(-3)],
-        [("a", 1), ("b", 2), ("a", ("c",))], [None, "x", 3, 2.5, ("t",)],
+        [("a", 1), ("b", 2), ("a", ("c",))], ["x", 3, 2.5, b"y", ("t",)], [(np.int64(1), "a"), (np.int64(2), "b")],
+        [np.int64(3), "a"],
         list(np.array(["2020-01-01", "2021-02-03"], dtype="datetime64[D]")),
     ],
 )  # fmt: skip

@@ -22,6 +22,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_is_fitted
 from torch import fx
 
 import morphnas
@@ -30,6 +31,7 @@ from morphnas.estimators import doctor
 from morphnas.estimators.fitting import COMPARED, Firsts, Fitting
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.parts import split
+from morphnas.estimators.settings import Settings
 from morphnas.estimators.sources import Source
 from morphnas.graph import cnn, mlp, resnet
 from morphnas.run import plan
@@ -477,6 +479,91 @@ def test_can_be_pickled_and_keeps_no_pickle(fitted: ImageClassifier, data: Data)
             json.loads(path.read_text())
         elif path.is_file():
             assert path.suffix == ".safetensors" or path.name in ("lock", "holder")
+
+
+def test_columns_are_told_by_their_names(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    x = pandas.DataFrame(np.random.default_rng(0).normal(size=(80, 3)), columns=list("abc"))
+    y = (x["a"] > 0).to_numpy()
+    args: dict[str, Any] = {"max_trials": 1, "random_state": 0, "refit": False}
+    classifier = ImageClassifier(tmp_path / "run", **args).fit(x, y, time_limit=5)
+    for model in (classifier, ImageClassifier.load(tmp_path / "run")):
+        assert model.feature_names_in_.tolist() == ["a", "b", "c"]
+        assert (model.predict(x) == model.predict(x.to_numpy())).all()
+        for other, words in (
+            (x[["c", "b", "a"]], "'c' where that had 'a'"),
+            (x.rename(columns={"c": "d"}), "'d' where"),
+        ):
+            with pytest.raises(ValueError, match=f"feature names should match .* {words}"):
+                model.predict(other)
+    with pytest.raises(ValueError, match="feature names should match"):
+        ImageClassifier(**args).fit(x, y, validation_data=(x[["c", "b", "a"]], y), time_limit=5)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [np.array([0, 1] * 30, dtype=object), [(0, "a"), (1, "b")] * 30, [b"a", b"b"] * 30],
+    ids=["object", "tuple", "bytes"],
+)
+def test_labels_of_any_kind_are_scored(y: Any, tmp_path: Path) -> None:
+    x, _ = stripes(60)
+    args: dict[str, Any] = {"max_trials": 1, "random_state": 0, "refit": False, "time_limit": 4}
+    classifier = ImageClassifier(tmp_path / "run", **args).fit(x, y)
+    weights = np.arange(60)
+    assert classifier.score(x, y) == classifier.evaluate(x, y)
+    assert classifier.score(x, y, weights) == pytest.approx(classifier.evaluate(x, y, weights))
+    assert classifier.score(x, ["another"] * 60) == 0
+    if not isinstance(y[0], bytes):  # which scikit-learn refuses
+        assert np.isfinite(cross_val_score(ImageClassifier(**args), x, y, cv=2)).all()
+
+
+def test_a_fit_that_fails_leaves_no_model_of_another(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args: dict[str, Any] = {"max_trials": 1, "random_state": 0, "refit": False}
+    classifier = ImageClassifier(tmp_path / "one", **args)
+    classifier.fit(np.random.default_rng(0).normal(size=(60, 4)), [0, 1] * 30, time_limit=4)
+    assert classifier.n_features_in_ == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(Fitting, "finished", lambda *_: (_ for _ in ()).throw(RunError("the disk is full")))
+        with pytest.raises(RunError, match="full"):
+            classifier.set_params(path=tmp_path / "other").fit(*data, time_limit=4)
+    assert classifier.path_ == str(tmp_path / "other")
+    for use in (classifier.load_searcher, classifier.to_module, lambda: classifier.predict(data[0])):
+        with pytest.raises(NotFittedError):
+            use()
+    with pytest.raises(NotFittedError):
+        check_is_fitted(classifier)
+    classifier.set_params(overwrite=True).fit(*data, time_limit=4)
+    assert not hasattr(classifier, "n_features_in_")
+
+
+def test_who_loads_a_model_goes_on_with_its_settings(data: Data, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"limits": {"max_latency_ms": 1000.0}, "keep": 2, "image_size": 5, "augment": True}
+    ImageClassifier(tmp_path / "run", max_trials=1, refit=False, **settings).fit(*data, time_limit=4)
+    loaded = ImageClassifier.load(tmp_path / "run")
+    assert {name: loaded.get_params(deep=False)[name] for name in settings} == settings | {"limits": loaded.limits}
+    assert Settings.of(loaded).limits.max_latency_ms == 1000
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about | {"settings": ["hostile"]}))
+    assert ImageClassifier.load(tmp_path / "run").keep == "all"
+
+
+def test_a_searcher_is_made_by_the_names_of_its_arguments(data: Data, tmp_path: Path) -> None:
+    def make(space: Any, *, seed: int, limits: Limits, recipe: Recipe) -> RandomSearcher:
+        return RandomSearcher(space, recipe, limits, seed)
+
+    classifier = ImageClassifier(tmp_path / "run", search_type=make, max_trials=2, refit=False)
+    classifier.search_space_summary(*data, time_limit=5)
+    assert len(classifier.fit(*data, time_limit=5).history) == 2
+
+
+def test_reports_take_the_estimator_its_run_and_its_folder(fitted: ImageClassifier, tmp_path: Path) -> None:
+    for what in (fitted, fitted.load_searcher(), fitted.path_):
+        assert str(morphnas.explain(what)) == str(morphnas.explain(fitted))
+        assert morphnas.write_report(what, tmp_path / "page.html").exists()
+        assert morphnas.draw(what, tmp_path / "tree.dot").exists()
+        assert len(morphnas.compare_runs([what, fitted]).runs) == 2
 
 
 def _numpy_state() -> Any:

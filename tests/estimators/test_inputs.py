@@ -214,6 +214,22 @@ def test_bad_datasets(data: Any, words: str) -> None:
         found(data)
 
 
+def test_several_amounts_of_a_loader_are_those_of_its_examples() -> None:
+    pairs = [(torch.zeros(1, 6, 6), (float(i), (100 + i, f"{i}"))) for i in range(6)]
+    for size in (2, 4):
+        _, y = opened(DataLoader(pairs, batch_size=size), None, "x")  # type: ignore[arg-type]
+        assert y == [pair[1] for pair in pairs]
+
+
+def test_one_image_is_not_taken_for_several(tmp_path: Path) -> None:
+    problem = found([RGB[i][: 4 + i % 2] for i in range(60)], Y)
+    assert len(problem.preprocessing(Source.of(RGB[:1], "x"))) == 1
+    with pytest.raises(
+        ValueError, match=r"x looks like one image of shape \(6, 5, 3\): add an axis in front, x\[None\]"
+    ):
+        problem.preprocessing(Source.of(RGB[0], "x"))
+
+
 def test_tensors_that_look_channels_last_are_warned_of() -> None:
     x = RNG.integers(0, 256, (60, 6, 6, 3), dtype=np.uint8)
     with pytest.warns(UserWarning, match=r"shape \(6, 6, 3\) look channels last.*DataLoader makes tensors of arrays"):
@@ -322,6 +338,13 @@ def test_a_folder(tmp_path: Path) -> None:
     expected = found(RGB[order], names[order])
     same(found(tmp_path), expected)
     same(found(str(tmp_path)), expected)
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "cat" / "features.h5").write_bytes(b"are no image")
+    (tmp_path / "cat" / "round").symlink_to(tmp_path)
+    (tmp_path / "dog").rename(tmp_path.with_suffix(".dogs"))
+    (tmp_path / "dog").symlink_to(tmp_path.with_suffix(".dogs"))
+    same(found(tmp_path), expected)
+    (tmp_path / "cat" / "round").unlink()
     source, labels = opened(tmp_path / "cat", None, "x_test")
     assert labels is None, "a folder of images alone can be predicted"
     assert len(source) == 20
@@ -401,7 +424,7 @@ def test_a_csv_of_files(tmp_path: Path, parallel: bool) -> None:
     ("text", "words"),
     [
         ("file,label\nnowhere.png,cat\n", r"nowhere\.png' cannot be read"),
-        ("file\na.png\n", r"row 2: a file name and a label are needed, there is only \['a.png'\]"),
+        ("file\na.png\n", "a file name and a label are needed, 'a.png' has none"),
         ("file,label\n", "lists no images: its first row is taken for the head"),
         ("", "lists no images"),
     ],
