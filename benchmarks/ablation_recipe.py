@@ -26,7 +26,7 @@ from machine import append, npz
 
 from morphnas.graph import cnn
 from morphnas.run.final import CUTOUT_MORE, SHIFT_MORE
-from morphnas.run.plan import Pace, default_recipe, measure
+from morphnas.run.plan import Pace, default_recipe, measure, usual_rate
 from morphnas.run.search import Job, inherited
 from morphnas.train import step
 from morphnas.train.data import Examples, Task
@@ -70,7 +70,15 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
         "float32": replace(base, precision="float32"),
         "eager": replace(base, cuda_graphs=False),
         "sgd": replace(base, optimizer="sgd"),
-        "adamw": replace(base, optimizer="adamw", lr=0.005, weight_decay=0.05),
+        **{
+            f"adamw{words}": replace(base, optimizer="adamw", lr=factor * usual_rate("adamw", base.batch_size))
+            for words, factor in (
+                ("", 1.0),
+                (" at half its rate", 0.5),
+                (" at twice its rate", 2.0),
+                (" at a tenth of its rate", 0.1),
+            )
+        },
         "shift 0.03": replace(base, augment=replace(change, shift=0.03)),
         "shift 0.1": replace(base, augment=replace(change, shift=0.1)),
         CHANGED: replace(base, augment=replace(change, shift=SHIFT_MORE, cutout=CUTOUT_MORE)),

@@ -51,7 +51,7 @@ class Place:
             names = 'None, "process", "ray", or the address of a Ray cluster ("auto", "host:port", "ray://host:port")'
             raise ValueError(f"executor must be {names}, not {kind!r}")
         listed = isinstance(devices, Sequence) and not isinstance(devices, str) and len(devices) > 0
-        if devices is not None and not (listed or _positive(devices)):
+        if devices is not None and not (listed or is_positive(devices)):
             raise ValueError(f"devices must be None, a positive integer or a list of devices, not {devices!r}")
         number = isinstance(share, (int, float, np.number)) and not isinstance(share, bool)
         if share is not None and not (number and share > 0):
@@ -141,7 +141,7 @@ def _check(address: str) -> None:
         raise ValueError(f"executor {address!r} is no address of a Ray cluster: host:port or ray://host:port") from None
 
 
-def _positive(value: Any) -> bool:
+def is_positive(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) > 0
 
 

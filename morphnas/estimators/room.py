@@ -69,13 +69,18 @@ class Room:
         """The examples on the device; where they do not fit there, x stays, and batches are moved one by one."""
         return examples.to(device, x=examples.x.nbytes <= self.most(device))
 
+    @property
+    def disk(self) -> Path:
+        """The folder that files are made in: what there is of `folder`, or the system's temporary one."""
+        folder = Path(tempfile.gettempdir()) if self.folder is None else self.folder.absolute()
+        return next(there for there in (folder, *folder.parents) if there.is_dir())
+
     def _file(self, size: int) -> Tensor:
         """A tensor (size,) uint8 in a file that has no name any more, so that it goes with the tensor, come what may.
 
         OSError where it does not fit on the disk.
         """
-        folder = Path(tempfile.gettempdir()) if self.folder is None else self.folder.absolute()
-        folder = next(there for there in (folder, *folder.parents) if there.is_dir())
+        folder = self.disk
         if size > (free := shutil.disk_usage(folder).free):
             hint = "path, or the environment's TMPDIR without one, says where"
             words = f"examples that memory is too small for need {size:,} bytes on disk, {free:,} are free ({hint})"

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import save
 from sklearn.utils import check_random_state
 
-from morphnas.estimators.place import Place
+from morphnas.estimators.place import Place, is_positive
 from morphnas.estimators.room import Room
 from morphnas.graph import Graph, GraphError, Limits, Network, Shape
 from morphnas.run.files import RunError
+from morphnas.run.plan import usual_rate
 from morphnas.search import SEARCHERS, Promote
 from morphnas.search.trial import MorphSpace, Searcher, Space
 from morphnas.train.recipe import Recipe
@@ -91,7 +92,7 @@ class Settings:
         changed(Recipe(), trainer_args)
         depth, width = args.pop("default_model_len", None), args.pop("default_model_width", None)
         for name, size in (("default_model_len", depth), ("default_model_width", width)):
-            if size is not None and not _positive(size):
+            if size is not None and not is_positive(size):
                 raise ValueError(f"searcher_args: {name} must be a positive integer, not {size!r}")
         for name in _LEGACY_SEARCH:
             if args.pop(name, None) is not None:
@@ -144,11 +145,11 @@ class Settings:
 def _check_flags(estimator: HasSettings) -> None:
     path, most, args = estimator.path, estimator.max_trials, estimator.searcher_args
     for name in ("max_memory", "data_memory"):
-        if (memory := getattr(estimator, name)) is not None and not _positive(memory):
+        if (memory := getattr(estimator, name)) is not None and not is_positive(memory):
             raise ValueError(f"{name} must be None or a positive integer, of bytes, not {memory!r}")
     if path is not None and not (isinstance(path, (str, os.PathLike)) and str(path)):
         raise ValueError(f"path must be None or the name of a folder, not {path!r}")
-    if most is not None and not _positive(most):
+    if most is not None and not is_positive(most):
         raise ValueError(f"max_trials must be None or a positive integer, not {most!r}")
     if args is not None and not (isinstance(args, Mapping) and isinstance(args.get("trainer_args") or {}, Mapping)):
         raise ValueError(f"searcher_args, and trainer_args in it, must be dicts, not {args!r}")
@@ -156,9 +157,9 @@ def _check_flags(estimator: HasSettings) -> None:
         raise ValueError(f"augment must be True, False or None, not {estimator.augment!r}")
     if estimator.resume not in (True, False, "auto"):
         raise ValueError(f'resume must be True, False or "auto", not {estimator.resume!r}')
-    if estimator.keep != "all" and not _positive(estimator.keep):
+    if estimator.keep != "all" and not is_positive(estimator.keep):
         raise ValueError(f'keep must be "all" or a positive integer, not {estimator.keep!r}')
-    if not _positive(estimator.ensemble):
+    if not is_positive(estimator.ensemble):
         raise ValueError(f"ensemble must be a positive integer, not {estimator.ensemble!r}")
     if estimator.resume and estimator.overwrite:
         raise ValueError("resume and overwrite exclude each other")
@@ -170,10 +171,6 @@ def room(estimator: HasSettings) -> Room:
     """For the examples that the estimator is given: on the disk of its run, where memory is too small."""
     memory, path = estimator.data_memory, estimator.path
     return Room(None if memory is None else int(memory), None if path is None else Path(path))
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) > 0
 
 
 def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
@@ -189,9 +186,7 @@ def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
 def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeSearcher:
     """Named searchers come with promotion around them, except for the one that has it; a callable is taken as it is."""
     kind = "bayesian" if kind is None else kind
-    if isinstance(kind, str) and kind not in SEARCHERS:
-        raise ValueError(f"search_type must be one of {', '.join(SEARCHERS)}, or a callable, not {kind!r}")
-    if not (isinstance(kind, str) or callable(kind)):
+    if not (kind in SEARCHERS if isinstance(kind, str) else callable(kind)):
         raise ValueError(f"search_type must be one of {', '.join(SEARCHERS)}, or a callable, not {kind!r}")
     make: MakeSearcher = SEARCHERS[kind] if isinstance(kind, str) else kind
     if is_dataclass(make):
@@ -212,14 +207,19 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeS
 
 
 def changed(recipe: Recipe, trainer_args: Mapping[str, Any]) -> Recipe:
-    """The recipe with fields replaced, which may have their legacy names; ValueError for others."""
+    """The recipe with fields replaced, which may have their legacy names; ValueError for others.
+
+    Another optimizer or batch size has its own learning rate, unless one is given.
+    """
     names = [f.name for f in fields(Recipe)]
     args = {_LEGACY_RECIPE.get(name, name): value for name, value in trainer_args.items()}
     if unknown := sorted(set(args) - set(names)):
         there = f"there are {', '.join(names)} and the legacy {', '.join(_LEGACY_RECIPE)}"
         late = "; fit and final_fit take a time_limit" if "timeout" in unknown else ""
         raise ValueError(f"trainer_args: unknown {unknown}, {there}{late}")
-    return replace(recipe, **args)
+    of_its_own = {"optimizer", "batch_size"} & args.keys() and "lr" not in args
+    recipe = replace(recipe, **args)
+    return replace(recipe, lr=usual_rate(recipe.optimizer, recipe.batch_size)) if of_its_own else recipe
 
 
 def time_limit_seconds(given: float | None, default: float | None) -> float:

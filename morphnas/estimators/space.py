@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from morphnas.estimators.inputs import Problem
@@ -53,7 +51,7 @@ class SearchSpace:
         searcher = settings.searcher(MorphSpace(plan.starts), recipe=plan.recipe, limits=plan.limits, seed=0)
         expected = expectation(
             plan, (), plan.search_share * seconds,
-            free=shutil.disk_usage(_existing(settings.room.folder)).free, data=problem.bytes_in_memory,
+            free=shutil.disk_usage(settings.room.disk).free, data=problem.bytes_in_memory,
             workers=settings.place.at_a_time, ladder=Ladder.of(searcher), keep=settings.keep, **more,
         )  # fmt: skip
         does = {tag: (MORPHS[tag].__doc__ or "").partition("\n")[0].rstrip(".:") for tag in plan.limits.morphs}
@@ -87,9 +85,3 @@ class SearchSpace:
 def _start(graph: Graph, limits: Limits) -> Start:
     kinds = Counter(morph.tag for morph in neighbours(graph, limits))
     return Start(graph.key, graph.depth, graph.parameters, graph.flops, dict(kinds))
-
-
-def _existing(folder: Path | None) -> Path:
-    """The folder, or what of it there is."""
-    path = Path(tempfile.gettempdir()) if folder is None else folder.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())

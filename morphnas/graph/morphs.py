@@ -72,6 +72,8 @@ class Limits:
                 if not _seconds(value) or not value:
                     raise ValueError(f"limits: {f.name} must be None or a positive number, not {value!r}")
                 continue
+            if isinstance(value, float) and value.is_integer():  # as 1e6
+                object.__setattr__(self, f.name, value := int(value))
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"limits: {f.name} must be None or a positive integer, not {value!r}")
         if unknown := [tag for tag in self.morphs if tag not in MORPHS]:

@@ -256,9 +256,9 @@ def forecasts(trials: Sequence[Trial]) -> list[Forecast]:
     return found
 
 
-def coverage(told: Sequence[Forecast], level: float = 0.95) -> float | None:
+def coverage(told: Sequence[Forecast], level: float) -> float:
     """The share of scores inside the central intervals of that probability; of a perfect belief it is the level."""
-    return sum(one.level <= level for one in told) / len(told) if told else None
+    return sum(one.level <= level for one in told) / len(told)
 
 
 # -- where the search has been

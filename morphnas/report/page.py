@@ -353,7 +353,7 @@ def _calibration_panel(trials: Sequence[Trial]) -> Panel:
         "is not in it."
     )
     if told:
-        shares = ((level, facts.coverage(told, level) or 0.0) for level in (0.5, 0.8, 0.95))
+        shares = ((level, facts.coverage(told, level)) for level in (0.5, 0.8, 0.95))
         caption += " " + ", ".join(f"{100 * share:.0f} % in the {100 * level:.0f} %" for level, share in shares) + "."
     few = "Fewer than 3 networks were believed anything of." if told else _NO_BELIEF
     return Panel("calibration", "Is its doubt right?", caption, "" if len(told) > 2 else few)

@@ -549,6 +549,16 @@ def test_who_loads_a_model_goes_on_with_its_settings(data: Data, tmp_path: Path)
     assert ImageClassifier.load(tmp_path / "run").keep == "all"
 
 
+def test_another_optimizer_has_its_own_rate(data: Data) -> None:
+    def recipe(**args: Any) -> Recipe:
+        return ImageClassifier(searcher_args={"trainer_args": args}).search_space_summary(*data, time_limit=5).recipe
+
+    assert recipe().lr == pytest.approx(0.1) == recipe(optimizer="sgd").lr
+    assert recipe(optimizer="adamw").lr == pytest.approx(0.01)
+    assert recipe(optimizer="adamw", batch_size=256).lr == pytest.approx(0.02)
+    assert recipe(optimizer="adamw", lr=0.003).lr == 0.003
+
+
 def test_a_searcher_is_made_by_the_names_of_its_arguments(data: Data, tmp_path: Path) -> None:
     def make(space: Any, *, seed: int, limits: Limits, recipe: Recipe) -> RandomSearcher:
         return RandomSearcher(space, recipe, limits, seed)

@@ -91,7 +91,6 @@ def test_the_share_inside_the_intervals() -> None:
     assert [one.id for one in told] == [0, 1, 2], "without a deviation nothing is believed"
     assert [round(one.surprise, 6) for one in told] == [0, 2.5, 1]
     assert facts.coverage(told, 0.95) == pytest.approx(2 / 3)
-    assert facts.coverage([], 0.95) is None
 
 
 @settings(max_examples=30)
