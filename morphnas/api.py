@@ -17,7 +17,7 @@ from morphnas.graph import (
     neighbours,
     to_module,
 )
-from morphnas.report import compare_runs, draw, explain, show, trials_table, visualize, write_report
+from morphnas.report import GraphvizMissing, compare_runs, draw, explain, show, trials_table, visualize, write_report
 from morphnas.run.epochs import EpochReport, StopFit
 from morphnas.run.files import RunError
 from morphnas.run.store import Run, load_run
@@ -26,8 +26,8 @@ from morphnas.train.recipe import Augment, Outcome, Recipe
 
 __all__ = [
     "Augment", "BayesianSearcher", "DataWarning", "EpochReport", "EvolutionSearcher", "ExportError", "Exported",
-    "Findings", "Graph", "GraphError", "ImageClassifier", "ImageRegressor", "Limits", "ModuleError", "Morph",
-    "MorphError", "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError",
+    "Findings", "Graph", "GraphError", "GraphvizMissing", "ImageClassifier", "ImageRegressor", "Limits", "ModuleError",
+    "Morph", "MorphError", "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError",
     "StopFit", "ablate", "compare_runs", "draw", "examine", "explain", "export", "from_module", "load",
     "load_image_dataset", "load_run", "neighbours", "show", "to_module", "trials_table", "visualize", "write_report",
 ]  # fmt: skip

@@ -26,8 +26,13 @@ class Results:
         shown = len(self.run.trials)
         lost = f", {self.without_score} of them without a score" if self.without_score else ""
         head = f"{str(self.run.path)!r}: the best {shown} of {self.tried} networks{lost}"
-        best = facts.best_of(self.run.trials, self.run.about)
-        return f"{head}\n{trials_table(self.run.trials, None if best is None else best.id)}" if shown else f"{head}"
+        if not shown:
+            return head
+        best, final = facts.best_of(self.run.trials, self.run.about), self.run.about.get("final")
+        lines = [head, trials_table(self.run.trials, None if best is None else best.id)]
+        if best is not None and isinstance(final, int) and final != best.id:
+            lines.append(f"the model is network {final}: the winner of the search, {best.id}, after its final training")
+        return "\n".join(lines)
 
     __repr__ = __str__
 

@@ -24,7 +24,7 @@ SHIFT = 0.03
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of training images, drawn anew for every image and epoch.
+    """Random changes of training images, drawn anew for every image and epoch. `fit` begins with shift and flip None.
 
     shift: largest displacement along each spatial axis, as a fraction of its size, rounded up to whole pixels (what is
         moved in is the edge's); None: none, until the final trainings find out what is better (`morphnas.run.final`).
@@ -53,7 +53,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The trainer's settings.
+    """The trainer's settings. What `fit` begins with depends on the data: see `ImageClassifier.search_space_summary`.
 
     epochs: how often the network is scored; the learning rate's schedule ends with the last.
     examples: that an epoch trains on, the next ones of an endless random order; None: all of the training data.
