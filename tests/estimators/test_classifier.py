@@ -554,8 +554,8 @@ def test_another_optimizer_has_its_own_rate(data: Data) -> None:
         return ImageClassifier(searcher_args={"trainer_args": args}).search_space_summary(*data, time_limit=5).recipe
 
     assert recipe().lr == pytest.approx(0.1) == recipe(optimizer="sgd").lr
-    assert recipe(optimizer="adamw").lr == pytest.approx(0.01)
-    assert recipe(optimizer="adamw", batch_size=256).lr == pytest.approx(0.02)
+    assert recipe(optimizer="adamw").lr == pytest.approx(0.02)
+    assert recipe(optimizer="adamw", batch_size=256).lr == pytest.approx(0.04)
     assert recipe(optimizer="adamw", lr=0.003).lr == 0.003
 
 
