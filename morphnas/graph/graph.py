@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import itertools
 import json
 import keyword
 import math
@@ -25,6 +26,8 @@ from morphnas.graph.ops import Input, Op, Shape, op_from_json
 
 FORMAT = 1
 MAX_NODES = 10_000
+MAX_EDGES = 100_000
+"""Inputs of all nodes of a network that is read from a file, at most."""
 MAX_VALUES = 10**9
 """Weights of a network that is read from a file, and values that an example becomes in it, at most: for larger ones
 nothing is allocated."""
@@ -35,7 +38,9 @@ COPIES = 6
 FLOPS_PER_BYTE = 32
 FLOPS_PER_NODE = 125_000
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_TAKEN = frozenset(dir(builtins)) | frozenset(dir(fx.GraphModule)) | frozenset(vars(nn.Module()))
+_TAKEN = {*dir(builtins), *dir(fx.GraphModule), *vars(fx.GraphModule(nn.Module(), fx.Graph()))}
+_TAKEN |= {"self", "torch", "inf", "nan", "device", "fx_pytree", "pytree"}  # in the code that fx writes
+_TAKEN |= {"mean", "std", "unit", "centre"}  # buffers of an estimator's module
 
 
 @lru_cache(maxsize=4096)
@@ -46,6 +51,10 @@ def _settings(op: Op) -> str:
 @lru_cache(maxsize=4096)
 def _may_name(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and not keyword.iskeyword(name) and name not in _TAKEN
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class GraphError(ValueError):
@@ -230,8 +239,9 @@ class Graph:
     def key(self) -> str:
         """Equal for graphs that differ in nothing but names, order of evaluation or of the inputs of sums.
 
-        A hash built up from the input: every node's op, the hashes of its inputs and how often it is read, so that a
-        shared tensor and one computed twice differ.
+        A hash built up from the input: every node's op, the hashes of its inputs and how often it is read. Tensors that
+        are computed alike are told apart by what reads them, all the way to the output; graphs that differ in neither
+        share a key.
         """
         found: dict[str, str] = {}
         for node in self.nodes:
@@ -240,28 +250,42 @@ class Graph:
                 inputs.sort()
             read = ", ".join(f'"{name}"' for name in inputs)
             text = f"[{_settings(node.op)}, [{read}], {len(self.consumers[node.name])}]"
-            found[node.name] = hashlib.sha256(text.encode()).hexdigest()[:32]
-        return found[self.output.name]
+            found[node.name] = _hash(text)
+        if len(set(found.values())) == len(found):
+            return found[self.output.name]
+        reads: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        told = []
+        for node in reversed(self.nodes):
+            told.append(_hash(f"{found[node.name]} {sorted(reads[node.name])}"))
+            places: dict[str, list[int]] = {}
+            for i, name in enumerate(node.inputs):
+                places.setdefault(name, []).append(0 if node.op.commutative else i)
+            for name, at in places.items():
+                reads[name].append(f"{told[-1]} {at}")
+        return _hash(str(sorted(told)))
 
     # -- editing: each gives a new graph
 
     @cached_property
     def _last_number(self) -> int:
-        """The largest number at the end of a name."""
-        found = (re.search(r"_(\d+)$", node.name) for node in self.nodes)
+        """The largest number of up to 9 digits at the end of a name."""
+        found = (re.search(r"_(\d{1,9})$", node.name) for node in self.nodes)
         return max((int(match[1]) for match in found if match), default=0)
 
     def fresh_names(self, tags: Iterable[str]) -> tuple[str, ...]:
         """Names for new nodes of the given tags: the tag and the next number that no node of the graph has."""
-        return tuple(f"{tag}_{self._last_number + i}" for i, tag in enumerate(tags, start=1))
+        numbers = itertools.count(self._last_number + 1)
+        return tuple(next(name for n in numbers if (name := f"{tag}_{n}") not in self) for tag in tags)
 
     def splice(self, new: Sequence[Node], old: str, readers: Iterable[str]) -> Graph:
         """The graph in which `readers` read the last of the `new` nodes where they read `old` before.
 
-        The new nodes come right before the first reader.
+        The new nodes come right before the first reader. GraphError when the graph has none of the readers.
         """
         readers = frozenset(readers)
-        at = next(i for i, node in enumerate(self.nodes) if node.name in readers)
+        at = next((i for i, node in enumerate(self.nodes) if node.name in readers), None)
+        if at is None:
+            raise GraphError(f"none of the readers that {old!r} is to have is a node of this graph")
 
         def rewired(node: Node) -> Node:
             if node.name not in readers:
@@ -304,7 +328,9 @@ class Graph:
 
 
 def bounded(graph: Graph) -> Graph:
-    """The graph, which comes from a file; GraphError when it is of more than `MAX_VALUES`."""
+    """The graph, which comes from a file; GraphError when it is of more than `MAX_EDGES` or `MAX_VALUES`."""
+    if (edges := sum(len(node.inputs) for node in graph.nodes)) > MAX_EDGES:
+        raise GraphError(f"the nodes of a graph that is read have at most {MAX_EDGES:,} inputs, not {edges:,}")
     size = max(sum(map(math.prod, graph.weight_shapes.values())), sum(map(math.prod, graph.shapes.values())))
     if size > MAX_VALUES:
         raise GraphError(f"a graph that is read has at most {MAX_VALUES:,} weights, and values of an example")

@@ -122,14 +122,11 @@ class Morph:
         """MorphError when the morph does not fit the graph; costs less than to grow it."""
         self.grow(graph)
 
-    def carry(
-        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
-    ) -> Weights:
+    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
         """Weights of ``grow(graph)`` with which it computes in evaluation mode what `graph` does with `weights`.
 
         Widening breaks symmetry by itself: readers share a repeated channel out unequally, which keeps the function.
-        `noise` > 0 also perturbs what is new by that many standard deviations of the tensor's values, and then the
-        function is kept only roughly. Computed in the dtype of `weights`: cast to float64 before for full precision.
+        Computed in the dtype of `weights`: cast to float64 before for full precision.
         """
         raise NotImplementedError
 
@@ -150,7 +147,6 @@ def inherit(
     generator: torch.Generator,
     routes: Mapping[str, Route] | None = None,
     fresh: Mapping[str, Weights] | None = None,
-    noise: float = 0.0,
 ) -> Weights:
     """Weights for `new`, which was grown from `old`, out of the weights for `old`.
 
@@ -184,7 +180,7 @@ def inherit(
             for name, axes in op.axes.items():
                 if name in start:
                     kept = weights[f"{node.name}.{name}"]
-                    start[name] = _gather(kept, start[name].to(dtype), axes, out, into, noise, generator)
+                    start[name] = _gather(kept, start[name].to(dtype), axes, out, into)
             for name in start.keys() - op.axes.keys():
                 start[name] = weights[f"{node.name}.{name}"]
         for name, value in start.items():
@@ -193,37 +189,16 @@ def inherit(
     return carried
 
 
-def _gather(
-    kept: Tensor,
-    start: Tensor,
-    axes: tuple[str, ...],
-    out: Route | None,
-    into: Route | None,
-    noise: float,
-    generator: torch.Generator,
-) -> Tensor:
+def _gather(kept: Tensor, start: Tensor, axes: tuple[str, ...], out: Route | None, into: Route | None) -> Tensor:
     """`kept` with its input axis read through `into` and its output axis through `out`; new outputs as in `start`."""
     if into is not None and "in" in axes:
         axis = axes.index("in")
-        column = [-1 if i == axis else 1 for i in range(kept.ndim)]
-        read = kept.index_select(axis, into.source.clamp(min=0)) * into.share.to(kept.dtype).reshape(column)
-        if noise:
-            jitter = torch.randn(read.shape, generator=generator).to(kept.dtype) * kept.std() * noise
-            read = torch.where((into.source < 0).reshape(column), jitter, read)
-        kept = read
+        share = into.share.to(kept.dtype).reshape([-1 if i == axis else 1 for i in range(kept.ndim)])
+        kept = kept.index_select(axis, into.source.clamp(min=0)) * share
     if out is not None:
-        old = out.source >= 0
-        gathered = kept.index_select(0, out.source.clamp(min=0))
-        if noise and axes != ("out",):  # repeated channels, not the statistics of a batch norm
-            first = torch.zeros_like(old).index_fill(0, torch.arange(len(kept)), 1).bool()
-            jitter = torch.randn(gathered.shape, generator=generator).to(kept.dtype) * kept.std() * noise
-            gathered = torch.where(_column(first, kept), gathered, gathered + jitter)
-        kept = torch.where(_column(old, kept), gathered, start)
+        old = (out.source >= 0).reshape(-1, *[1] * (kept.ndim - 1))
+        kept = torch.where(old, kept.index_select(0, out.source.clamp(min=0)), start)
     return kept
-
-
-def _column(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.reshape(-1, *[1] * (like.ndim - 1))
 
 
 # -- the morphs
@@ -256,25 +231,23 @@ class Deeper(_Insertion):
     tag = "deeper"
 
     def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
-        _joint(self, graph, self.after)
+        readers = _readers(self, graph, self.after)
         shape = graph.shapes[self.after]
         ops: list[Op] = [Dense(shape[0]), ReLU()]
         if len(shape) > 1:
-            ops = [Conv(shape[0], self.kernel), BatchNorm(), ReLU()]
-        return _chain(graph, self.after, ops), self.after, list(graph.consumers[self.after])
+            try:
+                ops = [Conv(shape[0], self.kernel), BatchNorm(), ReLU()]
+            except ValueError as error:
+                raise MorphError(f"{self}: {error}") from None
+        return _chain(graph, self.after, ops), self.after, readers
 
-    def carry(
-        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
-    ) -> Weights:
+    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
         grown = self.grow(graph)
         fresh = {}
         for node in _new(graph, grown):
             shapes = grown.input_shapes(node)
             if isinstance(node.op, _Producer):
                 fresh[node.name] = node.op.identity(*shapes)
-                if noise:
-                    weight = fresh[node.name]["weight"]
-                    weight += torch.randn(weight.shape, generator=generator) * weight.std() * noise
             elif isinstance(node.op, BatchNorm):
                 fresh[node.name] = node.op.neutral(*shapes)
         return inherit(graph, grown, weights, generator, fresh=fresh)
@@ -302,18 +275,17 @@ class Wider(Morph):
         self.check(graph)
         return _widened(graph, dict.fromkeys(width_group(graph, self.node), self.width))
 
-    def carry(
-        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
-    ) -> Weights:
+    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
         grown = self.grow(graph)
         repeats = _repeats(graph.shapes[self.node][0], self.width, generator)
         routes = dict.fromkeys(width_group(graph, self.node), repeats)
-        return inherit(graph, grown, weights, generator, routes=routes, noise=noise)
+        return inherit(graph, grown, weights, generator, routes=routes)
 
 
 @dataclass(frozen=True)
 class WiderAll(Morph):
-    """Give every convolution and dense layer whose width can change `percent` of its output channels, rounded up.
+    """Give every convolution and dense layer whose width can change `percent` of its output channels, rounded down
+    and from 8 on up to a multiple of 8, but one more at least.
 
     A network for more time or data in one step, where `Wider` takes one for every layer (widths are scaled together in
     Tan and Le 2019, EfficientNet, arXiv:1905.11946, too).
@@ -338,13 +310,11 @@ class WiderAll(Morph):
     def grow(self, graph: Graph) -> Graph:
         return _widened(graph, {name: width for group, _, width in self._groups(graph) for name in group})
 
-    def carry(
-        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
-    ) -> Weights:
+    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
         routes: dict[str, Route] = {}
         for group, old, width in self._groups(graph):
             routes |= dict.fromkeys(group, _repeats(old, width, generator))
-        return inherit(graph, self.grow(graph), weights, generator, routes=routes, noise=noise)
+        return inherit(graph, self.grow(graph), weights, generator, routes=routes)
 
 
 def _widened(graph: Graph, widths: Mapping[str, int]) -> Graph:
@@ -383,12 +353,10 @@ class AddSkip(_Insertion):
         joined = Node(nodes[-1].name, nodes[-1].op, (target, *nodes[-1].inputs))
         return [*nodes[:-1], joined], target, [self.end]
 
-    def carry(
-        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
-    ) -> Weights:
+    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
         grown = self.grow(graph)
         fresh = {
-            node.name: node.op.neutral(*grown.input_shapes(node), scale=noise)
+            node.name: node.op.neutral(*grown.input_shapes(node), scale=0.0)
             for node in _new(graph, grown)
             if isinstance(node.op, BatchNorm)
         }
@@ -408,10 +376,9 @@ class ConcatSkip(_Insertion):
 
     def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
         _joint(self, graph, self.start)
-        _joint(self, graph, self.end)
-        readers = [name for name in graph.consumers[self.end] if _absorbs(graph, name)]
+        readers = [name for name in _readers(self, graph, self.end) if _absorbs(graph, name)]
         if not readers:
-            raise MorphError(f"{self}: what {self.end} gives is read by sums only")
+            raise MorphError(f"{self}: all that reads {self.end} leads into a sum or the network's output")
         _skippable(self, graph, self.start, self.end)
         if any(_straight(graph, self.start, name) for name in readers if isinstance(graph[name].op, Concat)):
             raise MorphError(f"{self}: there is such a skip already")
@@ -419,15 +386,13 @@ class ConcatSkip(_Insertion):
         joined = Node(nodes[-1].name, nodes[-1].op, (self.end, *nodes[-1].inputs))
         return [*nodes[:-1], joined], self.end, readers
 
-    def carry(
-        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
-    ) -> Weights:
+    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
         grown = self.grow(graph)
         kept, added = graph.shapes[self.end][0], graph.shapes[self.start][0]
         new = Route(torch.full((added,), -1), torch.zeros(added, dtype=torch.float64))
         (concat,) = (node.name for node in _new(graph, grown) if isinstance(node.op, Concat))
         routes = {concat: Route.concat((Route.identity(kept), kept), (new, 0))}
-        return inherit(graph, grown, weights, generator, routes=routes, noise=noise)
+        return inherit(graph, grown, weights, generator, routes=routes)
 
 
 MORPHS: dict[str, type[Morph]] = {kind.tag: kind for kind in (Deeper, Wider, WiderAll, AddSkip, ConcatSkip)}
@@ -458,7 +423,7 @@ def neighbours(graph: Graph, limits: Limits | None = None) -> Iterator[Morph]:
 
 
 def candidates(graph: Graph) -> Iterator[Morph]:
-    """Every morph of a usual size at every site, in a fixed order; some skips do not fit."""
+    """Every morph of a usual size at every site, in a fixed order; some do not fit."""
     relus = [node.name for node in graph.nodes if isinstance(node.op, ReLU)]
     for name in relus:
         yield Deeper(name, kernel=3 if max(graph.shapes[name][1:], default=1) > 1 else 1)
@@ -504,8 +469,8 @@ def width_group(graph: Graph, name: str) -> frozenset[str]:
 
     MorphError when their width cannot change: it is that of the network's input or output, or a part of a concat.
     """
-    if not graph[name].op.mixes:
-        raise MorphError(f"{name} is no convolution or dense layer, its width is not its own")
+    if name not in graph or not graph[name].op.mixes:
+        raise MorphError(f"{name} is no convolution or dense layer of the graph")
     group: set[str] = set()
     waiting, seen = [(name, False)], set()  # (tensor, whether its channels are but a part: behind a concat or flatten)
     while waiting:
@@ -561,6 +526,14 @@ def _absorbs(graph: Graph, name: str) -> bool:
 def _joint(morph: Morph, graph: Graph, name: str) -> None:
     if name not in graph or not isinstance(graph[name].op, ReLU):
         raise MorphError(f"{morph}: {name} is no relu of the graph")
+
+
+def _readers(morph: Morph, graph: Graph, name: str) -> list[str]:
+    """Names of those that read a relu."""
+    _joint(morph, graph, name)
+    if name == graph.output.name:
+        raise MorphError(f"{morph}: {name} is the network's output")
+    return list(graph.consumers[name])
 
 
 def _straight(graph: Graph, start: str, end: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -56,10 +57,13 @@ class Route:
         return Route(torch.cat(sources), torch.cat([route.share for route, _ in parts]))
 
 
+_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+
+
 def _positive(op: Op, *names: str) -> None:
     for name in names:
         value = getattr(op, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
+        if not 1 <= value <= MAX_SIZE:
             raise ValueError(f"{op.tag}: {name} must be a positive integer, not {value!r:.40}")
 
 
@@ -98,6 +102,16 @@ class Op:
     """Whether the scale of the input is of no matter to the output."""
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """For every tensor of weights what its leading axes run over: "out" or "in" channels."""
+
+    def __post_init__(self) -> None:
+        """ValueError for settings of another type, so that whatever can be made can be read again."""
+        for f in fields(self):
+            value, allowed = getattr(self, f.name), _TYPES.get(str(f.type))
+            if allowed and (not isinstance(value, allowed) or isinstance(value, bool) != (f.type == "bool")):
+                raise ValueError(f"{self.tag}: {f.name} must be {f.type}, not {value!r:.40}")
+            if f.type == "float":
+                with suppress(OverflowError):
+                    object.__setattr__(self, f.name, float(value))
 
     def shape(self, *inputs: Shape) -> Shape:
         """Shape of the output; ShapeError when the op cannot take these inputs."""
@@ -216,6 +230,7 @@ class Conv(_Producer):
     tag = "conv"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _positive(self, "filters", "kernel", "stride")
         if self.kernel % 2 == 0:
             raise ValueError(f"conv: kernel must be odd, not {self.kernel}")
@@ -261,6 +276,7 @@ class Dense(_Producer):
     tag = "dense"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _positive(self, "units")
 
     @property
@@ -295,6 +311,7 @@ class BatchNorm(Op):
     axes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ("out",))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("eps", "momentum"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"bn: {name} must be above 0 and at most 1, not {getattr(self, name)!r}")
@@ -343,6 +360,7 @@ class _Pool(Op):
     padding: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _positive(self, "size", "stride")
         if not 0 <= self.padding <= self.size // 2:
             raise ValueError(f"{self.tag}: padding must be 0 to half of size {self.size}, not {self.padding}")
@@ -435,6 +453,7 @@ class Dropout(Op):
     tag = "dropout"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.rate < 1:
             raise ValueError(f"dropout: rate must be at least 0 and below 1, not {self.rate!r}")
 
@@ -501,13 +520,9 @@ def op_from_json(data: Mapping[str, Any]) -> Op:
     tag = settings.pop("op", None)
     if not isinstance(tag, str) or tag not in KINDS:
         raise ValueError(f"unknown op {tag!r}: one of {', '.join(KINDS)}")
-    known = {f.name: f.type for f in fields(KINDS[tag])}
-    for name, value in settings.items():
-        if name not in known:
-            raise ValueError(f"{tag}: unknown setting {name!r}, it has {', '.join(known) or 'none'}")
-        allowed = {"int": (int,), "float": (int, float), "bool": (bool,)}.get(str(known[name]), (list, tuple))
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise ValueError(f"{tag}: {name} must be {known[name]}, not {value!r}")
+    known = [f.name for f in fields(KINDS[tag])]
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"{tag}: unknown setting {unknown[0]!r}, it has {', '.join(known) or 'none'}")
     try:
         return KINDS[tag](**settings)
     except TypeError as error:

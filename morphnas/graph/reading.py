@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from morphnas.graph.graph import GraphError
+from morphnas.graph.graph import MAX_VALUES, GraphError
 from morphnas.graph.module import Network, to_module
 from morphnas.graph.ops import (
     Add,
@@ -56,15 +57,22 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     if not isinstance(module, nn.Module):
         raise ModuleError(f"a torch.nn.Module is needed, not {module!r:.100}")
     shape = Input(input_shape).size  # type: ignore[arg-type]  # checked there
+    if _PROBES * math.prod(shape) > MAX_VALUES:
+        raise ModuleError(f"{_PROBES} examples of shape {shape} have more than {MAX_VALUES:,} values")
     probes = torch.randn(_PROBES, *shape, generator=torch.Generator().manual_seed(0))
     try:
         own = copy.deepcopy(module).cpu().float().eval()
-        program = torch.export.export(own, (probes,))
+        program = torch.export.export(own, (probes.clone(),))
     except Exception as error:  # whatever the module raises, and torch's many ways to say that it cannot follow
         raise ModuleError(f"torch.export cannot read it for inputs of shape {shape}: {error}") from error
     network = _Reading(program, shape).network
     with torch.no_grad():
-        wanted, found = own(probes), to_module(network.graph, network.weights).eval()(probes)
+        wanted, found = own(probes.clone()), to_module(network.graph, network.weights).eval()(probes)
+    if not isinstance(wanted, Tensor):
+        raise ModuleError(f"its output must be a tensor, not a {type(wanted).__name__}")
+    if wanted.shape != found.shape:
+        there, ours = tuple(wanted.shape[1:]), tuple(found.shape[1:])
+        raise ModuleError(f"it gives {there} for an example, and as a network {ours}: flatten its output")
     difference = ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12)).item()
     if not difference <= PROOF:
         raise ModuleError(f"read as a network it computes something else: outputs differ by {difference:.2g}")
@@ -220,7 +228,7 @@ def _adaptive(reading: _Reading, told: Mapping[str, Any]) -> str:
 def _mean(reading: _Reading, told: Mapping[str, Any]) -> str:
     source = reading.examples(told["input"])
     axes = len(reading.draft.shapes[source]) + 1
-    _check("axes of a mean", sorted(axis % axes for axis in told["dim"] or range(axes)), [*range(2, axes)])
+    _check("axes of a mean", sorted(axis % axes for axis in told.get("dim") or range(axes)), [*range(2, axes)])
     return reading.add(GlobalPool(), source)
 
 

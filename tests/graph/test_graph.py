@@ -8,7 +8,7 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import networkx as nx
@@ -251,6 +251,30 @@ def test_shared_tensors_and_orders_that_matter_are_in_the_key() -> None:
     assert mlp((2,), 2).key != mlp((3,), 2).key
 
 
+def test_tensors_that_are_computed_alike_are_told_apart_by_what_reads_them() -> None:
+    """Two towers of one kind, and all ways to join them in pairs."""
+    towers = [Node("x", Input((4,)))]
+    for name in "ab":
+        towers += [Node(f"dense_{name}", Dense(4), ("x",)), Node(name, ReLU(), (f"dense_{name}",))]
+    pairs = [("a", "a"), ("a", "b"), ("b", "a"), ("b", "b")]
+    made = [
+        Graph((*towers, Node("one", inner, one), Node("other", inner, other), Node("last", outer, ("one", "other"))))
+        for inner, outer in itertools.product((Add(), Concat()), repeat=2)
+        for one, other in itertools.product(pairs, repeat=2)
+        if {*one, *other} == {"a", "b"}
+    ]
+    for one, other in itertools.combinations(made, 2):
+        assert (one.key == other.key) == isomorphic(one, other), f"{one}\n\n{other}"
+    for graph in made:
+        assert renamed(graph, 1).key == graph.key
+
+
+def test_key_does_not_depend_on_how_a_number_was_written() -> None:
+    one, other = (plain(BatchNorm(momentum=m), Dropout(0 * m), Dense(2), shape=(4,)) for m in (1, 1.0))
+    assert one == other
+    assert json.dumps(one.to_json()) == json.dumps(other.to_json())
+
+
 def test_key_does_not_depend_on_the_process() -> None:
     assert plain(Dense(3), ReLU(), Dense(2), shape=(4,)).key == "93d489e498c3d5649368b42fd8c845d8"
 
@@ -366,6 +390,21 @@ def test_ops_come_back_from_json_and_refuse_what_they_do_not_know(tag: str) -> N
         op_from_json({"op": "lstm"})
 
 
+@settings(max_examples=300)
+@given(kind=st.sampled_from(sorted(KINDS)), data=st.data())
+def test_ops_that_can_be_made_can_be_read(kind: str, data: st.DataObject) -> None:
+    usual = st.sampled_from([0, 1, 2, 3, 1.0, 0.5, True, False, None, "0.5", (2, 3)]) | VALUES
+    told = [f.name for f in fields(KINDS[kind]) if f.default is MISSING or data.draw(st.booleans())]
+    try:
+        op = KINDS[kind](**{name: data.draw(usual) for name in told})
+    except ValueError:
+        return
+    again = op_from_json(json.loads(json.dumps(op.to_json(), allow_nan=False)))
+    assert again == op
+    assert again.to_json() == op.to_json()
+    assert repr(again) == repr(op)
+
+
 # -- what is refused
 
 
@@ -385,6 +424,13 @@ def test_ops_come_back_from_json_and_refuse_what_they_do_not_know(tag: str) -> N
         (lambda: BatchNorm(eps=0.0), ["bn", "eps", "0.0"]),
         (lambda: BatchNorm(eps=math.inf), ["bn", "eps", "inf"]),
         (lambda: BatchNorm(momentum=1.5), ["bn", "momentum", "1.5"]),
+        (lambda: BatchNorm(eps="a"), ["bn", "eps", "float", "'a'"]),  # type: ignore[arg-type]
+        (lambda: BatchNorm(momentum=10**400), ["bn", "momentum"]),
+        (lambda: Dropout("0.5"), ["dropout", "rate", "float", "'0.5'"]),  # type: ignore[arg-type]
+        (lambda: Dropout(False), ["dropout", "rate", "float", "False"]),
+        (lambda: Conv(8, bias=1), ["conv", "bias", "bool", "1"]),  # type: ignore[arg-type]
+        (lambda: Dense(8, bias=None), ["dense", "bias", "bool", "None"]),  # type: ignore[arg-type]
+        (lambda: MaxPool(3, 2, True), ["maxpool", "padding", "int", "True"]),
         (lambda: Input(()), ["input", "size"]),
         (lambda: Input((1, 2, 3, 4, 5)), ["input", "size"]),
         (lambda: Input((1, 0)), ["input", "(1, 0)"]),
@@ -427,10 +473,29 @@ def test_invalid_graphs_are_refused_with_the_node_and_the_shapes(nodes: tuple[No
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["", "Conv", "1a", "a b", "a.b", "for", "forward", "print", "train", "a" * 65, "é"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", "Conv", "1a", "a b", "a.b", "for", "forward", "print", "train", "a" * 65, "é", "self", "torch", "inf",
+        "nan", "device", "fx_pytree", "pytree", "mean", "std", "unit", "centre",
+    ],
+)  # fmt: skip
 def test_names_that_torch_or_python_could_not_take_are_refused(name: str) -> None:
     with pytest.raises(GraphError, match="cannot name a node"):
         Graph((X, Node(name, Conv(2), ("x",))))
+
+
+def test_what_fx_itself_needs_by_name_is_refused() -> None:
+    for name in [*fx.graph._custom_builtins, *vars(to_module(mlp((2,), 2)))]:
+        with pytest.raises(GraphError, match="cannot name a node"):
+            Graph((X, Node(name, Conv(2), ("x",))))
+
+
+def test_files_of_too_many_inputs_are_refused() -> None:
+    joins = [Node(f"join_{i}", Concat(), ("x",) * 1000) for i in range(101)]
+    graph = Graph((Node("x", Input((1,))), *joins, Node("join", Concat(), tuple(node.name for node in joins))))
+    with pytest.raises(GraphError, match="at most 100,000 inputs, not 101,101"):
+        Graph.from_json(graph.to_json())
 
 
 def test_other_formats_are_refused() -> None:

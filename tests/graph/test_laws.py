@@ -18,6 +18,7 @@ from morphnas.graph import (
     Deeper,
     Dense,
     Dropout,
+    Flatten,
     GlobalPool,
     Graph,
     Input,
@@ -52,6 +53,9 @@ NETWORKS: dict[str, Graph] = {name: build() for name, build in HAND_MADE.items()
 }
 NETWORKS["mlp_flat"] = mlp((6,), 3, width=5, dropout=0.1)
 NETWORKS["resnet_of_one_pixel"] = resnet((1, 1, 1), 2, width=3)
+NETWORKS["relu_last"] = plain(
+    Conv(3), ReLU(), Conv(4), ReLU(), Flatten(), Dense(5), ReLU(), Dense(2), ReLU(), shape=(1, 4, 4)
+)
 
 
 def carry(graph: Graph, weights: Weights, morphs: Sequence[Morph], seed: int) -> tuple[Graph, Weights]:
@@ -215,18 +219,6 @@ def test_repeated_channels_part_in_training(name: str) -> None:
                         assert apart > 1e-6, f"{morph}: channels {i} and {j} of {layer} have one gradient"
                         alive += 1
     assert alive
-
-
-@pytest.mark.parametrize("name", ["cnn_2d", "resnet_1d", "mlp_flat"])
-def test_noise_changes_the_function_a_little(name: str) -> None:
-    graph = NETWORKS[name]
-    weights, x = random_weights(graph, 0), examples(graph, 0, n=16)
-    before = outputs(graph, weights, x)
-    for tag in MORPHS:
-        for morph in list(neighbours(graph, Limits(morphs=(tag,))))[:1]:
-            noisy = morph.carry(graph, weights, torch.Generator().manual_seed(0), noise=0.01)
-            change = (outputs(morph.grow(graph), noisy, x) - before).abs().max() / before.abs().max()
-            assert 1e-9 < change < 0.3, f"{morph}: {change}"
 
 
 def test_weights_of_half_precision_stay_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from morphnas.graph import (
+    SMALLEST,
     Add,
     AddSkip,
     ConcatSkip,
@@ -19,6 +21,7 @@ from morphnas.graph import (
     Flatten,
     GlobalPool,
     Graph,
+    GraphError,
     Input,
     Limits,
     Morph,
@@ -34,7 +37,7 @@ from morphnas.graph import (
     resnet,
     width_group,
 )
-from morphnas.graph.morphs import MORPHS, width_groups
+from morphnas.graph.morphs import MORPHS, _widest, width_groups
 from tests.strategies import HAND_MADE, graphs, plain
 
 
@@ -88,6 +91,20 @@ def test_limits_leave_out_what_is_too_large_and_nothing_else(graph: Graph, limit
         )
 
     assert list(neighbours(graph, limits)) == [morph for morph in neighbours(graph) if within(morph)]
+
+
+@settings(max_examples=30)
+@given(graph=graphs(morphs=6), random=st.randoms(use_true_random=False))
+def test_nothing_gets_smaller(graph: Graph, random: Random) -> None:
+    """So that nothing fits below a network that does not."""
+
+    def sizes(graph: Graph) -> list[float]:
+        found = [graph.parameters, graph.flops, graph.work, graph.depth, graph.activation_bytes]
+        return [*found, graph.peak_bytes(SMALLEST), _widest(graph), Limits(pace=(1, 1e-6, 1e-6)).latency(graph)]
+
+    offered = list(neighbours(graph))
+    for morph in random.sample(offered, min(10, len(offered))):
+        assert all(new >= old for new, old in zip(sizes(morph.grow(graph)), sizes(graph), strict=True)), morph
 
 
 def refuses(act: Callable[[Graph], object], graph: Graph) -> bool:
@@ -228,6 +245,8 @@ def test_widths_behind_a_concat_that_a_sum_reads() -> None:
     [
         (Deeper("conv_1"), "conv_1 is no relu"),
         (Deeper("nowhere_9"), "nowhere_9 is no relu"),
+        (Deeper("relu_2", 2), r"deeper\(relu_2, 2\): conv: kernel must be odd, not 2"),
+        (Wider("nowhere_9", 20), "nowhere_9 is no convolution or dense layer of the graph"),
         (Wider("conv_1", 4), "conv_1 has 4 channels already"),
         (Wider("conv_1", 2**31), "a layer has at most 2,147,483,647 channels"),
         (WiderAll(10**12), "a layer has at most 2,147,483,647 channels"),
@@ -235,7 +254,7 @@ def test_widths_behind_a_concat_that_a_sum_reads() -> None:
         (AddSkip("relu_11", "relu_2"), "relu_11 does not lead to relu_2"),
         (AddSkip("relu_2", "relu_2"), "relu_2 does not lead to relu_2"),
         (AddSkip("relu_6", "relu_11"), "without a relu between them"),
-        (ConcatSkip("relu_6", "relu_13"), "read by sums only"),
+        (ConcatSkip("relu_6", "relu_13"), "all that reads relu_13 leads into a sum or the network's output"),
         (ConcatSkip("relu_2", "relu_11"), "without a relu between them"),
     ],
 )
@@ -243,6 +262,30 @@ def test_morphs_that_do_not_fit_say_why(morph: Morph, words: str) -> None:
     graph = HAND_MADE["two_towers_2d"]()
     with pytest.raises(MorphError, match=words):
         morph.check(graph)
+
+
+@pytest.mark.parametrize("morph", [Deeper("relu_4"), ConcatSkip("relu_2", "relu_4")])
+def test_nothing_is_inserted_behind_a_relu_that_is_the_output(morph: Morph) -> None:
+    graph = plain(Dense(5), ReLU(), Dense(5), ReLU(), shape=(4,))
+    with pytest.raises(MorphError, match="relu_4 is the network's output"):
+        morph.grow(graph)
+    with pytest.raises(GraphError, match="none of the readers that 'relu_4' is to have is a node"):
+        graph.splice([Node("relu_5", ReLU(), ("relu_4",))], "relu_4", [])
+
+
+def test_new_nodes_have_names_whatever_numbers_there_are() -> None:
+    layers = f"d_{'9' * 62}", "relu_999999999", "dense_1"
+    graph = Graph(
+        (
+            Node("x", Input((4,))),
+            Node(layers[0], Dense(4), ("x",)),
+            Node(layers[1], ReLU(), (layers[0],)),
+            Node(layers[2], Dense(2), (layers[1],)),
+        )
+    )
+    for _ in range(3):
+        graph = Deeper("relu_999999999").grow(graph)
+    assert len(graph.nodes) == 10
 
 
 def test_a_skip_is_laid_once() -> None:

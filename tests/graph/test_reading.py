@@ -12,8 +12,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphnas.graph import Graph, GraphError, ModuleError, Network, cnn, from_module, mlp, neighbours, resnet, to_module
-from tests.strategies import HAND_MADE, examples, graphs, random_weights
+from morphnas.graph import (
+    Conv,
+    Dense,
+    GlobalPool,
+    Graph,
+    GraphError,
+    ModuleError,
+    Network,
+    ReLU,
+    cnn,
+    from_module,
+    mlp,
+    neighbours,
+    resnet,
+    to_module,
+)
+from tests.strategies import HAND_MADE, examples, graphs, plain, random_weights
 
 
 def same(network: Network, module: nn.Module, x: Tensor) -> bool:
@@ -114,6 +129,26 @@ def test_what_relu_overwrites_is_read_as_overwritten() -> None:
     assert same(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
 
 
+def test_a_module_may_overwrite_its_input() -> None:
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x += self.one(x)
+            return x.mean((2, 3))
+
+    module = Overwriting()
+    network, x = from_module(module, (4, 6, 6)), torch.randn(3, 4, 6, 6)
+    assert same(network, Function(lambda x: module(x.clone())), x)
+
+
+def test_examples_too_large_to_try_are_refused() -> None:
+    with pytest.raises(ModuleError, match=r"4 examples of shape \(3, 1000000, 1000000\) have more than 1,000,000,000"):
+        from_module(nn.Flatten(), (3, 10**6, 10**6))
+
+
 def test_what_changes_nothing_is_no_op() -> None:
     """Copies, axes of one position, a concatenation of one tensor, and a dropout of nothing."""
 
@@ -166,6 +201,10 @@ class Function(nn.Module):
         (Function(lambda x: x + 1), "1 is not computed from the input"),
         (Function(lambda x: torch.add(x, x, alpha=2)), "alpha must be 1, not 2"),
         (Function(lambda x: (x, x.relu())), "its output is not the one tensor"),
+        (Function(lambda x: (x.relu(),)), "its output must be a tensor, not a tuple"),
+        (Function(lambda x: {"logits": x.relu()}), "its output must be a tensor, not a dict"),
+        (Function(lambda x: x.mean()), r"axes of a mean must be \[2, 3\], not \[0, 1, 2, 3\]"),
+        (nn.AdaptiveAvgPool2d(1), r"gives \(4, 1, 1\) for an example, and as a network \(4,\): flatten its output"),
         (Function(lambda x: F.relu(x) if x.sum() > 0 else x), "torch.export cannot read it"),
         (nn.Linear(3, 2), "torch.export cannot read it for inputs of shape"),
         (nn.LazyLinear(2), "uninitialized"),
@@ -190,6 +229,9 @@ def test_so_is_a_shape_that_is_none(shape: Any) -> None:
 
 
 # -- for other examples
+
+
+POOLED = plain(Conv(3), ReLU(), GlobalPool(), Dense(2), shape=(1, 8, 8))
 
 
 def trained(graph: Graph) -> Network:
@@ -229,6 +271,8 @@ def test_grey_images_look_to_a_network_as_coloured_ones_without_colours_did() ->
     [
         (mlp((6,), 3, width=4), (7,), 3, r"dense_1: inputs of shape \(7,\) would need other weights here: \(4, 7\)"),
         (cnn((3, 8, 8), 3, width=4), (3, 1, 1), 3, "does not fit into"),
+        (POOLED, (3, 8), 2, r"conv_1: inputs of shape \(3, 8\) would need other weights here: \(3, 3, 3\)"),
+        (POOLED, (3, 8, 8, 8), 2, r"conv_1: inputs of .* would need other weights here: \(3, 3, 3, 3, 3\)"),
         (cnn((3, 8, 8), 3, width=4), (12,), 3, r"needs \(channels, \*spatial\)"),
         (HAND_MADE["vgg_2d"](), (2, 8, 8), 0, "units must be a positive integer"),
     ],

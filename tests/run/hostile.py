@@ -23,7 +23,7 @@ class Hostile(Morph):
     def grow(self, graph: Graph) -> Graph:
         return graph
 
-    def carry(self, graph: Graph, weights: Any, generator: Any, noise: float = 0.0) -> Weights:
+    def carry(self, graph: Graph, weights: Any, generator: Any) -> Weights:
         if self.way == "raise":
             raise LookupError("no luck")
         if self.way == "leave":

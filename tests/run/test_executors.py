@@ -413,10 +413,10 @@ from tests.train.tasks import blobs
 
 @dataclass(frozen=True)
 class Slow(Wider):  # of this script, which no worker runs
-    def carry(self, graph, weights, generator, noise=0.0):
+    def carry(self, graph, weights, generator):
         print("carrying")
         time.sleep(SECONDS)
-        return super().carry(graph, weights, generator, noise)
+        return super().carry(graph, weights, generator)
 
 print("script", flush=True)
 executor = process_executor(blobs(), [torch.device("cpu")], 1, sys.argv[1])

@@ -164,10 +164,8 @@ class Broken(Deeper):
     factor: float = 1.5
     tag = "broken"
 
-    def carry(
-        self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator, noise: float = 0.0
-    ) -> Weights:
-        carried = super().carry(graph, weights, generator, noise)
+    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
+        carried = super().carry(graph, weights, generator)
         name = next(name for name in carried if name.split(".")[0] not in graph and name.endswith("weight"))
         carried[name] = carried[name] * self.factor
         return carried
