@@ -114,6 +114,8 @@ def _read_trials(path: Path) -> Iterator[Trial]:
         try:
             data = read_json(inside(folder / "proposal.json", path))
             proposal = proposal_from_json(data)
+            if not isinstance(proposal.start, Graph) and proposal.start >= int(name):
+                raise ValueError(f"it starts from trial {proposal.start}, which is no earlier one")
             done = (folder / "trial.json").exists()
             own = done and "graph" in data  # which stays, whatever happens to the start
             graph = Graph.from_json(data["graph"]) if own else bounded(grown(proposal, graphs))

@@ -12,7 +12,16 @@ import numpy as np
 
 from morphnas.graph import Graph, Limits
 from morphnas.search.belief import INHERITED, Belief, fidelities
-from morphnas.search.candidates import Candidate, Rules, children, first_start, random_candidate, usable, what_is_left
+from morphnas.search.candidates import (
+    Candidate,
+    Rules,
+    children,
+    first_start,
+    may_grow,
+    random_candidate,
+    usable,
+    what_is_left,
+)
 from morphnas.search.distance import SKIP, Array, distances, sketch
 from morphnas.search.surrogate import expected_improvement, upper_confidence_bound
 from morphnas.search.trial import Left, Proposal, Space, Trial, check_numbers
@@ -128,6 +137,7 @@ class BayesianSearcher:
         queue = [
             (0, -value, next(order), Candidate(t, (), t.graph), children(self.space, self.limits, t.graph, rng))
             for t, value in roots
+            if may_grow(self.space, t.graph, rules)
         ]
         heapq.heapify(queue)  # networks not yet visited first; those with more neighbours come again
         seen = {t.graph.key for t, _ in roots}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError
-from morphnas.search.trial import Left, Proposal, Space, Trial
+from morphnas.search.trial import Left, MorphSpace, Proposal, Space, Trial
 from morphnas.train.recipe import Recipe
 
 ENOUGH_TIMED = 5
@@ -101,7 +101,7 @@ def paced(limits: Limits, trials: Sequence[Trial]) -> Limits:
     expected = relative @ pace
     if not expected.min() > 0:
         return limits
-    node, flop, parameter = (pace * np.quantile(1 / expected, CAUTION)).tolist()
+    node, flop, parameter = (pace * np.quantile(1 / expected, CAUTION, method="higher")).tolist()
     return replace(limits, pace=(node, flop, parameter))
 
 
@@ -139,14 +139,24 @@ def children(space: Space, limits: Limits, graph: Graph, rng: np.random.Generato
                 continue
 
 
+def may_grow(space: Space, graph: Graph, rules: Rules) -> bool:
+    """Whether a network below the graph may fit: of morphs of the library only where the graph does, for they make
+    nothing smaller."""
+    return type(space) is not MorphSpace or rules.fits(graph)
+
+
 def random_candidate(
     space: Space, roots: Sequence[Trial], rules: Rules, rng: np.random.Generator, longest: int, tries: int = 32
 ) -> Candidate | None:
     """A random chain of up to `longest` morphs from a random root, that may be trained.
 
-    After `tries` chains in vain the networks within reach are gone through one by one; None when none may be trained.
+    Roots below which nothing fits are left out. After `tries` chains in vain the networks within reach are gone through
+    one by one; None when none may be trained.
     """
-    for _ in range(tries if roots else 0):
+    roots = [root for root in roots if may_grow(space, root.graph, rules)]
+    for _ in range(tries):
+        if not roots:
+            return None
         root = roots[int(rng.integers(len(roots)))]
         found = Candidate(root, (), root.graph)
         for _ in range(rng.integers(1, longest + 1)):
@@ -154,7 +164,9 @@ def random_candidate(
             if step is None:
                 break
             found = Candidate(root, (*found.morphs, step[0]), step[1])
-        if found.morphs and rules.new(found.graph):
+        if not found.morphs:
+            roots.remove(root)
+        elif rules.new(found.graph):
             return found
     return next(within_reach(space, roots, rules, rng, longest), None)
 

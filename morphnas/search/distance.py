@@ -64,6 +64,7 @@ def sketch(graph: Graph) -> Sketch:
     """What the distance looks at in the graph."""
     layers: dict[str, Token] = {}
     depths: dict[str, tuple[int, int]] = {}  # relus and layers on the way with the most of them: the main one
+    before: dict[str, str] = {}  # the node's input on that way
     for node in graph.nodes:
         inputs = sorted(node.inputs, key=depths.__getitem__, reverse=True)
         layer = _token(node.op, graph.input_shapes(node))
@@ -71,16 +72,23 @@ def sketch(graph: Graph) -> Sketch:
         depths[node.name] = relus + isinstance(node.op, ReLU), deep + (layer is not None)
         if layer is not None:
             layers[node.name] = layer
+        before[node.name] = inputs[0] if inputs else ""
+        walked: dict[str, tuple[str, bool]] = {}  # where branches fork off, and whether all from there is a shortcut's
         for name in inputs[1:]:
             branch: list[str] = []
-            while not (name == inputs[0] or graph.leads(name, inputs[0])):  # back to where the branch forks off
+            while not (name in walked or name == inputs[0] or graph.leads(name, inputs[0])):
                 branch.append(name)
-                name = max(graph[name].inputs, key=depths.__getitem__)
-            if all(_in_shortcuts(graph[one].op) for one in branch):
+                name = before[name]
+            fork, short = walked.get(name, (name, True))
+            for one in reversed(branch):
+                short = short and _in_shortcuts(graph[one].op)
+                walked[one] = fork, short
+            if short:
                 for one in branch:
                     layers.pop(one, None)
             last = next(reversed(layers))
-            layers[last] = _joined(layers[last], node.op.commutative, depths[node.name][1] - depths[name][1])
+            span = max(0, depths[node.name][1] - depths[fork][1])  # the main way may have fewer layers
+            layers[last] = _joined(layers[last], node.op.commutative, span)
     return tuple(layers.values())
 
 

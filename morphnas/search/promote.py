@@ -9,6 +9,9 @@ from morphnas.graph import Graph
 from morphnas.search.candidates import what_is_left
 from morphnas.search.trial import Left, Proposal, Searcher, Trial, check_numbers
 
+MOST = 100_000
+"""Epochs that a `Recipe` may have."""
+
 
 @dataclass(frozen=True)
 class Promote:
@@ -50,7 +53,7 @@ class Promote:
                 continue
             for place, trial in enumerate(peers[:room]):
                 epochs = trial.epochs * self.factor
-                done = trial.id in promoted or (trial.graph.key, epochs) in taken
+                done = trial.id in promoted or (trial.graph.key, epochs) in taken or epochs > MOST
                 if not done and trial.kept and left.predict(trial.graph, epochs) <= self.share * left.seconds:
                     recipe = replace(trial.proposal.recipe, epochs=epochs)
                     why = {"reason": "promotion", "rung": level + 1, "place": place + 1, "of": len(peers)}

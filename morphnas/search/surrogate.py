@@ -134,12 +134,13 @@ def median_distance(features: Array) -> float:
 def standardise(scores: Array) -> tuple[Array, float, float]:
     """Scores (n,) with mean 0 and standard deviation 1, and the mean and deviation that were taken out.
 
-    Scores far below the others are pulled in first: how bad a diverged network is says nothing about the good ones.
+    Scores farther below the median than 7 times what the upper quartile is above it are pulled in first: how bad
+    diverged networks are says nothing about the good ones, as long as these are most. None are where both are the same.
     """
     if not len(scores):
         return scores, 0.0, 1.0
-    low, high = np.quantile(scores, [0.25, 0.75])
-    scores = np.maximum(scores, low - 3 * (high - low)) if len(scores) > 3 else scores
+    mid, high = np.quantile(scores, [0.5, 0.75])
+    scores = np.maximum(scores, mid - 7 * (high - mid)) if len(scores) > 3 and high > mid else scores
     centre, scale = float(scores.mean()), float(scores.std())
     scale = scale if scale > 1e-12 else 1.0
     return (scores - centre) / scale, centre, scale

@@ -116,22 +116,24 @@ class Searcher(Protocol):
 def check_numbers(searcher: Any, *from_zero: str) -> None:
     """ValueError that names a number among a searcher's settings, a dataclass's, which cannot be.
 
-    Whole numbers are 1 at least, but for the seed and those named; others are 0 at least.
+    Whole numbers are 1 at least, but for the seed and those named; others are 0 at least. NumPy's become Python's.
     """
     for setting in fields(searcher):
         default, value = setting.default, getattr(searcher, setting.name)
+        if not isinstance(default, (int, float, tuple)):
+            continue
         several = isinstance(default, tuple)
         whole = not isinstance(default, float)
         low = int(whole and setting.name not in ("seed", *from_zero))
-        if not isinstance(default, (int, float, tuple)):
-            continue
-        numbers = list(value) if several and isinstance(value, (list, tuple)) else [value]
-        kinds = (int, np.integer) if whole else (int, float, np.number)
+        given = (value if isinstance(value, (list, tuple)) else ()) if several else [value]
+        numbers = [n.item() if isinstance(n, np.generic) else n for n in given]
+        kinds = (int,) if whole else (int, float)
         if not (
             numbers and all(isinstance(n, kinds) and not isinstance(n, bool) and low <= n < np.inf for n in numbers)
         ):
             kind = f"{'whole' if whole else 'finite'} number{'s' if several else ''} of at least {low}"
             raise ValueError(f"{setting.name} must be {'' if several else 'a '}{kind}, not {value!r:.100}")
+        object.__setattr__(searcher, setting.name, tuple(numbers) if several else numbers[0])
 
 
 def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:

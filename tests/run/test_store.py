@@ -28,6 +28,7 @@ from morphnas.run.files import RunError, read_json, write_bytes, write_json
 from morphnas.run.store import (
     FORMAT,
     Store,
+    grown,
     load_model,
     load_run,
     proposal_from_json,
@@ -290,6 +291,20 @@ def test_an_id_that_was_claimed_by_name_only_is_given_again(path: Path) -> None:
     with resumed(path) as store:
         assert [t.id for t in store.trials] == [0]
         assert store.claim(proposals(1)[0]).id == 1
+
+
+def test_a_trial_that_starts_from_no_earlier_one_is_left_out(path: Path) -> None:
+    """Parents that lead in a circle would have no end."""
+    with store_of(path) as store:
+        for proposal in proposals(4):
+            store.finish(store.claim(proposal).id, GOOD, weights(graph=grown(proposal, {})))
+    for id, start in ((1, 2), (2, 1), (3, 3)):
+        file = path / f"trials/{id:05d}/proposal.json"
+        edited(file, start=start, graph=read_json(file)["start"])
+    with pytest.warns(UserWarning, match="left out: it starts from trial [23], which is no earlier one"):
+        trials = load_run(path).trials
+    assert [(trial.id, trial.parent) for trial in trials] == [(0, None), (2, 1)]
+    assert lineage(trials, trials[1]) == [trials[1]]
 
 
 def test_a_model_is_there_while_another_is_written(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from morphnas.graph import (
     Add,
     AddSkip,
+    Concat,
     ConcatSkip,
     Conv,
     Deeper,
@@ -94,6 +97,21 @@ def test_main_path_of_a_dense_network_is_the_longest() -> None:
     assert {token.reach for token in found if token.skips[1]} == {1.0}
 
 
+def test_a_branch_that_many_inputs_of_a_join_share_is_walked_once() -> None:
+    """A thousand joins of a thousand tensors behind a branch of a thousand nodes would take minutes."""
+    nodes = [Node("x", Input((1,)))]
+    for way, length in (("side", 3000), ("main", 3001)):
+        nodes += [Node(f"{way}_{i}", ReLU(), (f"{way}_{i - 1}" if i else "x",)) for i in range(length)]
+    leaves = [f"leaf_{i}" for i in range(900)]
+    nodes += [Node(name, Dropout(), ("side_2999",)) for name in leaves]
+    nodes += [Node(f"join_{i}", Concat(), ("main_3000", *leaves)) for i in range(20)]
+    nodes += [Node("join", Concat(), tuple(f"join_{i}" for i in range(20))), Node("y", Dense(1), ("join",))]
+    began = time.process_time()
+    (last,) = [token for token in sketch(Graph(tuple(nodes))) if token.skips[1]]
+    assert time.process_time() - began < 20
+    assert last.skips == (0, 20 * 900 + 19)
+
+
 def test_an_insertion_moves_nothing_behind_it() -> None:
     graph = resnet((3, 32, 32), 10, width=4, depth=3)
     before, after = sketch(graph), sketch(Deeper("relu_4").grow(graph))
@@ -139,6 +157,17 @@ def test_a_branch_that_filters_is_more_than_a_skip() -> None:
     projected, filtered = (sketch(beside(Conv(4, kernel))) for kernel in (1, 3))
     assert [token.kind for token in projected] == ["input", "conv", "conv", "globalpool", "dense"]
     assert len(filtered) == len(projected) + 1
+
+
+def test_the_way_with_more_relus_may_have_fewer_layers() -> None:
+    nodes = [
+        Node("x", Input((4,))),
+        Node("a", Dense(4), ("x",)),
+        Node("b", Dense(4), ("a",)),
+        Node("r", ReLU(), ("x",)),
+    ]
+    graph = Graph((*nodes, Node("one", Add(), ("b", "r")), Node("last", Add(), ("one", "b"))))
+    assert [(token.skips, token.reach) for token in sketch(graph)] == [((2, 0), 0.0)]
 
 
 def test_sees_where_a_layer_is() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morphnas.graph import SMALLEST, Graph, Limits, MorphError, WiderAll, cnn, mlp, resnet
+from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError, WiderAll, cnn, mlp, resnet
 from morphnas.search import (
+    SEARCHERS,
     BayesianSearcher,
     EvolutionSearcher,
     GreedySearcher,
@@ -29,7 +33,8 @@ from morphnas.search import (
     Trial,
     winner,
 )
-from morphnas.search.candidates import Rules, children, learnt, measured_memory
+from morphnas.search import trial as trial_module
+from morphnas.search.candidates import CAUTION, Rules, children, learnt, measured_memory
 from morphnas.train.recipe import Outcome, Recipe
 from tests.table import Swap, TableSpace, best, digits_of, grown, network, outcome_of, run, score, scored, true_accuracy
 
@@ -217,7 +222,74 @@ def test_children_skip_morphs_that_do_not_fit_and_let_kinds_take_turns() -> None
     assert {morph.tag for morph, _ in found[:2]} == {"deeper", "wider"}
 
 
+@pytest.mark.parametrize("make", [RandomSearcher, GreedySearcher, EvolutionSearcher, HillClimbingSearcher])
+def test_below_a_network_where_nothing_fits_nothing_is_looked_for_again(make: type[RandomSearcher]) -> None:
+    class Watched(TableSpace):
+        def neighbours(self, graph):
+            looked.append(graph.key)
+            return super().neighbours(graph)
+
+    looked: list[str] = []
+    trials = run(RandomSearcher(SPACE), 25)
+    left = Left(trials[0].epochs * min(t.graph.work for t in trials), None, 1.0)
+    assert make(Watched()).ask(trials, left) is None
+    most = {RandomSearcher: 1, GreedySearcher: 1}.get(make, 2)  # others look below their favourite first
+    assert max(looked.count(key) for key in looked) == most
+    assert {t.graph.key for t in trials} == set(looked)
+
+
+@pytest.mark.parametrize("make", SEARCHERS.values())
+def test_nor_below_one_that_does_not_fit_itself(make: Callable[..., Searcher], monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = tuple(cnn((3, 8, 8), 3, width=width, depth=1) for width in range(2, 14))
+    trials = [ended(graph, Outcome("finished", -0.5 - i, epochs=8), i) for i, graph in enumerate(starts)]
+    looked: list[str] = []
+
+    def nothing(graph: Graph) -> list[Morph]:
+        looked.append(graph.key)
+        return []
+
+    monkeypatch.setattr(trial_module, "candidates", nothing)
+    assert make(MorphSpace(starts)).ask(trials, Left(starts[2].work * 8, None, 1.0)) is None
+    assert set(looked) <= {graph.key for graph in starts[:3]}
+
+
+# -- settings
+
+
+@pytest.mark.parametrize(
+    ("make", "setting", "value"),
+    [
+        (GridSearcher, "depths", 3), (GridSearcher, "widths", np.int64(8)), (GridSearcher, "widths", "8"),
+        (GridSearcher, "depths", {2, 3}), (GridSearcher, "depths", [2, 3.0]),
+        (HalvingSearcher, "factor", np.float64(3)), (HalvingSearcher, "factor", np.True_),
+        (HalvingSearcher, "factor", [3]),
+    ],
+)  # fmt: skip
+def test_settings_that_are_no_numbers_are_refused(make: Callable[..., Searcher], setting: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{setting} must be (a )?whole numbers? of at least 1, not"):
+        make(SPACE, **{setting: value})
+
+
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    first = ended(cnn((3, 8, 8), 4, width=4), Outcome("finished", -0.5, epochs=8))
+    sizes: dict[str, Any] = {"depths": [np.int64(2)], "widths": (np.int32(8),)}
+    grid = GridSearcher(MorphSpace((first.graph,)), **sizes)
+    assert (grid.depths, grid.widths) == ((2,), (8,))
+    assert json.dumps(asked(grid, [first]).why["width"]) == "8"
+    factor: Any = np.int64(3)
+    halving = HalvingSearcher(SPACE, factor=factor)
+    assert type(halving.factor) is int
+    assert type(asked(halving, run(halving, 3)).recipe.epochs) is int
+    assert type(bayesian(cooling=np.float32(0.5)).cooling) is float
+
+
 # -- promotion
+
+
+def test_nothing_is_promoted_to_more_epochs_than_a_recipe_has() -> None:
+    trials = run(RandomSearcher(SPACE, Recipe(epochs=200)), 8)
+    for factor, epochs in ((500, 100_000), (501, 200)):
+        assert asked(Promote(RandomSearcher(SPACE, Recipe(epochs=200)), factor), trials).recipe.epochs == epochs
 
 
 def test_promotes_the_best_quarter_for_longer() -> None:
@@ -351,6 +423,16 @@ def test_what_latencies_come_from_is_found(a: float, b: float, c: float, random:
     believed = learnt(limits, noisy)
     under = [believed.latency(t.graph) * (1 + 1e-9) >= (t.outcome.latency if t.outcome else 0) for t in noisy]  # type: ignore[operator]
     assert sum(under) >= 5
+
+
+@pytest.mark.parametrize("count", range(1, len(NETWORKS) + 1))
+def test_a_share_is_no_slower_than_predicted_however_few_there_are(count: int) -> None:
+    random = Random(count)
+    limits = Limits(max_latency_ms=1.0, pace=(1e-5, 1e-10, 1e-10))
+    trials = [timed(g, limits.latency(g) * random.uniform(0.5, 2), i) for i, g in enumerate(NETWORKS[:count])]
+    believed = learnt(limits, trials)
+    slower = sum(believed.latency(t.graph) * (1 + 1e-9) < t.outcome.latency for t in trials)  # type: ignore[operator, union-attr]
+    assert slower <= (1 - CAUTION) * count
 
 
 def test_few_latencies_correct_what_was_measured_at_the_start() -> None:

@@ -118,6 +118,20 @@ def test_a_diverged_network_does_not_drown_the_others() -> None:
     assert targets.argmin() == 5
 
 
+@pytest.mark.parametrize("bad", range(10))
+def test_neither_do_many(bad: int) -> None:
+    scores = np.concatenate([np.linspace(-0.6, -0.3, 20 - bad), np.full(bad, -30.0)])
+    targets, centre, scale = standardise(scores)
+    assert np.ptp(targets[: 20 - bad]) > 0.5
+    np.testing.assert_allclose(centre + scale * targets[: 20 - bad], scores[: 20 - bad])
+
+
+def test_scores_below_many_that_are_equal_stay_as_they_are() -> None:
+    scores = np.array([-0.3] * 6 + [-0.4, -0.5, -0.6, -0.7])
+    targets, centre, scale = standardise(scores)
+    np.testing.assert_allclose(centre + scale * targets, scores)
+
+
 def test_landmarks_are_distinct_and_hold_the_best() -> None:
     scores = np.random.default_rng(0).normal(size=300)
     chosen = spread_landmarks(scores)
