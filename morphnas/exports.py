@@ -51,12 +51,13 @@ class Exported:
 @dataclass(frozen=True, eq=False)
 class _Model:
     """What is exported. module: in evaluation mode, on the CPU. shape: of an example. like: (shape) mean and deviation
-    of usual inputs. labels: of the outputs; None: they have no names. gives: what they are."""
+    of usual inputs. outputs: their shape. labels: of them; None: they have no names. gives: what they are."""
 
     module: fx.GraphModule
     shape: Shape
     mean: Tensor
     std: Tensor
+    outputs: Shape
     labels: list[Any] | None
     gives: str
     about: str
@@ -88,18 +89,13 @@ class _Model:
             mean, std = (getattr(module, name).reshape(axes) for name in ("mean", "std"))
             takes = "raw examples, as they were given to fit, but channels first"
         size = f"{graph.parameters:,} parameters, {graph.flops:,} FLOPs an example"
-        shape = graph.shapes[graph.input.name]
-        return _Model(module, shape, mean, std, labels, gives, f"A network found by morphnas: {size}.\n\nTakes {takes}")
+        shape, outputs = graph.shapes[graph.input.name], graph.shapes[graph.output.name]
+        about = f"A network found by morphnas: {size}.\n\nTakes {takes}"
+        return _Model(module, shape, mean, std, outputs, labels, gives, about)
 
     def inputs(self, n: int) -> Tensor:
         """Examples like usual ones, (n, *shape) float32."""
         return self.mean + self.std * torch.randn(n, *self.shape, generator=torch.Generator().manual_seed(n))
-
-    @property
-    def outputs(self) -> int:
-        with torch.no_grad():
-            given: Tensor = self.module(self.inputs(1))
-        return given.shape[1]
 
 
 def export(
@@ -130,15 +126,22 @@ def export(
     there = [path for path in _files(target) if path.exists()]
     if there and not overwrite:
         raise FileExistsError(f"{there[0]} is there already: choose another file, or overwrite=True")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-        aside = Path(folder) / target.name
-        write(model, aside)
-        error = _difference(model, read(aside))
-        if not error <= TOLERANCE:
-            raise ExportError(f"{target.name} computes something else: the outputs differ by {error:.1e}")
-        for path in reversed(_files(target)):
-            (Path(folder) / path.name).replace(path)
+    new = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+            aside = Path(folder) / target.name
+            write(model, aside)
+            error = _difference(model, read(aside))
+            if not error <= TOLERANCE:
+                raise ExportError(f"{target.name} computes something else: the outputs differ by {error:.1e}")
+            for path in reversed(_files(target)):
+                (Path(folder) / path.name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for made in new:
+                made.rmdir()
+        raise
     return Exported(tuple(_files(target)), error)
 
 
@@ -187,11 +190,16 @@ def to_source(
         use=_USES[gives],
         about=about.replace("\\", "\\\\").replace('"""', "'''"),
         labels=f"{names}\n" if names else "",
-        argument=next(node.name for node in module.graph.nodes if node.op == "placeholder"),
+        argument=_argument(module),
         layers="\n".join(f"        {line}" for line in [*buffers, *layers]),
         forward="\n".join(f"    {line}" for line in forward),
         weights=weights,
     )
+
+
+def _argument(module: fx.GraphModule) -> str:
+    """The name of what its forward pass takes."""
+    return str(next(node.name for node in module.graph.nodes if node.op == "placeholder"))
 
 
 _USES = {
@@ -258,8 +266,8 @@ def _constructor(module: nn.Module) -> str:
 
 
 def _write_source(model: _Model, file: Path) -> None:
-    takes, gives = ", ".join(map(str, model.shape)), f"{model.gives} (n, {model.outputs})"
-    about = f"{model.about}: (n, {takes}), any real dtype.\nGives {gives}"
+    takes, gives = (", ".join(map(str, ("n", *shape))) for shape in (model.shape, model.outputs))
+    about = f"{model.about}: ({takes}), any real dtype.\nGives {model.gives} ({gives})"
     about += ", in the order of LABELS." if model.labels is not None else "."
     weights = file.with_suffix(".safetensors")
     source = to_source(model.module, about, model.labels, weights.name, model.gives)
@@ -279,8 +287,7 @@ def _read_source(file: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _write_program(model: _Model, file: Path) -> None:
-    argument = next(node.name for node in model.module.graph.nodes if node.op == "placeholder")
-    sizes = {argument: {0: torch.export.Dim("n", min=1)}}
+    sizes = {_argument(model.module): {0: torch.export.Dim("n", min=1)}}
     program = torch.export.export(model.module, (model.inputs(2),), dynamic_shapes=sizes)
     torch.export.save(
         program, file, extra_files={"labels.json": json.dumps(model.labels), "gives.json": json.dumps(model.gives)}
@@ -301,7 +308,6 @@ def _write_onnx(model: _Model, file: Path) -> None:
         import onnxscript  # noqa: F401  # torch.onnx says less clearly that it needs it
     except ImportError as error:
         raise ImportError("exporting to ONNX needs more packages: pip install 'morphnas[onnx]'") from error
-    argument = next(node.name for node in model.module.graph.nodes if node.op == "placeholder")
     with warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # of torch about itself
         program = torch.onnx.export(
@@ -309,7 +315,7 @@ def _write_onnx(model: _Model, file: Path) -> None:
             (model.inputs(2),),
             input_names=["x"],
             output_names=[model.gives.partition(" ")[0]],
-            dynamic_shapes={argument: {0: torch.export.Dim("n", min=1)}},
+            dynamic_shapes={_argument(model.module): {0: torch.export.Dim("n", min=1)}},
             dynamo=True,
             verbose=False,
         )

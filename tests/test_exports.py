@@ -21,9 +21,9 @@ import morphnas
 from morphnas import ExportError, ImageClassifier, Network, RunError, export, load_run
 from morphnas import exports as module
 from morphnas.exports import to_source
-from morphnas.graph import Graph, fresh_weights
+from morphnas.graph import Conv, Graph, fresh_weights
 from tests.estimators.conftest import stripes
-from tests.strategies import graphs
+from tests.strategies import graphs, plain
 
 EVIL = '"""\nimport os\nos.abort() # \\'
 
@@ -117,6 +117,13 @@ def test_a_run_and_a_network_can_be_exported(fitted: ImageClassifier, tmp_path: 
         export(run.load_best_model(), tmp_path / "e.py", trial=0)
 
 
+def test_what_a_network_gives_is_said_with_its_positions(tmp_path: Path) -> None:
+    graph = plain(Conv(3), shape=(2, 8, 8))
+    source = export(Network(graph, fresh_weights(graph)), tmp_path / "net.py").files[0].read_text()
+    assert "Takes preprocessed examples, as the network was trained on: (n, 2, 8, 8)," in source
+    assert "Gives logits (n, 3, 8, 8)." in source
+
+
 def test_source_is_tidy(fitted: ImageClassifier, tmp_path: Path) -> None:
     file = export(fitted, tmp_path / "net.py").files[0]
     compile(file.read_text(), str(file), "exec")
@@ -156,7 +163,7 @@ def test_bad_input_leaves_nothing_behind(
     for wrong in (torch.zeros(3), torch.full((3,), torch.nan), torch.zeros(7)):
         monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, computing(wrong)))
         with pytest.raises(ExportError, match="computes something else"):
-            export(fitted, tmp_path / "net.py")
+            export(fitted, tmp_path / "new" / "folder" / "net.py")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
