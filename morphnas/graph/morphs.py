@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -349,9 +349,8 @@ class AddSkip(_Insertion):
         _skippable(self, graph, self.start, self.end)
         width, flat = graph.shapes[target][0], len(graph.shapes[target]) == 1
         match = Dense(width, bias=False) if flat else Conv(width, 1)
-        nodes = _chain(graph, self.start, [*_mirrors(self, graph, self.start, target), match, BatchNorm(), Add()])
-        joined = Node(nodes[-1].name, nodes[-1].op, (target, *nodes[-1].inputs))
-        return [*nodes[:-1], joined], target, [self.end]
+        ops = [*_mirrors(self, graph, self.start, target), match, BatchNorm(), Add()]
+        return _branch(graph, self.start, ops, target), target, [self.end]
 
     def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
         grown = self.grow(graph)
@@ -382,9 +381,8 @@ class ConcatSkip(_Insertion):
         _skippable(self, graph, self.start, self.end)
         if any(_straight(graph, self.start, name) for name in readers if isinstance(graph[name].op, Concat)):
             raise MorphError(f"{self}: there is such a skip already")
-        nodes = _chain(graph, self.start, [*_mirrors(self, graph, self.start, self.end), Concat()])
-        joined = Node(nodes[-1].name, nodes[-1].op, (self.end, *nodes[-1].inputs))
-        return [*nodes[:-1], joined], self.end, readers
+        ops = [*_mirrors(self, graph, self.start, self.end), Concat()]
+        return _branch(graph, self.start, ops, self.end), self.end, readers
 
     def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
         grown = self.grow(graph)
@@ -571,6 +569,12 @@ def _mirrors(morph: Morph, graph: Graph, start: str, end: str) -> list[Op]:
 def _chain(graph: Graph, start: str, ops: list[Op]) -> list[Node]:
     names = graph.fresh_names(op.tag for op in ops)
     return [Node(name, op, (i,)) for name, op, i in zip(names, ops, (start, *names), strict=False)]
+
+
+def _branch(graph: Graph, start: str, ops: list[Op], end: str) -> list[Node]:
+    """A chain whose last op joins it to the node `end`."""
+    *nodes, last = _chain(graph, start, ops)
+    return [*nodes, replace(last, inputs=(end, *last.inputs))]
 
 
 def _new(old: Graph, grown: Graph) -> list[Node]:

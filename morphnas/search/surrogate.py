@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,12 +42,10 @@ the first; then the likeliest is taken."""
 class Posterior:
     """Beliefs about scores after some observations; `fit` makes it.
 
-    features: (n, m + 1) of the observations. targets: (n,), standardised. centre, scale: of the scores, in their unit.
-    unit: median distance between the observed networks. epoch_weight: see `_features`. kernel: fitted, noise included.
+    centre, scale: of the scores, in their unit. unit: median distance between the observed networks. epoch_weight: see
+    `_features`. kernel: fitted, noise included. model: of the features and the standardised scores; None without any.
     """
 
-    features: Array
-    targets: Array
     centre: float
     scale: float
     unit: float
@@ -77,9 +75,8 @@ class Posterior:
             return self
         features = _features(distances, epochs, self.unit, self.epoch_weight)
         mean = (self.predict(distances, epochs)[0] - self.centre) / self.scale
-        features, targets = np.concatenate([self.features, features]), np.concatenate([self.targets, mean])
-        model = _regressor(self.kernel, None).fit(features, targets)
-        return Posterior(features, targets, self.centre, self.scale, self.unit, self.epoch_weight, self.kernel, model)
+        features, targets = np.concatenate([self.model.X_train_, features]), np.concatenate([self.model.y_train_, mean])
+        return replace(self, model=_regressor(self.kernel, None).fit(features, targets))
 
 
 def fit(distances: Array, epochs: Array, scores: Array) -> Posterior:
@@ -94,7 +91,7 @@ def fit(distances: Array, epochs: Array, scores: Array) -> Posterior:
     unit = median_distance(_features(distances, epochs, 1.0, 0.0))
     kernel = ConstantKernel(1.0, (0.1, 100.0)) * Matern(2.0, (1 / 8, 8.0), nu=2.5) + WhiteKernel(0.05, (1e-3, 1.0))
     if not len(targets):
-        return Posterior(np.empty((0, 1)), targets, centre, scale, unit, _EPOCH_WEIGHTS[0], kernel, None)
+        return Posterior(centre, scale, unit, _EPOCH_WEIGHTS[0], kernel, None)
     some = np.unique(np.linspace(0, len(targets) - 1, _FULL).astype(int))
     optimizer = "fmin_l_bfgs_b" if len(targets) >= _FEW else None
     fitted: list[tuple[float, float, GaussianProcessRegressor]] = []
@@ -106,10 +103,9 @@ def fit(distances: Array, epochs: Array, scores: Array) -> Posterior:
         fitted.append((float(model.log_marginal_likelihood_value_), weight, model))
         kernel, optimizer = model.kernel_, None
     _, weight, model = max(fitted, key=lambda one: one[0])
-    features = _features(distances, epochs, unit, weight)
     if len(some) < len(targets):
-        model = _regressor(kernel, None).fit(features, targets)
-    return Posterior(features, targets, centre, scale, unit, weight, kernel, model)
+        model = _regressor(kernel, None).fit(_features(distances, epochs, unit, weight), targets)
+    return Posterior(centre, scale, unit, weight, kernel, model)
 
 
 def _regressor(kernel: Kernel, optimizer: str | None) -> GaussianProcessRegressor:
