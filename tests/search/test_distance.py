@@ -98,7 +98,7 @@ def test_main_path_of_a_dense_network_is_the_longest() -> None:
 
 
 def test_a_branch_that_many_inputs_of_a_join_share_is_walked_once() -> None:
-    """A thousand joins of a thousand tensors behind a branch of a thousand nodes would take minutes."""
+    """Not 18,000 times, back over its 3,000 nodes."""
     nodes = [Node("x", Input((1,)))]
     for way, length in (("side", 3000), ("main", 3001)):
         nodes += [Node(f"{way}_{i}", ReLU(), (f"{way}_{i - 1}" if i else "x",)) for i in range(length)]
