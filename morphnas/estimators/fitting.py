@@ -24,6 +24,7 @@ from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_laten
 from morphnas.run.search import Executor, Observer, mirrored, search, settle
 from morphnas.run.store import Store
 from morphnas.search import winner
+from morphnas.search.promote import is_promotion
 from morphnas.search.trial import Left, MorphSpace, Proposal, Searcher, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline
@@ -83,16 +84,21 @@ class Sizes:
         return {"for_search": longer, "small": small}
 
 
+def tried(trials: Sequence[Trial]) -> int:
+    """Networks that a search has tried: one that was trained on is the same."""
+    return sum(not (is_final(trial) or is_promotion(trial)) for trial in trials)
+
+
 @dataclass(frozen=True)
 class Firsts:
-    """A searcher's first networks: so many, and one of them with weights."""
+    """A searcher's first networks: so many, and one of them with weights. Those trained on count once."""
 
     searcher: Searcher
     networks: int
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""
-        if len(trials) >= self.networks and any(trial.kept or trial.outcome is None for trial in trials):
+        if tried(trials) >= self.networks and any(trial.kept or trial.outcome is None for trial in trials):
             return None
         return self.searcher.ask(trials, left)
 
@@ -120,8 +126,7 @@ class Fitting:
     @cached_property
     def compares(self) -> bool:
         """Whether nothing is searched: the first networks are compared, and the best has the rest of the time."""
-        tried = sum(not is_final(trial) for trial in self.store.trials)
-        return self.refit and not self.planned.searches and tried < len(self.planned.starts)
+        return self.refit and not self.planned.searches and tried(self.store.trials) < len(self.planned.starts)
 
     def search_end(self) -> Deadline:
         """When the final trainings begin at the latest.

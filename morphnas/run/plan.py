@@ -77,7 +77,7 @@ class Plan:
 
     starts: in the order they are trained. recipe: of a child. search_share: of the limit, the rest is the final
     model's; where the starts are only compared, what that takes if it goes as predicted. seconds_per_flop: of a child's
-    epoch, predicted. threads: that a CPU is fastest with.
+    epoch, predicted. threads: that a CPU is fastest with. searches: whether there is time for more than the starts.
     """
 
     starts: tuple[Graph, ...]
@@ -86,11 +86,7 @@ class Plan:
     search_share: float
     seconds_per_flop: float
     threads: int
-
-    @property
-    def searches(self) -> bool:
-        """Whether there is time for more than the starts."""
-        return self.search_share > share_of(len(self.starts)) + 1e-9
+    searches: bool
 
     def most(self, max_trials: int | None) -> int | None:
         """Networks that a fit tries at most, before its final trainings; None: any number."""
@@ -105,6 +101,7 @@ class Plan:
             "search_share": self.search_share,
             "seconds_per_flop": self.seconds_per_flop,
             "threads": self.threads,
+            "searches": self.searches,
         }
 
     @staticmethod
@@ -112,18 +109,22 @@ class Plan:
         """The plan that a run was begun with; ValueError when run.json does not hold it."""
         try:
             data = about["plan"]
+            starts, share = tuple(map(Graph.from_json, data["starts"])), float(data["search_share"])
             read = Plan(
-                tuple(map(Graph.from_json, data["starts"])),
+                starts,
                 Recipe.from_json(data["recipe"]),
                 Limits(**data["limits"]),
-                float(data["search_share"]),
+                share,
                 float(data["seconds_per_flop"]),
                 int(data["threads"]),
+                data.get("searches", share > share_of(len(starts)) + 1e-9),  # runs of before do not say
             )
             if not (read.starts and 0 < read.search_share <= 1 and 0 <= read.seconds_per_flop < math.inf):
                 raise ValueError("a share or a speed that cannot be")
             if not 1 <= read.threads <= MAX_THREADS:
                 raise ValueError(f"{read.threads} threads")
+            if not isinstance(read.searches, bool):
+                raise ValueError(f"searches is {read.searches!r:.100}")
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"run.json does not hold the plan of a run: {error!r}") from error
         return read
@@ -352,19 +353,20 @@ def plan(
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
     final = max(FINAL, 0.75 * seen(shape) / n) * cost * GROWN * typical / seconds
     share = 1 - min(1.0 if workers == 1 else 0.6, max(RESERVED, final))
-    if share * workers < ENOUGH * CHILD:
+    searches = share * workers >= ENOUGH * CHILD
+    if not searches:
         share = share_of(len(starts))
     part = 1.0 if recipe.examples is None else recipe.examples / n
     dearest = DEAREST * max(typical, CHILD * seconds / (cost * part * recipe.epochs))
     most = int(max(min(GROWN * largest, dearest), *(graph.work for graph in starts.values())))
     if limits.max_work is None or most < limits.max_work:
         limits = replace(limits, max_work=most)
-    return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads)
+    return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads, searches)
 
 
 def share_of(starts: int) -> float:
     """The search's share of a plan that trains so many first networks and nothing else, with some room."""
-    return (starts + 1) * CHILD
+    return min(1.0, (starts + 1) * CHILD)
 
 
 def _parted(recipe: Recipe, n: int, passes: float) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ import torch
 
 from morphnas import ImageClassifier
 from morphnas.estimators import place as module
+from morphnas.estimators.fitting import Firsts
 from morphnas.estimators.place import Place
+from morphnas.graph import cnn, resnet
 from morphnas.run.store import load_run
+from morphnas.search import MorphSpace, RandomSearcher
+from morphnas.search.trial import Left, Proposal, Trial
+from morphnas.train.recipe import Outcome, Recipe
 from tests.estimators.conftest import Data
 
 CPU = torch.device("cpu")
@@ -103,6 +109,17 @@ def test_a_run_that_goes_on_where_a_gpu_is_shared_records_no_steps(
         monkeypatch.setattr(Place, "shared", shared)
         ImageClassifier(tmp_path / "run", max_trials=trials, resume=True, **settings).fit(*data)
         assert load_run(tmp_path / "run").trials[-1].proposal.recipe.cuda_graphs != shared
+
+
+def test_networks_that_are_trained_on_count_once() -> None:
+    graph = cnn((1, 6, 6), 3, width=4)
+    done = Outcome("finished", -0.5, 0.8, epochs=1, best_epoch=1)
+    first = Trial(0, Proposal(graph, (), Recipe()), graph, done, kept=True)
+    longer = replace(first, id=1, proposal=Proposal(0, (), Recipe(epochs=24)))
+    final = replace(first, id=2, proposal=Proposal(graph, (), Recipe(), {"final": "fresh"}))
+    searcher = Firsts(RandomSearcher(MorphSpace((graph, resnet((1, 6, 6), 3, width=4)))), 2)
+    assert searcher.ask([first, longer, final], Left(60.0)) is not None, "the second one is still to come"
+    assert searcher.ask([first, longer, final, replace(first, id=3)], Left(60.0)) is None
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from morphnas.run.expectation import (
     seconds_for_search,
     weight_bytes,
 )
-from morphnas.run.plan import Pace, Plan, plan, share_of
+from morphnas.run.plan import Pace, Plan, plan
 from morphnas.search import MorphSpace, Promote, RandomSearcher
 from morphnas.search.halving import HalvingSearcher
 from morphnas.search.trial import Proposal, Trial
@@ -37,7 +37,7 @@ STARTS = tuple(cnn((1, 8, 8), 3, width=width, depth=2) for width in (4, 8, 16))
 RECIPE = Recipe(epochs=6, batch_size=32)
 COST = 2.0 / (6 * STARTS[1].work)
 """Seconds per FLOP with which the second start takes 2 s."""
-PLAN = Plan(STARTS, RECIPE, Limits(), 0.75, COST, 1)
+PLAN = Plan(STARTS, RECIPE, Limits(), 0.75, COST, 1, True)
 LADDER = Ladder(4, 4, 2, 0.25)
 AMPLE = 10**12
 
@@ -177,7 +177,7 @@ def test_a_limit_that_is_long_enough_for_a_search() -> None:
     assert planner(found).searches
     assert not planner(found / 1.25).searches
     assert seconds_for_search(planner, found) is None, "it is one"
-    only = replace(PLAN, search_share=share_of(len(PLAN.starts)))
+    only = replace(PLAN, searches=False)
     assert seconds_for_search(lambda _: only, 10.0) is None, "there is none"
 
 

@@ -244,6 +244,26 @@ def test_another_plan_is_a_value_error(change: dict[str, Any]) -> None:
         Plan.of_run({"plan": good})
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("count", [1, 11, 12, 30])
+def test_many_first_networks_do_not_end_the_search(count: int, workers: int) -> None:
+    initial = [mlp((5,), 3, width=3 + i) for i in range(count)]
+    assert planned((5,), 1e6, initial=initial, workers=workers).searches
+    short = planned((5,), 2.0, initial=initial, n=100_000)
+    assert (short.searches, short.most(None)) == (False, count)
+    assert 0 < short.search_share <= 1
+    assert Plan.of_run({"plan": json.loads(json.dumps(short.to_json()))}) == short
+
+
+def test_plans_of_before_say_by_their_share_whether_there_is_a_search() -> None:
+    for found in (planned((5,), 1e6), planned((5,), 2.0, n=100_000)):
+        old = found.to_json()
+        assert old.pop("searches") is found.searches
+        assert Plan.of_run({"plan": old}) == found
+    with pytest.raises(ValueError, match="searches is 1"):
+        Plan.of_run({"plan": old | {"searches": 1}})
+
+
 @pytest.mark.parametrize("about", [{}, {"plan": None}, {"plan": []}, {"plan": 3}, {"plan": {}}])
 def test_no_plan_is_a_value_error(about: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"run\.json does not hold the plan of a run"):
