@@ -182,10 +182,12 @@ class Amounts:
         determination, the mean over amounts; of amounts that are all the same, relative to a variance of 1.
         """
         truth = y.double()
-        shares = torch.full_like(truth[:, :1], 1 / len(y)) if weights is None else (weights / weights.sum())[:, None]
+        counts = torch.ones_like(truth[:, 0]) if weights is None else weights.double()
+        shares = (counts / counts.sum())[:, None]
         squares = ((outputs.double() - truth).square() * shares).sum(0)
         variances = ((truth - (truth * shares).sum(0)).square() * shares).sum(0)
-        r2 = 1 - (squares / torch.where(variances > 0, variances, torch.ones_like(variances))).mean().item()
+        constant = truth.amax(0) == truth.amin(0)  # whose variance is what rounding leaves
+        r2 = 1 - (squares / torch.where(constant, torch.ones_like(variances), variances)).mean().item()
         return -0.5 * (1 + math.log(2 * math.pi * max(SMALLEST_ERROR, squares.mean().item()))), r2
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:

@@ -209,6 +209,13 @@ def test_an_amount_that_is_always_the_same_is_judged_too() -> None:
     assert Amounts(2).judged(y + 0.5, y)[1] == 0.75
 
 
+@pytest.mark.parametrize("n", [7, 100, 4001])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_rounding_leaves_is_no_variance(n: int, weighted: bool) -> None:
+    y, counts = torch.full((n, 1), 0.123), torch.rand(n, generator=seeded(0)) if weighted else None
+    assert Amounts(1).judged(y + 0.5, y, counts)[1] == pytest.approx(0.75)
+
+
 def test_errors_of_amounts_are_as_curved_as_a_log_loss_of_two_classes_at_most() -> None:
     def curvature(goal: Goal, outputs: Tensor, y: Tensor) -> float:
         hessian = torch.autograd.functional.hessian(lambda o: goal.loss(o, y), outputs)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,6 +104,30 @@ def test_scoring_goes_on_with_fewer_examples_when_memory_is_out() -> None:
 
 
 # -- the deadline
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_networks_say_what_they_say_in_float32(monkeypatch: pytest.MonkeyPatch, old: bool, fails: bool) -> None:
+    flags = SimpleNamespace(allow_tf32=True) if old else torch.backends.cudnn
+    monkeypatch.setattr(torch.backends, "cudnn", flags)
+    seen = []
+
+    def precision() -> object:
+        return flags.allow_tf32 if old else flags.conv.fp32_precision
+
+    class Asked(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(precision())
+            if fails:
+                raise LookupError
+            return super().forward(x)
+
+    before, task = precision(), blobs()
+    with pytest.raises(LookupError) if fails else nullcontext():
+        predict(Asked(4, 2), task.judge.x, task)
+    assert set(seen) == {False if old else "ieee"}
+    assert precision() == before
 
 
 def test_when_time_is_short_what_a_step_takes_is_found_out_first() -> None:
