@@ -22,7 +22,18 @@ from morphnas.run.asking import at_once, outputs_of
 from morphnas.run.files import RunError
 from morphnas.run.keeping import is_final, unsettled
 from morphnas.run.plan import coloured
-from morphnas.run.search import POLL, DeviceGone, Executor, Job, Observer, grace, micro_batch, result_of, trial_seed
+from morphnas.run.search import (
+    POLL,
+    DeviceGone,
+    Executor,
+    Job,
+    Observer,
+    grace,
+    micro_batch,
+    result_of,
+    submitted,
+    trial_seed,
+)
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
@@ -133,7 +144,7 @@ def finalise(
         why = {"final": way, "of": winner.id, "data": data}
         proposal = Proposal(start, (), long, why)
         end = deadline.earlier(deadline.left * (1 - part))
-        results.append(_train(store, proposal, executor, end, seed, True, max_memory, observer))
+        results.append(_train(store, proposal, executor, end, seed, len(task.train), True, max_memory, observer))
         unmoved = bool(ways) and ways[0][0].endswith(UNMOVED) and coloured(tuple(task.train.x.shape[1:]))
         if unmoved and _by_heart(store, results[-1], task, deadline):
             ways = _changed_more(ways)
@@ -155,7 +166,8 @@ def finalise(
     why = {"final": "everything", "of": winner.id, "data": data, "score_of": chosen.id}
     proposal = Proposal(chosen.id, (), again, why)
     asking = 0.0 if task.valid is None else min(ASKING * scoring, MOST_ASKING * deadline.left)
-    last = _train(store, proposal, executor, deadline.earlier(asking), seed, False, max_memory, observer)
+    end = deadline.earlier(asking)
+    last = _train(store, proposal, executor, end, seed, len(everything), False, max_memory, observer)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
     if not good or deadline.stopped:  # stopped, its rate has not come down
         return chosen
@@ -251,11 +263,12 @@ def _train(
     executor: Executor,
     deadline: Deadline,
     seed: int,
+    n: int,
     scored: bool,
     max_memory: int | None,
     observer: Observer | None,
 ) -> Trial:
-    begun = _begun(store, proposal)
+    begun = _begun(store, proposal, n)
     trial = begun or store.claim(proposal)
     if trial.outcome is not None:
         return trial
@@ -277,7 +290,7 @@ def _train(
             observer.epoch_done(trial, outcome)
 
     try:
-        future = executor.submit(job, epoch_done)
+        future = submitted(executor, job, epoch_done)
     except DeviceGone as error:
         raise error.left(store, trial, begun is not None) from error
     future.add_done_callback(lambda _: news.put(None))
@@ -298,12 +311,12 @@ def _train(
     return ended
 
 
-def _begun(store: Store, proposal: Proposal) -> Trial | None:
-    """The same training, where an earlier driver has begun it and no fit has come to use it; None: there is none, or
-    the time is now for one more than `LONGER` times as long."""
+def _begun(store: Store, proposal: Proposal, n: int) -> Trial | None:
+    """The same training on n examples, where an earlier driver has begun it and no fit has come to use it; None: there
+    is none that can be read, or the time is now for one more than `LONGER` times as long."""
 
-    def amount(recipe: Recipe) -> float:
-        return recipe.epochs * (recipe.examples or math.inf)
+    def amount(recipe: Recipe) -> int:
+        return recipe.epochs * (recipe.examples or n)
 
     def settings(recipe: Recipe) -> Recipe:
         lr = 1.0 if proposal.why["final"] == "everything" else recipe.lr  # which follows from the length
@@ -316,9 +329,15 @@ def _begun(store: Store, proposal: Proposal) -> Trial | None:
             continue
         if outcome is not None and not (outcome.status == "finished" and trial.kept):
             continue
-        short = LONGER * before.recipe.epochs < proposal.recipe.epochs
-        if short or (before.recipe.examples and LONGER * amount(before.recipe) < amount(proposal.recipe)):
+        if LONGER * amount(before.recipe) < amount(proposal.recipe):
             log.info("trial %d is not gone on with: there is time for a much longer training now", trial.id)
+            continue
+        try:
+            if outcome is not None:
+                store.network(trial.id)
+        except RunError as error:
+            log.warning("the final training of trial %d is done again, its weights are lost: %s", trial.id, error)
+            store.forget_weights(trial.id)
             continue
         log.info("the final training of trial %d, which was interrupted, is taken up", trial.id)
         return trial

@@ -151,6 +151,26 @@ class Executor(Protocol):
         ...
 
 
+class _Raised(BaseException):
+    """What an observer raised in the midst of a training: no error of the network's."""
+
+
+def submitted(executor: Executor, job: Job, each_epoch: EachEpoch) -> Future[Result]:
+    """See `Executor.submit`; what each_epoch raises comes out here where it is called before that is back."""
+
+    def passing(outcome: Outcome) -> None:
+        try:
+            each_epoch(outcome)
+        except Exception as error:
+            raise _Raised(error) from None
+
+    try:
+        return executor.submit(job, passing)
+    except _Raised as raised:
+        error: Exception = raised.args[0]
+    raise error
+
+
 def grace(seconds: float) -> float:
     """Seconds that an answer may come late, of work that was given so many, before nobody waits for it any more."""
     return min(10.0, max(1.0, 0.02 * seconds))
@@ -170,7 +190,7 @@ def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
         first, saved = _attempt(job, task, deadline, each_epoch, keeper, saved), None
     else:
         first = saved.first
-    if first[0].status != "diverged" or deadline.passed:
+    if first[0].status != "diverged" or (deadline.passed and saved is None):
         return first
     calmer = replace(job.recipe, lr=max(1e-12, job.recipe.lr / CALMER))
     keeper.first = first
@@ -339,11 +359,14 @@ def settle(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:
 
 
 def seconds_per_flop(trials: Sequence[Trial], guess: float) -> float:
-    """Seconds an epoch takes for every FLOP of a network's `work`: the median of the last trials."""
+    """Seconds an epoch takes for every FLOP of a network's `work`: the median of the search's last trials."""
     seen = [
         outcome.seconds / outcome.epochs / trial.graph.work
         for trial in trials
-        if (outcome := trial.outcome) is not None and outcome.status == "finished" and outcome.epochs
+        if (outcome := trial.outcome) is not None
+        and outcome.status == "finished"
+        and outcome.epochs
+        and not is_final(trial)
     ]
     return statistics.median(seen[-9:]) if seen else guess
 
@@ -474,7 +497,7 @@ def search(
         own = (True, micro, store.checkpoint(trial.id), deadline.stop)
         job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id), *own, max_latency)
         try:
-            running[trial.id] = executor.submit(job, lambda outcome: epoch_done(trial, outcome))
+            running[trial.id] = submitted(executor, job, lambda outcome: epoch_done(trial, outcome))
         except DeviceGone as error:
             raise error.left(store, trial, trial.id in interrupted) from error
         running[trial.id].add_done_callback(lambda future: news.put((trial, future)))

@@ -69,7 +69,7 @@ def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
 @contextmanager
 def in_full() -> Iterator[None]:
     """Inside, convolutions on a GPU compute in float32 as it is; torch's default is TF32, 10 bits instead of 23."""
-    flags, name, full = torch.backends.cudnn, "allow_tf32", cast(object, False)
+    flags, name, full = torch.backends.cudnn, "allow_tf32", cast("object", False)
     if hasattr(flags, "conv"):  # since torch 2.9, where the other one may not be read any more once this is set
         flags, name, full = flags.conv, "fp32_precision", "ieee"
     before = getattr(flags, name)

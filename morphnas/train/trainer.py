@@ -142,8 +142,8 @@ class _Training:
         if saved is None:
             self.begun = self.clock()
             pace = foretold(module, task, recipe, self.clock) if deadline.left < HASTE else 0.0
-            nothing = Outcome("truncated", measure=task.goal.measure, examples=task.judge.worth if scored else 0)
-            nothing = replace(nothing, held_out=task.valid is not None)
+            examples, held_out = task.judge.worth if scored else 0, task.valid is not None
+            nothing = Outcome("truncated", measure=task.goal.measure, examples=examples, held_out=held_out)
             self.at, self.best_state = Past(nothing, recipe.epochs, self.step.micro, pace=pace), _copy(module)
         else:
             self.at, self.best_state = _past(saved, recipe.epochs), self.moving.restore(saved.tensors)

@@ -98,6 +98,32 @@ def test_a_second_try_goes_on_and_knows_of_the_first(
     assert rates == [LONG.lr / 4]
 
 
+def test_a_second_try_is_not_lost_where_no_time_is_left(
+    tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(net: nn.Module, task: object, recipe: Recipe, *args: object, **more: object) -> Outcome:
+        first = recipe.lr == LONG.lr
+        given = (replace(recipe, epochs=1), *args) if first else (recipe, *args)
+        outcome: Outcome = train(net, task, *given, **more)  # type: ignore[arg-type]
+        return replace(outcome, status="diverged", score=-9.0) if first else outcome
+
+    monkeypatch.setattr(module, "train", diverging)
+    job = Job(NET, (), LONG, 600, 1, checkpoint=tmp_path / "checkpoint.safetensors")
+    seen = list[Outcome]()
+
+    def each_epoch(outcome: Outcome) -> None:
+        seen.append(outcome)
+        if len(seen) == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        work(job, TASK, each_epoch)
+    outcome, weights = work(replace(job, seconds=0), TASK)
+    assert (outcome.status, outcome.epochs, outcome.retries) == ("truncated", 3, 1)
+    assert outcome.score == seen[-2].score
+    assert weights is not None
+
+
 @pytest.mark.parametrize(
     "change",
     [

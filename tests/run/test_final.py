@@ -123,6 +123,47 @@ def test_a_second_final_training_adds_to_the_first(path: Path) -> None:
     assert {name for name in before if after[name] != before[name]} <= {"holder"}
 
 
+@pytest.mark.parametrize(("lost", "again"), [(3, ["inherited", "everything"]), (5, ["everything"])])
+def test_damaged_weights_of_an_earlier_final_training_cost_that_training_alone(
+    path: Path, caplog: pytest.LogCaptureFixture, lost: int, again: list[str]
+) -> None:
+    with searched(path) as (store, winner):
+        finish(store, winner)
+    file = path / "trials" / f"{lost:05d}" / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with resumed(path) as store:
+        last = finish(store, store.trials[1])
+        assert [t.proposal.why["final"] for t in store.trials[6:]] == again
+        assert last == store.trials[-1]
+        store.network(last.id)
+    assert f"the final training of trial {lost} is done again, its weights are lost" in caplog.text
+
+
+def test_what_the_observer_raises_ends_the_final_trainings(path: Path) -> None:
+    class Full(Notes):
+        def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
+            raise OSError("no space to write to")
+
+    with searched(path) as (store, winner):
+        with pytest.raises(OSError, match="no space to write to"):
+            finish(store, winner, observer=Full())
+        assert store.trials[3].outcome is None
+
+
+@pytest.mark.parametrize(("before", "now", "taken"), [(59.0, 61.0, True), (29.0, 60.0, False), (31.0, 60.0, True)])
+def test_a_training_that_was_interrupted_goes_on_unless_one_can_be_twice_as_long(
+    path: Path, before: float, now: float, taken: bool
+) -> None:
+    n, recipe = 50_000, replace(RECIPE, epochs=6, batch_size=128)
+    old, new = (module._sized(recipe, passes, n, None) for passes in (before, now))
+    assert old is not None
+    assert new is not None
+    why = {"final": "inherited", "of": 1, "data": ""}
+    with searched(path) as (store, winner):
+        open_ = store.claim(Proposal(winner.id, (), old, why))
+        assert module._begun(store, Proposal(winner.id, (), new, why), n) == (open_ if taken else None)
+
+
 def test_retraining_is_from_fresh_weights_alone(path: Path) -> None:
     with searched(path) as (store, winner):
         finish(store, winner, retrain=True)

@@ -159,6 +159,20 @@ def test_the_observer_is_told_in_order(path: Path) -> None:
     assert notes.told == [entry for trial in expected for entry in trial]
 
 
+def test_what_the_observer_raises_ends_the_search(path: Path) -> None:
+    """It is no failure of the network, which is gone on with."""
+
+    class Full(Notes):
+        def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
+            raise OSError("no space to write to")
+
+    with store_of(path) as store:
+        with pytest.raises(OSError, match="no space to write to"):
+            run(store, Script(proposals(2)), observer=Full())
+        assert [trial.outcome for trial in store.trials] == [None]
+        assert run(store, Script([]))[0].kept
+
+
 # -- failures
 
 
@@ -496,6 +510,11 @@ def test_the_cost_is_guessed_until_it_is_known() -> None:
 def test_the_cost_is_the_median_of_the_last_nine() -> None:
     costs = [100.0] * 20 + [1.0, 50.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
     assert seconds_per_flop([timed(i, cost) for i, cost in enumerate(costs)], 0.5) == pytest.approx(5.0)
+
+
+def test_final_trainings_say_nothing_of_the_cost() -> None:
+    final = replace(timed(1, 9.0), proposal=Proposal(0, (), RECIPE, {"final": "everything"}))
+    assert seconds_per_flop([timed(0, 2.0), final, replace(final, id=2)], 0.5) == pytest.approx(2.0)
 
 
 def test_a_predicted_cost_is_that_of_the_trial_it_came_from() -> None:
