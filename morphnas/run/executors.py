@@ -33,6 +33,9 @@ from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
 
+AGAIN = 10.0
+"""Seconds between two tries to start a worker, where others are there."""
+
 
 class SerialExecutor:
     """Runs each job in this process, before `submit` returns. Ctrl-C comes through to the caller, and so does
@@ -109,9 +112,9 @@ class _Order:
 class Supervised:
     """Workers that do not share this process, each with a thread that hands it jobs and replaces it when it is lost.
 
-    Jobs are taken by workers that are there, not by those that are still to come. make: what begins to start a worker,
-    one for each at a time. retries: how often a job is done again whose worker was lost. at_the_end: is called when all
-    workers are gone.
+    Jobs are taken by workers that are there, not by those that are still to come; where none can be started, they fail.
+    make: what begins to start a worker, one for each at a time. retries: how often a job is done again whose worker was
+    lost. at_the_end: is called when all workers are gone.
     """
 
     make: Sequence[Callable[[], Worker]]
@@ -121,7 +124,8 @@ class Supervised:
     _orders: SimpleQueue[_Order | None] = field(default_factory=SimpleQueue)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _alive: list[Worker] = field(default_factory=list)
-    _closed: bool = False
+    _missing: set[int] = field(default_factory=set)  # threads whose worker could not be started the last time
+    _closed: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self._threads = [threading.Thread(target=self._serve, args=(make,), daemon=True) for make in self.make]
@@ -135,7 +139,7 @@ class Supervised:
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
         order = _Order(job, each_epoch, Future(), Deadline.after(job.seconds))
         self._orders.put(order)
-        if self._closed:
+        if self._closed.is_set():
             order.future.cancel()
         return order.future
 
@@ -146,7 +150,8 @@ class Supervised:
 
     def shutdown(self) -> None:
         with self._lock:
-            closed, self._closed = self._closed, True
+            closed = self._closed.is_set()
+            self._closed.set()
             for worker in self._alive:
                 worker.kill()
         for _ in self._threads:
@@ -161,16 +166,25 @@ class Supervised:
 
     def _serve(self, make: Callable[[], Worker]) -> None:
         worker: Worker | None = None
-        while not self._closed:
+        here = threading.get_ident()
+        while not self._closed.is_set():
             missing = ""
             try:
                 worker = worker or self._started(make)
                 worker.ready()
+                self._missing.discard(here)
             except Lost as lost:
                 self._drop(worker)
                 worker, missing = None, str(lost)
+                self._missing.add(here)
+                if len(self._missing) < self.workers:
+                    self._closed.wait(AGAIN)
+                    continue
             if (order := self._orders.get()) is None:
                 break
+            if worker is None and len(self._missing) < self.workers:  # another one has started meanwhile
+                self._orders.put(order)
+                continue
             if not (order.attempt or order.future.set_running_or_notify_cancel()):
                 continue
             if worker is None:
@@ -201,7 +215,7 @@ class Supervised:
 
     def _lost(self, order: _Order, error: str) -> None:
         """The job's worker is gone: another one may do it."""
-        if order.attempt < self.retries and not order.deadline.passed and not self._closed:
+        if order.attempt < self.retries and not order.deadline.passed and not self._closed.is_set():
             self._orders.put(replace(order, attempt=order.attempt + 1))
         else:
             self._failed(order, error)
@@ -212,7 +226,7 @@ class Supervised:
 
     def _started(self, make: Callable[[], Worker]) -> Worker:
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise Lost("the executor was shut down")
             try:
                 worker = make()

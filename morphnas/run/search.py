@@ -8,7 +8,7 @@ import statistics
 import threading
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -444,6 +444,12 @@ def search(
                 return proposal, store.network(proposal.start)
         return proposal, None
 
+    def answered() -> tuple[Proposal | None, Network | None]:
+        """What was asked for ahead; nothing where it does not come by the deadline."""
+        while asked and not (asked.done() or deadline.passed):
+            wait([asked], min(deadline.left, POLL))
+        return asked.result() if asked and asked.done() else (None, None)
+
     def next_trial() -> tuple[Trial, Network | None] | None:
         """What a worker is to do, and the network that it starts from, where that was read ahead."""
         nonlocal asked
@@ -453,8 +459,10 @@ def search(
             return waiting.pop(0), None
         if enough(trials) or (deadline.passed and not needed):
             return None
-        proposal, network = asked.result() if asked else (None, None)
+        proposal, network = answered()
         asked = None
+        if deadline.passed and not needed:
+            return None
         if proposal and not isinstance(proposal.start, Graph) and not kept(proposal.start):
             proposal = network = None  # its start's weights were removed since
         if proposal is None:
@@ -464,7 +472,7 @@ def search(
         if proposal is None and not running and len(trials) < TRIES and not any(trial.kept for trial in trials):
             others = [trial for trial in trials if trial.outcome is None or trial.outcome.status != "failed"]
             proposal = searcher.ask(others, left(trials))  # the failed ones once more
-        if proposal is None:
+        if proposal is None or (deadline.passed and not needed):
             return None
         given = {"weights": "given"} if store.gives(proposal.start) else {}
         why = {**proposal.why, **given}

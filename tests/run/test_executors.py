@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from morphnas.run.parcels import read_task, write_task
 from morphnas.run.search import Executor, Job, search
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
-from morphnas.search.trial import Proposal, Trial
+from morphnas.search.trial import Left, Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, Stop
 from morphnas.train.goal import Classes
@@ -108,6 +108,9 @@ class Puppet:
         if self.ways[:1] == ["absent"]:
             assert self.killed.wait(60)
             raise Lost("the worker never came")
+        if self.ways[:1] == ["broken"]:
+            self.ways.pop(0)
+            raise Lost("the worker has no memory")
 
     def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
         way = self.ways.pop(0)
@@ -207,6 +210,36 @@ def test_a_worker_that_never_comes_takes_no_jobs() -> None:
     executor.shutdown()
     assert waiting.cancelled() or waiting.result(0)[0].status == "failed"
     assert [puppet.closed for puppet in absent.made] == [1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_fail_where_no_worker_can_be_started(workers: int) -> None:
+    executor = Supervised([Troupe(["broken"] * 100) for _ in range(workers)], ahead=False)
+    errors = [executor.submit(job()).result(60)[0].error for _ in range(3)]
+    executor.shutdown()
+    assert errors == ["the worker has no memory"] * 3
+
+
+def test_a_worker_that_cannot_be_started_leaves_the_jobs_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN", 0.01)
+    broken, whole = Troupe(["broken"] * 3 + ["answer"] * 100), Troupe(["answer"] * 100)
+    executor = Supervised([broken, whole], ahead=False)
+    found = []
+    while len(broken.made) < 4 and len(found) < 100:
+        found.append(executor.submit(job()).result(60)[0])
+        time.sleep(0.01)
+    executor.shutdown()
+    assert found == [GOOD] * len(found)
+    assert len(broken.made) == 4, "it was started again and again"
+
+
+def test_who_waits_to_fail_leaves_a_job_to_one_that_has_started_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN", 0.01)
+    executor = Supervised([Troupe(["broken"] * 1000), Troupe(["broken", *["answer"] * 50])], ahead=False)
+    found = [executor.submit(job()).result(60)[0] for _ in range(50)]
+    executor.shutdown()
+    assert GOOD in found
+    assert found[found.index(GOOD) :] == [GOOD] * (50 - found.index(GOOD))
 
 
 def test_what_waits_when_it_is_shut_down_is_given_up(supervised: Callable[..., tuple[Supervised, Troupe]]) -> None:
@@ -321,6 +354,27 @@ def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, m
     running = [[t.outcome is None for t in asked].count(True) for asked, _ in script.asked]
     assert running[:4] == [0, 1, 1, 1]
     assert [len(asked) for asked, _ in script.asked][:4] == [0, 1, 2, 3]
+
+
+def test_nobody_waits_for_a_proposal_after_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    class Slow(Script):
+        def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+            assert not trials or ended.wait(60)
+            return super().ask(trials, left)
+
+    def trained(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
+        return GOOD, weights(0, job.start)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "work", trained)
+    monkeypatch.setattr(SerialExecutor, "ahead", True)
+    with store_of(tmp_path / "run") as store:
+        begun = time.monotonic()
+        search(store, Slow(proposals(4)), SerialExecutor(TASK), Deadline.after(0.3))
+        assert time.monotonic() - begun < 10
+        ended.set()
+        assert len(store.trials) == 1
 
 
 def test_nobody_waits_for_the_disk_while_proposals_are_asked_for_ahead(
