@@ -287,14 +287,20 @@ class _Process:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `close`
         self._ready = False
         self._sending = threading.Lock()
-        self._process = subprocess.Popen(  # noqa: S603  # this interpreter, with our own arguments
-            [sys.executable, "-P", "-m", "morphnas.run.worker", str(place), str(device), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for this process, which tells its workers itself
-        )
+        answers, pipe = os.pipe()
+        self._answers = os.fdopen(answers, "rb")
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # this interpreter, with our own arguments
+                [sys.executable, "-P", "-m", "morphnas.run.worker", str(place), str(device), str(threads), str(pipe)],
+                stdin=subprocess.PIPE,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=[pipe],
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for this process, which tells its workers itself
+            )
+        finally:
+            os.close(pipe)
 
     def ready(self) -> None:
         if not self._ready:
@@ -318,7 +324,7 @@ class _Process:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._log):
+        for pipe in (self._process.stdin, self._answers, self._log):
             with contextlib.suppress(OSError):  # what was still to be written
                 pipe.close()  # type: ignore[union-attr]
 
@@ -333,8 +339,8 @@ class _Process:
 
     def _receive(self) -> Answer:
         try:
-            answer: Answer = pickle.load(self._process.stdout)  # type: ignore[arg-type]  # noqa: S301  # our own process
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            answer: Answer = pickle.load(self._answers)  # noqa: S301  # our own process
+        except Exception as error:
             raise Lost(self._last_words()) from error
         return answer
 
@@ -343,7 +349,7 @@ class _Process:
         try:
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:
-            return "the worker closed its pipe"
+            return "the worker closed its pipe, or said what cannot be read"
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 3000))
         said = self._log.read().decode(errors="replace").strip()
         how = f"ended with exit code {code}"

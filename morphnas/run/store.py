@@ -180,6 +180,9 @@ class Store:
             for folder in (path, path / "model", *(path / "trials").glob("*")):
                 for unfinished in folder.glob(".*.tmp"):  # of a driver that died while it wrote
                     inside(unfinished, path).unlink(missing_ok=True)
+            for left in path.glob("morphnas-????????"):  # of its workers, where these were killed as well
+                if left.is_dir() and not left.is_symlink() and {e.name for e in left.iterdir()} <= {"task.pt"}:
+                    shutil.rmtree(left, ignore_errors=True)
             store._trials = {trial.id: trial for trial in _read_trials(path)}
         except BaseException:
             store.close()

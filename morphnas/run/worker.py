@@ -1,9 +1,10 @@
-"""A worker's process: jobs come by its standard input, with None to stop the last, and answers go by
-its standard output.
+"""A worker's process: jobs come by its standard input, with None to stop the last, and answers go by a pipe of their
+own, since whatever Python loads as it starts may print.
 
-    python -m morphnas.run.worker FOLDER DEVICE THREADS
+    python -m morphnas.run.worker FOLDER DEVICE THREADS ANSWERS
 
-FOLDER holds the task. When its input ends, whoever started it is gone: it takes the folder away and ends.
+FOLDER holds the task, ANSWERS is the number of the pipe's file descriptor. When its input ends, whoever started it is
+gone: it takes the folder away and ends.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from morphnas.train.deadline import Stop
 from morphnas.train.trainer import warm_up
 
 
-def main(folder: Path, device: torch.device, threads: int) -> None:
-    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+def main(folder: Path, device: torch.device, threads: int, pipe: int) -> None:
+    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(pipe, "wb")
+    os.set_inheritable(pipe, False)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    os.dup2(2, 1)  # what else is printed goes to the log
     faulthandler.enable()
     parcels: SimpleQueue[tuple[bytes, Stop]] = SimpleQueue()
     threading.Thread(target=_receive, args=(jobs, parcels, folder), daemon=True).start()
@@ -63,4 +64,4 @@ def _receive(jobs: BinaryIO, parcels: SimpleQueue[tuple[bytes, Stop]], folder: P
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), torch.device(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), torch.device(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

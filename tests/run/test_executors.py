@@ -502,6 +502,31 @@ def test_a_script_needs_no_guard_and_may_have_morphs_of_its_own(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked for in /proc")
+def test_a_process_may_print_as_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('hello')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    executor = process_executor(TASK, [CPU])
+    try:
+        assert executor.submit(job()).result(120)[0].status == "finished"
+    finally:
+        executor.shutdown()
+
+
+@pytest.mark.parametrize("said", [b"hello", b"cno_module\nno_name\n.", b"\x80\x05K"])
+def test_an_answer_that_cannot_be_read_is_that_of_a_lost_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    program, python = tmp_path / "program.py", tmp_path / "python"
+    program.write_text(f"import os, sys; os.write(int(sys.argv[-1]), {said!r}); print('goodbye'); sys.exit(3)")
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{program}" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    worker = module._Process(tmp_path, CPU, 1)
+    with pytest.raises(Lost, match="ended with exit code 3; its last words: goodbye"):
+        worker.ready()
+    worker.close()
+
+
 def test_workers_end_with_their_driver(tmp_path: Path) -> None:
     with script(tmp_path, 600) as driver:
         assert driver.stdout is not None

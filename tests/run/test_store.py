@@ -67,6 +67,20 @@ def edited(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def test_what_killed_workers_have_left_is_taken_away(path: Path, tmp_path: Path) -> None:
+    Store.create(path, {}).close()
+    names = ["morphnas-abcd_123", "morphnas-12345678", "morphnas-mine", "morphnas-a_run_of", "morphnas-linked_x"]
+    left, empty, mine, run, link = (path / name for name in names)
+    for folder in (left, empty, mine, run, tmp_path / "there"):
+        folder.mkdir()
+    for file in (left / "task.pt", mine / "task.pt", run / "run.json", tmp_path / "there" / "task.pt"):
+        file.touch()
+    link.symlink_to(tmp_path / "there")
+    Store.resume(path).close()
+    assert sorted(path.glob("morphnas-*")) == sorted([mine, run, link])
+    assert (tmp_path / "there" / "task.pt").exists()
+
+
 # -- what is written is read again
 
 
