@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,8 +27,9 @@ TAUGHT = 0.5
 EAGER = 10
 """Steps before one is recorded: they make what a recording cannot, and short trainings are not worth one."""
 
-_CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""Stands in the RuntimeError that torch raises when a CPU is out of memory; there is no class for it."""
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+"""One stands in the RuntimeError that torch raises when a CPU, CUDA, cuDNN or cuBLAS is out of memory, where there is
+no class for it."""
 
 Run = Callable[[Draw], Tensor]
 """A step on a batch, which gives the loss; that of a recorded one is overwritten by the next step."""
@@ -40,7 +42,7 @@ class CudaGraphs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), _stream(device)
 
     def __call__(self, run: Run, draw: Draw) -> Run:
         """The step, for batches as long as the one given. Recording it changes nothing.
@@ -70,6 +72,12 @@ class CudaGraphs:
             return loss
 
         return replayed
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The one of all trainings: cuBLAS keeps memory for every stream that it was used on."""
+    return torch.cuda.Stream(device)
 
 
 RECORDERS: dict[str, Callable[[torch.device], Callable[[Run, Draw], Run]]] = {"cuda": CudaGraphs}
@@ -234,7 +242,8 @@ def computing(precision: Precision, device: torch.device) -> AbstractContextMana
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _CPU_ALLOCATOR in str(error)
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def is_gone(device: torch.device) -> bool:

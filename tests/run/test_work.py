@@ -228,6 +228,9 @@ OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory, no room"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: no room"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:120] data. DefaultCPUAllocator: not enough memory: no room"),
+    RuntimeError("CUDA error: out of memory, no room"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`, no room"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED, no room"),
 ]
 
 

@@ -23,7 +23,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
 from morphnas.train.recipe import Augment, Optimizer, Recipe
-from morphnas.train.step import EAGER, RECORDERS, Run, Step
+from morphnas.train.step import EAGER, RECORDERS, CudaGraphs, Run, Step
 from morphnas.train.trainer import train
 from tests.train.tasks import blobs, equal, images, linear, seeded, state
 
@@ -171,6 +171,16 @@ def test_nothing_is_recorded_where_it_would_not_be_right(recorder: Recorder) -> 
     assert Step(linear(), apart, RECIPE)._record is None
     train(linear(), task, RECIPE, NEVER, seeded())
     assert recorder.lengths == [16]
+
+
+def test_trainings_are_recorded_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 99)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: object())
+    first, second = CudaGraphs(device), CudaGraphs(device)
+    assert first.stream is second.stream
+    assert first.pool is not second.pool
+    assert CudaGraphs(torch.device("cuda", 98)).stream is not first.stream
 
 
 def test_memory_that_is_out_later_is_halved_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
