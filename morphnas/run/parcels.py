@@ -40,9 +40,11 @@ def tensors(task: Task, everything: Examples | None = None) -> dict[str, Any]:
     parts = {"train": task.train, "valid": task.valid, "everything": everything}
     held: dict[str, Any] = {}
     for name, part in parts.items():
-        here = None if part is None else part.to(torch.device("cpu"))
-        resident = part is not None and part.x.device == part.y.device
-        held[name] = here and (here.x, here.y, here.weights, here.taught, resident)
+        if part is None:
+            held[name] = None
+            continue
+        here = part.to(torch.device("cpu"))
+        held[name] = here.x, here.y, here.weights, here.taught, part.x.device == part.y.device
     return held | {"goal": task.goal.to_json(), "mean": task.mean.cpu(), "std": task.std.cpu()}
 
 

@@ -550,7 +550,7 @@ def search(
                     continue
                 error = "no worker gave an answer by the deadline"
                 for id in running:
-                    finish(next(t for t in store.trials if t.id == id), Outcome("failed", error=error), None)
+                    finish(store.trial(id), Outcome("failed", error=error), None)
                 break
             if isinstance(told, Outcome):
                 epoch_done(trial, told)

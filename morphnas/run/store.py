@@ -221,7 +221,12 @@ class Store:
     @property
     def trials(self) -> list[Trial]:
         """All trials in the order of their ids, running ones included."""
-        return [self._trials[id] for id in sorted(self._trials)]
+        return list(self._trials.values())
+
+    def trial(self, id: int) -> Trial:
+        if id not in self._trials:
+            raise RunError(f"there is no trial {id} in {self.path}, or it cannot be read")
+        return self._trials[id]
 
     def claim(self, proposal: Proposal) -> Trial:
         """Give the proposal an id and write it down: after what it starts from."""
@@ -301,7 +306,7 @@ class Store:
 
     def network(self, id: int) -> Network:
         self.written(id)
-        return load_network(self.path, self._trials[id])
+        return load_network(self.path, self.trial(id))
 
     def give(self, network: Network) -> None:
         """Let trials that start from the network's graph begin with its weights."""

@@ -224,7 +224,7 @@ def test_a_worker_that_cannot_be_started_leaves_the_jobs_to_others(monkeypatch: 
     monkeypatch.setattr(module, "AGAIN", 0.01)
     broken, whole = Troupe(["broken"] * 3 + ["answer"] * 100), Troupe(["answer"] * 100)
     executor = Supervised([broken, whole], ahead=False)
-    found = []
+    found = list[Outcome]()
     while len(broken.made) < 4 and len(found) < 100:
         found.append(executor.submit(job()).result(60)[0])
         time.sleep(0.01)

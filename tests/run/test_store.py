@@ -67,6 +67,15 @@ def edited(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def test_a_trial_that_is_not_there_is_named(path: Path) -> None:
+    with store_of(path) as store:
+        trials = [store.claim(proposal) for proposal in proposals(2)]
+        assert [store.trial(0), store.trial(1)] == store.trials == trials
+        for ask in (store.trial, store.network):
+            with pytest.raises(RunError, match="there is no trial 2 in "):
+                ask(2)
+
+
 def test_what_killed_workers_have_left_is_taken_away(path: Path, tmp_path: Path) -> None:
     Store.create(path, {}).close()
     names = ["morphnas-abcd_123", "morphnas-12345678", "morphnas-mine", "morphnas-a_run_of", "morphnas-linked_x"]
