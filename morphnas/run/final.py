@@ -144,7 +144,10 @@ def finalise(
         why = {"final": way, "of": winner.id, "data": data}
         proposal = Proposal(start, (), long, why)
         end = deadline.earlier(deadline.left * (1 - part))
-        results.append(_train(store, proposal, executor, end, seed, len(task.train), True, max_memory, observer))
+        last = _train(store, proposal, executor, end, seed, len(task.train), True, max_memory, observer)
+        results.append(last)
+        if last.outcome is not None and last.outcome.status == "finished":  # here, and not where the search was
+            per_example, scoring = _costs(last, last.outcome, task)
         unmoved = bool(ways) and ways[0][0].endswith(UNMOVED) and coloured(tuple(task.train.x.shape[1:]))
         if unmoved and _by_heart(store, results[-1], task, deadline):
             ways = _changed_more(ways)
@@ -181,10 +184,10 @@ def abandon(store: Store) -> None:
             store.finish(trial.id, Outcome("failed", error="interrupted, and then no more of use"), None)
 
 
-def _costs(winner: Trial, outcome: Outcome, task: Task) -> tuple[float, float]:
-    """Seconds that training takes per example, and scoring per epoch, as the winner's own training showed."""
+def _costs(trial: Trial, outcome: Outcome, task: Task) -> tuple[float, float]:
+    """Seconds that training takes per example, and scoring per epoch, as a network's own training showed."""
     epoch = outcome.seconds / max(1, len(outcome.curve) or outcome.epochs)
-    seen = min(winner.proposal.recipe.examples or len(task.train), len(task.train))
+    seen = min(trial.proposal.recipe.examples or len(task.train), len(task.train))
     training = min(epoch, seen / outcome.images_per_second) if outcome.images_per_second else epoch
     return training / seen, epoch - training
 

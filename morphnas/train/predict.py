@@ -21,6 +21,8 @@ HANDED_OVER = 1.05
 """What a module that is handed over takes of that time, since its preprocessing is inside (`benchmarks/latency.py`)."""
 FIRST_CHUNK = 32
 """Examples that are scored first when there is a deadline; each time twice as many follow."""
+_before = list[object]()
+"""What `in_full` puts back, last what the one that began first found: threads may end in another order."""
 
 
 class Diverged(ArithmeticError):
@@ -72,12 +74,12 @@ def in_full() -> Iterator[None]:
     flags, name, full = torch.backends.cudnn, "allow_tf32", cast("object", False)
     if hasattr(flags, "conv"):  # since torch 2.9, where the other one may not be read any more once this is set
         flags, name, full = flags.conv, "fp32_precision", "ieee"
-    before = getattr(flags, name)
+    _before.append(getattr(flags, name))
     setattr(flags, name, full)
     try:
         yield
     finally:
-        setattr(flags, name, before)
+        setattr(flags, name, _before.pop())
 
 
 @torch.no_grad()

@@ -486,6 +486,14 @@ def test_scoring_has_its_share_of_the_time(path: Path, told: Callable[..., Told]
     assert [job.recipe.epochs for job in made.jobs] == [12 * HOPED]
 
 
+def test_final_trainings_say_how_long_those_after_them_take(path: Path, told: Callable[..., Told]) -> None:
+    """Four times as fast as the winner, which another worker has trained: there is time for as many more epochs."""
+    made = told(inherited=(replace(WELL, seconds=0.5, epochs=2), 0), fresh=(replace(BADLY, seconds=0.5, epochs=2), 1))
+    with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
+        finish(store, winner, deadline=made.clock.deadline(40), epochs=None, everything=None)
+    assert [job.recipe.epochs for job in made.jobs] == [20 * HOPED, LONGEST]
+
+
 def test_long_trainings_are_long_enough(path: Path, told: Callable[..., Told]) -> None:
     made = told()
     with won(path) as (store, winner):

@@ -6,6 +6,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from morphnas.graph import cnn, to_module
 from morphnas.train.augment import Draw
 from morphnas.train.data import Task
 from morphnas.train.deadline import OutOfTime
-from morphnas.train.predict import evaluate, predict
+from morphnas.train.predict import evaluate, in_full, predict
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.step import Step
 from morphnas.train.trainer import HASTE, PROBE, explosion, foretold, train
@@ -128,6 +129,17 @@ def test_networks_say_what_they_say_in_float32(monkeypatch: pytest.MonkeyPatch, 
         predict(Asked(4, 2), task.judge.x, task)
     assert set(seen) == {False if old else "ieee"}
     assert precision() == before
+
+
+def test_threads_that_ask_at_a_time_leave_the_precision_as_it_was() -> None:
+    flags: Any = torch.backends.cudnn
+    before = flags.allow_tf32
+    first, second = in_full(), in_full()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert flags.allow_tf32 == before
 
 
 def test_when_time_is_short_what_a_step_takes_is_found_out_first() -> None:
