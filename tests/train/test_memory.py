@@ -110,7 +110,9 @@ def test_scoring_goes_on_with_fewer_examples_when_memory_is_out() -> None:
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 def test_networks_say_what_they_say_in_float32(monkeypatch: pytest.MonkeyPatch, old: bool, fails: bool) -> None:
-    flags = SimpleNamespace(allow_tf32=True) if old else torch.backends.cudnn
+    flags = SimpleNamespace(allow_tf32=True)
+    if not old:  # since torch 2.9
+        flags = SimpleNamespace(conv=SimpleNamespace(fp32_precision="tf32"))
     monkeypatch.setattr(torch.backends, "cudnn", flags)
     seen = []
 
