@@ -22,6 +22,7 @@ import torch
 import morphnas
 from morphnas import ImageClassifier
 from morphnas.estimators.settings import decisive
+from morphnas.report.progress import Progress
 from morphnas.run import checkpoints, executors, final, search
 from morphnas.run.files import RunError
 from morphnas.run.interrupt import stopping
@@ -31,6 +32,7 @@ from morphnas.run.store import load_run
 from morphnas.search.trial import Trial
 from morphnas.train.recipe import Outcome
 from morphnas.train.step import Step
+from morphnas.train.trainer import _Training
 from tests.estimators.conftest import Data, stripes
 from tests.run.doubles import comparable
 
@@ -49,19 +51,21 @@ def classifier(path: Path, **more: Any) -> ImageClassifier:
 
 
 class At:
-    """Does something when the search is told of the n-th thing of a kind."""
+    """Does something when the search, or whoever else, is told of the n-th thing of a kind."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, kind: str, n: int, act: Callable[[], object]) -> None:
+    def __init__(
+        self, patch: pytest.MonkeyPatch, kind: str, n: int, act: Callable[[], object], who: type = Progress
+    ) -> None:
         self.left = n
-        before = getattr(morphnas.report.progress.Progress, kind)
+        before = getattr(who, kind)
 
-        def told(progress: Any, *what: Trial | Outcome) -> None:
-            before(progress, *what)
+        def told(one: Any, *what: Trial | Outcome) -> None:
+            before(one, *what)
             self.left -= 1
             if self.left == 0:
                 act()
 
-        patch.setattr(morphnas.report.progress.Progress, kind, told)
+        patch.setattr(who, kind, told)
 
 
 def press(number: int = signal.SIGINT) -> Callable[[], None]:
@@ -149,7 +153,7 @@ def test_a_device_that_is_gone_ends_the_fit_and_nothing_is_lost(data: Data, tmp_
         raise RuntimeError("CUDA error: unspecified launch failure\nwhat helps to find out why")
 
     with pytest.MonkeyPatch.context() as patch:
-        At(patch, "epoch_done", epochs, launch)
+        At(patch, "be_patient", epochs, launch, _Training)  # in the midst of a training
         patch.setattr(search, "is_gone", lambda _: True)
         with pytest.raises(RunError, match=r"process \(CUDA error.*failure\): what .* in .*run, .*resume=True"):
             classifier(path, **more).fit(*data)
@@ -169,7 +173,7 @@ def test_what_ends_the_device_each_time_has_failed_the_second_time(data: Data, t
 
     for turn in range(2):
         with pytest.MonkeyPatch.context() as patch:
-            At(patch, "epoch_done", 1 if turn else epochs, launch)
+            At(patch, "be_patient", 1 if turn else epochs, launch, _Training)
             patch.setattr(search, "is_gone", lambda _: True)
             with pytest.raises(RunError, match="does nothing any more"):
                 classifier(path, resume=bool(turn), **more).fit(*data)
@@ -316,13 +320,13 @@ def test_a_final_training_goes_on_from_its_checkpoint(
     before = killed_in_a_final(tmp_path / "run", monkeypatch, data, during)
     monkeypatch.setattr(final, "LONGEST", 6)
     epochs: list[int] = []
-    told = morphnas.report.progress.Progress.epoch_done
+    told = Progress.epoch_done
 
     def epoch_done(progress: Any, trial: Trial, outcome: Outcome) -> None:
         epochs.append(outcome.epochs)
         told(progress, trial, outcome)
 
-    monkeypatch.setattr(morphnas.report.progress.Progress, "epoch_done", epoch_done)
+    monkeypatch.setattr(Progress, "epoch_done", epoch_done)
     found = classifier(tmp_path / "run", refit=True, max_trials=2, resume=True).fit(*data, time_limit=300)
     after = load_run(tmp_path / "run").trials
     assert epochs[0] == 3  # the third epoch, told of when it was killed, is the first after the checkpoint
@@ -527,7 +531,7 @@ def test_hundreds_of_trials_leave_memory_and_files_as_they_were(tmp_path: Path) 
         seen.append((pages * os.sysconf("SC_PAGE_SIZE"), len(list(Path("/proc/self/fd").iterdir()))))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(morphnas.report.progress.Progress, "trial_ends", note)
+        patch.setattr(Progress, "trial_ends", note)
         args = ARGS | {"trainer_args": ARGS["trainer_args"] | {"epochs": 1}}
         small = {"max_params": 20_000, "max_depth": 8}  # so that memory tells of leaks, not of larger networks
         settings = {"max_trials": 300, "searcher_args": args, "search_type": "random", "limits": small}
