@@ -467,7 +467,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             _check_model(network.graph, model, target, preprocessing)
             if not isinstance(target, cls._kinds):
                 raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: morphnas.load has it")
-            settings = load_about(folder).get("settings") if holds_run(folder) else None  # a model may be without a run
+            settings = None
+            with contextlib.suppress(RunError):  # a model may be there without a run
+                settings = load_about(folder).get("settings")
             estimator = cls(path=folder, **restored(settings))
             estimator.path_ = str(folder)
             estimator._set(network, model, target, preprocessing)
