@@ -28,6 +28,7 @@ from pathlib import Path
 from unittest import mock
 
 from machine import describe
+from sklearn.gaussian_process import kernels
 from sklearn.gaussian_process.kernels import Matern, WhiteKernel
 from surrogate import without_resolution
 
@@ -89,14 +90,14 @@ def variants(candidates: int) -> dict[str, tuple[Make, Change]]:
         return changed()[0], all_of
 
     def kernel(nu: float) -> Change:
-        return replaced(surrogate, Matern=lambda *args, **_: Matern(*args, nu=nu))
+        return replaced(kernels, Matern=lambda *args, **_: Matern(*args, nu=nu))
 
     blind = {"sketch": without_resolution}
     return {
         "base": changed(),
         "kernel: Matern 1/2": otherwise(kernel(0.5)),
         "kernel: squared exponential": otherwise(kernel(math.inf)),
-        "noise fixed at .001": otherwise(replaced(surrogate, WhiteKernel=lambda *_: WhiteKernel(1e-3, "fixed"))),
+        "noise fixed at .001": otherwise(replaced(kernels, WhiteKernel=lambda *_: WhiteKernel(1e-3, "fixed"))),
         "no standardisation": otherwise(replaced(surrogate, standardise=lambda scores: (scores, 0.0, 1.0))),
         "no resolution in the tokens": otherwise(replaced(trial, **blind), replaced(bayesian, **blind)),
         "skip_weight .25": changed(skip_weight=0.25),
