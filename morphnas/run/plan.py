@@ -109,15 +109,14 @@ class Plan:
         """The plan that a run was begun with; ValueError when run.json does not hold it."""
         try:
             data = about["plan"]
-            starts, share = tuple(map(Graph.from_json, data["starts"])), float(data["search_share"])
             read = Plan(
-                starts,
+                tuple(map(Graph.from_json, data["starts"])),
                 Recipe.from_json(data["recipe"]),
                 Limits(**data["limits"]),
-                share,
+                float(data["search_share"]),
                 float(data["seconds_per_flop"]),
                 int(data["threads"]),
-                data.get("searches", share > share_of(len(starts)) + 1e-9),  # runs of before do not say
+                data["searches"],
             )
             if not (read.starts and 0 < read.search_share <= 1 and 0 <= read.seconds_per_flop < math.inf):
                 raise ValueError("a share or a speed that cannot be")

@@ -255,11 +255,8 @@ def test_many_first_networks_do_not_end_the_search(count: int, workers: int) -> 
     assert Plan.of_run({"plan": json.loads(json.dumps(short.to_json()))}) == short
 
 
-def test_plans_of_before_say_by_their_share_whether_there_is_a_search() -> None:
-    for found in (planned((5,), 1e6), planned((5,), 2.0, n=100_000)):
-        old = found.to_json()
-        assert old.pop("searches") is found.searches
-        assert Plan.of_run({"plan": old}) == found
+def test_a_plan_says_whether_there_is_a_search() -> None:
+    old = planned((5,), 1e6).to_json()
     with pytest.raises(ValueError, match="searches is 1"):
         Plan.of_run({"plan": old | {"searches": 1}})
 
