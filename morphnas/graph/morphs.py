@@ -176,28 +176,29 @@ def inherit(
         elif out is None and into is None:
             start = {name: weights[f"{node.name}.{name}"] for name in op.tensors(*shapes)}
         else:
-            start = op.init(*shapes, generator=generator)
-            for name, axes in op.axes.items():
-                if name in start:
-                    kept = weights[f"{node.name}.{name}"]
-                    start[name] = _gather(kept, start[name].to(dtype), axes, out, into)
-            for name in start.keys() - op.axes.keys():
-                start[name] = weights[f"{node.name}.{name}"]
+            new_ones = out is not None and bool((out.source < 0).any())
+            drawn = op.init(*shapes, generator=generator) if new_ones else {}
+            start = {name: weights[f"{node.name}.{name}"] for name in op.tensors(*shapes)}
+            for name in start.keys() & op.axes.keys():
+                begun = drawn[name].to(dtype) if new_ones else None
+                start[name] = _gather(start[name], begun, op.axes[name], out, into)
         for name, value in start.items():
             value = value.to(dtype) if value.is_floating_point() else value
-            carried[f"{node.name}.{name}"] = value.clone().contiguous()
+            stays = value is weights.get(f"{node.name}.{name}")
+            carried[f"{node.name}.{name}"] = value.clone() if stays else value.contiguous()
     return carried
 
 
-def _gather(kept: Tensor, start: Tensor, axes: tuple[str, ...], out: Route | None, into: Route | None) -> Tensor:
-    """`kept` with its input axis read through `into` and its output axis through `out`; new outputs as in `start`."""
+def _gather(kept: Tensor, begun: Tensor | None, axes: tuple[str, ...], out: Route | None, into: Route | None) -> Tensor:
+    """`kept` with its input axis read through `into` and its output axis through `out`; new outputs are as `begun`."""
     if into is not None and "in" in axes:
         axis = axes.index("in")
         share = into.share.to(kept.dtype).reshape([-1 if i == axis else 1 for i in range(kept.ndim)])
         kept = kept.index_select(axis, into.source.clamp(min=0)) * share
     if out is not None:
-        old = (out.source >= 0).reshape(-1, *[1] * (kept.ndim - 1))
-        kept = torch.where(old, kept.index_select(0, out.source.clamp(min=0)), start)
+        kept = kept.index_select(0, out.source.clamp(min=0))
+    if out is not None and begun is not None:
+        kept = torch.where((out.source >= 0).reshape(-1, *[1] * (kept.ndim - 1)), kept, begun)
     return kept
 
 
