@@ -33,6 +33,10 @@ _FULL = 200
 _FEW = 5
 """With fewer observations the kernel stays as it starts: the likelihood has nothing to say yet."""
 
+_DIVERGED = 60
+"""The lower quartile is of diverged networks where it is so many times as far from the median as the upper one. With 20
+or less searches of networks that have all learned are worse (`benchmarks/searchers.py`)."""
+
 _EPOCH_WEIGHTS = (0.3, 0.1, 1.0)
 """A doubling of the epochs is as far as this share of the median distance between networks. The kernel is fitted with
 the first; then the likeliest is taken."""
@@ -130,13 +134,15 @@ def median_distance(features: Array) -> float:
 def standardise(scores: Array) -> tuple[Array, float, float]:
     """Scores (n,) with mean 0 and standard deviation 1, and the mean and deviation that were taken out.
 
-    Scores farther below the median than 7 times what the upper quartile is above it are pulled in first: how bad
-    diverged networks are says nothing about the good ones, as long as these are most. None are where both are the same.
+    Scores far below the others are pulled in first: how bad a diverged network is says nothing about the good ones.
+    These are told by their quartiles, or where a quarter or more has diverged by their upper half alone.
     """
     if not len(scores):
         return scores, 0.0, 1.0
-    mid, high = np.quantile(scores, [0.5, 0.75])
-    scores = np.maximum(scores, mid - 7 * (high - mid)) if len(scores) > 3 and high > mid else scores
+    low, mid, high = np.quantile(scores, [0.25, 0.5, 0.75])
+    many = 0 < _DIVERGED * (high - mid) < mid - low
+    lowest = mid - 7 * (high - mid) if many else low - 3 * (high - low)  # the same of scores that are symmetric
+    scores = np.maximum(scores, lowest) if len(scores) > 3 else scores
     centre, scale = float(scores.mean()), float(scores.std())
     scale = scale if scale > 1e-12 else 1.0
     return (scores - centre) / scale, centre, scale
