@@ -34,8 +34,8 @@ _FEW = 5
 """With fewer observations the kernel stays as it starts: the likelihood has nothing to say yet."""
 
 _DIVERGED = 60
-"""The lower quartile is of diverged networks where it is so many times as far from the median as the upper one. With 20
-or less searches of networks that have all learned are worse (`benchmarks/searchers.py`)."""
+"""The lower quartile is taken to be of diverged networks where it is so many times as far from the median as the upper
+one. Much less would pull in networks that have learned little, which says something about the others."""
 
 _EPOCH_WEIGHTS = (0.3, 0.1, 1.0)
 """A doubling of the epochs is as far as this share of the median distance between networks. The kernel is fitted with
