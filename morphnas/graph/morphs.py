@@ -194,7 +194,7 @@ def _gather(kept: Tensor, begun: Tensor | None, axes: tuple[str, ...], out: Rout
     if into is not None and "in" in axes:
         axis = axes.index("in")
         share = into.share.to(kept.dtype).reshape([-1 if i == axis else 1 for i in range(kept.ndim)])
-        kept = kept.index_select(axis, into.source.clamp(min=0)) * share
+        kept = kept.index_select(axis, into.source.clamp(min=0)).mul_(share)
     if out is not None:
         kept = kept.index_select(0, out.source.clamp(min=0))
     if out is not None and begun is not None:
