@@ -24,7 +24,6 @@ from sklearn.datasets import load_digits
 
 import morphnas
 from morphnas.run.expectation import Forecast, peak_memory
-from morphnas.run.keeping import is_final
 
 RESULTS = Path(__file__).parent / "results" / "expectation.json"
 FITS = (
@@ -54,7 +53,7 @@ def one(data: str, n: int, seconds: float, width: int, seed: int) -> dict[str, A
         args = {"default_model_width": width} if width else None
         classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu", searcher_args=args)
         classifier.fit(x, y, time_limit=seconds)
-        networks = sum(not is_final(trial) for trial in morphnas.load_run(classifier.path_).trials)
+        networks = sum(not trial.final for trial in morphnas.load_run(classifier.path_).trials)
         disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     came = {"networks": networks, "disk": disk, "memory": peak_memory()}
     first = told[0]

@@ -32,7 +32,6 @@ from sklearn.model_selection import train_test_split
 
 import morphnas
 from morphnas.run import executors
-from morphnas.run.search import is_final
 from morphnas.search import lineage
 
 RESULTS = Path(__file__).parent / "results" / "images.json"
@@ -68,7 +67,7 @@ def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
             classifier.fit(x_train, y_train, time_limit=args.time_limit)
             seconds = time.perf_counter() - begun
         trials = classifier.load_searcher().trials
-        searched = [trial for trial in trials if not is_final(trial)]
+        searched = [trial for trial in trials if not trial.final]
         best = next(trial for trial in trials if trial.id == classifier.best_trial_)
         test_accuracy, mirrors = classifier.evaluate(x_test, y_test), classifier.mirrors_
         classifier.mirrors_ = False
@@ -87,7 +86,7 @@ def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
             if searched[0].outcome
             else None,
             "share_training": share(searched, seconds),
-            "share_final": share([trial for trial in trials if is_final(trial)], seconds),
+            "share_final": share([trial for trial in trials if trial.final], seconds),
             "share_between": between(worked[: len(searched)], seconds),
             "share_preparing": round(sum(b - a for a, b in worked) / seconds - share(trials, seconds), 3),
             "share_else": round(1 - sum(outcome.seconds for outcome in outcomes) / seconds, 3),

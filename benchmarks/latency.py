@@ -23,7 +23,6 @@ from images import digits
 from machine import append
 
 import morphnas
-from morphnas.run.keeping import is_final
 from morphnas.search.candidates import learnt
 from morphnas.search.trial import Trial
 
@@ -58,7 +57,7 @@ def one(most: float, seconds: float, seed: int) -> dict[str, Any]:
             Path(folder) / "run", limits={"max_latency_ms": most}, random_state=seed, device="cpu"
         ).fit(x_train, y_train, time_limit=seconds)
         run = found.load_searcher()
-        trials = [t for t in run.trials if not is_final(t)]
+        trials = [t for t in run.trials if not t.final]
         best = run.trial(found.best_trial_)
         limits = morphnas.Limits(**run.about["plan"]["limits"])
     assert best.outcome is not None

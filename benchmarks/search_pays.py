@@ -41,7 +41,6 @@ import morphnas
 from morphnas.estimators import fitting as module
 from morphnas.graph import Graph
 from morphnas.run.final import finalise
-from morphnas.run.search import is_final
 from morphnas.search import BayesianSearcher, Left, Promote, Proposal, Searcher, Trial, lineage
 
 RESULTS = Path(__file__).parent / "results" / "search_pays.json"
@@ -142,7 +141,7 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
         trials = run.trials
         together = round(classifier.evaluate(x_test, y_test), 5)
         classifier.network_ = run.load_model_by_id(classifier.final_trial_)
-        searched = [trial for trial in trials if not is_final(trial)]
+        searched = [trial for trial in trials if not trial.final]
         best = next(trial for trial in trials if trial.id == classifier.best_trial_)
         return {
             "test_accuracy": round(classifier.evaluate(x_test, y_test), 5),

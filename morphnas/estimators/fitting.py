@@ -19,7 +19,6 @@ from morphnas.run.executors import SerialExecutor
 from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, seconds_for_search
 from morphnas.run.files import RunError
 from morphnas.run.final import finalise
-from morphnas.run.keeping import is_final
 from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_latency, plan
 from morphnas.run.search import Executor, Observer, mirrored, search, settle
 from morphnas.run.store import Store
@@ -86,7 +85,7 @@ class Sizes:
 
 def tried(trials: Sequence[Trial]) -> int:
     """Networks that a search has tried: one that was trained on is the same."""
-    return sum(not (is_final(trial) or is_promotion(trial)) for trial in trials)
+    return sum(not (trial.final or is_promotion(trial)) for trial in trials)
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ class Fitting:
     ) -> Iterator[Executor]:
         """Search until `end`; what is given is what runs the final trainings, with `all_threads` of this process."""
         store, planned, place = self.store, self.planned, self.settings.place
-        networks = None if max_trials is None else max_trials + sum(map(is_final, store.trials))
+        networks = None if max_trials is None else max_trials + sum(trial.final for trial in store.trials)
         told: dict[str, Any] = {"seed": self.seed, "chance": self.problem.chance, "guess": planned.seconds_per_flop}
         most = planned.limits.max_latency_ms
         told |= {"max_memory": planned.limits.max_memory, "max_latency": None if most is None else most / 1000}
@@ -220,7 +219,7 @@ class Fitting:
     def _winner(self) -> tuple[Trial, list[Trial]]:
         """The best network that can be read, and all that the search has tried."""
         while True:
-            searched = [trial for trial in self.store.trials if not is_final(trial)]
+            searched = [trial for trial in self.store.trials if not trial.final]
             best = winner(searched)
             if best is None or not best.kept or _readable(self.store, best):
                 break

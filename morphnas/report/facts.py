@@ -32,14 +32,9 @@ def number(value: object) -> float | None:
     return float(value) if real and isinstance(value, (int, float)) else None
 
 
-def is_final(trial: Trial) -> bool:
-    """Whether it is a training of the final model, not one of the search's."""
-    return "final" in trial.proposal.why
-
-
 def searched(trials: Sequence[Trial]) -> list[Trial]:
     """The trials of the search alone."""
-    return [trial for trial in trials if not is_final(trial)]
+    return [trial for trial in trials if not trial.final]
 
 
 def best_of(trials: Sequence[Trial], about: Mapping[str, Any]) -> Trial | None:
@@ -62,19 +57,21 @@ def members(about: Mapping[str, Any]) -> list[tuple[int, float]]:
 def timeline(trials: Sequence[Trial]) -> dict[int, Span]:
     """When every training began and ended, by id; one that runs ends as it begins.
 
-    Searchers note how many seconds are left when they propose, which says when that was. Where they did not, or where
-    more is left than before, as after a run was gone on with, a training begins when all before it have ended.
+    Searchers note how many seconds are left when they propose, which says when that was. Where they did not, or where a
+    run was gone on with, a training begins when all before it have ended.
     """
     spans: dict[int, Span] = {}
-    at, left, latest = 0.0, None, 0.0
+    at, left, latest, since = 0.0, None, 0.0, 0
     for trial in trials:
         noted = trial.proposal.why.get("left")
         now = number(noted.get("seconds")) if isinstance(noted, Mapping) else None
-        begun = at + (left - now) if left is not None and now is not None and now <= left else latest
+        begun = latest
+        if left is not None and now is not None and now <= left and trial.since == since:
+            begun = at + (left - now)
         spans[trial.id] = (begun, begun + (0.0 if trial.outcome is None else trial.outcome.seconds))
         latest = max(latest, spans[trial.id][1])
         if now is not None:
-            at, left = begun, now
+            at, left, since = begun, now, trial.since
     return spans
 
 
@@ -95,7 +92,7 @@ def time_spent(trials: Sequence[Trial]) -> TimeSpent:
     """What the time went into, from the first training to the end of the last; several at a time count once."""
     spans = timeline(trials)
     end = max((end for _, end in spans.values()), default=0.0)
-    training = _covered([spans[trial.id] for trial in trials if not is_final(trial)])
+    training = _covered([spans[trial.id] for trial in trials if not trial.final])
     every = _covered(list(spans.values()))
     return TimeSpent(training, every - training, end - every)
 

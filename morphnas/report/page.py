@@ -450,7 +450,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
             level=rows[trial.id][1],
             what=_cut(trial_words(trial)),
             brief=_brief(trial),
-            final=int(facts.is_final(trial)),
+            final=int(trial.final),
             status=status_words(trial),
             score=trial.score,
             metric=outcome.metric,

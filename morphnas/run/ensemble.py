@@ -11,7 +11,6 @@ from torch import Tensor
 
 from morphnas.graph import Network, blend
 from morphnas.run.asking import outputs_of
-from morphnas.run.keeping import is_final
 from morphnas.run.store import Store
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
@@ -65,14 +64,14 @@ def elect(
     judge = store.trial(stand_in(final))
     if task.valid is None:
         return _alone(final, "no examples are held out")
-    if judge.id != final.id and not is_final(judge):
+    if judge.id != final.id and not judge.final:
         return _alone(final, "there was no time to judge the final network before it was trained on all examples")
     if _data(store, judge) != data:
         return _alone(final, "the final network was trained on other data, which may hold the examples held out here")
     others = [
         t for t in store.trials if t.kept and t.score is not None and _data(store, t) == data and t.id != judge.id
     ]
-    others.sort(key=lambda t: (not is_final(t), -(t.score or 0.0), t.id))
+    others.sort(key=lambda t: (not t.final, -(t.score or 0.0), t.id))
     parts = [part[:ASKED] for part in (task.valid, chooser) if part is not None]
     x, y = torch.cat([part.x for part in parts])[:ASKED], torch.cat([part.y for part in parts])[:ASKED]
     counted = [part.weights for part in parts if part.weights is not None]
@@ -112,4 +111,4 @@ def _data(store: Store, trial: Trial) -> str:
     """A name of the examples that it was trained on: a search has one for all."""
     about = store.about.get("data")
     searched = about.get("hash") if isinstance(about, Mapping) else None
-    return str(trial.proposal.why.get("data", "") if is_final(trial) else searched or "")
+    return str(trial.proposal.why.get("data", "") if trial.final else searched or "")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from morphnas.run.keeping import is_final
 from morphnas.search.trial import Trial
 from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
@@ -55,7 +54,7 @@ class EpochReport:
             trial.id,
             trial.parent,
             tuple(map(str, proposal.morphs)),
-            str(proposal.why["final"]) if is_final(trial) else None,
+            str(proposal.why["final"]) if trial.final else None,
             outcome.epochs,
             trial.epochs,
             outcome.seconds,

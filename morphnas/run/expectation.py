@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from morphnas.graph import Graph
-from morphnas.run.keeping import is_final
 from morphnas.run.plan import GROWN, Plan
 from morphnas.run.search import micro_batch, seconds_per_flop
 from morphnas.run.store import Store
@@ -145,7 +144,7 @@ def expectation(
     trials; None: not measured yet. max_trials: of the search. workers: at a time. finals: whether the winner is trained
     longer.
     """
-    searched = [trial for trial in trials if not is_final(trial)]
+    searched = [trial for trial in trials if not trial.final]
     done = [trial for trial in searched if trial.outcome is not None]
     pace = seconds_per_flop(searched, plan.seconds_per_flop)
     epochs, rest = plan.recipe.epochs, OVERHEAD if overhead is None else overhead
@@ -334,11 +333,11 @@ class Forecast:
         pass
 
     def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
-        if not self.told and self.clock() - self._begun >= SOON and not is_final(trial):
+        if not self.told and self.clock() - self._begun >= SOON and not trial.final:
             self._tell()
 
     def trial_ends(self, trial: Trial) -> None:
-        if is_final(trial):
+        if trial.final:
             return
         measured = sum(t.outcome is not None for t in self.store.trials)
         if not self.told and (measured >= min(3, len(self.plan.starts)) or self.clock() - self._begun >= self._soon):

@@ -20,7 +20,7 @@ from torch import Tensor
 from morphnas.graph import Graph
 from morphnas.run.asking import at_once, outputs_of
 from morphnas.run.files import RunError
-from morphnas.run.keeping import is_final, unsettled
+from morphnas.run.keeping import unsettled
 from morphnas.run.plan import coloured
 from morphnas.run.search import (
     POLL,
@@ -157,7 +157,7 @@ def finalise(
     if everything is None or base is None or base.score is None or base.best_epoch < 1:
         return chosen
     before = chosen.proposal.recipe
-    augment = before.augment if is_final(chosen) else recipe.augment
+    augment = before.augment if chosen.final else recipe.augment
     settings = replace(recipe, augment=augment)
     more, most = passes(deadline.left, everything, 0.0), epochs or _longest(settings)
     if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
@@ -180,7 +180,7 @@ def finalise(
 def abandon(store: Store) -> None:
     """Close the final trainings that are open: nobody will go on with them."""
     for trial in store.trials:
-        if trial.outcome is None and is_final(trial):
+        if trial.outcome is None and trial.final:
             store.finish(trial.id, Outcome("failed", error="interrupted, and then no more of use"), None)
 
 
@@ -327,7 +327,7 @@ def _begun(store: Store, proposal: Proposal, n: int) -> Trial | None:
 
     for trial in reversed(store.trials):
         before, outcome = trial.proposal, trial.outcome
-        same = is_final(trial) and unsettled(trial, store.about) and before.why == proposal.why
+        same = trial.final and unsettled(trial, store.about) and before.why == proposal.why
         if not same or before.start != proposal.start or settings(before.recipe) != settings(proposal.recipe):
             continue
         if outcome is not None and not (outcome.status == "finished" and trial.kept):

@@ -7,13 +7,8 @@ from typing import Any
 
 from morphnas.run.store import Store
 from morphnas.search import winner
-from morphnas.search.promote import rungs
+from morphnas.search.promote import is_promotion, rungs
 from morphnas.search.trial import Trial
-
-
-def is_final(trial: Trial) -> bool:
-    """Whether the trial is a training of the final model, not one of the search's."""
-    return "final" in trial.proposal.why
 
 
 def needed(trials: Sequence[Trial], k: int, about: Mapping[str, Any]) -> set[int]:
@@ -23,16 +18,16 @@ def needed(trials: Sequence[Trial], k: int, about: Mapping[str, Any]) -> set[int
     best of every length of training that were not promoted yet, and what run.json names as the last fit's result.
     """
     searched = sorted(
-        (t for t in trials if t.kept and t.score is not None and not is_final(t)),
+        (t for t in trials if t.kept and t.score is not None and not t.final),
         key=lambda t: (-(t.score or 0.0), t.id),
     )
     rung = rungs(trials)
-    promoted = {t.parent for t in trials if t.parent is not None and not t.proposal.morphs}
+    promoted = {t.parent for t in trials if is_promotion(t)}
     stay = {t.id for t in [*searched[:k], *[t for t in searched if t.parent is None][:1]]}
     for level in set(rung.values()):
         stay |= {t.id for t in [t for t in searched if rung[t.id] == level and t.id not in promoted][:k]}
     stay |= {t.parent for t in trials if t.outcome is None and t.parent is not None}
-    best = winner([t for t in trials if not is_final(t)])
+    best = winner([t for t in trials if not t.final])
     stay |= set() if best is None else {best.id}
     final = about.get("final")
     named = [about.get("best"), final, *(t.proposal.why.get("score_of") for t in trials if t.id == final)]
@@ -53,4 +48,4 @@ def prune(store: Store, k: int | None) -> None:
 def unsettled(trial: Trial, about: Mapping[str, Any]) -> bool:
     """Whether it is a final training that a fit may still use: none has come to its end since."""
     settled = about.get("settled")
-    return is_final(trial) and not (isinstance(settled, int) and trial.id <= settled)
+    return trial.final and not (isinstance(settled, int) and trial.id <= settled)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from morphnas.graph import SMALLEST, Conv, Graph, Morph, Network, Weights, fresh_weights, to_module, weights_of
 from morphnas.run.checkpoints import Keeper, Result, Saved
 from morphnas.run.files import RunError
-from morphnas.run.keeping import is_final, prune
+from morphnas.run.keeping import prune
 from morphnas.run.store import Store
 from morphnas.search.candidates import measured_memory
 from morphnas.search.trial import Left, Proposal, Searcher, Trial
@@ -29,7 +29,7 @@ from morphnas.train.calibrate import calibrate
 from morphnas.train.checkpoint import Unfit
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime, Stop
-from morphnas.train.predict import Diverged, chunk, evaluate, latency, predict
+from morphnas.train.predict import Diverged, chunk, evaluate, in_full, latency, predict
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.step import is_gone, is_out_of_memory
 from morphnas.train.trainer import EachEpoch, train
@@ -250,6 +250,7 @@ def _attempt(
         return Outcome("failed", error=traceback.format_exc()[-4000:]), None
 
 
+@in_full()
 def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Module, float | None]:
     """The network to train, on the task's device, and how far morphs changed its outputs (None: there were none).
 
@@ -366,7 +367,7 @@ def seconds_per_flop(trials: Sequence[Trial], guess: float) -> float:
         if (outcome := trial.outcome) is not None
         and outcome.status == "finished"
         and outcome.epochs
-        and not is_final(trial)
+        and not trial.final
     ]
     return statistics.median(seen[-9:]) if seen else guess
 
@@ -413,7 +414,7 @@ def search(
     any is measured. max_memory: bytes that a training should take at most. max_latency: see `Job`. keep: see
     `morphnas.run.keeping`. Raises what ends the store; what goes wrong in a trial is its outcome.
     """
-    waiting = [trial for trial in store.trials if trial.outcome is None and not is_final(trial)]
+    waiting = [trial for trial in store.trials if trial.outcome is None and not trial.final]
     interrupted = {trial.id for trial in waiting}
     prune(store, keep)  # as it would have been, had the driver not been interrupted
     running: dict[int, Future[Result]] = {}

@@ -119,7 +119,8 @@ def _read_trials(path: Path) -> Iterator[Trial]:
             done = (folder / "trial.json").exists()
             own = done and "graph" in data  # which stays, whatever happens to the start
             graph = Graph.from_json(data["graph"]) if own else bounded(grown(proposal, graphs))
-            trial = Trial(int(name), proposal, graph)
+            since = data.get("since")
+            trial = Trial(int(name), proposal, graph, since=since if isinstance(since, int) else 0)
             if done:
                 end = read_json(inside(folder / "trial.json", path))
                 if end.get("format") != FORMAT:
@@ -142,6 +143,7 @@ class Store:
         self.about: Mapping[str, Any] = about
         self._lock = lock
         self._trials: dict[int, Trial] = {}
+        self._since: int | None = None
         self._writer = ThreadPoolExecutor(1, "morphnas-write")
         self._writing: tuple[int, Future[None]] | None = None  # of which trial
 
@@ -240,11 +242,12 @@ class Store:
             inside(_trial_folder(self.path, id), self.path).mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        data = proposal_to_json(proposal)
+        self._since = id if self._since is None else self._since
+        data = proposal_to_json(proposal) | {"since": self._since}
         if not isinstance(proposal.start, Graph):  # so that it can be read whatever happens to the start
             data["graph"] = graph.to_json()
         write_json(_trial_folder(self.path, id) / "proposal.json", data)
-        self._trials[id] = Trial(id, proposal, graph)
+        self._trials[id] = Trial(id, proposal, graph, since=self._since)
         return self._trials[id]
 
     def finish(self, id: int, outcome: Outcome, weights: Weights | None, behind: bool = False) -> Trial:

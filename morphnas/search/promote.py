@@ -45,16 +45,16 @@ class Promote:
         promoted = {t.parent for t in trials if is_promotion(t)}
         taken = {(t.graph.key, t.epochs) for t in trials}
         for level in reversed(range(self.rungs)):
-            peers = [t for t in trials if rung[t.id] == level and t.outcome and t.outcome.status == "finished"]
-            peers = [t for t in peers if t.score is not None and t.outcome and not t.outcome.slow]
-            peers = sorted(peers, key=lambda t: (-(t.score or 0.0), t.id))
+            here = [t for t in trials if rung[t.id] == level and not t.final]
+            done = [t for t in here if t.outcome and t.outcome.status == "finished" and not t.outcome.slow]
+            peers = sorted((-t.score, t.id, t) for t in done if t.score is not None)
             room = len(peers) // self.keep
-            if sum(t.id in promoted for t in trials if rung[t.id] == level) >= room:
+            if sum(t.id in promoted for t in here) >= room:
                 continue
-            for place, trial in enumerate(peers[:room]):
+            for place, (_, _, trial) in enumerate(peers[:room]):
                 epochs = trial.epochs * self.factor
-                done = trial.id in promoted or (trial.graph.key, epochs) in taken or epochs > MOST
-                if not done and trial.kept and left.predict(trial.graph, epochs) <= self.share * left.seconds:
+                over = trial.id in promoted or (trial.graph.key, epochs) in taken or epochs > MOST
+                if not over and trial.kept and left.predict(trial.graph, epochs) <= self.share * left.seconds:
                     recipe = replace(trial.proposal.recipe, epochs=epochs)
                     why = {"reason": "promotion", "rung": level + 1, "place": place + 1, "of": len(peers)}
                     return Proposal(trial.id, (), recipe, why | {"left": what_is_left(left)})
@@ -62,8 +62,8 @@ class Promote:
 
 
 def is_promotion(trial: Trial) -> bool:
-    """Whether the trial trains its parent's network on."""
-    return not isinstance(trial.proposal.start, Graph) and not trial.proposal.morphs
+    """Whether the trial trains its parent's network on, in the search."""
+    return not trial.final and not isinstance(trial.proposal.start, Graph) and not trial.proposal.morphs
 
 
 def rungs(trials: Sequence[Trial]) -> dict[int, int]:

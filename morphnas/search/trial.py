@@ -33,13 +33,22 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Trial:
-    """A proposal that was taken up. outcome: None while it runs. kept: whether its weights are there to start from."""
+    """A proposal that was taken up. outcome: None while it runs. kept: whether its weights are there to start from.
+
+    since: id of the first trial that the same driver took up: what seconds are left is told by one clock from there on.
+    """
 
     id: int
     proposal: Proposal
     graph: Graph
     outcome: Outcome | None = None
     kept: bool = False
+    since: int = field(default=0, compare=False)
+
+    @property
+    def final(self) -> bool:
+        """Whether it is a training of the final model, not one of the search's."""
+        return "final" in self.proposal.why
 
     @property
     def score(self) -> float | None:

@@ -21,8 +21,6 @@ HANDED_OVER = 1.05
 """What a module that is handed over takes of that time, since its preprocessing is inside (`benchmarks/latency.py`)."""
 FIRST_CHUNK = 32
 """Examples that are scored first when there is a deadline; each time twice as many follow."""
-_before = list[object]()
-"""What `in_full` puts back, last what the one that began first found: threads may end in another order."""
 
 
 class Diverged(ArithmeticError):
@@ -74,16 +72,15 @@ def in_full() -> Iterator[None]:
     flags, name, full = torch.backends.cudnn, "allow_tf32", cast("object", False)
     if hasattr(flags, "conv"):  # since torch 2.9, where the other one may not be read any more once this is set
         flags, name, full = flags.conv, "fp32_precision", "ieee"
-    _before.append(getattr(flags, name))
+    before = getattr(flags, name)
     setattr(flags, name, full)
     try:
         yield
     finally:
-        setattr(flags, name, _before.pop())
+        setattr(flags, name, before)
 
 
 @torch.no_grad()
-@in_full()
 def predict(
     module: nn.Module,
     x: Tensor,

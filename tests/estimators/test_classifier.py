@@ -35,7 +35,6 @@ from morphnas.estimators.settings import Settings
 from morphnas.estimators.sources import Source
 from morphnas.graph import cnn, mlp, resnet
 from morphnas.run import plan
-from morphnas.run.keeping import is_final
 from morphnas.run.store import Store, load_about
 from morphnas.search import SEARCHERS
 from morphnas.search.random import RandomSearcher
@@ -78,7 +77,7 @@ def test_history_has_what_legacy_scripts_read(fitted: ImageClassifier) -> None:
         assert entry["loss"] >= 0
         assert 0 <= entry["metric_value"] <= 1
         assert entry["interval"][0] <= entry["metric_value"] <= entry["interval"][1]
-    searched = [t for t in fitted.load_searcher().trials if not is_final(t)]
+    searched = [t for t in fitted.load_searcher().trials if not t.final]
     assert len(searched) == 7
     assert any(t.proposal.morphs for t in searched)
 
@@ -190,7 +189,7 @@ def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_p
     path = tmp_path / "run"
     classifier = ImageClassifier(path, search_type=Asked, initial_networks=[first, second], device="cpu")
     classifier.fit(*stripes(200), time_limit=12)
-    tried = [trial.graph.key for trial in classifier.load_searcher().trials if not is_final(trial)]
+    tried = [trial.graph.key for trial in classifier.load_searcher().trials if not trial.final]
     assert tried == [first.key, second.key]
     assert [n for n, _ in asked] == [0, 1], "for nothing else, though there was time"
     planned = plan.Plan.of_run(load_about(path))
@@ -273,7 +272,7 @@ def test_flips_are_decided_where_no_training_had_the_time_to_ask(
     classifier.fit(*data, time_limit=40)
     (first, *_, last) = classifier.load_searcher().trials
     assert first.outcome is not None and first.outcome.mirrored is None
-    assert is_final(last) and last.proposal.recipe.augment.flip is True
+    assert last.final and last.proposal.recipe.augment.flip is True
     assert classifier.mirrors_
 
 
@@ -313,7 +312,7 @@ def test_final_fit_adds_trials_and_changes_none(fitted: ImageClassifier, data: D
     assert classifier.test_metric_ == classifier.evaluate(x_test, y_test)
     new = [t for t in load_run(copy).trials if t.id >= len({path.parent for path in before})]
     assert new
-    assert all(is_final(t) for t in new)
+    assert all(t.final for t in new)
     assert new[0].parent is None, "retrain begins with fresh weights"
     assert max(t.epochs for t in new) == 3
     assert ImageClassifier.load(copy).final_trial_ == classifier.final_trial_ == new[-1].id
@@ -351,7 +350,7 @@ def test_resumes(tmp_path: Path) -> None:
     second = ImageClassifier(path, resume=True, max_trials=4, searcher_args=TINY).fit(*data)
     after = load_run(path).trials
     assert after[: len(before)] == before
-    assert sum(not is_final(t) for t in after) == 4
+    assert sum(not t.final for t in after) == 4
     assert first.classes_.tolist() == second.classes_.tolist()
     with pytest.raises(RunError, match="no run to go on with"):
         ImageClassifier(tmp_path / "empty", resume=True).fit(*data)

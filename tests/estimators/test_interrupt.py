@@ -26,7 +26,6 @@ from morphnas.report.progress import Progress
 from morphnas.run import checkpoints, executors, final, search
 from morphnas.run.files import RunError
 from morphnas.run.interrupt import stopping
-from morphnas.run.keeping import is_final
 from morphnas.run.search import work
 from morphnas.run.store import load_run
 from morphnas.search.trial import Trial
@@ -330,7 +329,7 @@ def test_a_final_training_goes_on_from_its_checkpoint(
     found = classifier(tmp_path / "run", refit=True, max_trials=2, resume=True).fit(*data, time_limit=300)
     after = load_run(tmp_path / "run").trials
     assert epochs[0] == 3  # the third epoch, told of when it was killed, is the first after the checkpoint
-    assert [t.proposal.why.get("final") for t in after if is_final(t)] == ["inherited", "fresh", "everything"]
+    assert [t.proposal.why.get("final") for t in after if t.final] == ["inherited", "fresh", "everything"]
     assert all(t.outcome is not None and t.outcome.status == "finished" for t in after)
     assert list(after[: len(before) - 1]) == before[:-1]
     monkeypatch.setattr(checkpoints, "EVERY", 10.0)
@@ -338,7 +337,7 @@ def test_a_final_training_goes_on_from_its_checkpoint(
     assert comparable(after) == comparable(load_run(unbroken.path_).trials)
     assert (found.predict_proba(data[0]) == unbroken.predict_proba(data[0])).all()
     classifier(tmp_path / "run", refit=True, max_trials=2, resume=True).fit(*data, time_limit=300)
-    assert sum(map(is_final, load_run(tmp_path / "run").trials)) == 6  # a fit that came to its end is over
+    assert sum(trial.final for trial in load_run(tmp_path / "run").trials) == 6  # a fit that came to its end is over
 
 
 def test_a_final_training_that_can_be_much_longer_now_begins_anew(
@@ -349,7 +348,7 @@ def test_a_final_training_that_can_be_much_longer_now_begins_anew(
     with caplog.at_level(logging.INFO, "morphnas"):
         classifier(tmp_path / "run", refit=True, max_trials=2, resume=True).fit(*data, time_limit=300)
     assert "is not gone on with: there is time for a much longer training now" in caplog.text
-    after = [t for t in load_run(tmp_path / "run").trials if is_final(t)]
+    after = [t for t in load_run(tmp_path / "run").trials if t.final]
     assert after[0].outcome is not None
     assert after[0].outcome.error == "interrupted, and then no more of use"
     assert len(after) == 4
@@ -500,7 +499,7 @@ def test_the_folder_stays_small(data: Data, tmp_path: Path) -> None:
     run = load_run(path)
     kept = {trial.id for trial in run.trials if trial.kept}
     assert {found.best_trial_, found.final_trial_} <= kept
-    searched = [trial for trial in run.trials if not is_final(trial)]
+    searched = [trial for trial in run.trials if not trial.final]
     assert max(searched, key=lambda trial: trial.score or -9).id in kept
     assert len(kept) <= 6
     assert len(list(path.glob("trials/*/weights.safetensors"))) == len(kept)

@@ -12,7 +12,6 @@ from morphnas import ImageClassifier, Limits, load_run, write_report
 from morphnas.cli import main
 from morphnas.estimators import fitting
 from morphnas.graph import cnn
-from morphnas.run.keeping import is_final
 from morphnas.run.plan import measure_latency
 from morphnas.train.deadline import Deadline
 from tests.estimators.conftest import Data
@@ -77,7 +76,7 @@ def test_where_all_are_too_slow_it_is_said(data: Data, tmp_path: Path, monkeypat
     more: dict[str, Any] = {"random_state": 0, "max_trials": 2, "searcher_args": SMALL, "refit": False}
     with pytest.warns(UserWarning, match=r"no network is as fast as 1e-05 ms: the fastest takes"):
         made = ImageClassifier(tmp_path / "run", limits={"max_latency_ms": 1e-5}, **more).fit(*data, time_limit=10)
-    trials = [trial for trial in load_run(tmp_path / "run").trials if not is_final(trial)]
+    trials = [trial for trial in load_run(tmp_path / "run").trials if not trial.final]
     assert all(trial.outcome is not None and trial.outcome.slow for trial in trials)
     latencies = {trial.id: trial.outcome.latency for trial in trials if trial.outcome is not None}
     assert latencies[made.best_trial_] == min(value for value in latencies.values() if value is not None)

@@ -33,6 +33,8 @@ def test_times_follow_from_the_seconds_left() -> None:
     assert facts.timeline([first, second]) == {0: (0.0, 12.34), 1: (20.0, 32.34)}
     spent = facts.time_spent([first, second])
     assert (spent.training, spent.final, spent.between) == pytest.approx((24.68, 0.0, 7.66))
+    resumed = facts.timeline([first, replace(second, since=1)])
+    assert resumed[1] == (12.34, 24.68), "another driver's clock says nothing of the first one's"
     assert facts.timeline([trial(0, SMALL), trial(1, LARGE)])[1] == (12.34, 24.68), (
         "one after the other, where none says"
     )

@@ -19,7 +19,6 @@ from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
 from morphnas.run.final import CUTOUT_MORE, HOPED, LONGEST, SHIFT_MORE, finalise
-from morphnas.run.keeping import is_final
 from morphnas.run.search import Job, work
 from morphnas.run.store import Store, load_run
 from morphnas.search.trial import Proposal, Trial
@@ -81,10 +80,8 @@ def test_the_final_training_adds_trials_and_changes_none(path: Path, chooser: Ex
         assert {name: data for name, data in files(path).items() if name in before} == before
         inherited, fresh, whole = store.trials[3:]
         assert [t.proposal.why["final"] for t in store.trials[3:]] == ["inherited", "fresh", "everything"]
-        assert all(
-            t.proposal.why["of"] == winner.id and is_final(t) and t.graph == winner.graph for t in store.trials[3:]
-        )
-        assert not any(is_final(t) for t in store.trials[:3])
+        assert all(t.proposal.why["of"] == winner.id and t.final and t.graph == winner.graph for t in store.trials[3:])
+        assert not any(t.final for t in store.trials[:3])
         assert inherited.proposal.start == winner.id
         assert fresh.proposal.start == winner.graph
         assert [t.epochs for t in (inherited, fresh)] == [3, 3]
@@ -357,7 +354,7 @@ def test_what_went_wrong_on_everything_is_dropped(
         last = finish(store, winner, chooser=None)
         assert last.id == 1  # what it began from
         assert last.score == WELL.score
-        assert [is_final(t) for t in store.trials] == [False, True, True, True]
+        assert [t.final for t in store.trials] == [False, True, True, True]
         assert store.trials[3].outcome == end[0]
 
 

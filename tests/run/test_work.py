@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,20 @@ def test_a_child_begins_as_its_parent(name: str) -> None:
         assert difference <= 1e-4
         Network(morph.grow(start.graph), weights_of(child))
         torch.testing.assert_close(predict(child, TASK.judge.x, TASK), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_morphs_are_proved_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def asked(*args: Any) -> Tensor:
+        seen.append(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+        return predict(*args)
+
+    monkeypatch.setattr(module, "predict", asked)
+    before = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    inherited(Job(parent("cnn"), (Wider("conv_1", 7),), SHORT, 600, 1), TASK)
+    assert seen == ["ieee", "ieee"]
+    assert torch.backends.cudnn.conv.fp32_precision == before  # type: ignore[attr-defined]
 
 
 def test_several_morphs_are_carried_out_in_order() -> None:

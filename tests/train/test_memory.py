@@ -6,7 +6,6 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -109,7 +108,7 @@ def test_scoring_goes_on_with_fewer_examples_when_memory_is_out() -> None:
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
-def test_networks_say_what_they_say_in_float32(monkeypatch: pytest.MonkeyPatch, old: bool, fails: bool) -> None:
+def test_inside_convolutions_compute_in_float32(monkeypatch: pytest.MonkeyPatch, old: bool, fails: bool) -> None:
     flags = SimpleNamespace(allow_tf32=True)
     if not old:  # since torch 2.9
         flags = SimpleNamespace(conv=SimpleNamespace(fp32_precision="tf32"))
@@ -127,21 +126,10 @@ def test_networks_say_what_they_say_in_float32(monkeypatch: pytest.MonkeyPatch, 
             return super().forward(x)
 
     before, task = precision(), blobs()
-    with pytest.raises(LookupError) if fails else nullcontext():
+    with pytest.raises(LookupError) if fails else nullcontext(), in_full():
         predict(Asked(4, 2), task.judge.x, task)
     assert set(seen) == {False if old else "ieee"}
     assert precision() == before
-
-
-def test_threads_that_ask_at_a_time_leave_the_precision_as_it_was() -> None:
-    flags: Any = torch.backends.cudnn
-    before = flags.allow_tf32
-    first, second = in_full(), in_full()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    second.__exit__(None, None, None)
-    assert flags.allow_tf32 == before
 
 
 def test_when_time_is_short_what_a_step_takes_is_found_out_first() -> None:
