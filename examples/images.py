@@ -22,7 +22,9 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --path if there is one")
     parser.add_argument("--final-fit", type=float, help="afterwards train the winner for so many more seconds")
     parser.add_argument("--device", help='"cpu", "cuda", "cuda:1" (default: a GPU if there is one)')
-    parser.add_argument("--search", default="bayesian", help="bayesian, climbing, evolution, greedy, grid, halving or random")
+    parser.add_argument(
+        "--search", default="bayesian", help="bayesian, climbing, evolution, greedy, grid, halving or random"
+    )
     parser.add_argument("--seed", type=int)
     args = parser.parse_args()
 

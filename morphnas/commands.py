@@ -56,16 +56,19 @@ def _arrays(file: Path, *names: str) -> list[Any] | None:
         raise Wrong(f"{file} cannot be read as .npz: {error}") from error
 
 
-def _examples(args: argparse.Namespace, part: str) -> tuple[Any, Any, list[str]]:
-    """Examples, their labels (None: unknown) and their names, of an .npz, a .csv or a folder of images."""
+def _examples(args: argparse.Namespace, part: str, labelled: bool = True) -> tuple[Any, Any, list[str]]:
+    """Examples, their labels (None: unknown) and their names, of an .npz, a .csv or a folder of images.
+
+    labelled: whether a .csv must have a label for each.
+    """
     path = args.data
     if not path.exists():
         raise Wrong(f"{path} is not there")
     if path.suffix.lower() == ".csv":
         if args.images is None:
             raise Wrong(f"{path} names image files: say with --images which folder they are in")
-        listed, names, labels = images_of(path, args.images)
-        return listed[:], None if None in labels else np.array(labels), names
+        listed, names, labels = images_of(path, args.images, labelled=labelled)
+        return listed[:], np.array(labels) if labelled else None, names
     if path.is_dir():
         files, classes = folder(path)
         return files[:], classes, [str(file) for file in files.paths]
@@ -140,11 +143,10 @@ def _pair(text: str) -> tuple[str, Any]:
         raise Wrong(f"--limit takes name=value, where name is one of {', '.join(LIMITS)}, not {text!r}")
     if name == "morphs":
         return name, tuple(value.split(","))
-    fraction = name == "max_latency_ms"
     try:
-        return name, float(value) if fraction else int(value)
+        return name, float(value)
     except ValueError:
-        raise Wrong(f"--limit {name} needs a {'' if fraction else 'whole '}number, not {value!r}") from None
+        raise Wrong(f"--limit {name} needs a number, not {value!r}") from None
 
 
 def evaluate(args: argparse.Namespace) -> Answer:
@@ -163,7 +165,7 @@ def predict(args: argparse.Namespace) -> Answer:
         x, names = Files(args.files)[:], list(map(str, args.files))
     elif len(args.files) == 1:
         args.data = args.files[0]
-        x, _, names = _examples(args, "test")
+        x, _, names = _examples(args, "test", labelled=False)
     else:
         missing = next((path for path in args.files if not path.exists()), None)
         raise Wrong(f"{missing} is not there" if missing else "give one .npz, .csv or folder, or image files")

@@ -90,7 +90,7 @@ def test_a_fit_begins_with_the_network_of_an_earlier_run(
 
 
 def test_fit(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    limits = ("--limit", "max_depth=6", "--limit", "morphs=deeper")
+    limits = ("--limit", "max_depth=6", "--limit", "max_params=1e6", "--limit", "morphs=deeper")
     found = value(capsys, "fit", data, *QUICK, "--path", tmp_path / "other", *limits)
     loaded = load_run(tmp_path / "other")
     assert found["networks"] == len(loaded.trials) == 2
@@ -175,7 +175,7 @@ def test_image_files_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ]
     assert [example["example"] for example in again] == names
     assert [example["label"] for example in again] == [example["label"] for example in found]
-    assert "holds no labels" in failed(capsys, "fit", *listed)
+    assert "row 2: a file name and a label are needed" in failed(capsys, "fit", *listed)
     files[0].write_text("no image")
     assert str(files[0]) in failed(capsys, "predict", tmp_path / "a", files[0])
 
@@ -238,7 +238,8 @@ def test_a_page_is_written_until_the_fit_has_ended(
     [
         (["fit", "none.npz"], "none.npz is not there"),
         (["fit", "DATA", "--limit", "size=3"], "--limit takes name=value, where name is one of max_params"),
-        (["fit", "DATA", "--limit", "max_depth=deep"], "--limit max_depth needs a whole number, not 'deep'"),
+        (["fit", "DATA", "--limit", "max_depth=deep"], "--limit max_depth needs a number, not 'deep'"),
+        (["fit", "DATA", "--limit", "max_depth=2.5"], "max_depth must be None or a positive integer, not 2.5"),
         (["fit", "DATA", "--limit", "morphs=sideways"], "unknown morphs ['sideways']"),
         (["fit", "DATA", "--time-limit", "-1"], "time_limit must be a positive number"),
         (["fit", "DATA", "--device", "tpu"], "tpu"),

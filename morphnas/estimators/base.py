@@ -353,8 +353,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             deadline = deadline.heeding(stop)
             planned = Plan.of_run(about)
             torch.set_num_threads(planned.threads)
-            best = next(trial for trial in store.trials if trial.id == self.best_trial_)
-            recipe = changed(settled(store, best, store.trials, problem, deadline), args)
+            best = store.trial(self.best_trial_)
+            given = {name: value for name, value in settings.trainer_args.items() if name == "lr"}
+            recipe = changed(settled(store, best, store.trials, problem, deadline), given | args)
             after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
             calls = EpochCalls(each_epoch, Path(self.path_), stop)
             executor = place.final(problem.task, problem.everything)

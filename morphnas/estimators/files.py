@@ -122,25 +122,31 @@ def load_image_dataset(
     x: (n, h, w) or (n, h, w, 3) where the images have one shape, else a list of them, which `fit` takes too. y: (n,)
     strings. parallel: in threads. ValueError that names the line or the file that cannot be read.
     """
-    files, names, labels = images_of(csv_file_path, images_path, parallel)
-    if bare := [name for name, label in zip(names, labels, strict=True) if label is None]:
-        raise ValueError(f"{str(csv_file_path)!r}: a file name and a label are needed, {bare[0]!r} has none")
+    files, _, labels = images_of(csv_file_path, images_path, parallel)
     images = files[:]
     same = len({image.shape for image in images}) == 1
     return np.stack(images) if same else images, np.array(labels)
 
 
 def images_of(
-    csv_file_path: str | os.PathLike[str], images_path: str | os.PathLike[str], parallel: bool = True
-) -> tuple[Files, list[str], list[str | None]]:
-    """The images that a CSV file lists, their names in it, and their labels, None for a row without one."""
+    csv_file_path: str | os.PathLike[str],
+    images_path: str | os.PathLike[str],
+    parallel: bool = True,
+    labelled: bool = True,
+) -> tuple[Files, list[str], list[str]]:
+    """The images that a CSV file lists, their names in it, and their labels, none unless asked for."""
     try:
         with Path(csv_file_path).open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row][1:]
+            rows = [(i, row) for i, row in enumerate(csv.reader(file), start=1) if row][1:]
     except csv.Error as error:
         raise ValueError(f"{str(csv_file_path)!r} cannot be read as CSV: {error}") from error
     if not rows:
         raise ValueError(f"{str(csv_file_path)!r} lists no images: its first row is taken for the head")
-    names = [row[0] for row in rows]
+    for i, row in rows if labelled else ():
+        if len(row) < 2:
+            raise ValueError(
+                f"{str(csv_file_path)!r}, row {i}: a file name and a label are needed, there is only {row}"
+            )
+    names = [row[0] for _, row in rows]
     files = Files([Path(images_path) / name for name in names], parallel)
-    return files, names, [row[1] if len(row) > 1 else None for row in rows]
+    return files, names, [row[1] for _, row in rows] if labelled else []

@@ -258,7 +258,7 @@ RESTORED = ("augment", "image_shape", "image_size", "axes", "limits", "max_memor
 
 
 def restored(settings: Any) -> dict[str, Any]:
-    """Of settings, as run.json keeps them, those that matter later on; what cannot be used is left out."""
+    """Of settings, as run.json keeps them, those that matter later on; none of what is no settings."""
     found = {name: settings[name] for name in RESTORED if name in settings} if isinstance(settings, Mapping) else {}
     if isinstance(limits := found.get("limits"), Mapping):
         found["limits"] = {name: value for name, value in limits.items() if name in LIMITS and value is not None}

@@ -61,10 +61,11 @@ def page(run: Run, reload: float | None = None) -> str:
 
 
 def write_report(run: RunLike, file: str | os.PathLike[str] | None = None, reload: float | None = None) -> Path:
-    """Write the page of a run, or of the one in a folder, and say where: by default report.html in the run's folder.
+    """Write the page of a run, of an estimator's, or of the one in a folder, and say where it is.
 
-    reload: seconds after which the page loads itself again, for one that is written anew while the search runs. The
-    file is replaced as a whole; OSError where it cannot be written, RunError where there is no run.
+    file: None: report.html in the run's folder. reload: seconds after which the page loads itself again, for one that
+    is written anew while the search runs. The file is replaced as a whole; OSError where it cannot be written, RunError
+    where there is no run.
     """
     run = run_of(run)
     return _written(page(run, reload), run.path / "report.html" if file is None else Path(file))
@@ -97,7 +98,7 @@ class Shown:
 
 
 def show(run: RunLike, height: int = 800) -> Shown:
-    """The page of a run, or of the one in a folder, as the last line of a notebook's cell."""
+    """The page of a run, of an estimator's, or of the one in a folder, as the last line of a notebook's cell."""
     return Shown(page(run_of(run)), height)
 
 

@@ -7,6 +7,7 @@ thread here that waits for it alone, and nobody else waits for that worker. (`cl
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import shutil
@@ -32,6 +33,8 @@ from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
+
+log = logging.getLogger("morphnas")
 
 AGAIN = 10.0
 """Seconds between two tries to start a worker, where others are there."""
@@ -176,6 +179,8 @@ class Supervised:
             except Lost as lost:
                 self._drop(worker)
                 worker, missing = None, str(lost)
+                if here not in self._missing:
+                    log.warning("a worker cannot be started: %s", lost)
                 self._missing.add(here)
                 if len(self._missing) < self.workers:
                     self._closed.wait(AGAIN)

@@ -250,7 +250,6 @@ def _attempt(
         return Outcome("failed", error=traceback.format_exc()[-4000:]), None
 
 
-@in_full()
 def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Module, float | None]:
     """The network to train, on the task's device, and how far morphs changed its outputs (None: there were none).
 
@@ -283,7 +282,8 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
         return module, None
     new = [node.name for node in graph.nodes if node.name not in start.graph and f"{node.name}.running_mean" in weights]
     probes, begun = task.judge.x[:_PROBES], deadline.left
-    before = predict(start.to_module().to(task.device), probes, task, job.chunk, deadline)
+    with in_full(task.device):
+        before = predict(start.to_module().to(task.device), probes, task, job.chunk, deadline)
     if new:
         pace = 2 * (begun - deadline.left) / max(1, len(before))  # in training mode, and of the child
         most = int(min(_CALIBRATION, job.chunk, deadline.left / pace if pace else math.inf))
@@ -298,7 +298,8 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
                 if most <= SMALLEST or not is_out_of_memory(error):
                     raise
             most = max(SMALLEST, most // 2)
-    after = predict(module, probes, task, job.chunk, deadline)
+    with in_full(task.device):
+        after = predict(module, probes, task, job.chunk, deadline)
     if len(before) < len(probes) or len(after) < len(probes):
         raise OutOfTime("the deadline came before the network was proved to be what its morphs promise")
     return module, ((after - before).abs().max() / before.abs().max().clamp(min=1e-12)).item()

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from morphnas.graph import Graph
 from morphnas.search.candidates import what_is_left
 from morphnas.search.trial import Left, Proposal, Searcher, Trial, check_numbers
-
-MOST = 100_000
-"""Epochs that a `Recipe` may have."""
+from morphnas.train.recipe import MAX_EPOCHS
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Promote:
                 continue
             for place, (_, _, trial) in enumerate(peers[:room]):
                 epochs = trial.epochs * self.factor
-                over = trial.id in promoted or (trial.graph.key, epochs) in taken or epochs > MOST
+                over = trial.id in promoted or (trial.graph.key, epochs) in taken or epochs > MAX_EPOCHS
                 if not over and trial.kept and left.predict(trial.graph, epochs) <= self.share * left.seconds:
                     recipe = replace(trial.proposal.recipe, epochs=epochs)
                     why = {"reason": "promotion", "rung": level + 1, "place": place + 1, "of": len(peers)}

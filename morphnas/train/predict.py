@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ HANDED_OVER = 1.05
 """What a module that is handed over takes of that time, since its preprocessing is inside (`benchmarks/latency.py`)."""
 FIRST_CHUNK = 32
 """Examples that are scored first when there is a deadline; each time twice as many follow."""
+
+_PRECISE = threading.Lock()
 
 
 class Diverged(ArithmeticError):
@@ -67,17 +70,28 @@ def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
 
 
 @contextmanager
-def in_full() -> Iterator[None]:
-    """Inside, convolutions on a GPU compute in float32 as it is; torch's default is TF32, 10 bits instead of 23."""
-    flags, name, full = torch.backends.cudnn, "allow_tf32", cast("object", False)
-    if hasattr(flags, "conv"):  # since torch 2.9, where the other one may not be read any more once this is set
-        flags, name, full = flags.conv, "fp32_precision", "ieee"
-    before = getattr(flags, name)
-    setattr(flags, name, full)
-    try:
+def in_full(device: torch.device) -> Iterator[None]:
+    """Inside, convolutions on a GPU compute in float32 as it is; torch's default is TF32, 10 bits instead of 23.
+
+    One thread is inside at a time, since that is a setting of the whole process.
+    """
+    if device.type != "cuda":
         yield
-    finally:
-        setattr(flags, name, before)
+        return
+    flags: Any = torch.backends.cudnn
+    with _PRECISE:
+        if hasattr(flags, "conv"):  # since torch 2.9, where the other one may not be read any more once this is set
+            before = flags.conv.fp32_precision
+            before, flags.conv.fp32_precision = "none" if before == flags.fp32_precision else before, "ieee"
+        else:
+            before, flags.allow_tf32 = flags.allow_tf32, False
+        try:
+            yield
+        finally:
+            if hasattr(flags, "conv"):
+                flags.conv.fp32_precision = before  # "none" is what stands above it
+            else:
+                flags.allow_tf32 = before
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ Optimizer = Literal["sgd", "adamw", "muon"]
 Measure = Literal["accuracy", "R2"]
 """What people read: the share of right answers, or the coefficient of determination."""
 
+MAX_EPOCHS = 100_000
+"""That a training may have."""
 SHIFT = 0.03
 """How far images are moved, as a share of their size, where that helps: a pixel of 32."""
 
@@ -92,7 +94,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("epochs", 1, 100_000), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6),
+            ("epochs", 1, MAX_EPOCHS), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6),
             ("momentum", 0, 0.9999),
             ("weight_decay", 0, 1e6), ("label_smoothing", 0, 0.999), ("bias_rate", 1e-3, 1e3),
             ("average", 0, 1e6), ("warmup", 0, 1), ("patience", 1, 100_000),

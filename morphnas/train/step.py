@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -42,7 +43,7 @@ class CudaGraphs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.pool, self.stream = torch.cuda.graph_pool_handle(), _stream(device)
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), _stream(device, threading.get_ident())
 
     def __call__(self, run: Run, draw: Draw) -> Run:
         """The step, for batches as long as the one given. Recording it changes nothing.
@@ -75,8 +76,8 @@ class CudaGraphs:
 
 
 @functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The one of all trainings: cuBLAS keeps memory for every stream that it was used on."""
+def _stream(device: torch.device, thread: int) -> torch.cuda.Stream:  # noqa: ARG001  # each has its own
+    """The one of all trainings in a thread: cuBLAS keeps memory for every stream that it was used on."""
     return torch.cuda.Stream(device)
 
 

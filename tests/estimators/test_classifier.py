@@ -316,6 +316,11 @@ def test_final_fit_adds_trials_and_changes_none(fitted: ImageClassifier, data: D
     assert new[0].parent is None, "retrain begins with fresh weights"
     assert max(t.epochs for t in new) == 3
     assert ImageClassifier.load(copy).final_trial_ == classifier.final_trial_ == new[-1].id
+    classifier.set_params(searcher_args={"trainer_args": {"lr": 0.007}})
+    classifier.final_fit(*data, trainer_args={"epochs": 1, "batch_size": 32}, time_limit=10)
+    recipes = [t.proposal.recipe for t in load_run(copy).trials if t.id > new[-1].id]
+    assert {recipe.batch_size for recipe in recipes} == {32}
+    assert max(recipe.lr for recipe in recipes) == 0.007, "a rate that is given holds for the whole run"
     with pytest.raises(ValueError, match="fit did not see: 7"):
         classifier.final_fit(data[0], np.full(len(data[1]), 7))
     with pytest.raises(ValueError, match="both x_test and y_test"):

@@ -424,7 +424,7 @@ def test_a_csv_of_files(tmp_path: Path, parallel: bool) -> None:
     ("text", "words"),
     [
         ("file,label\nnowhere.png,cat\n", r"nowhere\.png' cannot be read"),
-        ("file\na.png\n", "a file name and a label are needed, 'a.png' has none"),
+        ("file\na.png\n", r"row 2: a file name and a label are needed, there is only \['a.png'\]"),
         ("file,label\n", "lists no images: its first row is taken for the head"),
         ("", "lists no images"),
     ],

@@ -220,7 +220,9 @@ def test_jobs_fail_where_no_worker_can_be_started(workers: int) -> None:
     assert errors == ["the worker has no memory"] * 3
 
 
-def test_a_worker_that_cannot_be_started_leaves_the_jobs_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_started_leaves_the_jobs_to_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(module, "AGAIN", 0.01)
     broken, whole = Troupe(["broken"] * 3 + ["answer"] * 100), Troupe(["answer"] * 100)
     executor = Supervised([broken, whole], ahead=False)
@@ -231,6 +233,9 @@ def test_a_worker_that_cannot_be_started_leaves_the_jobs_to_others(monkeypatch: 
     executor.shutdown()
     assert found == [GOOD] * len(found)
     assert len(broken.made) == 4, "it was started again and again"
+    assert [record.getMessage() for record in caplog.records] == [
+        "a worker cannot be started: the worker has no memory"
+    ]
 
 
 def test_who_waits_to_fail_leaves_a_job_to_one_that_has_started_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,18 +87,24 @@ def test_a_child_begins_as_its_parent(name: str) -> None:
         torch.testing.assert_close(predict(child, TASK.judge.x, TASK), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_morphs_are_proved_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+def test_morphs_are_proved_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, seen = [False], []
+
+    @contextmanager
+    def noted(device: torch.device) -> Iterator[None]:
+        assert device == TASK.device
+        inside[0] = True
+        yield
+        inside[0] = False
 
     def asked(*args: Any) -> Tensor:
-        seen.append(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+        seen.append(inside[0])
         return predict(*args)
 
+    monkeypatch.setattr(module, "in_full", noted)
     monkeypatch.setattr(module, "predict", asked)
-    before = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     inherited(Job(parent("cnn"), (Wider("conv_1", 7),), SHORT, 600, 1), TASK)
-    assert seen == ["ieee", "ieee"]
-    assert torch.backends.cudnn.conv.fp32_precision == before  # type: ignore[attr-defined]
+    assert seen == [True, True]
 
 
 def test_several_morphs_are_carried_out_in_order() -> None:

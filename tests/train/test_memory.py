@@ -6,6 +6,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -106,30 +107,38 @@ def test_scoring_goes_on_with_fewer_examples_when_memory_is_out() -> None:
 # -- the deadline
 
 
-@pytest.mark.parametrize("old", [False, True])
+GPU = torch.device("cuda")
+
+
 @pytest.mark.parametrize("fails", [False, True])
-def test_inside_convolutions_compute_in_float32(monkeypatch: pytest.MonkeyPatch, old: bool, fails: bool) -> None:
-    flags = SimpleNamespace(allow_tf32=True)
-    if not old:  # since torch 2.9
-        flags = SimpleNamespace(conv=SimpleNamespace(fp32_precision="tf32"))
+@pytest.mark.parametrize(
+    ("flags", "name", "full"),
+    [
+        (SimpleNamespace(allow_tf32=True), "allow_tf32", False),  # before torch 2.9
+        (SimpleNamespace(fp32_precision="none", conv=SimpleNamespace(fp32_precision="tf32")), "fp32_precision", "ieee"),
+    ],
+)
+def test_inside_convolutions_compute_in_float32(
+    monkeypatch: pytest.MonkeyPatch, flags: Any, name: str, full: object, fails: bool
+) -> None:
     monkeypatch.setattr(torch.backends, "cudnn", flags)
-    seen = []
+    at = getattr(flags, "conv", flags)
+    before = getattr(at, name)
+    with in_full(torch.device("cpu")):
+        assert getattr(at, name) == before
+    with pytest.raises(LookupError) if fails else nullcontext(), in_full(GPU):
+        assert getattr(at, name) == full
+        if fails:
+            raise LookupError
+    assert getattr(at, name) == before
 
-    def precision() -> object:
-        return flags.allow_tf32 if old else flags.conv.fp32_precision
 
-    class Asked(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            seen.append(precision())
-            if fails:
-                raise LookupError
-            return super().forward(x)
-
-    before, task = precision(), blobs()
-    with pytest.raises(LookupError) if fails else nullcontext(), in_full():
-        predict(Asked(4, 2), task.judge.x, task)
-    assert set(seen) == {False if old else "ieee"}
-    assert precision() == before
+def test_what_users_say_of_all_precisions_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = SimpleNamespace(fp32_precision="tf32", conv=SimpleNamespace(fp32_precision="tf32"))
+    monkeypatch.setattr(torch.backends, "cudnn", flags)
+    with in_full(GPU):
+        pass
+    assert flags.conv.fp32_precision == "none", "which is what stands above it, also if that is changed later"
 
 
 def test_when_time_is_short_what_a_step_takes_is_found_out_first() -> None:
