@@ -458,8 +458,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The estimator of the run in a folder, ready to predict; RunError when there is none of this kind.
 
-        It has the settings of the fit that `final_fit` heeds: augment, image_shape, image_size, axes, limits,
-        max_memory, keep and ensemble.
+        It has the settings of the fit that matter later on: limits, keep and ensemble to `final_fit`, augment,
+        image_shape, image_size, axes and max_memory to another fit.
         """
         folder = Path(path)
         network, model = stored(folder)

@@ -156,7 +156,7 @@ def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[N
 
     Whenever those in memory come to take more than there is room for, they go into a file.
     """
-    filed, loose, most, tensors = 0, 0, max(_LOOSE, room.most()), False
+    filed, loose, most = 0, 0, max(_LOOSE, room.most())
     images: list[NDArray[Any]] = []
     labels: list[Any] = []
     batched = isinstance(data, DataLoader) and data.batch_sampler is not None
@@ -168,7 +168,6 @@ def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[N
         pair = item if isinstance(item, (tuple, list)) else (item,)
         if not 1 <= len(pair) <= 2:
             raise ValueError(f"{name} must yield (image, label), but a {type(item).__name__} of {len(pair)} came")
-        tensors = isinstance(pair[0], torch.Tensor)
         some = [image(one, axes) for one in (pair[0] if batched else [pair[0]])]
         images.extend(some)
         loose += sum(one.nbytes for one in some)
@@ -179,7 +178,7 @@ def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[N
             labels.extend(_listed(pair[1], collated) if batched else [_listed(pair[1])])
     if labels and len(labels) != len(images):
         raise ValueError(f"{name} yields {len(images)} images, but {len(labels)} labels")
-    if images and tensors:
+    if images:
         _warn_of_last(images[0].shape, axes)
     return images, labels or None
 

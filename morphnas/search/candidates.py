@@ -94,7 +94,7 @@ def paced(limits: Limits, trials: Sequence[Trial]) -> Limits:
     relative = sizes / np.array([[seconds] for _, seconds in timed.values()])
     pace = np.array(limits.pace)
     if len(timed) >= ENOUGH_TIMED:
-        from scipy.optimize import nnls  # which takes a second to load, and workers do without
+        from scipy.optimize import nnls  # slow to load, and workers do without
 
         scale = relative.max(0)
         pace = nnls(relative / scale, np.ones(len(timed)))[0] / scale

@@ -229,7 +229,7 @@ def best_temperature(logits: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
     examples without a mistake do not say that there will be none (Platt 1999, "Probabilistic outputs for support vector
     machines", section 2.2).
     """
-    from scipy.optimize import minimize_scalar  # which takes a second to load, and trainings do not need it
+    from scipy.optimize import minimize_scalar  # slow to load, and trainings do not need it
 
     values = logits.double()
 
