@@ -108,6 +108,7 @@ def fit(args: argparse.Namespace) -> Answer:
         refit=not args.no_refit,
         axes=args.axes,
         ensemble=args.ensemble,
+        metric=args.metric,
         limits=limits or None,
         initial_networks=[morphnas.load(run).network_ for run in args.begin_with] or None,
     )
@@ -116,7 +117,7 @@ def fit(args: argparse.Namespace) -> Answer:
     estimator.fit(x, y, time_limit=args.time_limit, sample_weight=weight, teacher=teacher)
     run = estimator.load_searcher()
     best = run.trial(estimator.best_trial_)
-    measure, metric = ("R2", "mean_squared_error") if args.regression else ("accuracy", "accuracy")
+    measure, metric = args.metric or ("R2" if args.regression else "accuracy"), _measure(estimator)
     found: dict[str, Any] = {"path": estimator.path_, "networks": len(run.trials), "best": best.id}
     found |= {"final": estimator.final_trial_, "score": best.score}
     found |= {f"validation_{measure}": None, f"test_{metric}": None}
@@ -155,8 +156,13 @@ def evaluate(args: argparse.Namespace) -> Answer:
     if y is None:
         raise Wrong(f"{args.data} holds no labels")
     value = estimator.evaluate(x, y)
-    measure = "accuracy" if isinstance(estimator, morphnas.ImageClassifier) else "mean_squared_error"
-    return Answer(f"{estimator.words(value)} on {len(y):,} examples", {measure: value, "examples": len(y)})
+    return Answer(f"{estimator.words(value)} on {len(y):,} examples", {_measure(estimator): value, "examples": len(y)})
+
+
+def _measure(estimator: morphnas.ImageClassifier | morphnas.ImageRegressor) -> str:
+    """What its `evaluate` gives."""
+    usual = "accuracy" if isinstance(estimator, morphnas.ImageClassifier) else "mean_squared_error"
+    return str(estimator.metric or usual)
 
 
 def predict(args: argparse.Namespace) -> Answer:

@@ -298,11 +298,47 @@ class ImageDataTransformer(DataTransformerMlp):
         return np.moveaxis(data, -1, 1)
 
 
+@dataclass(frozen=True)
+class _Loss:
+    """An old loss as `ImageClassifier` and `ImageRegressor` take it."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    one_hot: bool
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        rows = F.one_hot(y, outputs.shape[1]).to(outputs) if self.one_hot else y
+        return self.loss(outputs.reshape(len(y), -1), rows.reshape(len(y), -1))
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """An old metric as `ImageClassifier` and `ImageRegressor` take it: more is better. Outputs are as `predict` of a
+    module gives them."""
+
+    metric: Any
+    one_hot: bool
+
+    @property
+    def __name__(self) -> str:
+        return str(getattr(self.metric, "__name__", type(self.metric).__name__))
+
+    def __call__(self, estimator: Any, x: Any, y: NDArray[Any], sample_weight: Any = None) -> float:
+        if sample_weight is not None:
+            raise ValueError("it takes no weights")
+        rows = np.equal.outer(y, estimator.classes_).astype(np.float32) if self.one_hot else y.reshape(len(y), -1)
+        with np.errstate(divide="ignore"):
+            said = np.log(estimator.predict_proba(x)) if self.one_hot else estimator.predict(x).reshape(len(y), -1)
+        value = float(self.metric.compute(said, rows))
+        return value if self.metric.higher_better() else -value
+
+
 class CnnModule(_Searched):
     """Searches networks for DataLoaders of images, channels first, and targets (n, k).
 
-    loss and metric: `classification_loss` and `Accuracy`, of one-hot targets, or `regression_loss` and `MSE`;
-    ValueError for others. searcher_args, path, verbose, search_type: see `morphnas.ImageClassifier`.
+    loss: `classification_loss`, of one-hot targets, `regression_loss`, or a function like these of (outputs, targets).
+    metric: `Accuracy`, `MSE`, or a class like these, with `higher_better` and `compute`. One of the two must be of
+    morphnas.legacy, which says whether targets are one-hot; ValueError for others. searcher_args, path, verbose,
+    search_type: see `morphnas.ImageClassifier`.
     """
 
     _rows: ClassVar[bool] = False
@@ -316,13 +352,24 @@ class CnnModule(_Searched):
         verbose: bool = False,
         search_type: Any = None,
     ) -> None:
-        if (loss, metric) not in [(classification_loss, Accuracy), (regression_loss, MSE)]:
+        labels, amounts = (
+            loss is usual_loss or metric is usual
+            for usual_loss, usual in ((classification_loss, Accuracy), (regression_loss, MSE))
+        )
+        if labels == amounts:
             raise ValueError(
                 "loss and metric must be classification_loss and Accuracy, or regression_loss and MSE, of "
-                f"morphnas.legacy, not {loss!r:.100} and {metric!r:.100}"
+                f"morphnas.legacy, or one of them with one of your own, not {loss!r:.100} and {metric!r:.100}"
             )
-        kind = ImageClassifier if metric is Accuracy else ImageRegressor
-        super().__init__(kind(path, verbose, searcher_args=searcher_args, search_type=search_type))
+        if not callable(loss):
+            raise ValueError(f"loss must be a function of (outputs, targets), not {loss!r:.100}")
+        if not all(callable(getattr(metric, name, None)) for name in ("higher_better", "compute")):
+            raise ValueError(f"metric must have higher_better() and compute(outputs, targets), not {metric!r:.100}")
+        kind = ImageClassifier if labels else ImageRegressor
+        found = kind(path, verbose, searcher_args=searcher_args, search_type=search_type)
+        found.loss = None if loss in (classification_loss, regression_loss) else _Loss(loss, labels)
+        found.metric = None if metric in (Accuracy, MSE) else _Metric(metric, labels)
+        super().__init__(found)
 
     def fit(
         self,

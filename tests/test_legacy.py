@@ -233,5 +233,42 @@ def test_modules_refuse_what_does_not_go_together(outputs: int, shape: Any, load
 def test_losses_and_metrics_that_do_not_go_together_are_refused(loss: str, metric: str) -> None:
     with pytest.raises(ValueError, match="loss and metric must be classification_loss and Accuracy, or"):
         autokeras.MlpModule(getattr(autokeras, loss), getattr(autokeras, metric))
-    with pytest.raises(ValueError, match="loss and metric must be"):
+    with pytest.raises(ValueError, match="loss must be a function"):
         autokeras.CnnModule([], autokeras.MSE)
+    with pytest.raises(ValueError, match="metric must have higher_better"):
+        autokeras.CnnModule(autokeras.regression_loss, print)
+    with pytest.raises(ValueError, match=r"loss and metric must be .* or one of them with one of your own"):
+        autokeras.CnnModule(print, Hinge)
+
+
+class Hinge:
+    """An old metric: how far outputs are from saying what is true."""
+
+    @staticmethod
+    def higher_better() -> bool:
+        return False
+
+    @staticmethod
+    def compute(prediction: Any, target: Any) -> float:
+        assert prediction.shape == target.shape
+        return float(np.abs(np.exp(prediction) - target).mean())
+
+
+def test_a_module_takes_a_loss_and_a_metric_of_ones_own(tmp_path: Path) -> None:
+    x, y = stripes(120)
+    targets = autokeras.OneHotEncoder()
+    targets.fit(y)
+    both = autokeras.DataTransformerMlp(x).transform_train(x, targets.transform(y), batch_size=60)
+    loader, other = [[batch] for batch in both]
+
+    def brier(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (outputs.softmax(1) - target).square().mean()
+
+    for loss, metric in ((brier, autokeras.Accuracy), (autokeras.classification_loss, Hinge)):
+        path = tmp_path / metric.__name__
+        module = autokeras.MlpModule(loss, metric, {"trainer_args": {"max_iter_num": 3}}, path)
+        module.fit(3, x.shape, loader, other, time_limit=6)
+        best = module.searcher.history[0]
+        assert (best["loss"] is None) == (metric is Hinge)
+        assert metric is not Hinge or -1 < best["metric_value"] < 0
+        assert autokeras.Accuracy.compute(module.predict(loader), targets.transform(y[:60])) > 0.5

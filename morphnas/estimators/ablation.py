@@ -13,10 +13,11 @@ import torch
 from numpy.typing import ArrayLike
 
 from morphnas.estimators.inputs import Problem
+from morphnas.estimators.objective import Loss, Metric, aimed, check_loss, check_metric
 from morphnas.estimators.parts import Groups
 from morphnas.estimators.place import torch_device
 from morphnas.estimators.room import Room
-from morphnas.estimators.settings import time_limit_seconds
+from morphnas.estimators.settings import restored, time_limit_seconds
 from morphnas.estimators.targets import SampleWeight, Values, classes_of
 from morphnas.estimators.teaching import Teacher
 from morphnas.graph import Graph, GraphError, Morph, Network, Node
@@ -26,7 +27,7 @@ from morphnas.run.search import Job, micro_batch, settle, trial_seed, work
 from morphnas.run.store import Run, RunLike, run_of
 from morphnas.search.trial import lineage
 from morphnas.train.deadline import Deadline
-from morphnas.train.recipe import Measure, Outcome, Recipe
+from morphnas.train.recipe import Outcome, Recipe
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Ablation:
     trial: int
     ancestor: int
     epochs: int
-    measure: Measure
+    measure: str
     morphs: tuple[Undone, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -92,21 +93,26 @@ def ablate(
     groups: Groups = None,
     teacher: Teacher = None,
     device: str | torch.device | None = None,
+    metric: Metric = None,
+    loss: Loss = None,
 ) -> Ablation:
     """Undo one morph of a network's lineage at a time, and train what is left as the whole: what each is worth.
 
     Every network begins with the weights of the lineage's first one (or, where these were not kept, with fresh ones),
     gets all morphs that are left at once, and is trained for as many epochs as the lineage was, with the network's own
-    recipe. x, y, validation_data, sample_weight, groups, teacher: those of the fit. trial: the network's id; None: the
+    recipe. x, y, validation_data, sample_weight, groups, teacher: those of the fit, as are metric and loss where these
+    are functions, which a run does not hold. trial: the network's id; None: the
     search's winner. time_limit: seconds, within which as many of `repeats` rounds are done as fit. The run is not
     changed. RunError for other data, ValueError for what cannot be used.
     """
     deadline = Deadline.after(time_limit_seconds(time_limit, None))
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a positive integer, not {repeats!r}")
+    metric, loss = metric or getattr(run, "metric", None), loss or getattr(run, "loss", None)
     run = run_of(run)
     network = run.trial(run.get_best_model_id() if trial is None else trial)
     problem = _problem(run, x, y, validation_data, sample_weight, groups, teacher, torch_device(device))
+    problem = aimed(problem, *_objective(run, metric, loss))
     line = lineage(run.trials, network)
     brought = [(one.id, morph) for one in line for morph in one.proposal.morphs]
     morphs = [morph for _, morph in brought]
@@ -155,6 +161,19 @@ def _problem(
             "teacher of the fit"
         )
     return problem
+
+
+def _objective(run: Run, metric: Metric, loss: Loss) -> tuple[Metric, Loss]:
+    """What the run was after; ValueError where that is not known."""
+    settings = run.about.get("settings")
+    found: dict[str, Any] = {"metric": metric or restored(settings).get("metric"), "loss": loss}
+    check_metric(found["metric"])
+    check_loss(found["loss"])
+    for name, value in found.items():
+        had = settings.get(name) if isinstance(settings, dict) else None
+        if had is not None and value is None:
+            raise ValueError(f"the fit had {name}={had:.100}, which is not kept in a run: give {name}=")
+    return found["metric"], found["loss"]
 
 
 def _replayed(graph: Graph, morphs: Sequence[Morph], skip: int | None) -> tuple[list[Morph], tuple[str, ...]]:

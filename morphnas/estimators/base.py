@@ -22,6 +22,7 @@ from torch import Tensor, fx
 from morphnas.estimators import doctor
 from morphnas.estimators.fitting import Fitting, Sizes, mirrors, readings, saving, settled
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
+from morphnas.estimators.objective import Loss, Metric, Scorer, aimed, check_metric
 from morphnas.estimators.parts import Groups, groups_of
 from morphnas.estimators.place import torch_device
 from morphnas.estimators.settings import (
@@ -44,6 +45,7 @@ from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
 from morphnas.report.summary import Results, results_summary
 from morphnas.report.tables import trials_table
+from morphnas.report.words import measured_words
 from morphnas.run.ensemble import assembled, elect, stand_in
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.files import RunError
@@ -95,6 +97,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         executor: str | None = None,
         devices: int | Sequence[str | torch.device] | None = None,
         per_trial: float | None = None,
+        metric: Metric = None,
+        loss: Loss = None,
     ) -> None:
         self.path = path
         self.verbose = verbose
@@ -120,6 +124,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self.executor = executor
         self.devices = devices
         self.per_trial = per_trial
+        self.metric = metric
+        self.loss = loss
         warm_up()
 
     # -- fitting
@@ -344,6 +350,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         known = (None, self._target, self._preprocessing, seed, place.device, space)
         taught = taught_by(teacher, source, self._target)
         problem = Problem.of(source, codes, weights, groups_of(groups, len(source)), taught, *known)
+        problem = aimed(problem, self.metric, self.loss)
         with (
             _threads(),
             stopping() as stop,
@@ -385,7 +392,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             if deadline.stopped and not calls.stopped:
                 self._interrupted()
             if test is not None:
-                self.test_metric_ = self._measured(self._outputs([test.x]), test.y)
+                self.test_metric_ = self._judged(self._outputs([test.x]), test.y)
                 shown.tell(f"{self.words(self.test_metric_)} on the {len(test):,} test examples")
         return self
 
@@ -396,7 +403,20 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         source, y_test = self._asked(x_test, y_test)
         codes = self._target.encode(y_test, len(source))
         weights = weights_of(sample_weight, len(source), codes, self._target)
-        return self._measured(self._predicted(source), torch.from_numpy(codes), weights)
+        return self._judged(self._predicted(source), torch.from_numpy(codes), weights)
+
+    def _judged(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
+        """What `evaluate` says of outputs, on the CPU, of examples with this y, as networks learn it."""
+        if self.metric is None:
+            return self._measured(outputs, y, weights)
+        check_metric(self.metric)
+        return Scorer(self.metric, self._target)(outputs, y, None if weights is None else torch.from_numpy(weights))
+
+    def words(self, measured: float) -> str:
+        """A value of `evaluate` for people."""
+        if self.metric is None:
+            return self._words(measured)
+        return measured_words(Scorer(self.metric, self._target).name, measured)
 
     def _asked(self, x: Any, y: Any = None) -> tuple[Source, Any]:
         """Examples of whatever `fit` takes, and their y (None: unknown); NotFittedError where there was no fit."""
@@ -404,11 +424,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return opened(x, y, "x_test", room(self), self._axes)
 
     def _measured(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
-        """What `evaluate` says of outputs, on the CPU, of examples with this y, as networks learn it."""
+        """The usual metric."""
         raise NotImplementedError
 
-    def words(self, measured: float) -> str:
-        """A value of `evaluate` for people."""
+    def _words(self, measured: float) -> str:
         raise NotImplementedError
 
     def to_module(self, trial: int | None = None) -> fx.GraphModule:
@@ -544,7 +563,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     ) -> Problem:
         place = (self.image_shape, seed, settings.device, self.image_size, settings.room)
         own = (self._read, sample_weight, self.axes, groups, teacher)
-        return Problem.found(x, y, validation_data, *place, *own)
+        return aimed(Problem.found(x, y, validation_data, *place, *own), self.metric, self.loss)
 
     def _use(
         self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings

@@ -91,6 +91,17 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         "cuda:1"], one that is named twice having two. None: all. On Ray: workers, at most.
     per_trial : float, optional
         CPUs, or GPUs where `device` is one, that each network takes of a Ray cluster; 0.5 is half of a GPU. None: 1.
+    metric : str or callable, optional
+        What trainings are stopped, networks searched and final models chosen by, on held-out examples, and what
+        `evaluate` gives: the name of one of scikit-learn's scorers, as "f1_macro" or "roc_auc_ovr", or a scorer, as
+        `sklearn.metrics.make_scorer` makes them: a function (estimator, x, y, sample_weight=None) that is higher for
+        better ones. It is tried first: one that is higher for wrong answers than for right ones is refused. None: the
+        log loss, and accuracy for people.
+    loss : callable, optional
+        What trainings lower, and, without a `metric`, networks are chosen by: a function or a module (outputs, y) that
+        gives a tensor (n,) or their mean. Of labels outputs are logits (n, classes) in the order of `classes_` and y
+        indices (n,) int64; of tags logits and y (n, k). It is scaled so that its gradients are as large as those of the
+        log loss, and labels are not smoothed for it. None: cross-entropy.
 
     Attributes
     ----------
@@ -109,7 +120,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     members_ : dict of int to float
         The shares of the run's networks in it, by id; they sum to 1.
     test_metric_ : float
-        Its accuracy on the test part that `final_fit` was given.
+        What `evaluate` says of it on the test part that `final_fit` was given.
     mirrors_ : bool
         Whether it reads every image and its mirror image, and predicts by the mean of both logits: where it was trained
         on mirrored images. May be set, for twice the speed or to see what it gains.
@@ -131,14 +142,14 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         return self._said.probabilities(self._predicted(source))
 
     def evaluate(self, x_test: Any, y_test: Any = None, sample_weight: SampleWeight = None) -> float:
-        """Accuracy on examples of known labels; ValueError for a label that fit did not see.
+        """Accuracy on examples of known labels, or the `metric`; ValueError for a label that fit did not see.
 
         Of tags it is the share of examples all of whose tags are right. sample_weight: what each counts for, see `fit`.
         """
         return super().evaluate(x_test, y_test, sample_weight)
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:  # noqa: N803  # scikit-learn's
-        """The same, as scikit-learn asks for it: a label that fit did not see is predicted wrongly."""
+        """Accuracy, as scikit-learn asks for it: a label that fit did not see is predicted wrongly."""
         said = self.predict(X)
         if self.multilabel_:
             return float(accuracy_score(y, said, sample_weight=sample_weight))
@@ -163,7 +174,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     def _measured(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
         return float(np.average((self._target.goal.errors(outputs, y) == 0).numpy(), weights=weights))
 
-    def words(self, measured: float) -> str:
+    def _words(self, measured: float) -> str:
         return f"accuracy {measured:.2%}"
 
     def _decoded(self, module: fx.GraphModule, outputs: Any, heat: float) -> fx.Node:

@@ -20,7 +20,7 @@ from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, seconds_for_
 from morphnas.run.files import RunError
 from morphnas.run.final import finalise
 from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_latency, plan
-from morphnas.run.search import Executor, Observer, mirrored, search, settle
+from morphnas.run.search import Executor, Observer, asked_mirrored, search, settle
 from morphnas.run.store import Store
 from morphnas.search import winner
 from morphnas.search.promote import is_promotion
@@ -252,8 +252,8 @@ def settled(store: Store, best: Trial, trials: Sequence[Trial], problem: Problem
     if recipe.augment.flip is not None or not best.kept or outcome is None or outcome.metric is None:
         return recipe
     module = store.network(best.id).to_module().to(problem.task.device)
-    asked = replace(outcome, mirrored=mirrored(module, problem.task, chunk(outcome.micro_batch), deadline))
-    return settle(recipe, [replace(best, outcome=asked)], problem.chance)
+    told = asked_mirrored(outcome, module, problem.task, chunk(outcome.micro_batch), deadline)
+    return settle(recipe, [replace(best, outcome=told)], problem.chance)
 
 
 def mirrors(recipe: Recipe, task: Task) -> bool:

@@ -23,6 +23,10 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
     coefficient of determination, R2, as is what `score` gives; their score is minus the log loss of normal
     distributions around what they say, as wide as their errors. `evaluate` and `test_metric_` are mean squared errors,
     in the squared units of y.
+
+    metric: as for `ImageClassifier`, as "neg_mean_absolute_error"; `evaluate` gives it then. loss: a function or a
+    module of what is predicted and y, both (n,), or (n, k) where there are several, float64 and in the units of y; as
+    `torch.nn.L1Loss()`.
     """
 
     _kinds = (Values,)
@@ -35,7 +39,8 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
         return amounts[:, 0] if values.flat else amounts
 
     def evaluate(self, x_test: Any, y_test: Any = None, sample_weight: SampleWeight = None) -> float:
-        """The mean squared error of examples whose amounts are known, over all of them, in the squared units of y.
+        """The mean squared error of examples whose amounts are known, over all of them, in the squared units of y; or
+        the `metric`.
 
         sample_weight: (n,) numbers, what each example counts for.
         """
@@ -54,7 +59,7 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
         errors = (outputs - y).double().numpy() * self._values.std
         return float(np.average(np.square(errors).mean(1), weights=weights))
 
-    def words(self, measured: float) -> str:
+    def _words(self, measured: float) -> str:
         return f"mean squared error {measured:.4g}"
 
     def _decoded(self, module: fx.GraphModule, outputs: Any, heat: float) -> fx.Node:

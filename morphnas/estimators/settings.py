@@ -15,8 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from safetensors.torch import save
+from sklearn.metrics import get_scorer_names
 from sklearn.utils import check_random_state
 
+from morphnas.estimators.objective import Loss, Metric, check_loss, check_metric
 from morphnas.estimators.place import Place, is_positive
 from morphnas.estimators.room import Room
 from morphnas.graph import Graph, GraphError, Limits, Network, Shape
@@ -31,7 +33,7 @@ _LEGACY_RECIPE = {"max_iter_num": "epochs", "max_no_improvement_num": "patience"
 _LEGACY_SEARCH = ("t_min", "beta", "kernel_lambda")
 DECISIVE = (
     "augment", "searcher_args", "search_type", "random_state", "image_shape", "image_size", "axes", "limits",
-    "max_memory", "initial_networks",
+    "max_memory", "initial_networks", "metric", "loss",
 )  # fmt: skip
 """Arguments that decide what a run tries; the others may change when it is gone on with."""
 LIMITS = tuple(f.name for f in fields(Limits) if f.name != "pace")
@@ -62,6 +64,8 @@ class HasSettings(Protocol):
     executor: str | None
     devices: int | Sequence[str | torch.device] | None
     per_trial: float | None
+    metric: Metric
+    loss: Loss
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,8 @@ def _check_flags(estimator: HasSettings) -> None:
         raise ValueError(f"max_trials must be None or a positive integer, not {most!r}")
     if args is not None and not (isinstance(args, Mapping) and isinstance(args.get("trainer_args") or {}, Mapping)):
         raise ValueError(f"searcher_args, and trainer_args in it, must be dicts, not {args!r}")
+    check_metric(estimator.metric)
+    check_loss(estimator.loss)
     if estimator.augment not in (None, True, False):
         raise ValueError(f"augment must be True, False or None, not {estimator.augment!r}")
     if estimator.resume not in (True, False, "auto"):
@@ -253,7 +259,7 @@ def decisive(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: plain(value) for name, value in found.items()}
 
 
-RESTORED = ("augment", "image_shape", "image_size", "axes", "limits", "max_memory", "keep", "ensemble")
+RESTORED = ("augment", "image_shape", "image_size", "axes", "limits", "max_memory", "keep", "ensemble", "metric")
 """Arguments that matter to whoever goes on with a model that is loaded."""
 
 
@@ -262,6 +268,8 @@ def restored(settings: Any) -> dict[str, Any]:
     found = {name: settings[name] for name in RESTORED if name in settings} if isinstance(settings, Mapping) else {}
     if isinstance(limits := found.get("limits"), Mapping):
         found["limits"] = {name: value for name, value in limits.items() if name in LIMITS and value is not None}
+    if found.get("metric") not in get_scorer_names():  # a function, of which there is only a description
+        found["metric"] = None
     return found
 
 
@@ -295,7 +303,10 @@ def plain(value: Any) -> Any:
         weights = save({name: tensor.contiguous() for name, tensor in value.weights.items()})
         return f"{value.graph.key} {hashlib.sha256(weights).hexdigest()[:16]}"
     if callable(value):
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+        if hasattr(value, "__qualname__"):
+            return f"{value.__module__}.{value.__qualname__}"
+        told = repr(value)  # of what is made of settings, as a module is, these
+        return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in told else told
     if isinstance(value, Limits):
         return plain(asdict(value))
     if isinstance(value, Mapping):

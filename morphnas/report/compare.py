@@ -50,7 +50,8 @@ class Entry:
 class Comparison:
     """What runs on the same data have in common, `str` of it for people.
 
-    measure: what the winners are compared by, "accuracy" or minus the log loss, "score"; of the validation part.
+    measure: what the winners are compared by, "accuracy", minus the log loss, "score", or the metric that the runs were
+    for; of the validation part.
     times: seconds, of the curves, up to the end of the shortest run. mean, sd: of the best so far over runs, at these
     times, where all have one. alike: whether the runs have the same settings but for the seed. by_chance: the
     probability that the winners' accuracies differ as much where one is as good as the other (chi-squared test of
@@ -144,8 +145,8 @@ class Comparison:
 def compare_runs(runs: Sequence[RunLike]) -> Comparison:
     """Two or more runs on the same data compared: runs, their folders, or fitted estimators.
 
-    RunError for a folder without a run; ValueError, which names the run, for fewer than two, for other data, and where
-    no network has a score yet.
+    RunError for a folder without a run; ValueError, which names the run, for fewer than two, for other data, where no
+    network has a score yet, and where they were not for the same metric.
     """
     if not isinstance(runs, Sequence) or isinstance(runs, (str, bytes)) or len(runs) < 2:
         raise ValueError(f"there must be two runs or more to compare, not {runs!r:.200}")
@@ -159,6 +160,11 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
             raise ValueError(f"no network of {str(run.path)!r} has a score yet")
         winners.append(best)
     shares = all(best.outcome is not None and best.outcome.interval is not None for best in winners)
+    aims = {(o.measure, o.by_metric) if o.by_metric else ("score", False) for b in winners if (o := b.outcome)}
+    if len(aims) > 1:
+        names = ", ".join(sorted(measure for measure, _ in aims))
+        raise ValueError(f"the runs cannot be compared: their networks were chosen by different metrics, {names}")
+    ((aim, _),) = aims
     values = [_value(best, shares) for best in winners]
     searched = [facts.searched(run.trials) for run in loaded]
     ends = [max(end for _, end in facts.timeline(trials).values()) for trials in searched]
@@ -190,7 +196,7 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
                 loaded, searched, winners, values, ends, curves, strict=True
             )
         ),
-        "accuracy" if shares else "score",
+        "accuracy" if shares else aim,
         tuple(times.tolist()),
         tuple(float(m) if whole else None for m, whole in zip(table.mean(0), everywhere, strict=True)),
         tuple(float(s) if whole else None for s, whole in zip(table.std(0, ddof=1), everywhere, strict=True)),

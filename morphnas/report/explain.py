@@ -8,10 +8,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from morphnas.report.facts import number
-from morphnas.report.words import count, epochs_words, gain_words, metric_words, trial_words
+from morphnas.report.words import (
+    count,
+    epochs_words,
+    gain_words,
+    measured_words,
+    metric_words,
+    number_words,
+    trial_words,
+)
 from morphnas.run.store import RunLike, run_of
 from morphnas.search.trial import Trial, lineage
-from morphnas.train.recipe import Measure, Outcome
+from morphnas.train.recipe import Outcome
 
 REASONS = {
     "start": "one of the networks that the search begins with",
@@ -31,11 +39,11 @@ REASONS = {
 class Step:
     """A network of a lineage, and what its morphs, and the training after them, made of its start.
 
-    score: minus the log loss; gain: of the score over its start's; None where either has none. measure: what the metric
-    is. noise: how far two
-    accuracies may differ by chance, at 95 %, if they were of different examples; as they are of the same ones, chance
-    makes less. clear: whether the accuracy has changed by more. expected, sd: of the score, when it was proposed; None
-    where the searcher expects nothing. nearest: (id, edit distance) of the known networks that were most like it.
+    score: minus the log loss, or the metric where that is `by_metric`; gain: of the score over its start's; None where
+    either has none. measure: what the metric is. noise: how far two accuracies may differ by chance, at 95 %, if they
+    were of different examples; as they are of the same ones, chance makes less. clear: whether the accuracy has changed
+    by more. expected, sd: of the score, when it was proposed; None where the searcher expects nothing. nearest: (id,
+    edit distance) of the known networks that were most like it.
     """
 
     id: int
@@ -46,40 +54,43 @@ class Step:
     score: float | None
     metric: float | None
     gain: float | None
-    measure: Measure
+    measure: str
     metric_gain: float | None
     noise: float | None
     clear: bool | None
     expected: float | None
     sd: float | None
     nearest: tuple[tuple[int, float], ...]
+    by_metric: bool = False
 
     def __str__(self) -> str:
         size = f"{count(self.parameters)} parameters, {epochs_words(self.epochs)}"
         lines = [f"network {self.id}: {self.what} ({size})", f"  why: {self.reason}"]
         if self.expected is not None and self.sd is not None:
-            came = "" if self.score is None else f", it came to {self.score:.4f}"
-            lines.append(f"  expected score {self.expected:.4f}, give or take {self.sd:.4f}{came}")
+            came = "" if self.score is None else f", it came to {number_words(self.score)}"
+            what = self.measure if self.by_metric else "score"
+            expected = f"{number_words(self.expected)}, give or take {number_words(self.sd)}"
+            lines.append(f"  expected {what} {expected}{came}")
         if self.nearest:
             near = ", ".join(f"{id} at {distance:.3g}" for id, distance in self.nearest)
             lines.append(f"  most like it, by edit distance: {near}")
         if self.score is None:
             lines.append("  no score")
         else:
-            words = f"{100 * (self.metric or 0.0):.2f} %" if self.measure == "accuracy" else f"{self.metric:.4f}"
-            metric = "" if self.metric is None else f", {self.measure} {words}"
-            lines.append(f"  score {self.score:.4f}{metric}" + self._gains())
+            told = [] if self.by_metric else [f"score {number_words(self.score)}"]
+            told += [] if self.metric is None else [measured_words(self.measure, self.metric)]
+            lines.append(f"  {', '.join(told)}{self._gains()}")
         return "\n".join(lines)
 
     def _gains(self) -> str:
-        if self.gain is None:
-            return ""
-        if self.metric_gain is None:
-            return f"; gain {self.gain:+.4f}"
-        if self.noise is None:
-            return f"; gain {self.gain:+.4f}, {gain_words(self.metric_gain, self.measure)}"
-        chance = "more than chance" if self.clear else f"within chance, which is up to {100 * self.noise:.2f}"
-        return f"; gain {self.gain:+.4f}, {gain_words(self.metric_gain, self.measure)}: {chance}"
+        told = [] if self.gain is None or self.by_metric else [f"gain {self.gain:+.4f}"]
+        if self.gain is not None and self.metric_gain is not None:
+            chance = (
+                "more than chance" if self.clear else f"within chance, which is up to {100 * (self.noise or 0.0):.2f}"
+            )
+            beside = "" if self.noise is None else f": {chance}"
+            told.append(("gain " if self.by_metric else "") + gain_words(self.metric_gain, self.measure) + beside)
+        return f"; {', '.join(told)}" if told else ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,6 +144,7 @@ def _step(trial: Trial, before: Trial | None) -> Step:
         number(why.get("mean")),
         number(why.get("sd")),
         _nearest(why.get("nearest")),
+        outcome is not None and outcome.by_metric,
     )
 
 

@@ -9,6 +9,8 @@ const byId = new Map(trials.map(trial => [trial.id, trial]));
 const children = new Map();
 for (const trial of trials) if (trial.parent !== null) children.set(trial.parent, [...(children.get(trial.parent) || []), trial.id]);
 let measure = data.metric ? "metric" : "score";
+// What the score is for people, and how they read it: less of a loss is better.
+const scored = data.by_metric ? data.measure : data.loss, read = score => data.by_metric ? score : -score;
 let chosen = null;
 const charts = [];  // {root, order, mark(id): draws the choice}
 
@@ -33,7 +35,7 @@ const plot = name => document.querySelector(`#${name} .plot`);
 
 const share = value => `${(100 * value).toFixed(2)} %`;
 const shown = (value, as = measure) => value === null ? "" :
-  as === "score" ? (-value).toPrecision(4) : data.share ? share(value) : value.toPrecision(4);
+  as === "score" ? read(value).toPrecision(4) : data.share ? share(value) : value.toPrecision(4);
 const valueOf = trial => measure === "metric" ? trial.metric : trial.score;
 const gainOf = trial => measure === "metric" ? trial.metric_gain : trial.gain;
 function gained(trial) {
@@ -52,7 +54,7 @@ function time(seconds) {
   return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, "0")}:${rest}`;
 }
 const brief = trial => `${trial.id}: ${trial.brief}${valueOf(trial) === null ? `, ${trial.status}` : `, ${shown(valueOf(trial))}`}`;
-const measured = () => measure === "score" ? "log loss" : data.measure;
+const measured = () => measure === "score" ? scored : data.measure;
 
 // -- scales
 
@@ -123,7 +125,7 @@ function frame(name, options) {
   return {place, root, box, x, y, under, marks, over};
 }
 const line = points => points.map(([x, y], i) => `${i ? "L" : "M"}${+x.toFixed(1)} ${+y.toFixed(1)}`).join("");
-const valueText = value => measure === "metric" && data.share ? `${+(100 * value).toPrecision(5)} %` : String(+(measure === "score" ? -value : value).toPrecision(4));
+const valueText = value => measure === "metric" && data.share ? `${+(100 * value).toPrecision(5)} %` : String(+(measure === "score" ? read(value) : value).toPrecision(4));
 
 function option(name, trial) {
   return {id: `${name}-${trial.id}`, role: "option", "data-id": trial.id, "aria-label": brief(trial), "aria-selected": trial.id === chosen};
@@ -326,7 +328,7 @@ function strides() {
   if (chart) points("strides", chart, list, trial => [chart.x(trial.id), chart.y(trial.stride)], trial => `${brief(trial)}, ${trial.stride.toFixed(1)} edits from the best`);
 }
 
-// What the surrogate believes is of the score: these two panels show log losses in either measure.
+// What the surrogate believes is of the score: these two panels show it in either measure.
 function belief() {
   const list = trials.filter(trial => trial.mean !== null);
   const ends = trial => [trial.mean - 1.96 * trial.sd, trial.mean + 1.96 * trial.sd];
@@ -334,14 +336,14 @@ function belief() {
     yText: value => String(+(-value).toPrecision(3)), xName: ""});
   if (!chart) return;
   const {x, y, under, box} = chart;
-  under.append(svg("text", {class: "faint", x: (box.left + box.right) / 2, y: box.bottom + 30, "text-anchor": "middle"}, "networks in the order they were tried; log loss, less is up"));
+  under.append(svg("text", {class: "faint", x: (box.left + box.right) / 2, y: box.bottom + 30, "text-anchor": "middle"}, `networks in the order they were tried; ${scored}, ${data.by_metric ? "more" : "less"} is up`));
   const at = new Map(list.map((trial, i) => [trial.id, i]));
   for (const trial of list) {
     const [low, high] = ends(trial), spot = x(at.get(trial.id));
     under.append(svg("path", {class: "bar", d: `M${spot} ${y(low)}V${y(high)}`}), svg("path", {class: "mean", d: `M${spot - 3} ${y(trial.mean)}h6`}));
   }
   points("belief", chart, list, trial => [x(at.get(trial.id)), y(trial.score)], trial =>
-    `${brief(trial)}; believed: log loss ${(-trial.mean).toPrecision(4)}, give or take ${trial.sd.toPrecision(2)}; came: ${shown(trial.score, "score")}`);
+    `${brief(trial)}; believed: ${scored} ${read(trial.mean).toPrecision(4)}, give or take ${trial.sd.toPrecision(2)}; came: ${shown(trial.score, "score")}`);
   for (const trial of list) document.getElementById(`belief-${trial.id}`)?.setAttribute("class", `mark ${trial.sureness <= 0.95 ? "inside" : "outside"}`);
 }
 function calibration() {
@@ -427,9 +429,9 @@ function details() {
   say("from", trial.parent === null ? "" : to(trial.parent));
   say("to", ...(children.get(trial.id) || []).slice(0, 40).map(id => to(id)));
   if (trial.metric !== null) say(data.measure, `${shown(trial.metric, "metric")}${trial.low === null ? "" : ` (95 %: ${(100 * trial.low).toFixed(1)} to ${(100 * trial.high).toFixed(1)})`}`);
-  if (trial.score !== null) say("log loss", shown(trial.score, "score"));
+  if (trial.score !== null && !data.by_metric) say(scored, shown(trial.score, "score"));
   say(`gain, ${measured()}`, gained(trial));
-  if (trial.mean !== null) say("believed", `log loss ${(-trial.mean).toPrecision(4)}, give or take ${trial.sd.toPrecision(2)}`);
+  if (trial.mean !== null) say("believed", `${scored} ${read(trial.mean).toPrecision(4)}, give or take ${trial.sd.toPrecision(2)}`);
   say("why", trial.why);
   say("size", `${trial.parameters.toLocaleString("en")} parameters, ${large(trial.flops)} FLOPs, depth ${trial.depth}${trial.latency === null ? "" : `, ${trial.latency.toPrecision(2)} ms for an example`}`);
   say("training", `${trial.status}; ${trial.epochs} of ${trial.planned} epochs in ${time(trial.end - trial.begin)}${trial.speed ? `, ${Math.round(trial.speed).toLocaleString("en")} examples/s` : ""}`);
@@ -450,9 +452,10 @@ function draw() {
   details();
 }
 const form = document.getElementById("measure");
-if (data.metric && trials.some(trial => trial.score !== null)) {
+if (data.metric && !data.by_metric && trials.some(trial => trial.score !== null)) {
   form.hidden = false;
   document.getElementById("metric-name").textContent = data.measure;
+  document.getElementById("loss-name").textContent = data.loss;
   form.elements.measure.value = measure;
   form.addEventListener("change", () => { measure = form.elements.measure.value; draw(); });
 }

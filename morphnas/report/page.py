@@ -138,7 +138,10 @@ def _good(run: Run, best: Trial | None) -> Answer:
         before = None if first.outcome is None else first.outcome.metric
         if first.id != best.id and before is not None and outcome.metric is not None:
             told.append(f"{_points(outcome.metric - before)} network {first.id}, which it was grown from")
-    told[-1] += f"; log loss {outcome.loss:.4f}." if len(told) == 1 else f". Log loss {outcome.loss:.4f}."
+    if outcome.loss is not None:
+        name = _loss(run)
+        told[-1] += f"{f'; {name}' if len(told) == 1 else f'. {name.capitalize()}'} {outcome.loss:.4f}"
+    told[-1] += "."
     final = next((t for t in run.trials if t.id == run.about.get("final") and t.id != best.id), None)
     if final is not None:
         words = FINAL_WORDS.get(str(final.proposal.why.get("final")), "trained further").removeprefix("final: ")
@@ -151,6 +154,12 @@ def _good(run: Run, best: Trial | None) -> Answer:
 def _points(difference: float) -> str:
     side = "better" if difference > 0 else "worse"
     return "as good as" if abs(difference) < 5e-5 else f"{abs(100 * difference):.1f} points {side} than"
+
+
+def _loss(run: Run) -> str:
+    """What minus the score is."""
+    decides = run.about.get("decides")
+    return "loss" if isinstance(decides, Mapping) and decides.get("loss") else "log loss"
 
 
 def _many(run: Run) -> Answer:
@@ -497,6 +506,8 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
         "share": bool(metrics) and all(outcome.interval is not None for outcome in metrics),
         "metric": bool(metrics),
         "measure": metrics[0].measure if len({outcome.measure for outcome in metrics}) == 1 else "metric",
+        "loss": _loss(run),
+        "by_metric": bool(metrics) and all(outcome.by_metric for outcome in metrics),
         "fronts": {c: {s: facts.pareto(trials, cost, of) for s, of in scores.items()} for c, cost in costs.items()},
         "ranking": None
         if ranking is None

@@ -36,17 +36,21 @@ def trials_table(trials: Sequence[Trial], best: int | None = None, widest: int =
     """One line per trial, in columns; "*" marks the trial with the id `best`.
 
     epochs: of its own, "3/8" when it was stopped early. metric: the accuracy, with its 95 % interval beside it, or
-    whatever else it is. score: minus the log loss. What a trial tried is cut to `widest` characters.
+    whatever else it is. score: minus the log loss; left out where the metric is the score. What a trial tried is cut to
+    `widest` characters.
     """
-    rows = [[_cut(cell(trial), widest) for _, _, cell in _COLUMNS] for trial in trials]
-    header = [title for title, _, _ in _COLUMNS]
-    measures = {trial.outcome.measure for trial in trials if trial.outcome and trial.outcome.metric is not None}
+    scored = [trial.outcome for trial in trials if trial.outcome and trial.outcome.metric is not None]
+    same = bool(scored) and all(outcome.by_metric for outcome in scored)
+    columns = [column for column in _COLUMNS if not (same and column[0] == "score")]
+    rows = [[_cut(cell(trial), widest) for _, _, cell in columns] for trial in trials]
+    header = [title for title, _, _ in columns]
+    measures = {outcome.measure for outcome in scored}
     if len(measures) == 1:
         header[header.index("metric")] = measures.pop()
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(mark: str, cells: Sequence[str]) -> str:
-        padded = (f"{cell:{side}{width}}" for cell, (_, side, _), width in zip(cells, _COLUMNS, widths, strict=True))
+        padded = (f"{cell:{side}{width}}" for cell, (_, side, _), width in zip(cells, columns, widths, strict=True))
         return f"{mark} {'  '.join(padded)}".rstrip()
 
     marks = ["*" if trial.id == best else " " for trial in trials]

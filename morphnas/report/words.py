@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from morphnas.graph import Morph
 from morphnas.search.trial import Trial
-from morphnas.train.recipe import Measure, Outcome
+from morphnas.train.recipe import Outcome
 
 FINAL_WORDS = {
     "inherited": "final: trained longer",
@@ -81,12 +81,29 @@ def metric_words(outcome: Outcome | None, named: bool = False) -> str:
     """
     if outcome is None or outcome.metric is None:
         return ""
-    if outcome.measure == "accuracy":
-        return f"{100 * outcome.metric:.2f} %"
-    return f"{outcome.measure} {outcome.metric:.4f}" if named else f"{outcome.metric:.4f}"
+    words = measured_words(outcome.measure, outcome.metric)
+    return words if named and outcome.measure != "accuracy" else words.removeprefix(f"{outcome.measure} ")
 
 
-def gain_words(gain: float, measure: Measure) -> str:
+def measured_words(measure: str, value: float) -> str:
+    """A metric by its name.
+
+    >>> measured_words("accuracy", 0.98765), measured_words("f1_macro", 0.98765), measured_words("r2", -1234567.8)
+    ('accuracy 98.77 %', 'f1_macro 0.9877', 'r2 -1.235e+06')
+    """
+    return f"{measure} {100 * value:.2f} %" if measure == "accuracy" else f"{measure} {number_words(value)}"
+
+
+def number_words(value: float) -> str:
+    """To four places, or to four digits where these say nothing of it.
+
+    >>> number_words(0.98765), number_words(-12.3), number_words(0.0000123), number_words(0.0)
+    ('0.9877', '-12.3000', '1.23e-05', '0.0000')
+    """
+    return f"{value:.4f}" if value == 0 or 1e-2 <= abs(value) < 1e4 else f"{value:.4g}"
+
+
+def gain_words(gain: float, measure: str) -> str:
     """A difference of metrics.
 
     >>> gain_words(0.0123, "accuracy"), gain_words(-0.0123, "R2")

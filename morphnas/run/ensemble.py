@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -15,6 +16,7 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
+from morphnas.train.goal import Unmeasured
 
 log = logging.getLogger("morphnas")
 
@@ -52,7 +54,7 @@ def elect(
 
     Ensemble selection (Caruana et al. 2004, "Ensemble selection from libraries of models", ICML): the final network has
     the first vote; each further one goes to the network, which may have votes already, with which the mean of the
-    outputs has the least loss, at the temperature that suits the mean so far, on examples that none was trained on;
+    outputs has the best score, at the temperature that suits the mean so far, on examples that none was trained on;
     until that gets no better. `stand_in` votes for a network that was trained on them. All of it where there is nobody
     to stand in but a network of the search, hardly trained, no held-out examples, or no time.
 
@@ -81,8 +83,12 @@ def elect(
     if judge.id not in votes:
         return _alone(final, "the final network could not be asked in time")
 
-    def lost(outputs: Tensor) -> float:
-        return task.goal.loss(outputs, y, weights).item()
+    def lost(outputs: Tensor) -> tuple[float, float]:
+        """Less is better: minus the score, of equals the loss."""
+        try:
+            return -task.goal.judged(outputs, y, weights)[0], task.goal.loss(outputs, y, weights).item()
+        except Unmeasured:
+            return math.inf, math.inf
 
     elected = Counter([judge.id])
     while (n := elected.total()) < ROUNDS and not deadline.passed:

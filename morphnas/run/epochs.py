@@ -27,8 +27,9 @@ class EpochReport:
     "fresh" or "everything"; None: it is one of the search. epoch: from 1, of so many `epochs` that are meant.
 
     loss: mean training loss of the epoch, with label smoothing where the recipe has it. validation_loss, metric: mean
-    log loss and accuracy, or whatever else the metric is, on the validation part after the epoch; None: nobody judges
-    this training. lr: learning rate of the last step. seconds: since the trial's training began.
+    log loss (or the loss of the user's own) and accuracy, or whatever else the metric is, on the validation part after
+    the epoch; None: nobody judges this training, or, of the loss, a metric of the user's own does. lr: learning rate of
+    the last step. seconds: since the trial's training began.
     """
 
     run: Path
@@ -60,7 +61,7 @@ class EpochReport:
             outcome.seconds,
             outcome.training_loss or 0.0,
             outcome.lr or 0.0,
-            None if scored is None else -scored.score,
+            None if scored is None or outcome.by_metric else -scored.score,
             None if scored is None else scored.metric,
         )
 

@@ -38,6 +38,7 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
+from morphnas.train.goal import Unmeasured
 from morphnas.train.predict import predict
 from morphnas.train.recipe import SHIFT, Outcome, Recipe
 from morphnas.train.trainer import SHORT
@@ -355,14 +356,17 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
     for longer, or on images that are changed less, is surer of itself, and by its log loss alone worse for it.
     """
 
-    def judged(trial: Trial) -> float:
+    nothing = -math.inf, -math.inf
+
+    def judged(trial: Trial) -> tuple[float, float]:
+        """Higher is better: the score, of equals minus the loss, or the one that was trained last."""
         if chooser is None or trial.score is None or len(results) == 1:
-            return -math.inf if trial.score is None else trial.score
+            return nothing if trial.score is None else (trial.score, trial.id)
         try:
             module = store.network(trial.id).to_module().to(task.device)
         except RunError as error:
             log.warning("trial %d cannot be asked: %s", trial.id, error)
-            return -math.inf
+            return nothing
 
         def said(examples: Examples) -> Tensor:
             outputs = predict(module, examples.x, task, at_once(trial), deadline)
@@ -372,10 +376,14 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
 
         outputs, heat = said(chooser), 1.0
         if not outputs.isfinite().all():
-            return -math.inf
+            return nothing
         if task.valid is not None:
             heat = task.goal.heat(said(task.valid), task.valid.y, task.valid.weights)
-        return task.goal.judged(outputs / heat, chooser.y, chooser.weights)[0]
+        asked = outputs / heat, chooser.y, chooser.weights
+        try:
+            return task.goal.judged(*asked)[0], -task.goal.loss(*asked).item()
+        except Unmeasured:
+            return nothing
 
     try:
         return max(results, key=judged)

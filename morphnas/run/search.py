@@ -44,7 +44,7 @@ CALMER = 4.0
 TRIES = 9
 """Trainings that must have failed before a search without any network is given up."""
 DROP = 0.03
-"""What mirrored images may cost a network that was trained without them, of its metric, where they are to help."""
+"""What mirrored images may cost a network that was trained without them, of its accuracy or R2, if they are to help."""
 POLL = 0.5
 """Seconds between looks at whether a stop is asked for, while workers are waited for."""
 TIMED = 0.1
@@ -229,7 +229,7 @@ def _attempt(
             how = (job.recipe, deadline, generator, each_epoch, job.scored, job.micro, SMALLEST)
             outcome = train(module, task, *how, keep=keeper, saved=point)
             if job.recipe.augment.flip is None and outcome.score is not None:
-                outcome = replace(outcome, mirrored=mirrored(module, task, job.chunk, deadline))
+                outcome = asked_mirrored(outcome, module, task, job.chunk, deadline)
             if job.scored and outcome.score is not None:
                 as_used = torch.contiguous_format
                 module.to(memory_format=as_used)  # type: ignore[call-overload]
@@ -318,14 +318,19 @@ def _double(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def mirrored(module: nn.Module, task: Task, chunk: int, deadline: Deadline) -> float | None:
-    """The metric on mirrored examples; None where there is no axis to mirror, no time, or an output is no number."""
+def asked_mirrored(outcome: Outcome, module: nn.Module, task: Task, chunk: int, deadline: Deadline) -> Outcome:
+    """The outcome with the usual metric on examples as they are and mirrored; without where there is no axis to mirror,
+    no time, or an output is no number."""
+    usual = replace(task, goal=task.goal.usual)
     if task.judge.x.ndim < 3:
-        return None
+        return outcome
     try:
-        return evaluate(_Mirror(module), task.judge, task, chunk, deadline)[1]
+        mirrored = evaluate(_Mirror(module), task.judge, usual, chunk, deadline)[1]
+        own = outcome.by_metric or outcome.metric is None
+        upright = evaluate(module, task.judge, usual, chunk, deadline)[1] if own else outcome.metric
+        return replace(outcome, upright=upright, mirrored=mirrored)
     except (Diverged, OutOfTime):
-        return None
+        return outcome
 
 
 class _Mirror(nn.Module):
@@ -350,12 +355,12 @@ def settle(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:
         return recipe
     for trial in trials:
         outcome = trial.outcome
-        if outcome is None or outcome.metric is None or outcome.mirrored is None:
+        if outcome is None or outcome.upright is None or outcome.mirrored is None:
             continue
-        if outcome.metric >= min(chance + 0.3, (1 + chance) / 2):
-            differing = min(1.0, 2 - outcome.metric - outcome.mirrored)
+        if outcome.upright >= min(chance + 0.3, (1 + chance) / 2):
+            differing = min(1.0, 2 - outcome.upright - outcome.mirrored)
             error = math.sqrt(max(0.0, differing) / max(1, outcome.examples))
-            flip = outcome.metric - outcome.mirrored < DROP + 1.64 * error
+            flip = outcome.upright - outcome.mirrored < DROP + 1.64 * error
             return replace(recipe, augment=replace(recipe.augment, flip=flip))
     return recipe
 

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from morphnas.train.recipe import Measure
-
 SMALLEST_ERROR = 1e-12
 """Mean squared error that counts as none."""
 STEEP = 0.125
@@ -36,13 +34,18 @@ class Goal(Protocol):
         ...
 
     @property
-    def measure(self) -> Measure:
+    def measure(self) -> str:
         """What the metric is."""
         ...
 
     @property
     def ignorance(self) -> float:
         """The loss of a network that knows nothing of an example."""
+        ...
+
+    @property
+    def usual(self) -> Goal:
+        """It without what is a user's own."""
         ...
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
@@ -53,8 +56,14 @@ class Goal(Protocol):
         """The loss against what a teacher's outputs are, `said` (n, outputs), as steep as `loss`."""
         ...
 
+    @property
+    def by_metric(self) -> bool:
+        """Whether the score is the metric itself."""
+        ...
+
     def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
-        """The score, minus the mean log loss, and the metric that people read; higher is better for both."""
+        """The score, minus the mean loss unless it is `by_metric`, and the metric that people read; higher is better
+        for both, of a metric that is nobody's own."""
         ...
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -70,7 +79,7 @@ class Goal(Protocol):
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """What `goal_from_json` makes it of again."""
+        """What kind it is of, and how many outputs it has."""
         ...
 
 
@@ -79,7 +88,12 @@ class Classes:
     """Each example is of one of `outputs` classes: outputs are logits, y are indices (n,) int64."""
 
     outputs: int
-    measure: ClassVar[Measure] = "accuracy"
+    measure: ClassVar[str] = "accuracy"
+    by_metric: ClassVar[bool] = False
+
+    @property
+    def usual(self) -> Goal:
+        return self
 
     @property
     def ignorance(self) -> float:
@@ -120,7 +134,12 @@ class Tags:
     """Each example has some of `outputs` tags, or none: outputs are a logit for each, y (n, outputs) float32, 0, 1."""
 
     outputs: int
-    measure: ClassVar[Measure] = "accuracy"
+    measure: ClassVar[str] = "accuracy"
+    by_metric: ClassVar[bool] = False
+
+    @property
+    def usual(self) -> Goal:
+        return self
 
     @property
     def ignorance(self) -> float:
@@ -161,7 +180,12 @@ class Amounts:
     """`outputs` amounts belong to each example: y is (n, outputs) float32, of mean 0 and deviation 1 as a whole."""
 
     outputs: int
-    measure: ClassVar[Measure] = "R2"
+    measure: ClassVar[str] = "R2"
+    by_metric: ClassVar[bool] = False
+
+    @property
+    def usual(self) -> Goal:
+        return self
 
     @property
     def ignorance(self) -> float:
@@ -205,14 +229,90 @@ class Amounts:
         return {"amounts": self.outputs}
 
 
-def goal_from_json(data: Any) -> Goal:
-    """The goal that `to_json` described; ValueError when it is none."""
-    kinds: dict[str, type[Classes | Tags | Amounts]] = {"classes": Classes, "tags": Tags, "amounts": Amounts}
-    if isinstance(data, dict) and len(data) == 1:
-        ((name, outputs),) = data.items()
-        if name in kinds and isinstance(outputs, int) and not isinstance(outputs, bool) and outputs > 0:
-            return kinds[name](outputs)
-    raise ValueError(f"{data!r:.100} is no goal of a training")
+class Unmeasured(ArithmeticError, ValueError):
+    """A metric of a user's own is no finite number."""
+
+
+class Metric(Protocol):
+    """How good outputs are, in a user's own sense; higher is better."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
+        """Unmeasured where that is no finite number."""
+        ...
+
+
+class Criterion(Protocol):
+    """What trainings lower, in a user's own sense."""
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Of each example, (n,), or the mean, ()."""
+        ...
+
+
+@dataclass(frozen=True)
+class Own:
+    """A goal of the usual kind with a metric, a loss, or both, of the user's own.
+
+    The metric is the score; without one the score is minus the loss. All else, as how sure outputs may be, is as usual.
+
+    scale: what the loss is multiplied by for trainings, so that its gradients are as large as those of the usual one
+    and go with the same learning rates. ignorance: of the loss, so multiplied.
+    """
+
+    usual: Goal
+    metric: Metric | None = None
+    criterion: Criterion | None = None
+    scale: float = 1.0
+    ignorance: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        return self.usual.outputs
+
+    @property
+    def measure(self) -> str:
+        return self.usual.measure if self.metric is None else self.metric.name
+
+    @property
+    def by_metric(self) -> bool:
+        return self.metric is not None
+
+    def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
+        """Labels are smoothed for the usual loss alone."""
+        if self.criterion is None:
+            return self.usual.loss(outputs, y, weights, smoothing)
+        return self._lost(self.criterion, outputs, y, weights) * self.scale
+
+    def _lost(self, criterion: Criterion, outputs: Tensor, y: Tensor, weights: Weights) -> Tensor:
+        losses = criterion(outputs, y)
+        return (losses if weights is None else losses * weights).mean()
+
+    def agreement(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
+        return self.usual.agreement(outputs, said, weights)
+
+    def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
+        score, metric = self.usual.judged(outputs, y, weights)
+        if self.criterion is not None:
+            score = -self._lost(self.criterion, outputs, y, weights).item()
+        if self.metric is not None:
+            score = metric = self.metric(outputs, y, weights)
+        return score, metric
+
+    def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self.usual.errors(outputs, y)
+
+    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
+        return self.usual.heat(outputs, y, weights)
+
+    def chance(self, y: Tensor, weights: Weights = None) -> float:
+        """Of the usual metric."""
+        return self.usual.chance(y, weights)
+
+    def to_json(self) -> dict[str, Any]:
+        return self.usual.to_json()
 
 
 def _mean(values: Tensor, weights: Weights) -> float:

@@ -15,9 +15,6 @@ memory. failed: an error. Whatever was trained before is kept and scored in the 
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["sgd", "adamw", "muon"]
 
-Measure = Literal["accuracy", "R2"]
-"""What people read: the share of right answers, or the coefficient of determination."""
-
 MAX_EPOCHS = 100_000
 """That a training may have."""
 SHIFT = 0.03
@@ -146,15 +143,16 @@ class Epoch:
 class Outcome:
     """What came of a training. Scores are higher for better networks; those given are of the weights that are kept.
 
-    score: minus the mean log loss on the validation examples (see `morphnas.train.goal`); None when nothing could be
-        scored.
-    metric: what people read. measure: what that is.
+    score: minus the mean log loss on the validation examples, or what a user has instead (see `morphnas.train.goal`);
+        None when nothing could be scored.
+    metric: what people read. measure: what that is: "accuracy", "R2", or the name of a metric of the user's own.
+    by_metric: whether the score is the metric, which is the user's own.
     seconds: of training and validation. epochs: begun ones; best_epoch: which one's weights are kept, from 1.
     curve: one entry per epoch. examples: how many the score is of; of those that count for more and for less, how many
         alike would tell as much.
     held_out: whether these were not trained on. There are no others where there are too few to hold any out.
     morph_error: largest difference of outputs between start and child before training, relative to the largest output.
-    mirrored: the metric on mirrored validation images, where it was asked for.
+    upright, mirrored: accuracy or R2 on the validation images as they are, and mirrored, where that was asked for.
     peak_bytes: of the device's memory, the most that the training took; 0: unknown, as on a CPU.
     error: what went wrong, for people.
     micro_batch: examples that steps had in memory at a time, at last; 0: there were none.
@@ -181,17 +179,19 @@ class Outcome:
     retries: int = 0
     training_loss: float | None = None
     lr: float | None = None
-    measure: Measure = "accuracy"
+    measure: str = "accuracy"
     latency: float | None = None
     slow: bool = False
     held_out: bool = True
+    by_metric: bool = False
+    upright: float | None = None
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
             raise ValueError(f"outcome: status must be one of {', '.join(get_args(Status))}, not {self.status!r}")
-        if self.measure not in get_args(Measure):
-            raise ValueError(f"outcome: measure must be one of {', '.join(get_args(Measure))}, not {self.measure!r}")
-        for name in ("score", "metric", "morph_error", "mirrored", "training_loss", "lr", "latency"):
+        if not isinstance(self.measure, str) or not self.measure:
+            raise ValueError(f"outcome: measure must be the name of a metric, not {self.measure!r:.100}")
+        for name in ("score", "metric", "morph_error", "upright", "mirrored", "training_loss", "lr", "latency"):
             value = getattr(self, name)
             if value is not None and not _is_number(value):
                 raise ValueError(f"outcome: {name} must be a finite number or None, not {value!r}")
@@ -203,7 +203,7 @@ class Outcome:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"outcome: {name} must be an integer from 0 on, not {value!r}")
-        for name in ("slow", "held_out"):
+        for name in ("slow", "held_out", "by_metric"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"outcome: {name} must be True or False, not {getattr(self, name)!r:.100}")
         if self.error is not None and not isinstance(self.error, str):
@@ -211,8 +211,9 @@ class Outcome:
 
     @property
     def loss(self) -> float | None:
-        """Mean log loss on the validation examples."""
-        return None if self.score is None else -self.score
+        """Mean log loss on the validation examples, or mean loss of the user's own; None where a metric of the user's
+        own has the score."""
+        return None if self.score is None or self.by_metric else -self.score
 
     @property
     def interval(self) -> tuple[float, float] | None:

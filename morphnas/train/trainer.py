@@ -143,7 +143,8 @@ class _Training:
             self.begun = self.clock()
             pace = foretold(module, task, recipe, self.clock) if deadline.left < HASTE else 0.0
             examples, held_out = task.judge.worth if scored else 0, task.valid is not None
-            nothing = Outcome("truncated", measure=task.goal.measure, examples=examples, held_out=held_out)
+            nothing = Outcome("truncated", examples=examples, held_out=held_out)
+            nothing = replace(nothing, measure=task.goal.measure, by_metric=task.goal.by_metric)
             self.at, self.best_state = Past(nothing, recipe.epochs, self.step.micro, pace=pace), _copy(module)
         else:
             self.at, self.best_state = _past(saved, recipe.epochs), self.moving.restore(saved.tensors)
@@ -270,13 +271,15 @@ class _Training:
                 self.status = "truncated"
         at.stale += 1
         calm = self.schedule.calm(self.progress(at.epoch))
-        if score is None or at.best.score is None or (calm, score) > (at.calmed, at.best.score):
+        before = None if at.best.score is None else (at.calmed, at.best.score)
+        if score is None or before is None or (calm, score) >= before:  # of equals the one that is trained longer
+            better = score is None or before is None or (calm, score) > before
             at.calmed = calm
             state = _copy(self.step.kept)
             if not all(value.isfinite().all() for value in state.values()):  # of the last step, after its loss
                 raise Diverged("the weights are no numbers any more")
             at.best, self.best_state = replace(at.best, score=score, metric=metric, best_epoch=at.epoch), state
-            at.stale = 0
+            at.stale = 0 if better else at.stale
 
     def be_patient(self) -> None:
         """Begin the final decay where there was no better score for as long as the recipe's patience.

@@ -167,6 +167,24 @@ def test_the_measure_can_be_changed(opened: Any) -> None:
     assert not opened.find_element("id", "map-5").is_displayed()
 
 
+def test_a_metric_that_is_the_score_is_the_only_measure(browser: Any, tmp_path: Path) -> None:
+    own = [
+        replace(t, outcome=replace(t.outcome, score=t.outcome.metric, measure="f1", by_metric=True)) if t.outcome else t
+        for t in searched()
+    ]
+    file = write_report(Run(Path("run"), {"best": 5}, tuple(own)), tmp_path / "own.html")
+    browser.get(file.as_uri())
+    assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
+    assert not browser.find_element("id", "measure").is_displayed()
+    browser.find_element("css selector", "#parameters [data-id='2']").click()
+    told = browser.find_element("id", "details").text
+    assert "f1" in told
+    assert "loss" not in told
+    assert "loss" not in browser.find_element("id", "belief").text
+    assert browser.get_log("browser") == []
+    browser.get("about:blank")
+
+
 def test_strings_of_the_run_are_text(opened: Any) -> None:
     assert EVIL in opened.find_element("css selector", ".about").text
     assert opened.execute_script("return document.images.length") == 0

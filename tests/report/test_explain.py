@@ -55,6 +55,16 @@ def test_a_gain_beyond_chance_is_told_from_one_within() -> None:
     assert "within chance" in str(explain(run_of(TRIALS), 5))
 
 
+def test_a_metric_that_is_the_score_is_told_once() -> None:
+    own = [
+        replace(t, outcome=replace(t.outcome, score=t.outcome.metric, measure="f1", by_metric=True)) if t.outcome else t
+        for t in TRIALS
+    ]
+    text = str(explain(run_of(own), 5))
+    assert "score" not in text
+    assert "f1 0.9500; gain +0.0250 of f1" in text
+
+
 def test_what_was_expected() -> None:
     step = told(2, **BAYES).steps[-1]
     assert (step.expected, step.sd, step.nearest) == (-0.2, 0.05, ((0, 1.5),))

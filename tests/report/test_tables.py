@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from morphnas.report import trials_table
-from morphnas.report.words import count, duration
+from morphnas.report.words import count, duration, number_words
 from morphnas.train.recipe import Outcome
 from tests.report.history import GOOD, history, trial
 
@@ -51,6 +52,23 @@ def test_a_metric_that_is_no_share_is_a_plain_number() -> None:
     assert "R2" in table
     assert "0.1235" in table
     assert "accuracy" not in table
+
+
+def test_a_metric_that_is_the_score_is_there_once() -> None:
+    graph = history()[0].graph
+    by_metric = replace(GOOD, score=0.123456, metric=0.123456, measure="f1_macro", by_metric=True)
+    header, _, line = trials_table([trial(0, graph, outcome=by_metric)]).splitlines()
+    assert "score" not in header
+    assert line.count("0.1235") == 1
+    header = trials_table([trial(0, graph, outcome=by_metric), trial(1, graph, outcome=GOOD)]).splitlines()[0]
+    assert "score" in header
+
+
+@given(st.floats(-1e300, 1e300))
+def test_numbers_are_told_to_a_few_digits(value: float) -> None:
+    words = number_words(value)
+    assert len(words) <= 11
+    assert float(words) == pytest.approx(value, rel=5e-3)
 
 
 def test_long_stories_are_cut() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classes, Own
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Outcome
 from tests.run.doubles import RECIPE, store_of
@@ -69,6 +70,22 @@ def test_networks_that_help_get_votes_and_others_none(tmp_path: Path) -> None:
         assert sum(shares.values()) == pytest.approx(1)
         assert loss(store, shares) < min(loss(store, {id: 1.0}) for id in (final.id, good.id, bad.id))
         assert elected(store, final, size=1) == {final.id: 1.0}
+
+
+def test_a_metric_of_the_users_own_gives_the_votes(tmp_path: Path) -> None:
+    """One that the loss would leave out."""
+
+    class Wrong:
+        name = "wrong"
+
+        def __call__(self, outputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None) -> float:
+            return float((outputs.argmax(1) != y).double().mean())
+
+    with store_of(tmp_path / "run") as store:
+        final, good, bad = add(store, FIRST), add(store, SECOND), add(store, WRONG)
+        shares = elected(store, final, task=replace(TASK, goal=Own(TASK.goal, Wrong())))
+        assert set(shares) == {final.id, bad.id}
+        assert good.id in elected(store, final)
 
 
 def test_no_more_networks_than_asked_for(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from morphnas.run.store import Store, load_run
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
+from morphnas.train.goal import Own, Unmeasured
 from morphnas.train.predict import evaluate
 from morphnas.train.recipe import SHIFT, Augment, Outcome, Recipe
 from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, files, proposals, resumed, same_weights, weights
@@ -264,6 +265,30 @@ def test_the_chooser_chooses(path: Path, told: Callable[..., Told], label: int, 
     with won(path, label=0) as (store, winner):
         last = finish(store, winner, chooser=all_of(label), everything=None)
         assert last.id == (0 if label == 0 else chosen)  # of equals the winner, which was there first
+
+
+@dataclass
+class Says:
+    """A metric of the user's own: the share of examples that are said to be of a label, unless that is unheard of."""
+
+    label: int
+    name: str = "says"
+
+    def __call__(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
+        if self.label > 1:
+            raise Unmeasured("nobody says that")
+        return float((outputs.argmax(1) == self.label).double().mean())
+
+
+@pytest.mark.parametrize(("says", "chosen"), [(0, 0), (1, 2), (2, 0)])
+def test_the_chooser_goes_by_a_metric_of_the_users_own(
+    path: Path, told: Callable[..., Told], says: int, chosen: int
+) -> None:
+    """Labels say nothing; of equals the one that is better by its loss, or was there first."""
+    told()
+    task = replace(TASK, goal=Own(TASK.goal, Says(says)))
+    with won(path, label=0) as (store, winner):
+        assert finish(store, winner, task=task, chooser=all_of(0), everything=None).id == chosen
 
 
 @pytest.mark.parametrize("stops", [True, False])

@@ -444,7 +444,7 @@ UNDECIDED = Recipe(augment=Augment(shift=0.1, flip=None))
 
 def asked(metric: float | None, mirrored: float | None, id: int = 0, examples: int = 10_000) -> Trial:
     score = None if metric is None else -0.5
-    outcome = Outcome("finished", score, metric, mirrored=mirrored, examples=examples)
+    outcome = Outcome("finished", score, metric, upright=metric, mirrored=mirrored, examples=examples)
     return Trial(id, Proposal(GRAPH, (), UNDECIDED), GRAPH, outcome, True)
 
 
@@ -483,7 +483,7 @@ def test_what_is_settled_stays_so(flip: bool) -> None:
 
 
 def test_the_search_settles_flips_for_the_trials_that_follow(path: Path, workers: Workers) -> None:
-    workers.ends = lambda job: replace(GOOD, mirrored=0.8 if len(workers.jobs) > 1 else None)
+    workers.ends = lambda job: replace(GOOD, upright=GOOD.metric, mirrored=0.8 if len(workers.jobs) > 1 else None)
     given = [replace(proposal, recipe=UNDECIDED) for proposal in proposals(4)]
     with store_of(path) as store:
         trials = run(store, Script(given), chance=0.1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
-from morphnas.train.goal import STEEP, Amounts, Classes, Goal, Tags, goal_from_json
+from morphnas.train.goal import STEEP, Amounts, Classes, Goal, Tags
 from morphnas.train.predict import evaluate
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import train
@@ -47,18 +45,6 @@ def ideal(goal: Goal, y: Tensor) -> Tensor:
 
 def spoilt(goal: Goal, y: Tensor, by: float, seed: int = 1) -> Tensor:
     return ideal(goal, y) + by * torch.randn(len(y), goal.outputs, generator=seeded(seed))
-
-
-@every
-def test_goals_come_out_of_json_as_they_were(goal: Goal) -> None:
-    assert goal_from_json(json.loads(json.dumps(goal.to_json()))) == goal
-
-
-@pytest.mark.parametrize("data", [None, {}, [], {"classes": 0}, {"classes": True}, {"amounts": 1.5}, {"words": 3},
-                                  {"tags": -1}, {"classes": 2, "amounts": 1}])  # fmt: skip
-def test_what_is_no_goal_is_refused(data: Any) -> None:
-    with pytest.raises(ValueError, match="is no goal"):
-        goal_from_json(data)
 
 
 @every

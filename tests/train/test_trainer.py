@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from morphnas.train import data, step
 from morphnas.train.augment import Draw, augmented
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classes, Own, Unmeasured
 from morphnas.train.predict import Diverged, evaluate, predict
 from morphnas.train.recipe import Augment, Optimizer, Outcome, Recipe
 from morphnas.train.step import optimizer_of
@@ -273,6 +273,42 @@ def test_nobody_elses_random_numbers_are_drawn() -> None:
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
     assert before[2] == np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
+
+
+@dataclass
+class Repeated:
+    """A metric of the user's own that gives one value after another, whatever it is asked of."""
+
+    values: list[float]
+    name: str = "repeated"
+
+    def __call__(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
+        value = self.values.pop(0)
+        if not math.isfinite(value):
+            raise Unmeasured("the metric repeated is nan")
+        return value
+
+
+def own(values: list[float]) -> Task:
+    task = blobs()
+    return replace(task, goal=Own(task.goal, Repeated(values)))
+
+
+def test_of_epochs_that_are_as_good_the_one_trained_longest_is_kept_and_none_is_an_improvement() -> None:
+    values = [*[0.1] * 6, 0.5, 0.75, 0.25, 0.75, 0.75, 0.5]
+    outcome = run(linear(), own(values), replace(PLAIN, epochs=12, warmup=0.0))
+    assert (outcome.score, outcome.metric, outcome.best_epoch) == (0.75, 0.75, 11)
+    assert (outcome.measure, outcome.by_metric) == ("repeated", True)
+    outcome = run(linear(), own([0.5] * 40), replace(PLAIN, epochs=40, warmup=0.0, patience=4))
+    assert outcome.epochs < 40
+
+
+def test_a_metric_that_cannot_be_had_ends_the_training_with_what_there_was() -> None:
+    module = linear()
+    outcome = run(module, own([0.5, math.nan]), replace(PLAIN, epochs=6))
+    assert (outcome.status, outcome.score, outcome.best_epoch) == ("diverged", 0.5, 1)
+    assert outcome.error is not None
+    assert "the metric repeated is nan, in epoch 2" in outcome.error
 
 
 # -- the deadline

@@ -188,6 +188,9 @@ OUTCOMES = st.builds(
     error=st.none() | st.text(max_size=20),
     micro_batch=COUNTS,
     retries=COUNTS,
+    measure=st.text(min_size=1, max_size=20),
+    by_metric=st.booleans(),
+    upright=st.none() | NUMBERS,
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -1,0 +1,422 @@
+"""A metric and a loss of the user's own: what they mean, that they decide, and which are refused."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn import metrics
+from sklearn.metrics import make_scorer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import morphnas
+from morphnas import EpochReport, ImageClassifier, ImageRegressor, RunError
+from morphnas.cli import main
+from morphnas.estimators.inputs import Problem
+from morphnas.estimators.labels import Labels
+from morphnas.estimators.objective import Scorer, aimed
+from morphnas.estimators.targets import Indicators, Target, Values, classes_of
+from morphnas.run.parcels import read_task, write_task
+from morphnas.train.goal import Goal, Own, Unmeasured
+from tests.estimators.conftest import Data, stripes
+
+CPU = torch.device("cpu")
+X, Y = stripes(150)
+SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 4}}
+AMOUNTS = 50 + 10 * np.arange(150) % 7 + np.linspace(0, 3, 150)
+TAGS = np.stack([Y == 0, Y > 0, np.arange(150) % 2 == 0], axis=1).astype(int)
+
+
+def problem(y: Any = Y, **options: Any) -> Problem:
+    read = Values.found if np.asarray(y).dtype.kind == "f" else classes_of
+    return Problem.found(X, y, None, None, 0, CPU, read=read, **options)
+
+
+def outputs_for(n: int, k: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+
+
+# -- metrics
+
+
+def likeliest(outputs: Tensor) -> NDArray[Any]:
+    labels: NDArray[Any] = WORDS.classes[outputs.argmax(1).numpy()]
+    return labels
+
+
+def chances(outputs: Tensor) -> NDArray[Any]:
+    found: NDArray[Any] = outputs.double().softmax(1).numpy()
+    return found
+
+
+WORDS = Labels(np.array(["cat", "dog", "owl"]))
+TWO = Labels(np.array(["no", "yes"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("f1_macro", lambda y, o, w: metrics.f1_score(y, likeliest(o), average="macro", sample_weight=w)),
+        ("balanced_accuracy", lambda y, o, w: metrics.balanced_accuracy_score(y, likeliest(o), sample_weight=w)),
+        ("neg_log_loss", lambda y, o, w: -metrics.log_loss(y, chances(o), sample_weight=w)),
+        ("roc_auc_ovr", lambda y, o, w: metrics.roc_auc_score(y, chances(o), multi_class="ovr", sample_weight=w)),
+        (make_scorer(metrics.zero_one_loss), lambda y, o, w: metrics.zero_one_loss(y, likeliest(o), sample_weight=w)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("weighted", [False, True])
+def test_labels_are_measured_as_they_were_given(name: Any, value: Any, weighted: bool) -> None:
+    codes, outputs = torch.arange(60) % 3, outputs_for(60, 3)
+    weights = torch.linspace(0.5, 1.5, 60) if weighted else None
+    counted = None if weights is None else weights.numpy()
+    found = Scorer(name, WORDS)(outputs, codes, weights)
+    assert found == pytest.approx(value(WORDS.classes[codes.numpy()], outputs, counted))
+
+
+def test_a_positive_class_may_be_named() -> None:
+    codes, outputs = torch.arange(60) % 2, outputs_for(60, 2)
+    said, truth = TWO.classes[outputs.argmax(1).numpy()], TWO.classes[codes.numpy()]
+    scorer = make_scorer(metrics.f1_score, pos_label="no")
+    assert Scorer(scorer, TWO)(outputs, codes) == pytest.approx(metrics.f1_score(truth, said, pos_label="no"))
+    auc = metrics.roc_auc_score(truth, chances(outputs)[:, 1])
+    assert Scorer("roc_auc", TWO)(outputs, codes) == pytest.approx(auc)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_tags_are_measured_each_by_itself(k: int) -> None:
+    y, outputs = (outputs_for(80, k, 1) > 0).float(), outputs_for(80, k)
+    truth, likely = y.numpy().astype(int), outputs.double().sigmoid().numpy()
+    tags = Indicators(k)
+    for name, value in {
+        "f1_micro": metrics.f1_score(truth, likely >= 0.5, average="micro"),
+        "roc_auc": metrics.roc_auc_score(truth, likely),
+        "average_precision": metrics.average_precision_score(truth, likely),
+        "accuracy": metrics.accuracy_score(truth, likely >= 0.5),
+    }.items():
+        assert Scorer(name, tags)(outputs, y) == pytest.approx(value), name
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_amounts_are_measured_in_their_own_units(k: int) -> None:
+    y = 1000 + 50 * np.random.default_rng(0).normal(size=(80, k))
+    values, codes = Values.found(y, 80)
+    outputs = torch.from_numpy(codes) + 0.3 * outputs_for(80, k)
+    said = values.decode(outputs.numpy())
+    assert Scorer("neg_mean_absolute_error", values)(outputs, torch.from_numpy(codes)) == pytest.approx(
+        -metrics.mean_absolute_error(y, said), rel=1e-4
+    )
+    given: list[tuple[int, ...]] = []
+
+    def seen(estimator: Any, x: Any, y: Any) -> float:
+        given.extend([y.shape, estimator.predict(x).shape])
+        return 1.0
+
+    Scorer(seen, values)(outputs, torch.from_numpy(codes))
+    assert given == [(80,) if k == 1 else (80, 2)] * 2
+
+
+def test_what_cannot_be_measured_says_so() -> None:
+    codes, outputs = torch.zeros(20, dtype=torch.int64), outputs_for(20, 2)
+    with pytest.raises(Unmeasured, match=r"roc_auc.* nan|roc_auc cannot be computed"):
+        Scorer("roc_auc", TWO)(outputs, codes)
+
+    def broken(estimator: Any, x: Any, y: Any) -> float:
+        raise RuntimeError("no such thing")
+
+    with pytest.raises(Unmeasured, match="the metric broken cannot be computed: RuntimeError: no such thing"):
+        Scorer(broken, TWO)(outputs, codes)
+
+
+# -- losses
+
+
+def goal_of(found: Problem) -> Own:
+    goal = found.task.goal
+    assert isinstance(goal, Own)
+    return goal
+
+
+def slope(goal: Goal, outputs: Tensor, y: Tensor) -> float:
+    asked = outputs.clone().requires_grad_()
+    goal.loss(asked, y).backward()
+    assert asked.grad is not None
+    return asked.grad.square().mean().sqrt().item()
+
+
+LOSSES: list[tuple[Any, Any]] = [
+    (Y, F.cross_entropy), (Y, nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 9.0]), reduction="none")),
+    (Y, lambda outputs, y: 7 * F.multi_margin_loss(outputs, y, reduction="none")),
+    (TAGS, nn.BCEWithLogitsLoss(reduction="none")), (TAGS, F.soft_margin_loss),
+    (AMOUNTS, nn.L1Loss()), (AMOUNTS, nn.HuberLoss(delta=0.1)), (np.stack([AMOUNTS, -AMOUNTS], 1), nn.MSELoss()),
+    (AMOUNTS, lambda outputs, y: ((outputs - y) / y).square()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("y", "loss"), LOSSES)
+@pytest.mark.parametrize("times", [1.0, 1e-4, 1e4])
+def test_a_loss_is_as_steep_as_the_usual_one_whatever_its_unit(y: Any, loss: Any, times: float) -> None:
+    found = problem(y)
+    goal = goal_of(aimed(found, None, lambda outputs, y: times * loss(outputs, y)))
+    part = found.task.train
+    outputs = outputs_for(len(part), goal.outputs, seed=3)
+    assert slope(goal, outputs, part.y) == pytest.approx(slope(goal.usual, outputs, part.y), rel=0.25)
+    assert goal.ignorance >= goal.usual.ignorance
+    alike = goal_of(aimed(found, None, loss))
+    assert goal.loss(outputs, part.y).item() == pytest.approx(alike.loss(outputs, part.y).item(), rel=1e-4)
+    score, metric = goal.judged(outputs, part.y)
+    assert score == pytest.approx(times * alike.judged(outputs, part.y)[0], rel=1e-4)
+    assert metric == goal.usual.judged(outputs, part.y)[1]
+
+
+@pytest.mark.parametrize(("y", "loss"), [(Y, F.cross_entropy), (TAGS, F.binary_cross_entropy_with_logits),
+                                         (AMOUNTS, F.mse_loss)])  # fmt: skip
+@given(seed=st.integers(0, 100))
+def test_the_usual_losses_given_as_ones_own_are_what_they_were(y: Any, loss: Any, seed: int) -> None:
+    found = problem(y)
+    goal, part = goal_of(aimed(found, None, loss)), found.task.train
+    outputs = outputs_for(len(part), goal.outputs, seed)
+    assert goal.loss(outputs, part.y).item() == pytest.approx(goal.usual.loss(outputs, part.y).item(), rel=1e-4)
+
+
+def test_a_loss_of_each_example_is_weighed() -> None:
+    found = problem(sample_weight=np.linspace(0, 3, 150))
+    goal, part = goal_of(aimed(found, None, partial(F.cross_entropy, reduction="none"))), found.task.train
+    outputs = outputs_for(len(part), 3)
+    assert goal.loss(outputs, part.y, part.weights).item() == pytest.approx(
+        goal.usual.loss(outputs, part.y, part.weights).item(), rel=1e-5
+    )
+
+
+def test_a_goal_of_ones_own_travels(tmp_path: Path) -> None:
+    """By value: a worker does not run the script that a function is from."""
+    shift = 3.0
+    found = aimed(problem(), lambda estimator, x, y: shift + np.mean(estimator.predict(x) == y), nn.CrossEntropyLoss())
+    write_task(tmp_path / "task.pt", found.task)
+    goal, here, part = read_task(tmp_path / "task.pt", CPU).goal, found.task.goal, found.task.train
+    outputs = outputs_for(len(part), 3)
+    assert goal.judged(outputs, part.y) == here.judged(outputs, part.y)
+    assert goal.judged(outputs, part.y)[0] > 3
+    assert goal.loss(outputs, part.y) == here.loss(outputs, part.y)
+
+
+# -- fits
+
+
+def test_the_metric_is_the_score_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reports: list[EpochReport] = []
+    classifier = ImageClassifier(tmp_path / "run", metric="f1_macro", searcher_args=SMALL, max_trials=4, random_state=0)
+    classifier.fit(X, Y, time_limit=60, each_epoch=reports.append)
+    run = classifier.load_searcher()
+    outcomes = [trial.outcome for trial in run.trials if trial.outcome is not None and trial.score is not None]
+    assert len(outcomes) >= 4
+    for outcome in outcomes:
+        assert (outcome.measure, outcome.by_metric, outcome.loss) == ("f1_macro", True, None)
+        assert outcome.score == outcome.metric
+        assert all(epoch.score == epoch.metric for epoch in outcome.curve)
+    assert outcomes[0].upright is not None  # what mirroring is decided by stays the accuracy
+    assert {report.validation_loss for report in reports} == {None}
+    assert [entry["loss"] for entry in run.history] == [None] * len(outcomes)
+    truth = metrics.f1_score(Y, classifier.predict(X), average="macro")
+    assert classifier.evaluate(X, Y) == pytest.approx(truth)
+    assert classifier.score(X, Y) == metrics.accuracy_score(Y, classifier.predict(X))
+    again = morphnas.load(tmp_path / "run")
+    assert again.metric == "f1_macro"
+    assert again.evaluate(X, Y) == pytest.approx(truth)
+    assert again.words(truth) == f"f1_macro {truth:.4f}"
+    table = morphnas.trials_table(run.trials)
+    assert "f1_macro" in table
+    assert "score" not in table
+    assert "log loss" not in morphnas.write_report(run).read_text(encoding="utf-8").partition('"columns"')[0][-2000:]
+    assert "score" not in str(morphnas.explain(run))
+    np.savez(tmp_path / "data.npz", x_test=X, y_test=Y)
+    assert main(["evaluate", str(tmp_path / "run"), str(tmp_path / "data.npz"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["f1_macro"] == pytest.approx(truth)
+    with pytest.raises(RunError, match="metric was 'f1_macro' and is None"):
+        ImageClassifier(tmp_path / "run", resume=True, searcher_args=SMALL, random_state=0).fit(X, Y, time_limit=9)
+    other = ImageClassifier(tmp_path / "other", searcher_args=SMALL, max_trials=2, random_state=0, refit=False)
+    other.fit(X, Y, time_limit=30)
+    with pytest.raises(ValueError, match="chosen by different metrics, f1_macro, score"):
+        morphnas.compare_runs([run, other])
+    assert "f1_macro" in str(morphnas.compare_runs([run, run]))
+    undone = morphnas.ablate(classifier, X, Y, time_limit=20, repeats=1)
+    assert undone.measure == "f1_macro"
+
+
+def test_the_metric_decides(tmp_path: Path) -> None:
+    """Of networks that are searched, one that is worse by its log loss wins where the metric says so."""
+
+    def small(estimator: Any, x: Any, y: Any) -> float:
+        """As good as outputs are small, beside being right."""
+        return float(np.mean(estimator.predict(x) == y) - np.abs(x).mean() / 1e3)
+
+    classifier = ImageClassifier(tmp_path / "run", metric=small, searcher_args=SMALL, max_trials=4, random_state=0,
+                                 refit=False)  # fmt: skip
+    classifier.fit(X, Y, time_limit=60)
+    run = classifier.load_searcher()
+    best = max(trial.score for trial in run.trials if trial.score is not None)
+    assert run.trial(classifier.best_trial_).score == best
+    assert run.about["settings"]["metric"].endswith("small")
+    assert morphnas.load(tmp_path / "run").metric is None  # nothing of a function is kept
+    with pytest.raises(ValueError, match=r"the fit had metric=.*small, which is not kept in a run: give metric="):
+        morphnas.ablate(run, X, Y, time_limit=5)
+    assert morphnas.ablate(run, X, Y, time_limit=5, repeats=1, metric=small).measure == "small"
+
+
+def test_a_quantile_is_learnt_by_its_loss(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 4))
+    y = 300 + 5 * x[:, 0] + rng.exponential(20, 600)
+
+    def pinball(said: Tensor, truth: Tensor) -> Tensor:
+        assert said.dtype == truth.dtype == torch.float64
+        return torch.maximum(0.9 * (truth - said), 0.1 * (said - truth))
+
+    regressor = ImageRegressor(tmp_path / "run", loss=pinball, max_trials=2, random_state=0)
+    regressor.fit(x[:400], y[:400], time_limit=8)
+    below = np.mean(y[400:] < regressor.predict(x[400:]))
+    assert 0.78 < below < 0.98  # the mean is above 63 % of an exponential distribution
+    outcome = regressor.load_searcher().trials[0].outcome
+    assert outcome is not None
+    assert outcome.loss is not None
+    assert 1 < outcome.loss < 30  # in the units of y
+    assert (outcome.measure, outcome.by_metric) == ("R2", False)
+    page = morphnas.write_report(regressor).read_text(encoding="utf-8")
+    assert '"loss":"loss"' in page.replace(" ", "")
+
+
+def test_other_processes_train_on_a_loss_and_a_metric_of_ones_own(tmp_path: Path) -> None:
+    """The same networks, as good as here."""
+    found = []
+    for executor in (None, "process"):
+        classifier = ImageClassifier(
+            tmp_path / str(executor), executor=executor, devices=1 if executor else None, searcher_args=SMALL,
+            max_trials=3, random_state=0, refit=False, loss=lambda outputs, y: 2 * F.cross_entropy(outputs, y),
+            metric=make_scorer(metrics.matthews_corrcoef),
+        )  # fmt: skip
+        classifier.fit(X, Y, time_limit=100)
+        found.append([(t.graph.key, t.score) for t in classifier.load_searcher().trials])
+    assert found[0] == found[1]
+
+
+def test_the_command_line_takes_a_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "data.npz", x_train=X, y_train=Y, x_test=X, y_test=Y)
+    data, run = str(tmp_path / "data.npz"), str(tmp_path / "run")
+    assert (
+        main(["fit", data, "--path", run, "--time-limit", "5", "--metric", "balanced_accuracy", "--json", "--quiet"])
+        == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert 0.3 < told["validation_balanced_accuracy"] == told["score"]
+    assert 0.3 < told["test_balanced_accuracy"] <= 1
+    assert main(["fit", data, "--path", f"{run}2", "--metric", "goodness"]) == 1
+    assert "metric must be one of scikit-learn's scorers" in capsys.readouterr().err
+
+
+# -- what is refused
+
+
+class Stateful:
+    """Cannot be handed to another process."""
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, y)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("there is only one of these")
+
+
+def wrong_way(estimator: Any, x: Any, y: Any, sample_weight: Any = None) -> float:
+    return float(np.mean(estimator.predict(x) != y))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "goodness"}, "metric must be one of scikit-learn's scorers"),
+        ({"metric": 3}, "metric must be None, one of"),
+        ({"metric": metrics.f1_score}, r"make_scorer\(f1_score, greater_is_better=...\)"),
+        ({"metric": lambda truth, said: 1.0}, "metric must be a function .estimator, x, y."),
+        ({"metric": wrong_way}, "wrong_way is 0 for right answers and .* for wrong ones, but more must be better"),
+        ({"metric": make_scorer(metrics.hamming_loss)}, "hamming_loss is 0 for right answers"),
+        ({"metric": lambda estimator, x, y: 0.5}, "is 0.5 for right answers and for wrong ones"),
+        ({"metric": lambda estimator, x, y: np.nan}, "tried on the validation examples, the metric .* is nan"),
+        ({"metric": "f1"}, "the metric f1 cannot be computed: ValueError"),
+        ({"loss": "l1"}, "loss must be None, or a function"),
+        ({"loss": nn.CrossEntropyLoss}, r"CrossEntropyLoss\(\) makes one"),
+        ({"loss": lambda outputs, y: 1.0}, "it must give a tensor, not 1.0"),
+        ({"loss": lambda outputs, y: outputs[:2].sum(1)}, r"of \d+ examples it must give a loss for each"),
+        ({"loss": lambda outputs, y: -F.cross_entropy(outputs, y)}, "for wrong ones, but less must be better"),
+        ({"loss": lambda outputs, y: torch.zeros(len(y))}, "loss: tried on training examples it failed"),
+        ({"loss": lambda outputs, y: 0 * outputs.sum(1)}, "of random outputs it is 0, and its gradient 0"),
+        ({"loss": lambda outputs, y: outputs.sum(1) / 0}, "of random outputs it is"),
+        ({"loss": nn.L1Loss()}, "loss: tried on training examples it failed: "),
+        ({"loss": Stateful()}, "other processes can have them: there is only one of these"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_refused_before_anything_is_written(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageClassifier(tmp_path / "run", **options).fit(X, Y, time_limit=5)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": F.cross_entropy}, r"it must give a loss for each, \(\d+,\), as they have weights"),
+        ({"metric": lambda estimator, x, y: np.mean(estimator.predict(x) == y)}, "it must take a sample_weight"),
+    ],
+)
+def test_weights_need_losses_and_metrics_that_take_them(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageClassifier(**options).fit(X, Y, time_limit=5, sample_weight=np.linspace(1, 2, 150))
+
+
+def test_metrics_of_amounts_are_tried_in_their_units() -> None:
+    with pytest.raises(ValueError, match=r"neg_mean_squared_log_error cannot be computed"):
+        ImageRegressor(metric="neg_mean_squared_log_error").fit(X, AMOUNTS - 100, time_limit=5)
+    aimed(problem(AMOUNTS), "neg_mean_squared_log_error", None)
+    aimed(problem(AMOUNTS), "neg_max_error", None)
+
+
+@pytest.mark.parametrize("y", [Y, TAGS], ids=["labels", "tags"])
+@pytest.mark.parametrize("name", ["f1_macro", "recall_macro", "precision_weighted", "jaccard_micro", "neg_log_loss",
+                                  "accuracy", "roc_auc_ovr", "average_precision"])  # fmt: skip
+def test_metrics_that_are_right_are_taken(name: str, y: Any) -> None:
+    if name != "neg_log_loss" or y is Y:
+        aimed(problem(y), name, None)
+
+
+targets: list[Target] = [WORDS, Indicators(2), Values(np.zeros(1), np.ones(1))]
+
+
+@pytest.mark.parametrize("target", targets, ids=lambda target: type(target).__name__)
+@pytest.mark.parametrize("own", ["metric", "criterion"])
+def test_all_else_of_a_goal_is_as_usual(target: Target, own: str) -> None:
+    usual = target.goal
+    goal = Own(usual, Scorer("accuracy", target)) if own == "metric" else Own(usual, criterion=lambda o, y: o.sum(1))
+    outputs = outputs_for(30, usual.outputs)
+    y = torch.arange(30) % 3 if isinstance(target, Labels) else (outputs_for(30, usual.outputs, 1) > 0).float()
+    assert goal.usual is usual.usual is usual
+    assert (goal.outputs, goal.to_json(), goal.chance(y)) == (usual.outputs, usual.to_json(), usual.chance(y))
+    assert torch.equal(goal.errors(outputs, y), usual.errors(outputs, y))
+    assert goal.heat(outputs, y) == usual.heat(outputs, y)
+    assert goal.agreement(outputs, outputs) == usual.agreement(outputs, outputs)
+
+
+def test_evaluate_says_what_is_wrong(fitted: ImageClassifier, data: Data) -> None:
+    loaded = morphnas.load(fitted.path_)
+    loaded.metric = "nothing"
+    with pytest.raises(ValueError, match="metric must be one of"):
+        loaded.evaluate(*data)
+    loaded.metric = metrics.make_scorer(metrics.f1_score, average="macro")
+    assert loaded.evaluate(*data) == pytest.approx(metrics.f1_score(data[1], loaded.predict(data[0]), average="macro"))
