@@ -1,5 +1,6 @@
 """What `import morphnas` offers by name; loaded with the first of the names."""
 
+from morphnas.bundles import bundle
 from morphnas.estimators import ImageClassifier, ImageRegressor, load
 from morphnas.estimators.ablation import ablate
 from morphnas.estimators.doctor import DataWarning, Findings, examine
@@ -28,6 +29,6 @@ __all__ = [
     "Augment", "BayesianSearcher", "DataWarning", "EpochReport", "EvolutionSearcher", "ExportError", "Exported",
     "Findings", "Graph", "GraphError", "GraphvizMissing", "ImageClassifier", "ImageRegressor", "Limits", "ModuleError",
     "Morph", "MorphError", "MorphSpace", "Network", "Outcome", "Promote", "RandomSearcher", "Recipe", "Run", "RunError",
-    "StopFit", "ablate", "compare_runs", "draw", "examine", "explain", "export", "from_module", "load",
+    "StopFit", "ablate", "bundle", "compare_runs", "draw", "examine", "explain", "export", "from_module", "load",
     "load_image_dataset", "load_run", "neighbours", "show", "to_module", "trials_table", "visualize", "write_report",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: `morphnas fit | evaluate | predict | info | explain | report | draw | compare | export`.
+"""The command line: `morphnas fit | evaluate | predict | info | explain | report | draw | compare | export | bundle`.
 
 Every command prints text for people, or with --json one JSON value, to the standard output; progress, warnings and
 errors go to the standard error. It ends with 0 when all is well, 1 with one line that says what was wrong, 2 when it
@@ -169,4 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", required=True, metavar="FILE", help=".py (with .safetensors beside it), .pt2 or .onnx")
     made.add_argument("--id", type=int, help="of another network of the run (the model)")
     made.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+    made = command("bundle", "Write what a report of a problem needs, without data, labels or weights.",
+                   "bundle run --out run.zip")  # fmt: skip
+    made.add_argument("path", help="the folder of a run")
+    made.add_argument("--out", required=True, metavar="FILE", help=".zip; an earlier bundle is replaced")
     return parser

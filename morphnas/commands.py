@@ -6,8 +6,6 @@ import argparse
 import csv
 import importlib.util
 import io
-import os
-import platform
 import sys
 import time
 import zipfile
@@ -20,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import morphnas
+from morphnas.bundles import machine
 from morphnas.estimators.files import Files, folder, images_of
 from morphnas.estimators.settings import LIMITS
 from morphnas.estimators.targets import Indicators
 from morphnas.report.page import about_words
 from morphnas.report.summary import results_summary
 from morphnas.report.words import metric_words
-from morphnas.run.store import versions
 from morphnas.search.trial import lineage
 
 _EXTRAS = {"images": "PIL", "data frames": "pandas", "ray": "ray", "onnx": "onnxscript", "drawing": "graphviz"}
@@ -225,14 +223,10 @@ def _plain(label: Any) -> Any:
 
 def info(args: argparse.Namespace) -> Answer:
     if args.path is None:
-        import torch
-
-        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         extras = {name: importlib.util.find_spec(package) is not None for name, package in _EXTRAS.items()}
-        about: dict[str, Any] = {"morphnas": morphnas.__version__, **versions(), "system": platform.platform()}
-        about |= {"processors": os.cpu_count(), "gpus": gpus, "extras": extras}
+        about = machine() | {"extras": extras}
         lines = [f"{name}: {value}" for name, value in about.items() if name not in ("gpus", "extras")]
-        lines.append(f"GPUs: {', '.join(gpus) or 'none'}")
+        lines.append(f"GPUs: {', '.join(about['gpus']) or 'none'}")
         lines.append("extras: " + ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in extras.items()))
         return Answer("\n".join(lines), about)
     run = morphnas.load_run(args.path)
@@ -292,3 +286,9 @@ def compare(args: argparse.Namespace) -> Answer:
 def export(args: argparse.Namespace) -> Answer:
     done = morphnas.export(args.path, args.out, args.overwrite, args.id)
     return Answer(str(done), {"files": [str(file) for file in done.files], "error": done.error})
+
+
+def bundle(args: argparse.Namespace) -> Answer:
+    file = morphnas.bundle(args.path, args.out)
+    size = file.stat().st_size
+    return Answer(f"{file}: {size:,} bytes, to look through and to send", {"file": str(file), "bytes": size})

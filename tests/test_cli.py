@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,16 @@ def test_exporting(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "differ by" in told(capsys, "export", run, "--out", tmp_path / "net.py", "--overwrite", "--id", 1)
 
 
+def test_bundling(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = value(capsys, "bundle", run, "--out", tmp_path / "run.zip")
+    assert found == {"file": str(tmp_path / "run.zip"), "bytes": (tmp_path / "run.zip").stat().st_size}
+    shutil.copytree(run, tmp_path / "copy")
+    (tmp_path / "copy" / "run.json").write_text("{")
+    assert str(tmp_path / "run.zip") in told(capsys, "bundle", tmp_path / "copy", "--out", tmp_path / "run.zip")
+    with zipfile.ZipFile(tmp_path / "run.zip") as opened:
+        assert opened.read("run.json") == b"{"
+
+
 def test_a_page_is_written_until_the_fit_has_ended(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +275,8 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["draw", "RUN", "--against", "0"], "say with --out which file"),
         (["compare", "RUN"], "two runs or more"),
         (["export", "RUN", "--out", "net.h5"], "must end in .py"),
+        (["bundle", "RUN", "--out", "run.txt"], "must end in .zip"),
+        (["bundle", "FOLDER", "--out", "run.zip"], "holds no run"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(
@@ -300,7 +313,7 @@ def test_wrong_calls_end_with_2(argv: str, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    "name", ["fit", "evaluate", "predict", "info", "explain", "report", "draw", "compare", "export"]
+    "name", ["fit", "evaluate", "predict", "info", "explain", "report", "draw", "compare", "export", "bundle"]
 )
 def test_help_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -341,6 +354,7 @@ def test_every_command_as_a_program(data: Path, tmp_path: Path) -> None:
         ["draw", run, "--out", tmp_path / "net.dot"],
         ["compare", run, run],
         ["export", run, "--out", tmp_path / "net.py"],
+        ["bundle", run, "--out", tmp_path / "run.zip"],
     ):
         done = program(*argv, "--json")
         assert done.returncode == 0, done.stderr

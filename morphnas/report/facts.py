@@ -37,6 +37,11 @@ def searched(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if not trial.final]
 
 
+def failures(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials that came to nothing, or diverged."""
+    return [t for t in trials if t.outcome is not None and t.outcome.status in ("failed", "oom", "diverged")]
+
+
 def best_of(trials: Sequence[Trial], about: Mapping[str, Any]) -> Trial | None:
     """The search's winner: the one that run.json names, else the one that would be chosen now."""
     named = next((trial for trial in trials if trial.id == about.get("best")), None)

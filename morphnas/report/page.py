@@ -24,7 +24,15 @@ from typing import Any
 from morphnas.report import facts
 from morphnas.report.explain import REASONS
 from morphnas.report.outline import layers_svg
-from morphnas.report.words import FINAL_WORDS, duration, epochs_words, metric_words, status_words, trial_words
+from morphnas.report.words import (
+    FINAL_WORDS,
+    duration,
+    ends_words,
+    epochs_words,
+    metric_words,
+    status_words,
+    trial_words,
+)
 from morphnas.run.store import Run, RunLike, run_of
 from morphnas.search.trial import Trial, lineage
 from morphnas.train.recipe import Outcome, Recipe
@@ -164,12 +172,9 @@ def _loss(run: Run) -> str:
 
 def _many(run: Run) -> Answer:
     search = facts.searched(run.trials)
-    ends = Counter("running" if t.outcome is None else t.outcome.status for t in search)
-    words = {"truncated": "cut short", "oom": "out of memory"}
-    parts = [f"{n} {words.get(status, status)}" for status, n in sorted(ends.items(), key=lambda item: -item[1])]
     kinds = len({trial.graph.key for trial in search})
     final = len(run.trials) - len(search)
-    told = f"{', '.join(parts)}; {kinds} different {'architecture' if kinds == 1 else 'architectures'}"
+    told = f"{ends_words(search)}; {kinds} different {'architecture' if kinds == 1 else 'architectures'}"
     told += f"; and {final} final {'training' if final == 1 else 'trainings'}." if final else "."
     return Answer("Networks tried", f"{len(search):,}", told if search else "The search has not begun.")
 
@@ -420,7 +425,7 @@ def _winner_panels(trials: Sequence[Trial], best: Trial | None, failures: Panel)
 
 
 def _failures_panel(trials: Sequence[Trial]) -> Panel:
-    bad = [t for t in trials if t.outcome is not None and t.outcome.status in ("failed", "oom", "diverged")]
+    bad = facts.failures(trials)
     caption = "Trainings that came to nothing, or diverged, and why; the search goes on without them."
     return Panel("failures", "Failed trials", caption, "" if bad else "None.", wide=bool(bad))
 

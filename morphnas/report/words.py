@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields
 
 from morphnas.graph import Morph
@@ -129,3 +131,10 @@ def status_words(trial: Trial) -> str:
     if trial.outcome is None:
         return "running"
     return trial.outcome.status + (", tried again" if trial.outcome.retries else "")
+
+
+def ends_words(trials: Sequence[Trial]) -> str:
+    """How many trials ended how, the most first: "5 finished, 1 out of memory"; "" where there are none."""
+    ends = Counter("running" if trial.outcome is None else trial.outcome.status for trial in trials)
+    words = {"truncated": "cut short", "oom": "out of memory"}
+    return ", ".join(f"{n} {words.get(end, end)}" for end, n in sorted(ends.items(), key=lambda item: -item[1]))
