@@ -6,30 +6,20 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from morphnas.graph import Graph, Limits
+from morphnas.graph import Graph
 from morphnas.search.belief import INHERITED, Belief, fidelities
-from morphnas.search.candidates import (
-    Candidate,
-    Rules,
-    children,
-    first_start,
-    may_grow,
-    random_candidate,
-    usable,
-    what_is_left,
-)
+from morphnas.search.candidates import Candidate, Rules, StartsFirst, children, may_grow, usable, what_is_left
 from morphnas.search.distance import SKIP, Array, distances, sketch
 from morphnas.search.surrogate import expected_improvement, upper_confidence_bound
-from morphnas.search.trial import Left, Proposal, Space, Trial, check_numbers
-from morphnas.train.recipe import Recipe
+from morphnas.search.trial import Proposal, Trial, check_numbers
 
 
 @dataclass(frozen=True)
-class BayesianSearcher:
+class BayesianSearcher(StartsFirst):
     """The space's starts first, then larger ones and random morphs in turn; then the network that promises most, within
     a few morphs of a trial with weights.
 
@@ -45,10 +35,6 @@ class BayesianSearcher:
     Networks are compared as if all were trained equally long: the search is for networks, not for epochs.
     """
 
-    space: Space
-    recipe: Recipe = field(default_factory=Recipe)
-    limits: Limits = field(default_factory=Limits)
-    seed: int = 0
     startup: int = 6
     explore: int = 12
     far: int = 4
@@ -62,23 +48,17 @@ class BayesianSearcher:
     def __post_init__(self) -> None:
         check_numbers(self, "startup", "explore")
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
-        """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""
-        rules = Rules.of(trials, self.limits, left, self.recipe.epochs)
-        if rules.over:
-            return None
+    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         roots = {t.id for t in usable(trials)}
-        if (start := first_start(self.space, self.recipe, rules)) is not None or not roots:
-            return start
+        if not roots:
+            return None
         scored = [t for t in trials if t.score is not None]
-        rng = np.random.default_rng((self.seed, len(trials)))
         if len(scored) < self.startup:
             some = [t for t in scored if t.id in roots]
             turn = (len(trials) - len(self.space.starts)) % 2
             if turn == 0 and (larger := self._largest(some, rules, rng)):
-                return larger.propose(self.recipe, reason="larger", left=what_is_left(left))
-            found = random_candidate(self.space, some, rules, rng, self.far)
-            return None if found is None else found.propose(self.recipe, reason="random", left=what_is_left(left))
+                return larger.propose(self.recipe, reason="larger", left=what_is_left(rules.left))
+            return self.chain("random", some, rules, rng, self.far)
         exploring = len(scored) < self.explore
         belief = Belief.of(trials, self.skip_weight)
         alike = self.recipe.epochs * (1 + INHERITED)
@@ -108,7 +88,7 @@ class BayesianSearcher:
             sd=float(sd[0]),
             nearest=[[scored[i].id, float(apart[i])] for i in np.argsort(apart, kind="stable")[:3]],
             candidates=looked,
-            left=what_is_left(left),
+            left=what_is_left(rules.left),
         )
 
     def _largest(self, roots: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Candidate | None:

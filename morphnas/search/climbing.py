@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from morphnas.graph import Limits
-from morphnas.search.candidates import Rules, first_start, random_candidate, usable, what_is_left
-from morphnas.search.trial import Left, Proposal, Space, Trial, check_numbers
-from morphnas.train.recipe import Recipe
+from morphnas.search.candidates import Rules, StartsFirst, usable
+from morphnas.search.trial import Proposal, Trial
 
 
 @dataclass(frozen=True)
-class HillClimbingSearcher:
+class HillClimbingSearcher(StartsFirst):
     """The space's starts first, the best of which it stands on; then children of where it stands, each by a chain of 1
     to `longest` random morphs. Once there are as many as `children`, it moves to the best child if that is better.
 
     Where no child is, children are made until one is; when there are no others, random chains from any trial follow.
     """
 
-    space: Space
-    recipe: Recipe = field(default_factory=Recipe)
-    limits: Limits = field(default_factory=Limits)
-    seed: int = 0
     children: int = 8
     longest: int = 5
 
-    def __post_init__(self) -> None:
-        check_numbers(self)
-
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
-        """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""
-        rules = Rules.of(trials, self.limits, left, self.recipe.epochs)
-        if rules.over:
-            return None
-        roots = usable(trials)
-        if (start := first_start(self.space, self.recipe, rules)) is not None or not roots:
-            return start
-        rng = np.random.default_rng((self.seed, len(trials)))
-        why = {"left": what_is_left(left)}
-        if found := random_candidate(self.space, self._standing(trials), rules, rng, self.longest):
-            return found.propose(self.recipe, reason="climbing", **why)
-        found = random_candidate(self.space, roots, rules, rng, self.longest)
-        return None if found is None else found.propose(self.recipe, reason="random", **why)
+    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
+        found = self.chain("climbing", self._standing(trials), rules, rng, self.longest)
+        return found or self.chain("random", usable(trials), rules, rng, self.longest)
 
     def _standing(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trial that it stands on, or the last on the way there whose weights are kept; none before a start is

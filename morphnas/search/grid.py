@@ -4,39 +4,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from morphnas.graph import Graph, Limits, cnn, mlp
-from morphnas.search.candidates import Rules, first_start, what_is_left
-from morphnas.search.trial import Left, Proposal, Space, Trial, check_numbers
-from morphnas.train.recipe import Recipe
+import numpy as np
+
+from morphnas.graph import Graph, cnn, mlp
+from morphnas.search.candidates import Rules, StartsFirst, what_is_left
+from morphnas.search.trial import Proposal, Trial
 
 
 @dataclass(frozen=True)
-class GridSearcher:
+class GridSearcher(StartsFirst):
     """The space's starts first; then `cnn`, on flat features `mlp`, of every depth and width, the cheapest first, all
     from fresh weights. For inputs and outputs like those of the starts."""
 
-    space: Space
-    recipe: Recipe = field(default_factory=Recipe)
-    limits: Limits = field(default_factory=Limits)
-    seed: int = 0
     depths: tuple[int, ...] = (2, 3, 4, 6, 8)
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
 
-    def __post_init__(self) -> None:
-        check_numbers(self)
-
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
-        """See `Searcher`."""
-        rules = Rules.of(trials, self.limits, left, self.recipe.epochs)
-        if rules.over:
-            return None
-        if (start := first_start(self.space, self.recipe, rules)) is not None:
-            return start
+    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         for (width, depth), graph in sorted(self._networks().items(), key=lambda one: one[1].work):
             if rules.new(graph) and rules.fits(graph):
-                why = {"reason": "grid", "width": width, "depth": depth, "left": what_is_left(left)}
+                why = {"reason": "grid", "width": width, "depth": depth, "left": what_is_left(rules.left)}
                 return Proposal(graph, (), self.recipe, why)
         return None
 
