@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from morphnas.graph import Graph, Network, Node, Op
-from morphnas.report.folding import Repeat, folded
+from morphnas.report.folding import Repeat, folded, grouped
 from morphnas.report.words import count, epochs_words, metric_words, morph_words, status_words
 from morphnas.run.store import RunLike, run_of
 from morphnas.search.trial import Trial
@@ -62,7 +62,7 @@ def graph_dot(graph: Graph, title: str = "", parent: Graph | None = None, fold: 
     fold: layers that follow each other three times or more in the same way are drawn once, in a frame that says how
     often; dotted edges lead from one time to the next.
     """
-    blocks = _blocks(graph, parent)
+    blocks = grouped(graph, lambda name: parent is None or name in parent)
     home = {node.name: i for i, block in enumerate(blocks) for node in block}
     old_edges = {(source, node.name) for node in parent.nodes for source in node.inputs} if parent else set()
     looks = [_look(block, parent) for block in blocks]
@@ -106,28 +106,6 @@ def _edges(names: Sequence[str], repeats: Sequence[Repeat], edges: Sequence[tupl
             style = " [style=dotted, constraint=false]"
         lines.append(f'  "{names[one]}" -> "{names[other]}"{style}')
     return lines
-
-
-def _blocks(graph: Graph, parent: Graph | None) -> list[list[Node]]:
-    """The nodes in order, each with those that only refine what it gives: norm, activation, dropout.
-
-    A node that is new and one that is not stay apart.
-    """
-    blocks: dict[str, list[Node]] = {}  # by the name of the last node
-    for node in graph.nodes:
-        source = node.inputs[0] if len(node.inputs) == 1 else ""
-        joins = (
-            source in blocks
-            and source != graph.input.name
-            and graph.consumers[source] == (node.name,)
-            and graph.shapes[source] == graph.shapes[node.name]
-            and not node.op.mixes
-            and node.op.mirror() is None
-            and (parent is None or (node.name in parent) == (source in parent))
-        )
-        blocks[node.name] = [*blocks.pop(source), node] if joins else [node]
-    order = {node.name: i for i, node in enumerate(graph.nodes)}
-    return sorted(blocks.values(), key=lambda block: order[block[0].name])
 
 
 def _look(block: Sequence[Node], parent: Graph | None) -> _Look:

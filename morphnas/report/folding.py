@@ -1,15 +1,45 @@
-"""Finds what repeats itself in a network, so that a hundred layers can be drawn as a few."""
+"""Finds what belongs together and what repeats itself in a network, so that a hundred layers can be drawn as a few."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+
+from morphnas.graph import Graph, Node
 
 LEAST = 3
 """Times that items must follow each other in the same way to be told once."""
 LONGEST = 24
 """Items that may make up what is repeated."""
+
+
+def grouped(graph: Graph, origin: Callable[[str], object]) -> list[list[Node]]:
+    """The nodes in order, each together with those that only refine what it gives: norm, activation, dropout.
+
+    origin: says of a node, by its name, where it is from; what is from elsewhere stays apart.
+    """
+    blocks: list[list[Node]] = []
+    ends: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        source = node.inputs[0] if len(node.inputs) == 1 else ""
+        joins = (
+            source in ends
+            and source != graph.input.name
+            and len(graph.consumers[source]) == 1
+            and graph.shapes[source] == graph.shapes[node.name]
+            and not node.op.mixes
+            and node.op.mirror() is None
+            and origin(source) == origin(node.name)
+        )
+        if joins:
+            block = ends.pop(source)
+            block.append(node)
+        else:
+            block = [node]
+            blocks.append(block)
+        ends[node.name] = block
+    return blocks
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from html import escape
 
 from morphnas.graph import Graph, Node, Op
+from morphnas.report.folding import grouped
 
 MOST = 400
 """Layers that are drawn, at most: the first and the last of a deeper network."""
@@ -22,7 +23,7 @@ def layers_svg(graph: Graph, brought: Mapping[str, int] | None = None, root: int
     brought: by node, the id of the trial that brought it, which is told where it is not `root`.
     """
     brought = brought or {}
-    blocks = _blocks(graph, brought)
+    blocks = grouped(graph, brought.get)
     row = {node.name: i for i, block in enumerate(blocks) for node in block}
     edges = {(row[source], row[node.name]) for node in graph.nodes for source in node.inputs}
     drawn = _rows(len(blocks))
@@ -73,31 +74,6 @@ def layers_svg(graph: Graph, brought: Mapping[str, int] | None = None, root: int
         f'<svg class="layers" viewBox="{size}" role="img" aria-label="{title}" '
         f'width="{left + _BAR + 10 + _TEXT:g}">{"".join(parts)}</svg>'
     )
-
-
-def _blocks(graph: Graph, brought: Mapping[str, int]) -> list[list[Node]]:
-    """The nodes in order, each together with those that only refine what it gives and came with the same trial."""
-    blocks: list[list[Node]] = []
-    ends: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        source = node.inputs[0] if len(node.inputs) == 1 else ""
-        joins = (
-            source in ends
-            and source != graph.input.name
-            and len(graph.consumers[source]) == 1
-            and graph.shapes[source] == graph.shapes[node.name]
-            and not node.op.mixes
-            and node.op.mirror() is None
-            and brought.get(source) == brought.get(node.name)
-        )
-        if joins:
-            block = ends.pop(source)
-            block.append(node)
-        else:
-            block = [node]
-            blocks.append(block)
-        ends[node.name] = block
-    return blocks
 
 
 def _rows(n: int) -> list[int]:
