@@ -33,6 +33,8 @@ REASONS = {
     "acquisition": "of the networks looked at, the one that promised most",
 }
 """What searchers mean by the reasons that they note down."""
+ACQUISITIONS = {"ei": "expected improvement", "ucb": "upper confidence bound"}
+"""What they call what a network promises."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _step(trial: Trial, before: Trial | None) -> Step:
         None if metric_gain is None or noise is None else abs(metric_gain) > noise,
         number(why.get("mean")),
         number(why.get("sd")),
-        _nearest(why.get("nearest")),
+        nearest(why.get("nearest")),
         outcome is not None and outcome.by_metric,
     )
 
@@ -154,10 +156,9 @@ def _reason(why: Mapping[str, Any]) -> str:
     reason = str(why.get("reason", "not said"))
     said = REASONS.get(reason, reason)
     looked = number(why.get("candidates"))
-    rule = {"ucb": "by the upper confidence bound", "ei": "by the expected improvement"}.get(
-        str(why.get("acquisition")), ""
-    )
-    return ", ".join(part for part in (said, rule, f"of {looked:.0f}" if looked is not None else "") if part)
+    rule = ACQUISITIONS.get(str(why.get("acquisition")))
+    parts = (said, rule and f"by the {rule}", None if looked is None else f"of {looked:.0f}")
+    return ", ".join(part for part in parts if part)
 
 
 def _noise(one: Outcome, other: Outcome) -> float | None:
@@ -168,7 +169,7 @@ def _noise(one: Outcome, other: Outcome) -> float | None:
     return 1.959964 * math.sqrt(sum(m * (1 - m) / n for m, n in parts if m is not None))
 
 
-def _nearest(value: object) -> tuple[tuple[int, float], ...]:
+def nearest(value: object) -> tuple[tuple[int, float], ...]:
     """What a searcher noted down, as far as it is pairs of an id and a distance."""
     pairs = value if isinstance(value, (list, tuple)) else ()
     found = [pair for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2]

@@ -22,7 +22,7 @@ from string import Template
 from typing import Any
 
 from morphnas.report import facts
-from morphnas.report.explain import REASONS
+from morphnas.report.explain import ACQUISITIONS, REASONS, nearest
 from morphnas.report.outline import layers_svg
 from morphnas.report.words import (
     FINAL_WORDS,
@@ -42,8 +42,6 @@ CURVE_POINTS, ERROR_TEXT, PLACES = 12_000, 60_000, 20_000
 SHADES = 7
 """Colours of scores, from the worst to the best."""
 _LONGEST = 240
-
-_ACQUISITIONS = {"ei": "expected improvement", "ucb": "upper confidence bound"}
 
 
 def page(run: Run, reload: float | None = None) -> str:
@@ -569,18 +567,13 @@ def _why(why: Mapping[str, Any]) -> str:
             continue
         if name == "reason":
             told.append(REASONS.get(value, str(value)) if isinstance(value, str) else _cut(repr(value)))
-        elif name == "nearest" and _is_nearest(value):
-            told.append("nearest: " + ", ".join(f"{id} ({apart:.1f} edits)" for id, apart in value))
+        elif name == "nearest" and (pairs := nearest(value)):
+            told.append("nearest: " + ", ".join(f"{id} ({apart:.1f} edits)" for id, apart in pairs))
         elif name == "acquisition" and isinstance(value, str):
-            told.append(f"by {_ACQUISITIONS.get(value, value)}")
+            told.append(f"by {ACQUISITIONS.get(value, value)}")
         else:
             told.append(f"{name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
     return _cut("; ".join(_cut(part, 120) for part in told))
-
-
-def _is_nearest(value: object) -> bool:
-    pairs = isinstance(value, (list, tuple)) and all(isinstance(one, (list, tuple)) and len(one) == 2 for one in value)
-    return pairs and all(type(id) is int and facts.number(apart) is not None for id, apart in value)  # type: ignore[attr-defined]
 
 
 def _cut(text: str, most: int = _LONGEST) -> str:
