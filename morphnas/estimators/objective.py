@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import get_scorer, get_scorer_names
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -123,7 +122,7 @@ class Scorer:
         counted = {} if weights is None else {"sample_weight": weights.cpu().numpy()}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UndefinedMetricWarning)  # as where a class is never predicted, at first
+                warnings.simplefilter("ignore", UserWarning)  # as where a class is not predicted yet, at every epoch
                 said = outputs.detach().cpu().numpy()
                 value = float(scorer(self._estimator, said, self._truth(y.cpu().numpy()), **counted))
         except Exception as error:
