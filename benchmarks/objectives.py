@@ -2,15 +2,16 @@
 
     python benchmarks/objectives.py [--time-limit 30] [--seeds 5] [--only imbalanced outliers quantile]
 
-imbalanced: scikit-learn's digits of which training has 100 % of the even ones and 6 % of the odd ones; balanced accuracy
-on as many of each: with nothing set, with metric="balanced_accuracy", with sample_weight="balanced", and with both.
-outliers: digits turned by -60 to 60 degrees, which are to be told, where 15 % of the training labels are angles of
-others; mean absolute error in degrees on labels that are right: as it is, and with metric="neg_mean_absolute_error", with
-loss=torch.nn.L1Loss(), and with both. quantile: 3,000 rows of 10 features (Friedman 1991, Annals of Statistics 19, 1-67,
-equation 60), with noise from an exponential distribution of scale 5, and the pinball loss of the 90 % quantile (Koenker
-and Bassett 1978, Econometrica 46, 33-50): the share of y below what is predicted, and that loss; beside scikit-learn's
-gradient boosting of the same quantile and of the mean. A fifth is held out by each seed. Settings take turns. Appends to
-results/objectives.json mean and standard error, and of the differences from the first setting, with the machine.
+imbalanced: scikit-learn's digits of which training has 100 % of the even ones and 6 % of the odd ones; balanced
+accuracy on as many of each: with nothing set, with metric="balanced_accuracy", with sample_weight="balanced", and with
+both. outliers: digits turned by -60 to 60 degrees, which are to be told, where 15 % of the training labels are angles
+of others; mean absolute error in degrees on labels that are right: as it is, and with metric="neg_mean_absolute_error",
+with loss=torch.nn.L1Loss(), and with both. quantile: 3,000 rows of 10 features (Friedman 1991, Annals of Statistics 19,
+1-67, equation 60), with noise from an exponential distribution of scale 5, and the pinball loss of the 90 % quantile
+(Koenker and Bassett 1978, Econometrica 46, 33-50): the share of y below what is predicted, and that loss; beside
+scikit-learn's gradient boosting of the same quantile and of the mean. A fifth is held out by each seed. Settings take
+turns. Appends to results/objectives.json mean and standard error, and of the differences from the first setting, with
+the machine.
 """
 
 from __future__ import annotations
