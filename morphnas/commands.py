@@ -99,6 +99,7 @@ def fit(args: argparse.Namespace) -> Answer:
         search_type=args.search,
         searcher_args={"default_model_width": args.width} if args.width else None,
         max_trials=args.max_trials,
+        search_patience=args.search_patience,
         random_state=args.seed,
         device=args.device,
         executor=args.executor,

@@ -99,6 +99,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         per_trial: float | None = None,
         metric: Metric = None,
         loss: Loss = None,
+        search_patience: int | None = None,
     ) -> None:
         self.path = path
         self.verbose = verbose
@@ -126,6 +127,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self.per_trial = per_trial
         self.metric = metric
         self.loss = loss
+        self.search_patience = search_patience
         warm_up()
 
     # -- fitting

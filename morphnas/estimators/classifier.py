@@ -45,6 +45,9 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         Seconds of a fit, everything included, when `fit` is given none. None: 24 hours.
     max_trials : int, optional
         Networks after which the search ends. None: as many as there is time for.
+    search_patience : int, optional
+        Networks tried in a row, none of them better than the best before, after which the search ends. None: it goes on
+        for as long as there is time.
     random_state : int or numpy.random.RandomState, optional
         The same one makes the same search again. None: another one each time.
     device : str or torch.device, optional

@@ -22,7 +22,7 @@ from morphnas.run.final import finalise
 from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_latency, plan
 from morphnas.run.search import Executor, Observer, asked_mirrored, search, settle
 from morphnas.run.store import Store
-from morphnas.search import winner
+from morphnas.search import Patient, winner
 from morphnas.search.promote import is_promotion
 from morphnas.search.trial import Left, MorphSpace, Proposal, Searcher, Trial
 from morphnas.train.data import Task
@@ -120,7 +120,10 @@ class Fitting:
         searcher = self.settings.searcher(
             MorphSpace(planned.starts), recipe=planned.recipe, limits=planned.limits, seed=self.seed
         )
-        return Firsts(searcher, len(planned.starts)) if self.compares else searcher
+        if self.compares:
+            return Firsts(searcher, len(planned.starts))
+        patience = self.settings.search_patience
+        return searcher if patience is None else Patient(searcher, patience)
 
     @cached_property
     def compares(self) -> bool:

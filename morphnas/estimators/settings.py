@@ -66,13 +66,14 @@ class HasSettings(Protocol):
     per_trial: float | None
     metric: Metric
     loss: Loss
+    search_patience: int | None
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable. initial:
     networks to start from instead, those with weights begin with them. place: where trials run. keep: how many
-    networks' weights; None: all. ensemble: networks of the final model, at most.
+    networks' weights; None: all. ensemble: networks of the final model, at most. search_patience: see `Patient`.
     """
 
     device: torch.device
@@ -86,6 +87,7 @@ class Settings:
     depth: int | None
     width: int | None
     initial: tuple[Graph | Network, ...]
+    search_patience: int | None
 
     @staticmethod
     def of(estimator: HasSettings) -> Settings:
@@ -119,7 +121,8 @@ class Settings:
             )
         keep = None if estimator.keep == "all" else int(estimator.keep)
         ensemble, sizes = int(estimator.ensemble), (depth, width, initial)
-        return Settings(place.device, place, space, limits, searcher, keep, ensemble, trainer_args, *sizes)
+        patience = None if estimator.search_patience is None else int(estimator.search_patience)
+        return Settings(place.device, place, space, limits, searcher, keep, ensemble, trainer_args, *sizes, patience)
 
     def adapted(self, shape: Shape, outputs: int) -> Settings:
         """Those with the weights of initial networks for examples of that shape; ValueError where they cannot be."""
@@ -153,8 +156,9 @@ def _check_flags(estimator: HasSettings) -> None:
             raise ValueError(f"{name} must be None or a positive integer, of bytes, not {memory!r}")
     if path is not None and not (isinstance(path, (str, os.PathLike)) and str(path)):
         raise ValueError(f"path must be None or the name of a folder, not {path!r}")
-    if most is not None and not is_positive(most):
-        raise ValueError(f"max_trials must be None or a positive integer, not {most!r}")
+    for name, number in (("max_trials", most), ("search_patience", estimator.search_patience)):
+        if number is not None and not is_positive(number):
+            raise ValueError(f"{name} must be None or a positive integer, not {number!r}")
     if args is not None and not (isinstance(args, Mapping) and isinstance(args.get("trainer_args") or {}, Mapping)):
         raise ValueError(f"searcher_args, and trainer_args in it, must be dicts, not {args!r}")
     check_metric(estimator.metric)

@@ -17,7 +17,7 @@ from morphnas.graph import Graph
 from morphnas.run.plan import GROWN, Plan
 from morphnas.run.search import micro_batch, seconds_per_flop
 from morphnas.run.store import Store
-from morphnas.search import Promote, winner
+from morphnas.search import Patient, Promote, winner
 from morphnas.search.candidates import measured_memory
 from morphnas.search.halving import HalvingSearcher
 from morphnas.search.trial import Searcher, Trial
@@ -112,6 +112,8 @@ class Ladder:
 
     @staticmethod
     def of(searcher: Searcher) -> Ladder:
+        if isinstance(searcher, Patient):
+            return Ladder.of(searcher.searcher)
         if isinstance(searcher, HalvingSearcher):
             return Ladder(searcher.factor, searcher.factor, searcher.rungs, Promote.share)
         if isinstance(searcher, Promote):

@@ -10,6 +10,7 @@ from morphnas.search.evolution import EvolutionSearcher
 from morphnas.search.greedy import GreedySearcher
 from morphnas.search.grid import GridSearcher
 from morphnas.search.halving import HalvingSearcher
+from morphnas.search.patient import Patient
 from morphnas.search.promote import Promote
 from morphnas.search.random import RandomSearcher
 from morphnas.search.trial import (
@@ -36,6 +37,6 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
 
 __all__ = [
     "BayesianSearcher", "Belief", "EvolutionSearcher", "GreedySearcher", "GridSearcher", "HalvingSearcher",
-    "HillClimbingSearcher", "Left", "MorphSpace", "Promote", "Proposal", "RandomSearcher", "SEARCHERS", "Searcher",
-    "Space", "Trial", "distances", "fidelities", "inherited_epochs", "lineage", "sketch", "winner",
+    "HillClimbingSearcher", "Left", "MorphSpace", "Patient", "Promote", "Proposal", "RandomSearcher", "SEARCHERS",
+    "Searcher", "Space", "Trial", "distances", "fidelities", "inherited_epochs", "lineage", "sketch", "winner",
 ]  # fmt: skip

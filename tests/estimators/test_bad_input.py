@@ -91,6 +91,7 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
     [
         ({"max_trials": 0}, "max_trials must be None or a positive integer"),
         ({"max_trials": 2.5}, "max_trials"),
+        ({"search_patience": 0}, "search_patience must be None or a positive integer"),
         ({"resume": "yes"}, 'True, False or "auto"'),
         ({"resume": True, "overwrite": True}, "exclude each other"),
         (

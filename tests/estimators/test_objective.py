@@ -270,6 +270,19 @@ def test_the_metric_decides(tmp_path: Path) -> None:
     assert morphnas.ablate(run, X, Y, time_limit=5, repeats=1, metric=small).measure == "small"
 
 
+def test_a_search_that_finds_nothing_better_ends(tmp_path: Path) -> None:
+    """There is nothing better than 1."""
+
+    def alike(estimator: Any, x: Any, y: Any) -> float:
+        return float(np.mean(estimator.predict(x) == y) > 0.4)
+
+    classifier = ImageClassifier(tmp_path / "run", metric=alike, searcher_args=SMALL, random_state=0, refit=False,
+                                 search_patience=3)  # fmt: skip
+    classifier.fit(X, Y, time_limit=300)
+    scores = [trial.score for trial in classifier.load_searcher().trials]
+    assert len(scores) == scores.index(1.0) + 4
+
+
 def test_a_quantile_is_learnt_by_its_loss(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 4))

@@ -11,6 +11,7 @@ from morphnas.search import (
     EvolutionSearcher,
     HalvingSearcher,
     MorphSpace,
+    Patient,
     Promote,
     Searcher,
     Space,
@@ -39,6 +40,10 @@ def promoted_bayesian(space: Space, limits: Limits, seed: int) -> Searcher:
     return Promote(bayesian(space, limits, seed))
 
 
+def patient(space: Space, limits: Limits, seed: int) -> Searcher:
+    return Patient(promoted_evolution(space, limits, seed), 1000)
+
+
 def promoted_evolution(space: Space, limits: Limits, seed: int) -> Searcher:
     return Promote(evolution(space, limits, seed))
 
@@ -63,6 +68,7 @@ MAKE: dict[str, Make] = {name: named(name) for name in SEARCHERS} | {
     "halving": halving,
     "promoted bayesian": promoted_bayesian,
     "promoted evolution": promoted_evolution,
+    "patient": patient,
 }
 
 

@@ -26,6 +26,7 @@ from morphnas.search import (
     HillClimbingSearcher,
     Left,
     MorphSpace,
+    Patient,
     Promote,
     Proposal,
     RandomSearcher,
@@ -329,6 +330,25 @@ def test_promotion_changes_nothing_else() -> None:
     inner = RandomSearcher(SPACE, Recipe(epochs=2))
     trials = run(inner, 3)
     assert Promote(inner).ask(trials, AMPLE) == inner.ask(trials, AMPLE)
+
+
+@given(scores=st.lists(st.none() | st.integers(0, 3), max_size=12), patience=st.integers(1, 5))
+def test_a_search_ends_when_so_many_networks_in_a_row_were_no_better(scores: list[int | None], patience: int) -> None:
+    """None has failed. Final trainings and those that run say nothing, too slow ones are no better."""
+    graph, inner = SPACE.starts[0], RandomSearcher(SPACE)
+    trials = [
+        Trial(i, Proposal(graph, (), Recipe()), graph, Outcome("failed" if s is None else "finished", s), True)
+        for i, s in enumerate(scores)
+    ]
+    known = [(-1 if s is None else s) for s in scores]
+    best = max(known, default=-1)
+    since = len(known) - 1 - known.index(best) if best >= 0 else 0
+    slow = Trial(90, Proposal(graph, (), Recipe()), graph, Outcome("finished", 9.0, slow=True), True)
+    final = Trial(91, Proposal(graph, (), Recipe(), {"final": "fresh"}), graph, Outcome("finished", 9.0), True)
+    running = Trial(92, Proposal(graph, (), Recipe()), graph)
+    for more, added in ([], 0), ([final, running], 0), ([slow], best >= 0):
+        asked = Patient(inner, patience).ask([*trials, *more], AMPLE)
+        assert asked == (None if since + added >= patience else inner.ask([*trials, *more], AMPLE))
 
 
 def test_a_child_of_a_promoted_trial_is_at_the_first_rung_again() -> None:
