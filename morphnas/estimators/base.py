@@ -227,7 +227,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             torch.set_num_threads(settings.place.threads or all_threads)
             sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left) if before is None else None
             planned = Plan.of_run(before or {}) if sizes is None else sizes.plan(deadline.left)
-            if settings.place.shared and "cuda_graphs" not in settings.trainer_args:  # a run may have begun elsewhere
+            if not settings.records and "cuda_graphs" not in settings.trainer_args:  # a run may have begun elsewhere
                 planned = replace(planned, recipe=replace(planned.recipe, cuda_graphs=False))
             about = {
                 "estimator": type(self).__name__,
@@ -364,6 +364,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             torch.set_num_threads(planned.threads)
             best = store.trial(self.best_trial_)
             given = {name: value for name, value in settings.trainer_args.items() if name == "lr"}
+            given |= {} if settings.records else {"cuda_graphs": False}
             recipe = changed(settled(store, best, store.trials, problem, deadline), given | args)
             after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
             calls = EpochCalls(each_epoch, Path(self.path_), stop)

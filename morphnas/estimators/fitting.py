@@ -55,7 +55,7 @@ class Sizes:
         default = default_recipe(n, settings.device, augment, shape)
         spare = min(0.8, 0.01 * max(seconds, 1e-3))  # preparing the data may have taken all
         spare *= 1 if settings.device.type == "cpu" else 4
-        pace = measure(task, spare, changed(default, settings.trainer_args), record=not settings.place.shared)
+        pace = measure(task, spare, changed(default, settings.trainer_args), record=settings.records)
         found = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         recipe = changed(found, settings.trainer_args)
         if settings.limits.max_latency_ms is not None:

@@ -65,6 +65,11 @@ def check_loss(loss: Loss) -> None:
         raise ValueError(f"loss must be None, or a function (outputs, y) or a module like it, not {loss!r:.100}{hint}")
 
 
+def recordable(loss: Loss) -> bool:
+    """Whether steps with it may be replayed on a GPU: PyTorch's own do the same each time, a user's may not."""
+    return loss is None or (getattr(loss, "__module__", None) or "").partition(".")[0] == "torch"
+
+
 class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """What a scorer takes for a fitted classifier: its x are the outputs of a network."""
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from sklearn.metrics import get_scorer_names
 from sklearn.utils import check_random_state
 
-from morphnas.estimators.objective import Loss, Metric, check_loss, check_metric
+from morphnas.estimators.objective import Loss, Metric, check_loss, check_metric, recordable
 from morphnas.estimators.place import Place, is_positive
 from morphnas.estimators.room import Room
 from morphnas.graph import Graph, GraphError, Limits, Network, Shape
@@ -74,6 +74,7 @@ class Settings:
     """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable. initial:
     networks to start from instead, those with weights begin with them. place: where trials run. keep: how many
     networks' weights; None: all. ensemble: networks of the final model, at most. search_patience: see `Patient`.
+    records: whether a GPU may replay recorded steps.
     """
 
     device: torch.device
@@ -88,6 +89,7 @@ class Settings:
     width: int | None
     initial: tuple[Graph | Network, ...]
     search_patience: int | None
+    records: bool
 
     @staticmethod
     def of(estimator: HasSettings) -> Settings:
@@ -122,7 +124,8 @@ class Settings:
         keep = None if estimator.keep == "all" else int(estimator.keep)
         ensemble, sizes = int(estimator.ensemble), (depth, width, initial)
         patience = None if estimator.search_patience is None else int(estimator.search_patience)
-        return Settings(place.device, place, space, limits, searcher, keep, ensemble, trainer_args, *sizes, patience)
+        own = (keep, ensemble, trainer_args, *sizes, patience, not place.shared and recordable(estimator.loss))
+        return Settings(place.device, place, space, limits, searcher, *own)
 
     def adapted(self, shape: Shape, outputs: int) -> Settings:
         """Those with the weights of initial networks for examples of that shape; ValueError where they cannot be."""

@@ -24,6 +24,7 @@ from morphnas.cli import main
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.objective import Scorer, aimed
+from morphnas.estimators.settings import Settings
 from morphnas.estimators.targets import Indicators, Target, Values, classes_of
 from morphnas.run.parcels import read_task, write_task
 from morphnas.train.goal import Goal, Own, Unmeasured
@@ -205,6 +206,16 @@ def test_a_goal_of_ones_own_travels(tmp_path: Path) -> None:
     assert goal.judged(outputs, part.y) == here.judged(outputs, part.y)
     assert goal.judged(outputs, part.y)[0] > 3
     assert goal.loss(outputs, part.y) == here.loss(outputs, part.y)
+
+
+@pytest.mark.parametrize(
+    ("loss", "may"),
+    [(None, True), (F.cross_entropy, True), (nn.L1Loss(), True), (torch.dist, True), (lambda o, y: o, False),
+     (partial(F.cross_entropy, reduction="none"), False)],
+)  # fmt: skip
+def test_steps_with_functions_of_a_user_are_not_recorded(loss: Any, may: bool) -> None:
+    """A recording would do each time what they did once."""
+    assert Settings.of(ImageClassifier(loss=loss)).records is may
 
 
 # -- fits

@@ -16,8 +16,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.nn import functional as F
 
 from morphnas import ImageClassifier, ImageRegressor
+from morphnas.estimators.labels import Labels
+from morphnas.estimators.objective import Lost
+from morphnas.estimators.targets import Values
 from morphnas.graph import cnn, densenet, resnet, to_module
 from morphnas.run.plan import measure
 from morphnas.run.store import load_run
@@ -25,6 +29,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.checkpoint import Checkpoint
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
+from morphnas.train.goal import Amounts, Own
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.step import EAGER, Step, is_gone
@@ -98,6 +103,39 @@ def test_random_numbers_go_on_after_a_recording_that_fails(task: Task, caplog: p
     assert not step._replays
     assert "cannot be recorded" in caplog.text
     assert len(set(losses)) == len(losses)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 3.0])])
+def test_losses_of_pytorch_given_as_ones_own_are_recorded(weights: torch.Tensor | None, task: Task) -> None:
+    lost = Lost(nn.CrossEntropyLoss(weights), Labels(np.arange(3)))  # whose weights are not on the device
+    step = Step(network(), replace(task, goal=Own(task.goal, criterion=lost)), replace(RECIPE, lr=0.01))
+    draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
+    losses = [step(draw, 0.2).item() for _ in range(EAGER + 5)]
+    assert step._replays
+    assert losses[-1] < losses[0]
+
+
+def test_losses_of_amounts_in_their_units_are_recorded(task: Task) -> None:
+    values, codes = Values.found(np.arange(500.0) % 7 + 1000, 500)
+    own = Own(Amounts(1), criterion=Lost(nn.L1Loss(), values))
+    of = replace(task, train=replace(task.train, y=torch.from_numpy(codes).to(GPU)), goal=own)
+    step = Step(to_module(cnn(SHAPE, 1, width=8)).to(GPU), of, replace(RECIPE, lr=0.01))
+    draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
+    losses = [step(draw, 0.2).item() for _ in range(EAGER + 5)]
+    assert step._replays
+    assert losses[-1] < losses[0]
+
+
+def test_fits_by_a_metric_and_a_loss_of_ones_own(tmp_path: Path) -> None:
+    x, y = load_digits(return_X_y=True)
+    weights = nn.CrossEntropyLoss(torch.linspace(1, 2, 10))
+    for loss in (weights, lambda outputs, y: 2 * F.cross_entropy(outputs, y)):
+        path = tmp_path / type(loss).__name__
+        classifier = ImageClassifier(path, metric="f1_macro", loss=loss, image_shape=(8, 8), max_trials=2)
+        classifier.fit(x[:1400], y[:1400], time_limit=15)
+        assert classifier.evaluate(x[1400:], y[1400:]) > 0.9
+        recipes = {trial.proposal.recipe.cuda_graphs for trial in load_run(path).trials}
+        assert loss is weights or recipes == {False}
 
 
 @pytest.mark.parametrize("graphs", [False, True])
