@@ -333,7 +333,7 @@ function belief() {
   const list = trials.filter(trial => trial.mean !== null);
   const ends = trial => [trial.mean - 1.96 * trial.sd, trial.mean + 1.96 * trial.sd];
   const chart = list.length && frame("belief", {x: [-0.5, list.length - 0.5], y: span(list.flatMap(trial => [...ends(trial), trial.score])),
-    yText: value => String(+(-value).toPrecision(3)), xName: ""});
+    yText: value => String(+read(value).toPrecision(3)), xName: ""});
   if (!chart) return;
   const {x, y, under, box} = chart;
   under.append(svg("text", {class: "faint", x: (box.left + box.right) / 2, y: box.bottom + 30, "text-anchor": "middle"}, `networks in the order they were tried; ${scored}, ${data.by_metric ? "more" : "less"} is up`));

@@ -172,6 +172,10 @@ def test_a_metric_that_is_the_score_is_the_only_measure(browser: Any, tmp_path: 
         replace(t, outcome=replace(t.outcome, score=t.outcome.metric, measure="f1", by_metric=True)) if t.outcome else t
         for t in searched()
     ]
+    believed = {"mean": 0.91, "sd": 0.02}
+    for i, t in enumerate(own):
+        if "mean" in t.proposal.why:
+            own[i] = replace(t, proposal=replace(t.proposal, why={**t.proposal.why, **believed}))
     file = write_report(Run(Path("run"), {"best": 5}, tuple(own)), tmp_path / "own.html")
     browser.get(file.as_uri())
     assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
@@ -181,6 +185,9 @@ def test_a_metric_that_is_the_score_is_the_only_measure(browser: Any, tmp_path: 
     assert "f1" in told
     assert "loss" not in told
     assert "loss" not in browser.find_element("id", "belief").text
+    ticks = [text.text for text in browser.find_elements("css selector", "#belief svg text")]
+    assert "0.9" in ticks, ticks
+    assert not any(tick.startswith("-") for tick in ticks)
     assert browser.get_log("browser") == []
     browser.get("about:blank")
 
