@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,13 +62,15 @@ class Limits:
         if not isinstance(self.morphs, (list, tuple)):
             raise ValueError(f"limits: morphs must be a list of names, not {self.morphs!r:.100}")
         object.__setattr__(self, "morphs", tuple(self.morphs))
-        if not (isinstance(self.pace, (list, tuple)) and len(self.pace) == 3 and all(map(_seconds, self.pace))):
+        pace = tuple(map(_plain, self.pace)) if isinstance(self.pace, (list, tuple)) else ()
+        if len(pace) != 3 or not all(map(_seconds, pace)):
             raise ValueError(f"limits: pace must be three numbers of seconds, not {self.pace!r:.100}")
-        object.__setattr__(self, "pace", tuple(self.pace))
+        object.__setattr__(self, "pace", pace)
         for f in fields(self):
-            value = getattr(self, f.name)
+            value = _plain(getattr(self, f.name))
             if f.name in ("morphs", "pace") or value is None:
                 continue
+            object.__setattr__(self, f.name, value)
             if f.name == "max_latency_ms":
                 if not _seconds(value) or not value:
                     raise ValueError(f"limits: {f.name} must be None or a positive number, not {value!r}")
@@ -102,6 +105,11 @@ class Limits:
         """Seconds from one example, alone, to its outputs, as far as they are known: 0 where nothing was measured."""
         sizes = (len(graph.nodes), graph.flops, graph.parameters)
         return sum(each * size for each, size in zip(self.pace, sizes, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, which JSON can hold."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _seconds(value: object) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,12 +156,26 @@ def test_limits_say_what_is_too_much() -> None:
         ({"max_depth": -1}, "max_depth"),
         ({"max_width": "8"}, "max_width"),
         ({"max_activation_bytes": True}, "max_activation_bytes"),
+        ({"max_activation_bytes": np.True_}, "max_activation_bytes"),
+        ({"max_params": np.float32(1.5)}, "max_params"),
+        ({"max_latency_ms": np.float32("nan")}, "max_latency_ms must be None or a positive number, not nan"),
         ({"morphs": ("deeper", "prune")}, "unknown morphs"),
     ],
 )
 def test_wrong_limits_are_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Limits(**settings)
+
+
+def test_numbers_of_numpy_are_limits_as_those_of_python_are() -> None:
+    pace = (np.float32(0.5), np.int64(0), 1e-6)
+    sizes: dict[str, Any] = {"max_params": np.int64(1000), "max_flops": np.float32(1e6), "max_depth": np.uint8(7)}
+    found = Limits(**sizes, max_latency_ms=np.float64(0.5), pace=pace)  # type: ignore[arg-type]
+    plain = Limits(max_params=1000, max_flops=1_000_000, max_depth=7, max_latency_ms=0.5, pace=(0.5, 0, 1e-6))
+    assert found == plain
+    assert json.dumps(asdict(found)) == json.dumps(asdict(plain))
+    numbers = (found.max_params, found.max_flops, found.max_depth, found.max_latency_ms, *found.pace)
+    assert {type(number) for number in numbers} == {int, float}
 
 
 def test_every_kind_of_morph_is_offered() -> None:
