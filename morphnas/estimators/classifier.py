@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from morphnas.estimators.base import ImageEstimator
 from morphnas.estimators.inputs import Preprocessing
 from morphnas.estimators.labels import Labels, labels_of
-from morphnas.estimators.targets import Indicators, SampleWeight, Target, Values, classes_of
+from morphnas.estimators.targets import Indicators, SampleWeight, Target, Values, classes_of, given_weights
 from morphnas.graph import Network
 
 
@@ -154,10 +154,11 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:  # noqa: N803  # scikit-learn's
         """Accuracy, as scikit-learn asks for it: a label that fit did not see is predicted wrongly."""
         said = self.predict(X)
+        weights = None if sample_weight is None else given_weights(sample_weight, len(said))
         if self.multilabel_:
-            return float(accuracy_score(y, said, sample_weight=sample_weight))
+            return float(accuracy_score(y, said, sample_weight=weights))
         right = [a == b for a, b in zip(labels_of(y, len(said)), said.tolist(), strict=True)]
-        return float(np.average(right, weights=None if sample_weight is None else np.asarray(sample_weight)))
+        return float(np.average(right, weights=weights))
 
     @staticmethod
     def _read(y: ArrayLike, n: int) -> tuple[Labels | Indicators, NDArray[Any]]:

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
 from torch import Tensor, fx
 
 from morphnas.estimators.base import ImageEstimator
-from morphnas.estimators.targets import SampleWeight, Values
+from morphnas.estimators.targets import SampleWeight, Values, given_weights
 
 
 class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -45,6 +46,12 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
         sample_weight: (n,) numbers, what each example counts for.
         """
         return super().evaluate(x_test, y_test, sample_weight)
+
+    def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:  # noqa: N803  # scikit-learn's
+        """The coefficient of determination, R2, as scikit-learn asks for it."""
+        said = self.predict(X)
+        weights = None if sample_weight is None else given_weights(sample_weight, len(said))
+        return float(r2_score(y, said, sample_weight=weights))
 
     @staticmethod
     def _read(y: ArrayLike, n: int) -> tuple[Values, NDArray[Any]]:

@@ -179,6 +179,12 @@ def weights_of(sample_weight: SampleWeight, n: int, codes: NDArray[Any], target:
             words = 'None, numbers (n,) or "balanced"' if isinstance(target, Labels) else "None or numbers (n,)"
             raise ValueError(f"sample_weight must be {words}, not {sample_weight!r:.100}")
         sample_weight = compute_sample_weight("balanced", codes)
+    weights = given_weights(sample_weight, n)
+    return None if (weights == weights[0]).all() else (weights / weights.mean()).astype(np.float32)
+
+
+def given_weights(sample_weight: ArrayLike, n: int) -> NDArray[np.float64]:
+    """What n examples count for, (n,), as it was given; ValueError for what cannot be that."""
     refuse_masked(sample_weight, "sample_weight")
     try:
         weights = np.asarray(sample_weight, dtype=np.float64)
@@ -188,7 +194,7 @@ def weights_of(sample_weight: SampleWeight, n: int, codes: NDArray[Any], target:
         raise ValueError(f"sample_weight must be ({n},), a number for each example, but its shape is {weights.shape}")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and np.isfinite(weights.sum()) and weights.any()):
         raise ValueError("sample_weight must be finite numbers from 0 on, not all of them 0")
-    return None if (weights == weights[0]).all() else (weights / weights.mean()).astype(np.float32)
+    return weights
 
 
 def classes_of(y: ArrayLike, n: int) -> tuple[Labels | Indicators, NDArray[Any]]:

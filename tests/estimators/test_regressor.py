@@ -60,6 +60,16 @@ def test_learns_and_predicts(fitted: ImageRegressor) -> None:
     assert not hasattr(fitted, "classes_")
 
 
+def test_scores_heed_weights(fitted: ImageRegressor) -> None:
+    x, y = spots(100, seed=1)
+    weights = np.arange(100.0)
+    assert fitted.score(x, y, weights) == pytest.approx(r2_score(y, fitted.predict(x), sample_weight=weights))
+    for wrong in (np.where(weights == 3, np.nan, 1), -weights, weights[1:]):
+        for measured in (fitted.score, fitted.evaluate):
+            with pytest.raises(ValueError, match="sample_weight must be"):
+                measured(x, y, sample_weight=wrong)
+
+
 def test_another_process_would_predict_the_same(fitted: ImageRegressor) -> None:
     x, _ = spots(20, seed=1)
     again = morphnas.load(fitted.path_)

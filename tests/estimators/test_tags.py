@@ -57,6 +57,8 @@ def test_learns_and_predicts(fitted: ImageClassifier) -> None:
     assert (found == (chances >= 0.5)).all()
     assert fitted.score(x, y) == accuracy_score(y, found) == pytest.approx(fitted.evaluate(x, y))
     assert fitted.score(x, y) > 0.9
+    with pytest.raises(ValueError, match="sample_weight must be finite numbers"):
+        fitted.score(x, y, np.full(200, np.nan))
     assert fitted.multilabel_
     assert fitted.__sklearn_tags__().classifier_tags.multi_label
     assert fitted.classes_.tolist() == [0, 1, 2]

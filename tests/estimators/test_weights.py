@@ -70,7 +70,7 @@ def test_validation_data_may_have_weights_of_its_own() -> None:
     assert found.fingerprint["validation"] != problem(None, (X[:3], Y[:3])).fingerprint["validation"]
 
 
-@pytest.mark.parametrize(
+UNUSABLE = pytest.mark.parametrize(
     ("sample_weight", "words"),
     [
         (np.ones(299), r"must be \(300,\), a number for each example, but its shape is \(299,\)"),
@@ -79,12 +79,34 @@ def test_validation_data_may_have_weights_of_its_own() -> None:
         (np.zeros(300), "not all of them 0"),
         (np.where(Y == 0, np.nan, 1), "finite"),
         (["much"] * 300, "must hold numbers"),
-        ("equal", "None, numbers .* or \"balanced\", not 'equal'"),
-        (np.eye(300)[0], "0 for all examples of a part"),
         (np.ma.masked_equal(Y, 2), "masked"),
     ],
 )
+
+
+@UNUSABLE
 def test_weights_that_cannot_be_used(sample_weight: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        ImageClassifier(tmp_path / "run").fit(X, Y, time_limit=5, sample_weight=sample_weight)
+    assert not (tmp_path / "run").exists()
+
+
+@UNUSABLE
+def test_weights_that_nothing_can_be_scored_by(fitted: ImageClassifier, sample_weight: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fitted.score(X, Y, sample_weight)
+    with pytest.raises(ValueError, match=words):
+        fitted.evaluate(X, Y, sample_weight)
+
+
+@pytest.mark.parametrize(
+    ("sample_weight", "words"),
+    [
+        ("equal", "None, numbers .* or \"balanced\", not 'equal'"),
+        (np.eye(300)[0], "0 for all examples of a part"),
+    ],
+)
+def test_weights_that_cannot_be_learnt_from(sample_weight: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
         ImageClassifier(tmp_path / "run").fit(X, Y, time_limit=5, sample_weight=sample_weight)
     assert not (tmp_path / "run").exists()
