@@ -103,7 +103,7 @@ def mutated(data: bytes, name: str, rng: random.Random) -> bytes:
 
 
 def _plan(path: Path) -> None:
-    Plan.of_run(load_run(path).about)
+    Plan.of_run(load_run(path).about, morphnas.__version__)
 
 
 def _networks(path: Path) -> None:

@@ -19,6 +19,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, fx
 
+from morphnas import __version__
 from morphnas.estimators import doctor
 from morphnas.estimators.fitting import Fitting, Sizes, mirrors, readings, saving, settled
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
@@ -226,7 +227,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             deadline = deadline.heeding(stop)
             torch.set_num_threads(settings.place.threads or all_threads)
             sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left) if before is None else None
-            planned = Plan.of_run(before or {}) if sizes is None else sizes.plan(deadline.left)
+            planned = Plan.of_run(before or {}, __version__) if sizes is None else sizes.plan(deadline.left)
             if not settings.records and "cuda_graphs" not in settings.trainer_args:  # a run may have begun elsewhere
                 planned = replace(planned, recipe=replace(planned.recipe, cuda_graphs=False))
             about = {
@@ -236,7 +237,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 "time_limit": seconds,
                 "seed": seed,
                 "data": problem.fingerprint,
-                "versions": versions(),
+                "versions": {"morphnas": __version__, **versions()},
                 "device": str(settings.device),
                 "plan": planned.to_json(),
                 "findings": findings.to_json(),
@@ -360,7 +361,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             self._progress(seconds) as shown,
         ):
             deadline = deadline.heeding(stop)
-            planned = Plan.of_run(about)
+            planned = Plan.of_run(about, __version__)
             torch.set_num_threads(planned.threads)
             best = store.trial(self.best_trial_)
             given = {name: value for name, value in settings.trainer_args.items() if name == "lr"}

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from morphnas.graph import Graph, Limits, Shape, cnn, mlp, resnet, to_module
+from morphnas.run.files import RunError
 from morphnas.train.augment import Draw
 from morphnas.train.data import Task, steps
 from morphnas.train.predict import latency
-from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe
+from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe, known_fields
 from morphnas.train.step import EAGER, RECORDERS, Step, computing
 
 CHILD = 0.04
@@ -105,10 +106,15 @@ class Plan:
         }
 
     @staticmethod
-    def of_run(about: Mapping[str, Any]) -> Plan:
-        """The plan that a run was begun with; ValueError when run.json does not hold it."""
+    def of_run(about: Mapping[str, Any], version: str) -> Plan:
+        """The plan that a run was begun with; ValueError when run.json does not hold it, RunError where another version
+        of morphnas than this one has written it.
+        """
         try:
             data = about["plan"]
+            recipe, limits = data.get("recipe", {}), data.get("limits", {})
+            for kind, part in ((Plan, data), (Recipe, recipe), (Augment, recipe.get("augment", {})), (Limits, limits)):
+                _check_fields(kind, part, about, version)
             read = Plan(
                 tuple(map(Graph.from_json, data["starts"])),
                 Recipe.from_json(data["recipe"]),
@@ -124,9 +130,26 @@ class Plan:
                 raise ValueError(f"{read.threads} threads")
             if not isinstance(read.searches, bool):
                 raise ValueError(f"searches is {read.searches!r:.100}")
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        except RunError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"run.json does not hold the plan of a run: {error!r}") from error
         return read
+
+
+def _check_fields(kind: type, part: Any, about: Mapping[str, Any], version: str) -> None:
+    """RunError that says what to do where a part of the plan lacks fields, or has others than those of the kind."""
+    try:
+        if part and isinstance(part, Mapping):
+            known_fields(kind, part)
+    except ValueError as error:
+        made = about.get("versions")
+        before = made.get("morphnas") if isinstance(made, Mapping) else None
+        which = "" if before in (None, version) else f" ({before!s:.40}, this is {version})"
+        raise RunError(
+            f"the run was begun by another version of morphnas{which}, with another plan ({error}): go on with that "
+            "version, or fit in another path; load still reads its model, and load_run the networks that are known here"
+        ) from error
 
 
 @dataclass(frozen=True)

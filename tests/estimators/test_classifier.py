@@ -192,7 +192,7 @@ def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_p
     tried = [trial.graph.key for trial in classifier.load_searcher().trials if not trial.final]
     assert tried == [first.key, second.key]
     assert [n for n, _ in asked] == [0, 1], "for nothing else, though there was time"
-    planned = plan.Plan.of_run(load_about(path))
+    planned = plan.Plan.of_run(load_about(path), morphnas.__version__)
     assert asked[0][1] > 1.5 * 12 * planned.search_share, "there is more than what they are thought to take"
     assert load_about(path)["expected"]["networks"] == 2
 
@@ -341,6 +341,24 @@ def test_equal_seeds_give_equal_runs(tmp_path: Path) -> None:
 
 
 TINY = {"default_model_width": 4, "trainer_args": {"max_iter_num": 2}}
+
+
+def test_a_run_of_another_version_is_read_but_not_gone_on_with(tmp_path: Path) -> None:
+    path, data = tmp_path / "run", stripes(60)
+    ImageClassifier(path, max_trials=1, searcher_args=TINY, refit=False).fit(*data)
+    about = json.loads((path / "run.json").read_text())
+    assert about["versions"]["morphnas"] == morphnas.__version__
+    about["versions"]["morphnas"] = "0.0.1"
+    about["plan"].pop("searches")
+    (path / "run.json").write_text(json.dumps(about))
+    words = r"another version of morphnas \(0\.0\.1, this is .*searches missing.*load still reads its model"
+    with pytest.raises(RunError, match=words):
+        ImageClassifier(path, resume=True, max_trials=1, searcher_args=TINY).fit(*data)
+    loaded = ImageClassifier.load(path)
+    assert loaded.predict(data[0]).shape == (60,)
+    with pytest.raises(RunError, match=words):
+        loaded.final_fit(*data, time_limit=2)
+    assert load_run(path).load_model_by_id(0).graph == loaded.network_.graph
 
 
 def test_resumes(tmp_path: Path) -> None:

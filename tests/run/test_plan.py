@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -20,6 +21,7 @@ from torch import nn
 
 from morphnas.graph import AddSkip, Conv, Dense, Limits, cnn, mlp, neighbours, resnet, to_module
 from morphnas.run import plan as module
+from morphnas.run.files import RunError
 from morphnas.run.plan import Pace, Plan, batch_size, default_recipe, measure, plan
 from morphnas.train.data import Task
 from morphnas.train.recipe import SHIFT, Augment, Recipe
@@ -227,7 +229,7 @@ def test_plans_come_back_from_json(shape: tuple[int, ...]) -> None:
     limits = Limits(max_params=100_000, morphs=("deeper", "wider"))
     recipe = default_recipe(500, torch.device("cpu"), None, (1, 8, 8))
     found = planned(shape, limits=limits, recipe=recipe, pace=Pace(COST, 3, "float32"))
-    assert Plan.of_run({"seed": 1, "plan": json.loads(json.dumps(found.to_json(), allow_nan=False))}) == found
+    assert Plan.of_run({"seed": 1, "plan": json.loads(json.dumps(found.to_json(), allow_nan=False))}, "2.0") == found
 
 
 @pytest.mark.parametrize(
@@ -238,10 +240,23 @@ def test_plans_come_back_from_json(shape: tuple[int, ...]) -> None:
 def test_another_plan_is_a_value_error(change: dict[str, Any]) -> None:
     good = planned((5,)).to_json()
     with pytest.raises(ValueError, match=r"."):
-        Plan.of_run({"plan": good | change})
-    good.pop(next(iter(change)))
-    with pytest.raises(ValueError, match=r"run\.json does not hold the plan of a run"):
-        Plan.of_run({"plan": good})
+        Plan.of_run({"plan": good | change}, "2.0")
+
+
+@pytest.mark.parametrize("field", ["searches", "cost", "recipe.rate", "recipe.augment.cut", "limits.max_weight"])
+def test_a_plan_of_another_version_is_told_of(field: str) -> None:
+    plan = json.loads(json.dumps(planned((5,)).to_json()))
+    *parts, name = field.split(".")
+    part = functools.reduce(dict.__getitem__, parts, plan)
+    if part.pop(name, None) is None:
+        part[name] = 1
+    about = {"plan": plan, "versions": {"morphnas": "1.0", "torch": "2.8"}}
+    with pytest.raises(RunError, match=rf"another version of morphnas \(1\.0, this is 2\.0\), .*{name}.*load_run"):
+        Plan.of_run(about, "2.0")
+    unknown: list[Any] = [None, [], {"torch": "2.8"}, {"morphnas": "2.0"}]
+    for versions in unknown:
+        with pytest.raises(RunError, match="by another version of morphnas, with"):
+            Plan.of_run(about | {"versions": versions}, "2.0")
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -252,19 +267,19 @@ def test_many_first_networks_do_not_end_the_search(count: int, workers: int) -> 
     short = planned((5,), 2.0, initial=initial, n=100_000)
     assert (short.searches, short.most(None)) == (False, count)
     assert 0 < short.search_share <= 1
-    assert Plan.of_run({"plan": json.loads(json.dumps(short.to_json()))}) == short
+    assert Plan.of_run({"plan": json.loads(json.dumps(short.to_json()))}, "2.0") == short
 
 
 def test_a_plan_says_whether_there_is_a_search() -> None:
     old = planned((5,), 1e6).to_json()
     with pytest.raises(ValueError, match="searches is 1"):
-        Plan.of_run({"plan": old | {"searches": 1}})
+        Plan.of_run({"plan": old | {"searches": 1}}, "2.0")
 
 
 @pytest.mark.parametrize("about", [{}, {"plan": None}, {"plan": []}, {"plan": 3}, {"plan": {}}])
 def test_no_plan_is_a_value_error(about: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"run\.json does not hold the plan of a run"):
-        Plan.of_run(about)
+        Plan.of_run(about, "2.0")
 
 
 # -- measuring
