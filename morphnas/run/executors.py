@@ -38,6 +38,8 @@ log = logging.getLogger("morphnas")
 
 AGAIN = 10.0
 """Seconds between two tries to start a worker, where others are there."""
+TRIES = 5
+"""How often in a row a worker is tried to be started, where others are there, before it is given up."""
 
 
 class SerialExecutor:
@@ -116,6 +118,7 @@ class Supervised:
     """Workers that do not share this process, each with a thread that hands it jobs and replaces it when it is lost.
 
     Jobs are taken by workers that are there, not by those that are still to come; where none can be started, they fail.
+    A worker that cannot be started is given up after `TRIES`, unless all the others cannot, either.
     make: what begins to start a worker, one for each at a time. retries: how often a job is done again whose worker was
     lost. at_the_end: is called when all workers are gone.
     """
@@ -127,7 +130,8 @@ class Supervised:
     _orders: SimpleQueue[_Order | None] = field(default_factory=SimpleQueue)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _alive: list[Worker] = field(default_factory=list)
-    _missing: set[int] = field(default_factory=set)  # threads whose worker could not be started the last time
+    _missing: set[threading.Thread] = field(default_factory=set)  # whose worker could not be started the last time
+    _given_up: set[threading.Thread] = field(default_factory=set)  # those of them that do not try again
     _closed: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -137,7 +141,7 @@ class Supervised:
 
     @property
     def workers(self) -> int:
-        return len(self.make)
+        return len(self.make) - len(self._given_up)
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
         order = _Order(job, each_epoch, Future(), Deadline.after(job.seconds))
@@ -169,25 +173,30 @@ class Supervised:
 
     def _serve(self, make: Callable[[], Worker]) -> None:
         worker: Worker | None = None
-        here = threading.get_ident()
+        here, failures = threading.current_thread(), 0
         while not self._closed.is_set():
             missing = ""
             try:
                 worker = worker or self._started(make)
                 worker.ready()
                 self._missing.discard(here)
+                failures = 0
             except Lost as lost:
                 self._drop(worker)
-                worker, missing = None, str(lost)
-                if here not in self._missing:
+                worker, missing, failures = None, str(lost), failures + 1
+                if here not in self._missing and not self._closed.is_set():
                     log.warning("a worker cannot be started: %s", lost)
                 self._missing.add(here)
-                if len(self._missing) < self.workers:
+                if self._others:
+                    if failures >= TRIES:
+                        self._given_up.add(here)
+                        log.warning("a worker is given up that could not be started %d times: %s", failures, lost)
+                        return
                     self._closed.wait(AGAIN)
                     continue
             if (order := self._orders.get()) is None:
                 break
-            if worker is None and len(self._missing) < self.workers:  # another one has started meanwhile
+            if worker is None and self._others:  # another one has started meanwhile
                 self._orders.put(order)
                 continue
             if not (order.attempt or order.future.set_running_or_notify_cancel()):
@@ -198,6 +207,11 @@ class Supervised:
                 self._drop(worker)
                 worker = None
         self._drop(worker)
+
+    @property
+    def _others(self) -> bool:
+        """Whether there is a thread whose worker has started, or may yet."""
+        return len(self._missing) < len(self.make)
 
     def _done(self, order: _Order, worker: Worker) -> bool:
         """Have a job done; whether the worker is of use any longer."""

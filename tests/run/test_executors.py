@@ -202,7 +202,7 @@ def test_what_the_observer_raises_ends_the_trial_only(supervised: Callable[..., 
     assert executor.submit(job()).result(60)[0] == GOOD
 
 
-def test_a_worker_that_never_comes_takes_no_jobs() -> None:
+def test_a_worker_that_never_comes_takes_no_jobs(caplog: pytest.LogCaptureFixture) -> None:
     absent, present = Troupe(["absent"]), Troupe(["answer"] * 5)
     executor = Supervised([absent, present], ahead=False)
     assert [executor.submit(job()).result(60)[0] for _ in range(5)] == [GOOD] * 5
@@ -210,6 +210,7 @@ def test_a_worker_that_never_comes_takes_no_jobs() -> None:
     executor.shutdown()
     assert waiting.cancelled() or waiting.result(0)[0].status == "failed"
     assert [puppet.closed for puppet in absent.made] == [1]
+    assert not caplog.records, "it was killed while it started, nothing is wrong with it"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -236,6 +237,27 @@ def test_a_worker_that_cannot_be_started_leaves_the_jobs_to_others(
     assert [record.getMessage() for record in caplog.records] == [
         "a worker cannot be started: the worker has no memory"
     ]
+
+
+def test_a_worker_that_can_never_be_started_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "AGAIN", 0.01)
+    broken, whole = Troupe(["broken"] * 1000), Troupe(["answer"] * 3 + ["die"] + ["broken"] * 1000)
+    executor = Supervised([broken, broken, whole], ahead=False)
+    until = time.monotonic() + 60
+    while executor.workers > 1 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert executor.workers == 1
+    assert len(broken.made) == 2 * module.TRIES
+    given_up = "a worker is given up that could not be started 5 times: the worker has no memory"
+    assert [record.getMessage() for record in caplog.records].count(given_up) == 2
+    assert [executor.submit(job()).result(60)[0] for _ in range(3)] == [GOOD] * 3
+    errors = [executor.submit(job()).result(60)[0].error for _ in range(10)]
+    assert errors == ["the worker was killed"] + ["the worker has no memory"] * 9, "the last one is not given up"
+    assert executor.workers == 1
+    assert len(broken.made) == 2 * module.TRIES
+    executor.shutdown()
 
 
 def test_who_waits_to_fail_leaves_a_job_to_one_that_has_started_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
