@@ -146,12 +146,17 @@ def check_numbers(searcher: Any, *from_zero: str) -> None:
 
 
 def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
-    """The trial's ancestors, oldest first, and itself; from one on whose parent is not there, as it cannot be read."""
+    """The trial's ancestors, oldest first, and itself; from one on whose parent is not there, as it cannot be read.
+
+    ValueError where trials are ancestors of themselves.
+    """
     by_id = {t.id: t for t in trials}
-    line = [trial]
-    while (parent := line[-1].parent) is not None and parent in by_id:
-        line.append(by_id[parent])
-    return line[::-1]
+    line = {trial.id: trial}
+    while (parent := trial.parent) is not None and parent in by_id:
+        if parent in line:
+            raise ValueError(f"the parents of trial {parent} lead in a circle back to it")
+        trial = line[parent] = by_id[parent]
+    return [*line.values()][::-1]
 
 
 def inherited_epochs(trials: Sequence[Trial], trial: Trial) -> int:

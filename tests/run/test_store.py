@@ -330,6 +330,14 @@ def test_a_trial_that_starts_from_no_earlier_one_is_left_out(path: Path) -> None
     assert lineage(trials, trials[1]) == [trials[1]]
 
 
+@pytest.mark.timeout(20)
+def test_a_lineage_without_an_end_is_an_error() -> None:
+    trials = [Trial(i, Proposal(start, (), RECIPE), GRAPH) for i, start in enumerate((2, 0, 1, 2, 4))]
+    for trial, met in zip(trials, (0, 1, 2, 2, 4), strict=True):
+        with pytest.raises(ValueError, match=f"parents of trial {met} lead in a circle"):
+            lineage(trials, trial)
+
+
 def test_a_model_is_there_while_another_is_written(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     with store_of(path) as store:
         store.write_model(Network(GRAPH, weights(1)), {"n": 1})
