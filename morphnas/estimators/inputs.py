@@ -6,9 +6,9 @@ import hashlib
 import logging
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -164,10 +164,8 @@ class Preprocessing:
     def pieces(self, source: Source) -> Iterator[Tensor]:
         """The examples, read a piece at a time: (k, *shape), uint8 or float32."""
         if self.columns and source.columns and self.columns != source.columns:
-            pairs = zip_longest(source.columns, self.columns)
-            found, wanted = next(pair for pair in pairs if pair[0] != pair[1])
             words = "The feature names should match those that were passed during fit"  # scikit-learn's
-            raise ValueError(f"{words}: {source.name} has {found!r} where that had {wanted!r}")
+            raise ValueError(f"{words}: {source.name} {_unlike(source.columns, self.columns)}")
         for start, arrays in source.pieces():
             yield torch.cat([self._one(array, source.name, start + i) for i, array in enumerate(arrays)])
 
@@ -213,6 +211,21 @@ def _checked_size(image_size: ImageSize | None) -> tuple[int, int] | None:
     if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in sides):
         raise ValueError(f"image_size must be a positive integer or (height, width), not {image_size!r}")
     return int(sides[0]), int(sides[1])
+
+
+def _unlike(columns: Sequence[str], known: Sequence[str]) -> str:
+    """How columns differ from those of the fit, in words."""
+
+    def some(names: Sequence[str]) -> str:
+        more = f" and {len(names) - 5:,} others" if len(names) > 5 else ""
+        return f"the column{'s' if len(names) > 1 else ''} {', '.join(map(repr, names[:5]))}{more}"
+
+    lacking, besides = ([*(Counter(a) - Counter(b)).elements()] for a, b in ((known, columns), (columns, known)))
+    told = [f"lacks {some(lacking)}"] * bool(lacking) + [f"has {some(besides)} besides"] * bool(besides)
+    if told:
+        return " and ".join(told)
+    found, wanted = next(pair for pair in zip(columns, known, strict=True) if pair[0] != pair[1])
+    return f"has the same columns in another order, first {found!r} where that had {wanted!r}"
 
 
 def _channels(shape: tuple[int, ...]) -> int:

@@ -513,10 +513,15 @@ def test_columns_are_told_by_their_names(tmp_path: Path) -> None:
         assert model.feature_names_in_.tolist() == ["a", "b", "c"]
         assert (model.predict(x) == model.predict(x.to_numpy())).all()
         for other, words in (
-            (x[["c", "b", "a"]], "'c' where that had 'a'"),
-            (x.rename(columns={"c": "d"}), "'d' where"),
+            (x[["c", "b", "a"]], "has the same columns in another order, first 'c' where that had 'a'"),
+            (x.rename(columns={"c": "d"}), "lacks the column 'c' and has the column 'd' besides"),
+            (x[["a", "b"]], "lacks the column 'c'"),
+            (x[["b"]], "lacks the columns 'a', 'c'"),
+            (x.assign(d=0, e=0), "has the columns 'd', 'e' besides"),
+            (x[["a", "b", "c", "a"]], "has the column 'a' besides"),
+            (x.assign(**{f"z{i}": 0 for i in range(8)}), "'z0', 'z1', 'z2', 'z3', 'z4' and 3 others besides"),
         ):
-            with pytest.raises(ValueError, match=f"feature names should match .* {words}"):
+            with pytest.raises(ValueError, match=f"feature names should match .* {words}$"):
                 model.predict(other)
     with pytest.raises(ValueError, match="feature names should match"):
         ImageClassifier(**args).fit(x, y, validation_data=(x[["c", "b", "a"]], y), time_limit=5)
