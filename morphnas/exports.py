@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 
 from morphnas.estimators import ImageClassifier, ImageRegressor, load
 from morphnas.graph import Network, Shape
+from morphnas.run.extras import extra_missing
 from morphnas.run.store import Run
 
 TOLERANCE = 1e-5
@@ -108,7 +109,7 @@ def export(
 
     .py: PyTorch source that a person can read, with its weights in a .safetensors file beside it; needs torch and
     safetensors, and nothing of morphnas. .pt2: for `torch.export.load`, any batch size, float32. .onnx: any batch size,
-    float32; needs the extra: pip install 'morphnas[onnx]'. what: a fitted estimator, or the folder of its run, whose
+    float32; needs the extra: pip install -e '.[onnx]'. what: a fitted estimator, or the folder of its run, whose
     network takes raw examples, channels first, and gives logits, or a regressor's amounts; or a `Network`, which takes
     preprocessed ones. Which of these it gives, or "logits of tags", whose sigmoids are the probabilities, is in the
     file ("gives.json", metadata "gives"). trial: id of another network of the run to export instead of its model, see
@@ -307,7 +308,7 @@ def _write_onnx(model: _Model, file: Path) -> None:
         import onnx
         import onnxscript  # noqa: F401  # torch.onnx says less clearly that it needs it
     except ImportError as error:
-        raise ImportError("exporting to ONNX needs more packages: pip install 'morphnas[onnx]'") from error
+        raise extra_missing("exporting to ONNX needs more packages", "onnx") from error
     with warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # of torch about itself
         program = torch.onnx.export(
@@ -329,7 +330,7 @@ def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError("checking an ONNX file needs more packages: pip install 'morphnas[onnx]'") from error
+        raise extra_missing("checking an ONNX file needs more packages", "onnx") from error
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from morphnas.run.extras import extra_missing
+
 T = TypeVar("T")
 
 _NO_IMAGES = {".bufr", ".eps", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf", ".ps"}
@@ -74,7 +76,7 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("images in files are read with Pillow: pip install 'morphnas[images]'") from error
+        raise extra_missing("images in files are read with Pillow", "images") from error
     return Image
 
 

@@ -19,6 +19,7 @@ import torch
 
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import Lost, Supervised
+from morphnas.run.extras import extra_missing
 from morphnas.run.parcels import Answer, done, sealed, task_of, tensors, unsealed
 from morphnas.run.search import DeviceGone, Job
 from morphnas.train.data import Examples, Task
@@ -83,7 +84,7 @@ def found() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ImportError("trials run on a cluster by Ray: pip install 'morphnas[ray]'") from error
+        raise extra_missing("trials run on a cluster by Ray", "ray") from error
     return ray
 
 

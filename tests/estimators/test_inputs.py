@@ -399,7 +399,7 @@ def test_bad_folders_of_images(tmp_path: Path) -> None:
 
 def test_pillow_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r"pip install 'morphnas\[images\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[images\]' in your clone"):
         found(tmp_path)
 
 

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"pip install 'morphnas\[ray\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[ray\]' in your clone"):
         ray_executor(TASK)
 
 
