@@ -9,11 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
-from morphnas.estimators.sources import refuse_masked
+from morphnas.estimators.sources import as_array, refuse_masked
 from morphnas.train.goal import Classes, Goal
 
 _UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as")
@@ -170,7 +171,7 @@ def listed(y: Any) -> NDArray[Any]:
             column = np.empty(len(y), dtype=object)
             column[:] = list(y)
             return column
-    return np.asarray(y)
+    return as_array(y) if isinstance(y, torch.Tensor) else np.asarray(y)
 
 
 def hashed(column: NDArray[Any], name: str) -> Iterable[Hashable]:

@@ -57,6 +57,8 @@ class Source:
         """
         if hasattr(x, "toarray"):
             raise ValueError(f"{name} is a sparse matrix, a dense array is needed: {name}.toarray()")
+        if isinstance(x, torch.Tensor) and x.layout is not torch.strided:
+            raise ValueError(f"{name} is a sparse tensor, a dense one is needed: {name}.to_dense()")
         refuse_masked(x, name)
         if isinstance(x, Files):
             return _checked(Source(name, x.shapes, x))

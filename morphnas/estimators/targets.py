@@ -15,7 +15,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from torch import Tensor
 
 from morphnas.estimators.labels import Labels, check_there, listed
-from morphnas.estimators.sources import refuse_masked
+from morphnas.estimators.sources import as_array, refuse_masked
 from morphnas.train.goal import Amounts, Goal, Tags
 
 STRATA = 20
@@ -187,7 +187,8 @@ def given_weights(sample_weight: ArrayLike, n: int) -> NDArray[np.float64]:
     """What n examples count for, (n,), as it was given; ValueError for what cannot be that."""
     refuse_masked(sample_weight, "sample_weight")
     try:
-        weights = np.asarray(sample_weight, dtype=np.float64)
+        weights = as_array(sample_weight) if isinstance(sample_weight, torch.Tensor) else sample_weight
+        weights = np.asarray(weights, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"sample_weight must hold numbers: {error}") from None
     if weights.shape != (n,):
@@ -243,7 +244,7 @@ def _table(y: ArrayLike, n: int) -> NDArray[np.float64]:
     if isinstance(y, (list, tuple)):
         y = [item.tolist() if isinstance(item, torch.Tensor) else item for item in y]
     try:
-        values = np.asarray(y.detach().cpu() if isinstance(y, torch.Tensor) else y)
+        values = as_array(y) if isinstance(y, torch.Tensor) else np.asarray(y)
     except ValueError as error:
         raise ValueError(f"y cannot be made an array of numbers: {error}") from None
     hint = "ImageClassifier is for labels"

@@ -23,6 +23,7 @@ from morphnas.estimators.files import Files
 from morphnas.estimators.inputs import Preprocessing, Problem
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.sources import Source, opened
+from morphnas.estimators.targets import Values
 from tests.estimators.conftest import stripes
 
 CPU = torch.device("cpu")
@@ -228,6 +229,25 @@ def test_one_image_is_not_taken_for_several(tmp_path: Path) -> None:
         ValueError, match=r"x looks like one image of shape \(6, 5, 3\): add an axis in front, x\[None\]"
     ):
         problem.preprocessing(Source.of(RGB[0], "x"))
+
+
+def test_tensors_may_want_gradients_and_be_of_kinds_that_numpy_has_not() -> None:
+    rows, weights = X.reshape(len(X), -1).astype(np.float32), np.arange(len(X)) % 4
+    plain = found(rows, Y, sample_weight=weights, groups=Y + np.arange(len(X)) % 2 * 3)
+    for kind in (torch.float32, torch.bfloat16):
+        x, y, counts = (torch.tensor(a, dtype=kind, requires_grad=True) for a in (rows, Y, weights))
+        given = found(x, y, sample_weight=counts, groups=y + torch.arange(len(X)) % 2 * 3)
+        assert torch.equal(given.task.train.y, plain.task.train.y)
+        assert given.task.train.weights is not None
+        assert plain.task.train.weights is not None
+        assert torch.equal(given.task.train.weights, plain.task.train.weights)
+    amounts, codes = Values.found(torch.tensor([1, 2, 4], dtype=torch.bfloat16, requires_grad=True), 3)
+    assert amounts.decode(codes)[:, 0] == pytest.approx([1, 2, 4])
+
+
+def test_a_sparse_tensor_is_to_be_made_dense() -> None:
+    with pytest.raises(ValueError, match=r"x is a sparse tensor.*x\.to_dense\(\)"):
+        found(torch.tensor(X.reshape(len(X), -1)).to_sparse(), Y)
 
 
 def test_tensors_that_look_channels_last_are_warned_of() -> None:
