@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from morphnas.estimators.parts import Groups, Split, groups_of, split
 from morphnas.estimators.room import ROOM, Room
-from morphnas.estimators.sources import EXAMPLES, Source, opened
+from morphnas.estimators.sources import EXAMPLES, Source, brings_labels, opened
 from morphnas.estimators.targets import ReadY, SampleWeight, Target, classes_of, weights_of
 from morphnas.estimators.teaching import Teacher, taught_by
 from morphnas.train.data import Examples, Task
@@ -187,6 +187,8 @@ class Preprocessing:
         return images if list(images.shape[2:]) == size else _scaled(images, size)
 
     def _unfit(self, x: NDArray[Any], name: str) -> str:
+        if x.shape == self.given:
+            return f"{name} looks like one example of shape {x.shape}: add an axis in front, {name}[None]"
         if x.ndim == 2 and len(self.given) == 1:  # scikit-learn's words
             words = f"morphnas is expecting {self.given[0]} features as input"
             return f"X has {x.shape[1]} features, but {words}"
@@ -332,7 +334,8 @@ class Problem:
         if validation_data is not None:
             several = isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3)
             own_x, own_y, *own_weight = validation_data if several else (validation_data, None)
-            own_x, own_y = opened(own_x, own_y, "validation_data", room, axes)
+            if several or brings_labels(own_x):
+                own_x, own_y = opened(own_x, own_y, "validation_data", room, axes)
             if own_y is None:
                 words = "(x, y) or (x, y, sample_weight)"
                 raise ValueError(f"validation_data must be a pair {words}, or a Dataset or a folder with labels")

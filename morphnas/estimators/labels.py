@@ -151,6 +151,8 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
         what = "is one-hot" if rows and column.max() == 1 else f"has {column.shape[1]} columns"
         hint = ": pass y.argmax(1)" if what == "is one-hot" else "; several tags of an example are (n, k) of 0 and 1"
         raise ValueError(f"y must be (n,) or (n, 1), but y {what}, its shape is {column.shape}{hint}")
+    if not column.ndim:
+        raise ValueError(f"y must be (n,) or (n, 1), not {y!r:.80}")
     if column.ndim != 1:
         raise ValueError(f"y must be (n,) or (n, 1), but its shape is {column.shape}")
     if len(column) != n:
@@ -181,8 +183,8 @@ def hashed(column: NDArray[Any], name: str) -> Iterable[Hashable]:
             raise ValueError(f"{name}[{i}] is no label, it cannot be hashed: {value!r:.80}")
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name}[{i}] is NaN")
-        if value is None:
-            raise ValueError(f"{name}[{i}] is None")
+        if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas'
+            raise ValueError(f"{name}[{i}] is {value}")
         yield value
 
 

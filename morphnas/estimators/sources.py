@@ -62,18 +62,25 @@ class Source:
         refuse_masked(x, name)
         if isinstance(x, Files):
             return _checked(Source(name, x.shapes, x))
+        listed = isinstance(x, (list, tuple)) or len(getattr(x, "shape", ())) == 1
+        if listed and isinstance(next(iter(x), None), (str, os.PathLike)):
+            hint = "a folder with a sub-folder for each class, by its name, or morphnas.load_image_dataset reads files"
+            raise ValueError(f"{name} must be {EXAMPLES}, and holds names: {hint}")
         if isinstance(x, torch.Tensor):
             if _has_channels(x.ndim - 1, axes):
                 x = x.movedim(1, -1)
                 _warn_of_last(tuple(x.shape[1:]), axes)
             x = as_array(x)
         if not hasattr(x, "iloc") and not all(hasattr(x, a) for a in ("shape", "dtype", "__getitem__")):
-            if isinstance(x, (list, tuple)) and x and all(hasattr(item, "shape") or _pil(item) for item in x):
+            if isinstance(x, (list, tuple)) and x and any(hasattr(item, "shape") or _pil(item) for item in x):
                 return Source._of_images(x, name, axes)
+            given = x
             try:
                 x = np.asarray(x)
             except ValueError as error:
                 raise ValueError(f"{name} cannot be made an array: {error}") from None
+            if not x.shape:
+                raise ValueError(f"{name} must be {EXAMPLES}, not {given!r:.80}")
         if x.shape and len(x.shape) == 1 and str(getattr(x, "dtype", "")) == "object":
             return Source._of_images(list(x), name, axes)
         if len(x.shape) < 2:
@@ -140,17 +147,22 @@ def opened(x: Any, y: Any, name: str, room: Room = ROOM, axes: int | None = None
 
     axes: see `Source.of`.
     """
-    if isinstance(x, (str, os.PathLike)):
-        x, labels = folder(x)
-    elif isinstance(x, (Dataset, DataLoader)):
+    if not brings_labels(x):
+        return Source.of(x, name, axes), y
+    if isinstance(x, (Dataset, DataLoader)):
         x, labels = _drained(x, name, room, axes)
         if not x:
             raise ValueError(f"{name} is empty, it yields no examples")
     else:
-        return Source.of(x, name, axes), y
+        x, labels = folder(x)
     if y is not None:
         raise ValueError(f"{name} brings its own labels, so none can be given beside it")
     return Source.of(x, name), labels
+
+
+def brings_labels(x: Any) -> bool:
+    """Whether these are examples that may come with labels of their own."""
+    return isinstance(x, (str, os.PathLike, Dataset, DataLoader))
 
 
 def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[NDArray[Any]], list[Any] | None]:

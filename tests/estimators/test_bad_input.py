@@ -67,9 +67,15 @@ def _with(x: NDArray[Any], place: int, value: Any) -> NDArray[Any]:
         (X.astype(complex), Y, "Complex data not supported"),
         (X.astype(str), Y, "must hold numbers, but its dtype is <U"),
         ([["a", None]] * 60, Y, "no numbers"),
-        ({"a": 1}, Y, r"rows \(n, d\) or images"),
-        (None, Y, r"rows \(n, d\) or images"),
-        (X, {0, 1, 2}, r"y must be \(n,\) or \(n, 1\)"),
+        ({"a": 1}, Y, r"rows \(n, d\) or images .*, not {'a': 1}"),
+        (None, Y, r"rows \(n, d\) or images .*, not None"),
+        (map(abs, X), Y, "x must be rows .*, not <map object"),
+        (["a.png", "b.png"], [0, 1], "x must be rows .*, and holds names: .*load_image_dataset reads files"),
+        (np.array(["a.png", "b.png"]), [0, 1], "and holds names"),
+        ([Path("a.png"), Path("b.png")], [0, 1], "and holds names"),
+        ([*X[:59], None], Y, r"x\[59\] is no image .*: its shape is \(\)"),
+        (X, {0, 1, 2}, r"y must be \(n,\) or \(n, 1\), not {0, 1, 2}"),
+        (X, iter(Y), r"y must be \(n,\) or \(n, 1\), not <.*iterator"),
     ],
 )  # fmt: skip
 def test_bad_data(tmp_path: Path, x: Any, y: Any, words: str) -> None:
@@ -77,6 +83,19 @@ def test_bad_data(tmp_path: Path, x: Any, y: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ImageClassifier(path).fit(x, y)
     assert not path.exists(), "nothing is written"
+
+
+@pytest.mark.parametrize("name", ["NA", "NaT"])
+def test_what_pandas_puts_where_a_label_is_missing(name: str) -> None:
+    missing = getattr(pytest.importorskip("pandas"), name)
+    with pytest.raises(ValueError, match=r"y\[2\] is <?" + name):
+        Labels.found(["a", "b", missing, "a"], 4)
+
+
+@pytest.mark.parametrize("own", [(X, Y, None, 1), [*X], X, 0.2, {"x": X, "y": Y}, (X,)])
+def test_validation_data_that_are_no_pair(own: Any) -> None:
+    with pytest.raises(ValueError, match=r"validation_data must be a pair \(x, y\)"):
+        ImageClassifier().fit(X, Y, validation_data=own)
 
 
 @pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf"), "60", True])
@@ -183,6 +202,8 @@ def test_bad_input_when_predicting(fitted: ImageClassifier, data: Data) -> None:
     x, y = data
     with pytest.raises(ValueError, match=r"shape \(6, 5\), but the model was fitted on \(6, 6\)"):
         fitted.predict(x[:, :, :5])
+    with pytest.raises(ValueError, match=r"one example of shape \(6, 6\): add an axis in front, x_test\[None\]"):
+        fitted.predict(x[0])
     with pytest.raises(ValueError, match="NaN"):
         fitted.predict(changed(x, (0, 0, 0), np.nan))
     with pytest.raises(ValueError, match="fit did not see: 8, 9; the classes are"):
