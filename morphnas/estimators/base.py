@@ -60,6 +60,7 @@ from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task, farthest
 from morphnas.train.deadline import Deadline
 from morphnas.train.predict import predict
+from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import warm_up
 
 log = logging.getLogger("morphnas")
@@ -336,6 +337,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         about = load_about(Path(self.path_))
         seconds = time_limit_seconds(time_limit, about.get("time_limit"))
         deadline = Deadline.after(seconds)
+        changed(Recipe(), trainer_args or {})
         place, space, args = settings.place, settings.room, dict(trainer_args or {})
         deadline = deadline.earlier(min(place.parting, 0.1 * seconds))
         if "examples" in args:

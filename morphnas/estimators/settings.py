@@ -102,6 +102,7 @@ class Settings:
         for name, size in (("default_model_len", depth), ("default_model_width", width)):
             if size is not None and not is_positive(size):
                 raise ValueError(f"searcher_args: {name} must be a positive integer, not {size!r}")
+        depth, width = (None if size is None else int(size) for size in (depth, width))
         for name in _LEGACY_SEARCH:
             if args.pop(name, None) is not None:
                 warnings.warn(f"searcher_args: {name} belonged to the old kernel and has no effect", stacklevel=4)
@@ -224,6 +225,8 @@ def changed(recipe: Recipe, trainer_args: Mapping[str, Any]) -> Recipe:
 
     Another optimizer or batch size has its own learning rate, unless one is given.
     """
+    if not isinstance(trainer_args, Mapping):
+        raise ValueError(f"trainer_args must be a dict, not {trainer_args!r:.100}")
     names = [f.name for f in fields(Recipe)]
     args = {_LEGACY_RECIPE.get(name, name): value for name, value in trainer_args.items()}
     if unknown := sorted(set(args) - set(names)):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 Status = Literal["finished", "truncated", "diverged", "oom", "failed"]
 """finished: all epochs. truncated: stopped by the deadline. diverged: the loss exploded or was no number. oom: out of
 memory. failed: an error. Whatever was trained before is kept and scored in the first three."""
@@ -40,6 +42,7 @@ class Augment:
     rotate: float = 0.0
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         for name in ("shift", "cutout"):
             value = getattr(self, name)
             if not (name == "shift" and value is None) and not (_is_number(value) and 0 <= value < 1):
@@ -90,6 +93,7 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         for name, low, high in (
             ("epochs", 1, MAX_EPOCHS), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6),
             ("momentum", 0, 0.9999),
@@ -236,6 +240,13 @@ class Outcome:
         if not isinstance(curve := known.get("curve", ()), (list, tuple)):
             raise ValueError(f"outcome: curve must be a list, not {curve!r:.100}")
         return Outcome(**known | {"curve": tuple(Epoch(**known_fields(Epoch, entry)) for entry in curve)})
+
+
+def _make_plain(settings: Any) -> None:
+    """NumPy's numbers among a dataclass's fields as Python's, which JSON can hold."""
+    for f in fields(settings):
+        if isinstance(value := getattr(settings, f.name), np.generic):
+            object.__setattr__(settings, f.name, value.item())
 
 
 def _is_number(value: Any) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from morphnas import ImageClassifier, RunError
 from morphnas.estimators.labels import Labels
+from morphnas.estimators.settings import Settings
 from morphnas.graph import mlp
 from tests.estimators.conftest import Data, stripes
 
@@ -254,6 +255,25 @@ def test_equal_labels_of_a_mixed_column_are_one_class() -> None:
     found, codes = Labels.found(np.array(["a", "b", "a"], dtype=object), 3)
     assert found.classes.tolist() == ["a", "b"]
     assert codes.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("trainer_args", "words"),
+    [
+        ("lr", "trainer_args must be a dict, not 'lr'"),
+        (["lr"], "trainer_args must be a dict"),
+        ({"lr": -1}, "lr must be"),
+    ],
+)
+def test_settings_of_the_final_training(fitted: ImageClassifier, data: Data, trainer_args: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fitted.final_fit(*data, trainer_args=trainer_args)
+
+
+def test_the_size_of_first_networks_may_be_a_number_of_numpy() -> None:
+    sizes = {"default_model_len": np.int64(1), "default_model_width": np.uint8(3)}
+    found = Settings.of(ImageClassifier(searcher_args=sizes))
+    assert (type(found.depth), type(found.width)) == (int, int)
 
 
 def test_the_final_training_is_on_all_examples(fitted: ImageClassifier, data: Data) -> None:

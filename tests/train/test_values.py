@@ -8,6 +8,7 @@ import time
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -250,6 +251,17 @@ def test_other_json_is_a_value_error(kind: Any, data: Any) -> None:
 def test_an_unknown_field_is_named() -> None:
     with pytest.raises(ValueError, match=r"recipe: there is no \['speed'\], it has epochs"):
         Recipe.from_json({"speed": 3})
+
+
+def test_numbers_of_numpy_are_settings_as_those_of_python_are() -> None:
+    shifted: dict[str, Any] = {"shift": np.float32(0.5), "flip": np.True_}
+    settings: dict[str, Any] = {"epochs": np.int64(2), "lr": np.float32(0.5), "whiten": np.False_}
+    found = Recipe(**settings, augment=Augment(**shifted))
+    plain = Recipe(epochs=2, lr=0.5, augment=Augment(shift=0.5, flip=True))
+    assert found == plain
+    assert json.dumps(found.to_json()) == json.dumps(plain.to_json())
+    with pytest.raises(ValueError, match=r"epochs must be an integer, not 1\.5"):
+        Recipe(**settings | {"epochs": np.float64(1.5)})
 
 
 def test_changing_a_recipe_checks_it_again() -> None:
