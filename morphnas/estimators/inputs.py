@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from morphnas.estimators.parts import Groups, Split, groups_of, split
+from morphnas.estimators.place import is_positive
 from morphnas.estimators.room import ROOM, Room
 from morphnas.estimators.sources import EXAMPLES, Source, brings_labels, opened
 from morphnas.estimators.targets import ReadY, SampleWeight, Target, classes_of, weights_of
@@ -199,7 +200,7 @@ def _checked_shape(image_shape: Sequence[int] | None) -> tuple[int, ...] | None:
     if image_shape is None:
         return None
     sizes = image_shape if isinstance(image_shape, (tuple, list, np.ndarray)) else ()
-    if not len(sizes) or not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
+    if not len(sizes) or not all(map(is_positive, sizes)):
         words = "(height, width) or (height, width, channels)"
         raise ValueError(f"image_shape must be {words}, or as axes say, in whole numbers, not {image_shape!r:.100}")
     return tuple(int(size) for size in sizes)
@@ -208,9 +209,8 @@ def _checked_shape(image_shape: Sequence[int] | None) -> tuple[int, ...] | None:
 def _checked_size(image_size: ImageSize | None) -> tuple[int, int] | None:
     if image_size is None:
         return None
-    size = (image_size, image_size) if isinstance(image_size, (int, np.integer)) else image_size
-    sides = tuple(size) if isinstance(size, (tuple, list)) else ()
-    if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in sides):
+    sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(sides) != 2 or not all(map(is_positive, sides)):
         raise ValueError(f"image_size must be a positive integer or (height, width), not {image_size!r}")
     return int(sides[0]), int(sides[1])
 

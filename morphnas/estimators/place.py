@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Place:
         if devices is not None and not (listed or is_positive(devices)):
             raise ValueError(f"devices must be None, a positive integer or a list of devices, not {devices!r}")
         number = isinstance(share, (int, float, np.number)) and not isinstance(share, bool)
-        if share is not None and not (number and share > 0):
+        if share is not None and not (number and 0 < share < math.inf):
             raise ValueError(f"per_trial must be None or a positive number, of CPUs or GPUs, not {share!r}")
         if kind is None and devices is not None:
             raise ValueError('devices is for executor="process" or "ray"; without, device says where to train')

@@ -169,6 +169,8 @@ def _check_flags(estimator: HasSettings) -> None:
     check_loss(estimator.loss)
     if estimator.augment not in (None, True, False):
         raise ValueError(f"augment must be True, False or None, not {estimator.augment!r}")
+    if estimator.overwrite not in (True, False):
+        raise ValueError(f"overwrite must be True or False, not {estimator.overwrite!r}")
     if estimator.resume not in (True, False, "auto"):
         raise ValueError(f'resume must be True, False or "auto", not {estimator.resume!r}')
     if estimator.keep != "all" and not is_positive(estimator.keep):
@@ -253,7 +255,11 @@ def chosen_seed(random_state: int | np.random.RandomState | None) -> int:
         return secrets.randbelow(2**31)
     if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool) and 0 <= random_state < 2**31:
         return int(random_state)
-    return int(check_random_state(random_state).randint(2**31 - 1))
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError as error:
+        words = "None, a whole number from 0 to 2**32 - 1 or a numpy.random.RandomState"
+        raise ValueError(f"random_state must be {words}, not {random_state!r:.80}: {error}") from None
 
 
 def decisive(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,6 +129,13 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
         ({"image_size": 0}, r"image_size must be a positive integer or \(height, width\), not 0"),
         ({"image_size": (6, 6, 3)}, r"image_size must be .*, not \(6, 6, 3\)"),
         ({"image_size": (6, -1)}, "image_size must be"),
+        ({"image_size": True}, "image_size must be .*, not True"),
+        ({"image_size": np.array([6, 6])}, r"image_size must be .*, not array"),
+        ({"image_shape": (True, 36)}, r"image_shape must be .*, not \(True, 36\)"),
+        ({"executor": "ray", "per_trial": float("inf")}, "per_trial must be None or a positive number"),
+        ({"overwrite": "no"}, "overwrite must be True or False, not 'no'"),
+        ({"random_state": -1}, "random_state must be None, a whole number .*, not -1"),
+        ({"random_state": np.random.default_rng(0)}, "random_state must be .*RandomState, not Generator"),
         ({"image_size": 6, "image_shape": (6, 6)}, "image_shape is for rows of equal lengths"),
         ({"limits": 3}, "limits must be"),
         (
