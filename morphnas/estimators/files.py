@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -139,13 +140,18 @@ def images_of(
     """The images that a CSV file lists, their names in it, and their labels, none unless asked for."""
     try:
         with Path(csv_file_path).open(newline="", encoding="utf-8-sig") as file:
-            rows = [(i, row) for i, row in enumerate(csv.reader(file), start=1) if row][1:]
-    except csv.Error as error:
+            lines = csv.reader(file, skipinitialspace=True)
+            rows = [(i, row) for i, row in enumerate(lines, start=1) if row]
+    except (csv.Error, UnicodeError) as error:
         raise ValueError(f"{str(csv_file_path)!r} cannot be read as CSV: {error}") from error
-    if not rows:
+    if len(rows) < 2:
         raise ValueError(f"{str(csv_file_path)!r} lists no images: its first row is taken for the head")
+    (_, head), *rows = rows
+    if (Path(images_path) / head[0]).is_file():
+        words = f"the first row of {str(csv_file_path)!r} is taken for the head, though it names an image: {head}"
+        warnings.warn(words, stacklevel=3)
     for i, row in rows if labelled else ():
-        if len(row) < 2:
+        if len(row) < 2 or not row[1].strip():
             raise ValueError(
                 f"{str(csv_file_path)!r}, row {i}: a file name and a label are needed, there is only {row}"
             )

@@ -445,15 +445,30 @@ def test_a_csv_of_files(tmp_path: Path, parallel: bool) -> None:
     [
         ("file,label\nnowhere.png,cat\n", r"nowhere\.png' cannot be read"),
         ("file\na.png\n", r"row 2: a file name and a label are needed, there is only \['a.png'\]"),
+        ("file,label\na.png, \n", r"row 2: a file name and a label are needed, there is only \['a.png', ''\]"),
+        ("file,label\n\xe4.png,cat\n", r"labels\.csv' cannot be read as CSV: 'utf-8' codec can't decode"),
         ("file,label\n", "lists no images: its first row is taken for the head"),
         ("", "lists no images"),
     ],
 )
 def test_bad_csv_files(tmp_path: Path, text: str, words: str) -> None:
     pytest.importorskip("PIL")
-    (tmp_path / "labels.csv").write_text(text)
+    (tmp_path / "labels.csv").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=words):
         morphnas.load_image_dataset(tmp_path / "labels.csv", tmp_path)
+
+
+def test_blanks_behind_commas_belong_to_no_label_and_a_first_row_that_is_no_head_is_told_of(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    drawn(tmp_path, list(RGB[:3]), [""] * 3)
+    rows, table = [f"0{i}.png, label {i}" for i in range(3)], tmp_path / "labels.csv"
+    table.write_text("\n".join(["file, label", *rows]))
+    assert morphnas.load_image_dataset(table, tmp_path)[1].tolist() == ["label 0", "label 1", "label 2"]
+    table.write_text("\n".join(rows))
+    words = r"first row of .* is taken for the head, though it names an image: \['00.png', 'label 0'\]"
+    with pytest.warns(UserWarning, match=words):
+        x, _ = morphnas.load_image_dataset(table, tmp_path)
+    assert len(x) == 2
 
 
 # -- whole fits
