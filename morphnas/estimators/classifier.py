@@ -156,7 +156,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         said = self.predict(X)
         weights = None if sample_weight is None else given_weights(sample_weight, len(said))
         if self.multilabel_:
-            return float(accuracy_score(y, said, sample_weight=weights))
+            return float(accuracy_score(self._said.encode(y, len(said)), said, sample_weight=weights))
         right = [a == b for a, b in zip(labels_of(y, len(said)), said.tolist(), strict=True)]
         return float(np.average(right, weights=weights))
 

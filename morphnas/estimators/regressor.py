@@ -12,7 +12,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor, fx
 
 from morphnas.estimators.base import ImageEstimator
-from morphnas.estimators.targets import SampleWeight, Values, given_weights
+from morphnas.estimators.targets import SampleWeight, Values, amounts_of, given_weights
 
 
 class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -51,7 +51,7 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
         """The coefficient of determination, R2, as scikit-learn asks for it."""
         said = self.predict(X)
         weights = None if sample_weight is None else given_weights(sample_weight, len(said))
-        return float(r2_score(y, said, sample_weight=weights))
+        return float(r2_score(amounts_of(y, len(said)), said, sample_weight=weights))
 
     @staticmethod
     def _read(y: ArrayLike, n: int) -> tuple[Values, NDArray[Any]]:

@@ -97,7 +97,7 @@ class Values:
     @staticmethod
     def found(y: ArrayLike, n: int) -> tuple[Values, NDArray[np.float32]]:
         """The amounts in y, (n,), (n, 1) or (n, k), and as networks learn them, (n, k); ValueError for what is none."""
-        table = _table(y, n)
+        table = amounts_of(y, n)
         with np.errstate(over="ignore"):
             mean, std = table.mean(0), table.std(0)
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
@@ -110,7 +110,7 @@ class Values:
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
         """As networks learn them, (n, k); ValueError for amounts that do not go with those of the fit."""
-        table = _table(y, n)
+        table = amounts_of(y, n)
         if table.shape[1] != len(self.mean):
             raise ValueError(f"y has {table.shape[1]} amounts for each example, but fit saw {len(self.mean)}")
         return self._coded(table)
@@ -238,7 +238,7 @@ def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _table(y: ArrayLike, n: int) -> NDArray[np.float64]:
+def amounts_of(y: ArrayLike, n: int) -> NDArray[np.float64]:
     """y as (n, k) float64; ValueError that says what is wrong with it."""
     check_there(y, "only a Dataset of (image, amount) brings its own")
     if isinstance(y, (list, tuple)):

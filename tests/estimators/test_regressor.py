@@ -54,7 +54,7 @@ def test_learns_and_predicts(fitted: ImageRegressor) -> None:
     assert found.shape == (100,)
     assert found.dtype == np.float64
     assert fitted.score(x, y) == pytest.approx(r2_score(y, found))
-    assert fitted.score(x, y) > 0.8
+    assert fitted.score(x, torch.tensor(y, requires_grad=True)) == fitted.score(x, y) > 0.8
     assert fitted.evaluate(x, y) == pytest.approx(mean_squared_error(y, found), rel=1e-3)
     assert not fitted.mirrors_  # the mirror image says something else
     assert not hasattr(fitted, "classes_")
@@ -68,6 +68,21 @@ def test_scores_heed_weights(fitted: ImageRegressor) -> None:
         for measured in (fitted.score, fitted.evaluate):
             with pytest.raises(ValueError, match="sample_weight must be"):
                 measured(x, y, sample_weight=wrong)
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (None, "y is missing"),
+        (np.arange(99), "x has 100 examples but y has 99"),
+        (np.ones((100, 2)), "different number of output"),
+        (np.full(100, np.nan), r"y contains NaN or infinity, first in y\[0\]"),
+    ],
+)
+def test_what_cannot_be_scored(fitted: ImageRegressor, y: Any, words: str) -> None:
+    x, _ = spots(100, seed=1)
+    with pytest.raises(ValueError, match=words):
+        fitted.score(x, y)
 
 
 def test_another_process_would_predict_the_same(fitted: ImageRegressor) -> None:

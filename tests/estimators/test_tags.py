@@ -59,6 +59,9 @@ def test_learns_and_predicts(fitted: ImageClassifier) -> None:
     assert fitted.score(x, y) > 0.9
     with pytest.raises(ValueError, match="sample_weight must be finite numbers"):
         fitted.score(x, y, np.full(200, np.nan))
+    for wrong in (y[:, 0], y[:, :2], y[1:]):
+        with pytest.raises(ValueError, match="y must say of 200 examples which of 3 tags they have"):
+            fitted.score(x, wrong)
     assert fitted.multilabel_
     assert fitted.__sklearn_tags__().classifier_tags.multi_label
     assert fitted.classes_.tolist() == [0, 1, 2]
