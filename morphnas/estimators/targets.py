@@ -48,7 +48,7 @@ class Indicators:
             )
         if not _flags(there):
             raise ValueError("y must be 0 or 1 everywhere: whether an example has a tag")
-        return there.astype(np.float32)
+        return there.astype(np.float32, order="C")
 
     @property
     def classes(self) -> NDArray[np.int64]:
@@ -252,7 +252,7 @@ def amounts_of(y: ArrayLike, n: int) -> NDArray[np.float64]:
         word = "Complex data not supported: " if values.dtype.kind == "c" else ""
         raise ValueError(f"{word}y must hold numbers, but its dtype is {values.dtype}; {hint}")
     try:
-        table = values.astype(np.float64)  # texts as they are in a CSV file, too
+        table = values.astype(np.float64, order="C")  # texts as they are in a CSV file, too
     except (TypeError, ValueError) as error:
         raise ValueError(f"y must hold numbers: {error}; {hint}") from None
     if table.ndim == 1:

@@ -23,7 +23,7 @@ from morphnas.estimators.files import Files
 from morphnas.estimators.inputs import Preprocessing, Problem
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.sources import Source, opened
-from morphnas.estimators.targets import Values
+from morphnas.estimators.targets import Values, classes_of
 from tests.estimators.conftest import stripes
 
 CPU = torch.device("cpu")
@@ -229,6 +229,15 @@ def test_one_image_is_not_taken_for_several(tmp_path: Path) -> None:
         ValueError, match=r"x looks like one image of shape \(6, 5, 3\): add an axis in front, x\[None\]"
     ):
         problem.preprocessing(Source.of(RGB[0], "x"))
+
+
+def test_amounts_and_tags_may_be_the_columns_of_a_frame() -> None:
+    pandas = pytest.importorskip("pandas")
+    for kind, read in ((float, Values.found), (bool, classes_of)):
+        table = np.stack([Y > 0, Y > 1], 1).astype(kind)
+        frame = pandas.DataFrame({"one": table[:, 0], "two": table[:, 1]})
+        for columns in (frame, np.asfortranarray(table)):
+            same(found(X, columns, read=read), found(X, table, read=read))
 
 
 def test_tensors_may_want_gradients_and_be_of_kinds_that_numpy_has_not() -> None:
