@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,8 @@ class Source:
         if isinstance(x, torch.Tensor) and x.layout is not torch.strided:
             raise ValueError(f"{name} is a sparse tensor, a dense one is needed: {name}.to_dense()")
         refuse_masked(x, name)
+        if isinstance(x, Mapping):  # also an HDF5 file and what np.load makes of an .npz
+            raise ValueError(f"{name} must be {EXAMPLES}, not {x!r:.80}")
         if isinstance(x, Files):
             return _checked(Source(name, x.shapes, x))
         listed = isinstance(x, (list, tuple)) or len(getattr(x, "shape", ())) == 1
@@ -180,8 +182,8 @@ def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[N
         raise ValueError(f"{name} is a {type(data).__name__} without a length")
     for item in data if streamed else map(data.__getitem__, range(len(data))):
         pair = item if isinstance(item, (tuple, list)) else (item,)
-        if not 1 <= len(pair) <= 2:
-            raise ValueError(f"{name} must yield (image, label), but a {type(item).__name__} of {len(pair)} came")
+        if isinstance(item, Mapping) or not 1 <= len(pair) <= 2:
+            raise ValueError(f"{name} must yield (image, label), but a {type(item).__name__} of {len(item)} came")
         some = [image(one, axes) for one in (pair[0] if batched else [pair[0]])]
         images.extend(some)
         loose += sum(one.nbytes for one in some)

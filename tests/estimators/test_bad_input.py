@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch.utils.data import Dataset, TensorDataset
 
 from morphnas import ImageClassifier, RunError
 from morphnas.estimators.labels import Labels
@@ -34,6 +36,14 @@ def _with(x: NDArray[Any], place: int, value: Any) -> NDArray[Any]:
     x = x.copy()
     x[place] = value
     return x
+
+
+class Entries(Dataset[Any]):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, i: int) -> Any:
+        return {"image": np.zeros((6, 6)), "label": i}
 
 
 @pytest.mark.parametrize(
@@ -69,6 +79,8 @@ def _with(x: NDArray[Any], place: int, value: Any) -> NDArray[Any]:
         (X.astype(str), Y, "must hold numbers, but its dtype is <U"),
         ([["a", None]] * 60, Y, "no numbers"),
         ({"a": 1}, Y, r"rows \(n, d\) or images .*, not {'a': 1}"),
+        (TensorDataset(torch.zeros(2, 1, 6, 6), torch.zeros(2), torch.zeros(2)), None, "but a tuple of 3 came"),
+        (Entries(), None, r"x must yield \(image, label\), but a dict of 2 came"),
         (None, Y, r"rows \(n, d\) or images .*, not None"),
         (map(abs, X), Y, "x must be rows .*, not <map object"),
         (["a.png", "b.png"], [0, 1], "x must be rows .*, and holds names: .*load_image_dataset reads files"),
@@ -84,6 +96,12 @@ def test_bad_data(tmp_path: Path, x: Any, y: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ImageClassifier(path).fit(x, y)
     assert not path.exists(), "nothing is written"
+
+
+def test_a_file_of_arrays_is_no_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "digits.npz", x=X)
+    with np.load(tmp_path / "digits.npz") as file, pytest.raises(ValueError, match=r"rows .*, not NpzFile"):
+        ImageClassifier().fit(file, Y)
 
 
 @pytest.mark.parametrize("name", ["NA", "NaT"])
