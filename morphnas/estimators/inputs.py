@@ -188,7 +188,7 @@ class Preprocessing:
         return images if list(images.shape[2:]) == size else _scaled(images, size)
 
     def _unfit(self, x: NDArray[Any], name: str) -> str:
-        if x.shape == self.given:
+        if x.shape == self.given or (self.resized and x.ndim == 2):
             return f"{name} looks like one example of shape {x.shape}: add an axis in front, {name}[None]"
         if x.ndim == 2 and len(self.given) == 1:  # scikit-learn's words
             words = f"morphnas is expecting {self.given[0]} features as input"

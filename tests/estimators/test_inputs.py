@@ -229,6 +229,9 @@ def test_one_image_is_not_taken_for_several(tmp_path: Path) -> None:
         ValueError, match=r"x looks like one image of shape \(6, 5, 3\): add an axis in front, x\[None\]"
     ):
         problem.preprocessing(Source.of(RGB[0], "x"))
+    grey = found([X[i][: 4 + i % 2] for i in range(60)], Y)
+    with pytest.raises(ValueError, match=r"x looks like one example of shape \(6, 6\): add an axis in front"):
+        grey.preprocessing(Source.of(X[0], "x"))
 
 
 def test_amounts_and_tags_may_be_the_columns_of_a_frame() -> None:
