@@ -260,10 +260,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
                 end = fitting.search_end()
                 longer = {} if sizes is None else sizes.for_search(seconds)
-                forecast = fitting.forecast(end, say, self.max_trials, **longer)
+                most = None if self.max_trials is None else int(self.max_trials)
+                forecast = fitting.forecast(end, say, most, **longer)
                 calls = EpochCalls(each_epoch, folder, stop)
                 observer = Observers((shown, forecast, calls))
-                with fitting.searched(end, observer, all_threads, self.max_trials) as executor:
+                with fitting.searched(end, observer, all_threads, most) as executor:
                     if deadline.stopped and not fitting.scored:
                         error = StopFit if calls.stopped else KeyboardInterrupt
                         raise error("no network was trained yet")

@@ -343,6 +343,17 @@ def test_equal_seeds_give_equal_runs(tmp_path: Path) -> None:
 TINY = {"default_model_width": 4, "trainer_args": {"max_iter_num": 2}}
 
 
+def test_settings_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    numbers = {"max_trials": 1, "random_state": 3, "axes": 2, "keep": 1, "ensemble": 1, "max_memory": 10**9}
+    sizes = {"default_model_width": 4, "trainer_args": {"epochs": 1}}
+    args: dict[str, Any] = {name: np.int64(number) for name, number in numbers.items()}
+    args |= {"limits": {"max_params": np.int64(10**5)}, "searcher_args": sizes, "refit": np.False_}
+    ImageClassifier(tmp_path / "run", **args, time_limit=np.float32(9)).fit(*stripes(60))  # type: ignore[arg-type]
+    args |= numbers | {"limits": {"max_params": 10**5}, "refit": False}
+    ImageClassifier(tmp_path / "run", **args, resume=True).fit(*stripes(60), time_limit=9)
+    assert len(load_run(tmp_path / "run").trials) == 1
+
+
 def test_a_run_of_another_version_is_read_but_not_gone_on_with(tmp_path: Path) -> None:
     path, data = tmp_path / "run", stripes(60)
     ImageClassifier(path, max_trials=1, searcher_args=TINY, refit=False).fit(*data)
