@@ -53,7 +53,7 @@ class Labels:
             labels = Labels(classes)
             codes = np.array([labels._index[value] for value in values], dtype=np.int64)
         if len(labels.classes) < 2:
-            raise ValueError(f"y holds one class only, {labels.classes[0]!r}: a classifier needs at least 2")
+            raise ValueError(f"y holds one class only, {labels.classes.tolist()[0]!r}: a classifier needs at least 2")
         labels.to_json()  # raises for labels that cannot be kept
         return labels, codes
 

@@ -55,7 +55,7 @@ class Entries(Dataset[Any]):
         (X[0, 0], Y[:6], r"rows \(n, d\) or images .* but its shape is \(6,\)"),
         (X[:, :, :, None, None, None], Y, r"its shape is \(60, 6, 6, 1, 1, 1\)"),
         (X, Y[:-1], "x has 60 examples but y has 59 labels"),
-        (X, np.zeros(60, int), "one class only"),
+        (X, np.zeros(60, int), "one class only, 0: a classifier"),
         (X, np.eye(3)[Y], r"one-hot.*y.argmax\(1\)"),
         (X, np.stack([Y, Y], 1), "2 columns"),
         (X, np.linspace(0, 1, 60), "[Uu]nknown label type|continuous"),
