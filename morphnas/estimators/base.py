@@ -83,6 +83,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         *,
         time_limit: float | None = None,
         max_trials: int | None = None,
+        search_patience: int | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device | None = None,
         refit: bool = True,
@@ -101,7 +102,6 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         per_trial: float | None = None,
         metric: Metric = None,
         loss: Loss = None,
-        search_patience: int | None = None,
     ) -> None:
         self.path = path
         self.verbose = verbose
@@ -111,6 +111,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self.search_type = search_type
         self.time_limit = time_limit
         self.max_trials = max_trials
+        self.search_patience = search_patience
         self.random_state = random_state
         self.device = device
         self.refit = refit
@@ -129,7 +130,6 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self.per_trial = per_trial
         self.metric = metric
         self.loss = loss
-        self.search_patience = search_patience
         warm_up()
 
     # -- fitting
