@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if args.debug:
             raise
-        print(f"morphnas: error: {' '.join(str(error).split()) or repr(error)}", file=sys.stderr)
+        words = re.sub(r'\b(overwrite|resume)=(True|"auto")', r"--\1", " ".join(str(error).split()))
+        print(f"morphnas: error: {words or repr(error)}", file=sys.stderr)
         return 1
     return 0
 

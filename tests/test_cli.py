@@ -209,7 +209,8 @@ def test_exporting(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     found = value(capsys, "export", run, "--out", tmp_path / "net.py")
     assert found["error"] <= 1e-5
     assert [Path(file).exists() for file in found["files"]] == [True, True]
-    assert "is there already" in failed(capsys, "export", run, "--out", tmp_path / "net.py")
+    there = failed(capsys, "export", run, "--out", tmp_path / "net.py")
+    assert "is there already: choose another file, or --overwrite" in there  # as the command line has it
     assert "differ by" in told(capsys, "export", run, "--out", tmp_path / "net.py", "--overwrite", "--id", 1)
 
 

@@ -191,7 +191,7 @@ def room(estimator: HasSettings) -> Room:
 
 def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
     if isinstance(limits, Mapping):
-        if unknown := sorted(set(limits) - set(LIMITS)):
+        if unknown := sorted(set(limits) - set(LIMITS), key=str):
             raise ValueError(f"limits: unknown {unknown}, there are {', '.join(LIMITS)}")
         return Limits(**limits)
     if limits is not None and not isinstance(limits, Limits):
@@ -207,7 +207,7 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeS
     make: MakeSearcher = SEARCHERS[kind] if isinstance(kind, str) else kind
     if is_dataclass(make):
         known = sorted({f.name for f in fields(make)} - {"space", "recipe", "limits", "seed"})
-        if unknown := sorted(set(args) - set(known)):
+        if unknown := sorted(set(args) - set(known), key=str):
             raise ValueError(f"searcher_args: unknown {unknown}, there are {', '.join([*known, *_SIZES])}")
 
     def made(space: Space, **settings: Any) -> Searcher:
@@ -231,7 +231,7 @@ def changed(recipe: Recipe, trainer_args: Mapping[str, Any]) -> Recipe:
         raise ValueError(f"trainer_args must be a dict, not {trainer_args!r:.100}")
     names = [f.name for f in fields(Recipe)]
     args = {_LEGACY_RECIPE.get(name, name): value for name, value in trainer_args.items()}
-    if unknown := sorted(set(args) - set(names)):
+    if unknown := sorted(set(args) - set(names), key=str):
         there = f"there are {', '.join(names)} and the legacy {', '.join(_LEGACY_RECIPE)}"
         late = "; fit and final_fit take a time_limit" if "timeout" in unknown else ""
         raise ValueError(f"trainer_args: unknown {unknown}, {there}{late}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from morphnas.report import facts
@@ -39,8 +40,8 @@ class Results:
 
 def results_summary(run: Run, n: int = 10) -> Results:
     """The n networks of a run with the best scores, the best first; its final trainings count as well."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a positive integer, not {n!r}")
     scored = [(trial.score, -trial.id, trial) for trial in run.trials if trial.score is not None]
-    best = tuple(trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2], reverse=True)[:n])
+    best = tuple(trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2], reverse=True)[: int(n)])
     return Results(Run(run.path, run.about, best), len(run.trials), len(run.trials) - len(scored))

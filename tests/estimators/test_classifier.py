@@ -419,6 +419,8 @@ def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
         assert all(morph.tag in limits.morphs for morph in trial.proposal.morphs)
     with pytest.raises(ValueError, match=r"no starter meets them, the smallest one has [\d,]+ parameters"):
         ImageClassifier(limits={"max_params": 10}).fit(*data)
+    with pytest.raises(ValueError, match=r"limits: unknown \[3, 'max_param'\]"):
+        ImageClassifier(limits={"max_param": 3, 3: 4}).fit(*data, time_limit=1)
     with pytest.raises(ValueError, match=r"limits: unknown .'max_param'"):
         ImageClassifier(limits={"max_param": 10}).fit(*data)
 
