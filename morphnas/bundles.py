@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.metrics import get_scorer_names
 
 import morphnas
 from morphnas.report import facts
@@ -55,8 +56,9 @@ def bundle(run: RunLike, out: str | os.PathLike[str]) -> Path:
 
     * trials/*/proposal.json and trial.json, damaged ones too: networks, recipes, the searcher's notes, learning curves,
       errors with their tracebacks.
-    * run.json: the estimator's arguments, the limit, the seed, versions, device and plan; of the data shape, dtype, the
-      number of classes and a hash; which kinds of findings there were, not their texts.
+    * run.json: the estimator's arguments, but for functions as metric and loss, the limit, the seed, versions, device
+      and plan; of the data shape, dtype, the number of classes and a hash; which kinds of findings there were, not
+      their texts.
     * model/model.json: the network, shapes, how many labels there are.
 
     Not in it are data, weights, checkpoints, labels, names of columns, means and deviations of data, and the host's
@@ -189,6 +191,10 @@ def _told(name: str, data: bytes, wrong: list[str]) -> str:
     try:
         if not isinstance(found := parse_json(data), dict):
             raise ValueError("it holds no JSON object")
+        for part in (found.get("settings"), found.get("decides")):
+            for own in ("metric", "loss"):
+                if isinstance(part, dict) and part.get(own) not in (None, *get_scorer_names()):
+                    part[own] = "left out"  # of a function, in which labels may be named
         return json.dumps(_open(found, allowed), indent=1)
     except (ValueError, RecursionError) as error:
         wrong.append(f"{name} is no JSON ({error}): its letters and digits are x and 0")

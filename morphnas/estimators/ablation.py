@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.objective import Loss, Metric, aimed, check_loss, check_metric
+from morphnas.estimators.objective import Loss, Metric, aimed, check_loss, check_metric, check_said
 from morphnas.estimators.parts import Groups
 from morphnas.estimators.place import torch_device
 from morphnas.estimators.room import Room
@@ -112,7 +112,11 @@ def ablate(
     run = run_of(run)
     network = run.trial(run.get_best_model_id() if trial is None else trial)
     problem = _problem(run, x, y, validation_data, sample_weight, groups, teacher, torch_device(device))
-    problem = aimed(problem, *_objective(run, metric, loss))
+    metric = metric or restored(run.about.get("settings")).get("metric")
+    check_metric(metric)
+    check_loss(loss)
+    check_said(run.about.get("settings"), metric, loss)
+    problem = aimed(problem, metric, loss, deadline)
     line = lineage(run.trials, network)
     brought = [(one.id, morph) for one in line for morph in one.proposal.morphs]
     morphs = [morph for _, morph in brought]
@@ -161,19 +165,6 @@ def _problem(
             "teacher of the fit"
         )
     return problem
-
-
-def _objective(run: Run, metric: Metric, loss: Loss) -> tuple[Metric, Loss]:
-    """What the run was after; ValueError where that is not known."""
-    settings = run.about.get("settings")
-    found: dict[str, Any] = {"metric": metric or restored(settings).get("metric"), "loss": loss}
-    check_metric(found["metric"])
-    check_loss(found["loss"])
-    for name, value in found.items():
-        had = settings.get(name) if isinstance(settings, dict) else None
-        if had is not None and value is None:
-            raise ValueError(f"the fit had {name}={had:.100}, which is not kept in a run: give {name}=")
-    return found["metric"], found["loss"]
 
 
 def _replayed(graph: Graph, morphs: Sequence[Morph], skip: int | None) -> tuple[list[Morph], tuple[str, ...]]:

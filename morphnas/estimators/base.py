@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import tempfile
 import warnings
@@ -23,7 +24,7 @@ from morphnas import __version__
 from morphnas.estimators import doctor
 from morphnas.estimators.fitting import Fitting, Sizes, mirrors, readings, saving, settled
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
-from morphnas.estimators.objective import Loss, Metric, Scorer, aimed, check_metric
+from morphnas.estimators.objective import Loss, Metric, Scorer, aimed, check_metric, check_said
 from morphnas.estimators.parts import Groups, groups_of
 from morphnas.estimators.place import torch_device
 from morphnas.estimators.settings import (
@@ -58,7 +59,8 @@ from morphnas.run.search import Observers
 from morphnas.run.store import Run, Store, holds_run, load_about, load_model, load_run, versions
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task, farthest
-from morphnas.train.deadline import Deadline
+from morphnas.train.deadline import NEVER, Deadline
+from morphnas.train.goal import Unmeasured
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import warm_up
@@ -216,7 +218,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         decides = decisive(self.get_params(deep=False))
         before = self._before(path, decides)
         seed = chosen_seed(self.random_state) if before is None else _seed(before)
-        problem = self._problem(x, y, validation_data, settings, seed, sample_weight, groups, teacher)
+        problem = self._problem(x, y, validation_data, settings, seed, sample_weight, groups, teacher, deadline)
         settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
         if before is not None and before.get("data") != problem.fingerprint:
             same = "the same x, y, sample_weight, groups and teacher, and the same validation_data"
@@ -336,6 +338,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         _check_callable(each_epoch)
         settings = Settings.of(self)
         about = load_about(Path(self.path_))
+        check_said(about.get("settings"), self.metric, self.loss)
         seconds = time_limit_seconds(time_limit, about.get("time_limit"))
         deadline = Deadline.after(seconds)
         changed(Recipe(), trainer_args or {})
@@ -356,7 +359,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         known = (None, self._target, self._preprocessing, seed, place.device, space)
         taught = taught_by(teacher, source, self._target)
         problem = Problem.of(source, codes, weights, groups_of(groups, len(source)), taught, *known)
-        problem = aimed(problem, self.metric, self.loss)
+        problem = aimed(problem, self.metric, self.loss, deadline)
         with (
             _threads(),
             stopping() as stop,
@@ -399,9 +402,17 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             if deadline.stopped and not calls.stopped:
                 self._interrupted()
             if test is not None:
-                self.test_metric_ = self._judged(self._outputs([test.x]), test.y)
+                self.test_metric_ = self._tested(test)
                 shown.tell(f"{self.words(self.test_metric_)} on the {len(test):,} test examples")
         return self
+
+    def _tested(self, test: Examples) -> float:
+        """What `evaluate` says; NaN where a metric of the user's own says nothing, after all this training."""
+        try:
+            return self._judged(self._outputs([test.x]), test.y)
+        except Unmeasured as error:
+            warnings.warn(f"x_test, y_test: {error}", stacklevel=3)
+            return math.nan
 
     # -- using
 
@@ -567,10 +578,12 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         sample_weight: SampleWeight = None,
         groups: Groups = None,
         teacher: Teacher = None,
+        deadline: Deadline = NEVER,
     ) -> Problem:
         place = (self.image_shape, seed, settings.device, self.image_size, settings.room)
         own = (self._read, sample_weight, self.axes, groups, teacher)
-        return aimed(Problem.found(x, y, validation_data, *place, *own), self.metric, self.loss)
+        problem = Problem.found(x, y, validation_data, *place, *own)
+        return aimed(problem, self.metric, self.loss, deadline, settings.place.apart)
 
     def _use(
         self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings

@@ -104,7 +104,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         What trainings lower, and, without a `metric`, networks are chosen by: a function or a module (outputs, y) that
         gives a tensor (n,) or their mean. Of labels outputs are logits (n, classes) in the order of `classes_` and y
         indices (n,) int64; of tags logits and y (n, k). It is scaled so that its gradients are as large as those of the
-        log loss, and labels are not smoothed for it. None: cross-entropy.
+        log loss, labels are not smoothed for it, and parameters of its own are not trained. None: cross-entropy.
 
     Attributes
     ----------

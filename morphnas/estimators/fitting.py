@@ -158,7 +158,7 @@ class Fitting:
             "ladder": Ladder.of(self.searcher),
             "keep": self.settings.keep,
             "data": self.problem.bytes_in_memory,
-            "apart": bool(place.workers) or place.ray,
+            "apart": place.apart,
         }
         gpu = self.settings.device.type == "cuda"
         return Forecast(self.store, self.planned, lambda: end.left, foreseen | more, tell, gpu)
@@ -234,7 +234,9 @@ class Fitting:
         if (kept := next((trial for trial in searched if trial.kept), None)) is None:
             error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")
             raise RunError(f"no network could be trained, the run is in {self.store.path}; the first error: {error}")
-        warnings.warn("the time limit was too short to score a network: the model is hardly trained", stacklevel=4)
+        said = None if kept.outcome is None else kept.outcome.error
+        why = "the time limit was too short to score a network" if said is None else f"no network has a score: {said}"
+        warnings.warn(f"{why}: the model is hardly trained", stacklevel=4)
         return kept, searched
 
 

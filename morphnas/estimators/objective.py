@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from inspect import signature
 from typing import Any
@@ -24,12 +24,21 @@ from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.targets import Indicators, Target, Values
 from morphnas.train.data import Examples
-from morphnas.train.goal import Goal, Own, Unmeasured, Weights
+from morphnas.train.deadline import NEVER, Deadline
+from morphnas.train.goal import LOG_LOSS, Own, Tags, Unmeasured, Weights
 
 SURE = 20.0
 """Logit of an answer that there is no doubt about."""
 TRIED = 512
 """Examples that a loss is tried with."""
+NOTHING = 1e-6
+"""Deviations of an amount that are the rounding of 0: networks learn y as float32."""
+SHARE = 0.02
+"""Of the time left, for wrong answers that a metric is tried with."""
+LARGEST = 1e100
+"""Of a metric, either way: more has no square."""
+USUAL = ("accuracy", "R2", LOG_LOSS)
+"""Names that mean something else than a function of a user's."""
 
 Metric = str | Callable[..., float] | None
 """A name of scikit-learn's scorers, or a function (estimator, x, y) like these."""
@@ -65,6 +74,17 @@ def check_loss(loss: Loss) -> None:
         raise ValueError(f"loss must be None, or a function (outputs, y) or a module like it, not {loss!r:.100}{hint}")
 
 
+def check_said(settings: Any, metric: Metric, loss: Loss) -> None:
+    """ValueError where a run was for a function, which its folder does not hold, and none is given.
+
+    settings: as run.json keeps them.
+    """
+    for name, given in (("metric", metric), ("loss", loss)):
+        had = settings.get(name) if isinstance(settings, dict) else None
+        if given is None and had is not None and had not in get_scorer_names():
+            raise ValueError(f"the fit had {name}={had:.100}, which is not kept in a run: give {name} again")
+
+
 def recordable(loss: Loss) -> bool:
     """Whether steps with it may be replayed on a GPU: PyTorch's own do the same each time, a user's may not."""
     return loss is None or (getattr(loss, "__module__", None) or "").partition(".")[0] == "torch"
@@ -73,15 +93,18 @@ def recordable(loss: Loss) -> bool:
 class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """What a scorer takes for a fitted classifier: its x are the outputs of a network."""
 
-    def __init__(self, target: Labels | Indicators) -> None:
+    def __init__(self, target: Labels | Indicators, classes: Any) -> None:
         self.target = target
-        self.classes_ = [np.array([0, 1])] * target.k if isinstance(target, Indicators) else target.classes
+        self.classes_ = classes
 
     def predict_proba(self, x: NDArray[Any]) -> NDArray[np.float64]:
         return self.target.probabilities(torch.from_numpy(x))
 
     def predict(self, x: NDArray[Any]) -> NDArray[Any]:
-        return self.target.likeliest(self.predict_proba(x))
+        chances = self.predict_proba(x)
+        tags = isinstance(self.target, Indicators)
+        said: NDArray[Any] = self.target.likeliest(chances) if tags else self.classes_[chances.argmax(1)]
+        return said
 
 
 class _Regressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -100,7 +123,10 @@ def _flat(target: Values, amounts: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """A metric of examples' y as the user gave it, and of what a network predicts."""
+    """A metric of examples' y as the user gave it, and of what a network predicts.
+
+    Labels that scikit-learn's metrics do not take, as tuples, are their indices there.
+    """
 
     metric: str | Callable[..., float]
     target: Target
@@ -110,17 +136,26 @@ class Scorer:
         """The scorer's, or the function's."""
         if isinstance(self.metric, str):
             return self.metric
-        function = getattr(self.metric, "_score_func", self.metric)
-        return str(getattr(function, "__name__", type(function).__name__))
+        turned = "neg_" if getattr(self.metric, "_sign", 1) < 0 else ""
+        return turned + _name(getattr(self.metric, "_score_func", self.metric))
+
+    @cached_property
+    def _classes(self) -> Any:
+        if isinstance(self.target, Indicators):
+            return [np.array([0, 1])] * self.target.k
+        kept = self.target.classes if isinstance(self.target, Labels) else np.empty(0)
+        return np.arange(len(kept)) if kept.dtype.kind in "OS" else kept
 
     @cached_property
     def _estimator(self) -> _Classifier | _Regressor:
-        return _Regressor(self.target) if isinstance(self.target, Values) else _Classifier(self.target)
+        return _Regressor(self.target) if isinstance(self.target, Values) else _Classifier(self.target, self._classes)
 
     def _truth(self, y: NDArray[Any]) -> NDArray[Any]:
         if isinstance(self.target, Values):
-            return _flat(self.target, self.target.decode(y))
-        return self.target.classes[y] if isinstance(self.target, Labels) else y.astype(np.int64)
+            amounts = self.target.decode(y)
+            return _flat(self.target, np.where(np.abs(amounts) < NOTHING * self.target.std, 0.0, amounts))
+        truth: NDArray[Any] = self._classes[y] if isinstance(self.target, Labels) else y.astype(np.int64)
+        return truth
 
     def __call__(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
         scorer = get_scorer(self.metric)  # a function as it is
@@ -132,9 +167,14 @@ class Scorer:
                 value = float(scorer(self._estimator, said, self._truth(y.cpu().numpy()), **counted))
         except Exception as error:
             raise Unmeasured(f"the metric {self.name} cannot be computed: {type(error).__name__}: {error}") from error
-        if not math.isfinite(value):
+        if not abs(value) < LARGEST:
             raise Unmeasured(f"the metric {self.name} is {value}")
         return value
+
+
+def _name(function: Any) -> str:
+    name = str(getattr(function, "__name__", type(function).__name__))
+    return f"{name} (own)" if name in USUAL else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,30 +184,28 @@ class Lost:
 
     loss: Callable[[Tensor, Tensor], Tensor]
     target: Target
-    _there: dict[torch.device, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The function's, or the module's."""
+        return _name(self.loss)
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Neither is changed, whatever the loss does."""
         if isinstance(self.target, Values):
             mean, std = (_number(tuple(each.tolist()), outputs.device) for each in (self.target.mean, self.target.std))
             outputs, y = (each.double() * std + mean for each in (outputs, y))
+            y = torch.where(y.abs() < NOTHING * std, 0.0, y)
             if self.target.flat:
                 outputs, y = outputs[:, 0], y[:, 0]
-        losses: Any = self._on(outputs.device)(outputs, y)
+        else:
+            outputs, y = outputs.clone(), y.clone()
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(outputs.device)
+        losses: Any = self.loss(outputs, y)
         if not isinstance(losses, Tensor):
             raise TypeError(f"it must give a tensor, not {losses!r:.100}")
-        return losses.flatten(1).mean(1).float() if losses.ndim > 1 else losses.float()
-
-    def _on(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss; of a module a copy, where its tensors are on the device."""
-        if not isinstance(self.loss, nn.Module):
-            return self.loss
-        if device not in self._there:
-            self._there[device] = copy.deepcopy(self.loss).requires_grad_(requires_grad=False).to(device)
-        there: nn.Module = self._there[device]
-        return there
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"loss": self.loss, "target": self.target, "_there": {}}
+        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
 @lru_cache(16)
@@ -176,8 +214,9 @@ def _number(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=device)
 
 
-def aimed(problem: Problem, metric: Metric, loss: Loss) -> Problem:
-    """The problem with a goal of the user's own, tried on its examples.
+def aimed(problem: Problem, metric: Metric, loss: Loss, deadline: Deadline = NEVER, apart: bool = False) -> Problem:
+    """The problem with a goal of the user's own, tried on its examples: a metric for hardly longer than `SHARE` of the
+    time left. apart: whether other processes are to have it.
 
     ValueError where a metric or a loss cannot be computed of them, or is better for wrong answers than for right ones.
     """
@@ -187,43 +226,62 @@ def aimed(problem: Problem, metric: Metric, loss: Loss) -> Problem:
     goal = Own(task.goal)
     if metric is not None:
         goal = replace(goal, metric=Scorer(metric, target))
-        for part in (task.judge, problem.chooser):
-            if part is not None:
-                _try_metric(goal, part)
+        _try_metric(goal, task.judge, Deadline.after(SHARE * deadline.left, deadline.clock))
     if loss is not None:
-        goal = _scaled(replace(goal, criterion=Lost(loss, target)), task.train[:TRIED])
-    try:
-        cloudpickle.dumps(goal)
-    except Exception as error:
-        raise ValueError(f"metric and loss must be such that other processes can have them: {error}") from error
+        own = copy.deepcopy(loss).requires_grad_(requires_grad=False) if isinstance(loss, nn.Module) else loss
+        goal = _scaled(replace(goal, criterion=Lost(own, target)), task.train[:TRIED])
+    if apart:
+        try:
+            cloudpickle.dumps(goal)
+        except Exception as error:
+            raise ValueError(f"metric and loss must be such that other processes can have them: {error}") from error
     return replace(problem, task=replace(task, goal=goal))
 
 
-def _right(goal: Goal, y: Tensor) -> Tensor:
+def _right(goal: Own, y: Tensor) -> Tensor:
     """Outputs that say what is true."""
     if y.dtype == torch.int64:
         return SURE * F.one_hot(y, goal.outputs).float()
-    return SURE * (2 * y - 1) if isinstance(goal, Own) and goal.usual.measure == "accuracy" else y.clone()
+    return SURE * (2 * y - 1) if isinstance(goal.usual, Tags) else y.clone()
 
 
-def _try_metric(goal: Own, part: Examples) -> None:
-    metric = goal.metric
+def _wrong(right: Tensor) -> Iterator[Tensor]:
+    """Outputs that say something else: what is true of others, and the same of all."""
+    kinds = right.unique(dim=0)
+    for other in (right.roll(1, 0), *(kind.expand_as(right) for kind in kinds[:: max(1, len(kinds) // 8)])):
+        if not torch.equal(other, right):
+            yield other
+
+
+def _try_metric(goal: Own, part: Examples, until: Deadline) -> None:
+    """ValueError where no answer can be measured, or a wrong one is better than the right one."""
+    metric, y = goal.metric, part.y.cpu()
     assert metric is not None
-    y, weights = part.y.cpu(), None if part.weights is None else part.weights.cpu()
-    right = _right(goal, y)
-    distinct = right.unique(dim=0)
-    others = [right.roll(1, 0), *(one.expand_as(right) for one in distinct[:: max(1, len(distinct) // 8)])]
+    weights, right = None if part.weights is None else part.weights.cpu(), _right(goal, part.y.cpu())
+    values, problems = list[float](), list[str]()
+    best = None
     try:
-        best, rest = metric(right, y, weights), [metric(other, y, weights) for other in others]
+        best = metric(right, y, weights)
     except Unmeasured as error:
-        hint = "; it must take a sample_weight, as examples have weights" if "sample_weight" in str(error) else ""
-        raise ValueError(f"metric: tried on the validation examples, {error}{hint}") from error
-    if best < max(rest):
+        problems.append(str(error))
+    for other in _wrong(right):
+        if values and until.passed:
+            break
+        try:
+            values.append(metric(other, y, weights))
+        except Unmeasured as error:
+            problems.append(str(error))
+    if best is None and not values:
+        hint = "; it must take a sample_weight, as examples have weights" if "sample_weight" in problems[0] else ""
+        raise ValueError(f"metric: tried on the validation examples, {problems[0]}{hint}")
+    if best is None or not values:
+        return
+    if best < max(values):
         raise ValueError(
-            f"metric: {metric.name} is {best:.4g} for right answers and {max(rest):.4g} for wrong ones, but more must "
-            "be better: make_scorer(..., greater_is_better=False) turns it round"
+            f"metric: {metric.name} is {best:.4g} for right answers and {max(values):.4g} for wrong ones, but more "
+            "must be better: make_scorer(..., greater_is_better=False) turns it round"
         )
-    if best == min(rest):
+    if best == min(values) and not problems:
         raise ValueError(f"metric: {metric.name} is {best:.4g} for right answers and for wrong ones")
 
 
@@ -236,22 +294,28 @@ def _scaled(goal: Own, some: Examples) -> Own:
     def asked(loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, float]:
         """The mean of random outputs, and how steep it is."""
         said = outputs.clone().requires_grad_()
-        mean = loss(said, y)
+        mean = loss(said, y).mean()
         mean.backward()
-        return mean.item(), 0.0 if said.grad is None else said.grad.square().mean().sqrt().item()
+        return mean.item(), 0.0 if said.grad is None else said.grad.double().square().mean().sqrt().item()
 
     try:
-        _check_losses(criterion(outputs, y), len(some), some.weights is not None)
-        value, steep = asked(goal.loss)
-        with torch.no_grad():
-            right, wrong = (goal.loss(sign * _right(goal, y), y).item() for sign in (1, -1))
+        with torch.random.fork_rng([y.device] if y.device.type == "cuda" else []):
+            torch.manual_seed(0)  # of a loss that draws
+            _check_losses(criterion(outputs, y), len(some), some.weights is not None)
+            value, steep = asked(criterion)
+            with torch.no_grad():
+                right, wrong, surer = (criterion(by * _right(goal, y), y).mean().item() for by in (1, -1, 10))
     except Exception as error:
         raise ValueError(f"loss: tried on training examples it failed: {type(error).__name__}: {error}") from error
     if not (math.isfinite(value) and 0 < steep < math.inf):
         raise ValueError(f"loss: of random outputs it is {value:.4g}, and its gradient {steep:.4g}")
     if not right < wrong:
+        words = f"{right:.4g} for right outputs and {wrong:.4g} for wrong ones"
+        raise ValueError(f"loss: it is {words}, but less must be better")
+    if right - surer > (wrong - right) / 2:
         raise ValueError(
-            f"loss: it is {right:.4g} for right outputs and {wrong:.4g} for wrong ones, but less must be better"
+            f"loss: it falls without end, from {right:.4g} to {surer:.4g} where right outputs are ten times as large: "
+            "they are logits, as CrossEntropyLoss takes them, no probabilities and no logarithms of these"
         )
     scale = asked(usual.loss)[1] / steep
     return replace(goal, scale=scale, ignorance=max(usual.ignorance, abs(scale * value)))

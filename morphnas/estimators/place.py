@@ -79,6 +79,11 @@ class Place:
         return Place(device, (), True, address, devices, 1 if gpu else share, share if gpu else 0)
 
     @property
+    def apart(self) -> bool:
+        """Whether trials run in other processes."""
+        return bool(self.workers) or self.ray
+
+    @property
     def at_a_time(self) -> int:
         """Trials at a time, as far as is known before a cluster is asked: then at least two."""
         return len(self.workers) or (self.most or 2 if self.ray else 1)

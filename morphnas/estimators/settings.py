@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import os
 import secrets
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from safetensors.torch import save
 from sklearn.metrics import get_scorer_names
 from sklearn.utils import check_random_state
+from torch import nn
 
 from morphnas.estimators.objective import Loss, Metric, check_loss, check_metric, recordable
 from morphnas.estimators.place import Place, is_positive
@@ -296,8 +299,9 @@ def check_unchanged(path: Path | None, before: Mapping[str, Any], now: Mapping[s
     """
     if now["random_state"] is None:
         now = {**now, "random_state": before.get("random_state")}
-    if changed_ones := [name for name in DECISIVE if name in before and before[name] != now[name]]:
-        pairs = {name: (_unlike(before[name], now[name]), _unlike(now[name], before[name])) for name in changed_ones}
+    was = {name: before.get(name) for name in DECISIVE}
+    if changed_ones := [name for name in DECISIVE if was[name] != now[name]]:
+        pairs = {name: (_unlike(was[name], now[name]), _unlike(now[name], was[name])) for name in changed_ones}
         words = ", ".join(f"{name} was {was!r:.80} and is {new!r:.80}" for name, (was, new) in pairs.items())
         raise RunError(f"{str(path)!r} holds a run of other settings: {words}; give the same, or choose another path")
 
@@ -319,10 +323,7 @@ def plain(value: Any) -> Any:
         weights = save({name: tensor.contiguous() for name, tensor in value.weights.items()})
         return f"{value.graph.key} {hashlib.sha256(weights).hexdigest()[:16]}"
     if callable(value):
-        if hasattr(value, "__qualname__"):
-            return f"{value.__module__}.{value.__qualname__}"
-        told = repr(value)  # of what is made of settings, as a module is, these
-        return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in told else told
+        return _described(value)
     if isinstance(value, Limits):
         return plain(asdict(value))
     if isinstance(value, Mapping):
@@ -330,3 +331,26 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _described(value: Any) -> str:
+    """A function or a module as far as words can tell: its name, and the numbers, texts and tensors in it."""
+    told = repr(value)  # of what is made of settings these, and else where it is in memory
+    name = f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in told else told
+    held: list[Any] = []
+    if isinstance(value, nn.Module):
+        held = [*((key, each) for key, each in vars(value).items() if not key.startswith("_"))]
+        held += [(key, each.tolist()) for key, each in value.state_dict().items()]
+    elif hasattr(value, "__qualname__"):
+        name = f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, FunctionType):
+        code, cells = value.__code__, dict(inspect.getclosurevars(value).nonlocals)
+        held = [*enumerate((*code.co_consts, *code.co_names, *(value.__defaults__ or ()))), *cells.items()]
+    known = [(key, each) for key, each in held if _is_plain(each)]
+    return name if not known else f"{name} {hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether its repr tells all of it."""
+    several = isinstance(value, (list, tuple)) and all(map(_is_plain, value))
+    return several or isinstance(value, (bool, int, float, str, type(None)))

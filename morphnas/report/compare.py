@@ -50,8 +50,8 @@ class Entry:
 class Comparison:
     """What runs on the same data have in common, `str` of it for people.
 
-    measure: what the winners are compared by, "accuracy", minus the log loss, "score", or the metric that the runs were
-    for; of the validation part.
+    measure: what the winners are compared by, "accuracy", minus the log loss, "score", or the metric that the
+    networks were chosen by; of the validation part.
     times: seconds, of the curves, up to the end of the shortest run. mean, sd: of the best so far over runs, at these
     times, where all have one. alike: whether the runs have the same settings but for the seed. by_chance: the
     probability that the winners' accuracies differ as much where one is as good as the other (chi-squared test of
@@ -160,11 +160,11 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
             raise ValueError(f"no network of {str(run.path)!r} has a score yet")
         winners.append(best)
     shares = all(best.outcome is not None and best.outcome.interval is not None for best in winners)
-    aims = {(o.measure, o.by_metric) if o.by_metric else ("score", False) for b in winners if (o := b.outcome)}
-    if len(aims) > 1:
-        names = ", ".join(sorted(measure for measure, _ in aims))
-        raise ValueError(f"the runs cannot be compared: their networks were chosen by different metrics, {names}")
-    ((aim, _),) = aims
+    objectives = [best.outcome.objective if best.outcome else "" for best in winners]
+    if len(set(zip(objectives, map(_aims, loaded), strict=True))) > 1:
+        names = ", ".join(sorted(set(objectives)))
+        raise ValueError(f"the runs cannot be compared: their networks were not chosen by the same, but by {names}")
+    by_metric = winners[0].outcome is not None and winners[0].outcome.by_metric
     values = [_value(best, shares) for best in winners]
     searched = [facts.searched(run.trials) for run in loaded]
     ends = [max(end for _, end in facts.timeline(trials).values()) for trials in searched]
@@ -196,7 +196,7 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
                 loaded, searched, winners, values, ends, curves, strict=True
             )
         ),
-        "accuracy" if shares else aim,
+        "accuracy" if shares else objectives[0] if by_metric else "score",
         tuple(times.tolist()),
         tuple(float(m) if whole else None for m, whole in zip(table.mean(0), everywhere, strict=True)),
         tuple(float(s) if whole else None for s, whole in zip(table.std(0, ddof=1), everywhere, strict=True)),
@@ -214,6 +214,13 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
 def _data(run: Run) -> Any:
     data = run.about.get("data")
     return data.get("hash") if isinstance(data, dict) else None
+
+
+def _aims(run: Run) -> tuple[str, str]:
+    """A metric and a loss of the user's own, as run.json describes them."""
+    decides = run.about.get("decides")
+    metric, loss = (decides.get(name) if isinstance(decides, dict) else None for name in ("metric", "loss"))
+    return str(metric), str(loss)
 
 
 def _settings(run: Run) -> tuple[Any, ...]:

@@ -145,7 +145,7 @@ def _good(run: Run, best: Trial | None) -> Answer:
         if first.id != best.id and before is not None and outcome.metric is not None:
             told.append(f"{_points(outcome.metric - before)} network {first.id}, which it was grown from")
     if outcome.loss is not None:
-        name = _loss(run)
+        name = outcome.objective
         told[-1] += f"{f'; {name}' if len(told) == 1 else f'. {name.capitalize()}'} {outcome.loss:.4f}"
     told[-1] += "."
     final = next((t for t in run.trials if t.id == run.about.get("final") and t.id != best.id), None)
@@ -160,12 +160,6 @@ def _good(run: Run, best: Trial | None) -> Answer:
 def _points(difference: float) -> str:
     side = "better" if difference > 0 else "worse"
     return "as good as" if abs(difference) < 5e-5 else f"{abs(100 * difference):.1f} points {side} than"
-
-
-def _loss(run: Run) -> str:
-    """What minus the score is."""
-    decides = run.about.get("decides")
-    return "loss" if isinstance(decides, Mapping) and decides.get("loss") else "log loss"
 
 
 def _many(run: Run) -> Answer:
@@ -502,6 +496,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
         "latency": lambda t: t.outcome.latency if t.outcome else None,
     }
     metrics = [t.outcome for t in trials if t.outcome is not None and t.outcome.metric is not None]
+    aims = {outcome.objective for outcome in metrics}
     return {
         "columns": columns,
         "best": None if best is None else best.id,
@@ -509,7 +504,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
         "share": bool(metrics) and all(outcome.interval is not None for outcome in metrics),
         "metric": bool(metrics),
         "measure": metrics[0].measure if len({outcome.measure for outcome in metrics}) == 1 else "metric",
-        "loss": _loss(run),
+        "loss": aims.pop() if len(aims) == 1 else "loss",
         "by_metric": bool(metrics) and all(outcome.by_metric for outcome in metrics),
         "fronts": {c: {s: facts.pareto(trials, cost, of) for s, of in scores.items()} for c, cost in costs.items()},
         "ranking": None

@@ -39,9 +39,14 @@ class Results:
 
 
 def results_summary(run: Run, n: int = 10) -> Results:
-    """The n networks of a run with the best scores, the best first; its final trainings count as well."""
+    """The n networks of a run with the best scores, the best first; its final trainings count as well,
+    unless they were for another metric or loss."""
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a positive integer, not {n!r}")
-    scored = [(trial.score, -trial.id, trial) for trial in run.trials if trial.score is not None]
+    known = {trial.id: trial.outcome.objective for trial in run.trials if trial.outcome and trial.score is not None}
+    first = facts.best_of(run.trials, run.about)
+    aim = None if first is None else known.get(first.id)
+    alike = [trial for trial in run.trials if trial.id in known and aim in (None, known[trial.id])]
+    scored = [(trial.score, -trial.id, trial) for trial in alike]
     best = tuple(trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2], reverse=True)[: int(n)])
     return Results(Run(run.path, run.about, best), len(run.trials), len(run.trials) - len(scored))

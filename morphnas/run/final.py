@@ -357,6 +357,9 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
     """
 
     nothing = -math.inf, -math.inf
+    aims = {trial.outcome.objective for trial in results if trial.outcome is not None}
+    if chooser is None and aims != {task.goal.objective}:  # scores of different kinds say nothing
+        chooser = task.judge
 
     def judged(trial: Trial) -> tuple[float, float]:
         """Higher is better: the score, of equals minus the loss, or the one that was trained last."""
@@ -403,7 +406,7 @@ def _spoilt(store: Store, before: Trial, after: Trial, task: Task, deadline: Dea
     said = outputs_of(store, (before, after), task.valid.x, task, deadline)
     if len(said) < 2:
         return False
-    was, now = (task.goal.errors(outputs, task.valid.y) for outputs in said.values())
+    was, now = (task.goal.regrets(outputs, task.valid.y) for outputs in said.values())
     lost, won = int((now > was).sum()), int((now < was).sum())
     if spoilt := lost - won > 2 * math.sqrt(lost + won):
         log.warning(

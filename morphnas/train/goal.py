@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LOG_LOSS = "log loss"
+"""What the usual goals' scores are of."""
 SMALLEST_ERROR = 1e-12
 """Mean squared error that counts as none."""
 STEEP = 0.125
@@ -57,17 +59,26 @@ class Goal(Protocol):
         ...
 
     @property
-    def by_metric(self) -> bool:
-        """Whether the score is the metric itself."""
+    def objective(self) -> str:
+        """What the score is of: "log loss", or the name of a metric or a loss of the user's own."""
+        ...
+
+    @property
+    def unit(self) -> float:
+        """What losses of trainings are to be multiplied by to be those that people know."""
         ...
 
     def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
-        """The score, minus the mean loss unless it is `by_metric`, and the metric that people read; higher is better
-        for both, of a metric that is nobody's own."""
+        """The score, minus the mean loss, or a metric of the user's own, and the metric that people read; higher is
+        better for both."""
         ...
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """How wrong every output is, (n)."""
+        """How wrong every output is, (n), whatever the user is after."""
+        ...
+
+    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """How wrong every output is, (n), as far as that is known for what the user is after."""
         ...
 
     def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
@@ -89,7 +100,8 @@ class Classes:
 
     outputs: int
     measure: ClassVar[str] = "accuracy"
-    by_metric: ClassVar[bool] = False
+    objective: ClassVar[str] = LOG_LOSS
+    unit: ClassVar[float] = 1.0
 
     @property
     def usual(self) -> Goal:
@@ -117,6 +129,9 @@ class Classes:
         """1 where the likeliest class is another one, else 0."""
         return (outputs.argmax(1) != y).double()
 
+    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self.errors(outputs, y)
+
     def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
         doubt = min(1.0, self.outputs / (max(1, self.outputs - 1) * (len(y) + 2)))
         return best_temperature(outputs, lambda cooled: self.loss(cooled, y, weights, doubt))
@@ -135,7 +150,8 @@ class Tags:
 
     outputs: int
     measure: ClassVar[str] = "accuracy"
-    by_metric: ClassVar[bool] = False
+    objective: ClassVar[str] = LOG_LOSS
+    unit: ClassVar[float] = 1.0
 
     @property
     def usual(self) -> Goal:
@@ -162,6 +178,9 @@ class Tags:
         """The share of tags that are wrong."""
         return ((outputs >= 0) != (y > 0.5)).double().mean(1)
 
+    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self.errors(outputs, y)
+
     def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
         truth, doubt = y.double(), 2 / (len(y) + 2)
         return best_temperature(outputs, lambda cooled: self.loss(cooled, truth, weights, doubt))
@@ -181,7 +200,8 @@ class Amounts:
 
     outputs: int
     measure: ClassVar[str] = "R2"
-    by_metric: ClassVar[bool] = False
+    objective: ClassVar[str] = LOG_LOSS
+    unit: ClassVar[float] = 1.0
 
     @property
     def usual(self) -> Goal:
@@ -218,6 +238,9 @@ class Amounts:
         """Squared ones, the mean over amounts."""
         return (outputs.double() - y.double()).square().mean(1)
 
+    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self.errors(outputs, y)
+
     def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
         """1: they do not say how sure they are."""
         return 1.0
@@ -246,6 +269,9 @@ class Metric(Protocol):
 
 class Criterion(Protocol):
     """What trainings lower, in a user's own sense."""
+
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Of each example, (n,), or the mean, ()."""
@@ -277,18 +303,20 @@ class Own:
         return self.usual.measure if self.metric is None else self.metric.name
 
     @property
-    def by_metric(self) -> bool:
-        return self.metric is not None
+    def objective(self) -> str:
+        named = self.criterion if self.metric is None else self.metric
+        return self.usual.objective if named is None else named.name
+
+    @property
+    def unit(self) -> float:
+        return 1.0 if self.criterion is None else 1 / self.scale
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
         """Labels are smoothed for the usual loss alone."""
         if self.criterion is None:
             return self.usual.loss(outputs, y, weights, smoothing)
-        return self._lost(self.criterion, outputs, y, weights) * self.scale
-
-    def _lost(self, criterion: Criterion, outputs: Tensor, y: Tensor, weights: Weights) -> Tensor:
-        losses = criterion(outputs, y)
-        return (losses if weights is None else losses * weights).mean()
+        losses = self.criterion(outputs, y)
+        return ((losses if weights is None else losses * weights).mean() * self.scale).float()
 
     def agreement(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
         return self.usual.agreement(outputs, said, weights)
@@ -296,13 +324,18 @@ class Own:
     def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         score, metric = self.usual.judged(outputs, y, weights)
         if self.criterion is not None:
-            score = -self._lost(self.criterion, outputs, y, weights).item()
+            score = -_mean(self.criterion(outputs, y), weights)
         if self.metric is not None:
             score = metric = self.metric(outputs, y, weights)
         return score, metric
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
         return self.usual.errors(outputs, y)
+
+    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """By a loss of the user's own, where it gives one for each example; else as usual."""
+        losses = None if self.criterion is None else self.criterion(outputs, y)
+        return self.usual.regrets(outputs, y) if losses is None or losses.ndim == 0 else losses
 
     def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
         return self.usual.heat(outputs, y, weights)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from morphnas.train.data import Examples, Task, farthest
 from morphnas.train.deadline import Deadline, OutOfTime
-from morphnas.train.goal import Unmeasured
 from morphnas.train.step import is_out_of_memory
 
 WARM, WARMING = 8, 0.05
@@ -35,16 +34,14 @@ class Diverged(ArithmeticError):
 def evaluate(
     module: nn.Module, examples: Examples, task: Task, batch_size: int = 512, deadline: Deadline | None = None
 ) -> tuple[float, float]:
-    """The score and the metric. Diverged when these or an output are no numbers, OutOfTime at the deadline."""
+    """The score and the metric. Diverged when an output or the score is no number, OutOfTime at the deadline,
+    Unmeasured where a metric of the user's own says nothing of them."""
     outputs = predict(module, examples.x, task, batch_size, deadline)
     if len(outputs) < len(examples):
         raise OutOfTime("the deadline came before all examples were scored")
     if not outputs.isfinite().all():
         raise Diverged("the network's outputs are no numbers any more")
-    try:
-        score, metric = task.goal.judged(outputs, examples.y, examples.weights)
-    except Unmeasured as error:
-        raise Diverged(str(error)) from error
+    score, metric = task.goal.judged(outputs, examples.y, examples.weights)
     if not math.isfinite(score):
         raise Diverged("the loss of the validation examples is no number any more")
     return score, metric

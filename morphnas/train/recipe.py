@@ -150,7 +150,7 @@ class Outcome:
     score: minus the mean log loss on the validation examples, or what a user has instead (see `morphnas.train.goal`);
         None when nothing could be scored.
     metric: what people read. measure: what that is: "accuracy", "R2", or the name of a metric of the user's own.
-    by_metric: whether the score is the metric, which is the user's own.
+    objective: what the score is of: "log loss", or the name of the user's own metric or loss.
     seconds: of training and validation. epochs: begun ones; best_epoch: which one's weights are kept, from 1.
     curve: one entry per epoch. examples: how many the score is of; of those that count for more and for less, how many
         alike would tell as much.
@@ -187,14 +187,15 @@ class Outcome:
     latency: float | None = None
     slow: bool = False
     held_out: bool = True
-    by_metric: bool = False
+    objective: str = "log loss"
     upright: float | None = None
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
             raise ValueError(f"outcome: status must be one of {', '.join(get_args(Status))}, not {self.status!r}")
-        if not isinstance(self.measure, str) or not self.measure:
-            raise ValueError(f"outcome: measure must be the name of a metric, not {self.measure!r:.100}")
+        for name in ("measure", "objective"):
+            if not (isinstance(getattr(self, name), str) and getattr(self, name)):
+                raise ValueError(f"outcome: {name} must be a name, not {getattr(self, name)!r:.100}")
         for name in ("score", "metric", "morph_error", "upright", "mirrored", "training_loss", "lr", "latency"):
             value = getattr(self, name)
             if value is not None and not _is_number(value):
@@ -207,16 +208,20 @@ class Outcome:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"outcome: {name} must be an integer from 0 on, not {value!r}")
-        for name in ("slow", "held_out", "by_metric"):
+        for name in ("slow", "held_out"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"outcome: {name} must be True or False, not {getattr(self, name)!r:.100}")
         if self.error is not None and not isinstance(self.error, str):
             raise ValueError(f"outcome: error must be text or None, not {self.error!r:.100}")
 
     @property
+    def by_metric(self) -> bool:
+        """Whether the score is the metric."""
+        return self.objective == self.measure
+
+    @property
     def loss(self) -> float | None:
-        """Mean log loss on the validation examples, or mean loss of the user's own; None where a metric of the user's
-        own has the score."""
+        """Mean log loss on the validation examples, or loss of the user's own; None where the score is a metric."""
         return None if self.score is None or self.by_metric else -self.score
 
     @property

@@ -16,6 +16,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.checkpoint import Checkpoint, Keep, Moving, Past, Unfit
 from morphnas.train.data import Orders, Task, steps
 from morphnas.train.deadline import Deadline, OutOfTime
+from morphnas.train.goal import Unmeasured
 from morphnas.train.predict import Diverged, chunk, evaluate
 from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
 from morphnas.train.step import Step, computing, is_out_of_memory
@@ -144,7 +145,7 @@ class _Training:
             pace = foretold(module, task, recipe, self.clock) if deadline.left < HASTE else 0.0
             examples, held_out = task.judge.worth if scored else 0, task.valid is not None
             nothing = Outcome("truncated", examples=examples, held_out=held_out)
-            nothing = replace(nothing, measure=task.goal.measure, by_metric=task.goal.by_metric)
+            nothing = replace(nothing, measure=task.goal.measure, objective=task.goal.objective)
             self.at, self.best_state = Past(nothing, recipe.epochs, self.step.micro, pace=pace), _copy(module)
         else:
             self.at, self.best_state = _past(saved, recipe.epochs), self.moving.restore(saved.tensors)
@@ -246,6 +247,7 @@ class _Training:
         mean = total.item() / max(1, done)
         if gone or not math.isfinite(mean):
             raise Diverged(gone or "the training loss is no number any more")
+        mean *= task.goal.unit
         at.best = replace(at.best, training_loss=mean, lr=self.recipe.lr * rate)
         return mean
 
@@ -253,7 +255,7 @@ class _Training:
         """Score the network, and keep its weights where it is the best so far.
 
         OutOfTime where there is no time left for that, and an earlier one has a score. Diverged where its outputs or
-        its weights are no numbers any more.
+        its weights are no numbers any more. One that a metric of the user's own says nothing of has no score.
         """
         at = self.at
         score: float | None = None
@@ -269,7 +271,11 @@ class _Training:
                 if at.best.score is not None:
                     raise
                 self.status = "truncated"
+            except Unmeasured as error:
+                at.best = replace(at.best, error=f"after epoch {at.epoch} {error}")
         at.stale += 1
+        if self.scored and score is None and at.best.score is not None:
+            return
         calm = self.schedule.calm(self.progress(at.epoch))
         before = None if at.best.score is None else (at.calmed, at.best.score)
         if score is None or before is None or (calm, score) >= before:  # of equals the one that is trained longer

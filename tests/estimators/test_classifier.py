@@ -420,7 +420,7 @@ def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no starter meets them, the smallest one has [\d,]+ parameters"):
         ImageClassifier(limits={"max_params": 10}).fit(*data)
     with pytest.raises(ValueError, match=r"limits: unknown \[3, 'max_param'\]"):
-        ImageClassifier(limits={"max_param": 3, 3: 4}).fit(*data, time_limit=1)
+        ImageClassifier(limits={"max_param": 3, 3: 4}).fit(*data, time_limit=1)  # type: ignore[dict-item]
     with pytest.raises(ValueError, match=r"limits: unknown .'max_param'"):
         ImageClassifier(limits={"max_param": 10}).fit(*data)
 

@@ -23,12 +23,13 @@ from morphnas import EpochReport, ImageClassifier, ImageRegressor, RunError
 from morphnas.cli import main
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import Labels
-from morphnas.estimators.objective import Scorer, aimed
-from morphnas.estimators.settings import Settings
+from morphnas.estimators.objective import SURE, Lost, Scorer, aimed
+from morphnas.estimators.settings import Settings, check_unchanged, decisive
 from morphnas.estimators.targets import Indicators, Target, Values, classes_of
 from morphnas.run.parcels import read_task, write_task
 from morphnas.train.goal import Goal, Own, Unmeasured
 from tests.estimators.conftest import Data, stripes
+from tests.train.tasks import Clock
 
 CPU = torch.device("cpu")
 X, Y = stripes(150)
@@ -229,7 +230,7 @@ def test_the_metric_is_the_score_everywhere(tmp_path: Path, capsys: pytest.Captu
     outcomes = [trial.outcome for trial in run.trials if trial.outcome is not None and trial.score is not None]
     assert len(outcomes) >= 4
     for outcome in outcomes:
-        assert (outcome.measure, outcome.by_metric, outcome.loss) == ("f1_macro", True, None)
+        assert (outcome.measure, outcome.objective, outcome.loss) == ("f1_macro", "f1_macro", None)
         assert outcome.score == outcome.metric
         assert all(epoch.score == epoch.metric for epoch in outcome.curve)
     assert outcomes[0].upright is not None  # what mirroring is decided by stays the accuracy
@@ -254,7 +255,7 @@ def test_the_metric_is_the_score_everywhere(tmp_path: Path, capsys: pytest.Captu
         ImageClassifier(tmp_path / "run", resume=True, searcher_args=SMALL, random_state=0).fit(X, Y, time_limit=9)
     other = ImageClassifier(tmp_path / "other", searcher_args=SMALL, max_trials=2, random_state=0, refit=False)
     other.fit(X, Y, time_limit=30)
-    with pytest.raises(ValueError, match="chosen by different metrics, f1_macro, score"):
+    with pytest.raises(ValueError, match="not chosen by the same, but by f1_macro, log loss"):
         morphnas.compare_runs([run, other])
     assert "f1_macro" in str(morphnas.compare_runs([run, run]))
     undone = morphnas.ablate(classifier, X, Y, time_limit=20, repeats=1)
@@ -274,9 +275,11 @@ def test_the_metric_decides(tmp_path: Path) -> None:
     run = classifier.load_searcher()
     best = max(trial.score for trial in run.trials if trial.score is not None)
     assert run.trial(classifier.best_trial_).score == best
-    assert run.about["settings"]["metric"].endswith("small")
+    assert ".small " in run.about["settings"]["metric"]
     assert morphnas.load(tmp_path / "run").metric is None  # nothing of a function is kept
-    with pytest.raises(ValueError, match=r"the fit had metric=.*small, which is not kept in a run: give metric="):
+    with pytest.raises(
+        ValueError, match=r"the fit had metric=.*small .*, which is not kept in a run: give metric again"
+    ):
         morphnas.ablate(run, X, Y, time_limit=5)
     assert morphnas.ablate(run, X, Y, time_limit=5, repeats=1, metric=small).measure == "small"
 
@@ -311,9 +314,9 @@ def test_a_quantile_is_learnt_by_its_loss(tmp_path: Path) -> None:
     assert outcome is not None
     assert outcome.loss is not None
     assert 1 < outcome.loss < 30  # in the units of y
-    assert (outcome.measure, outcome.by_metric) == ("R2", False)
+    assert (outcome.measure, outcome.objective) == ("R2", "pinball")
     page = morphnas.write_report(regressor).read_text(encoding="utf-8")
-    assert '"loss":"loss"' in page.replace(" ", "")
+    assert '"loss":"pinball"' in page.replace(" ", "")
 
 
 def test_other_processes_train_on_a_loss_and_a_metric_of_ones_own(tmp_path: Path) -> None:
@@ -344,6 +347,232 @@ def test_the_command_line_takes_a_metric(tmp_path: Path, capsys: pytest.CaptureF
     assert "metric must be one of scikit-learn's scorers" in capsys.readouterr().err
 
 
+# -- what a user may do besides
+
+
+def sevens(estimator: Any, x: Any, y: Any) -> float:
+    return float(np.mean(estimator.predict(x) == y))
+
+
+def pinball(share: float) -> Any:
+    return lambda said, y: torch.maximum(share * (y - said), (1 - share) * (said - y))
+
+
+class Shifted(nn.Module):
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self.scale * F.cross_entropy(outputs + self.shift, y)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"loss": pinball(0.9)}, {"loss": pinball(0.1)}),
+        ({"loss": Shifted(1.0)}, {"loss": Shifted(2.0)}),
+        ({"loss": nn.HuberLoss(delta=0.1)}, {"loss": nn.HuberLoss(delta=1.0)}),
+        ({"loss": nn.CrossEntropyLoss(torch.ones(3))}, {"loss": nn.CrossEntropyLoss(torch.tensor([1.0, 1, 5]))}),
+        ({"loss": lambda o, y: 2 * F.cross_entropy(o, y)}, {"loss": lambda o, y: 3 * F.cross_entropy(o, y)}),
+        ({"metric": make_scorer(metrics.fbeta_score, beta=1)}, {"metric": make_scorer(metrics.fbeta_score, beta=2)}),
+        ({"metric": "f1"}, {"metric": "f1_macro"}),
+        ({"metric": "f1"}, {}),
+    ],
+)
+def test_what_is_asked_for_decides_what_a_run_tries(one: dict[str, Any], other: dict[str, Any]) -> None:
+    alike, also, unlike = (decisive(ImageClassifier(**each).get_params()) for each in (one, one, other))
+    assert alike == also
+    check_unchanged(Path("run"), alike, also)
+    for before, now in ((alike, unlike), (unlike, alike), ({}, alike)):
+        if before != now:
+            with pytest.raises(RunError, match="metric was" if "metric" in one else "loss was"):
+                check_unchanged(Path("run"), before, now)
+
+
+def test_a_loaded_model_is_not_trained_on_for_something_else_without_a_word(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"searcher_args": SMALL, "max_trials": 1, "random_state": 0, "refit": False}
+    ImageClassifier(tmp_path / "run", loss=lambda o, y: 2 * F.cross_entropy(o, y), **options).fit(X, Y, time_limit=20)
+    loaded = morphnas.load(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the fit had loss=.*which is not kept in a run: give loss again"):
+        loaded.final_fit(X, Y, time_limit=5)
+    loaded.loss = F.cross_entropy
+    loaded.final_fit(X, Y, time_limit=5)
+    assert {t.outcome.objective for t in loaded.load_searcher().trials if t.outcome} == {"<lambda>", "cross_entropy"}
+
+
+def test_scores_of_different_kinds_are_not_compared(tmp_path: Path) -> None:
+    """A winner by accuracy, whose score is above 0, beside trainings for the log loss, whose scores are below."""
+    classifier = ImageClassifier(tmp_path / "run", metric="accuracy", searcher_args=SMALL, max_trials=2, refit=False,
+                                 random_state=0)  # fmt: skip
+    classifier.fit(X, Y, time_limit=30)
+    classifier.metric = None
+    classifier.final_fit(X, Y, time_limit=10)
+    run = classifier.load_searcher()
+    last = run.trials[-1]
+    assert last.parent is not None
+    before = run.trial(last.parent).outcome  # which is better by far, whatever their scores
+    assert before is not None
+    assert before.score is not None
+    assert (before.objective, before.score < 0) == ("log loss", True)
+    assert {row["measure"] for row in classifier.results_summary().to_json()} == {"accuracy"}
+    assert all(row["loss"] is None for row in classifier.results_summary().to_json())
+
+
+def test_a_test_part_that_cannot_be_measured_costs_no_training(tmp_path: Path) -> None:
+    classifier = ImageClassifier(tmp_path / "run", metric="roc_auc_ovr", searcher_args=SMALL, max_trials=1,
+                                 random_state=0, refit=False).fit(X, Y, time_limit=20)  # fmt: skip
+    with pytest.warns(UserWarning, match="x_test, y_test: the metric roc_auc_ovr cannot be computed"):
+        classifier.final_fit(X, Y, X[Y < 2], Y[Y < 2], time_limit=6)
+    assert np.isnan(classifier.test_metric_)
+    with pytest.raises(ValueError, match="roc_auc_ovr cannot be computed"):
+        classifier.evaluate(X[Y < 2], Y[Y < 2])
+
+
+def test_a_metric_that_says_nothing_of_some_networks_costs_none(tmp_path: Path) -> None:
+    """Whose trainings go on, and whose other epochs are scored."""
+    calls: list[int] = []
+
+    def moody(estimator: Any, x: Any, y: Any) -> float:
+        calls.append(0)
+        return float("nan") if len(calls) % 3 == 0 else sevens(estimator, x, y)
+
+    classifier = ImageClassifier(tmp_path / "run", metric=moody, searcher_args=SMALL, max_trials=3, random_state=0,
+                                 refit=False).fit(X, Y, time_limit=60)  # fmt: skip
+    outcomes = [trial.outcome for trial in classifier.load_searcher().trials if trial.outcome is not None]
+    assert [outcome.status for outcome in outcomes] == ["finished"] * 3
+    assert any("the metric moody is nan" in str(outcome.error) for outcome in outcomes)
+    assert all(outcome.score is not None for outcome in outcomes)
+
+
+def test_where_a_metric_says_nothing_of_any_network_that_is_told(tmp_path: Path) -> None:
+
+    def gone(estimator: Any, x: Any, y: Any) -> float:
+        if np.abs(x).max() != SURE:  # of a network, not when it is tried
+            raise KeyError("Miller")
+        return sevens(estimator, x, y)
+
+    classifier = ImageClassifier(tmp_path / "run", metric=gone, searcher_args=SMALL, max_trials=1, random_state=0)
+    with pytest.warns(UserWarning, match="no network has a score: .* gone cannot be computed: KeyError: 'Miller'"):
+        classifier.fit(X, Y, time_limit=10)
+    assert classifier.predict(X).shape == Y.shape
+
+
+def test_a_slow_metric_does_not_take_the_time_before_it_begins() -> None:
+    clock = Clock()
+    found, calls = problem(), []
+
+    def slow(estimator: Any, x: Any, y: Any) -> float:
+        calls.append(0)
+        clock.now += 0.5
+        return sevens(estimator, x, y)
+
+    aimed(found, slow, None, clock.deadline(10))
+    assert len(calls) == 2  # right answers and wrong ones
+    calls.clear()
+    aimed(found, slow, None, clock.deadline(1000))
+    assert len(calls) == 5
+
+
+def test_metrics_that_say_nothing_of_answers_that_are_all_the_same() -> None:
+    def pearson(estimator: Any, x: Any, y: Any) -> float:
+        said = estimator.predict(x)
+        return float(np.corrcoef(said, y)[0, 1]) if said.std() else float("nan")
+
+    aimed(problem(AMOUNTS), pearson, None)
+    aimed(problem(np.floor(AMOUNTS) % 3), "neg_mean_poisson_deviance", None)  # right answers of 0 have none
+    own = (X[Y == 0][:20], Y[Y == 0][:20])
+    aimed(Problem.found(X, Y, own, None, 0, CPU), "accuracy", None)  # of one class there are no wrong answers
+
+
+@pytest.mark.parametrize("spread", [1e-15, 1.0, 1e12])
+def test_amounts_of_any_size_have_a_loss(spread: float) -> None:
+    found = problem(AMOUNTS * spread)
+    goal, part = goal_of(aimed(found, None, nn.MSELoss())), found.task.train
+    outputs = outputs_for(len(part), 1)
+    assert goal.loss(outputs, part.y).item() == pytest.approx(goal.usual.loss(outputs, part.y).item(), rel=1e-3)
+    assert goal.loss(outputs, part.y).dtype == torch.float32
+    assert goal.unit * goal.loss(outputs, part.y).item() == pytest.approx(-goal.judged(outputs, part.y)[0], rel=1e-3)
+
+
+def test_a_loss_changes_neither_y_nor_the_random_numbers_of_others() -> None:
+    def inplace(outputs: Tensor, y: Tensor) -> Tensor:
+        y[y == 2] = 1
+        lost = F.cross_entropy(F.dropout(outputs, 0.5), y)
+        outputs.detach().zero_()
+        return lost
+
+    before = torch.get_rng_state()
+    found = aimed(problem(), None, inplace)
+    assert torch.equal(before, torch.get_rng_state())
+    part, goal = found.task.train, goal_of(found)
+    counts, outputs = torch.bincount(part.y), outputs_for(len(part), 3)
+    goal.loss(outputs, part.y)
+    assert torch.equal(torch.bincount(part.y), counts)
+    assert torch.equal(outputs, outputs_for(len(part), 3))
+    assert goal.scale == goal_of(aimed(problem(), None, inplace)).scale
+
+
+def test_parameters_of_a_loss_stay_as_they_are() -> None:
+    shifted = Shifted(0.0)
+    goal = goal_of(aimed(problem(), None, shifted))
+    goal.loss(outputs_for(30, 3).requires_grad_(), torch.arange(30) % 3).backward()
+    assert shifted.scale.grad is None
+    assert shifted.scale.requires_grad
+
+
+def test_losses_are_weighted_means() -> None:
+    y, outputs, weights = torch.arange(30) % 3, outputs_for(30, 3), torch.linspace(0, 1, 30)  # not 1 on average
+    goal = goal_of(aimed(problem(), None, partial(F.cross_entropy, reduction="none")))
+    assert goal.judged(outputs, y, weights)[0] == pytest.approx(goal.usual.judged(outputs, y, weights)[0], rel=1e-5)
+
+
+def test_losses_of_each_example_tell_what_is_regretted() -> None:
+    y, outputs = torch.zeros(4, 1), torch.tensor([[-1.0], [1.0], [3.0], [0.0]])
+    values = Values(np.zeros(1), np.ones(1))
+    assert Own(values.goal, criterion=Lost(pinball(0.9), values)).regrets(outputs, y).tolist() == pytest.approx(
+        [0.9, 0.1, 0.3, 0.0]
+    )
+    for usual in (Own(values.goal, criterion=Lost(nn.L1Loss(), values)), Own(values.goal, Scorer("r2", values))):
+        assert usual.regrets(outputs, y).tolist() == values.goal.errors(outputs, y).tolist() == [1, 1, 9, 0]
+
+
+@pytest.mark.parametrize("labels", [[("a", 1), ("b", 2), ("c", 3)], [b"a", b"b", b"c"], ["a", 1, b"c"]])
+def test_labels_that_scikit_learn_does_not_take_are_measured_all_the_same(labels: list[Any]) -> None:
+    found = problem([labels[i] for i in Y])
+    goal, part = goal_of(aimed(found, "f1_macro", None)), found.task.train
+    outputs = outputs_for(len(part), 3)
+    codes, said = part.y.numpy(), outputs.argmax(1).numpy()
+    assert goal.judged(outputs, part.y)[0] == pytest.approx(metrics.f1_score(codes, said, average="macro"))
+
+
+def test_functions_are_named_so_that_nobody_takes_them_for_something_else() -> None:
+    def accuracy(estimator: Any, x: Any, y: Any) -> float:
+        return 100 * sevens(estimator, x, y)
+
+    assert Scorer(accuracy, WORDS).name == "accuracy (own)"
+    assert Scorer("accuracy", WORDS).name == "accuracy"
+    assert Scorer(make_scorer(metrics.mean_absolute_error, greater_is_better=False), WORDS).name == (
+        "neg_mean_absolute_error"
+    )
+    assert Lost(nn.CrossEntropyLoss(), WORDS).name == "CrossEntropyLoss"
+
+
+def test_runs_for_different_losses_are_not_compared(tmp_path: Path) -> None:
+    runs = []
+    for place, share in enumerate((0.9, 0.1)):
+        regressor = ImageRegressor(tmp_path / str(place), loss=pinball(share), searcher_args=SMALL, max_trials=1,
+                                   random_state=0, refit=False)  # fmt: skip
+        reports: list[EpochReport] = []
+        runs.append(regressor.fit(X, 1000 * AMOUNTS, time_limit=20, each_epoch=reports.append))
+        for report in reports:  # in the units of y, both
+            assert report.validation_loss is not None
+            assert 0.2 < report.loss / report.validation_loss < 5
+    with pytest.raises(ValueError, match="not chosen by the same, but by <lambda>"):
+        morphnas.compare_runs(runs)
+
+
 # -- what is refused
 
 
@@ -370,8 +599,10 @@ def wrong_way(estimator: Any, x: Any, y: Any, sample_weight: Any = None) -> floa
         ({"metric": lambda truth, said: 1.0}, "metric must be a function .estimator, x, y."),
         ({"metric": wrong_way}, "wrong_way is 0 for right answers and .* for wrong ones, but more must be better"),
         ({"metric": make_scorer(metrics.hamming_loss)}, "hamming_loss is 0 for right answers"),
+        ({"loss": nn.NLLLoss()}, "it falls without end, from -20 to -200 .* they are logits"),
         ({"metric": lambda estimator, x, y: 0.5}, "is 0.5 for right answers and for wrong ones"),
         ({"metric": lambda estimator, x, y: np.nan}, "tried on the validation examples, the metric .* is nan"),
+        ({"metric": lambda estimator, x, y: 1e200 * np.mean(estimator.predict(x) == y)}, "the metric .* is 1e.200"),
         ({"metric": "f1"}, "the metric f1 cannot be computed: ValueError"),
         ({"loss": "l1"}, "loss must be None, or a function"),
         ({"loss": nn.CrossEntropyLoss}, r"CrossEntropyLoss\(\) makes one"),
@@ -382,7 +613,7 @@ def wrong_way(estimator: Any, x: Any, y: Any, sample_weight: Any = None) -> floa
         ({"loss": lambda outputs, y: 0 * outputs.sum(1)}, "of random outputs it is 0, and its gradient 0"),
         ({"loss": lambda outputs, y: outputs.sum(1) / 0}, "of random outputs it is"),
         ({"loss": nn.L1Loss()}, "loss: tried on training examples it failed: "),
-        ({"loss": Stateful()}, "other processes can have them: there is only one of these"),
+        ({"loss": Stateful(), "executor": "process"}, "other processes can have them: there is only one of these"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_before_anything_is_written(
@@ -427,7 +658,8 @@ targets: list[Target] = [WORDS, Indicators(2), Values(np.zeros(1), np.ones(1))]
 @pytest.mark.parametrize("own", ["metric", "criterion"])
 def test_all_else_of_a_goal_is_as_usual(target: Target, own: str) -> None:
     usual = target.goal
-    goal = Own(usual, Scorer("accuracy", target)) if own == "metric" else Own(usual, criterion=lambda o, y: o.sum(1))
+    lost = Lost(lambda outputs, y: outputs.abs().flatten(), target)
+    goal = Own(usual, Scorer("accuracy", target)) if own == "metric" else Own(usual, criterion=lost)
     outputs = outputs_for(30, usual.outputs)
     y = torch.arange(30) % 3 if isinstance(target, Labels) else (outputs_for(30, usual.outputs, 1) > 0).float()
     assert goal.usual is usual.usual is usual

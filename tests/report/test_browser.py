@@ -169,7 +169,7 @@ def test_the_measure_can_be_changed(opened: Any) -> None:
 
 def test_a_metric_that_is_the_score_is_the_only_measure(browser: Any, tmp_path: Path) -> None:
     own = [
-        replace(t, outcome=replace(t.outcome, score=t.outcome.metric, measure="f1", by_metric=True)) if t.outcome else t
+        replace(t, outcome=replace(t.outcome, score=t.outcome.metric, measure="f1", objective="f1")) if t.outcome else t
         for t in searched()
     ]
     believed = {"mean": 0.91, "sd": 0.02}

@@ -57,7 +57,7 @@ def test_a_gain_beyond_chance_is_told_from_one_within() -> None:
 
 def test_a_metric_that_is_the_score_is_told_once() -> None:
     own = [
-        replace(t, outcome=replace(t.outcome, score=t.outcome.metric, measure="f1", by_metric=True)) if t.outcome else t
+        replace(t, outcome=replace(t.outcome, score=t.outcome.metric, measure="f1", objective="f1")) if t.outcome else t
         for t in TRIALS
     ]
     text = str(explain(run_of(own), 5))

@@ -56,7 +56,7 @@ def test_a_metric_that_is_no_share_is_a_plain_number() -> None:
 
 def test_a_metric_that_is_the_score_is_there_once() -> None:
     graph = history()[0].graph
-    by_metric = replace(GOOD, score=0.123456, metric=0.123456, measure="f1_macro", by_metric=True)
+    by_metric = replace(GOOD, score=0.123456, metric=0.123456, measure="f1_macro", objective="f1_macro")
     header, _, line = trials_table([trial(0, graph, outcome=by_metric)]).splitlines()
     assert "score" not in header
     assert line.count("0.1235") == 1

@@ -298,17 +298,19 @@ def test_of_epochs_that_are_as_good_the_one_trained_longest_is_kept_and_none_is_
     values = [*[0.1] * 6, 0.5, 0.75, 0.25, 0.75, 0.75, 0.5]
     outcome = run(linear(), own(values), replace(PLAIN, epochs=12, warmup=0.0))
     assert (outcome.score, outcome.metric, outcome.best_epoch) == (0.75, 0.75, 11)
-    assert (outcome.measure, outcome.by_metric) == ("repeated", True)
+    assert (outcome.measure, outcome.objective, outcome.by_metric) == ("repeated", "repeated", True)
     outcome = run(linear(), own([0.5] * 40), replace(PLAIN, epochs=40, warmup=0.0, patience=4))
     assert outcome.epochs < 40
 
 
-def test_a_metric_that_cannot_be_had_ends_the_training_with_what_there_was() -> None:
-    module = linear()
-    outcome = run(module, own([0.5, math.nan]), replace(PLAIN, epochs=6))
-    assert (outcome.status, outcome.score, outcome.best_epoch) == ("diverged", 0.5, 1)
-    assert outcome.error is not None
-    assert "the metric repeated is nan, in epoch 2" in outcome.error
+def test_an_epoch_that_a_metric_says_nothing_of_is_none_that_is_kept_where_there_is_another() -> None:
+    nothing = math.nan
+    outcome = run(linear(), own([0.5, nothing, 0.25, nothing]), replace(PLAIN, epochs=4))
+    assert (outcome.status, outcome.epochs, len(outcome.curve)) == ("finished", 4, 2)
+    assert (outcome.score, outcome.best_epoch) == (0.25, 3)  # the rate has come down by then
+    assert outcome.error == "after epoch 4 the metric repeated is nan"
+    outcome = run(linear(), own([nothing] * 4), replace(PLAIN, epochs=4))
+    assert (outcome.status, outcome.epochs, outcome.score, outcome.best_epoch) == ("finished", 4, None, 4)
 
 
 # -- the deadline

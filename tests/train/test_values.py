@@ -190,7 +190,7 @@ OUTCOMES = st.builds(
     micro_batch=COUNTS,
     retries=COUNTS,
     measure=st.text(min_size=1, max_size=20),
-    by_metric=st.booleans(),
+    objective=st.text(min_size=1, max_size=20),
     upright=st.none() | NUMBERS,
 )
 JSON = st.recursive(
