@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, make_scorer
 
 import morphnas
 from morphnas import bundles
+from morphnas.estimators.settings import plain
 from morphnas.run.files import RunError
 from morphnas.run.store import Store
 from morphnas.train.recipe import Outcome
@@ -90,6 +92,15 @@ def test_of_what_is_private_only_the_number_is_told(run: Path, tmp_path: Path) -
     assert [name for name in model if model[name] != before[name]] == ["target", "mean", "std"]
     assert model["target"] == {"dtype": "str", "values": "3 left out"}
     assert model["mean"] == "1 left out"
+
+
+def test_functions_that_may_name_labels_are_private(tmp_path: Path) -> None:
+    scorer = make_scorer(f1_score, pos_label="Miller")
+    for metric, told_of in ((scorer, "left out"), ("f1", "f1"), (None, None)):
+        described = {"metric": None if metric is None else plain(metric), "loss": plain(scorer), "keep": "all"}
+        Store.create(tmp_path / "run", {"settings": described, "decides": described}, overwrite=True).close()
+        found = json.loads(told(tmp_path / "run", tmp_path)["run.json"])
+        assert found["settings"] == found["decides"] == {"metric": told_of, "loss": "left out", "keep": "all"}
 
 
 def test_amounts_and_columns_are_private(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from morphnas.estimators.settings import Settings, check_unchanged, decisive
 from morphnas.estimators.targets import Indicators, Target, Values, classes_of
 from morphnas.run.parcels import read_task, write_task
 from morphnas.train.goal import Goal, Own, Unmeasured
-from tests.estimators.conftest import Data, stripes
+from tests.estimators.conftest import stripes
 from tests.train.tasks import Clock
 
 CPU = torch.device("cpu")
@@ -243,6 +243,11 @@ def test_the_metric_is_the_score_everywhere(tmp_path: Path, capsys: pytest.Captu
     assert again.metric == "f1_macro"
     assert again.evaluate(X, Y) == pytest.approx(truth)
     assert again.words(truth) == f"f1_macro {truth:.4f}"
+    again.metric = make_scorer(metrics.accuracy_score)
+    assert again.evaluate(X, Y) == again.score(X, Y)
+    again.metric = "nothing"
+    with pytest.raises(ValueError, match="metric must be one of"):
+        again.evaluate(X, Y)
     table = morphnas.trials_table(run.trials)
     assert "f1_macro" in table
     assert "score" not in table
@@ -319,6 +324,7 @@ def test_a_quantile_is_learnt_by_its_loss(tmp_path: Path) -> None:
     assert '"loss":"pinball"' in page.replace(" ", "")
 
 
+@pytest.mark.slow
 def test_other_processes_train_on_a_loss_and_a_metric_of_ones_own(tmp_path: Path) -> None:
     """The same networks, as good as here."""
     found = []
@@ -667,12 +673,3 @@ def test_all_else_of_a_goal_is_as_usual(target: Target, own: str) -> None:
     assert torch.equal(goal.errors(outputs, y), usual.errors(outputs, y))
     assert goal.heat(outputs, y) == usual.heat(outputs, y)
     assert goal.agreement(outputs, outputs) == usual.agreement(outputs, outputs)
-
-
-def test_evaluate_says_what_is_wrong(fitted: ImageClassifier, data: Data) -> None:
-    loaded = morphnas.load(fitted.path_)
-    loaded.metric = "nothing"
-    with pytest.raises(ValueError, match="metric must be one of"):
-        loaded.evaluate(*data)
-    loaded.metric = metrics.make_scorer(metrics.f1_score, average="macro")
-    assert loaded.evaluate(*data) == pytest.approx(metrics.f1_score(data[1], loaded.predict(data[0]), average="macro"))
