@@ -12,8 +12,9 @@ import numpy as np
 
 from morphnas.graph import Graph
 from morphnas.search.belief import INHERITED, Belief, fidelities
-from morphnas.search.candidates import Candidate, Rules, StartsFirst, children, may_grow, usable, what_is_left
+from morphnas.search.candidates import Candidate, Rules, children, may_grow, usable, what_is_left
 from morphnas.search.distance import SKIP, Array, distances, sketch
+from morphnas.search.starts import StartsFirst
 from morphnas.search.surrogate import expected_improvement, upper_confidence_bound
 from morphnas.search.trial import Proposal, Trial, check_numbers
 

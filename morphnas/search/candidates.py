@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError
-from morphnas.search.trial import Left, MorphSpace, Proposal, Space, Trial, check_numbers
+from morphnas.search.trial import Left, MorphSpace, Proposal, Space, Trial
 from morphnas.train.recipe import Recipe
 
 ENOUGH_TIMED = 5
@@ -103,43 +103,6 @@ def paced(limits: Limits, trials: Sequence[Trial]) -> Limits:
         return limits
     node, flop, parameter = (pace * np.quantile(1 / expected, CAUTION, method="higher")).tolist()
     return replace(limits, pace=(node, flop, parameter))
-
-
-@dataclass(frozen=True)
-class StartsFirst:
-    """A searcher that has the space's starts trained first; `further` says what comes after them."""
-
-    space: Space
-    recipe: Recipe = field(default_factory=Recipe)
-    limits: Limits = field(default_factory=Limits)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
-        """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""
-        rules = Rules.of(trials, self.limits, left, self.recipe.epochs)
-        if rules.over:
-            return None
-        for number, graph in enumerate(self.space.starts):
-            if rules.new(graph) and rules.fits(graph):
-                return Proposal(
-                    graph, (), self.recipe, {"reason": "start", "start": number, "left": what_is_left(left)}
-                )
-        return self.further(trials, rules, np.random.default_rng((self.seed, len(trials))))
-
-    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
-        """What to train when no start is left that may be."""
-        raise NotImplementedError
-
-    def chain(
-        self, reason: str, roots: Sequence[Trial], rules: Rules, rng: np.random.Generator, longest: int, **why: Any
-    ) -> Proposal | None:
-        """A random chain of up to `longest` morphs from one of the roots, see `random_candidate`."""
-        found = random_candidate(self.space, roots, rules, rng, longest)
-        why = {"reason": reason, **why, "left": what_is_left(rules.left)}
-        return None if found is None else found.propose(self.recipe, **why)
 
 
 def usable(trials: Sequence[Trial]) -> list[Trial]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from morphnas.search.candidates import Rules, StartsFirst, usable
+from morphnas.search.candidates import Rules, usable
+from morphnas.search.starts import StartsFirst
 from morphnas.search.trial import Proposal, Trial
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphnas.graph import Graph, cnn, mlp
-from morphnas.search.candidates import Rules, StartsFirst, what_is_left
+from morphnas.search.candidates import Rules, what_is_left
+from morphnas.search.starts import StartsFirst
 from morphnas.search.trial import Proposal, Trial
 
 
