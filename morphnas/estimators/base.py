@@ -371,7 +371,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             torch.set_num_threads(planned.threads)
             best = store.trial(self.best_trial_)
             given = {name: value for name, value in settings.trainer_args.items() if name == "lr"}
-            given |= {} if settings.records else {"cuda_graphs": False}
+            if not settings.records:
+                given["cuda_graphs"] = settings.trainer_args.get("cuda_graphs", False)
             recipe = changed(settled(store, best, store.trials, problem, deadline), given | args)
             after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
             calls = EpochCalls(each_epoch, Path(self.path_), stop)

@@ -199,7 +199,7 @@ class Lost:
             if self.target.flat:
                 outputs, y = outputs[:, 0], y[:, 0]
         else:
-            outputs, y = outputs.clone(), y.clone()
+            outputs, y = outputs.float().clone(), y.clone()  # as the tensors of a loss are
         if isinstance(self.loss, nn.Module):
             self.loss.to(outputs.device)
         losses: Any = self.loss(outputs, y)
@@ -323,5 +323,6 @@ def _scaled(goal: Own, some: Examples) -> Own:
 
 def _check_losses(losses: Tensor, n: int, weighted: bool) -> None:
     if losses.shape not in ((n,), *([] if weighted else [()])):
-        words = f"a loss for each, ({n},)" + (", as they have weights" if weighted else ", or their mean")
+        each = f'a loss for each, ({n},), as they have weights (as with reduction="none")'
+        words = each if weighted else f"a loss for each, ({n},), or their mean"
         raise ValueError(f"of {n} examples it must give {words}, not {tuple(losses.shape)}")

@@ -9,6 +9,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import FunctionType
@@ -275,7 +276,8 @@ def decisive(params: Mapping[str, Any]) -> dict[str, Any]:
         found["image_size"] = [found["image_size"]] * 2
     if not isinstance(found["random_state"], (int, np.integer)):
         found["random_state"] = None
-    return {name: plain(value) for name, value in found.items()}
+    own = {name: _described(found[name]) for name in ("metric", "loss") if callable(found[name])}
+    return {name: plain(value) for name, value in found.items()} | own
 
 
 RESTORED = ("augment", "image_shape", "image_size", "axes", "limits", "max_memory", "keep", "ensemble", "metric")
@@ -299,9 +301,9 @@ def check_unchanged(path: Path | None, before: Mapping[str, Any], now: Mapping[s
     """
     if now["random_state"] is None:
         now = {**now, "random_state": before.get("random_state")}
-    was = {name: before.get(name) for name in DECISIVE}
-    if changed_ones := [name for name in DECISIVE if was[name] != now[name]]:
-        pairs = {name: (_unlike(was[name], now[name]), _unlike(now[name], was[name])) for name in changed_ones}
+    before = {"metric": None, "loss": None, **before}
+    if changed_ones := [name for name in DECISIVE if name in before and before[name] != now[name]]:
+        pairs = {name: (_unlike(before[name], now[name]), _unlike(now[name], before[name])) for name in changed_ones}
         words = ", ".join(f"{name} was {was!r:.80} and is {new!r:.80}" for name, (was, new) in pairs.items())
         raise RunError(f"{str(path)!r} holds a run of other settings: {words}; give the same, or choose another path")
 
@@ -323,7 +325,7 @@ def plain(value: Any) -> Any:
         weights = save({name: tensor.contiguous() for name, tensor in value.weights.items()})
         return f"{value.graph.key} {hashlib.sha256(weights).hexdigest()[:16]}"
     if callable(value):
-        return _described(value)
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     if isinstance(value, Limits):
         return plain(asdict(value))
     if isinstance(value, Mapping):
@@ -337,17 +339,24 @@ def _described(value: Any) -> str:
     """A function or a module as far as words can tell: its name, and the numbers, texts and tensors in it."""
     told = repr(value)  # of what is made of settings these, and else where it is in memory
     name = f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in told else told
-    held: list[Any] = []
-    if isinstance(value, nn.Module):
-        held = [*((key, each) for key, each in vars(value).items() if not key.startswith("_"))]
-        held += [(key, each.tolist()) for key, each in value.state_dict().items()]
-    elif hasattr(value, "__qualname__"):
+    if hasattr(value, "__qualname__"):
         name = f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, FunctionType):
-        code, cells = value.__code__, dict(inspect.getclosurevars(value).nonlocals)
-        held = [*enumerate((*code.co_consts, *code.co_names, *(value.__defaults__ or ()))), *cells.items()]
-    known = [(key, each) for key, each in held if _is_plain(each)]
-    return name if not known else f"{name} {hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
+    held: list[Any] = []
+    with suppress(Exception):  # of a module that is not whole yet, or a function that calls itself
+        if isinstance(value, nn.Module):
+            for part in value.modules():
+                held += [item for item in vars(part).items() if not item[0].startswith("_") and _is_plain(item[1])]
+            held += [(key, hashlib.sha256(save({"": each})).hexdigest()) for key, each in _tensors(value)]
+        elif isinstance(value, FunctionType):
+            code = value.__code__
+            constants = [*code.co_consts, *code.co_names, *(value.__defaults__ or ())]
+            closed = inspect.getclosurevars(value).nonlocals.items()
+            held = [item for item in (*enumerate(constants), *closed) if _is_plain(item[1])]
+    return name if not held else f"{name} {hashlib.sha256(repr(held).encode()).hexdigest()[:16]}"
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [(key, each.detach().cpu().contiguous()) for key, each in module.state_dict().items()]
 
 
 def _is_plain(value: Any) -> bool:

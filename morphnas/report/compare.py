@@ -162,7 +162,8 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
     shares = all(best.outcome is not None and best.outcome.interval is not None for best in winners)
     objectives = [best.outcome.objective if best.outcome else "" for best in winners]
     if len(set(zip(objectives, map(_aims, loaded), strict=True))) > 1:
-        names = ", ".join(sorted(set(objectives)))
+        aims = objectives if len(set(objectives)) > 1 else map(_aims, loaded)
+        names = ", ".join(sorted(set(aims)))
         raise ValueError(f"the runs cannot be compared: their networks were not chosen by the same, but by {names}")
     by_metric = winners[0].outcome is not None and winners[0].outcome.by_metric
     values = [_value(best, shares) for best in winners]
@@ -216,11 +217,10 @@ def _data(run: Run) -> Any:
     return data.get("hash") if isinstance(data, dict) else None
 
 
-def _aims(run: Run) -> tuple[str, str]:
-    """A metric and a loss of the user's own, as run.json describes them."""
+def _aims(run: Run) -> str:
+    """The user's own metric, else loss, that networks were chosen by, as run.json describes it; "" for none."""
     decides = run.about.get("decides")
-    metric, loss = (decides.get(name) if isinstance(decides, dict) else None for name in ("metric", "loss"))
-    return str(metric), str(loss)
+    return str((decides.get("metric") or decides.get("loss") or "") if isinstance(decides, dict) else "")
 
 
 def _settings(run: Run) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """What a run shows, derived from its trials: pure functions of values, for the page and whoever else tells of a run.
 
-Trials come in the order of their ids. Scores are higher for better networks (minus the log loss); times are seconds
-since the first training began; ids stand for trials.
+Trials come in the order of their ids. Scores are higher for better networks (minus the log loss, or see `Outcome`);
+times are seconds since the first training began; ids stand for trials.
 """
 
 from __future__ import annotations
@@ -208,7 +208,11 @@ def rank_by_epoch(trials: Sequence[Trial]) -> RankByEpoch | None:
     whole = [
         t
         for t in searched(trials)
-        if t.outcome and t.outcome.status == "finished" and t.score is not None and len(t.outcome.curve) == t.epochs > 1
+        if t.outcome
+        and t.outcome.status == "finished"
+        and t.score is not None
+        and len(t.outcome.curve) == t.epochs > 1
+        and all(epoch.score is not None for epoch in t.outcome.curve)
     ]
     lengths = Counter(trial.epochs for trial in whole)
     usual = max(lengths, key=lambda epochs: (lengths[epochs], epochs), default=0)

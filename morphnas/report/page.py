@@ -146,7 +146,7 @@ def _good(run: Run, best: Trial | None) -> Answer:
             told.append(f"{_points(outcome.metric - before)} network {first.id}, which it was grown from")
     if outcome.loss is not None:
         name = outcome.objective
-        told[-1] += f"{f'; {name}' if len(told) == 1 else f'. {name.capitalize()}'} {outcome.loss:.4f}"
+        told[-1] += f"{f'; {name}' if len(told) == 1 else f'. {name[:1].upper() + name[1:]}'} {outcome.loss:.4f}"
     told[-1] += "."
     final = next((t for t in run.trials if t.id == run.about.get("final") and t.id != best.id), None)
     if final is not None:

@@ -49,4 +49,4 @@ def results_summary(run: Run, n: int = 10) -> Results:
     alike = [trial for trial in run.trials if trial.id in known and aim in (None, known[trial.id])]
     scored = [(trial.score, -trial.id, trial) for trial in alike]
     best = tuple(trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2], reverse=True)[: int(n)])
-    return Results(Run(run.path, run.about, best), len(run.trials), len(run.trials) - len(scored))
+    return Results(Run(run.path, run.about, best), len(run.trials), len(run.trials) - len(known))

@@ -61,7 +61,7 @@ class EpochReport:
             outcome.seconds,
             outcome.training_loss or 0.0,
             outcome.lr or 0.0,
-            None if scored is None or outcome.by_metric else -scored.score,
+            None if scored is None or scored.score is None or outcome.by_metric else -scored.score,
             None if scored is None else scored.metric,
         )
 

@@ -26,7 +26,7 @@ def trial_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
     parent: whose weights it began with. morphs: as text. reason: the searcher's. final: what a training of the final
     model is for. depth: layers of the longest path. flops: per example. epochs, epochs_planned: of its own. seconds: of
-    the training. score: minus the log loss. metric: of the kind `measure`, metric_low and metric_high the ends of the
+    the training. score: see `Outcome`. metric: of the kind `measure`, metric_low and metric_high the ends of the
     95 % interval of an accuracy. latency: seconds from one example to its outputs. morph_error: how far the morphs
     changed its start's outputs. kept: whether its weights are there. key: equal for equal networks.
     """
@@ -47,7 +47,7 @@ def _row(trial: Trial) -> dict[str, Any]:
 
 
 def curve_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """A row for every epoch after which a trial was scored: trial, epoch (from 1), and the fields of `Epoch`."""
+    """A row for every epoch of a trial that is scored: trial, epoch (from 1), and the fields of `Epoch`."""
     return [
         {"trial": trial.id, "epoch": number, **asdict(epoch)}
         for trial in trials

@@ -423,7 +423,7 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One entry per trial that has a score: model_id, loss (mean log loss), metric_value, measure (what that
+        """One entry per trial that has a score: model_id, loss (see `Outcome.loss`), metric_value, measure (what that
         is) and more."""
         return [
             {

@@ -131,15 +131,19 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of a learning curve: seconds since the training began, training loss, validation score and metric."""
+    """One line of a learning curve: seconds since the training began, training loss, validation score and metric.
+
+    No score and no metric where a metric of the user's own says nothing of it.
+    """
 
     seconds: float
     loss: float
-    score: float
-    metric: float
+    score: float | None
+    metric: float | None
 
     def __post_init__(self) -> None:
-        if wrong := [value for value in (self.seconds, self.loss, self.score, self.metric) if not _is_number(value)]:
+        scored = () if self.score is None and self.metric is None else (self.score, self.metric)
+        if wrong := [value for value in (self.seconds, self.loss, *scored) if not _is_number(value)]:
             raise ValueError(f"epoch: {wrong} are not all finite numbers")
 
 

@@ -16,7 +16,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.checkpoint import Checkpoint, Keep, Moving, Past, Unfit
 from morphnas.train.data import Orders, Task, steps
 from morphnas.train.deadline import Deadline, OutOfTime
-from morphnas.train.goal import Unmeasured
+from morphnas.train.goal import Goal, Unmeasured
 from morphnas.train.predict import Diverged, chunk, evaluate
 from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
 from morphnas.train.step import Step, computing, is_out_of_memory
@@ -148,7 +148,8 @@ class _Training:
             nothing = replace(nothing, measure=task.goal.measure, objective=task.goal.objective)
             self.at, self.best_state = Past(nothing, recipe.epochs, self.step.micro, pace=pace), _copy(module)
         else:
-            self.at, self.best_state = _past(saved, recipe.epochs), self.moving.restore(saved.tensors)
+            self.at = _past(saved, recipe.epochs, task.goal)
+            self.best_state = self.moving.restore(saved.tensors)
             self.begun = self.clock() - self.at.seconds
             self.step.micro, self.step.fresh = self.at.micro, False
         self.allotted = deadline.left + self.seconds
@@ -272,7 +273,9 @@ class _Training:
                     raise
                 self.status = "truncated"
             except Unmeasured as error:
-                at.best = replace(at.best, error=f"after epoch {at.epoch} {error}")
+                at.curve = (*at.curve, Epoch(self.seconds, loss, None, None))
+                if at.best.score is None:
+                    at.best = replace(at.best, error=f"after epoch {at.epoch} {error}")
         at.stale += 1
         if self.scored and score is None and at.best.score is not None:
             return
@@ -284,7 +287,9 @@ class _Training:
             state = _copy(self.step.kept)
             if not all(value.isfinite().all() for value in state.values()):  # of the last step, after its loss
                 raise Diverged("the weights are no numbers any more")
-            at.best, self.best_state = replace(at.best, score=score, metric=metric, best_epoch=at.epoch), state
+            why = at.best.error if score is None else None
+            found = replace(at.best, score=score, metric=metric, best_epoch=at.epoch, error=why)
+            at.best, self.best_state = found, state
             at.stale = 0 if better else at.stale
 
     def be_patient(self) -> None:
@@ -305,14 +310,16 @@ class _Training:
         return Checkpoint(now.to_json(), self.moving.tensors(self.best_state))
 
 
-def _past(saved: Checkpoint, planned: int) -> Past:
-    """Where a checkpoint was made; Unfit where that is nowhere in a training of so many epochs."""
+def _past(saved: Checkpoint, planned: int, goal: Goal) -> Past:
+    """Where a checkpoint was made; Unfit where that is nowhere in a training of so many epochs for this goal."""
     try:
         past = Past.from_json(saved.facts)
     except (ValueError, TypeError, KeyError) as error:
         raise Unfit(str(error)) from None
     if not (0 < past.epoch < past.last <= planned and past.micro):
         raise Unfit(f"it is after epoch {past.epoch} of {past.last}, where there are {planned}")
+    if (past.best.objective, past.best.measure) != (goal.objective, goal.measure):
+        raise Unfit(f"its scores are of {past.best.objective}, not of {goal.objective}")
     return past
 
 

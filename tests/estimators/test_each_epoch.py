@@ -51,7 +51,7 @@ def test_curves_are_written_as_the_docstring_says(data: Data, tmp_path: Path) ->
     for trial in trials:
         assert trial.outcome is not None
         assert [step for step, _ in writer.scalars[f"loss/trial {trial.id}"]] == [*range(1, trial.outcome.epochs + 1)]
-        curve = [(i, -epoch.score) for i, epoch in enumerate(trial.outcome.curve, start=1)]
+        curve = [(i, -(epoch.score or 0.0)) for i, epoch in enumerate(trial.outcome.curve, start=1)]
         assert writer.scalars.get(f"validation_loss/trial {trial.id}", []) == curve
 
 

@@ -280,11 +280,9 @@ def test_the_metric_decides(tmp_path: Path) -> None:
     run = classifier.load_searcher()
     best = max(trial.score for trial in run.trials if trial.score is not None)
     assert run.trial(classifier.best_trial_).score == best
-    assert ".small " in run.about["settings"]["metric"]
+    assert run.about["settings"]["metric"].endswith(".small")
     assert morphnas.load(tmp_path / "run").metric is None  # nothing of a function is kept
-    with pytest.raises(
-        ValueError, match=r"the fit had metric=.*small .*, which is not kept in a run: give metric again"
-    ):
+    with pytest.raises(ValueError, match=r"the fit had metric=.*small, which is not kept in a run: give metric again"):
         morphnas.ablate(run, X, Y, time_limit=5)
     assert morphnas.ablate(run, X, Y, time_limit=5, repeats=1, metric=small).measure == "small"
 
@@ -384,6 +382,7 @@ class Shifted(nn.Module):
         ({"loss": lambda o, y: 2 * F.cross_entropy(o, y)}, {"loss": lambda o, y: 3 * F.cross_entropy(o, y)}),
         ({"metric": make_scorer(metrics.fbeta_score, beta=1)}, {"metric": make_scorer(metrics.fbeta_score, beta=2)}),
         ({"metric": "f1"}, {"metric": "f1_macro"}),
+        ({"loss": nn.Sequential(Shifted(1.0))}, {"loss": nn.Sequential(Shifted(2.0))}),
         ({"metric": "f1"}, {}),
     ],
 )
@@ -448,7 +447,7 @@ def test_a_metric_that_says_nothing_of_some_networks_costs_none(tmp_path: Path) 
                                  refit=False).fit(X, Y, time_limit=60)  # fmt: skip
     outcomes = [trial.outcome for trial in classifier.load_searcher().trials if trial.outcome is not None]
     assert [outcome.status for outcome in outcomes] == ["finished"] * 3
-    assert any("the metric moody is nan" in str(outcome.error) for outcome in outcomes)
+    assert any(epoch.score is None for outcome in outcomes for epoch in outcome.curve)
     assert all(outcome.score is not None for outcome in outcomes)
 
 
@@ -553,6 +552,14 @@ def test_labels_that_scikit_learn_does_not_take_are_measured_all_the_same(labels
     assert goal.judged(outputs, part.y)[0] == pytest.approx(metrics.f1_score(codes, said, average="macro"))
 
 
+def test_a_loss_with_weights_has_the_outputs_in_their_precision() -> None:
+    """Also where an ensemble is elected, in float64."""
+    goal = goal_of(aimed(problem(), None, nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))))
+    y, outputs = torch.arange(30) % 3, outputs_for(30, 3)
+    assert goal.judged(outputs.double(), y) == pytest.approx(goal.judged(outputs, y), rel=1e-5)
+    assert goal.loss(outputs.double(), y).item() == pytest.approx(goal.loss(outputs, y).item(), rel=1e-5)
+
+
 def test_functions_are_named_so_that_nobody_takes_them_for_something_else() -> None:
     def accuracy(estimator: Any, x: Any, y: Any) -> float:
         return 100 * sevens(estimator, x, y)
@@ -575,7 +582,7 @@ def test_runs_for_different_losses_are_not_compared(tmp_path: Path) -> None:
         for report in reports:  # in the units of y, both
             assert report.validation_loss is not None
             assert 0.2 < report.loss / report.validation_loss < 5
-    with pytest.raises(ValueError, match="not chosen by the same, but by <lambda>"):
+    with pytest.raises(ValueError, match=r"not chosen by the same, but by .*lambda.*lambda"):
         morphnas.compare_runs(runs)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from morphnas.graph import cnn, fresh_weights, mlp, to_module
 from morphnas.train import data, step
 from morphnas.train.augment import Draw, augmented
+from morphnas.train.checkpoint import Checkpoint, Unfit
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
 from morphnas.train.goal import Classes, Own, Unmeasured
@@ -136,7 +137,8 @@ def test_the_score_is_that_of_the_weights_kept() -> None:
         score, metric = evaluate(module, task.judge, task)
         assert outcome.score == pytest.approx(score, abs=1e-6)
         assert outcome.metric == pytest.approx(metric, abs=1e-6)
-        calm = [e.score for i, e in enumerate(outcome.curve, start=1) if Schedule(recipe.warmup).calm(i / 8)]
+        scores = enumerate((e.score or 0.0 for e in outcome.curve), start=1)
+        calm = [score for i, score in scores if Schedule(recipe.warmup).calm(i / 8)]
         assert 3 <= len(calm) <= 5
         assert outcome.score == max(calm)
         assert outcome.curve[outcome.best_epoch - 1].score == outcome.score
@@ -306,11 +308,22 @@ def test_of_epochs_that_are_as_good_the_one_trained_longest_is_kept_and_none_is_
 def test_an_epoch_that_a_metric_says_nothing_of_is_none_that_is_kept_where_there_is_another() -> None:
     nothing = math.nan
     outcome = run(linear(), own([0.5, nothing, 0.25, nothing]), replace(PLAIN, epochs=4))
-    assert (outcome.status, outcome.epochs, len(outcome.curve)) == ("finished", 4, 2)
+    assert (outcome.status, outcome.epochs, outcome.error) == ("finished", 4, None)
     assert (outcome.score, outcome.best_epoch) == (0.25, 3)  # the rate has come down by then
-    assert outcome.error == "after epoch 4 the metric repeated is nan"
+    assert [epoch.score for epoch in outcome.curve] == [0.5, None, 0.25, None]
     outcome = run(linear(), own([nothing] * 4), replace(PLAIN, epochs=4))
     assert (outcome.status, outcome.epochs, outcome.score, outcome.best_epoch) == ("finished", 4, None, 4)
+    assert outcome.error == "after epoch 4 the metric repeated is nan"
+    assert len(outcome.curve) == 4
+
+
+def test_a_checkpoint_for_another_goal_is_not_gone_on_with() -> None:
+    kept: list[Checkpoint] = []
+    recipe = replace(PLAIN, epochs=4)
+    train(linear(), own([0.5] * 9), recipe, NEVER, seeded(), keep=lambda make: kept.append(make()))
+    with pytest.raises(Unfit, match="its scores are of repeated, not of log loss"):
+        train(linear(), blobs(), recipe, NEVER, seeded(), saved=kept[0])
+    assert train(linear(), own([0.5] * 9), recipe, NEVER, seeded(), saved=kept[0]).epochs == 4
 
 
 # -- the deadline
@@ -609,7 +622,7 @@ def test_each_epoch_is_told_of(scored: bool) -> None:
     assert [t.seconds for t in told] == pytest.approx([8.0 * i for i in range(1, 6)])
     for i, t in enumerate(told, 1):
         assert t.curve == outcome.curve[:i]
-        assert t.score == (max(epoch.score for epoch in outcome.curve[:i]) if scored else None)
+        assert t.score == (max(epoch.score or 0.0 for epoch in outcome.curve[:i]) if scored else None)
 
 
 def test_what_each_epoch_raises_ends_the_training() -> None:
