@@ -276,7 +276,7 @@ def _try_metric(goal: Own, part: Examples, until: Deadline) -> None:
         raise ValueError(f"metric: tried on the validation examples, {problems[0]}{hint}")
     if best is None or not values:
         return
-    if best < max(values):
+    if best < max(values) and not math.isclose(best, max(values)):
         raise ValueError(
             f"metric: {metric.name} is {best:.4g} for right answers and {max(values):.4g} for wrong ones, but more "
             "must be better: make_scorer(..., greater_is_better=False) turns it round"

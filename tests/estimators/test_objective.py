@@ -487,6 +487,7 @@ def test_metrics_that_say_nothing_of_answers_that_are_all_the_same() -> None:
 
     aimed(problem(AMOUNTS), pearson, None)
     aimed(problem(np.floor(AMOUNTS) % 3), "neg_mean_poisson_deviance", None)  # right answers of 0 have none
+    aimed(problem(), lambda estimator, x, y: sevens(estimator, x, y) ** 0 - 1e-12 * sevens(estimator, x, y), None)
     own = (X[Y == 0][:20], Y[Y == 0][:20])
     aimed(Problem.found(X, Y, own, None, 0, CPU), "accuracy", None)  # of one class there are no wrong answers
 
