@@ -267,7 +267,7 @@ def test_a_module_takes_a_loss_and_a_metric_of_ones_own(tmp_path: Path) -> None:
     for loss, metric in ((brier, autokeras.Accuracy), (autokeras.classification_loss, Hinge)):
         path = tmp_path / metric.__name__
         module = autokeras.MlpModule(loss, metric, {"trainer_args": {"max_iter_num": 3}}, path)
-        module.fit(3, x.shape, loader, other, time_limit=6)
+        module.fit(3, x.shape, loader, other, time_limit=3)
         best = module.searcher.history[0]
         assert (best["loss"] is None) == (metric is Hinge)
         assert metric is not Hinge or -1 < best["metric_value"] < 0

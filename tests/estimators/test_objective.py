@@ -263,7 +263,7 @@ def test_the_metric_is_the_score_everywhere(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(ValueError, match="not chosen by the same, but by f1_macro, log loss"):
         morphnas.compare_runs([run, other])
     assert "f1_macro" in str(morphnas.compare_runs([run, run]))
-    undone = morphnas.ablate(classifier, X, Y, time_limit=20, repeats=1)
+    undone = morphnas.ablate(classifier, X, Y, time_limit=3, repeats=1)
     assert undone.measure == "f1_macro"
 
 

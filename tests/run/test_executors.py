@@ -554,6 +554,7 @@ def test_an_answer_that_cannot_be_read_is_that_of_a_lost_worker(
     worker.close()
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_driver(tmp_path: Path) -> None:
     with script(tmp_path, 600) as driver:
         assert driver.stdout is not None
