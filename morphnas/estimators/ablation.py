@@ -101,9 +101,9 @@ def ablate(
     Every network begins with the weights of the lineage's first one (or, where these were not kept, with fresh ones),
     gets all morphs that are left at once, and is trained for as many epochs as the lineage was, with the network's own
     recipe. x, y, validation_data, sample_weight, groups, teacher: those of the fit, as are metric and loss where these
-    are functions, which a run does not hold. trial: the network's id; None: the
-    search's winner. time_limit: seconds, within which as many of `repeats` rounds are done as fit. The run is not
-    changed. RunError for other data, ValueError for what cannot be used.
+    are functions, which a run does not hold. trial: the network's id; None: the search's winner. time_limit: seconds,
+    within which as many of `repeats` rounds are done as fit. The run is not changed. RunError for other data,
+    ValueError for what cannot be used.
     """
     deadline = Deadline.after(time_limit_seconds(time_limit, None))
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:

@@ -25,7 +25,8 @@ from morphnas.estimators.labels import Labels
 from morphnas.estimators.targets import Indicators, Target, Values
 from morphnas.train.data import Examples
 from morphnas.train.deadline import NEVER, Deadline
-from morphnas.train.goal import LOG_LOSS, Own, Tags, Unmeasured, Weights
+from morphnas.train.goal import Own, Tags, Unmeasured, Weights
+from morphnas.train.recipe import LOG_LOSS
 
 SURE = 20.0
 """Logit of an answer that there is no doubt about."""
@@ -114,11 +115,7 @@ class _Regressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit
         self.target = target
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float64]:
-        return _flat(self.target, self.target.decode(x))
-
-
-def _flat(target: Values, amounts: NDArray[Any]) -> NDArray[Any]:
-    return amounts[:, 0] if target.flat else amounts
+        return self.target.amounts(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +149,9 @@ class Scorer:
 
     def _truth(self, y: NDArray[Any]) -> NDArray[Any]:
         if isinstance(self.target, Values):
-            amounts = self.target.decode(y)
-            return _flat(self.target, np.where(np.abs(amounts) < NOTHING * self.target.std, 0.0, amounts))
+            units = self.target.std[0] if self.target.flat else self.target.std
+            amounts = self.target.amounts(y)
+            return np.where(np.abs(amounts) < NOTHING * units, 0.0, amounts)
         truth: NDArray[Any] = self._classes[y] if isinstance(self.target, Labels) else y.astype(np.int64)
         return truth
 

@@ -35,9 +35,7 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
     def predict(self, x_test: Any) -> NDArray[np.float64]:
         """Amounts (n,), or (n, k) where fit was given several, of examples (n, ...), or whatever else `fit` takes."""
         source, _ = self._asked(x_test)
-        values = self._values
-        amounts = values.decode(self._predicted(source).numpy())
-        return amounts[:, 0] if values.flat else amounts
+        return self._values.amounts(self._predicted(source).numpy())
 
     def evaluate(self, x_test: Any, y_test: Any = None, sample_weight: SampleWeight = None) -> float:
         """The mean squared error of examples whose amounts are known, over all of them, in the squared units of y; or

@@ -346,17 +346,14 @@ def _described(value: Any) -> str:
         if isinstance(value, nn.Module):
             for part in value.modules():
                 held += [item for item in vars(part).items() if not item[0].startswith("_") and _is_plain(item[1])]
-            held += [(key, hashlib.sha256(save({"": each})).hexdigest()) for key, each in _tensors(value)]
+            for key, tensor in value.state_dict().items():
+                held.append((key, hashlib.sha256(save({"": tensor.detach().cpu().contiguous()})).hexdigest()))
         elif isinstance(value, FunctionType):
             code = value.__code__
             constants = [*code.co_consts, *code.co_names, *(value.__defaults__ or ())]
             closed = inspect.getclosurevars(value).nonlocals.items()
             held = [item for item in (*enumerate(constants), *closed) if _is_plain(item[1])]
     return name if not held else f"{name} {hashlib.sha256(repr(held).encode()).hexdigest()[:16]}"
-
-
-def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [(key, each.detach().cpu().contiguous()) for key, each in module.state_dict().items()]
 
 
 def _is_plain(value: Any) -> bool:

@@ -126,6 +126,11 @@ class Values:
         amounts: NDArray[np.float64] = outputs.astype(np.float64) * self.std + self.mean
         return amounts
 
+    def amounts(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
+        """The same as users have them: (n,) where there is one amount."""
+        amounts = self.decode(outputs)
+        return amounts[:, 0] if self.flat else amounts
+
     @property
     def flat(self) -> bool:
         """Whether there is one amount, so that predictions are (n,) instead of (n, k)."""

@@ -85,14 +85,17 @@ class Step:
         return "\n".join(lines)
 
     def _gains(self) -> str:
-        told = [] if self.gain is None or self.by_metric else [f"gain {self.gain:+.4f}"]
-        if self.gain is not None and self.metric_gain is not None:
-            chance = (
-                "more than chance" if self.clear else f"within chance, which is up to {100 * (self.noise or 0.0):.2f}"
-            )
-            beside = "" if self.noise is None else f": {chance}"
-            told.append(("gain " if self.by_metric else "") + gain_words(self.metric_gain, self.measure) + beside)
-        return f"; {', '.join(told)}" if told else ""
+        if self.gain is None:
+            return ""
+        told = [] if self.by_metric else [f"{self.gain:+.4f}"]
+        if self.metric_gain is not None:
+            told.append(gain_words(self.metric_gain, self.measure) + self._beside_chance())
+        return f"; gain {', '.join(told)}" if told else ""
+
+    def _beside_chance(self) -> str:
+        if self.noise is None:
+            return ""
+        return ": more than chance" if self.clear else f": within chance, which is up to {100 * self.noise:.2f}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -39,8 +39,8 @@ class Results:
 
 
 def results_summary(run: Run, n: int = 10) -> Results:
-    """The n networks of a run with the best scores, the best first; its final trainings count as well,
-    unless they were for another metric or loss."""
+    """The n networks of a run with the best scores, the best first; its final trainings count as well, unless they were
+    for another metric or loss."""
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a positive integer, not {n!r}")
     known = {trial.id: trial.outcome.objective for trial in run.trials if trial.outcome and trial.score is not None}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LOG_LOSS = "log loss"
-"""What the usual goals' scores are of."""
+from morphnas.train.recipe import LOG_LOSS
+
 SMALLEST_ERROR = 1e-12
 """Mean squared error that counts as none."""
 STEEP = 0.125
@@ -94,18 +95,29 @@ class Goal(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Classes:
-    """Each example is of one of `outputs` classes: outputs are logits, y are indices (n,) int64."""
+class _Usual(ABC):
+    """A goal with nothing of a user's own."""
 
-    outputs: int
-    measure: ClassVar[str] = "accuracy"
     objective: ClassVar[str] = LOG_LOSS
     unit: ClassVar[float] = 1.0
 
     @property
-    def usual(self) -> Goal:
+    def usual(self) -> Self:
         return self
+
+    @abstractmethod
+    def errors(self, outputs: Tensor, y: Tensor) -> Tensor: ...
+
+    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self.errors(outputs, y)
+
+
+@dataclass(frozen=True)
+class Classes(_Usual):
+    """Each example is of one of `outputs` classes: outputs are logits, y are indices (n,) int64."""
+
+    outputs: int
+    measure: ClassVar[str] = "accuracy"
 
     @property
     def ignorance(self) -> float:
@@ -129,9 +141,6 @@ class Classes:
         """1 where the likeliest class is another one, else 0."""
         return (outputs.argmax(1) != y).double()
 
-    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return self.errors(outputs, y)
-
     def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
         doubt = min(1.0, self.outputs / (max(1, self.outputs - 1) * (len(y) + 2)))
         return best_temperature(outputs, lambda cooled: self.loss(cooled, y, weights, doubt))
@@ -145,17 +154,11 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class Tags:
+class Tags(_Usual):
     """Each example has some of `outputs` tags, or none: outputs are a logit for each, y (n, outputs) float32, 0, 1."""
 
     outputs: int
     measure: ClassVar[str] = "accuracy"
-    objective: ClassVar[str] = LOG_LOSS
-    unit: ClassVar[float] = 1.0
-
-    @property
-    def usual(self) -> Goal:
-        return self
 
     @property
     def ignorance(self) -> float:
@@ -178,9 +181,6 @@ class Tags:
         """The share of tags that are wrong."""
         return ((outputs >= 0) != (y > 0.5)).double().mean(1)
 
-    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return self.errors(outputs, y)
-
     def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
         truth, doubt = y.double(), 2 / (len(y) + 2)
         return best_temperature(outputs, lambda cooled: self.loss(cooled, truth, weights, doubt))
@@ -195,17 +195,11 @@ class Tags:
 
 
 @dataclass(frozen=True)
-class Amounts:
+class Amounts(_Usual):
     """`outputs` amounts belong to each example: y is (n, outputs) float32, of mean 0 and deviation 1 as a whole."""
 
     outputs: int
     measure: ClassVar[str] = "R2"
-    objective: ClassVar[str] = LOG_LOSS
-    unit: ClassVar[float] = 1.0
-
-    @property
-    def usual(self) -> Goal:
-        return self
 
     @property
     def ignorance(self) -> float:
@@ -237,9 +231,6 @@ class Amounts:
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Squared ones, the mean over amounts."""
         return (outputs.double() - y.double()).square().mean(1)
-
-    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return self.errors(outputs, y)
 
     def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
         """1: they do not say how sure they are."""

@@ -17,6 +17,8 @@ memory. failed: an error. Whatever was trained before is kept and scored in the 
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["sgd", "adamw", "muon"]
 
+LOG_LOSS = "log loss"
+"""What scores are of, unless a user has another metric or loss."""
 MAX_EPOCHS = 100_000
 """That a training may have."""
 SHIFT = 0.03
@@ -191,7 +193,7 @@ class Outcome:
     latency: float | None = None
     slow: bool = False
     held_out: bool = True
-    objective: str = "log loss"
+    objective: str = LOG_LOSS
     upright: float | None = None
 
     def __post_init__(self) -> None:

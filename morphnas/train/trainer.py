@@ -7,6 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,8 +145,8 @@ class _Training:
             self.begun = self.clock()
             pace = foretold(module, task, recipe, self.clock) if deadline.left < HASTE else 0.0
             examples, held_out = task.judge.worth if scored else 0, task.valid is not None
-            nothing = Outcome("truncated", examples=examples, held_out=held_out)
-            nothing = replace(nothing, measure=task.goal.measure, objective=task.goal.objective)
+            judged: dict[str, Any] = {"measure": task.goal.measure, "objective": task.goal.objective}
+            nothing = Outcome("truncated", examples=examples, held_out=held_out, **judged)
             self.at, self.best_state = Past(nothing, recipe.epochs, self.step.micro, pace=pace), _copy(module)
         else:
             self.at = _past(saved, recipe.epochs, task.goal)
@@ -282,7 +283,7 @@ class _Training:
         calm = self.schedule.calm(self.progress(at.epoch))
         before = None if at.best.score is None else (at.calmed, at.best.score)
         if score is None or before is None or (calm, score) >= before:  # of equals the one that is trained longer
-            better = score is None or before is None or (calm, score) > before
+            at.stale = at.stale if before == (calm, score) else 0
             at.calmed = calm
             state = _copy(self.step.kept)
             if not all(value.isfinite().all() for value in state.values()):  # of the last step, after its loss
@@ -290,7 +291,6 @@ class _Training:
             why = at.best.error if score is None else None
             found = replace(at.best, score=score, metric=metric, best_epoch=at.epoch, error=why)
             at.best, self.best_state = found, state
-            at.stale = 0 if better else at.stale
 
     def be_patient(self) -> None:
         """Begin the final decay where there was no better score for as long as the recipe's patience.

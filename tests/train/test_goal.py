@@ -158,7 +158,8 @@ def test_networks_learn_what_a_teacher_says(goal: Goal) -> None:
     """Where y say nothing, being those of other examples."""
     x = torch.randn(200, 8, generator=seeded(2))
     said = 4.0 * x[:, : goal.outputs]
-    y = {Classes: said.argmax(1), Tags: (said > 0).float(), Amounts: said}[type(goal)].roll(1, 0)
+    kinds: dict[type[Goal], Tensor] = {Classes: said.argmax(1), Tags: (said > 0).float(), Amounts: said}
+    y = kinds[type(goal)].roll(1, 0)
     task, module = Task.of(Examples(x, y, None, said), None, goal), linear(8, goal.outputs)
     train(module, task, Recipe(epochs=40, batch_size=32, lr=0.2), NEVER, seeded(), scored=False)
     outputs = module(task.normalised(x)).detach()
