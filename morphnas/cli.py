@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from morphnas.commands import Answer
 
 INTERRUPTED = 130
-SEARCHES = ("bayesian", "climbing", "evolution", "greedy", "grid", "halving", "random")
+SEARCHES = ("bayesian", "climbing", "evolution", "greedy", "grid", "halving", "pareto", "random")
 """The names in `morphnas.search.SEARCHERS`, which takes seconds to load."""
 LIMITS = (
     "max_params", "max_flops", "max_work", "max_depth", "max_width", "max_activation_bytes", "max_memory",

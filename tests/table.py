@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,33 @@ def run(searcher: Searcher, n: int, seed: int = 0) -> list[Trial]:
         graph = grown(trials, proposal.start, proposal.morphs)
         trials.append(Trial(len(trials), proposal, graph, outcome_of(graph, seed), kept=True))
     return trials
+
+
+def areas(trials: Sequence[Trial]) -> float:
+    """What the best network for every budget of FLOPs has in mean accuracy, averaged over the doublings of the budget
+    from the cheapest network of the table to the dearest; nothing is as good as the worst of the table."""
+    return _averaged([(t.graph.flops, true_accuracy(t)) for t in trials])
+
+
+@cache
+def best_areas() -> float:
+    """That of the whole table."""
+    return _averaged([(network(digits).flops, accuracy(digits)) for digits in _all()])
+
+
+def _all() -> list[str]:
+    return [np.base_repr(i, 3).zfill(len(SLOTS)) for i in range(3 ** len(SLOTS))]
+
+
+def _averaged(networks: Iterable[tuple[int, float]]) -> float:
+    cheapest, dearest = (math.log2(network(digit * len(SLOTS)).flops) for digit in "02")
+    reached, area = float(accuracies().mean(axis=1).min()), 0.0
+    budgets = sorted((math.log2(flops), value) for flops, value in networks)
+    area = (budgets[0][0] - cheapest) * reached
+    for (budget, value), (following, _) in pairwise([*budgets, (dearest, 0.0)]):
+        reached = max(reached, value)
+        area += (following - budget) * reached
+    return area / (dearest - cheapest)
 
 
 def true_accuracy(trial: Trial | None) -> float:

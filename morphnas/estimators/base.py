@@ -309,6 +309,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         sample_weight: SampleWeight = None,
         groups: Groups = None,
         teacher: Teacher = None,
+        trial: int | None = None,
     ) -> Self:
         """Train the search's winner on the data given, within a time limit.
 
@@ -328,11 +329,15 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             Seconds. None: as long as the fit had.
         each_epoch, sample_weight, groups, teacher : optional
             As for `fit`, whose own are not known any more.
+        trial : int, optional
+            Id of a network of the run to train instead; it is `best_trial_` from now on.
 
         Raises
         ------
         ValueError
             For what cannot be used, labels that fit did not see among it.
+        RunError
+            Where the run has no such trial, or not its weights.
         """
         self._check_fitted()
         _check_callable(each_epoch)
@@ -369,7 +374,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             deadline = deadline.heeding(stop)
             planned = Plan.of_run(about, __version__)
             torch.set_num_threads(planned.threads)
-            best = store.trial(self.best_trial_)
+            best = store.trial(self.best_trial_ if trial is None else trial)
+            store.network(best.id)  # before anything is trained
             given = {name: value for name, value in settings.trainer_args.items() if name == "lr"}
             if not settings.records:
                 given["cuda_graphs"] = settings.trainer_args.get("cuda_graphs", False)

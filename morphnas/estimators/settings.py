@@ -204,7 +204,8 @@ def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
 
 
 def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeSearcher:
-    """Named searchers come with promotion around them, except for the one that has it; a callable is taken as it is."""
+    """Named searchers come with promotion around them, but for the one that has it and the one that wants more than the
+    best; a callable is taken as it is."""
     kind = "bayesian" if kind is None else kind
     if not (kind in SEARCHERS if isinstance(kind, str) else callable(kind)):
         raise ValueError(f"search_type must be one of {', '.join(SEARCHERS)}, or a callable, not {kind!r}")
@@ -216,7 +217,7 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeS
 
     def made(space: Space, **settings: Any) -> Searcher:
         searcher = make(space, **settings, **args)
-        return Promote(searcher) if isinstance(kind, str) and kind != "halving" else searcher
+        return Promote(searcher) if isinstance(kind, str) and kind not in ("halving", "pareto") else searcher
 
     if isinstance(kind, str):
         try:

@@ -14,6 +14,7 @@ from morphnas.graph.morphs import (
     WiderAll,
     inherit,
     morph_from_json,
+    narrowed,
     neighbours,
     width_group,
 )
@@ -43,6 +44,6 @@ __all__ = [
     "Add", "AddSkip", "AvgPool", "BatchNorm", "Concat", "ConcatSkip", "Conv", "Deeper", "Dense", "Dropout", "Flatten",
     "GlobalPool", "Graph", "GraphError", "Input", "Limits", "MaxPool", "ModuleError", "Morph", "MorphError", "Network",
     "Node", "Op", "ReLU", "Route", "SMALLEST", "Shape", "ShapeError", "Weights", "WeightsError", "Wider", "WiderAll",
-    "blend", "cnn", "densenet", "fresh_weights", "from_module", "inherit", "mlp", "morph_from_json", "neighbours",
-    "resnet", "to_module", "weights_of", "width_group",
+    "blend", "cnn", "densenet", "fresh_weights", "from_module", "inherit", "mlp", "morph_from_json", "narrowed",
+    "neighbours", "resnet", "to_module", "weights_of", "width_group",
 ]  # fmt: skip

@@ -332,6 +332,12 @@ def _widened(graph: Graph, widths: Mapping[str, int]) -> Graph:
     return graph.replace_ops({n: op.widened(widths[n]) for n, op in ops.items() if isinstance(op, _Producer)})
 
 
+def narrowed(graph: Graph, times: int) -> Graph:
+    """The graph with every width that can change divided by a number, rounded up."""
+    groups = [(group, graph.shapes[min(group)][0]) for group in width_groups(graph)]
+    return _widened(graph, {name: -(-width // times) for group, width in groups for name in group})
+
+
 def _repeats(old: int, width: int, generator: torch.Generator) -> Route:
     """Channels that are all the old ones and, up to the width, some of them again, which share their weight out."""
     source = torch.cat([torch.arange(old), torch.randint(old, (width - old,), generator=generator)])

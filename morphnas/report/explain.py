@@ -23,6 +23,7 @@ from morphnas.train.recipe import Outcome
 
 REASONS = {
     "start": "one of the networks that the search begins with",
+    "narrower": "one of the networks that the search begins with, narrower",
     "promotion": "one of the best so far, to be trained longer",
     "random": "random morphs",
     "larger": "the largest neighbour of the best",
@@ -33,7 +34,11 @@ REASONS = {
     "acquisition": "of the networks looked at, the one that promised most",
 }
 """What searchers mean by the reasons that they note down."""
-ACQUISITIONS = {"ei": "expected improvement", "ucb": "upper confidence bound"}
+ACQUISITIONS = {
+    "ei": "expected improvement",
+    "ucb": "upper confidence bound",
+    "ehvi": "expected hypervolume improvement",
+}
 """What they call what a network promises."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,21 +130,6 @@ def gain(trial: Trial, trials: Mapping[int, Trial]) -> float | None:
     """Its score less that of the trial it started from."""
     start = None if trial.parent is None else trials.get(trial.parent)
     return None if start is None or start.score is None or trial.score is None else trial.score - start.score
-
-
-def pareto(
-    trials: Sequence[Trial], cost: Callable[[Trial], float | None], value: Callable[[Trial], float | None]
-) -> list[int]:
-    """Ids of those that none is better than at the same cost or less, the cheapest first."""
-    figures = [(cost(trial), value(trial), trial.id) for trial in trials]
-    valued = [(price, -found, id) for price, found, id in figures if price is not None and found is not None]
-    front: list[int] = []
-    best = math.inf
-    for _, minus, id in sorted(valued):
-        if minus < best:
-            front.append(id)
-            best = minus
-    return front
 
 
 def introduced(trials: Sequence[Trial], trial: Trial) -> dict[str, int]:

@@ -34,6 +34,7 @@ from morphnas.report.words import (
     trial_words,
 )
 from morphnas.run.store import Run, RunLike, run_of
+from morphnas.search.pareto import COSTS, front
 from morphnas.search.trial import Trial, lineage
 from morphnas.train.recipe import Outcome, Recipe
 
@@ -490,11 +491,6 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
     ranking = facts.rank_by_epoch(trials)
     places = ranking is not None and len(ranking.ids) * len(ranking.correlations) <= PLACES
     scores = {"metric": lambda t: t.outcome.metric if t.outcome else None, "score": lambda t: t.score}
-    costs = {
-        "parameters": lambda t: float(t.graph.parameters),
-        "flops": lambda t: float(t.graph.flops),
-        "latency": lambda t: t.outcome.latency if t.outcome else None,
-    }
     metrics = [t.outcome for t in trials if t.outcome is not None and t.outcome.metric is not None]
     aims = {outcome.objective for outcome in metrics}
     return {
@@ -506,7 +502,10 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
         "measure": metrics[0].measure if len({outcome.measure for outcome in metrics}) == 1 else "metric",
         "loss": aims.pop() if len(aims) == 1 else "loss",
         "by_metric": bool(metrics) and all(outcome.by_metric for outcome in metrics),
-        "fronts": {c: {s: facts.pareto(trials, cost, of) for s, of in scores.items()} for c, cost in costs.items()},
+        "fronts": {
+            name: {kind: [t.id for t in front(trials, cost, of)] for kind, of in scores.items()}
+            for name, cost in COSTS.items()
+        },
         "ranking": None
         if ranking is None
         else {

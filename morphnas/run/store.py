@@ -35,6 +35,7 @@ from morphnas.graph import Graph, Network, Weights, morph_from_json
 from morphnas.graph.graph import bounded
 from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors
 from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
+from morphnas.search.pareto import COSTS, check_cost, front
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.recipe import Outcome, Recipe
 
@@ -227,7 +228,7 @@ class Store:
 
     def trial(self, id: int) -> Trial:
         if id not in self._trials:
-            raise RunError(f"there is no trial {id} in {self.path}, or it cannot be read")
+            raise RunError(f"there is no trial {id!r:.100} in {self.path}, or it cannot be read")
         return self._trials[id]
 
     def claim(self, proposal: Proposal) -> Trial:
@@ -444,6 +445,13 @@ class Run:
             for t in self.trials
             if t.outcome is not None and t.outcome.score is not None
         ]
+
+    def front(self, cost: str = "flops") -> list[Trial]:
+        """The trials than which none has a better score at the same cost or less, the cheapest first.
+
+        cost: "parameters", "flops", or "latency", as measured; ValueError for others.
+        """
+        return front(self.trials, COSTS[check_cost(cost)], lambda trial: trial.score)
 
     def trials_dataframe(self) -> Any:
         """A pandas.DataFrame with a row for every trial, see `trial_rows`; ImportError without pandas."""

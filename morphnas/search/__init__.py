@@ -10,6 +10,7 @@ from morphnas.search.evolution import EvolutionSearcher
 from morphnas.search.greedy import GreedySearcher
 from morphnas.search.grid import GridSearcher
 from morphnas.search.halving import HalvingSearcher
+from morphnas.search.pareto import ParetoSearcher
 from morphnas.search.patient import Patient
 from morphnas.search.promote import Promote
 from morphnas.search.random import RandomSearcher
@@ -32,11 +33,13 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "climbing": HillClimbingSearcher,
     "grid": GridSearcher,
     "halving": HalvingSearcher,
+    "pareto": ParetoSearcher,
 }
 """The searchers by the names that estimators know them by."""
 
 __all__ = [
     "BayesianSearcher", "Belief", "EvolutionSearcher", "GreedySearcher", "GridSearcher", "HalvingSearcher",
-    "HillClimbingSearcher", "Left", "MorphSpace", "Patient", "Promote", "Proposal", "RandomSearcher", "SEARCHERS",
-    "Searcher", "Space", "Trial", "distances", "fidelities", "inherited_epochs", "lineage", "sketch", "winner",
+    "HillClimbingSearcher", "Left", "MorphSpace", "ParetoSearcher", "Patient", "Promote", "Proposal", "RandomSearcher",
+    "SEARCHERS", "Searcher", "Space", "Trial", "distances", "fidelities", "inherited_epochs", "lineage", "sketch",
+    "winner",
 ]  # fmt: skip

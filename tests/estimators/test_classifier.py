@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -300,8 +301,6 @@ def test_loads_in_a_fresh_process(fitted: ImageClassifier, tmp_path: Path) -> No
 
 
 def test_final_fit_adds_trials_and_changes_none(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(fitted.path_, copy)
     classifier = ImageClassifier.load(copy)
@@ -327,6 +326,29 @@ def test_final_fit_adds_trials_and_changes_none(fitted: ImageClassifier, data: D
         classifier.final_fit(*data, x_test)
     with pytest.raises(ValueError, match=r"trainer_args: unknown \['epoch'\]"):
         classifier.final_fit(*data, trainer_args={"epoch": 3})
+
+
+def test_any_network_of_a_run_can_be_trained_to_its_end(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(fitted.path_, copy)
+    classifier = ImageClassifier.load(copy)
+    run = load_run(copy)
+    front = run.front("parameters")
+    assert [t.graph.parameters for t in front] == sorted({t.graph.parameters for t in front})
+    assert sorted(t.score for t in front if t.score is not None) == [t.score for t in front]
+    other = next(t for t in run.trials if t.kept and not t.final and t.id != classifier.best_trial_)
+    classifier.final_fit(*data, time_limit=5, trial=other.id)
+    assert classifier.best_trial_ == other.id
+    assert classifier.network_.graph.key == other.graph.key
+    assert load_run(copy).trial(classifier.final_trial_).proposal.why["of"] == other.id
+    assert ImageClassifier.load(copy).best_trial_ == load_run(copy).get_best_model_id() == other.id
+    with pytest.raises(RunError, match="no trial 1000 in"):
+        classifier.final_fit(*data, trial=1000)
+    (copy / "trials" / f"{front[0].id:05d}" / "weights.safetensors").unlink()
+    with pytest.raises(RunError, match="weights"):
+        classifier.final_fit(*data, trial=front[0].id)
+    with pytest.raises(ValueError, match="cost must be one of"):
+        run.front("size")
 
 
 def test_equal_seeds_give_equal_runs(tmp_path: Path) -> None:
@@ -428,7 +450,7 @@ def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
 def test_limits_below_the_width_that_searches_begin_with(data: Data, tmp_path: Path) -> None:
     """Where there is no time for a search, and no room for the small networks that would leave it."""
     classifier = ImageClassifier(tmp_path / "run", limits={"max_params": 500}, random_state=0)
-    assert classifier.fit(*data, time_limit=1).network_.graph.parameters <= 500
+    assert classifier.fit(*data, time_limit=3).network_.graph.parameters <= 500
 
 
 @pytest.mark.parametrize("limit", [1e-4, 0.02, 0.3, 2.0])

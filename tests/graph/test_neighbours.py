@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from random import Random
@@ -36,6 +37,7 @@ from morphnas.graph import (
     cnn,
     densenet,
     mlp,
+    narrowed,
     neighbours,
     resnet,
     width_group,
@@ -241,6 +243,21 @@ def test_all_layers_at_once_are_widened_as_one_by_one(percent: int, widths: tupl
     grown = WiderAll(percent).grow(graph)
     assert (grown.shapes[first][0], grown.shapes[second][0]) == widths
     assert grown.key == Wider(second, widths[1]).grow(Wider(first, widths[0]).grow(graph)).key
+
+
+@settings(max_examples=40)
+@given(graph=graphs(morphs=10), times=st.integers(1, 5))
+def test_narrowed_networks_are_the_same_but_for_their_widths(graph: Graph, times: int) -> None:
+    found = narrowed(graph, times)
+    assert [(node.name, node.inputs) for node in found.nodes] == [(node.name, node.inputs) for node in graph.nodes]
+    for node in graph.nodes:
+        old, new = graph.shapes[node.name], found.shapes[node.name]
+        assert new[1:] == old[1:] or len(old) == 1
+    can_change = frozenset().union(*width_groups(graph))
+    for name in can_change:
+        assert found.shapes[name][0] == math.ceil(graph.shapes[name][0] / times)
+    assert all(found[node.name].op == node.op for node in graph.nodes if node.name not in can_change)
+    assert narrowed(graph, 1).key == graph.key
 
 
 def test_tied_layers_stay_tied_when_all_are_widened() -> None:

@@ -52,16 +52,6 @@ def test_times_add_up(given_spans: list[tuple[float, float]]) -> None:
     assert spent.total == pytest.approx(end)
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(-9, 0)), min_size=1, max_size=12))
-def test_no_network_is_better_than_the_front_at_its_cost(pairs: list[tuple[int, int]]) -> None:
-    trials = [trial(i, SMALL) for i in range(len(pairs))]
-    front = facts.pareto(trials, lambda t: float(pairs[t.id][0]), lambda t: float(pairs[t.id][1]))
-    for cost, value in pairs:
-        assert any(pairs[id][0] <= cost and pairs[id][1] >= value for id in front)
-    for a in front:
-        assert not any(c <= pairs[a][0] and v >= pairs[a][1] and (c, v) != pairs[a] for c, v in pairs)
-
-
 @given(st.lists(numbers, min_size=3, max_size=9, unique=True))
 def test_a_ranking_agrees_with_itself_and_not_with_its_reverse(values: list[float]) -> None:
     assert facts.rank_correlation(values, values) == pytest.approx(1)

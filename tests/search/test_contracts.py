@@ -11,6 +11,7 @@ from morphnas.search import (
     EvolutionSearcher,
     HalvingSearcher,
     MorphSpace,
+    ParetoSearcher,
     Patient,
     Promote,
     Searcher,
@@ -34,6 +35,10 @@ def evolution(space: Space, limits: Limits, seed: int) -> Searcher:
 
 def halving(space: Space, limits: Limits, seed: int) -> Searcher:
     return HalvingSearcher(space, limits=limits, seed=seed, factor=4)
+
+
+def pareto(space: Space, limits: Limits, seed: int) -> Searcher:
+    return ParetoSearcher(space, limits=limits, seed=seed, candidates=16, breadth=8, narrower=(1,))
 
 
 def promoted_bayesian(space: Space, limits: Limits, seed: int) -> Searcher:
@@ -66,6 +71,7 @@ MAKE: dict[str, Make] = {name: named(name) for name in SEARCHERS} | {
     "bayesian": bayesian,
     "evolution": evolution,
     "halving": halving,
+    "pareto": pareto,
     "promoted bayesian": promoted_bayesian,
     "promoted evolution": promoted_evolution,
     "patient": patient,

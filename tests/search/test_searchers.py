@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -26,6 +27,7 @@ from morphnas.search import (
     HillClimbingSearcher,
     Left,
     MorphSpace,
+    ParetoSearcher,
     Patient,
     Promote,
     Proposal,
@@ -239,7 +241,7 @@ def test_below_a_network_where_nothing_fits_nothing_is_looked_for_again(make: ty
     assert {t.graph.key for t in trials} == set(looked)
 
 
-@pytest.mark.parametrize("make", SEARCHERS.values())
+@pytest.mark.parametrize("make", (SEARCHERS | {"pareto": partial(ParetoSearcher, narrower=(1,))}).values())
 def test_nor_below_one_that_does_not_fit_itself(make: Callable[..., Searcher], monkeypatch: pytest.MonkeyPatch) -> None:
     starts = tuple(cnn((3, 8, 8), 3, width=width, depth=1) for width in range(2, 14))
     trials = [ended(graph, Outcome("finished", -0.5 - i, epochs=8), i) for i, graph in enumerate(starts)]

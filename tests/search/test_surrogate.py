@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -17,6 +18,7 @@ from morphnas.search.surrogate import (
     LANDMARKS,
     expected_improvement,
     fit,
+    hypervolume_improvement,
     spread_landmarks,
     standardise,
     upper_confidence_bound,
@@ -154,6 +156,35 @@ def test_acquisitions_without_doubt() -> None:
     assert expected_improvement(mean, none, 1.0).tolist() == [0.0, 1.0]
     assert upper_confidence_bound(mean, none + 1, 2.0).tolist() == [2.0, 4.0]
     assert math.isfinite(expected_improvement(np.array([-50.0]), np.array([1e-3]), 1.0).item())
+
+
+def _area(networks: Sequence[tuple[float, float]], cheapest: float, dearest: float, worst: float) -> float:
+    """Under the best score of every budget, by small steps. networks: of cost and score."""
+    budgets = np.arange(cheapest, dearest, 0.125)
+    return sum(0.125 * max([worst, *(s for c, s in networks if c <= budget)]) for budget in budgets)
+
+
+eighths = st.integers(-16, 16).map(lambda n: n / 8)
+
+
+@given(st.lists(st.tuples(eighths, eighths), min_size=1, max_size=6), st.tuples(eighths, eighths))
+def test_hypervolume_improvement_is_what_the_area_grows_by(
+    known: list[tuple[float, float]], new: tuple[float, float]
+) -> None:
+    costs, scores = (np.array(column) for column in zip(*known, strict=True))
+    ends = min(new[0], *costs), costs.max() + 1, scores.min()
+    grown = _area([*known, new], *ends) - _area(known, *ends)
+    given_as = np.array([new[1]]), np.zeros(1), np.array([new[0]])
+    assert hypervolume_improvement(*given_as, scores, costs).item() == pytest.approx(grown, abs=1e-9)
+
+
+def test_a_hypervolume_improvement_is_expected() -> None:
+    """Of 100,000 draws of a score the mean, within four standard errors."""
+    scores, costs = np.array([0.0, 1.0, 0.5, 2.0]), np.array([1.0, 2.0, 2.5, 4.0])
+    drawn = np.random.default_rng(0).normal(0.8, 0.6, 100_000)
+    each = hypervolume_improvement(drawn, np.zeros_like(drawn), np.full_like(drawn, 1.5), scores, costs)
+    found = hypervolume_improvement(np.array([0.8]), np.array([0.6]), np.array([1.5]), scores, costs).item()
+    assert found == pytest.approx(each.mean(), abs=4 * each.std() / math.sqrt(len(drawn)))
 
 
 def test_ranks_unseen_networks_of_the_table() -> None:
