@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,31 +166,30 @@ def run(searcher: Searcher, n: int, seed: int = 0) -> list[Trial]:
     return trials
 
 
-def areas(trials: Sequence[Trial]) -> float:
-    """What the best network for every budget of FLOPs has in mean accuracy, averaged over the doublings of the budget
-    from the cheapest network of the table to the dearest; nothing is as good as the worst of the table."""
-    return _averaged([(t.graph.flops, true_accuracy(t)) for t in trials])
+def shortfall(trials: Sequence[Trial], cost: str = "flops") -> float:
+    """What the best network for a budget lacks in mean accuracy to the best of the table for it, averaged over the
+    doublings of the budget from the cheapest network of the table to the dearest.
+
+    cost: "flops" or "parameters". Without any network for it a budget has the worst accuracy of the table.
+    """
+    costs, accuracies = _all(cost)
+    mine = [getattr(trial.graph, cost) for trial in trials], [true_accuracy(trial) for trial in trials]
+    return _averaged(costs, accuracies, costs) - _averaged(*mine, costs)
 
 
 @cache
-def best_areas() -> float:
-    """That of the whole table."""
-    return _averaged([(network(digits).flops, accuracy(digits)) for digits in _all()])
+def _all(cost: str) -> tuple[list[int], list[float]]:
+    """Costs and mean accuracies of all networks of the table."""
+    keys = [np.base_repr(i, 3).zfill(len(SLOTS)) for i in range(3 ** len(SLOTS))]
+    return [getattr(network(digits), cost) for digits in keys], [accuracy(digits) for digits in keys]
 
 
-def _all() -> list[str]:
-    return [np.base_repr(i, 3).zfill(len(SLOTS)) for i in range(3 ** len(SLOTS))]
-
-
-def _averaged(networks: Iterable[tuple[int, float]]) -> float:
-    cheapest, dearest = (math.log2(network(digit * len(SLOTS)).flops) for digit in "02")
-    reached, area = float(accuracies().mean(axis=1).min()), 0.0
-    budgets = sorted((math.log2(flops), value) for flops, value in networks)
-    area = (budgets[0][0] - cheapest) * reached
-    for (budget, value), (following, _) in pairwise([*budgets, (dearest, 0.0)]):
-        reached = max(reached, value)
-        area += (following - budget) * reached
-    return area / (dearest - cheapest)
+def _averaged(costs: Sequence[int], values: Sequence[float], table: Sequence[int]) -> float:
+    """The best value for a budget, averaged over the doublings of the budget across the costs of the table."""
+    order = np.argsort(costs)
+    budgets = np.log2(np.concatenate([[min(table)], np.array(costs)[order], [max(table)]]))
+    best = np.maximum.accumulate(np.concatenate([[accuracies().mean(axis=1).min()], np.array(values)[order]]))
+    return float((np.diff(budgets) * best).sum() / (budgets[-1] - budgets[0]))
 
 
 def true_accuracy(trial: Trial | None) -> float:
