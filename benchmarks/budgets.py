@@ -6,10 +6,14 @@
 table: among the 6,561 networks of NAS-Bench-Macro (`searchers.py` says how searches are played there), for FLOPs and
 for parameters: points of mean accuracy that the best network trained lacks to the best of the table within the same
 budget, averaged over the doublings of the budget from the cheapest network of the table to the dearest, after every
-tenth network; also of a local search that trains a random neighbour of a random network of the front. images: `fit(search_type="pareto", refit=False)` for a time limit, and `final_fit(trial=...)` for a third of it
-of the network with the best score within each of three budgets: the FLOPs of the largest network that it began with, a
+tenth network; also of a local search that trains a random neighbour of a random network of the front.
+
+images: `fit(search_type="pareto", refit=False)` for a time limit, and `final_fit(trial=...)` for a third of it of the
+network with the best score within each of three budgets: the FLOPs of the largest network that it began with, a
 quarter, and a sixteenth; against `fit(limits={"max_flops": ...})` for each budget, for two thirds of the limit, which
-takes as long in all. Accuracy on the test part, with the arms in turns. Both append to results/budgets.json.
+takes as long in all. Accuracy on the test part, with the two in turns.
+
+Both append to results/budgets.json.
 """
 
 from __future__ import annotations

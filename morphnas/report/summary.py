@@ -13,9 +13,11 @@ from morphnas.run.store import Run
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """The best networks of a run, the winner marked, as a table; `str` of it is for people. run: with these alone."""
+    """The best networks of a run, the winner marked, as a table; `str` of it is for people. run: with these alone.
+    winner: id of what was trained to the end, which need not be among them."""
 
     run: Run
+    winner: int | None
     tried: int
     without_score: int
 
@@ -29,10 +31,9 @@ class Results:
         head = f"{str(self.run.path)!r}: the best {shown} of {self.tried} networks{lost}"
         if not shown:
             return head
-        best, final = facts.best_of(self.run.trials, self.run.about), self.run.about.get("final")
-        lines = [head, trials_table(self.run.trials, None if best is None else best.id)]
-        if best is not None and isinstance(final, int) and final != best.id:
-            lines.append(f"the model is network {final}: the winner of the search, {best.id}, after its final training")
+        final, lines = self.run.about.get("final"), [head, trials_table(self.run.trials, self.winner)]
+        if isinstance(final, int) and self.winner not in (None, final):
+            lines.append(f"the model is network {final}, which is network {self.winner} after its final training")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -49,4 +50,5 @@ def results_summary(run: Run, n: int = 10) -> Results:
     alike = [trial for trial in run.trials if trial.id in known and aim in (None, known[trial.id])]
     scored = [(trial.score, -trial.id, trial) for trial in alike]
     best = tuple(trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2], reverse=True)[: int(n)])
-    return Results(Run(run.path, run.about, best), len(run.trials), len(run.trials) - len(known))
+    winner = None if first is None else first.id
+    return Results(Run(run.path, run.about, best), winner, len(run.trials), len(run.trials) - len(known))

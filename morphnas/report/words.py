@@ -74,6 +74,8 @@ def trial_words(trial: Trial) -> str:
         return FINAL_WORDS.get(str(final), f"final: {final}")
     if trial.parent is not None:
         return "trained longer"
+    if trial.proposal.why.get("reason") == "narrower":
+        return "start, narrower"
     return "start, with weights given" if trial.proposal.why.get("weights") == "given" else "start"
 
 

@@ -342,6 +342,8 @@ def test_any_network_of_a_run_can_be_trained_to_its_end(fitted: ImageClassifier,
     assert classifier.network_.graph.key == other.graph.key
     assert load_run(copy).trial(classifier.final_trial_).proposal.why["of"] == other.id
     assert ImageClassifier.load(copy).best_trial_ == load_run(copy).get_best_model_id() == other.id
+    told = f"the model is network {classifier.final_trial_}, which is network {other.id} after"
+    assert told in str(classifier.results_summary(1)), "also where others have better scores"
     with pytest.raises(RunError, match="no trial 1000 in"):
         classifier.final_fit(*data, trial=1000)
     (copy / "trials" / f"{front[0].id:05d}" / "weights.safetensors").unlink()

@@ -66,7 +66,7 @@ def test_the_best_are_told_first(fitted: ImageClassifier) -> None:
     every = sorted((t.score for t in run.trials if t.score is not None), reverse=True)
     assert scores == every[:3]
     assert f"the best 3 of {len(run.trials)} networks" in str(found)
-    model = f"the model is network {fitted.final_trial_}: the winner of the search, {fitted.best_trial_}, after"
+    model = f"the model is network {fitted.final_trial_}, which is network {fitted.best_trial_} after its final"
     assert model in str(found)
     assert [entry["model_id"] for entry in found.to_json()] == [trial.id for trial in found.run.trials]
     assert len(results_summary(run, 1000).run.trials) == len(every)
