@@ -179,6 +179,10 @@ def _check_flags(estimator: HasSettings) -> None:
         raise ValueError(f'resume must be True, False or "auto", not {estimator.resume!r}')
     if estimator.keep != "all" and not is_positive(estimator.keep):
         raise ValueError(f'keep must be "all" or a positive integer, not {estimator.keep!r}')
+    if estimator.keep != "all" and estimator.search_type == "pareto":
+        raise ValueError(
+            'keep must be "all" for search_type="pareto": any network that is the best for its cost counts'
+        )
     if not is_positive(estimator.ensemble):
         raise ValueError(f"ensemble must be a positive integer, not {estimator.ensemble!r}")
     if estimator.resume and estimator.overwrite:

@@ -132,6 +132,11 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
         ({"search_patience": 0}, "search_patience must be None or a positive integer"),
         ({"resume": "yes"}, 'True, False or "auto"'),
         ({"resume": True, "overwrite": True}, "exclude each other"),
+        ({"search_type": "pareto", "keep": 3}, 'keep must be "all" for search_type="pareto"'),
+        (
+            {"search_type": "pareto", "searcher_args": {"cost": "size"}},
+            "searcher_args: cost must be one of parameters,",
+        ),
         (
             {"search_type": "bayes"},
             "one of bayesian, random, evolution, greedy, climbing, grid, halving, or a callable",
