@@ -180,9 +180,7 @@ def _check_flags(estimator: HasSettings) -> None:
     if estimator.keep != "all" and not is_positive(estimator.keep):
         raise ValueError(f'keep must be "all" or a positive integer, not {estimator.keep!r}')
     if estimator.keep != "all" and estimator.search_type == "pareto":
-        raise ValueError(
-            'keep must be "all" for search_type="pareto": any network that is the best for its cost counts'
-        )
+        raise ValueError('keep must be "all" for search_type="pareto": whatever is best for its cost is wanted')
     if not is_positive(estimator.ensemble):
         raise ValueError(f"ensemble must be a positive integer, not {estimator.ensemble!r}")
     if estimator.resume and estimator.overwrite:

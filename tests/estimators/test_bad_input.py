@@ -135,11 +135,11 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
         ({"search_type": "pareto", "keep": 3}, 'keep must be "all" for search_type="pareto"'),
         (
             {"search_type": "pareto", "searcher_args": {"cost": "size"}},
-            "searcher_args: cost must be one of parameters,",
+            "searcher_args: cost must be one of param",
         ),
         (
             {"search_type": "bayes"},
-            "one of bayesian, random, evolution, greedy, climbing, grid, halving, or a callable",
+            "one of bayesian, random, evolution, greedy, climbing, grid, halving, pareto, or a callable",
         ),
         ({"search_type": 3}, "or a callable"),
         ({"searcher_args": {"cooling": 0.9, "tempo": 3}}, r"searcher_args: unknown \['tempo'\], there are .*cooling"),
