@@ -26,6 +26,7 @@ from morphnas.estimators.objective import Loss, Metric, check_loss, check_metric
 from morphnas.estimators.place import Place, is_positive
 from morphnas.estimators.room import Room
 from morphnas.graph import Graph, GraphError, Limits, Network, Shape
+from morphnas.graph.graph import MAX_NODES
 from morphnas.run.files import RunError
 from morphnas.run.plan import usual_rate
 from morphnas.search import SEARCHERS, Promote
@@ -43,6 +44,8 @@ DECISIVE = (
 LIMITS = tuple(f.name for f in fields(Limits) if f.name != "pace")
 """Names of those that users set; the pace of the machine is measured."""
 _SIZES = ("trainer_args", "default_model_len", "default_model_width")
+DEEPEST = MAX_NODES // 20
+"""Of `default_model_len`: a residual network has ten nodes for each, and morphs add more."""
 
 MakeSearcher = Callable[..., Searcher]
 """Called as ``(space, recipe=..., limits=..., seed=...)`` and with what searcher_args hold besides."""
@@ -106,6 +109,8 @@ class Settings:
         for name, size in (("default_model_len", depth), ("default_model_width", width)):
             if size is not None and not is_positive(size):
                 raise ValueError(f"searcher_args: {name} must be a positive integer, not {size!r}")
+        if depth is not None and depth > DEEPEST:
+            raise ValueError(f"searcher_args: default_model_len must be at most {DEEPEST}, not {depth:,}")
         depth, width = (None if size is None else int(size) for size in (depth, width))
         for name in _LEGACY_SEARCH:
             if args.pop(name, None) is not None:

@@ -190,6 +190,7 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
         ({"searcher_args": {"trainer_args": 3}}, "must be dicts"),
         ({"searcher_args": {"default_model_width": 0}}, "default_model_width must be a positive integer, not 0"),
         ({"searcher_args": {"default_model_len": "a"}}, "default_model_len must be a positive integer"),
+        ({"searcher_args": {"default_model_len": 10**6}}, "default_model_len must be at most 500, not 1,000,000"),
         ({"augment": "yes"}, "augment must be True, False or None"),
     ],
 )
