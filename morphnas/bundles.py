@@ -24,7 +24,7 @@ from morphnas.report import facts
 from morphnas.report.page import about_words
 from morphnas.report.words import ends_words, status_words, trial_words
 from morphnas.run.files import RunError, inside, parse_json, read_bytes, write_bytes
-from morphnas.run.store import Run, RunLike, holds_run, load_run, run_of, versions
+from morphnas.run.store import Run, RunLike, holds_run, load_run, run_of, user_path, versions
 
 LARGEST, ROOM, ERROR_TEXT = 8 * 2**20, 64 * 2**20, 200_000
 """Bytes of a file and of all files, and characters of all errors in about.txt, that a bundle holds at most."""
@@ -70,7 +70,7 @@ def bundle(run: RunLike, out: str | os.PathLike[str]) -> Path:
     .zip; an earlier bundle is replaced, as a whole. ValueError for another ending; FileExistsError where something else
     is there; RunError where there is no run, or the file cannot be written.
     """
-    target = Path(out)
+    target = user_path(out)
     if target.suffix.lower() != ".zip":
         raise ValueError(f"the bundle's name must end in .zip, not {str(target)!r}")
     if target.exists() and not _is_bundle(target):
@@ -119,7 +119,7 @@ def _is_bundle(path: Path) -> bool:
 def _folder(run: RunLike) -> Path:
     """The run's folder, also where it cannot be loaded."""
     if isinstance(run, (str, os.PathLike)):
-        return Path(run)
+        return user_path(run)
     path = getattr(run, "path_", None)  # of an estimator, whose fit may have failed
     return Path(path) if isinstance(path, str) else run_of(run).path
 

@@ -25,6 +25,7 @@ from morphnas.estimators.targets import Indicators
 from morphnas.report.page import about_words
 from morphnas.report.summary import results_summary
 from morphnas.report.words import metric_words
+from morphnas.run.store import user_path
 from morphnas.search.trial import lineage
 
 _EXTRAS = {"images": "PIL", "data frames": "pandas", "ray": "ray", "onnx": "onnxscript", "drawing": "graphviz"}
@@ -59,7 +60,7 @@ def _examples(args: argparse.Namespace, part: str, labelled: bool = True) -> tup
 
     labelled: whether a .csv must have a label for each.
     """
-    path = args.data
+    path = args.data = user_path(args.data)
     if not path.exists():
         raise Wrong(f"{path} is not there")
     if path.suffix.lower() == ".csv":
@@ -166,6 +167,7 @@ def _measure(estimator: morphnas.ImageClassifier | morphnas.ImageRegressor) -> s
 
 def predict(args: argparse.Namespace) -> Answer:
     estimator = morphnas.load(args.path)
+    args.files = [*map(user_path, args.files)]
     if args.files and all(path.is_file() and path.suffix.lower() not in (".npz", ".csv") for path in args.files):
         x, names = Files(args.files)[:], list(map(str, args.files))
     elif len(args.files) == 1:

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from morphnas.estimators import ImageClassifier, ImageRegressor, load
 from morphnas.graph import Network, Shape
 from morphnas.run.extras import extra_missing
-from morphnas.run.store import Run
+from morphnas.run.store import Run, user_path
 
 TOLERANCE = 1e-5
 """Largest difference of what an exported network computes, relative to its largest output."""
@@ -76,7 +76,7 @@ class _Model:
         else:
             folder = what.path if isinstance(what, Run) else what
             loads = isinstance(folder, (str, os.PathLike))
-            found = load(Path(folder)) if loads else what  # type: ignore[arg-type]
+            found = load(folder) if loads else what  # type: ignore[arg-type]
             if not isinstance(found, (ImageClassifier, ImageRegressor)):
                 message = "a fitted ImageClassifier or ImageRegressor, a Network, a Run or the folder of one"
                 raise ValueError(f"what to export must be {message}, not {what!r:.100}")
@@ -119,7 +119,7 @@ def export(
     ValueError for another suffix; FileExistsError where a file is there, unless `overwrite`; ExportError where what was
     read again differs by more than 1e-5 of the largest output. Nothing is left behind by any of them.
     """
-    target = Path(file)
+    target = user_path(file)
     if target.suffix.lower() not in _WRITERS:
         raise ValueError(f"the file to export to must end in {', '.join(_WRITERS)}, not {str(target)!r}")
     write, read = _WRITERS[target.suffix.lower()]

@@ -36,7 +36,7 @@ from morphnas.estimators.files import load_image_dataset
 from morphnas.graph import Graph, Network
 from morphnas.report import draw, visualize
 from morphnas.run.files import RunError
-from morphnas.run.store import Run, holds_run, load_run
+from morphnas.run.store import Run, holds_run, load_run, user_path
 from morphnas.search import BayesianSearcher
 
 __all__ = [
@@ -140,7 +140,7 @@ class _Exported:
         FileExistsError for anything else.
         """
         _check_fitted(self, self)
-        folder = Path(model_file_name)
+        folder = user_path(model_file_name)
         if holds_run(folder):
             raise RunError(f"{str(folder)!r} holds a run: export to another place")
         if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {"model"}):
@@ -178,7 +178,7 @@ def pickle_from_file(path: str | os.PathLike[str]) -> Any:
     Of `<run>/module` and `<run>/classifier`, as old scripts ask for: something with the `searcher` of the run, also
     while it searches, and the run's estimator.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.name == "module" and not path.exists():
         return SimpleNamespace(searcher=load_run(path.parent))
     folder = path.parent if path.name == "classifier" and not path.exists() else path

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from morphnas.estimators.base import stored
 from morphnas.estimators.classifier import ImageClassifier
 from morphnas.estimators.regressor import ImageRegressor
+from morphnas.run.store import user_path
 
 
 def load(path: str | os.PathLike[str]) -> ImageClassifier | ImageRegressor:
     """The estimator of the run in a folder, of whichever kind it is, ready to predict; RunError when there is none."""
-    target = stored(Path(path))[1].get("target")
+    target = stored(user_path(path))[1].get("target")
     amounts = isinstance(target, dict) and "amounts" in target
     return ImageRegressor.load(path) if amounts else ImageClassifier.load(path)
 

@@ -56,7 +56,7 @@ from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import prune
 from morphnas.run.plan import Plan
 from morphnas.run.search import Observers
-from morphnas.run.store import Run, Store, holds_run, load_about, load_model, load_run, versions
+from morphnas.run.store import Run, Store, holds_run, load_about, load_model, load_run, user_path, versions
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task, farthest
 from morphnas.train.deadline import NEVER, Deadline
@@ -214,7 +214,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         settings = Settings.of(self)
         deadline = deadline.earlier(min(settings.place.parting, 0.1 * seconds))
         _check_callable(each_epoch)
-        path = None if self.path is None else Path(self.path)
+        path = None if self.path is None else user_path(self.path)
         decides = decisive(self.get_params(deep=False))
         before = self._before(path, decides)
         seed = chosen_seed(self.random_state) if before is None else _seed(before)
@@ -505,7 +505,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         It has the settings of the fit that matter later on: limits, keep and ensemble to `final_fit`, augment,
         image_shape, image_size, axes and max_memory to another fit.
         """
-        folder = Path(path)
+        folder = user_path(path)
         network, model = stored(folder)
         try:
             target, preprocessing = target_from_json(model["target"]), Preprocessing.from_json(model["preprocessing"])

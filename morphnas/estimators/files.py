@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphnas.run.extras import extra_missing
+from morphnas.run.store import user_path
 
 T = TypeVar("T")
 
@@ -97,7 +98,7 @@ def folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
     Links are followed; hidden files, what macOS adds to archives, and files with no suffix of images are passed over.
     ValueError when there are no images at all, none in a sub-folder, or some beside the sub-folders.
     """
-    root = Path(path)
+    root = user_path(path)
     if not root.is_dir():
         raise ValueError(f"{str(root)!r} is no folder of images")
     pillow = _pillow()
@@ -139,7 +140,7 @@ def images_of(
 ) -> tuple[Files, list[str], list[str]]:
     """The images that a CSV file lists, their names in it, and their labels, none unless asked for."""
     try:
-        with Path(csv_file_path).open(newline="", encoding="utf-8-sig") as file:
+        with user_path(csv_file_path).open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file, skipinitialspace=True)
             rows = [(i, row) for i, row in enumerate(lines, start=1) if row]
     except (csv.Error, UnicodeError) as error:
@@ -147,7 +148,8 @@ def images_of(
     if len(rows) < 2:
         raise ValueError(f"{str(csv_file_path)!r} lists no images: its first row is taken for the head")
     (_, head), *rows = rows
-    if (Path(images_path) / head[0]).is_file():
+    root = user_path(images_path)
+    if (root / head[0]).is_file():
         words = f"the first row of {str(csv_file_path)!r} is taken for the head, though it names an image: {head}"
         warnings.warn(words, stacklevel=3)
     for i, row in rows if labelled else ():
@@ -156,5 +158,5 @@ def images_of(
                 f"{str(csv_file_path)!r}, row {i}: a file name and a label are needed, there is only {row}"
             )
     names = [row[0] for _, row in rows]
-    files = Files([Path(images_path) / name for name in names], parallel)
+    files = Files([root / name for name in names], parallel)
     return files, names, [row[1] for _, row in rows] if labelled else []

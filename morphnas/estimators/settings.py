@@ -29,6 +29,7 @@ from morphnas.graph import Graph, GraphError, Limits, Network, Shape
 from morphnas.graph.graph import MAX_NODES
 from morphnas.run.files import RunError
 from morphnas.run.plan import usual_rate
+from morphnas.run.store import user_path
 from morphnas.search import SEARCHERS, Promote
 from morphnas.search.trial import MorphSpace, Searcher, Space
 from morphnas.train.recipe import Recipe
@@ -197,7 +198,7 @@ def _check_flags(estimator: HasSettings) -> None:
 def room(estimator: HasSettings) -> Room:
     """For the examples that the estimator is given: on the disk of its run, where memory is too small."""
     memory, path = estimator.data_memory, estimator.path
-    return Room(None if memory is None else int(memory), None if path is None else Path(path))
+    return Room(None if memory is None else int(memory), None if path is None else user_path(path))
 
 
 def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:

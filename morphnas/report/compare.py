@@ -16,7 +16,7 @@ from scipy import stats
 
 from morphnas.report import facts
 from morphnas.report.words import count, duration
-from morphnas.run.store import Run, RunLike, run_of
+from morphnas.run.store import Run, RunLike, run_of, user_path
 from morphnas.search.distance import distances
 from morphnas.search.trial import Trial
 
@@ -134,7 +134,7 @@ class Comparison:
 
     def draw(self, file: str | os.PathLike[str]) -> Path:
         """The best so far of every run, and their mean with its standard deviation, as .svg; else ValueError."""
-        target = Path(file)
+        target = user_path(file)
         if target.suffix.lower() != ".svg":
             raise ValueError(f"the curves are drawn as .svg, not as {str(target)!r}")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from morphnas.graph import Graph, Network, Node, Op
 from morphnas.report.folding import Repeat, folded, grouped
 from morphnas.report.words import count, epochs_words, metric_words, morph_words, status_words
-from morphnas.run.store import RunLike, run_of
+from morphnas.run.store import RunLike, run_of, user_path
 from morphnas.search.trial import Trial
 
 
@@ -246,7 +246,7 @@ def write_drawing(dot_source: str, path: str | os.PathLike[str]) -> Path:
     By `dot` where it is on the PATH, else by pygraphviz, else GraphvizMissing says how to install either. A .dot file
     is the source alone. ValueError for any other suffix.
     """
-    target = Path(path)
+    target = user_path(path)
     kind = target.suffix.lower()
     if kind not in (*FORMATS, ".dot"):
         raise ValueError(f"the name of a drawing must end in {', '.join(FORMATS)} or .dot, not {str(target)!r}")
@@ -285,7 +285,7 @@ def draw_trials(trials: Sequence[Trial], directory: str | os.PathLike[str], best
     Returns the PDF files: tree.pdf, then 0.pdf and so on by the trials' ids. GraphvizMissing when there is nothing to
     draw with; all sources are written even then.
     """
-    folder = Path(directory)
+    folder = user_path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     graphs = {trial.id: trial.graph for trial in trials}
     texts = {"tree": tree_dot(trials, best, "The trials of the search")}

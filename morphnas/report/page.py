@@ -33,7 +33,7 @@ from morphnas.report.words import (
     status_words,
     trial_words,
 )
-from morphnas.run.store import Run, RunLike, run_of
+from morphnas.run.store import Run, RunLike, run_of, user_path
 from morphnas.search.pareto import COSTS, front
 from morphnas.search.trial import Trial, lineage
 from morphnas.train.recipe import Outcome, Recipe
@@ -75,7 +75,7 @@ def write_report(run: RunLike, file: str | os.PathLike[str] | None = None, reloa
     where there is no run.
     """
     run = run_of(run)
-    return _written(page(run, reload), run.path / "report.html" if file is None else Path(file))
+    return _written(page(run, reload), run.path / "report.html" if file is None else user_path(file))
 
 
 def _written(text: str, target: Path) -> Path:

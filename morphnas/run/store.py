@@ -86,6 +86,11 @@ def grown(proposal: Proposal, graphs: Mapping[int, Graph]) -> Graph:
 # -- the folder
 
 
+def user_path(name: str | os.PathLike[str]) -> Path:
+    """The path that a user means: "~" is the home folder, where there is one."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser fails where nobody is called so
+
+
 def holds_run(path: Path) -> bool:
     return (path / "run.json").is_file()
 
@@ -516,7 +521,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
     A run.json that cannot be read is warned of: the trials are still there.
     """
-    folder = Path(path)
+    folder = user_path(path)
     try:
         about = load_about(folder)
     except RunError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -27,7 +28,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import fx
 
 import morphnas
-from morphnas import ImageClassifier, Limits, RunError, load_run
+from morphnas import ImageClassifier, Limits, RunError, legacy, load_run
+from morphnas.cli import main
 from morphnas.estimators import doctor
 from morphnas.estimators.fitting import COMPARED, Firsts, Fitting
 from morphnas.estimators.inputs import Problem
@@ -376,6 +378,36 @@ def test_settings_may_be_numbers_of_numpy(tmp_path: Path) -> None:
     args |= numbers | {"limits": {"max_params": 10**5}, "refit": False}
     ImageClassifier(tmp_path / "run", **args, resume=True).fit(*stripes(60), time_limit=9)
     assert len(load_run(tmp_path / "run").trials) == 1
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    classifier = ImageClassifier("~/run", max_trials=1, searcher_args=TINY, refit=False)
+    assert classifier.fit(*stripes(60)).path_ == str(tmp_path / "home" / "run")
+    assert classifier.set_params(resume=True).fit(*stripes(60), time_limit=9).path == "~/run"
+    run = load_run("~/run")
+    np.savez(tmp_path / "home" / "data.npz", x=stripes(3)[0])
+    assert main(["predict", "~/run", "~/data.npz"]) == 0
+    legacy.ImageClassifier.load("~/run").export_autokeras_model("~/made/exported")
+    assert legacy.pickle_from_file("~/made/exported").network_.graph == morphnas.load("~/run").network_.graph
+    for write, name in (
+        (morphnas.write_report, "page.html"),
+        (morphnas.bundle, "run.zip"),
+        (morphnas.draw, "tree.dot"),
+    ):
+        write("~/run", f"~/made/{name}")
+    morphnas.export("~/run", "~/made/net.py")
+    morphnas.compare_runs(["~/run", run]).draw("~/made/curves.svg")
+    with contextlib.suppress(morphnas.GraphvizMissing):
+        morphnas.visualize(run, "~/made/graphs")
+    made = {"page.html", "run.zip", "tree.dot", "net.py", "net.safetensors", "curves.svg", "graphs", "exported"}
+    assert {path.name for path in (tmp_path / "home" / "made").iterdir()} == made
+    with pytest.raises(ValueError, match=rf"{tmp_path}/home/photos' is no folder of images"):
+        classifier.predict("~/photos")
+    with pytest.raises(OSError, match=f"{tmp_path}/home/list.csv"):
+        morphnas.load_image_dataset("~/list.csv", "~/photos")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_run_of_another_version_is_read_but_not_gone_on_with(tmp_path: Path) -> None:
