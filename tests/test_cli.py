@@ -269,7 +269,7 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["info", "none"], "holds no run"),
         (["info", "RUN", "--networks", "0"], "n must be a positive integer"),
         (["explain", "RUN", "--id", "9"], "there is no model 9"),
-        (["report", "RUN", "--out", "FOLDER"], "folder"),
+        (["report", "RUN", "--out", "text.txt/page.html"], "text.txt"),
         (["report", "RUN", "--live", "0"], "--live needs seconds above 0"),
         (["draw", "RUN", "--out", "a.gif"], "must end in .pdf"),
         (["draw", "RUN", "--tree"], "say with --out which file"),

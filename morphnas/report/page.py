@@ -70,12 +70,13 @@ def page(run: Run, reload: float | None = None) -> str:
 def write_report(run: RunLike, file: str | os.PathLike[str] | None = None, reload: float | None = None) -> Path:
     """Write the page of a run, of an estimator's, or of the one in a folder, and say where it is.
 
-    file: None: report.html in the run's folder. reload: seconds after which the page loads itself again, for one that
-    is written anew while the search runs. The file is replaced as a whole; OSError where it cannot be written, RunError
-    where there is no run.
+    file: None: report.html in the run's folder; of a folder: report.html in it. reload: seconds after which the page
+    loads itself again, for one that is written anew while the search runs. The file is replaced as a whole; OSError
+    where it cannot be written, RunError where there is no run.
     """
     run = run_of(run)
-    return _written(page(run, reload), run.path / "report.html" if file is None else user_path(file))
+    target = run.path / "report.html" if file is None else user_path(file)
+    return _written(page(run, reload), target / "report.html" if target.is_dir() else target)
 
 
 def _written(text: str, target: Path) -> Path:

@@ -144,10 +144,13 @@ def test_it_is_written_whole_and_where_it_is_asked_for(tmp_path: Path) -> None:
     assert write_report(run_of(path=str(tmp_path))) == tmp_path / "report.html"
     with pytest.raises(RunError, match="holds no run"):
         write_report(tmp_path / "none")
-    target.with_name("folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
-        write_report(run_of(), target.with_name("folder"))
-    assert sorted(file.name for file in target.parent.iterdir()) == ["folder", "page.html"]
+    folder = target.with_name("folder")
+    (folder / "in it").mkdir(parents=True)
+    assert write_report(run_of(), folder) == folder / "report.html"
+    (folder / "in it" / "report.html").mkdir()
+    with pytest.raises(OSError, match="report"):
+        write_report(run_of(), folder / "in it")
+    assert sorted(file.name for file in target.parent.rglob("*.*")) == ["page.html", "report.html", "report.html"]
 
 
 def test_it_reloads_itself_if_asked_to() -> None:
