@@ -63,6 +63,7 @@ def _examples(args: argparse.Namespace, part: str, labelled: bool = True) -> tup
     path = args.data = user_path(args.data)
     if not path.exists():
         raise Wrong(f"{path} is not there")
+    _check_images(args.images, [path])
     if path.suffix.lower() == ".csv":
         if args.images is None:
             raise Wrong(f"{path} names image files: say with --images which folder they are in")
@@ -82,10 +83,18 @@ def _examples(args: argparse.Namespace, part: str, labelled: bool = True) -> tup
     raise Wrong(f"{path} has neither x_{part} nor x")
 
 
+def _check_images(images: Path | None, given: Sequence[Path]) -> None:
+    other = next((path for path in given if path.suffix.lower() != ".csv"), None)
+    if images is not None and other is not None:
+        raise Wrong(f"--images says where the files are that a .csv names, and {other} is none: leave it out")
+
+
 # -- commands
 
 
 def fit(args: argparse.Namespace) -> Answer:
+    if args.width is not None and args.begin_with:
+        raise Wrong("--width is for first networks that are made here, and --begin-with gives them: leave one out")
     x, y, _ = _examples(args, "train")
     if y is None:
         raise Wrong(f"{args.data} holds no labels")
@@ -98,7 +107,7 @@ def fit(args: argparse.Namespace) -> Answer:
         resume="auto" if args.resume else False,
         overwrite=args.overwrite,
         search_type=args.search,
-        searcher_args={"default_model_width": args.width} if args.width else None,
+        searcher_args=None if args.width is None else {"default_model_width": args.width},
         max_trials=args.max_trials,
         search_patience=args.search_patience,
         random_state=args.seed,
@@ -168,6 +177,7 @@ def _measure(estimator: morphnas.ImageClassifier | morphnas.ImageRegressor) -> s
 def predict(args: argparse.Namespace) -> Answer:
     estimator = morphnas.load(args.path)
     args.files = [*map(user_path, args.files)]
+    _check_images(args.images, args.files)
     if args.files and all(path.is_file() and path.suffix.lower() not in (".npz", ".csv") for path in args.files):
         x, names = Files(args.files)[:], list(map(str, args.files))
     elif len(args.files) == 1:
