@@ -270,8 +270,10 @@ def _try_metric(goal: Own, part: Examples, until: Deadline) -> None:
         except Unmeasured as error:
             problems.append(str(error))
     if best is None and not values:
+        what = {"classes": "labels"}.get(kind := next(iter(goal.to_json())), kind)
         hint = "; it must take a sample_weight, as examples have weights" if "sample_weight" in problems[0] else ""
-        raise ValueError(f"metric: tried on the validation examples, {problems[0]}{hint}")
+        words = f"metric: {metric.name} cannot score these {what}: tried on the validation examples"
+        raise ValueError(f"{words}, {problems[0]}{hint}")
     if best is None or not values:
         return
     if best < max(values) and not math.isclose(best, max(values)):

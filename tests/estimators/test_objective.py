@@ -639,6 +639,13 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_metric_cannot_score_is_named() -> None:
+    for y, name, what in ((np.array(list("abc"))[Y], "r2", "labels"), (TAGS, "f1", "tags"), (AMOUNTS, "f1", "amounts")):
+        with pytest.raises(ValueError, match=f"^metric: {name} cannot score these {what}: .*: ValueError: ") as caught:
+            aimed(problem(y), name, None)
+        assert what != "labels" or "could not convert string to float" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
