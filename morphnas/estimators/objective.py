@@ -225,6 +225,8 @@ def aimed(problem: Problem, metric: Metric, loss: Loss, deadline: Deadline = NEV
     if metric is not None:
         goal = replace(goal, metric=Scorer(metric, target))
         _try_metric(goal, task.judge, Deadline.after(SHARE * deadline.left, deadline.clock))
+    if isinstance(target, Values) and isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss)):
+        raise ValueError(f"loss: {loss} is of labels or tags: for amounts there are torch.nn.MSELoss() and L1Loss()")
     if loss is not None:
         own = copy.deepcopy(loss).requires_grad_(requires_grad=False) if isinstance(loss, nn.Module) else loss
         goal = _scaled(replace(goal, criterion=Lost(own, target)), task.train[:TRIED])
@@ -305,6 +307,7 @@ def _scaled(goal: Own, some: Examples) -> Own:
             value, steep = asked(criterion)
             with torch.no_grad():
                 right, wrong, surer = (criterion(by * _right(goal, y), y).mean().item() for by in (1, -1, 10))
+                raised = criterion(outputs + SURE, y).mean().item()
     except Exception as error:
         raise ValueError(f"loss: tried on training examples it failed: {type(error).__name__}: {error}") from error
     if not (math.isfinite(value) and 0 < steep < math.inf):
@@ -316,6 +319,11 @@ def _scaled(goal: Own, some: Examples) -> Own:
         raise ValueError(
             f"loss: it falls without end, from {right:.4g} to {surer:.4g} where right outputs are ten times as large: "
             "they are logits, as CrossEntropyLoss takes them, no probabilities and no logarithms of these"
+        )
+    if isinstance(usual, Tags) and math.isclose(raised, value, rel_tol=1e-4):
+        raise ValueError(
+            "loss: it is the same where all logits of an example are raised alike, as for labels, of which one is "
+            "right: tags need one that is of each by itself, as torch.nn.BCEWithLogitsLoss()"
         )
     scale = asked(usual.loss)[1] / steep
     return replace(goal, scale=scale, ignorance=max(usual.ignorance, abs(scale * value)))

@@ -646,6 +646,20 @@ def test_what_a_metric_cannot_score_is_named() -> None:
         assert what != "labels" or "could not convert string to float" in str(caught.value)
 
 
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), lambda outputs, y: F.cross_entropy(outputs, y / 2)])
+def test_a_loss_of_labels_is_none_of_tags(loss: Any) -> None:
+    with pytest.raises(ValueError, match=r"loss: .* all logits of an example are raised alike, .*BCEWithLogitsLoss"):
+        aimed(problem(TAGS), None, loss)
+    for own in (nn.BCEWithLogitsLoss(), nn.MultiLabelSoftMarginLoss()):
+        aimed(problem(TAGS), None, own)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.NLLLoss(), nn.BCEWithLogitsLoss()])
+def test_a_loss_of_labels_is_none_of_amounts(loss: Any) -> None:
+    with pytest.raises(ValueError, match=r"loss: .* is of labels or tags: for amounts there are torch.nn.MSELoss"):
+        aimed(problem(AMOUNTS / AMOUNTS.max()), None, loss)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
