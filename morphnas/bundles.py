@@ -61,7 +61,7 @@ def bundle(run: RunLike, out: str | os.PathLike[str]) -> Path:
       their texts.
     * model/model.json: the network, shapes, how many labels there are.
 
-    Not in it are data, weights, checkpoints, labels, names of columns, means and deviations of data, and the host's
+    Not in it are data, weights, checkpoints, labels, names of columns, means and ranges of data, and the host's
     name. Home folders are "~", and a folder named as the user is "user". Where run.json or model.json is damaged, so
     that nobody can tell what is a label, all letters and digits outside of its keys are "x" and "0". What is left out
     for its size (8 MiB a file, 64 MiB together, failed networks first) is named in about.txt.

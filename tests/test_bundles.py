@@ -89,7 +89,7 @@ def test_of_what_is_private_only_the_number_is_told(run: Path, tmp_path: Path) -
     rest = {"text": "left out", "numbers": "left out"}
     assert [{**one, "numbers": "left out"} for one in about["findings"]["found"]] == [one | rest for one in kinds]
     model, before = json.loads(found["model/model.json"]), json.loads((run / "model/model.json").read_text())
-    assert [name for name in model if model[name] != before[name]] == ["target", "mean", "std"]
+    assert [name for name in model if model[name] != before[name]] == ["target", "mean", "std", "range"]
     assert model["target"] == {"dtype": "str", "values": "3 left out"}
     assert model["mean"] == "1 left out"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -281,7 +282,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     def _forget(self) -> None:
         """What an earlier fit has found: a fit that does not come to its end leaves no model of another run."""
-        own = {"_target", "_preprocessing", "_mean", "_std", "_heat"}
+        own = {"_target", "_preprocessing", "_mean", "_std", "_heat", "_range"}
         for name in [name for name in vars(self) if name in own or (name.endswith("_") and not name.startswith("_"))]:
             delattr(self, name)
 
@@ -609,6 +610,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             "preprocessing": asdict(problem.preprocessing),
             "mean": task.mean.flatten().tolist(),
             "std": task.std.flatten().tolist(),
+            "range": doctor.range_of(task.train.x) if task.train.x.ndim == 4 else [],
             "mirrors": mirrored,
             "temperature": self._temperature(judged, task, mirrored, deadline.heeding(None)),
             "members": {str(id): share for id, share in shares.items()},
@@ -640,6 +642,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self._mean = torch.tensor(about["mean"], dtype=torch.float32).reshape(shape)
         self._std = torch.tensor(about["std"], dtype=torch.float32).reshape(shape)
         self._heat = float(about["temperature"])
+        self._range = about.get("range", [])
         self.mirrors_ = about.get("mirrors") is True
 
     @staticmethod
@@ -665,13 +668,16 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return self._outputs(self._preprocessing.pieces(source))
 
     def _outputs(self, pieces: Iterable[Tensor]) -> Tensor:
-        """The network's, (n, outputs) on the CPU, as sure as they may be. pieces: (k, *shape) each."""
+        """The network's, (n, outputs) on the CPU, as sure as they may be. pieces: (k, *shape) each, the first of which
+        is looked at."""
+        several = iter(pieces)
+        doctor.warn_of_others(first := next(several), self._range, stacklevel=6)
         device = torch_device(self.device)
         module = to_module(self.network_.graph, self.network_.weights).to(device)
         empty = torch.empty(0, *self._preprocessing.shape, device=device)
         nothing = Examples(empty, torch.empty(0, dtype=torch.int64, device=device))
         task = Task(nothing, None, self._target.goal, self._mean.to(device), self._std.to(device))
-        parts = (predict(module, piece, task, mirrored=self.mirrors_) for piece in pieces)
+        parts = (predict(module, piece, task, mirrored=self.mirrors_) for piece in itertools.chain([first], several))
         return torch.cat([part.cpu() for part in parts]) / self._heat
 
     def _progress(self, seconds: float) -> contextlib.closing[Progress]:
@@ -710,10 +716,10 @@ def _check_model(graph: Graph, about: Mapping[str, Any], target: Target, preproc
     shape, outputs = preprocessing.shape, target.goal.outputs
     if graph.shapes[graph.input.name] != shape or graph.shapes[graph.output.name] != (outputs,):
         raise ValueError(f"the network is not one from {shape} to {outputs} outputs")
-    for name in ("mean", "std"):
-        values = about[name]
+    for name, lengths in (("mean", (shape[0],)), ("std", (shape[0],)), ("range", (0, 3))):
+        values = about.get(name, [])
         numbers = isinstance(values, list) and all(isinstance(v, (int, float)) and abs(v) < 1e38 for v in values)
-        if not numbers or len(values) != shape[0] or (name == "std" and min(values) <= 0):
+        if not numbers or len(values) not in lengths or (name == "std" and min(values) <= 0):
             raise ValueError(f"{name} cannot be {values!r:.100}")
     heat = about["temperature"]
     if not (isinstance(heat, (int, float)) and 1e-6 < heat < 1e6):

@@ -58,6 +58,8 @@ WILD = 1000.0
 """The same where one image is enough: in deviations of the whole, all others are nothing beside it."""
 APART = 0.45
 """Of the span of images' values: how far validation_data's may begin or end from x's."""
+OTHER = 10.0
+"""How many times as large, or as small, images to predict are than any of the fit, at least, to be of another range."""
 DARK = 0.005
 """Share of values that are not 0, at least."""
 SMOOTHER = 0.7
@@ -71,7 +73,7 @@ ALIKE = 5
 FEATURES = 32
 """Values of an example from which on one that occurs twice is no chance."""
 
-_LOOKED_AT = 500
+_LOOKED_AT, _COMPARED = 500, 200
 
 
 class DataWarning(UserWarning):
@@ -135,6 +137,31 @@ def warn(findings: Findings, stacklevel: int = 3) -> None:
     """Warn of what matters, each by itself."""
     for finding in findings.warnings:
         warnings.warn(finding.text, DataWarning, stacklevel=stacklevel)
+
+
+def range_of(images: Tensor) -> list[float]:
+    """The range of images (n, ...): the lowest value, the highest, and the largest one, without its sign, of the
+    darkest image, but for one in a hundred. Empty where all are constant."""
+    ends = _ends(images)
+    return [ends.min().item(), ends.max().item(), ends.abs().amax(1).quantile(0.01).item()] if len(ends) else []
+
+
+def warn_of_others(images: Tensor, fitted: Sequence[float], stacklevel: int = 3) -> None:
+    """Warn of images to predict whose range is another one than that of the fit's images, `fitted`, see `range_of`."""
+    ends = _ends(images)
+    if not len(ends) or not fitted:
+        return
+    (low, high, darkest), size = fitted, ends.abs().amax(1).median().item()
+    if not darkest / OTHER <= size <= OTHER * max(-low, high):
+        mine, theirs = f"{ends.min():.4g} to {ends.max():.4g}", f"{low:.4g} to {high:.4g}"
+        text = f"x_test has values from {mine}, the images of the fit had such from {theirs}: were both prepared alike?"
+        warnings.warn(text, DataWarning, stacklevel=stacklevel)
+
+
+def _ends(images: Tensor) -> Tensor:
+    """(m, 2) the lowest and the highest value of each of some images, from all over them, that is not constant."""
+    low, high = images[:: math.ceil(len(images) / _COMPARED)].flatten(1).aminmax(dim=1)
+    return torch.stack([low, high], 1)[low < high].double()
 
 
 def look(problem: Problem, deadline: Deadline = NEVER) -> Findings:

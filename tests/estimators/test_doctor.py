@@ -358,3 +358,28 @@ def test_large_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     given = Given.of(Problem.found(X, Y, None, None, 0, torch.device("cpu")))
     assert {len(piece) for _, piece in given.pieces()} == {1}
     assert len(given.some(500)) == 10
+
+
+@pytest.mark.parametrize(
+    ("unit", "other", "said"), [(1, 1 / 255, "0 to 1, .* from 0 to 255"), (1 / 16, 1, "0 to 255, .* from 0 to 15.94")]
+)
+@pytest.mark.parametrize("n", [1, 100])
+def test_images_to_predict_of_another_range(unit: float, other: float, said: str, n: int, tmp_path: Path) -> None:
+    args = {"trainer_args": {"epochs": 1}, **TINY}
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, refit=False, random_state=0, searcher_args=args)
+    classifier.fit(X[:200] * unit, Y[:200])
+    loaded = ImageClassifier.load(tmp_path / "run")
+    others = X[200:][:n] * other
+    for ask in (loaded.predict, classifier.predict_proba, lambda x: loaded.evaluate(x, Y[200:][:n])):
+        with pytest.warns(DataWarning, match=f"^x_test has values from {said}: were both prepared alike") as caught:
+            ask(others)
+        assert len(caught) == 1
+    blank, dark = np.zeros((1, 8, 8)), (X[:1] > X[:1].mean()) * X[:200].max() * unit / 9
+    for usual in (X[200:] * unit, X[:1] * unit, blank, dark, X[:2] * 9 * unit):
+        loaded.predict(usual)
+
+
+def test_rows_have_no_range(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(100, 3))
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, refit=False, searcher_args=TINY)
+    classifier.fit(x, x[:, 0] > 0, time_limit=5).predict(100 * x)
