@@ -88,6 +88,7 @@ class _Model:
                 labels = None if found.multilabel_ else [_literal(label) for label in found.classes_.tolist()]
             axes = (-1, *[1] * (len(graph.shapes[graph.input.name]) - 1))
             mean, std = (getattr(module, name).reshape(axes) for name in ("mean", "std"))
+            mean = mean + getattr(module, "offset", 0.0)  # which is float64, as inputs are then
             takes = "raw examples, as they were given to fit, but channels first"
         size = f"{graph.parameters:,} parameters, {graph.flops:,} FLOPs an example"
         shape, outputs = graph.shapes[graph.input.name], graph.shapes[graph.output.name]
@@ -109,12 +110,12 @@ def export(
 
     .py: PyTorch source that a person can read, with its weights in a .safetensors file beside it; needs torch and
     safetensors, and nothing of morphnas. .pt2: for `torch.export.load`, any batch size, float32. .onnx: any batch size,
-    float32; needs the extra: pip install -e '.[onnx]'. what: a fitted estimator, or the folder of its run, whose
-    network takes raw examples, channels first, and gives logits, or a regressor's amounts; or a `Network`, which takes
-    preprocessed ones. Which of these it gives, or "logits of tags", whose sigmoids are the probabilities, is in the
-    file ("gives.json", metadata "gives"). trial: id of another network of the run to export instead of its model, see
-    `ImageClassifier.to_module`. The labels are in the file, in the order of the outputs (`LABELS`, "labels.json",
-    metadata "labels").
+    float32; needs the extra: pip install -e '.[onnx]'. Both are for float64 where `fit` had rows that float32 would
+    round, as times in seconds. what: a fitted estimator, or the folder of its run, whose network takes raw examples,
+    channels first, and gives logits, or a regressor's amounts; or a `Network`, which takes preprocessed ones. Which of
+    these it gives, or "logits of tags", whose sigmoids are the probabilities, is in the file ("gives.json", metadata
+    "gives"). trial: id of another network of the run to export instead of its model, see `ImageClassifier.to_module`.
+    The labels are in the file, in the order of the outputs (`LABELS`, "labels.json", metadata "labels").
 
     ValueError for another suffix; FileExistsError where a file is there, unless `overwrite`; ExportError where what was
     read again differs by more than 1e-5 of the largest output. Nothing is left behind by any of them.

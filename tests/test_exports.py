@@ -86,6 +86,27 @@ def test_it_computes_the_same_where_there_is_no_morphnas(suffix: str, fitted: Im
     assert torch.tensor(logits).double().softmax(1).numpy() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("suffix", ["py", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("pt2", "onnx"))])
+def test_rows_that_float32_would_round_are_read_in_full(suffix: str, tmp_path: Path) -> None:
+    if suffix == "onnx":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(name)
+    y = np.arange(200) % 2
+    x = np.stack([1.7e9 + y, np.random.default_rng(0).normal(size=200)], 1)
+    args = {"trainer_args": {"epochs": 20}}
+    ImageClassifier(tmp_path / "run", max_trials=1, refit=False, random_state=0, searcher_args=args).fit(x, y)
+    loaded = ImageClassifier.load(tmp_path / "run")
+    assert loaded.evaluate(x, y) == loaded.score(x, y) == 1.0
+    expected = loaded.predict_proba(x)
+    with torch.no_grad():
+        assert loaded.to_module()(torch.from_numpy(x)).double().softmax(1).numpy() == pytest.approx(expected, abs=1e-5)
+    file = export(loaded, tmp_path / f"net.{suffix}").files[0]
+    save_file({"x": torch.from_numpy(x)}, tmp_path / "x.safetensors")
+    command = [sys.executable, "-c", textwrap.dedent(ALONE), str(file), str(tmp_path / "x.safetensors")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert torch.tensor(json.loads(out)[0]).double().softmax(1).numpy() == pytest.approx(expected, abs=1e-5)
+
+
 @settings(max_examples=25)
 @given(graph=graphs(morphs=4), seed=st.integers(0, 99))
 def test_the_source_of_any_network_computes_the_same(graph: Graph, seed: int) -> None:

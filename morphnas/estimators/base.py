@@ -461,7 +461,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
         Raw examples, channels first, (n, channels, h, w) or (n, d), of any real dtype -> of a classifier logits
         (n, classes) in the order of `classes_`, whose softmax, of tags whose sigmoid, `predict_proba` gives; of a
-        regressor amounts (n, k), float64. Preprocessing is inside, and nothing of morphnas.
+        regressor amounts (n, k), float64. Preprocessing is inside, and nothing of morphnas. Rows that float32 rounds,
+        as times in seconds, are to come as float64.
 
         trial: id of another network of the run to have instead. It reads no mirror images, and nobody has adjusted how
         sure it is of itself. RunError where it is not there, or its weights are not.
@@ -476,7 +477,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         module.register_buffer("mean", self._mean.clone())
         module.register_buffer("std", self._std.clone())
         with graph.inserting_before(readers[0]):
-            centred = graph.call_function(torch.sub, (graph.call_method("float", (pixels,)), graph.get_attr("mean")))
+            raw = pixels
+            if (offset := self._preprocessing.offset) is not None:
+                module.register_buffer("offset", torch.tensor(offset, dtype=torch.float64))
+                raw = graph.call_function(torch.sub, (graph.call_method("double", (pixels,)), graph.get_attr("offset")))
+            centred = graph.call_function(torch.sub, (graph.call_method("float", (raw,)), graph.get_attr("mean")))
             scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
             most = farthest(self._mean)
             scaled = graph.call_function(torch.clamp, (scaled, -most, most))

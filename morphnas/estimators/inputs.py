@@ -29,6 +29,8 @@ log = logging.getLogger("morphnas")
 
 _LARGEST = 128 * 128
 """Pixels that images of mixed sizes are brought to at most."""
+_COARSE, _EXACT = 1e-4, 1e-12
+"""Spread of a feature beside its size from which on float32 is good enough, and up to which it is mere rounding."""
 _LUMA = (0.299, 0.587, 0.114)
 """How much red, green and blue are in grey (ITU-R BT.601)."""
 
@@ -47,6 +49,9 @@ class Preprocessing:
     """Whether images of other sizes are resized."""
     columns: tuple[str, ...] | None = None
     """Names of a data frame's columns: other frames must have the same ones in the same order."""
+    offset: tuple[float, ...] | None = None
+    """What is taken off rows in float64, (d,), because float32 would hardly tell values apart that are large beside
+    their spread, as times in seconds. None: nothing is."""
 
     @staticmethod
     def found(
@@ -133,6 +138,7 @@ class Preprocessing:
     def from_json(data: Mapping[str, Any]) -> Preprocessing:
         """What was written down of one; ValueError when it is none."""
         given, shape, resized, columns = data["given"], data["shape"], data.get("resized", False), data.get("columns")
+        offset = data.get("offset")
         for sizes in (given, shape):
             whole = isinstance(sizes, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in sizes)
             if not (whole and 1 <= len(sizes) <= 4 and min(sizes) > 0):
@@ -143,7 +149,12 @@ class Preprocessing:
             if not (isinstance(columns, list) and all(isinstance(column, str) for column in columns)):
                 raise ValueError(f"columns cannot have the names {columns!r:.100}")
             columns = tuple(columns)
-        return Preprocessing(tuple(given), tuple(shape), resized, columns)
+        if offset is not None:
+            numbers = isinstance(offset, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in offset)
+            if not numbers or [len(offset)] != given or given != shape:
+                raise ValueError(f"offset cannot be {offset!r:.100}")
+            offset = tuple(offset)
+        return Preprocessing(tuple(given), tuple(shape), resized, columns, offset)
 
     def __call__(self, source: Source, place: Tensor | None = None, room: Room = ROOM) -> Tensor:
         """The examples as a tensor (n, *shape), uint8 where they fit, else float32; example i is at place[i].
@@ -178,7 +189,7 @@ class Preprocessing:
         if not fits and (len(self.shape) != 3 or x.ndim not in (3, 4)):
             raise ValueError(self._unfit(x, name))
         if len(self.shape) == 1:
-            return _tensor(_numbers(x, name, start))
+            return _tensor(_numbers(x, name, start, self.offset))
         channels, *size = self.shape
         coloured = _channels(x.shape[1:]) == channels or (_channels(x.shape[1:]) in (1, 3, 4) and channels in (1, 3))
         if not fits and not (coloured and (self.resized or list(x.shape[1:3]) == size)):
@@ -241,8 +252,8 @@ def _median_size(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
     return max(1, int(sides[0] + 1e-9)), max(1, int(sides[1] + 1e-9))
 
 
-def _numbers(x: NDArray[Any], name: str, start: int) -> NDArray[Any]:
-    """The values as uint8 where they fit, else as float32. start: what number the first example has, for errors."""
+def _real(x: NDArray[Any], name: str) -> NDArray[Any]:
+    """The values as they are; ValueError where they are no real numbers."""
     if x.dtype == object:
         try:
             x = x.astype(np.float64)
@@ -251,7 +262,26 @@ def _numbers(x: NDArray[Any], name: str, start: int) -> NDArray[Any]:
     if x.dtype.kind not in "buif":
         word = "Complex data not supported: " if x.dtype.kind == "c" else ""
         raise ValueError(f"{word}{name} must hold numbers, but its dtype is {x.dtype}")
-    if x.dtype.kind in "bui" and (x.dtype == np.uint8 or (x.min() >= 0 and x.max() <= 255)):
+    return x
+
+
+def _offset(source: Source) -> tuple[float, ...] | None:
+    """See `Preprocessing`, of rows: the lowest of what is read first."""
+    _, (x,) = next(source.pieces())
+    x = _real(x, source.name)
+    with np.errstate(invalid="ignore"):  # of NaN and infinity, which are refused later
+        low, high = (ends.astype(np.float64) for ends in (x.min(0), x.max(0)))
+        size, spread = np.maximum(np.abs(low), np.abs(high)), high - low
+    large = (_EXACT * size < spread) & (spread < _COARSE * size)
+    return tuple(np.where(large, low, 0.0).tolist()) if large.any() else None
+
+
+def _numbers(x: NDArray[Any], name: str, start: int, offset: tuple[float, ...] | None = None) -> NDArray[Any]:
+    """The values as uint8 where they fit, else as float32. start: what number the first example has, for errors."""
+    x = _real(x, name)
+    if offset is not None:
+        x = x - np.array(offset)
+    elif x.dtype.kind in "bui" and (x.dtype == np.uint8 or (x.min() >= 0 and x.max() <= 255)):
         return x.astype(np.uint8, copy=False)
     with np.errstate(over="ignore"):  # found right below
         x = x.astype(np.float32, copy=False)
@@ -328,6 +358,8 @@ class Problem:
         if groups is not None and validation_data is not None:
             raise ValueError("groups say what of x may be held out together: with validation_data nothing of it is")
         preprocessing = replace(Preprocessing.found(source, image_shape, image_size, axes), columns=source.columns)
+        if len(preprocessing.shape) == 1:
+            preprocessing = replace(preprocessing, offset=_offset(source))
         target, codes = read(y, len(source))
         weights = weights_of(sample_weight, len(source), codes, target)
         own = None

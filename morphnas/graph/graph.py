@@ -40,7 +40,7 @@ FLOPS_PER_NODE = 125_000
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _TAKEN = {*dir(builtins), *dir(fx.GraphModule), *vars(fx.GraphModule(nn.Module(), fx.Graph()))}
 _TAKEN |= {"self", "torch", "inf", "nan", "device", "fx_pytree", "pytree"}  # in the code that fx writes
-_TAKEN |= {"mean", "std", "unit", "centre"}  # buffers of an estimator's module
+_TAKEN |= {"offset", "mean", "std", "unit", "centre"}  # buffers of an estimator's module
 
 
 @lru_cache(maxsize=4096)

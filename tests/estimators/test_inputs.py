@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
+import math
 import subprocess
 import sys
 import textwrap
@@ -113,6 +116,31 @@ def test_a_number_above_255_in_a_late_piece_makes_all_of_them_floats(monkeypatch
     assert pixels(whole).max() == 256
     with pytest.raises(ValueError, match=r"first in x\[57\]"):
         found(np.where(np.arange(60)[:, None, None] == 57, np.nan, X), Y)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int64, object])
+def test_features_that_are_large_beside_their_spread_are_centred(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = np.stack([np.arange(60) % 7, np.arange(60), np.full(60, 5), np.arange(60) * 3], 1)
+    large = (small + np.array([1_700_000_000, 0, 0, -(10**12)])).astype(kind)
+    for few in (None, 1):
+        few and monkeypatch.setattr("morphnas.estimators.sources._PIECE", few)
+        centred = found(large, Y, (large[:20], Y[:20]))
+        assert centred.task.train.x.equal(torch.from_numpy(small).float())
+        assert centred.task.valid is not None
+        assert centred.task.valid.x.equal(centred.task.train.x[:20])
+        assert centred.preprocessing.offset == (1_700_000_000, 0, 0, -(10**12))
+    told = json.loads(json.dumps(dataclasses.asdict(centred.preprocessing)))
+    assert Preprocessing.from_json(told) == centred.preprocessing
+    for wrong in ([1.0], [1, 2, 3, None], "1234", [1, 2, 3, math.inf]):
+        with pytest.raises(ValueError, match="offset cannot be"):
+            Preprocessing.from_json(told | {"offset": wrong})
+
+
+def test_other_features_stay_as_they_are() -> None:
+    rounded = np.full(60, 0.3) + np.where(Y == 0, 0, 5e-17)  # as sums in another order are
+    rows = np.stack([rounded, 1000 + RNG.normal(size=60), RNG.normal(size=60)], 1)
+    assert found(rows, Y).preprocessing.offset is None
+    assert found(X.reshape(60, 36), Y).task.train.x.dtype == torch.uint8
 
 
 class Slices:
