@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -47,6 +48,22 @@ def check_weights(graph: Graph, weights: Mapping[str, Tensor]) -> None:
             raise WeightsError(f"{name} has shape {tuple(weights[name].shape)}, the graph needs {shape}")
 
 
+class _Module(fx.GraphModule):
+    """One that is gone as soon as nobody has it any more, with the memory of a GPU that it holds.
+
+    torch's own and its graph have each other: such circles Python looks for only now and then.
+    """
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self._graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        fx.GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]  # which compiles it
+        graph.owning_module = weakref.proxy(self)  # type: ignore[assignment]
+
+
 def to_module(graph: Graph, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
     """The network as a plain PyTorch module, in training mode: (batch, *input shape) -> (batch, *output shape).
 
@@ -68,7 +85,7 @@ def to_module(graph: Graph, weights: Mapping[str, Tensor] | None = None) -> fx.G
             assert step.name == node.name
             made[node.name] = step
     code.output(made[graph.output.name])
-    network = fx.GraphModule(modules, code, class_name="Network")
+    network = _Module(modules, code, class_name="Network")
     network.load_state_dict({name: value.detach().clone() for name, value in weights.items()}, assign=True)
     return network
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -179,3 +182,17 @@ def test_graphs_and_modules_can_be_pickled() -> None:
     x = examples(graph, 0, dtype=torch.float32)
     assert again_graph == graph
     assert torch.equal(again(x), module(x))
+
+
+def test_it_is_gone_as_soon_as_nobody_has_it() -> None:
+    """Without a circle that holds a GPU's memory until Python looks for such: after dozens of trainings."""
+    gc.disable()
+    try:
+        module = to_module(GROWN["2d"])
+        other = copy.deepcopy(module)
+        module.graph.lint()
+        held = [weakref.ref(value) for each in (module, other) for value in (each, *each.parameters())]
+        del module, other
+        assert [ref() for ref in held if ref() is not None] == []
+    finally:
+        gc.enable()

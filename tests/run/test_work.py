@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -231,6 +232,25 @@ def test_an_error_is_an_outcome_with_its_trace() -> None:
     assert outcome.error is not None
     assert outcome.error.startswith("Traceback")
     assert outcome.error.rstrip().endswith("LookupError: these weights are nowhere")
+
+
+def test_nothing_of_a_training_is_left_in_memory() -> None:
+    """But for what it gave, on a GPU too, where what is left of many would take all there is."""
+    start = parent("cnn")
+    job = Job(start, (one_of_each(start.graph)[0],), replace(SHORT, average=1.0), 600, 2)
+
+    def tensors() -> int:
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+    work(job, TASK)
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        work(job, TASK)
+        assert tensors() == before
+    finally:
+        gc.enable()
 
 
 def test_a_graph_that_does_not_fit_the_task_fails() -> None:
