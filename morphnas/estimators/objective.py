@@ -40,6 +40,7 @@ LARGEST = 1e100
 """Of a metric, either way: more has no square."""
 USUAL = ("accuracy", "R2", LOG_LOSS)
 """Names that mean something else than a function of a user's."""
+_CPU = torch.device("cpu")
 
 Metric = str | Callable[..., float] | None
 """A name of scikit-learn's scorers, or a function (estimator, x, y) like these."""
@@ -182,6 +183,11 @@ class Lost:
 
     loss: Callable[[Tensor, Tensor], Tensor]
     target: Target
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, which may not have the device that a module is on."""
+        loss = copy.deepcopy(self.loss).to(_CPU) if isinstance(self.loss, nn.Module) else self.loss
+        return {"loss": loss, "target": self.target}
 
     @property
     def name(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -207,6 +209,23 @@ def test_a_goal_of_ones_own_travels(tmp_path: Path) -> None:
     assert goal.judged(outputs, part.y) == here.judged(outputs, part.y)
     assert goal.judged(outputs, part.y)[0] > 3
     assert goal.loss(outputs, part.y) == here.loss(outputs, part.y)
+
+
+class Placed(nn.Module):
+    """A loss that says where it is."""
+
+    place = "cuda:1"
+
+    def to(self, place: Any) -> Placed:  # type: ignore[override]
+        self.place = str(place)
+        return self
+
+
+def test_a_loss_travels_without_its_device() -> None:
+    """Which another process may not have, or has under another number."""
+    here = Lost(Placed(), WORDS)  # type: ignore[arg-type]
+    there = pickle.loads(cloudpickle.dumps(here))
+    assert (there.loss.place, here.loss.place) == ("cpu", "cuda:1")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
