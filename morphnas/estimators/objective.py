@@ -294,7 +294,21 @@ def _try_metric(goal: Own, part: Examples, until: Deadline) -> None:
 
 
 def _scaled(goal: Own, some: Examples) -> Own:
-    """The goal with the scale of its loss, found out from what it says of random outputs, and its ignorance."""
+    """The goal with the scale of its loss, found out from what it says of random outputs, and its ignorance.
+
+    On the CPU: what is an error there, as a probability above 1, is the end of a GPU for the whole process. On the
+    examples' device only where the loss has tensors there.
+    """
+    try:
+        return _scaled_here(goal, some.to(_CPU, x=False))
+    except ValueError as error:
+        if some.y.device == _CPU or "device" not in str(error):
+            raise
+    return _scaled_here(goal, some)
+
+
+def _scaled_here(goal: Own, some: Examples) -> Own:
+    """See `_scaled`."""
     criterion, usual, y = goal.criterion, goal.usual, some.y
     assert criterion is not None
     outputs = torch.randn(len(some), goal.outputs, generator=torch.Generator().manual_seed(0)).to(y.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from morphnas import EpochReport, ImageClassifier, ImageRegressor, RunError
 from morphnas.cli import main
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import Labels
-from morphnas.estimators.objective import SURE, Lost, Scorer, aimed
+from morphnas.estimators.objective import SURE, Lost, Scorer, _scaled, aimed
 from morphnas.estimators.settings import Settings, check_unchanged, decisive
 from morphnas.estimators.targets import Indicators, Target, Values, classes_of
 from morphnas.run.parcels import read_task, write_task
-from morphnas.train.goal import Goal, Own, Unmeasured
+from morphnas.train.data import Examples
+from morphnas.train.goal import Goal, Own, Tags, Unmeasured
 from tests.estimators.conftest import stripes
 from tests.train.tasks import Clock
 
@@ -223,9 +225,44 @@ class Placed(nn.Module):
 
 def test_a_loss_travels_without_its_device() -> None:
     """Which another process may not have, or has under another number."""
-    here = Lost(Placed(), WORDS)  # type: ignore[arg-type]
+    here = Lost(Placed(), WORDS)
     there = pickle.loads(cloudpickle.dumps(here))
     assert (there.loss.place, here.loss.place) == ("cpu", "cuda:1")  # type: ignore[attr-defined]
+
+
+class Elsewhere(Examples):
+    """Examples on another device than the CPU."""
+
+    def to(self, device: torch.device, x: bool = True) -> Examples:
+        assert (device, x) == (CPU, False)
+        part = problem(TAGS).task.train
+        return Examples(part.x, part.y)
+
+
+def elsewhere() -> Examples:
+    part = problem(TAGS).task.train
+    return Elsewhere(part.x, part.y.to("meta"))
+
+
+def test_a_loss_is_tried_on_the_cpu() -> None:
+    """Where what it refuses is an error: a GPU does nothing any more for a process that asked it for that."""
+    goal, lost = Own(Tags(3)), Lost(nn.BCEWithLogitsLoss(), Indicators(3))
+    scale = _scaled(replace(goal, criterion=lost), elsewhere()).scale
+    assert scale == pytest.approx(goal_of(aimed(problem(TAGS), None, nn.BCEWithLogitsLoss())).scale)
+    with pytest.raises(ValueError, match="it failed: RuntimeError: all elements of input should be between 0 and 1"):
+        _scaled(replace(goal, criterion=Lost(nn.BCELoss(), Indicators(3))), elsewhere())
+
+
+def test_a_loss_that_has_tensors_on_the_device_is_tried_there() -> None:
+    asked = []
+
+    def own(outputs: Tensor, y: Tensor) -> Tensor:
+        asked.append((outputs.device.type, y.device.type))
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    with pytest.raises(ValueError, match="same device"):
+        _scaled(Own(Tags(3), criterion=Lost(own, Indicators(3))), elsewhere())
+    assert asked == [("cpu", "cpu"), ("meta", "meta")]
 
 
 @pytest.mark.parametrize(

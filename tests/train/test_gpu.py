@@ -232,6 +232,24 @@ def test_a_device_that_is_gone_is_told_from_one_that_is_not() -> None:
     assert not is_gone(GPU)
 
 
+def test_a_loss_that_refuses_logits_is_refused_and_the_device_is_there() -> None:
+    """Also in a process of its own: an assertion that fails on a GPU is the end of it for the process."""
+    script = """if True:
+        import numpy as np
+        import torch
+        from morphnas import ImageClassifier
+        from morphnas.train.step import is_gone
+        random = np.random.default_rng(0)
+        x, tags = random.random((200, 8, 8)), random.integers(0, 2, (200, 3))
+        try:
+            ImageClassifier(loss=torch.nn.BCELoss(), device="cuda").fit(x, tags, time_limit=5)
+        except ValueError as error:
+            print("between 0 and 1" in str(error), is_gone(torch.device("cuda")))
+    """
+    ran = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.strip() == "True False", ran.stderr
+
+
 @pytest.mark.parametrize("place", [{}, {"device": "cuda:0"}, {"executor": "process", "devices": ["cuda:0", "cuda:0"]}])
 def test_a_fit_on_the_device(place: dict[str, Any], tmp_path: Path) -> None:
     digits = load_digits()
