@@ -98,7 +98,8 @@ ROOM = Room()
 def free_memory(device: torch.device = _CPU, root: Path = Path("/")) -> float:
     """Bytes that a program can still have on a device, as far as the system says. root: of its files, for the CPU."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, to be used again
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         kilobytes = _counts(root / "proc" / "meminfo")["MemAvailable:"]
     except (OSError, KeyError):

@@ -266,8 +266,12 @@ def test_examples_stay_where_they_are_when_a_device_has_no_room(monkeypatch: pyt
 
 
 def test_a_gpu_is_asked_for_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda:3")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index * 100, 1000))
-    assert free_memory(torch.device("cuda:3")) == 300
+    assert free_memory(gpu) == 300
+    monkeypatch.setattr(torch.cuda, "memory_reserved", {gpu: 500}.get)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", {gpu: 20}.get)
+    assert free_memory(gpu) == 780, "what torch keeps of what an earlier fit has had is free as well"
 
 
 def machine(root: Path, available: str = "MemAvailable:    2000 kB", groups: dict[str, str] | None = None) -> Path:
