@@ -29,6 +29,7 @@ from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.predict import chunk
 from morphnas.train.recipe import Recipe
+from morphnas.train.step import RECORDERS
 
 COMPARED = 0.25
 """Share of the time that comparing the first networks may take, where nothing else is searched."""
@@ -188,8 +189,11 @@ class Fitting:
                 executor.shutdown()
                 executor = alone
                 torch.set_num_threads(all_threads)
-                spare = min(0.8, 0.01 * self.deadline.left)
-                torch.set_num_threads(measure(self.problem.task, spare, planned.recipe).threads)
+                if (
+                    self.problem.task.device.type not in RECORDERS
+                ):  # of a CPU alone it is measured which are the fastest
+                    spare = min(0.8, 0.01 * self.deadline.left)
+                    torch.set_num_threads(measure(self.problem.task, spare, planned.recipe).threads)
             yield executor
         finally:
             executor.shutdown()

@@ -12,14 +12,18 @@ import pytest
 import torch
 
 from morphnas import ImageClassifier
+from morphnas.estimators import fitting
 from morphnas.estimators import place as module
 from morphnas.estimators.fitting import Firsts
 from morphnas.estimators.place import Place
 from morphnas.graph import cnn, resnet
+from morphnas.run.plan import Pace
 from morphnas.run.store import load_run
 from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.search.trial import Left, Proposal, Trial
+from morphnas.train.data import Task
 from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.step import RECORDERS
 from tests.estimators.conftest import Data
 
 CPU = torch.device("cpu")
@@ -120,6 +124,28 @@ def test_networks_that_are_trained_on_count_once() -> None:
     searcher = Firsts(RandomSearcher(MorphSpace((graph, resnet((1, 6, 6), 3, width=4)))), 2)
     assert searcher.ask([first, longer, final], Left(60.0)) is not None, "the second one is still to come"
     assert searcher.ask([first, longer, final, replace(first, id=3)], Left(60.0)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("records", "times"), [(False, 2), (True, 1)])
+def test_how_fast_a_device_is_that_records_is_measured_once(
+    records: bool, times: int, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU again before the final trainings, which have all its threads: no others have any."""
+    asked: list[Task] = []
+
+    def measured(task: Task, *_: Any, **__: Any) -> Pace:
+        asked.append(task)
+        return Pace(1e-11, 1, "float32")
+
+    monkeypatch.setattr(fitting, "measure", measured)
+    if records:
+        monkeypatch.setitem(RECORDERS, "cpu", lambda _: pytest.fail("nothing is recorded"))
+    small = {"default_model_width": 4, "trainer_args": {"epochs": 1}}
+    ImageClassifier(tmp_path, executor="process", devices=1, max_trials=1, searcher_args=small).fit(
+        *data, time_limit=20
+    )
+    assert len(asked) == times
 
 
 @pytest.mark.slow
