@@ -133,6 +133,8 @@ class _Training:
     ) -> None:
         if task.train.x.ndim == 4:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.gpu = task.device.type == "cuda"
+        self.held = _begin_measuring(module, task.device)  # before there are any copies
         self.module, self.task, self.recipe, self.deadline = module, task, recipe, deadline
         self.generator, self.scored, self.clock = generator, scored, deadline.clock
         self.seen = min(recipe.examples or len(task.train), len(task.train))  # in an epoch
@@ -155,8 +157,6 @@ class _Training:
             self.step.micro, self.step.fresh = self.at.micro, False
         self.allotted = deadline.left + self.seconds
         self.status: Status = "finished"
-        self.gpu = task.device.type == "cuda"
-        self.held = _begin_measuring(module, task.device) if self.gpu else 0
 
     @property
     def seconds(self) -> float:
@@ -379,7 +379,9 @@ def explosion(loss: float, usual: Sequence[float], ignorance: float) -> str:
 
 
 def _begin_measuring(module: nn.Module, device: torch.device) -> int:
-    """Forget a GPU's peak of memory; the bytes in use on it by others than the module."""
+    """Forget a GPU's peak of memory; the bytes in use on it by others than the module. 0 elsewhere."""
+    if device.type != "cuda":
+        return 0
     torch.cuda.reset_peak_memory_stats(device)
     own = sum(value.nbytes for value in module.state_dict().values())
     return int(torch.cuda.memory_allocated(device) - own)

@@ -22,7 +22,7 @@ from morphnas import ImageClassifier, ImageRegressor
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.objective import Lost
 from morphnas.estimators.targets import Values
-from morphnas.graph import cnn, densenet, resnet, to_module
+from morphnas.graph import cnn, densenet, mlp, resnet, to_module
 from morphnas.run.plan import measure
 from morphnas.run.store import load_run
 from morphnas.train.augment import Draw
@@ -34,7 +34,7 @@ from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.step import EAGER, Step, is_gone
 from morphnas.train.trainer import train
-from tests.train.tasks import images, seeded
+from tests.train.tasks import blobs, images, seeded
 
 pytestmark = [
     pytest.mark.gpu,
@@ -170,6 +170,16 @@ def test_the_way_to_compute_is_measured(task: Task, caplog: pytest.LogCaptureFix
     assert pace.seconds_per_flop > 0
     assert pace.cuda_graphs
     assert not caplog.records
+
+
+def test_the_memory_of_a_training_is_all_that_it_takes() -> None:
+    """Nearly all of a wide network's are its weights: these, their gradients, one of the optimizer's, the running mean,
+    and the best so far, twice where there is a better one."""
+    graph = mlp((64,), 2, width=4096)
+    weights = 4 * sum(torch.Size(shape).numel() for shape in graph.weight_shapes.values())
+    outcome = train(to_module(graph).to(GPU), blobs(400, 50, 64).to(GPU), replace(RECIPE, augment=Augment(), lr=1e-3,
+                    optimizer="sgd", epochs=2), NEVER, seeded())  # fmt: skip
+    assert 5 * weights < outcome.peak_bytes < 9 * weights
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from morphnas.graph import cnn, to_module
+from morphnas.train import trainer
 from morphnas.train.augment import Draw
 from morphnas.train.data import Task
 from morphnas.train.deadline import OutOfTime
@@ -102,6 +104,24 @@ def test_scoring_goes_on_with_fewer_examples_when_memory_is_out() -> None:
     torch.testing.assert_close(predict(module, task.judge.x, task), predict(module.inner, task.judge.x, task))
     with pytest.raises(torch.OutOfMemoryError):
         predict(Small(linear(), 0), task.judge.x, task)
+
+
+def test_copies_of_the_weights_are_part_of_what_a_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's memory is measured from before the optimizer's, the running mean and the best so far."""
+    events: list[str] = []
+
+    def noted(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any) -> Any:
+            events.append(name)
+            return make(*args)
+
+        return made
+
+    monkeypatch.setattr(trainer, "_begin_measuring", noted("measuring", lambda *_: 0))
+    for name in ("Step", "_copy"):
+        monkeypatch.setattr(trainer, name, noted(name, getattr(trainer, name)))
+    run(linear(), blobs(), replace(PLAIN, average=1.0, epochs=1))
+    assert events[:3] == ["measuring", "Step", "_copy"]
 
 
 # -- the deadline
