@@ -246,7 +246,11 @@ class _Training:
         if done == 0 and not gone:
             return None
         at.epoch += 1
+        begun = self.clock()
         mean = total.item() / max(1, done)
+        waited = self.clock() - begun  # for the last step, which a GPU had still to do
+        at.training += waited
+        at.pace = max(at.pace, waited / len(draw))
         if gone or not math.isfinite(mean):
             raise Diverged(gone or "the training loss is no number any more")
         mean *= task.goal.unit

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,6 +123,34 @@ def test_copies_of_the_weights_are_part_of_what_a_training_takes(monkeypatch: py
         monkeypatch.setattr(trainer, name, noted(name, getattr(trainer, name)))
     run(linear(), blobs(), replace(PLAIN, average=1.0, epochs=1))
     assert events[:3] == ["measuring", "Step", "_copy"]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_speed_of_a_gpu_is_of_steps_that_are_done(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does them after the call that asks for one is back: also the last of an epoch, or its only one."""
+    clock, task = Clock(), blobs(16 * steps)
+    free = clock.now  # when the device has done all that it was asked for
+
+    def asked(layer: nn.Module, _: object) -> None:
+        nonlocal free
+        free = max(free, clock.now) + (1.0 if layer.training else 0.01)
+
+    def after(until: float, number: float) -> float:
+        clock.now = max(clock.now, until)
+        return number
+
+    item = Tensor.item
+    monkeypatch.setattr(Tensor, "item", lambda value: after(free, item(value)))
+    monkeypatch.setattr(trainer, "fetched", lambda loss: partial(after, free, item(loss)))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 0)
+    module = linear()
+    module.register_forward_pre_hook(asked)
+    training = trainer._Training(module, task, PLAIN, clock.deadline(1e9), seeded(), True, None, 2, None)
+    training.gpu = True
+    outcome = training.run(None, None)
+    assert outcome.status == "finished"
+    assert outcome.images_per_second == pytest.approx(16)
+    assert training.at.pace >= 0.5 / 16
 
 
 # -- the deadline
