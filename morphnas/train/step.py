@@ -28,9 +28,11 @@ TAUGHT = 0.5
 EAGER = 10
 """Steps before one is recorded: they make what a recording cannot, and short trainings are not worth one."""
 
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "was unable to find an engine",
+)  # fmt: skip
 """One stands in the RuntimeError that torch raises when a CPU, CUDA, cuDNN or cuBLAS is out of memory, where there is
-no class for it."""
+no class for it. The last one where none of cuDNN's ways to convolve has what it works in (pytorch issue 108645)."""
 
 Run = Callable[[Draw], Tensor]
 """A step on a batch, which gives the loss; that of a recorded one is overwritten by the next step."""

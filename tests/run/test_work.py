@@ -273,6 +273,7 @@ OUT_OF_MEMORY = [
     RuntimeError("CUDA error: out of memory, no room"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`, no room"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED, no room"),
+    RuntimeError("GET was unable to find an engine to execute this computation, no room"),
 ]
 
 
