@@ -7,7 +7,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,11 @@ class CudaGraphs:
             try:
                 with recording:
                     loss = run(given)
-            except BaseException:  # torch leaves both as they are when an error ends the recording
+            except BaseException:  # torch leaves all three as they are when an error ends the recording
                 torch.cuda.set_stream(before)
                 random.graphsafe_set_state(random.clone_state())
+                with suppress(RuntimeError):  # where it does not any more: pytorch pull request 180395
+                    torch._C._cuda_endAllocateToPool(self.stream.device.index, self.pool)  # noqa: SLF001
                 raise
 
         def replayed(draw: Draw) -> Tensor:

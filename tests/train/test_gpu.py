@@ -93,7 +93,9 @@ def test_a_step_does_not_wait_for_the_device(task: Task) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_random_numbers_go_on_after_a_recording_that_fails(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+def test_random_numbers_and_memory_are_as_ever_after_a_recording_that_fails(
+    task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
     module = nn.Sequential(network(), nn.Dropout(0.5))
     module.register_forward_hook(lambda _, __, outputs: outputs.sum().item() and None)  # nothing can be recorded
     recipe = replace(RECIPE, precision="float32", optimizer="sgd")
@@ -103,6 +105,11 @@ def test_random_numbers_go_on_after_a_recording_that_fails(task: Task, caplog: p
     assert not step._replays
     assert "cannot be recorded" in caplog.text
     assert len(set(losses)) == len(losses)
+    torch.cuda.empty_cache()
+    reserved = torch.cuda.memory_reserved(GPU)
+    torch.empty(2**28, dtype=torch.uint8, device=GPU)
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved(GPU) == reserved, "what nobody has is freed as before"
 
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 3.0])])

@@ -6,7 +6,9 @@ import copy
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,6 +183,36 @@ def test_trainings_are_recorded_on_one_stream(monkeypatch: pytest.MonkeyPatch) -
     assert first.stream is second.stream
     assert first.pool is not second.pool
     assert CudaGraphs(torch.device("cuda", 98)).stream is not first.stream
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_what_torch_leaves_of_a_recording_that_fails_is_put_right(newer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream, the random numbers, and that memory is allocated for the recording: nothing would be freed after."""
+    done: list[Any] = []
+
+    def end(device: int, pool: object) -> None:
+        done.append((device, pool))
+        if newer:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    random = SimpleNamespace(clone_state=lambda: "state", graphsafe_set_state=done.append)
+    stream = SimpleNamespace(device=torch.device("cuda", 1))
+    fakes = {
+        "graph_pool_handle": lambda: "pool", "Stream": lambda _: stream, "CUDAGraph": object,
+        "device": lambda _: nullcontext(), "current_stream": lambda: "before", "set_stream": done.append,
+        "default_generators": [None, random], "graph": lambda *_, **__: nullcontext(),
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+
+    def run(draw: Draw) -> Tensor:
+        raise ValueError("operation not permitted when stream is capturing")
+
+    draw = Draw.of(torch.arange(4), (2, 8, 8), RECIPE.augment, seeded())
+    with pytest.raises(ValueError, match="not permitted"):
+        CudaGraphs(torch.device("cuda", 97))(run, draw)
+    assert done == ["before", "state", (1, "pool")]
 
 
 def test_memory_that_is_out_later_is_halved_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
