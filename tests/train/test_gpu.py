@@ -29,7 +29,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.checkpoint import Checkpoint
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
-from morphnas.train.goal import Amounts, Own
+from morphnas.train.goal import Amounts, Classes, Goal, Own, Tags
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.step import EAGER, Step, is_gone
@@ -116,6 +116,20 @@ def test_random_numbers_and_memory_are_as_ever_after_a_recording_that_fails(
 def test_losses_of_pytorch_given_as_ones_own_are_recorded(weights: torch.Tensor | None, task: Task) -> None:
     lost = Lost(nn.CrossEntropyLoss(weights), Labels(np.arange(3)))  # whose weights are not on the device
     step = Step(network(), replace(task, goal=Own(task.goal, criterion=lost)), replace(RECIPE, lr=0.01))
+    draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
+    losses = [step(draw, 0.2).item() for _ in range(EAGER + 5)]
+    assert step._replays
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("goal", [Classes(3), Tags(3)])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_steps_with_weights_and_a_teacher_are_recorded(precision: Any, goal: Goal, task: Task) -> None:
+    flags = F.one_hot(task.train.y, 3).float()
+    train = replace(task.train, y=flags if isinstance(goal, Tags) else task.train.y, taught=5 * (2 * flags - 1),
+                    weights=torch.linspace(0.5, 1.5, 500, device=GPU))  # fmt: skip
+    recipe = replace(RECIPE, precision=precision, lr=0.01)
+    step = Step(network(), replace(task, train=train, goal=goal), recipe, mirrored=torch.arange(500) % 2 == 0)
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
     losses = [step(draw, 0.2).item() for _ in range(EAGER + 5)]
     assert step._replays
