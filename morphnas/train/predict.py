@@ -69,7 +69,7 @@ def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
         begun = time.perf_counter()
         _ = module(((x.float() - task.mean) / task.std).clamp(-most, most)) / 1.0
         if task.device.type == "cuda":
-            torch.cuda.synchronize(task.device)
+            torch.cuda.current_stream(task.device).synchronize()
         times.append(time.perf_counter() - begun)
     return HANDED_OVER * statistics.median(times[min(WARM // 2, len(times) // 2) :])
 
@@ -134,6 +134,6 @@ def predict(
         done += len(part)
         if deadline is not None:
             if task.device.type == "cuda":
-                torch.cuda.synchronize(task.device)
+                torch.cuda.current_stream(task.device).synchronize()
             pace, size = (begun - deadline.left) / len(part), min(2 * size, batch_size)
     return torch.cat(parts)

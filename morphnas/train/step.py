@@ -34,6 +34,8 @@ _OUT_OF_MEMORY = (
 """One stands in the RuntimeError that torch raises when a CPU, CUDA, cuDNN or cuBLAS is out of memory, where there is
 no class for it. The last one where none of cuDNN's ways to convolve has what it works in (pytorch issue 108645)."""
 
+_RECORDING = threading.Lock()
+
 Run = Callable[[Draw], Tensor]
 """A step on a batch, which gives the loss; that of a recorded one is overwritten by the next step."""
 
@@ -50,10 +52,11 @@ class CudaGraphs:
     def __call__(self, run: Run, draw: Draw) -> Run:
         """The step, for batches as long as the one given. Recording it changes nothing.
 
-        Every tensor must be where it will be whenever the graph is replayed, and nothing may wait for a value.
+        Every tensor must be where it will be whenever the graph is replayed, and nothing may wait for a value. One
+        thread records at a time, and meanwhile none may wait for the device as a whole, which torch does before it.
         """
         given, graph = draw.each(Tensor.clone), torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.stream.device):
+        with _RECORDING, torch.cuda.device(self.stream.device):
             before, random = torch.cuda.current_stream(), torch.cuda.default_generators[self.stream.device.index or 0]
             recording = torch.cuda.graph(
                 graph,

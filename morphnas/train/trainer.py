@@ -344,7 +344,7 @@ def foretold(module: nn.Module, task: Task, recipe: Recipe, clock: Callable[[], 
                     outputs = functional_call(module, moving, task.normalised(batch.x))
                 task.goal.loss(outputs.float(), batch.y).backward()
                 if gpu:
-                    torch.cuda.synchronize(task.device)
+                    torch.cuda.current_stream(task.device).synchronize()
                 seconds = clock() - begun
     except Exception as error:
         if not is_out_of_memory(error):

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ from morphnas.run.store import load_run
 from morphnas.train.augment import Draw
 from morphnas.train.checkpoint import Checkpoint
 from morphnas.train.data import Examples, Task
-from morphnas.train.deadline import NEVER
+from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Amounts, Classes, Goal, Own, Tags
 from morphnas.train.predict import predict
-from morphnas.train.recipe import Augment, Recipe
+from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.step import EAGER, Step, is_gone
 from morphnas.train.trainer import train
 from tests.train.tasks import blobs, images, seeded
@@ -291,6 +292,19 @@ def test_a_fit_on_the_device(place: dict[str, Any], tmp_path: Path) -> None:
     module = found.to_module()
     assert all(value.device.type == "cpu" for value in module.state_dict().values())
     assert (ImageClassifier.load(tmp_path / "run").predict(x[1400:]) == found.predict(x[1400:])).mean() > 0.99
+
+
+def test_trainings_in_threads_do_not_disturb_each_other(task: Task) -> None:
+    """While one records, the others go on, and score."""
+    deadline = Deadline.after(300)  # with one, scoring waits for the device
+
+    def trained(seed: int) -> Outcome:
+        return train(network(), task, replace(RECIPE, epochs=24), deadline, seeded(seed))
+
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = list(threads.map(trained, range(8)))
+    assert all(outcome.status == "finished" for outcome in outcomes)
+    assert all(outcome.metric and outcome.metric > 0.8 for outcome in outcomes)
 
 
 def test_amounts_weights_and_a_latency_on_the_device(tmp_path: Path) -> None:

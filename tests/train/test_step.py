@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -185,34 +186,57 @@ def test_trainings_are_recorded_on_one_stream(monkeypatch: pytest.MonkeyPatch) -
     assert CudaGraphs(torch.device("cuda", 98)).stream is not first.stream
 
 
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was done to the CUDA that `CudaGraphs` takes for a real one."""
+    found: list[Any] = []
+    random = SimpleNamespace(clone_state=lambda: "state", graphsafe_set_state=found.append)
+    stream = SimpleNamespace(device=torch.device("cuda", 1))
+    fakes = {
+        "graph_pool_handle": lambda: "pool", "Stream": lambda _: stream, "CUDAGraph": object,
+        "device": lambda _: nullcontext(), "current_stream": lambda: "before", "set_stream": found.append,
+        "default_generators": [None, random], "graph": lambda *_, **__: nullcontext(),
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return found
+
+
+BATCH = Draw.of(torch.arange(4), (2, 8, 8), RECIPE.augment, seeded())
+
+
 @pytest.mark.parametrize("newer", [False, True])
-def test_what_torch_leaves_of_a_recording_that_fails_is_put_right(newer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_torch_leaves_of_a_recording_that_fails_is_put_right(
+    newer: bool, done: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The stream, the random numbers, and that memory is allocated for the recording: nothing would be freed after."""
-    done: list[Any] = []
 
     def end(device: int, pool: object) -> None:
         done.append((device, pool))
         if newer:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
 
-    random = SimpleNamespace(clone_state=lambda: "state", graphsafe_set_state=done.append)
-    stream = SimpleNamespace(device=torch.device("cuda", 1))
-    fakes = {
-        "graph_pool_handle": lambda: "pool", "Stream": lambda _: stream, "CUDAGraph": object,
-        "device": lambda _: nullcontext(), "current_stream": lambda: "before", "set_stream": done.append,
-        "default_generators": [None, random], "graph": lambda *_, **__: nullcontext(),
-    }  # fmt: skip
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
-
     def run(draw: Draw) -> Tensor:
         raise ValueError("operation not permitted when stream is capturing")
 
-    draw = Draw.of(torch.arange(4), (2, 8, 8), RECIPE.augment, seeded())
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
     with pytest.raises(ValueError, match="not permitted"):
-        CudaGraphs(torch.device("cuda", 97))(run, draw)
+        CudaGraphs(torch.device("cuda", 97))(run, BATCH)
     assert done == ["before", "state", (1, "pool")]
+
+
+def test_one_thread_records_at_a_time(done: list[Any]) -> None:
+    """CUDA has a device waited for as a whole by nobody while any thread records on it, and torch does that before."""
+
+    def run(draw: Draw) -> Tensor:
+        done.append("begun")
+        time.sleep(0.05)
+        done.append("ended")
+        return torch.zeros(())
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda i: CudaGraphs(torch.device("cuda", i))(run, BATCH), range(90, 94)))
+    assert done == ["begun", "ended"] * 4
 
 
 def test_memory_that_is_out_later_is_halved_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
