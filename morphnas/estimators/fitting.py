@@ -189,9 +189,7 @@ class Fitting:
                 executor.shutdown()
                 executor = alone
                 torch.set_num_threads(all_threads)
-                if (
-                    self.problem.task.device.type not in RECORDERS
-                ):  # of a CPU alone it is measured which are the fastest
+                if self.problem.task.device.type not in RECORDERS:  # there it does not matter how many
                     spare = min(0.8, 0.01 * self.deadline.left)
                     torch.set_num_threads(measure(self.problem.task, spare, planned.recipe).threads)
             yield executor
