@@ -226,4 +226,4 @@ def test_networks_learn_amounts(k: int) -> None:
     assert outcome.interval is None
     assert outcome.metric is not None
     assert outcome.metric > 0.99
-    assert evaluate(module, task.judge, task) == (outcome.score, outcome.metric)
+    assert evaluate(module, task.judge, task) == pytest.approx((outcome.score, outcome.metric), rel=1e-6)
