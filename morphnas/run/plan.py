@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, get_args
 
 import torch
@@ -349,7 +350,7 @@ def plan(
         """That of a family with the most parameters within the limits and the work, of tiny ones within the limits; the
         one with the least work if there is none."""
         for widths in [(width,)] if width else [affordable, TINY]:
-            graphs = [make(shape, outputs, width=w, depth=depth or deep) for w in widths]
+            graphs = [_starter(make, shape, outputs, w, depth or deep) for w in widths]
             if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:
                 quick = [graph for graph in fitting if graph.work <= most or widths is TINY]
                 return max(quick, key=lambda g: g.parameters) if quick else min(fitting, key=lambda g: g.work)
@@ -384,6 +385,12 @@ def plan(
     if limits.max_work is None or most < limits.max_work:
         limits = replace(limits, max_work=most)
     return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads, searches)
+
+
+@lru_cache(maxsize=1024)
+def _starter(make: Callable[..., Graph], shape: Shape, outputs: int, width: int, depth: int) -> Graph:
+    """Made once: what else a time limit could be is asked by many plans."""
+    return make(shape, outputs, width=width, depth=depth)
 
 
 def share_of(starts: int) -> float:

@@ -54,6 +54,12 @@ def planned(shape: tuple[int, ...], seconds: float = 60.0, **settings: Any) -> P
 # -- starters
 
 
+def test_networks_are_made_once_however_many_plans_ask_for_them() -> None:
+    """As many do that look for another time limit, within this one."""
+    one, other = (planned((1, 8, 8), seconds, width=8, depth=30) for seconds in (60.0, 61.0))
+    assert all(a is b for a, b in zip(one.starts, other.starts, strict=True))
+
+
 @pytest.mark.parametrize("seconds", [0.01, 60.0, 1e9])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_starters_fit_the_task_whatever_its_shape(shape: tuple[int, ...], seconds: float) -> None:
