@@ -275,8 +275,11 @@ def _goes_on(run: morphnas.Run) -> bool:
 
 def draw(args: argparse.Namespace) -> Answer:
     run = morphnas.load_run(args.path)
+    one = args.id is not None or args.against is not None or args.no_fold
+    if args.tree and one:
+        raise Wrong("--tree draws all networks: --id, --against and --no-fold are for one")
     if args.out is None:
-        if args.tree or args.lineage or args.id is not None or args.against is not None or args.no_fold:
+        if args.tree or args.lineage or one:
             raise Wrong("say with --out which file to draw to")
         files = morphnas.visualize(run)
     elif args.tree:

@@ -280,6 +280,7 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["report", "RUN", "--live", "0"], "--live needs seconds above 0"),
         (["draw", "RUN", "--out", "a.gif"], "must end in .pdf"),
         (["draw", "RUN", "--tree"], "say with --out which file"),
+        (["draw", "RUN", "--tree", "--id", "0", "--out", "a.svg"], "--tree draws all networks"),
         (["draw", "RUN", "--against", "0"], "say with --out which file"),
         (["compare", "RUN"], "two runs or more"),
         (["export", "RUN", "--out", "net.h5"], "must end in .py"),
