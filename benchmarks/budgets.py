@@ -146,12 +146,12 @@ def main() -> None:
     parser.add_argument("--time-limit", type=float, default=90.0, help="seconds of the search for all budgets")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--networks", type=int, default=50)
-    parser.add_argument("--smoke", action="store_true", help="a search of 20 networks in the table, nothing written")
+    parser.add_argument("--smoke", action="store_true", help="searches of 10 networks in the table, nothing written")
     args = parser.parse_args()
     if args.what == "images" and args.data is None:
         parser.error("images needs --data")
     if args.smoke:
-        print(table(2, 2 * EVERY))
+        print(table(2, EVERY))
     elif args.what == "table":
         append(RESULTS, table(args.seeds or 40, args.networks))
     else:
