@@ -376,7 +376,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             planned = Plan.of_run(about, __version__)
             torch.set_num_threads(planned.threads)
             best = store.trial(self.best_trial_ if trial is None else trial)
-            store.network(best.id)  # before anything is trained
+            if trial is not None:
+                store.network(best.id)  # raises where its weights are not there
             given = {name: value for name, value in settings.trainer_args.items() if name == "lr"}
             if not settings.records:
                 given["cuda_graphs"] = settings.trainer_args.get("cuda_graphs", False)

@@ -278,7 +278,8 @@ def _try_metric(goal: Own, part: Examples, until: Deadline) -> None:
         except Unmeasured as error:
             problems.append(str(error))
     if best is None and not values:
-        what = {"classes": "labels"}.get(kind := next(iter(goal.to_json())), kind)
+        (kind,) = goal.usual.to_json()
+        what = "labels" if kind == "classes" else kind
         hint = "; it must take a sample_weight, as examples have weights" if "sample_weight" in problems[0] else ""
         words = f"metric: {metric.name} cannot score these {what}: tried on the validation examples"
         raise ValueError(f"{words}, {problems[0]}{hint}")
@@ -327,7 +328,7 @@ def _scaled_here(goal: Own, some: Examples) -> Own:
             value, steep = asked(criterion)
             with torch.no_grad():
                 right, wrong, surer = (criterion(by * _right(goal, y), y).mean().item() for by in (1, -1, 10))
-                raised = criterion(outputs + SURE, y).mean().item()
+                raised = criterion(outputs + SURE, y).mean().item() if isinstance(usual, Tags) else math.nan
     except Exception as error:
         raise ValueError(f"loss: tried on training examples it failed: {type(error).__name__}: {error}") from error
     if not (math.isfinite(value) and 0 < steep < math.inf):
@@ -340,7 +341,7 @@ def _scaled_here(goal: Own, some: Examples) -> Own:
             f"loss: it falls without end, from {right:.4g} to {surer:.4g} where right outputs are ten times as large: "
             "they are logits, as CrossEntropyLoss takes them, no probabilities and no logarithms of these"
         )
-    if isinstance(usual, Tags) and math.isclose(raised, value, rel_tol=1e-4):
+    if math.isclose(raised, value, rel_tol=1e-4):
         raise ValueError(
             "loss: it is the same where all logits of an example are raised alike, as for labels, of which one is "
             "right: tags need one that is of each by itself, as torch.nn.BCEWithLogitsLoss()"

@@ -308,7 +308,7 @@ class WiderAll(Morph):
 
     def _groups(self, graph: Graph) -> list[tuple[frozenset[str], int, int]]:
         """Layers of tied width, the width that they have, and that they are to have."""
-        found = [(group, graph.shapes[min(group)][0]) for group in width_groups(graph)]
+        found = _tied(graph)
         if self.percent <= 100 or not found:
             raise MorphError(f"{self}: there is no layer that it makes wider")
         groups = [(group, old, max(old + 1, _round(old * self.percent // 100))) for group, old in found]
@@ -334,8 +334,12 @@ def _widened(graph: Graph, widths: Mapping[str, int]) -> Graph:
 
 def narrowed(graph: Graph, times: int) -> Graph:
     """The graph with every width that can change divided by a number, rounded up."""
-    groups = [(group, graph.shapes[min(group)][0]) for group in width_groups(graph)]
-    return _widened(graph, {name: -(-width // times) for group, width in groups for name in group})
+    return _widened(graph, {name: -(-width // times) for group, width in _tied(graph) for name in group})
+
+
+def _tied(graph: Graph) -> list[tuple[frozenset[str], int]]:
+    """The groups of layers whose widths are tied and can change, and the width of each."""
+    return [(group, graph.shapes[min(group)][0]) for group in width_groups(graph)]
 
 
 def _repeats(old: int, width: int, generator: torch.Generator) -> Route:

@@ -146,8 +146,7 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
     """Two or more runs on the same data compared: runs, their folders, or fitted estimators.
 
     RunError for a folder without a run; ValueError, which names the run, for fewer than two, for other data, where no
-    network has a score yet, and where they were not for the same metric
-    or loss.
+    network has a score yet, and where they were not for the same metric or loss.
     """
     if not isinstance(runs, Sequence) or isinstance(runs, (str, bytes)) or len(runs) < 2:
         raise ValueError(f"there must be two runs or more to compare, not {runs!r:.200}")

@@ -389,7 +389,7 @@ def plan(
 
 @lru_cache(maxsize=1024)
 def _starter(make: Callable[..., Graph], shape: Shape, outputs: int, width: int, depth: int) -> Graph:
-    """Made once: what else a time limit could be is asked by many plans."""
+    """One that is made once: many plans ask for it where another time limit is looked for."""
     return make(shape, outputs, width=width, depth=depth)
 
 

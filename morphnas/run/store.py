@@ -232,9 +232,10 @@ class Store:
         return list(self._trials.values())
 
     def trial(self, id: int) -> Trial:
-        if id not in self._trials:
-            raise RunError(f"there is no trial {id!r:.100} in {self.path}, or it cannot be read")
-        return self._trials[id]
+        try:
+            return self._trials[operator.index(id)]
+        except (KeyError, TypeError):
+            raise RunError(f"there is no trial {id!r:.100} in {self.path}, or it cannot be read") from None
 
     def claim(self, proposal: Proposal) -> Trial:
         """Give the proposal an id and write it down: after what it starts from."""
