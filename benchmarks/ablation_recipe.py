@@ -26,14 +26,14 @@ from machine import append, npz
 
 from morphnas.graph import cnn
 from morphnas.run.final import CUTOUT_MORE, SHIFT_MORE
-from morphnas.run.plan import Pace, default_recipe, measure, usual_rate
+from morphnas.run.plan import Pace, default_recipe, measure
 from morphnas.run.search import Job, inherited
 from morphnas.train import step
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.goal import Classes
 from morphnas.train.predict import predict
-from morphnas.train.recipe import Augment, Recipe
+from morphnas.train.recipe import Augment, Recipe, usual_rate
 from morphnas.train.trainer import train, warm_up
 
 WIDE = {f"full rate of dense layers of up to {wide} inputs": wide for wide in (64, 1024, math.inf)}

@@ -99,13 +99,13 @@ class SearcherContract:
     def test_never_repeats(self, make: Make, history: Sequence[Trial]) -> None:
         for seed in range(3):
             found = _ask(make(TableSpace(), Limits(), seed), history)
-            assert (found.graph.key, found.epochs) not in {(t.graph.key, t.epochs) for t in history}
+            assert (found.graph.key, found.proposal.recipe) not in {(t.graph.key, t.proposal.recipe) for t in history}
 
     def test_fills_idle_workers_with_different_networks(self, make: Make, history: Sequence[Trial]) -> None:
         trials = list(history)
         for _ in range(4):
             trials.append(_ask(make(TableSpace(), Limits(), 0), trials))
-        ahead = [(t.graph.key, t.epochs) for t in trials]
+        ahead = [(t.graph.key, t.proposal.recipe) for t in trials]
         assert len(set(ahead)) == len(ahead)
 
     def test_stays_within_the_limits(self, make: Make) -> None:

@@ -28,11 +28,11 @@ from morphnas.estimators.room import Room
 from morphnas.graph import Graph, GraphError, Limits, Network, Shape
 from morphnas.graph.graph import MAX_NODES
 from morphnas.run.files import RunError
-from morphnas.run.plan import usual_rate
 from morphnas.run.store import user_path
-from morphnas.search import SEARCHERS, Promote
+from morphnas.search import SEARCHERS, Promote, Tuned, ranges_of
 from morphnas.search.trial import MorphSpace, Searcher, Space
-from morphnas.train.recipe import Recipe
+from morphnas.search.tuned import Ranges
+from morphnas.train.recipe import Recipe, usual_rate
 
 DAY = 24 * 3600.0
 _LEGACY_RECIPE = {"max_iter_num": "epochs", "max_no_improvement_num": "patience"}
@@ -81,8 +81,9 @@ class HasSettings(Protocol):
 class Settings:
     """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable. initial:
     networks to start from instead, those with weights begin with them. place: where trials run. keep: how many
-    networks' weights; None: all. ensemble: networks of the final model, at most. search_patience: see `Patient`.
-    records: whether a GPU may replay recorded steps.
+    networks' weights; None: all. ensemble: networks of the final model, at most. ranges: of the recipe's settings that
+    are searched; trainer_args: those that are set. search_patience: see `Patient`. records: whether a GPU may replay
+    recorded steps.
     """
 
     device: torch.device
@@ -92,6 +93,7 @@ class Settings:
     searcher: MakeSearcher
     keep: int | None
     ensemble: int
+    ranges: Ranges
     trainer_args: Mapping[str, Any]
     depth: int | None
     width: int | None
@@ -104,7 +106,7 @@ class Settings:
         """ValueError that names the argument that cannot be used."""
         _check_flags(estimator)
         args: dict[str, Any] = dict(estimator.searcher_args or {})
-        trainer_args = args.pop("trainer_args", None) or {}
+        ranges, trainer_args = _ranges(args.pop("trainer_args", None) or {})
         changed(Recipe(), trainer_args)
         depth, width = args.pop("default_model_len", None), args.pop("default_model_width", None)
         for name, size in (("default_model_len", depth), ("default_model_width", width)):
@@ -116,7 +118,7 @@ class Settings:
         for name in _LEGACY_SEARCH:
             if args.pop(name, None) is not None:
                 warnings.warn(f"searcher_args: {name} belonged to the old kernel and has no effect", stacklevel=4)
-        searcher = _searcher(estimator.search_type, args)
+        searcher = _searcher(estimator.search_type, args, ranges)
         given = estimator.initial_networks
         if given is not None and not (
             isinstance(given, Sequence) and all(isinstance(n, Graph | Network) for n in given)
@@ -135,7 +137,7 @@ class Settings:
         keep = None if estimator.keep == "all" else int(estimator.keep)
         ensemble, sizes = int(estimator.ensemble), (depth, width, initial)
         patience = None if estimator.search_patience is None else int(estimator.search_patience)
-        own = (keep, ensemble, trainer_args, *sizes, patience, not place.shared and recordable(estimator.loss))
+        own = (keep, ensemble, ranges, trainer_args, *sizes, patience, not place.shared and recordable(estimator.loss))
         return Settings(place.device, place, space, limits, searcher, *own)
 
     def adapted(self, shape: Shape, outputs: int) -> Settings:
@@ -211,9 +213,19 @@ def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
     return limits or Limits()
 
 
-def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeSearcher:
+def _ranges(trainer_args: Mapping[str, Any]) -> tuple[Ranges, dict[str, Any]]:
+    """Those of the settings that are to be searched, and the others, by their names today."""
+    try:
+        args = {_LEGACY_RECIPE.get(name, name): value for name, value in trainer_args.items()}
+        ranges = ranges_of(args)
+    except ValueError as error:
+        raise ValueError(f"trainer_args: {error}") from None
+    return ranges, {name: value for name, value in args.items() if name not in ranges}
+
+
+def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any], ranges: Ranges) -> MakeSearcher:
     """Named searchers come with promotion around them, but for the one that has it and the one that wants more than the
-    best; a callable is taken as it is."""
+    best; a callable is taken as it is. Where there are ranges, recipes are searched, too."""
     kind = "bayesian" if kind is None else kind
     if not (kind in SEARCHERS if isinstance(kind, str) else callable(kind)):
         raise ValueError(f"search_type must be one of {', '.join(SEARCHERS)}, or a callable, not {kind!r}")
@@ -223,8 +235,12 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any]) -> MakeS
         if unknown := sorted(set(args) - set(known), key=str):
             raise ValueError(f"searcher_args: unknown {unknown}, there are {', '.join([*known, *_SIZES])}")
 
+    if ranges and kind == "pareto":
+        raise ValueError(f"trainer_args: search_type='pareto' does not search {', '.join(ranges)}")
+
     def made(space: Space, **settings: Any) -> Searcher:
         searcher = make(space, **settings, **args)
+        searcher = Tuned(searcher, ranges, **settings) if ranges else searcher
         return Promote(searcher) if isinstance(kind, str) and kind not in ("halving", "pareto") else searcher
 
     if isinstance(kind, str):

@@ -16,6 +16,7 @@ from morphnas.report.words import count, duration, epochs_words
 from morphnas.run.expectation import Expectation, Ladder, expectation
 from morphnas.run.plan import Plan
 from morphnas.search.trial import MorphSpace
+from morphnas.search.tuned import Ranges
 from morphnas.train.recipe import Recipe
 
 
@@ -34,8 +35,8 @@ class Start:
 class SearchSpace:
     """What a search of so many `seconds` begins with and may do; `str` of it is for people.
 
-    morphs: what each kind that is allowed does. limits: what networks may come to. recipe: of a child. expected: how
-    many networks, how much disk and memory.
+    morphs: what each kind that is allowed does. limits: what networks may come to. recipe: of a child, but for what
+    is searched: ranges. expected: how many networks, how much disk and memory.
     """
 
     seconds: float
@@ -43,6 +44,7 @@ class SearchSpace:
     morphs: Mapping[str, str]
     limits: Limits
     recipe: Recipe
+    ranges: Ranges
     expected: Expectation
 
     @staticmethod
@@ -56,7 +58,7 @@ class SearchSpace:
         )  # fmt: skip
         does = {tag: (MORPHS[tag].__doc__ or "").partition("\n")[0].rstrip(".:") for tag in plan.limits.morphs}
         starts = tuple(_start(graph, plan.limits) for graph in plan.starts)
-        return SearchSpace(seconds, starts, does, plan.limits, plan.recipe, expected)
+        return SearchSpace(seconds, starts, does, plan.limits, plan.recipe, settings.ranges, expected)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,6 +79,8 @@ class SearchSpace:
         part = "" if self.recipe.examples is None else f" of {self.recipe.examples:,} examples"
         rate = f"{self.recipe.optimizer}, rate {self.recipe.lr:.3g}, batches of {self.recipe.batch_size}"
         lines.append(f"a child is trained for {epochs_words(self.recipe.epochs)}{part}: {rate}")
+        if self.ranges:
+            lines.append("searched, too: " + ", ".join(f"{name} {values}" for name, values in self.ranges.items()))
         return "\n".join([*lines, str(self.expected)])
 
     __repr__ = __str__

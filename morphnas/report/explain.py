@@ -31,6 +31,7 @@ REASONS = {
     "climbing": "a child of the best network so far",
     "greedy": "a neighbour of the best network so far",
     "grid": "a point of the grid",
+    "afresh": "the best network so far, with other settings",
     "acquisition": "of the networks looked at, the one that promised most",
 }
 """What searchers mean by the reasons that they note down."""

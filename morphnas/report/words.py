@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from morphnas.graph import Morph
@@ -67,7 +67,20 @@ def morph_words(morph: Morph) -> str:
 
 
 def trial_words(trial: Trial) -> str:
-    """What a trial tries: its morphs, its parent's network for longer, a network afresh, or a final training."""
+    """What a trial tries: its morphs, its parent's network for longer, a network afresh, or a final training; and with
+    which settings, where these are searched, too."""
+    return "; ".join([_network_words(trial), *([searched] if (searched := searched_words(trial)) else [])])
+
+
+def searched_words(trial: Trial) -> str:
+    """Settings of its recipe that were searched, as "lr 0.1, dropout 0.25"; "" where none were."""
+    settings = trial.proposal.why.get("recipe")
+    if not isinstance(settings, Mapping):
+        return ""
+    return ", ".join(f"{name.replace('_', ' ')} {value!s:.100}" for name, value in settings.items())
+
+
+def _network_words(trial: Trial) -> str:
     if trial.proposal.morphs:
         return "; ".join(map(morph_words, trial.proposal.morphs))
     if final := trial.proposal.why.get("final"):
@@ -76,6 +89,8 @@ def trial_words(trial: Trial) -> str:
         return "trained longer"
     if trial.proposal.why.get("reason") == "narrower":
         return "start, narrower"
+    if trial.proposal.why.get("reason") == "afresh":
+        return "the best, from fresh weights"
     return "start, with weights given" if trial.proposal.why.get("weights") == "given" else "start"
 
 

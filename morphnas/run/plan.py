@@ -19,7 +19,7 @@ from morphnas.run.files import RunError
 from morphnas.train.augment import Draw
 from morphnas.train.data import Task, steps
 from morphnas.train.predict import latency
-from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe, known_fields
+from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe, known_fields, usual_rate
 from morphnas.train.step import EAGER, RECORDERS, Step, computing
 
 CHILD = 0.04
@@ -281,14 +281,6 @@ def batch_size(n: int, device: torch.device) -> int:
     """Examples per step, a power of 2: an epoch of large data has about 400 steps, on a GPU about 100 (`gpu.py`)."""
     smallest, largest, several = (128, 512, 100) if device.type == "cuda" else (64, 128, 400)
     return min(largest, max(smallest, 1 << (n // several).bit_length()))
-
-
-def usual_rate(optimizer: Optimizer, batch_size: int) -> float:
-    """The learning rate for batches of 64, times the square root of how many times as large they are.
-
-    AdamW's is a fifth of the others' (`benchmarks/ablation_recipe.py`).
-    """
-    return (0.02 if optimizer == "adamw" else 0.1) * math.sqrt(batch_size / 64)
 
 
 def default_recipe(n: int, device: torch.device, augment: bool | None, shape: Shape) -> Recipe:

@@ -36,7 +36,7 @@ from morphnas.graph.graph import bounded
 from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors
 from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
 from morphnas.search.pareto import COSTS, check_cost, front
-from morphnas.search.trial import Proposal, Trial
+from morphnas.search.trial import Proposal, Trial, grown
 from morphnas.train.recipe import Outcome, Recipe
 
 FORMAT = 1
@@ -71,16 +71,6 @@ def proposal_from_json(data: Mapping[str, Any]) -> Proposal:
     if len(morphs) > MAX_MORPHS:
         raise ValueError(f"it has {len(morphs):,} morphs, at most {MAX_MORPHS:,} are read")
     return Proposal(start, tuple(map(morph_from_json, morphs)), Recipe.from_json(data.get("recipe", {})), why)
-
-
-def grown(proposal: Proposal, graphs: Mapping[int, Graph]) -> Graph:
-    """The graph that a proposal describes, given those of the trials it may start from."""
-    if not isinstance(proposal.start, Graph) and proposal.start not in graphs:
-        raise ValueError(f"it starts from trial {proposal.start}, which is not there")
-    graph = proposal.start if isinstance(proposal.start, Graph) else graphs[proposal.start]
-    for morph in proposal.morphs:
-        graph = morph.grow(graph)
-    return graph
 
 
 # -- the folder

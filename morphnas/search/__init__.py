@@ -24,6 +24,7 @@ from morphnas.search.trial import (
     inherited_epochs,
     lineage,
 )
+from morphnas.search.tuned import Choice, Range, Tuned, ranges_of
 
 SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "bayesian": BayesianSearcher,
@@ -38,8 +39,8 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
 """The searchers by the names that estimators know them by."""
 
 __all__ = [
-    "BayesianSearcher", "Belief", "EvolutionSearcher", "GreedySearcher", "GridSearcher", "HalvingSearcher",
-    "HillClimbingSearcher", "Left", "MorphSpace", "ParetoSearcher", "Patient", "Promote", "Proposal", "RandomSearcher",
-    "SEARCHERS", "Searcher", "Space", "Trial", "distances", "fidelities", "inherited_epochs", "lineage", "sketch",
-    "winner",
+    "BayesianSearcher", "Belief", "Choice", "distances", "EvolutionSearcher", "fidelities", "GreedySearcher",
+    "GridSearcher", "HalvingSearcher", "HillClimbingSearcher", "inherited_epochs", "Left", "lineage",
+    "MorphSpace", "ParetoSearcher", "Patient", "Promote", "Proposal", "RandomSearcher", "Range", "ranges_of",
+    "Searcher", "SEARCHERS", "sketch", "Space", "Trial", "Tuned", "winner",
 ]  # fmt: skip

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from morphnas.search.distance import SKIP, Array, Gauge, Sketch
 from morphnas.search.surrogate import Posterior, fit, spread_landmarks
 from morphnas.search.trial import Trial
+from morphnas.train.recipe import Optimizer, Recipe
 
 INHERITED = 0.5
 """What an epoch that went into the inherited weights counts, against one of the trial's own."""
@@ -35,15 +38,33 @@ def fidelities(trials: Sequence[Trial]) -> dict[int, float]:
     return found
 
 
+def coordinates(recipe: Recipe) -> Array:
+    """A recipe as a point, (s,): about as far from another one, in units, as it trains otherwise.
+
+    Without what says how long a network is trained, and with mirroring left out, which is found out for all of a run.
+    """
+    change = recipe.augment
+    return np.array([
+        math.log(recipe.lr, 4), math.log(recipe.batch_size, 4), math.log10(recipe.weight_decay + 1e-6),
+        4 * recipe.dropout, 5 * recipe.label_smoothing, -math.log10(1 - recipe.momentum), math.log(recipe.bias_rate, 8),
+        math.log2(1 + recipe.average), 2 * recipe.warmup, float(recipe.whiten),
+        *(float(recipe.optimizer == name) for name in get_args(Optimizer)),
+        10 * (change.shift or 0.0), 4 * change.cutout, change.rotate / 15,
+    ])  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Belief:
     """The surrogate, together with what it measures networks against.
 
-    measured: (trials with a score, landmarks), the distances that it has learnt from.
+    measured: (trials with a score, landmarks), the distances that it has learnt from. settings: (those, s), of their
+    recipes. varied: (s,), which of them differ among all trials.
     """
 
     landmarks: Gauge
     measured: Array
+    settings: Array
+    varied: NDArray[np.bool_]
     posterior: Posterior
 
     @staticmethod
@@ -55,28 +76,41 @@ class Belief:
         chosen = spread_landmarks(np.array([t.score for t in distinct], dtype=np.float64))
         landmarks = Gauge.of([distinct[i].sketch for i in chosen], skip_weight)
         measured = landmarks.distances([t.sketch for t in scored])
+        points = _points([t.proposal.recipe for t in scored])
+        varied = np.ptp(points, axis=0) > 0 if len(points) else np.zeros(points.shape[1], dtype=bool)
         posterior = fit(
             measured,
             np.array([epochs[t.id] for t in scored], dtype=np.float64),
             np.array([t.score for t in scored], dtype=np.float64),
+            points[:, varied],
         )
         running = [t for t in trials if t.outcome is None]
         posterior = posterior.believe(
             landmarks.distances([t.sketch for t in running]),
             np.array([epochs[t.id] for t in running], dtype=np.float64),
+            _points([t.proposal.recipe for t in running])[:, varied],
         )
-        return Belief(landmarks, measured, posterior)
+        return Belief(landmarks, measured, points, varied, posterior)
 
-    def predict(self, sketches: Sequence[Sketch], epochs: Sequence[float] | float) -> tuple[Array, Array]:
+    def predict(
+        self, sketches: Sequence[Sketch], epochs: Sequence[float] | float, recipes: Sequence[Recipe]
+    ) -> tuple[Array, Array]:
         """Mean and standard deviation of the score of every network after so many epochs, inherited ones discounted."""
-        return self._predict(self.landmarks.distances(sketches), epochs)
+        return self._predict(self.landmarks.distances(sketches), epochs, _points(recipes))
 
     def review(self, epochs: Sequence[float] | float) -> tuple[Array, Array]:
         """The same of the trials with a score, in their order."""
-        return self._predict(self.measured, epochs)
+        return self._predict(self.measured, epochs, self.settings)
 
-    def _predict(self, measured: Array, epochs: Sequence[float] | float) -> tuple[Array, Array]:
-        return self.posterior.predict(measured, np.broadcast_to(np.asarray(epochs, np.float64), len(measured)))
+    def _predict(self, measured: Array, epochs: Sequence[float] | float, points: Array) -> tuple[Array, Array]:
+        long = np.broadcast_to(np.asarray(epochs, np.float64), len(measured))
+        return self.posterior.predict(measured, long, points[:, self.varied])
+
+
+def _points(recipes: Sequence[Recipe]) -> Array:
+    """Those of the recipes, (n, s)."""
+    rows = [coordinates(recipe) for recipe in recipes]
+    return np.array(rows) if rows else np.empty((0, len(coordinates(Recipe()))))
 
 
 def winner(trials: Sequence[Trial]) -> Trial | None:

@@ -79,8 +79,11 @@ class Guided(StartsFirst):
         known = belief.review(alike)
         aim = self.aim(scored, known[0], exploring)
 
-        def promise(graphs: Sequence[Graph]) -> Array:
-            return aim.promise(graphs, *belief.predict([sketch(graph) for graph in graphs], alike))
+        def promise(some: Sequence[Candidate]) -> Array:
+            """Of networks that are trained as those were from which they inherit."""
+            recipes = [one.root.proposal.recipe for one in some]
+            expected = belief.predict([sketch(one.graph) for one in some], alike, recipes)
+            return aim.promise([one.graph for one in some], *expected)
 
         promised = aim.promise([t.graph for t in scored], *known)
         below = [(t, float(value)) for t, value in zip(scored, promised, strict=True) if t.id in roots]
@@ -89,7 +92,8 @@ class Guided(StartsFirst):
             return None
         best, value, looked = climbed
         mine = [sketch(best.graph)]
-        mean, sd = belief.predict(mine, self.recipe.epochs + INHERITED * fidelities(trials)[best.root.id])
+        epochs = self.recipe.epochs + INHERITED * fidelities(trials)[best.root.id]
+        mean, sd = belief.predict(mine, epochs, [best.root.proposal.recipe])
         apart = distances(mine, [t.sketch for t in scored], self.skip_weight)[0]
         return best.propose(
             self.recipe,
@@ -115,7 +119,7 @@ class Guided(StartsFirst):
         self,
         roots: Sequence[tuple[Trial, float]],
         rules: Rules,
-        promise: Callable[[Sequence[Graph]], Array],
+        promise: Callable[[Sequence[Candidate]], Array],
         longest: int,
         rng: np.random.Generator,
     ) -> tuple[Candidate, float, int] | None:
@@ -148,7 +152,7 @@ class Guided(StartsFirst):
                     fitting.append(Candidate(parent.root, (*parent.morphs, morph), graph))
             if not fitting:
                 continue
-            values = promise([one.graph for one in fitting]).tolist()
+            values = promise(fitting).tolist()
             promised.extend(values)
             scale = float(np.std(promised)) * temperature
             for one, value in zip(fitting, values, strict=True):

@@ -2,7 +2,8 @@
 
 A network is seen through its distances to m landmark networks, phi(a) = (d(a, x_1), ..., d(a, x_m)) / sqrt(m), and a
 stock kernel works on those vectors: positive definite whatever the distance, and one kernel fits and predicts. How long
-a network was trained is one more coordinate, so that short and long trainings inform each other.
+a network was trained is one more coordinate, so that short and long trainings inform each other, and the settings that
+it was trained with are further ones.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,50 +43,72 @@ _EPOCH_WEIGHTS = (0.3, 0.1, 1.0)
 """A doubling of the epochs is as far as this share of the median distance between networks. The kernel is fitted with
 the first; then the likeliest is taken."""
 
+_SETTING_WEIGHTS = (1.0, 0.3, 3.0)
+"""The same of a setting's unit, see `morphnas.search.belief.coordinates`."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How trainings become what the kernel sees.
+
+    unit: median distance between the observed networks. epochs, settings: what a doubling of the epochs, and a unit of
+    a setting, is as far as, in such units.
+    """
+
+    unit: float
+    epochs: float = _EPOCH_WEIGHTS[0]
+    settings: float = _SETTING_WEIGHTS[0]
+
+    def features(self, distances: Array, epochs: Array, settings: Array) -> Array:
+        """Scaled distances to the landmarks, the logarithm of the epochs, and the settings: (n, m + 1 + s)."""
+        phi = distances / (self.unit * math.sqrt(max(1, distances.shape[1])))
+        return np.column_stack([phi, self.epochs * np.log2(1 + epochs), self.settings * settings])
+
 
 @dataclass(frozen=True)
 class Posterior:
     """Beliefs about scores after some observations; `fit` makes it.
 
-    centre, scale: of the scores, in their unit. unit: median distance between the observed networks. epoch_weight: see
-    `_features`. kernel: fitted, noise included. model: of the features and the standardised scores; None without any.
+    centre, scale: of the scores, in their unit. kernel: fitted, noise included. model: of the features and the
+    standardised scores; None without any.
     """
 
     centre: float
     scale: float
-    unit: float
-    epoch_weight: float
+    scales: Scales
     kernel: Kernel
     model: GaussianProcessRegressor | None
 
-    def predict(self, distances: Array, epochs: Array) -> tuple[Array, Array]:
+    def predict(self, distances: Array, epochs: Array, settings: Array | None = None) -> tuple[Array, Array]:
         """Mean and standard deviation (k,) of the scores without noise, in the scores' unit.
 
-        distances: (k, m) to the landmarks. epochs: (k,).
+        distances: (k, m) to the landmarks. epochs: (k,). settings: (k, s), as those of the observations.
         """
         if self.model is None:
             return np.full(len(epochs), self.centre), np.full(len(epochs), self.scale)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a variance that rounding made negative is set to 0
-            mean, sd = self.model.predict(_features(distances, epochs, self.unit, self.epoch_weight), return_std=True)
+            features = self.scales.features(distances, epochs, _settings(settings, epochs))
+            mean, sd = self.model.predict(features, return_std=True)
         variance = np.maximum(0.0, sd**2 - self.kernel.k2.noise_level)
         return self.centre + self.scale * mean, self.scale * np.sqrt(variance)
 
-    def believe(self, distances: Array, epochs: Array) -> Posterior:
-        """The posterior if what is predicted for these, (k, m) and (k,), were observed: the kriging believer.
+    def believe(self, distances: Array, epochs: Array, settings: Array | None = None) -> Posterior:
+        """The posterior if what is predicted for these, (k, m), (k,) and (k, s), were observed: the kriging believer.
 
         After Ginsbourger, Le Riche and Carraro 2010, "Kriging is well-suited to parallelize optimization", section 4.
         """
         if self.model is None or not len(epochs):
             return self
-        features = _features(distances, epochs, self.unit, self.epoch_weight)
-        mean = (self.predict(distances, epochs)[0] - self.centre) / self.scale
+        features = self.scales.features(distances, epochs, _settings(settings, epochs))
+        mean = (self.predict(distances, epochs, settings)[0] - self.centre) / self.scale
         features, targets = np.concatenate([self.model.X_train_, features]), np.concatenate([self.model.y_train_, mean])
         return replace(self, model=_regressor(self.kernel, None).fit(features, targets))
 
 
-def fit(distances: Array, epochs: Array, scores: Array) -> Posterior:
-    """Beliefs from observations: distances to the landmarks (n, m), epochs (n,) and scores (n,); n may be 0.
+def fit(distances: Array, epochs: Array, scores: Array, settings: Array | None = None) -> Posterior:
+    """Beliefs from observations: distances to the landmarks (n, m), epochs (n,), scores (n,) and, where networks were
+    trained with several, settings (n, s), to be compared as they are; n may be 0.
 
     Length scale, amplitude and noise maximise the marginal likelihood (Rasmussen and Williams 2006, eq. 5.8).
     """
@@ -92,36 +116,38 @@ def fit(distances: Array, epochs: Array, scores: Array) -> Posterior:
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
     targets, centre, scale = standardise(scores)
-    unit = median_distance(_features(distances, epochs, 1.0, 0.0))
+    settings = _settings(settings, epochs)
+    unit = median_distance(Scales(1.0, 0.0, 0.0).features(distances, epochs, settings))
     kernel = ConstantKernel(1.0, (0.1, 100.0)) * Matern(2.0, (1 / 8, 8.0), nu=2.5) + WhiteKernel(0.05, (1e-3, 1.0))
     if not len(targets):
-        return Posterior(centre, scale, unit, _EPOCH_WEIGHTS[0], kernel, None)
+        return Posterior(centre, scale, Scales(unit), kernel, None)
     some = np.unique(np.linspace(0, len(targets) - 1, _FULL).astype(int))
     optimizer = "fmin_l_bfgs_b" if len(targets) >= _FEW else None
-    fitted: list[tuple[float, float, GaussianProcessRegressor]] = []
-    for weight in _EPOCH_WEIGHTS if np.ptp(epochs) > 0 else _EPOCH_WEIGHTS[:1]:
+    fitted: list[tuple[float, Scales, GaussianProcessRegressor]] = []
+    several = (_EPOCH_WEIGHTS, np.ptp(epochs) > 0), (_SETTING_WEIGHTS, settings.shape[1] > 0)
+    for weights in product(*(weights if vary else weights[:1] for weights, vary in several)):
+        scales = Scales(unit, *weights)
         model = _regressor(kernel, optimizer)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a parameter at its bound is an answer, too
-            model.fit(_features(distances[some], epochs[some], unit, weight), targets[some])
-        fitted.append((float(model.log_marginal_likelihood_value_), weight, model))
+            model.fit(scales.features(distances[some], epochs[some], settings[some]), targets[some])
+        fitted.append((float(model.log_marginal_likelihood_value_), scales, model))
         kernel, optimizer = model.kernel_, None
-    _, weight, model = max(fitted, key=lambda one: one[0])
+    _, scales, model = max(fitted, key=lambda one: one[0])
     if len(some) < len(targets):
-        model = _regressor(kernel, None).fit(_features(distances, epochs, unit, weight), targets)
-    return Posterior(centre, scale, unit, weight, kernel, model)
+        model = _regressor(kernel, None).fit(scales.features(distances, epochs, settings), targets)
+    return Posterior(centre, scale, scales, kernel, model)
+
+
+def _settings(settings: Array | None, epochs: Array) -> Array:
+    """Those given, or none."""
+    return np.empty((len(epochs), 0)) if settings is None else settings
 
 
 def _regressor(kernel: Kernel, optimizer: str | None) -> GaussianProcessRegressor:
     from sklearn.gaussian_process import GaussianProcessRegressor
 
     return GaussianProcessRegressor(kernel, alpha=1e-8, optimizer=optimizer)
-
-
-def _features(distances: Array, epochs: Array, unit: float, epoch_weight: float) -> Array:
-    """What the kernel sees, (n, m + 1): scaled distances to the landmarks, and the logarithm of the epochs."""
-    phi = distances / (unit * math.sqrt(max(1, distances.shape[1])))
-    return np.column_stack([phi, epoch_weight * np.log2(1 + epochs)])
 
 
 def median_distance(features: Array) -> float:

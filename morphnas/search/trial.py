@@ -145,6 +145,16 @@ def check_numbers(searcher: Any, *from_zero: str) -> None:
         object.__setattr__(searcher, setting.name, tuple(numbers) if several else numbers[0])
 
 
+def grown(proposal: Proposal, graphs: Mapping[int, Graph]) -> Graph:
+    """The graph that a proposal describes, given those of the trials it may start from."""
+    if not isinstance(proposal.start, Graph) and proposal.start not in graphs:
+        raise ValueError(f"it starts from trial {proposal.start}, which is not there")
+    graph = proposal.start if isinstance(proposal.start, Graph) else graphs[proposal.start]
+    for morph in proposal.morphs:
+        graph = morph.grow(graph)
+    return graph
+
+
 def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
     """The trial's ancestors, oldest first, and itself; from one on whose parent is not there, as it cannot be read.
 

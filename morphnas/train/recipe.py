@@ -67,6 +67,8 @@ class Recipe:
     cuda_graphs: whether a GPU replays recorded steps (see `morphnas.train.step`); elsewhere it is of no matter.
     lr: peak learning rate, per mean loss of a batch; it rises over `warmup` of the schedule and falls linearly to 0.
     weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw.
+    dropout: share of what dense layers read that is set to 0 in training, except where the first layer of all is one,
+        which reads the examples (Srivastava et al. 2014, JMLR 15, 1929-1958).
     label_smoothing: probability mass spread over all classes, where there are any.
     whiten: the first convolution of images of at least 16 x 16 pixels has filters that whiten their patches (see
         `morphnas.train.whitening`), which are no more trained: not by whoever inherits them, either.
@@ -86,6 +88,7 @@ class Recipe:
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    dropout: float = 0.0
     label_smoothing: float = 0.1
     whiten: bool = False
     bias_rate: float = 1.0
@@ -99,7 +102,7 @@ class Recipe:
         for name, low, high in (
             ("epochs", 1, MAX_EPOCHS), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6),
             ("momentum", 0, 0.9999),
-            ("weight_decay", 0, 1e6), ("label_smoothing", 0, 0.999), ("bias_rate", 1e-3, 1e3),
+            ("weight_decay", 0, 1e6), ("dropout", 0, 0.99), ("label_smoothing", 0, 0.999), ("bias_rate", 1e-3, 1e3),
             ("average", 0, 1e6), ("warmup", 0, 1), ("patience", 1, 100_000),
         ):  # fmt: skip
             value = getattr(self, name)
@@ -129,6 +132,14 @@ class Recipe:
         return Recipe(
             **known_fields(Recipe, data) | {"augment": Augment(**known_fields(Augment, data.get("augment", {})))}
         )
+
+
+def usual_rate(optimizer: Optimizer, batch_size: int) -> float:
+    """The learning rate for batches of 64, times the square root of how many times as large they are.
+
+    AdamW's is a fifth of the others' (`benchmarks/ablation_recipe.py`).
+    """
+    return (0.02 if optimizer == "adamw" else 0.1) * math.sqrt(batch_size / 64)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ import copy
 import functools
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from morphnas.train.augment import Draw, augmented
 from morphnas.train.data import Task, steps
@@ -179,7 +181,8 @@ class Step:
 
     def _run(self, draw: Draw) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._gradients(draw.split(steps(len(draw), self.micro)))
+        with dropping(self.module, self.recipe.dropout):
+            loss = self._gradients(draw.split(steps(len(draw), self.micro)))
         with computing(self.recipe.precision, self.task.device):
             self.optimizer.step()
         if self.mirrored is not None:
@@ -242,6 +245,24 @@ def optimizer_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.AdamW(settings, fused=True, capturable=any(p.is_cuda for p in module.parameters()))
     kind = Muon if recipe.optimizer == "muon" else torch.optim.SGD
     return kind(settings, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
+
+
+@contextmanager
+def dropping(module: nn.Module, share: float) -> Iterator[None]:
+    """Where dense layers read what a share is missing of, see `Recipe.dropout`. The module is afterwards as it was."""
+
+    def dropped(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (F.dropout(inputs[0], share), *inputs[1:])
+
+    weighted = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
+    layers = [layer for layer in module.modules() if isinstance(layer, weighted)]
+    dense = [layer for layer in layers[1:] if isinstance(layer, nn.Linear)] if share else []
+    hooks = [layer.register_forward_pre_hook(dropped) for layer in dense]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -28,14 +28,13 @@ from morphnas.run.files import RunError, read_json, write_bytes, write_json
 from morphnas.run.store import (
     FORMAT,
     Store,
-    grown,
     load_model,
     load_run,
     proposal_from_json,
     proposal_to_json,
     versions,
 )
-from morphnas.search.trial import Proposal, Trial, lineage
+from morphnas.search.trial import Proposal, Trial, grown, lineage
 from morphnas.train.recipe import Augment, Epoch, Outcome, Recipe
 from tests.run.doubles import (
     GOOD,

@@ -112,12 +112,12 @@ def test_running_trials_are_believed() -> None:
     alone = Belief.of(trials)
     running = Trial(12, Proposal(3, (), Recipe()), network("22221111"))
     believed = Belief.of([*trials, running])
-    before, after = alone.predict(candidate, 12.0), believed.predict(candidate, 12.0)
+    before, after = (belief.predict(candidate, 12.0, [Recipe()]) for belief in (alone, believed))
     assert after[1] < before[1]
     assert after[0] == pytest.approx(before[0], abs=0.05)
     assert outcome_of(running.graph).score == pytest.approx(float(after[0][0]), abs=1)
 
 
 def test_belief_of_nothing() -> None:
-    mean, sd = Belief.of([]).predict([sketch(GRAPH)], 8.0)
+    mean, sd = Belief.of([]).predict([sketch(GRAPH)], 8.0, [Recipe()])
     assert (mean.item(), sd.item()) == (0.0, 1.0)

@@ -16,6 +16,8 @@ from morphnas.search import (
     Promote,
     Searcher,
     Space,
+    Tuned,
+    ranges_of,
 )
 from tests.contracts import Make, MorphingContract, SearcherContract, SpaceContract
 from tests.table import TableSpace
@@ -53,6 +55,11 @@ def promoted_evolution(space: Space, limits: Limits, seed: int) -> Searcher:
     return Promote(evolution(space, limits, seed))
 
 
+def tuned(space: Space, limits: Limits, seed: int) -> Searcher:
+    ranges = ranges_of({"lr": (0.01, 1.0), "optimizer": ["sgd", "adamw"]})
+    return Promote(Tuned(bayesian(space, limits, seed), ranges, limits=limits, seed=seed, candidates=8))
+
+
 class TestSpaces(SpaceContract):
     @pytest.fixture(params=["table", "shrinking table", "morphs", "flat", "some morphs"])
     def space(self, request: pytest.FixtureRequest) -> Space:
@@ -75,6 +82,7 @@ MAKE: dict[str, Make] = {name: named(name) for name in SEARCHERS} | {
     "promoted bayesian": promoted_bayesian,
     "promoted evolution": promoted_evolution,
     "patient": patient,
+    "tuned": tuned,
 }
 
 
@@ -85,6 +93,6 @@ class TestSearchers(SearcherContract):
 
 
 class TestMorphing(MorphingContract):
-    @pytest.fixture(params=[name for name in MAKE if name != "grid"])
+    @pytest.fixture(params=[name for name in MAKE if name not in ("grid", "tuned")])
     def make(self, request: pytest.FixtureRequest) -> Make:
         return MAKE[request.param]

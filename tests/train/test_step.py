@@ -26,7 +26,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
 from morphnas.train.recipe import Augment, Optimizer, Recipe
-from morphnas.train.step import EAGER, RECORDERS, CudaGraphs, Run, Step
+from morphnas.train.step import EAGER, RECORDERS, CudaGraphs, Run, Step, dropping
 from morphnas.train.trainer import train
 from tests.train.tasks import blobs, equal, images, linear, seeded, state
 
@@ -356,3 +356,37 @@ def test_nothing_in_a_step_asks_for_a_value(make: Any) -> None:
     assert tape.done
     with Tape(), pytest.raises(RuntimeError, match="waits for the device"):
         torch.ones(()).item()
+
+
+@pytest.mark.parametrize(("make", "shape"), [(mlp, (6,)), (mlp, (2, 6, 6)), (cnn, (3, 16, 16)), (densenet, (1, 9))])
+def test_dense_layers_read_less_but_the_first_of_all_layers(make: Any, shape: tuple[int, ...]) -> None:
+    module = to_module(make(shape, 3, width=32))
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    read: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, given, _: read[layer].append(given[0].detach()))
+    x = torch.randn(64, *shape, generator=seeded())
+    module(x)
+    before = copy.deepcopy(module.state_dict())
+    with dropping(module, 0.25):
+        module.load_state_dict(before)  # batch norms of the first pass have moved
+        module(x)
+    for layer in layers:
+        whole, some = ((values != 0).double().mean().item() for values in read[layer])
+        less = isinstance(layer, nn.Linear) and layer is not layers[0]
+        assert some == pytest.approx(whole * (0.75 if less else 1.0), abs=0.07)
+        assert not layer._forward_pre_hooks
+    if isinstance(second := layers[1], nn.Linear):
+        whole_values, some_values = read[second]
+        assert torch.allclose(some_values[some_values != 0], whole_values[some_values != 0] / 0.75)
+
+
+def test_nothing_of_dropout_is_left_in_a_network() -> None:
+    module, task = to_module(mlp((2, 4, 4), 3, width=16)), images(64, 16, (2, 4, 4))
+    assert train(module, task, Recipe(epochs=2, dropout=0.5), NEVER, seeded()).status == "finished"
+    x = task.normalised(task.train.x)
+    module.train()
+    module(x)
+    with torch.no_grad():
+        one, other = module(x), module(x)
+    assert torch.equal(one, other)

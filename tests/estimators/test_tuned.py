@@ -1,0 +1,104 @@
+"""Hyperparameters that are searched: what is given, what is tried, and what people see of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import morphnas
+from morphnas import ImageClassifier, ImageRegressor
+from morphnas.report.words import trial_words
+from tests.run.doubles import comparable
+
+RANGES: dict[str, Any] = {"lr": (0.01, 0.5), "dropout": (0.0, 0.5), "optimizer": ["sgd", "adamw"]}
+ARGS: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 3, "precision": "float32", **RANGES}}
+
+
+def rows(n: int = 150) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    x = np.random.default_rng(0).normal(size=(n, 5)).astype(np.float32)
+    return x, (x[:, 0] * x[:, 1] > 0).astype(int)
+
+
+def fitted(path: Path, **more: Any) -> ImageClassifier:
+    settings: dict[str, Any] = {"random_state": 1, "max_trials": 10, "searcher_args": ARGS}
+    return ImageClassifier(path, **(settings | more)).fit(*rows(), time_limit=600)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
+    return fitted(tmp_path_factory.mktemp("tuned") / "run")
+
+
+def test_what_is_tried_lies_within_the_ranges(classifier: ImageClassifier) -> None:
+    run = classifier.load_searcher()
+    searched = [t for t in run.trials if "recipe" in t.proposal.why]
+    assert len(searched) >= 4
+    for trial in searched:
+        recipe = trial.proposal.recipe
+        assert 0.01 <= recipe.lr <= 0.5
+        assert 0 <= recipe.dropout <= 0.5
+        assert f"lr {recipe.lr}, dropout {recipe.dropout}, optimizer {recipe.optimizer}" in trial_words(trial)
+    assert len({t.proposal.recipe.lr for t in searched}) == len({t.proposal.recipe for t in searched})
+
+
+def test_the_final_training_has_the_winners_settings(classifier: ImageClassifier) -> None:
+    run = classifier.load_searcher()
+    winner = run.trial(run.get_best_model_id()).proposal.recipe
+    finals = [t.proposal.recipe for t in run.trials if t.final]
+    assert finals
+    for recipe in finals:
+        assert (recipe.dropout, recipe.optimizer) == (winner.dropout, winner.optimizer)
+
+
+def test_the_same_seed_tries_the_same(classifier: ImageClassifier, tmp_path: Path) -> None:
+    again = fitted(tmp_path / "again")
+    one, other = (c.load_searcher().trials for c in (classifier, again))
+    assert comparable(one) == comparable(other)
+
+
+def test_a_run_is_gone_on_with_as_if_it_had_not_ended(classifier: ImageClassifier, tmp_path: Path) -> None:
+    fitted(tmp_path / "run", max_trials=6, refit=False)
+    more = fitted(tmp_path / "run", resume=True, refit=False)
+    whole = [t for t in classifier.load_searcher().trials if not t.final]
+    assert comparable(more.load_searcher().trials) == comparable(whole)
+
+
+def test_people_see_what_is_searched(classifier: ImageClassifier, tmp_path: Path) -> None:
+    words = str(classifier.search_space_summary(*rows(), time_limit=600))
+    assert "searched, too: lr from 0.01 to 0.5, dropout from 0 to 0.5, optimizer sgd or adamw" in words
+    run = classifier.load_searcher()
+    tried = next(t for t in run.trials if "recipe" in t.proposal.why)
+    assert f"lr {tried.proposal.recipe.lr}" in str(morphnas.explain(run, tried.id))
+    page = morphnas.write_report(run, tmp_path / "page.html")
+    assert f"lr {tried.proposal.recipe.lr}" in Path(page).read_text()
+
+
+def test_amounts_too(tmp_path: Path) -> None:
+    x, _ = rows()
+    found = ImageRegressor(tmp_path / "run", random_state=0, max_trials=6, refit=False, searcher_args=ARGS)
+    found.fit(x, x.sum(1), time_limit=600)
+    assert any("recipe" in t.proposal.why for t in found.load_searcher().trials)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"searcher_args": {"trainer_args": {"lr": (0.5, 0.1)}}}, "trainer_args: lr: a range is two finite numbers"),
+        ({"searcher_args": {"trainer_args": {"max_iter_num": (2, 4)}}}, "epochs is not searched"),
+        ({"searcher_args": {"trainer_args": {"speed": (2, 4)}}}, "trainer_args: speed"),
+        ({"searcher_args": ARGS, "search_type": "pareto"}, "search_type='pareto' does not search lr, dropout"),
+    ],
+)
+def test_what_cannot_be_searched(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        ImageClassifier(tmp_path / "run", **changes).fit(*rows(), time_limit=5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_final_training_takes_one_value(classifier: ImageClassifier) -> None:
+    x, y = rows()
+    with pytest.raises(ValueError, match="lr must be a number"):
+        classifier.final_fit(x, y, x, y, trainer_args={"lr": (0.1, 0.2)}, time_limit=5)

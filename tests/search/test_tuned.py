@@ -1,0 +1,195 @@
+"""Recipes that are searched together with networks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from morphnas.graph import Limits
+from morphnas.search import (
+    BayesianSearcher,
+    Left,
+    Promote,
+    Proposal,
+    RandomSearcher,
+    Range,
+    Searcher,
+    Trial,
+    Tuned,
+    ranges_of,
+)
+from morphnas.search.belief import Belief, coordinates
+from morphnas.search.distance import sketch
+from morphnas.search.promote import is_promotion
+from morphnas.train.recipe import Augment, Outcome, Recipe, usual_rate
+from tests.table import TableSpace, grown, network, outcome_of, score
+
+AMPLE = Left(math.inf)
+SPACE = TableSpace()
+RANGES = ranges_of({"lr": (0.001, 1.0), "dropout": (0.0, 0.5), "optimizer": ["sgd", "adamw"]})
+BEST = 0.02
+"""The learning rate that the networks here are best with."""
+
+
+def told(trial: Trial) -> Outcome:
+    """What the table says, less what another rate than the best one costs: as much for every tenfold."""
+    outcome = outcome_of(trial.graph)
+    assert outcome.score is not None
+    return replace(outcome, score=outcome.score - 0.3 * off(trial))
+
+
+def off(trial: Trial) -> float:
+    """How many tenfolds the rate is away from the best one."""
+    return abs(math.log10(trial.proposal.recipe.lr / BEST))
+
+
+def search(searcher: Searcher, n: int) -> list[Trial]:
+    trials: list[Trial] = []
+    while len(trials) < n and (proposal := searcher.ask(trials, AMPLE)) is not None:
+        trial = Trial(len(trials), proposal, grown(trials, proposal.start, proposal.morphs))
+        trials.append(replace(trial, outcome=told(trial), kept=True))
+    return trials
+
+
+def tuned(seed: int = 0, **settings: Any) -> Tuned:
+    recipe = Recipe(lr=0.5)
+    inner = BayesianSearcher(SPACE, recipe, seed=seed, candidates=16)
+    return Tuned(inner, RANGES, recipe, seed=seed, candidates=32, **settings)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_better_rate_is_found_and_gone_on_with(seed: int) -> None:
+    trials = search(tuned(seed), 30)
+    fixed = search(BayesianSearcher(SPACE, Recipe(lr=0.5), seed=seed, candidates=16), 30)
+    best, without = (max(ts, key=score) for ts in (trials, fixed))
+    assert off(best) < 0.4
+    assert score(best) > score(without) + 0.15
+    assert np.median([off(t) for t in trials[-10:]]) < 0.4
+
+
+def test_first_networks_and_those_trained_on_keep_their_recipes() -> None:
+    trials = search(Promote(tuned(), keep=2), 24)
+    starts = [t for t in trials if t.proposal.why["reason"] == "start"]
+    assert [t.proposal.recipe for t in starts] == [Recipe(lr=0.5)] * 4
+    promoted = [t for t in trials if is_promotion(t)]
+    assert len({t.proposal.recipe.lr for t in promoted}) > 1
+    for trial in promoted:
+        before = trials[trial.parent or 0].proposal.recipe
+        assert trial.proposal.recipe == replace(before, epochs=trial.epochs)
+
+
+def test_recipes_stay_within_their_ranges_and_are_noted_down() -> None:
+    for trial in search(tuned(), 25)[4:]:
+        recipe = trial.proposal.recipe
+        assert 0.001 <= recipe.lr <= 1.0
+        assert 0 <= recipe.dropout <= 0.5
+        assert recipe == replace(Recipe(), lr=recipe.lr, dropout=recipe.dropout, optimizer=recipe.optimizer)
+        expected = {"lr": recipe.lr, "dropout": recipe.dropout, "optimizer": recipe.optimizer}
+        assert trial.proposal.why["recipe"] == expected
+
+
+def test_where_no_network_is_new_the_best_is_trained_afresh() -> None:
+    alone = TableSpace(("22221111",))
+    trials = search(Tuned(RandomSearcher(alone, limits=Limits(morphs=())), RANGES), 12)
+    assert {t.graph.key for t in trials} == {network("22221111").key}
+    assert [t.proposal.why["reason"] for t in trials] == ["start", *["afresh"] * 11]
+    assert all(isinstance(t.proposal.start, type(t.graph)) for t in trials)
+    assert len({t.proposal.recipe for t in trials}) == 12
+
+
+def test_nothing_afresh_without_budget_or_beyond_the_limits() -> None:
+    alone = TableSpace(("22221111",))
+    trials = search(Tuned(RandomSearcher(alone, limits=Limits(morphs=())), RANGES), 5)
+    searcher = Tuned(RandomSearcher(alone, limits=Limits(morphs=())), RANGES)
+    assert searcher.ask(trials, Left(0.0)) is None
+    assert searcher.ask(trials, Left(10.0, seconds_per_flop=1.0)) is None
+    assert searcher.ask(trials, Left(10.0, 0)) is None
+    small = Tuned(searcher.searcher, RANGES, limits=Limits(max_params=1))
+    assert small.ask(trials, AMPLE) is None
+
+
+def test_the_rate_follows_an_optimizer_that_is_searched() -> None:
+    recipe = Recipe(lr=2 * usual_rate("sgd", 128), batch_size=128)
+    ranges = ranges_of({"optimizer": ["sgd", "adamw"], "batch_size": (32, 512)})
+    trials = search(Tuned(RandomSearcher(SPACE, recipe), ranges, recipe), 20)
+    found = [t.proposal.recipe for t in trials]
+    assert {r.optimizer for r in found} == {"sgd", "adamw"}
+    for r in found:
+        assert isinstance(r.batch_size, int)
+        assert r.lr == pytest.approx(2 * usual_rate(r.optimizer, r.batch_size))
+
+
+def test_a_belief_tells_recipes_apart() -> None:
+    graph = network("11111111")
+    trials = []
+    for i, lr in enumerate(np.geomspace(0.001, 1.0, 12)):
+        trial = Trial(i, Proposal(graph, (), Recipe(lr=float(lr))), graph)
+        trials.append(replace(trial, outcome=told(trial), kept=True))
+    belief = Belief.of(trials)
+    mean, _ = belief.predict([sketch(graph)] * 3, 8.0, [Recipe(lr=lr) for lr in (0.001, BEST, 1.0)])
+    assert mean.argmax() == 1
+
+
+def test_what_all_trainings_share_makes_no_difference_to_a_belief() -> None:
+    trials = search(RandomSearcher(SPACE, Recipe(lr=0.3)), 12)
+    other = [replace(t, proposal=replace(t.proposal, recipe=Recipe(lr=0.01, dropout=0.2))) for t in trials]
+    candidates = [sketch(network("22221111")), sketch(network("01010101"))]
+    one, two = (Belief.of(ts).predict(candidates, 8.0, [Recipe()] * 2) for ts in (trials, other))
+    assert np.array_equal(one, two)
+
+
+def test_how_long_and_mirrored_are_no_settings_of_a_point() -> None:
+    assert np.array_equal(coordinates(Recipe()), coordinates(Recipe(epochs=99, augment=Augment(flip=True))))
+    for other in (Recipe(lr=0.1), Recipe(optimizer="adamw"), Recipe(augment=Augment(cutout=0.3)), Recipe(dropout=0.1)):
+        assert not np.array_equal(coordinates(Recipe()), coordinates(other))
+    extreme = Recipe(lr=1e-12, weight_decay=0.0, momentum=0.0, average=1e6, batch_size=1)
+    assert np.isfinite(coordinates(extreme)).all()
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1e-9, 1e9), st.booleans(), st.integers(0, 99))
+def test_draws_are_within_a_range(one: float, other: float, logarithmic: bool, seed: int) -> None:
+    low, high = sorted((one, other))
+    if not high > low * 1.01:
+        high = 2 * low
+    values, rng = Range(low, high, logarithmic), np.random.default_rng(seed)
+    for near in (None, low, high, 10 * high):
+        drawn = values.drawn(rng, near)
+        assert low * 0.99 <= drawn <= high * 1.01
+
+
+def test_whole_numbers_stay_whole() -> None:
+    rng = np.random.default_rng(0)
+    assert {ranges_of({"batch_size": (32, 34)})["batch_size"].drawn(rng, None) for _ in range(50)} == {32, 33, 34}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lr": (0.1,)}, "lr: "),
+        ({"lr": (0.1, 0.01)}, "lr: a range is two finite numbers, the smaller one first"),
+        ({"lr": (0.1, math.inf)}, "lr: a range"),
+        ({"lr": ("a", "b")}, "lr: a range"),
+        ({"lr": (0.0, 1.0)}, "lr must be from"),
+        ({"dropout": (0.0, 1.5)}, "dropout must be from"),
+        ({"optimizer": ["sgd", "lamb"]}, "optimizer must be"),
+        ({"optimizer": ["sgd"]}, "a choice is of two values at least"),
+        ({"optimizer": []}, "a choice is of two"),
+        ({"augment": [Augment(), 3]}, "augment must be an Augment"),
+        ({"epochs": (3, 9)}, "epochs is not searched"),
+        ({"precision": ["float32", "bfloat16"]}, "precision is not searched"),
+        ({"speed": (1, 2)}, "speed: "),
+    ],
+)
+def test_bad_ranges(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ranges_of(given)
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    assert ranges_of({"lr": (np.float64(0.1), np.float32(0.5)), "momentum": 0.9}) == {"lr": Range(0.1, 0.5, True)}
