@@ -99,29 +99,37 @@ def mlp(input_shape: Shape, n_classes: int, width: int = 128, depth: int = 2, dr
     return draft.graph()
 
 
-def cnn(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dropout: float = 0.0) -> Graph:
-    """`depth` blocks of conv-bn-relu, pooled and doubled in width while the resolution allows."""
+def cnn(
+    input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dropout: float = 0.0, whole: bool = False
+) -> Graph:
+    """`depth` blocks of conv-bn-relu, pooled and doubled in width while the resolution allows; all but the last one,
+    with `whole` all but the first one, which then reads images as they are."""
     _count(n_classes=n_classes, width=width, depth=depth)
     draft = Draft(_images(input_shape))
     for block in range(depth):
-        pool = block < depth - 1 and draft.may_shrink
+        pool = (block > 0 if whole else block < depth - 1) and draft.may_shrink
+        width *= 1 + (pool and whole)
         draft.conv_bn(width, pool=pool)
         draft.add(ReLU())
-        width *= 1 + pool
+        width *= 1 + (pool and not whole)
     return _head(draft, n_classes, dropout)
 
 
-def resnet(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 2, dropout: float = 0.0) -> Graph:
+def resnet(
+    input_shape: Shape, n_classes: int, width: int = 32, depth: int = 2, dropout: float = 0.0, whole: bool = False
+) -> Graph:
     """A stem, `depth` stages that end with a residual block of two convolutions, and a last convolution (He et al.
     2015, arXiv:1512.03385).
 
-    Each of them pools what its first convolution gives, and has twice the width of the one before, while the resolution
-    allows: residual blocks at lower resolutions are worth their cost (`benchmarks/sizes.py`).
+    Each of them but the last pools what its first convolution gives, and has twice the width of the one before, while
+    the resolution allows: residual blocks at lower resolutions are worth their cost (`benchmarks/sizes.py`). With
+    `whole` the stem is not pooled but the last convolution is.
     """
     _count(n_classes=n_classes, width=width, depth=depth)
     draft = Draft(_images(input_shape))
     for stage in range(depth + 2):
-        pool = stage <= depth and draft.may_shrink
+        pool = (stage > 0 if whole else stage <= depth) and draft.may_shrink
+        width *= 1 + (pool and whole)
         draft.conv_bn(width, pool=pool)
         start = draft.add(ReLU())
         if 1 <= stage <= depth:
@@ -129,7 +137,7 @@ def resnet(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 2, 
             draft.add(ReLU())
             draft.conv_bn(width)
             draft.add(Add(), draft.add(ReLU()), start)
-        width *= 1 + pool
+        width *= 1 + (pool and not whole)
     return _head(draft, n_classes, dropout)
 
 

@@ -19,15 +19,18 @@ from morphnas.run.files import RunError
 from morphnas.train.augment import Draw
 from morphnas.train.data import Task, steps
 from morphnas.train.predict import latency
-from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe, known_fields, usual_rate
+from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe, at_usual_rate, known_fields
 from morphnas.train.step import EAGER, RECORDERS, Step, computing
 
 CHILD = 0.04
 """Share of the time that one child should cost."""
 EPOCHS = 6
 """Epochs of a child, where the time allows."""
-STEPS, MOST_EPOCHS = 100, 30
-"""Steps of a child on rows, at least, as far as so many epochs make them: few rows cost next to nothing."""
+STEPS, MOST_EPOCHS = 500, 30
+"""Steps of a child on rows, at least, as far as so many epochs make them: they cost next to nothing, and what a recipe
+is worth does not show before."""
+DECAY_OF_ROWS = 5e-3
+"""Weight decay on rows (`benchmarks/tuning.py`)."""
 PASSES, MOST_PASSES = 10, 240
 """Times that the final trainings should see all examples, at least, with the largest starter; and beyond which they
 could not use the time, however much there is."""
@@ -292,9 +295,9 @@ def default_recipe(n: int, device: torch.device, augment: bool | None, shape: Sh
     shift = {None: None, True: SHIFT, False: 0.0}[augment]
     change = Augment(shift=shift, flip=None) if spatial and augment is not False else Augment()
     optimizer: Optimizer = "muon" if spatial else "sgd"
-    lr = usual_rate(optimizer, size)
     epochs = EPOCHS if spatial else max(EPOCHS, min(MOST_EPOCHS, math.ceil(STEPS / steps(n, size))))
-    return Recipe(epochs=epochs, batch_size=size, optimizer=optimizer, lr=lr, whiten=coloured(shape), augment=change)
+    recipe = Recipe(epochs=epochs, batch_size=size, optimizer=optimizer, whiten=coloured(shape), augment=change)
+    return at_usual_rate(recipe if spatial else replace(recipe, weight_decay=DECAY_OF_ROWS))
 
 
 def coloured(shape: Shape) -> bool:

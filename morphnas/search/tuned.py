@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from morphnas.graph import Limits
+from morphnas.graph import Graph, Limits
 from morphnas.search.belief import INHERITED, Belief
 from morphnas.search.candidates import Rules, what_is_left
 from morphnas.search.distance import sketch
 from morphnas.search.surrogate import expected_improvement
 from morphnas.search.trial import Left, Proposal, Searcher, Trial, check_numbers, grown
-from morphnas.train.recipe import Recipe, usual_rate
+from morphnas.train.recipe import Recipe, at_usual_rate
 
 UNTUNED = ("epochs", "examples", "precision", "cuda_graphs", "patience")
 """Fields of a recipe that are not searched: how long a network is trained, and how that is computed."""
@@ -100,6 +100,29 @@ def ranges_of(given: Mapping[str, Any]) -> dict[str, Range | Choice]:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What of recipes is searched. given: ranges of the user's own. fixed: fields that have one value. usual: whether
+    others are searched as usual; None: of rows they are (`benchmarks/tuning.py`)."""
+
+    given: Ranges = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
+    usual: bool | None = None
+
+    def ranges(self, starts: Sequence[Graph], recipe: Recipe) -> Ranges:
+        """For the examples that these networks read, around the recipe that they are trained with."""
+        shape = starts[0].shapes[starts[0].input.name] if starts else ()
+        if not (len(shape) == 1 if self.usual is None else self.usual):
+            return self.given
+        decay = max(recipe.weight_decay, 1e-6)
+        usual: dict[str, Range | Choice] = {
+            "lr": Range(recipe.lr / 4, recipe.lr * 4, logarithmic=True),
+            "weight_decay": Range(decay / 10, decay * 10, logarithmic=True),
+            "dropout": Range(0.0, 0.5),
+        }
+        return {name: values for name, values in usual.items() if name not in self.fixed} | dict(self.given)
+
+
+@dataclass(frozen=True)
 class Tuned:
     """Another searcher whose proposals are trained with recipes that are searched, too: of `ranges`.
 
@@ -169,6 +192,6 @@ class Tuned:
             found[name] = was if near is not None and rng.random() < 0.5 else values.drawn(rng, was)
         recipe = replace(self.recipe, **found)
         if "lr" not in found and {"optimizer", "batch_size"} & found.keys():
-            usual = usual_rate(self.recipe.optimizer, self.recipe.batch_size)
-            recipe = replace(recipe, lr=self.recipe.lr / usual * usual_rate(recipe.optimizer, recipe.batch_size))
+            was, usual = at_usual_rate(self.recipe), at_usual_rate(recipe)
+            recipe = replace(usual, lr=usual.lr * self.recipe.lr / was.lr)
         return recipe

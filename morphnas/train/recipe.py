@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +21,8 @@ LOG_LOSS = "log loss"
 """What scores are of, unless a user has another metric or loss."""
 MAX_EPOCHS = 100_000
 """That a training may have."""
+LONG = 75_000
+"""Examples seen in a training from which on Muon's learning rate is lower (`benchmarks/rates.py`)."""
 SHIFT = 0.03
 """How far images are moved, as a share of their size, where that helps: a pixel of 32."""
 
@@ -66,6 +68,8 @@ class Recipe:
     precision: of the forward and backward passes; weights, scores and predictions are float32 in any case.
     cuda_graphs: whether a GPU replays recorded steps (see `morphnas.train.step`); elsewhere it is of no matter.
     lr: peak learning rate, per mean loss of a batch; it rises over `warmup` of the schedule and falls linearly to 0.
+    lr_examples: that a training may see at that rate; those that see more have a lower one, by the square root of how
+        many times as many these are. None: all have the same.
     weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw.
     dropout: share of what dense layers read that is set to 0 in training, except where the first layer of all is one,
         which reads the examples (Srivastava et al. 2014, JMLR 15, 1929-1958).
@@ -86,6 +90,7 @@ class Recipe:
     cuda_graphs: bool = False
     optimizer: Optimizer = "sgd"
     lr: float = 0.05
+    lr_examples: int | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     dropout: float = 0.0
@@ -101,14 +106,15 @@ class Recipe:
         _make_plain(self)
         for name, low, high in (
             ("epochs", 1, MAX_EPOCHS), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6),
+            ("lr_examples", 1, 10**12),
             ("momentum", 0, 0.9999),
             ("weight_decay", 0, 1e6), ("dropout", 0, 0.99), ("label_smoothing", 0, 0.999), ("bias_rate", 1e-3, 1e3),
             ("average", 0, 1e6), ("warmup", 0, 1), ("patience", 1, 100_000),
         ):  # fmt: skip
             value = getattr(self, name)
-            if name in ("patience", "examples") and value is None:
+            if name in ("patience", "examples", "lr_examples") and value is None:
                 continue
-            whole = name in ("epochs", "examples", "batch_size", "patience")
+            whole = name in ("epochs", "examples", "lr_examples", "batch_size", "patience")
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 raise ValueError(f"recipe: {name} must be {'an integer' if whole else 'a number'}, not {value!r}")
             if not low <= value <= high:
@@ -122,6 +128,10 @@ class Recipe:
                 raise ValueError(f"recipe: {name} must be True or False, not {getattr(self, name)!r}")
         if not isinstance(self.augment, Augment):
             raise ValueError(f"recipe: augment must be an Augment, not {self.augment!r:.100}")
+
+    def easing(self, seen: float) -> float:
+        """Share of `lr` that a training has at most which sees so many examples in all."""
+        return math.sqrt(min(1.0, (self.lr_examples or seen) / max(1.0, seen)))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -140,6 +150,15 @@ def usual_rate(optimizer: Optimizer, batch_size: int) -> float:
     AdamW's is a fifth of the others' (`benchmarks/ablation_recipe.py`).
     """
     return (0.02 if optimizer == "adamw" else 0.1) * math.sqrt(batch_size / 64)
+
+
+def at_usual_rate(recipe: Recipe) -> Recipe:
+    """The recipe with the learning rate that is usual for its optimizer and batches.
+
+    Muon's is lower in long trainings: each of its steps turns weights by as much (`benchmarks/rates.py`).
+    """
+    long = LONG if recipe.optimizer == "muon" else None
+    return replace(recipe, lr=usual_rate(recipe.optimizer, recipe.batch_size), lr_examples=long)
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,13 @@ class _Training:
         planned = self.recipe.epochs
         return by_clock if by_clock > (epochs + 1 / self.per_epoch) / planned else epochs / planned
 
+    def rate(self, epochs: float) -> float:
+        """The learning rate after so many epochs, as a share of the recipe's: lower where the whole training is long,
+        which the clock may cut short."""
+        progress = self.progress(epochs)
+        whole = epochs / progress if progress else self.recipe.epochs
+        return self.recipe.easing(whole * self.seen) * self.schedule.rate(min(progress, self.at.end * 0.9999))
+
     def run(self, each_epoch: EachEpoch | None, keep: Keep | None) -> Outcome:
         at = self.at
         while at.epoch < at.last and self.status == "finished":
@@ -226,7 +233,7 @@ class _Training:
                     break
                 draw = draw.first(fitting)
             begun = self.clock()
-            rate = self.schedule.rate(min(self.progress(at.epoch + done / self.seen), at.end * 0.9999))
+            rate = self.rate(at.epoch + done / self.seen)
             loss = self.step(draw, rate)
             total += loss * len(draw)
             losses.append(fetched(loss))

@@ -43,7 +43,7 @@ from morphnas.search import SEARCHERS
 from morphnas.search.random import RandomSearcher
 from morphnas.search.trial import Left, Proposal, Trial
 from morphnas.train.deadline import Deadline
-from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.recipe import LONG, Outcome, Recipe
 from tests.estimators.conftest import Data, stripes
 
 
@@ -654,6 +654,10 @@ def test_another_optimizer_has_its_own_rate(data: Data) -> None:
     assert recipe(optimizer="adamw").lr == pytest.approx(0.02)
     assert recipe(optimizer="adamw", batch_size=256).lr == pytest.approx(0.04)
     assert recipe(optimizer="adamw", lr=0.003).lr == 0.003
+    assert recipe().lr_examples == recipe(batch_size=256).lr_examples == LONG
+    for same in (recipe(optimizer="sgd"), recipe(optimizer="adamw", batch_size=32), recipe(lr=0.1)):
+        assert same.lr_examples is None
+    assert recipe(lr=0.1, lr_examples=50).lr_examples == 50
 
 
 def test_a_searcher_is_made_by_the_names_of_its_arguments(data: Data, tmp_path: Path) -> None:

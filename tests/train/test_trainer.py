@@ -387,6 +387,21 @@ def test_the_rate_has_come_down_when_the_deadline_comes(per_score: float) -> Non
     assert seen[-1] < 0.03 * PLAIN.lr
 
 
+@pytest.mark.parametrize(("examples", "share"), [(None, 1.0), (10_000, 1.0), (800, 1.0), (200, 0.5), (8, 0.1)])
+@pytest.mark.parametrize("planned", [10, 10_000])
+def test_the_rate_is_lower_where_a_training_sees_more_examples(examples: int, share: float, planned: int) -> None:
+    """800 of them, whether as planned or until the clock ends it."""
+    clock, task = Clock(), blobs()
+    assert len(task.train) == 80
+    recipe = replace(PLAIN, epochs=planned, batch_size=8, lr_examples=examples)
+    module = Timed(linear(), clock, 0.01)
+    with rates(module) as seen:
+        run(module, task, recipe, 1e6 if planned == 10 else 8.0, clock)
+    assert len(seen) == pytest.approx(100, rel=0.1)
+    assert max(seen) == pytest.approx(share * PLAIN.lr, rel=0.1)
+    assert seen.index(max(seen)) == pytest.approx(0.2 * len(seen), abs=3)
+
+
 def test_the_rate_follows_the_epochs_when_there_is_time() -> None:
     clock, task = Clock(), blobs()
     module = Timed(linear(), clock, 0.01)
