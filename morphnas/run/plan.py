@@ -26,7 +26,7 @@ CHILD = 0.04
 """Share of the time that one child should cost."""
 EPOCHS = 6
 """Epochs of a child, where the time allows."""
-STEPS, MOST_EPOCHS = 500, 30
+STEPS, MOST_EPOCHS = 250, 30
 """Steps of a child on rows, at least, as far as so many epochs make them: they cost next to nothing, and what a recipe
 is worth does not show before."""
 DECAY_OF_ROWS = 5e-3

@@ -20,7 +20,7 @@ from morphnas.train.recipe import Recipe, at_usual_rate
 UNTUNED = ("epochs", "examples", "precision", "cuda_graphs", "patience")
 """Fields of a recipe that are not searched: how long a network is trained, and how that is computed."""
 
-STEP = 0.15
+STEP = 0.2
 """Standard deviation of a step away from a number, as a share of its range."""
 
 _LOG = ("lr", "weight_decay", "batch_size", "bias_rate")
@@ -129,7 +129,7 @@ class Tuned:
     The networks that it starts with, and those that it trains on, keep their recipes. For every other one recipes are
     drawn, half of them from anywhere and half near those of the best trials, and the one with the largest expected
     improvement is taken: for the network that the searcher proposes or, trained afresh, for the best one so far.
-    Before `startup` trials have a score it is one from anywhere. Where the searcher has nothing more to propose, the
+    Before `startup` trials have a score it is one near that of the best. Where the searcher has nothing more to propose, the
     best network is trained afresh.
 
     candidates: recipes that are looked at for either network. best: trials that recipes are drawn near to.
@@ -140,7 +140,7 @@ class Tuned:
     recipe: Recipe = field(default_factory=Recipe)
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
-    startup: int = 8
+    startup: int = 6
     candidates: int = 64
     best: int = 4
 
@@ -167,7 +167,7 @@ class Tuned:
         if not options:
             return None
         if len(scored) < self.startup:
-            return self._with(options[0], self._drawn(rng, None), left)
+            return self._with(options[0], self._drawn(rng, ranking[0].proposal.recipe), left)
         near = [trial.proposal.recipe for trial in ranking[: self.best]]
         recipes = [self._drawn(rng, near[i // 2 % len(near)] if i % 2 else None) for i in range(self.candidates)]
         found = [(option, recipe) for option in options for recipe in recipes]

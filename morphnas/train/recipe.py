@@ -21,8 +21,9 @@ LOG_LOSS = "log loss"
 """What scores are of, unless a user has another metric or loss."""
 MAX_EPOCHS = 100_000
 """That a training may have."""
-LONG = 75_000
-"""Examples seen in a training from which on Muon's learning rate is lower (`benchmarks/rates.py`)."""
+LONG, FEW = 75_000, 10_000
+"""Examples seen in a training, and examples that there are to learn from, from which on Muon's learning rate is lower:
+few that are seen again and again are less learned by heart at a high one (`benchmarks/rates.py`)."""
 SHIFT = 0.03
 """How far images are moved, as a share of their size, where that helps: a pixel of 32."""
 
@@ -68,8 +69,9 @@ class Recipe:
     precision: of the forward and backward passes; weights, scores and predictions are float32 in any case.
     cuda_graphs: whether a GPU replays recorded steps (see `morphnas.train.step`); elsewhere it is of no matter.
     lr: peak learning rate, per mean loss of a batch; it rises over `warmup` of the schedule and falls linearly to 0.
-    lr_examples: that a training may see at that rate; those that see more have a lower one, by the square root of how
-        many times as many these are. None: all have the same.
+    lr_examples: that a training may see at that rate. Where there are more than `FEW` to learn from, those that see
+        more have a lower one, by the square root of how many times as many, but not lower than that of how many times
+        as many as `FEW` there are. None: all have the same rate.
     weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw.
     dropout: share of what dense layers read that is set to 0 in training, except where the first layer of all is one,
         which reads the examples (Srivastava et al. 2014, JMLR 15, 1929-1958).
@@ -129,9 +131,11 @@ class Recipe:
         if not isinstance(self.augment, Augment):
             raise ValueError(f"recipe: augment must be an Augment, not {self.augment!r:.100}")
 
-    def easing(self, seen: float) -> float:
-        """Share of `lr` that a training has at most which sees so many examples in all."""
-        return math.sqrt(min(1.0, (self.lr_examples or seen) / max(1.0, seen)))
+    def easing(self, seen: float, n: int) -> float:
+        """Share of `lr` that a training on n examples has at most, which sees so many in all: one several times."""
+        if self.lr_examples is None:
+            return 1.0
+        return math.sqrt(min(1.0, max(self.lr_examples / max(1.0, seen), FEW / n)))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -155,7 +159,7 @@ def usual_rate(optimizer: Optimizer, batch_size: int) -> float:
 def at_usual_rate(recipe: Recipe) -> Recipe:
     """The recipe with the learning rate that is usual for its optimizer and batches.
 
-    Muon's is lower in long trainings: each of its steps turns weights by as much (`benchmarks/rates.py`).
+    Muon's is lower in long trainings on many examples.
     """
     long = LONG if recipe.optimizer == "muon" else None
     return replace(recipe, lr=usual_rate(recipe.optimizer, recipe.batch_size), lr_examples=long)

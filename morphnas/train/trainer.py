@@ -178,7 +178,8 @@ class _Training:
         which the clock may cut short."""
         progress = self.progress(epochs)
         whole = epochs / progress if progress else self.recipe.epochs
-        return self.recipe.easing(whole * self.seen) * self.schedule.rate(min(progress, self.at.end * 0.9999))
+        eased = self.recipe.easing(whole * self.seen, len(self.task.train))
+        return eased * self.schedule.rate(min(progress, self.at.end * 0.9999))
 
     def run(self, each_epoch: EachEpoch | None, keep: Keep | None) -> Outcome:
         at = self.at
