@@ -52,6 +52,9 @@ class Range:
         value = min(max(value, self.low), self.high)
         return round(value) if isinstance(self.low, int) and isinstance(self.high, int) else float(f"{value:.3g}")
 
+    def holds(self, value: Any) -> bool:
+        return bool(self.low <= value <= self.high)
+
     def _place(self, value: float) -> float:
         return math.log(max(value, self.low)) if self.logarithmic else value
 
@@ -71,6 +74,9 @@ class Choice:
 
     def drawn(self, rng: np.random.Generator, near: Any) -> Any:  # none is nearer than others
         return self.values[int(rng.integers(len(self.values)))]
+
+    def holds(self, value: Any) -> bool:
+        return value in self.values
 
 
 Ranges = Mapping[str, Range | Choice]
@@ -129,8 +135,8 @@ class Tuned:
     The networks that it starts with, and those that it trains on, keep their recipes. For every other one recipes are
     drawn, half of them from anywhere and half near those of the best trials, and the one with the largest expected
     improvement is taken: for the network that the searcher proposes or, trained afresh, for the best one so far.
-    Before `startup` trials have a score it is one near that of the best. Where the searcher has nothing more to propose, the
-    best network is trained afresh.
+    Before `startup` trials have a score it is one near that of the best. Where the searcher has nothing more to
+    propose, the best network is trained afresh.
 
     candidates: recipes that are looked at for either network. best: trials that recipes are drawn near to.
     """
@@ -189,7 +195,8 @@ class Tuned:
         found: dict[str, Any] = {}
         for name, values in self.ranges.items():
             was = None if near is None else getattr(near, name)
-            found[name] = was if near is not None and rng.random() < 0.5 else values.drawn(rng, was)
+            stays = was is not None and values.holds(was) and rng.random() < 0.5
+            found[name] = was if stays else values.drawn(rng, was)
         recipe = replace(self.recipe, **found)
         if "lr" not in found and {"optimizer", "batch_size"} & found.keys():
             was, usual = at_usual_rate(self.recipe), at_usual_rate(recipe)

@@ -85,7 +85,8 @@ def test_first_networks_and_those_trained_on_keep_their_recipes() -> None:
 
 
 def test_recipes_stay_within_their_ranges_and_are_noted_down() -> None:
-    for trial in search(tuned(), 25)[4:]:
+    inner = BayesianSearcher(SPACE, Recipe(lr=5.0), candidates=16)  # beyond
+    for trial in search(Tuned(inner, RANGES, Recipe(lr=5.0), candidates=32), 25)[4:]:
         recipe = trial.proposal.recipe
         assert 0.001 <= recipe.lr <= 1.0
         assert 0 <= recipe.dropout <= 0.5

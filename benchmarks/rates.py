@@ -1,0 +1,95 @@
+"""Which learning rate, and which first convolution, suits how many examples and epochs: trainings of whole schedules.
+
+    python benchmarks/rates.py --data cifar10.npz --examples 50000 --epochs 6 --seeds 2 [--flip] [--only "whole, half"]
+
+A residual network reads images at their size ("whole", of --width) or pools its first convolution ("pooled", twice as
+wide, which costs as many FLOPs), and is trained at the usual rate of short trainings ("full"), at half of it ("half"),
+or as `fit` does ("eased", see `Recipe.lr_examples`). --data: an .npz with x_train, y_train, x_test, y_test, of which
+--examples random training images are used, another draw for each seed, and 5,000 test images. Appends to
+results/rates.json the test accuracy of each, read as the final model does (both sides where images are mirrored), and
+the seconds that it took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from ablation_recipe import task
+from machine import append, npz
+
+from morphnas.graph import resnet
+from morphnas.run.plan import default_recipe, measure
+from morphnas.run.search import Job, inherited
+from morphnas.train.deadline import NEVER
+from morphnas.train.predict import predict
+from morphnas.train.recipe import SHIFT, Augment
+from morphnas.train.trainer import train, warm_up
+
+RESULTS = Path(__file__).parent / "results" / "rates.json"
+WAYS = ("whole, full", "whole, half", "whole, eased", "pooled, full", "pooled, half", "pooled, eased")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=npz)
+    parser.add_argument("--examples", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--flip", action="store_true", help="mirrored images keep their label")
+    parser.add_argument("--only", nargs="*", choices=WAYS, default=WAYS)
+    parser.add_argument("--smoke", action="store_true", help="a moment each, nothing written")
+    args = parser.parse_args()
+    if args.smoke:
+        args.examples, args.epochs, args.seeds, args.width = 200, 1, 1, 2
+    torch.set_num_threads(1)
+    warm_up()
+    accuracies: dict[str, list[float]] = {way: [] for way in args.only}
+    seconds: dict[str, list[float]] = {way: [] for way in args.only}
+    for seed in range(args.seeds):
+        given = task(args, seed)
+        assert given.valid is not None
+        shape, n = tuple(given.train.x.shape[1:]), len(given.train)
+        recipe = default_recipe(n, given.device, None, shape)
+        pace = measure(given, 0.4, recipe)
+        change = Augment(shift=SHIFT, flip=args.flip)
+        recipe = replace(recipe, precision=pace.precision, epochs=args.epochs, augment=change)
+        rates = {"full": {"lr_examples": None}, "half": {"lr_examples": None, "lr": recipe.lr / 2}, "eased": {}}
+        for way in args.only:
+            stem, rate = way.split(", ")
+            graph = resnet(
+                shape, given.goal.outputs, width=args.width * (1 + (stem == "pooled")), whole=stem == "whole"
+            )
+            mine = replace(recipe, **rates[rate])  # type: ignore[arg-type]
+            module, _ = inherited(Job(graph, (), mine, 1e9, seed), given)
+            torch.manual_seed(seed)
+            begun = time.perf_counter()
+            train(module, given, mine, NEVER, torch.Generator().manual_seed(seed), scored=False)
+            seconds[way].append(time.perf_counter() - begun)
+            x, y = given.valid.x, given.valid.y
+            said = predict(module, x, given, 512, NEVER).softmax(1)
+            if args.flip:
+                said = said + predict(module, x.flip(-1), given, 512, NEVER).softmax(1)
+            accuracies[way].append((said.argmax(1) == y).double().mean().item())
+            print(f"{way}: {accuracies[way][-1]:.4f} after {seconds[way][-1]:.0f} s", flush=True)
+    result = {
+        "data": None if args.data is None else args.data.stem,
+        "examples": args.examples,
+        "epochs": args.epochs,
+        "n": args.seeds,
+        "width": args.width,
+        "accuracies": accuracies,
+        "mean_test_accuracy": {way: statistics.mean(several) for way, several in accuracies.items()},
+        "seconds": {way: statistics.mean(several) for way, several in seconds.items()},
+    }
+    if not args.smoke:
+        append(RESULTS, result)
+
+
+if __name__ == "__main__":
+    main()
