@@ -7,10 +7,8 @@ of four classes in several clusters each, 5 % of the labels wrong (scikit-learn'
 rows of 10 features (Friedman 1991, Annals of Statistics 19, 1-67, equation 60, with noise of deviation 1). diabetes,
 cancer: the 442 and 569 rows of scikit-learn's. digits: its 1,797 images as rows. NAME=FILE: 2,500 images of an .npz
 with x_train, y_train, x_test, y_test, as rows. Beside them gradient boosting, scikit-learn's without settings. "set":
-as fits are without a search of recipes ({"tune": False}), "searched": with it. --images: the same of images, as they
-are, whose recipes are searched only where that is asked for ({"tune": True}). Appends to results/tuning.json the
-accuracy or R2 on the held-out part, of "searched" the gain over "set" with its standard error, and how many networks
-were tried.
+as fits are; "searched": with the ranges of WAYS. Appends to results/tuning.json the accuracy or R2 on the held-out
+part, of "searched" the gain over "set" with its standard error, and how many networks were tried.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,10 @@ from sklearn.model_selection import train_test_split
 import morphnas
 
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
-WAYS = {"set": False, "searched": True}
+WAYS: dict[str, dict[str, Any]] = {
+    "set": {},
+    "searched": {"lr": (0.025, 0.4), "weight_decay": (5e-4, 5e-2), "dropout": (0.0, 0.5)},
+}
 Data = tuple[Any, Any, bool]
 """x, y, and whether y are classes."""
 
@@ -56,21 +58,20 @@ ROWS: dict[str, Any] = {
 }
 
 
-def images(path: Path, seed: int, flat: bool) -> Data:
+def images(path: Path, seed: int) -> Data:
     with np.load(path, allow_pickle=False) as file:
         some = np.random.default_rng(seed).permutation(len(file["y_train"]))[:2500]
-        x, y = file["x_train"][some], file["y_train"][some]
-    return x.reshape(len(x), -1) if flat else x, y, True
+        return file["x_train"][some].reshape(len(some), -1), file["y_train"][some], True
 
 
 def one(data: Data, seconds: float, seed: int) -> dict[str, Any]:
     x, y, classes = data
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.4, random_state=seed, stratify=y if classes else None)
     found: dict[str, Any] = {}
-    for way, tune in WAYS.items():
+    for way, trainer_args in WAYS.items():
         with tempfile.TemporaryDirectory() as folder:
             kind = morphnas.ImageClassifier if classes else morphnas.ImageRegressor
-            model = kind(Path(folder) / "run", random_state=seed, searcher_args={"tune": tune})
+            model = kind(Path(folder) / "run", random_state=seed, searcher_args={"trainer_args": trainer_args})
             begun = time.perf_counter()
             model.fit(x, y, time_limit=seconds)
             took = time.perf_counter() - begun
@@ -82,9 +83,8 @@ def one(data: Data, seconds: float, seed: int) -> dict[str, Any]:
                 "networks": sum(not trial.final for trial in run.trials),
                 "winner": {name: getattr(recipe, name) for name in ("lr", "weight_decay", "dropout")},
             }
-    if x.ndim == 2:
-        boosting = HistGradientBoostingClassifier if classes else HistGradientBoostingRegressor
-        found["gradient boosting"] = {"score": boosting(random_state=seed).fit(x, y).score(x_test, y_test)}
+    boosting = HistGradientBoostingClassifier if classes else HistGradientBoostingRegressor
+    found["gradient boosting"] = {"score": boosting(random_state=seed).fit(x, y).score(x_test, y_test)}
     return found
 
 
@@ -94,14 +94,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS))
     parser.add_argument("--data", nargs="*", default=[], metavar="NAME=FILE")
-    parser.add_argument("--images", action="store_true", help="those of --data alone, as images")
     parser.add_argument("--smoke", action="store_true", help="one seed of one, 8 s each, nothing written")
     args = parser.parse_args()
     if args.smoke:
         args.time_limit, args.seeds, args.only = 8.0, 1, args.only[:1]
     given = {name: npz(file) for name, _, file in (text.partition("=") for text in args.data)}
-    sets: dict[str, Any] = {} if args.images else {name: ROWS[name] for name in args.only}
-    sets |= {name: lambda seed, path=path: images(path, seed, not args.images) for name, path in given.items()}
+    sets: dict[str, Any] = {name: ROWS[name] for name in args.only}
+    sets |= {name: partial(images, path) for name, path in given.items()}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", morphnas.DataWarning)
     for name, make in sets.items():
@@ -110,7 +109,7 @@ def main() -> None:
         for way, several in scores.items():
             print(f"{name}, {way}: {statistics.mean(several):.4f}", [fit[way] for fit in fits], flush=True)
         means = {way: statistics.mean(several) for way, several in scores.items()}
-        result = {"data": name, "images": args.images, "time_limit": args.time_limit, "n": args.seeds, "score": means}
+        result = {"data": name, "time_limit": args.time_limit, "n": args.seeds, "score": means}
         result |= {"searched_over_set": gain(scores["set"], scores["searched"]), "fits": fits}
         print(result["searched_over_set"], flush=True)
         if not args.smoke:

@@ -29,8 +29,9 @@ from morphnas.graph import Graph, GraphError, Limits, Network, Shape
 from morphnas.graph.graph import MAX_NODES
 from morphnas.run.files import RunError
 from morphnas.run.store import user_path
-from morphnas.search import SEARCHERS, Promote, Tuned, Tuning, ranges_of
+from morphnas.search import SEARCHERS, Promote, Tuned, ranges_of
 from morphnas.search.trial import MorphSpace, Searcher, Space
+from morphnas.search.tuned import Ranges
 from morphnas.train.recipe import Recipe, at_usual_rate
 
 DAY = 24 * 3600.0
@@ -43,7 +44,7 @@ DECISIVE = (
 """Arguments that decide what a run tries; the others may change when it is gone on with."""
 LIMITS = tuple(f.name for f in fields(Limits) if f.name != "pace")
 """Names of those that users set; the pace of the machine is measured."""
-_SIZES = ("trainer_args", "tune", "default_model_len", "default_model_width")
+_SIZES = ("trainer_args", "default_model_len", "default_model_width")
 DEEPEST = MAX_NODES // 20
 """Of `default_model_len`: a residual network has ten nodes for each, and morphs add more."""
 
@@ -80,8 +81,8 @@ class HasSettings(Protocol):
 class Settings:
     """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable. initial:
     networks to start from instead, those with weights begin with them. place: where trials run. keep: how many
-    networks' weights; None: all. ensemble: networks of the final model, at most. tuning: what of recipes is searched;
-    trainer_args: what is set. search_patience: see `Patient`. records: whether a GPU may replay
+    networks' weights; None: all. ensemble: networks of the final model, at most. ranges: of the recipe's settings that
+    are searched; trainer_args: those that are set. search_patience: see `Patient`. records: whether a GPU may replay
     recorded steps.
     """
 
@@ -92,7 +93,7 @@ class Settings:
     searcher: MakeSearcher
     keep: int | None
     ensemble: int
-    tuning: Tuning
+    ranges: Ranges
     trainer_args: Mapping[str, Any]
     depth: int | None
     width: int | None
@@ -105,9 +106,7 @@ class Settings:
         """ValueError that names the argument that cannot be used."""
         _check_flags(estimator)
         args: dict[str, Any] = dict(estimator.searcher_args or {})
-        trainer_args = dict(args.pop("trainer_args", None) or {})
-        tuning = _tuning(trainer_args, args.pop("tune", None), estimator.search_type)
-        trainer_args = {name: value for name, value in trainer_args.items() if name in tuning.fixed}
+        ranges, trainer_args = _ranges(args.pop("trainer_args", None) or {})
         changed(Recipe(), trainer_args)
         depth, width = args.pop("default_model_len", None), args.pop("default_model_width", None)
         for name, size in (("default_model_len", depth), ("default_model_width", width)):
@@ -119,7 +118,7 @@ class Settings:
         for name in _LEGACY_SEARCH:
             if args.pop(name, None) is not None:
                 warnings.warn(f"searcher_args: {name} belonged to the old kernel and has no effect", stacklevel=4)
-        searcher = _searcher(estimator.search_type, args, tuning)
+        searcher = _searcher(estimator.search_type, args, ranges)
         given = estimator.initial_networks
         if given is not None and not (
             isinstance(given, Sequence) and all(isinstance(n, Graph | Network) for n in given)
@@ -138,7 +137,7 @@ class Settings:
         keep = None if estimator.keep == "all" else int(estimator.keep)
         ensemble, sizes = int(estimator.ensemble), (depth, width, initial)
         patience = None if estimator.search_patience is None else int(estimator.search_patience)
-        own = (keep, ensemble, tuning, trainer_args, *sizes, patience, not place.shared and recordable(estimator.loss))
+        own = (keep, ensemble, ranges, trainer_args, *sizes, patience, not place.shared and recordable(estimator.loss))
         return Settings(place.device, place, space, limits, searcher, *own)
 
     def adapted(self, shape: Shape, outputs: int) -> Settings:
@@ -214,25 +213,19 @@ def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
     return limits or Limits()
 
 
-def _tuning(trainer_args: Mapping[str, Any], tune: Any, kind: str | MakeSearcher | None) -> Tuning:
-    """fixed: names as the user gave them. Without a word of the user's only the usual searcher searches recipes."""
-    if tune not in (True, False, None):
-        raise ValueError(f"searcher_args: tune must be True, False or None, not {tune!r:.100}")
+def _ranges(trainer_args: Mapping[str, Any]) -> tuple[Ranges, dict[str, Any]]:
+    """Those of the settings that are to be searched, and the others, by their names today."""
+    args = {_LEGACY_RECIPE.get(name, name): value for name, value in trainer_args.items()}
     try:
-        given = ranges_of({_LEGACY_RECIPE.get(name, name): value for name, value in trainer_args.items()})
+        ranges = ranges_of(args)
     except ValueError as error:
         raise ValueError(f"trainer_args: {error}") from None
-    if tune is False and given:
-        raise ValueError(f"searcher_args: tune=False, but {', '.join(given)} have ranges in trainer_args")
-    if kind == "pareto" and (given or tune):
-        raise ValueError(f"search_type='pareto' does not search {', '.join(given) or 'recipes'}")
-    usual = False if tune is None and kind not in (None, "bayesian") else tune
-    return Tuning(given, frozenset(trainer_args.keys() - given.keys()), usual)
+    return ranges, {name: value for name, value in args.items() if name not in ranges}
 
 
-def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any], tuning: Tuning) -> MakeSearcher:
+def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any], ranges: Ranges) -> MakeSearcher:
     """Named searchers come with promotion around them, but for the one that has it and the one that wants more than the
-    best; a callable is taken as it is."""
+    best; a callable is taken as it is. Where there are ranges, recipes are searched, too."""
     kind = "bayesian" if kind is None else kind
     if not (kind in SEARCHERS if isinstance(kind, str) else callable(kind)):
         raise ValueError(f"search_type must be one of {', '.join(SEARCHERS)}, or a callable, not {kind!r}")
@@ -242,9 +235,11 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any], tuning: 
         if unknown := sorted(set(args) - set(known), key=str):
             raise ValueError(f"searcher_args: unknown {unknown}, there are {', '.join([*known, *_SIZES])}")
 
+    if ranges and kind == "pareto":
+        raise ValueError(f"trainer_args: search_type='pareto' does not search {', '.join(ranges)}")
+
     def made(space: Space, *, recipe: Recipe, **settings: Any) -> Searcher:
         searcher = make(space, recipe=recipe, **settings, **args)
-        ranges = tuning.ranges(space.starts, recipe)
         searcher = Tuned(searcher, ranges, recipe, **settings) if ranges else searcher
         return Promote(searcher) if isinstance(kind, str) and kind not in ("halving", "pareto") else searcher
 

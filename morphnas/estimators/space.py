@@ -58,8 +58,7 @@ class SearchSpace:
         )  # fmt: skip
         does = {tag: (MORPHS[tag].__doc__ or "").partition("\n")[0].rstrip(".:") for tag in plan.limits.morphs}
         starts = tuple(_start(graph, plan.limits) for graph in plan.starts)
-        ranges = settings.tuning.ranges(plan.starts, plan.recipe)
-        return SearchSpace(seconds, starts, does, plan.limits, plan.recipe, ranges, expected)
+        return SearchSpace(seconds, starts, does, plan.limits, plan.recipe, settings.ranges, expected)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

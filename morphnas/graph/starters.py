@@ -28,9 +28,9 @@ from morphnas.graph.ops import (
 _SMALLEST = 4
 """A starter halves the resolution only while at least this many positions remain along every axis."""
 
-READ_WHOLE = 28
-"""Positions along an axis below which the first convolution is not pooled: small images are read as they are first
-(`benchmarks/sizes.py`)."""
+READ_WHOLE = 64
+"""Positions along an axis below which the first convolution is not pooled: networks of half the width, which cost as
+much, learn more of what they read whole (`benchmarks/rates.py`)."""
 
 _FEW = 64
 """Positions up to which the last layer reads them all: it learns faster than from their mean."""
@@ -61,6 +61,16 @@ class Draft:
         if pool:
             self.add(MaxPool())
         return self.add(BatchNorm())
+
+    def block(self, width: int, last: bool) -> int:
+        """Conv-bn-relu, pooled where that may be: with twice the width then, unless the first of all is pooled, which
+        no last one is. The width of what comes next."""
+        large = min(self.shapes[self.nodes[0].name][1:]) >= READ_WHOLE
+        pool = self.may_shrink and not (large and last)
+        width *= 1 + (pool and not large)
+        self.conv_bn(width, pool=pool)
+        self.add(ReLU())
+        return width * (1 + (pool and large))
 
     @property
     def may_shrink(self) -> bool:
@@ -99,45 +109,33 @@ def mlp(input_shape: Shape, n_classes: int, width: int = 128, depth: int = 2, dr
     return draft.graph()
 
 
-def cnn(
-    input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dropout: float = 0.0, whole: bool = False
-) -> Graph:
-    """`depth` blocks of conv-bn-relu, pooled and doubled in width while the resolution allows; all but the last one,
-    with `whole` all but the first one, which then reads images as they are."""
+def cnn(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dropout: float = 0.0) -> Graph:
+    """`depth` blocks of conv-bn-relu. While the resolution allows, those that pool have twice the width of the one
+    before: all but the first, or of large images, where the first one pools as well, all but the last."""
     _count(n_classes=n_classes, width=width, depth=depth)
     draft = Draft(_images(input_shape))
     for block in range(depth):
-        pool = (block > 0 if whole else block < depth - 1) and draft.may_shrink
-        width *= 1 + (pool and whole)
-        draft.conv_bn(width, pool=pool)
-        draft.add(ReLU())
-        width *= 1 + (pool and not whole)
+        width = draft.block(width, last=block == depth - 1)
     return _head(draft, n_classes, dropout)
 
 
-def resnet(
-    input_shape: Shape, n_classes: int, width: int = 32, depth: int = 2, dropout: float = 0.0, whole: bool = False
-) -> Graph:
+def resnet(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 2, dropout: float = 0.0) -> Graph:
     """A stem, `depth` stages that end with a residual block of two convolutions, and a last convolution (He et al.
     2015, arXiv:1512.03385).
 
-    Each of them but the last pools what its first convolution gives, and has twice the width of the one before, while
-    the resolution allows: residual blocks at lower resolutions are worth their cost (`benchmarks/sizes.py`). With
-    `whole` the stem is not pooled but the last convolution is.
+    Each of them begins as a block of `cnn`: residual blocks at lower resolutions are worth their cost
+    (`benchmarks/sizes.py`).
     """
     _count(n_classes=n_classes, width=width, depth=depth)
     draft = Draft(_images(input_shape))
     for stage in range(depth + 2):
-        pool = (stage > 0 if whole else stage <= depth) and draft.may_shrink
-        width *= 1 + (pool and whole)
-        draft.conv_bn(width, pool=pool)
-        start = draft.add(ReLU())
+        width = draft.block(width, last=stage > depth)
         if 1 <= stage <= depth:
-            draft.conv_bn(width)
-            draft.add(ReLU())
-            draft.conv_bn(width)
-            draft.add(Add(), draft.add(ReLU()), start)
-        width *= 1 + (pool and not whole)
+            start = draft.last
+            for _ in range(2):
+                draft.conv_bn(draft.shapes[start][0])
+                draft.add(ReLU())
+            draft.add(Add(), draft.last, start)
     return _head(draft, n_classes, dropout)
 
 

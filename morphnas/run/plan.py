@@ -62,8 +62,9 @@ CLEARLY = 0.9
 run again computes in the same way."""
 COLOURS = 3
 """Channels that coloured images have, at least; their first filters whiten."""
-WIDTHS = (256, 192, 128, 96, 64, 56, 48, 40, 32, 24, 16, 8)
-"""Of starters; smaller ones cost as much (`benchmarks/cost_model.py`) and are for limits that demand them."""
+WIDTHS = (256, 192, 128, 96, 64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 6, 4)
+"""Of starters; smaller ones, for rows than 8, cost as much (`benchmarks/cost_model.py`) and are for limits that demand
+them."""
 WIDEST = {"cpu": 64}
 """Of those for images, by the type of device; elsewhere as wide as any: a GPU has nothing to do in a narrow one."""
 TINY = (4, 2, 1)
@@ -334,9 +335,13 @@ def plan(
     trainings use one. device: that the pace is of. ValueError when no starter meets the limits, or a graph given does
     not, or does not fit the examples.
     """
+    cost = max(pace.seconds_per_flop, 1e-30)
+    room = RESERVED * seconds / cost  # work, times passes
+    passes = min(MOST_PASSES, PASSES * max(1.0, n * room / AMPLE) ** (1 / 3))
+    largest = room / max(passes, seen(shape) / n)
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
     families.append((mlp, 1.0, 0))  # of few rows with much noise a linear map may say all that there is to say
-    affordable: Sequence[int] = WIDTHS
+    affordable: Sequence[int] = [w for w in WIDTHS if w >= 8]
     if len(shape) > 1:
         families = [(cnn, 1.0, 4), (resnet, 1.0, 2)]
         affordable = [w for w in WIDTHS if w <= WIDEST.get(device.type, max(WIDTHS))]
@@ -351,10 +356,6 @@ def plan(
                 return max(quick, key=lambda g: g.parameters) if quick else min(fitting, key=lambda g: g.work)
         return graphs[-1]
 
-    cost = max(pace.seconds_per_flop, 1e-30)
-    room = RESERVED * seconds / cost  # work, times passes
-    passes = min(MOST_PASSES, PASSES * max(1.0, n * room / AMPLE) ** (1 / 3))
-    largest = room / max(passes, seen(shape) / n)
     _check(initial, shape, outputs, limits)
     starts = {graph.key: graph for graph in initial}
     for make, factor, deep in [] if initial else families:

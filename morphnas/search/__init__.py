@@ -24,7 +24,7 @@ from morphnas.search.trial import (
     inherited_epochs,
     lineage,
 )
-from morphnas.search.tuned import Choice, Range, Tuned, Tuning, ranges_of
+from morphnas.search.tuned import Choice, Range, Tuned, ranges_of
 
 SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "bayesian": BayesianSearcher,
@@ -42,5 +42,5 @@ __all__ = [
     "BayesianSearcher", "Belief", "Choice", "distances", "EvolutionSearcher", "fidelities", "GreedySearcher",
     "GridSearcher", "HalvingSearcher", "HillClimbingSearcher", "inherited_epochs", "Left", "lineage",
     "MorphSpace", "ParetoSearcher", "Patient", "Promote", "Proposal", "RandomSearcher", "Range", "ranges_of",
-    "Searcher", "SEARCHERS", "sketch", "Space", "Trial", "Tuned", "Tuning", "winner",
+    "Searcher", "SEARCHERS", "sketch", "Space", "Trial", "Tuned", "winner",
 ]  # fmt: skip

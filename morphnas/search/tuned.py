@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from morphnas.graph import Graph, Limits
+from morphnas.graph import Limits
 from morphnas.search.belief import INHERITED, Belief
 from morphnas.search.candidates import Rules, what_is_left
 from morphnas.search.distance import sketch
@@ -103,29 +103,6 @@ def ranges_of(given: Mapping[str, Any]) -> dict[str, Range | Choice]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: {error}; (low, high) is searched from low to high, [a, b] are tried") from None
     return found
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What of recipes is searched. given: ranges of the user's own. fixed: fields that have one value. usual: whether
-    others are searched as usual; None: of rows they are (`benchmarks/tuning.py`)."""
-
-    given: Ranges = field(default_factory=dict)
-    fixed: frozenset[str] = frozenset()
-    usual: bool | None = None
-
-    def ranges(self, starts: Sequence[Graph], recipe: Recipe) -> Ranges:
-        """For the examples that these networks read, around the recipe that they are trained with."""
-        shape = starts[0].shapes[starts[0].input.name] if starts else ()
-        if not (len(shape) == 1 if self.usual is None else self.usual):
-            return self.given
-        decay = max(recipe.weight_decay, 1e-6)
-        usual: dict[str, Range | Choice] = {
-            "lr": Range(recipe.lr / 4, recipe.lr * 4, logarithmic=True),
-            "weight_decay": Range(decay / 10, decay * 10, logarithmic=True),
-            "dropout": Range(0.0, 0.5),
-        }
-        return {name: values for name, values in usual.items() if name not in self.fixed} | dict(self.given)
 
 
 @dataclass(frozen=True)

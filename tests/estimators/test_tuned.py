@@ -40,7 +40,7 @@ def test_what_is_tried_lies_within_the_ranges(classifier: ImageClassifier) -> No
         recipe = trial.proposal.recipe
         assert 0.01 <= recipe.lr <= 0.5
         assert 0 <= recipe.dropout <= 0.5
-        assert f"lr {recipe.lr}, dropout {recipe.dropout}, optimizer {recipe.optimizer}" in trial_words(trial)
+        assert f"; lr {recipe.lr}, dropout {recipe.dropout}, optimizer {recipe.optimizer}" in trial_words(trial)
     assert len({t.proposal.recipe.lr for t in searched}) == len({t.proposal.recipe for t in searched})
 
 

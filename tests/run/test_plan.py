@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from morphnas.graph import AddSkip, Conv, Dense, Limits, cnn, mlp, neighbours, resnet, to_module
+from morphnas.graph import AddSkip, Conv, Dense, Limits, ReLU, cnn, mlp, neighbours, resnet, starters, to_module
 from morphnas.run import plan as module
 from morphnas.run.files import RunError
 from morphnas.run.plan import Pace, Plan, batch_size, default_recipe, measure, plan
@@ -102,7 +102,7 @@ def test_of_rows_a_linear_map_is_tried_too() -> None:
     assert only == last
 
 
-@pytest.mark.parametrize(("n", "epochs"), [(2, module.MOST_EPOCHS), (300, 20), (1000, 7), (10_000, module.EPOCHS)])
+@pytest.mark.parametrize(("n", "epochs"), [(2, module.MOST_EPOCHS), (640, 25), (1600, 10), (10_000, module.EPOCHS)])
 def test_few_rows_are_seen_more_often(n: int, epochs: int) -> None:
     assert default_recipe(n, DEVICES[0], None, (20,)).epochs == epochs
     assert default_recipe(n, DEVICES[0], None, (1, 8, 8)).epochs == module.EPOCHS
@@ -164,6 +164,39 @@ def test_of_few_examples_all_are_seen_more_often(channels: int, examples: int) -
     pace, shape = Pace(2e-8, 1, "float32"), (channels, 32, 32)
     largest = max(graph.work for graph in planned(shape, 120.0, n=2_000, pace=pace).starts)
     assert 0.4 * module.RESERVED * 120 < largest * 2e-8 * examples / 2_000 <= module.RESERVED * 120
+
+
+@pytest.mark.parametrize("make", [cnn, resnet])
+@pytest.mark.parametrize(
+    ("shape", "whole"),
+    [((3, 32, 32), True), ((1, 28, 28), True), ((1, 8, 8), True), ((3, 64, 64), False), ((2, 100), False)],
+)
+def test_images_are_read_whole_unless_they_are_large(make: Any, shape: tuple[int, ...], whole: bool) -> None:
+    graph = make(shape, 10, width=4, depth=4)
+    stem = next(graph.shapes[node.name] for node in graph.nodes if isinstance(node.op, ReLU))
+    assert stem == (4, *(size // (1 if whole else 2) for size in shape[1:]))
+    seen = [shape for shape in graph.shapes.values() if len(shape) > 1]
+    assert min(seen[-1][1:]) >= 4
+
+
+@pytest.mark.parametrize("make", [cnn, resnet])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28)])
+def test_networks_that_read_the_whole_cost_as_others_of_twice_the_width(
+    make: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depth = 4 if make is cnn else 2
+    whole = make(shape, 10, 16, depth)
+    monkeypatch.setattr(starters, "READ_WHOLE", 28)
+    pooled = make(shape, 10, 32, depth)
+    assert 0.8 < whole.flops / pooled.flops < 1.2
+    assert whole.parameters < 0.4 * pooled.parameters
+    assert whole.depth == pooled.depth
+
+
+@pytest.mark.parametrize("make", [cnn, resnet])
+def test_deep_networks_are_no_wider_than_the_resolution_allows(make: Any) -> None:
+    graph = make((3, 32, 32), 10, width=4, depth=30)
+    assert max(shape[0] for shape in graph.shapes.values() if len(shape) == 3) == 32
 
 
 def test_of_large_data_a_childs_epochs_are_parts() -> None:

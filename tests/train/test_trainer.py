@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from morphnas.graph import cnn, fresh_weights, mlp, to_module
 from morphnas.train import data, step
+from morphnas.train import recipe as recipe_module
 from morphnas.train.augment import Draw, augmented
 from morphnas.train.checkpoint import Checkpoint, Unfit
 from morphnas.train.data import Examples, Task
@@ -387,16 +388,22 @@ def test_the_rate_has_come_down_when_the_deadline_comes(per_score: float) -> Non
     assert seen[-1] < 0.03 * PLAIN.lr
 
 
-@pytest.mark.parametrize(("examples", "share"), [(None, 1.0), (10_000, 1.0), (800, 1.0), (200, 0.5), (8, 0.1)])
+@pytest.mark.parametrize(
+    ("examples", "few", "share"),
+    [(None, 1, 1.0), (10_000, 1, 1.0), (800, 1, 1.0), (200, 1, 0.5), (8, 1, 0.112), (8, 20, 0.5), (8, 80, 1.0)],
+)
 @pytest.mark.parametrize("planned", [10, 10_000])
-def test_the_rate_is_lower_where_a_training_sees_more_examples(examples: int, share: float, planned: int) -> None:
-    """800 of them, whether as planned or until the clock ends it."""
+def test_the_rate_is_lower_where_a_training_sees_more_examples(
+    examples: int, few: int, share: float, planned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """800 of 80, whether as planned or until the clock ends it."""
+    monkeypatch.setattr(recipe_module, "FEW", few)
     clock, task = Clock(), blobs()
     assert len(task.train) == 80
     recipe = replace(PLAIN, epochs=planned, batch_size=8, lr_examples=examples)
-    module = Timed(linear(), clock, 0.01)
+    module = Timed(linear(), clock, 0.05)
     with rates(module) as seen:
-        run(module, task, recipe, 1e6 if planned == 10 else 8.0, clock)
+        run(module, task, recipe, 1e6 if planned == 10 else 40.0, clock)
     assert len(seen) == pytest.approx(100, rel=0.1)
     assert max(seen) == pytest.approx(share * PLAIN.lr, rel=0.1)
     assert seen.index(max(seen)) == pytest.approx(0.2 * len(seen), abs=3)
