@@ -2,7 +2,7 @@
 
     >>> from morphnas.graph import Deeper, cnn
     >>> graph = cnn((3, 32, 32), 10)
-    >>> deeper = Deeper("relu_4").grow(graph)
+    >>> deeper = Deeper("relu_3").grow(graph)
     >>> distances([sketch(graph)], [sketch(graph), sketch(deeper)]).tolist()
     [[0.0, 1.0]]
 
