@@ -36,7 +36,8 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     resume : bool or "auto"
         True goes on with the run in `path`; "auto" does so if there is one.
     searcher_args : dict, optional
-        Settings of the searcher. "trainer_args" (fields of `Recipe`) set the training of children, "default_model_len"
+        Settings of the searcher. "trainer_args" (fields of `Recipe`) set the training of children; one that is a tuple
+        (low, high), or a list of values, is searched, see `morphnas.search.Tuned`. "default_model_len"
         and "default_model_width" the depth and the width of the first networks.
     search_type : str or callable, optional
         "bayesian" (None means it), "random", "evolution", "greedy", "climbing", "grid", "halving", or a callable
