@@ -297,6 +297,10 @@ def decisive(params: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: params[name] for name in DECISIVE}
     found |= {name: found[name] or None for name in ("searcher_args", "initial_networks")}
     found["search_type"] = found["search_type"] or "bayesian"
+    args = found["searcher_args"] or {}
+    ranges, others = _ranges(args.get("trainer_args") or {})
+    if ranges:  # in words, since JSON has no tuples
+        found["searcher_args"] = {**args, "trainer_args": others | {name: str(each) for name, each in ranges.items()}}
     found["limits"] = None if found["limits"] is None else _limits(found["limits"])
     if isinstance(found["image_size"], (int, np.integer)):
         found["image_size"] = [found["image_size"]] * 2

@@ -255,8 +255,8 @@ def dropping(module: nn.Module, share: float) -> Iterator[None]:
         return (F.dropout(inputs[0], share), *inputs[1:])
 
     weighted = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
-    layers = [layer for layer in module.modules() if isinstance(layer, weighted)]
-    dense = [layer for layer in layers[1:] if isinstance(layer, nn.Linear)] if share else []
+    layers = [layer for layer in module.modules() if isinstance(layer, weighted)] if share else []
+    dense = [layer for layer in layers[1:] if isinstance(layer, nn.Linear)]
     hooks = [layer.register_forward_pre_hook(dropped) for layer in dense]
     try:
         yield

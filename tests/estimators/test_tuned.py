@@ -66,6 +66,16 @@ def test_a_run_is_gone_on_with_as_if_it_had_not_ended(classifier: ImageClassifie
     assert comparable(more.load_searcher().trials) == comparable(whole)
 
 
+def test_other_ranges_are_another_run(tmp_path: Path) -> None:
+    args = {"default_model_width": 4, "trainer_args": {"epochs": 1, "momentum": [0.5, 0.9]}}
+    fitted(tmp_path / "run", max_trials=1, refit=False, searcher_args=args)
+    for other in ((0.5, 0.9), [0.5, 0.8], 0.5):
+        changed = {"default_model_width": 4, "trainer_args": {"epochs": 1, "momentum": other}}
+        with pytest.raises(morphnas.RunError, match="other settings: searcher_args"):
+            fitted(tmp_path / "run", resume=True, searcher_args=changed)
+    fitted(tmp_path / "run", max_trials=1, refit=False, resume=True, searcher_args=args)
+
+
 def test_people_see_what_is_searched(classifier: ImageClassifier, tmp_path: Path) -> None:
     words = str(classifier.search_space_summary(*rows(), time_limit=600))
     assert "searched, too: lr from 0.01 to 0.5, dropout from 0 to 0.5, optimizer sgd or adamw" in words
