@@ -31,7 +31,7 @@ STEPS, MOST_EPOCHS = 250, 30
 is worth does not show before."""
 DECAY_OF_ROWS = 5e-3
 """Weight decay on rows (`benchmarks/tuning.py`)."""
-PASSES, MOST_PASSES = 10, 240
+PASSES, MOST_PASSES = 5, 240
 """Times that the final trainings should see all examples, at least, with the largest starter; and beyond which they
 could not use the time, however much there is."""
 AMPLE = 1e13
