@@ -17,12 +17,13 @@ import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from ablation_recipe import task
 from machine import append, npz
 
-from morphnas.graph import resnet
+from morphnas.graph import resnet, starters
 from morphnas.run.plan import default_recipe, measure
 from morphnas.run.search import Job, inherited
 from morphnas.train.deadline import NEVER
@@ -62,9 +63,8 @@ def main() -> None:
         rates = {"full": {"lr_examples": None}, "half": {"lr_examples": None, "lr": recipe.lr / 2}, "eased": {}}
         for way in args.only:
             stem, rate = way.split(", ")
-            graph = resnet(
-                shape, given.goal.outputs, width=args.width * (1 + (stem == "pooled")), whole=stem == "whole"
-            )
+            with patch.object(starters, "READ_WHOLE", 1024 if stem == "whole" else 1):
+                graph = resnet(shape, given.goal.outputs, width=args.width * (1 + (stem == "pooled")))
             mine = replace(recipe, **rates[rate])  # type: ignore[arg-type]
             module, _ = inherited(Job(graph, (), mine, 1e9, seed), given)
             torch.manual_seed(seed)
