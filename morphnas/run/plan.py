@@ -27,8 +27,7 @@ CHILD = 0.04
 EPOCHS = 6
 """Epochs of a child, where the time allows."""
 STEPS, MOST_EPOCHS = 250, 30
-"""Steps of a child on rows, at least, as far as so many epochs make them: they cost next to nothing, and what a recipe
-is worth does not show before."""
+"""Steps of a child on rows, at least, as far as so many epochs make them: they cost next to nothing."""
 DECAY_OF_ROWS = 5e-3
 """Weight decay on rows (`benchmarks/tuning.py`)."""
 PASSES, MOST_PASSES = 5, 240
@@ -326,8 +325,8 @@ def plan(
 ) -> Plan:
     """Starters that are affordable within `seconds` of the whole run on n examples.
 
-    Networks are as large as lets the final trainings see all examples `PASSES` times, and `seen` of them: of larger and
-    smaller ones, trained on a CPU for the same seconds, these do best (`benchmarks/sizes.py`); and where there is time
+    Networks are as large as lets the final trainings see all examples `PASSES` times, and `seen` of them: of few, larger
+    and smaller ones trained on a CPU for the same seconds do worse (`benchmarks/sizes.py`); and where there is time
     for more than a CPU's minutes, more often. Children see what they have time for, of much data a part.
 
     recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what

@@ -94,8 +94,12 @@ def ranges_of(given: Mapping[str, Any]) -> dict[str, Range | Choice]:
             raise ValueError(f"{name} is not searched: give one value, not {value!r:.100}")
         try:
             if isinstance(value, tuple):
+                if len(value) != 2:
+                    raise ValueError(f"a range is two numbers, not {len(value)}")
                 low, high = (n.item() if isinstance(n, np.generic) else n for n in value)
-                found[name] = Range(low, high, name in _LOG and low != 0)
+                values = Range(low, high, name in _LOG and low != 0)
+                whole = isinstance(getattr(Recipe(), name, None), int)
+                found[name] = values if whole else replace(values, low=float(low), high=float(high))
             else:
                 found[name] = Choice(tuple(value))
             for end in value:

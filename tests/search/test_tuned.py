@@ -169,10 +169,16 @@ def test_whole_numbers_stay_whole() -> None:
     assert {ranges_of({"batch_size": (32, 34)})["batch_size"].drawn(rng, None) for _ in range(50)} == {32, 33, 34}
 
 
+def test_a_share_between_whole_numbers_need_not_be_whole() -> None:
+    rng, (values,) = np.random.default_rng(0), ranges_of({"warmup": (0, 1)}).values()
+    assert any(0 < values.drawn(rng, None) < 1 for _ in range(9))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"lr": (0.1,)}, "lr: "),
+        ({"lr": (0.1,)}, "lr: a range is two numbers, not 1"),
+        ({"lr": (0.1, 0.2, 0.3)}, "lr: a range is two numbers, not 3"),
         ({"lr": (0.1, 0.01)}, "lr: a range is two finite numbers, the smaller one first"),
         ({"lr": (0.1, math.inf)}, "lr: a range"),
         ({"lr": ("a", "b")}, "lr: a range"),
