@@ -325,9 +325,9 @@ def plan(
 ) -> Plan:
     """Starters that are affordable within `seconds` of the whole run on n examples.
 
-    Networks are as large as lets the final trainings see all examples `PASSES` times, and `seen` of them: of few, larger
-    and smaller ones trained on a CPU for the same seconds do worse (`benchmarks/sizes.py`); and where there is time
-    for more than a CPU's minutes, more often. Children see what they have time for, of much data a part.
+    Networks are as large as lets the final trainings see all examples `PASSES` times, and `seen` of them: of few,
+    larger and smaller ones trained on a CPU for the same seconds do worse (`benchmarks/sizes.py`); and where there is
+    time for more than a CPU's minutes, more often. Children see what they have time for, of much data a part.
 
     recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what
     is affordable. initial: graphs to start from instead of starters. workers: that train at a time, of which the final
