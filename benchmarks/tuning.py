@@ -7,8 +7,9 @@ of four classes in several clusters each, 5 % of the labels wrong (scikit-learn'
 rows of 10 features (Friedman 1991, Annals of Statistics 19, 1-67, equation 60, with noise of deviation 1). diabetes,
 cancer: the 442 and 569 rows of scikit-learn's. digits: its 1,797 images as rows. NAME=FILE: 2,500 images of an .npz
 with x_train, y_train, x_test, y_test, as rows. Beside them gradient boosting, scikit-learn's without settings. "set":
-as fits are; "light": with a tenth of their weight decay; "searched": with the ranges of WAYS. Appends to results/tuning.json the accuracy or R2 on the held-out
-part, of "searched" the gain over "set" with its standard error, and how many networks were tried.
+as fits are; "light": with a tenth of their weight decay; "searched": with the ranges of WAYS. Appends to
+results/tuning.json the accuracy or R2 on the held-out part, the gains over "set" with their standard errors, and how
+many networks were tried.
 """
 
 from __future__ import annotations
