@@ -5,6 +5,8 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 # torch's threads spin while they wait, which costs more than they gain on a busy machine
 export OMP_NUM_THREADS ?= 1
+# where it is set, every process compiles thousands of modules anew, for seconds
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test lint docs lowest clean
 

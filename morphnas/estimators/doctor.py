@@ -28,6 +28,8 @@ from morphnas.estimators.given import (
     are,
     counted,
     have,
+    number_of,
+    occur,
     percent,
     repeat,
     rows_of,
@@ -215,7 +217,7 @@ def _repeats(given: Given, rows: Rows) -> Iterator[Finding]:
         first = np.flatnonzero(mixed)[0]
         other = np.flatnonzero((group == group[first]) & (y != y[first]))[0]
         pair = " and ".join(f"{given.place(index[i])} is {given.names[y[i]]!r}" for i in (first, other))
-        text = f"{count:,} {what} ({percent(count / n)}) occur with different {given.said}: {pair}"
+        text = f"{number_of(what, count)} ({percent(count / n)}) {occur(count)} with different {given.said}: {pair}"
         places = [given.place(i) for i in index[mixed][:10]]
         yield Finding(
             "contradictory", count / n >= CONTRADICTORY and not usual, text, counted(count, count / n, places)
@@ -228,7 +230,7 @@ def _repeats(given: Given, rows: Rows) -> Iterator[Finding]:
         share = count / len(again)
         repeated = np.flatnonzero(~held)[again]
         twin = _first_twin(group, repeated[:1], ~held)
-        text = f"{count:,} {what} to train on ({percent(share)}) {repeat(count)} others, first"
+        text = f"{number_of(what, count)} to train on ({percent(share)}) {repeat(count)} others, first"
         text += f" {given.place(index[twin[0]])} as {given.place(index[twin[1]])}"
         places = [given.place(i) for i in index[repeated][:10]]
         yield Finding("duplicates", share >= REPEATED and not usual, text, counted(count, share, places))
@@ -248,7 +250,8 @@ def _blank(given: Given, rows: Rows) -> Iterator[Finding]:
         return
     share = count / len(blank)
     places = [given.place(i) for i in rows.index[blank][:10]]
-    text = f"{count:,} images ({percent(share)}) {are(count)} constant, every pixel the same, first {places[0]}"
+    text = f"{number_of('images', count)} ({percent(share)}) {are(count)} constant, every pixel the same"
+    text += f", first {places[0]}"
     yield Finding("constant", share >= BLANK, text, counted(count, share, places))
 
 
@@ -263,8 +266,8 @@ def _sizes(given: Given, rows: Rows) -> Iterator[Finding]:
             share, extreme = count / len(top), float(top[odd].max())
             warns = share >= SCALED or extreme >= WILD * median
             places = [given.place(i) for i in index[odd][:10]]
-            text = f"{count:,} images ({percent(share)}) {have(count)} values of {word} {extreme:.4g}, where the median"
-            text += f" image has {median:.4g}, first {places[0]}: were all brought to the same range?"
+            text = f"{number_of('images', count)} ({percent(share)}) {have(count)} values of {word} {extreme:.4g}"
+            text += f", where the median image has {median:.4g}, first {places[0]}: were all brought to the same range?"
             numbers = counted(count, share, places) | {"extreme": extreme, "median": median}
             yield Finding("range", bool(warns), text, numbers)
 

@@ -204,7 +204,16 @@ def plural(one: str, more: str) -> Callable[[int], str]:
     return lambda count: one if count == 1 else more
 
 
-are, have, repeat = plural("is", "are"), plural("has", "have"), plural("repeats", "repeat")
+def number_of(things: str, count: int) -> str:
+    """
+    >>> number_of("images", 1), number_of("images", 3000)
+    ('1 image', '3,000 images')
+    """
+    return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
+
+
+are, have = plural("is", "are"), plural("has", "have")
+repeat, occur = plural("repeats", "repeat"), plural("occurs", "occur")
 
 
 def counted(count: int, share: float, places: Sequence[str]) -> dict[str, Any]:

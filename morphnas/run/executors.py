@@ -189,8 +189,8 @@ class Supervised:
                 self._missing.add(here)
                 if self._others:
                     if failures >= TRIES:
-                        self._given_up.add(here)
                         log.warning("a worker is given up that could not be started %d times: %s", failures, lost)
+                        self._given_up.add(here)
                         return
                     self._closed.wait(AGAIN)
                     continue

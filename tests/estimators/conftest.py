@@ -36,6 +36,7 @@ def data() -> Data:
 def fitted(tmp_path_factory: pytest.TempPathFactory, data: Data) -> morphnas.ImageClassifier:
     """Fitted by at most 7 networks. Not to be changed."""
     path = Path(tmp_path_factory.mktemp("runs")) / "run"
-    small = {"default_model_width": 8}  # with a limit that leaves room for seven on slow machines, too
-    classifier = morphnas.ImageClassifier(path=path, searcher_args=small, max_trials=7, random_state=0)
-    return classifier.fit(*data, time_limit=200)
+    settings = {"default_model_width": 8, "trainer_args": {"batch_size": 128}}
+    limits = {"max_flops": 2_000_000}  # final trainings are soon over
+    classifier = morphnas.ImageClassifier(path, searcher_args=settings, limits=limits, max_trials=7, random_state=0)
+    return classifier.fit(*data, time_limit=200)  # there is room for seven on slow machines, too
