@@ -35,7 +35,7 @@ from morphnas.report.words import (
 )
 from morphnas.run.store import Run, RunLike, run_of, user_path
 from morphnas.search.pareto import COSTS, front
-from morphnas.search.trial import Trial, lineage
+from morphnas.search.trial import Trial, comparable, lineage
 from morphnas.train.recipe import Outcome, Recipe
 
 CURVE_POINTS, ERROR_TEXT, PLACES = 12_000, 60_000, 20_000
@@ -504,7 +504,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
         "loss": aims.pop() if len(aims) == 1 else "loss",
         "by_metric": bool(metrics) and all(outcome.by_metric for outcome in metrics),
         "fronts": {
-            name: {kind: [t.id for t in front(trials, cost, of)] for kind, of in scores.items()}
+            name: {kind: [t.id for t in front(comparable(trials), cost, of)] for kind, of in scores.items()}
             for name, cost in COSTS.items()
         },
         "ranking": None

@@ -9,6 +9,7 @@ from typing import Any
 from morphnas.report import facts
 from morphnas.report.tables import trials_table
 from morphnas.run.store import Run
+from morphnas.search.trial import comparable
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,11 +45,8 @@ def results_summary(run: Run, n: int = 10) -> Results:
     for another metric or loss."""
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a positive integer, not {n!r}")
-    known = {trial.id: trial.outcome.objective for trial in run.trials if trial.outcome and trial.score is not None}
-    first = facts.best_of(run.trials, run.about)
-    aim = None if first is None else known.get(first.id)
-    alike = [trial for trial in run.trials if trial.id in known and aim in (None, known[trial.id])]
-    scored = [(trial.score, -trial.id, trial) for trial in alike]
+    scored = [(trial.score, -trial.id, trial) for trial in comparable(run.trials)]
     best = tuple(trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2], reverse=True)[: int(n)])
-    winner = None if first is None else first.id
-    return Results(Run(run.path, run.about, best), winner, len(run.trials), len(run.trials) - len(known))
+    first = facts.best_of(run.trials, run.about)
+    unscored = sum(trial.score is None for trial in run.trials)
+    return Results(Run(run.path, run.about, best), None if first is None else first.id, len(run.trials), unscored)

@@ -36,7 +36,7 @@ from morphnas.graph.graph import bounded
 from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors
 from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
 from morphnas.search.pareto import COSTS, check_cost, front
-from morphnas.search.trial import Proposal, Trial, grown
+from morphnas.search.trial import Proposal, Trial, comparable, grown
 from morphnas.train.recipe import Outcome, Recipe
 
 FORMAT = 1
@@ -445,9 +445,10 @@ class Run:
     def front(self, cost: str = "flops") -> list[Trial]:
         """The trials than which none has a better score at the same cost or less, the cheapest first.
 
-        cost: "parameters", "flops", or "latency", as measured; ValueError for others.
+        Of those whose scores are of the same as the search's. cost: "parameters", "flops", or "latency", as measured;
+        ValueError for others.
         """
-        return front(self.trials, COSTS[check_cost(cost)], lambda trial: trial.score)
+        return front(comparable(self.trials), COSTS[check_cost(cost)], lambda trial: trial.score)
 
     def trials_dataframe(self) -> Any:
         """A pandas.DataFrame with a row for every trial, see `trial_rows`; ImportError without pandas."""

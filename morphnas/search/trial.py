@@ -169,6 +169,13 @@ def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
     return [*line.values()][::-1]
 
 
+def comparable(trials: Sequence[Trial]) -> list[Trial]:
+    """Those with a score of what the first score is of, the search's: a final training may be for another metric or
+    loss than the search was."""
+    scored = [(trial, trial.outcome.objective) for trial in trials if trial.outcome and trial.score is not None]
+    return [trial for trial, objective in scored if objective == scored[0][1]]
+
+
 def inherited_epochs(trials: Sequence[Trial], trial: Trial) -> int:
     """Epochs that went into the weights a trial started from, over all its ancestors."""
     return sum(t.epochs for t in lineage(trials, trial)[:-1])

@@ -480,6 +480,8 @@ def test_scores_of_different_kinds_are_not_compared(tmp_path: Path) -> None:
     assert (before.objective, before.score < 0) == ("log loss", True)
     assert {row["measure"] for row in classifier.results_summary().to_json()} == {"accuracy"}
     assert all(row["loss"] is None for row in classifier.results_summary().to_json())
+    on_front = [trial.outcome.objective for trial in run.front() if trial.outcome]
+    assert set(on_front) == {"accuracy"}
 
 
 def test_a_test_part_that_cannot_be_measured_costs_no_training(tmp_path: Path) -> None:
