@@ -1,13 +1,15 @@
-"""Which learning rate, and which first convolution, suits how many examples and epochs: trainings of whole schedules.
+r"""Which learning rate, first convolution and last block suit how many examples and epochs: trainings of whole schedules.
 
     python benchmarks/rates.py --data cifar10.npz --examples 50000 --epochs 6 --seeds 2 [--flip] [--only "whole, half"]
+    python benchmarks/rates.py --data cifar10.npz --examples 20000 --epochs 8 --flip --only \
+        "whole, eased" "short, eased"
 
 A residual network reads images at their size ("whole", of --width) or pools its first convolution ("pooled", twice as
-wide, which costs as many FLOPs), and is trained at the usual rate of short trainings ("full"), at half of it ("half"),
-or as `fit` does ("eased", see `Recipe.lr_examples`). --data: an .npz with x_train, y_train, x_test, y_test, of which
---examples random training images are used, another draw for each seed, and 5,000 test images. Appends to
-results/rates.json the test accuracy of each, read as the final model does (both sides where images are mirrored), and
-the seconds that it took.
+wide, which costs as many FLOPs), or is whole but without its last residual block ("short"). It is trained at the usual
+rate of short trainings ("full"), at half of it ("half"), or as `fit` does ("eased", see `Recipe.lr_examples`). --data:
+an .npz with x_train, y_train, x_test, y_test, of which --examples random training images are used, another draw for each
+seed, and 5,000 test images. Appends to results/rates.json the test accuracy and log loss of each, read as the final
+model does (both sides where images are mirrored), and the seconds that it took.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from unittest.mock import patch
 import torch
 from ablation_recipe import task
 from machine import append, npz
+from torch.nn.functional import nll_loss
 
-from morphnas.graph import resnet, starters
+from morphnas.graph import Graph, resnet, starters
 from morphnas.run.plan import default_recipe, measure
 from morphnas.run.search import Job, inherited
 from morphnas.train.deadline import NEVER
@@ -32,7 +35,19 @@ from morphnas.train.recipe import SHIFT, Augment
 from morphnas.train.trainer import train, warm_up
 
 RESULTS = Path(__file__).parent / "results" / "rates.json"
-WAYS = ("whole, full", "whole, half", "whole, eased", "pooled, full", "pooled, half", "pooled, eased")
+WAYS = tuple(f"{stem}, {rate}" for stem in ("whole", "pooled", "short") for rate in ("full", "half", "eased"))
+
+
+def without_last(graph: Graph) -> Graph:
+    """A residual network without its last residual block."""
+    names = [node.name for node in graph.nodes]
+    last = next(node for node in reversed(graph.nodes) if node.op.tag == "add")
+    start = last.inputs[1]
+    after = [
+        replace(node, inputs=tuple(start if name == last.name else name for name in node.inputs))
+        for node in graph.nodes[names.index(last.name) + 1 :]
+    ]
+    return Graph((*graph.nodes[: names.index(start) + 1], *after))
 
 
 def main() -> None:
@@ -51,6 +66,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warm_up()
     accuracies: dict[str, list[float]] = {way: [] for way in args.only}
+    losses: dict[str, list[float]] = {way: [] for way in args.only}
     seconds: dict[str, list[float]] = {way: [] for way in args.only}
     for seed in range(args.seeds):
         given = task(args, seed)
@@ -63,8 +79,9 @@ def main() -> None:
         rates = {"full": {"lr_examples": None}, "half": {"lr_examples": None, "lr": recipe.lr / 2}, "eased": {}}
         for way in args.only:
             stem, rate = way.split(", ")
-            with patch.object(starters, "READ_WHOLE", 1024 if stem == "whole" else 1):
+            with patch.object(starters, "READ_WHOLE", 1 if stem == "pooled" else 1024):
                 graph = resnet(shape, given.goal.outputs, width=args.width * (1 + (stem == "pooled")))
+            graph = without_last(graph) if stem == "short" else graph
             mine = replace(recipe, **rates[rate])  # type: ignore[arg-type]
             module, _ = inherited(Job(graph, (), mine, 1e9, seed), given)
             torch.manual_seed(seed)
@@ -74,9 +91,11 @@ def main() -> None:
             x, y = given.valid.x, given.valid.y
             said = predict(module, x, given, 512, NEVER).softmax(1)
             if args.flip:
-                said = said + predict(module, x.flip(-1), given, 512, NEVER).softmax(1)
+                said = (said + predict(module, x.flip(-1), given, 512, NEVER).softmax(1)) / 2
             accuracies[way].append((said.argmax(1) == y).double().mean().item())
-            print(f"{way}: {accuracies[way][-1]:.4f} after {seconds[way][-1]:.0f} s", flush=True)
+            losses[way].append(nll_loss(said.clamp(min=1e-7).log(), y.long()).item())
+            told = f"{accuracies[way][-1]:.4f}, log loss {losses[way][-1]:.4f}, after {seconds[way][-1]:.0f} s"
+            print(f"{way}: {told}, {graph.flops / 1e6:.0f} MFLOPs", flush=True)
     result = {
         "data": None if args.data is None else args.data.stem,
         "examples": args.examples,
@@ -85,6 +104,7 @@ def main() -> None:
         "width": args.width,
         "accuracies": accuracies,
         "mean_test_accuracy": {way: statistics.mean(several) for way, several in accuracies.items()},
+        "mean_log_loss": {way: statistics.mean(several) for way, several in losses.items()},
         "seconds": {way: statistics.mean(several) for way, several in seconds.items()},
     }
     if not args.smoke:

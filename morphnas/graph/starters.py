@@ -120,18 +120,19 @@ def cnn(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dro
 
 
 def resnet(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 2, dropout: float = 0.0) -> Graph:
-    """A stem, `depth` stages that end with a residual block of two convolutions, and a last convolution (He et al.
-    2015, arXiv:1512.03385).
+    """A stem, `depth` stages that end with a residual block of two convolutions, and a last one that does where it is
+    pooled (He et al. 2015, arXiv:1512.03385).
 
     Each of them begins as a block of `cnn`: residual blocks at lower resolutions are worth their cost
-    (`benchmarks/sizes.py`).
+    (`benchmarks/sizes.py`, `benchmarks/rates.py`).
     """
     _count(n_classes=n_classes, width=width, depth=depth)
     draft = Draft(_images(input_shape))
     for stage in range(depth + 2):
+        before = draft.shapes[draft.last][1:]
         width = draft.block(width, last=stage > depth)
-        if 1 <= stage <= depth:
-            start = draft.last
+        start = draft.last
+        if 1 <= stage <= depth or (stage and draft.shapes[start][1:] != before):
             for _ in range(2):
                 draft.conv_bn(draft.shapes[start][0])
                 draft.add(ReLU())
