@@ -1,4 +1,4 @@
-r"""Which learning rate, first convolution and last block suit how many examples and epochs: trainings of whole schedules.
+r"""Which learning rate, first convolution and last block suit how many examples and epochs: whole trainings.
 
     python benchmarks/rates.py --data cifar10.npz --examples 50000 --epochs 6 --seeds 2 [--flip] [--only "whole, half"]
     python benchmarks/rates.py --data cifar10.npz --examples 20000 --epochs 8 --flip --only \
@@ -7,9 +7,9 @@ r"""Which learning rate, first convolution and last block suit how many examples
 A residual network reads images at their size ("whole", of --width) or pools its first convolution ("pooled", twice as
 wide, which costs as many FLOPs), or is whole but without its last residual block ("short"). It is trained at the usual
 rate of short trainings ("full"), at half of it ("half"), or as `fit` does ("eased", see `Recipe.lr_examples`). --data:
-an .npz with x_train, y_train, x_test, y_test, of which --examples random training images are used, another draw for each
-seed, and 5,000 test images. Appends to results/rates.json the test accuracy and log loss of each, read as the final
-model does (both sides where images are mirrored), and the seconds that it took.
+an .npz with x_train, y_train, x_test, y_test, of which --examples random training images are used, another draw for
+each seed, and 5,000 test images. Appends to results/rates.json the test accuracy and log loss of each, read as the
+final model does (both sides where images are mirrored), and the seconds that it took.
 """
 
 from __future__ import annotations

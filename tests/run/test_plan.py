@@ -179,17 +179,21 @@ def test_images_are_read_whole_unless_they_are_large(make: Any, shape: tuple[int
     assert min(seen[-1][1:]) >= 4
 
 
-@pytest.mark.parametrize("make", [cnn, resnet])
-def test_networks_that_read_the_whole_cost_as_others_of_twice_the_width(
-    make: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    depth = 4 if make is cnn else 2
-    whole = make((3, 32, 32), 10, 16, depth)
+def test_networks_that_read_the_whole_cost_as_others_of_twice_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = cnn((3, 32, 32), 10, 16, 4)
     monkeypatch.setattr(starters, "READ_WHOLE", 28)
-    pooled = make((3, 32, 32), 10, 32, depth)
+    pooled = cnn((3, 32, 32), 10, 32, 4)
     assert 0.8 < whole.flops / pooled.flops < 1.2
     assert whole.parameters < 0.4 * pooled.parameters
     assert whole.depth == pooled.depth
+
+
+@pytest.mark.parametrize(("side", "blocks"), [(8, 2), (28, 2), (32, 3), (63, 3), (64, 2)])
+def test_the_last_convolution_has_a_residual_block_where_it_is_pooled(side: int, blocks: int) -> None:
+    graph = resnet((3, side, side), 10, width=4, depth=2)
+    assert sum(node.op.tag == "add" for node in graph.nodes) == blocks
+    before_the_head = graph.nodes[-3]
+    assert (before_the_head.op.tag == "add") == (blocks == 3)
 
 
 @pytest.mark.parametrize("make", [cnn, resnet])
