@@ -3,11 +3,12 @@
     python benchmarks/others.py --python venv-others/bin/python --time-limit 60 --seeds 3
     python benchmarks/others.py --python ... --data fashion_mnist.npz --examples 6000 --time-limit 120 --seeds 3
 
---python: of an environment with optuna, keras-tuner, autokeras, tensorflow-cpu and torch, where the others run; without
-it only morphnas and the network of `handwritten.py` do. --data, --examples: as for `search_pays.py`; without them
-scikit-learn's digits, a stratified fifth held out. Every contender is a process of its own, which gets raw uint8 images
-and labels, and is to have a model when the time is over; its clock begins after its imports, so that only preparing,
-searching and training counts. What is done for a time limit where a library has none:
+--python: of an environment with torch and the packages in `results/others.json`, of those versions (AutoKeras 3.0 does
+not run with the newest Keras), where the others run; without it only morphnas and the network of `handwritten.py` do.
+--data, --examples: as for `search_pays.py`; without them scikit-learn's digits, a stratified fifth held out. Every
+contender is a process of its own, which gets raw uint8 images and labels, and is to have a model when the time is over;
+its clock begins after its imports, so that only preparing, searching and training counts. What is done for a time limit
+where a library has none:
 
 * AutoKeras: `ImageClassifier(max_trials=3)`, its three first architectures, and its own final training; a callback ends
   each of the four trainings after a quarter of the time.
@@ -45,7 +46,7 @@ SEARCH = 0.6
 HELD = 0.15
 """Share of the images that they hold out to choose by; what morphnas does by itself."""
 ALONE = ("morphnas", "by hand")
-PACKAGES = ("optuna", "keras-tuner", "autokeras", "keras", "tensorflow-cpu", "torch")
+PACKAGES = ("optuna", "keras-tuner", "autokeras", "keras", "tensorflow-cpu", "tensorboard", "torch")
 
 Fitted = tuple[Callable[[Any], Any], dict[str, Any]]
 """What predicts classes (n,), and what is to be told: networks, parameters."""
