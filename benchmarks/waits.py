@@ -3,22 +3,26 @@
     OMP_NUM_THREADS=1 python benchmarks/waits.py            writes results/waits.json
     python benchmarks/waits.py --smoke                      a quick pass that writes nothing
 
-Imports are whole processes. Growing is `Morph.carry` in float64, of each kind's first morph on a residual network of
---width. Searchers are asked with a history of 60 networks and a second left, in which none can be trained. Medians,
-least and most of --repeats rounds, in seconds.
+Imports are whole processes; "nothing compiled" are those that find no compiled modules and may keep none. Growing is
+`Morph.carry` in float64, of each kind's first morph on a residual network of --width. Searchers are asked with a
+history of 60 networks and a second left, in which none can be trained. Medians, least and most of --repeats rounds, in
+seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -36,6 +40,11 @@ IMPORTS = {
     "a worker": "import morphnas.run.worker",
     "the command line, for --help": "from morphnas.cli import main; main(['--help'])",
 }
+
+
+def nothing_compiled(empty: str) -> dict[str, str]:
+    """Variables with which Python looks for compiled modules in an empty folder, and leaves it empty."""
+    return {"PYTHONPYCACHEPREFIX": empty, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def grown(trials: int) -> list[Trial]:
@@ -78,6 +87,9 @@ def main() -> None:
 
     for name, code in IMPORTS.items():
         found["import"][name] = seconds(process(code), args.repeats)
+    with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, nothing_compiled(empty)):
+        name = "its first name"
+        found["import"][f"{name}, nothing compiled"] = seconds(process(IMPORTS[name]), args.repeats)
     graph = resnet((3, 32, 32), 10, width=args.width)
     weights = {k: v.double() if v.is_floating_point() else v for k, v in fresh_weights(graph).items()}
     random = torch.Generator().manual_seed(0)

@@ -132,7 +132,8 @@ def resnet(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 2, 
         before = draft.shapes[draft.last][1:]
         width = draft.block(width, last=stage > depth)
         start = draft.last
-        if 1 <= stage <= depth or (stage and draft.shapes[start][1:] != before):
+        pooled = draft.shapes[start][1:] != before
+        if stage and (stage <= depth or pooled):
             for _ in range(2):
                 draft.conv_bn(draft.shapes[start][0])
                 draft.add(ReLU())

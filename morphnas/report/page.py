@@ -494,6 +494,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
     scores = {"metric": lambda t: t.outcome.metric if t.outcome else None, "score": lambda t: t.score}
     metrics = [t.outcome for t in trials if t.outcome is not None and t.outcome.metric is not None]
     aims = {outcome.objective for outcome in metrics}
+    alike = comparable(trials)
     return {
         "columns": columns,
         "best": None if best is None else best.id,
@@ -504,7 +505,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
         "loss": aims.pop() if len(aims) == 1 else "loss",
         "by_metric": bool(metrics) and all(outcome.by_metric for outcome in metrics),
         "fronts": {
-            name: {kind: [t.id for t in front(comparable(trials), cost, of)] for kind, of in scores.items()}
+            name: {kind: [t.id for t in front(alike, cost, of)] for kind, of in scores.items()}
             for name, cost in COSTS.items()
         },
         "ranking": None
