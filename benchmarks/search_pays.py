@@ -6,10 +6,10 @@
 
 Without a search ("none") the starters, as large as the time allows, are trained as children are, and the best one gets
 all of the time that is left: what `fit` does by itself where the limit has no room for a search. "as it is" is what
-`fit` does by itself. Every other way begins with starters of a first width of 8, which leave time for a search: "small"
-without one, searchers by their names, and the Bayesian search changed in one thing: "fresh weights" for children, "no
-promotion", "3 epochs" or "12 epochs" of a child, or the "best score" as the winner instead of the best posterior mean.
-"judged" is "none" with half of the last training's time for comparing ways to train before it. "by hand" is the network
+`fit` does by itself. Every other way begins with starters of a first width of 8 (or --width), which leave time for a
+search: "small" without one, searchers by their names, and the Bayesian search changed in one thing: "fresh weights" for
+children, "no promotion", "3 epochs" or "12 epochs" of a child, or the "best score" as the winner instead of the best
+posterior mean. "judged" is "none" with half of the last training's time for comparing ways to train before it. "by hand" is the network
 of `handwritten.py`.
 
 --data: an .npz with x_train, y_train, x_test and y_test, of which --examples random training images (another draw for
@@ -77,8 +77,6 @@ def judged(*args: Any, **settings: Any) -> Trial:
     return finalise(*args, **settings | {"judged": True})
 
 
-SMALL = 8
-"""First width of starters that leave time for a search."""
 CHANGES: dict[str, dict[str, Any]] = {
     "none": {"max_trials": STARTERS},
     "as it is": {},
@@ -131,7 +129,7 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         settings = dict(CHANGES.get(way, {"search_type": way}))
         if way not in ("none", "as it is", "judged"):
-            settings["searcher_args"] = {"default_model_width": SMALL} | settings.get("searcher_args", {})
+            settings["searcher_args"] = {"default_model_width": args.width} | settings.get("searcher_args", {})
         settings |= {"random_state": seed, "device": "cpu", "ensemble": args.ensemble}
         classifier = morphnas.ImageClassifier(Path(folder) / "run", **settings)
         chosen = luckiest if way == "best score" else module.winner
@@ -184,6 +182,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0, help="to go on from other runs")
     parser.add_argument("--ways", nargs="*", default=WAYS)
+    parser.add_argument("--width", type=int, default=8, help="of first networks that leave time for a search")
     parser.add_argument("--ensemble", type=int, default=1, help="networks that are read together, at most")
     parser.add_argument("--products", action="store_true", help="grey images by three, see `products`")
     parser.add_argument("--rows", action="store_true", help="images are given as rows of features")
@@ -219,7 +218,7 @@ def main() -> None:
     if not args.smoke:
         about = {
             "data": "digits" if args.data is None else args.data.stem, "time_limit": args.time_limit, "n": args.seeds,
-            "first_seed": args.first_seed, "ensemble": args.ensemble,
+            "first_seed": args.first_seed, "ensemble": args.ensemble, "width": args.width,
             "examples": None if args.data is None else args.examples, "rows": args.rows, "products": args.products,
         }  # fmt: skip
         append(args.results, about | {"ways": found})

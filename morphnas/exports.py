@@ -28,8 +28,10 @@ from morphnas.run.extras import extra_missing
 from morphnas.run.store import Run, user_path
 
 TOLERANCE = 1e-5
-"""Largest difference of what an exported network computes, relative to its largest output."""
-BATCHES = (1, 2, 5)
+"""Largest difference of what an exported network computes: of logits relative to the largest, and of amounts to how far
+the farthest is from their mean; where these are less than `SMALLEST`, or a standard deviation, relative to that."""
+SMALLEST = 0.1
+BATCHES = (1, 2, 5, 32)
 """Sizes of the batches that it is tried on."""
 
 
@@ -40,7 +42,7 @@ class ExportError(RuntimeError):
 @dataclass(frozen=True)
 class Exported:
     """files: that were written, the one asked for first. error: the largest difference of the outputs of the network
-    that was read again from them, relative to the largest output."""
+    that was read again from them, relative to their size as `export` has it."""
 
     files: tuple[Path, ...]
     error: float
@@ -51,8 +53,9 @@ class Exported:
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    """What is exported. module: in evaluation mode, on the CPU. shape: of an example. like: (shape) mean and deviation
-    of usual inputs. outputs: their shape. labels: of them; None: they have no names. gives: what they are."""
+    """What is exported. module: in evaluation mode, on the CPU. shape: of an example. mean, std: of usual inputs.
+    takes: what of them it does, and of which kind. outputs: their shape. labels: of them; None: they have no names.
+    gives: what they are."""
 
     module: fx.GraphModule
     shape: Shape
@@ -71,8 +74,8 @@ class _Model:
             if trial is not None:
                 raise ValueError("trial says which network of a run to export, not of a Network")
             graph, labels, gives = what.graph, None, "logits"
-            module, mean, std = what.to_module().eval(), torch.zeros(1), torch.ones(1)
-            takes = "preprocessed examples, as the network was trained on"
+            module, mean, std = what.to_module().float().eval(), torch.zeros(1), torch.ones(1)
+            takes, kind = "preprocessed examples, as the network was trained on", "float32"
         else:
             folder = what.path if isinstance(what, Run) else what
             loads = isinstance(folder, (str, os.PathLike))
@@ -90,9 +93,11 @@ class _Model:
             mean, std = (getattr(module, name).reshape(axes) for name in ("mean", "std"))
             mean = mean + getattr(module, "offset", 0.0)  # which is float64, as inputs are then
             takes = "raw examples, as they were given to fit, but channels first"
+            kind = "float64" if hasattr(module, "offset") else "any real dtype"
         size = f"{graph.parameters:,} parameters, {graph.flops:,} FLOPs an example"
         shape, outputs = graph.shapes[graph.input.name], graph.shapes[graph.output.name]
-        about = f"A network found by morphnas: {size}.\n\nTakes {takes}"
+        about = f"A network found by morphnas: {size}.\n\nTakes {takes}: ({_sizes(shape)}), {kind}.\n"
+        about += f"Gives {gives} ({_sizes(outputs)})"
         return _Model(module, shape, mean, std, outputs, labels, gives, about)
 
     def inputs(self, n: int) -> Tensor:
@@ -118,7 +123,8 @@ def export(
     The labels are in the file, in the order of the outputs (`LABELS`, "labels.json", metadata "labels").
 
     ValueError for another suffix; FileExistsError where a file is there, unless `overwrite`; ExportError where what was
-    read again differs by more than 1e-5 of the largest output. Nothing is left behind by any of them.
+    read again differs by more than 1e-5 of the largest logit, or of how far the farthest amount is from their mean, at
+    least .1 or their standard deviation. Nothing is left behind by any of them.
     """
     target = user_path(file)
     if target.suffix.lower() not in _WRITERS:
@@ -153,8 +159,12 @@ def _files(target: Path) -> list[Path]:
 
 
 def _difference(model: _Model, read: Callable[[Tensor], Tensor]) -> float:
-    """The largest of all outputs, relative to the largest output."""
-    errors = []
+    """The largest of all outputs, relative to their size, see `TOLERANCE`."""
+    errors, sizes = [], []
+    amounts = hasattr(model.module, "centre")  # beside which their differences may be small
+    centre, least = torch.zeros(1), torch.tensor(SMALLEST)
+    if amounts:
+        centre, least = model.module.get_buffer("centre"), model.module.get_buffer("unit")
     with torch.no_grad():
         for n in BATCHES:
             x = model.inputs(n)
@@ -162,8 +172,17 @@ def _difference(model: _Model, read: Callable[[Tensor], Tensor]) -> float:
             found = read(x)
             if found.shape != expected.shape:
                 return math.inf
-            errors.append(((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item())
-    return max(errors) if not any(map(math.isnan, errors)) else math.inf
+            errors.append((found - expected).abs().amax(0))
+            sizes.append((expected - centre).abs().amax(0))
+    most = torch.stack(sizes).amax(0)
+    most = most if amounts else most.max()  # amounts may be of different units
+    error = (torch.stack(errors).amax(0) / torch.maximum(most, least)).max().item()
+    return math.inf if math.isnan(error) else error
+
+
+def _sizes(shape: Shape) -> str:
+    """Of a batch of arrays of that shape."""
+    return ", ".join(map(str, ("n", *shape)))
 
 
 def _literal(label: Any) -> Any:
@@ -268,9 +287,7 @@ def _constructor(module: nn.Module) -> str:
 
 
 def _write_source(model: _Model, file: Path) -> None:
-    takes, gives = (", ".join(map(str, ("n", *shape))) for shape in (model.shape, model.outputs))
-    about = f"{model.about}: ({takes}), any real dtype.\nGives {model.gives} ({gives})"
-    about += ", in the order of LABELS." if model.labels is not None else "."
+    about = model.about + (", in the order of LABELS." if model.labels is not None else ".")
     weights = file.with_suffix(".safetensors")
     source = to_source(model.module, about, model.labels, weights.name, model.gives)
     for node in ast.parse(source).body:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -18,10 +19,10 @@ from safetensors.torch import save_file
 from sklearn.exceptions import NotFittedError
 
 import morphnas
-from morphnas import ExportError, ImageClassifier, Network, RunError, export, load_run
+from morphnas import ExportError, ImageClassifier, ImageRegressor, Network, RunError, export, load_run
 from morphnas import exports as module
 from morphnas.exports import to_source
-from morphnas.graph import Conv, Graph, fresh_weights
+from morphnas.graph import Conv, Graph, fresh_weights, mlp
 from tests.estimators.conftest import stripes
 from tests.strategies import graphs, plain
 
@@ -143,6 +144,47 @@ def test_what_a_network_gives_is_said_with_its_positions(tmp_path: Path) -> None
     source = export(Network(graph, fresh_weights(graph)), tmp_path / "net.py").files[0].read_text()
     assert "Takes preprocessed examples, as the network was trained on: (n, 2, 8, 8)," in source
     assert "Gives logits (n, 3, 8, 8)." in source
+
+
+def test_what_a_network_takes_is_said_with_its_kind(fitted: ImageClassifier, tmp_path: Path) -> None:
+    assert "any real dtype" in export(fitted, tmp_path / "fitted.py").files[0].read_text()
+    graph = mlp((3,), 2, depth=1)
+    weights = {name: w.double() if w.is_floating_point() else w for name, w in fresh_weights(graph).items()}
+    file = export(Network(graph, weights), tmp_path / "net.py").files[0]
+    assert "(n, 3), float32." in file.read_text()
+    assert runpy.run_path(str(file))["load"]()(torch.zeros(1, 3)).dtype == torch.float32
+
+
+def test_one_output_that_is_nearly_0_is_measured_by_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the first batch, of one example: rounding that is nothing beside other outputs is much beside that one."""
+    graph = mlp((3,), 1, depth=0)
+    weights = fresh_weights(graph)
+    first = Network(graph, weights).to_module()(torch.randn(1, 3, generator=torch.Generator().manual_seed(1)))
+    weights["dense_1.bias"] -= first.detach()[0] - 1e-6
+
+    def rounding(file: Path) -> Any:
+        network = module._read_source(file)
+        return lambda x: network(x) + 1e-7
+
+    monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, rounding))
+    assert 0 < export(Network(graph, weights), tmp_path / "net.py").error < 1e-5
+
+
+def test_differences_of_amounts_are_measured_beside_their_spread(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not beside the amounts: of times in seconds all could be wrong."""
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    fitted = ImageRegressor(tmp_path / "run", max_trials=1, refit=False).fit(x, 1.7e9 + x[:, 0])
+    assert export(fitted, tmp_path / "net.py").error < 1e-5
+
+    def shifting(file: Path) -> Any:
+        network = module._read_source(file)
+        return lambda x: network(x) + 0.1
+
+    monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, shifting))
+    with pytest.raises(ExportError, match="computes something else"):
+        export(fitted, tmp_path / "other.py")
 
 
 def test_source_is_tidy(fitted: ImageClassifier, tmp_path: Path) -> None:

@@ -48,8 +48,9 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     """The network that computes what the module does in evaluation mode, and begins with its weights.
 
     module: of convolutions with odd kernels, padded by half of them; dense layers over flat features; batch norm; relu;
-    max, average and global pooling; dropout; sums; and concatenations of channels; however it is written. It is not
-    changed. input_shape: of one example, channels first, (channels, *spatial) or (features,).
+    max, average and global pooling; dropout (that of whole channels is left out); sums; and concatenations of channels;
+    however it is written. It is not changed. input_shape: of one example, channels first, (channels, *spatial) or
+    (features,).
 
     Both are asked for the outputs of random examples: ModuleError where these differ by more than `PROOF` of the
     largest, or where the module does something that networks here do not.
@@ -195,7 +196,8 @@ def _batch_norm(reading: _Reading, told: Mapping[str, Any]) -> str:
     held = reading.tensors(**{name: told[name] for name in ("weight", "bias", "running_mean", "running_var")})
     width = reading.draft.shapes[source][0]
     held = {"weight": torch.ones(width), "bias": torch.zeros(width), **held, "num_batches_tracked": torch.tensor(0)}
-    return reading.add(BatchNorm(told["eps"], told["momentum"]), source, **held)
+    momentum = told["momentum"] or BatchNorm().momentum  # 0 is PyTorch's for a mean over all batches
+    return reading.add(BatchNorm(told["eps"], momentum), source, **held)
 
 
 def _relu(reading: _Reading, told: Mapping[str, Any]) -> str:
@@ -264,7 +266,7 @@ _HANDLERS: dict[str, Callable[[_Reading, Mapping[str, Any]], str]] = {
     **{f"avg_pool{axes}d": _pool(AvgPool) for axes in (1, 2, 3)},
     **{f"adaptive_avg_pool{axes}d": _adaptive for axes in (1, 2, 3)},
     **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), _reshaped),
-    **dict.fromkeys(("clone", "contiguous", "detach", "alias"), _same),
+    **dict.fromkeys(("clone", "contiguous", "detach", "alias", "feature_dropout"), _same),
     "linear": _linear, "batch_norm": _batch_norm, "relu": _relu, "mean": _mean, "dropout": _dropout, "add": _add,
     "cat": _cat,
 }  # fmt: skip

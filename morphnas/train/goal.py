@@ -224,7 +224,8 @@ class Amounts(_Usual):
         shares = (counts / counts.sum())[:, None]
         squares = ((outputs.double() - truth).square() * shares).sum(0)
         variances = ((truth - (truth * shares).sum(0)).square() * shares).sum(0)
-        constant = truth.amax(0) == truth.amin(0)  # whose variance is what rounding leaves
+        counted = truth[counts > 0]
+        constant = counted.amax(0) == counted.amin(0)  # whose variance is what rounding leaves
         r2 = 1 - (squares / torch.where(constant, torch.ones_like(variances), variances)).mean().item()
         return -0.5 * (1 + math.log(2 * math.pi * max(SMALLEST_ERROR, squares.mean().item()))), r2
 

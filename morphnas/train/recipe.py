@@ -64,7 +64,7 @@ class Recipe:
 
     epochs: how often the network is scored; the learning rate's schedule ends with the last.
     examples: that an epoch trains on, the next ones of an endless random order; None: all of the training data.
-    batch_size: examples per step; an epoch is cut into parts of at most so many and nearly equal lengths.
+    batch_size: examples per step; an epoch is cut into parts of nearly equal lengths, at most so many, but at least 2.
     optimizer: "sgd" (Nesterov momentum), "adamw", or "muon" (see `morphnas.train.muon`).
     precision: of the forward and backward passes; weights, scores and predictions are float32 in any case.
     cuda_graphs: whether a GPU replays recorded steps (see `morphnas.train.step`); elsewhere it is of no matter.
@@ -72,7 +72,9 @@ class Recipe:
     lr_examples: that a training may see at that rate. Where there are more than `FEW` to learn from, those that see
         more have a lower one, by the square root of how many times as many, but not lower than that of how many times
         as many as `FEW` there are. None: all have the same rate.
-    weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw.
+    momentum: of sgd, and of what muon leaves to it: all but convolutions, whose momentum is `muon.MOMENTUM`.
+    weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw. Muon's convolutions, which keep
+        their length, have none.
     dropout: share of what dense layers read that is set to 0 in training, except where the first layer of all is one,
         which reads the examples (Srivastava et al. 2014, JMLR 15, 1929-1958).
     label_smoothing: probability mass spread over all classes, where there are any.

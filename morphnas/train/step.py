@@ -21,8 +21,11 @@ from morphnas.train.recipe import Precision, Recipe
 
 log = logging.getLogger(__name__)
 
+WEIGHTED = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
+"""Layers whose weights multiply what they read."""
 WIDE = 256
-"""Inputs of a dense layer from which on its weights are trained at a lower rate, by as many times as there are more."""
+"""Inputs of a layer with a bias from which on its weights are trained at a lower rate, by as many times as there are
+more."""
 
 TAUGHT = 0.5
 """What agreeing with a teacher counts of a loss; the rest is what y say."""
@@ -220,20 +223,22 @@ def optimizer_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's, whose rates are tensors: a recorded step reads them anew. A group's `share` multiplies its rate.
 
     Weight decay on weights alone: tensors of two and more axes. turned: whether the group holds convolutions' weights
-    that Muon is to turn. A step of gradient descent changes what a dense layer gives by as much as it has inputs (Yang
-    et al. 2022, arXiv:2203.03466, table 3): wide ones without a norm behind them, which have a bias, take shorter
-    steps.
+    that Muon is to turn: not those with a bias, as of other libraries' networks, whose length matters where there is no
+    norm behind them. A step of gradient descent changes what a layer gives by as much as it has inputs (Yang et al.
+    2022, arXiv:2203.03466, table 3): wide ones without a norm behind them, which have a bias, take shorter steps.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     shifts = {id(layer.bias) for layer in norms}
     shares = dict.fromkeys(shifts, recipe.bias_rate)
+    weighted = (layer for layer in module.modules() if isinstance(layer, WEIGHTED) and layer.bias is not None)
+    biased = {id(layer.weight): layer.weight for layer in weighted}
     if recipe.optimizer != "adamw":
-        dense = (layer for layer in module.modules() if isinstance(layer, nn.Linear) and layer.bias is not None)
-        shares |= {id(layer.weight): min(1.0, WIDE / layer.in_features) for layer in dense}
+        shares |= {id: min(1.0, WIDE / weight[0].numel()) for id, weight in biased.items()}
     groups: dict[tuple[float, float, bool], list[Tensor]] = {}
     for p in (p for p in module.parameters() if p.requires_grad):
         share, decay = shares.get(id(p), 1.0), recipe.weight_decay if p.ndim > 1 else 0.0
-        groups.setdefault((share, decay, recipe.optimizer == "muon" and p.ndim > 2), []).append(p)
+        turned = recipe.optimizer == "muon" and p.ndim > 2 and id(p) not in biased
+        groups.setdefault((share, decay, turned), []).append(p)
     settings = [
         {
             "params": ps, "lr": torch.tensor(recipe.lr, device=ps[0].device), "share": share,
@@ -254,8 +259,7 @@ def dropping(module: nn.Module, share: float) -> Iterator[None]:
     def dropped(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (F.dropout(inputs[0], share), *inputs[1:])
 
-    weighted = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
-    layers = [layer for layer in module.modules() if isinstance(layer, weighted)] if share else []
+    layers = [layer for layer in module.modules() if isinstance(layer, WEIGHTED)] if share else []
     dense = [layer for layer in layers[1:] if isinstance(layer, nn.Linear)]
     hooks = [layer.register_forward_pre_hook(dropped) for layer in dense]
     try:

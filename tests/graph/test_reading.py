@@ -167,6 +167,16 @@ def test_what_changes_nothing_is_no_op() -> None:
     assert [node.op.tag for node in network.graph.nodes] == ["input", "conv", "globalpool", "dense"]
 
 
+def test_what_only_training_does_may_be_left_out() -> None:
+    """Dropout of whole channels, and running means over all batches."""
+    module = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=None), nn.Dropout2d(0.3), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+    network = from_module(module, (2, 6, 6))
+    assert [node.op.tag for node in network.graph.nodes] == ["input", "conv", "bn", "globalpool", "dense"]
+
+
 def conv(*args: Any, **more: Any) -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 4, *args, **more), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 

@@ -196,6 +196,11 @@ def test_an_amount_that_is_always_the_same_is_judged_too() -> None:
     assert Amounts(2).judged(y + 0.5, y)[1] == 0.75
 
 
+def test_so_are_amounts_of_which_those_that_count_are_the_same() -> None:
+    y = torch.tensor([[1.0], [1.0], [2.0], [3.0]])
+    assert Amounts(1).judged(y + 0.5, y, torch.tensor([2.0, 2.0, 0.0, 0.0]))[1] == 0.75
+
+
 @pytest.mark.parametrize("n", [7, 100, 4001])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_what_rounding_leaves_is_no_variance(n: int, weighted: bool) -> None:

@@ -86,6 +86,16 @@ def test_all_but_convolutions_move_as_with_sgd() -> None:
         assert torch.equal(one, other) == (one.ndim < 3), name
 
 
+def test_so_do_convolutions_with_a_bias() -> None:
+    """There may be no norm behind them, so that their length matters, as it does where it is 0 at first."""
+    module = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+    nn.init.zeros_(module[2].weight)  # type: ignore[arg-type]
+    optimizer = step.optimizer_of(module, Recipe(optimizer="muon", lr=0.1))
+    module(torch.randn(8, 2, 5, 5, generator=seeded(0))).square().sum().backward()  # of what it is at first, its bias
+    optimizer.step()
+    assert module[2].weight.norm() > 0.01  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
 def test_networks_learn_with_every_optimizer_and_precision(optimizer: str, precision: str) -> None:
