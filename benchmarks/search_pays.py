@@ -9,8 +9,8 @@ all of the time that is left: what `fit` does by itself where the limit has no r
 `fit` does by itself. Every other way begins with starters of a first width of 8 (or --width), which leave time for a
 search: "small" without one, searchers by their names, and the Bayesian search changed in one thing: "fresh weights" for
 children, "no promotion", "3 epochs" or "12 epochs" of a child, or the "best score" as the winner instead of the best
-posterior mean. "judged" is "none" with half of the last training's time for comparing ways to train before it. "by hand" is the network
-of `handwritten.py`.
+posterior mean. "judged" is "none" with half of the last training's time for comparing ways to train before it. "by
+hand" is the network of `handwritten.py`.
 
 --data: an .npz with x_train, y_train, x_test and y_test, of which --examples random training images (another draw for
 each seed) and all test images are used; without it scikit-learn's digits, a stratified fifth held out. The ways take
