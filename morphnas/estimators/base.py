@@ -250,7 +250,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             with _opened(folder, about, before is not None, self.overwrite) as store, self._progress(seconds) as shown:
                 torch.set_num_threads(planned.threads)
                 self._forget()
-                self.path_ = str(folder)
+                self.path_ = str(folder.absolute())
                 for network in settings.networks:
                     store.give(network)
                 log.info("the run is kept in %s", folder)
@@ -410,6 +410,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             prune(store, settings.keep)
             if deadline.stopped and not calls.stopped:
                 self._interrupted()
+            self.__dict__.pop("test_metric_", None)  # of the model before
             if test is not None:
                 self.test_metric_ = self._tested(test)
                 shown.tell(f"{self.words(self.test_metric_)} on the {len(test):,} test examples")
@@ -523,7 +524,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             with contextlib.suppress(RunError):  # a model may be there without a run
                 settings = load_about(folder).get("settings")
             estimator = cls(path=folder, **restored(settings))
-            estimator.path_ = str(folder)
+            estimator.path_ = str(folder.absolute())
             estimator._set(network, model, target, preprocessing)
         except RunError:
             raise

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from morphnas.estimators.base import ImageEstimator
 from morphnas.estimators.inputs import Preprocessing
-from morphnas.estimators.labels import Labels, labels_of
+from morphnas.estimators.labels import Labels
 from morphnas.estimators.targets import Indicators, SampleWeight, Target, Values, classes_of, given_weights
 from morphnas.graph import Network
 
@@ -40,8 +40,8 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         (low, high), or a list of values, is searched, see `morphnas.search.Tuned`. "default_model_len"
         and "default_model_width" the depth and the width of the first networks.
     search_type : str or callable, optional
-        "bayesian" (None means it), "random", "evolution", "greedy", "climbing", "grid", "halving", or a callable
-        (space, recipe=, limits=, seed=) that gives a searcher.
+        "bayesian" (None means it), "pareto", "random", "evolution", "greedy", "climbing", "grid", "halving", or a
+        callable (space, recipe=, limits=, seed=) that gives a searcher.
     time_limit : float, optional
         Seconds of a fit, everything included, when `fit` is given none. None: 24 hours.
     max_trials : int, optional
@@ -156,9 +156,9 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         """Accuracy, as scikit-learn asks for it: a label that fit did not see is predicted wrongly."""
         said = self.predict(X)
         weights = None if sample_weight is None else given_weights(sample_weight, len(said))
-        if self.multilabel_:
+        if isinstance(self._said, Indicators):
             return float(accuracy_score(self._said.encode(y, len(said)), said, sample_weight=weights))
-        right = [a == b for a, b in zip(labels_of(y, len(said)), said.tolist(), strict=True)]
+        right = [a == b for a, b in zip(self._said.read(y, len(said)), said.tolist(), strict=True)]
         return float(np.average(right, weights=weights))
 
     @staticmethod

@@ -173,12 +173,13 @@ def look(problem: Problem, deadline: Deadline = NEVER) -> Findings:
     rows = rows_of(given, deadline)
     if len(rows.index) == len(given) and len(np.unique(rows.digest)) == 1:
         raise ValueError(f"all {len(given):,} examples are the same: there is nothing to learn from x")
-    found = [*doctor_y.look(given), *_repeats(given, rows), *_blank(given, rows)]
+    checks = [_repeats(given, rows), _blank(given, rows)]
     if given.images:
-        found += [*_sizes(given, rows), *_ranges(given, rows), *_zeros(rows), *_channels(given, rows)]
-        found += [] if problem.preprocessing.resized else _orders(given)
-    if not deadline.passed:
-        found += _signal(given, deadline)
+        checks += [_sizes(given, rows), _ranges(given, rows), _zeros(rows), _channels(given, rows)]
+        checks += [] if problem.preprocessing.resized else [_orders(given)]
+    found = [*doctor_y.look(given)]
+    for check in (*checks, _signal(given, deadline)):
+        found += [] if deadline.passed else check
     found.sort(key=lambda finding: not finding.warns)
     return Findings(tuple(found), len(given), len(rows.index), time.perf_counter() - begun)
 

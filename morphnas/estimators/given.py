@@ -78,7 +78,8 @@ class Given:
         if isinstance(target, Indicators):
             sets = [tuple(np.flatnonzero(row).tolist()) for row in different]
             return Given(parts, index.reshape(-1), *counts, sets, "tags", y)
-        rows = [tuple(float(f"{value:.6g}") for value in row) for row in target.decode(different)]
+        decimals = [5 - math.floor(math.log10(std)) for std in target.std]  # as far as they tell amounts apart
+        rows = [tuple(map(round, row, decimals)) for row in target.decode(different).tolist()]
         names = [row[0] if target.flat else row for row in rows]
         return Given(parts, index.reshape(-1), *counts, names, "amounts", y)
 
@@ -187,10 +188,13 @@ def spread(index: NDArray[np.intp], most: int) -> NDArray[np.intp]:
 def percent(share: float) -> str:
     """A share to two digits or to tenths, never 0 or all where it is not.
 
-    >>> percent(0.123), percent(0.00012), percent(1.0)
-    ('12.3 %', '0.012 %', '100.0 %')
+    >>> percent(0.123), percent(0.00012), percent(0.99975), percent(1.0)
+    ('12.3 %', '0.012 %', '99.97 %', '100.0 %')
     """
-    return f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.2g} %"
+    if share < 0.001:
+        return f"{100 * share:.2g} %"
+    digits = max(1, -math.floor(math.log10(100 * (1 - share)))) if share < 1 else 1
+    return f"{100 * share:.{digits}f} %"
 
 
 def some(names: Sequence[Any], what: str = "class") -> str:

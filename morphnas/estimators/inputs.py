@@ -86,7 +86,9 @@ class Preprocessing:
         elif len(given) == 4 and axes is None:
             return Preprocessing._along(source, None, None, 3)
         else:
-            raise ValueError(f"x must be {EXAMPLES}, but its shape is {(len(source), *given)}")
+            images = "images (n, h, w) or (n, h, w, channels), or rows with image_shape"
+            wanted = EXAMPLES if axes is None else images
+            raise ValueError(f"x must be {wanted}, but its shape is {(len(source), *given)}")
         if len(image) == 3 and image[0] in (1, 3) and image[2] > 4:
             hint = f"images of shape {image} look channels first, but (height, width, channels) is expected"
             warnings.warn(f"{hint}: np.moveaxis(x, 1, -1) turns them", stacklevel=4)
@@ -266,11 +268,11 @@ def _real(x: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def _offset(source: Source) -> tuple[float, ...] | None:
-    """See `Preprocessing`, of rows: the lowest of what is read first."""
-    _, (x,) = next(source.pieces())
-    x = _real(x, source.name)
+    """See `Preprocessing`, of rows: the lowest values."""
+    pieces = (_real(x, source.name) for _, (x,) in source.pieces())
     with np.errstate(invalid="ignore"):  # of NaN and infinity, which are refused later
-        low, high = (ends.astype(np.float64) for ends in (x.min(0), x.max(0)))
+        lows, highs = zip(*((x.min(0).astype(np.float64), x.max(0).astype(np.float64)) for x in pieces), strict=True)
+        low, high = np.min(lows, axis=0), np.max(highs, axis=0)
         size, spread = np.maximum(np.abs(low), np.abs(high)), high - low
     large = (_EXACT * size < spread) & (spread < _COARSE * size)
     return tuple(np.where(large, low, 0.0).tolist()) if large.any() else None
@@ -441,7 +443,10 @@ class Problem:
 
 def examples(source: Source, y: Any, preprocessing: Preprocessing, target: Target, room: Room = ROOM) -> Examples:
     """Further examples of a problem whose preprocessing and target are known; ValueError when they do not fit it."""
-    codes = target.encode(y, len(source))
+    try:
+        codes = target.encode(y, len(source))
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from None
     return Examples(preprocessing(source, None, room), torch.from_numpy(codes))
 
 

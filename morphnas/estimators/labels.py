@@ -49,7 +49,8 @@ class Labels:
             classes = np.empty(len(set(values)), dtype=object)
             classes[:] = _sorted(set(values))
             if all(isinstance(value, str) for value in classes):
-                classes = classes.astype(str)
+                texts = classes.astype(str)
+                classes = texts if texts.tolist() == classes.tolist() else classes  # numpy cuts what ends in "\0"
             labels = Labels(classes)
             codes = np.array([labels._index[value] for value in values], dtype=np.int64)
         if len(labels.classes) < 2:
@@ -63,13 +64,21 @@ class Labels:
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.int64]:
         """Class indices (n,); ValueError for labels that are not among the classes."""
-        values = labels_of(y, n)
+        values = self.read(y, n)
         unseen = {value for value in values if value not in self._index}
         if unseen:
             some = ", ".join(map(repr, _sorted(unseen)[:5]))
             known = self.classes.tolist()[:20]
             raise ValueError(f"y holds labels that fit did not see: {some}; the classes are {known}")
         return np.array([self._index[value] for value in values], dtype=np.int64)
+
+    def read(self, y: ArrayLike, n: int) -> list[Hashable]:
+        """The n labels in y, (n,) or (n, 1), whatever fit has seen; times in its unit. ValueError for what are none."""
+        column, kind = _column(y, n), self.classes.dtype
+        if column.dtype.kind == kind.kind and kind.kind in "mM":
+            told = column.astype(kind)
+            column = told if (told == column).all() else column  # not of a unit in which they would be others
+        return list(hashed(column, "y")) if column.dtype == object else column.tolist()
 
     @property
     def goal(self) -> Goal:
@@ -117,12 +126,6 @@ class Labels:
         return Labels(classes)
 
 
-def labels_of(y: ArrayLike, n: int) -> list[Hashable]:
-    """The n labels in y, (n,) or (n, 1), whatever fit has seen; ValueError for what are none."""
-    column = _column(y, n)
-    return list(hashed(column, "y")) if column.dtype == object else column.tolist()
-
-
 def check_there(y: Any, hint: str) -> None:
     """ValueError where there is no y, or a part of it is masked."""
     if y is None:
@@ -143,7 +146,7 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
         if all(issubclass(kind, np.generic) for kind in kinds) or kinds in ({bool}, {int}, {float}):
             column = np.array(list(column.flat)).reshape(column.shape)
     elif column.dtype.kind == "T":
-        column = column.astype(str)
+        column = np.array(column.tolist(), dtype=object)
     if column.ndim == 2 and column.shape[1] == 1:
         column = column[:, 0]
     if column.ndim == 2:
@@ -165,11 +168,12 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
 
 
 def listed(y: Any) -> NDArray[Any]:
-    """As numpy does, but a list of tuples or of mixed kinds stays a column of objects."""
+    """As numpy does, but a list of tuples, of an enumeration's texts or of mixed kinds stays a column of objects."""
     if isinstance(y, (list, tuple)):
         kinds = {type(value) for value in y}
         numbers = all(issubclass(kind, (int, float, np.number)) for kind in kinds)
-        if kinds & {tuple, frozenset} or (len(kinds) > 1 and not numbers):
+        named = any(issubclass(kind, str) and kind not in (str, np.str_) for kind in kinds)  # of which numpy cuts texts
+        if kinds & {tuple, frozenset} or named or (len(kinds) > 1 and not numbers):
             column = np.empty(len(y), dtype=object)
             column[:] = list(y)
             return column
@@ -200,6 +204,8 @@ def _to_json(value: Any) -> Any:
     """JSON for a label: numbers, strings, booleans and None as they are, tuples and bytes tagged."""
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a label holds {value}, which cannot be saved")
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
     if isinstance(value, tuple):

@@ -64,6 +64,8 @@ class Source:
             raise ValueError(f"{name} must be {EXAMPLES}, not {x!r:.80}")
         if isinstance(x, Files):
             return _checked(Source(name, x.shapes, x))
+        columns = tuple(getattr(x, "columns", ()))
+        named = columns if columns and all(isinstance(column, str) for column in columns) else None
         listed = isinstance(x, (list, tuple)) or len(getattr(x, "shape", ())) == 1
         if listed and isinstance(next(iter(x), None), (str, os.PathLike)):
             hint = "a folder with a sub-folder for each class, by its name, or morphnas.load_image_dataset reads files"
@@ -87,8 +89,6 @@ class Source:
             return Source._of_images(list(x), name, axes)
         if len(x.shape) < 2:
             raise ValueError(_too_flat(name, tuple(x.shape)))
-        columns = tuple(getattr(x, "columns", ()))
-        named = columns if columns and all(isinstance(column, str) for column in columns) else None
         source = Source(name, [tuple(x.shape[1:])] * x.shape[0], getattr(x, "iloc", x), named)
         return _checked(source, tuple(x.shape))
 
@@ -107,13 +107,17 @@ class Source:
     def pieces(self) -> Iterator[tuple[int, list[NDArray[Any]]]]:
         """The number of a piece's first example, and the piece: arrays (k, *shape), one of them if all are uniform."""
         uniform = self.uniform
-        size = max(8, _PIECE // max(map(math.prod, set(self.shapes))))
-        for start in range(0, len(self), size):
-            items = self.items[start : start + size]
+        for start, items in self.slices():
             if isinstance(items, list):
                 yield start, [np.stack(items)] if uniform else [item[None] for item in items]
             else:
                 yield start, [np.asarray(items)]
+
+    def slices(self) -> Iterator[tuple[int, Any]]:
+        """The same pieces as they were given: slices of an array, a data frame or a list."""
+        size = max(8, _PIECE // max(map(math.prod, set(self.shapes))))
+        for start in range(0, len(self), size):
+            yield start, self.items[start : start + size]
 
 
 def _checked(source: Source, shape: tuple[int, ...] = ()) -> Source:
@@ -157,9 +161,9 @@ def opened(x: Any, y: Any, name: str, room: Room = ROOM, axes: int | None = None
             raise ValueError(f"{name} is empty, it yields no examples")
     else:
         x, labels = folder(x)
-    if y is not None:
+    if y is not None and labels is not None:
         raise ValueError(f"{name} brings its own labels, so none can be given beside it")
-    return Source.of(x, name), labels
+    return Source.of(x, name), labels if y is None else y
 
 
 def brings_labels(x: Any) -> bool:

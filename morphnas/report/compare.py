@@ -22,6 +22,8 @@ from morphnas.search.trial import Trial
 
 GRID = 60
 """Times at which the best so far of the runs is compared."""
+LENGTH = ("max_trials", "search_patience", "refit", "executor", "devices")
+"""Settings that say for how long, and on how much, a run searches: it may be gone on with by others."""
 SURE = 0.05
 """The probability by chance below which the winners are said to differ."""
 
@@ -122,9 +124,8 @@ class Comparison:
         else:
             further = f"A further run is better than these with a probability of 1 in {round(1 / self.next_better)}"
             if self.next_value is not None:
-                low, high = (
-                    self._words(min(end, 1.0) if self.by_chance is not None else end) for end in self.next_value
-                )
+                share = self.by_chance is not None
+                low, high = (self._words(min(max(end, 0.0), 1.0) if share else end) for end in self.next_value)
                 further += f"; it comes to between {low} and {high} (95 %)"
             told.append(f"{further}.")
         return told
@@ -213,8 +214,9 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
 
 
 def _data(run: Run) -> Any:
+    """What tells a run's examples from others, those to score by as well; None where run.json does not."""
     data = run.about.get("data")
-    return data.get("hash") if isinstance(data, dict) else None
+    return (data["hash"], str(data.get("validation"))) if isinstance(data, dict) and "hash" in data else None
 
 
 def _aims(run: Run) -> str:
@@ -224,10 +226,11 @@ def _aims(run: Run) -> str:
 
 
 def _settings(run: Run) -> tuple[Any, ...]:
-    """What decides what a run tries, but for its seed."""
-    decides = run.about.get("decides")
+    """What decides what a run tries, and for how long, but for its seed."""
+    decides, settings = run.about.get("decides"), run.about.get("settings")
     rest = {k: v for k, v in decides.items() if k != "random_state"} if isinstance(decides, dict) else None
-    return rest, run.about.get("time_limit")
+    told = [settings.get(name) for name in LENGTH] if isinstance(settings, dict) else None
+    return rest, told, run.about.get("time_limit")
 
 
 def _value(trial: Trial, share: bool) -> float:

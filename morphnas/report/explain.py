@@ -171,11 +171,12 @@ def _reason(why: Mapping[str, Any]) -> str:
 
 
 def _noise(one: Outcome, other: Outcome) -> float | None:
-    """How far two shares of correct answers differ by chance, at 95 %: the normal approximation for other examples."""
-    parts = [(o.metric, o.examples) for o in (one, other)]
+    """How far two shares of correct answers differ by chance, at 95 %, for other examples: the normal approximation,
+    with a right and a wrong answer more (Agresti and Caffo 2000, The American Statistician 54, 280-288)."""
     if one.interval is None or other.interval is None:
         return None
-    return 1.959964 * math.sqrt(sum(m * (1 - m) / n for m, n in parts if m is not None))
+    several = [(o.metric * o.examples + 1, o.examples + 2) for o in (one, other) if o.metric is not None]
+    return 1.959964 * math.sqrt(sum(right / n * (1 - right / n) / n for right, n in several))
 
 
 def nearest(value: object) -> tuple[tuple[int, float], ...]:

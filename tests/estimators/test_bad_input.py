@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import enum
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,11 @@ def _with(x: NDArray[Any], place: int, value: Any) -> NDArray[Any]:
     return x
 
 
+class Animal(str, enum.Enum):  # noqa: UP042  # whose str is "Animal.CAT"
+    CAT = "cat"
+    DOG = "dog"
+
+
 class Entries(Dataset[Any]):
     def __len__(self) -> int:
         return 3
@@ -67,6 +74,8 @@ class Entries(Dataset[Any]):
         (_with(MIXED, 5, np.ma.masked_all((6, 6))), Y, r"x\[5\] is an array with 36 masked values"),
         (X, np.ma.masked_equal(Y, 2), "y is an array with 20 masked values"),
         (X, [{}] * 60, "cannot be hashed"),
+        (X, [("a", np.nan), ("b", 1.0)] * 30, "a label holds nan, which cannot be saved"),
+        (X, [np.inf, "a"] * 30, "a label holds inf"),
         (X, [datetime.date(2020, 1, 1 + i % 2) for i in range(60)], "cannot be saved"),
         (X[:0], Y[:0], "empty"),
         (np.zeros((60, 0)), Y, "empty"),
@@ -273,13 +282,46 @@ def test_labels_of_any_kind_come_back(labels: list[Any], column: bool) -> None:
         flat[:, 0] = y
         y = flat
     found, codes = Labels.found(y, 20)
-    again = Labels.from_json(__import__("json").loads(__import__("json").dumps(found.to_json())))
+    again = Labels.from_json(json.loads(json.dumps(found.to_json())))
     assert again.classes.dtype == found.classes.dtype
     back = again.classes[codes]
     assert [np.asarray(v).tolist() if not isinstance(v, tuple) else v for v in back] == [
         np.asarray(v).tolist() if not isinstance(v, tuple) else v for v in (labels[i % len(labels)] for i in range(20))
     ]
     assert (again.encode(y, 20) == codes).all()
+
+
+def test_times_are_the_same_in_any_unit() -> None:
+    days = np.array(["2020-01-01", "2021-02-03"] * 10, dtype="datetime64[D]")
+    for fitted, asked in (("D", "ns"), ("ns", "D"), ("s", "ms")):
+        found, codes = Labels.found(days.astype(f"datetime64[{fitted}]"), 20)
+        assert (found.encode(days.astype(f"datetime64[{asked}]"), 20) == codes).all()
+        assert found.read(days.astype(f"datetime64[{asked}]"), 20) == found.classes[codes].tolist()
+    found, _ = Labels.found(days, 20)
+    with pytest.raises(ValueError, match="labels that fit did not see"):
+        found.encode(days.astype("datetime64[h]") + np.timedelta64(1, "h"), 20)
+
+
+def test_texts_that_numpy_would_cut_are_whole() -> None:
+    animals, codes = Labels.found([*Animal] * 2, 4)
+    assert Labels.from_json(json.loads(json.dumps(animals.to_json()))).classes.tolist() == ["cat", "dog"]
+    assert codes.tolist() == [0, 1, 0, 1]
+    ending, codes = Labels.found(np.array(["a", "a\0"] * 2, dtype=object), 4)
+    assert ending.classes.tolist() == ["a", "a\0"]
+    assert codes.tolist() == [0, 1, 0, 1]
+
+
+def test_texts_of_numpy_s_own_kind_are_texts() -> None:
+    found, codes = Labels.found(np.array(["long text", "b"] * 2, dtype=np.dtypes.StringDType()), 4)
+    assert found.classes.tolist() == ["b", "long text"]
+    assert codes.tolist() == [1, 0, 1, 0]
+
+
+def test_what_is_wrong_with_validation_data_is_said_of_them() -> None:
+    with pytest.raises(ValueError, match="validation_data: y holds labels that fit did not see: 2"):
+        ImageClassifier().fit(X[Y < 2], Y[Y < 2], validation_data=(X, Y))
+    with pytest.raises(ValueError, match="validation_data: x has 60 examples but y has 59 labels"):
+        ImageClassifier().fit(X, Y, validation_data=(X, Y[1:]))
 
 
 def test_equal_labels_of_a_mixed_column_are_one_class() -> None:

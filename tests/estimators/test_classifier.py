@@ -319,6 +319,7 @@ def test_final_fit_adds_trials_and_changes_none(fitted: ImageClassifier, data: D
     assert ImageClassifier.load(copy).final_trial_ == classifier.final_trial_ == new[-1].id
     classifier.set_params(searcher_args={"trainer_args": {"lr": 0.007}})
     classifier.final_fit(*data, trainer_args={"epochs": 1, "batch_size": 32}, time_limit=10)
+    assert not hasattr(classifier, "test_metric_"), "it was of the model before"
     recipes = [t.proposal.recipe for t in load_run(copy).trials if t.id > new[-1].id]
     assert {recipe.batch_size for recipe in recipes} == {32}
     assert max(recipe.lr for recipe in recipes) == 0.007, "a rate that is given holds for the whole run"

@@ -136,6 +136,14 @@ def test_features_that_are_large_beside_their_spread_are_centred(kind: Any, monk
             Preprocessing.from_json(told | {"offset": wrong})
 
 
+def test_so_are_features_that_are_constant_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("morphnas.estimators.sources._PIECE", 1)
+    small = np.stack([np.maximum(np.arange(60) - 50, 0), np.arange(60)], 1)
+    large = small + np.array([1.7e9, 0])
+    centred = found(large, Y, (large, Y))
+    assert centred.task.train.x.equal(torch.from_numpy(small).float())
+
+
 def test_other_features_stay_as_they_are() -> None:
     rounded = np.full(60, 0.3) + np.where(Y == 0, 0, 5e-17)  # as sums in another order are
     rows = np.stack([rounded, 1000 + RNG.normal(size=60), RNG.normal(size=60)], 1)
@@ -183,6 +191,25 @@ def test_pandas() -> None:
     rows[:, 2] = Y
     same(found(frame, pandas.Series(labels, dtype="category")), found(rows, labels))
     same(found(pandas.Series(list(X), index=index), Y), found(X, Y))
+
+
+class Frame:
+    """As those of polars, which are not pandas' and have no `dtype`."""
+
+    shape = (60, 2)
+
+    def __init__(self, *columns: str) -> None:
+        self.columns = list(columns)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
+        return np.stack([np.arange(60.0), np.ones(60)], 1)
+
+
+def test_columns_of_any_frame_have_names() -> None:
+    problem = found(Frame("one", "two"), Y)
+    assert problem.preprocessing.columns == ("one", "two")
+    with pytest.raises(ValueError, match="same columns in another order"):
+        problem.preprocessing(Source.of(Frame("two", "one"), "x"))
 
 
 def test_lists_of_images() -> None:
@@ -300,6 +327,7 @@ def test_tensors_that_look_channels_last_are_warned_of() -> None:
 
 
 def test_labels_come_once() -> None:
+    same(found(TensorDataset(torch.from_numpy(X)[:, None]), Y), found(X[..., None], Y))  # which brings none
     with pytest.raises(ValueError, match="x brings its own labels"):
         found(Pairs(RGB, Y), Y)
     with pytest.raises(ValueError, match="y is missing"):

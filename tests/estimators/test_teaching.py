@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multioutput import MultiOutputClassifier
+from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 import morphnas
@@ -66,6 +68,16 @@ def test_a_model_is_asked_of_the_raw_examples_and_its_classes_are_put_in_order()
     assert said is not None
     assert (np.concatenate(teacher.asked) == X).all()
     assert np.exp(said) == pytest.approx(chances()[:, [1, 2, 0]], rel=1e-5)
+
+
+def test_a_model_that_knows_columns_by_name_is_asked_of_a_frame() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=list("abcd"))
+    teacher = make_pipeline(ColumnTransformer([("some", "passthrough", ["d", "b"])]), LogisticRegression())
+    teacher.fit(frame, list("abcabc"))
+    said = taught_by(teacher, Source.of(frame, "x"), LETTERS)
+    assert said is not None
+    assert np.exp(said) == pytest.approx(teacher.predict_proba(frame), abs=2 * SUREST)
 
 
 def test_what_is_sure_stays_a_number() -> None:

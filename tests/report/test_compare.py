@@ -92,6 +92,27 @@ def test_runs_of_other_settings_say_nothing_of_a_further_one() -> None:
     assert again.alike, "the seed is no setting"
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [({"max_trials": 1}, {"max_trials": 8}), ({"refit": False}, {}), ({"devices": 2, "executor": "process"}, {})],
+)
+def test_so_do_runs_of_other_lengths(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert not compare_runs([run(history(), best=5, settings=settings) for settings in (one, other)]).alike
+    assert compare_runs([run(history(), best=5, settings=one)] * 2).alike
+
+
+def test_an_interval_of_shares_is_told_as_one() -> None:
+    found = compare_runs([run(history(), best=5)] * 3)
+    text = str(replace(found, next_value=(-0.2, 1.1)))
+    assert "between 0.00 % and 100.00 %" in text
+
+
+def test_other_validation_data_are_other_data() -> None:
+    other = run(history(), "other", best=5, data=DATA | {"validation": {"hash": "2"}})
+    with pytest.raises(ValueError, match="'other' is not a run on the same data"):
+        compare_runs([run(history(), best=5), other])
+
+
 def test_without_shares_scores_are_compared() -> None:
     plain = [replace(t, outcome=t.outcome and replace(t.outcome, examples=0)) for t in history()]
     found = compare_runs([run(plain, best=5), run(history(), best=5)])

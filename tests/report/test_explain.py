@@ -42,7 +42,22 @@ def test_the_lineage_with_its_gains() -> None:
     assert [step.gain for step in steps] == [None, pytest.approx(0.125), pytest.approx(0.025)]
     assert [step.metric_gain for step in steps] == [None, pytest.approx(0.025), pytest.approx(0.01)]
     assert [step.clear for step in steps] == [None, False, False]  # of 400 examples
-    assert steps[1].noise == pytest.approx(1.959964 * (0.925 * 0.075 / 400 + 0.95 * 0.05 / 400) ** 0.5)
+    shares = [(0.925 * 400 + 1) / 402, (0.95 * 400 + 1) / 402]
+    assert steps[1].noise == pytest.approx(1.959964 * sum(share * (1 - share) / 402 for share in shares) ** 0.5)
+
+
+def test_nothing_is_sure_of_few_examples_however_right() -> None:
+    """45 of 45 beside 41 of 45 is within chance: Fisher's exact test has p = .12."""
+    changed = {2: (1.0, 45), 5: (41 / 45, 45)}
+    few = [
+        replace(t, outcome=replace(t.outcome, metric=changed[t.id][0], examples=changed[t.id][1]))
+        if t.outcome and t.id in changed
+        else t
+        for t in TRIALS
+    ]
+    step = explain(run_of(few), 5).steps[-1]
+    assert step.noise is not None
+    assert not step.clear
 
 
 def test_a_gain_beyond_chance_is_told_from_one_within() -> None:
