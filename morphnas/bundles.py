@@ -25,6 +25,7 @@ from morphnas.report.page import about_words
 from morphnas.report.words import ends_words, status_words, trial_words
 from morphnas.run.files import RunError, inside, parse_json, read_bytes, write_bytes
 from morphnas.run.store import Run, RunLike, holds_run, load_run, run_of, user_path, versions
+from morphnas.train.recipe import LOG_LOSS
 
 LARGEST, ROOM, ERROR_TEXT = 8 * 2**20, 64 * 2**20, 200_000
 """Bytes of a file and of all files, and characters of all errors in about.txt, that a bundle holds at most."""
@@ -55,7 +56,7 @@ def bundle(run: RunLike, out: str | os.PathLike[str]) -> Path:
     failed, diverged or ran out of memory. files.txt: names, sizes and times of the run's files. And its JSON files:
 
     * trials/*/proposal.json and trial.json, damaged ones too: networks, recipes, the searcher's notes, learning curves,
-      errors with their tracebacks.
+      errors with their tracebacks; not the names of functions that were the metric or loss.
     * run.json: the estimator's arguments, but for functions as metric and loss, the limit, the seed, versions, device
       and plan; of the data shape, dtype, the number of classes and a hash; which kinds of findings there were, not
       their texts.
@@ -187,7 +188,7 @@ def _told(name: str, data: bytes, wrong: list[str]) -> str:
     """A file's text, without what may be private; whether it is no JSON is added to what is wrong."""
     text, allowed = data.decode("utf-8", "surrogateescape"), _OPEN.get(name)
     if allowed is None:
-        return text
+        return _NAMED.sub(lambda found: found[0] if found[2] in _USUAL else f'{found[1]}"left out"', text)
     try:
         if not isinstance(found := parse_json(data), dict):
             raise ValueError("it holds no JSON object")
@@ -201,6 +202,9 @@ def _told(name: str, data: bytes, wrong: list[str]) -> str:
         return _MASKED.sub(lambda found: found[1] or ("0" if found[0].isdigit() else "x"), text)
 
 
+_NAMED = re.compile(r'("(?:measure|objective)"\s*:\s*)"((?:[^"\\]|\\.)*)"')
+"""What a network was scored by, in a damaged file, too: in the name of a function of the user's labels may be named."""
+_USUAL = {*get_scorer_names(), LOG_LOSS, "accuracy", "R2"}
 _MASKED = re.compile(r'("[a-z_]{1,40}"\s*:)|[^\W_]')
 
 

@@ -8,7 +8,6 @@ import importlib.util
 import io
 import sys
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,11 @@ from morphnas.estimators.targets import Indicators
 from morphnas.report.page import about_words
 from morphnas.report.summary import results_summary
 from morphnas.report.words import metric_words
-from morphnas.run.store import user_path
+from morphnas.run.store import abandoned, user_path
 from morphnas.search.trial import lineage
 
+LONGEST_PAUSE = 86_400
+"""Seconds between two pages of a run that is being written, at most."""
 _EXTRAS = {"images": "PIL", "data frames": "pandas", "ray": "ray", "onnx": "onnxscript", "drawing": "graphviz"}
 
 
@@ -50,9 +51,12 @@ def _arrays(file: Path, *names: str) -> list[Any] | None:
     """The arrays with these names in an .npz file; None where there are not all of them."""
     try:
         with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as npz:
-            return [npz[name] for name in names] if {*names} <= {*npz.files} else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            found = [npz[name] for name in names] if {*names} <= {*npz.files} else None
+    except Exception as error:  # whatever numpy, zipfile and zlib raise for what is damaged, or too large
         raise Wrong(f"{file} cannot be read as .npz: {error}") from error
+    if not all(isinstance(array, np.ndarray) for array in found or []):
+        raise Wrong(f"{file} cannot be read as .npz: it holds something else than arrays")
+    return found
 
 
 def _examples(args: argparse.Namespace, part: str, labelled: bool = True) -> tuple[Any, Any, list[str]]:
@@ -68,10 +72,10 @@ def _examples(args: argparse.Namespace, part: str, labelled: bool = True) -> tup
         if args.images is None:
             raise Wrong(f"{path} names image files: say with --images which folder they are in")
         listed, names, labels = images_of(path, args.images, labelled=labelled)
-        return listed[:], np.array(labels) if labelled else None, names
+        return listed, np.array(labels) if labelled else None, names
     if path.is_dir():
         files, classes = folder(path)
-        return files[:], classes, [str(file) for file in files.paths]
+        return files, classes, [str(file) for file in files.paths]
     if path.suffix.lower() != ".npz":
         raise Wrong(f"{path} is no .npz, no .csv and no folder of images")
     for x_name, y_name in ((f"x_{part}", f"y_{part}"), ("x", "y")):
@@ -179,7 +183,7 @@ def predict(args: argparse.Namespace) -> Answer:
     args.files = [*map(user_path, args.files)]
     _check_images(args.images, args.files)
     if args.files and all(path.is_file() and path.suffix.lower() not in (".npz", ".csv") for path in args.files):
-        x, names = Files(args.files)[:], list(map(str, args.files))
+        x, names = Files(args.files), list(map(str, args.files))
     elif len(args.files) == 1:
         args.data = args.files[0]
         x, _, names = _examples(args, "test", labelled=False)
@@ -255,8 +259,8 @@ def explain(args: argparse.Namespace) -> Answer:
 
 
 def report(args: argparse.Namespace) -> Answer:
-    if args.live is not None and not args.live > 0:
-        raise Wrong(f"--live needs seconds above 0, not {args.live:g}")
+    if args.live is not None and not 0 < args.live <= LONGEST_PAUSE:
+        raise Wrong(f"--live needs seconds above 0, at most {LONGEST_PAUSE:,}, not {args.live:g}")
     run = morphnas.load_run(args.path)
     while args.live is not None and _goes_on(run):
         file = morphnas.write_report(run, args.out, reload=args.live)
@@ -268,8 +272,10 @@ def report(args: argparse.Namespace) -> Answer:
 
 
 def _goes_on(run: morphnas.Run) -> bool:
-    """Whether its fit has not come to an end yet."""
+    """Whether its fit has not come to an end yet, nor been killed."""
     settled = run.about.get("settled")
+    if abandoned(run.path):
+        return False
     return not run.trials or not isinstance(settled, int) or settled < max(trial.id for trial in run.trials)
 
 
@@ -278,6 +284,8 @@ def draw(args: argparse.Namespace) -> Answer:
     one = args.id is not None or args.against is not None or args.no_fold
     if args.tree and one:
         raise Wrong("--tree draws all networks: --id, --against and --no-fold are for one")
+    if args.lineage and (args.against is not None or args.no_fold):
+        raise Wrong("--lineage draws how a network came about: --against and --no-fold are for one")
     if args.out is None:
         if args.tree or args.lineage or one:
             raise Wrong("say with --out which file to draw to")

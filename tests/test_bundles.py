@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,17 @@ def test_functions_that_may_name_labels_are_private(tmp_path: Path) -> None:
         Store.create(tmp_path / "run", {"settings": described, "decides": described}, overwrite=True).close()
         found = json.loads(told(tmp_path / "run", tmp_path)["run.json"])
         assert found["settings"] == found["decides"] == {"metric": told_of, "loss": "left out", "keep": "all"}
+
+
+def test_so_are_their_names_in_what_networks_were_scored_by(tmp_path: Path) -> None:
+    with store_of(tmp_path / "run") as store:
+        for measure in ("recall_of_Miller", "f1_macro", "accuracy"):
+            store.finish(store.claim(proposals(1)[0]).id, replace(GOOD, measure=measure, objective=measure), None)
+    found = told(tmp_path / "run", tmp_path)
+    assert not [name for name, text in found.items() if "Miller" in text]
+    outcomes = [json.loads(text)["outcome"] for name, text in sorted(found.items()) if name.endswith("trial.json")]
+    names = ["left out", "f1_macro", "accuracy"]
+    assert [outcome["measure"] for outcome in outcomes] == [outcome["objective"] for outcome in outcomes] == names
 
 
 def test_amounts_and_columns_are_private(tmp_path: Path) -> None:

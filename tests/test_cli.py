@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -241,6 +242,12 @@ def test_a_page_is_written_until_the_fit_has_ended(
     told(capsys, "report", tmp_path / "copy", "--live", 3, "--out", page)
     assert seen == [(3.0, True)]
     assert '"reload":null' in page.read_text(encoding="utf-8")
+    (tmp_path / "copy" / "run.json").write_text(json.dumps(about | {"settled": 0}))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / "copy" / "holder").write_text(f"process {gone.pid} on {socket.gethostname()}")
+    told(capsys, "report", tmp_path / "copy", "--live", 3, "--out", page)  # whose fit was killed
+    assert seen == [(3.0, True)]
 
 
 # -- what is wrong
@@ -267,6 +274,9 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["fit", "OTHER"], "other.npz has neither x_train nor x"),
         (["fit", "UNLABELLED"], "unlabelled.npz holds no labels"),
         (["fit", "ARRAY"], "array.npz cannot be read as .npz"),
+        (["fit", "FLIPPED"], "flipped.npz cannot be read as .npz"),
+        (["fit", "HUGE"], "huge.npz cannot be read as .npz: Unable to allocate"),
+        (["fit", "BYTES"], "bytes.npz cannot be read as .npz: it holds something else than arrays"),
         (["fit", "SINGLE"], "x_train of single.npz is a single value"),
         (["fit", "QUOTE", "--images", "FOLDER"], "quote.csv' cannot be read as CSV"),
         (["evaluate", "FOLDER", "DATA"], "holds no run"),
@@ -278,6 +288,8 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["explain", "RUN", "--id", "9"], "there is no model 9"),
         (["report", "RUN", "--out", "text.txt/page.html"], "text.txt"),
         (["report", "RUN", "--live", "0"], "--live needs seconds above 0"),
+        (["report", "RUN", "--live", "1e11"], "--live needs seconds above 0, at most 86,400"),
+        (["draw", "RUN", "--lineage", "--against", "0", "--out", "a.svg"], "--lineage draws how a network came about"),
         (["draw", "RUN", "--out", "a.gif"], "must end in .pdf"),
         (["draw", "RUN", "--tree"], "say with --out which file"),
         (["draw", "RUN", "--tree", "--id", "0", "--out", "a.svg"], "--tree draws all networks"),
@@ -294,7 +306,8 @@ def test_errors_are_one_line(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     places = {"DATA": data, "RUN": run, "TEXT": Path("text.txt"), "BROKEN": Path("broken.npz")}
-    places |= {name.upper(): Path(f"{name}.npz") for name in ("array", "single")} | {"QUOTE": Path("quote.csv")}
+    names = ("array", "single", "flipped", "huge", "bytes")
+    places |= {name.upper(): Path(f"{name}.npz") for name in names} | {"QUOTE": Path("quote.csv")}
     places |= {"OTHER": Path("other.npz"), "UNLABELLED": Path("unlabelled.npz"), "FOLDER": Path("folder")}
     Path("text.txt").write_text("text")
     Path("broken.npz").write_bytes(data.read_bytes()[:500])
@@ -304,6 +317,15 @@ def test_errors_are_one_line(
     Path("array.npy").rename("array.npz")
     Path("quote.csv").write_text('file,label\n"a.png,1\n' + 140_000 * "x")
     np.savez("unlabelled.npz", x=stripes(30)[0])
+    np.savez_compressed("flipped.npz", x=stripes(30)[0])
+    flipped = bytearray(Path("flipped.npz").read_bytes())
+    flipped[200] ^= 255
+    Path("flipped.npz").write_bytes(flipped)
+    head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (900000, 900000), }\n"
+    array = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head
+    for name, member, content in (("huge.npz", "x.npy", array), ("bytes.npz", "x", b"text")):
+        with zipfile.ZipFile(name, "w") as file:
+            file.writestr(member, content)
     Path("folder").mkdir()
     before = sorted(Path().rglob("*"))
     assert words in failed(capsys, *(places.get(word, word) for word in argv))

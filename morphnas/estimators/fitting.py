@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from morphnas.estimators.inputs import Problem
+from morphnas.estimators.room import SHARE, free_memory
 from morphnas.estimators.settings import Settings, changed
 from morphnas.graph import Shape
 from morphnas.run.ensemble import asked
@@ -56,7 +58,8 @@ class Sizes:
         default = default_recipe(n, settings.device, augment, shape)
         spare = min(0.8, 0.01 * max(seconds, 1e-3))  # preparing the data may have taken all
         spare *= 1 if settings.device.type == "cpu" else 4
-        pace = measure(task, spare, changed(default, settings.trainer_args), record=settings.records)
+        memory = settings.limits.max_memory
+        pace = measure(task, spare, changed(default, settings.trainer_args), settings.records, memory)
         found = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         recipe = changed(found, settings.trainer_args)
         if settings.limits.max_latency_ms is not None:
@@ -142,6 +145,14 @@ class Fitting:
         share = COMPARED if self.compares else self.planned.search_share
         return self.deadline.earlier((1 - share) * self.deadline.left)  # of little time, preparing has taken much
 
+    @cached_property
+    def max_memory(self) -> int | None:
+        """Bytes that a training should take at most: the user's, else on a CPU, which takes a process away that wants
+        more than there is, a share of what is free. None: a GPU says by itself when there is too little."""
+        own, device = self.planned.limits.max_memory, self.settings.device
+        free = math.inf if own is not None or device.type == "cuda" else free_memory()
+        return own if free == math.inf else int(SHARE * free / self.settings.place.at_a_time)
+
     @property
     def scored(self) -> bool:
         """Whether any network can be used."""
@@ -170,21 +181,21 @@ class Fitting:
     ) -> Iterator[Executor]:
         """Search until `end`; what is given is what runs the final trainings, with `all_threads` of this process."""
         store, planned, place = self.store, self.planned, self.settings.place
-        networks = None if max_trials is None else max_trials + sum(trial.final for trial in store.trials)
         told: dict[str, Any] = {"seed": self.seed, "chance": self.problem.chance, "guess": planned.seconds_per_flop}
         most = planned.limits.max_latency_ms
-        told |= {"max_memory": planned.limits.max_memory, "max_latency": None if most is None else most / 1000}
+        told |= {"max_memory": self.max_memory, "max_latency": None if most is None else most / 1000}
         told |= {"keep": self.settings.keep, "observer": observer}
         threads = min(planned.threads, place.threads or planned.threads)
         parts = (self.problem.task, self.problem.everything)
         executor = place.executor(*parts, threads, store.path)
         try:
-            search(store, self.searcher, executor, end, max_trials=networks, **told)
+            search(store, self.searcher, executor, end, max_trials=max_trials, **told)
             alone = SerialExecutor(*parts)
             nothing = not (self.deadline.stopped or any(trial.kept for trial in store.trials))
             if nothing and not isinstance(executor, SerialExecutor):  # no worker came in time
                 half = self.deadline.earlier(0.5 * self.deadline.left)
-                search(store, self.searcher, alone, half, max_trials=len(store.trials) + 1, **told)
+                tries = sum(not trial.final for trial in store.trials)
+                search(store, self.searcher, alone, half, max_trials=tries + 1, **told)
             if place.workers:  # the final trainings have this machine for themselves
                 executor.shutdown()
                 executor = alone
@@ -216,7 +227,7 @@ class Fitting:
             saving(self.deadline, best, readings(problem, recipe, self.settings.ensemble)),
             seed=self.seed,
             judged=self.settings.ensemble > 1,
-            max_memory=self.planned.limits.max_memory,
+            max_memory=self.max_memory,
             data=str(problem.fingerprint["hash"]),
             observer=observer,
         )

@@ -22,7 +22,7 @@ from morphnas.train.data import Examples
 log = logging.getLogger("morphnas")
 
 SHARE = 0.5
-"""Of the free memory, what examples may take."""
+"""Of the free memory, what examples may take, and what a training may."""
 
 _CPU = torch.device("cpu")
 _ALIGNED = 64

@@ -187,8 +187,9 @@ def _check_flags(estimator: HasSettings) -> None:
         raise ValueError(f'resume must be True, False or "auto", not {estimator.resume!r}')
     if estimator.keep != "all" and not is_positive(estimator.keep):
         raise ValueError(f'keep must be "all" or a positive integer, not {estimator.keep!r}')
-    if estimator.keep != "all" and estimator.search_type == "pareto":
-        raise ValueError('keep must be "all" for search_type="pareto": whatever is best for its cost is wanted')
+    if estimator.keep != "all" and estimator.search_type in KEEPING_ALL:
+        why = KEEPING_ALL[estimator.search_type]
+        raise ValueError(f'keep must be "all" for search_type="{estimator.search_type}": {why}')
     if not is_positive(estimator.ensemble):
         raise ValueError(f"ensemble must be a positive integer, not {estimator.ensemble!r}")
     if estimator.resume and estimator.overwrite:
@@ -310,6 +311,12 @@ def decisive(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: plain(value) for name, value in found.items()} | own
 
 
+KEEPING_ALL = {
+    "pareto": "whatever is best for its cost is wanted",
+    "evolution": "it needs the weights of the latest networks, good or not",
+    "climbing": "it needs the weights of where it stands",
+}
+"""Why some searches need all networks' weights."""
 RESTORED = ("augment", "image_shape", "image_size", "axes", "limits", "max_memory", "keep", "ensemble", "metric")
 """Arguments that matter to whoever goes on with a model that is loaded."""
 

@@ -289,8 +289,10 @@ def process_executor(
     place = Path(tempfile.mkdtemp(prefix="morphnas-", dir=folder))
     try:
         write_task(place / "task.pt", task)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)
+        if isinstance(error, (OSError, RuntimeError)):  # torch has an error of its own for a disk that is full
+            raise OSError(f"the examples cannot be written to {place.parent}, for the processes: {error}") from error
         raise
     makes = [lambda device=device: _Process(place, device, threads) for device in devices]
     ahead = len(devices) > 1 or any(device.type != "cpu" for device in devices)

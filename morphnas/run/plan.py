@@ -67,6 +67,8 @@ them."""
 WIDEST = {"cpu": 64}
 """Of those for images, by the type of device; elsewhere as wide as any: a GPU has nothing to do in a narrow one."""
 TINY = (4, 2, 1)
+PROBED = 2**27
+"""Bytes that the small network which tells how fast a CPU is may take, at most."""
 BUSY = 128
 """Width of the plain network that tells how fast a device is that records steps: among those of its starters."""
 AHEAD = 5
@@ -166,22 +168,24 @@ class Pace:
     cuda_graphs: bool = False
 
 
-def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True) -> Pace:
+def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True, max_memory: int | None = None) -> Pace:
     """The pace of the number of threads, the precision and the kind of steps that are the fastest here.
 
-    Times a few steps of a small network on real batches, for at most about `seconds`. record: whether steps may be
-    recorded. Not where processes share a GPU: it stopped some of those that replayed recorded ones (`benchmarks/gpu.py
-    shared`).
+    Times a few steps of a small network on real batches, for at most about `seconds`; on a CPU, where these would take
+    more than `PROBED` bytes or max_memory, on smaller ones, and on a corner of large examples. record: whether steps
+    may be recorded. Not where processes share a GPU: it stopped some of those that replayed recorded ones
+    (`benchmarks/gpu.py shared`).
     """
     if task.device.type in RECORDERS:
         return _measure_recording(task, recipe, record)
-    shape = tuple(task.train.x.shape[1:])
-    graph = cnn(shape, task.goal.outputs, width=16) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=64)
+    most = PROBED if max_memory is None else min(PROBED, max_memory)
+    graph, n = _probe(tuple(task.train.x.shape[1:]), task.goal.outputs, recipe.batch_size, most)
+    shape = graph.shapes[graph.input.name]
     module = to_module(graph).to(task.device)
     if len(shape) == 3:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batch = task.train[: max(2, recipe.batch_size)]  # batch norm cannot train on one
-    x = task.normalised(batch.x)
+    batch = task.train[:n]
+    x = task.normalised(batch.x)[(slice(None), slice(None), *map(slice, shape[1:]))].contiguous()
 
     def step(precision: Precision) -> float:
         begun = time.perf_counter()
@@ -210,6 +214,19 @@ def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True) -> 
             best = way
     fastest, (threads, precision) = statistics.median(warm[best]), best
     return Pace(fastest / len(batch) / graph.work * len(task.train), threads, precision)
+
+
+def _probe(shape: Shape, outputs: int, batch_size: int, most: int) -> tuple[Graph, int]:
+    """A small network, and a batch whose training takes at most so many bytes: of at least 2, since batch norm cannot
+    train on one, and of smaller examples where these take too much."""
+    while True:
+        graph = cnn(shape, outputs, width=16) if len(shape) > 1 else mlp(shape, outputs, width=64)
+        n = max(2, batch_size)
+        while n > 2 and graph.peak_bytes(n) > most:
+            n = max(2, n // 2)
+        if graph.peak_bytes(n) <= most or max(shape[1:], default=1) <= 8:
+            return graph, n
+        shape = (shape[0], *(max(1, side // 2) if side > 8 else side for side in shape[1:]))
 
 
 def _measure_recording(task: Task, recipe: Recipe, record: bool) -> Pace:

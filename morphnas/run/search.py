@@ -412,6 +412,7 @@ def search(
 ) -> None:
     """Ask, train and write down until the deadline, `max_trials` or the searcher ends it.
 
+    Final trainings that there are do not count, and searchers do not know of them.
     Trials that an earlier driver claimed and did not finish are run first, under their ids, but for final trainings,
     which wait for `morphnas.run.final`. Where there is no network yet, at least one trial is begun, however short the
     time, so that there is one at the end. A worker gets its next job as soon as it is free; one that does not answer
@@ -430,7 +431,11 @@ def search(
     here = threading.get_ident()
     asker = ThreadPoolExecutor(1, "morphnas-ask") if executor.ahead else None
     asked: Future[tuple[Proposal | None, Network | None]] | None = None  # for the next worker that is free
-    begun = False
+    begun, asking = False, 0.0  # asking: seconds that it took the last time
+
+    def tried() -> list[Trial]:
+        """What searchers know of: final trainings may have been on examples that networks are scored on."""
+        return [trial for trial in store.trials if not trial.final]
 
     def left(trials: Sequence[Trial], seconds: float = 0.0) -> Left:
         """What is left in so many seconds."""
@@ -459,8 +464,8 @@ def search(
 
     def next_trial() -> tuple[Trial, Network | None] | None:
         """What a worker is to do, and the network that it starts from, where that was read ahead."""
-        nonlocal asked
-        trials = store.trials
+        nonlocal asked, asking
+        trials = tried()
         needed = not begun and not any(trial.kept for trial in trials)
         if waiting and not (deadline.passed and any(trial.outcome for trial in trials)):
             return waiting.pop(0), None
@@ -472,8 +477,12 @@ def search(
             return None
         if proposal and not isinstance(proposal.start, Graph) and not kept(proposal.start):
             proposal = network = None  # its start's weights were removed since
+        if proposal is None and not needed and deadline.left < asking:
+            return None  # it would come too late
         if proposal is None:
+            before = deadline.left
             proposal = searcher.ask(trials, left(trials))
+            asking = before - deadline.left
         if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
             proposal = searcher.ask((), replace(left(trials), seconds=math.inf))
         if proposal is None and not running and len(trials) < TRIES and not any(trial.kept for trial in trials):
@@ -488,7 +497,7 @@ def search(
     def ask_ahead(trial: Trial) -> None:
         """Ask for what comes after this trial, of which nothing is known yet, and the others that run."""
         nonlocal asked
-        trials = store.trials
+        trials = tried()
         if asker and not (asked or waiting or deadline.passed or enough(trials)):
             seconds = left(trials).predict(trial.graph, trial.proposal.recipe.epochs) / executor.workers
             asked = asker.submit(ask, trials, left(trials, seconds))

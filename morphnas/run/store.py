@@ -359,6 +359,23 @@ def _of_no_run(entry: Path) -> bool:
     return empty or entry.name in ("lock", "holder") or entry.name.startswith(".run.json.")
 
 
+_HOLDER = re.compile(r"process (\d+) on (.+)")
+
+
+def abandoned(path: Path) -> bool:
+    """Whether the process that was the last to write to a run is gone; False where nobody here can tell."""
+    try:
+        found = _HOLDER.fullmatch((path / "holder").read_text())
+        if found is None or found[2] != socket.gethostname() or os.name != "posix":
+            return False
+        os.kill(int(found[1]), 0)  # does nothing to it
+    except ProcessLookupError:
+        return True
+    except (OSError, UnicodeDecodeError, OverflowError):
+        return False
+    return False
+
+
 def _locked(path: Path) -> FileLock:
     """The run's lock, which the system lets go of when its holder dies; RunError names the holder."""
     try:

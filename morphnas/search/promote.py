@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from morphnas.graph import Graph
 from morphnas.search.candidates import what_is_left
 from morphnas.search.trial import Left, Proposal, Searcher, Trial, check_numbers
-from morphnas.train.recipe import MAX_EPOCHS
+from morphnas.train.recipe import MAX_EPOCHS, Recipe
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Promote:
             return None
         rung = rungs(trials)
         promoted = {t.parent for t in trials if is_promotion(t)}
-        taken = {(t.graph.key, t.epochs) for t in trials}
+        taken = {_training(t.graph, t.proposal.recipe) for t in trials}
         for level in reversed(range(self.rungs)):
             here = [t for t in trials if rung[t.id] == level and not t.final]
             done = [t for t in here if t.outcome and t.outcome.status == "finished" and not t.outcome.slow]
@@ -51,12 +51,19 @@ class Promote:
                 continue
             for place, (_, _, trial) in enumerate(peers[:room]):
                 epochs = trial.epochs * self.factor
-                over = trial.id in promoted or (trial.graph.key, epochs) in taken or epochs > MAX_EPOCHS
-                if not over and trial.kept and left.predict(trial.graph, epochs) <= self.share * left.seconds:
-                    recipe = replace(trial.proposal.recipe, epochs=epochs)
+                if trial.id in promoted or epochs > MAX_EPOCHS or not trial.kept:
+                    continue
+                recipe = replace(trial.proposal.recipe, epochs=epochs)
+                over = _training(trial.graph, recipe) in taken
+                if not over and left.predict(trial.graph, epochs) <= self.share * left.seconds:
                     why = {"reason": "promotion", "rung": level + 1, "place": place + 1, "of": len(peers)}
                     return Proposal(trial.id, (), recipe, why | {"left": what_is_left(left)})
         return self.searcher.ask(trials, left)
+
+
+def _training(graph: Graph, recipe: Recipe) -> tuple[str, Recipe]:
+    """What one training has in common with another of the same network; whether images are mirrored is found out."""
+    return graph.key, replace(recipe, augment=replace(recipe.augment, flip=None))
 
 
 def is_promotion(trial: Trial) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from morphnas.graph import Limits
+from morphnas.graph import Graph, Limits
 from morphnas.search.belief import INHERITED, Belief
 from morphnas.search.candidates import Rules, what_is_left
 from morphnas.search.distance import sketch
@@ -23,7 +23,9 @@ UNTUNED = ("epochs", "examples", "precision", "cuda_graphs", "patience")
 STEP = 0.2
 """Standard deviation of a step away from a number, as a share of its range."""
 
-_LOG = ("lr", "weight_decay", "batch_size", "bias_rate")
+_WHOLE = ("batch_size", "lr_examples")
+"""Fields that are whole numbers."""
+_LOG = ("lr", "lr_examples", "weight_decay", "batch_size", "bias_rate")
 """Fields whose ranges are gone through on a logarithmic scale, where they begin above 0."""
 
 
@@ -49,8 +51,8 @@ class Range:
         low, high = (self._place(bound) for bound in (self.low, self.high))
         place = rng.uniform(low, high) if near is None else rng.normal(self._place(near), STEP * (high - low))
         value = math.exp(place) if self.logarithmic else place
-        value = min(max(value, self.low), self.high)
-        return round(value) if isinstance(self.low, int) and isinstance(self.high, int) else float(f"{value:.3g}")
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        return min(max(round(value) if whole else float(f"{value:.3g}"), self.low), self.high)
 
     def holds(self, value: Any) -> bool:
         return bool(self.low <= value <= self.high)
@@ -98,8 +100,7 @@ def ranges_of(given: Mapping[str, Any]) -> dict[str, Range | Choice]:
                     raise ValueError(f"a range is two numbers, not {len(value)}")
                 low, high = (n.item() if isinstance(n, np.generic) else n for n in value)
                 values = Range(low, high, name in _LOG and low != 0)
-                whole = isinstance(getattr(Recipe(), name, None), int)
-                found[name] = values if whole else replace(values, low=float(low), high=float(high))
+                found[name] = values if name in _WHOLE else replace(values, low=float(low), high=float(high))
             else:
                 found[name] = Choice(tuple(value))
             for end in value:
@@ -137,7 +138,7 @@ class Tuned:
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""
         proposal = self.searcher.ask(trials, left)
-        if proposal is not None and not proposal.morphs:
+        if proposal is not None and (proposal.why.get("reason") == "start" or _trains_on(proposal)):
             return proposal
         rules = Rules.of(trials, self.limits, left, self.recipe.epochs)
         scored = [trial for trial in trials if trial.score is not None and not trial.final]
@@ -157,12 +158,21 @@ class Tuned:
             return self._with(options[0], self._drawn(rng, ranking[0].proposal.recipe), left)
         near = [trial.proposal.recipe for trial in ranking[: self.best]]
         recipes = [self._drawn(rng, near[i // 2 % len(near)] if i % 2 else None) for i in range(self.candidates)]
-        found = [(option, recipe) for option in options for recipe in recipes]
         graphs = {trial.id: trial.graph for trial in trials}
-        sketches = [sketch(grown(option, graphs)) for option in options]
-        mean, sd = belief.predict([mine for mine in sketches for _ in recipes], alike, [recipe for _, recipe in found])
+        known_as = {id(option): grown(option, graphs) for option in options}
+        done = {(trial.graph.key, self._searched(trial.proposal.recipe)) for trial in trials}
+        pairs = [(option, recipe) for option in options for recipe in recipes]
+        found = [(o, r) for o, r in pairs if (known_as[id(o)].key, self._searched(r)) not in done]
+        if not found:
+            return None
+        sketches = {key: sketch(graph) for key, graph in known_as.items()}
+        mean, sd = belief.predict([sketches[id(o)] for o, _ in found], alike, [recipe for _, recipe in found])
         promise = expected_improvement(mean, sd, float(known.max()))
         return self._with(*found[int(promise.argmax())], left)
+
+    def _searched(self, recipe: Recipe) -> str:
+        """What of a recipe is searched."""
+        return repr([getattr(recipe, name) for name in self.ranges])
 
     def _with(self, proposal: Proposal, recipe: Recipe, left: Left) -> Proposal:
         """The proposal with that recipe, and what of it was searched noted down."""
@@ -183,3 +193,8 @@ class Tuned:
             was, usual = at_usual_rate(self.recipe), at_usual_rate(recipe)
             recipe = replace(usual, lr=usual.lr * self.recipe.lr / was.lr)
         return recipe
+
+
+def _trains_on(proposal: Proposal) -> bool:
+    """Whether it is of a network that has been trained, and is not changed."""
+    return not proposal.morphs and not isinstance(proposal.start, Graph)

@@ -142,6 +142,8 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
         ({"resume": "yes"}, 'True, False or "auto"'),
         ({"resume": True, "overwrite": True}, "exclude each other"),
         ({"search_type": "pareto", "keep": 3}, 'keep must be "all" for search_type="pareto"'),
+        ({"search_type": "evolution", "keep": 3}, 'keep must be "all" for search_type="evolution": it needs the weigh'),
+        ({"search_type": "climbing", "keep": 9}, 'keep must be "all" for search_type="climbing"'),
         (
             {"search_type": "pareto", "searcher_args": {"cost": "size"}},
             "searcher_args: cost must be one of param",

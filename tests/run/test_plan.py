@@ -22,7 +22,7 @@ from torch import nn
 from morphnas.graph import AddSkip, Conv, Dense, Limits, ReLU, cnn, mlp, neighbours, resnet, starters, to_module
 from morphnas.run import plan as module
 from morphnas.run.files import RunError
-from morphnas.run.plan import Pace, Plan, batch_size, default_recipe, measure, plan
+from morphnas.run.plan import PROBED, Pace, Plan, _probe, batch_size, default_recipe, measure, plan
 from morphnas.train.data import Task
 from morphnas.train.recipe import SHIFT, Augment, Recipe
 from tests.train.tasks import blobs, images
@@ -350,6 +350,23 @@ def test_an_epoch_has_a_price(task: Task, size: int, threads: list[int]) -> None
     assert pace.precision in ("float32", "bfloat16")
     assert threads == [2, *[1, 1, 2, 2] * 2, 2]  # each is tried with both precisions, and then it is as before
     assert torch.equal(random, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 1200, 900), (1, 200, 200, 200), (1, 500_000), (9,)])
+@pytest.mark.parametrize("most", [PROBED, 10**7])
+def test_the_price_is_found_in_little_memory(shape: tuple[int, ...], most: int) -> None:
+    graph, n = _probe(shape, 10, 128, most)
+    assert graph.peak_bytes(n) <= most
+    assert 2 <= n <= 128
+    probed = graph.shapes[graph.input.name]
+    assert all(1 <= side <= whole for side, whole in zip(probed, shape, strict=True))
+    if most == PROBED and math.prod(shape) < 4000:
+        assert (probed, n) == (shape, 128)
+
+
+def test_of_large_examples_a_corner_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROBED", 10**5)
+    assert measure(images(12, 4, (1, 40, 40)), 0.0, Recipe()).seconds_per_flop > 0
 
 
 @pytest.mark.parametrize(("bfloat16", "expected"), [(0.8, "bfloat16"), (0.95, "float32"), (2.0, "float32")])

@@ -357,6 +357,33 @@ def test_a_final_training_that_was_broken_off_is_none_of_the_searchs(path: Path,
     assert not workers.jobs
 
 
+def test_searchers_know_of_no_final_trainings(path: Path, workers: Workers) -> None:
+    """Which may have been on the examples that networks are scored on, if they were split anew."""
+    with store_of(path) as store:
+        run(store, Script(proposals(2)))
+        final = store.claim(Proposal(0, (), RECIPE, {"final": "everything", "of": 0, "score_of": 0}))
+        store.finish(final.id, GOOD, weights())
+        script = Script(proposals(9))
+        trials = run(store, script, max_trials=4)
+    assert [trial.id for trial in trials if not trial.final] == [0, 1, 3, 4]
+    assert all(not trial.final for asked, _ in script.asked for trial in asked)
+    assert [left.trials for _, left in script.asked] == [2, 1]
+
+
+def test_nothing_is_asked_for_that_would_come_too_late(path: Path, workers: Workers) -> None:
+    clock, asked = Clock(), []
+
+    class Slow(Script):
+        def ask(self, trials: Any, left: Left) -> Proposal | None:
+            asked.append(left.seconds)
+            clock.now += 4
+            return super().ask(trials, left)
+
+    with store_of(path) as store:
+        run(store, Slow(proposals(99)), deadline=clock.deadline(10))
+    assert asked == [10, 6]
+
+
 # -- several workers
 
 

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morphnas.graph import Limits
+from morphnas.graph import Graph, Limits, mlp
 from morphnas.search import (
     BayesianSearcher,
+    GridSearcher,
     Left,
+    MorphSpace,
     Promote,
     Proposal,
     RandomSearcher,
@@ -104,6 +106,43 @@ def test_where_no_network_is_new_the_best_is_trained_afresh() -> None:
     assert len({t.proposal.recipe for t in trials}) == 12
 
 
+def test_nothing_is_trained_twice_alike() -> None:
+    """And where there is nothing else, the search ends."""
+    two, alone = ranges_of({"optimizer": ["sgd", "adamw"]}), TableSpace(("22221111",))
+    trials = search(Tuned(RandomSearcher(alone, limits=Limits(morphs=())), two, startup=1), 12)
+    assert sorted(t.proposal.recipe.optimizer for t in trials) == ["adamw", "sgd"]
+
+
+def test_networks_of_a_grid_have_recipes_that_are_searched() -> None:
+    grid = GridSearcher(MorphSpace((mlp((4,), 2, width=8, depth=1),)), depths=(1, 2), widths=(16, 32))
+    trials: list[Trial] = []
+    searcher = Tuned(grid, RANGES)
+    while len(trials) < 6 and (proposal := searcher.ask(trials, AMPLE)) is not None:
+        assert isinstance(proposal.start, Graph)
+        outcome = Outcome("finished", -1.0 / (1 + len(trials)), epochs=8)
+        trials.append(Trial(len(trials), proposal, proposal.start, outcome, True))
+    assert [t.proposal.why["reason"] for t in trials[:5]] == ["start", *["grid"] * 4]
+    assert all("recipe" in t.proposal.why for t in trials[1:])
+
+
+def test_a_network_is_promoted_with_each_recipe_that_does_well() -> None:
+    graph, trials = SPACE.starts[0], list[Trial]()
+
+    def told_of(lr: float, value: float, start: Any = graph, epochs: int = 2) -> None:
+        proposal = Proposal(start, (), Recipe(lr=lr, epochs=epochs))
+        trial = Trial(len(trials), proposal, graph, Outcome("finished", value, epochs=epochs), True)
+        trials.append(trial)
+
+    for i in range(4):
+        told_of(0.05, -0.5 - i)
+    told_of(0.05, -0.4, start=0, epochs=8)
+    for i in range(8):
+        told_of(0.2, -0.1 - 0.01 * i)
+    proposal = Promote(RandomSearcher(SPACE, Recipe(epochs=2))).ask(trials, AMPLE)
+    assert proposal is not None
+    assert (proposal.start, proposal.recipe) == (5, Recipe(lr=0.2, epochs=8))
+
+
 def test_nothing_afresh_without_budget_or_beyond_the_limits() -> None:
     alone = TableSpace(("22221111",))
     trials = search(Tuned(RandomSearcher(alone, limits=Limits(morphs=())), RANGES), 5)
@@ -167,6 +206,15 @@ def test_draws_are_within_a_range(one: float, other: float, logarithmic: bool, s
 def test_whole_numbers_stay_whole() -> None:
     rng = np.random.default_rng(0)
     assert {ranges_of({"batch_size": (32, 34)})["batch_size"].drawn(rng, None) for _ in range(50)} == {32, 33, 34}
+
+
+def test_rounding_leaves_no_range() -> None:
+    rng = np.random.default_rng(0)
+    ranges = ranges_of({"momentum": (0.99, 0.9999), "lr_examples": (10_000, 100_000)})
+    for _ in range(300):
+        found: dict[str, Any] = {name: values.drawn(rng, None) for name, values in ranges.items()}
+        assert 0.99 <= replace(Recipe(), **found).momentum <= 0.9999
+        assert 10_000 <= found["lr_examples"] <= 100_000
 
 
 def test_a_share_between_whole_numbers_need_not_be_whole() -> None:
