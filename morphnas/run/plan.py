@@ -36,10 +36,11 @@ could not use the time, however much there is."""
 AMPLE = 1e13
 """Examples, times FLOPs of `Graph.work`, that the final trainings have time for, from which on they see them more
 often: as the cube root, the rest is for larger networks."""
-SEEN, SEEN_COLOURED = 120_000, 60_000
-"""Examples that they should see, at least, and of coloured images: of few, all are seen more often. Of grey ones larger
-networks are no better then, and smaller ones leave time for a search and for comparing final trainings; of coloured
-ones smaller ones are worse (`benchmarks/sizes.py`)."""
+SEEN, SEEN_COLOURED, AMPLE_FOR_FEW = 120_000, 60_000, 2e12
+"""Examples that they should see, at least, and of coloured images: of few, all are seen more often. In a minute, of
+grey ones larger networks are no better then, and smaller ones leave time for a search and for comparing final
+trainings; of coloured ones smaller ones are worse (`benchmarks/sizes.py`). With more time than the last of these, which
+is as `AMPLE`, they see more, as its cube root (`benchmarks/search_pays.py --width`)."""
 RESERVED = 0.5
 """Share of the time that the final trainings have, at least: networks are sized for it."""
 SHORTEST = 16
@@ -344,7 +345,7 @@ def plan(
 
     Networks are as large as lets the final trainings see all examples `PASSES` times, and `seen` of them: of few,
     larger and smaller ones trained on a CPU for the same seconds do worse (`benchmarks/sizes.py`); and where there is
-    time for more than a CPU's minutes, more often. Children see what they have time for, of much data a part.
+    more time, more often. Children see what they have time for, of much data a part.
 
     recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what
     is affordable. initial: graphs to start from instead of starters. workers: that train at a time, of which the final
@@ -353,8 +354,9 @@ def plan(
     """
     cost = max(pace.seconds_per_flop, 1e-30)
     room = RESERVED * seconds / cost  # work, times passes
-    passes = min(MOST_PASSES, PASSES * max(1.0, n * room / AMPLE) ** (1 / 3))
-    largest = room / max(passes, seen(shape) / n)
+    many, few = (max(1.0, n * room / much) ** (1 / 3) for much in (AMPLE, AMPLE_FOR_FEW))
+    passes = min(MOST_PASSES, max(PASSES * many, seen(shape) / n * few))
+    largest = room / passes
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
     families.append((mlp, 1.0, 0))  # of few rows with much noise a linear map may say all that there is to say
     affordable: Sequence[int] = [w for w in WIDTHS if w >= 8]

@@ -166,6 +166,14 @@ def test_of_few_examples_all_are_seen_more_often(channels: int, examples: int) -
     assert 0.4 * module.RESERVED * 120 < largest * 2e-8 * examples / 2_000 <= module.RESERVED * 120
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_and_the_more_often_the_more_time_there_is(channels: int) -> None:
+    """Eight times the time is for networks four times as large, and twice the passes."""
+    pace, shape = Pace(2e-8, 1, "float32"), (channels, 32, 32)
+    works = [max(graph.work for graph in planned(shape, t, n=2_000, pace=pace).starts) for t in (150.0, 1200.0)]
+    assert 2.5 < works[1] / works[0] < 6.0
+
+
 @pytest.mark.parametrize("make", [cnn, resnet])
 @pytest.mark.parametrize(
     ("shape", "whole"),
