@@ -36,7 +36,7 @@ could not use the time, however much there is."""
 AMPLE = 1e13
 """Examples, times FLOPs of `Graph.work`, that the final trainings have time for, from which on they see them more
 often: as the cube root, the rest is for larger networks."""
-SEEN, SEEN_COLOURED, AMPLE_FOR_FEW = 120_000, 60_000, 2e12
+SEEN, SEEN_COLOURED, AMPLE_FOR_FEW = 120_000, 60_000, 2.5e12
 """Examples that they should see, at least, and of coloured images: of few, all are seen more often. In a minute, of
 grey ones larger networks are no better then, and smaller ones leave time for a search and for comparing final
 trainings; of coloured ones smaller ones are worse (`benchmarks/sizes.py`). With more time than the last of these, which
@@ -48,6 +48,9 @@ SHORTEST = 16
 FINAL = 45
 """Passes over all examples that the final trainings should have time for, at least, and three quarters of those that
 `seen` makes: of a network `GROWN` times as large as a starter."""
+FINAL_COLOURED, SEEN_LAST = 120, 240_000
+"""The same of coloured images, as far as so many examples go: of few, final trainings on images that are changed
+strongly gain more than a search, but have to be long, and compared with others (`benchmarks/search_pays.py`)."""
 GROWN = 1.5
 """How much larger a network may get than starters may be: beyond, the final trainings would not see enough, and the
 search would not try enough."""
@@ -388,7 +391,8 @@ def plan(
         raise ValueError(f"limits: no starter meets them, the smallest one has {limits.refuse(tiny)}")
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
-    final = max(FINAL, 0.75 * seen(shape) / n) * cost * GROWN * typical / seconds
+    final = max(FINAL, 0.75 * seen(shape) / n, min(FINAL_COLOURED, SEEN_LAST / n) if coloured(shape) else 0.0)
+    final *= cost * GROWN * typical / seconds
     share = 1 - min(1.0 if workers == 1 else 0.6, max(RESERVED, final))
     searches = share * workers >= ENOUGH * CHILD
     if not searches:

@@ -166,6 +166,16 @@ def test_of_few_examples_all_are_seen_more_often(channels: int, examples: int) -
     assert 0.4 * module.RESERVED * 120 < largest * 2e-8 * examples / 2_000 <= module.RESERVED * 120
 
 
+@pytest.mark.parametrize(
+    ("channels", "seconds", "searches"), [(3, 300.0, False), (3, 3600.0, True), (1, 300.0, True), (1, 60.0, True)]
+)
+def test_few_coloured_images_are_searched_for_only_beside_a_long_final_training(
+    channels: int, seconds: float, searches: bool
+) -> None:
+    found = planned((channels, 32, 32), seconds, n=2_000, pace=Pace(2_000 / 7.5e10, 1, "bfloat16"))
+    assert found.searches == searches
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_and_the_more_often_the_more_time_there_is(channels: int) -> None:
     """Eight times the time is for networks four times as large, and twice the passes."""
