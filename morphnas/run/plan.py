@@ -40,7 +40,8 @@ SEEN, SEEN_COLOURED, AMPLE_FOR_FEW = 120_000, 60_000, 2.5e12
 """Examples that they should see, at least, and of coloured images: of few, all are seen more often. In a minute, of
 grey ones larger networks are no better then, and smaller ones leave time for a search and for comparing final
 trainings; of coloured ones smaller ones are worse (`benchmarks/sizes.py`). With more time than the last of these, which
-is as `AMPLE`, they see more, as its cube root (`benchmarks/search_pays.py --width`)."""
+is as `AMPLE`, coloured ones are seen more often, as its cube root: longer trainings on strongly changed images gain
+more by then than larger networks (`benchmarks/search_pays.py --width`)."""
 RESERVED = 0.5
 """Share of the time that the final trainings have, at least: networks are sized for it."""
 SHORTEST = 16
@@ -358,7 +359,7 @@ def plan(
     cost = max(pace.seconds_per_flop, 1e-30)
     room = RESERVED * seconds / cost  # work, times passes
     many, few = (max(1.0, n * room / much) ** (1 / 3) for much in (AMPLE, AMPLE_FOR_FEW))
-    passes = min(MOST_PASSES, max(PASSES * many, seen(shape) / n * few))
+    passes = min(MOST_PASSES, max(PASSES * many, seen(shape) / n * (few if coloured(shape) else 1.0)))
     largest = room / passes
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
     families.append((mlp, 1.0, 0))  # of few rows with much noise a linear map may say all that there is to say
