@@ -189,7 +189,7 @@ def percent(share: float) -> str:
     """A share to two digits or to tenths, never 0 or all where it is not.
 
     >>> percent(0.123), percent(0.00012), percent(0.99975), percent(1.0)
-    ('12.3 %', '0.012 %', '99.97 %', '100.0 %')
+    ('12.3 %', '0.012 %', '99.98 %', '100.0 %')
     """
     if share < 0.001:
         return f"{100 * share:.2g} %"
