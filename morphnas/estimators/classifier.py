@@ -67,7 +67,8 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         `morphnas.Limits`, or a dict of its fields: sizes, memory, latency, the kinds of morphs.
     max_memory : int, optional
         Bytes that the training of a network should take at most, as estimated: batches are trained on in parts that
-        fit, and networks that do not fit at all are not tried.
+        fit, and networks that do not fit at all are not tried. None: on a CPU trainings are in parts that take half of
+        the free memory at most.
     initial_networks : list of Graph or Network, optional
         Networks that the search starts from, instead of some sized to the time. A `morphnas.Graph` begins with fresh
         weights: its inputs are channels first, its outputs one value per class. A `morphnas.Network`, of an earlier run
@@ -79,7 +80,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         in a file, while they are needed, on the disk of `path` (None: the system's temporary folder).
     keep : int or "all"
         How many of the best networks' weights stay in the run's folder; those that the search may still start from, the
-        winner's and the final model's stay in any case.
+        winner's and the final model's stay in any case. "pareto", "evolution" and "climbing" need "all".
     ensemble : int
         Networks that the final model is made of, at most. With more than 1, networks that the run has trained anyway
         are asked whether they help, on examples held out; those that do are averaged with the final one, as one network
