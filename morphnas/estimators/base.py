@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from morphnas import __version__
 from morphnas.estimators import doctor
-from morphnas.estimators.fitting import Fitting, Sizes, mirrors, readings, saving, settled
+from morphnas.estimators.fitting import Fitting, Sizes, memory_for, mirrors, readings, saving, settled
 from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
 from morphnas.estimators.objective import Loss, Metric, Scorer, aimed, check_metric, check_said
 from morphnas.estimators.parts import Groups, groups_of
@@ -398,7 +398,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     seed=seed,
                     retrain=retrain,
                     judged=settings.ensemble > 1,
-                    max_memory=planned.limits.max_memory,
+                    max_memory=memory_for(planned, settings),
                     epochs=recipe.epochs if {"epochs", "max_iter_num"} & args.keys() else None,
                     data=str(problem.fingerprint["hash"]),
                     observer=Observers((shown, calls)),

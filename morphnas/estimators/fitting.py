@@ -106,6 +106,14 @@ class Firsts:
         return self.searcher.ask(trials, left)
 
 
+def memory_for(planned: Plan, settings: Settings) -> int | None:
+    """Bytes that a training should take at most: the user's, else on a CPU, where a process that wants more than there
+    is may be killed, a share of what is free. None: a GPU says by itself when there is too little."""
+    own = planned.limits.max_memory
+    free = math.inf if own is not None or settings.device.type == "cuda" else free_memory()
+    return own if free == math.inf else int(SHARE * free / settings.place.at_a_time)
+
+
 @dataclass(frozen=True, eq=False)
 class Fitting:
     """A run that is being fitted until `deadline`. refit: whether its winner is trained longer."""
@@ -147,11 +155,8 @@ class Fitting:
 
     @cached_property
     def max_memory(self) -> int | None:
-        """Bytes that a training should take at most: the user's, else on a CPU, which takes a process away that wants
-        more than there is, a share of what is free. None: a GPU says by itself when there is too little."""
-        own, device = self.planned.limits.max_memory, self.settings.device
-        free = math.inf if own is not None or device.type == "cuda" else free_memory()
-        return own if free == math.inf else int(SHARE * free / self.settings.place.at_a_time)
+        """See `memory_for`."""
+        return memory_for(self.planned, self.settings)
 
     @property
     def scored(self) -> bool:

@@ -159,14 +159,16 @@ class Tuned:
         near = [trial.proposal.recipe for trial in ranking[: self.best]]
         recipes = [self._drawn(rng, near[i // 2 % len(near)] if i % 2 else None) for i in range(self.candidates)]
         graphs = {trial.id: trial.graph for trial in trials}
-        known_as = {id(option): grown(option, graphs) for option in options}
         done = {(trial.graph.key, self._searched(trial.proposal.recipe)) for trial in trials}
-        pairs = [(option, recipe) for option in options for recipe in recipes]
-        found = [(o, r) for o, r in pairs if (known_as[id(o)].key, self._searched(r)) not in done]
+        found, sketches = list[tuple[Proposal, Recipe]](), []
+        for option in options:
+            graph = grown(option, graphs)
+            new = [recipe for recipe in recipes if (graph.key, self._searched(recipe)) not in done]
+            found += [(option, recipe) for recipe in new]
+            sketches += [sketch(graph)] * len(new)
         if not found:
             return None
-        sketches = {key: sketch(graph) for key, graph in known_as.items()}
-        mean, sd = belief.predict([sketches[id(o)] for o, _ in found], alike, [recipe for _, recipe in found])
+        mean, sd = belief.predict(sketches, alike, [recipe for _, recipe in found])
         promise = expected_improvement(mean, sd, float(known.max()))
         return self._with(*found[int(promise.argmax())], left)
 
