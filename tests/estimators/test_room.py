@@ -368,3 +368,18 @@ def test_more_data_take_no_more_memory(late: bool, tmp_path: Path) -> None:
             break
     assert more < 0.25 * 90_000 * 64 * 64 * (4 if late else 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "x.npy"]
+
+
+def test_where_little_memory_is_free_trainings_are_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Searches and final trainings alike, as far as the graph tells what they take."""
+    x, y = stripes(150)
+    args = {"default_model_width": 4, "default_model_len": 1, "trainer_args": {"epochs": 1}}
+    made = ImageClassifier(tmp_path / "run", max_trials=1, device="cpu", searcher_args=args, random_state=0)
+    made.fit(x, y, time_limit=10)
+    graph = made.load_searcher().trials[0].graph
+    assert {t.outcome.micro_batch for t in made.load_searcher().trials if t.outcome} == {64}
+    monkeypatch.setattr("morphnas.estimators.fitting.free_memory", lambda: 2 * graph.peak_bytes(20))
+    made.final_fit(x, y, trainer_args={"epochs": 1}, time_limit=10)
+    assert made.load_searcher().trials[-1].outcome.micro_batch == 16  # type: ignore[union-attr]
+    made.set_params(overwrite=True).fit(x, y, time_limit=10)
+    assert {t.outcome.micro_batch for t in made.load_searcher().trials if t.outcome} == {16}

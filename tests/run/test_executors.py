@@ -61,6 +61,16 @@ class TestProcesses(ExecutorContract, SurvivorContract):
         return process
 
 
+def test_a_disk_that_is_too_small_for_the_examples_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(path: Path, task: Task) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1152 vs 1046")
+
+    monkeypatch.setattr(module, "write_task", full)
+    with pytest.raises(OSError, match=f"the examples cannot be written to {tmp_path}, for the processes: .enforce"):
+        process_executor(TASK, [CPU], folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_ctrl_c_comes_through_the_serial_executor(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
