@@ -126,11 +126,11 @@ def main() -> None:
         found = replace(recipe, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
         base = replace(found, epochs=100_000, augment=Augment(flip=args.flip))
         graph = cnn(tuple(given.train.x.shape[1:]), given.goal.outputs, width=args.width, depth=4)
-        for name, recipe in variants(base, args.flip).items():
+        for name, changed in variants(base, args.flip).items():
             if args.only and name != "base" and not name.startswith(tuple(args.only)):
                 continue
             deadline = Deadline.after(args.seconds)
-            module, _ = inherited(Job(graph, (), recipe, args.seconds, seed), given, deadline)
+            module, _ = inherited(Job(graph, (), changed, args.seconds, seed), given, deadline)
             if name == LARGE:
                 with torch.no_grad():
                     for weight in module.parameters():
@@ -138,27 +138,27 @@ def main() -> None:
             generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed)
             with patch.object(step, "WIDE", WIDE.get(name, step.WIDE)):
-                outcome = train(module, given, recipe, deadline, generator, scored=False)
+                outcome = train(module, given, changed, deadline, generator, scored=False)
             logits = predict(module, given.judge.x, given, mirrored=name == MIRRORED)
             accuracies.setdefault(name, []).append((logits.argmax(1) == given.judge.y).double().mean().item())
             epochs.setdefault(name, []).append(outcome.epochs)
-    found = {}
+    figures = {}
     for name, values in accuracies.items():
         gains = [value - base for value, base in zip(values, accuracies["base"], strict=True)]
         error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
-        found[name] = {
+        figures[name] = {
             "mean_test_accuracy": round(statistics.mean(values), 5),
             "gain": round(statistics.mean(gains), 5),
             "standard_error_of_gain": None if error is None else round(error, 5),
             "epochs": epochs[name],
         }
-        print(f"{name:20s} {found[name]}", flush=True)
+        print(f"{name:20s} {figures[name]}", flush=True)
     if not args.smoke:
         settings = {
             "data": "digits" if args.data is None else args.data.stem, "examples": n, "seconds": args.seconds,
             "n": args.seeds, "network": f"cnn, width {args.width}, depth 4", "base": base.to_json(),
         }  # fmt: skip
-        append(RESULTS, settings | {"variants": found})
+        append(RESULTS, settings | {"variants": figures})
 
 
 if __name__ == "__main__":

@@ -60,15 +60,19 @@ class LocalSearcher(StartsFirst):
         return self.chain("front", best, rules, rng, 1) or self.chain("any", trials, rules, rng, 1)
 
 
+def seeded(make: Callable[..., Searcher]) -> Make:
+    return lambda seed: make(seed=seed)
+
+
 def makes(cost: str) -> dict[str, Make]:
-    named: dict[str, Make] = {
+    named: dict[str, Callable[..., Searcher]] = {
         name: partial(SEARCHERS[name], SPACE) for name in ("bayesian", "evolution", "climbing", "greedy", "random")
     }
-    own: dict[str, Make] = {
+    own: dict[str, Callable[..., Searcher]] = {
         "pareto": partial(ParetoSearcher, SPACE, cost=cost, narrower=(1,)),  # there are no narrower networks
         "local": partial(LocalSearcher, SPACE, cost=cost),
     }
-    return {name: lambda seed, make=make: make(seed=seed) for name, make in (own | named).items()}
+    return {name: seeded(make) for name, make in (own | named).items()}
 
 
 def table(seeds: int, networks: int) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def images(data: Path, examples: int, seconds: float, seeds: int) -> dict[str, A
     tried: list[int] = []
     for seed in range(seeds):
         x_few, _, y_few, _ = train_test_split(x, y, train_size=examples, random_state=seed, stratify=y)
-        given = {"random_state": seed, "device": "cpu"}
+        given: dict[str, Any] = {"random_state": seed, "device": "cpu"}
         with tempfile.TemporaryDirectory() as folder:
             begun = time.perf_counter()
             found = morphnas.ImageClassifier(f"{folder}/all", search_type="pareto", refit=False, **given)

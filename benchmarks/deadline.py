@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from morphnas.run import search
 
 RESULTS = Path(__file__).parent / "results" / "deadline.json"
 FAULTS = ("nothing", "slow steps", "little memory", "long epoch", "slow scoring")
-to_module = search.to_module
+to_module = graphs.to_module
 
 
 def slow_steps(module: nn.Module, _: tuple[torch.Tensor, ...]) -> None:
@@ -76,18 +77,19 @@ def one(seed: int, limit: float, fault: str) -> dict[str, Any]:
         return module
 
     x, y = images(60_000 if fault == "long epoch" else 1200, seed)
-    search.to_module = graphs.to_module = broken  # type: ignore[assignment]
-    try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # too short to score a network
-            classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu")
-            begun = time.perf_counter()
-            classifier.fit(x, y, time_limit=limit)
-            seconds = time.perf_counter() - begun
-            probabilities = classifier.predict_proba(x[:100])
-            trials = classifier.load_searcher().trials
-    finally:
-        search.to_module = graphs.to_module = to_module
+    with (
+        mock.patch.object(search, "to_module", broken),
+        mock.patch.object(graphs, "to_module", broken),
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", UserWarning)  # too short to score a network
+        classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu")
+        begun = time.perf_counter()
+        classifier.fit(x, y, time_limit=limit)
+        seconds = time.perf_counter() - begun
+        probabilities = classifier.predict_proba(x[:100])
+        trials = classifier.load_searcher().trials
     usable = probabilities.shape == (100, len(np.unique(y))) and bool(np.isfinite(probabilities).all())
     return {
         "limit": round(limit, 2),

@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +127,9 @@ def asking(space: MorphSpace, trials: list[Trial], repeats: int) -> dict[str, ob
     """Seconds of one proposal after these trials."""
     searcher = BayesianSearcher(space, Recipe(epochs=6))
     fresh = [[replace(t, graph=Graph(t.graph.nodes)) for t in trials] for _ in range(max(2, repeats // 2))]
-    first = [seconds(lambda some=some: searcher.ask(some, Left(math.inf)), 1)[0] for some in fresh]
-    later = seconds(lambda: searcher.ask(fresh[0], Left(math.inf)), repeats)
+    left = Left(math.inf)
+    first = [seconds(partial(searcher.ask, some, left), 1)[0] for some in fresh]
+    later = seconds(partial(searcher.ask, fresh[0], left), repeats)
     return {"n": len(trials), "candidates": searcher.candidates, "first": middle(first), "later": middle(later)}
 
 

@@ -17,12 +17,14 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from machine import append, npz
 from sklearn.datasets import load_digits
 
 import morphnas
+from morphnas.estimators import fitting
 from morphnas.run.expectation import Forecast, peak_memory
 
 RESULTS = Path(__file__).parent / "results" / "expectation.json"
@@ -48,8 +50,7 @@ def one(data: str, n: int, seconds: float, width: int, seed: int) -> dict[str, A
             told.append(found.to_json())
             super()._note(found)
 
-    morphnas.estimators.fitting.Forecast = Noted  # type: ignore[misc]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, patch.object(fitting, "Forecast", Noted):
         args = {"default_model_width": width} if width else None
         classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu", searcher_args=args)
         classifier.fit(x, y, time_limit=seconds)

@@ -38,6 +38,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import morphnas
 from morphnas.run import checkpoints, executors
+from morphnas.run.search import work
 from morphnas.run.store import Run, Store, load_run
 from morphnas.train.step import Step
 from tests.fuzzing import mutated, read
@@ -222,7 +224,7 @@ def _trials(path: Path) -> tuple[Any, ...]:
 
 def _predicts(path: Path) -> bool:
     try:
-        return morphnas.ImageClassifier.load(path).predict_proba(digits()[0][:5]).shape[0] == 5
+        return len(morphnas.ImageClassifier.load(path).predict_proba(digits()[0][:5])) == 5
     except ValueError:
         return False
 
@@ -292,7 +294,7 @@ def disk_full(smoke: bool) -> Row:
             mounted = _mounted(where, size)
             path = where / "run"
             try:
-                setup = None if mounted else (lambda n=8 + 3 * i: _failing_write(n))  # type: ignore[misc]
+                setup = None if mounted else partial(_failing_write, 8 + 3 * i)
                 process = driver(path, setup, trials=60, seconds=60.0)
                 row["hangs"] += not ended(process, 60.0)
                 said = path.with_suffix(".said").read_text() if path.with_suffix(".said").exists() else ""
@@ -326,10 +328,10 @@ def _failing_write(n: int) -> None:
     """From the n-th file on, the disk is full."""
     sync, count = os.fsync, iter(range(10**9))
 
-    def fsync(handle: int) -> None:
+    def fsync(fd: Any) -> None:
         if next(count) >= n:
             raise OSError(28, "No space left on device")
-        sync(handle)
+        sync(fd)
 
     os.fsync = fsync
 
@@ -359,7 +361,7 @@ def removed(smoke: bool) -> Row:
 
 def trained_with(hook: Callable[[int], None], statuses: tuple[str, ...], smoke: bool) -> Row:
     """Steps that fail, in every third network: that is its outcome, and the search goes on."""
-    row, step, job = Counter[str](), Step.__call__, executors.work
+    row, step, job = Counter[str](), Step.__call__, work
     with folder() as base:
         for i in range(1 if smoke else 3):
             path, number = base / f"run{i}", iter(range(10**9))
@@ -376,12 +378,8 @@ def trained_with(hook: Callable[[int], None], statuses: tuple[str, ...], smoke: 
                 with mock.patch.object(Step, "__call__", stepped):
                     return job(*args, **more)
 
-            executors.work = working
-            try:
-                with contextlib.redirect_stderr(io.StringIO()):
-                    fit(path, trials=9, seconds=60.0, often=False)
-            finally:
-                executors.work = job
+            with mock.patch.object(executors, "work", working), contextlib.redirect_stderr(io.StringIO()):
+                fit(path, trials=9, seconds=60.0, often=False)
             found = [trial.outcome for trial in load_run(path).trials if trial.outcome]
             bad = [outcome for outcome in found if outcome.status != "finished"]
             row["injected"] += len(bad)

@@ -88,7 +88,7 @@ def fit(
         optimizer.step()
 
     def made(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-        model = network(channels, classes, width, size).to(memory_format=torch.channels_last)
+        model = network(channels, classes, width, size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         decay = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim == 1]
         groups = [{"params": decay, "weight_decay": 5e-4}, {"params": plain, "weight_decay": 0.0}]

@@ -14,10 +14,11 @@ and the spread over seeds.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from sklearn.model_selection import train_test_split
 
 import morphnas
 from morphnas.run import executors
-from morphnas.search import lineage
+from morphnas.run.search import work
+from morphnas.search import Trial, lineage
 
 RESULTS = Path(__file__).parent / "results" / "images.json"
 
@@ -59,10 +61,10 @@ def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """A fit and what came of it."""
     x_train, x_test, y_train, y_test = data(args, seed)
     with tempfile.TemporaryDirectory() as folder:
-        way = {"max_trials": 2} if args.search == "none" else {"search_type": args.search}
+        way: dict[str, Any] = {"max_trials": 2} if args.search == "none" else {"search_type": args.search}
         classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device=args.device, **way)
         worked: list[tuple[float, float]] = []
-        with patch.object(executors, "work", timed(executors.work, worked)):
+        with patch.object(executors, "work", timed(work, worked)):
             begun = time.perf_counter()
             classifier.fit(x_train, y_train, time_limit=args.time_limit)
             seconds = time.perf_counter() - begun
@@ -112,9 +114,9 @@ def between(worked: list[tuple[float, float]], seconds: float) -> float:
     return round(sum(later[0] - earlier[1] for earlier, later in pairwise(worked)) / seconds, 4)
 
 
-def share(trials: list[Any], seconds: float) -> float:
+def share(trials: Sequence[Trial], seconds: float) -> float:
     """The part of the time that the trials' trainings took."""
-    return round(sum(trial.outcome.seconds for trial in trials if trial.outcome is not None) / seconds, 3)
+    return round(math.fsum(trial.outcome.seconds for trial in trials if trial.outcome is not None) / seconds, 3)
 
 
 def by_hand(args: argparse.Namespace, seed: int) -> float:

@@ -60,7 +60,8 @@ def imbalanced(seconds: float, seed: int) -> Found:
     x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, random_state=seed, stratify=y)
     few = (y_train % 2 == 0) | (np.random.default_rng(seed).random(len(y_train)) < RARE)
     found = {}
-    metric, weight = {"metric": "balanced_accuracy"}, {"sample_weight": "balanced"}
+    metric: dict[str, Any] = {"metric": "balanced_accuracy"}
+    weight: dict[str, Any] = {"sample_weight": "balanced"}
     for name, settings in {"as it is": {}, "metric": metric, "weights": weight, "both": metric | weight}.items():
         predict = fitted(morphnas.ImageClassifier, x_train[few], y_train[few], seconds, seed, settings)
         found[name] = {"balanced_accuracy": balanced_accuracy_score(y_test, predict(x_test))}
@@ -74,7 +75,8 @@ def outliers(seconds: float, seed: int) -> Found:
     wrong = rng.random(len(y_train)) < WRONG
     y_train = np.where(wrong, rng.permutation(y_train), y_train)
     found = {}
-    metric, loss = {"metric": "neg_mean_absolute_error"}, {"loss": torch.nn.L1Loss()}
+    metric: dict[str, Any] = {"metric": "neg_mean_absolute_error"}
+    loss: dict[str, Any] = {"loss": torch.nn.L1Loss()}
     for name, settings in {"as it is": {}, "metric": metric, "loss": loss, "both": metric | loss}.items():
         predict = fitted(morphnas.ImageRegressor, x_train, y_train, seconds, seed, settings)
         found[name] = {"mean_absolute_error": mean_absolute_error(y_test, predict(x_test))}

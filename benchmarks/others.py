@@ -36,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def optuna(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
             layers.append(nn.MaxPool2d(2))
         flat = nn.Sequential(*layers)(images[:2].contiguous()).flatten(1).shape[1]
         model = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(params["dropout"]), nn.Linear(flat, classes))
-        return model.to(memory_format=torch.channels_last)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def epoch(model: Any, optimizer: Any, part: Any, params: dict[str, Any], progress: Callable[[], float]) -> bool:
         """One pass, the rate under one cycle of the progress; whether it came to its end before the progress did."""
@@ -221,10 +222,13 @@ def optuna(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
             model.parameters(), params["rate"], momentum=0.9, nesterov=True, weight_decay=params["decay"]
         )
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def predict(model: Any, given: Any) -> Any:
         model.eval()
         return torch.cat([model(part).argmax(1) for part in given.split(1000)])
+
+    def until(progress: float) -> float:
+        return 1.0 if clock() > SEARCH * seconds else progress
 
     def objective(trial: Any) -> float:
         params = {
@@ -239,9 +243,8 @@ def optuna(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
         optimizer, part = sgd(model, params), torch.arange(held, len(x))
         begun, value, epochs = clock(), 0.0, 5
         for i in range(epochs):
-            whole = epoch(
-                model, optimizer, part, params, lambda i=i: 1.0 if clock() > SEARCH * seconds else (i + 0.5) / epochs
-            )
+            progress = (i + 0.5) / epochs
+            whole = epoch(model, optimizer, part, params, partial(until, progress))
             value = float((predict(model, images[:held]) == labels[:held]).float().mean())
             trial.report(value, i)
             if not whole or trial.should_prune() or clock() - begun > 0.2 * seconds:

@@ -41,7 +41,7 @@ import morphnas
 from morphnas.estimators import fitting as module
 from morphnas.graph import Graph
 from morphnas.run.final import finalise
-from morphnas.search import BayesianSearcher, Left, Promote, Proposal, Searcher, Trial, lineage
+from morphnas.search import BayesianSearcher, Left, Promote, Proposal, Searcher, Trial, lineage, winner
 
 RESULTS = Path(__file__).parent / "results" / "search_pays.json"
 STARTERS = 2
@@ -70,7 +70,7 @@ def fresh(*args: Any, **settings: Any) -> Promote:
 
 def luckiest(trials: Sequence[Trial]) -> Trial | None:
     """The trial with the best score."""
-    return max((t for t in trials if t.kept and t.score is not None), key=lambda t: t.score, default=None)
+    return max((t for t in trials if t.kept and t.score is not None), key=lambda t: t.score or 0.0, default=None)
 
 
 def judged(*args: Any, **settings: Any) -> Trial:
@@ -132,8 +132,8 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
             settings["searcher_args"] = {"default_model_width": args.width} | settings.get("searcher_args", {})
         settings |= {"random_state": seed, "device": "cpu", "ensemble": args.ensemble}
         classifier = morphnas.ImageClassifier(Path(folder) / "run", **settings)
-        chosen = luckiest if way == "best score" else module.winner
-        with patch.multiple(module, winner=chosen, finalise=judged if way == "judged" else module.finalise):
+        chosen = luckiest if way == "best score" else winner
+        with patch.multiple(module, winner=chosen, finalise=judged if way == "judged" else finalise):
             classifier.fit(x_train, y_train, time_limit=args.time_limit)
         run = classifier.load_searcher()
         trials = run.trials

@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from unittest import mock
 
 from machine import describe
@@ -57,7 +59,7 @@ Make = Callable[[int], Searcher]
 Change = Callable[[], AbstractContextManager[object]]
 """What the library does otherwise meanwhile."""
 
-SEARCHERS: dict[str, type[Searcher]] = {
+SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "bayesian": BayesianSearcher,
     "evolution": EvolutionSearcher,
     "climbing": HillClimbingSearcher,
@@ -66,11 +68,11 @@ SEARCHERS: dict[str, type[Searcher]] = {
 }
 
 
-def of(kind: type[Searcher], **settings: object) -> Make:
+def of(kind: Callable[..., Searcher], **settings: object) -> Make:
     return lambda seed: kind(SPACE, seed=seed, **settings)
 
 
-def replaced(module: object, **values: object) -> Change:
+def replaced(module: ModuleType, **values: Any) -> Change:
     return lambda: mock.patch.multiple(module, **values)
 
 

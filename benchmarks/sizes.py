@@ -58,7 +58,7 @@ def networks(shape: Shape, n_classes: int, widths: Sequence[int], both: bool) ->
     """both: starters whose first convolution is pooled, and those where it is not."""
     if not both:
         return starters_of(shape, n_classes, widths)
-    found = {}
+    found: dict[str, Graph] = {}
     for words, least in (("pooled", 1), ("whole", 1 + min(shape[1:]))):
         with patch.object(starters, "READ_WHOLE", least):
             found |= {f"{words}: {name}": graph for name, graph in starters_of(shape, n_classes, widths).items()}

@@ -35,7 +35,7 @@ import numpy as np
 from machine import append, describe, npz
 from numpy.typing import NDArray
 from scipy.stats import norm, spearmanr
-from search_pays import SMALL, part
+from search_pays import part
 
 import morphnas
 from morphnas.graph import Graph
@@ -100,6 +100,12 @@ def without_resolution(graph: Graph) -> Sketch:
 SURROGATES: dict[str, Predict] = {"landmarks": ours(), "exp(-d/l) clipped": clipped, "5 nearest": nearest}
 
 
+def score(key: str, seed: int) -> float:
+    found = outcome(key, seed).score
+    assert found is not None
+    return found
+
+
 def judged(mean: Array, sd: Array, truth: list[float], scores: list[float]) -> tuple[float, float]:
     """Rank correlation with the truth, and log likelihood of the scores."""
     rank = float(spearmanr(mean, truth)[0])
@@ -107,8 +113,8 @@ def judged(mean: Array, sd: Array, truth: list[float], scores: list[float]) -> t
 
 
 def measured(predict: Predict, d: Array, keys: list[str], n: int, seed: int) -> tuple[float, float]:
-    scores = np.array([outcome(key, seed).score for key in keys[:n]])
-    again = [outcome(key, seed + 1_000).score for key in keys[n:]]
+    scores = np.array([score(key, seed) for key in keys[:n]])
+    again = [score(key, seed + 1_000) for key in keys[n:]]
     return judged(*predict(d, scores, np.full(len(keys), EPOCHS)), [accuracy(key) for key in keys[n:]], again)
 
 
@@ -136,7 +142,7 @@ def trained(args: argparse.Namespace) -> list[tuple[Sketch, float, float]]:
         classifier = morphnas.ImageClassifier(
             Path(folder) / "run",
             search_type=RandomSearcher,
-            searcher_args={"default_model_width": SMALL},
+            searcher_args={"default_model_width": 8},
             max_trials=args.train,
             refit=False,
             random_state=0,
@@ -179,9 +185,9 @@ def main() -> None:
         parser.error("--train takes 15 networks or more, of which 10 are learnt from")
     if args.ablation and args.train:
         parser.error("--ablation is of the table")
-    seeds, sizes = (2, (10, 20)) if args.smoke else (args.seeds, (10, 20, 50, 100, 200))
+    seeds, asked = (2, [10, 20]) if args.smoke else (args.seeds, [10, 20, 50, 100, 200])
     known = trained(args) if args.train else []
-    sizes = tuple(n for n in sizes if not known or n <= 0.8 * len(known))
+    sizes = tuple(n for n in asked if not known or n <= 0.8 * len(known))
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for n in sizes:
         figures: dict[str, list[tuple[float, float]]] = {}

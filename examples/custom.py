@@ -44,8 +44,8 @@ class Ladder:
         for start in self.space.starts:
             if start.key not in seen:
                 return Proposal(start, (), self.recipe, {"reason": "start"})
-        scored = [trial for trial in trials if trial.kept and trial.score is not None]
-        for trial in sorted(scored, key=lambda trial: -trial.score):
+        scored = [(trial.score, trial) for trial in trials if trial.kept and trial.score is not None]
+        for _, trial in sorted(scored, key=lambda pair: pair[0], reverse=True):
             for morph in self.space.neighbours(trial.graph):
                 graph = morph.grow(trial.graph)
                 affordable = left.predict(graph, self.recipe.epochs) <= left.seconds
