@@ -194,7 +194,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             Where `path` holds a run that is not to be gone on with, or was of other data or settings; where no network
             could be trained.
         OSError
-            Where data that memory is too small for does not fit on the disk either.
+            Where data that memory is too small for does not fit on the disk either. TimeoutError, which is one, where
+            reading them takes all of the time limit.
 
         Warns
         -----
@@ -352,11 +353,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         deadline = deadline.earlier(min(place.parting, 0.1 * seconds))
         if "examples" in args:
             raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
-        source, y_train = opened(x_train, y_train, "x_train", space, self._axes)
+        source, y_train = opened(x_train, y_train, "x_train", space, self._axes, deadline)
         codes, test = self._target.encode(y_train, len(source)), None
         weights = weights_of(sample_weight, len(source), codes, self._target)
         if x_test is not None:
-            tested, y_test = opened(x_test, y_test, "x_test", space, self._axes)
+            tested, y_test = opened(x_test, y_test, "x_test", space, self._axes, deadline)
             if y_test is not None:
                 test = examples(tested, y_test, self._preprocessing, self._target, space)
         if test is None and (x_test is not None or y_test is not None):
@@ -597,7 +598,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     ) -> Problem:
         place = (self.image_shape, seed, settings.device, self.image_size, settings.room)
         own = (self._read, sample_weight, self.axes, groups, teacher)
-        problem = Problem.found(x, y, validation_data, *place, *own)
+        problem = Problem.found(x, y, validation_data, *place, *own, deadline=deadline)
         return aimed(problem, self.metric, self.loss, deadline, settings.place.apart)
 
     def _use(

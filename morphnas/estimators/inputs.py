@@ -24,6 +24,7 @@ from morphnas.estimators.sources import EXAMPLES, Source, brings_labels, opened
 from morphnas.estimators.targets import ReadY, SampleWeight, Target, classes_of, weights_of
 from morphnas.estimators.teaching import Teacher, taught_by
 from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import NEVER, Deadline
 
 log = logging.getLogger("morphnas")
 
@@ -354,9 +355,13 @@ class Problem:
         axes: int | None = None,
         groups: Groups = None,
         teacher: Teacher = None,
+        deadline: Deadline = NEVER,
     ) -> Problem:
-        """The problem that a user's examples pose; ValueError for those that pose none. read: what y is."""
-        source, y = opened(x, y, "x", room, axes)
+        """The problem that a user's examples pose. read: what y is.
+
+        ValueError for those that pose none, TimeoutError for those that take too long to read.
+        """
+        source, y = opened(x, y, "x", room, axes, deadline)
         if groups is not None and validation_data is not None:
             raise ValueError("groups say what of x may be held out together: with validation_data nothing of it is")
         preprocessing = replace(Preprocessing.found(source, image_shape, image_size, axes), columns=source.columns)
@@ -369,7 +374,7 @@ class Problem:
             several = isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3)
             own_x, own_y, *own_weight = validation_data if several else (validation_data, None)
             if several or brings_labels(own_x):
-                own_x, own_y = opened(own_x, own_y, "validation_data", room, axes)
+                own_x, own_y = opened(own_x, own_y, "validation_data", room, axes, deadline)
             if own_y is None:
                 words = "(x, y) or (x, y, sample_weight)"
                 raise ValueError(f"validation_data must be a pair {words}, or a Dataset or a folder with labels")

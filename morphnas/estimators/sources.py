@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from morphnas.estimators.files import Files, folder, pixels
 from morphnas.estimators.room import ROOM, Room
+from morphnas.train.deadline import NEVER, Deadline
 
 EXAMPLES = "rows (n, d) or images (n, h, w) or (n, h, w, channels) or volumes (n, d, h, w, channels)"
 
@@ -36,13 +37,15 @@ def refuse_masked(values: Any, name: str) -> None:
 class Source:
     """n examples. name: what errors call them. shapes: of each, (n of them). items: slices of it are examples.
 
-    columns: names of a data frame's; None where not all are texts, or it is none.
+    columns: names of a data frame's; None where not all are texts, or it is none. deadline: until when they are read,
+    TimeoutError then.
     """
 
     name: str
     shapes: Sequence[tuple[int, ...]]
     items: Any
     columns: tuple[str, ...] | None = None
+    deadline: Deadline = NEVER
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -117,7 +120,17 @@ class Source:
         """The same pieces as they were given: slices of an array, a data frame or a list."""
         size = max(8, _PIECE // max(map(math.prod, set(self.shapes))))
         for start in range(0, len(self), size):
+            if start:
+                check_time(self.deadline, self.name, start, len(self))
             yield start, self.items[start : start + size]
+
+
+def check_time(deadline: Deadline, name: str, read: int, of: int | None) -> None:
+    """TimeoutError where the deadline has passed. read: how many examples are, of how many, None: unknown."""
+    if deadline.passed:
+        many = f"{read:,} examples" if of is None else f"{read:,} of {of:,} examples"
+        words = "give more time, fewer examples, or a source that is faster to read"
+        raise TimeoutError(f"reading {name} has taken all of the time limit, after {many}: {words}")
 
 
 def _checked(source: Source, shape: tuple[int, ...] = ()) -> Source:
@@ -148,22 +161,24 @@ def _too_flat(name: str, shape: tuple[int, ...]) -> str:
     return f"{name} must be {EXAMPLES}, but its shape is {shape}. {hint}"
 
 
-def opened(x: Any, y: Any, name: str, room: Room = ROOM, axes: int | None = None) -> tuple[Source, Any]:
+def opened(
+    x: Any, y: Any, name: str, room: Room = ROOM, axes: int | None = None, deadline: Deadline = NEVER
+) -> tuple[Source, Any]:
     """The examples and their labels: y, or those that come with a Dataset, a DataLoader or a folder (None: none do).
 
-    axes: see `Source.of`.
+    axes: see `Source.of`. deadline: see `Source`.
     """
     if not brings_labels(x):
-        return Source.of(x, name, axes), y
+        return replace(Source.of(x, name, axes), deadline=deadline), y
     if isinstance(x, (Dataset, DataLoader)):
-        x, labels = _drained(x, name, room, axes)
+        x, labels = _drained(x, name, room, axes, deadline)
         if not x:
             raise ValueError(f"{name} is empty, it yields no examples")
     else:
         x, labels = folder(x)
     if y is not None and labels is not None:
         raise ValueError(f"{name} brings its own labels, so none can be given beside it")
-    return Source.of(x, name), labels if y is None else y
+    return replace(Source.of(x, name), deadline=deadline), labels if y is None else y
 
 
 def brings_labels(x: Any) -> bool:
@@ -171,7 +186,9 @@ def brings_labels(x: Any) -> bool:
     return isinstance(x, (str, os.PathLike, Dataset, DataLoader))
 
 
-def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[NDArray[Any]], list[Any] | None]:
+def _drained(
+    data: Any, name: str, room: Room, axes: int | None, deadline: Deadline
+) -> tuple[list[NDArray[Any]], list[Any] | None]:
     """All images of a Dataset or a DataLoader, read once, and their labels (None: it yields images alone).
 
     Whenever those in memory come to take more than there is room for, they go into a file.
@@ -184,7 +201,9 @@ def _drained(data: Any, name: str, room: Room, axes: int | None) -> tuple[list[N
     streamed = isinstance(data, (DataLoader, IterableDataset))
     if not (streamed or hasattr(data, "__len__")):
         raise ValueError(f"{name} is a {type(data).__name__} without a length")
+    known = len(data) if hasattr(data, "__len__") and not batched else None
     for item in data if streamed else map(data.__getitem__, range(len(data))):
+        check_time(deadline, name, len(images), known)
         pair = item if isinstance(item, (tuple, list)) else (item,)
         if isinstance(item, Mapping) or not 1 <= len(pair) <= 2:
             raise ValueError(f"{name} must yield (image, label), but a {type(item).__name__} of {len(item)} came")

@@ -34,6 +34,8 @@ def taught_by(teacher: Teacher, source: Source, target: Target) -> NDArray[np.fl
             frame = hasattr(source.items, "obj")  # of pandas: a teacher may know its columns by name
             asked = ([items] for _, items in source.slices()) if frame else (parts for _, parts in source.pieces())
             pieces = [_table(ask(part)) for parts in asked for part in parts]
+        except TimeoutError:
+            raise
         except Exception as error:  # whatever it raises for examples that it was not made for
             raise ValueError(f"the teacher's {asks} cannot be asked of {source.name}: {error}") from error
         said = np.concatenate(pieces)

@@ -28,6 +28,7 @@ from morphnas.estimators.labels import Labels
 from morphnas.estimators.sources import Source, opened
 from morphnas.estimators.targets import Values, classes_of
 from tests.estimators.conftest import stripes
+from tests.train.tasks import Clock
 
 CPU = torch.device("cpu")
 X, Y = stripes(60)
@@ -75,6 +76,78 @@ class Stream(IterableDataset[Any]):
 def first(x: NDArray[Any]) -> list[torch.Tensor]:
     """Images as torchvision gives them, channels first."""
     return [torch.from_numpy(image).movedim(-1, 0) for image in x]
+
+
+# -- time
+
+
+class Slow(Pairs):
+    """Every example takes a second."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(first(RGB), Y.tolist())
+        self.clock = clock
+
+    def __getitem__(self, i: int) -> Any:
+        self.clock.now += 1
+        return super().__getitem__(i)
+
+
+class SlowStream(IterableDataset[Any]):
+    def __init__(self, clock: Clock) -> None:
+        self.pairs = Slow(clock)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.pairs.__getitem__, range(len(RGB)))
+
+
+class SlowArray:
+    """An array on a distant disk: a piece takes six seconds."""
+
+    shape, dtype = (60, 256, 256, 3), np.dtype("uint8")
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        self.clock.now += 6
+        return np.zeros((len(range(60)[part]), 256, 256, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (Slow, None, "10 of 60 examples"),
+        (SlowStream, None, "10 examples"),
+        (lambda clock: DataLoader(Slow(clock), batch_size=4), None, "8 examples"),
+        (SlowArray, Y, "42 of 60 examples"),
+    ],
+)
+def test_reading_ends_with_the_time(x: Any, y: Any, words: str) -> None:
+    clock = Clock()
+    slow = x(clock)
+    assert len(found(slow, y, deadline=clock.deadline(1000)).order) == 60
+    with pytest.raises(TimeoutError, match=f"reading x has taken all of the time limit, after {words}"):
+        found(slow, y, deadline=clock.deadline(10.5))
+
+
+def test_a_teacher_that_takes_too_long_is_asked_no_longer() -> None:
+    clock = Clock()
+
+    class Teacher:
+        def predict_proba(self, x: Any) -> NDArray[Any]:
+            clock.now += 6
+            return np.full((len(x), 2), 0.5)
+
+    x = np.zeros((60, 256, 256, 3), np.uint8)
+    with pytest.raises(TimeoutError, match="42 of 60 examples"):
+        found(x, Y, teacher=Teacher(), deadline=clock.deadline(10))
+
+
+def test_data_that_cannot_be_read_in_time_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError, match="after 0 of 60 examples"):
+        ImageClassifier(tmp_path / "run", device="cpu").fit(Pairs(RGB, Y.tolist()), time_limit=1e-6)
+    assert not any(tmp_path.iterdir())
 
 
 # -- arrays
