@@ -1,4 +1,4 @@
-r"""Which learning rate, first convolution and last block suit how many examples and epochs: whole trainings.
+r"""Which rate, first convolution, last block and changes of images suit how many examples and epochs: whole trainings.
 
     python benchmarks/rates.py --data cifar10.npz --examples 50000 --epochs 6 --seeds 2 [--flip] [--only "whole, half"]
     python benchmarks/rates.py --data cifar10.npz --examples 20000 --epochs 8 --flip --only \
@@ -6,7 +6,9 @@ r"""Which learning rate, first convolution and last block suit how many examples
 
 A residual network reads images at their size ("whole", of --width) or pools its first convolution ("pooled", twice as
 wide, which costs as many FLOPs), or is whole but without its last residual block ("short"). It is trained at the usual
-rate of short trainings ("full"), at half of it ("half"), or as `fit` does ("eased", see `Recipe.lr_examples`). --data:
+rate of short trainings ("full"), at half of it ("half"), or as `fit` does ("eased", see `Recipe.lr_examples`). Images
+are shifted by a pixel of 32; "farther": by two, and a quarter of their sides is cut out; "far": by four, and the same,
+as `fit` does where it finds that images are known by heart. --data:
 an .npz with x_train, y_train, x_test, y_test, of which --examples random training images are used, another draw for
 each seed, and 5,000 test images. Appends to results/rates.json the test accuracy and log loss of each, read as the
 final model does (both sides where images are mirrored), and the seconds that it took.
@@ -27,6 +29,7 @@ from machine import append, npz
 from torch.nn.functional import nll_loss
 
 from morphnas.graph import Graph, resnet, starters
+from morphnas.run.final import CUTOUT_MORE, SHIFT_MORE
 from morphnas.run.plan import default_recipe, measure
 from morphnas.run.search import Job, inherited
 from morphnas.train.deadline import NEVER
@@ -35,7 +38,13 @@ from morphnas.train.recipe import SHIFT, Augment
 from morphnas.train.trainer import train, warm_up
 
 RESULTS = Path(__file__).parent / "results" / "rates.json"
-WAYS = tuple(f"{stem}, {rate}" for stem in ("whole", "pooled", "short") for rate in ("full", "half", "eased"))
+CHANGES = {
+    "": Augment(shift=SHIFT),
+    ", farther": Augment(shift=0.0625, cutout=CUTOUT_MORE),
+    ", far": Augment(shift=SHIFT_MORE, cutout=CUTOUT_MORE),
+}
+STEMS, RATES = ("whole", "pooled", "short"), ("full", "half", "eased")
+WAYS = tuple(f"{stem}, {rate}{change}" for stem in STEMS for rate in RATES for change in CHANGES)
 
 
 def without_last(graph: Graph) -> Graph:
@@ -58,7 +67,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--flip", action="store_true", help="mirrored images keep their label")
-    parser.add_argument("--only", nargs="*", choices=WAYS, default=WAYS)
+    parser.add_argument("--only", nargs="*", choices=WAYS, default=[way for way in WAYS if "far" not in way])
     parser.add_argument("--smoke", action="store_true", help="a moment each, nothing written")
     args = parser.parse_args()
     if args.smoke:
@@ -74,15 +83,15 @@ def main() -> None:
         shape, n = tuple(given.train.x.shape[1:]), len(given.train)
         recipe = default_recipe(n, given.device, None, shape)
         pace = measure(given, 0.4, recipe)
-        change = Augment(shift=SHIFT, flip=args.flip)
-        recipe = replace(recipe, precision=pace.precision, epochs=args.epochs, augment=change)
+        recipe = replace(recipe, precision=pace.precision, epochs=args.epochs)
         rates = {"full": {"lr_examples": None}, "half": {"lr_examples": None, "lr": recipe.lr / 2}, "eased": {}}
         for way in args.only:
-            stem, rate = way.split(", ")
+            stem, rate, *farther = way.split(", ")
+            change = replace(CHANGES["".join(f", {word}" for word in farther)], flip=args.flip)
             with patch.object(starters, "READ_WHOLE", 1 if stem == "pooled" else 1024):
                 graph = resnet(shape, given.goal.outputs, width=args.width * (1 + (stem == "pooled")))
             graph = without_last(graph) if stem == "short" else graph
-            mine = replace(recipe, **rates[rate])  # type: ignore[arg-type]
+            mine = replace(recipe, augment=change, **rates[rate])  # type: ignore[arg-type]
             module, _ = inherited(Job(graph, (), mine, 1e9, seed), given)
             torch.manual_seed(seed)
             begun = time.perf_counter()
