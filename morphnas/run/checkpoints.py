@@ -22,6 +22,9 @@ EVERY = 10.0
 """Seconds between two checkpoints, at least."""
 SHARE = 0.02
 """Of the time, what writing checkpoints may take."""
+WRITING = 2e-8
+"""Seconds for each byte of a network's weights that writing its first checkpoint is expected to take: it holds them
+about three times."""
 _FIRST = "first."
 
 Result = tuple[Outcome, Weights | None]
@@ -39,17 +42,18 @@ class Saved:
 class Keeper:
     """Writes a work's checkpoints to a file, seldom enough to cost little; to none where `path` is None.
 
-    job: JSON values that tell the work from others. A disk that cannot be written to costs the checkpoints, not the
-    training.
+    job: JSON values that tell the work from others. weights: bytes of the network's. A disk that cannot be written to
+    costs the checkpoints, not the training.
     """
 
     path: Path | None
     job: Mapping[str, Any]
     clock: Callable[[], float] = time.monotonic
     first: Result | None = None
+    weights: int = 0
 
     def __post_init__(self) -> None:
-        self._next = self.clock() + EVERY
+        self._next = self.clock() + max(EVERY, self.weights * WRITING / SHARE)
 
     def __call__(self, make: Callable[[], Checkpoint]) -> None:
         """Write the checkpoint that `make` makes, when it is time for one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import statistics
 import time
@@ -21,6 +22,8 @@ from morphnas.train.data import Task, steps
 from morphnas.train.predict import latency
 from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe, at_usual_rate, known_fields
 from morphnas.train.step import EAGER, RECORDERS, Step, computing
+
+log = logging.getLogger("morphnas")
 
 CHILD = 0.04
 """Share of the time that one child should cost."""
@@ -76,6 +79,9 @@ PROBED = 2**27
 """Bytes that the small network which tells how fast a CPU is may take, at most."""
 BUSY = 128
 """Width of the plain network that tells how fast a device is that records steps: among those of its starters."""
+RATE = 2e-3
+"""Learning rate that recorded steps are tried at, at most: at a usual one those that differ by no more than rounding
+train other networks after some steps."""
 AHEAD = 5
 """Steps that such a device is given to do before it is asked for a value: as in a training."""
 _CPU = torch.device("cpu")
@@ -259,13 +265,13 @@ def _measure_recording(task: Task, recipe: Recipe, record: bool) -> Pace:
         """The pace, and how the weights have moved."""
         module = copy.deepcopy(start)
         way = replace(recipe, precision=precision, cuda_graphs=cuda_graphs)
-        step, took = Step(module, task, way, mirrored=mirrored), []
+        step, took, rate = Step(module, task, way, mirrored=mirrored), [], min(0.1, RATE / recipe.lr)
         for _ in range(EAGER + 1):
-            step(draw, 0.1).item()
+            step(draw, rate).item()
         for _ in range(3):
             begun = time.perf_counter()
             for _ in range(AHEAD):
-                loss = step(draw, 0.1)
+                loss = step(draw, rate)
             loss.item()  # waits for the device
             took.append((time.perf_counter() - begun) / AHEAD)
         per_flop = min(took) / len(draw) / graph.work * len(task.train)
@@ -275,8 +281,12 @@ def _measure_recording(task: Task, recipe: Recipe, record: bool) -> Pace:
     if not record:
         return plain
     recorded, otherwise = tried(True)
-    alike = (otherwise - moved).norm() <= 0.1 * moved.norm()
-    return recorded if alike and recorded.seconds_per_flop * CLEARLY < plain.seconds_per_flop else plain
+    apart = (otherwise - moved).norm()
+    if apart <= 0.1 * moved.norm() and recorded.seconds_per_flop * CLEARLY < plain.seconds_per_flop:
+        return recorded
+    times, far = recorded.seconds_per_flop / plain.seconds_per_flop, apart / moved.norm()
+    log.info("steps are not recorded: they take %.2f times as long, and move the weights elsewhere by %.2g", times, far)
+    return plain
 
 
 def _computes_bfloat16(device: torch.device) -> bool:

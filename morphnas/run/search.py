@@ -184,7 +184,8 @@ def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
     error is an outcome, but for DeviceGone, which is nothing of the network's; KeyboardInterrupt passes.
     """
     deadline = Deadline.after(job.seconds, stop=job.stop)
-    keeper = Keeper(job.checkpoint, _identity(job, task))
+    begins = job.start if isinstance(job.start, Graph) else job.start.graph
+    keeper = Keeper(job.checkpoint, _identity(job, task), weights=4 * begins.parameters)
     saved = keeper.load()
     if saved is None or saved.first is None:
         first, saved = _attempt(job, task, deadline, each_epoch, keeper, saved), None

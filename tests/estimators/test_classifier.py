@@ -31,7 +31,7 @@ import morphnas
 from morphnas import ImageClassifier, Limits, RunError, legacy, load_run
 from morphnas.cli import main
 from morphnas.estimators import doctor
-from morphnas.estimators.fitting import COMPARED, Firsts, Fitting
+from morphnas.estimators.fitting import COMPARED, Firsts, Fitting, saving
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.parts import split
 from morphnas.estimators.settings import Settings
@@ -45,6 +45,7 @@ from morphnas.search.trial import Left, Proposal, Trial
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import LONG, Outcome, Recipe
 from tests.estimators.conftest import Data, stripes
+from tests.train.tasks import Clock
 
 
 def test_learns_and_predicts(fitted: ImageClassifier) -> None:
@@ -790,3 +791,16 @@ def test_for_an_ensemble_the_final_network_is_judged(
 def test_the_size_of_an_ensemble_is_a_number(size: Any, data: Data) -> None:
     with pytest.raises(ValueError, match="ensemble must be a positive integer"):
         ImageClassifier(ensemble=size).fit(*data)
+
+
+def test_time_is_kept_for_writing_a_model_down() -> None:
+    def kept(width: int, seconds: float = 600.0) -> float:
+        graph, clock = mlp((1000,), 10, width=width), Clock()
+        trial = Trial(
+            0, Proposal(graph, (), Recipe()), graph, Outcome("finished", 0.5, epochs=1, images_per_second=1e9)
+        )
+        return seconds - saving(clock.deadline(seconds), trial, 0).left
+
+    assert 0.5 <= kept(8) < 0.51
+    assert 2.0 < kept(5000) < 3.0  # 120 MB
+    assert kept(5000, seconds=1.0) < 0.15, "of little time a tenth at most"

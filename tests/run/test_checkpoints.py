@@ -201,6 +201,17 @@ def test_slow_checkpoints_take_a_small_share_of_the_time(tmp_path: Path) -> None
     assert 45 < len(made) <= 50  # 2 s in every 102
 
 
+def test_a_large_network_is_written_down_for_the_first_time_when_that_is_a_small_share(tmp_path: Path) -> None:
+    """100 MB of weights take about 2 s, which are 2 % of 100."""
+    clock = Clock()
+    keep = Keeper(tmp_path / "c", {"seed": 1}, clock, weights=100_000_000)
+    clock.now += 99
+    keep(lambda: pytest.fail("that would be too soon"))
+    clock.now += 2
+    keep(checkpoint)
+    assert (tmp_path / "c").exists()
+
+
 def test_no_place_no_checkpoint() -> None:
     clock = Clock()
     keep = keeper(None, clock)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
@@ -23,8 +24,10 @@ from morphnas.graph import AddSkip, Conv, Dense, Limits, ReLU, cnn, mlp, neighbo
 from morphnas.run import plan as module
 from morphnas.run.files import RunError
 from morphnas.run.plan import PROBED, Pace, Plan, _probe, batch_size, default_recipe, measure, plan
+from morphnas.train.augment import Draw
 from morphnas.train.data import Task
 from morphnas.train.recipe import SHIFT, Augment, Recipe
+from morphnas.train.step import RECORDERS, Run, Step
 from tests.train.tasks import blobs, images
 
 SHAPES = [
@@ -421,6 +424,39 @@ def test_twice_the_examples_take_twice_the_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
     one, other = (measure(blobs(n, 2), 0.0, Recipe(batch_size=16)).seconds_per_flop for n in (40, 80))
     assert other == pytest.approx(2 * one)
+
+
+@pytest.mark.parametrize(("recorded", "kept"), [("rounded", True), ("idle", False)])
+def test_recorded_steps_may_differ_by_rounding_and_not_by_more(
+    recorded: str, kept: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps: list[Step] = []
+
+    def recorder(_: torch.device) -> Callable[[Run, Draw], Run]:
+        def rounded(draw: Draw) -> torch.Tensor:
+            for p in steps[-1].module.parameters():
+                p.data.mul_(1 + 1e-6 * torch.randn_like(p))
+            return steps[-1]._run(draw)
+
+        def idle(draw: Draw) -> torch.Tensor:
+            return torch.zeros(())
+
+        return lambda run, draw: {"rounded": rounded, "idle": idle}[recorded]
+
+    class Seen(Step):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            steps.append(self)
+            super().__init__(*args, **settings)
+
+    monkeypatch.setitem(RECORDERS, "cpu", recorder)
+    monkeypatch.setattr(module, "Step", Seen)
+    monkeypatch.setattr(module, "BUSY", 16)
+    monkeypatch.setattr(module, "CLEARLY", 0.0)  # however long they take
+    task = images(64, 4, (3, 16, 16))
+    with caplog.at_level(logging.INFO, "morphnas"):
+        pace = measure(task, 0.0, default_recipe(64, torch.device("cpu"), None, (3, 16, 16)))
+    assert pace.cuda_graphs is kept
+    assert ("steps are not recorded" in caplog.text) is not kept
 
 
 # -- recipes
