@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+import sys
 import threading
 import traceback
 from collections.abc import Sequence
@@ -47,6 +48,9 @@ DROP = 0.03
 """What mirrored images may cost a network that was trained without them, of its accuracy or R2, if they are to help."""
 POLL = 0.5
 """Seconds between looks at whether a stop is asked for, while workers are waited for."""
+SWITCHING = 1e-4
+"""Seconds for which asking ahead may keep Python to itself: by default it is 5 ms, for which a thread that tells a GPU
+what to do next would wait."""
 TIMED = 0.1
 """Seconds for measuring how long a network takes for one example, at most."""
 LEAST_SIDE = 16
@@ -433,6 +437,9 @@ def search(
     asker = ThreadPoolExecutor(1, "morphnas-ask") if executor.ahead else None
     asked: Future[tuple[Proposal | None, Network | None]] | None = None  # for the next worker that is free
     begun, asking = False, 0.0  # asking: seconds that it took the last time
+    switching = sys.getswitchinterval()
+    if asker:
+        sys.setswitchinterval(SWITCHING)
 
     def tried() -> list[Trial]:
         """What searchers know of: final trainings may have been on examples that networks are scored on."""
@@ -579,6 +586,7 @@ def search(
     finally:
         if asker:
             asker.shutdown(wait=False, cancel_futures=True)
+            sys.setswitchinterval(switching)
     store.written()
 
 

@@ -375,9 +375,11 @@ class Asking(Notes):
 def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The history that it is asked with has the trial that runs."""
     script, jobs = Script(proposals(4)), []
+    usual, meanwhile = sys.getswitchinterval(), set[float]()
 
     def trained(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
         jobs.append(job)
+        meanwhile.add(sys.getswitchinterval())
         until = time.monotonic() + 30
         while len(script.asked) <= len(jobs) and time.monotonic() < until:
             time.sleep(0.001)
@@ -391,6 +393,8 @@ def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, m
     running = [[t.outcome is None for t in asked].count(True) for asked, _ in script.asked]
     assert running[:4] == [0, 1, 1, 1]
     assert [len(asked) for asked, _ in script.asked][:4] == [0, 1, 2, 3]
+    assert max(meanwhile) < usual / 10, "asking does not hold up who trains"
+    assert sys.getswitchinterval() == usual
 
 
 def test_nobody_waits_for_a_proposal_after_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
