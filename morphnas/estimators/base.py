@@ -610,7 +610,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         mirrored = mirrored and settings.limits.max_latency_ms is None  # mirror images take as long again
         name = str(problem.fingerprint["hash"])
         shares = elect(store, final, task, problem.chooser, settings.ensemble, mirrored, deadline, name)
-        network, judged = assembled(store, shares), assembled(store, shares, {final.id: stand_in(final)})
+        judge = store.trial(stand_in(final))
+        hardly_trained = judge.id != final.id and not judge.final
+        network, judged = assembled(store, shares), assembled(store, shares, {final.id: judge.id})
         about = {
             "trial": final.id,
             "best": best.id,
@@ -620,7 +622,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             "std": task.std.flatten().tolist(),
             "range": doctor.range_of(task.train.x) if task.train.x.ndim == 4 else [],
             "mirrors": mirrored,
-            "temperature": self._temperature(judged, task, mirrored, deadline.heeding(None)),
+            "temperature": self._temperature(judged, task, mirrored, deadline.heeding(None), hardly_trained),
             "members": {str(id): share for id, share in shares.items()},
         }
         store.write_model(network, about)
@@ -654,17 +656,24 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self.mirrors_ = about.get("mirrors") is True
 
     @staticmethod
-    def _temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline) -> float:
+    def _temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline, hardly_trained: bool) -> float:
         """What makes outputs as sure as they may be, of a network that was not trained on the validation part.
 
-        On as many of its examples as there is time for; 1 if these are too few to say.
+        On as many of its examples as there is time for; 1 if these are too few to say. hardly_trained: the network
+        stands in for one that was trained far longer. Then half of what it says counts, and that it may make mistakes
+        which it did not make on a few examples is no reason to doubt the other (`benchmarks/temperature.py`).
         """
         if task.valid is None:
             return 1.0
         outputs = predict(judged.to_module().to(task.device), task.valid.x, task, deadline=deadline, mirrored=mirrors)
         few = len(outputs) < min(len(task.valid), 30)
         asked = task.valid[: len(outputs)]
-        return 1.0 if few else task.goal.heat(outputs, asked.y, asked.weights)
+        if few:
+            return 1.0
+        heat = task.goal.heat(outputs, asked.y, asked.weights)
+        if not hardly_trained:
+            return heat
+        return math.sqrt(min(heat, max(1.0, task.goal.heat(outputs, asked.y, asked.weights, doubtful=False))))
 
     @property
     def _axes(self) -> int | None:

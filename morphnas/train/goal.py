@@ -82,8 +82,11 @@ class Goal(Protocol):
         """How wrong every output is, (n), as far as that is known for what the user is after."""
         ...
 
-    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
-        """What outputs are to be divided by to be as sure as these examples say that they may be."""
+    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None, doubtful: bool = True) -> float:
+        """What outputs are to be divided by to be as sure as these examples say that they may be.
+
+        doubtful: whether they are too few to say that there is no mistake, as `best_temperature` has it.
+        """
         ...
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
@@ -141,8 +144,8 @@ class Classes(_Usual):
         """1 where the likeliest class is another one, else 0."""
         return (outputs.argmax(1) != y).double()
 
-    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
-        doubt = min(1.0, self.outputs / (max(1, self.outputs - 1) * (len(y) + 2)))
+    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None, doubtful: bool = True) -> float:
+        doubt = doubtful * min(1.0, self.outputs / (max(1, self.outputs - 1) * (len(y) + 2)))
         return best_temperature(outputs, lambda cooled: self.loss(cooled, y, weights, doubt))
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
@@ -181,8 +184,8 @@ class Tags(_Usual):
         """The share of tags that are wrong."""
         return ((outputs >= 0) != (y > 0.5)).double().mean(1)
 
-    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
-        truth, doubt = y.double(), 2 / (len(y) + 2)
+    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None, doubtful: bool = True) -> float:
+        truth, doubt = y.double(), doubtful * 2 / (len(y) + 2)
         return best_temperature(outputs, lambda cooled: self.loss(cooled, truth, weights, doubt))
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
@@ -233,7 +236,7 @@ class Amounts(_Usual):
         """Squared ones, the mean over amounts."""
         return (outputs.double() - y.double()).square().mean(1)
 
-    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
+    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None, doubtful: bool = True) -> float:
         """1: they do not say how sure they are."""
         return 1.0
 
@@ -329,8 +332,8 @@ class Own:
         losses = None if self.criterion is None else self.criterion(outputs, y)
         return self.usual.regrets(outputs, y) if losses is None or losses.ndim == 0 else losses
 
-    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
-        return self.usual.heat(outputs, y, weights)
+    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None, doubtful: bool = True) -> float:
+        return self.usual.heat(outputs, y, weights, doubtful)
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
         """Of the usual metric."""

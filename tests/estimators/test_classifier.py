@@ -30,19 +30,21 @@ from torch import fx
 import morphnas
 from morphnas import ImageClassifier, Limits, RunError, legacy, load_run
 from morphnas.cli import main
-from morphnas.estimators import doctor
+from morphnas.estimators import base, doctor
 from morphnas.estimators.fitting import COMPARED, Firsts, Fitting, saving
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.parts import split
 from morphnas.estimators.settings import Settings
 from morphnas.estimators.sources import Source
-from morphnas.graph import cnn, mlp, resnet
+from morphnas.graph import Network, cnn, fresh_weights, mlp, resnet
 from morphnas.run import plan
 from morphnas.run.store import Store, load_about
 from morphnas.search import SEARCHERS
 from morphnas.search.random import RandomSearcher
 from morphnas.search.trial import Left, Proposal, Trial
-from morphnas.train.deadline import Deadline
+from morphnas.train.data import Examples, Task
+from morphnas.train.deadline import NEVER, Deadline
+from morphnas.train.goal import Classes
 from morphnas.train.recipe import LONG, Outcome, Recipe
 from tests.estimators.conftest import Data, stripes
 from tests.train.tasks import Clock
@@ -804,3 +806,26 @@ def test_time_is_kept_for_writing_a_model_down() -> None:
     assert 0.5 <= kept(8) < 0.51
     assert 2.0 < kept(5000) < 3.0  # 120 MB
     assert kept(5000, seconds=1.0) < 0.15, "of little time a tenth at most"
+
+
+@pytest.mark.parametrize(
+    ("scale", "wrong", "alone", "lent"),
+    [(8.0, 0, (1.2, 4.0), (1.0, 1.0)), (1.0, 0, (0.25, 0.5), (0.5, 0.75)), (8.0, 10, (1.5, 4.0), (1.2, 2.0))],
+)
+def test_a_network_that_stands_in_for_another_says_half_of_how_sure_that_may_be(
+    scale: float, wrong: int, alone: tuple[float, float], lent: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sure of itself and right on 30 examples, which is no proof; doubtful and right; sure of itself and wrong."""
+    y = torch.arange(30) % 3
+    said = y.clone()
+    said[:wrong] = (said[:wrong] + 1) % 3
+    held_out = Examples(torch.zeros(30, 4), y)
+    task = Task(held_out, held_out, Classes(3), torch.zeros(4), torch.ones(4))
+    monkeypatch.setattr(base, "predict", lambda *_, **__: scale * torch.nn.functional.one_hot(said, 3).double())
+    graph = mlp((4,), 3, width=2)
+    network = Network(graph, fresh_weights(graph, torch.Generator().manual_seed(0)))
+    found = [
+        ImageClassifier._temperature(network, task, False, NEVER, hardly_trained=hardly) for hardly in (False, True)
+    ]
+    for heat, (low, high) in zip(found, (alone, lent), strict=True):
+        assert low <= heat <= high

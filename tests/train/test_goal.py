@@ -122,6 +122,14 @@ def test_outputs_of_the_right_heat_have_the_least_loss(goal: Goal) -> None:
         assert min(losses) == losses[1]
 
 
+@pytest.mark.parametrize("goal", [Classes(3), Tags(3)])
+def test_few_examples_without_a_mistake_are_certain_where_no_doubt_is_asked_for(goal: Goal) -> None:
+    y = truth(goal, 30)
+    outputs = 6.0 * (y if isinstance(goal, Tags) else torch.nn.functional.one_hot(y, 3)) - 3.0
+    assert goal.heat(outputs, y, doubtful=False) == pytest.approx(0.25, rel=0.01)
+    assert goal.heat(outputs, y) > 0.5
+
+
 @every
 def test_nothing_agrees_with_a_teacher_more_than_what_it_says(goal: Goal) -> None:
     said = spoilt(goal, truth(goal), 1.0)

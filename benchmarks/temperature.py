@@ -1,0 +1,115 @@
+"""What a temperature is worth that a hardly trained network has found for the final one, which has seen all examples.
+
+    python benchmarks/temperature.py [--data mnist.npz fashion_mnist.npz cifar10.npz] [--time-limit 12] [--seeds 3]
+
+Short fits of few examples, where nothing is compared before the last training: what the search has trained for a moment
+stands in for the final network, since that has learned the examples held out. On scikit-learn's data, and on 600 and
+2,000 images of each file of --data: the log loss on test examples with probabilities at that network's temperature
+("full"), at half of what it says, as `fit` has it ("half"), as they come ("none"), and at the best one for the test
+examples themselves. Appends to results/temperature.json the means over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from machine import append, npz
+from sklearn import datasets
+from sklearn.metrics import log_loss
+from sklearn.model_selection import train_test_split
+
+import morphnas
+from morphnas.train.goal import Classes
+
+RESULTS = Path(__file__).parent / "results" / "temperature.json"
+Parts = tuple[Any, Any, Any, Any]
+
+
+def split(x: Any, y: Any, seed: int, n: int | None = None) -> Parts:
+    x, x_test, y, y_test = train_test_split(x, y, test_size=0.4, random_state=seed, stratify=y)
+    return x[:n], x_test, y[:n], y_test
+
+
+def of_file(path: Path, n: int, seed: int) -> Parts:
+    with np.load(path) as held:
+        x, y, x_test, y_test = (held[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    chosen = np.random.default_rng(seed).choice(len(x), n, replace=False)
+    return x[chosen], x_test[:3000], y[chosen], y_test[:3000]
+
+
+def sets(files: list[Path]) -> dict[str, Callable[[int], Parts]]:
+    """By name, the parts that a seed makes."""
+    digits, wine, cancer = datasets.load_digits(), datasets.load_wine(), datasets.load_breast_cancer()
+    noisy = datasets.make_classification(800, 20, n_informative=5, flip_y=0.3, random_state=0)
+    found: dict[str, Callable[[int], Parts]] = {
+        "digits, 300": lambda seed: split(digits.images, digits.target, seed, 300),
+        "digits": lambda seed: split(digits.images, digits.target, seed),
+        "wine": lambda seed: split(wine.data, wine.target, seed),
+        "breast cancer": lambda seed: split(cancer.data, cancer.target, seed),
+        "rows, 30 % of labels wrong": lambda seed: split(noisy[0], noisy[1], seed),
+    }
+    for path in files:
+        for n in (600, 2000):
+            found[f"{path.stem}, {n}"] = partial(of_file, path, n)
+    return found
+
+
+def losses(parts: Parts, seconds: float, seed: int) -> dict[str, float] | None:
+    """On the test part, by temperature; None where another network than one of the search has told it."""
+    x, x_test, y, y_test = parts
+    told, heat = dict[bool, float](), Classes.heat
+
+    def noted(*args: Any, **settings: Any) -> float:
+        told[settings.get("doubtful", True)] = heat(*args, **settings)
+        return told[settings.get("doubtful", True)]
+
+    with tempfile.TemporaryDirectory() as folder, patch.object(Classes, "heat", noted):
+        fitted = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu")
+        fitted.fit(x, y, time_limit=seconds)
+        half = fitted._heat  # noqa: SLF001
+        logits = np.log(np.clip(fitted.predict_proba(x_test), 1e-12, 1)) * half
+    if False not in told:
+        return None
+
+    def at(temperature: float) -> float:
+        said = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
+        return float(log_loss(y_test, said / said.sum(1, keepdims=True), labels=fitted.classes_))
+
+    best = min(map(at, np.geomspace(0.1, 10, 100)))
+    return {"full": at(told[True]), "half": at(half), "none": at(1.0), "best": best}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=npz, nargs="*", default=[])
+    parser.add_argument("--time-limit", type=float, default=12.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--smoke", action="store_true", help="one fit of 4 s, nothing written")
+    args = parser.parse_args()
+    found: dict[str, dict[str, Any]] = {}
+    for name, parts in sets(args.data).items():
+        if args.smoke and name != "digits, 300":
+            continue
+        seeds = range(1 if args.smoke else args.seeds)
+        came = [came for seed in seeds if (came := losses(parts(seed), 4.0 if args.smoke else args.time_limit, seed))]
+        if came:
+            found[name] = {way: round(statistics.mean(one[way] for one in came), 4) for way in came[0]} | {
+                "n": len(came),
+                "half_to_none": round(math.exp(statistics.mean(math.log(o["half"] / o["none"]) for o in came)), 3),
+            }
+            print(name, found[name], flush=True)
+    if not args.smoke:
+        append(RESULTS, {"seconds": args.time_limit, "log_loss": found})
+
+
+if __name__ == "__main__":
+    main()
