@@ -223,7 +223,7 @@ class _Training:
         self.module.train()
         total = torch.zeros((), device=task.device)
         done, gone = 0, ""
-        losses: deque[Callable[[], float]] = deque()
+        losses: deque[tuple[Callable[[], float], Draw]] = deque()
         whole = Draw.of(next(self.order), task.train.x.shape[1:], self.recipe.augment, self.generator)
         for draw in whole.to(task.device, task.train.x.device).split(self.per_epoch):
             room = self.deadline.left - at.validation
@@ -237,10 +237,11 @@ class _Training:
             rate = self.rate(at.epoch + done / self.seen)
             loss = self.step(draw, rate)
             total += loss * len(draw)
-            losses.append(fetched(loss))
+            losses.append((fetched(loss), draw))
             if len(losses) > (self.gpu and at.trained > 0):  # a GPU has the next step to do while one is looked at
-                value = losses.popleft()()
-                if gone := explosion(value, at.usual, task.goal.ignorance):
+                fetch, looked_at = losses.popleft()
+                value = fetch()
+                if gone := self.explosion(value, looked_at):
                     break
                 at.usual = (*at.usual, value) if len(at.usual) < 8 else at.usual
             seconds = self.clock() - begun
@@ -264,6 +265,16 @@ class _Training:
         mean *= task.goal.unit
         at.best = replace(at.best, training_loss=mean, lr=self.recipe.lr * rate)
         return mean
+
+    def explosion(self, loss: float, draw: Draw) -> str:
+        """See the function: where the batch has examples that are far off, or count a lot, also beside what it costs a
+        network that says 0 of all."""
+        goal, usual = self.task.goal, self.at.usual
+        if not explosion(loss, usual, goal.ignorance):
+            return ""
+        batch = self.task.train[draw.index]
+        nothing = goal.loss(torch.zeros(len(draw), goal.outputs, device=self.task.device), batch.y, batch.weights)
+        return explosion(loss, usual, max(goal.ignorance, nothing.item()))
 
     def judge(self, loss: float) -> None:
         """Score the network, and keep its weights where it is the best so far.

@@ -23,7 +23,7 @@ from morphnas.train.augment import Draw, augmented
 from morphnas.train.checkpoint import Checkpoint, Unfit
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
-from morphnas.train.goal import Classes, Own, Unmeasured
+from morphnas.train.goal import Amounts, Classes, Own, Unmeasured
 from morphnas.train.predict import Diverged, evaluate, predict
 from morphnas.train.recipe import Augment, Optimizer, Outcome, Recipe
 from morphnas.train.step import optimizer_of
@@ -583,6 +583,23 @@ def test_examples_that_are_no_numbers_diverge() -> None:
     assert outcome.score is None
     assert outcome.best_epoch == 0
     assert equal(before, state(module))
+
+
+@pytest.mark.parametrize("what", ["far amount", "heavy example"])
+def test_an_example_that_costs_a_lot_is_no_divergence(what: str) -> None:
+    """It costs a network that knows nothing as much; one that has exploded still shows."""
+    task, weights, y = blobs(320), torch.ones(320), torch.randn(360, 1, generator=seeded())
+    if what == "far amount":
+        y[200] = 100.0
+        train, valid = Examples(task.train.x, y[:320]), Examples(task.judge.x, y[320:])
+        task, module = Task.of(train, valid, Amounts(1)), linear(n_classes=1)
+    else:
+        weights[200] = 3000.0
+        task, module = Task.of(replace(task.train, weights=weights), task.valid, Classes(2)), linear()
+    calm = replace(PLAIN, lr=1e-4, epochs=3)
+    assert run(module, task, calm).status == "finished"
+    poisoned = Poisoned(module, 45)
+    assert run(poisoned, task, calm).status == "diverged"
 
 
 def test_scores_of_no_number_are_divergence() -> None:
