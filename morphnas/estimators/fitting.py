@@ -220,24 +220,31 @@ class Fitting:
         RunError where no network could be trained.
         """
         best, searched = self._winner()
-        if not self.refit:
-            return best, best
-        problem = self.problem
-        recipe = settled(self.store, best, searched, problem, self.deadline)
-        parts = (problem.task, problem.chooser, problem.everything)
-        return best, finalise(
-            self.store,
-            best,
-            executor,
-            *parts,
-            recipe,
-            saving(self.deadline, best, readings(problem, recipe, self.settings.ensemble)),
-            seed=self.seed,
-            judged=self.settings.ensemble > 1,
-            max_memory=self.max_memory,
-            data=str(problem.fingerprint["hash"]),
-            observer=observer,
-        )
+        final = best
+        if self.refit:
+            problem = self.problem
+            recipe = settled(self.store, best, searched, problem, self.deadline)
+            parts = (problem.task, problem.chooser, problem.everything)
+            final = finalise(
+                self.store,
+                best,
+                executor,
+                *parts,
+                recipe,
+                saving(self.deadline, best, readings(problem, recipe, self.settings.ensemble)),
+                seed=self.seed,
+                judged=self.settings.ensemble > 1,
+                max_memory=self.max_memory,
+                data=str(problem.fingerprint["hash"]),
+                observer=observer,
+            )
+        if best.score is None:
+            said = None if best.outcome is None else best.outcome.error
+            why = "the time limit was too short to score a network"
+            why = why if said is None else f"no network has a score: {said}"
+            what = "the model is hardly trained" if final.id == best.id else "nothing says how good the model is"
+            warnings.warn(f"{why}: {what}", stacklevel=3)
+        return best, final
 
     def _winner(self) -> tuple[Trial, list[Trial]]:
         """The best network that can be read, and all that the search has tried."""
@@ -254,9 +261,6 @@ class Fitting:
         if (kept := next((trial for trial in searched if trial.kept), None)) is None:
             error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")
             raise RunError(f"no network could be trained, the run is in {self.store.path}; the first error: {error}")
-        said = None if kept.outcome is None else kept.outcome.error
-        why = "the time limit was too short to score a network" if said is None else f"no network has a score: {said}"
-        warnings.warn(f"{why}: the model is hardly trained", stacklevel=4)
         return kept, searched
 
 

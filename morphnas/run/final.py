@@ -155,7 +155,7 @@ def finalise(
     results = [trial for trial in results if trial.kept and trial.score is not None] or [winner]
     chosen = _chosen(store, results, task, chooser, deadline)
     base = chosen.outcome
-    if everything is None or base is None or base.score is None or base.best_epoch < 1:
+    if everything is None or base is None or base.best_epoch < 1 or (base.score is None and base.status == "diverged"):
         return chosen
     before = chosen.proposal.recipe
     augment = before.augment if chosen.final else recipe.augment

@@ -52,9 +52,9 @@ SHORTEST = 16
 FINAL = 45
 """Passes over all examples that the final trainings should have time for, at least, and three quarters of those that
 `seen` makes: of a network `GROWN` times as large as a starter."""
-FINAL_COLOURED, SEEN_LAST = 120, 240_000
-"""The same of coloured images, as far as so many examples go: of few, final trainings on images that are changed
-strongly gain more than a search, but have to be long, and compared with others (`benchmarks/search_pays.py`)."""
+FINAL_COLOURED, SEEN_LAST = 120, 4_000_000
+"""The same of coloured images, as far as so many examples go: final trainings on images that are changed strongly gain
+more than a search, but have to be long, and compared with others (`benchmarks/search_pays.py`: of 2,000 images)."""
 GROWN = 1.5
 """How much larger a network may get than starters may be: beyond, the final trainings would not see enough, and the
 search would not try enough."""

@@ -44,6 +44,8 @@ CALMER = 4.0
 """A training that diverged is done again at a learning rate so many times lower."""
 TRIES = 9
 """Trainings that must have failed before a search without any network is given up."""
+AGAIN = ("failed", "diverged")
+"""What may come of a training by chance: where there is nothing else, its network is tried once more."""
 DROP = 0.03
 """What mirrored images may cost a network that was trained without them, of its accuracy or R2, if they are to help."""
 POLL = 0.5
@@ -453,6 +455,9 @@ def search(
     def enough(trials: Sequence[Trial]) -> bool:
         return max_trials is not None and len(trials) >= max_trials
 
+    def usable(trial: Trial) -> bool:
+        return trial.kept and not (trial.score is None and trial.outcome and trial.outcome.status in AGAIN)
+
     def kept(id: int) -> bool:
         return any(trial.id == id and trial.kept for trial in store.trials)
 
@@ -493,8 +498,8 @@ def search(
             asking = before - deadline.left
         if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
             proposal = searcher.ask((), replace(left(trials), seconds=math.inf))
-        if proposal is None and not running and len(trials) < TRIES and not any(trial.kept for trial in trials):
-            others = [trial for trial in trials if trial.outcome is None or trial.outcome.status != "failed"]
+        if proposal is None and not running and len(trials) < TRIES and not any(map(usable, trials)):
+            others = [trial for trial in trials if trial.outcome is None or trial.outcome.status not in AGAIN]
             proposal = searcher.ask(others, left(trials))  # the failed ones once more
         if proposal is None or (deadline.passed and not needed):
             return None

@@ -26,7 +26,7 @@ from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.goal import Own, Unmeasured
 from morphnas.train.predict import evaluate
-from morphnas.train.recipe import SHIFT, Augment, Outcome, Recipe
+from morphnas.train.recipe import SHIFT, Augment, Outcome, Recipe, Status
 from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, files, proposals, resumed, same_weights, weights
 from tests.train.tasks import Clock, Timed, blobs
 
@@ -107,6 +107,25 @@ def test_what_was_trained_on_everything_has_no_score_but_weights(path: Path) -> 
         assert last.proposal.recipe.lr < RECIPE.lr
         assert last.proposal.recipe.patience is None
         assert [entry["model_id"] for entry in load_run(path).history] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("status", "longer"), [("truncated", True), ("finished", True), ("diverged", False)])
+def test_a_winner_that_has_no_score_is_trained_longer_unless_it_diverged(
+    path: Path, status: Status, longer: bool
+) -> None:
+    """Nothing is compared: there is time for three quarters of a pass."""
+    graph = proposals(1)[0].start
+    assert isinstance(graph, Graph)
+    outcome = Outcome(status, seconds=600, epochs=1, best_epoch=1, images_per_second=0.1)
+    store = Store.create(path, {"seed": 1})
+    try:
+        store.claim(proposals(1)[0])
+        winner = store.finish(0, outcome, weights(0, graph))
+        last = finish(store, winner, epochs=None)
+    finally:
+        store.close()
+    assert (last.id, last.proposal.why.get("final")) == ((1, "everything") if longer else (0, None))
+    assert last.kept
 
 
 def test_a_second_final_training_adds_to_the_first(path: Path) -> None:

@@ -213,14 +213,17 @@ class Starts:
         return next((p for p in proposals(2) if p.start not in [t.graph for t in trials]), None)
 
 
+@pytest.mark.parametrize("what", [Outcome("failed", error="the worker is gone"), Outcome("diverged", epochs=1)])
 @pytest.mark.parametrize(("lost", "expected"), [(2, 3), (5, 6), (99, TRIES)])
-def test_starts_are_tried_again_when_all_have_failed(path: Path, workers: Workers, lost: int, expected: int) -> None:
-    """Which may be their workers' fault; but a search in which everything fails comes to an end."""
-    workers.ends = lambda _: GOOD if len(workers.jobs) > lost else Outcome("failed", error="the worker is gone")
+def test_starts_are_tried_again_when_all_have_failed(
+    path: Path, workers: Workers, lost: int, expected: int, what: Outcome
+) -> None:
+    """Which may be their workers' fault, or chance; but a search in which everything fails comes to an end."""
+    workers.ends = lambda _: GOOD if len(workers.jobs) > lost else what
     with store_of(path) as store:
         trials = run(store, Starts())
     assert len(trials) == expected
-    assert [t.kept for t in trials] == [False] * (expected - 1) + [lost < 99]
+    assert [t.score is not None for t in trials] == [False] * (expected - 1) + [lost < 99]
 
 
 def test_starts_that_no_memory_was_enough_for_are_not_tried_again(path: Path, workers: Workers) -> None:
