@@ -35,8 +35,9 @@ class Undone:
     """A morph of a lineage, by the trial that brought it, and what the network is worth with it and without it.
 
     gone: morphs that do not fit where this one is missing, and were left out as well. gain, metric_gain: of the scores
-    (minus the log loss) and of the metrics, with it less without it, the mean over `n` trainings of each; None where
-    there was no time for any. standard_error: of the gain; None for fewer than 2. parameters: that it costs.
+    (minus the log loss) and of the metrics, with it less without it, the mean over `n` pairs of trainings that ended
+    well; None where there are none, and `why` that is. standard_error: of the gain; None for fewer than 2. parameters:
+    that it costs.
     """
 
     trial: int
@@ -47,6 +48,7 @@ class Undone:
     standard_error: float | None
     metric_gain: float | None
     parameters: int
+    why: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,7 +70,7 @@ class Ablation:
         lines = [f"{begin}less without"]
         for one in self.morphs:
             if one.gain is None:
-                told = "no time"
+                told = one.why
             else:
                 sure = "" if one.standard_error is None else f", standard error {one.standard_error:.4f}"
                 points = "" if one.metric_gain is None else f"; {gain_words(one.metric_gain, self.measure)}"
@@ -118,24 +120,24 @@ def ablate(
     check_said(run.about.get("settings"), metric, loss)
     problem = aimed(problem, metric, loss, deadline)
     line = lineage(run.trials, network)
-    brought = [(one.id, morph) for one in line for morph in one.proposal.morphs]
+    brought = [(one.id, morph) for one in line[1:] for morph in one.proposal.morphs]
     morphs = [morph for _, morph in brought]
     start = run.load_model_by_id(line[0].id) if line[0].kept else line[0].graph
     graph = start.graph if isinstance(start, Network) else start
     recipe = settle(network.proposal.recipe, run.trials, problem.chance)
     recipe = replace(recipe, epochs=max(1, sum(one.epochs for one in line[1:]) or network.epochs))
     ways = [_replayed(graph, morphs, skip) for skip in (None, *range(len(morphs)))]
+    whole, *parts = (_grown(graph, kept) for kept, _ in ways)
     seed, outcomes = int(run.about.get("seed", 0)), [list[Outcome]() for _ in ways]
     for turn in range(repeats if morphs else 0):
-        for found, (kept, _) in zip(outcomes, ways, strict=True):
+        for found, (kept, _), part in zip(outcomes, ways, (None, *parts), strict=True):
             if deadline.passed:
                 break
-            outcome = _trained(start, kept, recipe, problem, deadline, trial_seed(seed, turn))
-            if outcome.status == "finished" and outcome.score is not None:
-                found.append(outcome)
+            if part is None or part.key != whole.key:
+                found.append(_trained(start, kept, recipe, problem, deadline, trial_seed(seed, turn)))
     undone = [
-        _undone(id, morph, gone, outcomes[0], found, _sizes(graph, morphs) - _sizes(graph, kept))
-        for (id, morph), (kept, gone), found in zip(brought, ways[1:], outcomes[1:], strict=True)
+        _undone(id, morph, gone, outcomes[0], found, whole, part)
+        for (id, morph), (_, gone), found, part in zip(brought, ways[1:], outcomes[1:], parts, strict=True)
     ]
     return Ablation(network.id, line[0].id, recipe.epochs, problem.task.goal.measure, tuple(undone))
 
@@ -201,10 +203,10 @@ def _added(graph: Graph, before: Graph) -> list[Node]:
     return [node for node in graph.nodes if node.name not in before]
 
 
-def _sizes(graph: Graph, morphs: Sequence[Morph]) -> int:
+def _grown(graph: Graph, morphs: Sequence[Morph]) -> Graph:
     for morph in morphs:
         graph = morph.grow(graph)
-    return graph.parameters
+    return graph
 
 
 def _trained(
@@ -216,9 +218,20 @@ def _trained(
 
 
 def _undone(
-    trial: int, morph: Morph, gone: tuple[str, ...], whole: list[Outcome], without: list[Outcome], parameters: int
+    trial: int,
+    morph: Morph,
+    gone: tuple[str, ...],
+    whole: Sequence[Outcome],
+    without: Sequence[Outcome],
+    network: Graph,
+    part: Graph,
 ) -> Undone:
-    pairs = [(a, b) for a, b in zip(whole, without, strict=False) if a.score is not None and b.score is not None]
+    """whole, without: what came of trainings, those of one turn, with the same seed, at the same place."""
+    turns = list(zip(whole, without, strict=False))  # the last one may have ended midway
+    pairs = [(a, b) for a, b in turns if all(o.status == "finished" and o.score is not None for o in (a, b))]
+    failed = sorted({o.status for turn in turns for o in turn if o.status not in ("finished", "truncated")})
+    why = f"trainings failed ({', '.join(failed)})" if failed else "no time"
+    why = "the network is the same without it" if part.key == network.key else why
     gains = [(a.score or 0.0) - (b.score or 0.0) for a, b in pairs]
     metrics = [a.metric - b.metric for a, b in pairs if a.metric is not None and b.metric is not None]
     return Undone(
@@ -229,5 +242,6 @@ def _undone(
         statistics.mean(gains) if gains else None,
         statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None,
         statistics.mean(metrics) if metrics else None,
-        parameters,
+        network.parameters - part.parameters,
+        "" if gains else why,
     )

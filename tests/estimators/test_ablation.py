@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 
 import morphnas
 from morphnas import ImageClassifier, RunError, ablate, load_run
-from morphnas.estimators.ablation import _replayed
-from morphnas.graph import Deeper, Wider, cnn
+from morphnas.estimators.ablation import Undone, _replayed, _undone
+from morphnas.graph import Deeper, Graph, Wider, cnn
 from morphnas.report.words import morph_words
 from morphnas.search.trial import lineage
+from morphnas.train.recipe import Outcome
 from tests.estimators.conftest import Data
 
 ARGS: dict[str, Any] = {"default_model_width": 2, "default_model_len": 1, "trainer_args": {"epochs": 2}}
@@ -42,13 +44,17 @@ def test_every_morph_is_undone_once(run: Path, data: Data) -> None:
     assert [one.morph for one in found.morphs] == list(map(morph_words, morphs))
     assert found.epochs == sum(trial.epochs for trial in line[1:])
     for i, one in enumerate(found.morphs):
-        assert one.n == 2
-        assert one.gain is not None
-        assert one.standard_error is not None
         left = line[0].graph
         for morph in _replayed(left, morphs, i)[0]:
             left = morph.grow(left)
         assert one.parameters == line[-1].graph.parameters - left.parameters
+        if left.key == line[-1].graph.key:
+            assert (one.n, one.gain, one.why) == (0, None, "the network is the same without it")
+        else:
+            assert one.n == 2
+            assert one.gain is not None
+            assert one.standard_error is not None
+    assert any(one.n for one in found.morphs)
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     assert f"network {found.trial}, from {line[0].id}" in str(found)
     json.dumps(found.to_json(), allow_nan=False)
@@ -81,6 +87,35 @@ def test_without_time_it_says_so(run: Path, data: Data) -> None:
     found = ablate(run, *data, grown(run), time_limit=1e-3, device="cpu")
     assert all((one.n, one.gain, one.metric_gain) == (0, None, None) for one in found.morphs)
     assert "no time" in str(found)
+
+
+def test_turns_are_paired_and_failures_told() -> None:
+    graph = cnn((1, 6, 6), 3, width=4, depth=2)
+    morph = Wider("conv_4", 8)
+    wide = morph.grow(graph)
+
+    def undone(whole: list[Outcome], without: list[Outcome], part: Graph = graph) -> Undone:
+        return _undone(1, morph, (), whole, without, wide, part)
+
+    good = [Outcome("finished", score, score) for score in (-1.0, -2.0, -3.0)]
+    worse = [Outcome("finished", score - 0.5, score) for score in (-1.0, -2.0, -3.0)]
+    bad = Outcome("diverged")
+    assert (undone(good, worse).gain, undone(good, worse).n) == (0.5, 3)
+    missed = undone([bad, *good[1:]], [worse[0], bad, worse[2]])
+    assert (missed.gain, missed.n, missed.why) == (0.5, 1, "")
+    assert undone([bad], [worse[0]]).why == "trainings failed (diverged)"
+    assert undone(good, []).why == "no time"
+    assert undone(good, [], wide).why == "the network is the same without it"
+    assert undone(good, worse).parameters == wide.parameters - graph.parameters
+
+
+def test_what_is_known_of_a_lineage_begins_where_its_files_can_be_read(run: Path, data: Data, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    child = load_run(run).trial(grown(run))
+    (tmp_path / "run" / "trials" / f"{child.parent:05d}" / "proposal.json").write_text("{")
+    with pytest.warns(UserWarning, match="is left out"):
+        found = ablate(tmp_path / "run", *data, child.id, time_limit=5, device="cpu")
+    assert str(found) == f"network {child.id} has no morphs to undo"
 
 
 def test_a_start_has_nothing_to_undo(run: Path, data: Data) -> None:
