@@ -173,6 +173,7 @@ def listed(y: Any) -> NDArray[Any]:
         kinds = {type(value) for value in y}
         numbers = all(issubclass(kind, (int, float, np.number)) for kind in kinds)
         named = any(issubclass(kind, str) and kind not in (str, np.str_) for kind in kinds)  # of which numpy cuts texts
+        named |= any(value[-1:] in ("\0", b"\0") for value in y if isinstance(value, (str, bytes)))  # it cuts that, too
         if kinds & {tuple, frozenset} or named or (len(kinds) > 1 and not numbers):
             column = np.empty(len(y), dtype=object)
             column[:] = list(y)

@@ -247,7 +247,9 @@ def _dropout(reading: _Reading, told: Mapping[str, Any]) -> str:
 
 def _add(reading: _Reading, told: Mapping[str, Any]) -> str:
     _check("alpha", told["alpha"], 1)
-    return reading.add(Add(), reading.examples(told["input"]), reading.examples(told["other"]))
+    terms = [value for value in (told["input"], told["other"]) if not (isinstance(value, (int, float)) and value == 0)]
+    sources = [reading.examples(value) for value in terms]  # Python's sum begins with 0
+    return reading.add(Add(), *sources) if len(sources) > 1 else sources[0]
 
 
 def _cat(reading: _Reading, told: Mapping[str, Any]) -> str:
@@ -268,6 +270,6 @@ _HANDLERS: dict[str, Callable[[_Reading, Mapping[str, Any]], str]] = {
     **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), _reshaped),
     **dict.fromkeys(("clone", "contiguous", "detach", "alias", "feature_dropout"), _same),
     "linear": _linear, "batch_norm": _batch_norm, "relu": _relu, "mean": _mean, "dropout": _dropout, "add": _add,
-    "cat": _cat,
+    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
 }  # fmt: skip
 """By the name of the operation in ATen, of which one that works in place is the same."""

@@ -172,11 +172,14 @@ def _reason(why: Mapping[str, Any]) -> str:
 
 def _noise(one: Outcome, other: Outcome) -> float | None:
     """How far two shares of correct answers differ by chance, at 95 %, for other examples: the normal approximation,
-    with a right and a wrong answer more (Agresti and Caffo 2000, The American Statistician 54, 280-288)."""
-    if one.interval is None or other.interval is None:
+    with a right and a wrong answer more (Agresti and Caffo 2000, The American Statistician 54, 280-288), and what these
+    answers take off the difference."""
+    if one.interval is None or other.interval is None or one.metric is None or other.metric is None:
         return None
-    several = [(o.metric * o.examples + 1, o.examples + 2) for o in (one, other) if o.metric is not None]
-    return 1.959964 * math.sqrt(sum(right / n * (1 - right / n) / n for right, n in several))
+    n, m = one.examples + 2, other.examples + 2
+    p, q = (one.metric * one.examples + 1) / n, (other.metric * other.examples + 1) / m
+    width = 1.959964 * math.sqrt(p * (1 - p) / n + q * (1 - q) / m)
+    return width + abs((one.metric - other.metric) - (p - q))
 
 
 def nearest(value: object) -> tuple[tuple[int, float], ...]:

@@ -170,7 +170,7 @@ def standardise(scores: Array) -> tuple[Array, float, float]:
     lowest = mid - 7 * (high - mid) if many else low - 3 * (high - low)  # the same of scores that are symmetric
     scores = np.maximum(scores, lowest) if len(scores) > 3 else scores
     centre, scale = float(scores.mean()), float(scores.std())
-    scale = scale if scale > 1e-12 else 1.0
+    scale = scale if scale > 1e-12 * abs(centre) else 1.0  # in whatever unit they are
     return (scores - centre) / scale, centre, scale
 
 
@@ -192,10 +192,10 @@ def upper_confidence_bound(mean: Array, sd: Array, beta: float = 2.576) -> Array
 
 def expected_improvement(mean: Array, sd: Array, incumbent: float | Array) -> Array:
     """E max(0, score - incumbent) (Jones, Schonlau and Welch 1998, J. Global Optimization 13, eq. 15)."""
-    gain, safe = mean - incumbent, np.maximum(sd, 1e-12)
+    gain, safe = mean - incumbent, np.where(sd > 0, sd, 1.0)
     z = gain / safe
     improvement = gain * ndtr(z) + safe * np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-    return np.where(sd > 1e-12, np.maximum(0.0, improvement), np.maximum(0.0, gain))
+    return np.where(sd > 0, np.maximum(0.0, improvement), np.maximum(0.0, gain))
 
 
 def hypervolume_improvement(mean: Array, sd: Array, cost: Array, scores: Array, costs: Array) -> Array:

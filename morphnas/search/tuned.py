@@ -154,10 +154,10 @@ class Tuned:
         options = [one for one in (proposal, afresh) if one is not None]
         if not options:
             return None
-        if len(scored) < self.startup:
-            return self._with(options[0], self._drawn(rng, ranking[0].proposal.recipe), left)
-        near = [trial.proposal.recipe for trial in ranking[: self.best]]
-        recipes = [self._drawn(rng, near[i // 2 % len(near)] if i % 2 else None) for i in range(self.candidates)]
+        first = len(scored) < self.startup
+        near = [trial.proposal.recipe for trial in ranking[: 1 if first else self.best]]
+        close = [first or i % 2 == 1 for i in range(self.candidates)]
+        recipes = [self._drawn(rng, near[i // 2 % len(near)] if close[i] else None) for i in range(self.candidates)]
         graphs = {trial.id: trial.graph for trial in trials}
         done = {(trial.graph.key, self._searched(trial.proposal.recipe)) for trial in trials}
         found, sketches = list[tuple[Proposal, Recipe]](), []
@@ -168,6 +168,8 @@ class Tuned:
             sketches += [sketch(graph)] * len(new)
         if not found:
             return None
+        if first:
+            return self._with(*found[0], left)
         mean, sd = belief.predict(sketches, alike, [recipe for _, recipe in found])
         promise = expected_improvement(mean, sd, float(known.max()))
         return self._with(*found[int(promise.argmax())], left)

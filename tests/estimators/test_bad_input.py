@@ -308,9 +308,10 @@ def test_texts_that_numpy_would_cut_are_whole() -> None:
     animals, codes = Labels.found([*Animal] * 2, 4)
     assert Labels.from_json(json.loads(json.dumps(animals.to_json()))).classes.tolist() == ["cat", "dog"]
     assert codes.tolist() == [0, 1, 0, 1]
-    ending, codes = Labels.found(np.array(["a", "a\0"] * 2, dtype=object), 4)
-    assert ending.classes.tolist() == ["a", "a\0"]
-    assert codes.tolist() == [0, 1, 0, 1]
+    for several in (np.array(["a", "a\0"] * 2, dtype=object), ["a", "a\0"] * 2, [b"a", b"a\0"] * 2):
+        ending, codes = Labels.found(several, 4)
+        assert ending.classes.tolist() == list(several[:2])
+        assert codes.tolist() == [0, 1, 0, 1]
 
 
 def test_texts_of_numpy_s_own_kind_are_texts() -> None:

@@ -167,6 +167,24 @@ def test_what_changes_nothing_is_no_op() -> None:
     assert [node.op.tag for node in network.graph.nodes] == ["input", "conv", "globalpool", "dense"]
 
 
+@pytest.mark.parametrize("join", [torch.cat, torch.concat, torch.concatenate, None])
+def test_branches_are_joined_however_that_is_written(join: Any) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branches = nn.ModuleList(nn.Conv2d(2, 3, k, padding=k // 2) for k in (1, 3, 5))
+            self.head = nn.Linear(9 if join else 3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = [branch(x) for branch in self.branches]
+            joined = join(parts, 1) if join else sum(parts)
+            out: Tensor = self.head(joined.mean((2, 3)))
+            return out
+
+    module = Branches().eval()
+    assert same(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
+
+
 def test_what_only_training_does_may_be_left_out() -> None:
     """Dropout of whole channels, and running means over all batches."""
     module = nn.Sequential(

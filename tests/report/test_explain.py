@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from morphnas.report.explain import Explanation, explain
+from morphnas.report.explain import Explanation, _noise, explain
 from morphnas.run.files import RunError
 from morphnas.run.store import Run
 from morphnas.search.trial import Trial
+from morphnas.train.recipe import Outcome
 from tests.report.history import history
 
 TRIALS = history()
@@ -43,7 +45,8 @@ def test_the_lineage_with_its_gains() -> None:
     assert [step.metric_gain for step in steps] == [None, pytest.approx(0.025), pytest.approx(0.01)]
     assert [step.clear for step in steps] == [None, False, False]  # of 400 examples
     shares = [(0.925 * 400 + 1) / 402, (0.95 * 400 + 1) / 402]
-    assert steps[1].noise == pytest.approx(1.959964 * sum(share * (1 - share) / 402 for share in shares) ** 0.5)
+    width = 1.959964 * sum(share * (1 - share) / 402 for share in shares) ** 0.5
+    assert steps[1].noise == pytest.approx(width + 0.025 - (shares[1] - shares[0]))
 
 
 def test_nothing_is_sure_of_few_examples_however_right() -> None:
@@ -58,6 +61,26 @@ def test_nothing_is_sure_of_few_examples_however_right() -> None:
     step = explain(run_of(few), 5).steps[-1]
     assert step.noise is not None
     assert not step.clear
+
+
+@pytest.mark.parametrize(("n", "m"), [(5, 5), (10, 10), (30, 30), (10, 1000)])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_networks_that_are_equally_good_differ_by_more_than_chance_once_in_twenty_times(
+    n: int, m: int, share: float
+) -> None:
+    def outcomes(n: int) -> list[tuple[Outcome, float]]:
+        chances = [math.comb(n, right) * share**right * (1 - share) ** (n - right) for right in range(n + 1)]
+        return [(Outcome("finished", -1.0, right / n, examples=n), chance) for right, chance in enumerate(chances)]
+
+    alarms = 0.0
+    for one, p in outcomes(n):
+        for other, q in outcomes(m):
+            noise = _noise(one, other)
+            assert noise is not None
+            assert one.metric is not None
+            assert other.metric is not None
+            alarms += p * q * (abs(one.metric - other.metric) > noise)
+    assert alarms < 0.075  # Agresti and Caffo, of very unlike numbers
 
 
 def test_a_gain_beyond_chance_is_told_from_one_within() -> None:

@@ -151,6 +151,18 @@ def test_expected_improvement_is_the_integral(mean: float, sd: float, incumbent:
     assert found == pytest.approx(integral, abs=1e-6)
 
 
+@pytest.mark.parametrize("unit", [1e-18, 1e-13, 1e-6, 1e9])
+def test_the_unit_of_scores_makes_no_difference(unit: float) -> None:
+    """As of a squared error of wavelengths in metres."""
+    scores, apart, epochs = -np.arange(1.0, 7.0), np.arange(6.0)[:, None], np.ones(6)
+    one, other = fit(apart, epochs, scores), fit(apart, epochs, scores * unit)
+    for mine, theirs in zip(one.predict(apart, epochs), other.predict(apart, epochs), strict=True):
+        assert np.allclose(mine, theirs / unit, rtol=1e-6)
+    mean, sd = np.array([-1.5]), np.array([1.0])
+    gain = expected_improvement(mean * unit, sd * unit, -1.0 * unit) / unit
+    assert gain == pytest.approx(expected_improvement(mean, sd, -1.0), rel=1e-9)
+
+
 def test_acquisitions_without_doubt() -> None:
     mean, none = np.array([0.0, 2.0]), np.zeros(2)
     assert expected_improvement(mean, none, 1.0).tolist() == [0.0, 1.0]

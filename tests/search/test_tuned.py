@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,13 @@ SPACE = TableSpace()
 RANGES = ranges_of({"lr": (0.001, 1.0), "dropout": (0.0, 0.5), "optimizer": ["sgd", "adamw"]})
 BEST = 0.02
 """The learning rate that the networks here are best with."""
+
+
+class Script:
+    """Has nothing to propose."""
+
+    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        return None
 
 
 def told(trial: Trial) -> Outcome:
@@ -111,6 +119,17 @@ def test_nothing_is_trained_twice_alike() -> None:
     two, alone = ranges_of({"optimizer": ["sgd", "adamw"]}), TableSpace(("22221111",))
     trials = search(Tuned(RandomSearcher(alone, limits=Limits(morphs=())), two, startup=1), 12)
     assert sorted(t.proposal.recipe.optimizer for t in trials) == ["adamw", "sgd"]
+
+
+def test_few_recipes_of_few_networks_come_to_an_end_though_all_of_them_fail() -> None:
+    """Before there are scores to believe in, too."""
+    ranges = ranges_of({"optimizer": ["sgd", "adamw"]})
+    alone = Tuned(Script(), ranges, Recipe(epochs=8), Limits(), seed=0, startup=6)
+    first = Trial(0, Proposal(network("00000000"), (), Recipe(epochs=8), {"reason": "start"}), network("00000000"))
+    trials = [replace(first, outcome=Outcome("finished", 0.5), kept=True)]
+    while (proposal := alone.ask(trials, AMPLE)) is not None and len(trials) < 20:
+        trials.append(Trial(len(trials), proposal, network("00000000"), Outcome("failed", error="again")))
+    assert len(trials) == 2
 
 
 def test_networks_of_a_grid_have_recipes_that_are_searched() -> None:
