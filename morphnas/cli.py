@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--regression", action="store_true", help="labels are amounts, to be predicted as numbers")
     made.add_argument("--search-patience", type=int, help="networks in a row, none better, after which a search ends")
     made.add_argument("--metric", help="what networks are chosen by, one of scikit-learn's scorers (the log loss)")
-    made.add_argument("--search", choices=SEARCHES, default="bayesian", help="how to search (bayesian)")
+    made.add_argument("--search", choices=SEARCHES, help="how to search (bayesian)")
     made.add_argument("--max-trials", type=int, metavar="N", help="end the search after so many networks")
     made.add_argument("--seed", type=int, help="for the same search again")
     made.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")

@@ -139,7 +139,8 @@ def fit(args: argparse.Namespace) -> Answer:
         where = "on what it was trained on, as there are too few examples to hold any out"
         if best.outcome.held_out:
             found[f"validation_{measure}"], where = best.outcome.metric, "on the validation part"
-        told.append(f"{measure} of the winner {where}: {metric_words(best.outcome)}")
+        when = "" if estimator.final_trial_ == best.id else ", before its final training"
+        told.append(f"{measure} of the winner {where}{when}: {metric_words(best.outcome)}")
     if tested is not None:
         try:
             found[f"test_{metric}"] = estimator.evaluate(*tested)

@@ -425,3 +425,28 @@ def test_a_reader_that_has_seen_enough_is_no_error(run: Path, data: Path) -> Non
         argv = command("predict", run, data)
         done = subprocess.run(argv, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=120, check=False, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_a_fit_is_told_reaches_the_estimator(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every argument, to an estimator that trains nothing."""
+    given: dict[str, Any] = {}
+
+    class Told(ImageClassifier):
+        def fit(self, *data: Any, **more: Any) -> Any:
+            given.update(self.get_params(deep=False) | more)
+            raise ValueError("enough")
+
+    monkeypatch.setattr(morphnas, "ImageClassifier", Told)
+    words = "--time-limit 7 --overwrite --axes 2 --balanced --search-patience 3 --metric f1_macro --search greedy"
+    words += " --max-trials 4 --seed 5 --device cpu --executor process --devices 2 --width 6 --ensemble 8 --no-refit"
+    assert failed(capsys, "fit", data, *words.split(), "--path", tmp_path / "run", "--limit", "max_depth=9") == "enough"
+    expected = {
+        "time_limit": 7, "overwrite": True, "resume": False, "axes": 2, "sample_weight": "balanced",
+        "search_patience": 3, "metric": "f1_macro", "search_type": "greedy", "max_trials": 4, "random_state": 5,
+        "device": "cpu", "executor": "process", "devices": 2, "searcher_args": {"default_model_width": 6},
+        "ensemble": 8, "refit": False, "path": str(tmp_path / "run"), "limits": {"max_depth": 9}, "teacher": None,
+        "verbose": True, "initial_networks": None,
+    }  # fmt: skip
+    assert {name: given[name] for name in expected} == expected

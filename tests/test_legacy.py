@@ -272,3 +272,14 @@ def test_a_module_takes_a_loss_and_a_metric_of_ones_own(tmp_path: Path) -> None:
         assert (best["loss"] is None) == (metric is Hinge)
         assert metric is not Hinge or -1 < best["metric_value"] < 0
         assert autokeras.Accuracy.compute(module.predict(loader), targets.transform(y[:60])) > 0.5
+
+
+@pytest.mark.parametrize("retrain", [False, True])
+def test_whether_to_begin_anew_is_passed_on(run: Path, monkeypatch: pytest.MonkeyPatch, retrain: bool) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(autokeras.ImageClassifier, "final_fit", lambda _, *given: said.append(given[-2:]))
+    module = autokeras.CnnModule(autokeras.classification_loss, autokeras.Accuracy)
+    module._found, module.n_output_node = autokeras.pickle_from_file(run), 3
+    batches = [(torch.zeros(6, 1, 6, 6), torch.eye(3).repeat(2, 1))]
+    module.final_fit(batches, batches, {"lr": 0.1}, retrain)
+    assert said == [({"lr": 0.1}, retrain)]

@@ -262,6 +262,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     if not finding.warns:
                         say(str(finding))
                 fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
+                if fitting.compares and (asked := settings.of_searches):
+                    small = "first networks small, as searcher_args={'default_model_width': 8}"
+                    words = f"there is no time to search, without which {asked} mean nothing"
+                    warnings.warn(f"{words}: allow more, or make the {small}", stacklevel=2)
                 end = fitting.search_end()
                 longer = {} if sizes is None else sizes.for_search(seconds)
                 most = None if self.max_trials is None else int(self.max_trials)
@@ -367,6 +371,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         taught = taught_by(teacher, source, self._target)
         problem = Problem.of(source, codes, weights, groups_of(groups, len(source)), taught, *known)
         problem = aimed(problem, self.metric, self.loss, deadline)
+        findings = doctor.look(problem, Deadline.after(min(doctor.LONGEST, doctor.SHARE * deadline.left)))
         with (
             _threads(),
             stopping() as stop,
@@ -376,6 +381,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             deadline = deadline.heeding(stop)
             planned = Plan.of_run(about, __version__)
             torch.set_num_threads(planned.threads)
+            doctor.warn(findings.beyond(about.get("findings")))
             best = store.trial(self.best_trial_ if trial is None else trial)
             if trial is not None:
                 store.network(best.id)  # raises where its weights are not there

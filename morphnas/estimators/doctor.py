@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,12 @@ class Findings:
         """Those that matter."""
         return tuple(finding for finding in self.found if finding.warns)
 
+    def beyond(self, before: Any) -> Findings:
+        """Those of other kinds than run.json holds of earlier data."""
+        found = before.get("found", ()) if isinstance(before, Mapping) else ()
+        kinds = {one.get("kind") for one in found if isinstance(one, Mapping)}
+        return replace(self, found=tuple(one for one in self.found if one.kind not in kinds))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -131,7 +137,11 @@ def examine(
     nothing about. ValueError for what cannot be trained on at all.
     """
     own = (image_shape, random_state, torch.device("cpu"), image_size)
-    problem = Problem.found(x, y, validation_data, *own, read=Values.found if regression else classes_of, axes=axes)
+    try:
+        problem = Problem.found(x, y, validation_data, *own, read=Values.found if regression else classes_of, axes=axes)
+    except ValueError as error:
+        hint = " (regression=True)" if "ImageRegressor" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from None
     return look(problem, NEVER if time_limit is None else Deadline.after(time_limit))
 
 

@@ -52,12 +52,16 @@ def _labels(given: Given) -> Iterator[Finding]:
 
 
 def _classes(given: Given) -> Iterator[Finding]:
-    """Classes that are much larger than others, and those that nothing is held out of."""
+    """Classes that are gone, that are much larger than others, and that nothing is held out of."""
     n, k = len(given.order), len(given.names)
     counts = np.bincount(given.y[:n], minlength=k)
+    if len(gone := np.flatnonzero(counts == 0)):  # of the fit, whose network is trained on other data
+        names, has = some([given.names[i] for i in gone]), "have" if len(gone) > 1 else "has"
+        text = f"{names} {has} no example in x any more: a network that is trained on these forgets what they are like"
+        yield Finding("gone", True, text, {"classes": len(gone)})
     if n < FEW:
         return
-    largest, smallest = int(counts.argmax()), int(counts.argmin())
+    largest, smallest = int(counts.argmax()), int(np.where(counts, counts, n).argmin())
     share, ratio = counts[largest] / n, counts[largest] / counts[smallest]
     if (ratio >= UNEQUAL[0] or share >= MAJORITY) and not given.weighted:
         warns = bool(ratio >= UNEQUAL[1] or share >= MAJORITY)

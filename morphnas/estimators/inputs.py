@@ -192,7 +192,7 @@ class Preprocessing:
         if not fits and (len(self.shape) != 3 or x.ndim not in (3, 4)):
             raise ValueError(self._unfit(x, name))
         if len(self.shape) == 1:
-            return _tensor(_numbers(x, name, start, self.offset))
+            return _tensor(_numbers(x, name, start, self.offset, self.columns))
         channels, *size = self.shape
         coloured = _channels(x.shape[1:]) == channels or (_channels(x.shape[1:]) in (1, 3, 4) and channels in (1, 3))
         if not fits and not (coloured and (self.resized or list(x.shape[1:3]) == size)):
@@ -207,7 +207,8 @@ class Preprocessing:
         if x.ndim == 2 and len(self.given) == 1:  # scikit-learn's words
             words = f"morphnas is expecting {self.given[0]} features as input"
             return f"X has {x.shape[1]} features, but {words}"
-        return f"{name} has examples of shape {x.shape[1:]}, but the model was fitted on {self.given}"
+        hint = "; with image_size= a fit resizes images" if len(self.shape) == 3 and x.ndim in (3, 4) else ""
+        return f"{name} has examples of shape {x.shape[1:]}, but the model was fitted on {self.given}{hint}"
 
 
 def _checked_shape(image_shape: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -255,22 +256,36 @@ def _median_size(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
     return max(1, int(sides[0] + 1e-9)), max(1, int(sides[1] + 1e-9))
 
 
-def _real(x: NDArray[Any], name: str) -> NDArray[Any]:
-    """The values as they are; ValueError where they are no real numbers."""
+def _real(x: NDArray[Any], name: str, columns: Sequence[str] | None = None) -> NDArray[Any]:
+    """The values as they are; ValueError where they are no real numbers. columns: names of a data frame's."""
     if x.dtype == object:
         try:
             x = x.astype(np.float64)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} holds objects that are no numbers: {error}") from None
+            raise ValueError(f"{name} holds objects that are no numbers: {_culprit(x, columns) or error}") from None
     if x.dtype.kind not in "buif":
         word = "Complex data not supported: " if x.dtype.kind == "c" else ""
         raise ValueError(f"{word}{name} must hold numbers, but its dtype is {x.dtype}")
     return x
 
 
+def _culprit(x: NDArray[Any], columns: Sequence[str] | None) -> str:
+    """The first value of rows that is no number, and what column it is in; "" of what are no rows."""
+    for i, column in enumerate(x.T if x.ndim == 2 else ()):
+        for value in column:
+            try:
+                np.asarray(value, dtype=np.float64)
+            except (TypeError, ValueError):
+                missing = type(value).__name__ in ("NAType", "NaTType")
+                hint = "fill in missing values first" if missing else "encode it first, as by sklearn's OneHotEncoder"
+                named = repr(columns[i]) if columns else i
+                return f"column {named} has {value!r:.80}; {hint}"
+    return ""
+
+
 def _offset(source: Source) -> tuple[float, ...] | None:
     """See `Preprocessing`, of rows: the lowest values."""
-    pieces = (_real(x, source.name) for _, (x,) in source.pieces())
+    pieces = (_real(x, source.name, source.columns) for _, (x,) in source.pieces())
     with np.errstate(invalid="ignore"):  # of NaN and infinity, which are refused later
         lows, highs = zip(*((x.min(0).astype(np.float64), x.max(0).astype(np.float64)) for x in pieces), strict=True)
         low, high = np.min(lows, axis=0), np.max(highs, axis=0)
@@ -279,9 +294,16 @@ def _offset(source: Source) -> tuple[float, ...] | None:
     return tuple(np.where(large, low, 0.0).tolist()) if large.any() else None
 
 
-def _numbers(x: NDArray[Any], name: str, start: int, offset: tuple[float, ...] | None = None) -> NDArray[Any]:
-    """The values as uint8 where they fit, else as float32. start: what number the first example has, for errors."""
-    x = _real(x, name)
+def _numbers(
+    x: NDArray[Any],
+    name: str,
+    start: int,
+    offset: tuple[float, ...] | None = None,
+    columns: Sequence[str] | None = None,
+) -> NDArray[Any]:
+    """The values as uint8 where they fit, else as float32. start, columns: what errors call the first example, and a
+    data frame's columns."""
+    x = _real(x, name, columns)
     if offset is not None:
         x = x - np.array(offset)
     elif x.dtype.kind in "bui" and (x.dtype == np.uint8 or (x.min() >= 0 and x.max() <= 255)):

@@ -83,7 +83,7 @@ class Settings:
     networks to start from instead, those with weights begin with them. place: where trials run. keep: how many
     networks' weights; None: all. ensemble: networks of the final model, at most. ranges: of the recipe's settings that
     are searched; trainer_args: those that are set. search_patience: see `Patient`. records: whether a GPU may replay
-    recorded steps.
+    recorded steps. of_searches: the arguments that only a search heeds, in words; "" where there are none.
     """
 
     device: torch.device
@@ -100,6 +100,7 @@ class Settings:
     initial: tuple[Graph | Network, ...]
     search_patience: int | None
     records: bool
+    of_searches: str
 
     @staticmethod
     def of(estimator: HasSettings) -> Settings:
@@ -137,7 +138,11 @@ class Settings:
         keep = None if estimator.keep == "all" else int(estimator.keep)
         ensemble, sizes = int(estimator.ensemble), (depth, width, initial)
         patience = None if estimator.search_patience is None else int(estimator.search_patience)
-        own = (keep, ensemble, ranges, trainer_args, *sizes, patience, not place.shared and recordable(estimator.loss))
+        kind, records = estimator.search_type, not place.shared and recordable(estimator.loss)
+        searches = [f"search_type={kind!r:.60}"] if isinstance(kind, str) else []
+        searches += [f"ranges in trainer_args ({', '.join(ranges)})"] if ranges else []
+        searches += ["limits of morphs"] if limits.morphs != Limits().morphs else []
+        own = (keep, ensemble, ranges, trainer_args, *sizes, patience, records, " and ".join(searches))
         return Settings(place.device, place, space, limits, searcher, *own)
 
     def adapted(self, shape: Shape, outputs: int) -> Settings:

@@ -181,8 +181,10 @@ def weights_of(sample_weight: SampleWeight, n: int, codes: NDArray[Any], target:
         return None
     if isinstance(sample_weight, str):
         if sample_weight != "balanced" or not isinstance(target, Labels):
-            words = 'None, numbers (n,) or "balanced"' if isinstance(target, Labels) else "None or numbers (n,)"
-            raise ValueError(f"sample_weight must be {words}, not {sample_weight!r:.100}")
+            labels = isinstance(target, Labels)
+            words = 'None, numbers (n,) or "balanced"' if labels else "None or numbers (n,)"
+            hint = "" if labels or sample_weight != "balanced" else ": only labels, one for each example, are balanced"
+            raise ValueError(f"sample_weight must be {words}, not {sample_weight!r:.100}{hint}")
         sample_weight = compute_sample_weight("balanced", codes)
     weights = given_weights(sample_weight, n)
     return None if (weights == weights[0]).all() else (weights / weights.mean()).astype(np.float32)

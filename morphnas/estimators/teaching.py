@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,9 @@ def taught_by(teacher: Teacher, source: Source, target: Target) -> NDArray[np.fl
         except Exception as error:  # whatever it raises for examples that it was not made for
             raise ValueError(f"the teacher's {asks} cannot be asked of {source.name}: {error}") from error
         said = np.concatenate(pieces)
-    elif hasattr(teacher, "fit"):
+    elif isinstance(teacher, (str, os.PathLike)):
+        raise ValueError(f"a teacher is a fitted model, not the path of one: morphnas.load({str(teacher)!r})")
+    elif hasattr(teacher, "fit") or isinstance(teacher, torch.nn.Module):
         raise ValueError(f"a teacher needs {asks}, which {type(teacher).__name__} has not")
     else:
         said = _table(teacher)

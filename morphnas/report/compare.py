@@ -155,7 +155,8 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
     winners = []
     for run in loaded:
         if _data(run) != _data(loaded[0]) or _data(run) is None:
-            raise ValueError(f"{str(run.path)!r} is not a run on the same data as {str(loaded[0].path)!r}")
+            same = "the same data (x, y, sample_weight, groups, teacher and validation_data)"
+            raise ValueError(f"{str(run.path)!r} is not a run on {same} as {str(loaded[0].path)!r}")
         best = facts.best_of(run.trials, run.about)
         if best is None or best.score is None:
             raise ValueError(f"no network of {str(run.path)!r} has a score yet")

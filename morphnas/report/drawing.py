@@ -219,6 +219,8 @@ def draw(
 ) -> Path:
     """Draw a network, or the tree of some trials or of a run, to a .pdf, .svg, .png or .dot file.
 
+    A .dot file is the source of the others, and is written beside them.
+
     what: a run may be the fitted estimator that it belongs to, or its folder. parent: a network that what is new in the
     other is to stand out against. fold: whether repeated layers are drawn once. ValueError for another suffix or
     anything else to draw, RunError for a folder without a run; GraphvizMissing as for `write_drawing`.

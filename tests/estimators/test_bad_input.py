@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, TensorDataset
 
+import morphnas
 from morphnas import ImageClassifier, RunError
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.settings import Settings
@@ -355,3 +357,21 @@ def test_the_size_of_first_networks_may_be_a_number_of_numpy() -> None:
 def test_the_final_training_is_on_all_examples(fitted: ImageClassifier, data: Data) -> None:
     with pytest.raises(ValueError, match="final_fit trains on all examples, it takes no 'examples'"):
         fitted.final_fit(*data, trainer_args={"examples": 20})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (["red", "blue"], "column 'colour' has 'red'; encode it first"),
+        ([pd.NA, 1], "column 'colour' has <NA>; fill in missing values first"),
+    ],
+)
+def test_the_column_that_is_no_numbers_is_named(values: list[Any], words: str) -> None:
+    frame = pd.DataFrame({"size": np.arange(60), "colour": pd.array(values * 30, dtype=object)})
+    with pytest.raises(ValueError, match=words):
+        ImageClassifier(device="cpu").fit(frame, Y, time_limit=1)
+
+
+def test_amounts_to_examine_are_said_to_be_such() -> None:
+    with pytest.raises(ValueError, match="regression=True"):
+        morphnas.examine(np.random.default_rng(0).random((60, 8, 8)), np.linspace(0, 1, 60))

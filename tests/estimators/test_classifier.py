@@ -31,7 +31,7 @@ import morphnas
 from morphnas import ImageClassifier, Limits, RunError, legacy, load_run
 from morphnas.cli import main
 from morphnas.estimators import base, doctor
-from morphnas.estimators.fitting import COMPARED, Firsts, Fitting, saving
+from morphnas.estimators.fitting import COMPARED, Firsts, Fitting, readings, saving
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.parts import split
 from morphnas.estimators.settings import Settings
@@ -45,7 +45,7 @@ from morphnas.search.trial import Left, Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Classes
-from morphnas.train.recipe import LONG, Outcome, Recipe
+from morphnas.train.recipe import LONG, Augment, Outcome, Recipe
 from tests.estimators.conftest import Data, stripes
 from tests.train.tasks import Clock
 
@@ -829,3 +829,42 @@ def test_a_network_that_stands_in_for_another_says_half_of_how_sure_that_may_be(
     ]
     for heat, (low, high) in zip(found, (alone, lent), strict=True):
         assert low <= heat <= high
+
+
+def test_mirror_images_are_read_in_time_of_their_own(data: Data) -> None:
+    problem = Problem.found(*data, None, None, 0, torch.device("cpu"))
+    plain, mirrored = (readings(problem, Recipe(augment=Augment(flip=flip)), 1) for flip in (False, True))
+    assert mirrored == 2 * plain > 0
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(10.0, 0.2), (3600.0, 0.5)])
+def test_without_a_final_training_there_is_time_to_write_the_model(seconds: float, kept: float) -> None:
+    nothing: Any = None
+    fitting = Fitting(nothing, nothing, nothing, nothing, 0, Clock().deadline(seconds), refit=False)
+    assert fitting.search_end().left == pytest.approx(seconds - kept)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"search_type": "random"}, "search_type='random'"),
+        ({"searcher_args": {"trainer_args": {"lr": (0.1, 0.5)}}}, r"ranges in trainer_args \(lr\)"),
+        ({"limits": {"morphs": ("deeper",)}}, "limits of morphs"),
+    ],
+)
+def test_what_a_search_alone_heeds_is_told_where_there_is_none(
+    settings: dict[str, Any], words: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "ENOUGH", 1000)
+    with pytest.warns(UserWarning, match=f"there is no time to search, without which {words} mean nothing"):
+        ImageClassifier(tmp_path / "run", device="cpu", **settings).fit(*data, time_limit=2)
+
+
+def test_a_final_fit_looks_at_its_data(tmp_path: Path) -> None:
+    """And tells what the fit has not told."""
+    x, y = stripes(300)
+    found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
+    found.fit(x, y, time_limit=10)
+    found.final_fit(x, y, time_limit=0.5)
+    with pytest.warns(morphnas.DataWarning, match="class 2 has no example in x any more"):
+        found.final_fit(x[y != 2], y[y != 2], time_limit=0.5)

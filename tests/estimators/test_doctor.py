@@ -383,3 +383,13 @@ def test_rows_have_no_range(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(100, 3))
     classifier = ImageClassifier(tmp_path / "run", max_trials=1, refit=False, searcher_args=TINY)
     classifier.fit(x, x[:, 0] > 0, time_limit=5).predict(100 * x)
+
+
+def test_of_hundreds_of_tags_in_another_order_some_seem_to_be_told_by_chance() -> None:
+    tags = np.random.default_rng(0).integers(0, 2, (len(X), 400))
+    assert "signal" in kinds(examine(X, tags))
+
+
+def test_of_many_classes_a_few_validation_data_may_be_another_mixture_by_chance() -> None:
+    y = np.random.default_rng(0).integers(0, 100, len(X))
+    assert "mixture" not in kinds(examine(X[:1597], y[:1597], (X[1597:], y[1597:])))

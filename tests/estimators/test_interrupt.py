@@ -540,3 +540,25 @@ def test_hundreds_of_trials_leave_memory_and_files_as_they_were(tmp_path: Path) 
     assert max(files[20:]) == min(files[20:])
     grown = float(np.polyfit(range(200), memory[100:], 1)[0]) * 200
     assert grown < 30e6, f"{grown / 1e6:.1f} MB more in 200 trials"
+
+
+def test_only_weights_that_are_kept_are_there_while_it_searches_and_afterwards(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search does not wait with that for the end, and final trainings leave the last one's and its start's alone."""
+    path, seen = tmp_path / "run", list[int]()
+    told = Progress.trial_ends
+
+    def trial_ends(progress: Progress, trial: Trial) -> None:
+        told(progress, trial)
+        if not trial.final:
+            seen.append(len(list(path.glob("trials/*/weights.safetensors"))))
+
+    monkeypatch.setattr(Progress, "trial_ends", trial_ends)
+    monkeypatch.setattr(final, "LONGEST", 3)
+    found = classifier(path, max_trials=6, keep=1, refit=True).fit(*data, time_limit=100)
+    assert len(seen) == 6
+    assert max(seen) <= 3
+    kept = {trial.id for trial in load_run(path).trials if trial.final and trial.kept}
+    whole = load_run(path).trial(found.final_trial_)
+    assert kept <= {whole.id, whole.proposal.why.get("score_of")}

@@ -446,6 +446,7 @@ class Shifted(nn.Module):
 def test_what_is_asked_for_decides_what_a_run_tries(one: dict[str, Any], other: dict[str, Any]) -> None:
     alike, also, unlike = (decisive(ImageClassifier(**each).get_params()) for each in (one, one, other))
     assert alike == also
+    assert alike != unlike
     check_unchanged(Path("run"), alike, also)
     for before, now in ((alike, unlike), (unlike, alike), ({}, alike)):
         if before != now:

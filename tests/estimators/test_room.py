@@ -10,6 +10,7 @@ import sys
 import tempfile
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 import morphnas
-from morphnas import ImageClassifier
+from morphnas import ImageClassifier, Limits
 from morphnas.estimators import room as rooms
+from morphnas.estimators.fitting import memory_for
 from morphnas.estimators.inputs import Preprocessing, Problem
 from morphnas.estimators.room import Room, free_memory
+from morphnas.estimators.settings import Settings
 from morphnas.estimators.sources import Source, opened
 from morphnas.train.data import Examples
 from tests.estimators.conftest import stripes
@@ -383,3 +386,11 @@ def test_where_little_memory_is_free_trainings_are_in_parts(monkeypatch: pytest.
     assert made.load_searcher().trials[-1].outcome.micro_batch == 16  # type: ignore[union-attr]
     made.set_params(overwrite=True).fit(x, y, time_limit=10)
     assert {t.outcome.micro_batch for t in made.load_searcher().trials if t.outcome} == {16}
+
+
+def test_trainings_that_run_at_a_time_share_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("morphnas.estimators.fitting.free_memory", lambda: 1000.0)
+    planned: Any = SimpleNamespace(limits=Limits())
+    places: list[dict[str, Any]] = [{}, {"executor": "process", "devices": 2}]
+    settings = [Settings.of(ImageClassifier(device="cpu", **place)) for place in places]
+    assert [memory_for(planned, each) for each in settings] == [500, 250]

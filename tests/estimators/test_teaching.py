@@ -137,7 +137,7 @@ class Fails(Knows):
         (chances() * np.nan, LETTERS, "from 0 to 1"),
         (chances() / 2, LETTERS, "sum to 1 for every example"),
         (np.ma.masked_less(chances(), 0.1), LETTERS, "masked values"),
-        ("run", LETTERS, "a teacher is a fitted model or numbers, not 'run'"),
+        ("run", LETTERS, "a teacher is a fitted model, not the path of one: morphnas.load..run"),
         (object(), LETTERS, "a teacher is a fitted model or numbers"),
         (chances(6, 3), Indicators(2), r"probabilities \(6, 2\).* tags, but these are \(6, 3\)"),
         (chances(6, 2), Values.found(np.arange(6.0), 6)[0], "2 amounts for each example, but fit saw 1"),

@@ -14,8 +14,12 @@ from morphnas import DataWarning, ImageClassifier, ImageRegressor, RunError, loa
 from morphnas.cli import main
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.targets import Values
+from morphnas.graph import Network, cnn, fresh_weights
 from morphnas.run.parcels import read_task, write_task
+from morphnas.train.deadline import NEVER
+from morphnas.train.predict import predict
 from tests.estimators.conftest import stripes
+from tests.train.tasks import Clock
 
 CPU = torch.device("cpu")
 X, Y = stripes(300)
@@ -163,3 +167,20 @@ def test_amounts_may_count_for_more_and_for_less(tmp_path: Path) -> None:
     found = ImageRegressor(tmp_path / "run", max_trials=1, random_state=0, searcher_args=SMALL)
     found.fit(x, y, time_limit=5, sample_weight=right)
     assert found.score(x[right], y[right]) > 0.8
+
+
+def test_how_sure_a_model_may_be_is_said_by_what_counts() -> None:
+    found = problem(np.where(Y == 0, 20.0, 1.0))
+    valid, graph = found.task.valid, cnn((1, 6, 6), 3, width=8, depth=1)
+    assert valid is not None
+    network = Network(graph, fresh_weights(graph))
+    outputs = predict(network.to_module(), valid.x, found.task)
+    counted, alike = (found.task.goal.heat(outputs, valid.y, weights) for weights in (valid.weights, None))
+    assert ImageClassifier._temperature(network, found.task, False, NEVER, False) == pytest.approx(counted, rel=1e-6)
+    assert abs(counted - alike) > 0.1
+
+
+def test_where_there_is_no_time_to_ask_a_model_is_as_sure_as_it_is() -> None:
+    graph = cnn((1, 6, 6), 3, width=8, depth=1)
+    network = Network(graph, fresh_weights(graph))
+    assert ImageClassifier._temperature(network, problem(None).task, False, Clock().deadline(0), False) == 1.0

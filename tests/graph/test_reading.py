@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphnas.graph import (
+    BatchNorm,
     Conv,
     Dense,
     GlobalPool,
@@ -315,3 +316,10 @@ def test_a_last_layer_that_is_not_dense_gives_what_it_gives() -> None:
     assert network.adapted((3, 6, 6), 4).graph.output == network.graph.output
     with pytest.raises(GraphError, match="the last layer is globalpool, only a dense one can get 5 outputs"):
         network.adapted((3, 8, 8), 5)
+
+
+def test_a_batch_norm_is_read_with_all_its_settings() -> None:
+    norm = nn.BatchNorm2d(4, eps=1e-3, momentum=0.02)
+    module = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    (read,) = (node.op for node in from_module(module, (2, 8, 8)).graph.nodes if isinstance(node.op, BatchNorm))
+    assert (read.eps, read.momentum) == (1e-3, 0.02)

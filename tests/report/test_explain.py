@@ -143,3 +143,11 @@ def test_whatever_a_searcher_has_noted_down(why: dict[str, Any]) -> None:
     assert found.steps[-1].nearest == ()
     json.dumps(found.to_json(), allow_nan=False)
     assert str(found)
+
+
+@pytest.mark.parametrize("change", [{"measure": "R2", "metric": -0.5}, {"held_out": False}])
+def test_of_what_is_no_share_of_held_out_examples_nobody_knows_the_chance(change: dict[str, Any]) -> None:
+    changed = [replace(t, outcome=replace(t.outcome, **change)) if t.outcome and t.score else t for t in TRIALS]
+    found = explain(run_of(changed), 5)
+    assert {(step.noise, step.clear) for step in found.steps} == {(None, None)}
+    assert "chance" not in str(found)

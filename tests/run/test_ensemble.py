@@ -171,3 +171,10 @@ def test_as_few_examples_are_read_as_the_time_was_kept_for(tmp_path: Path, monke
     assert sum(read) == asked(3, TASK, TASK.train) - 2 * len(TASK.judge) == module.LIBRARY * 50
     assert asked(1, TASK, None) == 0
     assert asked(10**9, TASK, None) == asked(module.ROUNDS, TASK, None), "no more can have a vote"
+
+
+def test_the_best_networks_are_asked_where_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LIBRARY", 2)
+    with store_of(tmp_path / "run") as store:
+        final, _, good = add(store, FIRST), add(store, WRONG, -2.0), add(store, SECOND, -0.4)
+        assert set(elected(store, final)) == {final.id, good.id}

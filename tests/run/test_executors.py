@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from morphnas.graph import Graph, Limits, Network, Weights, mlp
+from morphnas.graph import Graph, Limits, Network, Weights, Wider, mlp
 from morphnas.run import executors as module
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import Lost, SerialExecutor, Supervised, process_executor
@@ -582,3 +582,64 @@ def test_workers_end_with_their_driver(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert not worker.is_dir()
     assert [entry.name for entry in tmp_path.iterdir()] == ["script.py"]
+
+
+@dataclass
+class Full(Mute):
+    """Has no worker that is free, and somebody asks for a stop."""
+
+    stopped: Stop = field(default_factory=Stop)
+
+    def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
+        self.stopped.asked = True
+        return Future()
+
+
+def test_a_job_that_no_worker_has_begun_when_a_stop_is_asked_for_stays_open(tmp_path: Path) -> None:
+    stop = Stop()
+    with store_of(tmp_path / "run") as store:
+        search(store, Script(proposals(9)), Full(stopped=stop), Deadline.after(600, stop=stop))
+        assert [trial.outcome for trial in store.trials] == [None]
+
+
+def test_what_starts_from_weights_that_were_removed_meanwhile_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two starts the second is better: keep=1 removes the weights of the first, a child of which is asked for."""
+    outcomes, asked = iter([replace(GOOD, score=-0.9), GOOD, GOOD]), threading.Event()
+
+    class Best(Script):
+        def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+            if len(trials) < 2:
+                return super().ask(trials, left)
+            best = max((t for t in trials if t.score is not None), key=lambda t: t.score or 0.0)
+            asked.set()
+            return Proposal(best.id, (Wider("dense_1", 9),), RECIPE) if len(trials) == 2 else None
+
+    def trained(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
+        outcome = next(outcomes)
+        assert outcome.score != GOOD.score or asked.wait(30)  # the second ends when its follower is known
+        graph = job.start if isinstance(job.start, Graph) else job.morphs[0].grow(job.start.graph)
+        return outcome, weights(0, graph)
+
+    monkeypatch.setattr(module, "work", trained)
+    monkeypatch.setattr(SerialExecutor, "ahead", True)
+    with store_of(tmp_path / "run") as store:
+        search(store, Best(proposals(2)), SerialExecutor(TASK), Deadline.after(60), keep=1)
+        assert [trial.parent for trial in store.trials] == [None, None, 1]
+        assert store.trials[2].outcome == GOOD
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_processes(process: Supervised) -> None:
+    """The driver, which is told, tells them."""
+    process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
+    (worker,) = process._alive
+    assert isinstance(worker, module._Process)
+    assert os.getpgid(worker._process.pid) != os.getpgid(0)
+
+
+def test_the_file_of_the_examples_goes_with_the_processes(tmp_path: Path) -> None:
+    made = process_executor(TASK, [], 1, tmp_path)
+    assert [file.name for folder in tmp_path.iterdir() for file in folder.iterdir()] == ["task.pt"]
+    made.shutdown()
+    assert not list(tmp_path.iterdir())

@@ -19,11 +19,11 @@ from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
 from morphnas.run.final import CUTOUT_MORE, HOPED, LONGEST, SHIFT_MORE, finalise
-from morphnas.run.search import Job, work
+from morphnas.run.search import Job, trial_seed, work
 from morphnas.run.store import Store, load_run
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
-from morphnas.train.deadline import Deadline
+from morphnas.train.deadline import Deadline, Stop
 from morphnas.train.goal import Own, Unmeasured
 from morphnas.train.predict import evaluate
 from morphnas.train.recipe import SHIFT, Augment, Outcome, Recipe, Status
@@ -673,3 +673,70 @@ def test_final_trainings_keep_to_the_memory(path: Path) -> None:
         finish(store, winner, max_memory=winner.graph.peak_bytes(8))
         outcomes = [trial.outcome for trial in store.trials[3:]]
     assert [outcome and outcome.micro_batch for outcome in outcomes] == [8, 8, 8]
+
+
+def test_final_trainings_have_seeds_of_the_run(path: Path, told: Callable[..., Told]) -> None:
+    made = told()
+    with won(path) as (store, winner):
+        finish(store, winner, seed=5)
+    assert [job.seed for job in made.jobs] == [trial_seed(5, id) for id in (1, 2, 3)]
+
+
+def test_a_training_on_other_data_is_not_taken_up(path: Path) -> None:
+    why = {"final": "inherited", "of": 1, "data": "these"}
+    with searched(path) as (store, winner):
+        begun = store.claim(Proposal(winner.id, (), RECIPE, why))
+        again = Proposal(winner.id, (), RECIPE, why)
+        assert module._begun(store, again, 60) == begun
+        assert module._begun(store, replace(again, why=why | {"data": "others"}), 60) is None
+
+
+def test_scores_of_something_else_do_not_choose(path: Path, told: Callable[..., Told]) -> None:
+    """The search was for a metric whose values are above minus any log loss: its winner says 1, where 0 is right."""
+    told()
+    other = replace(GOOD, score=0.9, metric=0.9, measure="f1_macro", objective="f1_macro")
+    with won(path, other, label=1) as (store, winner):
+        last = finish(store, winner, task=replace(TASK, valid=all_of(0)), chooser=None, everything=None)
+        assert last.id == 1
+
+
+def test_what_a_stop_cut_short_on_everything_is_not_used(path: Path, told: Callable[..., Told]) -> None:
+    """Unlike at the deadline its rate has not come down."""
+    made, stop = told(everything=(Outcome("truncated", epochs=1, best_epoch=1), 1)), Stop()
+
+    class Stopping(Notes):
+        def trial_begins(self, trial: Trial) -> None:
+            stop.asked = trial.proposal.why["final"] == "everything"
+
+    with won(path) as (store, winner):
+        last = finish(store, winner, chooser=None, deadline=Deadline.after(600, stop=stop), observer=Stopping())
+        assert [job.scored for job in made.jobs] == [True, True, False]
+        assert last == store.trials[1]
+
+
+@pytest.mark.parametrize(("status", "taken"), [("finished", True), ("truncated", False), ("diverged", False)])
+def test_trainings_that_did_not_come_to_their_end_are_done_again(path: Path, status: Any, taken: bool) -> None:
+    proposal = Proposal(1, (), RECIPE, {"final": "inherited", "of": 1, "data": ""})
+    with searched(path) as (store, winner):
+        id = store.claim(proposal).id
+        ended = store.finish(id, replace(GOOD, status=status), weights(0, winner.graph))
+        assert module._begun(store, proposal, 60) == (ended if taken else None)
+
+
+def test_how_sure_networks_are_is_said_by_what_counts(
+    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Tensor | None] = []
+    heat = type(TASK.goal).heat
+
+    def asked(goal: Any, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
+        given.append(weights)
+        return heat(goal, outputs, y, weights)
+
+    monkeypatch.setattr(type(TASK.goal), "heat", asked)
+    told()
+    counted = replace(all_of(0), weights=torch.tensor([1.0, 2, 3, 4, 5, 6]))
+    with won(path) as (store, winner):
+        finish(store, winner, task=replace(TASK, valid=counted), everything=None)
+    assert len(given) == 3
+    assert all(weights is counted.weights for weights in given)

@@ -552,3 +552,16 @@ def test_a_predicted_cost_is_that_of_the_trial_it_came_from() -> None:
     assert trial.outcome is not None
     left = Left(10, None, seconds_per_flop([trial], 0))
     assert left.predict(GRAPH, 4) == pytest.approx(trial.outcome.seconds)
+
+
+def test_weights_that_need_not_stay_go_while_it_runs(path: Path, workers: Workers) -> None:
+    """Not at the end, when the disk may be full."""
+    seen: list[int] = []
+
+    class Looking(Notes):
+        def trial_ends(self, trial: Trial) -> None:
+            seen.append(len(list(path.glob("trials/*/weights.safetensors"))))
+
+    with store_of(path) as store:
+        run(store, Script(proposals(5)), keep=1, observer=Looking())
+    assert seen == [1] * 5

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from morphnas.run.files import RunError, read_json, write_bytes, write_json
 from morphnas.run.store import (
     FORMAT,
     Store,
+    abandoned,
     load_model,
     load_run,
     proposal_from_json,
@@ -833,3 +835,35 @@ def test_the_best_model(four: Path) -> None:
 
 def test_versions_are_json() -> None:
     assert {"python", "torch", "numpy"} <= json.loads(json.dumps(versions())).keys()
+
+
+def test_trials_know_which_driver_took_them_up(path: Path) -> None:
+    """The seconds that searchers note down are of one clock from that trial on."""
+    with store_of(path) as store:
+        for proposal in proposals(3):
+            store.claim(proposal)
+    with resumed(path) as store:
+        for proposal in proposals(5)[3:]:
+            store.claim(proposal)
+        assert [trial.since for trial in store.trials] == [0, 0, 0, 3, 3]
+    assert [trial.since for trial in load_run(path).trials] == [0, 0, 0, 3, 3]
+
+
+def test_a_trial_that_cannot_be_read_is_not_written_over(path: Path) -> None:
+    with store_of(path) as store:
+        for proposal in proposals(2):
+            store.claim(proposal)
+    damaged = path / "trials" / "00001" / "proposal.json"
+    damaged.write_text("{")
+    with pytest.warns(UserWarning, match="trial 00001 .* is left out"), resumed(path) as store:
+        assert store.claim(proposals(1)[0]).id == 2
+    assert damaged.read_text() == "{"
+
+
+def test_whether_a_fit_was_killed_is_known_on_its_own_machine_alone(tmp_path: Path) -> None:
+    """There may be no process of that number here because it is on another one."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for host, known in ((socket.gethostname(), True), ("elsewhere", False)):
+        (tmp_path / "holder").write_text(f"process {gone.pid} on {host}")
+        assert abandoned(tmp_path) is known

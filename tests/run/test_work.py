@@ -39,7 +39,8 @@ from morphnas.run import search as module
 from morphnas.run.search import PROOF, DeviceGone, Job, inherited, micro_batch, work
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Task
-from morphnas.train.deadline import Deadline, OutOfTime
+from morphnas.train.deadline import NEVER, Deadline, OutOfTime
+from morphnas.train.goal import Own
 from morphnas.train.predict import evaluate, predict
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.whitening import whitening
@@ -609,3 +610,20 @@ def test_whitening_filters_are_as_long_as_those_they_replace(filters: int, kerne
     found = whitening(torch.zeros(3, 2, 8, 8) if seed % 5 == 0 else torch.randn(3, 2, 8, 8), like)
     assert (found.shape, found.dtype) == (like.shape, like.dtype)
     assert torch.isclose(found.norm(), like.norm())
+
+
+def test_mirrored_images_are_asked_about_by_the_usual_metric() -> None:
+    """The user's own may be on another scale."""
+
+    class Mine:
+        name = "own"
+
+        def __call__(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
+            return -30.0
+
+    network = to_module(GRAPHS["cnn"])
+    outcome = Outcome("finished", -30.0, -30.0, measure="own", objective="own")
+    found = module.asked_mirrored(outcome, network, replace(TASK, goal=Own(TASK.goal, Mine())), 64, NEVER)
+    turned = replace(TASK.judge, x=TASK.judge.x.flip(-1))
+    expected = [evaluate(network, examples, TASK)[1] for examples in (TASK.judge, turned)]
+    assert [found.upright, found.mirrored] == expected

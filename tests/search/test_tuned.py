@@ -267,3 +267,13 @@ def test_bad_ranges(given: dict[str, Any], message: str) -> None:
 
 def test_numpys_numbers_are_numbers() -> None:
     assert ranges_of({"lr": (np.float64(0.1), np.float32(0.5)), "momentum": 0.9}) == {"lr": Range(0.1, 0.5, True)}
+
+
+def test_another_seed_draws_other_recipes() -> None:
+    """Though the networks that are proposed are the same."""
+    trials = search(tuned(), 8)
+    first, again, other = (replace(tuned(), seed=seed).ask(trials, AMPLE) for seed in (3, 3, 4))
+    assert first is not None
+    assert other is not None
+    assert first == again
+    assert first.recipe != other.recipe
