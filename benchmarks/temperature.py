@@ -5,8 +5,8 @@
 Short fits of few examples, where nothing is compared before the last training: what the search has trained for a moment
 stands in for the final network, since that has learned the examples held out. On scikit-learn's data, and on 600 and
 2,000 images of each file of --data: the log loss on test examples with probabilities at that network's temperature
-("full"), at half of what it says, as `fit` has it ("half"), as they come ("none"), and at the best one for the test
-examples themselves. Appends to results/temperature.json the means over seeds.
+("full"), as `fit` has it ("fit"), as they come ("none"), and at the best one for the test examples themselves. Appends
+to results/temperature.json the means over seeds.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def losses(parts: Parts, seconds: float, seed: int) -> dict[str, float] | None:
     with tempfile.TemporaryDirectory() as folder, patch.object(Classes, "heat", noted):
         fitted = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu")
         fitted.fit(x, y, time_limit=seconds)
-        half = fitted._heat  # noqa: SLF001
-        logits = np.log(np.clip(fitted.predict_proba(x_test), 1e-12, 1)) * half
+        own = fitted._heat  # noqa: SLF001
+        logits = np.log(np.clip(fitted.predict_proba(x_test), 1e-12, 1)) * own
     if False not in told:
         return None
 
@@ -85,7 +85,7 @@ def losses(parts: Parts, seconds: float, seed: int) -> dict[str, float] | None:
         return float(log_loss(y_test, said / said.sum(1, keepdims=True), labels=fitted.classes_))
 
     best = min(map(at, np.geomspace(0.1, 10, 100)))
-    return {"full": at(told[True]), "half": at(half), "none": at(1.0), "best": best}
+    return {"full": at(told[True]), "fit": at(own), "none": at(1.0), "best": best}
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def main() -> None:
         if came:
             found[name] = {way: round(statistics.mean(one[way] for one in came), 4) for way in came[0]} | {
                 "n": len(came),
-                "half_to_none": round(math.exp(statistics.mean(math.log(o["half"] / o["none"]) for o in came)), 3),
+                "fit_to_none": round(math.exp(statistics.mean(math.log(o["fit"] / o["none"]) for o in came)), 3),
             }
             print(name, found[name], flush=True)
     if not args.smoke:

@@ -617,7 +617,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         name = str(problem.fingerprint["hash"])
         shares = elect(store, final, task, problem.chooser, settings.ensemble, mirrored, deadline, name)
         judge = store.trial(stand_in(final))
-        hardly_trained = judge.id != final.id and not judge.final
+        brief = None if judge.id == final.id or judge.final or judge.outcome is None else judge.outcome.epochs
         network, judged = assembled(store, shares), assembled(store, shares, {final.id: judge.id})
         about = {
             "trial": final.id,
@@ -628,7 +628,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             "std": task.std.flatten().tolist(),
             "range": doctor.range_of(task.train.x) if task.train.x.ndim == 4 else [],
             "mirrors": mirrored,
-            "temperature": self._temperature(judged, task, mirrored, deadline.heeding(None), hardly_trained),
+            "temperature": self._temperature(judged, task, mirrored, deadline.heeding(None), brief),
             "members": {str(id): share for id, share in shares.items()},
         }
         store.write_model(network, about)
@@ -662,12 +662,13 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self.mirrors_ = about.get("mirrors") is True
 
     @staticmethod
-    def _temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline, hardly_trained: bool) -> float:
+    def _temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline, brief: int | None) -> float:
         """What makes outputs as sure as they may be, of a network that was not trained on the validation part.
 
-        On as many of its examples as there is time for; 1 if these are too few to say. hardly_trained: the network
-        stands in for one that was trained far longer. Then half of what it says counts, and that it may make mistakes
-        which it did not make on a few examples is no reason to doubt the other (`benchmarks/temperature.py`).
+        On as many of its examples as there is time for; 1 if these are too few to say. brief: the epochs of a network
+        that stands in for one which was trained far longer. What it says counts the less the fewer they are, and that
+        it may make mistakes which it did not make on a few examples is no reason to doubt the other
+        (`benchmarks/temperature.py`).
         """
         if task.valid is None:
             return 1.0
@@ -677,9 +678,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         if few:
             return 1.0
         heat = task.goal.heat(outputs, asked.y, asked.weights)
-        if not hardly_trained:
+        if brief is None:
             return heat
-        return math.sqrt(min(heat, max(1.0, task.goal.heat(outputs, asked.y, asked.weights, doubtful=False))))
+        sure = task.goal.heat(outputs, asked.y, asked.weights, doubtful=False)
+        return float(min(heat, max(1.0, sure)) ** min(1.0, 0.5 + 0.1 * (brief - 1)))
 
     @property
     def _axes(self) -> int | None:
