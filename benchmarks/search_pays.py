@@ -198,7 +198,7 @@ def main() -> None:
         args.time_limit, args.seeds, args.ways, args.ensemble = 4.0, 1, ["bayesian"], 3
     fits: dict[str, list[dict[str, Any]]] = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        for way in ("none", *args.ways):
+        for way in dict.fromkeys(("none", *args.ways)):
             fits.setdefault(way, []).append(fit(way, args, seed))
             print(seed, way, fits[way][-1], flush=True)
     found = {}
