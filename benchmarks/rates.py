@@ -20,6 +20,7 @@ import argparse
 import statistics
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -40,11 +41,11 @@ from morphnas.train.trainer import train, warm_up
 RESULTS = Path(__file__).parent / "results" / "rates.json"
 CHANGES = {
     "": Augment(shift=SHIFT),
-    ", farther": Augment(shift=0.0625, cutout=CUTOUT_MORE),
-    ", far": Augment(shift=SHIFT_MORE, cutout=CUTOUT_MORE),
+    "farther": Augment(shift=0.0625, cutout=CUTOUT_MORE),
+    "far": Augment(shift=SHIFT_MORE, cutout=CUTOUT_MORE),
 }
 STEMS, RATES = ("whole", "pooled", "short"), ("full", "half", "eased")
-WAYS = tuple(f"{stem}, {rate}{change}" for stem in STEMS for rate in RATES for change in CHANGES)
+WAYS = tuple(", ".join(filter(None, way)) for way in product(STEMS, RATES, CHANGES))
 
 
 def without_last(graph: Graph) -> Graph:
@@ -87,7 +88,7 @@ def main() -> None:
         rates = {"full": {"lr_examples": None}, "half": {"lr_examples": None, "lr": recipe.lr / 2}, "eased": {}}
         for way in args.only:
             stem, rate, *farther = way.split(", ")
-            change = replace(CHANGES["".join(f", {word}" for word in farther)], flip=args.flip)
+            change = replace(CHANGES[farther[0] if farther else ""], flip=args.flip)
             with patch.object(starters, "READ_WHOLE", 1 if stem == "pooled" else 1024):
                 graph = resnet(shape, given.goal.outputs, width=args.width * (1 + (stem == "pooled")))
             graph = without_last(graph) if stem == "short" else graph

@@ -137,11 +137,7 @@ def examine(
     nothing about. ValueError for what cannot be trained on at all.
     """
     own = (image_shape, random_state, torch.device("cpu"), image_size)
-    try:
-        problem = Problem.found(x, y, validation_data, *own, read=Values.found if regression else classes_of, axes=axes)
-    except ValueError as error:
-        hint = " (regression=True)" if "ImageRegressor" in str(error) else ""
-        raise ValueError(f"{error}{hint}") from None
+    problem = Problem.found(x, y, validation_data, *own, read=Values.found if regression else classes_of, axes=axes)
     return look(problem, NEVER if time_limit is None else Deadline.after(time_limit))
 
 

@@ -33,8 +33,9 @@ from morphnas.train.predict import chunk
 from morphnas.train.recipe import Recipe
 from morphnas.train.step import RECORDERS
 
-WRITING = 1.5e-8
-"""Seconds for each byte of weights that it takes at last to write them down twice and to read them four times."""
+SAVING = 1.5e-8
+"""Seconds for each byte of weights that it takes at last to write them down twice and to read them four times
+(`benchmarks/writing.py`)."""
 COMPARED = 0.25
 """Share of the time that comparing the first networks may take, where nothing else is searched."""
 
@@ -300,5 +301,5 @@ def saving(deadline: Deadline, best: Trial, examples: int) -> Deadline:
     """The deadline less what it takes to write the model down, and to pass examples once through the best network."""
     speed = best.outcome.images_per_second if best.outcome else 0.0
     scoring = 0.5 * examples / speed if speed else 0.0
-    writing = min(0.5, 0.02 * deadline.left) + min(4 * best.graph.parameters * WRITING, 0.1 * deadline.left)
+    writing = min(0.5, 0.02 * deadline.left) + min(4 * best.graph.parameters * SAVING, 0.1 * deadline.left)
     return deadline.earlier(writing + min(scoring, 0.5 * deadline.left))

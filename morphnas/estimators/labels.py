@@ -41,7 +41,7 @@ class Labels:
                 try:
                     check_classification_targets(column)  # raises for what looks continuous
                 except ValueError as error:
-                    raise ValueError(f"{error} For amounts there is ImageRegressor.") from None
+                    raise ValueError(f"{error} For amounts there is ImageRegressor, or regression=True.") from None
             classes, index = np.unique(column, return_inverse=True)
             labels, codes = Labels(classes), index.reshape(-1).astype(np.int64)
         else:
