@@ -34,8 +34,8 @@ from morphnas.train.recipe import Recipe
 from morphnas.train.step import RECORDERS
 
 SAVING = 1.5e-8
-"""Seconds for each byte of weights that it takes at last to write them down twice and to read them four times
-(`benchmarks/writing.py`)."""
+"""Seconds for each byte of weights that writing them down twice at last, and reading them four times, takes, with some
+room (`benchmarks/writing.py`)."""
 COMPARED = 0.25
 """Share of the time that comparing the first networks may take, where nothing else is searched."""
 

@@ -24,7 +24,7 @@ SHARE = 0.02
 """Of the time, what writing checkpoints may take."""
 WRITING = 2e-8
 """Seconds for each byte of a network's weights that writing its first checkpoint is expected to take: it holds them
-about three times (`benchmarks/writing.py`)."""
+about three times. Twice what an idle disk took (`benchmarks/writing.py`)."""
 _FIRST = "first."
 
 Result = tuple[Outcome, Weights | None]

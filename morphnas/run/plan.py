@@ -54,7 +54,8 @@ FINAL = 45
 `seen` makes: of a network `GROWN` times as large as a starter."""
 FINAL_COLOURED, SEEN_LAST = 120, 4_000_000
 """The same of coloured images, as far as so many examples go: final trainings on images that are changed strongly gain
-more than a search, but have to be long, and compared with others (`benchmarks/search_pays.py`, of 2,000 images; of many, on a GPU, that is reasoned, not measured)."""
+more than a search, but have to be long, and compared with others (`benchmarks/search_pays.py`, of 2,000 images; of
+many, on a GPU, that is reasoned, not measured)."""
 GROWN = 1.5
 """How much larger a network may get than starters may be: beyond, the final trainings would not see enough, and the
 search would not try enough."""
