@@ -55,15 +55,15 @@ class Comparison:
     measure: what the winners are compared by, "accuracy", minus the log loss, "score", or the metric that the
     networks were chosen by; of the validation part.
     times: seconds, of the curves, up to the end of the shortest run. mean, sd: of the best so far over runs, at these
-    times, where all have one. alike: whether the runs have the same settings but for the seed. by_chance: the
-    probability that the winners' accuracies differ as much where one is as good as the other (chi-squared test of
-    homogeneity); None where they are no shares. winners_apart: edit distances of the runs' winners, (runs, runs).
-    typical: median distance of networks of different runs. shared: networks that two runs have in common, as a share of
-    those of both (Jaccard index), the mean over pairs. nearest: mean distance of a network to the nearest one of
-    another run. next_better: the probability that a further run's winner has a higher value than all of these: 1 in
-    n + 1, as each of n + 1 runs that differ in nothing but chance is as likely to be the best; None where they are not
-    alike. next_value: where its value will be with a probability of 95 %, by Student's t for one more draw from a
-    normal distribution (n >= 3, alike); from few runs no more can be known.
+    times, where all have one. alike: whether the runs have the same settings but for the seed, and seeds of their own,
+    as draws of the same thing have. by_chance: the probability that the winners' accuracies differ as much where one is
+    as good as the other (chi-squared test of homogeneity); None where they are no shares. winners_apart: edit distances
+    of the runs' winners, (runs, runs). typical: median distance of networks of different runs. shared: networks that
+    two runs have in common, as a share of those of both (Jaccard index), the mean over pairs. nearest: mean distance of
+    a network to the nearest one of another run. next_better: the probability that a further run's winner has a higher
+    value than all of these: 1 in n + 1, as each of n + 1 runs that differ in nothing but chance is as likely to be the
+    best; None where they are not alike. next_value: where its value will be with a probability of 95 %, by Student's t
+    for one more draw from a normal distribution (n >= 3, alike); from few runs no more can be known.
     """
 
     runs: tuple[Entry, ...]
@@ -120,7 +120,7 @@ class Comparison:
             f"{self.nearest:.1f} edits away on average."
         )
         if self.next_better is None:
-            told.append("The runs have different settings: they say nothing of a further one.")
+            told.append("The runs have different settings, or the same seed: they say nothing of a further one.")
         else:
             further = f"A further run is better than these with a probability of 1 in {round(1 / self.next_better)}"
             if self.next_value is not None:
@@ -146,14 +146,16 @@ class Comparison:
 def compare_runs(runs: Sequence[RunLike]) -> Comparison:
     """Two or more runs on the same data compared: runs, their folders, or fitted estimators.
 
-    RunError for a folder without a run; ValueError, which names the run, for fewer than two, for other data, where no
-    network has a score yet, and where they were not for the same metric or loss.
+    RunError for a folder without a run; ValueError, which names the run, for fewer than two, for one named twice, for
+    other data, where no network has a score yet, and where they were not for the same metric or loss.
     """
     if not isinstance(runs, Sequence) or isinstance(runs, (str, bytes)) or len(runs) < 2:
         raise ValueError(f"there must be two runs or more to compare, not {runs!r:.200}")
     loaded = [run_of(run) for run in runs]
-    winners = []
-    for run in loaded:
+    winners: list[Trial] = []
+    for i, run in enumerate(loaded):
+        if run.path.resolve() in (other.path.resolve() for other in loaded[:i]):
+            raise ValueError(f"{str(run.path)!r} is named twice: a run cannot be compared with itself")
         if _data(run) != _data(loaded[0]) or _data(run) is None:
             same = "the same data (x, y, sample_weight, groups, teacher and validation_data)"
             raise ValueError(f"{str(run.path)!r} is not a run on {same} as {str(loaded[0].path)!r}")
@@ -176,7 +178,8 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
     table = np.array([[math.nan if v is None else v for v in curve] for curve in curves])
     everywhere = ~np.isnan(table).any(0)
     n = len(loaded)
-    alike = all(_settings(run) == _settings(loaded[0]) for run in loaded)
+    own_seeds = len({run.about.get("seed") for run in loaded}) == n
+    alike = own_seeds and all(_settings(run) == _settings(loaded[0]) for run in loaded)
     typical, shared, nearest = _overlap(searched)
     sd = float(np.std(values, ddof=1))
     around = float(stats.t.ppf(0.975, n - 1)) * sd * math.sqrt(1 + 1 / n)

@@ -10,7 +10,15 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from morphnas.report.words import duration, epochs_words, interval_words, metric_words, status_words, trial_words
+from morphnas.report.words import (
+    duration,
+    epochs_words,
+    error_words,
+    interval_words,
+    metric_words,
+    status_words,
+    trial_words,
+)
 from morphnas.search.trial import Trial
 from morphnas.train.recipe import Outcome
 
@@ -72,11 +80,12 @@ class Progress:
             self._best = outcome if best is None or outcome.score > best else self._best
         if self._bar is None and self._file is not None:
             metric, interval = metric_words(outcome, named=True), interval_words(outcome)
+            status, error = status_words(trial), error_words(outcome)
             self._print(
                 f"trial {trial.id}: {trial_words(trial)}",
                 f"{metric} ({interval})" if interval else metric,
                 f"{epochs_words(outcome.epochs)} in {duration(outcome.seconds)}" if outcome is not None else "",
-                "" if status_words(trial) == "finished" else status_words(trial),
+                "" if status == "finished" else f"{status}: {error}" if error else status,
                 self._time(),
             )
         self._now.pop(trial.id, None)

@@ -21,6 +21,8 @@ FINAL_WORDS = {
 }
 """What the final trainings are, by what `morphnas.run.final` calls them."""
 
+LINE = 160
+"""Characters of an error that are told in a line."""
 _UNITS = ("", "k", "M", "G", "T")
 
 
@@ -148,6 +150,13 @@ def status_words(trial: Trial) -> str:
     if trial.outcome is None:
         return "running"
     return trial.outcome.status + (", tried again" if trial.outcome.retries else "")
+
+
+def error_words(outcome: Outcome | None) -> str:
+    """What went wrong, in a line: the last one of a traceback, else the first; "" where nothing did."""
+    lines = (outcome.error or "").strip().splitlines() if outcome is not None else []
+    line = lines[-1 if any(line.startswith('  File "') for line in lines) else 0].strip() if lines else ""
+    return line if len(line) <= LINE else line[: LINE - 3] + "..."
 
 
 def ends_words(trials: Sequence[Trial]) -> str:

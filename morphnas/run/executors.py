@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import traceback
@@ -38,6 +39,9 @@ log = logging.getLogger("morphnas")
 
 AGAIN = 10.0
 """Seconds between two tries to start a worker, where others are there."""
+STANDARD = [sysconfig.get_path("stdlib"), str(Path(sysconfig.get_path("platstdlib"), "lib-dynload"))]
+"""Where Python's own modules are: a worker looks there first. This process had many of them before a script that lies
+beside a `types.py` of its own began."""
 TRIES = 5
 """How often in a row a worker is tried to be started, where others are there, before it is given up."""
 
@@ -303,8 +307,8 @@ class _Process:
     """A process that runs `worker.py`, which ends when this one does."""
 
     def __init__(self, place: Path, device: torch.device, threads: int) -> None:
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
-        environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
+        paths = [*STANDARD, *(path or os.getcwd() for path in sys.path)]  # noqa: PTH109
+        begin = f"import sys; sys.path[:] = {paths!r}; import morphnas.run.worker; morphnas.run.worker.main()"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `close`
         self._ready = False
         self._sending = threading.Lock()
@@ -312,12 +316,12 @@ class _Process:
         self._answers = os.fdopen(answers, "rb")
         try:
             self._process = subprocess.Popen(  # noqa: S603  # this interpreter, with our own arguments
-                [sys.executable, "-P", "-m", "morphnas.run.worker", str(place), str(device), str(threads), str(pipe)],
+                [sys.executable, "-P", "-c", begin, str(place), str(device), str(threads), str(pipe)],
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=[pipe],
-                env=environment,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
                 start_new_session=True,  # Ctrl-C is for this process, which tells its workers itself
             )
         finally:

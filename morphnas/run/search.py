@@ -598,7 +598,7 @@ def search(
 def result_of(future: Future[Result]) -> Result:
     """What came of a job that is done, also where whoever should have done it raised."""
     if future.cancelled():
-        return Outcome("failed", error="no worker was free for it before the deadline"), None
+        return Outcome("failed", error="no worker had started, or was free, before the deadline"), None
     if (error := future.exception()) is not None:
         return Outcome("failed", error=f"{type(error).__name__}: {error}"), None
     return future.result()

@@ -1,10 +1,8 @@
 """A worker's process: jobs come by its standard input, with None to stop the last, and answers go by a pipe of their
 own, since whatever Python loads as it starts may print.
 
-    python -m morphnas.run.worker FOLDER DEVICE THREADS ANSWERS
-
-FOLDER holds the task, ANSWERS is the number of the pipe's file descriptor. When its input ends, whoever started it is
-gone: it takes the folder away and ends.
+Its arguments are FOLDER DEVICE THREADS ANSWERS: FOLDER holds the task, ANSWERS is the number of the pipe's file
+descriptor. When its input ends, whoever started it is gone: it takes the folder away and ends.
 """
 
 from __future__ import annotations
@@ -26,7 +24,9 @@ from morphnas.train.deadline import Stop
 from morphnas.train.trainer import warm_up
 
 
-def main(folder: Path, device: torch.device, threads: int, pipe: int) -> None:
+def main() -> None:
+    folder, device = Path(sys.argv[1]), torch.device(sys.argv[2])
+    threads, pipe = int(sys.argv[3]), int(sys.argv[4])
     jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(pipe, "wb")
     os.set_inheritable(pipe, False)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -61,7 +61,3 @@ def _receive(jobs: BinaryIO, parcels: SimpleQueue[tuple[bytes, Stop]], folder: P
     except (EOFError, OSError, pickle.UnpicklingError):
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), torch.device(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

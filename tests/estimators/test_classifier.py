@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -404,7 +405,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: p
     ):
         write("~/run", f"~/made/{name}")
     morphnas.export("~/run", "~/made/net.py")
-    morphnas.compare_runs(["~/run", run]).draw("~/made/curves.svg")
+    morphnas.compare_runs(["~/run", replace(run, path=tmp_path / "copy")]).draw("~/made/curves.svg")
     with contextlib.suppress(morphnas.GraphvizMissing):
         morphnas.visualize(run, "~/made/graphs")
     made = {"page.html", "run.zip", "tree.dot", "net.py", "net.safetensors", "curves.svg", "graphs", "exported"}
@@ -679,7 +680,8 @@ def test_reports_take_the_estimator_its_run_and_its_folder(fitted: ImageClassifi
         assert str(morphnas.explain(what)) == str(morphnas.explain(fitted))
         assert morphnas.write_report(what, tmp_path / "page.html").exists()
         assert morphnas.draw(what, tmp_path / "tree.dot").exists()
-        assert len(morphnas.compare_runs([what, fitted]).runs) == 2
+        copy = replace(fitted.load_searcher(), path=tmp_path / "copy")
+        assert len(morphnas.compare_runs([what, copy]).runs) == 2
 
 
 def _numpy_state() -> Any:

@@ -319,7 +319,7 @@ def test_the_metric_is_the_score_everywhere(tmp_path: Path, capsys: pytest.Captu
     other.fit(X, Y, time_limit=30)
     with pytest.raises(ValueError, match="not chosen by the same, but by f1_macro, log loss"):
         morphnas.compare_runs([run, other])
-    assert "f1_macro" in str(morphnas.compare_runs([run, run]))
+    assert "f1_macro" in str(morphnas.compare_runs([run, replace(run, path=tmp_path / "copy")]))
     undone = morphnas.ablate(classifier, X, Y, time_limit=3, repeats=1)
     assert undone.measure == "f1_macro"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_what_is_told_is_of_r2(fitted: ImageRegressor, capsys: pytest.CaptureFix
     assert "ImageRegressor · 300 examples of 8 x 8" in page
     assert main(["info", fitted.path_]) == 0
     assert "ImageRegressor" in capsys.readouterr().out
-    assert morphnas.compare_runs([run, run]).measure == "score"
+    assert morphnas.compare_runs([run, replace(run, path=run.path / "copy")]).measure == "score"
     frame = run.trials_dataframe()
     assert set(frame["measure"]) == {"R2"}
 

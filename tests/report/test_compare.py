@@ -24,9 +24,13 @@ DATA = {"hash": "1"}
 
 
 def run(trials: list[Trial], name: str = "run", **about: Any) -> Run:
-    return Run(
-        Path(name), {"data": DATA, "decides": {"search_type": "bayesian", "random_state": 1}} | about, tuple(trials)
-    )
+    """A run with a seed of its own for each name."""
+    own = {"data": DATA, "decides": {"search_type": "bayesian", "random_state": 1}, "seed": hash(name)}
+    return Run(Path(name), own | about, tuple(trials))
+
+
+def same(n: int, **about: Any) -> list[Run]:
+    return [run(history(), str(i), best=5, **about) for i in range(n)]
 
 
 def scored(id: int, graph: Any, score: float, accuracy: float, examples: int = 400) -> Trial:
@@ -79,17 +83,24 @@ def test_what_is_said_of_a_further_run(accuracies: list[float]) -> None:
 def test_a_further_run_has_one_chance_in_three_after_two() -> None:
     """Of three draws of anything, the last one is the best a third of the time."""
     draws = stats.norm.rvs(size=(30_000, 3), random_state=0)
-    found = compare_runs([run(history(), best=5), run(history(), best=5)])
+    found = compare_runs(same(2))
     assert found.next_better == pytest.approx((draws[:, 2] > draws[:, :2].max(1)).mean(), abs=0.01)
 
 
 def test_runs_of_other_settings_say_nothing_of_a_further_one() -> None:
-    found = compare_runs([run(history(), best=5), run(history(), decides={"search_type": "random"}, best=5)])
+    found = compare_runs([run(history(), best=5), run(history(), "other", decides={"search_type": "random"}, best=5)])
     assert not found.alike
     assert found.next_better is None
     assert "different settings" in str(found)
-    again = compare_runs([run(history(), best=5), run(history(), decides={"search_type": "bayesian"}, best=5)])
+    again = compare_runs([run(history(), best=5), run(history(), "other", decides={"search_type": "bayesian"}, best=5)])
     assert again.alike, "the seed is no setting"
+
+
+def test_runs_of_the_same_seed_are_no_two_draws() -> None:
+    copies = compare_runs(same(3, seed=7))
+    assert not copies.alike
+    assert (copies.next_better, copies.next_value) == (None, None)
+    assert "or the same seed" in str(copies)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +108,13 @@ def test_runs_of_other_settings_say_nothing_of_a_further_one() -> None:
     [({"max_trials": 1}, {"max_trials": 8}), ({"refit": False}, {}), ({"devices": 2, "executor": "process"}, {})],
 )
 def test_so_do_runs_of_other_lengths(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert not compare_runs([run(history(), best=5, settings=settings) for settings in (one, other)]).alike
-    assert compare_runs([run(history(), best=5, settings=one)] * 2).alike
+    runs = [run(history(), name, best=5, settings=settings) for name, settings in (("a", one), ("b", other))]
+    assert not compare_runs(runs).alike
+    assert compare_runs(same(2, settings=one)).alike
 
 
 def test_an_interval_of_shares_is_told_as_one() -> None:
-    found = compare_runs([run(history(), best=5)] * 3)
+    found = compare_runs(same(3))
     text = str(replace(found, next_value=(-0.2, 1.1)))
     assert "between 0.00 % and 100.00 %" in text
 
@@ -115,7 +127,7 @@ def test_other_validation_data_are_other_data() -> None:
 
 def test_without_shares_scores_are_compared() -> None:
     plain = [replace(t, outcome=t.outcome and replace(t.outcome, examples=0)) for t in history()]
-    found = compare_runs([run(plain, best=5), run(history(), best=5)])
+    found = compare_runs([run(plain, best=5), run(history(), "other", best=5)])
     assert (found.measure, found.by_chance, found.runs[0].value) == ("score", None, -0.1)
     assert "The winners are between -0.1000 and -0.1000." in str(found)
 
@@ -128,6 +140,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     for other in ({"hash": "2"}, None, "text"):
         with pytest.raises(ValueError, match=r"'elsewhere' is not a run on the same data .* as 'run'"):
             compare_runs([good, run(history(), "elsewhere", data=other)])
+    with pytest.raises(ValueError, match="'run' is named twice"):
+        compare_runs([good, run(history(), "other", best=5), good])
     with pytest.raises(ValueError, match="no network of 'empty' has a score yet"):
         compare_runs([good, run([], "empty")])
     with pytest.raises(RunError, match="holds no run"):

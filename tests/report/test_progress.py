@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from morphnas.report import Progress
+from morphnas.train.recipe import Outcome
 from tests.report.history import GOOD, history
 
 
@@ -44,10 +45,34 @@ def test_a_log_gets_one_plain_line_per_trial() -> None:
     assert len(lines) == len(history())
     assert lines[2] == "trial 2: wider conv_1, width 12 | 95.00 % (92.4-96.7) | 4 epochs in 1:15 | 9:45 left"
     assert lines[3] == (
-        "trial 3: add skip relu_3 to relu_10; deeper relu_3, kernel 3 | 0 epochs in 0.0 s | failed | 9:40 left"
+        "trial 3: add skip relu_3 to relu_10; deeper relu_3, kernel 3 | 0 epochs in 0.0 s | failed: no | 9:40 left"
     )
     assert "\r" not in log.getvalue()
     assert "\x1b" not in log.getvalue()
+
+
+TRACEBACK = """ompute
+  File "user.py", line 3, in metric
+    raise ValueError("no such class")
+ValueError: no such class
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TRACEBACK, "failed: ValueError: no such class"),
+        ("the worker was killed; its last words: a\nb", "failed: the worker was killed; its last words: a"),
+        ("x" * 1000, "failed: " + "x" * 157 + "..."),
+        (" \n", "failed"),
+        (None, "failed"),
+    ],
+)
+def test_a_log_tells_in_a_line_why_a_network_failed(error: str | None, told: str) -> None:
+    log, one = io.StringIO(), history()[3]
+    Progress(None, log).trial_ends(replace(one, outcome=Outcome("failed", error=error)))
+    (line,) = log.getvalue().splitlines()
+    assert line.split(" | ")[2] == told
 
 
 def test_a_terminal_gets_one_live_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
