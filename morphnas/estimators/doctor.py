@@ -178,7 +178,8 @@ def look(problem: Problem, deadline: Deadline = NEVER) -> Findings:
     given = Given.of(problem)
     rows = rows_of(given, deadline)
     if len(rows.index) == len(given) and len(np.unique(rows.digest)) == 1:
-        raise ValueError(f"all {len(given):,} examples are the same: there is nothing to learn from x")
+        examples = "there is one example only" if len(given) == 1 else f"all {len(given):,} examples are the same"
+        raise ValueError(f"{examples}: there is nothing to learn from x")
     checks = [_repeats(given, rows), _blank(given, rows)]
     if given.images:
         checks += [_sizes(given, rows), _ranges(given, rows), _zeros(rows), _channels(given, rows)]

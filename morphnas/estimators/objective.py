@@ -332,7 +332,10 @@ def _scaled_here(goal: Own, some: Examples) -> Own:
     except Exception as error:
         raise ValueError(f"loss: tried on training examples it failed: {type(error).__name__}: {error}") from error
     if not (math.isfinite(value) and 0 < steep < math.inf):
-        raise ValueError(f"loss: of random outputs it is {value:.4g}, and its gradient {steep:.4g}")
+        raise ValueError(
+            f"loss: of random outputs, also negative ones, it is {value:.4g}, and its gradient {steep:.4g}: the "
+            "first must be finite, the second also above 0"
+        )
     if not right < wrong:
         words = f"{right:.4g} for right outputs and {wrong:.4g} for wrong ones"
         raise ValueError(f"loss: it is {words}, but less must be better")

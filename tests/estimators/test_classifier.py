@@ -873,3 +873,5 @@ def test_a_final_fit_looks_at_its_data(tmp_path: Path) -> None:
     found.final_fit(x, y, time_limit=0.5)
     with pytest.warns(morphnas.DataWarning, match="class 2 has no example in x any more"):
         found.final_fit(x[y != 2], y[y != 2], time_limit=0.5)
+    with pytest.raises(ValueError, match="there is one example only: there is nothing to learn from x"):
+        found.final_fit(x[:1], y[:1], time_limit=0.5)
