@@ -59,19 +59,18 @@ def _arrays(file: Path, *names: str) -> list[Any] | None:
     return found
 
 
-def _examples(args: argparse.Namespace, part: str, labelled: bool = True) -> tuple[Any, Any, list[str]]:
+def _examples(path: Path, images: Path | None, part: str, labelled: bool = True) -> tuple[Any, Any, list[str]]:
     """Examples, their labels (None: unknown) and their names, of an .npz, a .csv or a folder of images.
 
-    labelled: whether a .csv must have a label for each.
+    images: where the files are that a .csv names. labelled: whether it must have a label for each.
     """
-    path = args.data = user_path(args.data)
     if not path.exists():
         raise Wrong(f"{path} is not there")
-    _check_images(args.images, [path])
+    _check_images(images, [path])
     if path.suffix.lower() == ".csv":
-        if args.images is None:
+        if images is None:
             raise Wrong(f"{path} names image files: say with --images which folder they are in")
-        listed, names, labels = images_of(path, args.images, labelled=labelled)
+        listed, names, labels = images_of(path, images, labelled=labelled)
         return listed, np.array(labels) if labelled else None, names
     if path.is_dir():
         files, classes = folder(path)
@@ -99,11 +98,12 @@ def _check_images(images: Path | None, given: Sequence[Path]) -> None:
 def fit(args: argparse.Namespace) -> Answer:
     if args.width is not None and args.begin_with:
         raise Wrong("--width is for first networks that are made here, and --begin-with gives them: leave one out")
-    x, y, _ = _examples(args, "train")
+    data = user_path(args.data)
+    x, y, _ = _examples(data, args.images, "train")
     if y is None:
-        raise Wrong(f"{args.data} holds no labels")
+        raise Wrong(f"{data} holds no labels")
     limits = dict(_pair(text) for text in args.limit)
-    tested = _arrays(args.data, "x_test", "y_test") if args.data.suffix.lower() == ".npz" else None
+    tested = _arrays(data, "x_test", "y_test") if data.suffix.lower() == ".npz" else None
     kind = morphnas.ImageRegressor if args.regression else morphnas.ImageClassifier
     estimator = kind(
         args.path,
@@ -166,9 +166,10 @@ def _pair(text: str) -> tuple[str, Any]:
 
 def evaluate(args: argparse.Namespace) -> Answer:
     estimator = morphnas.load(args.path)
-    x, y, _ = _examples(args, "test")
+    data = user_path(args.data)
+    x, y, _ = _examples(data, args.images, "test")
     if y is None:
-        raise Wrong(f"{args.data} holds no labels")
+        raise Wrong(f"{data} holds no labels")
     value = estimator.evaluate(x, y)
     return Answer(f"{estimator.words(value)} on {len(y):,} examples", {_measure(estimator): value, "examples": len(y)})
 
@@ -181,15 +182,14 @@ def _measure(estimator: morphnas.ImageClassifier | morphnas.ImageRegressor) -> s
 
 def predict(args: argparse.Namespace) -> Answer:
     estimator = morphnas.load(args.path)
-    args.files = [*map(user_path, args.files)]
-    _check_images(args.images, args.files)
-    if args.files and all(path.is_file() and path.suffix.lower() not in (".npz", ".csv") for path in args.files):
-        x, names = Files(args.files), list(map(str, args.files))
-    elif len(args.files) == 1:
-        args.data = args.files[0]
-        x, _, names = _examples(args, "test", labelled=False)
+    files = [*map(user_path, args.files)]
+    _check_images(args.images, files)
+    if files and all(path.is_file() and path.suffix.lower() not in (".npz", ".csv") for path in files):
+        x, names = Files(files), list(map(str, files))
+    elif len(files) == 1:
+        x, _, names = _examples(files[0], args.images, "test", labelled=False)
     else:
-        missing = next((path for path in args.files if not path.exists()), None)
+        missing = next((path for path in files if not path.exists()), None)
         raise Wrong(f"{missing} is not there" if missing else "give one .npz, .csv or folder, or image files")
     if isinstance(estimator, morphnas.ImageRegressor):
         return _amounts(estimator.predict(x), names)

@@ -54,8 +54,8 @@ class Exported:
 @dataclass(frozen=True, eq=False)
 class _Model:
     """What is exported. module: in evaluation mode, on the CPU. shape: of an example. mean, std: of usual inputs.
-    takes: what of them it does, and of which kind. outputs: their shape. labels: of them; None: they have no names.
-    gives: what they are."""
+    outputs: their shape. labels: of them; None: they have no names. gives: what they are. about: all of this in words,
+    and what it takes, and of which kind."""
 
     module: fx.GraphModule
     shape: Shape
@@ -78,8 +78,7 @@ class _Model:
             takes, kind = "preprocessed examples, as the network was trained on", "float32"
         else:
             folder = what.path if isinstance(what, Run) else what
-            loads = isinstance(folder, (str, os.PathLike))
-            found = load(folder) if loads else what  # type: ignore[arg-type]
+            found = load(folder) if isinstance(folder, (str, os.PathLike)) else folder
             if not isinstance(found, (ImageClassifier, ImageRegressor)):
                 message = "a fitted ImageClassifier or ImageRegressor, a Network, a Run or the folder of one"
                 raise ValueError(f"what to export must be {message}, not {what!r:.100}")

@@ -157,10 +157,21 @@ def _problem(
         raise RunError(f"run.json of {str(run.path)!r} does not hold the settings of the run")
     size = settings.get("image_size")
     size = (int(size[0]), int(size[1])) if isinstance(size, list) else size
-    room = Room(None, Path(run.path))
-    read = Values.found if "amounts" in (run.about.get("data") or {}) else classes_of
-    own = (settings.get("image_shape"), seed, device, size, room, read, sample_weight, settings.get("axes"), groups)
-    problem = Problem.found(x, y, validation_data, *own, teacher)
+    problem = Problem.found(
+        x,
+        y,
+        validation_data,
+        settings.get("image_shape"),
+        seed,
+        device,
+        image_size=size,
+        room=Room(None, Path(run.path)),
+        read=Values.found if "amounts" in (run.about.get("data") or {}) else classes_of,
+        sample_weight=sample_weight,
+        axes=settings.get("axes"),
+        groups=groups,
+        teacher=teacher,
+    )
     if problem.fingerprint != run.about.get("data"):
         raise RunError(
             f"{str(run.path)!r} holds a run on other data: give the x, y, validation_data, sample_weight, groups and "
@@ -235,13 +246,13 @@ def _undone(
     gains = [(a.score or 0.0) - (b.score or 0.0) for a, b in pairs]
     metrics = [a.metric - b.metric for a, b in pairs if a.metric is not None and b.metric is not None]
     return Undone(
-        trial,
-        morph_words(morph),
-        gone,
-        len(gains),
-        statistics.mean(gains) if gains else None,
-        statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None,
-        statistics.mean(metrics) if metrics else None,
-        network.parameters - part.parameters,
-        "" if gains else why,
+        trial=trial,
+        morph=morph_words(morph),
+        gone=gone,
+        n=len(gains),
+        gain=statistics.mean(gains) if gains else None,
+        standard_error=statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None,
+        metric_gain=statistics.mean(metrics) if metrics else None,
+        parameters=network.parameters - part.parameters,
+        why="" if gains else why,
     )

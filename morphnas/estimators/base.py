@@ -51,6 +51,7 @@ from morphnas.report.tables import trials_table
 from morphnas.report.words import measured_words
 from morphnas.run.ensemble import assembled, elect, stand_in
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
+from morphnas.run.expectation import Terms
 from morphnas.run.files import RunError
 from morphnas.run.final import abandon, finalise
 from morphnas.run.interrupt import stopping
@@ -225,7 +226,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         if before is not None and before.get("data") != problem.fingerprint:
             same = "the same x, y, sample_weight, groups and teacher, and the same validation_data"
             raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give {same}")
-        findings = doctor.look(problem, Deadline.after(min(doctor.LONGEST, doctor.SHARE * deadline.left)))
+        findings = doctor.glance(problem, deadline.left)
         doctor.warn(findings)
 
         with _threads() as all_threads, stopping() as stop:
@@ -263,13 +264,13 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         say(str(finding))
                 fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
                 if fitting.compares and (asked := settings.of_searches):
-                    small = "first networks small, as searcher_args={'default_model_width': 8}"
+                    way = "first networks small, as searcher_args={'default_model_width': 8}"
                     words = f"there is no time to search, without which {asked} mean nothing"
-                    warnings.warn(f"{words}: allow more, or make the {small}", stacklevel=2)
+                    warnings.warn(f"{words}: allow more, or make the {way}", stacklevel=2)
                 end = fitting.search_end()
-                longer = {} if sizes is None else sizes.for_search(seconds)
+                for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)
                 most = None if self.max_trials is None else int(self.max_trials)
-                forecast = fitting.forecast(end, say, most, **longer)
+                forecast = fitting.forecast(end, say, most, for_search, small)
                 calls = EpochCalls(each_epoch, folder, stop)
                 observer = Observers((shown, forecast, calls))
                 with fitting.searched(end, observer, all_threads, most) as executor:
@@ -367,11 +368,21 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         if test is None and (x_test is not None or y_test is not None):
             raise ValueError("final_fit needs both x_test and y_test, or neither")
         seed = _seed(about)
-        known = (None, self._target, self._preprocessing, seed, place.device, space)
-        taught = taught_by(teacher, source, self._target)
-        problem = Problem.of(source, codes, weights, groups_of(groups, len(source)), taught, *known)
+        problem = Problem.of(
+            source,
+            codes,
+            weights,
+            groups_of(groups, len(source)),
+            taught_by(teacher, source, self._target),
+            own=None,
+            target=self._target,
+            preprocessing=self._preprocessing,
+            seed=seed,
+            device=place.device,
+            room=space,
+        )
         problem = aimed(problem, self.metric, self.loss, deadline)
-        findings = doctor.look(problem, Deadline.after(min(doctor.LONGEST, doctor.SHARE * deadline.left)))
+        findings = doctor.glance(problem, deadline.left)
         with (
             _threads(),
             stopping() as stop,
@@ -557,8 +568,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             sizes = Sizes.measured(problem.task, settings, self.augment, seconds)
             planned = sizes.plan(seconds)
             most = planned.most(self.max_trials) if self.refit else self.max_trials
-            more = {"max_trials": most, "finals": self.refit} | sizes.for_search(seconds)
-            return SearchSpace.of(planned, problem, settings, seconds, more)
+            for_search, small = sizes.for_search(seconds)
+            terms = Terms(most, self.refit, for_search=for_search, small=small)
+            return SearchSpace.of(planned, problem, settings, seconds, terms)
 
     def results_summary(self, n: int = 10) -> Results:
         """The n best networks of the run, the best first. Print it, or look into it."""
@@ -602,9 +614,22 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         teacher: Teacher = None,
         deadline: Deadline = NEVER,
     ) -> Problem:
-        place = (self.image_shape, seed, settings.device, self.image_size, settings.room)
-        own = (self._read, sample_weight, self.axes, groups, teacher)
-        problem = Problem.found(x, y, validation_data, *place, *own, deadline=deadline)
+        problem = Problem.found(
+            x,
+            y,
+            validation_data,
+            self.image_shape,
+            seed,
+            settings.device,
+            image_size=self.image_size,
+            room=settings.room,
+            read=self._read,
+            sample_weight=sample_weight,
+            axes=self.axes,
+            groups=groups,
+            teacher=teacher,
+            deadline=deadline,
+        )
         return aimed(problem, self.metric, self.loss, deadline, settings.place.apart)
 
     def _use(

@@ -1,7 +1,7 @@
 """What is wrong with a user's examples though they can be trained on: found before the time is spent, told in numbers.
 
-What cannot be trained on at all is refused by `inputs.py` and `labels.py`. Findings are facts that were counted, and
-warn only where they matter; on data that are as they should be there are none.
+What cannot be trained on at all is refused by `sources.py`, `inputs.py`, `labels.py` and `targets.py`. Findings are
+facts that were counted, and warn only where they matter; on data that are as they should be there are none.
 """
 
 from __future__ import annotations
@@ -136,8 +136,17 @@ def examine(
     amounts, tags that nothing has, amounts that few examples decide, and labels, tags or amounts that the examples say
     nothing about. ValueError for what cannot be trained on at all.
     """
-    own = (image_shape, random_state, torch.device("cpu"), image_size)
-    problem = Problem.found(x, y, validation_data, *own, read=Values.found if regression else classes_of, axes=axes)
+    problem = Problem.found(
+        x,
+        y,
+        validation_data,
+        image_shape,
+        random_state,
+        torch.device("cpu"),
+        image_size=image_size,
+        read=Values.found if regression else classes_of,
+        axes=axes,
+    )
     return look(problem, NEVER if time_limit is None else Deadline.after(time_limit))
 
 
@@ -170,6 +179,11 @@ def _ends(images: Tensor) -> Tensor:
     """(m, 2) the lowest and the highest value of each of some images, from all over them, that is not constant."""
     low, high = images[:: math.ceil(len(images) / _COMPARED)].flatten(1).aminmax(dim=1)
     return torch.stack([low, high], 1)[low < high].double()
+
+
+def glance(problem: Problem, seconds: float) -> Findings:
+    """What is found in a small share of so many seconds, before these are spent on training; see `look`."""
+    return look(problem, Deadline.after(min(LONGEST, SHARE * seconds)))
 
 
 def look(problem: Problem, deadline: Deadline = NEVER) -> Findings:

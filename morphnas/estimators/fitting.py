@@ -1,4 +1,4 @@
-"""A fit from the plan to the final model, within one deadline: `classifier.py` checks, opens and tells around it."""
+"""A fit from the plan to the final model, within one deadline: `base.py` checks, opens and tells around it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 import torch
 
@@ -18,7 +17,7 @@ from morphnas.estimators.settings import Settings, changed
 from morphnas.graph import Shape
 from morphnas.run.ensemble import asked
 from morphnas.run.executors import SerialExecutor
-from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, seconds_for_search
+from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, Terms, seconds_for_search
 from morphnas.run.files import RunError
 from morphnas.run.final import finalise
 from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_latency, plan
@@ -72,22 +71,32 @@ class Sizes:
 
     def plan(self, seconds: float, width: int | None = None) -> Plan:
         """That of a run of so many seconds. width: of the first networks, where the user has given none."""
-        own, examples = self.settings, (self.shape, self.outputs, self.n)
-        sized = (own.limits, own.depth, own.width or width)
-        there = (own.graphs, own.place.at_a_time, own.device)
-        return plan(*examples, self.recipe, max(seconds, 1e-3), self.pace, *sized, *there)
+        own = self.settings
+        return plan(
+            self.shape,
+            self.outputs,
+            self.n,
+            self.recipe,
+            max(seconds, 1e-3),
+            self.pace,
+            own.limits,
+            depth=own.depth,
+            width=own.width or width,
+            initial=own.graphs,
+            workers=own.place.at_a_time,
+            device=own.device,
+        )
 
-    def for_search(self, seconds: float) -> dict[str, Any]:
-        """What `expectation` says to a limit in which nothing is searched: none that is, and whether smaller networks
-        would leave time for it. Empty where there is a search."""
+    def for_search(self, seconds: float) -> tuple[float | None, bool]:
+        """A limit in which something is searched, where in this one nothing is, and whether smaller networks would
+        leave time for it, see `Expectation`; None and False where there is a search."""
         longer = seconds_for_search(self.plan, seconds)
         if longer is None:
-            return {}
+            return None, False
         try:
-            small = self.plan(seconds, SMALL_WIDTH).searches
+            return longer, self.plan(seconds, SMALL_WIDTH).searches
         except ValueError:  # the limits have no room for networks of that width
-            small = False
-        return {"for_search": longer, "small": small}
+            return longer, False
 
 
 def tried(trials: Sequence[Trial]) -> int:
@@ -167,21 +176,28 @@ class Fitting:
         return any(trial.kept and trial.score is not None for trial in self.store.trials)
 
     def forecast(
-        self, end: Deadline, tell: Callable[[str], None], max_trials: int | None = None, **more: Any
+        self,
+        end: Deadline,
+        tell: Callable[[str], None],
+        max_trials: int | None,
+        for_search: float | None,
+        small: bool,
     ) -> Forecast:
-        """The observer that says what a search until `end` comes to. more: of `expectation`."""
+        """The observer that says what a search until `end` comes to. for_search, small: see `Expectation`."""
         place = self.settings.place
-        foreseen = {
-            "max_trials": self.planned.most(max_trials) if self.compares else max_trials,
-            "finals": self.refit,
-            "workers": place.at_a_time,
-            "ladder": Ladder.of(self.searcher),
-            "keep": self.settings.keep,
-            "data": self.problem.bytes_in_memory,
-            "apart": place.apart,
-        }
+        terms = Terms(
+            max_trials=self.planned.most(max_trials) if self.compares else max_trials,
+            finals=self.refit,
+            workers=place.at_a_time,
+            apart=place.apart,
+            ladder=Ladder.of(self.searcher),
+            keep=self.settings.keep,
+            data=self.problem.bytes_in_memory,
+            for_search=for_search,
+            small=small,
+        )
         gpu = self.settings.device.type == "cuda"
-        return Forecast(self.store, self.planned, lambda: end.left, foreseen | more, tell, gpu)
+        return Forecast(self.store, self.planned, lambda: end.left, terms, tell, gpu)
 
     @contextlib.contextmanager
     def searched(
@@ -189,28 +205,37 @@ class Fitting:
     ) -> Iterator[Executor]:
         """Search until `end`; what is given is what runs the final trainings, with `all_threads` of this process."""
         store, planned, place = self.store, self.planned, self.settings.place
-        told: dict[str, Any] = {"seed": self.seed, "chance": self.problem.chance, "guess": planned.seconds_per_flop}
-        most = planned.limits.max_latency_ms
-        told |= {"max_memory": self.max_memory, "max_latency": None if most is None else most / 1000}
-        told |= {"keep": self.settings.keep, "observer": observer}
+        slowest = planned.limits.max_latency_ms
+        searching = partial(
+            search,
+            store,
+            self.searcher,
+            seed=self.seed,
+            chance=self.problem.chance,
+            guess=planned.seconds_per_flop,
+            max_memory=self.max_memory,
+            max_latency=None if slowest is None else slowest / 1000,
+            keep=self.settings.keep,
+            observer=observer,
+        )
         threads = min(planned.threads, place.threads or planned.threads)
-        parts = (self.problem.task, self.problem.everything)
-        executor = place.executor(*parts, threads, store.path)
+        task, everything = self.problem.task, self.problem.everything
+        executor = place.executor(task, everything, threads, store.path)
         try:
-            search(store, self.searcher, executor, end, max_trials=max_trials, **told)
-            alone = SerialExecutor(*parts)
+            searching(executor, end, max_trials=max_trials)
+            alone = SerialExecutor(task, everything)
             nothing = not (self.deadline.stopped or any(trial.kept for trial in store.trials))
             if nothing and not isinstance(executor, SerialExecutor):  # no worker came in time
                 half = self.deadline.earlier(0.5 * self.deadline.left)
                 tries = sum(not trial.final for trial in store.trials)
-                search(store, self.searcher, alone, half, max_trials=tries + 1, **told)
+                searching(alone, half, max_trials=tries + 1)
             if place.workers:  # the final trainings have this machine for themselves
                 executor.shutdown()
                 executor = alone
                 torch.set_num_threads(all_threads)
-                if self.problem.task.device.type not in RECORDERS:  # there it does not matter how many
+                if task.device.type not in RECORDERS:  # there it does not matter how many
                     spare = min(0.8, 0.01 * self.deadline.left)
-                    torch.set_num_threads(measure(self.problem.task, spare, planned.recipe).threads)
+                    torch.set_num_threads(measure(task, spare, planned.recipe).threads)
             yield executor
         finally:
             executor.shutdown()
@@ -225,12 +250,13 @@ class Fitting:
         if self.refit:
             problem = self.problem
             recipe = settled(self.store, best, searched, problem, self.deadline)
-            parts = (problem.task, problem.chooser, problem.everything)
             final = finalise(
                 self.store,
                 best,
                 executor,
-                *parts,
+                problem.task,
+                problem.chooser,
+                problem.everything,
                 recipe,
                 saving(self.deadline, best, readings(problem, recipe, self.settings.ensemble)),
                 seed=self.seed,

@@ -177,7 +177,7 @@ def _name(function: Any) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Lost:
+class UserLoss:
     """A loss of outputs and y as the user knows them: of labels logits and indices of classes, of amounts both in the
     units of y."""
 
@@ -235,7 +235,7 @@ def aimed(problem: Problem, metric: Metric, loss: Loss, deadline: Deadline = NEV
         raise ValueError(f"loss: {loss} is of labels or tags: for amounts there are torch.nn.MSELoss() and L1Loss()")
     if loss is not None:
         own = copy.deepcopy(loss).requires_grad_(requires_grad=False) if isinstance(loss, nn.Module) else loss
-        goal = _scaled(replace(goal, criterion=Lost(own, target)), task.train[:TRIED])
+        goal = _scaled(replace(goal, criterion=UserLoss(own, target)), task.train[:TRIED])
     if apart:
         try:
             cloudpickle.dumps(goal)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -17,14 +17,8 @@ from morphnas.run.executors import SerialExecutor, process_executor
 from morphnas.run.search import Executor
 from morphnas.train.data import Examples, Task
 
-
-class HasPlace(Protocol):
-    """An estimator's arguments, as its constructor stored them."""
-
-    device: Any
-    executor: Any
-    devices: Any
-    per_trial: Any
+if TYPE_CHECKING:
+    from morphnas.estimators.base import ImageEstimator
 
 
 @dataclass(frozen=True)
@@ -44,15 +38,16 @@ class Place:
     gpus: float = 0
 
     @staticmethod
-    def of(estimator: HasPlace) -> Place:
+    def of(estimator: ImageEstimator) -> Place:
         """ValueError that names the argument that cannot be used; ImportError without Ray, ConnectionError without a
         cluster."""
         kind, devices, share = estimator.executor, estimator.devices, estimator.per_trial
         if kind is not None and not (isinstance(kind, str) and (kind in ("process", "ray", "auto") or ":" in kind)):
             names = 'None, "process", "ray", or the address of a Ray cluster ("auto", "host:port", "ray://host:port")'
             raise ValueError(f"executor must be {names}, not {kind!r}")
-        listed = isinstance(devices, Sequence) and not isinstance(devices, str) and len(devices) > 0
-        if devices is not None and not (listed or is_positive(devices)):
+        named = tuple(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else ()
+        most = devices if is_positive(devices) else None
+        if devices is not None and not (named or most):
             raise ValueError(f"devices must be None, a positive integer or a list of devices, not {devices!r}")
         number = isinstance(share, (int, float, np.number)) and not isinstance(share, bool)
         if share is not None and not (number and 0 < share < math.inf):
@@ -62,12 +57,12 @@ class Place:
         if kind in (None, "process") and share is not None:
             raise ValueError('per_trial is for trials on a Ray cluster, executor="ray" or its address')
         if kind == "process":
-            workers = tuple(map(torch_device, devices)) if listed else _workers(torch_device(estimator.device), devices)
+            workers = tuple(map(torch_device, named)) or _workers(torch_device(estimator.device), most)
             return Place(workers[0] if estimator.device is None else torch_device(estimator.device), workers)
         device = torch_device(estimator.device)
         if kind is None:
             return Place(device)
-        if listed:
+        if named:
             raise ValueError(
                 "devices must be None or a number of workers on a Ray cluster, which knows its own devices"
             )
@@ -76,7 +71,7 @@ class Place:
         if address is not None:
             _check(address)
         share, gpu = 1 if share is None else float(share), device.type == "cuda"
-        return Place(device, (), True, address, devices, 1 if gpu else share, share if gpu else 0)
+        return Place(device, (), True, address, most, 1 if gpu else share, share if gpu else 0)
 
     @property
     def apart(self) -> bool:
@@ -147,7 +142,8 @@ def _check(address: str) -> None:
         raise ValueError(f"executor {address!r} is no address of a Ray cluster: host:port or ray://host:port") from None
 
 
-def is_positive(value: Any) -> bool:
+def is_positive(value: object) -> TypeGuard[int]:
+    """Whether it is a positive whole number, NumPy's too."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) > 0
 
 

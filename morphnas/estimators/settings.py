@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from sklearn.metrics import get_scorer_names
 from sklearn.utils import check_random_state
 from torch import nn
 
-from morphnas.estimators.objective import Loss, Metric, check_loss, check_metric, recordable
+from morphnas.estimators.objective import check_loss, check_metric, recordable
 from morphnas.estimators.place import Place, is_positive
 from morphnas.estimators.room import Room
 from morphnas.graph import Graph, GraphError, Limits, Network, Shape
@@ -33,6 +33,9 @@ from morphnas.search import SEARCHERS, Promote, Tuned, ranges_of
 from morphnas.search.trial import MorphSpace, Searcher, Space
 from morphnas.search.tuned import Ranges
 from morphnas.train.recipe import Recipe, at_usual_rate
+
+if TYPE_CHECKING:
+    from morphnas.estimators.base import ImageEstimator
 
 DAY = 24 * 3600.0
 _LEGACY_RECIPE = {"max_iter_num": "epochs", "max_no_improvement_num": "patience"}
@@ -50,31 +53,6 @@ DEEPEST = MAX_NODES // 20
 
 MakeSearcher = Callable[..., Searcher]
 """Called as ``(space, recipe=..., limits=..., seed=...)`` and with what searcher_args hold besides."""
-
-
-class HasSettings(Protocol):
-    """An estimator's arguments, as its constructor stored them."""
-
-    path: Any
-    augment: bool | None
-    resume: bool | str
-    searcher_args: Mapping[str, Any] | None
-    search_type: str | MakeSearcher | None
-    max_trials: int | None
-    max_memory: int | None
-    data_memory: int | None
-    device: str | torch.device | None
-    limits: Limits | Mapping[str, Any] | None
-    initial_networks: Sequence[Graph | Network] | None
-    keep: str | int
-    ensemble: int
-    overwrite: bool
-    executor: str | None
-    devices: int | Sequence[str | torch.device] | None
-    per_trial: float | None
-    metric: Metric
-    loss: Loss
-    search_patience: int | None
 
 
 @dataclass(frozen=True)
@@ -103,7 +81,7 @@ class Settings:
     of_searches: str
 
     @staticmethod
-    def of(estimator: HasSettings) -> Settings:
+    def of(estimator: ImageEstimator) -> Settings:
         """ValueError that names the argument that cannot be used."""
         _check_flags(estimator)
         args: dict[str, Any] = dict(estimator.searcher_args or {})
@@ -135,15 +113,28 @@ class Settings:
             raise ValueError(
                 "ensemble and the limit max_latency_ms exclude each other: it takes as long as all its networks"
             )
-        keep = None if estimator.keep == "all" else int(estimator.keep)
-        ensemble, sizes = int(estimator.ensemble), (depth, width, initial)
         patience = None if estimator.search_patience is None else int(estimator.search_patience)
-        kind, records = estimator.search_type, not place.shared and recordable(estimator.loss)
+        kind = estimator.search_type
         searches = [f"search_type={kind!r:.60}"] if isinstance(kind, str) else []
         searches += [f"ranges in trainer_args ({', '.join(ranges)})"] if ranges else []
         searches += ["limits of morphs"] if limits.morphs != Limits().morphs else []
-        own = (keep, ensemble, ranges, trainer_args, *sizes, patience, records, " and ".join(searches))
-        return Settings(place.device, place, space, limits, searcher, *own)
+        return Settings(
+            device=place.device,
+            place=place,
+            room=space,
+            limits=limits,
+            searcher=searcher,
+            keep=None if estimator.keep == "all" else int(estimator.keep),
+            ensemble=int(estimator.ensemble),
+            ranges=ranges,
+            trainer_args=trainer_args,
+            depth=depth,
+            width=width,
+            initial=initial,
+            search_patience=patience,
+            records=not place.shared and recordable(estimator.loss),
+            of_searches=" and ".join(searches),
+        )
 
     def adapted(self, shape: Shape, outputs: int) -> Settings:
         """Those with the weights of initial networks for examples of that shape; ValueError where they cannot be."""
@@ -170,7 +161,7 @@ class Settings:
         return [given for given in self.initial if isinstance(given, Network)]
 
 
-def _check_flags(estimator: HasSettings) -> None:
+def _check_flags(estimator: ImageEstimator) -> None:
     path, most, args = estimator.path, estimator.max_trials, estimator.searcher_args
     for name in ("max_memory", "data_memory"):
         if (memory := getattr(estimator, name)) is not None and not is_positive(memory):
@@ -203,7 +194,7 @@ def _check_flags(estimator: HasSettings) -> None:
         raise ValueError("resume=True needs the path of the run to go on with")
 
 
-def room(estimator: HasSettings) -> Room:
+def room(estimator: ImageEstimator) -> Room:
     """For the examples that the estimator is given: on the disk of its run, where memory is too small."""
     memory, path = estimator.data_memory, estimator.path
     return Room(None if memory is None else int(memory), None if path is None else user_path(path))

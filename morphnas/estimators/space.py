@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from morphnas.estimators.inputs import Problem
@@ -13,7 +13,7 @@ from morphnas.estimators.settings import Settings
 from morphnas.graph import Graph, Limits, neighbours
 from morphnas.graph.morphs import MORPHS
 from morphnas.report.words import count, duration, epochs_words
-from morphnas.run.expectation import Expectation, Ladder, expectation
+from morphnas.run.expectation import Expectation, Ladder, Terms, expectation
 from morphnas.run.plan import Plan
 from morphnas.search.trial import MorphSpace
 from morphnas.search.tuned import Ranges
@@ -48,14 +48,18 @@ class SearchSpace:
     expected: Expectation
 
     @staticmethod
-    def of(plan: Plan, problem: Problem, settings: Settings, seconds: float, more: Mapping[str, Any]) -> SearchSpace:
-        """more: of `expectation`."""
+    def of(plan: Plan, problem: Problem, settings: Settings, seconds: float, terms: Terms) -> SearchSpace:
+        """terms: as far as the settings and the problem do not say them."""
         searcher = settings.searcher(MorphSpace(plan.starts), recipe=plan.recipe, limits=plan.limits, seed=0)
-        expected = expectation(
-            plan, (), plan.search_share * seconds,
-            free=shutil.disk_usage(settings.room.disk).free, data=problem.bytes_in_memory,
-            workers=settings.place.at_a_time, ladder=Ladder.of(searcher), keep=settings.keep, **more,
-        )  # fmt: skip
+        terms = replace(
+            terms,
+            workers=settings.place.at_a_time,
+            ladder=Ladder.of(searcher),
+            keep=settings.keep,
+            data=problem.bytes_in_memory,
+        )
+        free = shutil.disk_usage(settings.room.disk).free
+        expected = expectation(plan, (), plan.search_share * seconds, terms, free=free)
         does = {tag: (MORPHS[tag].__doc__ or "").partition("\n")[0].rstrip(".:") for tag in plan.limits.morphs}
         starts = tuple(_start(graph, plan.limits) for graph in plan.starts)
         return SearchSpace(seconds, starts, does, plan.limits, plan.recipe, settings.ranges, expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from torch import Tensor
 from morphnas.estimators.labels import Labels, check_there, listed
 from morphnas.estimators.sources import as_array, refuse_masked
 from morphnas.train.goal import Amounts, Goal, Tags
+from morphnas.train.recipe import is_number
 
 STRATA = 20
 """Groups of examples of like amounts, or tags, that parts are held out of alike, at most, and of as many examples at
@@ -154,7 +154,7 @@ class Values:
         if not isinstance(amounts, Mapping) or set(amounts) != {"mean", "std"}:
             raise ValueError(f"{data!r:.100} does not say what the amounts are")
         for numbers in amounts.values():
-            if not (isinstance(numbers, list) and numbers and all(map(_finite, numbers))):
+            if not (isinstance(numbers, list) and numbers and all(map(is_number, numbers))):
                 raise ValueError(f"amounts cannot have {numbers!r:.100} for their mean or deviation")
         mean, std = (np.array(amounts[name], dtype=np.float64) for name in ("mean", "std"))
         if len(mean) != len(std) or min(std) <= 0:
@@ -239,10 +239,6 @@ def _strata(codes: NDArray[Any]) -> NDArray[np.int64]:
     place = np.empty(len(codes), dtype=np.int64)
     place[np.argsort(along, kind="stable")] = np.arange(len(codes))
     return place * groups // len(codes)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def amounts_of(y: ArrayLike, n: int) -> NDArray[np.float64]:

@@ -26,11 +26,11 @@ from morphnas.graph.ops import (
     Conv,
     Dense,
     Op,
+    Producer,
     ReLU,
     Route,
     ShapeError,
     Weights,
-    _Producer,
 )
 
 
@@ -255,7 +255,7 @@ class Deeper(_Insertion):
         fresh = {}
         for node in _new(graph, grown):
             shapes = grown.input_shapes(node)
-            if isinstance(node.op, _Producer):
+            if isinstance(node.op, Producer):
                 fresh[node.name] = node.op.identity(*shapes)
             elif isinstance(node.op, BatchNorm):
                 fresh[node.name] = node.op.neutral(*shapes)
@@ -329,7 +329,7 @@ class WiderAll(Morph):
 def _widened(graph: Graph, widths: Mapping[str, int]) -> Graph:
     """The graph with other widths of the layers named."""
     ops = {name: graph[name].op for name in widths}
-    return graph.replace_ops({n: op.widened(widths[n]) for n, op in ops.items() if isinstance(op, _Producer)})
+    return graph.replace_ops({n: op.widened(widths[n]) for n, op in ops.items() if isinstance(op, Producer)})
 
 
 def narrowed(graph: Graph, times: int) -> Graph:
@@ -446,7 +446,7 @@ def candidates(graph: Graph) -> Iterator[Morph]:
         yield Deeper(name, kernel=3 if max(graph.shapes[name][1:], default=1) > 1 else 1)
     groups = width_groups(graph)
     for group in groups:
-        name = next(node.name for node in graph.nodes if node.name in group and isinstance(node.op, _Producer))
+        name = next(node.name for node in graph.nodes if node.name in group and isinstance(node.op, Producer))
         width = graph.shapes[name][0]
         for wider in sorted({_round(width + max(1, width // 2)), _round(2 * width)}):
             yield Wider(name, wider)
@@ -473,7 +473,7 @@ def width_groups(graph: Graph) -> list[frozenset[str]]:
     groups: dict[frozenset[str], None] = {}
     seen: set[str] = set()
     for node in graph.nodes:
-        if isinstance(node.op, _Producer) and node.name not in seen:
+        if isinstance(node.op, Producer) and node.name not in seen:
             with suppress(MorphError):
                 group = width_group(graph, node.name)
                 seen |= group
@@ -523,7 +523,7 @@ def _mixes_parts(graph: Graph, name: str) -> bool:
 
 def _widest(graph: Graph) -> int:
     """The largest width of a layer, that of the output aside."""
-    return max((node.op.width for node in graph.nodes[:-1] if isinstance(node.op, _Producer)), default=0)
+    return max((node.op.width for node in graph.nodes[:-1] if isinstance(node.op, Producer)), default=0)
 
 
 def _absorbs(graph: Graph, name: str) -> bool:

@@ -181,7 +181,7 @@ class Input(Op):
         return {"op": self.tag, "size": list(self.size)}
 
 
-class _Producer(Op):
+class Producer(Op):
     """An op that mixes channels: its weights are (out, in, ...), its width is a setting."""
 
     mixes = True
@@ -216,7 +216,7 @@ class _Producer(Op):
 
 
 @dataclass(frozen=True)
-class Conv(_Producer):
+class Conv(Producer):
     """Convolution over 1 to 3 spatial axes with an odd kernel, padded so that stride 1 keeps the resolution.
 
     A stride above the kernel would leave pixels unread (and with kernel 1 and few channels it corrupts memory in
@@ -268,7 +268,7 @@ class Conv(_Producer):
 
 
 @dataclass(frozen=True)
-class Dense(_Producer):
+class Dense(Producer):
     """Fully connected layer over flat features."""
 
     units: int

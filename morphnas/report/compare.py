@@ -185,35 +185,35 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
     around = float(stats.t.ppf(0.975, n - 1)) * sd * math.sqrt(1 + 1 / n)
     apart = distances([best.sketch for best in winners], [best.sketch for best in winners])
     return Comparison(
-        tuple(
+        runs=tuple(
             Entry(
-                str(run.path),
-                sum(t.score is not None for t in trials),
-                best.id,
-                value,
-                best.outcome.interval if best.outcome is not None and shares else None,
-                best.graph.parameters,
-                best.graph.flops,
-                best.graph.depth,
-                end,
-                tuple(curve),
+                path=str(run.path),
+                networks=sum(t.score is not None for t in trials),
+                best=best.id,
+                value=value,
+                interval=best.outcome.interval if best.outcome is not None and shares else None,
+                parameters=best.graph.parameters,
+                flops=best.graph.flops,
+                depth=best.graph.depth,
+                seconds=end,
+                curve=tuple(curve),
             )
             for run, trials, best, value, end, curve in zip(
                 loaded, searched, winners, values, ends, curves, strict=True
             )
         ),
-        "accuracy" if shares else objectives[0] if by_metric else "score",
-        tuple(times.tolist()),
-        tuple(float(m) if whole else None for m, whole in zip(table.mean(0), everywhere, strict=True)),
-        tuple(float(s) if whole else None for s, whole in zip(table.std(0, ddof=1), everywhere, strict=True)),
-        alike,
-        _homogeneous(winners) if shares else None,
-        tuple(map(tuple, apart.tolist())),
-        typical,
-        shared,
-        nearest,
-        1 / (n + 1) if alike else None,
-        (float(np.mean(values)) - around, float(np.mean(values)) + around) if alike and n > 2 else None,
+        measure="accuracy" if shares else objectives[0] if by_metric else "score",
+        times=tuple(times.tolist()),
+        mean=tuple(float(m) if whole else None for m, whole in zip(table.mean(0), everywhere, strict=True)),
+        sd=tuple(float(s) if whole else None for s, whole in zip(table.std(0, ddof=1), everywhere, strict=True)),
+        alike=alike,
+        by_chance=_homogeneous(winners) if shares else None,
+        winners_apart=tuple(map(tuple, apart.tolist())),
+        typical=typical,
+        shared=shared,
+        nearest=nearest,
+        next_better=1 / (n + 1) if alike else None,
+        next_value=(float(np.mean(values)) - around, float(np.mean(values)) + around) if alike and n > 2 else None,
     )
 
 

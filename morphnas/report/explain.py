@@ -13,7 +13,6 @@ from morphnas.report.words import (
     epochs_words,
     gain_words,
     measured_words,
-    metric_words,
     number_words,
     trial_words,
 )
@@ -138,24 +137,23 @@ def _step(trial: Trial, before: Trial | None) -> Step:
     metric_gain = noise = None
     if outcome and start and outcome.metric is not None and start.metric is not None:
         metric_gain, noise = outcome.metric - start.metric, _noise(outcome, start)
-    scores = trial.score, None if before is None else before.score
     return Step(
-        trial.id,
-        trial_words(trial),
-        _reason(why),
-        trial.graph.parameters,
-        0 if outcome is None else outcome.epochs,
-        trial.score,
-        None if outcome is None or not metric_words(outcome) else outcome.metric,
-        None if scores[0] is None or scores[1] is None else scores[0] - scores[1],
-        "accuracy" if outcome is None else outcome.measure,
-        metric_gain,
-        noise,
-        None if metric_gain is None or noise is None else abs(metric_gain) > noise,
-        number(why.get("mean")),
-        number(why.get("sd")),
-        nearest(why.get("nearest")),
-        outcome is not None and outcome.by_metric,
+        id=trial.id,
+        what=trial_words(trial),
+        reason=_reason(why),
+        parameters=trial.graph.parameters,
+        epochs=0 if outcome is None else outcome.epochs,
+        score=trial.score,
+        metric=None if outcome is None else outcome.metric,
+        gain=None if trial.score is None or before is None or before.score is None else trial.score - before.score,
+        measure="accuracy" if outcome is None else outcome.measure,
+        metric_gain=metric_gain,
+        noise=noise,
+        clear=None if metric_gain is None or noise is None else abs(metric_gain) > noise,
+        expected=number(why.get("mean")),
+        sd=number(why.get("sd")),
+        nearest=nearest(why.get("nearest")),
+        by_metric=outcome is not None and outcome.by_metric,
     )
 
 

@@ -19,6 +19,7 @@ from scipy.stats import rankdata
 from morphnas.search import winner
 from morphnas.search.distance import Array, Gauge, distances
 from morphnas.search.trial import Trial, lineage
+from morphnas.train.recipe import is_number
 
 LANDMARKS = 200
 """Networks that all others are compared with to lay out a map, at most: with 200, 1,000 networks take 0.2 s."""
@@ -28,8 +29,7 @@ Span = tuple[float, float]
 
 def number(value: object) -> float | None:
     """A finite number as a float; None for anything else, as what a searcher notes down is its own affair."""
-    real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if real and isinstance(value, (int, float)) else None
+    return float(value) if is_number(value) else None
 
 
 def searched(trials: Sequence[Trial]) -> list[Trial]:

@@ -51,18 +51,18 @@ class EpochReport:
         scored = outcome.curve[-1] if outcome.curve else None
         proposal = trial.proposal
         return EpochReport(
-            run,
-            trial.id,
-            trial.parent,
-            tuple(map(str, proposal.morphs)),
-            str(proposal.why["final"]) if trial.final else None,
-            outcome.epochs,
-            trial.epochs,
-            outcome.seconds,
-            outcome.training_loss or 0.0,
-            outcome.lr or 0.0,
-            None if scored is None or scored.score is None or outcome.by_metric else -scored.score,
-            None if scored is None else scored.metric,
+            run=run,
+            trial=trial.id,
+            parent=trial.parent,
+            morphs=tuple(map(str, proposal.morphs)),
+            final=str(proposal.why["final"]) if trial.final else None,
+            epoch=outcome.epochs,
+            epochs=trial.epochs,
+            seconds=outcome.seconds,
+            loss=outcome.training_loss or 0.0,
+            lr=outcome.lr or 0.0,
+            validation_loss=None if scored is None or scored.score is None or outcome.by_metric else -scored.score,
+            metric=None if scored is None else scored.metric,
         )
 
     @property

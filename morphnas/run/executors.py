@@ -131,12 +131,14 @@ class Supervised:
     ahead: bool
     retries: int = 0
     at_the_end: Callable[[], None] = lambda: None
-    _orders: SimpleQueue[_Order | None] = field(default_factory=SimpleQueue)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _alive: list[Worker] = field(default_factory=list)
-    _missing: set[threading.Thread] = field(default_factory=set)  # whose worker could not be started the last time
-    _given_up: set[threading.Thread] = field(default_factory=set)  # those of them that do not try again
-    _closed: threading.Event = field(default_factory=threading.Event)
+    _orders: SimpleQueue[_Order | None] = field(default_factory=SimpleQueue, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _alive: list[Worker] = field(default_factory=list, init=False)
+    _missing: set[threading.Thread] = field(default_factory=set, init=False)
+    """Those whose worker could not be started the last time."""
+    _given_up: set[threading.Thread] = field(default_factory=set, init=False)
+    """Those of them that do not try again."""
+    _closed: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
         self._threads = [threading.Thread(target=self._serve, args=(make,), daemon=True) for make in self.make]
@@ -349,9 +351,9 @@ class _Process:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._answers, self._log):
+        for pipe in filter(None, (self._process.stdin, self._answers, self._log)):
             with contextlib.suppress(OSError):  # what was still to be written
-                pipe.close()  # type: ignore[union-attr]
+                pipe.close()
 
     def _send(self, parcel: bytes | None) -> None:
         assert self._process.stdin is not None

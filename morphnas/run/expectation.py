@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -121,31 +121,42 @@ class Ladder:
         return Ladder()
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a search is carried out under, beside its plan.
+
+    max_trials: of the search; None: any number. finals: whether the winner is trained longer. workers: at a time.
+    apart: whether they are other processes. ladder: how networks are trained on. keep: whose weights stay, so many;
+    None: all. data: bytes that the examples take of memory. for_search, small: see `Expectation`.
+    """
+
+    max_trials: int | None = None
+    finals: bool = True
+    workers: int = 1
+    apart: bool = False
+    ladder: Ladder = Ladder()
+    keep: int | None = None
+    data: int = 0
+    for_search: float | None = None
+    small: bool = False
+
+
 def expectation(
     plan: Plan,
     trials: Sequence[Trial],
     left: float,
+    terms: Terms,
     *,
     free: int,
-    data: int = 0,
     process: int = 0,
-    apart: bool = False,
     overhead: float | None = None,
-    max_trials: int | None = None,
-    workers: int = 1,
-    ladder: Ladder = Ladder(),
-    keep: int | None = None,
-    finals: bool = True,
-    for_search: float | None = None,
-    small: bool = False,
 ) -> Expectation:
     """What to expect of a search that has come to these trials and has so many seconds left.
 
-    free: bytes on the disk. data: that the examples take of memory. process: that this process does with them; 0: that
-    does not matter, they are on a GPU. apart: whether the workers are other processes. overhead: seconds between two
-    trials; None: not measured yet. max_trials: of the search. workers: at a time. finals: whether the winner is trained
-    longer.
+    free: bytes on the disk. process: that this process takes of memory, with the examples; 0: that does not matter,
+    they are on a GPU. overhead: seconds between two trials; None: not measured yet.
     """
+    data, workers, ladder = terms.data, terms.workers, terms.ladder
     searched = [trial for trial in trials if not trial.final]
     done = [trial for trial in searched if trial.outcome is not None]
     pace = seconds_per_flop(searched, plan.seconds_per_flop)
@@ -160,12 +171,12 @@ def expectation(
     first, grown = _children(plan, done)
     climbed = [sum(t.epochs == epochs * ladder.factor**level for t in done) for level in range(ladder.rungs + 1)]
     coming = _Coming(tuple(starts), unit * first, grown, least, rest, workers, ladder, tuple(climbed))
-    most = math.inf if max_trials is None else max(0, max_trials - len(done))
+    most = math.inf if terms.max_trials is None else max(0, terms.max_trials - len(done))
     graphs = [*(t.graph for t in searched), *plan.starts]
     training = max(_training(plan, trials, graph) for graph in graphs)
     if not process:
         memory = data + workers * GROWN * training
-    elif apart:
+    elif terms.apart:
         memory = process + workers * (process - data + GROWN * training)
     else:
         memory = process + (GROWN - 1) * training
@@ -179,23 +190,25 @@ def expectation(
     there = sum(weight_bytes(t.graph) for t in trials if t.kept)
     usual = unit * statistics.mean(graph.work for graph in graphs)
     kept = there + weights * max(float(len(come)), sum(come) / usual if usual else 0.0)
-    if keep is not None:
-        kept = min(kept, weights * (keep * (ladder.rungs + 1) + 2))
+    if terms.keep is not None:
+        kept = min(kept, weights * (terms.keep * (ladder.rungs + 1) + 2))
     largest = max(map(weight_bytes, graphs))
-    disk = kept + networks * FILES + largest * (1 + (FINALS if finals else 0))
+    disk = kept + networks * FILES + largest * (1 + (FINALS if terms.finals else 0))
     return Expectation(
-        networks,
-        min(few, networks),
-        max(many, networks),
-        len(ended),
-        statistics.mean([*come, *(outcome.seconds for outcome in ended)]) if come or ended else unit * first,
-        1 - plan.search_share if finals else 0.0,
-        int(disk),
-        int(max(0, disk - there)),
-        free,
-        int(memory),
-        for_search,
-        small,
+        networks=networks,
+        fewest=min(few, networks),
+        most=max(many, networks),
+        measured=len(ended),
+        seconds_per_network=(
+            statistics.mean([*come, *(outcome.seconds for outcome in ended)]) if come or ended else unit * first
+        ),
+        final_share=1 - plan.search_share if terms.finals else 0.0,
+        disk=int(disk),
+        to_write=int(max(0, disk - there)),
+        free=free,
+        memory=int(memory),
+        for_search=terms.for_search,
+        small=terms.small,
     )
 
 
@@ -298,14 +311,14 @@ class Forecast:
     """An observer that works the expectation out, tells it once, and keeps the one in run.json up to date.
 
     It is told to `tell` when the first networks are measured, or after a minute, or a quarter of the time. A warning
-    says when the disk is too small for it. left: seconds that the search has. settings: of `expectation`. gpu: whether
-    the memory that matters is a GPU's.
+    says when the disk is too small for it. left: seconds that the search has. gpu: whether the memory that matters is a
+    GPU's.
     """
 
     store: Store
     plan: Plan
     left: Callable[[], float]
-    settings: Mapping[str, Any]
+    terms: Terms
     tell: Callable[[str], None]
     gpu: bool = False
     clock: Callable[[], float] = time.monotonic
@@ -323,13 +336,9 @@ class Forecast:
         overhead = None
         if len(mine) > 1:
             gone = self.clock() - self._begun
-            workers = self.settings.get("workers", 1)
-            overhead = max(0.0, workers * gone - sum(outcome.seconds for outcome in mine)) / len(mine)
-        now: dict[str, Any] = {
-            "free": shutil.disk_usage(self.store.path).free,
-            "process": 0 if self.gpu else peak_memory(),
-        }
-        return expectation(self.plan, trials, self.left(), overhead=overhead, **(now | dict(self.settings)))
+            overhead = max(0.0, self.terms.workers * gone - sum(outcome.seconds for outcome in mine)) / len(mine)
+        free, process = shutil.disk_usage(self.store.path).free, 0 if self.gpu else peak_memory()
+        return expectation(self.plan, trials, self.left(), self.terms, free=free, process=process, overhead=overhead)
 
     def trial_begins(self, trial: Trial) -> None:
         pass
@@ -354,9 +363,9 @@ class Forecast:
         self.tell(str(found))
         if found.to_write > found.free:
             text = f"the run is expected to write {_bytes(found.to_write)} more, but {_bytes(found.free)} are free on"
-            hint = ": keep=5 keeps the weights of the best networks only" if self.settings.get("keep") is None else ""
+            hint = ": keep=5 keeps the weights of the best networks only" if self.terms.keep is None else ""
             warnings.warn(f"{text} the disk of {str(self.store.path)!r}{hint}", stacklevel=2)
-        if found.networks == 1 and len(self.plan.starts) > 1 and self.settings.get("max_trials") is None:
+        if found.networks == 1 and len(self.plan.starts) > 1 and self.terms.max_trials is None:
             more = "" if found.for_search is None else f"; a search takes a limit of about {_seconds(found.for_search)}"
             log.warning("there is time for one network only, it is compared with no other%s", more)
 

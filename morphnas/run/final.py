@@ -116,6 +116,10 @@ def finalise(
         one = per_example * len(examples) + scoring
         return seconds / one if one else math.inf
 
+    def trained(proposal: Proposal, end: Deadline, examples: Examples, scored: bool) -> Trial:
+        n = len(examples)
+        return _train(store, executor, proposal, end, n, scored, seed=seed, max_memory=max_memory, observer=observer)
+
     longest = epochs or _longest(recipe)
     if everything is None:
         share = 1.0
@@ -145,7 +149,7 @@ def finalise(
         why = {"final": way, "of": winner.id, "data": data}
         proposal = Proposal(start, (), long, why)
         end = deadline.earlier(deadline.left * (1 - part))
-        last = _train(store, proposal, executor, end, seed, len(task.train), True, max_memory, observer)
+        last = trained(proposal, end, task.train, scored=True)
         results.append(last)
         if last.outcome is not None and last.outcome.status == "finished":  # here, and not where the search was
             per_example, scoring = _costs(last, last.outcome, task)
@@ -171,7 +175,7 @@ def finalise(
     proposal = Proposal(chosen.id, (), again, why)
     asking = 0.0 if task.valid is None else min(ASKING * scoring, MOST_ASKING * deadline.left)
     end = deadline.earlier(asking)
-    last = _train(store, proposal, executor, end, seed, len(everything), False, max_memory, observer)
+    last = trained(proposal, end, everything, scored=False)
     good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
     if not good or deadline.stopped:  # stopped, its rate has not come down
         return chosen
@@ -263,15 +267,17 @@ def _decided(recipe: Recipe) -> Recipe:
 
 def _train(
     store: Store,
-    proposal: Proposal,
     executor: Executor,
+    proposal: Proposal,
     deadline: Deadline,
-    seed: int,
     n: int,
     scored: bool,
+    *,
+    seed: int,
     max_memory: int | None,
     observer: Observer | None,
 ) -> Trial:
+    """The trial of a training on n examples, done or taken up; still open where it was stopped and nobody answers."""
     begun = _begun(store, proposal, n)
     trial = begun or store.claim(proposal)
     if trial.outcome is not None:
@@ -281,8 +287,17 @@ def _train(
         observer.trial_begins(trial)
     start = proposal.start if isinstance(proposal.start, Graph) else store.network(proposal.start)
     micro = micro_batch(trial.graph, proposal.recipe.batch_size, max_memory, store.trials)
-    own = (scored, micro, store.checkpoint(trial.id), deadline.stop)
-    job = Job(start, (), proposal.recipe, deadline.left, trial_seed(seed, trial.id), *own)
+    job = Job(
+        start,
+        (),
+        proposal.recipe,
+        deadline.left,
+        trial_seed(seed, trial.id),
+        scored=scored,
+        micro=micro,
+        checkpoint=store.checkpoint(trial.id),
+        stop=deadline.stop,
+    )
     news: SimpleQueue[Outcome | None] = SimpleQueue()
     here = threading.get_ident()
 

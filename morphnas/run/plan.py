@@ -21,7 +21,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.data import Task, steps
 from morphnas.train.predict import latency
 from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe, at_usual_rate, known_fields
-from morphnas.train.step import EAGER, RECORDERS, Step, computing
+from morphnas.train.step import EAGER, RECORDERS, Step, computing, lay_out
 
 log = logging.getLogger("morphnas")
 
@@ -195,7 +195,7 @@ def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True, max
     shape = graph.shapes[graph.input.name]
     module = to_module(graph).to(task.device)
     if len(shape) == 3:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(module, torch.channels_last)
     batch = task.train[:n]
     x = task.normalised(batch.x)[(slice(None), slice(None), *map(slice, shape[1:]))].contiguous()
 
@@ -257,7 +257,7 @@ def _measure_recording(task: Task, recipe: Recipe, record: bool) -> Pace:
     precision: Precision = "bfloat16" if _computes_bfloat16(task.device) else "float32"
     start = to_module(graph).to(task.device)
     if len(shape) == 3:
-        start.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(start, torch.channels_last)
 
     def weights(module: nn.Module) -> Tensor:
         return torch.cat([p.detach().flatten() for p in module.parameters()])

@@ -32,7 +32,7 @@ from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime, Stop
 from morphnas.train.predict import Diverged, chunk, evaluate, in_full, latency, predict
 from morphnas.train.recipe import Outcome, Recipe
-from morphnas.train.step import is_gone, is_out_of_memory
+from morphnas.train.step import is_gone, is_out_of_memory, lay_out
 from morphnas.train.trainer import EachEpoch, train
 from morphnas.train.whitening import whitening
 
@@ -232,14 +232,23 @@ def _attempt(
                 known = difference if math.isfinite(difference) else None
                 return Outcome("failed", morph_error=known, error=message), None
             generator = torch.Generator().manual_seed(job.seed)
-            point = None if saved is None else saved.checkpoint
-            how = (job.recipe, deadline, generator, each_epoch, job.scored, job.micro, SMALLEST)
-            outcome = train(module, task, *how, keep=keeper, saved=point)
+            outcome = train(
+                module,
+                task,
+                job.recipe,
+                deadline,
+                generator,
+                each_epoch,
+                scored=job.scored,
+                micro=job.micro,
+                smallest=SMALLEST,
+                keep=keeper,
+                saved=None if saved is None else saved.checkpoint,
+            )
             if job.recipe.augment.flip is None and outcome.score is not None:
                 outcome = asked_mirrored(outcome, module, task, job.chunk, deadline)
             if job.scored and outcome.score is not None:
-                as_used = torch.contiguous_format
-                module.to(memory_format=as_used)  # type: ignore[call-overload]
+                lay_out(module, torch.contiguous_format)  # as it is used
                 seconds = latency(module, task, min(TIMED, 0.01 * deadline.left))
                 outcome = replace(outcome, latency=seconds, slow=seconds > (job.max_latency or math.inf))
             return replace(outcome, morph_error=difference), weights_of(module)
@@ -464,9 +473,9 @@ def search(
     def ask(trials: Sequence[Trial], left: Left) -> tuple[Proposal | None, Network | None]:
         """What comes next, and the network that it starts from, where that can be read: in another thread."""
         proposal = searcher.ask(trials, left)
-        if proposal and not isinstance(proposal.start, Graph):
+        if proposal and proposal.parent is not None:
             with suppress(RunError):
-                return proposal, store.network(proposal.start)
+                return proposal, store.network(proposal.parent)
         return proposal, None
 
     def answered() -> tuple[Proposal | None, Network | None]:
@@ -488,7 +497,7 @@ def search(
         asked = None
         if deadline.passed and not needed:
             return None
-        if proposal and not isinstance(proposal.start, Graph) and not kept(proposal.start):
+        if proposal and proposal.parent is not None and not kept(proposal.parent):
             proposal = network = None  # its start's weights were removed since
         if proposal is None and not needed and deadline.left < asking:
             return None  # it would come too late
@@ -531,8 +540,17 @@ def search(
         micro = micro_batch(trial.graph, recipe.batch_size, max_memory, store.trials)
         if len(running) + 1 == executor.workers:
             ask_ahead(trial)
-        own = (True, micro, store.checkpoint(trial.id), deadline.stop)
-        job = Job(network, morphs, recipe, deadline.left, trial_seed(seed, trial.id), *own, max_latency)
+        job = Job(
+            network,
+            morphs,
+            recipe,
+            deadline.left,
+            trial_seed(seed, trial.id),
+            micro=micro,
+            checkpoint=store.checkpoint(trial.id),
+            stop=deadline.stop,
+            max_latency=max_latency,
+        )
         try:
             running[trial.id] = submitted(executor, job, lambda outcome: epoch_done(trial, outcome))
         except DeviceGone as error:

@@ -110,8 +110,8 @@ def _read_trials(path: Path) -> Iterator[Trial]:
         try:
             data = read_json(inside(folder / "proposal.json", path))
             proposal = proposal_from_json(data)
-            if not isinstance(proposal.start, Graph) and proposal.start >= int(name):
-                raise ValueError(f"it starts from trial {proposal.start}, which is no earlier one")
+            if proposal.parent is not None and proposal.parent >= int(name):
+                raise ValueError(f"it starts from trial {proposal.parent}, which is no earlier one")
             done = (folder / "trial.json").exists()
             own = done and "graph" in data  # which stays, whatever happens to the start
             graph = Graph.from_json(data["graph"]) if own else bounded(grown(proposal, graphs))
@@ -152,14 +152,13 @@ class Store:
         cls.check(path, overwrite=overwrite)
         store = cls(path, _locked(path), {"format": FORMAT, **about, "host": socket.gethostname()})
         try:
-            for name in ("trials", "model", "graphs", "starts"):
-                shutil.rmtree(path / name, ignore_errors=True)
-            (path / "trials").mkdir()
+            with _writing(path):
+                for name in ("trials", "model", "graphs", "starts"):
+                    shutil.rmtree(path / name, ignore_errors=True)
+                (path / "trials").mkdir()
             write_json(path / "run.json", store.about)
-        except BaseException as error:
+        except BaseException:
             store.close()
-            if isinstance(error, OSError):
-                raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
             raise
         return store
 
@@ -229,19 +228,17 @@ class Store:
 
     def claim(self, proposal: Proposal) -> Trial:
         """Give the proposal an id and write it down: after what it starts from."""
-        if not isinstance(proposal.start, Graph):
-            self.written(proposal.start)
+        if proposal.parent is not None:
+            self.written(proposal.parent)
         graph = grown(proposal, {trial.id: trial.graph for trial in self._trials.values()})
         id = max(self._trials, default=-1) + 1
         while (_trial_folder(self.path, id) / "proposal.json").exists():  # of a trial that could not be read
             id += 1
-        try:
+        with _writing(self.path):
             inside(_trial_folder(self.path, id), self.path).mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
         self._since = id if self._since is None else self._since
         data = proposal_to_json(proposal) | {"since": self._since}
-        if not isinstance(proposal.start, Graph):  # so that it can be read whatever happens to the start
+        if proposal.parent is not None:  # so that it can be read whatever happens to the start
             data["graph"] = graph.to_json()
         write_json(_trial_folder(self.path, id) / "proposal.json", data)
         self._trials[id] = Trial(id, proposal, graph, since=self._since)
@@ -293,10 +290,8 @@ class Store:
     def drop_weights(self, id: int) -> None:
         """Remove a trial's weights: nothing starts from it any more."""
         self.written(id)
-        try:
+        with _writing(self.path):
             (_trial_folder(self.path, id) / "weights.safetensors").unlink(missing_ok=True)
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
         self.forget_weights(id)
 
     def forget_weights(self, id: int | None) -> None:
@@ -311,10 +306,8 @@ class Store:
     def give(self, network: Network) -> None:
         """Let trials that start from the network's graph begin with its weights."""
         file = self._given(network.graph)
-        try:
+        with _writing(self.path):
             inside(file.parent, self.path).mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
         write_tensors(file, network.weights)
 
     def _given(self, graph: Graph) -> Path:
@@ -340,10 +333,8 @@ class Store:
     def write_model(self, network: Network, about: Mapping[str, Any]) -> None:
         """Make a network the one that predicts: its weights under a new name, then the file that names them."""
         folder = self.path / "model"
-        try:
+        with _writing(folder):
             inside(folder, self.path).mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{folder} cannot be written: {error.strerror or error}") from error
         old = {entry.name for entry in folder.glob("*.safetensors")}
         name = next(name for i in range(len(old) + 1) if (name := f"weights-{i}.safetensors") not in old)
         write_tensors(folder / name, network.weights)
@@ -351,6 +342,15 @@ class Store:
         write_json(folder / "model.json", model)
         for stale in old:
             (folder / stale).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """RunError, which names the path, where what is done inside fails for its disk or its folder."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _of_no_run(entry: Path) -> bool:

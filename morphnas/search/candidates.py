@@ -47,11 +47,6 @@ class Rules:
         taken = frozenset(t.graph.key for t in trials if t.epochs == epochs)
         return Rules(learnt(limits, trials), left, epochs, taken)
 
-    @property
-    def over(self) -> bool:
-        """Whether the budget allows no trial at all."""
-        return self.left.seconds <= 0 or (self.left.trials is not None and self.left.trials <= 0)
-
     def fits(self, graph: Graph) -> bool:
         """Whether the network is within the limits and can be trained in the time left."""
         return self.limits.refuse(graph) is None and self.left.predict(graph, self.epochs) <= self.left.seconds

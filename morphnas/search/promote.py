@@ -37,7 +37,7 @@ class Promote:
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""
-        if left.seconds <= 0 or (left.trials is not None and left.trials <= 0):
+        if left.over:
             return None
         rung = rungs(trials)
         promoted = {t.parent for t in trials if is_promotion(t)}
@@ -68,7 +68,7 @@ def _training(graph: Graph, recipe: Recipe) -> tuple[str, Recipe]:
 
 def is_promotion(trial: Trial) -> bool:
     """Whether the trial trains its parent's network on, in the search."""
-    return not trial.final and not isinstance(trial.proposal.start, Graph) and not trial.proposal.morphs
+    return not trial.final and trial.proposal.trains_on
 
 
 def rungs(trials: Sequence[Trial]) -> dict[int, int]:

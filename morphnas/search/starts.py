@@ -27,7 +27,7 @@ class StartsFirst:
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""
         rules = Rules.of(trials, self.limits, left, self.recipe.epochs)
-        if rules.over:
+        if left.over:
             return None
         for number, graph in enumerate(self.space.starts):
             if rules.new(graph) and rules.fits(graph):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
@@ -181,8 +180,6 @@ def spread_landmarks(scores: Array, count: int = LANDMARKS) -> NDArray[np.intp]:
 
 
 # -- acquisition: how much a trial promises, from the mean and the standard deviation of its score
-
-Acquisition = Callable[[Array, Array], Array]
 
 
 def upper_confidence_bound(mean: Array, sd: Array, beta: float = 2.576) -> Array:

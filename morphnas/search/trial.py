@@ -30,6 +30,16 @@ class Proposal:
     recipe: Recipe
     why: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def parent(self) -> int | None:
+        """Id of the trial whose weights are inherited; None: it starts from a graph."""
+        return None if isinstance(self.start, Graph) else self.start
+
+    @property
+    def trains_on(self) -> bool:
+        """Whether it is of a network that has been trained, and is not changed."""
+        return self.parent is not None and not self.morphs
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -63,7 +73,7 @@ class Trial:
     @property
     def parent(self) -> int | None:
         """Id of the trial it started from."""
-        return None if isinstance(self.proposal.start, Graph) else self.proposal.start
+        return self.proposal.parent
 
     @property
     def epochs(self) -> int:
@@ -82,6 +92,11 @@ class Left:
     seconds: float
     trials: int | None = None
     seconds_per_flop: float = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether the budget allows no trial at all."""
+        return self.seconds <= 0 or (self.trials is not None and self.trials <= 0)
 
     def predict(self, graph: Graph, epochs: int) -> float:
         """Seconds that a training is expected to take."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from morphnas.graph import Graph, Limits
+from morphnas.graph import Limits
 from morphnas.search.belief import INHERITED, Belief
 from morphnas.search.candidates import Rules, what_is_left
 from morphnas.search.distance import sketch
@@ -138,11 +138,11 @@ class Tuned:
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""
         proposal = self.searcher.ask(trials, left)
-        if proposal is not None and (proposal.why.get("reason") == "start" or _trains_on(proposal)):
+        if proposal is not None and (proposal.why.get("reason") == "start" or proposal.trains_on):
             return proposal
         rules = Rules.of(trials, self.limits, left, self.recipe.epochs)
         scored = [trial for trial in trials if trial.score is not None and not trial.final]
-        if rules.over or not scored:
+        if left.over or not scored:
             return proposal
         rng = np.random.default_rng((self.seed, len(trials), 1))
         alike = self.recipe.epochs * (1 + INHERITED)
@@ -197,8 +197,3 @@ class Tuned:
             was, usual = at_usual_rate(self.recipe), at_usual_rate(recipe)
             recipe = replace(usual, lr=usual.lr * self.recipe.lr / was.lr)
         return recipe
-
-
-def _trains_on(proposal: Proposal) -> bool:
-    """Whether it is of a network that has been trained, and is not changed."""
-    return not proposal.morphs and not isinstance(proposal.start, Graph)

@@ -20,6 +20,7 @@ def calibrate(module: nn.Module, names: Iterable[str], x: Tensor) -> None:
     norms = {
         name: layer for name, layer in module.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
     }
+    counts = [buffer for name, buffer in module.named_buffers() if name.endswith("num_batches_tracked")]
     momenta = {name: layer.momentum for name, layer in norms.items()}
 
     def fit(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -41,10 +42,10 @@ def calibrate(module: nn.Module, names: Iterable[str], x: Tensor) -> None:
         for layer in norms.values():
             layer.momentum = 0.0
         module.train()
-        counts = {name: layer.num_batches_tracked.clone() for name, layer in norms.items()}  # type: ignore[union-attr]
+        before = [count.clone() for count in counts]
         module(x)
-        for name, layer in norms.items():
-            layer.num_batches_tracked.copy_(counts[name])  # type: ignore[union-attr]
+        for count, value in zip(counts, before, strict=True):
+            count.copy_(value)
     finally:
         for handle in handles:
             handle.remove()

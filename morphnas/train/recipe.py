@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
 
@@ -50,9 +51,9 @@ class Augment:
         _make_plain(self)
         for name in ("shift", "cutout"):
             value = getattr(self, name)
-            if not (name == "shift" and value is None) and not (_is_number(value) and 0 <= value < 1):
+            if not (name == "shift" and value is None) and not (is_number(value) and 0 <= value < 1):
                 raise ValueError(f"augment: {name} is a fraction of the image, at least 0 and below 1, not {value!r}")
-        if not (_is_number(self.rotate) and 0 <= self.rotate <= 180):
+        if not (is_number(self.rotate) and 0 <= self.rotate <= 180):
             raise ValueError(f"augment: rotate is in degrees, from 0 to 180, not {self.rotate!r}")
         if self.flip is not None and not isinstance(self.flip, bool):
             raise ValueError(f"augment: flip must be True, False or None, not {self.flip!r}")
@@ -181,7 +182,7 @@ class Epoch:
 
     def __post_init__(self) -> None:
         scored = () if self.score is None and self.metric is None else (self.score, self.metric)
-        if wrong := [value for value in (self.seconds, self.loss, *scored) if not _is_number(value)]:
+        if wrong := [value for value in (self.seconds, self.loss, *scored) if not is_number(value)]:
             raise ValueError(f"epoch: {wrong} are not all finite numbers")
 
 
@@ -240,11 +241,11 @@ class Outcome:
                 raise ValueError(f"outcome: {name} must be a name, not {getattr(self, name)!r:.100}")
         for name in ("score", "metric", "morph_error", "upright", "mirrored", "training_loss", "lr", "latency"):
             value = getattr(self, name)
-            if value is not None and not _is_number(value):
+            if value is not None and not is_number(value):
                 raise ValueError(f"outcome: {name} must be a finite number or None, not {value!r}")
         for name in ("seconds", "images_per_second"):
             value = getattr(self, name)
-            if not (_is_number(value) and value >= 0):
+            if not (is_number(value) and value >= 0):
                 raise ValueError(f"outcome: {name} must be a finite number from 0 on, not {value!r}")
         for name in ("epochs", "best_epoch", "examples", "peak_bytes", "micro_batch", "retries"):
             value = getattr(self, name)
@@ -296,9 +297,9 @@ def _make_plain(settings: Any) -> None:
             object.__setattr__(settings, f.name, value.item())
 
 
-def _is_number(value: Any) -> bool:
-    """Whether it is a number that JSON can hold."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number, and a finite one as a float, too: whole ones in JSON may be larger."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def known_fields(kind: type, data: Any) -> dict[str, Any]:

@@ -274,6 +274,11 @@ def computing(precision: Precision, device: torch.device) -> AbstractContextMana
     return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
+def lay_out(module: nn.Module, order: torch.memory_format) -> None:
+    """Bring the weights of its convolutions over two axes into a memory format."""
+    module.to(memory_format=order)  # type: ignore[call-overload]  # which torch's own annotations lack
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or any(words in str(error) for words in _OUT_OF_MEMORY)

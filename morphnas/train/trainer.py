@@ -20,7 +20,7 @@ from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.goal import Goal, Unmeasured
 from morphnas.train.predict import Diverged, chunk, evaluate
 from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
-from morphnas.train.step import Step, computing, is_out_of_memory
+from morphnas.train.step import Step, computing, is_out_of_memory, lay_out
 
 SHORT = 12
 """Schedules of at most this many epochs have no patience: they are over before a stale epoch says anything."""
@@ -132,7 +132,7 @@ class _Training:
         saved: Checkpoint | None,
     ) -> None:
         if task.train.x.ndim == 4:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            lay_out(module, torch.channels_last)
         self.gpu = task.device.type == "cuda"
         self.held = _begin_measuring(module, task.device)  # before there are any copies
         self.module, self.task, self.recipe, self.deadline = module, task, recipe, deadline

@@ -26,7 +26,7 @@ from morphnas import EpochReport, ImageClassifier, ImageRegressor, RunError
 from morphnas.cli import main
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import Labels
-from morphnas.estimators.objective import SURE, Lost, Scorer, _scaled, aimed
+from morphnas.estimators.objective import SURE, Scorer, UserLoss, _scaled, aimed
 from morphnas.estimators.settings import Settings, check_unchanged, decisive
 from morphnas.estimators.targets import Indicators, Target, Values, classes_of
 from morphnas.run.parcels import read_task, write_task
@@ -225,7 +225,7 @@ class Placed(nn.Module):
 
 def test_a_loss_travels_without_its_device() -> None:
     """Which another process may not have, or has under another number."""
-    here = Lost(Placed(), WORDS)
+    here = UserLoss(Placed(), WORDS)
     there = pickle.loads(cloudpickle.dumps(here))
     assert (there.loss.place, here.loss.place) == ("cpu", "cuda:1")  # type: ignore[attr-defined]
 
@@ -246,11 +246,11 @@ def elsewhere() -> Examples:
 
 def test_a_loss_is_tried_on_the_cpu() -> None:
     """Where what it refuses is an error: a GPU does nothing any more for a process that asked it for that."""
-    goal, lost = Own(Tags(3)), Lost(nn.BCEWithLogitsLoss(), Indicators(3))
+    goal, lost = Own(Tags(3)), UserLoss(nn.BCEWithLogitsLoss(), Indicators(3))
     scale = _scaled(replace(goal, criterion=lost), elsewhere()).scale
     assert scale == pytest.approx(goal_of(aimed(problem(TAGS), None, nn.BCEWithLogitsLoss())).scale)
     with pytest.raises(ValueError, match="it failed: RuntimeError: all elements of input should be between 0 and 1"):
-        _scaled(replace(goal, criterion=Lost(nn.BCELoss(), Indicators(3))), elsewhere())
+        _scaled(replace(goal, criterion=UserLoss(nn.BCELoss(), Indicators(3))), elsewhere())
 
 
 def test_a_loss_that_has_tensors_on_the_device_is_tried_there() -> None:
@@ -261,7 +261,7 @@ def test_a_loss_that_has_tensors_on_the_device_is_tried_there() -> None:
         raise RuntimeError("Expected all tensors to be on the same device")
 
     with pytest.raises(ValueError, match="same device"):
-        _scaled(Own(Tags(3), criterion=Lost(own, Indicators(3))), elsewhere())
+        _scaled(Own(Tags(3), criterion=UserLoss(own, Indicators(3))), elsewhere())
     assert asked == [("cpu", "cpu"), ("meta", "meta")]
 
 
@@ -597,10 +597,10 @@ def test_losses_are_weighted_means() -> None:
 def test_losses_of_each_example_tell_what_is_regretted() -> None:
     y, outputs = torch.zeros(4, 1), torch.tensor([[-1.0], [1.0], [3.0], [0.0]])
     values = Values(np.zeros(1), np.ones(1))
-    assert Own(values.goal, criterion=Lost(pinball(0.9), values)).regrets(outputs, y).tolist() == pytest.approx(
+    assert Own(values.goal, criterion=UserLoss(pinball(0.9), values)).regrets(outputs, y).tolist() == pytest.approx(
         [0.9, 0.1, 0.3, 0.0]
     )
-    for usual in (Own(values.goal, criterion=Lost(nn.L1Loss(), values)), Own(values.goal, Scorer("r2", values))):
+    for usual in (Own(values.goal, criterion=UserLoss(nn.L1Loss(), values)), Own(values.goal, Scorer("r2", values))):
         assert usual.regrets(outputs, y).tolist() == values.goal.errors(outputs, y).tolist() == [1, 1, 9, 0]
 
 
@@ -630,7 +630,7 @@ def test_functions_are_named_so_that_nobody_takes_them_for_something_else() -> N
     assert Scorer(make_scorer(metrics.mean_absolute_error, greater_is_better=False), WORDS).name == (
         "neg_mean_absolute_error"
     )
-    assert Lost(nn.CrossEntropyLoss(), WORDS).name == "CrossEntropyLoss"
+    assert UserLoss(nn.CrossEntropyLoss(), WORDS).name == "CrossEntropyLoss"
 
 
 def test_runs_for_different_losses_are_not_compared(tmp_path: Path) -> None:
@@ -756,7 +756,7 @@ targets: list[Target] = [WORDS, Indicators(2), Values(np.zeros(1), np.ones(1))]
 @pytest.mark.parametrize("own", ["metric", "criterion"])
 def test_all_else_of_a_goal_is_as_usual(target: Target, own: str) -> None:
     usual = target.goal
-    lost = Lost(lambda outputs, y: outputs.abs().flatten(), target)
+    lost = UserLoss(lambda outputs, y: outputs.abs().flatten(), target)
     goal = Own(usual, Scorer("accuracy", target)) if own == "metric" else Own(usual, criterion=lost)
     outputs = outputs_for(30, usual.outputs)
     y = torch.arange(30) % 3 if isinstance(target, Labels) else (outputs_for(30, usual.outputs, 1) > 0).float()

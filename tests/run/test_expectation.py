@@ -21,6 +21,7 @@ from morphnas.run.expectation import (
     Expectation,
     Forecast,
     Ladder,
+    Terms,
     expectation,
     seconds_for_search,
     weight_bytes,
@@ -42,8 +43,10 @@ LADDER = Ladder(4, 4, 2, 0.25)
 AMPLE = 10**12
 
 
-def expected(trials: Any = (), left: float = 60.0, **settings: Any) -> Expectation:
-    return expectation(PLAN, list(trials), left, **{"free": AMPLE, "overhead": 0.0, **settings})
+def expected(
+    trials: Any = (), left: float = 60.0, overhead: float = 0.0, process: int = 0, **terms: Any
+) -> Expectation:
+    return expectation(PLAN, list(trials), left, Terms(**terms), free=AMPLE, process=process, overhead=overhead)
 
 
 def done(n: int, pace: float = 1.0, epochs: int = 6, **more: Any) -> list[Trial]:
@@ -93,8 +96,8 @@ def test_networks_that_are_trained_on_take_the_time_of_others() -> None:
 
 def test_networks_grow_until_the_limits() -> None:
     tight = replace(PLAN, limits=Limits(max_work=STARTS[0].work))
-    free = expectation(PLAN, done(3), 600.0, free=AMPLE, overhead=0.0)
-    assert expectation(tight, done(3), 600.0, free=AMPLE, overhead=0.0).networks > free.networks
+    free = expectation(PLAN, done(3), 600.0, Terms(), free=AMPLE, overhead=0.0)
+    assert expectation(tight, done(3), 600.0, Terms(), free=AMPLE, overhead=0.0).networks > free.networks
 
 
 @pytest.mark.parametrize("most", [1, 4])
@@ -200,12 +203,12 @@ def test_words() -> None:
 Disk = namedtuple("Disk", "total used free")  # noqa: PYI024
 
 
-def play(path: Path, n: int, clock: Clock, left: float = 60.0, epochs: bool = False, **settings: Any) -> list[str]:
+def play(path: Path, n: int, clock: Clock, left: float = 60.0, epochs: bool = False, **terms: Any) -> list[str]:
     """What is told while so many trials are trained, one every 5 seconds of that clock."""
     told: list[str] = []
     with store_of(path) as store:
-        begun = clock()
-        forecast = Forecast(store, PLAN, lambda: max(0.0, left - (clock() - begun)), settings, told.append, clock=clock)
+        begun, meant = clock(), Terms(**terms)
+        forecast = Forecast(store, PLAN, lambda: max(0.0, left - (clock() - begun)), meant, told.append, clock=clock)
         for trial in done(n):
             claimed = store.claim(trial.proposal)
             forecast.trial_begins(claimed)
@@ -240,7 +243,7 @@ def test_it_is_told_soon_where_there_is_little_time(tmp_path: Path, caplog: pyte
 def test_it_is_told_after_a_minute_of_the_first_network(tmp_path: Path) -> None:
     clock, told = Clock(), list[str]()
     with store_of(tmp_path / "run") as store:
-        forecast = Forecast(store, PLAN, lambda: 3600.0, {}, told.append, clock=clock)
+        forecast = Forecast(store, PLAN, lambda: 3600.0, Terms(), told.append, clock=clock)
         trial = store.claim(Proposal(STARTS[0], (), RECIPE))
         for _ in range(5):
             clock.now += 20

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from morphnas import ImageClassifier, ImageRegressor
 from morphnas.estimators.labels import Labels
-from morphnas.estimators.objective import Lost
+from morphnas.estimators.objective import UserLoss
 from morphnas.estimators.targets import Values
 from morphnas.graph import cnn, densenet, mlp, resnet, to_module
 from morphnas.run.plan import measure
@@ -115,7 +115,7 @@ def test_random_numbers_and_memory_are_as_ever_after_a_recording_that_fails(
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 3.0])])
 def test_losses_of_pytorch_given_as_ones_own_are_recorded(weights: torch.Tensor | None, task: Task) -> None:
-    lost = Lost(nn.CrossEntropyLoss(weights), Labels(np.arange(3)))  # whose weights are not on the device
+    lost = UserLoss(nn.CrossEntropyLoss(weights), Labels(np.arange(3)))  # whose weights are not on the device
     step = Step(network(), replace(task, goal=Own(task.goal, criterion=lost)), replace(RECIPE, lr=0.01))
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
     losses = [step(draw, 0.2).item() for _ in range(EAGER + 5)]
@@ -139,7 +139,7 @@ def test_steps_with_weights_and_a_teacher_are_recorded(precision: Any, goal: Goa
 
 def test_losses_of_amounts_in_their_units_are_recorded(task: Task) -> None:
     values, codes = Values.found(np.arange(500.0) % 7 + 1000, 500)
-    own = Own(Amounts(1), criterion=Lost(nn.L1Loss(), values))
+    own = Own(Amounts(1), criterion=UserLoss(nn.L1Loss(), values))
     of = replace(task, train=replace(task.train, y=torch.from_numpy(codes).to(GPU)), goal=own)
     step = Step(to_module(cnn(SHAPE, 1, width=8)).to(GPU), of, replace(RECIPE, lr=0.01))
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
