@@ -23,7 +23,7 @@ import morphnas
 from morphnas.report import facts
 from morphnas.report.page import about_words
 from morphnas.report.words import ends_words, status_words, trial_words
-from morphnas.run.files import RunError, inside, parse_json, read_bytes, write_bytes
+from morphnas.run.files import RunError, inside, parse_json, read_bytes, write_bytes, writing
 from morphnas.run.store import Run, RunLike, holds_run, load_run, run_of, user_path, versions
 from morphnas.train.recipe import LOG_LOSS
 
@@ -91,7 +91,8 @@ def bundle(run: RunLike, out: str | os.PathLike[str]) -> Path:
         file.comment = _COMMENT
         for name, text in (own | texts).items():
             file.writestr(name, hide(text).encode("utf-8", "surrogateescape"))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, content.getvalue())
     return target
 

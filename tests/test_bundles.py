@@ -328,6 +328,9 @@ def test_an_earlier_bundle_is_replaced_and_nothing_else(run: Path, tmp_path: Pat
         assert before is None or file.read_bytes() == before
     with pytest.raises(ValueError, match=r"must end in \.zip"):
         morphnas.bundle(run, tmp_path / "run.tar")
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(RunError, match=r"file/a\.zip cannot be written"):
+        morphnas.bundle(run, tmp_path / "file" / "a.zip")
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:

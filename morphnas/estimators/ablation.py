@@ -105,7 +105,7 @@ def ablate(
     recipe. x, y, validation_data, sample_weight, groups, teacher: those of the fit, as are metric and loss where these
     are functions, which a run does not hold. trial: the network's id; None: the search's winner. time_limit: seconds,
     within which as many of `repeats` rounds are done as fit. The run is not changed. RunError for other data,
-    ValueError for what cannot be used.
+    ValueError for what cannot be used, TimeoutError for data that take all of the time to read.
     """
     deadline = Deadline.after(time_limit_seconds(time_limit, None))
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
@@ -113,7 +113,7 @@ def ablate(
     metric, loss = metric or getattr(run, "metric", None), loss or getattr(run, "loss", None)
     run = run_of(run)
     network = run.trial(run.get_best_model_id() if trial is None else trial)
-    problem = _problem(run, x, y, validation_data, sample_weight, groups, teacher, torch_device(device))
+    problem = _problem(run, x, y, validation_data, sample_weight, groups, teacher, torch_device(device), deadline)
     metric = metric or restored(run.about.get("settings")).get("metric")
     check_metric(metric)
     check_loss(loss)
@@ -151,6 +151,7 @@ def _problem(
     groups: Groups,
     teacher: Teacher,
     device: torch.device,
+    deadline: Deadline,
 ) -> Problem:
     settings, seed = run.about.get("settings"), run.about.get("seed")
     if not isinstance(settings, dict) or not isinstance(seed, int):
@@ -171,6 +172,7 @@ def _problem(
         axes=settings.get("axes"),
         groups=groups,
         teacher=teacher,
+        deadline=deadline,
     )
     if problem.fingerprint != run.about.get("data"):
         raise RunError(

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ MAX_HEADER = 32 * 2**20
 
 class RunError(ValueError):
     """A folder is not the run that was expected, cannot be used, or holds a file that cannot be read."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """RunError, which names the path, where what is done inside fails for its disk or its folder."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

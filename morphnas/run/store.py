@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 
 from morphnas.graph import Graph, Network, Weights, morph_from_json
 from morphnas.graph.graph import bounded
-from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors
+from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors, writing
 from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
 from morphnas.search.pareto import COSTS, check_cost, front
 from morphnas.search.trial import Proposal, Trial, comparable, grown
@@ -152,7 +152,7 @@ class Store:
         cls.check(path, overwrite=overwrite)
         store = cls(path, _locked(path), {"format": FORMAT, **about, "host": socket.gethostname()})
         try:
-            with _writing(path):
+            with writing(path):
                 for name in ("trials", "model", "graphs", "starts"):
                     shutil.rmtree(path / name, ignore_errors=True)
                 (path / "trials").mkdir()
@@ -234,7 +234,7 @@ class Store:
         id = max(self._trials, default=-1) + 1
         while (_trial_folder(self.path, id) / "proposal.json").exists():  # of a trial that could not be read
             id += 1
-        with _writing(self.path):
+        with writing(self.path):
             inside(_trial_folder(self.path, id), self.path).mkdir(exist_ok=True)
         self._since = id if self._since is None else self._since
         data = proposal_to_json(proposal) | {"since": self._since}
@@ -290,7 +290,7 @@ class Store:
     def drop_weights(self, id: int) -> None:
         """Remove a trial's weights: nothing starts from it any more."""
         self.written(id)
-        with _writing(self.path):
+        with writing(self.path):
             (_trial_folder(self.path, id) / "weights.safetensors").unlink(missing_ok=True)
         self.forget_weights(id)
 
@@ -306,7 +306,7 @@ class Store:
     def give(self, network: Network) -> None:
         """Let trials that start from the network's graph begin with its weights."""
         file = self._given(network.graph)
-        with _writing(self.path):
+        with writing(self.path):
             inside(file.parent, self.path).mkdir(exist_ok=True)
         write_tensors(file, network.weights)
 
@@ -333,7 +333,7 @@ class Store:
     def write_model(self, network: Network, about: Mapping[str, Any]) -> None:
         """Make a network the one that predicts: its weights under a new name, then the file that names them."""
         folder = self.path / "model"
-        with _writing(folder):
+        with writing(folder):
             inside(folder, self.path).mkdir(exist_ok=True)
         old = {entry.name for entry in folder.glob("*.safetensors")}
         name = next(name for i in range(len(old) + 1) if (name := f"weights-{i}.safetensors") not in old)
@@ -342,15 +342,6 @@ class Store:
         write_json(folder / "model.json", model)
         for stale in old:
             (folder / stale).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """RunError, which names the path, where what is done inside fails for its disk or its folder."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _of_no_run(entry: Path) -> bool:

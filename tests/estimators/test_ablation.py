@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
 import morphnas
 from morphnas import ImageClassifier, RunError, ablate, load_run
+from morphnas.estimators import ablation
 from morphnas.estimators.ablation import Undone, _replayed, _undone
+from morphnas.estimators.objective import aimed
 from morphnas.graph import Deeper, Graph, Wider, cnn
 from morphnas.report.words import morph_words
 from morphnas.search.trial import lineage
+from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Outcome
 from tests.estimators.conftest import Data
+from tests.train.tasks import Clock
 
 ARGS: dict[str, Any] = {"default_model_width": 2, "default_model_len": 1, "trainer_args": {"epochs": 2}}
 
@@ -83,10 +90,27 @@ def test_later_morphs_find_their_nodes_under_other_names() -> None:
     assert alone != inner[1]
 
 
-def test_without_time_it_says_so(run: Path, data: Data) -> None:
-    found = ablate(run, *data, grown(run), time_limit=1e-3, device="cpu")
+def test_without_time_it_says_so(run: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+
+    def after(seconds: float) -> Deadline:
+        return clock.deadline(seconds)
+
+    def late(problem: Any, *rest: Any) -> Any:
+        clock.now += 60
+        return aimed(problem, *rest)
+
+    monkeypatch.setattr(ablation, "Deadline", SimpleNamespace(after=after))
+    monkeypatch.setattr(ablation, "aimed", late)
+    found = ablate(run, *data, grown(run), time_limit=60, device="cpu")
     assert all((one.n, one.gain, one.metric_gain) == (0, None, None) for one in found.morphs)
     assert "no time" in str(found)
+
+
+def test_data_that_take_all_of_the_time_to_read_are_told(run: Path) -> None:
+    slow = TensorDataset(torch.zeros(60, 1, 8, 8), torch.zeros(60))
+    with pytest.raises(TimeoutError, match="reading x has taken all of the time limit, after 0 of 60 examples"):
+        ablate(run, slow, trial=grown(run), time_limit=1e-6, device="cpu")
 
 
 def test_turns_are_paired_and_failures_told() -> None:

@@ -105,6 +105,7 @@ def test_an_augmentation_says_which_setting_is_wrong(setting: dict[str, Any]) ->
     [
         ({"status": "fine"}, "status must be one of finished, truncated, diverged, oom, failed, not 'fine'"),
         ({"score": math.nan}, "score must be a finite number or None, not nan"),
+        ({"seconds": 10**400}, "seconds must be a finite number from 0 on"),
         ({"score": -math.inf}, "score must be"),
         ({"metric": "0.9"}, "metric must be"),
         ({"morph_error": math.nan}, "morph_error must be"),
