@@ -53,7 +53,7 @@ from morphnas.run.ensemble import assembled, elect, stand_in
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.expectation import Terms
 from morphnas.run.files import RunError
-from morphnas.run.final import abandon, finalise
+from morphnas.run.final import abandon, finalise, lasting
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import prune
 from morphnas.run.plan import Plan
@@ -402,6 +402,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             recipe = changed(settled(store, best, store.trials, problem, deadline), given | args)
             after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
             calls = EpochCalls(each_epoch, Path(self.path_), stop)
+            own_length = bool({"epochs", "max_iter_num"} & args.keys())
             executor = place.final(problem.task, problem.everything)
             try:
                 final = finalise(
@@ -417,14 +418,18 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     retrain=retrain,
                     judged=settings.ensemble > 1,
                     max_memory=memory_for(planned, settings),
-                    epochs=recipe.epochs if {"epochs", "max_iter_num"} & args.keys() else None,
+                    epochs=recipe.epochs if own_length else None,
                     data=str(problem.fingerprint["hash"]),
                     observer=Observers((shown, calls)),
                 )
             finally:
                 executor.shutdown()
             calls.close()
-            self._use(store, problem, (best, final), deadline, settings)
+            found = best, final
+            if trial in (None, store.about.get("best")):  # another network is to be the model in any case
+                name = None if retrain or own_length else str(problem.fingerprint["hash"])
+                found = lasting(store, *found, problem.task, problem.everything, name)
+            self._use(store, problem, found, deadline, settings)
             prune(store, settings.keep)
             if deadline.stopped and not calls.stopped:
                 self._interrupted()
@@ -636,6 +641,18 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings
     ) -> None:
         """Predict with the second trial's network from now on, or with an ensemble around it, and write it down."""
+        final = found[1]
+        there = _there(store, problem, settings.ensemble) if final.id == store.about.get("final") else None
+        network, about = there or self._made(store, problem, found, deadline, settings)
+        abandon(store)
+        settled = max(trial.id for trial in store.trials)
+        store.note(best=about["best"], final=final.id, members=about["members"], settled=settled)
+        self._set(network, about, problem.target, problem.preprocessing)
+
+    def _made(
+        self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings
+    ) -> tuple[Network, dict[str, Any]]:
+        """The model, and what is written down of it: see `_use`."""
         best, final = found
         task, mirrored = problem.task, mirrors(final.proposal.recipe, problem.task)
         mirrored = mirrored and settings.limits.max_latency_ms is None  # mirror images take as long again
@@ -657,10 +674,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             "members": {str(id): share for id, share in shares.items()},
         }
         store.write_model(network, about)
-        abandon(store)
-        settled = max(trial.id for trial in store.trials)
-        store.note(best=best.id, final=final.id, members=about["members"], settled=settled)
-        self._set(network, about, problem.target, problem.preprocessing)
+        return network, about
 
     def _interrupted(self) -> None:
         how = f"path={self.path_!r}, resume=True, ...).fit(...)"
@@ -759,6 +773,17 @@ def stored(folder: Path) -> tuple[Network, dict[str, Any]]:
         load_about(folder)  # where there is no run at all, that is what is to be said
         hint = "fit with resume=True writes it again, and load_run(path).load_model_by_id(id) has every network"
         raise RunError(f"{error}; {hint}") from error
+
+
+def _there(store: Store, problem: Problem, ensemble: int) -> tuple[Network, dict[str, Any]] | None:
+    """The run's model, where it can be read and is an ensemble exactly where one is asked for, of no more members."""
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
+        network, about = load_model(store.path)
+        _check_model(network.graph, about, problem.target, problem.preprocessing)
+        members = len(about["members"])
+        if about["trial"] == store.about["final"] and (1 < members <= ensemble or members == ensemble == 1):
+            return network, about
+    return None
 
 
 def _check_model(graph: Graph, about: Mapping[str, Any], target: Target, preprocessing: Preprocessing) -> None:

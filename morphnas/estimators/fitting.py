@@ -19,7 +19,7 @@ from morphnas.run.ensemble import asked
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, Terms, seconds_for_search
 from morphnas.run.files import RunError
-from morphnas.run.final import finalise
+from morphnas.run.final import finalise, lasting
 from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_latency, plan
 from morphnas.run.search import Executor, Observer, asked_mirrored, search, settle
 from morphnas.run.store import Store
@@ -246,9 +246,8 @@ class Fitting:
         RunError where no network could be trained.
         """
         best, searched = self._winner()
-        final = best
+        final, problem, name = best, self.problem, str(self.problem.fingerprint["hash"])
         if self.refit:
-            problem = self.problem
             recipe = settled(self.store, best, searched, problem, self.deadline)
             final = finalise(
                 self.store,
@@ -262,9 +261,10 @@ class Fitting:
                 seed=self.seed,
                 judged=self.settings.ensemble > 1,
                 max_memory=self.max_memory,
-                data=str(problem.fingerprint["hash"]),
+                data=name,
                 observer=observer,
             )
+        best, final = lasting(self.store, best, final, problem.task, problem.everything, name)
         if best.score is None:
             said = None if best.outcome is None else best.outcome.error
             why = "the time limit was too short to score a network"

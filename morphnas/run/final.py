@@ -35,7 +35,7 @@ from morphnas.run.search import (
     trial_seed,
 )
 from morphnas.run.store import Store
-from morphnas.search.trial import Proposal, Trial
+from morphnas.search.trial import Proposal, Trial, lineage
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.goal import Unmeasured
@@ -68,6 +68,9 @@ BY_HEART = 0.5
 by heart: coloured images are to be changed more then, on grey ones that costs (`benchmarks/ablation_recipe.py`)."""
 SHIFT_MORE, CUTOUT_MORE = 0.125, 0.25
 """How much: as much as that, unless they are changed more already."""
+
+LESS = 0.5
+"""Times as much as the final model there is that another network must have been trained to become the model."""
 
 UNMOVED = ", unmoved"
 """What the name of a way ends with in which images are not shifted."""
@@ -180,6 +183,44 @@ def finalise(
     if not good or deadline.stopped:  # stopped, its rate has not come down
         return chosen
     return chosen if _spoilt(store, chosen, last, task, deadline) else last
+
+
+def lasting(
+    store: Store, best: Trial, final: Trial, task: Task, everything: Examples | None, data: str | None
+) -> tuple[Trial, Trial]:
+    """The search's winner and the final model's trial, or those of the model that there is, where that has seen more.
+
+    What was trained for longer on the same data is not given up for less: of the same network for any less, of another
+    one for less than `LESS`. A model of other data stays only where nothing was trained on these. data: their name;
+    None: as if they were others.
+    """
+    known = {trial.id: trial for trial in store.trials}
+    was, of = (known.get(store.about.get(name, -1)) for name in ("final", "best"))
+    if was is None or of is None or was.id == final.id or not (was.final and was.kept):
+        return best, final
+    sizes = len(task.train), len(everything or task.train)
+    before, now = (_seen(store, trial, sizes) for trial in (was, final))
+    least = 1.0
+    if data is not None and was.proposal.why.get("data") == data:
+        least = before * (1.0 if was.graph.key == final.graph.key else LESS)
+    if now >= least:
+        return best, final
+    try:
+        store.network(was.id)
+    except RunError:
+        return best, final
+    log.warning("trial %d stays the model: it has seen %s examples, trial %d %s", was.id, before, final.id, now)
+    return of, was
+
+
+def _seen(store: Store, trial: Trial, sizes: tuple[int, int]) -> int:
+    """Examples that the final trainings of a trial's lineage have seen, each as often as it came."""
+    seen = 0
+    for one in lineage(store.trials, trial):
+        if one.final and one.outcome is not None:
+            n = sizes[one.proposal.why["final"] == "everything"]
+            seen += one.outcome.epochs * min(one.proposal.recipe.examples or n, n)
+    return seen
 
 
 def abandon(store: Store) -> None:

@@ -455,6 +455,36 @@ def test_resumes(tmp_path: Path) -> None:
     assert len(load_run(path).trials) == 1
 
 
+def test_a_model_is_not_given_up_for_one_that_was_trained_for_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, data = tmp_path / "run", stripes(200)
+    settings: dict[str, Any] = {"random_state": 1, "searcher_args": TINY, "keep": 1, "max_trials": 1}
+    first = ImageClassifier(path, **settings).fit(*data, time_limit=20)
+    files = {file: file.read_bytes() for file in (path / "model").iterdir()}
+    assert first.final_trial_ != first.best_trial_
+
+    def same(found: ImageClassifier) -> bool:
+        kept = {file: file.read_bytes() for file in (path / "model").iterdir()} == files
+        told = f"trial {first.final_trial_} stays the model" in caplog.text
+        caplog.clear()
+        load_run(path).load_model_by_id(first.final_trial_)
+        return kept and told and (found.best_trial_, found.final_trial_) == (first.best_trial_, first.final_trial_)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("morphnas.run.final.LONGEST", 3)
+        assert same(ImageClassifier(path, **settings, resume=True).fit(*data, time_limit=9))
+        assert same(morphnas.load(path).final_fit(*data, time_limit=9))
+    assert same(ImageClassifier(path, **settings, resume=True, refit=False).fit(*data, time_limit=9))
+    assert same(morphnas.load(path).final_fit(*data, trainer_args={"batch_size": 10**6}, time_limit=9)), "no step fits"
+    found = morphnas.load(path).final_fit(*data, trainer_args={"epochs": 2}, time_limit=9)
+    assert found.final_trial_ != first.final_trial_, "it was asked for"
+    assert not path.joinpath("trials", f"{first.final_trial_:05d}", "weights.safetensors").exists()
+    (path / "model" / "model.json").write_text("{}")
+    again = ImageClassifier(path, **settings, resume=True).fit(*data, time_limit=9)
+    assert again.score(*data) == morphnas.load(path).score(*data)
+
+
 @pytest.mark.parametrize("search", [*SEARCHERS, morphnas.RandomSearcher])
 def test_other_searchers(data: Data, tmp_path: Path, search: Any) -> None:
     classifier = ImageClassifier(tmp_path / "run", search_type=search, max_trials=6, searcher_args=TINY, refit=False)
