@@ -1,9 +1,9 @@
-"""Amounts instead of labels: by how much is a digit turned?
+"""Regression: by how much is a digit rotated?
 
     python examples/angles.py [--time-limit 30] [--path angles]
 
-Turns scikit-learn's digits by -60 to 60 degrees, has an ImageRegressor find a network that tells the angles, and draws
-digits of a held-out fifth as they were given, and turned back by what the network says, into --path/angles.png.
+Rotates scikit-learn's digits by -60 to 60 degrees, has an ImageRegressor find a network that predicts the angles, and
+draws digits of a held-out fifth, as given and rotated back by the predicted angle, into --path/angles.png.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A searcher and a space of one's own: the best network is made deeper, by 5x5 convolutions only.
+"""A custom searcher and search space: the best network is made deeper, by 5x5 convolutions only.
 
 python examples/custom.py [--time-limit 30]
 """

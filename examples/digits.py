@@ -1,10 +1,10 @@
-"""The main job in one go: search for a network on scikit-learn's digits, use it, and see what was found.
+"""The whole workflow: search for a network on scikit-learn's digits, use it, and see what was found.
 
     python examples/digits.py [--time-limit 45] [--path demo] [--seed 0]
 
-Needs no download. Leaves in --path: the run itself; report.html, the page that shows what was searched and why;
-graphs/*.pdf (every network, and the tree of morphs); and digits.png, some digits of the test part as the network reads
-them. The same fifth is held out for every seed, so that runs can be compared: morphnas compare demo other.
+Needs no download. Leaves in --path: the run itself; report.html, which shows what was searched and why; graphs/*.pdf
+(every network, and the tree of morphs); and digits.png, some digits of the test set with the network's predictions. The
+same fifth is held out for every seed, so that runs can be compared: morphnas compare demo other.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from matplotlib import pyplot as plt
 
 
 def draw(path: Path, images: np.ndarray, truth: np.ndarray, probabilities: np.ndarray, classes: np.ndarray) -> None:
-    """A picture of digits with what the network says; mistakes and doubts first."""
+    """A picture of digits with the network's predictions; mistakes and uncertain ones first."""
     said = classes[probabilities.argmax(1)]
     order = np.lexsort((probabilities.max(1), said == truth))[:32]
     figure, axes = plt.subplots(4, 8, figsize=(9, 5.2))

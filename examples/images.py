@@ -2,7 +2,7 @@
 
     python examples/images.py --data mnist.npz --time-limit 300 [--path run] [--final-fit SECONDS]
 
-The test part is looked at once, at the end.
+The test set is evaluated once, at the end.
 """
 
 import argparse

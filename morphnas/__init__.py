@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Everything is loaded with the first name that is asked for (PEP 562): a worker's process asks for none."""
+    """Load everything when the first name is used (PEP 562): a worker process uses none."""
     if not name.startswith("__") or name == "__all__":
         api = importlib.import_module("morphnas.api")
         globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)

@@ -50,32 +50,32 @@ _OPEN: dict[str, Any] = {
 
 
 def bundle(run: RunLike, out: str | os.PathLike[str]) -> Path:
-    """Write what happened in a run into a zip file, to be sent with a report of a problem, and say where it is.
+    """Write what happened in a run into a zip file, to attach to a problem report, and return its path.
 
     about.txt: versions, the machine, how many networks ended how, what could not be read, and the errors of those that
     failed, diverged or ran out of memory. files.txt: names, sizes and times of the run's files. And its JSON files:
 
     * trials/*/proposal.json and trial.json, damaged ones too: networks, recipes, the searcher's notes, learning curves,
       errors with their tracebacks; not the names of functions that were the metric or loss.
-    * run.json: the estimator's arguments, but for functions as metric and loss, the limit, the seed, versions, device
-      and plan; of the data shape, dtype, the number of classes and a hash; which kinds of findings there were, not
-      their texts.
+    * run.json: the estimator's arguments, except functions as metric or loss, the limit, the seed, versions, device
+      and plan; the data's shape, dtype, number of classes and a hash; which kinds of findings there were, not their
+      texts.
     * model/model.json: the network, shapes, how many labels there are.
 
-    Not in it are data, weights, checkpoints, labels, names of columns, means and ranges of data, and the host's
-    name. Home folders are "~", and a folder named as the user is "user". Where run.json or model.json is damaged, so
-    that nobody can tell what is a label, all letters and digits outside of its keys are "x" and "0". What is left out
-    for its size (8 MiB a file, 64 MiB together, failed networks first) is named in about.txt.
+    It does not contain data, weights, checkpoints, labels, column names, means and ranges of data, or the host's name.
+    Home folders are "~", and a folder named after the user is "user". If run.json or model.json is damaged, so that
+    labels cannot be recognised, all letters and digits outside of its keys are "x" and "0". What is left out because
+    of its size (8 MiB a file, 64 MiB together, failed networks first) is named in about.txt.
 
-    run: also one that is damaged or still being written, or an estimator whose fit has failed. out: a file that ends in
-    .zip; an earlier bundle is replaced, as a whole. ValueError for another ending; FileExistsError where something else
-    is there; RunError where there is no run, or the file cannot be written.
+    run: may be damaged or still being written, or an estimator whose fit has failed. out: a file that ends in .zip; an
+    earlier bundle is replaced, as a whole. ValueError for another suffix; FileExistsError if there is something else;
+    RunError if there is no run, or the file cannot be written.
     """
     target = user_path(out)
     if target.suffix.lower() != ".zip":
         raise ValueError(f"the bundle's name must end in .zip, not {str(target)!r}")
     if target.exists() and not _is_bundle(target):
-        raise FileExistsError(f"{target} is there already, and no bundle: choose another file")
+        raise FileExistsError(f"{target} exists already and is not a bundle: choose another file")
     folder = _folder(run)
     if not (holds_run(folder) or (folder / "trials").is_dir()):
         raise RunError(f"{str(folder)!r} holds no run: there is no run.json in it")
@@ -192,14 +192,14 @@ def _told(name: str, data: bytes, wrong: list[str]) -> str:
         return _NAMED.sub(lambda found: found[0] if found[2] in _USUAL else f'{found[1]}"left out"', text)
     try:
         if not isinstance(found := parse_json(data), dict):
-            raise ValueError("it holds no JSON object")
+            raise ValueError("it is not a JSON object")
         for part in (found.get("settings"), found.get("decides")):
             for own in ("metric", "loss"):
                 if isinstance(part, dict) and part.get(own) not in (None, *get_scorer_names()):
                     part[own] = "left out"  # of a function, in which labels may be named
         return json.dumps(_open(found, allowed), indent=1)
     except (ValueError, RecursionError) as error:
-        wrong.append(f"{name} is no JSON ({error}): its letters and digits are x and 0")
+        wrong.append(f"{name} is not JSON ({error}): its letters and digits are x and 0")
         return _MASKED.sub(lambda found: found[1] or ("0" if found[0].isdigit() else "x"), text)
 
 

@@ -1,8 +1,8 @@
 """The command line: `morphnas fit | evaluate | predict | info | explain | report | draw | compare | export | bundle`.
 
-Every command prints text for people, or with --json one JSON value, to the standard output; progress, warnings and
-errors go to the standard error. It ends with 0 when all is well, 1 with one line that says what was wrong, 2 when it
-was called wrongly, 130 after Ctrl-C where there is no model to show for it, 143 after SIGTERM.
+Every command prints text, or with --json one JSON value, to standard output; progress, warnings and errors go to
+standard error. The exit status is 0 on success, 1 after an error, which is described in one line, 2 after wrong usage,
+130 after Ctrl-C without a model, 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LIMITS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and say how it ended, see the module."""
+    """Run a command and return its exit status, see the module."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="morphnas: %(levelname)s: %(message)s", stream=sys.stderr)
     try:
@@ -65,12 +65,12 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="one JSON value instead of text")
-    common.add_argument("--debug", action="store_true", help="the whole traceback of an error")
+    common.add_argument("--json", action="store_true", help="print one JSON value instead of text")
+    common.add_argument("--debug", action="store_true", help="show the full traceback of an error")
     parser = argparse.ArgumentParser(
         prog="morphnas",
         description="Finds neural networks for images within the time you give it.",
-        epilog="Exit status: 0 all is well, 1 an error, which is told, 2 called wrongly, 130 Ctrl-C, 143 SIGTERM.",
+        epilog="Exit status: 0 success, 1 error (with a message), 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.",
     )
     parser.add_argument("--version", action="version", version=f"morphnas {morphnas.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -86,95 +86,105 @@ def _parser() -> argparse.ArgumentParser:
 
     def data(made: Any, words: str) -> None:
         made.add_argument("data", type=Path, help=words)
-        made.add_argument("--images", type=Path, metavar="FOLDER", help="where the files that a .csv names are")
+        made.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the files that a .csv lists")
 
     kinds = "an .npz, a folder with a sub-folder of images per class, or a .csv of file names and labels"
     made = command("fit", "Search for a network, and train the best one.",
                    "fit mnist.npz --time-limit 600 --path run", "fit photos --time-limit 3600 --path run --resume",
                    "fit labels.csv --images photos --limit max_params=100000 --limit morphs=deeper,wider")  # fmt: skip
-    data(made, f"{kinds}; of an .npz x_train and y_train, or x and y; x_test and y_test are measured at the end")
-    made.add_argument("--time-limit", type=float, default=600, metavar="SECONDS", help="everything included (600)")
-    made.add_argument("--path", default="run", help="the folder of the run (run)")
-    made.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
+    data(made, f"{kinds}; an .npz has x_train and y_train, or x and y; x_test and y_test are evaluated at the end")
+    made.add_argument(
+        "--time-limit", type=float, default=600, metavar="SECONDS", help="limit, everything included (default: 600)"
+    )
+    made.add_argument("--path", default="run", help="folder of the run (default: run)")
+    made.add_argument("--resume", action="store_true", help="continue the run in the folder, if there is one")
     made.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
-    made.add_argument("--axes", type=int, choices=(1, 2, 3), help="of examples: spans, images, volumes")
+    made.add_argument("--axes", type=int, choices=(1, 2, 3), help="1: sequences, 2: images, 3: volumes")
     made.add_argument(
         "--balanced",
         action="store_true",
-        help="classes count alike, however many examples they have (not tags, not amounts)",
+        help="give all classes equal weight (not for multi-label data or regression)",
     )
-    made.add_argument("--regression", action="store_true", help="labels are amounts, to be predicted as numbers")
-    made.add_argument("--search-patience", type=int, help="networks in a row, none better, after which a search ends")
-    made.add_argument("--metric", help="what networks are chosen by, one of scikit-learn's scorers (the log loss)")
-    made.add_argument("--search", choices=SEARCHES, help="how to search (bayesian)")
+    made.add_argument("--regression", action="store_true", help="predict numbers instead of classes")
+    made.add_argument("--search-patience", type=int, help="end the search after so many networks without improvement")
+    made.add_argument("--metric", help="a scikit-learn scorer to choose networks by (default: log loss)")
+    made.add_argument("--search", choices=SEARCHES, help="search strategy (default: bayesian)")
     made.add_argument("--max-trials", type=int, metavar="N", help="end the search after so many networks")
-    made.add_argument("--seed", type=int, help="for the same search again")
-    made.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
-    made.add_argument("--executor", help="process, ray, or the address of a Ray cluster: several networks at a time")
-    made.add_argument("--devices", type=int, metavar="N", help="how many at a time")
-    made.add_argument("--width", type=int, metavar="N", help="first width of the networks to start from")
+    made.add_argument("--seed", type=int, help="random seed, to repeat a search")
+    made.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    made.add_argument(
+        "--executor", help="train several networks at a time: process, ray, or the address of a Ray cluster"
+    )
+    made.add_argument("--devices", type=int, metavar="N", help="number of networks at a time")
+    made.add_argument("--width", type=int, metavar="N", help="width of the first networks")
     made.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=", ".join(LIMITS))
     made.add_argument(
         "--begin-with", type=Path, nargs="+", default=[], metavar="RUN", help="start from the networks of earlier runs"
     )
-    made.add_argument("--teacher", type=Path, metavar="RUN", help="agree with an earlier run's model as well as with y")
-    made.add_argument("--ensemble", type=int, default=1, help="networks of the final model, at most (default: 1)")
+    made.add_argument("--teacher", type=Path, metavar="RUN", help="learn from an earlier run's model as well as from y")
+    made.add_argument(
+        "--ensemble", type=int, default=1, help="maximum number of networks in the final model (default: 1)"
+    )
     made.add_argument("--no-refit", action="store_true", help="do not train the winner longer at the end")
-    made.add_argument("--quiet", action="store_true", help="no progress")
+    made.add_argument("--quiet", action="store_true", help="show no progress")
 
     made = command(
         "evaluate",
         "Measure how good a run's model is.",
         "evaluate run mnist.npz",
     )
-    made.add_argument("path", help="the folder of a run")
-    data(made, f"{kinds}; of an .npz x_test and y_test, or x and y")
+    made.add_argument("path", help="folder of a run")
+    data(made, f"{kinds}; an .npz has x_test and y_test, or x and y")
 
-    made = command("predict", "Predict labels or tags with their probabilities, or amounts, as CSV or JSON.",
+    made = command("predict", "Predict labels with their probabilities, or numbers, as CSV or JSON.",
                    "predict run cat.png dog.png", "predict run mnist.npz --json > labels.json")  # fmt: skip
-    made.add_argument("path", help="the folder of a run")
-    made.add_argument("files", type=Path, nargs="+", help=f"image files, or {kinds}; of an .npz x_test, or x")
-    made.add_argument("--images", type=Path, metavar="FOLDER", help="where the files that a .csv names are")
+    made.add_argument("path", help="folder of a run")
+    made.add_argument("files", type=Path, nargs="+", help=f"image files, or {kinds}; an .npz has x_test, or x")
+    made.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the files that a .csv lists")
 
-    made = command("info", "What is in a run; without one, of this machine.", "info run --networks 20", "info")
-    made.add_argument("path", nargs="?", help="the folder of a run")
-    made.add_argument("--networks", type=int, default=10, metavar="N", help="of the best networks (10)")
+    made = command("info", "Describe a run or, without one, this machine.", "info run --networks 20", "info")
+    made.add_argument("path", nargs="?", help="folder of a run")
+    made.add_argument(
+        "--networks", type=int, default=10, metavar="N", help="number of best networks to list (default: 10)"
+    )
 
-    made = command("explain", "Why a network: lineage, gains, what was expected.", "explain run --id 7")
-    made.add_argument("path", help="the folder of a run")
-    made.add_argument("--id", type=int, help="of the network (the winner)")
+    made = command("explain", "Explain a network: its lineage, gains, what was expected.", "explain run --id 7")
+    made.add_argument("path", help="folder of a run")
+    made.add_argument("--id", type=int, help="id of the network (default: the winner)")
 
-    made = command("report", "Write the page of a run, one HTML file.",
+    made = command("report", "Write the report of a run, one HTML file.",
                    "report run", "report run --live 10 --out search.html")  # fmt: skip
-    made.add_argument("path", help="the folder of a run")
-    made.add_argument("--out", metavar="FILE", help="the page (report.html in the run's folder)")
-    made.add_argument("--live", type=float, metavar="SECONDS", help="write it anew so often until the fit has ended")
+    made.add_argument("path", help="folder of a run")
+    made.add_argument("--out", metavar="FILE", help="the report (default: report.html in the run's folder)")
+    made.add_argument(
+        "--live", type=float, metavar="SECONDS", help="rewrite it at this interval until the fit has ended"
+    )
 
-    made = command("draw", "Draw networks by Graphviz: .pdf, .svg, .png, .dot.", "draw run",
+    made = command("draw", "Draw networks with Graphviz: .pdf, .svg, .png, .dot.", "draw run",
                    "draw run --id 7 --against 3 --out change.svg", "draw run --tree --out tree.png")  # fmt: skip
-    made.add_argument("path", help="the folder of a run")
-    made.add_argument("--out", metavar="FILE", help="one drawing; without it all networks and the tree, as .pdf")
-    made.add_argument("--id", type=int, help="of the network (the winner)")
-    made.add_argument("--against", type=int, metavar="ID", help="show what differs from this network")
-    made.add_argument("--no-fold", action="store_true", help="draw repeated layers as often as they are")
+    made.add_argument("path", help="folder of a run")
+    made.add_argument("--out", metavar="FILE", help="one drawing (default: all networks and the tree, as .pdf)")
+    made.add_argument("--id", type=int, help="id of the network (default: the winner)")
+    made.add_argument("--against", type=int, metavar="ID", help="highlight what differs from this network")
+    made.add_argument("--no-fold", action="store_true", help="draw repeated layers every time")
     which = made.add_mutually_exclusive_group()
-    which.add_argument("--tree", action="store_true", help="all networks and who grew from whom")
+    which.add_argument("--tree", action="store_true", help="all networks, as a tree of parents and children")
     which.add_argument("--lineage", action="store_true", help="the network's ancestors")
 
     made = command("compare", "Compare runs on the same data: would another find the same?",
                    "compare run1 run2 run3 --svg curves.svg")  # fmt: skip
     made.add_argument("paths", nargs="+", metavar="path", help="folders of runs")
-    made.add_argument("--svg", metavar="FILE", help="draw the best so far over time")
+    made.add_argument("--svg", metavar="FILE", help="draw the best score so far over time")
 
     made = command("export", "Write the model for use without morphnas, and check it.",
                    "export run --out digits.py", "export run --out digits.onnx")  # fmt: skip
-    made.add_argument("path", help="the folder of a run")
+    made.add_argument("path", help="folder of a run")
     made.add_argument("--out", required=True, metavar="FILE", help=".py (with .safetensors beside it), .pt2 or .onnx")
-    made.add_argument("--id", type=int, help="of another network of the run (the model)")
-    made.add_argument("--overwrite", action="store_true", help="replace what is there")
+    made.add_argument("--id", type=int, help="another network of the run (default: the final model)")
+    made.add_argument("--overwrite", action="store_true", help="replace existing files")
 
-    made = command("bundle", "Write what a report of a problem needs, without data, labels or weights.",
+    made = command("bundle", "Write what a problem report needs, without data, labels or weights.",
                    "bundle run --out run.zip")  # fmt: skip
-    made.add_argument("path", help="the folder of a run")
+    made.add_argument("path", help="folder of a run")
     made.add_argument("--out", required=True, metavar="FILE", help=".zip; an earlier bundle is replaced")
     return parser

@@ -65,18 +65,18 @@ def _examples(path: Path, images: Path | None, part: str, labelled: bool = True)
     images: where the files are that a .csv names. labelled: whether it must have a label for each.
     """
     if not path.exists():
-        raise Wrong(f"{path} is not there")
+        raise Wrong(f"{path} does not exist")
     _check_images(images, [path])
     if path.suffix.lower() == ".csv":
         if images is None:
-            raise Wrong(f"{path} names image files: say with --images which folder they are in")
+            raise Wrong(f"{path} lists image files: give their folder with --images")
         listed, names, labels = images_of(path, images, labelled=labelled)
         return listed, np.array(labels) if labelled else None, names
     if path.is_dir():
         files, classes = folder(path)
         return files, classes, [str(file) for file in files.paths]
     if path.suffix.lower() != ".npz":
-        raise Wrong(f"{path} is no .npz, no .csv and no folder of images")
+        raise Wrong(f"{path} is not an .npz, a .csv or a folder of images")
     for x_name, y_name in ((f"x_{part}", f"y_{part}"), ("x", "y")):
         if found := _arrays(path, x_name):
             x, y = found[0], _arrays(path, y_name)
@@ -89,7 +89,7 @@ def _examples(path: Path, images: Path | None, part: str, labelled: bool = True)
 def _check_images(images: Path | None, given: Sequence[Path]) -> None:
     other = next((path for path in given if path.suffix.lower() != ".csv"), None)
     if images is not None and other is not None:
-        raise Wrong(f"--images says where the files are that a .csv names, and {other} is none: leave it out")
+        raise Wrong(f"--images gives the folder of files listed in a .csv, but {other} is not a .csv: leave it out")
 
 
 # -- commands
@@ -97,7 +97,7 @@ def _check_images(images: Path | None, given: Sequence[Path]) -> None:
 
 def fit(args: argparse.Namespace) -> Answer:
     if args.width is not None and args.begin_with:
-        raise Wrong("--width is for first networks that are made here, and --begin-with gives them: leave one out")
+        raise Wrong("--width and --begin-with exclude each other: --begin-with gives the first networks")
     data = user_path(args.data)
     x, y, _ = _examples(data, args.images, "train")
     if y is None:
@@ -136,18 +136,18 @@ def fit(args: argparse.Namespace) -> Answer:
     found |= {f"validation_{measure}": None, f"test_{metric}": None}
     told = [f"the run is in {estimator.path_}, its winner is network {best.id} of {len(run.trials)}"]
     if best.outcome is not None and best.outcome.metric is not None:
-        where = "on what it was trained on, as there are too few examples to hold any out"
+        where = "on its training data, as there are too few examples to hold any out"
         if best.outcome.held_out:
-            found[f"validation_{measure}"], where = best.outcome.metric, "on the validation part"
+            found[f"validation_{measure}"], where = best.outcome.metric, "on the validation set"
         when = "" if estimator.final_trial_ == best.id else ", before its final training"
         told.append(f"{measure} of the winner {where}{when}: {metric_words(best.outcome)}")
     if tested is not None:
         try:
             found[f"test_{metric}"] = estimator.evaluate(*tested)
-            told.append(f"the model on the test part: {estimator.words(found[f'test_{metric}'])}")
+            told.append(f"the model on the test set: {estimator.words(found[f'test_{metric}'])}")
         except ValueError as error:
-            print(f"morphnas: warning: the model cannot be measured on the test part: {error}", file=sys.stderr)
-    told.append(f"see it: morphnas report {estimator.path_}")
+            print(f"morphnas: warning: the model cannot be evaluated on the test set: {error}", file=sys.stderr)
+    told.append(f"for a report: morphnas report {estimator.path_}")
     return Answer("\n".join(told), found)
 
 
@@ -190,7 +190,7 @@ def predict(args: argparse.Namespace) -> Answer:
         x, _, names = _examples(files[0], args.images, "test", labelled=False)
     else:
         missing = next((path for path in files if not path.exists()), None)
-        raise Wrong(f"{missing} is not there" if missing else "give one .npz, .csv or folder, or image files")
+        raise Wrong(f"{missing} does not exist" if missing else "give one .npz, .csv or folder, or image files")
     if isinstance(estimator, morphnas.ImageRegressor):
         return _amounts(estimator.predict(x), names)
     chances = estimator.predict_proba(x)
@@ -289,7 +289,7 @@ def draw(args: argparse.Namespace) -> Answer:
         raise Wrong("--lineage draws how a network came about: --against and --no-fold are for one")
     if args.out is None:
         if args.tree or args.lineage or one:
-            raise Wrong("say with --out which file to draw to")
+            raise Wrong("give the file to draw to with --out")
         files = morphnas.visualize(run)
     elif args.tree:
         files = [morphnas.draw(run, args.out)]
@@ -316,4 +316,4 @@ def export(args: argparse.Namespace) -> Answer:
 def bundle(args: argparse.Namespace) -> Answer:
     file = morphnas.bundle(args.path, args.out)
     size = file.stat().st_size
-    return Answer(f"{file}: {size:,} bytes, to look through and to send", {"file": str(file), "bytes": size})
+    return Answer(f"{file}: {size:,} bytes; look through it before you send it", {"file": str(file), "bytes": size})

@@ -36,13 +36,13 @@ BATCHES = (1, 2, 5, 32)
 
 
 class ExportError(RuntimeError):
-    """What was exported could not be read again, or does not compute the same; nothing was written."""
+    """The export could not be read back, or does not compute the same; nothing was written."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """files: that were written, the one asked for first. error: the largest difference of the outputs of the network
-    that was read again from them, relative to their size as `export` has it."""
+    """files: those written, the requested one first. error: the largest difference between the outputs of the network
+    read back from them and the original's, relative to their size as in `export`."""
 
     files: tuple[Path, ...]
     error: float
@@ -110,20 +110,21 @@ def export(
     overwrite: bool = False,
     trial: int | None = None,
 ) -> Exported:
-    """Write a network in the format of the file's suffix, read it again, and compare what both compute.
+    """Write a network in the format of the file's suffix, read it back, and compare what both compute.
 
-    .py: PyTorch source that a person can read, with its weights in a .safetensors file beside it; needs torch and
-    safetensors, and nothing of morphnas. .pt2: for `torch.export.load`, any batch size, float32. .onnx: any batch size,
-    float32; needs the extra: pip install -e '.[onnx]'. Both are for float64 where `fit` had rows that float32 would
-    round, as times in seconds. what: a fitted estimator, or the folder of its run, whose network takes raw examples,
-    channels first, and gives logits, or a regressor's amounts; or a `Network`, which takes preprocessed ones. Which of
-    these it gives, or "logits of tags", whose sigmoids are the probabilities, is in the file ("gives.json", metadata
-    "gives"). trial: id of another network of the run to export instead of its model, see `ImageClassifier.to_module`.
-    The labels are in the file, in the order of the outputs (`LABELS`, "labels.json", metadata "labels").
+    .py: readable PyTorch source, with its weights in a .safetensors file beside it; needs torch and safetensors, but
+    not morphnas. .pt2: for `torch.export.load`, any batch size, float32. .onnx: any batch size, float32; needs the
+    extra: pip install -e '.[onnx]'. Both take float64 if `fit` had rows that float32 would round, such as times in
+    seconds. what: a fitted estimator, or the folder of its run, whose network takes raw examples, channels first, and
+    returns logits, or a regressor's numbers; or a `Network`, which takes preprocessed examples. The file says which of
+    these it returns, or "logits of tags" for multi-label data, whose sigmoids are the probabilities ("gives.json",
+    metadata "gives"). trial: id of another network of the run to export instead of its model, see
+    `ImageClassifier.to_module`. The labels are in the file, in the order of the outputs (`LABELS`, "labels.json",
+    metadata "labels").
 
-    ValueError for another suffix; FileExistsError where a file is there, unless `overwrite`; ExportError where what was
-    read again differs by more than 1e-5 of the largest logit, or of how far the farthest amount is from their mean, at
-    least .1 or their standard deviation. Nothing is left behind by any of them.
+    ValueError for another suffix; FileExistsError if the file exists, unless `overwrite`; ExportError if what was read
+    back differs by more than 1e-5 of the largest logit, at least .1, or, for regression, of the largest deviation from
+    the mean, at least the standard deviation. On any error nothing is left behind.
     """
     target = user_path(file)
     if target.suffix.lower() not in _WRITERS:
@@ -132,7 +133,7 @@ def export(
     model = _Model.of(what, trial)
     there = [path for path in _files(target) if path.exists()]
     if there and not overwrite:
-        raise FileExistsError(f"{there[0]} is there already: choose another file, or overwrite=True")
+        raise FileExistsError(f"{there[0]} exists already: choose another file, or overwrite=True")
     new = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

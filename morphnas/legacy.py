@@ -4,9 +4,9 @@ module of AutoKeras a name was in, here it is in this one.
 >>> from morphnas.legacy import ImageClassifier  # was: from autokeras.image.image_supervised import ImageClassifier
 >>> ImageClassifier(verbose=True).fit(x_train, y_train, time_limit=600)  # doctest: +SKIP
 
-What they do is what morphnas does: a folder that holds a run is not overwritten unasked, time limits are kept, final
-trainings do not stop by the test part, and nothing is pickled. Names that have no counterpart are an ImportError that
-says what there is instead.
+They behave as morphnas does: a folder that holds a run is not overwritten unasked, time limits are kept, final
+trainings do not stop by the test set, and nothing is pickled. Names without a counterpart raise an ImportError that
+says what to use instead.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
     "visualize",
 ]  # fmt: skip
 
-_TRAINED = "morphnas has no networks that are trained already"
+_TRAINED = "morphnas has no pretrained networks"
 _FLAT = "all names are in morphnas.legacy itself"
 _ELSEWHERE = {
     "CnnGenerator": "morphnas.graph.cnn builds such networks",
@@ -61,9 +61,9 @@ _ELSEWHERE = {
     "VoiceGenerator": _TRAINED,
     "VoiceRecognizer": _TRAINED,
     **dict.fromkeys(("backend", "constant", "image", "nn", "preprocessor", "pretrained", "search", "utils"), _FLAT),
-    **dict.fromkeys(("read_csv_file", "read_tsv_file", "ensure_dir"), "pandas and pathlib do that"),
+    **dict.fromkeys(("read_csv_file", "read_tsv_file", "ensure_dir"), "use pandas and pathlib"),
     "Constant": "max_trials=, limits= and searcher_args= of ImageClassifier set what its fields did",
-    "DCGAN": "morphnas makes no images",
+    "DCGAN": "morphnas does not generate images",
     "MlpGenerator": "morphnas.graph.mlp builds such networks",
     "PortableImageClassifier": "pickle_from_file(path) gives it for what export_autokeras_model(path) has written",
     "PortableImageRegressor": "pickle_from_file(path) gives it for what export_autokeras_model(path) has written",
@@ -74,7 +74,7 @@ _ELSEWHERE = {
     "TabularRegressor": "ImageRegressor takes rows of numbers, (n, features)",
     "TextClassifier": "morphnas does not read text",
     "TextRegressor": "morphnas does not read text",
-    "binary_classification_loss": "use classification_loss with two outputs, or ImageClassifier, which takes tags",
+    "binary_classification_loss": "use classification_loss with two outputs, or ImageClassifier with multi-label y",
     "pickle_to_file": "nothing is pickled: a run is in its folder from the start, see export_autokeras_model",
 }
 
@@ -90,7 +90,7 @@ def __getattr__(name: str) -> Any:
 
 @dataclass(frozen=True)
 class BestModel:
-    """The network that predicts."""
+    """The network that makes the predictions."""
 
     graph: Graph
     produce_model: Callable[[], fx.GraphModule]
@@ -115,12 +115,12 @@ class _Searched:
 
     @property
     def searcher(self) -> Run:
-        """The networks tried. RunError for an export, which holds none."""
+        """The networks tried. RunError for an export, which has none."""
         return self._fitted.load_searcher()
 
     @property
     def best_model(self) -> BestModel:
-        """The network that predicts, after `final_fit` the one that this has trained."""
+        """The network that makes the predictions; after `final_fit`, the one that it has trained."""
         return BestModel(self._fitted.network_.graph, self._fitted.to_module)
 
 
@@ -134,7 +134,7 @@ class _Exported:
         return _Searched(cast("estimators.ImageClassifier", self))
 
     def export_autokeras_model(self, model_file_name: str | os.PathLike[str]) -> None:
-        """Write what predicting needs into a folder of this name, which `pickle_from_file` and `morphnas.load` read.
+        """Write what prediction needs into a folder of this name, for `pickle_from_file` and `morphnas.load` to read.
 
         Nothing in it is a pickle. Another export there is replaced, as a whole; RunError for a folder that holds a run,
         FileExistsError for anything else.
@@ -144,7 +144,7 @@ class _Exported:
         if holds_run(folder):
             raise RunError(f"{str(folder)!r} holds a run: export to another place")
         if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {"model"}):
-            raise FileExistsError(f"{str(folder)!r} is there already, and is no export: choose another name")
+            raise FileExistsError(f"{str(folder)!r} exists already and is not an export: choose another name")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".morphnas-") as new:
             shutil.copytree(Path(self.path_) / "model", Path(new) / "new" / "model")
@@ -153,18 +153,18 @@ class _Exported:
             (Path(new) / "new").rename(folder)
 
     def export_keras_model(self, model_file_name: str | os.PathLike[str]) -> None:
-        """There is no Keras here: NotImplementedError, which says what there is."""
+        """There is no Keras here: raises NotImplementedError, which says what to use instead."""
         raise NotImplementedError(
             "morphnas makes PyTorch networks: morphnas.export(clf, file) writes them as .py, .pt2 or .onnx"
         )
 
 
 class ImageClassifier(_Exported, estimators.ImageClassifier):
-    """`morphnas.ImageClassifier`, with a few names more."""
+    """`morphnas.ImageClassifier`, with a few more names."""
 
 
 class ImageRegressor(_Exported, estimators.ImageRegressor):
-    """`morphnas.ImageRegressor`, with a few names more."""
+    """`morphnas.ImageRegressor`, with a few more names."""
 
 
 # functions that make them rather than classes, so that scikit-learn can copy what they make

@@ -217,7 +217,7 @@ def test_where_labels_cannot_be_told_letters_are_hidden(name: str, copied: Path,
         assert "secret" not in found[name]
         assert '"trial": ' in found[name] or '"best": ' in found[name]
         assert len(found[name].encode("utf-8", "surrogateescape")) == len(damaged)
-        assert f"{name} is no JSON" in found["about.txt"]
+        assert f"{name} is not JSON" in found["about.txt"]
     (copied / name).write_text(data.decode().replace('"target"', '"tarfet"').replace('"findings"', '"fundings"'))
     assert not [text for text in told(copied, tmp_path).values() if "secret" in text]
 
@@ -243,7 +243,7 @@ def test_a_run_of_another_version(copied: Path, tmp_path: Path) -> None:
     about = json.loads((copied / "run.json").read_text())
     (copied / "run.json").write_text(json.dumps(about | {"format": 99}))
     found = told(copied, tmp_path)
-    assert "has format 99, this version reads 1" in found["about.txt"]
+    assert "has format 99, but this version reads 1" in found["about.txt"]
     assert "trials/00001/trial.json" in found
 
 
@@ -278,7 +278,7 @@ def test_nothing_elsewhere_is_read_and_nobody_waits(copied: Path, tmp_path: Path
     found = told(copied, tmp_path)
     assert not [text for text in found.values() if "private" in text]
     assert "leads out of" in found["about.txt"]
-    assert "it is no file" in found["about.txt"]
+    assert "it is not a file" in found["about.txt"]
 
 
 def test_its_size_is_bounded_and_failures_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +323,7 @@ def test_an_earlier_bundle_is_replaced_and_nothing_else(run: Path, tmp_path: Pat
         else:
             file.mkdir()
         before = file.read_bytes() if file.is_file() else None
-        with pytest.raises(FileExistsError, match="is there already, and no bundle"):
+        with pytest.raises(FileExistsError, match="exists already and is not a bundle"):
             morphnas.bundle(run, file)
         assert before is None or file.read_bytes() == before
     with pytest.raises(ValueError, match=r"must end in \.zip"):
@@ -336,6 +336,6 @@ def test_an_earlier_bundle_is_replaced_and_nothing_else(run: Path, tmp_path: Pat
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no run"):
         morphnas.bundle(tmp_path, tmp_path / "a.zip")
-    with pytest.raises(ValueError, match="the folder of a run is needed"):
+    with pytest.raises(ValueError, match="the folder of a run, not"):
         morphnas.bundle(3, tmp_path / "a.zip")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

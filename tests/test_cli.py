@@ -134,7 +134,7 @@ def test_scores_on_what_was_trained_on_are_not_told_as_others(
     x, y = stripes(40)
     np.savez(tmp_path / "few.npz", x=x, y=y)
     found = ["fit", tmp_path / "few.npz", *QUICK, "--overwrite", "--path", tmp_path / "run", "--quiet"]
-    assert "on what it was trained on, as there are too few examples to hold any out" in told(capsys, *found)
+    assert "on its training data, as there are too few examples to hold any out" in told(capsys, *found)
     assert value(capsys, *found)["validation_accuracy"] is None
     assert "on the examples that it was trained on" in morphnas.write_report(tmp_path / "run").read_text()
 
@@ -212,7 +212,7 @@ def test_exporting(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert found["error"] <= 1e-5
     assert [Path(file).exists() for file in found["files"]] == [True, True]
     there = failed(capsys, "export", run, "--out", tmp_path / "net.py")
-    assert "is there already: choose another file, or --overwrite" in there  # as the command line has it
+    assert "exists already: choose another file, or --overwrite" in there  # as the command line has it
     assert "differ by" in told(capsys, "export", run, "--out", tmp_path / "net.py", "--overwrite", "--id", 1)
 
 
@@ -256,20 +256,20 @@ def test_a_page_is_written_until_the_fit_has_ended(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["fit", "none.npz"], "none.npz is not there"),
+        (["fit", "none.npz"], "none.npz does not exist"),
         (["fit", "DATA", "--limit", "size=3"], "--limit takes name=value, where name is one of max_params"),
         (["fit", "DATA", "--limit", "max_depth=deep"], "--limit max_depth needs a number, not 'deep'"),
         (["fit", "DATA", "--limit", "max_depth=2.5"], "max_depth must be None or a positive integer, not 2.5"),
         (["fit", "DATA", "--limit", "morphs=sideways"], "unknown morphs ['sideways']"),
         (["fit", "DATA", "--time-limit", "-1"], "time_limit must be a positive number"),
         (["fit", "DATA", "--device", "tpu"], "tpu"),
-        (["fit", "DATA", "--images", "FOLDER"], "--images says where the files are that a .csv names, and "),
-        (["fit", "FOLDER", "--images", "FOLDER"], "and folder is none: leave it out"),
+        (["fit", "DATA", "--images", "FOLDER"], "--images gives the folder of files listed in a .csv, but "),
+        (["fit", "FOLDER", "--images", "FOLDER"], "but folder is not a .csv: leave it out"),
         (["fit", "DATA", "--width", "0"], "default_model_width must be a positive integer, not 0"),
-        (["fit", "DATA", "--width", "4", "--begin-with", "RUN"], "--width is for first networks that are made here"),
-        (["evaluate", "RUN", "DATA", "--images", "FOLDER"], "stripes.npz is none: leave it out"),
-        (["predict", "RUN", "text.txt", "--images", "FOLDER"], "text.txt is none: leave it out"),
-        (["fit", "TEXT"], "text.txt is no .npz, no .csv and no folder of images"),
+        (["fit", "DATA", "--width", "4", "--begin-with", "RUN"], "--width and --begin-with exclude each other"),
+        (["evaluate", "RUN", "DATA", "--images", "FOLDER"], "stripes.npz is not a .csv: leave it out"),
+        (["predict", "RUN", "text.txt", "--images", "FOLDER"], "text.txt is not a .csv: leave it out"),
+        (["fit", "TEXT"], "text.txt is not an .npz, a .csv or a folder of images"),
         (["fit", "BROKEN"], "broken.npz cannot be read as .npz"),
         (["fit", "OTHER"], "other.npz has neither x_train nor x"),
         (["fit", "UNLABELLED"], "unlabelled.npz holds no labels"),
@@ -281,7 +281,7 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["fit", "QUOTE", "--images", "FOLDER"], "quote.csv' cannot be read as CSV"),
         (["evaluate", "FOLDER", "DATA"], "holds no run"),
         (["evaluate", "RUN", "UNLABELLED"], "holds no labels"),
-        (["predict", "RUN", "none.png"], "none.png is not there"),
+        (["predict", "RUN", "none.png"], "none.png does not exist"),
         (["predict", "RUN", "DATA", "DATA"], "give one .npz"),
         (["info", "none"], "holds no run"),
         (["info", "RUN", "--networks", "0"], "n must be a positive integer"),
@@ -291,10 +291,10 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["report", "RUN", "--live", "1e11"], "--live needs seconds above 0, at most 86,400"),
         (["draw", "RUN", "--lineage", "--against", "0", "--out", "a.svg"], "--lineage draws how a network came about"),
         (["draw", "RUN", "--out", "a.gif"], "must end in .pdf"),
-        (["draw", "RUN", "--tree"], "say with --out which file"),
+        (["draw", "RUN", "--tree"], "give the file to draw to with --out"),
         (["draw", "RUN", "--tree", "--id", "0", "--out", "a.svg"], "--tree draws all networks"),
-        (["draw", "RUN", "--against", "0"], "say with --out which file"),
-        (["compare", "RUN"], "two runs or more"),
+        (["draw", "RUN", "--against", "0"], "give the file to draw to with --out"),
+        (["compare", "RUN"], "at least two runs"),
         (["export", "RUN", "--out", "net.h5"], "must end in .py"),
         (["bundle", "RUN", "--out", "run.txt"], "must end in .zip"),
         (["bundle", "FOLDER", "--out", "run.zip"], "holds no run"),

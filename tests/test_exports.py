@@ -198,7 +198,7 @@ def test_source_is_tidy(fitted: ImageClassifier, tmp_path: Path) -> None:
 def test_what_is_there_is_not_overwritten(fitted: ImageClassifier, tmp_path: Path) -> None:
     file = tmp_path / "net.py"
     file.with_suffix(".safetensors").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"net\.safetensors is there already"):
+    with pytest.raises(FileExistsError, match=r"net\.safetensors exists already"):
         export(fitted, file)
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
     export(fitted, file, overwrite=True)

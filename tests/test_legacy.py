@@ -74,7 +74,7 @@ def test_an_export_takes_the_place_of_an_export_only(run: Path, tmp_path: Path) 
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("mine")
     for there in ("file", "folder"):
-        with pytest.raises(FileExistsError, match="is there already, and is no export"):
+        with pytest.raises(FileExistsError, match="exists already and is not an export"):
             clf.export_autokeras_model(tmp_path / there)
     (tmp_path / "old" / "model").mkdir(parents=True)
     (tmp_path / "old" / "model" / "left.over").touch()

@@ -11,7 +11,7 @@ from morphnas.run.store import user_path
 
 
 def load(path: str | os.PathLike[str]) -> ImageClassifier | ImageRegressor:
-    """The estimator of the run in a folder, of whichever kind it is, ready to predict; RunError when there is none."""
+    """The estimator of the run in a folder, of either kind, ready to predict; RunError if there is none."""
     target = stored(user_path(path))[1].get("target")
     amounts = isinstance(target, dict) and "amounts" in target
     return ImageRegressor.load(path) if amounts else ImageClassifier.load(path)

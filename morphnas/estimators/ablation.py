@@ -98,12 +98,12 @@ def ablate(
     metric: Metric = None,
     loss: Loss = None,
 ) -> Ablation:
-    """Undo one morph of a network's lineage at a time, and train what is left as the whole: what each is worth.
+    """What each morph of a network's lineage is worth: undo one at a time, and train the rest like the whole.
 
-    Every network begins with the weights of the lineage's first one (or, where these were not kept, with fresh ones),
-    gets all morphs that are left at once, and is trained for as many epochs as the lineage was, with the network's own
-    recipe. x, y, validation_data, sample_weight, groups, teacher: those of the fit, as are metric and loss where these
-    are functions, which a run does not hold. trial: the network's id; None: the search's winner. time_limit: seconds,
+    Every network begins with the weights of the lineage's first one (or, if these were not kept, with fresh ones), gets
+    all remaining morphs at once, and is trained for as many epochs as the lineage was, with the network's own recipe.
+    x, y, validation_data, sample_weight, groups, teacher: those of the fit, as are metric and loss if these are
+    functions, which a run does not store. trial: the network's id; None: the search's winner. time_limit: seconds,
     within which as many of `repeats` rounds are done as fit. The run is not changed. RunError for other data,
     ValueError for what cannot be used, TimeoutError for data that take all of the time to read.
     """

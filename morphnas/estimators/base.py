@@ -1,4 +1,4 @@
-"""What estimators do: three lines from arrays to a trained network."""
+"""What the estimators have in common: three lines from arrays to a trained network."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ log = logging.getLogger("morphnas")
 
 
 class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """What `ImageClassifier` and `ImageRegressor` have in common; the first of them says what the arguments mean."""
+    """What `ImageClassifier` and `ImageRegressor` have in common; `ImageClassifier` documents the arguments."""
 
     _kinds: ClassVar[tuple[type[Target], ...]]
     """What y may be."""
@@ -151,57 +151,60 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     ) -> Self:
         """Search for a network, and train the best one, within a time limit.
 
-        Ctrl-C, once, ends it early: the best network so far is the model, and a warning says how to go on. It raises
-        KeyboardInterrupt the second time, or where no network is trained yet. SIGTERM does the same, and then ends the
-        process by SystemExit.
+        Ctrl-C, once, ends it early: the best network so far becomes the model, and a warning says how to continue. It
+        raises KeyboardInterrupt the second time, or if no network is trained yet. SIGTERM does the same, and then ends
+        the process by SystemExit.
 
         Parameters
         ----------
         x : array-like, Dataset, DataLoader, or path
             (n, h, w) or (n, h, w, channels), or rows (n, d); uint8 or any real numbers; an array, a memory map, an h5py
-            dataset, a data frame, a list of images. Images of mixed sizes are brought to `image_size`, or to the median
-            height and width, at most 128 * 128 pixels; grey and RGB ones to RGB. Or, without y, a torch Dataset or
+            dataset, a data frame, a list of images. Images of mixed sizes are resized to `image_size`, or to the median
+            height and width, at most 128 * 128 pixels; grey and RGB ones become RGB. Or, without y, a torch Dataset or
             DataLoader of (image, y), whose tensors are channels first, or a folder with a sub-folder of image files
             for each class.
         y : array-like, optional
-            (n,) or (n, 1) labels of any hashable kind, or tags, (n, k) of 0 and 1; of a regressor numbers, (n,) or
-            (n, k).
+            (n,) or (n, 1) labels of any hashable kind, or multi-label y, (n, k) of 0 and 1; for a regressor numbers,
+            (n,) or (n, k).
         time_limit : float, optional
             Seconds, everything included. None: the constructor's.
         validation_data : tuple, Dataset, or path, optional
-            (x, y), or (x, y, sample_weight), to stop, score and choose by, instead of a part of x; never trained on.
+            (x, y), or (x, y, sample_weight), to stop training, score and choose by, instead of a part of x; never
+            trained on.
         each_epoch : callable, optional
-            Called with a `morphnas.EpochReport` after every epoch of every network, in this thread, also where networks
-            are trained in other processes; its seconds are part of the limit. When it raises `morphnas.StopFit`, the
-            fit ends as after one Ctrl-C, without the warning. Whatever else it raises is logged, and costs nothing.
+            Called with a `morphnas.EpochReport` after every epoch of every network, in this thread, even if networks
+            are trained in other processes; its time is part of the limit. If it raises `morphnas.StopFit`, the fit ends
+            as after one Ctrl-C, without the warning. Any other exception is only logged.
         sample_weight : array-like or "balanced", optional
-            (n,) numbers from 0 on, what each example counts for in trainings and in scores; "balanced", of labels: all
-            classes count alike, however many examples they have. Examples of validation_data without weights count as
-            those of their class where x is balanced, else alike.
+            (n,) non-negative numbers, the weight of each example in training and in scores; "balanced", for labels: all
+            classes count alike, however many examples they have. Examples of validation_data without weights get those
+            of their class if x is balanced, else equal ones.
         groups : array-like, optional
-            (n,) which examples belong together, as those of one patient, one video or one plant do: what stops, scores
-            and chooses is then of groups that are not trained on, and says what to expect of new ones.
+            (n,) which examples belong together, such as those of one patient, one video or one plant: examples held out
+            for stopping, scoring and choosing are then of groups that are not trained on, and so show what to expect of
+            new groups.
         teacher : estimator or array-like, optional
-            A model that networks are to agree with as well as with y, as a small one with a large one (knowledge
-            distillation: Hinton, Vinyals and Dean 2015, arXiv:1503.02531): anything fitted that has `predict_proba`
-            (for amounts `predict`), which is asked of x; or what it says of x, probabilities (n, classes) in the order
-            of the sorted labels, (n, tags), or amounts (n, k). Scores are by y alone.
+            A model whose predictions networks learn as well as y, for example a small network from a large one
+            (knowledge distillation: Hinton, Vinyals and Dean 2015, arXiv:1503.02531): any fitted model with
+            `predict_proba` (for regression `predict`), which is called on x; or its predictions for x, probabilities
+            (n, classes) in the order of the sorted labels, (n, k) for multi-label data, or numbers (n, k) for
+            regression. Scores are by y alone.
 
         Raises
         ------
         ValueError
             For what cannot be used, before anything is trained or written.
         RunError
-            Where `path` holds a run that is not to be gone on with, or was of other data or settings; where no network
-            could be trained.
+            If `path` holds a run that is not to be resumed, or one with other data or settings; if no network could be
+            trained.
         OSError
-            Where data that memory is too small for does not fit on the disk either. TimeoutError, which is one, where
-            reading them takes all of the time limit.
+            If data that is too large for memory does not fit on the disk either. TimeoutError, a kind of OSError, if
+            reading the data takes all of the time limit.
 
         Warns
         -----
         DataWarning
-            Of everything in the data that looks wrong, see `examine`.
+            For everything in the data that looks wrong, see `examine`.
 
         Examples
         --------
@@ -225,7 +228,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
         if before is not None and before.get("data") != problem.fingerprint:
             same = "the same x, y, sample_weight, groups and teacher, and the same validation_data"
-            raise RunError(f"{str(path)!r} holds a run on other data: to go on with it, give {same}")
+            raise RunError(f"{str(path)!r} holds a run on other data: to resume it, give {same}")
         findings = doctor.glance(problem, deadline.left)
         doctor.warn(findings)
 
@@ -264,8 +267,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         say(str(finding))
                 fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
                 if fitting.compares and (asked := settings.of_searches):
-                    way = "first networks small, as searcher_args={'default_model_width': 8}"
-                    words = f"there is no time to search, without which {asked} mean nothing"
+                    way = "first networks small, for example searcher_args={'default_model_width': 8}"
+                    words = f"there is no time to search, so {asked} have no effect"
                     warnings.warn(f"{words}: allow more, or make the {way}", stacklevel=2)
                 end = fitting.search_end()
                 for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)
@@ -298,7 +301,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             Store.check(path, overwrite=self.overwrite, resume=bool(self.resume))
         before = load_about(path) if path is not None and self.resume and holds_run(path) else None
         if before is None and self.resume is True:
-            raise RunError(f'{str(path)!r} holds no run to go on with; resume="auto" begins one if there is none')
+            raise RunError(f'{str(path)!r} holds no run to resume; resume="auto" starts one if there is none')
         if before is not None:
             check_unchanged(path, before.get("decides", {}), decides)
         return before
@@ -318,7 +321,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         teacher: Teacher = None,
         trial: int | None = None,
     ) -> Self:
-        """Train the search's winner on the data given, within a time limit.
+        """Train the search's winner on the given data, within a time limit.
 
         Adds trials to the run and changes none.
 
@@ -327,24 +330,24 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         x_train, y_train
             What `fit` takes as x and y.
         x_test, y_test : optional
-            The same: measured at the end (`test_metric_`) and never used to stop or to choose.
+            The same: evaluated at the end (`test_metric_`) and never used to stop or to choose.
         trainer_args : dict, optional
-            Any fields of `Recipe` but examples, or the legacy keys lr, max_iter_num and max_no_improvement_num.
+            Any fields of `Recipe` except examples, or the legacy keys lr, max_iter_num and max_no_improvement_num.
         retrain : bool
             From fresh weights only.
         time_limit : float, optional
             Seconds. None: as long as the fit had.
         each_epoch, sample_weight, groups, teacher : optional
-            As for `fit`, whose own are not known any more.
+            As for `fit`; those given to `fit` are not remembered.
         trial : int, optional
-            Id of a network of the run to train instead; it is `best_trial_` from now on.
+            Id of a network of the run to train instead; it becomes `best_trial_`.
 
         Raises
         ------
         ValueError
-            For what cannot be used, labels that fit did not see among it.
+            For what cannot be used, including labels that fit did not see.
         RunError
-            Where the run has no such trial, or not its weights.
+            If the run has no such trial, or not its weights.
         """
         self._check_fitted()
         _check_callable(each_epoch)
@@ -450,7 +453,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     # -- using
 
     def evaluate(self, x_test: Any, y_test: ArrayLike | None = None, sample_weight: SampleWeight = None) -> float:
-        """How good predictions of examples are whose y is known; ValueError for a y that does not go with the fit's."""
+        """How good the predictions are for examples with known y; ValueError for a y that does not match the fit's."""
         source, y_test = self._asked(x_test, y_test)
         codes = self._target.encode(y_test, len(source))
         weights = weights_of(sample_weight, len(source), codes, self._target)
@@ -464,7 +467,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return Scorer(self.metric, self._target)(outputs, y, None if weights is None else torch.from_numpy(weights))
 
     def words(self, measured: float) -> str:
-        """A value of `evaluate` for people."""
+        """A value of `evaluate` in words."""
         if self.metric is None:
             return self._words(measured)
         return measured_words(Scorer(self.metric, self._target).name, measured)
@@ -484,13 +487,13 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def to_module(self, trial: int | None = None) -> fx.GraphModule:
         """The final network as a plain PyTorch module in evaluation mode.
 
-        Raw examples, channels first, (n, channels, h, w) or (n, d), of any real dtype -> of a classifier logits
-        (n, classes) in the order of `classes_`, whose softmax, of tags whose sigmoid, `predict_proba` gives; of a
-        regressor amounts (n, k), float64. Preprocessing is inside, and nothing of morphnas. Rows that float32 rounds,
-        as times in seconds, are to come as float64.
+        It takes raw examples, channels first, (n, channels, h, w) or (n, d), of any real dtype. A classifier's returns
+        logits (n, classes) in the order of `classes_`; their softmax (for multi-label data their sigmoid) is what
+        `predict_proba` returns. A regressor's returns numbers (n, k), float64. Preprocessing is included, and nothing
+        of morphnas is needed. Rows that float32 would round, such as times in seconds, must be float64.
 
-        trial: id of another network of the run to have instead. It reads no mirror images, and nobody has adjusted how
-        sure it is of itself. RunError where it is not there, or its weights are not.
+        trial: id of another network of the run to return instead. It evaluates no mirror images, and is not calibrated.
+        RunError if it, or its weights, are missing.
         """
         self._check_fitted()
         network = self.network_ if trial is None else self.load_searcher().load_model_by_id(trial)
@@ -531,10 +534,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The estimator of the run in a folder, ready to predict; RunError when there is none of this kind.
+        """The estimator of the run in a folder, ready to predict; RunError if there is none of this kind.
 
-        It has the settings of the fit that matter later on: limits, keep and ensemble to `final_fit`, augment,
-        image_shape, image_size, axes and max_memory to another fit.
+        It has the settings of the fit that matter later: limits, keep and ensemble for `final_fit`; augment,
+        image_shape, image_size, axes and max_memory for another fit.
         """
         folder = user_path(path)
         network, model = stored(folder)
@@ -542,7 +545,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             target, preprocessing = target_from_json(model["target"]), Preprocessing.from_json(model["preprocessing"])
             _check_model(network.graph, model, target, preprocessing)
             if not isinstance(target, cls._kinds):
-                raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: morphnas.load has it")
+                raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: use morphnas.load")
             settings = None
             with contextlib.suppress(RunError):  # a model may be there without a run
                 settings = load_about(folder).get("settings")
@@ -562,7 +565,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     ) -> SearchSpace:
         """What `fit` with the same arguments would begin with, what one step may change, and what to expect of it.
 
-        Trains nothing but the few steps that measure this machine, and writes nothing. Print it, or look into it.
+        Trains nothing except for the few steps that measure this machine, and writes nothing. Print it, or use its
+        fields.
         """
         seconds = time_limit_seconds(time_limit, self.time_limit)
         settings = Settings.of(self)
@@ -578,7 +582,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             return SearchSpace.of(planned, problem, settings, seconds, terms)
 
     def results_summary(self, n: int = 10) -> Results:
-        """The n best networks of the run, the best first. Print it, or look into it."""
+        """The n best networks of the run, the best first. Print it, or use its fields."""
         return results_summary(self.load_searcher(), n)
 
     @property
@@ -596,7 +600,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return self.best_trial_
 
     def load_searcher(self) -> Run:
-        """What was searched: `.history`, `.load_model_by_id(i)`, `.load_best_model()`, `.trials`."""
+        """The run: `.history`, `.load_model_by_id(i)`, `.load_best_model()`, `.trials`."""
         self._check_fitted()
         return load_run(self.path_)
 
@@ -677,10 +681,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return network, about
 
     def _interrupted(self) -> None:
-        how = f"path={self.path_!r}, resume=True, ...).fit(...)"
-        warnings.warn(
-            f"interrupted: the model is the best network so far; {type(self).__name__}({how} goes on", stacklevel=3
-        )
+        how = f"{type(self).__name__}(path={self.path_!r}, resume=True, ...).fit(...)"
+        warnings.warn(f"interrupted: the model is the best network so far; continue with {how}", stacklevel=3)
 
     def _set(self, network: Network, about: Mapping[str, Any], target: Target, preprocessing: Preprocessing) -> None:
         self.network_ = network
@@ -771,7 +773,7 @@ def stored(folder: Path) -> tuple[Network, dict[str, Any]]:
         return load_model(folder)
     except RunError as error:
         load_about(folder)  # where there is no run at all, that is what is to be said
-        hint = "fit with resume=True writes it again, and load_run(path).load_model_by_id(id) has every network"
+        hint = "fit with resume=True writes it again, and load_run(path).load_model_by_id(id) returns any network"
         raise RunError(f"{error}; {hint}") from error
 
 

@@ -1,4 +1,4 @@
-"""`ImageClassifier`: which class an image is of."""
+"""`ImageClassifier`: predicts the class, or the labels, of an image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from morphnas.graph import Network
 class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Finds a neural network for images, or for rows of numbers, within a time limit.
 
-    Each example is of one class, y are labels (n,) or (n, 1); or it has several tags or none, y is (n, k) of 0 and 1.
+    Each example has one class (y are labels, (n,) or (n, 1)), or any number of labels (multi-label: y is (n, k) of 0
+    and 1).
 
     Parameters
     ----------
@@ -34,86 +35,86 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         Whether training images are shifted at random, and mirrored if that does no harm. None: shifted only in the
         final trainings, and only if that is found to be better.
     resume : bool or "auto"
-        True goes on with the run in `path`; "auto" does so if there is one.
+        True continues the run in `path`; "auto" does so if there is one.
     searcher_args : dict, optional
-        Settings of the searcher. "trainer_args" (fields of `Recipe`) set the training of children; one that is a tuple
-        (low, high), or a list of values, is searched, see `morphnas.search.Tuned`. "default_model_len"
-        and "default_model_width" the depth and the width of the first networks.
+        Settings of the searcher. "trainer_args" (fields of `Recipe`) set how children are trained; a field that is a
+        tuple (low, high) or a list of values is searched, see `morphnas.search.Tuned`. "default_model_len" and
+        "default_model_width" are the depth and the width of the first networks.
     search_type : str or callable, optional
-        "bayesian" (None means it), "pareto", "random", "evolution", "greedy", "climbing", "grid", "halving", or a
-        callable (space, recipe=, limits=, seed=) that gives a searcher.
+        "bayesian" (the default), "pareto", "random", "evolution", "greedy", "climbing", "grid", "halving", or a
+        callable (space, recipe=, limits=, seed=) that returns a searcher.
     time_limit : float, optional
-        Seconds of a fit, everything included, when `fit` is given none. None: 24 hours.
+        Seconds for a fit, everything included, if `fit` is given none. None: 24 hours.
     max_trials : int, optional
-        Networks after which the search ends. None: as many as there is time for.
+        Number of networks after which the search ends. None: as many as there is time for.
     search_patience : int, optional
-        Networks tried in a row, none of them better than the best before, after which the search ends. None: it goes on
-        for as long as there is time.
+        Number of networks in a row without improvement after which the search ends. None: it continues for as long as
+        there is time.
     random_state : int or numpy.random.RandomState, optional
-        The same one makes the same search again. None: another one each time.
+        Seed: the same value repeats the same search. None: a different one each time.
     device : str or torch.device, optional
         "cpu", "cuda", "cuda:1". None: a GPU if there is one.
     refit : bool
         Train the winner longer at the end, and on all examples.
     image_shape : tuple of int, optional
-        (height, width) or (height, width, channels) of images that come as rows.
+        (height, width) or (height, width, channels) of images that are given as rows.
     image_size : int or (int, int), optional
-        Side or (height, width) that all images are resized to. None: they stay, unless their sizes are mixed.
+        Side or (height, width) that all images are resized to. None: unchanged, unless their sizes are mixed.
     axes : {1, 2, 3}, optional
-        What examples are, besides their channels: 1 for spans, (n, length) or (n, length, channels), as time series
-        and spectra; 2 for images; 3 for volumes, (n, d, h, w) or (n, d, h, w, channels). None: images, but for rows
-        (n, d) and volumes of five axes. With `image_shape`, of the shape that rows stand for.
+        Number of axes of an example besides channels: 1 for sequences, (n, length) or (n, length, channels), such as
+        time series and spectra; 2 for images; 3 for volumes, (n, d, h, w) or (n, d, h, w, channels). None: images,
+        except for rows (n, d) and volumes of five axes. With `image_shape`, of the shape that rows stand for.
     limits : Limits or dict, optional
         `morphnas.Limits`, or a dict of its fields: sizes, memory, latency, the kinds of morphs.
     max_memory : int, optional
-        Bytes that the training of a network should take at most, as estimated: batches are trained on in parts that
-        fit, and networks that do not fit at all are not tried. None: on a CPU trainings are in parts that take half of
-        the free memory at most.
+        Estimated bytes that training a network may take at most: batches are split into parts that fit, and networks
+        that do not fit at all are not tried. None: on a CPU, parts that take at most half of the free memory.
     initial_networks : list of Graph or Network, optional
-        Networks that the search starts from, instead of some sized to the time. A `morphnas.Graph` begins with fresh
-        weights: its inputs are channels first, its outputs one value per class. A `morphnas.Network`, of an earlier run
-        (`network_`) or of a trained module (`from_module`), begins with its own, adapted to other images and classes
-        where it must be (see `Network.adapted`).
+        Networks that the search starts from, instead of ones sized to the time. A `morphnas.Graph` begins with fresh
+        weights: its inputs are channels first, its outputs one value per class. A `morphnas.Network`, from an earlier
+        run (`network_`) or a trained module (`from_module`), begins with its own weights, adapted to other images and
+        classes if necessary (see `Network.adapted`).
     data_memory : int, optional
         Bytes that the prepared examples of x, and those of validation_data, may take in memory, and in a GPU's. None:
-        half of what is free. Those that take more stay in memory while the GPU gets them batch by batch, or are kept
-        in a file, while they are needed, on the disk of `path` (None: the system's temporary folder).
+        half of what is free. Larger data stays in memory while a GPU loads it batch by batch, or is kept in a file,
+        while it is needed, on the disk of `path` (None: the system's temporary folder).
     keep : int or "all"
-        How many of the best networks' weights stay in the run's folder; those that the search may still start from, the
+        Number of best networks whose weights stay in the run's folder; those that the search may still start from, the
         winner's and the final model's stay in any case. "pareto", "evolution" and "climbing" need "all".
     ensemble : int
-        Networks that the final model is made of, at most. With more than 1, networks that the run has trained anyway
-        are asked whether they help, on examples held out; those that do are averaged with the final one, as one network
-        that takes as long as all of them. See `members_`.
+        Maximum number of networks in the final model. If more than 1, networks that the run has trained anyway are
+        averaged with the final one if that helps on held-out examples. The result is one network, which takes as long
+        as all of them. See `members_`.
     overwrite : bool
-        Replace the run that `path` holds.
+        Replace the run in `path`.
     executor : str, optional
-        Where networks are trained. None: in this process, one after the other. "process": in processes, several at a
-        time, and one that crashes or hangs costs its network alone. "ray": on Ray, on this machine, or the address of a
-        Ray cluster ("auto", "host:port", "ray://host:port").
+        Where networks are trained. None: in this process, one after the other. "process": in several processes at a
+        time; one that crashes or hangs costs only its network. "ray": on Ray, on this machine, or the address of a Ray
+        cluster ("auto", "host:port", "ray://host:port").
     devices : int or list of str, optional
-        Of processes: how many GPUs or, on a CPU, workers, which share its cores; or their devices, ["cuda:0",
-        "cuda:1"], one that is named twice having two. None: all. On Ray: workers, at most.
+        For processes: the number of GPUs or, on a CPU, of workers, which share its cores; or a list of devices,
+        ["cuda:0", "cuda:1"], where one that is named twice gets two. None: all. On Ray: the maximum number of workers.
     per_trial : float, optional
-        CPUs, or GPUs where `device` is one, that each network takes of a Ray cluster; 0.5 is half of a GPU. None: 1.
+        CPUs, or GPUs if `device` is one, that each network takes on a Ray cluster; 0.5 is half of a GPU. None: 1.
     metric : str or callable, optional
-        What trainings are stopped, networks searched and final models chosen by, on held-out examples, and what
-        `evaluate` gives: the name of one of scikit-learn's scorers, as "f1_macro" or "roc_auc_ovr", or a scorer, as
-        `sklearn.metrics.make_scorer` makes them: a function (estimator, x, y, sample_weight=None) that is higher for
-        better ones. It is tried first: one that is higher for wrong answers than for right ones is refused. None: the
-        log loss, and accuracy for people.
+        What training is stopped, networks are searched and final models are chosen by, on held-out examples, and what
+        `evaluate` returns: the name of a scikit-learn scorer, such as "f1_macro" or "roc_auc_ovr", or a scorer as made
+        by `sklearn.metrics.make_scorer`: a function (estimator, x, y, sample_weight=None) that is higher for better
+        predictions. It is tried first: one that is higher for wrong answers than for right ones is refused. None: the
+        log loss; accuracy is shown.
     loss : callable, optional
-        What trainings lower, and, without a `metric`, networks are chosen by: a function or a module (outputs, y) that
-        gives a tensor (n,) or their mean. Of labels outputs are logits (n, classes) in the order of `classes_` and y
-        indices (n,) int64; of tags logits and y (n, k). It is scaled so that its gradients are as large as those of the
-        log loss, labels are not smoothed for it, and parameters of its own are not trained. None: cross-entropy.
+        What training minimises and, without a `metric`, networks are chosen by: a function or a module (outputs, y)
+        that returns a tensor (n,) or their mean. For labels, outputs are logits (n, classes) in the order of `classes_`
+        and y indices (n,) int64; for multi-label data, logits and y are (n, k). It is scaled so that its gradients are
+        as large as those of the log loss, there is no label smoothing, and its own parameters are not trained. None:
+        cross-entropy.
 
     Attributes
     ----------
     classes_ : ndarray
-        The labels, sorted; of tags their numbers.
+        The labels, sorted; for multi-label data their numbers.
     multilabel_ : bool
-        Whether y were tags.
+        Whether y was multi-label.
     path_ : str
         The run's folder.
     best_trial_ : int
@@ -121,40 +122,40 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     final_trial_ : int
         Id of the final network.
     network_ : Network
-        The network that predicts: the final one, or an ensemble around it.
+        The network that makes the predictions: the final one, or an ensemble around it.
     members_ : dict of int to float
         The shares of the run's networks in it, by id; they sum to 1.
     test_metric_ : float
-        What `evaluate` says of it on the test part that `final_fit` was given.
+        What `evaluate` returns for it on the test set that `final_fit` was given.
     mirrors_ : bool
-        Whether it reads every image and its mirror image, and predicts by the mean of both logits: where it was trained
-        on mirrored images. May be set, for twice the speed or to see what it gains.
+        Whether it evaluates every image and its mirror image, and predicts from the mean of both logits: it does if it
+        was trained on mirrored images. May be set, for twice the speed or to see what it gains.
     """
 
     _kinds = (Labels, Indicators)
 
     def predict(self, x_test: Any) -> NDArray[Any]:
-        """Labels (n,) of examples (n, ...), or of whatever else `fit` takes, in its order; a folder's is by path.
+        """Labels (n,) of examples (n, ...), or of anything else that `fit` takes, in its order; a folder's is by path.
 
-        Tags are (n, k) of 0 and 1, 1 where they are likelier than not.
+        For multi-label data (n, k) of 0 and 1, where 1 means more likely than not.
         """
         chances = self.predict_proba(x_test)
         return self._said.likeliest(chances)
 
     def predict_proba(self, x_test: Any) -> NDArray[np.float64]:
-        """Probabilities (n, classes) float64, in the order of `classes_`; of tags each by itself."""
+        """Probabilities (n, classes) float64, in the order of `classes_`; for multi-label data independent ones."""
         source, _ = self._asked(x_test)
         return self._said.probabilities(self._predicted(source))
 
     def evaluate(self, x_test: Any, y_test: Any = None, sample_weight: SampleWeight = None) -> float:
-        """Accuracy on examples of known labels, or the `metric`; ValueError for a label that fit did not see.
+        """Accuracy on labelled examples, or the `metric`; ValueError for a label that fit did not see.
 
-        Of tags it is the share of examples all of whose tags are right. sample_weight: what each counts for, see `fit`.
+        For multi-label data, the share of examples with all labels right. sample_weight: see `fit`.
         """
         return super().evaluate(x_test, y_test, sample_weight)
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:  # noqa: N803  # scikit-learn's
-        """Accuracy, as scikit-learn asks for it: a label that fit did not see is predicted wrongly."""
+        """Accuracy, as in scikit-learn: a label that fit did not see counts as predicted wrongly."""
         said = self.predict(X)
         weights = None if sample_weight is None else given_weights(sample_weight, len(said))
         if isinstance(self._said, Indicators):

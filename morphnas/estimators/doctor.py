@@ -79,14 +79,14 @@ _LOOKED_AT, _COMPARED = 500, 200
 
 
 class DataWarning(UserWarning):
-    """Something is wrong with the examples or the labels that a fit was given, or looks so."""
+    """Something is, or looks, wrong with the examples or labels given to a fit."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was found in data. examples: that there are. looked: those that were looked at before the time was up.
+    """All that was found in data. examples: their number. looked: how many were checked before the time was up.
 
-    seconds: that it took. `str()` is for people, `to_json()` is what run.json holds under "findings".
+    seconds: how long it took. `str()` is for people, `to_json()` is what run.json has under "findings".
     """
 
     found: tuple[Finding, ...]
@@ -96,17 +96,17 @@ class Findings:
 
     def __str__(self) -> str:
         seen = f"{self.examples:,} examples" if self.looked == self.examples else (
-            f"{self.looked:,} of {self.examples:,} examples, for more there was no time"
+            f"{self.looked:,} of {self.examples:,} examples (out of time)"
         )  # fmt: skip
         return "\n".join([*map(str, self.found), f"{len(self.found) or 'nothing'} found in {seen}"])
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """Those that matter."""
+        """The findings that matter."""
         return tuple(finding for finding in self.found if finding.warns)
 
     def beyond(self, before: Any) -> Findings:
-        """Those of other kinds than run.json holds of earlier data."""
+        """The findings of kinds that run.json does not have for earlier data."""
         found = before.get("found", ()) if isinstance(before, Mapping) else ()
         kinds = {one.get("kind") for one in found if isinstance(one, Mapping)}
         return replace(self, found=tuple(one for one in self.found if one.kind not in kinds))
@@ -127,14 +127,16 @@ def examine(
     random_state: int = 0,
     time_limit: float | None = None,
 ) -> Findings:
-    """What is wrong with examples, or looks so, without training anything: what `fit` looks for first.
+    """What is, or looks, wrong with the data, without training anything: the checks that `fit` runs first.
 
-    x, y, validation_data, image_shape, image_size, axes: as `ImageClassifier` takes them. regression: y are
-    amounts, for an `ImageRegressor`. random_state: which examples would be held out. time_limit: seconds to look at
-    examples; None: all are looked at. Exact copies in training and across the parts, contradictory labels, constant
-    images, mixed ranges of values, wrong orders of axes, unequal, tiny and missing classes, labels that look like
-    amounts, tags that nothing has, amounts that few examples decide, and labels, tags or amounts that the examples say
-    nothing about. ValueError for what cannot be trained on at all.
+    They look for exact duplicates within the training data and across the splits, contradictory labels, constant
+    images, mixed value ranges, wrong axis orders, imbalanced, tiny and missing classes, classes that look like
+    regression targets, labels of multi-label data that no example has, regression targets dominated by few examples,
+    and y that the examples say nothing about.
+
+    x, y, validation_data, image_shape, image_size, axes: as for `ImageClassifier`. regression: y are numbers, for an
+    `ImageRegressor`. random_state: decides which examples would be held out. time_limit: seconds for checking examples;
+    None: all are checked. ValueError for what cannot be trained on at all.
     """
     problem = Problem.found(
         x,
@@ -171,7 +173,7 @@ def warn_of_others(images: Tensor, fitted: Sequence[float], stacklevel: int = 3)
     (low, high, darkest), size = fitted, ends.abs().amax(1).median().item()
     if not darkest / OTHER <= size <= OTHER * max(-low, high):
         mine, theirs = f"{ends.min():.4g} to {ends.max():.4g}", f"{low:.4g} to {high:.4g}"
-        text = f"x_test has values from {mine}, the images of the fit had such from {theirs}: were both prepared alike?"
+        text = f"x_test has values from {mine}, the images of the fit from {theirs}: were both prepared alike?"
         warnings.warn(text, DataWarning, stacklevel=stacklevel)
 
 
@@ -228,7 +230,7 @@ def _repeats(given: Given, rows: Rows) -> Iterator[Finding]:
         twin = _first_twin(group, leaked, ~held)
         part = "validation_data" if given.own else "the examples held out"
         text = f"{count:,} of {part} ({percent(share)}) {are(count)} trained on as well, the same to the last bit"
-        text += f", first {given.place(index[twin[0]])} as {given.place(index[twin[1]])}: scores are too good"
+        text += f", first {given.place(index[twin[0]])} as {given.place(index[twin[1]])}: scores are too optimistic"
         places = [given.place(i) for i in index[leaked][:10]]
         yield Finding("leak", share >= LEAKED and not usual, text, counted(count, share, places))
 
@@ -324,7 +326,7 @@ def _channels(given: Given, rows: Rows) -> Iterator[Finding]:
         return
     still = [i for i in range(n) if rows.low[:, i].min() == rows.high[:, i].max()]
     if still and len(still) < n:
-        text = f"channels {still} of {n} have the same value in all images: they cost time and say nothing"
+        text = f"channels {still} of {n} have the same value in all images: they cost time and carry no information"
         yield Finding("channels", False, text, {"constant": still})
     some = given.some(_LOOKED_AT)
     if n == 3 and not still and bool((some[:, 1:] == some[:, :-1]).all()):
@@ -352,7 +354,7 @@ def _orders(given: Given) -> Iterator[Finding]:
     other, name = min(((_roughness(reading), name) for name, (reading, _) in readings.items()), default=(math.inf, ""))
     if rough and other < SMOOTHER * rough:
         text = f"read with {name}, images have {percent(other / rough)} of the differences between neighbouring pixels:"
-        text += f" are their axes in another order? {readings[name][1]} reads them so"
+        text += f" are their axes in another order? {readings[name][1]} would read them like that"
         yield Finding("axes", True, text, {"roughness": rough, "other": other, "order": name})
 
 
@@ -387,9 +389,9 @@ def _signal(given: Given, deadline: Deadline) -> Iterator[Finding]:
             return
     what = given.what.removesuffix("s")
     text = (
-        f"{given.said} cannot be told from {what}s better than by chance, neither by the nearest {what} nor by a linear"
+        f"{given.said} cannot be predicted from {what}s better than by chance, neither by the nearest {what} nor by a"
     )
-    text += f" map ({told}; {len(index):,} looked at): are x and y in the same order?"
+    text += f" linear model ({told}; {len(index):,} looked at): are x and y in the same order?"
     yield Finding("signal", True, text, numbers | {"examples": len(index)})
 
 

@@ -46,7 +46,7 @@ def _labels(given: Given) -> Iterator[Finding]:
     in_a_row = numeric and np.ptp(given.names) == k - 1
     if numeric and in_a_row and counts.min() >= 0.5 * counts.max() and typical > 1:
         return  # classes that are numbered, with few examples each
-    looks = "are they amounts, for an ImageRegressor?" if numeric else "are they names of examples?"
+    looks = "are they numbers to predict, for an ImageRegressor?" if numeric else "are they names of examples?"
     text = f"y holds {k:,} different labels for {n:,} examples, half of them at most {typical:g} times: {looks}"
     yield Finding("labels", True, text, {"classes": k, "examples": n, "median": typical})
 
@@ -57,7 +57,7 @@ def _classes(given: Given) -> Iterator[Finding]:
     counts = np.bincount(given.y[:n], minlength=k)
     if len(gone := np.flatnonzero(counts == 0)):  # of the fit, whose network is trained on other data
         names, has = some([given.names[i] for i in gone]), "have" if len(gone) > 1 else "has"
-        text = f"{names} {has} no example in x any more: a network that is trained on these forgets what they are like"
+        text = f"{names} {has} no example in x any more: further training will forget what they are like"
         yield Finding("gone", True, text, {"classes": len(gone)})
     if n < FEW:
         return
@@ -67,7 +67,9 @@ def _classes(given: Given) -> Iterator[Finding]:
         warns = bool(ratio >= UNEQUAL[1] or share >= MAJORITY)
         most = f"{given.names[largest]!r} with {counts[largest]:,} examples ({percent(share)})"
         least = f"{given.names[smallest]!r} with {counts[smallest]:,}"
-        text = f"classes are unequal: {most} is the largest, {least} the smallest; who always says the largest has an"
+        text = (
+            f"classes are imbalanced: {most} is the largest, {least} the smallest; always predicting the largest has an"
+        )
         text += f" accuracy of {percent(share)}; with sample_weight='balanced' all classes count alike"
         numbers = {"largest": int(counts[largest]), "smallest": int(counts[smallest]), "share": float(share)}
         yield Finding("imbalance", warns, text, numbers)
@@ -75,14 +77,14 @@ def _classes(given: Given) -> Iterator[Finding]:
     if not given.held:
         if len(single):
             names, one = some([given.names[i] for i in single]), "one example each" if len(single) > 1 else "one"
-            text = f"of {names} there is {one}: so none can be held out, and networks are scored on what they"
-            yield Finding("single", True, f"{text} are trained on", {"classes": len(single)})
+            text = f"of {names} there is {one}: so none can be held out, and networks are scored on their"
+            yield Finding("single", True, f"{text} training data", {"classes": len(single)})
         return
     held = np.bincount(given.y[given.train :], minlength=k)
     if len(missing := np.flatnonzero(held == 0)):
-        part = "validation_data" if given.own else "the part that is held out"
+        part = "validation_data" if given.own else "the held-out part"
         names, has = some([given.names[i] for i in missing]), "have" if len(missing) > 1 else "has"
-        text = f"{names} {has} no example in {part}: no score says how well they are told apart"
+        text = f"{names} {has} no example in {part}: scores cannot tell how well they are recognised"
         warns = given.own > 0 or n >= MANY
         yield Finding("unjudged", warns, text, {"classes": len(missing)})
 
@@ -100,7 +102,7 @@ def _mixture(given: Given) -> Iterator[Finding]:
         return
     i = int(np.abs(shares[0] - shares[1]).argmax())
     one = f"{given.names[i]!r} is {percent(shares[0][i])} of x and {percent(shares[1][i])} of validation_data"
-    text = f"classes are not as frequent in validation_data as in x: {one}; were sorted data cut?"
+    text = f"class frequencies differ between validation_data and x: {one}; was sorted data split?"
     yield Finding("mixture", True, text, {"distance": distance, "by_chance": chance})
 
 
@@ -111,19 +113,21 @@ def _tags(given: Given) -> Iterator[Finding]:
         return
     trained, held = (part.sum(0) for part in (y[: given.train], y[given.train :]))
     never, always = np.flatnonzero(trained == 0), np.flatnonzero(trained == given.train)
-    for tags, have in ((never, "no example to train on has"), (always, "all examples to train on have")):
+    for tags, have in ((never, "no training example has"), (always, "all training examples have")):
         if len(tags):
-            text = f"{have} {some(tags.tolist(), 'tag')}: nothing can be learnt of {'it' if len(tags) == 1 else 'them'}"
+            text = f"{have} {some(tags.tolist(), 'label')}: nothing to learn about {'it' if len(tags) == 1 else 'them'}"
             yield Finding("constant_tags", True, text, {"tags": tags.tolist()})
     if given.held and len(unjudged := np.flatnonzero((held == 0) & (trained > 0))):
         part = "in validation_data" if given.own else "that is held out"
         they = "it is" if len(unjudged) == 1 else "they are"
-        text = f"no example {part} has {some(unjudged.tolist(), 'tag')}: no score says how well {they} told"
+        text = f"no example {part} has {some(unjudged.tolist(), 'label')}: scores ignore how well {they} recognised"
         yield Finding("unjudged", bool(given.own), text, {"tags": unjudged.tolist()})
     single = int((y.sum(1) == 1).sum())
     if single >= ONE_HOT * len(y):
-        text = f"{single:,} of {len(y):,} examples have exactly one tag: if y is to be one-hot, the others lack theirs,"
-        text += " or have too many; labels, (n,), are told apart better than tags"
+        text = (
+            f"{single:,} of {len(y):,} examples have exactly one label: if y should be one-hot, the others lack theirs,"
+        )
+        text += " or have too many; single labels, (n,), are learnt better than multi-label y"
         yield Finding("one_hot", True, text, {"single": single, "examples": len(y)})
 
 
@@ -137,23 +141,21 @@ def _amounts(given: Given) -> Iterator[Finding]:
     different = int((counts > 0).sum())
     whole = all(isinstance(name, float) and name.is_integer() for name in given.names)
     if whole and different <= KINDS and n >= KINDS * different:
-        text = (
-            f"y holds {different} different whole numbers only: if they are classes, ImageClassifier tells them apart"
-        )
+        text = f"y holds only {different} different whole numbers: if they are classes, use ImageClassifier"
         yield Finding("classes", False, text, {"different": different})
     squares = np.sort(np.square(mine, dtype=np.float64), axis=0)[::-1]
     shares = squares[: max(1, n // 100)].sum(0) / np.maximum(squares.sum(0), 1e-300)
     worst = int(shares.argmax())
     if shares[worst] >= FAR:
         row = int(np.abs(mine[:, worst]).argmax())
-        which = "" if y.shape[1] == 1 else f" (amount {worst})"
+        which = "" if y.shape[1] == 1 else f" (column {worst})"
         text = (
-            f"{max(1, n // 100):,} of {n:,} amounts{which} have {percent(shares[worst])} of all squared deviations, the"
+            f"{max(1, n // 100):,} of {n:,} values of y{which} have {percent(shares[worst])} of all squared deviations,"
         )
         text += (
-            f" farthest, y[{given.order[row]}], is {abs(mine[row, worst]):.3g} standard deviations from the mean: they"
+            f" the farthest, y[{given.order[row]}], is {abs(mine[row, worst]):.3g} standard deviations from the mean:"
         )
-        text += " decide what is learnt. Are they right? Logarithms of amounts may be easier to learn"
+        text += " they dominate what is learnt. Are they right? Logarithms of y may be easier to learn"
         yield Finding("far", True, text, {"share": float(shares[worst]), "examples": [given.place(row)]})
     if len(theirs) < FEW:
         return
@@ -162,5 +164,5 @@ def _amounts(given: Given) -> Iterator[Finding]:
     if (most := int((apart - 4 * chance).argmax())) >= 0 and apart[most] - 4 * chance[most] > MOVED:
         text = f"the mean of y in validation_data is {apart[most]:.2g} standard deviations away from that in x: were"
         yield Finding(
-            "moved", True, f"{text} sorted data cut, or is it in other units?", {"deviations": float(apart[most])}
+            "moved", True, f"{text} sorted data split, or is it in other units?", {"deviations": float(apart[most])}
         )

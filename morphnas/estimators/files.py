@@ -100,7 +100,7 @@ def folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
     """
     root = user_path(path)
     if not root.is_dir():
-        raise ValueError(f"{str(root)!r} is no folder of images")
+        raise ValueError(f"{str(root)!r} is not a folder of images")
     pillow = _pillow()
     suffixes = {suffix for suffix, kind in pillow.registered_extensions().items() if kind in pillow.OPEN} - _NO_IMAGES
     below = sorted(_below(root, ()))
@@ -111,7 +111,7 @@ def folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
     if len(loose) == len(images):
         return Files(images), None
     if loose:
-        raise ValueError(f"the folder {str(root)!r} holds {loose[0]!r} beside its sub-folders, one per class")
+        raise ValueError(f"the folder {str(root)!r} must only hold a sub-folder per class, but also holds {loose[0]!r}")
     labels = [file.relative_to(root).parts[0] for file in images]
     if empty := {file.name for file in below if file.is_dir() and file.parent == root} - set(labels):
         raise ValueError(f"the folder {str(root / min(empty))!r} holds no images")
@@ -121,10 +121,10 @@ def folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
 def load_image_dataset(
     csv_file_path: str | os.PathLike[str], images_path: str | os.PathLike[str], parallel: bool = True
 ) -> tuple[NDArray[Any] | list[NDArray[Any]], NDArray[np.str_]]:
-    """Images and labels of a CSV file, whose first line is a head, and first two columns a file's name and its label.
+    """Images and labels listed in a CSV file with a header line, whose first two columns are file name and label.
 
-    x: (n, h, w) or (n, h, w, 3) where the images have one shape, else a list of them, which `fit` takes too. y: (n,)
-    strings. parallel: in threads. ValueError that names the line or the file that cannot be read.
+    x: (n, h, w) or (n, h, w, 3) if all images have the same shape, else a list of them, which `fit` takes too. y: (n,)
+    strings. parallel: read in threads. ValueError names the line or the file that cannot be read.
     """
     files, _, labels = images_of(csv_file_path, images_path, parallel)
     images = files[:]
@@ -146,7 +146,7 @@ def images_of(
     except (csv.Error, UnicodeError) as error:
         raise ValueError(f"{str(csv_file_path)!r} cannot be read as CSV: {error}") from error
     if len(rows) < 2:
-        raise ValueError(f"{str(csv_file_path)!r} lists no images: its first row is taken for the head")
+        raise ValueError(f"{str(csv_file_path)!r} lists no images: its first row is read as the header")
     (_, head), *rows = rows
     root = user_path(images_path)
     if (root / head[0]).is_file():

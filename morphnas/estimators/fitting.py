@@ -269,7 +269,7 @@ class Fitting:
             said = None if best.outcome is None else best.outcome.error
             why = "the time limit was too short to score a network"
             why = why if said is None else f"no network has a score: {said}"
-            what = "the model is hardly trained" if final.id == best.id else "nothing says how good the model is"
+            what = "the model is hardly trained" if final.id == best.id else "how good the model is, is unknown"
             warnings.warn(f"{why}: {what}", stacklevel=3)
         return best, final
 
@@ -287,7 +287,7 @@ class Fitting:
             return best, searched
         if (kept := next((trial for trial in searched if trial.kept), None)) is None:
             error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")
-            raise RunError(f"no network could be trained, the run is in {self.store.path}; the first error: {error}")
+            raise RunError(f"no network could be trained; the run is in {self.store.path}, the first error: {error}")
         return kept, searched
 
 

@@ -62,7 +62,7 @@ class Preprocessing:
         for anything else.
         """
         if axes is not None and (isinstance(axes, bool) or axes not in (1, 2, 3)):
-            raise ValueError(f"axes must be None, 1 (spans), 2 (images) or 3 (volumes), not {axes!r:.100}")
+            raise ValueError(f"axes must be None, 1 (sequences), 2 (images) or 3 (volumes), not {axes!r:.100}")
         image_shape = _checked_shape(image_shape)
         if axes in (1, 3):
             return Preprocessing._along(source, image_shape, image_size, axes)
@@ -92,7 +92,7 @@ class Preprocessing:
             raise ValueError(f"x must be {wanted}, but its shape is {(len(source), *given)}")
         if len(image) == 3 and image[0] in (1, 3) and image[2] > 4:
             hint = f"images of shape {image} look channels first, but (height, width, channels) is expected"
-            warnings.warn(f"{hint}: np.moveaxis(x, 1, -1) turns them", stacklevel=4)
+            warnings.warn(f"{hint}: np.moveaxis(x, 1, -1) converts them", stacklevel=4)
         return Preprocessing(given, (1, *image) if len(image) == 2 else (image[2], *image[:2]))
 
     @staticmethod
@@ -100,13 +100,13 @@ class Preprocessing:
         source: Source, image_shape: Sequence[int] | None, image_size: ImageSize | None, axes: int
     ) -> Preprocessing:
         """Spans (length) or (length, channels), volumes (d, h, w) or (d, h, w, channels); of rows by image_shape."""
-        what, sizes = {1: ("spans", "(length,)"), 3: ("volumes", "(depth, height, width)")}[axes]
+        what, sizes = {1: ("sequences", "(length,)"), 3: ("volumes", "(depth, height, width)")}[axes]
         if image_size is not None or not source.uniform:
-            raise ValueError(f"{what} of x must have one shape: only images are resized")
+            raise ValueError(f"{what} in x must all have the same shape: only images are resized")
         given = source.shapes[0]
         shape = given if image_shape is None else tuple(image_shape)
         if len(shape) not in (axes, axes + 1) or math.prod(shape) != math.prod(given):
-            words = f"{what} have the shape {sizes}, or one more size for channels"
+            words = f"{what} have the shape {sizes}, or one more axis for channels"
             raise ValueError(
                 f"{words}, but an example of x has {given}{'' if image_shape is None else f', not {shape}'}"
             )
@@ -134,7 +134,7 @@ class Preprocessing:
             places = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{min(sizes)}"
             log.info("images of %s pixels are resized to (%d, %d)", places, height, width)
         if len(depths) > 1:
-            log.info("images of %s channels are brought to 3, red, green and blue", sorted(depths))
+            log.info("images of %s channels are converted to RGB", sorted(depths))
         return Preprocessing((height, width, channels), (channels, height, width), resized)
 
     @staticmethod
@@ -385,7 +385,9 @@ class Problem:
         """
         source, y = opened(x, y, "x", room, axes, deadline)
         if groups is not None and validation_data is not None:
-            raise ValueError("groups say what of x may be held out together: with validation_data nothing of it is")
+            raise ValueError(
+                "groups and validation_data exclude each other: with validation_data nothing of x is held out"
+            )
         preprocessing = replace(Preprocessing.found(source, image_shape, image_size, axes), columns=source.columns)
         if len(preprocessing.shape) == 1:
             preprocessing = replace(preprocessing, offset=_offset(source))
@@ -399,7 +401,7 @@ class Problem:
                 own_x, own_y = opened(own_x, own_y, "validation_data", room, axes, deadline)
             if own_y is None:
                 words = "(x, y) or (x, y, sample_weight)"
-                raise ValueError(f"validation_data must be a pair {words}, or a Dataset or a folder with labels")
+                raise ValueError(f"validation_data must be {words}, or a Dataset or a folder with labels")
             own = examples(own_x, own_y, preprocessing, target, room)
             if own_weight:
                 counted = weights_of(own_weight[0], len(own), own.y.numpy(), target)
@@ -451,7 +453,7 @@ class Problem:
         task = Task.of(whole[:first], valid, target.goal)
         for part in (task.train, valid, chooser):
             if part is not None and part.weights is not None and not part.weights.any():
-                raise ValueError("sample_weight is 0 for all examples of a part: too few examples count for anything")
+                raise ValueError("sample_weight is 0 for all examples of a split: too few examples have a weight")
         return Problem(target, preprocessing, task, chooser, None if parts.valid is None else whole, about, order)
 
     @property

@@ -41,7 +41,7 @@ class Labels:
                 try:
                     check_classification_targets(column)  # raises for what looks continuous
                 except ValueError as error:
-                    raise ValueError(f"{error} For amounts there is ImageRegressor, or regression=True.") from None
+                    raise ValueError(f"{error} To predict numbers, use ImageRegressor, or regression=True.") from None
             classes, index = np.unique(column, return_inverse=True)
             labels, codes = Labels(classes), index.reshape(-1).astype(np.int64)
         else:
@@ -139,8 +139,8 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
     try:
         column = listed(y)
     except ValueError as error:
-        hint = "several tags of an example are (n, k) of 0 and 1, as scikit-learn's MultiLabelBinarizer makes them"
-        raise ValueError(f"y cannot be made an array of labels: {error}; {hint}") from None
+        hint = "for several labels per example pass (n, k) of 0 and 1, as from scikit-learn's MultiLabelBinarizer"
+        raise ValueError(f"y cannot be converted to an array of labels: {error}; {hint}") from None
     if column.dtype == object:
         kinds = {type(value) for value in column.flat}
         if all(issubclass(kind, np.generic) for kind in kinds) or kinds in ({bool}, {int}, {float}):
@@ -152,7 +152,9 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
     if column.ndim == 2:
         rows = column.dtype.kind in "buif" and bool(((column != 0).sum(1) == 1).all())
         what = "is one-hot" if rows and column.max() == 1 else f"has {column.shape[1]} columns"
-        hint = ": pass y.argmax(1)" if what == "is one-hot" else "; several tags of an example are (n, k) of 0 and 1"
+        hint = (
+            ": pass y.argmax(1)" if what == "is one-hot" else "; for several labels per example pass (n, k) of 0 and 1"
+        )
         raise ValueError(f"y must be (n,) or (n, 1), but y {what}, its shape is {column.shape}{hint}")
     if not column.ndim:
         raise ValueError(f"y must be (n,) or (n, 1), not {y!r:.80}")
@@ -185,7 +187,7 @@ def hashed(column: NDArray[Any], name: str) -> Iterable[Hashable]:
     """The values of a column; ValueError for one that cannot be told from others."""
     for i, value in enumerate(column.tolist()):
         if not isinstance(value, Hashable):
-            raise ValueError(f"{name}[{i}] is no label, it cannot be hashed: {value!r:.80}")
+            raise ValueError(f"{name}[{i}] is not a label, because it cannot be hashed: {value!r:.80}")
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name}[{i}] is NaN")
         if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas'

@@ -62,8 +62,8 @@ def check_metric(metric: Metric) -> None:
     except TypeError:
         name = getattr(metric, "__name__", "f")
         raise ValueError(
-            f"metric must be a function (estimator, x, y), {name} is none: sklearn.metrics.make_scorer({name}, "
-            "greater_is_better=...) makes one of a function (y_true, y_pred)"
+            f"metric must be a function (estimator, x, y), but {name} is not: sklearn.metrics.make_scorer({name}, "
+            "greater_is_better=...) makes one from a function (y_true, y_pred)"
         ) from None
     except ValueError:  # it does not say what it takes: it is tried
         pass
@@ -72,7 +72,7 @@ def check_metric(metric: Metric) -> None:
 def check_loss(loss: Loss) -> None:
     """ValueError for what is no loss."""
     if loss is not None and (isinstance(loss, type) or not callable(loss)):
-        hint = f": {loss.__name__}() makes one" if isinstance(loss, type) else ""
+        hint = f": use {loss.__name__}()" if isinstance(loss, type) else ""
         raise ValueError(f"loss must be None, or a function (outputs, y) or a module like it, not {loss!r:.100}{hint}")
 
 
@@ -84,7 +84,7 @@ def check_said(settings: Any, metric: Metric, loss: Loss) -> None:
     for name, given in (("metric", metric), ("loss", loss)):
         had = settings.get(name) if isinstance(settings, dict) else None
         if given is None and had is not None and had not in get_scorer_names():
-            raise ValueError(f"the fit had {name}={had:.100}, which is not kept in a run: give {name} again")
+            raise ValueError(f"the fit had {name}={had:.100}, which a run does not store: set {name} again")
 
 
 def recordable(loss: Loss) -> bool:
@@ -208,7 +208,7 @@ class UserLoss:
             self.loss.to(outputs.device)
         losses: Any = self.loss(outputs, y)
         if not isinstance(losses, Tensor):
-            raise TypeError(f"it must give a tensor, not {losses!r:.100}")
+            raise TypeError(f"it must return a tensor, not {losses!r:.100}")
         return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
@@ -232,7 +232,7 @@ def aimed(problem: Problem, metric: Metric, loss: Loss, deadline: Deadline = NEV
         goal = replace(goal, metric=Scorer(metric, target))
         _try_metric(goal, task.judge, Deadline.after(SHARE * deadline.left, deadline.clock))
     if isinstance(target, Values) and isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss)):
-        raise ValueError(f"loss: {loss} is of labels or tags: for amounts there are torch.nn.MSELoss() and L1Loss()")
+        raise ValueError(f"loss: {loss} is for classification; for regression use torch.nn.MSELoss() or L1Loss()")
     if loss is not None:
         own = copy.deepcopy(loss).requires_grad_(requires_grad=False) if isinstance(loss, nn.Module) else loss
         goal = _scaled(replace(goal, criterion=UserLoss(own, target)), task.train[:TRIED])
@@ -240,7 +240,7 @@ def aimed(problem: Problem, metric: Metric, loss: Loss, deadline: Deadline = NEV
         try:
             cloudpickle.dumps(goal)
         except Exception as error:
-            raise ValueError(f"metric and loss must be such that other processes can have them: {error}") from error
+            raise ValueError(f"metric and loss must be picklable, to be sent to other processes: {error}") from error
     return replace(problem, task=replace(task, goal=goal))
 
 
@@ -287,11 +287,11 @@ def _try_metric(goal: Own, part: Examples, until: Deadline) -> None:
         return
     if best < max(values) and not math.isclose(best, max(values)):
         raise ValueError(
-            f"metric: {metric.name} is {best:.4g} for right answers and {max(values):.4g} for wrong ones, but more "
-            "must be better: make_scorer(..., greater_is_better=False) turns it round"
+            f"metric: {metric.name} is {best:.4g} for right answers and {max(values):.4g} for wrong ones, but higher "
+            "must be better: make_scorer(..., greater_is_better=False) negates it"
         )
     if best == min(values) and not problems:
-        raise ValueError(f"metric: {metric.name} is {best:.4g} for right answers and for wrong ones")
+        raise ValueError(f"metric: {metric.name} is {best:.4g} for right and wrong answers alike")
 
 
 def _scaled(goal: Own, some: Examples) -> Own:
@@ -330,24 +330,24 @@ def _scaled_here(goal: Own, some: Examples) -> Own:
                 right, wrong, surer = (criterion(by * _right(goal, y), y).mean().item() for by in (1, -1, 10))
                 raised = criterion(outputs + SURE, y).mean().item() if isinstance(usual, Tags) else math.nan
     except Exception as error:
-        raise ValueError(f"loss: tried on training examples it failed: {type(error).__name__}: {error}") from error
+        raise ValueError(f"loss: it failed on training examples: {type(error).__name__}: {error}") from error
     if not (math.isfinite(value) and 0 < steep < math.inf):
         raise ValueError(
-            f"loss: of random outputs, also negative ones, it is {value:.4g}, and its gradient {steep:.4g}: the "
-            "first must be finite, the second also above 0"
+            f"loss: for random outputs, negative ones too, it is {value:.4g}, with gradient {steep:.4g}: the "
+            "loss must be finite, its gradient also above 0"
         )
     if not right < wrong:
         words = f"{right:.4g} for right outputs and {wrong:.4g} for wrong ones"
-        raise ValueError(f"loss: it is {words}, but less must be better")
+        raise ValueError(f"loss: it is {words}, but lower must be better")
     if right - surer > (wrong - right) / 2:
         raise ValueError(
-            f"loss: it falls without end, from {right:.4g} to {surer:.4g} where right outputs are ten times as large: "
-            "they are logits, as CrossEntropyLoss takes them, no probabilities and no logarithms of these"
+            f"loss: it falls without bound, from {right:.4g} to {surer:.4g} if right outputs are ten times as large: "
+            "outputs are logits, as for CrossEntropyLoss, not probabilities or their logarithms"
         )
     if math.isclose(raised, value, rel_tol=1e-4):
         raise ValueError(
-            "loss: it is the same where all logits of an example are raised alike, as for labels, of which one is "
-            "right: tags need one that is of each by itself, as torch.nn.BCEWithLogitsLoss()"
+            "loss: it does not change if all logits of an example are raised alike, so it is for a single right label: "
+            "multi-label data needs one that treats each label separately, such as torch.nn.BCEWithLogitsLoss()"
         )
     scale = asked(usual.loss)[1] / steep
     return replace(goal, scale=scale, ignorance=max(usual.ignorance, abs(scale * value)))
@@ -357,4 +357,4 @@ def _check_losses(losses: Tensor, n: int, weighted: bool) -> None:
     if losses.shape not in ((n,), *([] if weighted else [()])):
         each = f'a loss for each, ({n},), as they have weights (as with reduction="none")'
         words = each if weighted else f"a loss for each, ({n},), or their mean"
-        raise ValueError(f"of {n} examples it must give {words}, not {tuple(losses.shape)}")
+        raise ValueError(f"for {n} examples it must return {words}, not {tuple(losses.shape)}")

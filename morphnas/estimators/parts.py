@@ -38,7 +38,7 @@ def groups_of(groups: Groups, n: int) -> NDArray[np.int64] | None:
     numbers: dict[object, int] = {}
     codes = np.array([numbers.setdefault(value, len(numbers)) for value in hashed(column, "groups")], dtype=np.int64)
     if len(numbers) < 2:
-        raise ValueError("all examples are of one group: none of them can be held out from others")
+        raise ValueError("all examples belong to one group, so none can be held out")
     return codes
 
 
@@ -61,7 +61,7 @@ def split(strata: NDArray[np.int64], seed: int, groups: NDArray[np.int64] | None
             of = np.unique(groups[strata == missing[0]])
             first = int(np.flatnonzero(strata == missing[0])[0])
             raise ValueError(
-                f"groups cannot be held out: those like example {first} lie in {len(of)} of {groups.max() + 1} groups, "
+                f"groups cannot be held out: examples like {first} are in {len(of)} of {groups.max() + 1} groups only, "
                 "and none would be left to train on; give validation_data instead"
             )
     if n < 500:

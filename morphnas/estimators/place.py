@@ -53,9 +53,9 @@ class Place:
         if share is not None and not (number and 0 < share < math.inf):
             raise ValueError(f"per_trial must be None or a positive number, of CPUs or GPUs, not {share!r}")
         if kind is None and devices is not None:
-            raise ValueError('devices is for executor="process" or "ray"; without, device says where to train')
+            raise ValueError('devices is for executor="process" or "ray"; otherwise use device')
         if kind in (None, "process") and share is not None:
-            raise ValueError('per_trial is for trials on a Ray cluster, executor="ray" or its address')
+            raise ValueError('per_trial is for a Ray cluster: executor="ray" or its address')
         if kind == "process":
             workers = tuple(map(torch_device, named)) or _workers(torch_device(estimator.device), most)
             return Place(workers[0] if estimator.device is None else torch_device(estimator.device), workers)
@@ -64,7 +64,7 @@ class Place:
             return Place(device)
         if named:
             raise ValueError(
-                "devices must be None or a number of workers on a Ray cluster, which knows its own devices"
+                "on a Ray cluster, which knows its own devices, devices must be None or a number of workers"
             )
         found()
         address = None if kind == "ray" else kind
@@ -129,7 +129,7 @@ def _workers(device: torch.device, devices: int | None) -> tuple[torch.device, .
         return (device,) * (cores() if devices is None else int(devices))
     there = torch.cuda.device_count() if device.index is None else 1
     if devices is not None and devices > there:
-        raise ValueError(f"devices={devices} are not there: torch sees {there} of the kind {str(device)!r}")
+        raise ValueError(f"devices={devices} are not available: torch sees {there} {str(device)!r} device(s)")
     if device.index is not None:
         return (device,)
     return tuple(torch.device("cuda", i) for i in range(devices or there))
@@ -139,7 +139,9 @@ def _check(address: str) -> None:
     try:
         reachable(address)
     except ValueError:
-        raise ValueError(f"executor {address!r} is no address of a Ray cluster: host:port or ray://host:port") from None
+        raise ValueError(
+            f"executor {address!r} is not the address of a Ray cluster, such as host:port or ray://host:port"
+        ) from None
 
 
 def is_positive(value: object) -> TypeGuard[int]:
@@ -156,5 +158,5 @@ def torch_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f'device must be "cpu", "cuda" or "cuda:<number>", not {device!r}: {error}') from None
     if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+        raise ValueError(f"device {device!r} is not available: torch sees {torch.cuda.device_count()} CUDA devices")
     return found

@@ -96,13 +96,15 @@ class Settings:
         depth, width = (None if size is None else int(size) for size in (depth, width))
         for name in _LEGACY_SEARCH:
             if args.pop(name, None) is not None:
-                warnings.warn(f"searcher_args: {name} belonged to the old kernel and has no effect", stacklevel=4)
+                warnings.warn(
+                    f"searcher_args: {name} belongs to AutoKeras's old kernel and has no effect", stacklevel=4
+                )
         searcher = _searcher(estimator.search_type, args, ranges)
         given = estimator.initial_networks
         if given is not None and not (
             isinstance(given, Sequence) and all(isinstance(n, Graph | Network) for n in given)
         ):
-            kinds = "morphnas.Graph and morphnas.Network (from_module makes one of a module)"
+            kinds = "morphnas.Graph and morphnas.Network (use from_module for a PyTorch module)"
             raise ValueError(f"initial_networks must be None or a list of {kinds}, not {given!r:.100}")
         initial = tuple(given or ())
         limits = _limits(estimator.limits)
@@ -147,7 +149,7 @@ class Settings:
         found = replace(self, initial=tuple(initial))
         keys = [graph.key for graph in found.graphs]
         if twice := [i for i, key in enumerate(keys) if key in keys[:i]] if found.networks else []:
-            raise ValueError(f"initial_networks[{twice[0]}] is of the same architecture as one before it")
+            raise ValueError(f"initial_networks[{twice[0]}] has the same architecture as an earlier one")
         return found
 
     @property
@@ -191,7 +193,7 @@ def _check_flags(estimator: ImageEstimator) -> None:
     if estimator.resume and estimator.overwrite:
         raise ValueError("resume and overwrite exclude each other")
     if estimator.resume is True and estimator.path is None:
-        raise ValueError("resume=True needs the path of the run to go on with")
+        raise ValueError("resume=True needs the path of the run to resume")
 
 
 def room(estimator: ImageEstimator) -> Room:
@@ -338,7 +340,7 @@ def check_unchanged(path: Path | None, before: Mapping[str, Any], now: Mapping[s
     if changed_ones := [name for name in DECISIVE if name in before and before[name] != now[name]]:
         pairs = {name: (_unlike(before[name], now[name]), _unlike(now[name], before[name])) for name in changed_ones}
         words = ", ".join(f"{name} was {was!r:.80} and is {new!r:.80}" for name, (was, new) in pairs.items())
-        raise RunError(f"{str(path)!r} holds a run of other settings: {words}; give the same, or choose another path")
+        raise RunError(f"{str(path)!r} holds a run with other settings: {words}; use the same, or choose another path")
 
 
 def _unlike(value: Any, other: Any) -> Any:

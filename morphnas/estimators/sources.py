@@ -59,9 +59,9 @@ class Source:
         are read.
         """
         if hasattr(x, "toarray"):
-            raise ValueError(f"{name} is a sparse matrix, a dense array is needed: {name}.toarray()")
+            raise ValueError(f"{name} is a sparse matrix, but must be dense: use {name}.toarray()")
         if isinstance(x, torch.Tensor) and x.layout is not torch.strided:
-            raise ValueError(f"{name} is a sparse tensor, a dense one is needed: {name}.to_dense()")
+            raise ValueError(f"{name} is a sparse tensor, but must be dense: use {name}.to_dense()")
         refuse_masked(x, name)
         if isinstance(x, Mapping):  # also an HDF5 file and what np.load makes of an .npz
             raise ValueError(f"{name} must be {EXAMPLES}, not {x!r:.80}")
@@ -71,8 +71,8 @@ class Source:
         named = columns if columns and all(isinstance(column, str) for column in columns) else None
         listed = isinstance(x, (list, tuple)) or len(getattr(x, "shape", ())) == 1
         if listed and isinstance(next(iter(x), None), (str, os.PathLike)):
-            hint = "a folder with a sub-folder for each class, by its name, or morphnas.load_image_dataset reads files"
-            raise ValueError(f"{name} must be {EXAMPLES}, and holds names: {hint}")
+            hint = "pass the name of a folder with a sub-folder for each class, or use morphnas.load_image_dataset"
+            raise ValueError(f"{name} must be {EXAMPLES}, but holds names: {hint}")
         if isinstance(x, torch.Tensor):
             if _has_channels(x.ndim - 1, axes):
                 x = x.movedim(1, -1)
@@ -85,7 +85,7 @@ class Source:
             try:
                 x = np.asarray(x)
             except ValueError as error:
-                raise ValueError(f"{name} cannot be made an array: {error}") from None
+                raise ValueError(f"{name} cannot be converted to an array: {error}") from None
             if not x.shape:
                 raise ValueError(f"{name} must be {EXAMPLES}, not {given!r:.80}")
         if x.shape and len(x.shape) == 1 and str(getattr(x, "dtype", "")) == "object":
@@ -150,7 +150,7 @@ def _checked(source: Source, shape: tuple[int, ...] = ()) -> Source:
         return source
     for i, one in enumerate(source.shapes):
         if len(one) not in (2, 3):
-            raise ValueError(f"{name}[{i}] is no image (h, w) or (h, w, channels): its shape is {one}")
+            raise ValueError(f"{name}[{i}] is not an image (h, w) or (h, w, channels): its shape is {one}")
         if not math.prod(one):
             raise ValueError(f"{name}[{i}] is empty, its shape is {one}")
     return source
@@ -177,7 +177,7 @@ def opened(
     else:
         x, labels = folder(x)
     if y is not None and labels is not None:
-        raise ValueError(f"{name} brings its own labels, so none can be given beside it")
+        raise ValueError(f"{name} contains its own labels, so y must not be given")
     return replace(Source.of(x, name), deadline=deadline), labels if y is None else y
 
 
@@ -206,7 +206,7 @@ def _drained(
         check_time(deadline, name, len(images), known)
         pair = item if isinstance(item, (tuple, list)) else (item,)
         if isinstance(item, Mapping) or not 1 <= len(pair) <= 2:
-            raise ValueError(f"{name} must yield (image, label), but a {type(item).__name__} of {len(item)} came")
+            raise ValueError(f"{name} must yield (image, label), not a {type(item).__name__} of length {len(item)}")
         some = [image(one, axes) for one in (pair[0] if batched else [pair[0]])]
         images.extend(some)
         loose += sum(one.nbytes for one in some)

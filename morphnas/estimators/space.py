@@ -73,7 +73,7 @@ class SearchSpace:
             size = f"depth {start.depth}, {count(start.parameters)} parameters, {count(start.flops)} FLOPs"
             kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in start.neighbours.items())
             lines.append(f"  {size}; one step leads to {sum(start.neighbours.values())} networks: {kinds or 'none'}")
-        lines.append("a step is one of these or several at once, and keeps what the network computes:")
+        lines.append("a step is one or several of these, and preserves what the network computes:")
         lines += [f"  {kind.replace('_', ' ')}: {does}" for kind, does in self.morphs.items()]
         sizes = {
             name: value for name, value in asdict(self.limits).items() if name.startswith("max_") and value is not None
@@ -84,7 +84,7 @@ class SearchSpace:
         rate = f"{self.recipe.optimizer}, rate {self.recipe.lr:.3g}, batches of {self.recipe.batch_size}"
         lines.append(f"a child is trained for {epochs_words(self.recipe.epochs)}{part}: {rate}")
         if self.ranges:
-            lines.append("searched, too: " + ", ".join(f"{name} {values}" for name, values in self.ranges.items()))
+            lines.append("also searched: " + ", ".join(f"{name} {values}" for name, values in self.ranges.items()))
         return "\n".join([*lines, str(self.expected)])
 
     __repr__ = __str__

@@ -44,10 +44,10 @@ class Indicators:
         there = _table_of(y)
         if there.shape != (n, self.k):
             raise ValueError(
-                f"y must say of {n} examples which of {self.k} tags they have, but its shape is {there.shape}"
+                f"y must be ({n}, {self.k}), one column for each label (multi-label), but its shape is {there.shape}"
             )
         if not _flags(there):
-            raise ValueError("y must be 0 or 1 everywhere: whether an example has a tag")
+            raise ValueError("y must be 0 or 1 everywhere: whether an example has a label")
         return there.astype(np.float32, order="C")
 
     @property
@@ -101,7 +101,7 @@ class Values:
         with np.errstate(over="ignore"):
             mean, std = table.mean(0), table.std(0)
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
-            raise ValueError("y holds numbers that are too large: their squares have no place in a float64")
+            raise ValueError("y holds numbers that are too large: their squares overflow float64")
         small = std <= 1e-12 * np.abs(mean)
         if small.all():
             raise ValueError(f"there is nothing to learn: y is {table[0].tolist()} for all {n:,} samples")
@@ -112,13 +112,13 @@ class Values:
         """As networks learn them, (n, k); ValueError for amounts that do not go with those of the fit."""
         table = amounts_of(y, n)
         if table.shape[1] != len(self.mean):
-            raise ValueError(f"y has {table.shape[1]} amounts for each example, but fit saw {len(self.mean)}")
+            raise ValueError(f"y has {table.shape[1]} numbers for each example, but fit saw {len(self.mean)}")
         return self._coded(table)
 
     def _coded(self, table: NDArray[np.float64]) -> NDArray[np.float32]:
         coded = (table - self.mean) / self.std
         if not (np.abs(coded) < 1e30).all():
-            raise ValueError("y holds numbers that are too large beside those of the fit")
+            raise ValueError("y holds numbers that are too large compared with those of the fit")
         return coded.astype(np.float32)
 
     def decode(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
@@ -201,7 +201,7 @@ def given_weights(sample_weight: ArrayLike, n: int) -> NDArray[np.float64]:
     if weights.shape != (n,):
         raise ValueError(f"sample_weight must be ({n},), a number for each example, but its shape is {weights.shape}")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and np.isfinite(weights.sum()) and weights.any()):
-        raise ValueError("sample_weight must be finite numbers from 0 on, not all of them 0")
+        raise ValueError("sample_weight must be finite numbers, none negative and not all 0")
     return weights
 
 
@@ -250,7 +250,7 @@ def amounts_of(y: ArrayLike, n: int) -> NDArray[np.float64]:
         values = as_array(y) if isinstance(y, torch.Tensor) else np.asarray(y)
     except ValueError as error:
         raise ValueError(f"y cannot be made an array of numbers: {error}") from None
-    hint = "ImageClassifier is for labels"
+    hint = "use ImageClassifier for labels"
     if values.dtype.kind not in "buifOUS":
         word = "Complex data not supported: " if values.dtype.kind == "c" else ""
         raise ValueError(f"{word}y must hold numbers, but its dtype is {values.dtype}; {hint}")
@@ -261,7 +261,7 @@ def amounts_of(y: ArrayLike, n: int) -> NDArray[np.float64]:
     if table.ndim == 1:
         table = table[:, None]
     if table.ndim != 2 or not table.shape[1]:
-        raise ValueError(f"y must be (n,) or (n, amounts), but its shape is {values.shape}")
+        raise ValueError(f"y must be (n,) or (n, k), but its shape is {values.shape}")
     if len(table) != n:
         raise ValueError(f"x has {n} examples but y has {len(table)}")
     if not (finite := np.isfinite(table).all(1)).all():

@@ -38,12 +38,12 @@ def taught_by(teacher: Teacher, source: Source, target: Target) -> NDArray[np.fl
         except TimeoutError:
             raise
         except Exception as error:  # whatever it raises for examples that it was not made for
-            raise ValueError(f"the teacher's {asks} cannot be asked of {source.name}: {error}") from error
+            raise ValueError(f"the teacher's {asks} fails on {source.name}: {error}") from error
         said = np.concatenate(pieces)
     elif isinstance(teacher, (str, os.PathLike)):
-        raise ValueError(f"a teacher is a fitted model, not the path of one: morphnas.load({str(teacher)!r})")
+        raise ValueError(f"teacher must be a fitted model, not its path: use morphnas.load({str(teacher)!r})")
     elif hasattr(teacher, "fit") or isinstance(teacher, torch.nn.Module):
-        raise ValueError(f"a teacher needs {asks}, which {type(teacher).__name__} has not")
+        raise ValueError(f"a teacher needs {asks}, which {type(teacher).__name__} does not have")
     else:
         said = _table(teacher)
     if isinstance(target, Values):
@@ -52,15 +52,15 @@ def taught_by(teacher: Teacher, source: Source, target: Target) -> NDArray[np.fl
         said = said[:, _columns(teacher.classes_, target)] if said.shape[1:] == np.shape(teacher.classes_) else said
     wanted = (len(source), target.goal.outputs)
     if said.shape != wanted:
-        what = "of n examples and k classes" if isinstance(target, Labels) else "of n examples and k tags"
-        raise ValueError(f"a teacher says probabilities {wanted}, {what}, but these are {said.shape}")
+        what = "of n examples and k classes" if isinstance(target, Labels) else "of n examples and k labels"
+        raise ValueError(f"a teacher's probabilities must be {wanted}, {what}, but these are {said.shape}")
     if not (np.isfinite(said).all() and said.min() >= 0 and said.max() <= 1 + ROUNDING):
-        raise ValueError("a teacher says probabilities: numbers from 0 to 1")
+        raise ValueError("a teacher's probabilities must be numbers from 0 to 1")
     likely = np.clip(said, SUREST, 1 - SUREST)
     if not isinstance(target, Labels):
         return (np.log(likely) - np.log1p(-likely)).astype(np.float32)
     if not np.allclose(said.sum(1), 1, atol=ROUNDING):
-        raise ValueError("a teacher's probabilities sum to 1 for every example")
+        raise ValueError("a teacher's probabilities must sum to 1 for every example")
     return np.log(likely).astype(np.float32)
 
 
@@ -73,7 +73,7 @@ def _table(said: Any) -> NDArray[np.float64]:
         table = np.stack([np.asarray(one)[:, -1] for one in said], 1) if several else np.asarray(said)
         table = table.astype(np.float64)
     except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"a teacher is a fitted model or numbers, not {said!r:.100}: {error}") from None
+        raise ValueError(f"teacher must be a fitted model or numbers, not {said!r:.100}: {error}") from None
     return table[:, None] if table.ndim == 1 else table
 
 
@@ -83,5 +83,5 @@ def _columns(classes: Any, target: Labels) -> list[int]:
     if missing := [label for label in ours if label not in theirs]:
         raise ValueError(f"the teacher does not know the class {missing[0]!r}")
     if more := [label for label in theirs if label not in ours]:
-        raise ValueError(f"the teacher knows a class that y does not hold: {more[0]!r}")
+        raise ValueError(f"the teacher knows a class that is not in y: {more[0]!r}")
     return [theirs.index(label) for label in ours]

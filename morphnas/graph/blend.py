@@ -13,11 +13,11 @@ from morphnas.graph.ops import Concat, Dense
 
 
 def blend(networks: Sequence[Network], shares: Sequence[float]) -> Network:
-    """One network of all those given side by side, behind one input: its outputs are sum(share * outputs).
+    """One network made of all those given, side by side behind one input: its outputs are sum(share * outputs).
 
-    They read the same shape and give flat outputs of the same width; ValueError where they do not. A single one is
-    taken as it is if its share is 1. A dense layer over all outputs carries the shares out, so the result is a network
-    like any other: it can be trained, stored, drawn and exported.
+    They must take the same shape and have flat outputs of the same width, else ValueError. A single one with share 1 is
+    returned unchanged. A dense layer over all outputs applies the shares, so the result is a network like any other: it
+    can be trained, stored, drawn and exported.
     """
     if not networks or len(networks) != len(shares):
         raise ValueError(f"a blend is of at least one network, each with its share, not {len(networks)}, {len(shares)}")

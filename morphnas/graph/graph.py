@@ -58,7 +58,7 @@ def _hash(text: str) -> str:
 
 
 class GraphError(ValueError):
-    """The nodes do not make a network; the message names the node and the shapes."""
+    """The nodes do not form a network; the message names the node and the shapes."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,11 @@ class Graph:
         for node in self.nodes:
             name, op = node.name, node.op
             if not _may_name(name):
-                raise GraphError(
-                    f"{name!r} cannot name a node: a lower-case identifier that torch does not use is needed"
-                )
+                raise GraphError(f"{name!r} cannot name a node: use a lower-case identifier that torch does not use")
             if name in shapes:
                 raise GraphError(f"two nodes are named {name!r}")
             if isinstance(op, Input) and shapes:
-                raise GraphError(f"{name}: a graph has one input, {self.nodes[0].name!r} is it already")
+                raise GraphError(f"{name}: a graph has one input, and it already has {self.nodes[0].name!r}")
             if not op.arity[0] <= len(node.inputs) <= op.arity[1]:
                 raise GraphError(f"{name}: {op.tag} cannot take {len(node.inputs)} inputs {node.inputs}")
             if missing := [i for i in node.inputs if i not in shapes]:

@@ -17,14 +17,14 @@ NORMALISED = 0.4
 
 
 class WeightsError(ValueError):
-    """The weights are not those of the graph."""
+    """The weights do not match the graph."""
 
 
 def fresh_weights(graph: Graph, generator: torch.Generator | None = None) -> Weights:
-    """Weights to begin training with, drawn from `generator` (default: seed 0), by ``<node>.<tensor>``.
+    """Initial weights, drawn from `generator` (default: seed 0), by ``<node>.<tensor>``.
 
-    Those of layers that only batch norms read, to which their scale is of no matter, are smaller than the op begins
-    with: a step of training changes them the more.
+    Those of layers read only by batch norms, for which their scale does not matter, are smaller than the op's own: so a
+    training step changes them more.
     """
     generator = generator or torch.Generator().manual_seed(0)
     weights = {}
@@ -37,12 +37,12 @@ def fresh_weights(graph: Graph, generator: torch.Generator | None = None) -> Wei
 
 
 def check_weights(graph: Graph, weights: Mapping[str, Tensor]) -> None:
-    """WeightsError when names or shapes are not those that the graph needs."""
+    """WeightsError if names or shapes are not those that the graph needs."""
     wanted = graph.weight_shapes
     if missing := sorted(wanted.keys() - weights.keys()):
         raise WeightsError(f"weights are missing: {', '.join(missing[:5])}")
     if extra := sorted(weights.keys() - wanted.keys()):
-        raise WeightsError(f"weights that the graph has no node for: {', '.join(extra[:5])}")
+        raise WeightsError(f"weights for which the graph has no node: {', '.join(extra[:5])}")
     for name, shape in wanted.items():
         if tuple(weights[name].shape) != shape:
             raise WeightsError(f"{name} has shape {tuple(weights[name].shape)}, the graph needs {shape}")
@@ -68,7 +68,7 @@ def to_module(graph: Graph, weights: Mapping[str, Tensor] | None = None) -> fx.G
     """The network as a plain PyTorch module, in training mode: (batch, *input shape) -> (batch, *output shape).
 
     Its parameters are named after the nodes and are copies of `weights` (None: fresh ones of seed 0); `.code` prints
-    its forward pass. WeightsError when names or shapes do not fit.
+    its forward pass. WeightsError if names or shapes do not fit.
     """
     weights = fresh_weights(graph) if weights is None else weights
     check_weights(graph, weights)
@@ -106,17 +106,17 @@ class Network:
         check_weights(self.graph, self.weights)
 
     def to_module(self) -> fx.GraphModule:
-        """See `to_module`; its input are preprocessed examples, as the network was trained on."""
+        """See `to_module`; it takes preprocessed examples, like those the network was trained on."""
         return to_module(self.graph, self.weights)
 
     produce_model = to_module
 
     def adapted(self, shape: Shape, outputs: int) -> Network:
-        """For examples of that shape and so many outputs: with the weights that still fit (transfer learning).
+        """The network for examples of another shape and number of outputs, with all weights that still fit.
 
-        The last layer, a dense one, gets fresh weights where its shape is another. Convolutions that read the examples
-        compute of images whose channels are all alike what they did before, however many channels there are. GraphError
-        where the network cannot be for these, or where other layers would need other weights.
+        For transfer learning. The last layer, a dense one, gets fresh weights if its shape changes. First convolutions
+        compute the same as before for images whose channels are all equal, whatever their number. GraphError if the
+        network cannot take such examples, or if other layers would need other weights.
         """
         head, first = self.graph.output, self.graph.input
         ops: dict[str, Op] = {first.name: Input(shape)}

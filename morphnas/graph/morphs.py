@@ -40,11 +40,11 @@ class MorphError(GraphError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a network may become; None: any size. `morphs` holds the tags of the morphs allowed.
+    """How large a network may become; None: any size. `morphs` are the tags of the allowed morphs.
 
-    max_work: of `Graph.work`, what an example takes of a training. max_memory: bytes of `Graph.peak_bytes` for the
-    fewest examples that a step can do with. max_latency_ms: milliseconds from one example, alone, to its outputs, as
-    `latency` predicts them. pace: seconds for a node, a FLOP and a parameter, those of a machine, which a fit measures.
+    max_work: of `Graph.work`, the cost of training on one example. max_memory: bytes of `Graph.peak_bytes` for the
+    smallest possible step. max_latency_ms: milliseconds from a single example to its outputs, as predicted by
+    `latency`. pace: seconds per node, FLOP and parameter on this machine; a fit measures them.
     """
 
     max_params: int | None = None
@@ -83,7 +83,7 @@ class Limits:
             raise ValueError(f"limits: unknown morphs {unknown}, there are {', '.join(MORPHS)}")
 
     def refuse(self, graph: Graph) -> str | None:
-        """Why the graph is too large, in words; None when it is not."""
+        """Why the graph is too large, in words; None if it is not."""
         sizes: tuple[tuple[str, Callable[[], int], int | None], ...] = (
             ("parameters", lambda: graph.parameters, self.max_params),
             ("FLOPs", lambda: graph.flops, self.max_flops),
@@ -102,7 +102,7 @@ class Limits:
         return None
 
     def latency(self, graph: Graph) -> float:
-        """Seconds from one example, alone, to its outputs, as far as they are known: 0 where nothing was measured."""
+        """Predicted seconds from a single example to its outputs; 0 if nothing was measured."""
         sizes = (len(graph.nodes), graph.flops, graph.parameters)
         return sum(each * size for each, size in zip(self.pace, sizes, strict=True))
 
@@ -118,23 +118,23 @@ def _seconds(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Morph:
-    """An edit that keeps the function of a network; subclasses are the kinds, their fields the site and the size."""
+    """An edit that preserves a network's function; subclasses are the kinds, their fields the site and the size."""
 
     tag: ClassVar[str]
 
     def grow(self, graph: Graph) -> Graph:
-        """The edited graph; MorphError when the morph does not fit. Old nodes keep their names."""
+        """The edited graph; MorphError if the morph does not fit. Old nodes keep their names."""
         raise NotImplementedError
 
     def check(self, graph: Graph) -> None:
-        """MorphError when the morph does not fit the graph; costs less than to grow it."""
+        """MorphError if the morph does not fit the graph; cheaper than `grow`."""
         self.grow(graph)
 
     def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
-        """Weights of ``grow(graph)`` with which it computes in evaluation mode what `graph` does with `weights`.
+        """Weights for ``grow(graph)`` with which it computes in evaluation mode what `graph` does with `weights`.
 
-        Widening breaks symmetry by itself: readers share a repeated channel out unequally, which keeps the function.
-        Computed in the dtype of `weights`: cast to float64 before for full precision.
+        Widening breaks symmetry: readers divide a repeated channel unequally, which preserves the function. Computed in
+        the dtype of `weights`: cast them to float64 first for full precision.
         """
         raise NotImplementedError
 
@@ -156,10 +156,10 @@ def inherit(
     routes: Mapping[str, Route] | None = None,
     fresh: Mapping[str, Weights] | None = None,
 ) -> Weights:
-    """Weights for `new`, which was grown from `old`, out of the weights for `old`.
+    """Weights for `new`, which was grown from `old`, from the weights for `old`.
 
-    routes: for nodes that begin a widening, how their output's channels come about; the rest follows from the ops.
-    fresh: weights of new nodes, by node name; new nodes that are not in it start as their op does.
+    routes: for nodes that begin a widening, where their output channels come from; the rest follows from the ops.
+    fresh: weights of new nodes, by node name; other new nodes start with their op's initial weights.
     """
     routes, fresh = dict(routes or {}), fresh or {}
     dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), torch.float32)
@@ -232,7 +232,7 @@ class _Insertion(Morph):
 class Deeper(_Insertion):
     """Insert an identity block after a relu: conv-bn-relu where there are spatial axes, dense-relu on flat features.
 
-    The block stays the identity because what it reads is not negative.
+    The block is the identity because its input is not negative.
     """
 
     after: str
@@ -293,11 +293,11 @@ class Wider(Morph):
 
 @dataclass(frozen=True)
 class WiderAll(Morph):
-    """Give every convolution and dense layer whose width can change `percent` of its output channels, rounded down
-    and from 8 on up to a multiple of 8, but one more at least.
+    """Scale every convolution and dense layer whose width can change to `percent` of its output channels, rounded down
+    and from 8 on up to a multiple of 8, but at least one more.
 
-    A network for more time or data in one step, where `Wider` takes one for every layer (widths are scaled together in
-    Tan and Le 2019, EfficientNet, arXiv:1905.11946, too).
+    One step to a network for more time or data, where `Wider` takes one for every layer (Tan and Le 2019, EfficientNet,
+    arXiv:1905.11946, also scale widths together).
     """
 
     percent: int = 200
@@ -310,7 +310,7 @@ class WiderAll(Morph):
         """Layers of tied width, the width that they have, and that they are to have."""
         found = _tied(graph)
         if self.percent <= 100 or not found:
-            raise MorphError(f"{self}: there is no layer that it makes wider")
+            raise MorphError(f"{self}: there is no layer that it could widen")
         groups = [(group, old, max(old + 1, _round(old * self.percent // 100))) for group, old in found]
         if max(width for _, _, width in groups) > MAX_SIZE:
             raise MorphError(f"{self}: a layer has at most {MAX_SIZE:,} channels")
@@ -352,7 +352,7 @@ def _repeats(old: int, width: int, generator: torch.Generator) -> Route:
 
 @dataclass(frozen=True)
 class AddSkip(_Insertion):
-    """Add what a relu gives to what a later relu reads, through a 1x1 convolution and a batch norm of scale 0.
+    """Add a relu's output to the input of a later relu, through a 1x1 convolution and a batch norm of scale 0.
 
     Pooling and strides on the way are repeated in the branch (strided convolutions as average pools).
     """
@@ -383,9 +383,9 @@ class AddSkip(_Insertion):
 
 @dataclass(frozen=True)
 class ConcatSkip(_Insertion):
-    """Let the layers that read a relu also read an earlier one, whose channels they weigh with 0 at first.
+    """Let the layers that read a relu also read an earlier one, whose channels have weight 0 at first.
 
-    Pooling and strides on the way are repeated in the branch. Readers that lead into a sum stay as they are.
+    Pooling and strides on the way are repeated in the branch. Readers that lead into a sum are unchanged.
     """
 
     start: str
@@ -416,7 +416,7 @@ MORPHS: dict[str, type[Morph]] = {kind.tag: kind for kind in (Deeper, Wider, Wid
 
 
 def morph_from_json(data: Any) -> Morph:
-    """The morph that `Morph.to_json` described; MorphError when it is none."""
+    """The morph that `Morph.to_json` described; MorphError if it is invalid."""
     settings = dict(data) if isinstance(data, Mapping) else {}
     tag = settings.pop("morph", None)
     if not isinstance(tag, str) or tag not in MORPHS:
@@ -428,7 +428,7 @@ def morph_from_json(data: Any) -> Morph:
 
 
 def neighbours(graph: Graph, limits: Limits | None = None) -> Iterator[Morph]:
-    """Every morph that fits the graph and, given limits, is allowed and leads to a graph within them."""
+    """Every morph that fits the graph and, if limits are given, is allowed and leads to a graph within them."""
     for morph in candidates(graph):
         if limits is None or morph.tag in limits.morphs:
             try:
@@ -484,7 +484,7 @@ def width_groups(graph: Graph) -> list[frozenset[str]]:
 def width_group(graph: Graph, name: str) -> frozenset[str]:
     """Names of the layers whose width is tied to that of `name` by sums, itself included.
 
-    MorphError when their width cannot change: it is that of the network's input or output, or a part of a concat.
+    MorphError if their width cannot change: it is that of the network's input or output, or part of a concat.
     """
     if name not in graph or not graph[name].op.mixes:
         raise MorphError(f"{name} is no convolution or dense layer of the graph")

@@ -36,8 +36,8 @@ class Route:
     """Where the channels of a tensor that a morph has widened come from.
 
     source: (width,) int64, the old channel that a new one repeats, or -1 for a channel that is new.
-    share: (width,) float64, what a reader's weights for the channel are multiplied by. The shares of all repetitions
-        of a channel sum to 1 and new channels have 0, so that whoever reads the tensor computes what it did before.
+    share: (width,) float64, factor on a reader's weights for the channel. The shares of all repetitions of a channel
+        sum to 1 and new channels have 0, so that the readers of the tensor compute what they did before.
     """
 
     source: Tensor
@@ -89,7 +89,7 @@ def _windows(op: Op, shape: Shape, size: int, stride: int, padding: int) -> Shap
 
 @dataclass(frozen=True)
 class Op:
-    """What every kind of operation can say. A subclass is one kind; its fields are its settings, ints and floats."""
+    """Interface of every kind of operation. A subclass is one kind; its fields are its settings, ints and floats."""
 
     tag: ClassVar[str]
     arity: ClassVar[tuple[int, int]] = (1, 1)
@@ -114,7 +114,7 @@ class Op:
                     object.__setattr__(self, f.name, float(value))
 
     def shape(self, *inputs: Shape) -> Shape:
-        """Shape of the output; ShapeError when the op cannot take these inputs."""
+        """Shape of the output; ShapeError if the op cannot take these inputs."""
         return inputs[0]
 
     def tensors(self, *inputs: Shape) -> dict[str, Shape]:
@@ -138,11 +138,11 @@ class Op:
         return graph.call_module(name, args)
 
     def route(self, *inputs: tuple[Route, Shape]) -> Route:
-        """How the output's channels come about, given for every input its route and the shape it had before."""
+        """Where the output's channels come from, given for every input its route and its shape before."""
         return inputs[0][0]
 
     def mirror(self) -> Op | None:
-        """The op without weights that changes the resolution alike, for a branch beside this one; None: no change."""
+        """The op without weights that changes the resolution alike, for a parallel branch; None: no change."""
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -345,7 +345,7 @@ class BatchNorm(Op):
 
 @dataclass(frozen=True)
 class ReLU(Op):
-    """max(x, 0): the joints of a network, after which blocks are inserted and between which skips are laid."""
+    """max(x, 0): the sites of morphs; blocks are inserted after a relu, and skips added between two."""
 
     tag = "relu"
 
@@ -463,7 +463,7 @@ class Dropout(Op):
 
 @dataclass(frozen=True)
 class Add(Op):
-    """Sum of two tensors of one shape."""
+    """Sum of two tensors of the same shape."""
 
     tag = "add"
     arity = (2, 2)
@@ -486,7 +486,7 @@ class Add(Op):
 
 @dataclass(frozen=True)
 class Concat(Op):
-    """Channels of all inputs one after the other; all have the same resolution."""
+    """Concatenation of the channels of all inputs, which have the same resolution."""
 
     tag = "concat"
     arity = (2, 1_000)

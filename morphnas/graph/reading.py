@@ -41,19 +41,19 @@ _KINDS = (
 
 
 class ModuleError(ValueError):
-    """A module cannot be read as a network; the message names the operation and what is wrong with it."""
+    """A module cannot be read as a network; the message names the operation and the problem."""
 
 
 def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
-    """The network that computes what the module does in evaluation mode, and begins with its weights.
+    """The network that computes what the module does in evaluation mode, with its weights.
 
-    module: of convolutions with odd kernels, padded by half of them; dense layers over flat features; batch norm; relu;
-    max, average and global pooling; dropout (that of whole channels is left out); sums; and concatenations of channels;
-    however it is written. It is not changed. input_shape: of one example, channels first, (channels, *spatial) or
-    (features,).
+    module: made of convolutions with odd kernels and half-kernel padding; dense layers over flat features; batch norm;
+    relu; max, average and global pooling; dropout (that of whole channels is left out); sums; and concatenations of
+    channels; however it is written. It is not changed. input_shape: of one example, channels first,
+    (channels, *spatial) or (features,).
 
-    Both are asked for the outputs of random examples: ModuleError where these differ by more than `PROOF` of the
-    largest, or where the module does something that networks here do not.
+    The outputs of both are compared on random examples: ModuleError if they differ by more than `PROOF` of the
+    largest, or if the module does something that networks here cannot.
     """
     if not isinstance(module, nn.Module):
         raise ModuleError(f"a torch.nn.Module is needed, not {module!r:.100}")

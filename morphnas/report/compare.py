@@ -110,23 +110,23 @@ class Comparison:
             told = [f"{spread}."]
         else:
             differ = "more" if self.by_chance < SURE else "no more"
-            told = [f"{spread}, {differ} than the validation examples make by chance (p = {self.by_chance:.2g})."]
+            told = [f"{spread}, {differ} different than chance would explain (p = {self.by_chance:.2g})."]
         pairs = [self.winners_apart[i][j] for i, j in combinations(range(len(values)), 2)]
         same = sum(pair == 0 for pair in pairs)
         alike = f" ({same} of {len(pairs)} pairs are alike)" if same else ""
         told.append(
-            f"They are {np.mean(pairs):.1f} edits apart{alike}, networks of different runs {self.typical:.1f} in the "
-            f"median; two runs share {100 * self.shared:.0f} % of their networks, the nearest one of another run is "
-            f"{self.nearest:.1f} edits away on average."
+            f"They are {np.mean(pairs):.1f} edits apart{alike}, the median for networks of different runs is "
+            f"{self.typical:.1f}; two runs share {100 * self.shared:.0f} % of their networks, the nearest one of "
+            f"another run is {self.nearest:.1f} edits away on average."
         )
         if self.next_better is None:
-            told.append("The runs have different settings, or the same seed: they say nothing of a further one.")
+            told.append("The runs have different settings, or the same seed, so they do not predict a further one.")
         else:
             further = f"A further run is better than these with a probability of 1 in {round(1 / self.next_better)}"
             if self.next_value is not None:
                 share = self.by_chance is not None
                 low, high = (self._words(min(max(end, 0.0), 1.0) if share else end) for end in self.next_value)
-                further += f"; it comes to between {low} and {high} (95 %)"
+                further += f"; its result will be between {low} and {high} (95 %)"
             told.append(f"{further}.")
         return told
 
@@ -144,13 +144,13 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[RunLike]) -> Comparison:
-    """Two or more runs on the same data compared: runs, their folders, or fitted estimators.
+    """Compare two or more runs on the same data: runs, their folders, or fitted estimators.
 
     RunError for a folder without a run; ValueError, which names the run, for fewer than two, for one named twice, for
-    other data, where no network has a score yet, and where they were not for the same metric or loss.
+    other data, if no network has a score yet, and if they do not have the same metric or loss.
     """
     if not isinstance(runs, Sequence) or isinstance(runs, (str, bytes)) or len(runs) < 2:
-        raise ValueError(f"there must be two runs or more to compare, not {runs!r:.200}")
+        raise ValueError(f"at least two runs are needed to compare, not {runs!r:.200}")
     loaded = [run_of(run) for run in runs]
     winners: list[Trial] = []
     for i, run in enumerate(loaded):
@@ -168,7 +168,9 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
     if len(set(zip(objectives, map(_aims, loaded), strict=True))) > 1:
         aims = objectives if len(set(objectives)) > 1 else map(_aims, loaded)
         names = ", ".join(sorted(set(aims)))
-        raise ValueError(f"the runs cannot be compared: their networks were not chosen by the same, but by {names}")
+        raise ValueError(
+            f"the runs cannot be compared: their networks were chosen by different metrics or losses, {names}"
+        )
     by_metric = winners[0].outcome is not None and winners[0].outcome.by_metric
     values = [_value(best, shares) for best in winners]
     searched = [facts.searched(run.trials) for run in loaded]

@@ -221,16 +221,16 @@ def draw(
 
     A .dot file is the source of the others, and is written beside them.
 
-    what: a run may be the fitted estimator that it belongs to, or its folder. parent: a network that what is new in the
-    other is to stand out against. fold: whether repeated layers are drawn once. ValueError for another suffix or
-    anything else to draw, RunError for a folder without a run; GraphvizMissing as for `write_drawing`.
+    what: a network or trials, or a run, the fitted estimator that it belongs to, or its folder. parent: a network
+    against which differences are highlighted. fold: whether repeated layers are drawn once. ValueError for another
+    suffix or anything else to draw, RunError for a folder without a run; GraphvizMissing as for `write_drawing`.
     """
     if isinstance(what, (Graph, Network, Trial)):
         title = _network_title(what, None) if isinstance(what, Trial) else ""
         source = graph_dot(_graph(what), title, None if parent is None else _graph(parent), fold)
     elif isinstance(what, Sequence) and not isinstance(what, (str, bytes)):
         if strange := [trial for trial in what if not isinstance(trial, Trial)]:
-            raise ValueError(f"to draw several things they must all be trials, not {strange[0]!r:.100}")
+            raise ValueError(f"only trials can be drawn together, not {strange[0]!r:.100}")
         source = tree_dot(what)
     else:
         run = run_of(what)
@@ -276,7 +276,7 @@ def write_drawing(dot_source: str, path: str | os.PathLike[str]) -> Path:
 
 
 def visualize(run: RunLike, directory: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Draw a run, or that of an estimator or in a folder, see `draw_trials`. directory: None: its folder's `graphs`."""
+    """Draw a run (or an estimator's, or the one in a folder), see `draw_trials`. directory: None: its `graphs`."""
     run = run_of(run)
     return draw_trials(run.trials, run.path / "graphs" if directory is None else directory, run.about.get("best"))
 

@@ -21,19 +21,19 @@ from morphnas.search.trial import Trial, lineage
 from morphnas.train.recipe import Outcome
 
 REASONS = {
-    "start": "one of the networks that the search begins with",
-    "narrower": "one of the networks that the search begins with, narrower",
+    "start": "one of the first networks",
+    "narrower": "one of the first networks, narrower",
     "promotion": "one of the best so far, to be trained longer",
     "random": "random morphs",
     "larger": "the largest neighbour of the best",
-    "tournament": "a random morph of the best of some networks drawn",
+    "tournament": "a random morph of the best of a random sample of networks",
     "climbing": "a child of the best network so far",
     "greedy": "a neighbour of the best network so far",
     "grid": "a point of the grid",
     "afresh": "the best network so far, with other settings",
-    "acquisition": "of the networks looked at, the one that promised most",
+    "acquisition": "the most promising candidate",
 }
-"""What searchers mean by the reasons that they note down."""
+"""What the reasons that searchers note down mean."""
 ACQUISITIONS = {
     "ei": "expected improvement",
     "ucb": "upper confidence bound",
@@ -74,9 +74,9 @@ class Step:
         size = f"{count(self.parameters)} parameters, {epochs_words(self.epochs)}"
         lines = [f"network {self.id}: {self.what} ({size})", f"  why: {self.reason}"]
         if self.expected is not None and self.sd is not None:
-            came = "" if self.score is None else f", it came to {number_words(self.score)}"
+            came = "" if self.score is None else f", actually {number_words(self.score)}"
             what = self.measure if self.by_metric else "score"
-            expected = f"{number_words(self.expected)}, give or take {number_words(self.sd)}"
+            expected = f"{number_words(self.expected)} +/- {number_words(self.sd)}"
             lines.append(f"  expected {what} {expected}{came}")
         if self.nearest:
             near = ", ".join(f"{id} at {distance:.3g}" for id, distance in self.nearest)
@@ -100,7 +100,7 @@ class Step:
     def _beside_chance(self) -> str:
         if self.noise is None:
             return ""
-        return ": more than chance" if self.clear else f": within chance, which is up to {100 * self.noise:.2f}"
+        return ": more than chance" if self.clear else f": within chance, up to {100 * self.noise:.2f}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,10 +121,10 @@ class Explanation:
 def explain(run: RunLike, trial: int | None = None) -> Explanation:
     """Why a network was tried, and what its morphs gained, from its first ancestor on.
 
-    run: or the estimator that it belongs to, or its folder. trial: the network's id; None: the search's winner.
+    run: a run, the estimator that it belongs to, or its folder. trial: the network's id; None: the search's winner.
 
-    Gains are of a training after the morphs: a child begins as its parent ended, and part of what it gains it would
-    have gained without any morph, by being trained longer. RunError for an id that the run does not have.
+    Gains include a training after the morphs: a child begins as its parent ended, and part of its gain would have come
+    without any morph, from longer training. RunError for an id that the run does not have.
     """
     run = run_of(run)
     line = lineage(run.trials, run.trial(run.get_best_model_id() if trial is None else trial))
@@ -159,8 +159,8 @@ def _step(trial: Trial, before: Trial | None) -> Step:
 
 def _reason(why: Mapping[str, Any]) -> str:
     if "final" in why:
-        return "a training of the final model"
-    reason = str(why.get("reason", "not said"))
+        return "a final training"
+    reason = str(why.get("reason", "not recorded"))
     said = REASONS.get(reason, reason)
     looked = number(why.get("candidates"))
     rule = ACQUISITIONS.get(str(why.get("acquisition")))

@@ -68,11 +68,11 @@ def page(run: Run, reload: float | None = None) -> str:
 
 
 def write_report(run: RunLike, file: str | os.PathLike[str] | None = None, reload: float | None = None) -> Path:
-    """Write the page of a run, of an estimator's, or of the one in a folder, and say where it is.
+    """Write the HTML report of a run (or an estimator's, or the one in a folder), and return its path.
 
-    file: None: report.html in the run's folder; of a folder: report.html in it. reload: seconds after which the page
-    loads itself again, for one that is written anew while the search runs. The file is replaced as a whole; OSError
-    where it cannot be written, RunError where there is no run.
+    file: None: report.html in the run's folder; a folder: report.html in it. reload: seconds after which the page
+    reloads itself, if it is rewritten while the search runs. The file is replaced as a whole; OSError if it cannot be
+    written, RunError if there is no run.
     """
     run = run_of(run)
     target = run.path / "report.html" if file is None else user_path(file)
@@ -106,7 +106,7 @@ class Shown:
 
 
 def show(run: RunLike, height: int = 800) -> Shown:
-    """The page of a run, of an estimator's, or of the one in a folder, as the last line of a notebook's cell."""
+    """The HTML report of a run (or an estimator's, or the one in a folder), for the last line of a notebook cell."""
     return Shown(page(run_of(run)), height)
 
 

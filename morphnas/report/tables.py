@@ -35,9 +35,9 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Trial], str]], ...] = (
 def trials_table(trials: Sequence[Trial], best: int | None = None, widest: int = 60) -> str:
     """One line per trial, in columns; "*" marks the trial with the id `best`.
 
-    epochs: of its own, "3/8" when it was stopped early. metric: the accuracy, with its 95 % interval beside it, or
-    whatever else it is. score: minus the log loss; left out where the metric is the score. What a trial tried is cut to
-    `widest` characters.
+    epochs: its own, "3/8" if it was stopped early. metric: the accuracy, with its 95 % interval beside it, or another
+    metric. score: minus the log loss; left out if the metric is the score. What a trial tried is cut to `widest`
+    characters.
     """
     scored = [trial.outcome for trial in trials if trial.outcome and trial.outcome.metric is not None]
     same = bool(scored) and all(outcome.by_metric for outcome in scored)

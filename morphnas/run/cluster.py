@@ -64,7 +64,7 @@ def ray_executor(
         room = int(have / need + 1e-6)
         if not room:
             kind = "GPUs" if gpus else "CPUs"
-            raise ValueError(f"the Ray cluster has {have:g} {kind}, but a trial is to have {need:g} of them")
+            raise ValueError(f"the Ray cluster has {have:g} {kind}, but each trial needs {need:g} of them")
         held = ray.put(_arrays(tensors(task, everything)))
     except BaseException:
         leave()

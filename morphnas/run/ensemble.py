@@ -103,7 +103,7 @@ def elect(
 
 
 def _alone(final: Trial, why: str) -> dict[int, float]:
-    log.warning("the model is no ensemble: %s", why)
+    log.warning("the model is not an ensemble: %s", why)
     return {final.id: 1.0}
 
 

@@ -1,4 +1,4 @@
-"""What a user's own function is told after every epoch, and how it can end the fit."""
+"""The callback after every epoch: what it is given, and how it can end the fit."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ log = logging.getLogger("morphnas")
 
 
 class StopFit(Exception):
-    """Raised by a function that is called after every epoch: ends the fit as one Ctrl-C does."""
+    """Raise it in the `each_epoch` callback to end the fit as one Ctrl-C does."""
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """An epoch of a trial that is done.
+    """A finished epoch of a trial.
 
-    run: the run's folder. trial: the trial's id. parent: whose weights it began with; None: fresh ones. morphs: edits
-    that made its network of the parent's, in words. final: what a training of the final model is for, as "inherited",
-    "fresh" or "everything"; None: it is one of the search. epoch: from 1, of so many `epochs` that are meant.
+    run: the run's folder. trial: the trial's id. parent: the trial whose weights it began with; None: fresh weights.
+    morphs: the edits that made its network from the parent's, in words. final: the purpose of a final training, such as
+    "inherited", "fresh" or "everything"; None: it belongs to the search. epoch: from 1, of the planned `epochs`.
 
-    loss: mean training loss of the epoch, with label smoothing where the recipe has it. validation_loss, metric: mean
-    log loss (or the loss of the user's own) and accuracy, or whatever else the metric is, on the validation part after
-    the epoch; None: nobody judges this training, or, of the loss, a metric of the user's own does. lr: learning rate of
-    the last step. seconds: since the trial's training began.
+    loss: mean training loss of the epoch, including label smoothing. validation_loss, metric: mean log loss (or the
+    user's own loss), and accuracy or another metric, on the validation set after the epoch; None if this training is
+    not scored, or, for the loss, if it is scored by the user's own metric. lr: learning rate of the last step. seconds:
+    since the trial's training began.
     """
 
     run: Path
@@ -67,7 +67,7 @@ class EpochReport:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The figures of the epoch that there are, by name, as writers of logs take them."""
+        """The figures of the epoch that are not None, by name, ready for logging."""
         found = {name: getattr(self, name) for name in ("loss", "lr", "seconds", "validation_loss", "metric")}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -102,7 +102,7 @@ class EpochCalls:
             self.stopped = self.stop.asked = True
         except Exception:
             if not self.failed:
-                log.exception("each_epoch raised after epoch %d of trial %d; the fit goes on", outcome.epochs, trial.id)
+                log.exception("each_epoch raised after epoch %d of trial %d; fit continues", outcome.epochs, trial.id)
             self.failed += 1
 
     def trial_ends(self, trial: Trial) -> None:

@@ -195,7 +195,7 @@ class Supervised:
                 self._missing.add(here)
                 if self._others:
                     if failures >= TRIES:
-                        log.warning("a worker is given up that could not be started %d times: %s", failures, lost)
+                        log.warning("a worker is given up after %d failed starts: %s", failures, lost)
                         self._given_up.add(here)
                         return
                     self._closed.wait(AGAIN)
@@ -298,7 +298,9 @@ def process_executor(
     except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)
         if isinstance(error, (OSError, RuntimeError)):  # torch has an error of its own for a disk that is full
-            raise OSError(f"the examples cannot be written to {place.parent}, for the processes: {error}") from error
+            raise OSError(
+                f"the examples for the worker processes cannot be written to {place.parent}: {error}"
+            ) from error
         raise
     makes = [lambda device=device: _Process(place, device, threads) for device in devices]
     ahead = len(devices) > 1 or any(device.type != "cpu" for device in devices)

@@ -93,7 +93,7 @@ class Expectation:
         if self.for_search is not None:
             only = "only the first networks are compared, which gains more in this time than a search"
             small = f', or small networks: searcher_args={{"default_model_width": {SMALL_WIDTH}}}' if self.small else ""
-            lines.append(f"{only}; that takes a limit of about {_seconds(self.for_search)}{small}")
+            lines.append(f"{only}; a search needs a limit of about {_seconds(self.for_search)}{small}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -363,11 +363,11 @@ class Forecast:
         self.tell(str(found))
         if found.to_write > found.free:
             text = f"the run is expected to write {_bytes(found.to_write)} more, but {_bytes(found.free)} are free on"
-            hint = ": keep=5 keeps the weights of the best networks only" if self.terms.keep is None else ""
+            hint = ": keep=5 keeps only the weights of the best networks" if self.terms.keep is None else ""
             warnings.warn(f"{text} the disk of {str(self.store.path)!r}{hint}", stacklevel=2)
         if found.networks == 1 and len(self.plan.starts) > 1 and self.terms.max_trials is None:
-            more = "" if found.for_search is None else f"; a search takes a limit of about {_seconds(found.for_search)}"
-            log.warning("there is time for one network only, it is compared with no other%s", more)
+            more = "" if found.for_search is None else f"; a search needs a limit of about {_seconds(found.for_search)}"
+            log.warning("there is only time for one network, without any comparison%s", more)
 
     def _note(self, found: Expectation) -> None:
         self._noted = self.clock()

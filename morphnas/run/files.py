@@ -70,7 +70,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
-            raise RunError(f"{path} cannot be read: it is no file")
+            raise RunError(f"{path} cannot be read: it is not a file")
         if about.st_size > most:
             raise RunError(f"{path} is too large: {about.st_size:,} bytes")
         return path.read_bytes()
@@ -85,7 +85,7 @@ def inside(path: Path, folder: Path) -> Path:
             return path
     except (OSError, RuntimeError) as error:  # links in a circle
         raise RunError(f"{path} cannot be read: {error}") from error
-    raise RunError(f"{path} leads out of {folder}, it is not read")
+    raise RunError(f"{path} leads out of {folder}, so it is not read")
 
 
 # -- JSON
@@ -101,9 +101,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = parse_json(data)
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is no JSON: {error}") from error
+        raise RunError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise RunError(f"{path} holds no JSON object")
+        raise RunError(f"{path} is not a JSON object")
     if _deeper(found, MAX_DEPTH):
         raise RunError(f"{path} is nested more than {MAX_DEPTH} deep")
     return found
@@ -116,7 +116,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def _refused(word: str) -> float:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _deeper(data: object, most: int) -> bool:

@@ -227,7 +227,7 @@ def abandon(store: Store) -> None:
     """Close the final trainings that are open: nobody will go on with them."""
     for trial in store.trials:
         if trial.outcome is None and trial.final:
-            store.finish(trial.id, Outcome("failed", error="interrupted, and then no more of use"), None)
+            store.finish(trial.id, Outcome("failed", error="interrupted, and then no longer needed"), None)
 
 
 def _costs(trial: Trial, outcome: Outcome, task: Task) -> tuple[float, float]:
@@ -390,16 +390,16 @@ def _begun(store: Store, proposal: Proposal, n: int) -> Trial | None:
         if outcome is not None and not (outcome.status == "finished" and trial.kept):
             continue
         if LONGER * amount(before.recipe) < amount(proposal.recipe):
-            log.info("trial %d is not gone on with: there is time for a much longer training now", trial.id)
+            log.info("trial %d is not continued: there is time for a much longer training now", trial.id)
             continue
         try:
             if outcome is not None:
                 store.network(trial.id)
         except RunError as error:
-            log.warning("the final training of trial %d is done again, its weights are lost: %s", trial.id, error)
+            log.warning("the final training of trial %d is repeated, because its weights are lost: %s", trial.id, error)
             store.forget_weights(trial.id)
             continue
-        log.info("the final training of trial %d, which was interrupted, is taken up", trial.id)
+        log.info("the interrupted final training of trial %d continues", trial.id)
         return trial
     return None
 
@@ -424,7 +424,7 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
         try:
             module = store.network(trial.id).to_module().to(task.device)
         except RunError as error:
-            log.warning("trial %d cannot be asked: %s", trial.id, error)
+            log.warning("trial %d cannot be evaluated: %s", trial.id, error)
             return nothing
 
         def said(examples: Examples) -> Tensor:
@@ -467,7 +467,7 @@ def _spoilt(store: Store, before: Trial, after: Trial, task: Task, deadline: Dea
     if spoilt := lost - won > 2 * math.sqrt(lost + won):
         log.warning(
             "trained on all examples, trial %d is worse on %d and better on %d of the %d that were held out before: "
-            "trial %d is used, which has not seen these",
+            "trial %d, which has not seen these, is used instead",
             after.id, lost, won, len(task.valid), before.id,
         )  # fmt: skip
     return spoilt

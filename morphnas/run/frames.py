@@ -61,5 +61,5 @@ def frame(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise ImportError("data frames are made by pandas: pip install pandas") from error
+        raise ImportError("data frames need pandas: pip install pandas") from error
     return pandas.DataFrame(list(rows), columns=list(columns))

@@ -286,7 +286,7 @@ def _measure_recording(task: Task, recipe: Recipe, record: bool) -> Pace:
     if apart <= 0.1 * moved.norm() and recorded.seconds_per_flop * CLEARLY < plain.seconds_per_flop:
         return recorded
     times, far = recorded.seconds_per_flop / plain.seconds_per_flop, apart / moved.norm()
-    log.info("steps are not recorded: they take %.2f times as long, and move the weights elsewhere by %.2g", times, far)
+    log.info("CUDA graphs are not used: they take %.2f times as long, and change the updates by %.2g", times, far)
     return plain
 
 
@@ -400,7 +400,7 @@ def plan(
         starts = {graph.key: graph for graph in shallow if limits.refuse(graph) is None}
     if not starts:
         tiny = min(shallow, key=lambda graph: (graph.depth, graph.parameters))
-        raise ValueError(f"limits: no starter meets them, the smallest one has {limits.refuse(tiny)}")
+        raise ValueError(f"limits: no first network meets them; the smallest one has {limits.refuse(tiny)}")
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
     final = max(FINAL, 0.75 * seen(shape) / n, min(FINAL_COLOURED, SEEN_LAST / n) if coloured(shape) else 0.0)
@@ -449,4 +449,4 @@ def _check(initial: Sequence[Graph], shape: Shape, outputs: int, limits: Limits)
         if gives != (outputs,):
             raise ValueError(f"initial_networks[{i}] gives {gives}, but {outputs} outputs are needed")
         if (why := limits.refuse(graph)) is not None:
-            raise ValueError(f"initial_networks[{i}] is beyond the limits: {why}")
+            raise ValueError(f"initial_networks[{i}] exceeds the limits: {why}")

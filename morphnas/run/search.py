@@ -253,7 +253,7 @@ def _attempt(
                 outcome = replace(outcome, latency=seconds, slow=seconds > (job.max_latency or math.inf))
             return replace(outcome, morph_error=difference), weights_of(module)
     except Unfit as error:
-        log.warning("a training begins again, its checkpoint is not of this one: %s", error)
+        log.warning("a training starts again, because its checkpoint belongs to another one: %s", error)
         return _attempt(job, task, deadline, each_epoch, keeper, None)
     except OutOfTime as error:
         return Outcome("truncated", error=str(error)), None

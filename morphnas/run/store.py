@@ -170,7 +170,7 @@ class Store:
         except RunError as error:
             if not holds_run(path):
                 raise
-            hint = "without it the run cannot be gone on with; its trials and its model still load"
+            hint = "without it the run cannot be resumed; its trials and its model still load"
             raise RunError(f"{error}: {hint}") from error
         store = cls(path, _locked(path), about)
         try:
@@ -190,11 +190,11 @@ class Store:
     def check(path: Path, overwrite: bool = False, resume: bool = False) -> None:
         """RunError when a run cannot be begun (or, with `resume`, carried on) in this folder. Leaves nothing behind."""
         if path.exists() and not path.is_dir():
-            raise RunError(f"path {str(path)!r} is a file, a folder for the run is needed")
+            raise RunError(f"path {str(path)!r} is a file, but a run needs a folder")
         if holds_run(path):
             if not (overwrite or resume):
                 raise RunError(
-                    f"{str(path)!r} holds a run already: resume=True goes on with it, overwrite=True replaces it, "
+                    f"{str(path)!r} holds a run already: resume=True continues it, overwrite=True replaces it, "
                     "or choose another path"
                 )
         elif path.is_dir() and (other := sorted(entry.name for entry in path.iterdir() if not _of_no_run(entry))):
@@ -390,7 +390,7 @@ def load_about(path: Path) -> dict[str, Any]:
         raise RunError(f"{str(path)!r} holds no run: there is no run.json in it")
     about = read_json(inside(path / "run.json", path))
     if about.get("format") != FORMAT:
-        raise RunError(f"{path / 'run.json'} has format {about.get('format')!r}, this version reads {FORMAT}")
+        raise RunError(f"{path / 'run.json'} has format {about.get('format')!r}, but this version reads {FORMAT}")
     return about
 
 
@@ -420,7 +420,7 @@ def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder holds, for looking into: read anew with `load_run`."""
+    """A read-only view of a run's folder; `load_run` reads it again."""
 
     path: Path
     about: Mapping[str, Any]
@@ -451,10 +451,10 @@ class Run:
         ]
 
     def front(self, cost: str = "flops") -> list[Trial]:
-        """The trials than which none has a better score at the same cost or less, the cheapest first.
+        """The Pareto front: the trials that no other beats at the same cost or less, the cheapest first.
 
-        Of those whose scores are of the same as the search's. cost: "parameters", "flops", or "latency", as measured;
-        ValueError for others.
+        Only trials whose scores are comparable with the search's. cost: "parameters", "flops", or "latency", as
+        measured; ValueError for others.
         """
         return front(comparable(self.trials), COSTS[check_cost(cost)], lambda trial: trial.score)
 
@@ -474,11 +474,11 @@ class Run:
         try:
             return self._by_id[operator.index(model_id)]
         except (KeyError, TypeError):
-            words = f"there is no model {model_id!r:.100} in {self.path}, its ids are {sorted(self._by_id)}"
+            words = f"there is no model {model_id!r:.100} in {self.path}; its ids are {sorted(self._by_id)}"
             raise RunError(words) from None
 
     def get_best_model_id(self) -> int:
-        """The search's winner; RunError before there is one."""
+        """Id of the search's winner; RunError before there is one."""
         best = self.about.get("best")
         if not isinstance(best, int):
             raise RunError(f"{self.path} has no best model yet, or its run.json does not say which")
@@ -512,14 +512,14 @@ def run_of(what: RunLike) -> Run:
     if isinstance(what, (str, os.PathLike)):
         return load_run(what)
     if not callable(getattr(what, "load_searcher", None)):
-        raise ValueError(f"a Run, a fitted estimator or the folder of a run is needed, not {what!r:.100}")
+        raise ValueError(f"expected a Run, a fitted estimator or the folder of a run, not {what!r:.100}")
     return what.load_searcher()
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """The run in a folder, also while it is being written; RunError when there is none.
+    """The run in a folder, also while it is being written; RunError if there is none.
 
-    A run.json that cannot be read is warned of: the trials are still there.
+    If run.json cannot be read, there is a warning: the trials are still available.
     """
     folder = user_path(path)
     try:
@@ -527,7 +527,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     except RunError as error:
         if not (folder / "trials").is_dir() or _other_version(folder):
             raise
-        warnings.warn(f"{error}; its trials are read without it", stacklevel=2)
+        warnings.warn(f"{error}; the trials are read without it", stacklevel=2)
         about = {}
     return Run(folder, about, tuple(_read_trials(folder)))
 

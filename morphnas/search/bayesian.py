@@ -16,8 +16,8 @@ from morphnas.search.trial import Proposal, Trial
 
 @dataclass(frozen=True)
 class BayesianSearcher(Guided):
-    """The space's starts first, then what is guided: while `explore` lasts by the upper confidence bound, later by the
-    expected improvement over the best posterior mean."""
+    """The space's starts first, then Bayesian optimisation: by the upper confidence bound while `explore` lasts, later
+    by the expected improvement over the best posterior mean."""
 
     def aim(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Aim:
         if exploring:

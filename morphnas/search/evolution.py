@@ -18,7 +18,7 @@ class EvolutionSearcher(StartsFirst):
     morph of the best of a few drawn at random, and the oldest drop out.
 
     population: how many of the latest trials with weights are alive. sample: how many are drawn for a tournament.
-    longest: of the chains at the beginning.
+    longest: longest chain at the beginning.
     """
 
     population: int = 20

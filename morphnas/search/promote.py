@@ -15,14 +15,14 @@ from morphnas.train.recipe import MAX_EPOCHS, Recipe
 class Promote:
     """Asynchronous successive halving (Li et al. 2018, arXiv:1810.05934, algorithm 2) around any searcher.
 
-    Trials that were promoted k times make up rung k. For every `keep` finished trials of a rung one goes on, the best
-    that has not yet and is among the best 1 in `keep`: same network, inherited weights, `factor` times the epochs. The
-    highest rung is looked at first; when nothing is to be promoted, or what is cannot finish in the time left, the
-    searcher is asked.
+    Trials that were promoted k times make up rung k. For every `keep` finished trials of a rung one is promoted:
+    the best that has not been yet and is among the best 1 in `keep`, with the same network, inherited weights and
+    `factor` times the epochs. The highest rung is considered first; if nothing is to be promoted, or could not finish
+    in the time left, the searcher is asked.
 
     With the defaults 16 short trainings lead to 4 of four times the epochs and these to 1 of sixteen times, so that
-    every rung takes about as long as the others. The paper promotes whatever is among the best at the time; in a search
-    that keeps improving this would be nearly everything, hence the count. Trials of a rung are compared by their
+    every rung takes about as long as the others. The paper promotes whatever is among the best at the time; in a
+    search that keeps improving this would be nearly everything, hence the limit. Trials of a rung are compared by their
     scores: all of them have had as many epochs of their own.
     """
 

@@ -116,7 +116,7 @@ class Space(Protocol):
 
 @dataclass(frozen=True)
 class MorphSpace:
-    """Everything that morphs of the allowed kinds can make of the starts."""
+    """Everything that morphs of the allowed kinds can make from the starts."""
 
     starts: tuple[Graph, ...]
     morphs: tuple[str, ...] = Limits.morphs

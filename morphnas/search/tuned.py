@@ -106,7 +106,9 @@ def ranges_of(given: Mapping[str, Any]) -> dict[str, Range | Choice]:
             for end in value:
                 replace(Recipe(), **{name: end})
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: {error}; (low, high) is searched from low to high, [a, b] are tried") from None
+            raise ValueError(
+                f"{name}: {error}; (low, high) is a range from low to high, [a, b] a choice of values"
+            ) from None
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeGuard, get_args
 import numpy as np
 
 Status = Literal["finished", "truncated", "diverged", "oom", "failed"]
-"""finished: all epochs. truncated: stopped by the deadline. diverged: the loss exploded or was no number. oom: out of
+"""finished: all epochs. truncated: stopped by the deadline. diverged: the loss exploded or was NaN. oom: out of
 memory. failed: an error. Whatever was trained before is kept and scored in the first three."""
 
 
@@ -31,14 +31,16 @@ SHIFT = 0.03
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of training images, drawn anew for every image and epoch. `fit` begins with shift and flip None.
+    """Data augmentation: random changes of training images, drawn anew for every image and epoch.
 
-    shift: largest displacement along each spatial axis, as a fraction of its size, rounded up to whole pixels (what is
-        moved in is the edge's); None: none, until the final trainings find out what is better (`morphnas.run.final`).
-    flip: mirror left and right, every image each second time, half of them at first (Jordan 2024, arXiv:2404.00498,
-        section 3.6); None: found out from the first network, see `morphnas.run.search.settle`.
-    rotate: degrees that an image is turned by at most, in the plane.
-    cutout: side of a square (cube, span) set to the mean, as a fraction of each axis (DeVries and Taylor 2017,
+    `fit` begins with shift and flip None.
+
+    shift: largest displacement along each spatial axis, as a fraction of its size, rounded up to whole pixels (edge
+        values fill the gap); None: none, until the final trainings find out what is better (`morphnas.run.final`).
+    flip: mirror left and right, every image every second time, half of them at first (Jordan 2024, arXiv:2404.00498,
+        section 3.6); None: decided by the first network, see `morphnas.run.search.settle`.
+    rotate: largest angle in degrees by which an image is rotated, in the plane.
+    cutout: side of a square (cube, interval) set to the mean, as a fraction of each axis (DeVries and Taylor 2017,
         arXiv:1708.04552); 0: none.
     """
 
@@ -61,28 +63,27 @@ class Augment:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The trainer's settings. What `fit` begins with depends on the data: see `ImageClassifier.search_space_summary`.
+    """Settings of a training. What `fit` begins with depends on the data: see `ImageClassifier.search_space_summary`.
 
-    epochs: how often the network is scored; the learning rate's schedule ends with the last.
-    examples: that an epoch trains on, the next ones of an endless random order; None: all of the training data.
-    batch_size: examples per step; an epoch is cut into parts of nearly equal lengths, at most so many, but at least 2.
+    epochs: how often the network is scored; the learning rate schedule ends with the last.
+    examples: number per epoch, the next ones of an endless random order; None: all of the training data.
+    batch_size: most examples per step, at least 2; an epoch is split into batches of nearly equal length.
     optimizer: "sgd" (Nesterov momentum), "adamw", or "muon" (see `morphnas.train.muon`).
     precision: of the forward and backward passes; weights, scores and predictions are float32 in any case.
-    cuda_graphs: whether a GPU replays recorded steps (see `morphnas.train.step`); elsewhere it is of no matter.
-    lr: peak learning rate, per mean loss of a batch; it rises over `warmup` of the schedule and falls linearly to 0.
-    lr_examples: that a training may see at that rate. Where there are more than `FEW` to learn from, those that see
-        more have a lower one, by the square root of how many times as many, but not lower than that of how many times
-        as many as `FEW` there are. None: all have the same rate.
-    momentum: of sgd, and of what muon leaves to it: all but convolutions, whose momentum is `muon.MOMENTUM`.
-    weight_decay: on weights of two and more axes; coupled for sgd, decoupled for adamw. Muon's convolutions, which keep
-        their length, have none.
-    dropout: share of what dense layers read that is set to 0 in training, except where the first layer of all is one,
-        which reads the examples (Srivastava et al. 2014, JMLR 15, 1929-1958).
-    label_smoothing: probability mass spread over all classes, where there are any.
+    cuda_graphs: whether a GPU replays steps as CUDA graphs (see `morphnas.train.step`).
+    lr: peak learning rate, for a batch's mean loss; it rises over `warmup` of the schedule and falls linearly to 0.
+    lr_examples: number that a training may see at that rate. With n > `FEW` examples to learn from, a training that
+        sees more has a lower rate: times sqrt(max(lr_examples / seen, `FEW` / n)). None: always the same rate.
+    momentum: of sgd, and of what muon leaves to it: all except convolutions, whose momentum is `muon.MOMENTUM`.
+    weight_decay: on weights of two or more axes; coupled for sgd, decoupled for adamw. Muon's convolutions, whose
+        weights keep their length, have none.
+    dropout: share of the inputs of dense layers set to 0 in training, except for a dense first layer, which reads the
+        examples (Srivastava et al. 2014, JMLR 15, 1929-1958).
+    label_smoothing: probability mass spread over all classes, for classification.
     whiten: the first convolution of images of at least 16 x 16 pixels has filters that whiten their patches (see
-        `morphnas.train.whitening`), which are no more trained: not by whoever inherits them, either.
-    bias_rate: what the rate of the batch norms' biases is multiplied by (Jordan 2024, arXiv:2404.00498, section 3.4).
-    average: epochs over which the weights that are scored and kept are averaged, exponentially; 0: not at all (Polyak
+        `morphnas.train.whitening`) and are not trained, nor in networks that inherit them.
+    bias_rate: factor on the learning rate of batch norm biases (Jordan 2024, arXiv:2404.00498, section 3.4).
+    average: epochs over which the weights that are scored and kept are averaged, exponentially; 0: none (Polyak
         and Juditsky 1992, SIAM J. Control Optim. 30, 838-855).
     patience: epochs after the warm-up without a better score after which the final decay begins (half the epochs so
         far, at least 3); None: never. Schedules of 12 epochs or fewer have none.
@@ -135,7 +136,7 @@ class Recipe:
             raise ValueError(f"recipe: augment must be an Augment, not {self.augment!r:.100}")
 
     def easing(self, seen: float, n: int) -> float:
-        """Share of `lr` that a training on n examples has at most, which sees so many in all: one several times."""
+        """Share of `lr` that a training on n examples has at most, if it sees `seen` in all, counting repetitions."""
         if self.lr_examples is None:
             return 1.0
         return math.sqrt(min(1.0, max(self.lr_examples / max(1.0, seen), FEW / n)))
@@ -145,7 +146,7 @@ class Recipe:
 
     @staticmethod
     def from_json(data: Any) -> Recipe:
-        """The recipe that `to_json` described; ValueError when it is none."""
+        """The recipe that `to_json` described; ValueError if it is invalid."""
         return Recipe(
             **known_fields(Recipe, data) | {"augment": Augment(**known_fields(Augment, data.get("augment", {})))}
         )
@@ -172,7 +173,7 @@ def at_usual_rate(recipe: Recipe) -> Recipe:
 class Epoch:
     """One line of a learning curve: seconds since the training began, training loss, validation score and metric.
 
-    No score and no metric where a metric of the user's own says nothing of it.
+    Score and metric are None if the user's own metric is undefined there.
     """
 
     seconds: float
@@ -188,25 +189,24 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a training. Scores are higher for better networks; those given are of the weights that are kept.
+    """The result of a training. Scores are higher for better networks, and are of the weights that are kept.
 
-    score: minus the mean log loss on the validation examples, or what a user has instead (see `morphnas.train.goal`);
-        None when nothing could be scored.
-    metric: what people read. measure: what that is: "accuracy", "R2", or the name of a metric of the user's own.
-    objective: what the score is of: "log loss", or the name of the user's own metric or loss.
-    seconds: of training and validation. epochs: begun ones; best_epoch: which one's weights are kept, from 1.
-    curve: one entry per epoch. examples: how many the score is of; of those that count for more and for less, how many
-        alike would tell as much.
-    held_out: whether these were not trained on. There are no others where there are too few to hold any out.
+    score: minus the mean log loss on the validation examples, or the user's own objective (see `morphnas.train.goal`);
+        None if nothing could be scored.
+    metric: the figure to show. measure: its name: "accuracy", "R2", or that of the user's own metric.
+    objective: what the score is based on: "log loss", or the name of the user's own metric or loss.
+    seconds: of training and validation. epochs: begun ones; best_epoch: the one whose weights are kept, from 1.
+    curve: one entry per epoch. examples: number that the score is based on; if weighted, the effective sample size.
+    held_out: whether these were not trained on. False if there are too few examples to hold any out.
     morph_error: largest difference of outputs between start and child before training, relative to the largest output.
-    upright, mirrored: accuracy or R2 on the validation images as they are, and mirrored, where that was asked for.
-    peak_bytes: of the device's memory, the most that the training took; 0: unknown, as on a CPU.
-    error: what went wrong, for people.
-    micro_batch: examples that steps had in memory at a time, at last; 0: there were none.
-    retries: trainings besides the one told of here, since one of them diverged.
-    latency: seconds from one example, alone, to its outputs, on the device that trained; None: not measured.
-    slow: whether that is more than was to be.
-    training_loss, lr: mean loss of the last epoch that came to its end, and the learning rate of its last step.
+    upright, mirrored: accuracy or R2 on the validation images as they are, and mirrored, if that was measured.
+    peak_bytes: peak memory of the device during the training; 0: unknown, as on a CPU.
+    error: what went wrong, in words.
+    micro_batch: examples in memory at a time in the last steps; 0: there were none.
+    retries: additional trainings, because one of them diverged.
+    latency: seconds from a single example to its outputs, on the device that trained; None: not measured.
+    slow: whether that exceeds the limit.
+    training_loss, lr: mean loss of the last complete epoch, and the learning rate of its last step.
     """
 
     status: Status
@@ -264,7 +264,7 @@ class Outcome:
 
     @property
     def loss(self) -> float | None:
-        """Mean log loss on the validation examples, or loss of the user's own; None where the score is a metric."""
+        """Mean log loss on the validation examples, or the user's own loss; None if the score is a metric."""
         return None if self.score is None or self.by_metric else -self.score
 
     @property
@@ -283,7 +283,7 @@ class Outcome:
 
     @staticmethod
     def from_json(data: Any) -> Outcome:
-        """The outcome that `to_json` described; ValueError when it is none."""
+        """The outcome that `to_json` described; ValueError if it is invalid."""
         known = known_fields(Outcome, data)
         if not isinstance(curve := known.get("curve", ()), (list, tuple)):
             raise ValueError(f"outcome: curve must be a list, not {curve!r:.100}")
@@ -307,7 +307,7 @@ def known_fields(kind: type, data: Any) -> dict[str, Any]:
     names = [f.name for f in fields(kind)]
     if not isinstance(data, Mapping) or (unknown := [name for name in data if name not in names]):
         wrong = unknown if isinstance(data, Mapping) else repr(data)[:100]
-        raise ValueError(f"{kind.__name__.lower()}: there is no {wrong}, it has {', '.join(names)}")
+        raise ValueError(f"{kind.__name__.lower()}: unknown field {wrong}, it has {', '.join(names)}")
     needed = (f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
     if missing := [name for name in needed if name not in data]:
         raise ValueError(f"{kind.__name__.lower()}: {', '.join(missing)} missing")

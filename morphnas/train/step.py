@@ -160,7 +160,7 @@ class Step:
         try:
             self._replays[len(draw)] = self._record(self._run, draw)
         except Exception as error:
-            log.warning("steps are made one operation at a time, they cannot be recorded here: %s", error)
+            log.warning("training runs without CUDA graphs, which cannot be captured here: %s", error)
             self._record = None
             return None
         self.recorded = True

@@ -74,7 +74,7 @@ def test_channels_come_first_whatever_the_axes(
 @pytest.mark.parametrize(
     ("given", "options", "words"),
     [
-        ((6, 5, 4), {"axes": 1}, r"spans have the shape \(length,\), or one more size .* has \(6, 5, 4\)"),
+        ((6, 5, 4), {"axes": 1}, r"sequences have the shape \(length,\), or one more axis .* has \(6, 5, 4\)"),
         ((6, 5), {"axes": 3}, "volumes have the shape"),
         ((36,), {"axes": 2}, r"its shape is \(7, 36\)"),
         ((6, 5, 4, 2, 2), {}, "its shape is"),
@@ -95,7 +95,7 @@ def test_what_does_not_have_these_axes_is_refused(given: tuple[int, ...], option
 
 
 def test_spans_of_several_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"x\[0\] is no image|must have one shape"):
+    with pytest.raises(ValueError, match=r"x\[0\] is not an image|must all have the same shape"):
         found([RNG.normal(size=(30 + i % 2, 2)) for i in range(7)], axes=1)
 
 

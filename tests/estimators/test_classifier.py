@@ -438,7 +438,7 @@ def test_a_run_of_another_version_is_read_but_not_gone_on_with(tmp_path: Path) -
 def test_resumes(tmp_path: Path) -> None:
     path, data = tmp_path / "run", stripes(60)
     first = ImageClassifier(path, resume="auto", max_trials=2, random_state=1, searcher_args=TINY).fit(*data)
-    with pytest.raises(RunError, match=r"resume=True goes on with it, overwrite=True replaces it"):
+    with pytest.raises(RunError, match=r"resume=True continues it, overwrite=True replaces it"):
         ImageClassifier(path, max_trials=2).fit(*data)
     x, y = data
     with pytest.raises(RunError, match="other data"):
@@ -449,7 +449,7 @@ def test_resumes(tmp_path: Path) -> None:
     assert after[: len(before)] == before
     assert sum(not t.final for t in after) == 4
     assert first.classes_.tolist() == second.classes_.tolist()
-    with pytest.raises(RunError, match="no run to go on with"):
+    with pytest.raises(RunError, match="no run to resume"):
         ImageClassifier(tmp_path / "empty", resume=True).fit(*data)
     ImageClassifier(path, overwrite=True, max_trials=1, searcher_args=TINY, refit=False).fit(*data)
     assert len(load_run(path).trials) == 1
@@ -510,7 +510,7 @@ def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
     for trial in classifier.load_searcher().trials:
         assert limits.refuse(trial.graph) is None
         assert all(morph.tag in limits.morphs for morph in trial.proposal.morphs)
-    with pytest.raises(ValueError, match=r"no starter meets them, the smallest one has [\d,]+ parameters"):
+    with pytest.raises(ValueError, match=r"no first network meets them; the smallest one has [\d,]+ parameters"):
         ImageClassifier(limits={"max_params": 10}).fit(*data)
     with pytest.raises(ValueError, match=r"limits: unknown \[3, 'max_param'\]"):
         ImageClassifier(limits={"max_param": 3, 3: 4}).fit(*data, time_limit=1)  # type: ignore[dict-item]
@@ -765,7 +765,7 @@ def test_a_cap_that_is_none_is_refused(cap: Any, data: Data) -> None:
 
 
 def test_a_cap_that_no_starter_meets_is_refused(data: Data, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no starter meets them, the smallest one has .* bytes of memory"):
+    with pytest.raises(ValueError, match=r"no first network meets them; the smallest one has .* bytes of memory"):
         ImageClassifier(tmp_path / "run", max_memory=1000).fit(*data, time_limit=5)
     assert not (tmp_path / "run").exists()
 
@@ -891,7 +891,7 @@ def test_what_a_search_alone_heeds_is_told_where_there_is_none(
     settings: dict[str, Any], words: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "ENOUGH", 1000)
-    with pytest.warns(UserWarning, match=f"there is no time to search, without which {words} mean nothing"):
+    with pytest.warns(UserWarning, match=f"there is no time to search, so {words} have no effect"):
         ImageClassifier(tmp_path / "run", device="cpu", **settings).fit(*data, time_limit=2)
 
 

@@ -227,7 +227,7 @@ def test_width_and_height_exchanged() -> None:
     assert examine(x, y).found == ()
     found = the(examine(x.reshape(100, 14, 8), y), "axes")
     assert found.numbers["order"] == "width and height exchanged"
-    assert "x.reshape(-1, 8, 14) reads them so" in found.text
+    assert "x.reshape(-1, 8, 14) would read them like that" in found.text
 
 
 # -- labels
@@ -245,7 +245,7 @@ def test_labels_in_another_order_than_the_images() -> None:
 def test_labels_that_are_amounts() -> None:
     rng = np.random.default_rng(0)
     amounts = the(examine(X, rng.integers(0, 4000, len(X))), "labels")
-    assert "are they amounts, for an ImageRegressor?" in amounts.text
+    assert "are they numbers to predict, for an ImageRegressor?" in amounts.text
     names = [f"img_{i}.png" for i in range(len(X))]
     assert "are they names of examples?" in the(examine(X, names), "labels").text
     few = np.repeat(np.arange(30), 2)
@@ -314,7 +314,7 @@ def test_without_time_a_part_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(given_module, "_PIECE", 64 * 100)
     found = examine(np.concatenate([X, X]), np.concatenate([Y, Y]), time_limit=1e-9)
     assert found.looked == 100
-    assert "100 of 3,594 examples, for more there was no time" in str(found)
+    assert "100 of 3,594 examples (out of time)" in str(found)
 
 
 def test_pieces_and_files_make_no_difference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -87,11 +87,11 @@ def test_fits_know_them(tmp_path: Path) -> None:
     [
         ([1, 2, 3], r"groups must be \(200,\), the group of each example, but their shape is \(3,\)"),
         (np.zeros((200, 2)), r"their shape is \(200, 2\)"),
-        (np.zeros(200), "all examples are of one group"),
+        (np.zeros(200), "all examples belong to one group"),
         ([float("nan")] * 200, r"groups\[0\] is NaN"),
-        ([[1]] * 199 + [2], r"groups\[0\] is no label, it cannot be hashed|setting an array element"),
+        ([[1]] * 199 + [2], r"groups\[0\] is not a label, because it cannot be hashed|setting an array element"),
         (np.ma.masked_equal(np.arange(200), 3), "groups"),
-        (np.arange(200) % 3, r"groups cannot be held out: those like example \d lie in 1 of 3 groups"),
+        (np.arange(200) % 3, r"groups cannot be held out: examples like \d are in 1 of 3 groups only"),
         ("each", r"their shape is \(\)"),
     ],
 )
@@ -104,5 +104,5 @@ def test_groups_that_are_none(groups: Any, words: str, tmp_path: Path) -> None:
 
 def test_validation_data_and_groups_exclude_each_other() -> None:
     x, y = stripes(200)
-    with pytest.raises(ValueError, match="with validation_data nothing of it is"):
+    with pytest.raises(ValueError, match="groups and validation_data exclude each other"):
         ImageClassifier().fit(x, y, validation_data=(x, y), groups=np.arange(200) // 4)

@@ -332,7 +332,7 @@ def test_a_dataset_may_hold_images_of_mixed_sizes() -> None:
     [
         (TensorDataset(torch.zeros(60, 1, 6, 6)), "y is missing.*a Dataset of .image, label."),
         (DataLoader(TensorDataset(torch.zeros(60, 1, 6, 6)), batch_size=8), "y is missing"),
-        (TensorDataset(*[torch.zeros(60, 1, 6, 6)] * 3), r"must yield \(image, label\), but a tuple of 3 came"),
+        (TensorDataset(*[torch.zeros(60, 1, 6, 6)] * 3), r"must yield \(image, label\), not a tuple of length 3"),
         (Pairs([], []), "empty"),
         (Dataset(), "is a Dataset without a length"),
         (Pairs(["cat.png"] * 60, Y), r"its shape is \(60,\)"),
@@ -401,7 +401,7 @@ def test_tensors_that_look_channels_last_are_warned_of() -> None:
 
 def test_labels_come_once() -> None:
     same(found(TensorDataset(torch.from_numpy(X)[:, None]), Y), found(X[..., None], Y))  # which brings none
-    with pytest.raises(ValueError, match="x brings its own labels"):
+    with pytest.raises(ValueError, match="x contains its own labels"):
         found(Pairs(RGB, Y), Y)
     with pytest.raises(ValueError, match="y is missing"):
         ImageClassifier().fit(X)
@@ -451,7 +451,7 @@ def test_grey_and_rgb_become_rgb(caplog: pytest.LogCaptureFixture) -> None:
     images = [[grey, RGB, alpha, grey[..., None]][i % 4][i] for i in range(60)]
     with caplog.at_level(logging.INFO, "morphnas"):
         problem = found(images, Y)
-    assert "channels are brought to 3" in caplog.text
+    assert "channels are converted to RGB" in caplog.text
     assert problem.preprocessing == Preprocessing((6, 5, 3), (3, 6, 5)), "equal sizes: nothing is resized"
     x = problem.preprocessing(Source.of(images, "x"))
     assert (x[0] == torch.from_numpy(grey[0])).all()
@@ -533,7 +533,7 @@ def test_files_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_bad_folders_of_images(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere' is no folder of images"):
+    with pytest.raises(ValueError, match="nowhere' is not a folder of images"):
         found(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no images"):
         found(tmp_path)
@@ -552,7 +552,7 @@ def test_bad_folders_of_images(tmp_path: Path) -> None:
         found(tmp_path)
     (tmp_path / "dog" / "broken.png").write_bytes(whole)
     (tmp_path / "loose.png").write_bytes(whole)
-    with pytest.raises(ValueError, match=r"holds 'loose.png' beside its sub-folders"):
+    with pytest.raises(ValueError, match=r"also holds 'loose.png'"):
         found(tmp_path)
     with pytest.raises(ValueError, match="y is missing"):
         found(tmp_path / "cat")
@@ -588,7 +588,7 @@ def test_a_csv_of_files(tmp_path: Path, parallel: bool) -> None:
         ("file\na.png\n", r"row 2: a file name and a label are needed, there is only \['a.png'\]"),
         ("file,label\na.png, \n", r"row 2: a file name and a label are needed, there is only \['a.png', ''\]"),
         ("file,label\n\xe4.png,cat\n", r"labels\.csv' cannot be read as CSV: 'utf-8' codec can't decode"),
-        ("file,label\n", "lists no images: its first row is taken for the head"),
+        ("file,label\n", "lists no images: its first row is read as the header"),
         ("", "lists no images"),
     ],
 )

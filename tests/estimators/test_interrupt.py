@@ -80,7 +80,7 @@ def test_ctrl_c_ends_the_fit_with_what_it_has(data: Data, tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         At(patch, "epoch_done", 5, press())  # of the second network, after its second epoch
         with pytest.warns(
-            UserWarning, match=r"interrupted: the model is the best.*resume=True, \.\.\.\)\.fit\(\.\.\.\) goes on"
+            UserWarning, match=r"interrupted: the model is the best.*continue with .*resume=True, \.\.\.\)\.fit\("
         ):
             found = classifier(path).fit(*data)
     first, second = load_run(path).trials
@@ -347,10 +347,10 @@ def test_a_final_training_that_can_be_much_longer_now_begins_anew(
     monkeypatch.setattr(final, "LONGEST", 14)
     with caplog.at_level(logging.INFO, "morphnas"):
         classifier(tmp_path / "run", refit=True, max_trials=2, resume=True).fit(*data, time_limit=300)
-    assert "is not gone on with: there is time for a much longer training now" in caplog.text
+    assert "is not continued: there is time for a much longer training now" in caplog.text
     after = [t for t in load_run(tmp_path / "run").trials if t.final]
     assert after[0].outcome is not None
-    assert after[0].outcome.error == "interrupted, and then no more of use"
+    assert after[0].outcome.error == "interrupted, and then no longer needed"
     assert len(after) == 4
 
 
@@ -372,7 +372,7 @@ def test_a_final_training_that_can_be_much_longer_now_begins_anew(
 )
 def test_other_settings_are_refused_by_name(data: Data, tmp_path_factory: Any, changes: Any, words: str) -> None:
     path = _begun(data, tmp_path_factory)
-    with pytest.raises(RunError, match=f"holds a run of other settings: .*{words}"):
+    with pytest.raises(RunError, match=f"holds a run with other settings: .*{words}"):
         classifier(path, **({"resume": True} | changes)).fit(*data)
 
 

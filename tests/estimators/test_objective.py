@@ -249,7 +249,7 @@ def test_a_loss_is_tried_on_the_cpu() -> None:
     goal, lost = Own(Tags(3)), UserLoss(nn.BCEWithLogitsLoss(), Indicators(3))
     scale = _scaled(replace(goal, criterion=lost), elsewhere()).scale
     assert scale == pytest.approx(goal_of(aimed(problem(TAGS), None, nn.BCEWithLogitsLoss())).scale)
-    with pytest.raises(ValueError, match="it failed: RuntimeError: all elements of input should be between 0 and 1"):
+    with pytest.raises(ValueError, match="RuntimeError: all elements of input should be between 0 and 1"):
         _scaled(replace(goal, criterion=UserLoss(nn.BCELoss(), Indicators(3))), elsewhere())
 
 
@@ -317,7 +317,7 @@ def test_the_metric_is_the_score_everywhere(tmp_path: Path, capsys: pytest.Captu
         ImageClassifier(tmp_path / "run", resume=True, searcher_args=SMALL, random_state=0).fit(X, Y, time_limit=9)
     other = ImageClassifier(tmp_path / "other", searcher_args=SMALL, max_trials=2, random_state=0, refit=False)
     other.fit(X, Y, time_limit=30)
-    with pytest.raises(ValueError, match="not chosen by the same, but by f1_macro, log loss"):
+    with pytest.raises(ValueError, match="chosen by different metrics or losses, f1_macro, log loss"):
         morphnas.compare_runs([run, other])
     assert "f1_macro" in str(morphnas.compare_runs([run, replace(run, path=tmp_path / "copy")]))
     undone = morphnas.ablate(classifier, X, Y, time_limit=3, repeats=1)
@@ -339,7 +339,7 @@ def test_the_metric_decides(tmp_path: Path) -> None:
     assert run.trial(classifier.best_trial_).score == best
     assert run.about["settings"]["metric"].endswith(".small")
     assert morphnas.load(tmp_path / "run").metric is None  # nothing of a function is kept
-    with pytest.raises(ValueError, match=r"the fit had metric=.*small, which is not kept in a run: give metric again"):
+    with pytest.raises(ValueError, match=r"the fit had metric=.*small, which a run does not store: set metric again"):
         morphnas.ablate(run, X, Y, time_limit=5)
     assert morphnas.ablate(run, X, Y, time_limit=5, repeats=1, metric=small).measure == "small"
 
@@ -458,7 +458,7 @@ def test_a_loaded_model_is_not_trained_on_for_something_else_without_a_word(tmp_
     options: dict[str, Any] = {"searcher_args": SMALL, "max_trials": 1, "random_state": 0, "refit": False}
     ImageClassifier(tmp_path / "run", loss=lambda o, y: 2 * F.cross_entropy(o, y), **options).fit(X, Y, time_limit=20)
     loaded = morphnas.load(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"the fit had loss=.*which is not kept in a run: give loss again"):
+    with pytest.raises(ValueError, match=r"the fit had loss=.*which a run does not store: set loss again"):
         loaded.final_fit(X, Y, time_limit=5)
     loaded.loss = F.cross_entropy
     loaded.final_fit(X, Y, time_limit=5)
@@ -643,7 +643,7 @@ def test_runs_for_different_losses_are_not_compared(tmp_path: Path) -> None:
         for report in reports:  # in the units of y, both
             assert report.validation_loss is not None
             assert 0.2 < report.loss / report.validation_loss < 5
-    with pytest.raises(ValueError, match=r"not chosen by the same, but by .*lambda.*lambda"):
+    with pytest.raises(ValueError, match=r"chosen by different metrics or losses, .*lambda.*lambda"):
         morphnas.compare_runs(runs)
 
 
@@ -671,23 +671,23 @@ def wrong_way(estimator: Any, x: Any, y: Any, sample_weight: Any = None) -> floa
         ({"metric": 3}, "metric must be None, one of"),
         ({"metric": metrics.f1_score}, r"make_scorer\(f1_score, greater_is_better=...\)"),
         ({"metric": lambda truth, said: 1.0}, "metric must be a function .estimator, x, y."),
-        ({"metric": wrong_way}, "wrong_way is 0 for right answers and .* for wrong ones, but more must be better"),
+        ({"metric": wrong_way}, "wrong_way is 0 for right answers and .* for wrong ones, but higher must be better"),
         ({"metric": make_scorer(metrics.hamming_loss)}, "hamming_loss is 0 for right answers"),
-        ({"loss": nn.NLLLoss()}, "it falls without end, from -20 to -200 .* they are logits"),
-        ({"metric": lambda estimator, x, y: 0.5}, "is 0.5 for right answers and for wrong ones"),
+        ({"loss": nn.NLLLoss()}, "it falls without bound, from -20 to -200 .* outputs are logits"),
+        ({"metric": lambda estimator, x, y: 0.5}, "is 0.5 for right and wrong answers alike"),
         ({"metric": lambda estimator, x, y: np.nan}, "tried on the validation examples, the metric .* is nan"),
         ({"metric": lambda estimator, x, y: 1e200 * np.mean(estimator.predict(x) == y)}, "the metric .* is 1e.200"),
         ({"metric": "f1"}, "the metric f1 cannot be computed: ValueError"),
         ({"loss": "l1"}, "loss must be None, or a function"),
-        ({"loss": nn.CrossEntropyLoss}, r"CrossEntropyLoss\(\) makes one"),
-        ({"loss": lambda outputs, y: 1.0}, "it must give a tensor, not 1.0"),
-        ({"loss": lambda outputs, y: outputs[:2].sum(1)}, r"of \d+ examples it must give a loss for each"),
-        ({"loss": lambda outputs, y: -F.cross_entropy(outputs, y)}, "for wrong ones, but less must be better"),
-        ({"loss": lambda outputs, y: torch.zeros(len(y))}, "loss: tried on training examples it failed"),
-        ({"loss": lambda outputs, y: 0 * outputs.sum(1)}, "also negative ones, it is 0, and its gradient 0:"),
-        ({"loss": lambda outputs, y: outputs.sum(1) / 0}, "also negative ones, it is"),
-        ({"loss": nn.L1Loss()}, "loss: tried on training examples it failed: "),
-        ({"loss": Stateful(), "executor": "process"}, "other processes can have them: there is only one of these"),
+        ({"loss": nn.CrossEntropyLoss}, r"use CrossEntropyLoss\(\)"),
+        ({"loss": lambda outputs, y: 1.0}, "it must return a tensor, not 1.0"),
+        ({"loss": lambda outputs, y: outputs[:2].sum(1)}, r"for \d+ examples it must return a loss for each"),
+        ({"loss": lambda outputs, y: -F.cross_entropy(outputs, y)}, "for wrong ones, but lower must be better"),
+        ({"loss": lambda outputs, y: torch.zeros(len(y))}, "loss: it failed on training examples"),
+        ({"loss": lambda outputs, y: 0 * outputs.sum(1)}, "negative ones too, it is 0, with gradient 0:"),
+        ({"loss": lambda outputs, y: outputs.sum(1) / 0}, "negative ones too, it is"),
+        ({"loss": nn.L1Loss()}, "loss: it failed on training examples: "),
+        ({"loss": Stateful(), "executor": "process"}, "sent to other processes: there is only one of these"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_before_anything_is_written(
@@ -715,14 +715,14 @@ def test_a_loss_of_labels_is_none_of_tags(loss: Any) -> None:
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.NLLLoss(), nn.BCEWithLogitsLoss()])
 def test_a_loss_of_labels_is_none_of_amounts(loss: Any) -> None:
-    with pytest.raises(ValueError, match=r"loss: .* is of labels or tags: for amounts there are torch.nn.MSELoss"):
+    with pytest.raises(ValueError, match=r"loss: .* is for classification; for regression use torch.nn.MSELoss"):
         aimed(problem(AMOUNTS / AMOUNTS.max()), None, loss)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": F.cross_entropy}, r"it must give a loss for each, \(\d+,\), as they have weights"),
+        ({"loss": F.cross_entropy}, r"it must return a loss for each, \(\d+,\), as they have weights"),
         ({"metric": lambda estimator, x, y: np.mean(estimator.predict(x) == y)}, "it must take a sample_weight"),
     ],
 )

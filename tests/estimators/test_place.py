@@ -42,11 +42,11 @@ def placed(**settings: Any) -> Place:
         ({"executor": "process", "devices": []}, "devices must be None, a positive integer or a list"),
         ({"executor": "process", "devices": "cpu"}, "devices must be None, a positive integer or a list"),
         ({"executor": "process", "devices": ["cpu", "gpu"]}, "device must be"),
-        ({"executor": "process", "devices": ["cuda:99"]}, "is not there"),
-        ({"executor": "process", "per_trial": 1}, "per_trial is for trials on a Ray cluster"),
+        ({"executor": "process", "devices": ["cuda:99"]}, "is not available"),
+        ({"executor": "process", "per_trial": 1}, "per_trial is for a Ray cluster"),
         ({"executor": "ray", "per_trial": 0}, "per_trial must be None or a positive number"),
         ({"executor": "ray", "devices": ["cpu"]}, "devices must be None or a number of workers"),
-        ({"executor": "127.0.0.1:none"}, "is no address of a Ray cluster"),
+        ({"executor": "127.0.0.1:none"}, "is not the address of a Ray cluster"),
         ({"devices": 2}, "devices is for executor"),
     ],
 )
@@ -87,7 +87,7 @@ def test_gpus_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Place.of(ImageClassifier(executor="process", devices=["cuda:1", "cuda:1"])) == Place(second, (second,) * 2)
     assert not Place.of(both).shared
     assert Place.of(ImageClassifier(executor="process", devices=["cuda:1", "cuda:0", "cuda:1"])).shared
-    with pytest.raises(ValueError, match="devices=4 are not there: torch sees 3"):
+    with pytest.raises(ValueError, match="devices=4 are not available: torch sees 3"):
         Place.of(ImageClassifier(executor="process", devices=4))
 
 

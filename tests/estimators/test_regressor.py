@@ -212,7 +212,7 @@ def test_amounts_that_cannot_be_used(y: Any, words: str, tmp_path: Path) -> None
 
 
 def test_a_classifier_says_where_amounts_go(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="For amounts there is ImageRegressor"):
+    with pytest.raises(ValueError, match="To predict numbers, use ImageRegressor"):
         ImageClassifier(tmp_path / "run").fit(X, Y + 0.5 * np.arange(60) / 7, time_limit=5)
 
 

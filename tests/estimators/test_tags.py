@@ -60,7 +60,7 @@ def test_learns_and_predicts(fitted: ImageClassifier) -> None:
     with pytest.raises(ValueError, match="sample_weight must be finite numbers"):
         fitted.score(x, y, np.full(200, np.nan))
     for wrong in (y[:, 0], y[:, :2], y[1:]):
-        with pytest.raises(ValueError, match="y must say of 200 examples which of 3 tags they have"):
+        with pytest.raises(ValueError, match=r"y must be \(200, 3\), one column for each label"):
             fitted.score(x, wrong)
     assert fitted.multilabel_
     assert fitted.__sklearn_tags__().classifier_tags.multi_label
@@ -126,7 +126,7 @@ def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Tagged)
     test, truth = tagged(60, seed=2)
     more.final_fit(*data, test, truth, time_limit=4)
     assert more.test_metric_ == pytest.approx(more.evaluate(test, truth))
-    with pytest.raises(ValueError, match=r"which of 3 tags they have, but its shape is \(400, 2\)"):
+    with pytest.raises(ValueError, match=r"one column for each label .*, but its shape is \(400, 2\)"):
         more.final_fit(data[0], data[1][:, :2], time_limit=5)
     assert morphnas.ablate(tmp_path / "run", *data, time_limit=3, repeats=1).measure == "accuracy"
 
@@ -210,15 +210,15 @@ Y = tagged(20)[1]
     ("y", "message"),
     [
         (np.eye(3)[np.arange(20) % 3], r"is one-hot.*argmax"),
-        (Y * 2, "several tags of an example are"),
-        (Y - 1.0, "several tags of an example are"),
-        (Y.astype(str), "several tags of an example are"),
+        (Y * 2, "for several labels per example pass"),
+        (Y - 1.0, "for several labels per example pass"),
+        (Y.astype(str), "for several labels per example pass"),
         (np.ones((20, 3)), r"nothing to learn: y is \[1, 1, 1\] for all 20 samples"),
         (np.zeros((20, 3)), r"nothing to learn: y is \[0, 0, 0\] for all 20 samples"),
-        (Y[:19], "y must say of 20 examples which of 3 tags they have"),
-        (np.where(Y == 1, np.nan, 0.0), "several tags of an example are"),
+        (Y[:19], r"y must be \(20, 3\), one column for each label"),
+        (np.where(Y == 1, np.nan, 0.0), "for several labels per example pass"),
         (np.ma.masked_array(Y, Y == 1), "y .*mask"),
-        ([[0], [0, 1], [2]] * 6 + [[1], [2]], "y cannot be made an array of labels.*MultiLabelBinarizer"),
+        ([[0], [0, 1], [2]] * 6 + [[1], [2]], "y cannot be converted to an array of labels.*MultiLabelBinarizer"),
         (Y[:, :, None], r"y must be \(n,\) or \(n, 1\), but its shape"),
     ],
 )
@@ -231,7 +231,7 @@ def test_other_values_than_the_fit_saw_are_refused(fitted: ImageClassifier) -> N
     x, y = tagged(20)
     with pytest.raises(ValueError, match="y must be 0 or 1 everywhere"):
         fitted.evaluate(x, y * 2)
-    with pytest.raises(ValueError, match="which of 3 tags they have, but its shape"):
+    with pytest.raises(ValueError, match=r"one column for each label .*, but its shape"):
         fitted.evaluate(x, y[:, 0])
     with pytest.raises(ValueError, match="y is missing"):
         fitted.evaluate(x)
@@ -241,13 +241,13 @@ def test_tags_that_say_nothing_are_found(data: Tagged) -> None:
     x, y = data
     y = np.column_stack([y, np.zeros(400, int), np.ones(400, int)])
     found = {finding.numbers["tags"][0]: finding for finding in examine(x, y).found if finding.kind == "constant_tags"}
-    assert found[3].text == "no example to train on has tag 3: nothing can be learnt of it"
-    assert found[4].text == "all examples to train on have tag 4: nothing can be learnt of it"
+    assert found[3].text == "no training example has label 3: nothing to learn about it"
+    assert found[4].text == "all training examples have label 4: nothing to learn about it"
     assert not examine(x, data[1]).found
     own = x[:50], np.where(np.arange(3) == 1, 0, data[1][:50])
     kinds = [finding.kind for finding in examine(x[50:], data[1][50:], own).found]
     assert kinds == ["unjudged"]
-    with pytest.warns(DataWarning, match="no example in validation_data has tag 1"):
+    with pytest.warns(DataWarning, match="no example in validation_data has label 1"):
         ImageClassifier(max_trials=1, searcher_args=SMALL, refit=False).fit(x[50:], data[1][50:], 5, own)
 
 
@@ -256,7 +256,9 @@ def test_one_hot_labels_with_gaps_are_found(data: Tagged) -> None:
     rows = np.eye(8, dtype=int)[y @ [1, 2, 4]]
     rows[7] = 0
     (finding,) = (finding for finding in examine(x, rows).found if finding.kind == "one_hot")
-    assert finding.text.startswith("399 of 400 examples have exactly one tag: if y is to be one-hot, the others lack")
+    assert finding.text.startswith(
+        "399 of 400 examples have exactly one label: if y should be one-hot, the others lack"
+    )
 
 
 def test_tags_that_have_nothing_to_do_with_the_images_are_found() -> None:
@@ -264,7 +266,7 @@ def test_tags_that_have_nothing_to_do_with_the_images_are_found() -> None:
     assert not examine(x, y).found
     (finding,) = examine(x, np.random.default_rng(0).permutation(y)).found
     assert finding.kind == "signal"
-    assert "tags cannot be told from images better than by chance" in finding.text
+    assert "tags cannot be predicted from images better than by chance" in finding.text
 
 
 def test_copies_with_other_tags_are_found(data: Tagged) -> None:

@@ -85,8 +85,8 @@ def test_a_module_is_searched_on(executor: str | None, data: Data, tmp_path: Pat
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([module()], r"initial_networks must be None or a list of morphnas.Graph and .*from_module makes"),
-        (["with weights", mlp((1, 6, 6), 3)], r"initial_networks\[1\] is of the same architecture"),
+        ([module()], r"initial_networks must be None or a list of morphnas.Graph and .*use from_module"),
+        (["with weights", mlp((1, 6, 6), 3)], r"initial_networks\[1\] has the same architecture"),
         ([cnn((1, 6, 6), 3), "flat"], r"initial_networks\[1\] cannot be adapted to the examples: dense_1"),
     ],
 )

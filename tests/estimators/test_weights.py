@@ -79,8 +79,8 @@ UNUSABLE = pytest.mark.parametrize(
     [
         (np.ones(299), r"must be \(300,\), a number for each example, but its shape is \(299,\)"),
         (np.ones((300, 1)), "its shape is"),
-        (np.linspace(-1, 1, 300), "from 0 on"),
-        (np.zeros(300), "not all of them 0"),
+        (np.linspace(-1, 1, 300), "none negative"),
+        (np.zeros(300), "none negative and not all 0"),
         (np.where(Y == 0, np.nan, 1), "finite"),
         (["much"] * 300, "must hold numbers"),
         (np.ma.masked_equal(Y, 2), "masked"),
@@ -107,7 +107,7 @@ def test_weights_that_nothing_can_be_scored_by(fitted: ImageClassifier, sample_w
     ("sample_weight", "words"),
     [
         ("equal", "None, numbers .* or \"balanced\", not 'equal'"),
-        (np.eye(300)[0], "0 for all examples of a part"),
+        (np.eye(300)[0], "0 for all examples of a split"),
     ],
 )
 def test_weights_that_cannot_be_learnt_from(sample_weight: Any, words: str, tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_tied_layers_stay_tied_when_all_are_widened() -> None:
     graph = HAND_MADE["two_towers_2d"]()
     grown = WiderAll().grow(graph)
     assert width_groups(grown) == width_groups(graph)
-    with pytest.raises(MorphError, match="no layer that it makes wider"):
+    with pytest.raises(MorphError, match="no layer that it could widen"):
         WiderAll().grow(plain(GlobalPool(), Dense(3), shape=(1, 4, 4)))
 
 
@@ -284,7 +284,7 @@ def test_widths_behind_a_concat_that_a_sum_reads() -> None:
         (Wider("conv_1", 4), "conv_1 has 4 channels already"),
         (Wider("conv_1", 2**31), "a layer has at most 2,147,483,647 channels"),
         (WiderAll(10**12), "a layer has at most 2,147,483,647 channels"),
-        (WiderAll(100), "there is no layer that it makes wider"),
+        (WiderAll(100), "there is no layer that it could widen"),
         (AddSkip("relu_11", "relu_2"), "relu_11 does not lead to relu_2"),
         (AddSkip("relu_2", "relu_2"), "relu_2 does not lead to relu_2"),
         (AddSkip("relu_6", "relu_11"), "without a relu between them"),

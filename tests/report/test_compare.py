@@ -47,7 +47,7 @@ def test_a_run_and_its_copy_are_the_same() -> None:
     assert found.runs[0].value == 0.96
     assert found.runs[0].curve == found.runs[1].curve
     assert all(sd == 0 for sd in found.sd if sd is not None)
-    assert "no more than the validation examples make by chance" in str(found)
+    assert "no more different than chance would explain" in str(found)
     assert "1 of 1 pairs are alike" in str(found)
     json.dumps(found.to_json(), allow_nan=False)
 
@@ -59,7 +59,7 @@ def test_others_differ() -> None:
     assert found.winners_apart[0][1] == found.typical == found.nearest > 0
     assert found.by_chance is not None
     assert found.by_chance < 1e-6
-    assert ", more than the validation examples make by chance" in str(found)
+    assert ", more different than chance would explain" in str(found)
     assert "between 70.00 % and 97.00 %" in str(found)
 
 
@@ -135,7 +135,7 @@ def test_without_shares_scores_are_compared() -> None:
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     good = run(history(), best=5)
     for few in ([], [good], "runs", good):
-        with pytest.raises(ValueError, match="two runs or more"):
+        with pytest.raises(ValueError, match="at least two runs"):
             compare_runs(few)  # type: ignore[arg-type]
     for other in ({"hash": "2"}, None, "text"):
         with pytest.raises(ValueError, match=r"'elsewhere' is not a run on the same data .* as 'run'"):

@@ -193,8 +193,8 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
         draw(LARGE, tmp_path / "a.gif")
     with pytest.raises(RunError, match="a network"):
         draw("a network", tmp_path / "a.pdf")
-    with pytest.raises(ValueError, match="must all be trials, not 7"):
+    with pytest.raises(ValueError, match="only trials can be drawn together, not 7"):
         draw([*history(), 7], tmp_path / "a.pdf")  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="a Run, a fitted estimator or the folder of a run is needed, not 7"):
+    with pytest.raises(ValueError, match="expected a Run, a fitted estimator or the folder of a run, not 7"):
         draw(7, tmp_path / "a.pdf")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []

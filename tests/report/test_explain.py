@@ -107,7 +107,7 @@ def test_what_was_expected() -> None:
     step = told(2, **BAYES).steps[-1]
     assert (step.expected, step.sd, step.nearest) == (-0.2, 0.05, ((0, 1.5),))
     text = str(step)
-    assert "expected score -0.2000, give or take 0.0500, it came to -0.1250" in text
+    assert "expected score -0.2000 +/- 0.0500, actually -0.1250" in text
     assert "by the expected improvement, of 40" in text
     assert "0 at 1.5" in text
 

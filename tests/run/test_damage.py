@@ -99,10 +99,10 @@ def test_what_is_damaged_is_named_and_the_rest_is_there(copied: Path, name: str)
     expected = load_run(copied)
     (copied / name).write_bytes(b"{")
     if name == "run.json":
-        with pytest.warns(UserWarning, match=r"run\.json is no JSON.*its trials are read without it"):
+        with pytest.warns(UserWarning, match=r"run\.json is not JSON.*the trials are read without it"):
             found = load_run(copied)
         assert found.trials == expected.trials
-        with pytest.raises(RunError, match=r"run\.json is no JSON.*its trials and its model still load"):
+        with pytest.raises(RunError, match=r"run\.json is not JSON.*its trials and its model still load"):
             Store.resume(copied)
         assert morphnas.ImageClassifier.load(copied).predict(stripes(6)[0]).shape == (6,)
     else:
@@ -134,11 +134,11 @@ def test_json_that_is_too_deep_or_no_json_is_refused(tmp_path: Path) -> None:
         if fine:
             assert read_json(file)
         else:
-            with pytest.raises(RunError, match=r"nested|no JSON"):
+            with pytest.raises(RunError, match=r"nested|not JSON"):
                 read_json(file)
     for word in ("NaN", "Infinity", "-Infinity"):
         file.write_text(f'{{"a": {word}}}')
-        with pytest.raises(RunError, match=f"{word} is no JSON"):
+        with pytest.raises(RunError, match=f"{word} is not JSON"):
             read_json(file)
 
 
@@ -225,9 +225,9 @@ def test_nobody_waits_for_a_pipe(copied: Path) -> None:
     for name in ("trials/00000/trial.json", "model/weights-0.safetensors"):
         (copied / name).unlink()
         os.mkfifo(copied / name)
-    with pytest.warns(UserWarning, match="it is no file"):
+    with pytest.warns(UserWarning, match="it is not a file"):
         load_run(copied)
-    with pytest.raises(RunError, match="it is no file"):
+    with pytest.raises(RunError, match="it is not a file"):
         morphnas.ImageClassifier.load(copied)
 
 
@@ -264,7 +264,7 @@ def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path: Path) -> None:
 def test_json_is_in_utf_8(tmp_path: Path, encoding: str) -> None:
     """Python would find out another encoding, and import code for it."""
     (tmp_path / "run.json").write_bytes('{"name": "\u00fc"}'.encode(encoding))
-    with pytest.raises(RunError, match=r"run\.json is no JSON"):
+    with pytest.raises(RunError, match=r"run\.json is not JSON"):
         read_json(tmp_path / "run.json")
     (tmp_path / "run.json").write_bytes('{"name": "\u00fc"}'.encode())
     assert read_json(tmp_path / "run.json") == {"name": "\u00fc"}

@@ -121,7 +121,7 @@ def test_the_final_network_is_alone_where_nobody_can_tell_how_good_it_is(
         assert elected(store, short, deadline=Deadline.after(0)) == alone
         assert elected(store, short, data="other") == alone
         told = [record.getMessage() for record in caplog.records]
-        assert [text.partition(": ")[0] for text in told] == ["the model is no ensemble"] * 4
+        assert [text.partition(": ")[0] for text in told] == ["the model is not an ensemble"] * 4
         for text, word in zip(told, ("no time to judge", "held out", "in time", "other data"), strict=True):
             assert word in text
         assert elected(store, short) != alone

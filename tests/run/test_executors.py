@@ -66,7 +66,9 @@ def test_a_disk_that_is_too_small_for_the_examples_is_named(monkeypatch: pytest.
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1152 vs 1046")
 
     monkeypatch.setattr(module, "write_task", full)
-    with pytest.raises(OSError, match=f"the examples cannot be written to {tmp_path}, for the processes: .enforce"):
+    with pytest.raises(
+        OSError, match=f"the examples for the worker processes cannot be written to {tmp_path}: .enforce"
+    ):
         process_executor(TASK, [CPU], folder=tmp_path)
     assert not list(tmp_path.iterdir())
 

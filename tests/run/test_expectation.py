@@ -193,8 +193,8 @@ def test_words() -> None:
     alone = replace(found, networks=1, fewest=1, most=1, final_share=0.0, for_search=7200.0, small=True)
     first, second = str(alone).splitlines()
     assert first == "expected: about 1 network of 2.3 s each; 4.56 MB of disk, 512 MB of memory"
-    assert second.endswith('takes a limit of about 2.0 h, or small networks: searcher_args={"default_model_width": 8}')
-    assert str(replace(alone, small=False)).endswith("takes a limit of about 2.0 h")
+    assert second.endswith('needs a limit of about 2.0 h, or small networks: searcher_args={"default_model_width": 8}')
+    assert str(replace(alone, small=False)).endswith("needs a limit of about 2.0 h")
 
 
 # -- telling it
@@ -232,7 +232,7 @@ def test_it_is_told_soon_where_there_is_little_time(tmp_path: Path, caplog: pyte
         assert len(play(tmp_path / "run", 1, Clock(), 5.1, for_search=900.0)) == 1
         (said,) = caplog.messages
         assert said == (
-            "there is time for one network only, it is compared with no other; a search takes a limit of about 15 min"
+            "there is only time for one network, without any comparison; a search needs a limit of about 15 min"
         )
         caplog.clear()
         assert len(play(tmp_path / "other", 1, Clock(), 5.1, max_trials=1)) == 1

@@ -153,7 +153,7 @@ def test_damaged_weights_of_an_earlier_final_training_cost_that_training_alone(
         assert [t.proposal.why["final"] for t in store.trials[6:]] == again
         assert last == store.trials[-1]
         store.network(last.id)
-    assert f"the final training of trial {lost} is done again, its weights are lost" in caplog.text
+    assert f"the final training of trial {lost} is repeated, because its weights are lost" in caplog.text
 
 
 def test_what_the_observer_raises_ends_the_final_trainings(path: Path) -> None:

@@ -121,7 +121,9 @@ def test_few_rows_are_seen_more_often(n: int, epochs: int) -> None:
 def test_limits_that_nothing_meets_are_a_value_error(
     shape: tuple[int, ...], limits: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"limits: no starter meets them, the smallest one has .*{words} allowed"):
+    with pytest.raises(
+        ValueError, match=f"limits: no first network meets them; the smallest one has .*{words} allowed"
+    ):
         planned(shape, limits=Limits(**limits))
 
 
@@ -456,7 +458,7 @@ def test_recorded_steps_may_differ_by_rounding_and_not_by_more(
     with caplog.at_level(logging.INFO, "morphnas"):
         pace = measure(task, 0.0, default_recipe(64, torch.device("cpu"), None, (3, 16, 16)))
     assert pace.cuda_graphs is kept
-    assert ("steps are not recorded" in caplog.text) is not kept
+    assert ("CUDA graphs are not used" in caplog.text) is not kept
 
 
 # -- recipes

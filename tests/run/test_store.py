@@ -464,7 +464,7 @@ def test_a_run_is_not_overwritten_by_accident(path: Path) -> None:
     with store_of(path) as store:
         store.claim(proposals(1)[0])
     before = files(path)
-    with pytest.raises(RunError, match="holds a run already: resume=True goes on with it, overwrite=True replaces it"):
+    with pytest.raises(RunError, match="holds a run already: resume=True continues it, overwrite=True replaces it"):
         Store.create(path, {})
     assert files(path) == before
 
@@ -503,7 +503,7 @@ def test_a_folder_of_other_files_is_refused(path: Path, overwrite: bool) -> None
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(RunError, match="is a file, a folder for the run is needed"):
+    with pytest.raises(RunError, match="is a file, but a run needs a folder"):
         Store.create(file, {})
     for check in (Store.check, lambda path: Store.create(path, {})):
         with pytest.raises(RunError, match="cannot be written"):
@@ -573,7 +573,7 @@ def test_another_format_is_a_run_error(path: Path, make: Callable[[Path], object
     with store_of(path):
         pass
     edited(path / "run.json", format=version)
-    with pytest.raises(RunError, match=f"run.json has format {version!r}, this version reads 1"):
+    with pytest.raises(RunError, match=f"run.json has format {version!r}, but this version reads 1"):
         make(path)
 
 
@@ -813,7 +813,7 @@ def test_the_history_is_of_the_trials_with_a_score(path: Path) -> None:
 def test_asking_for_what_is_not_there(four: Path) -> None:
     run = load_run(four)
     for ask in (run.load_model_by_id, run.trial, run.get_metric_value_by_id):
-        with pytest.raises(RunError, match=r"there is no model 17 in .*, its ids are \[0, 1, 2, 3\]"):
+        with pytest.raises(RunError, match=r"there is no model 17 in .*; its ids are \[0, 1, 2, 3\]"):
             ask(17)
         for no_id in ("0", [0], None, 0.5):
             with pytest.raises(RunError, match=f"there is no model {re.escape(repr(no_id))} in "):
