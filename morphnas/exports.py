@@ -26,6 +26,7 @@ from morphnas.estimators import ImageClassifier, ImageRegressor, load
 from morphnas.graph import Network, Shape
 from morphnas.run.extras import extra_missing
 from morphnas.run.store import Run, user_path
+from morphnas.train.modes import usual_modes
 
 TOLERANCE = 1e-5
 """Largest difference of what an exported network computes: of logits relative to the largest, and of amounts to how far
@@ -126,31 +127,32 @@ def export(
     back differs by more than 1e-5 of the largest logit, at least .1, or, for regression, of the largest deviation from
     the mean, at least the standard deviation. On any error nothing is left behind.
     """
-    target = user_path(file)
-    if target.suffix.lower() not in _WRITERS:
-        raise ValueError(f"the file to export to must end in {', '.join(_WRITERS)}, not {str(target)!r}")
-    write, read = _WRITERS[target.suffix.lower()]
-    model = _Model.of(what, trial)
-    there = [path for path in _files(target) if path.exists()]
-    if there and not overwrite:
-        raise FileExistsError(f"{there[0]} exists already: choose another file, or overwrite=True")
-    new = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-            aside = Path(folder) / target.name
-            write(model, aside)
-            error = _difference(model, read(aside))
-            if not error <= TOLERANCE:
-                raise ExportError(f"{target.name} computes something else: the outputs differ by {error:.1e}")
-            for path in reversed(_files(target)):
-                (Path(folder) / path.name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for made in new:
-                made.rmdir()
-        raise
-    return Exported(tuple(_files(target)), error)
+    with usual_modes():
+        target = user_path(file)
+        if target.suffix.lower() not in _WRITERS:
+            raise ValueError(f"the file to export to must end in {', '.join(_WRITERS)}, not {str(target)!r}")
+        write, read = _WRITERS[target.suffix.lower()]
+        model = _Model.of(what, trial)
+        there = [path for path in _files(target) if path.exists()]
+        if there and not overwrite:
+            raise FileExistsError(f"{there[0]} exists already: choose another file, or overwrite=True")
+        new = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+                aside = Path(folder) / target.name
+                write(model, aside)
+                error = _difference(model, read(aside))
+                if not error <= TOLERANCE:
+                    raise ExportError(f"{target.name} computes something else: the outputs differ by {error:.1e}")
+                for path in reversed(_files(target)):
+                    (Path(folder) / path.name).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                for made in new:
+                    made.rmdir()
+            raise
+        return Exported(tuple(_files(target)), error)
 
 
 def _files(target: Path) -> list[Path]:

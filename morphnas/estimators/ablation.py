@@ -27,6 +27,7 @@ from morphnas.run.search import Job, micro_batch, settle, trial_seed, work
 from morphnas.run.store import Run, RunLike, run_of
 from morphnas.search.trial import lineage
 from morphnas.train.deadline import Deadline
+from morphnas.train.modes import usual_modes
 from morphnas.train.recipe import Outcome, Recipe
 
 
@@ -107,39 +108,40 @@ def ablate(
     within which as many of `repeats` rounds are done as fit. The run is not changed. RunError for other data,
     ValueError for what cannot be used, TimeoutError for data that take all of the time to read.
     """
-    deadline = Deadline.after(time_limit_seconds(time_limit, None))
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(f"repeats must be a positive integer, not {repeats!r}")
-    metric, loss = metric or getattr(run, "metric", None), loss or getattr(run, "loss", None)
-    run = run_of(run)
-    network = run.trial(run.get_best_model_id() if trial is None else trial)
-    problem = _problem(run, x, y, validation_data, sample_weight, groups, teacher, torch_device(device), deadline)
-    metric = metric or restored(run.about.get("settings")).get("metric")
-    check_metric(metric)
-    check_loss(loss)
-    check_said(run.about.get("settings"), metric, loss)
-    problem = aimed(problem, metric, loss, deadline)
-    line = lineage(run.trials, network)
-    brought = [(one.id, morph) for one in line[1:] for morph in one.proposal.morphs]
-    morphs = [morph for _, morph in brought]
-    start = run.load_model_by_id(line[0].id) if line[0].kept else line[0].graph
-    graph = start.graph if isinstance(start, Network) else start
-    recipe = settle(network.proposal.recipe, run.trials, problem.chance)
-    recipe = replace(recipe, epochs=max(1, sum(one.epochs for one in line[1:]) or network.epochs))
-    ways = [_replayed(graph, morphs, skip) for skip in (None, *range(len(morphs)))]
-    whole, *parts = (_grown(graph, kept) for kept, _ in ways)
-    seed, outcomes = int(run.about.get("seed", 0)), [list[Outcome]() for _ in ways]
-    for turn in range(repeats if morphs else 0):
-        for found, (kept, _), part in zip(outcomes, ways, (None, *parts), strict=True):
-            if deadline.passed:
-                break
-            if part is None or part.key != whole.key:
-                found.append(_trained(start, kept, recipe, problem, deadline, trial_seed(seed, turn)))
-    undone = [
-        _undone(id, morph, gone, outcomes[0], found, whole, part)
-        for (id, morph), (_, gone), found, part in zip(brought, ways[1:], outcomes[1:], parts, strict=True)
-    ]
-    return Ablation(network.id, line[0].id, recipe.epochs, problem.task.goal.measure, tuple(undone))
+    with usual_modes():
+        deadline = Deadline.after(time_limit_seconds(time_limit, None))
+        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(f"repeats must be a positive integer, not {repeats!r}")
+        metric, loss = metric or getattr(run, "metric", None), loss or getattr(run, "loss", None)
+        run = run_of(run)
+        network = run.trial(run.get_best_model_id() if trial is None else trial)
+        problem = _problem(run, x, y, validation_data, sample_weight, groups, teacher, torch_device(device), deadline)
+        metric = metric or restored(run.about.get("settings")).get("metric")
+        check_metric(metric)
+        check_loss(loss)
+        check_said(run.about.get("settings"), metric, loss)
+        problem = aimed(problem, metric, loss, deadline)
+        line = lineage(run.trials, network)
+        brought = [(one.id, morph) for one in line[1:] for morph in one.proposal.morphs]
+        morphs = [morph for _, morph in brought]
+        start = run.load_model_by_id(line[0].id) if line[0].kept else line[0].graph
+        graph = start.graph if isinstance(start, Network) else start
+        recipe = settle(network.proposal.recipe, run.trials, problem.chance)
+        recipe = replace(recipe, epochs=max(1, sum(one.epochs for one in line[1:]) or network.epochs))
+        ways = [_replayed(graph, morphs, skip) for skip in (None, *range(len(morphs)))]
+        whole, *parts = (_grown(graph, kept) for kept, _ in ways)
+        seed, outcomes = int(run.about.get("seed", 0)), [list[Outcome]() for _ in ways]
+        for turn in range(repeats if morphs else 0):
+            for found, (kept, _), part in zip(outcomes, ways, (None, *parts), strict=True):
+                if deadline.passed:
+                    break
+                if part is None or part.key != whole.key:
+                    found.append(_trained(start, kept, recipe, problem, deadline, trial_seed(seed, turn)))
+        undone = [
+            _undone(id, morph, gone, outcomes[0], found, whole, part)
+            for (id, morph), (_, gone), found, part in zip(brought, ways[1:], outcomes[1:], parts, strict=True)
+        ]
+        return Ablation(network.id, line[0].id, recipe.epochs, problem.task.goal.measure, tuple(undone))
 
 
 def _problem(

@@ -63,6 +63,7 @@ from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task, farthest
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Unmeasured
+from morphnas.train.modes import usual_modes
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import warm_up
@@ -215,79 +216,85 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         ...     for name, value in report.numbers.items():
         ...         writer.add_scalar(f"{name}/trial {report.trial}", value, report.epoch)
         """
-        seconds = time_limit_seconds(time_limit, self.time_limit)
-        deadline = Deadline.after(seconds)
-        settings = Settings.of(self)
-        deadline = deadline.earlier(min(settings.place.parting, 0.1 * seconds))
-        _check_callable(each_epoch)
-        path = None if self.path is None else user_path(self.path)
-        decides = decisive(self.get_params(deep=False))
-        before = self._before(path, decides)
-        seed = chosen_seed(self.random_state) if before is None else _seed(before)
-        problem = self._problem(x, y, validation_data, settings, seed, sample_weight, groups, teacher, deadline)
-        settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
-        if before is not None and before.get("data") != problem.fingerprint:
-            same = "the same x, y, sample_weight, groups and teacher, and the same validation_data"
-            raise RunError(f"{str(path)!r} holds a run on other data: to resume it, give {same}")
-        findings = doctor.glance(problem, deadline.left)
-        doctor.warn(findings)
+        with usual_modes():
+            seconds = time_limit_seconds(time_limit, self.time_limit)
+            deadline = Deadline.after(seconds)
+            settings = Settings.of(self)
+            deadline = deadline.earlier(min(settings.place.parting, 0.1 * seconds))
+            _check_callable(each_epoch)
+            path = None if self.path is None else user_path(self.path)
+            decides = decisive(self.get_params(deep=False))
+            before = self._before(path, decides)
+            seed = chosen_seed(self.random_state) if before is None else _seed(before)
+            problem = self._problem(x, y, validation_data, settings, seed, sample_weight, groups, teacher, deadline)
+            settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
+            if before is not None and before.get("data") != problem.fingerprint:
+                same = "the same x, y, sample_weight, groups and teacher, and the same validation_data"
+                raise RunError(f"{str(path)!r} holds a run on other data: to resume it, give {same}")
+            findings = doctor.glance(problem, deadline.left)
+            doctor.warn(findings)
 
-        with _threads() as all_threads, stopping() as stop:
-            deadline = deadline.heeding(stop)
-            torch.set_num_threads(settings.place.threads or all_threads)
-            sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left) if before is None else None
-            planned = Plan.of_run(before or {}, __version__) if sizes is None else sizes.plan(deadline.left)
-            if not settings.records and "cuda_graphs" not in settings.trainer_args:  # a run may have begun elsewhere
-                planned = replace(planned, recipe=replace(planned.recipe, cuda_graphs=False))
-            about = {
-                "estimator": type(self).__name__,
-                "settings": {name: plain(value) for name, value in self.get_params(deep=False).items()},
-                "decides": decides,
-                "time_limit": seconds,
-                "seed": seed,
-                "data": problem.fingerprint,
-                "versions": {"morphnas": __version__, **versions()},
-                "device": str(settings.device),
-                "plan": planned.to_json(),
-                "findings": findings.to_json(),
-            }
-            folder = path or Path(tempfile.mkdtemp(prefix="morphnas-"))
-            with _opened(folder, about, before is not None, self.overwrite) as store, self._progress(seconds) as shown:
-                torch.set_num_threads(planned.threads)
-                self._forget()
-                self.path_ = str(folder.absolute())
-                for network in settings.networks:
-                    store.give(network)
-                log.info("the run is kept in %s", folder)
-                if before is not None:
-                    store.note(findings=findings.to_json())
-                say = shown.tell if self.verbose else _logged
-                for finding in findings.found:
-                    if not finding.warns:
-                        say(str(finding))
-                fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
-                if fitting.compares and (asked := settings.of_searches):
-                    way = "first networks small, for example searcher_args={'default_model_width': 8}"
-                    words = f"there is no time to search, so {asked} have no effect"
-                    warnings.warn(f"{words}: allow more, or make the {way}", stacklevel=2)
-                end = fitting.search_end()
-                for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)
-                most = None if self.max_trials is None else int(self.max_trials)
-                forecast = fitting.forecast(end, say, most, for_search, small)
-                calls = EpochCalls(each_epoch, folder, stop)
-                observer = Observers((shown, forecast, calls))
-                with fitting.searched(end, observer, all_threads, most) as executor:
-                    if deadline.stopped and not fitting.scored:
-                        error = StopFit if calls.stopped else KeyboardInterrupt
-                        raise error("no network was trained yet")
-                    found = fitting.finished(executor, observer)
-                calls.close()
-                self._use(store, problem, found, deadline, settings)
-                prune(store, settings.keep)
-                shown.tell(trials_table(store.trials, best=self.best_trial_))
-            if deadline.stopped and not calls.stopped:
-                self._interrupted()
-        return self
+            with _threads() as all_threads, stopping() as stop:
+                deadline = deadline.heeding(stop)
+                torch.set_num_threads(settings.place.threads or all_threads)
+                sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left) if before is None else None
+                planned = Plan.of_run(before or {}, __version__) if sizes is None else sizes.plan(deadline.left)
+                if (
+                    not settings.records and "cuda_graphs" not in settings.trainer_args
+                ):  # a run may have begun elsewhere
+                    planned = replace(planned, recipe=replace(planned.recipe, cuda_graphs=False))
+                about = {
+                    "estimator": type(self).__name__,
+                    "settings": {name: plain(value) for name, value in self.get_params(deep=False).items()},
+                    "decides": decides,
+                    "time_limit": seconds,
+                    "seed": seed,
+                    "data": problem.fingerprint,
+                    "versions": {"morphnas": __version__, **versions()},
+                    "device": str(settings.device),
+                    "plan": planned.to_json(),
+                    "findings": findings.to_json(),
+                }
+                folder = path or Path(tempfile.mkdtemp(prefix="morphnas-"))
+                with (
+                    _opened(folder, about, before is not None, self.overwrite) as store,
+                    self._progress(seconds) as shown,
+                ):
+                    torch.set_num_threads(planned.threads)
+                    self._forget()
+                    self.path_ = str(folder.absolute())
+                    for network in settings.networks:
+                        store.give(network)
+                    log.info("the run is kept in %s", folder)
+                    if before is not None:
+                        store.note(findings=findings.to_json())
+                    say = shown.tell if self.verbose else _logged
+                    for finding in findings.found:
+                        if not finding.warns:
+                            say(str(finding))
+                    fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
+                    if fitting.compares and (asked := settings.of_searches):
+                        way = "first networks small, for example searcher_args={'default_model_width': 8}"
+                        words = f"there is no time to search, so {asked} have no effect"
+                        warnings.warn(f"{words}: allow more, or make the {way}", stacklevel=2)
+                    end = fitting.search_end()
+                    for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)
+                    most = None if self.max_trials is None else int(self.max_trials)
+                    forecast = fitting.forecast(end, say, most, for_search, small)
+                    calls = EpochCalls(each_epoch, folder, stop)
+                    observer = Observers((shown, forecast, calls))
+                    with fitting.searched(end, observer, all_threads, most) as executor:
+                        if deadline.stopped and not fitting.scored:
+                            error = StopFit if calls.stopped else KeyboardInterrupt
+                            raise error("no network was trained yet")
+                        found = fitting.finished(executor, observer)
+                    calls.close()
+                    self._use(store, problem, found, deadline, settings)
+                    prune(store, settings.keep)
+                    shown.tell(trials_table(store.trials, best=self.best_trial_))
+                if deadline.stopped and not calls.stopped:
+                    self._interrupted()
+            return self
 
     def _forget(self) -> None:
         """What an earlier fit has found: a fit that does not come to its end leaves no model of another run."""
@@ -349,98 +356,99 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         RunError
             If the run has no such trial, or not its weights.
         """
-        self._check_fitted()
-        _check_callable(each_epoch)
-        settings = Settings.of(self)
-        about = load_about(Path(self.path_))
-        check_said(about.get("settings"), self.metric, self.loss)
-        seconds = time_limit_seconds(time_limit, about.get("time_limit"))
-        deadline = Deadline.after(seconds)
-        changed(Recipe(), trainer_args or {})
-        place, space, args = settings.place, settings.room, dict(trainer_args or {})
-        deadline = deadline.earlier(min(place.parting, 0.1 * seconds))
-        if "examples" in args:
-            raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
-        source, y_train = opened(x_train, y_train, "x_train", space, self._axes, deadline)
-        codes, test = self._target.encode(y_train, len(source)), None
-        weights = weights_of(sample_weight, len(source), codes, self._target)
-        if x_test is not None:
-            tested, y_test = opened(x_test, y_test, "x_test", space, self._axes, deadline)
-            if y_test is not None:
-                test = examples(tested, y_test, self._preprocessing, self._target, space)
-        if test is None and (x_test is not None or y_test is not None):
-            raise ValueError("final_fit needs both x_test and y_test, or neither")
-        seed = _seed(about)
-        problem = Problem.of(
-            source,
-            codes,
-            weights,
-            groups_of(groups, len(source)),
-            taught_by(teacher, source, self._target),
-            own=None,
-            target=self._target,
-            preprocessing=self._preprocessing,
-            seed=seed,
-            device=place.device,
-            room=space,
-        )
-        problem = aimed(problem, self.metric, self.loss, deadline)
-        findings = doctor.glance(problem, deadline.left)
-        with (
-            _threads(),
-            stopping() as stop,
-            _opened(Path(self.path_), {}, True, False) as store,
-            self._progress(seconds) as shown,
-        ):
-            deadline = deadline.heeding(stop)
-            planned = Plan.of_run(about, __version__)
-            torch.set_num_threads(planned.threads)
-            doctor.warn(findings.beyond(about.get("findings")))
-            best = store.trial(self.best_trial_ if trial is None else trial)
-            if trial is not None:
-                store.network(best.id)  # raises where its weights are not there
-            given = {name: value for name, value in settings.trainer_args.items() if name == "lr"}
-            if not settings.records:
-                given["cuda_graphs"] = settings.trainer_args.get("cuda_graphs", False)
-            recipe = changed(settled(store, best, store.trials, problem, deadline), given | args)
-            after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
-            calls = EpochCalls(each_epoch, Path(self.path_), stop)
-            own_length = bool({"epochs", "max_iter_num"} & args.keys())
-            executor = place.final(problem.task, problem.everything)
-            try:
-                final = finalise(
-                    store,
-                    best,
-                    executor,
-                    problem.task,
-                    problem.chooser,
-                    problem.everything,
-                    recipe,
-                    saving(deadline, best, after),
-                    seed=seed,
-                    retrain=retrain,
-                    judged=settings.ensemble > 1,
-                    max_memory=memory_for(planned, settings),
-                    epochs=recipe.epochs if own_length else None,
-                    data=str(problem.fingerprint["hash"]),
-                    observer=Observers((shown, calls)),
-                )
-            finally:
-                executor.shutdown()
-            calls.close()
-            found = best, final
-            if trial in (None, store.about.get("best")):  # another network is to be the model in any case
-                name = None if retrain or own_length else str(problem.fingerprint["hash"])
-                found = lasting(store, *found, problem.task, problem.everything, name)
-            self._use(store, problem, found, deadline, settings)
-            prune(store, settings.keep)
-            if deadline.stopped and not calls.stopped:
-                self._interrupted()
-            self.__dict__.pop("test_metric_", None)  # of the model before
-            if test is not None:
-                self.test_metric_ = self._tested(test)
-                shown.tell(f"{self.words(self.test_metric_)} on the {len(test):,} test examples")
-        return self
+        with usual_modes():
+            self._check_fitted()
+            _check_callable(each_epoch)
+            settings = Settings.of(self)
+            about = load_about(Path(self.path_))
+            check_said(about.get("settings"), self.metric, self.loss)
+            seconds = time_limit_seconds(time_limit, about.get("time_limit"))
+            deadline = Deadline.after(seconds)
+            changed(Recipe(), trainer_args or {})
+            place, space, args = settings.place, settings.room, dict(trainer_args or {})
+            deadline = deadline.earlier(min(place.parting, 0.1 * seconds))
+            if "examples" in args:
+                raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
+            source, y_train = opened(x_train, y_train, "x_train", space, self._axes, deadline)
+            codes, test = self._target.encode(y_train, len(source)), None
+            weights = weights_of(sample_weight, len(source), codes, self._target)
+            if x_test is not None:
+                tested, y_test = opened(x_test, y_test, "x_test", space, self._axes, deadline)
+                if y_test is not None:
+                    test = examples(tested, y_test, self._preprocessing, self._target, space)
+            if test is None and (x_test is not None or y_test is not None):
+                raise ValueError("final_fit needs both x_test and y_test, or neither")
+            seed = _seed(about)
+            problem = Problem.of(
+                source,
+                codes,
+                weights,
+                groups_of(groups, len(source)),
+                taught_by(teacher, source, self._target),
+                own=None,
+                target=self._target,
+                preprocessing=self._preprocessing,
+                seed=seed,
+                device=place.device,
+                room=space,
+            )
+            problem = aimed(problem, self.metric, self.loss, deadline)
+            findings = doctor.glance(problem, deadline.left)
+            with (
+                _threads(),
+                stopping() as stop,
+                _opened(Path(self.path_), {}, True, False) as store,
+                self._progress(seconds) as shown,
+            ):
+                deadline = deadline.heeding(stop)
+                planned = Plan.of_run(about, __version__)
+                torch.set_num_threads(planned.threads)
+                doctor.warn(findings.beyond(about.get("findings")))
+                best = store.trial(self.best_trial_ if trial is None else trial)
+                if trial is not None:
+                    store.network(best.id)  # raises where its weights are not there
+                given = {name: value for name, value in settings.trainer_args.items() if name == "lr"}
+                if not settings.records:
+                    given["cuda_graphs"] = settings.trainer_args.get("cuda_graphs", False)
+                recipe = changed(settled(store, best, store.trials, problem, deadline), given | args)
+                after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
+                calls = EpochCalls(each_epoch, Path(self.path_), stop)
+                own_length = bool({"epochs", "max_iter_num"} & args.keys())
+                executor = place.final(problem.task, problem.everything)
+                try:
+                    final = finalise(
+                        store,
+                        best,
+                        executor,
+                        problem.task,
+                        problem.chooser,
+                        problem.everything,
+                        recipe,
+                        saving(deadline, best, after),
+                        seed=seed,
+                        retrain=retrain,
+                        judged=settings.ensemble > 1,
+                        max_memory=memory_for(planned, settings),
+                        epochs=recipe.epochs if own_length else None,
+                        data=str(problem.fingerprint["hash"]),
+                        observer=Observers((shown, calls)),
+                    )
+                finally:
+                    executor.shutdown()
+                calls.close()
+                found = best, final
+                if trial in (None, store.about.get("best")):  # another network is to be the model in any case
+                    name = None if retrain or own_length else str(problem.fingerprint["hash"])
+                    found = lasting(store, *found, problem.task, problem.everything, name)
+                self._use(store, problem, found, deadline, settings)
+                prune(store, settings.keep)
+                if deadline.stopped and not calls.stopped:
+                    self._interrupted()
+                self.__dict__.pop("test_metric_", None)  # of the model before
+                if test is not None:
+                    self.test_metric_ = self._tested(test)
+                    shown.tell(f"{self.words(self.test_metric_)} on the {len(test):,} test examples")
+            return self
 
     def _tested(self, test: Examples) -> float:
         """What `evaluate` says; NaN where a metric of the user's own says nothing, after all this training."""
@@ -454,10 +462,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     def evaluate(self, x_test: Any, y_test: ArrayLike | None = None, sample_weight: SampleWeight = None) -> float:
         """How good the predictions are for examples with known y; ValueError for a y that does not match the fit's."""
-        source, y_test = self._asked(x_test, y_test)
-        codes = self._target.encode(y_test, len(source))
-        weights = weights_of(sample_weight, len(source), codes, self._target)
-        return self._judged(self._predicted(source), torch.from_numpy(codes), weights)
+        with usual_modes():
+            source, y_test = self._asked(x_test, y_test)
+            codes = self._target.encode(y_test, len(source))
+            weights = weights_of(sample_weight, len(source), codes, self._target)
+            return self._judged(self._predicted(source), torch.from_numpy(codes), weights)
 
     def _judged(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
         """What `evaluate` says of outputs, on the CPU, of examples with this y, as networks learn it."""
@@ -495,38 +504,41 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         trial: id of another network of the run to return instead. It evaluates no mirror images, and is not calibrated.
         RunError if it, or its weights, are missing.
         """
-        self._check_fitted()
-        network = self.network_ if trial is None else self.load_searcher().load_model_by_id(trial)
-        mirrors, heat = (self.mirrors_, self._heat) if trial is None else (False, 1.0)
-        module = network.to_module()
-        graph = module.graph
-        pixels = next(node for node in graph.nodes if node.op == "placeholder")
-        readers = list(pixels.users)
-        module.register_buffer("mean", self._mean.clone())
-        module.register_buffer("std", self._std.clone())
-        with graph.inserting_before(readers[0]):
-            raw = pixels
-            if (offset := self._preprocessing.offset) is not None:
-                module.register_buffer("offset", torch.tensor(offset, dtype=torch.float64))
-                raw = graph.call_function(torch.sub, (graph.call_method("double", (pixels,)), graph.get_attr("offset")))
-            centred = graph.call_function(torch.sub, (graph.call_method("float", (raw,)), graph.get_attr("mean")))
-            scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
-            most = farthest(self._mean)
-            scaled = graph.call_function(torch.clamp, (scaled, -most, most))
-            if mirrors:  # after all images, all of them mirrored
-                scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))
-        for reader in readers:
-            reader.replace_input_with(pixels, scaled)
-        output = next(node for node in graph.nodes if node.op == "output")
-        said = output.args[0]
-        with graph.inserting_before(output):
-            if mirrors:
-                both = graph.call_method("reshape", (said, (2, -1, self._target.goal.outputs)))
-                said = graph.call_method("mean", (both, 0))
-            output.args = (self._decoded(module, said, heat),)
-        graph.lint()
-        module.recompile()
-        return module.eval()
+        with usual_modes():
+            self._check_fitted()
+            network = self.network_ if trial is None else self.load_searcher().load_model_by_id(trial)
+            mirrors, heat = (self.mirrors_, self._heat) if trial is None else (False, 1.0)
+            module = network.to_module()
+            graph = module.graph
+            pixels = next(node for node in graph.nodes if node.op == "placeholder")
+            readers = list(pixels.users)
+            module.register_buffer("mean", self._mean.clone())
+            module.register_buffer("std", self._std.clone())
+            with graph.inserting_before(readers[0]):
+                raw = pixels
+                if (offset := self._preprocessing.offset) is not None:
+                    module.register_buffer("offset", torch.tensor(offset, dtype=torch.float64))
+                    raw = graph.call_function(
+                        torch.sub, (graph.call_method("double", (pixels,)), graph.get_attr("offset"))
+                    )
+                centred = graph.call_function(torch.sub, (graph.call_method("float", (raw,)), graph.get_attr("mean")))
+                scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
+                most = farthest(self._mean)
+                scaled = graph.call_function(torch.clamp, (scaled, -most, most))
+                if mirrors:  # after all images, all of them mirrored
+                    scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))
+            for reader in readers:
+                reader.replace_input_with(pixels, scaled)
+            output = next(node for node in graph.nodes if node.op == "output")
+            said = output.args[0]
+            with graph.inserting_before(output):
+                if mirrors:
+                    both = graph.call_method("reshape", (said, (2, -1, self._target.goal.outputs)))
+                    said = graph.call_method("mean", (both, 0))
+                output.args = (self._decoded(module, said, heat),)
+            graph.lint()
+            module.recompile()
+            return module.eval()
 
     def _decoded(self, module: fx.GraphModule, outputs: Any, heat: float) -> fx.Node:
         """The node, added to the module's graph, of what `to_module` gives for the network's outputs."""
@@ -539,24 +551,30 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         It has the settings of the fit that matter later: limits, keep and ensemble for `final_fit`; augment,
         image_shape, image_size, axes and max_memory for another fit.
         """
-        folder = user_path(path)
-        network, model = stored(folder)
-        try:
-            target, preprocessing = target_from_json(model["target"]), Preprocessing.from_json(model["preprocessing"])
-            _check_model(network.graph, model, target, preprocessing)
-            if not isinstance(target, cls._kinds):
-                raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: use morphnas.load")
-            settings = None
-            with contextlib.suppress(RunError):  # a model may be there without a run
-                settings = load_about(folder).get("settings")
-            estimator = cls(path=folder, **restored(settings))
-            estimator.path_ = str(folder.absolute())
-            estimator._set(network, model, target, preprocessing)
-        except RunError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise RunError(f"{folder / 'model' / 'model.json'} is not complete: {error!r}") from error
-        return estimator
+        with usual_modes():
+            folder = user_path(path)
+            network, model = stored(folder)
+            try:
+                target, preprocessing = (
+                    target_from_json(model["target"]),
+                    Preprocessing.from_json(model["preprocessing"]),
+                )
+                _check_model(network.graph, model, target, preprocessing)
+                if not isinstance(target, cls._kinds):
+                    raise RunError(
+                        f"{folder} holds the run of another estimator than {cls.__name__}: use morphnas.load"
+                    )
+                settings = None
+                with contextlib.suppress(RunError):  # a model may be there without a run
+                    settings = load_about(folder).get("settings")
+                estimator = cls(path=folder, **restored(settings))
+                estimator.path_ = str(folder.absolute())
+                estimator._set(network, model, target, preprocessing)
+            except RunError:
+                raise
+            except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+                raise RunError(f"{folder / 'model' / 'model.json'} is not complete: {error!r}") from error
+            return estimator
 
     # -- looking
 
@@ -568,18 +586,19 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         Trains nothing except for the few steps that measure this machine, and writes nothing. Print it, or use its
         fields.
         """
-        seconds = time_limit_seconds(time_limit, self.time_limit)
-        settings = Settings.of(self)
-        problem = self._problem(x, y, validation_data, settings, chosen_seed(self.random_state))
-        settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
-        with _threads() as all_threads:
-            torch.set_num_threads(settings.place.threads or all_threads)
-            sizes = Sizes.measured(problem.task, settings, self.augment, seconds)
-            planned = sizes.plan(seconds)
-            most = planned.most(self.max_trials) if self.refit else self.max_trials
-            for_search, small = sizes.for_search(seconds)
-            terms = Terms(most, self.refit, for_search=for_search, small=small)
-            return SearchSpace.of(planned, problem, settings, seconds, terms)
+        with usual_modes():
+            seconds = time_limit_seconds(time_limit, self.time_limit)
+            settings = Settings.of(self)
+            problem = self._problem(x, y, validation_data, settings, chosen_seed(self.random_state))
+            settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
+            with _threads() as all_threads:
+                torch.set_num_threads(settings.place.threads or all_threads)
+                sizes = Sizes.measured(problem.task, settings, self.augment, seconds)
+                planned = sizes.plan(seconds)
+                most = planned.most(self.max_trials) if self.refit else self.max_trials
+                for_search, small = sizes.for_search(seconds)
+                terms = Terms(most, self.refit, for_search=for_search, small=small)
+                return SearchSpace.of(planned, problem, settings, seconds, terms)
 
     def results_summary(self, n: int = 10) -> Results:
         """The n best networks of the run, the best first. Print it, or use its fields."""
@@ -731,7 +750,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     def _predicted(self, source: Source) -> Tensor:
         """The examples' outputs, read and computed piece by piece."""
-        return self._outputs(self._preprocessing.pieces(source))
+        with usual_modes():
+            return self._outputs(self._preprocessing.pieces(source))
 
     def _outputs(self, pieces: Iterable[Tensor]) -> Tensor:
         """The network's, (n, outputs) on the CPU, as sure as they may be. pieces: (k, *shape) each, the first of which

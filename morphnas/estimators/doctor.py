@@ -38,6 +38,7 @@ from morphnas.estimators.given import (
 from morphnas.estimators.inputs import ImageSize, Problem
 from morphnas.estimators.targets import Values, classes_of
 from morphnas.train.deadline import NEVER, Deadline
+from morphnas.train.modes import usual_modes
 
 SHARE = 0.02
 """Of the time of a fit, what looking at its data may take."""
@@ -138,18 +139,19 @@ def examine(
     `ImageRegressor`. random_state: decides which examples would be held out. time_limit: seconds for checking examples;
     None: all are checked. ValueError for what cannot be trained on at all.
     """
-    problem = Problem.found(
-        x,
-        y,
-        validation_data,
-        image_shape,
-        random_state,
-        torch.device("cpu"),
-        image_size=image_size,
-        read=Values.found if regression else classes_of,
-        axes=axes,
-    )
-    return look(problem, NEVER if time_limit is None else Deadline.after(time_limit))
+    with usual_modes():
+        problem = Problem.found(
+            x,
+            y,
+            validation_data,
+            image_shape,
+            random_state,
+            torch.device("cpu"),
+            image_size=image_size,
+            read=Values.found if regression else classes_of,
+            axes=axes,
+        )
+        return look(problem, NEVER if time_limit is None else Deadline.after(time_limit))
 
 
 def warn(findings: Findings, stacklevel: int = 3) -> None:

@@ -271,7 +271,9 @@ def dropping(module: nn.Module, share: float) -> Iterator[None]:
 
 def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Where a network's layers compute in that precision; weights, gradients and the loss stay in float32."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)  # of weights, which every step changes
 
 
 def lay_out(module: nn.Module, order: torch.memory_format) -> None:
