@@ -37,13 +37,13 @@ from morphnas.graph import Graph, Network
 from morphnas.report import draw, visualize
 from morphnas.run.files import RunError
 from morphnas.run.store import Run, holds_run, load_run, user_path
-from morphnas.search import BayesianSearcher
+from morphnas.search import BayesianSearcher, GreedySearcher
 
 __all__ = [
-    "MSE", "Accuracy", "BayesianSearcher", "CnnModule", "DataTransformerMlp", "ImageClassifier", "ImageClassifier1D",
-    "ImageClassifier3D", "ImageDataTransformer", "ImageRegressor", "ImageRegressor1D", "ImageRegressor3D", "MlpModule",
-    "OneHotEncoder", "classification_loss", "load_image_dataset", "pickle_from_file", "regression_loss", "to_pdf",
-    "visualize",
+    "MSE", "Accuracy", "BayesianSearcher", "CnnModule", "DataTransformerMlp", "GreedySearcher", "ImageClassifier",
+    "ImageClassifier1D", "ImageClassifier3D", "ImageDataTransformer", "ImageRegressor", "ImageRegressor1D",
+    "ImageRegressor3D", "MlpModule", "OneHotEncoder", "classification_loss", "load_image_dataset",
+    "pickle_from_file", "regression_loss", "to_pdf", "visualize",
 ]  # fmt: skip
 
 _TRAINED = "morphnas has no pretrained networks"
@@ -95,6 +95,9 @@ class BestModel:
     graph: Graph
     produce_model: Callable[[], fx.GraphModule]
     """Makes it a plain PyTorch module, for raw examples, channels first; see `ImageClassifier.to_module`."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a BestModel has no {name}: its layers are graph.nodes, as PyTorch it is produce_model()")
 
 
 def _check_fitted(estimator: Any, named: Any) -> None:

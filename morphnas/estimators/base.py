@@ -275,7 +275,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
                     if fitting.compares and (asked := settings.of_searches):
                         way = "first networks small, for example searcher_args={'default_model_width': 8}"
-                        words = f"there is no time to search, so {asked} have no effect"
+                        words = f"there is no time to search, so there is no effect of {asked}"
                         warnings.warn(f"{words}: allow more, or make the {way}", stacklevel=2)
                     end = fitting.search_end()
                     for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)

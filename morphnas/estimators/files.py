@@ -20,13 +20,15 @@ from morphnas.run.store import user_path
 
 T = TypeVar("T")
 
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
+"""The EXIF tag that says how an image is to be turned, and the values for which its sides change places."""
 _NO_IMAGES = {".bufr", ".eps", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf", ".ps"}
 """Suffixes that Pillow knows, of files which mostly are none, or which it cannot read."""
 
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Images that are decoded when a slice of them is asked for: (h, w) where they are grey, else (h, w, 3).
+    """Images that are decoded when a slice of them is asked for: (h, w) where they are grey, else (h, w, 3), upright.
 
     ValueError that names the file for one that cannot be read.
     """
@@ -37,10 +39,10 @@ class Files:
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
         """The images' shapes, from the heads of the files alone."""
-        return self._each(shape, self.paths)
+        return self._each(_shape_turned, self.paths)
 
     def __getitem__(self, part: slice) -> list[NDArray[Any]]:
-        return self._each(pixels, self.paths[part])
+        return self._each(_turned, self.paths[part])
 
     def _each(self, what: Callable[[Any], T], paths: Iterable[Path]) -> list[T]:
         pillow = _pillow()
@@ -61,9 +63,18 @@ def pixels(image: Any) -> NDArray[Any]:
     return np.asarray(image.convert(_mode(image)))
 
 
-def shape(image: Any) -> tuple[int, ...]:
-    """The shape of `pixels`, for which nothing is decoded."""
-    return (image.height, image.width, 3) if _mode(image) == "RGB" else (image.height, image.width)
+def _turned(image: Any) -> NDArray[Any]:
+    """The `pixels` of a file's image as viewers show it: turned as its EXIF orientation says."""
+    from PIL import ImageOps
+
+    return pixels(ImageOps.exif_transpose(image))
+
+
+def _shape_turned(image: Any) -> tuple[int, ...]:
+    """The shape of what `_turned` gives, for which nothing is decoded."""
+    size = (image.height, image.width)
+    size = size[::-1] if image.getexif().get(_ORIENTATION) in _LYING else size
+    return (*size, 3) if _mode(image) == "RGB" else size
 
 
 def _mode(image: Any) -> str:

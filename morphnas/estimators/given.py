@@ -41,6 +41,13 @@ class Finding:
         return f"{'warning' if self.warns else 'information'}: {self.text}"
 
 
+def rounded(values: NDArray[np.float64], decimals: Sequence[int]) -> NDArray[np.float64]:
+    """(n, k) numbers to so many decimals of each column; where that is beyond float64, as they are."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        found = np.stack([np.round(column, d) for column, d in zip(values.T, decimals, strict=True)], axis=1)
+    return np.where(np.isfinite(found), found, values)
+
+
 @dataclass(frozen=True, eq=False)
 class Given:
     """A problem's examples, those of x first and then those of validation_data, where there is one.
@@ -79,7 +86,7 @@ class Given:
             sets = [tuple(np.flatnonzero(row).tolist()) for row in different]
             return Given(parts, index.reshape(-1), *counts, sets, "tags", y)
         decimals = [5 - math.floor(math.log10(std)) for std in target.std]  # as far as they tell amounts apart
-        rows = [tuple(map(round, row, decimals)) for row in target.decode(different).tolist()]
+        rows = [tuple(row) for row in rounded(target.decode(different), decimals).tolist()]
         names = [row[0] if target.flat else row for row in rows]
         return Given(parts, index.reshape(-1), *counts, names, "amounts", y)
 

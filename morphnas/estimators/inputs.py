@@ -30,6 +30,7 @@ log = logging.getLogger("morphnas")
 
 _LARGEST = 128 * 128
 """Pixels that images of mixed sizes are brought to at most."""
+_TINY = float(np.finfo(np.float32).tiny)
 _COARSE, _EXACT = 1e-4, 1e-12
 """Spread of a feature beside its size from which on float32 is good enough, and up to which it is mere rounding."""
 _LUMA = (0.299, 0.587, 0.114)
@@ -276,8 +277,11 @@ def _culprit(x: NDArray[Any], columns: Sequence[str] | None) -> str:
             try:
                 np.asarray(value, dtype=np.float64)
             except (TypeError, ValueError):
-                missing = type(value).__name__ in ("NAType", "NaTType")
-                hint = "fill in missing values first" if missing else "encode it first, as by sklearn's OneHotEncoder"
+                hint = "encode it first, as by sklearn's OneHotEncoder"
+                if type(value).__name__ in ("NAType", "NaTType"):
+                    hint = "fill in missing values first"
+                elif type(value).__name__ in ("Timestamp", "Timedelta", "datetime", "timedelta", "date", "Period"):
+                    hint = "convert it to a number first, such as seconds"
                 named = repr(columns[i]) if columns else i
                 return f"column {named} has {value!r:.80}; {hint}"
     return ""
@@ -290,6 +294,12 @@ def _offset(source: Source) -> tuple[float, ...] | None:
         lows, highs = zip(*((x.min(0).astype(np.float64), x.max(0).astype(np.float64)) for x in pieces), strict=True)
         low, high = np.min(lows, axis=0), np.max(highs, axis=0)
         size, spread = np.maximum(np.abs(low), np.abs(high)), high - low
+    if (lost := np.flatnonzero((size > 0) & (size < _TINY))).size:
+        column = repr(source.columns[lost[0]]) if source.columns else lost[0]
+        raise ValueError(
+            f"{source.name}: the values of feature {column} are too small for float32, {size[lost[0]]:.3g} at most: "
+            "multiply them by a constant"
+        )
     large = (_EXACT * size < spread) & (spread < _COARSE * size)
     return tuple(np.where(large, low, 0.0).tolist()) if large.any() else None
 

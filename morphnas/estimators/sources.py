@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    default_collate,
+)
 
 from morphnas.estimators.files import Files, folder, pixels
 from morphnas.estimators.room import ROOM, Room
@@ -193,6 +201,7 @@ def _drained(
 
     Whenever those in memory come to take more than there is room for, they go into a file.
     """
+    data = _in_order(data) if isinstance(data, DataLoader) else data
     filed, loose, most = 0, 0, max(_LOOSE, room.most())
     images: list[NDArray[Any]] = []
     labels: list[Any] = []
@@ -220,6 +229,26 @@ def _drained(
     if images:
         _warn_of_last(images[0].shape, axes)
     return images, labels or None
+
+
+def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """The loader without its shuffling, where it shuffles what it could read in order: twice is the same then, and
+    what is said of the dataset's examples elsewhere (y, groups, weights) goes with them.
+    """
+    sampler, order = loader.sampler, list[int]()
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
+        order = list(range(sampler.num_samples))
+    elif type(sampler) is SubsetRandomSampler:
+        order = sorted(int(index) for index in sampler.indices)
+    own_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
+    if type(loader) is not DataLoader or own_batches or not order:
+        return loader
+    names = ("collate_fn", "generator", "num_workers", "timeout", "worker_init_fn")
+    same = {name: getattr(loader, name) for name in names}
+    if loader.batch_size is None:
+        return DataLoader(loader.dataset, batch_size=None, sampler=order, **same)
+    batches = BatchSampler(order, loader.batch_size, loader.drop_last)
+    return DataLoader(loader.dataset, batch_sampler=batches, **same)
 
 
 def _listed(labels: Any, collated: bool = False) -> Any:

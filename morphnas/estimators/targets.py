@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from morphnas.estimators.labels import Labels, check_there, listed
@@ -102,10 +103,12 @@ class Values:
             mean, std = table.mean(0), table.std(0)
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
             raise ValueError("y holds numbers that are too large: their squares overflow float64")
-        small = std <= 1e-12 * np.abs(mean)
-        if small.all():
+        same = table.max(0) - table.min(0) <= 4 * np.finfo(np.float64).eps * np.abs(mean)
+        if (std[~same] ** 2 == 0).any():
+            raise ValueError("y holds numbers that are too small: the squares of their deviations are 0 in float64")
+        if same.all():
             raise ValueError(f"there is nothing to learn: y is {table[0].tolist()} for all {n:,} samples")
-        values = Values(mean, np.where(small, 1.0, std))
+        values = Values(mean, np.where(same, 1.0, std))
         return values, values._coded(table)
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
@@ -234,7 +237,9 @@ def _flags(values: NDArray[Any]) -> bool:
 
 def _strata(codes: NDArray[Any]) -> NDArray[np.int64]:
     """Groups (n,) of examples with like values (n, k), of mean 0: by these, or by their first principal component."""
-    along = codes[:, 0] if codes.shape[1] == 1 else codes @ np.linalg.eigh(codes.T @ codes)[1][:, -1]
+    along = codes[:, 0]
+    if codes.shape[1] > 1:
+        along = codes @ randomized_svd(codes, n_components=1, random_state=0)[2][0]
     groups = max(1, min(STRATA, len(codes) // STRATA))
     place = np.empty(len(codes), dtype=np.int64)
     place[np.argsort(along, kind="stable")] = np.arange(len(codes))

@@ -156,7 +156,9 @@ def compare_runs(runs: Sequence[RunLike]) -> Comparison:
     for i, run in enumerate(loaded):
         if run.path.resolve() in (other.path.resolve() for other in loaded[:i]):
             raise ValueError(f"{str(run.path)!r} is named twice: a run cannot be compared with itself")
-        if _data(run) != _data(loaded[0]) or _data(run) is None:
+        if _data(run) is None:
+            raise ValueError(f"nothing says on which data {str(run.path)!r} is a run: its run.json is lost or damaged")
+        if _data(run) != _data(loaded[0]):
             same = "the same data (x, y, sample_weight, groups, teacher and validation_data)"
             raise ValueError(f"{str(run.path)!r} is not a run on {same} as {str(loaded[0].path)!r}")
         best = facts.best_of(run.trials, run.about)

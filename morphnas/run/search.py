@@ -470,9 +470,16 @@ def search(
     def kept(id: int) -> bool:
         return any(trial.id == id and trial.kept for trial in store.trials)
 
+    def asked_for(trials: Sequence[Trial], left: Left) -> Proposal | None:
+        """What the searcher answers. TypeError where that is no proposal: searchers may be users' own."""
+        answer: object = searcher.ask(trials, left)
+        if not isinstance(answer, Proposal | None):
+            raise TypeError(f"a searcher's ask returns a Proposal or None, not {answer!r:.100}")
+        return answer
+
     def ask(trials: Sequence[Trial], left: Left) -> tuple[Proposal | None, Network | None]:
         """What comes next, and the network that it starts from, where that can be read: in another thread."""
-        proposal = searcher.ask(trials, left)
+        proposal = asked_for(trials, left)
         if proposal and proposal.parent is not None:
             with suppress(RunError):
                 return proposal, store.network(proposal.parent)
@@ -503,13 +510,13 @@ def search(
             return None  # it would come too late
         if proposal is None:
             before = deadline.left
-            proposal = searcher.ask(trials, left(trials))
+            proposal = asked_for(trials, left(trials))
             asking = before - deadline.left
         if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
-            proposal = searcher.ask((), replace(left(trials), seconds=math.inf))
+            proposal = asked_for((), replace(left(trials), seconds=math.inf))
         if proposal is None and not running and len(trials) < TRIES and not any(map(usable, trials)):
             others = [trial for trial in trials if trial.outcome is None or trial.outcome.status not in AGAIN]
-            proposal = searcher.ask(others, left(trials))  # the failed ones once more
+            proposal = asked_for(others, left(trials))  # the failed ones once more
         if proposal is None or (deadline.passed and not needed):
             return None
         given = {"weights": "given"} if store.gives(proposal.start) else {}

@@ -891,7 +891,7 @@ def test_what_a_search_alone_heeds_is_told_where_there_is_none(
     settings: dict[str, Any], words: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "ENOUGH", 1000)
-    with pytest.warns(UserWarning, match=f"there is no time to search, so {words} have no effect"):
+    with pytest.warns(UserWarning, match=f"there is no time to search, so there is no effect of {words}"):
         ImageClassifier(tmp_path / "run", device="cpu", **settings).fit(*data, time_limit=2)
 
 

@@ -18,7 +18,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 import morphnas
 from morphnas import ImageClassifier
@@ -278,6 +285,25 @@ class Frame:
         return np.stack([np.arange(60.0), np.ones(60)], 1)
 
 
+def test_features_that_float32_cannot_hold_are_named() -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = np.random.default_rng(0).normal(size=(60, 3)) * [1, 1e-44, 1]
+    with pytest.raises(ValueError, match="the values of feature 1 are too small for float32"):
+        found(rows, Y)
+    with pytest.raises(ValueError, match="the values of feature 'b' are too small for float32"):
+        found(pandas.DataFrame(rows, columns=["a", "b", "c"]), Y)
+    rows[3] = 1e-44
+    rows[:, 1] = 1e-30
+    found(rows, Y)
+
+
+def test_times_are_to_be_made_numbers() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": np.arange(60.0), "t": pandas.date_range("2020", periods=60)})
+    with pytest.raises(ValueError, match=r"column 't' has Timestamp.*; convert it to a number first"):
+        found(frame, Y)
+
+
 def test_columns_of_any_frame_have_names() -> None:
     problem = found(Frame("one", "two"), Y)
     assert problem.preprocessing.columns == ("one", "two")
@@ -314,6 +340,24 @@ def test_datasets_and_loaders() -> None:
     assert pixels(problem).dtype == torch.float32
     assert isinstance(problem.target, Labels)
     assert problem.target.classes.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [7, None])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_loader_that_shuffles_is_read_in_the_order_of_its_dataset(size: int | None, half: bool) -> None:
+    """So that it is the same data the next time, and y of its own goes with its examples."""
+    pairs, order = Pairs(first(RGB), Y), list(range(0, 60, 2 if half else 1))
+    shuffled: Any = {"sampler": SubsetRandomSampler(order[::-1])} if half else {"shuffle": True}
+    same(found(DataLoader(pairs, batch_size=size, **shuffled)), found(RGB[order], Y[order]))
+    alone = TensorDataset(torch.stack(first(RGB)))
+    if size:
+        same(found(DataLoader(alone, batch_size=size, **shuffled), Y[order]), found(RGB[order], Y[order]))
+
+
+def test_a_loader_that_draws_is_read_as_it_comes() -> None:
+    pairs = Pairs(first(RGB), Y.tolist())
+    draws = RandomSampler(pairs, replacement=True, num_samples=90)
+    assert len(opened(DataLoader(pairs, sampler=draws, batch_size=4), None, "x")[0]) == 90
 
 
 def test_a_dataset_of_pil_images() -> None:
@@ -510,6 +554,20 @@ def test_a_folder(tmp_path: Path) -> None:
     assert labels is None, "a folder of images alone can be predicted"
     assert len(source) == 20
     assert Files(paths).shapes == [(6, 5, 3)] * 60
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_photos_are_upright(tmp_path: Path, orientation: int) -> None:
+    """As viewers show them, whichever way the camera was held."""
+    pillow = pytest.importorskip("PIL.Image")
+    photo = pillow.fromarray(RGB[0])
+    exif = photo.getexif()
+    exif[0x0112] = orientation
+    photo.save(tmp_path / "a.png", exif=exif)
+    files = Files([tmp_path / "a.png"])
+    turned = np.rot90(RGB[0], {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
+    assert files.shapes == [turned.shape]
+    assert (files[:][0] == turned).all()
 
 
 def test_files_of_every_kind(tmp_path: Path) -> None:

@@ -471,7 +471,7 @@ def test_scores_of_different_kinds_are_not_compared(tmp_path: Path) -> None:
                                  random_state=0)  # fmt: skip
     classifier.fit(X, Y, time_limit=30)
     classifier.metric = None
-    classifier.final_fit(X, Y, time_limit=10)
+    classifier.final_fit(X, Y, time_limit=60)
     run = classifier.load_searcher()
     last = run.trials[-1]
     assert last.parent is not None

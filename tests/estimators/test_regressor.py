@@ -91,7 +91,7 @@ def test_another_process_would_predict_the_same(fitted: ImageRegressor) -> None:
     again = morphnas.load(fitted.path_)
     assert isinstance(again, ImageRegressor)
     assert (again.predict(x) == fitted.predict(x)).all()
-    with pytest.raises(RunError, match=r"another estimator than ImageClassifier: morphnas\.load"):
+    with pytest.raises(RunError, match=r"another estimator than ImageClassifier: use morphnas\.load"):
         ImageClassifier.load(fitted.path_)
 
 
@@ -195,6 +195,7 @@ X, Y = spots(60)
         (np.full(60, 3.5), r"y is \[3.5\] for all 60 samples"),
         (np.full(60, 1e-300) + 0 * Y, "for all 60 samples"),
         (np.where(Y > 1040, 1e200, Y), "too large"),
+        (Y * 1e-200, "too small"),
         (["cat", "dog"] * 30, "must hold numbers: .*ImageClassifier"),
         (Y.astype(complex), "Complex data not supported"),
         (Y.astype("datetime64[s]"), "must hold numbers, but its dtype is datetime64"),
@@ -209,6 +210,25 @@ def test_amounts_that_cannot_be_used(y: Any, words: str, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=words):
         ImageRegressor(tmp_path / "run").fit(X, y, time_limit=5)
     assert not (tmp_path / "run").exists()
+
+
+def test_amounts_far_from_0_are_no_constant() -> None:
+    """Whole numbers around 1e15 are exact in float64."""
+    y = np.arange(60) % 7 + 10**15
+    values, codes = Values.found(y, 60)
+    assert np.array_equal(values.amounts(codes).round(), y)
+    with pytest.raises(ValueError, match="nothing to learn"):
+        Values.found(0.1 + np.arange(60) % 2 * 1e-17, 60)
+
+
+@pytest.mark.parametrize("k", [2, 500])
+def test_parts_have_like_amounts_where_there_are_many(k: int) -> None:
+    """In groups along the direction in which most of them differ."""
+    rng = np.random.default_rng(0)
+    along = rng.permutation(400)
+    codes = along[:, None] * rng.uniform(0.5, 2, k) + rng.normal(0, 0.1, (400, k))
+    strata = Values.found(codes, 400)[0].strata(codes - codes.mean(0))
+    assert any(np.array_equal(groups, along // 20) for groups in (strata, 19 - strata))
 
 
 def test_a_classifier_says_where_amounts_go(tmp_path: Path) -> None:

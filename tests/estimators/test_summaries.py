@@ -19,6 +19,7 @@ from tests.estimators.conftest import Data
 def test_the_search_space_is_told_before_a_fit(data: Data, tmp_path: Path) -> None:
     path = tmp_path / "run"
     settings: dict[str, Any] = {"random_state": 0, "max_trials": 3, "limits": {"max_depth": 9}}
+    settings["searcher_args"] = {"default_model_width": 8}  # for which there is time on any machine
     classifier = ImageClassifier(path, device="cpu", **settings)
     space = classifier.search_space_summary(*data, time_limit=300)
     assert not path.exists()

@@ -213,6 +213,15 @@ class Starts:
         return next((p for p in proposals(2) if p.start not in [t.graph for t in trials]), None)
 
 
+def test_a_searcher_that_answers_with_something_else_is_told(path: Path, workers: Workers) -> None:
+    class Wrong:
+        def ask(self, trials: Sequence[Trial], left: Left) -> Any:
+            return 3
+
+    with store_of(path) as store, pytest.raises(TypeError, match="ask returns a Proposal or None, not 3"):
+        run(store, Wrong())
+
+
 @pytest.mark.parametrize("what", [Outcome("failed", error="the worker is gone"), Outcome("diverged", epochs=1)])
 @pytest.mark.parametrize(("lost", "expected"), [(2, 3), (5, 6), (99, TRIES)])
 def test_starts_are_tried_again_when_all_have_failed(
