@@ -343,7 +343,7 @@ function belief() {
     under.append(svg("path", {class: "bar", d: `M${spot} ${y(low)}V${y(high)}`}), svg("path", {class: "mean", d: `M${spot - 3} ${y(trial.mean)}h6`}));
   }
   points("belief", chart, list, trial => [x(at.get(trial.id)), y(trial.score)], trial =>
-    `${brief(trial)}; believed: ${scored} ${read(trial.mean).toPrecision(4)}, give or take ${trial.sd.toPrecision(2)}; came: ${shown(trial.score, "score")}`);
+    `${brief(trial)}; predicted: ${scored} ${read(trial.mean).toPrecision(4)} ± ${trial.sd.toPrecision(2)}; actual: ${shown(trial.score, "score")}`);
   for (const trial of list) document.getElementById(`belief-${trial.id}`)?.setAttribute("class", `mark ${trial.sureness <= 0.95 ? "inside" : "outside"}`);
 }
 function calibration() {
@@ -414,7 +414,7 @@ function details() {
   aside.replaceChildren();
   const trial = byId.get(chosen);
   if (!trial) {
-    aside.append(html("p", {class: "hint"}, count ? "No network is chosen." : ""));
+    aside.append(html("p", {class: "hint"}, count ? "No network is selected." : ""));
     return;
   }
   const to = (id, text = id) => { const button = html("button", {type: "button", class: "id"}, text); button.addEventListener("click", () => choose(id)); return button; };
@@ -422,7 +422,7 @@ function details() {
   const buttons = html("div", {class: "buttons"});
   if (at > 0) buttons.append(to(trials[at - 1].id, "‹ earlier"));
   if (at < count - 1) buttons.append(to(trials[at + 1].id, "later ›"));
-  buttons.append(to(null, "let go"));
+  buttons.append(to(null, "clear"));
   const known = html("dl");
   const say = (name, ...values) => { if (values.some(value => value !== "" && value !== null)) known.append(html("dt", {}, name), html("dd", {}, ...values)); };
   say("what", trial.what);
@@ -431,9 +431,9 @@ function details() {
   if (trial.metric !== null) say(data.measure, `${shown(trial.metric, "metric")}${trial.low === null ? "" : ` (95 %: ${(100 * trial.low).toFixed(1)} to ${(100 * trial.high).toFixed(1)})`}`);
   if (trial.score !== null && !data.by_metric) say(scored, shown(trial.score, "score"));
   say(`gain, ${measured()}`, gained(trial));
-  if (trial.mean !== null) say("believed", `${scored} ${read(trial.mean).toPrecision(4)}, give or take ${trial.sd.toPrecision(2)}`);
+  if (trial.mean !== null) say("predicted", `${scored} ${read(trial.mean).toPrecision(4)} ± ${trial.sd.toPrecision(2)}`);
   say("why", trial.why);
-  say("size", `${trial.parameters.toLocaleString("en")} parameters, ${large(trial.flops)} FLOPs, depth ${trial.depth}${trial.latency === null ? "" : `, ${trial.latency.toPrecision(2)} ms for an example`}`);
+  say("size", `${trial.parameters.toLocaleString("en")} parameters, ${large(trial.flops)} FLOPs, depth ${trial.depth}${trial.latency === null ? "" : `, ${trial.latency.toPrecision(2)} ms per example`}`);
   say("training", `${trial.status}; ${trial.epochs} of ${trial.planned} epochs in ${time(trial.end - trial.begin)}${trial.speed ? `, ${Math.round(trial.speed).toLocaleString("en")} examples/s` : ""}`);
   say("recipe", data.recipes[trial.recipe]);
   if (trial.moved !== null) say("outputs moved", trial.moved.toExponential(1));

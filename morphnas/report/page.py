@@ -228,11 +228,11 @@ def _onward(run: Run) -> Answer:
     kept, open_ones = sum(t.kept for t in run.trials), sum(t.outcome is None for t in run.trials)
     name = run.about.get("estimator")
     name = name if isinstance(name, str) and name.isidentifier() else "ImageClassifier"
-    told = f"{name}(path={str(run.path)!r}, resume=True).fit(x, y, time_limit=...) goes on, given the same "
+    told = f"{name}(path={str(run.path)!r}, resume=True).fit(x, y, time_limit=...) continues, given the same "
     told += f"settings; the weights of {kept} networks are kept, load_run(path).load_model_by_id(id) has them."
     if open_ones:
-        told += f" {open_ones} {'training is' if open_ones == 1 else 'trainings are'} not at an end."
-    return Answer("To go on", "resume=True", told)
+        told += f" {open_ones} {'training has' if open_ones == 1 else 'trainings have'} not finished."
+    return Answer("To continue", "resume=True", told)
 
 
 def about_words(about: Mapping[str, Any]) -> str:
@@ -311,7 +311,7 @@ _PROGRESS = (
 _CURVES = "Each line is a network's validation score over its own epochs, the bluer the better it ended; up is better."
 _TREE = (
     "Each network stands below the one whose weights it started with, together with what was done to that one, its "
-    "score, and how much better (+) or worse (-) it is for it."
+    "score, and how much better (+) or worse (-) that made it."
 )
 _STRIDES = (
     "How many edits each new network was from the best one at the time: low ones refine what is known, high ones try "
@@ -329,7 +329,7 @@ def _map_panel(trials: Sequence[Trial]) -> Panel:
     plane = facts.plane(trials)
     caption = (
         "Networks that take few edits to turn into each other are near each other; lines lead from each to those grown "
-        "from it, and the slider goes back in time. Clusters are exploited, lone ones explored."
+        "from it, and the slider goes back in time. Clusters were exploited, lone networks explored."
     )
     if plane.fidelity is not None:
         caption += f" Distances on the map follow the edit distances with a correlation of {plane.fidelity:.2f}."
@@ -340,46 +340,44 @@ def _map_panel(trials: Sequence[Trial]) -> Panel:
 def _belief_panel(trials: Sequence[Trial]) -> Panel:
     told = facts.forecasts(trials)
     caption = (
-        "Bars are the 95 % intervals of what the surrogate believed of each network before it was trained, dots what "
-        "came out, filled where inside."
+        "Bars are the surrogate's 95 % prediction intervals for each network before it was trained, dots the scores "
+        "it got, filled where inside."
     )
     if told:
         inside = sum(one.level <= 0.95 for one in told)
-        caption += f" {inside} of {len(told)} came out inside"
+        caption += f" {inside} of {len(told)} are inside"
         rank = facts.rank_correlation([one.mean for one in told], [one.score for one in told])
-        caption += "." if rank is None else f"; what it believed ranks them with a correlation of {rank:.2f}."
-    return Panel("belief", "Believed and come true", caption, "" if told else _NO_BELIEF)
+        caption += "." if rank is None else f"; predictions and scores have a rank correlation of {rank:.2f}."
+    return Panel("belief", "Predicted and actual scores", caption, "" if told else _NO_BELIEF)
 
 
-_NO_BELIEF = "No searcher noted what it believed of a network before it was trained."
+_NO_BELIEF = "No searcher recorded a prediction for a network before it was trained."
 
 
 def _calibration_panel(trials: Sequence[Trial]) -> Panel:
     told = facts.forecasts(trials)
     caption = (
-        "How many scores came out within intervals that should hold a given share of them: on the diagonal its doubt "
-        "is right, below it is too sure of itself. It speaks of the network; that one training is luckier than another "
-        "is not in it."
+        "How many scores lie within prediction intervals that should hold a given share of them: on the diagonal the "
+        "surrogate is calibrated, below it overconfident. It predicts a network's mean score, without the noise "
+        "between one training and another."
     )
     if told:
         shares = ((level, facts.coverage(told, level)) for level in (0.5, 0.8, 0.95))
         caption += " " + ", ".join(f"{100 * share:.0f} % in the {100 * level:.0f} %" for level, share in shares) + "."
-    few = "Fewer than 3 networks were believed anything of." if told else _NO_BELIEF
-    return Panel("calibration", "Is its doubt right?", caption, "" if len(told) > 2 else few)
+    few = "There are fewer than 3 predictions." if told else _NO_BELIEF
+    return Panel("calibration", "Is the surrogate calibrated?", caption, "" if len(told) > 2 else few)
 
 
 def _ranking_panel(trials: Sequence[Trial]) -> Panel:
     ranking = facts.rank_by_epoch(trials)
-    caption = (
-        "How well the ranking after so many epochs agrees with the one at the end (rank correlation; 1: the same)."
-    )
+    caption = "How well the ranking after so many epochs agrees with the final one (rank correlation; 1: identical)."
     if ranking is None:
         few = "Fewer than 3 networks were trained for equally many epochs, or for more than one."
         return Panel("ranking", "Epochs until the ranking is right", caption, few)
     settled = ranking.settled()
     caption += (
-        f" Of {len(ranking.ids)} networks of {epochs_words(len(ranking.correlations))} the ranking agrees to 0.9 from "
-        f"epoch {settled} on."
+        f" For {len(ranking.ids)} networks of {epochs_words(len(ranking.correlations))} the correlation is at least "
+        f"0.9 from epoch {settled} on."
     )
     return Panel("ranking", "Epochs until the ranking is right", caption)
 
@@ -387,8 +385,8 @@ def _ranking_panel(trials: Sequence[Trial]) -> Panel:
 def _time_panel(trials: Sequence[Trial]) -> Panel:
     spent = facts.time_spent(trials)
     caption = (
-        f"Every block is a training, the gaps between them are asking, carrying weights over and writing down: "
-        f"{duration(spent.training)} of training, {duration(spent.final)} of final training (outlined), "
+        f"Every block is a training; in the gaps the searcher was asked, weights were carried over and results "
+        f"written: {duration(spent.training)} of training, {duration(spent.final)} of final training (outlined), "
         f"{duration(spent.between)} between them."
     )
     return Panel("time", "Time spent", caption, "" if spent.total else "No training has ended yet.")
@@ -411,8 +409,8 @@ def _winner_panels(trials: Sequence[Trial], best: Trial | None, failures: Panel)
         Panel(
             "winner",
             f"Network {best.id}",
-            f"Its layers from top to bottom, the wider the more channels, outlined those that morphs brought; arcs are "
-            f"skips. {size}.",
+            f"Its layers from top to bottom: the wider, the more channels; outlined: added by morphs; arcs are "
+            f"skip connections. {size}.",
             inside=drawn,
         ),
     ]
@@ -420,7 +418,7 @@ def _winner_panels(trials: Sequence[Trial], best: Trial | None, failures: Panel)
 
 def _failures_panel(trials: Sequence[Trial]) -> Panel:
     bad = facts.failures(trials)
-    caption = "Trainings that came to nothing, or diverged, and why; the search goes on without them."
+    caption = "Trainings that failed or diverged, and why; the search continues without them."
     return Panel("failures", "Failed trials", caption, "" if bad else "None.", wide=bool(bad))
 
 

@@ -65,7 +65,7 @@ class Tags(HTMLParser):
 def test_every_state_of_a_run_has_a_page(state: str) -> None:
     text = page(run_of(STATES[state]))
     assert len(data_of(text)["columns"].get("id", [])) == len(STATES[state])
-    assert "To go on" in text
+    assert "To continue" in text
     assert "$" not in re.sub(r"<script.*?</script>|<style>.*?</style>", "", text, flags=re.DOTALL), (
         "no place is left open"
     )
@@ -123,7 +123,7 @@ def test_answers() -> None:
     assert "1 running" in said["Networks tried"].sentence
     assert "of 10:00 allowed" in said["Time"].sentence.lower()
     assert said["Did it converge?"].figure == "too early to say"
-    assert "1 training is not at an end" in said["To go on"].sentence
+    assert "1 training has not finished" in said["To continue"].sentence
 
 
 def test_a_thousand_networks_stay_under_a_megabyte() -> None:
