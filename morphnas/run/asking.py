@@ -33,7 +33,7 @@ def outputs_of(
         try:
             module = store.network(trial.id).to_module().to(task.device)
         except RunError as error:
-            log.warning("trial %d cannot be asked: %s", trial.id, error)
+            log.warning("trial %d cannot be evaluated: %s", trial.id, error)
             continue
         outputs = predict(module, x, task, at_once(trial), deadline, mirrors)
         if len(outputs) < len(x):

@@ -23,7 +23,6 @@ from morphnas.run.files import RunError
 from morphnas.run.keeping import unsettled
 from morphnas.run.plan import coloured
 from morphnas.run.search import (
-    POLL,
     DeviceGone,
     Executor,
     Job,
@@ -37,7 +36,7 @@ from morphnas.run.search import (
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial, lineage
 from morphnas.train.data import Examples, Task
-from morphnas.train.deadline import Deadline, OutOfTime
+from morphnas.train.deadline import POLL, Deadline, OutOfTime
 from morphnas.train.goal import Unmeasured
 from morphnas.train.predict import predict
 from morphnas.train.recipe import SHIFT, Outcome, Recipe

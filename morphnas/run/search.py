@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -23,13 +21,14 @@ from morphnas.graph import SMALLEST, Conv, Graph, Morph, Network, Weights, fresh
 from morphnas.run.checkpoints import Keeper, Result, Saved
 from morphnas.run.files import RunError
 from morphnas.run.keeping import prune
+from morphnas.run.proposing import Asker
 from morphnas.run.store import Store
 from morphnas.search.candidates import measured_memory
-from morphnas.search.trial import Left, Proposal, Searcher, Trial
+from morphnas.search.trial import Left, Searcher, Trial
 from morphnas.train.calibrate import calibrate
 from morphnas.train.checkpoint import Unfit
 from morphnas.train.data import Task
-from morphnas.train.deadline import NEVER, Deadline, OutOfTime, Stop
+from morphnas.train.deadline import NEVER, POLL, Deadline, OutOfTime, Stop
 from morphnas.train.predict import Diverged, chunk, evaluate, in_full, latency, predict
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.step import is_gone, is_out_of_memory, lay_out
@@ -48,11 +47,6 @@ AGAIN = ("failed", "diverged")
 """What may come of a training by chance: where there is nothing else, its network is tried once more."""
 DROP = 0.03
 """What mirrored images may cost a network that was trained without them, of its accuracy or R2, if they are to help."""
-POLL = 0.5
-"""Seconds between looks at whether a stop is asked for, while workers are waited for."""
-SWITCHING = 1e-4
-"""Seconds for which asking ahead may keep Python to itself: by default it is 5 ms, for which a thread that tells a GPU
-what to do next would wait."""
 TIMED = 0.1
 """Seconds for measuring how long a network takes for one example, at most."""
 LEAST_SIDE = 16
@@ -444,13 +438,7 @@ def search(
     news: SimpleQueue[tuple[Trial, Outcome | Future[Result]]] = SimpleQueue()
     late = grace(deadline.left) + 0.5  # an executor that keeps to its word is earlier
     end, parting = deadline.earlier(-late), NEVER
-    here = threading.get_ident()
-    asker = ThreadPoolExecutor(1, "morphnas-ask") if executor.ahead else None
-    asked: Future[tuple[Proposal | None, Network | None]] | None = None  # for the next worker that is free
-    begun, asking = False, 0.0  # asking: seconds that it took the last time
-    switching = sys.getswitchinterval()
-    if asker:
-        sys.setswitchinterval(SWITCHING)
+    asker, here, begun = Asker(searcher, store, executor.ahead, deadline.clock), threading.get_ident(), False
 
     def tried() -> list[Trial]:
         """What searchers know of: final trainings may have been on examples that networks are scored on."""
@@ -470,53 +458,28 @@ def search(
     def kept(id: int) -> bool:
         return any(trial.id == id and trial.kept for trial in store.trials)
 
-    def asked_for(trials: Sequence[Trial], left: Left) -> Proposal | None:
-        """What the searcher answers. TypeError where that is no proposal: searchers may be users' own."""
-        answer: object = searcher.ask(trials, left)
-        if not isinstance(answer, Proposal | None):
-            raise TypeError(f"a searcher's ask returns a Proposal or None, not {answer!r:.100}")
-        return answer
-
-    def ask(trials: Sequence[Trial], left: Left) -> tuple[Proposal | None, Network | None]:
-        """What comes next, and the network that it starts from, where that can be read: in another thread."""
-        proposal = asked_for(trials, left)
-        if proposal and proposal.parent is not None:
-            with suppress(RunError):
-                return proposal, store.network(proposal.parent)
-        return proposal, None
-
-    def answered() -> tuple[Proposal | None, Network | None]:
-        """What was asked for ahead; nothing where it does not come by the deadline."""
-        while asked and not (asked.done() or deadline.passed):
-            wait([asked], min(deadline.left, POLL))
-        return asked.result() if asked and asked.done() else (None, None)
-
     def next_trial() -> tuple[Trial, Network | None] | None:
         """What a worker is to do, and the network that it starts from, where that was read ahead."""
-        nonlocal asked, asking
         trials = tried()
         needed = not begun and not any(trial.kept for trial in trials)
         if waiting and not (deadline.passed and any(trial.outcome for trial in trials)):
             return waiting.pop(0), None
         if enough(trials) or (deadline.passed and not needed):
             return None
-        proposal, network = answered()
-        asked = None
+        proposal, network = asker.taken(deadline)
         if deadline.passed and not needed:
             return None
         if proposal and proposal.parent is not None and not kept(proposal.parent):
             proposal = network = None  # its start's weights were removed since
-        if proposal is None and not needed and deadline.left < asking:
+        if proposal is None and not needed and deadline.left < asker.seconds:
             return None  # it would come too late
         if proposal is None:
-            before = deadline.left
-            proposal = asked_for(trials, left(trials))
-            asking = before - deadline.left
+            proposal = asker.now(trials, left(trials))
         if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
-            proposal = asked_for((), replace(left(trials), seconds=math.inf))
+            proposal = asker.now((), replace(left(trials), seconds=math.inf))
         if proposal is None and not running and len(trials) < TRIES and not any(map(usable, trials)):
             others = [trial for trial in trials if trial.outcome is None or trial.outcome.status not in AGAIN]
-            proposal = asked_for(others, left(trials))  # the failed ones once more
+            proposal = asker.now(others, left(trials))  # the failed ones once more
         if proposal is None or (deadline.passed and not needed):
             return None
         given = {"weights": "given"} if store.gives(proposal.start) else {}
@@ -525,11 +488,10 @@ def search(
 
     def ask_ahead(trial: Trial) -> None:
         """Ask for what comes after this trial, of which nothing is known yet, and the others that run."""
-        nonlocal asked
         trials = tried()
-        if asker and not (asked or waiting or deadline.passed or enough(trials)):
+        if not (waiting or deadline.passed or enough(trials)):
             seconds = left(trials).predict(trial.graph, trial.proposal.recipe.epochs) / executor.workers
-            asked = asker.submit(ask, trials, left(trials, seconds))
+            asker.ahead(trials, left(trials, seconds))
 
     def begin(trial: Trial, network: Graph | Network | None) -> None:
         nonlocal begun
@@ -577,7 +539,7 @@ def search(
         if observer:
             observer.trial_ends(ended)
 
-    try:
+    with asker:
         while True:
             while len(running) < executor.workers and (following := next_trial()) is not None:
                 begin(*following)
@@ -613,10 +575,6 @@ def search(
                 if told.cancelled() and deadline.stopped:
                     continue  # to be gone on with
                 finish(trial, *result_of(told))
-    finally:
-        if asker:
-            asker.shutdown(wait=False, cancel_futures=True)
-            sys.setswitchinterval(switching)
     store.written()
 
 

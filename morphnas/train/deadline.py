@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
+POLL = 0.5
+"""Seconds between looks at whether a stop is asked for, while somebody is waited for."""
+
 
 class OutOfTime(Exception):
     """The deadline came before there was a result."""

@@ -132,7 +132,7 @@ def test_a_network_that_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytes
         final, good, broken = add(store, FIRST), add(store, SECOND), add(store, SECOND, -0.1)
         (store.path / "trials" / f"{broken.id:05d}" / "weights.safetensors").write_bytes(b"nothing")
         assert set(elected(store, final)) == {final.id, good.id}
-        assert f"trial {broken.id} cannot be asked" in caplog.text
+        assert f"trial {broken.id} cannot be evaluated" in caplog.text
 
 
 def test_networks_that_have_learnt_from_other_data_are_left_out(tmp_path: Path) -> None:

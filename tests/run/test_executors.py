@@ -262,7 +262,7 @@ def test_a_worker_that_can_never_be_started_is_given_up(
         time.sleep(0.01)
     assert executor.workers == 1
     assert len(broken.made) == 2 * module.TRIES
-    given_up = "a worker is given up that could not be started 5 times: the worker has no memory"
+    given_up = "a worker is given up after 5 failed starts: the worker has no memory"
     assert [record.getMessage() for record in caplog.records].count(given_up) == 2
     assert [executor.submit(job()).result(60)[0] for _ in range(3)] == [GOOD] * 3
     errors = [executor.submit(job()).result(60)[0].error for _ in range(10)]

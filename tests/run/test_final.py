@@ -345,7 +345,7 @@ def test_a_network_that_cannot_be_read_is_not_chosen(
     monkeypatch.setattr(Store, "network", read)
     with won(path, label=1) as (store, winner):
         assert finish(store, winner, chooser=all_of(0), everything=None).id == 0
-    assert "trial 1 cannot be asked: damaged" in caplog.text
+    assert "trial 1 cannot be evaluated: damaged" in caplog.text
 
 
 def test_the_score_chooses_where_there_is_no_chooser(path: Path, told: Callable[..., Told]) -> None:
@@ -419,7 +419,7 @@ def test_what_everything_has_spoilt_is_not_used(
         last = finish(store, winner, task=task)
         assert store.trials[3].proposal.why["final"] == "everything"
         assert last.id == (0 if label == 0 else 3)
-    assert ("trial 0 is used" in caplog.text) is (label == 0)
+    assert ("trial 0, which has not seen these, is used instead" in caplog.text) is (label == 0)
 
 
 def test_where_nobody_can_tell_what_everything_did_it_is_used(
