@@ -75,7 +75,7 @@ def losses(parts: Parts, seconds: float, seed: int) -> dict[str, float] | None:
     with tempfile.TemporaryDirectory() as folder, patch.object(Classes, "heat", noted):
         fitted = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu")
         fitted.fit(x, y, time_limit=seconds)
-        own = fitted._heat  # noqa: SLF001
+        own = fitted._model.temperature  # noqa: SLF001
         logits = np.log(np.clip(fitted.predict_proba(x_test), 1e-12, 1)) * own
     if False not in told:
         return None

@@ -10,7 +10,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,7 +24,8 @@ from torch import Tensor, fx
 from morphnas import __version__
 from morphnas.estimators import doctor
 from morphnas.estimators.fitting import Fitting, Sizes, memory_for, mirrors, readings, saving, settled
-from morphnas.estimators.inputs import ImageSize, Preprocessing, Problem, examples
+from morphnas.estimators.inputs import ImageSize, Problem, examples
+from morphnas.estimators.model import Model
 from morphnas.estimators.objective import Loss, Metric, Scorer, aimed, check_metric, check_said
 from morphnas.estimators.parts import Groups, groups_of
 from morphnas.estimators.place import torch_device
@@ -42,7 +43,7 @@ from morphnas.estimators.settings import (
 )
 from morphnas.estimators.sources import Source, opened
 from morphnas.estimators.space import SearchSpace
-from morphnas.estimators.targets import SampleWeight, Target, target_from_json, weights_of
+from morphnas.estimators.targets import SampleWeight, Target, weights_of
 from morphnas.estimators.teaching import Teacher, taught_by
 from morphnas.graph import Graph, Limits, Network, to_module
 from morphnas.report.progress import Progress
@@ -58,7 +59,7 @@ from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import prune
 from morphnas.run.plan import Plan
 from morphnas.run.search import Observers
-from morphnas.run.store import Run, Store, holds_run, load_about, load_model, load_run, user_path, versions
+from morphnas.run.store import Run, Store, holds_run, load_about, load_run, user_path, versions
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task, farthest
 from morphnas.train.deadline import NEVER, Deadline
@@ -298,8 +299,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     def _forget(self) -> None:
         """What an earlier fit has found: a fit that does not come to its end leaves no model of another run."""
-        own = {"_target", "_preprocessing", "_mean", "_std", "_heat", "_range"}
-        for name in [name for name in vars(self) if name in own or (name.endswith("_") and not name.startswith("_"))]:
+        for name in [n for n in vars(self) if n == "_model" or (n.endswith("_") and not n.startswith("_"))]:
             delattr(self, name)
 
     def _before(self, path: Path | None, decides: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -370,12 +370,12 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             if "examples" in args:
                 raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
             source, y_train = opened(x_train, y_train, "x_train", space, self._axes, deadline)
-            codes, test = self._target.encode(y_train, len(source)), None
-            weights = weights_of(sample_weight, len(source), codes, self._target)
+            codes, test = self._model.target.encode(y_train, len(source)), None
+            weights = weights_of(sample_weight, len(source), codes, self._model.target)
             if x_test is not None:
                 tested, y_test = opened(x_test, y_test, "x_test", space, self._axes, deadline)
                 if y_test is not None:
-                    test = examples(tested, y_test, self._preprocessing, self._target, space)
+                    test = examples(tested, y_test, self._model.preprocessing, self._model.target, space)
             if test is None and (x_test is not None or y_test is not None):
                 raise ValueError("final_fit needs both x_test and y_test, or neither")
             seed = _seed(about)
@@ -384,10 +384,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 codes,
                 weights,
                 groups_of(groups, len(source)),
-                taught_by(teacher, source, self._target),
+                taught_by(teacher, source, self._model.target),
                 own=None,
-                target=self._target,
-                preprocessing=self._preprocessing,
+                target=self._model.target,
+                preprocessing=self._model.preprocessing,
                 seed=seed,
                 device=place.device,
                 room=space,
@@ -464,8 +464,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """How good the predictions are for examples with known y; ValueError for a y that does not match the fit's."""
         with usual_modes():
             source, y_test = self._asked(x_test, y_test)
-            codes = self._target.encode(y_test, len(source))
-            weights = weights_of(sample_weight, len(source), codes, self._target)
+            codes = self._model.target.encode(y_test, len(source))
+            weights = weights_of(sample_weight, len(source), codes, self._model.target)
             return self._judged(self._predicted(source), torch.from_numpy(codes), weights)
 
     def _judged(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
@@ -473,13 +473,15 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         if self.metric is None:
             return self._measured(outputs, y, weights)
         check_metric(self.metric)
-        return Scorer(self.metric, self._target)(outputs, y, None if weights is None else torch.from_numpy(weights))
+        return Scorer(self.metric, self._model.target)(
+            outputs, y, None if weights is None else torch.from_numpy(weights)
+        )
 
     def words(self, measured: float) -> str:
         """A value of `evaluate` in words."""
         if self.metric is None:
             return self._words(measured)
-        return measured_words(Scorer(self.metric, self._target).name, measured)
+        return measured_words(Scorer(self.metric, self._model.target).name, measured)
 
     def _asked(self, x: Any, y: Any = None) -> tuple[Source, Any]:
         """Examples of whatever `fit` takes, and their y (None: unknown); NotFittedError where there was no fit."""
@@ -507,23 +509,24 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         with usual_modes():
             self._check_fitted()
             network = self.network_ if trial is None else self.load_searcher().load_model_by_id(trial)
-            mirrors, heat = (self.mirrors_, self._heat) if trial is None else (False, 1.0)
+            mirrors, heat = (self.mirrors_, self._model.temperature) if trial is None else (False, 1.0)
+            mean, std = self._model.scale
             module = network.to_module()
             graph = module.graph
             pixels = next(node for node in graph.nodes if node.op == "placeholder")
             readers = list(pixels.users)
-            module.register_buffer("mean", self._mean.clone())
-            module.register_buffer("std", self._std.clone())
+            module.register_buffer("mean", mean)
+            module.register_buffer("std", std)
             with graph.inserting_before(readers[0]):
                 raw = pixels
-                if (offset := self._preprocessing.offset) is not None:
+                if (offset := self._model.preprocessing.offset) is not None:
                     module.register_buffer("offset", torch.tensor(offset, dtype=torch.float64))
                     raw = graph.call_function(
                         torch.sub, (graph.call_method("double", (pixels,)), graph.get_attr("offset"))
                     )
                 centred = graph.call_function(torch.sub, (graph.call_method("float", (raw,)), graph.get_attr("mean")))
                 scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
-                most = farthest(self._mean)
+                most = farthest(mean)
                 scaled = graph.call_function(torch.clamp, (scaled, -most, most))
                 if mirrors:  # after all images, all of them mirrored
                     scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))
@@ -533,7 +536,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             said = output.args[0]
             with graph.inserting_before(output):
                 if mirrors:
-                    both = graph.call_method("reshape", (said, (2, -1, self._target.goal.outputs)))
+                    both = graph.call_method("reshape", (said, (2, -1, self._model.target.goal.outputs)))
                     said = graph.call_method("mean", (both, 0))
                 output.args = (self._decoded(module, said, heat),)
             graph.lint()
@@ -553,27 +556,14 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """
         with usual_modes():
             folder = user_path(path)
-            network, model = stored(folder)
-            try:
-                target, preprocessing = (
-                    target_from_json(model["target"]),
-                    Preprocessing.from_json(model["preprocessing"]),
-                )
-                _check_model(network.graph, model, target, preprocessing)
-                if not isinstance(target, cls._kinds):
-                    raise RunError(
-                        f"{folder} holds the run of another estimator than {cls.__name__}: use morphnas.load"
-                    )
-                settings = None
-                with contextlib.suppress(RunError):  # a model may be there without a run
-                    settings = load_about(folder).get("settings")
-                estimator = cls(path=folder, **restored(settings))
-                estimator.path_ = str(folder.absolute())
-                estimator._set(network, model, target, preprocessing)
-            except RunError:
-                raise
-            except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-                raise RunError(f"{folder / 'model' / 'model.json'} is not complete: {error!r}") from error
+            model, settings = Model.stored(folder), None
+            if not isinstance(model.target, cls._kinds):
+                raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: use morphnas.load")
+            with contextlib.suppress(RunError):  # a model may be there without a run
+                settings = load_about(folder).get("settings")
+            estimator = cls(path=folder, **restored(settings))
+            estimator.path_ = str(folder.absolute())
+            estimator._set(model)
             return estimator
 
     # -- looking
@@ -664,18 +654,25 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings
     ) -> None:
         """Predict with the second trial's network from now on, or with an ensemble around it, and write it down."""
-        final = found[1]
-        there = _there(store, problem, settings.ensemble) if final.id == store.about.get("final") else None
-        network, about = there or self._made(store, problem, found, deadline, settings)
+        model = self._kept(store, found[1], settings) or self._made(store, problem, found, deadline, settings)
         abandon(store)
         settled = max(trial.id for trial in store.trials)
-        store.note(best=about["best"], final=final.id, members=about["members"], settled=settled)
-        self._set(network, about, problem.target, problem.preprocessing)
+        store.note(best=model.best, final=model.trial, members=model.shares, settled=settled)
+        self._set(model)
+
+    @staticmethod
+    def _kept(store: Store, final: Trial, settings: Settings) -> Model | None:
+        """The run's model, if it is that trial's, and an ensemble where one is asked for, of no more members."""
+        with contextlib.suppress(RunError):
+            model = Model.stored(store.path) if final.id == store.about.get("final") else None
+            if model and model.trial == final.id and settings.allows(len(model.members)):
+                return model
+        return None
 
     def _made(
         self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings
-    ) -> tuple[Network, dict[str, Any]]:
-        """The model, and what is written down of it: see `_use`."""
+    ) -> Model:
+        """A model of the second trial's network, written down: see `_use`."""
         best, final = found
         task, mirrored = problem.task, mirrors(final.proposal.recipe, problem.task)
         mirrored = mirrored and settings.limits.max_latency_ms is None  # mirror images take as long again
@@ -683,43 +680,35 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         shares = elect(store, final, task, problem.chooser, settings.ensemble, mirrored, deadline, name)
         judge = store.trial(stand_in(final))
         brief = None if judge.id == final.id or judge.final or judge.outcome is None else judge.outcome.epochs
-        network, judged = assembled(store, shares), assembled(store, shares, {final.id: judge.id})
-        about = {
-            "trial": final.id,
-            "best": best.id,
-            "target": problem.target.to_json(),
-            "preprocessing": asdict(problem.preprocessing),
-            "mean": task.mean.flatten().tolist(),
-            "std": task.std.flatten().tolist(),
-            "range": doctor.range_of(task.train.x) if task.train.x.ndim == 4 else [],
-            "mirrors": mirrored,
-            "temperature": self._temperature(judged, task, mirrored, deadline.heeding(None), brief),
-            "members": {str(id): share for id, share in shares.items()},
-        }
-        store.write_model(network, about)
-        return network, about
+        judged = assembled(store, shares, {final.id: judge.id})
+        model = Model(
+            network=assembled(store, shares),
+            target=problem.target,
+            preprocessing=problem.preprocessing,
+            best=best.id,
+            trial=final.id,
+            members=shares,
+            mean=tuple(task.mean.flatten().tolist()),
+            std=tuple(task.std.flatten().tolist()),
+            range=tuple(doctor.range_of(task.train.x) if task.train.x.ndim == 4 else ()),
+            mirrors=mirrored,
+            temperature=self._temperature(judged, task, mirrored, deadline.heeding(None), brief),
+        )
+        store.write_model(model.network, model.to_json())
+        return model
 
     def _interrupted(self) -> None:
         how = f"{type(self).__name__}(path={self.path_!r}, resume=True, ...).fit(...)"
         warnings.warn(f"interrupted: the model is the best network so far; continue with {how}", stacklevel=3)
 
-    def _set(self, network: Network, about: Mapping[str, Any], target: Target, preprocessing: Preprocessing) -> None:
-        self.network_ = network
-        self.best_trial_ = int(about["best"])
-        self.final_trial_ = int(about["trial"])
-        self.members_ = {int(id): float(share) for id, share in about["members"].items()}
-        self._target = target
-        self._preprocessing = preprocessing
-        if len(preprocessing.given) == 1:
-            self.n_features_in_ = preprocessing.given[0]
-        if preprocessing.columns:
-            self.feature_names_in_ = np.array(preprocessing.columns, dtype=object)
-        shape = (-1, *[1] * (len(preprocessing.shape) - 1))
-        self._mean = torch.tensor(about["mean"], dtype=torch.float32).reshape(shape)
-        self._std = torch.tensor(about["std"], dtype=torch.float32).reshape(shape)
-        self._heat = float(about["temperature"])
-        self._range = about.get("range", [])
-        self.mirrors_ = about.get("mirrors") is True
+    def _set(self, model: Model) -> None:
+        self._model = model
+        self.network_, self.mirrors_ = model.network, model.mirrors
+        self.best_trial_, self.final_trial_, self.members_ = model.best, model.trial, dict(model.members)
+        if len(model.preprocessing.given) == 1:
+            self.n_features_in_ = model.preprocessing.given[0]
+        if model.preprocessing.columns:
+            self.feature_names_in_ = np.array(model.preprocessing.columns, dtype=object)
 
     @staticmethod
     def _temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline, brief: int | None) -> float:
@@ -746,25 +735,26 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     @property
     def _axes(self) -> int | None:
         """Of an example that it was fitted on, besides channels; None: rows, which have none."""
-        return len(self._preprocessing.shape) - 1 or None
+        return len(self._model.preprocessing.shape) - 1 or None
 
     def _predicted(self, source: Source) -> Tensor:
         """The examples' outputs, read and computed piece by piece."""
         with usual_modes():
-            return self._outputs(self._preprocessing.pieces(source))
+            return self._outputs(self._model.preprocessing.pieces(source))
 
     def _outputs(self, pieces: Iterable[Tensor]) -> Tensor:
         """The network's, (n, outputs) on the CPU, as sure as they may be. pieces: (k, *shape) each, the first of which
         is looked at."""
         several = iter(pieces)
-        doctor.warn_of_others(first := next(several), self._range, stacklevel=6)
+        doctor.warn_of_others(first := next(several), self._model.range, stacklevel=6)
         device = torch_device(self.device)
         module = to_module(self.network_.graph, self.network_.weights).to(device)
-        empty = torch.empty(0, *self._preprocessing.shape, device=device)
+        empty = torch.empty(0, *self._model.preprocessing.shape, device=device)
         nothing = Examples(empty, torch.empty(0, dtype=torch.int64, device=device))
-        task = Task(nothing, None, self._target.goal, self._mean.to(device), self._std.to(device))
+        mean, std = (values.to(device) for values in self._model.scale)
+        task = Task(nothing, None, self._model.target.goal, mean, std)
         parts = (predict(module, piece, task, mirrored=self.mirrors_) for piece in itertools.chain([first], several))
-        return torch.cat([part.cpu() for part in parts]) / self._heat
+        return torch.cat([part.cpu() for part in parts]) / self._model.temperature
 
     def _progress(self, seconds: float) -> contextlib.closing[Progress]:
         return contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))
@@ -785,48 +775,6 @@ def _seed(about: Mapping[str, Any]) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise RunError(f"run.json does not hold the seed of a run, but {seed!r:.100}")
     return seed
-
-
-def stored(folder: Path) -> tuple[Network, dict[str, Any]]:
-    """What model/ holds; RunError, which says what to do, where that cannot be read."""
-    try:
-        return load_model(folder)
-    except RunError as error:
-        load_about(folder)  # where there is no run at all, that is what is to be said
-        hint = "fit with resume=True writes it again, and load_run(path).load_model_by_id(id) returns any network"
-        raise RunError(f"{error}; {hint}") from error
-
-
-def _there(store: Store, problem: Problem, ensemble: int) -> tuple[Network, dict[str, Any]] | None:
-    """The run's model, where it can be read and is an ensemble exactly where one is asked for, of no more members."""
-    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
-        network, about = load_model(store.path)
-        _check_model(network.graph, about, problem.target, problem.preprocessing)
-        members = len(about["members"])
-        if about["trial"] == store.about["final"] and (1 < members <= ensemble or members == ensemble == 1):
-            return network, about
-    return None
-
-
-def _check_model(graph: Graph, about: Mapping[str, Any], target: Target, preprocessing: Preprocessing) -> None:
-    """ValueError when what model.json says does not go together with its network."""
-    shape, outputs = preprocessing.shape, target.goal.outputs
-    if graph.shapes[graph.input.name] != shape or graph.shapes[graph.output.name] != (outputs,):
-        raise ValueError(f"the network is not one from {shape} to {outputs} outputs")
-    for name, lengths in (("mean", (shape[0],)), ("std", (shape[0],)), ("range", (0, 3))):
-        values = about.get(name, [])
-        numbers = isinstance(values, list) and all(isinstance(v, (int, float)) and abs(v) < 1e38 for v in values)
-        if not numbers or len(values) not in lengths or (name == "std" and min(values) <= 0):
-            raise ValueError(f"{name} cannot be {values!r:.100}")
-    heat = about["temperature"]
-    if not (isinstance(heat, (int, float)) and 1e-6 < heat < 1e6):
-        raise ValueError(f"temperature cannot be {heat!r:.100}")
-    shares = about["members"]
-    if not shares or not all(id.isdecimal() and 0 < share <= 1 for id, share in shares.items()):
-        raise ValueError(f"members cannot be {shares!r:.100}")
-    for name in ("best", "trial"):
-        if not isinstance(about[name], int) or about[name] < 0:
-            raise ValueError(f"{name} cannot be {about[name]!r:.100}")
 
 
 def _check_callable(each_epoch: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from sklearn.metrics import accuracy_score
 from torch import Tensor, fx
 
 from morphnas.estimators.base import ImageEstimator
-from morphnas.estimators.inputs import Preprocessing
 from morphnas.estimators.labels import Labels
-from morphnas.estimators.targets import Indicators, SampleWeight, Target, Values, classes_of, given_weights
-from morphnas.graph import Network
+from morphnas.estimators.model import Model
+from morphnas.estimators.targets import Indicators, SampleWeight, Values, classes_of, given_weights
 
 
 class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -170,8 +168,8 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     @property
     def _said(self) -> Labels | Indicators:
         """What y were."""
-        assert not isinstance(self._target, Values)
-        return self._target
+        assert not isinstance(self._model.target, Values)
+        return self._model.target
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -179,7 +177,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         return tags
 
     def _measured(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
-        return float(np.average((self._target.goal.errors(outputs, y) == 0).numpy(), weights=weights))
+        return float(np.average((self._model.target.goal.errors(outputs, y) == 0).numpy(), weights=weights))
 
     def _words(self, measured: float) -> str:
         return f"accuracy {measured:.2%}"
@@ -187,7 +185,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     def _decoded(self, module: fx.GraphModule, outputs: Any, heat: float) -> fx.Node:
         return module.graph.call_function(torch.div, (outputs, heat))
 
-    def _set(self, network: Network, about: Mapping[str, Any], target: Target, preprocessing: Preprocessing) -> None:
-        super()._set(network, about, target, preprocessing)
+    def _set(self, model: Model) -> None:
+        super()._set(model)
         self.classes_ = self._said.classes
-        self.multilabel_ = isinstance(target, Indicators)
+        self.multilabel_ = isinstance(model.target, Indicators)

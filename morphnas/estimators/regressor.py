@@ -56,8 +56,8 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
 
     @property
     def _values(self) -> Values:
-        assert isinstance(self._target, Values)
-        return self._target
+        assert isinstance(self._model.target, Values)
+        return self._model.target
 
     def _measured(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
         errors = (outputs - y).double().numpy() * self._values.std

@@ -138,6 +138,10 @@ class Settings:
             of_searches=" and ".join(searches),
         )
 
+    def allows(self, members: int) -> bool:
+        """Whether a model of so many networks is what `ensemble` asks for."""
+        return members == 1 if self.ensemble == 1 else 1 < members <= self.ensemble
+
     def adapted(self, shape: Shape, outputs: int) -> Settings:
         """Those with the weights of initial networks for examples of that shape; ValueError where they cannot be."""
         initial = list[Graph | Network]()

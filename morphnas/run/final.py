@@ -208,7 +208,9 @@ def lasting(
         store.network(was.id)
     except RunError:
         return best, final
-    log.warning("trial %d stays the model: it has seen %s examples, trial %d %s", was.id, before, final.id, now)
+    log.warning(
+        "trial %d stays the model: it was trained on %d examples, trial %d on %d", was.id, before, final.id, now
+    )
     return of, was
 
 

@@ -227,7 +227,8 @@ def test_any_network_of_the_run_is_handed_over_as_it_was_scored(fitted: ImageCla
         module, bare = fitted.to_module(trial.id), run.load_model_by_id(trial.id).to_module().eval()
         with torch.no_grad():
             logits = module(raw)
-            torch.testing.assert_close(logits, bare((raw.float() - fitted._mean) / fitted._std))
+            mean, std = fitted._model.scale
+            torch.testing.assert_close(logits, bare((raw.float() - mean) / std))
         if trial.outcome is not None and trial.outcome.metric is not None:
             accuracy = (logits.argmax(1).numpy() == y).mean()
             assert accuracy == pytest.approx(trial.outcome.metric, abs=0.25), "on other examples of the same kind"
@@ -410,7 +411,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: p
         morphnas.visualize(run, "~/made/graphs")
     made = {"page.html", "run.zip", "tree.dot", "net.py", "net.safetensors", "curves.svg", "graphs", "exported"}
     assert {path.name for path in (tmp_path / "home" / "made").iterdir()} == made
-    with pytest.raises(ValueError, match=rf"{tmp_path}/home/photos' is no folder of images"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/home/photos' is not a folder of images"):
         classifier.predict("~/photos")
     with pytest.raises(OSError, match=f"{tmp_path}/home/list.csv"):
         morphnas.load_image_dataset("~/list.csv", "~/photos")
@@ -551,7 +552,7 @@ def test_every_shape_of_example(tmp_path: Path, shape: tuple[int, ...], options:
     classifier = ImageClassifier(tmp_path / "run", max_trials=5, random_state=0, searcher_args=TINY, **options)
     assert classifier.fit(x, y).predict(x).shape == (60,)
     module = classifier.to_module()
-    raw = classifier._preprocessing(Source.of(x, "x"))
+    raw = classifier._model.preprocessing(Source.of(x, "x"))
     assert torch.allclose(
         module(raw).double().softmax(1), torch.from_numpy(classifier.predict_proba(x)), rtol=0, atol=1e-5
     )

@@ -679,7 +679,11 @@ def test_fit_on_a_dataset_resizes_when_it_predicts(tmp_path: Path) -> None:
     classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, refit=False, searcher_args=TINY)
     classifier.fit(data, time_limit=3, validation_data=Pairs(X, Y))
     again = ImageClassifier.load(tmp_path / "run")
-    assert again._preprocessing == classifier._preprocessing == Preprocessing((5, 6, 1), (1, 5, 6), resized=True)
+    assert (
+        again._model.preprocessing
+        == classifier._model.preprocessing
+        == Preprocessing((5, 6, 1), (1, 5, 6), resized=True)
+    )
     expected = classifier.predict_proba(images)
     assert expected.shape == (60, 3)
     for x in (data, DataLoader(Pairs(X[:, None], Y), batch_size=9), X, list(X[:, :, :, None].repeat(3, -1))):

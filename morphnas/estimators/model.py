@@ -1,0 +1,115 @@
+"""What a fit ends with and predictions need: a network, how it reads examples, and what its outputs mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from morphnas.estimators.inputs import Preprocessing
+from morphnas.estimators.targets import Target, target_from_json
+from morphnas.graph import Network
+from morphnas.run.files import RunError
+from morphnas.run.store import load_about, load_model
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """The network that predicts, an ensemble perhaps, and what goes with it. ValueError where that does not fit.
+
+    best, trial: ids of the search's winner, and of the final training. members: shares of networks, by the ids of their
+    trials. mean, std: of the channels or features of the examples that were trained on. range: of images, see
+    `morphnas.estimators.doctor.range_of`. mirrors: whether mirror images are read as well. temperature: what outputs
+    are divided by.
+    """
+
+    network: Network
+    target: Target
+    preprocessing: Preprocessing
+    best: int
+    trial: int
+    members: Mapping[int, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    range: tuple[float, ...] = ()
+    mirrors: bool = False
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        graph, shape, outputs = self.network.graph, self.preprocessing.shape, self.target.goal.outputs
+        if graph.shapes[graph.input.name] != shape or graph.shapes[graph.output.name] != (outputs,):
+            raise ValueError(f"the network is not one from {shape} to {outputs} outputs")
+        for name, lengths in (("mean", (shape[0],)), ("std", (shape[0],)), ("range", (0, 3))):
+            values = getattr(self, name)
+            numbers = all(isinstance(value, (int, float)) and abs(value) < 1e38 for value in values)
+            if not numbers or len(values) not in lengths or (name == "std" and min(values) <= 0):
+                raise ValueError(f"{name} cannot be {values!r:.100}")
+        if not (isinstance(self.temperature, (int, float)) and 1e-6 < self.temperature < 1e6):
+            raise ValueError(f"temperature cannot be {self.temperature!r:.100}")
+        if not self.members or not all(id >= 0 and 0 < share <= 1 for id, share in self.members.items()):
+            raise ValueError(f"members cannot be {self.members!r:.100}")
+        for name in ("best", "trial"):
+            if not isinstance(id := getattr(self, name), int) or id < 0:
+                raise ValueError(f"{name} cannot be {id!r:.100}")
+
+    @property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, float32, of a shape that examples (n, *shape) can be normalised by."""
+        shape = (-1, *[1] * (len(self.preprocessing.shape) - 1))
+        mean, std = (torch.tensor(values, dtype=torch.float32).reshape(shape) for values in (self.mean, self.std))
+        return mean, std
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Those of the members, as JSON has them."""
+        return {str(id): share for id, share in self.members.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the network."""
+        return {
+            "trial": self.trial,
+            "best": self.best,
+            "target": self.target.to_json(),
+            "preprocessing": asdict(self.preprocessing),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "range": list(self.range),
+            "mirrors": self.mirrors,
+            "temperature": self.temperature,
+            "members": self.shares,
+        }
+
+    @classmethod
+    def stored(cls, folder: Path) -> Self:
+        """The model of a run's folder; RunError, which says what to do, where there is none that can be read."""
+        network, data = written(folder)
+        try:
+            return cls(
+                network=network,
+                target=target_from_json(data["target"]),
+                preprocessing=Preprocessing.from_json(data["preprocessing"]),
+                best=data["best"],
+                trial=data["trial"],
+                members={int(id): share for id, share in data["members"].items()},
+                mean=tuple(data["mean"]),
+                std=tuple(data["std"]),
+                range=tuple(data.get("range", ())),
+                mirrors=data.get("mirrors") is True,
+                temperature=data["temperature"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise RunError(f"{folder / 'model' / 'model.json'} is not complete: {error!r}") from error
+
+
+def written(folder: Path) -> tuple[Network, dict[str, Any]]:
+    """What is in a run's model/; RunError, which says what to do, where that cannot be read."""
+    try:
+        return load_model(folder)
+    except RunError as error:
+        load_about(folder)  # where there is no run at all, that is what is to be said
+        hint = "fit with resume=True writes it again, and load_run(path).load_model_by_id(id) returns any network"
+        raise RunError(f"{error}; {hint}") from error
