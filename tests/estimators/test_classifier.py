@@ -565,7 +565,7 @@ def test_validation_data_is_only_looked_at(data: Data, tmp_path: Path) -> None:
     trials = classifier.load_searcher().trials
     assert all(t.outcome.examples == 45 for t in trials if t.score is not None)  # type: ignore[union-attr]
     assert not any(t.proposal.why.get("final") == "everything" for t in trials)
-    with pytest.raises(ValueError, match="pair"):
+    with pytest.raises(ValueError, match=r"validation_data must be \(x, y\) or"):
         ImageClassifier().fit(*data, validation_data=own[0])
 
 

@@ -78,7 +78,7 @@ def test_other_ranges_are_another_run(tmp_path: Path) -> None:
 
 def test_people_see_what_is_searched(classifier: ImageClassifier, tmp_path: Path) -> None:
     words = str(classifier.search_space_summary(*rows(), time_limit=600))
-    assert "searched, too: lr from 0.01 to 0.5, dropout from 0 to 0.5, optimizer sgd or adamw" in words
+    assert "also searched: lr from 0.01 to 0.5, dropout from 0 to 0.5, optimizer sgd or adamw" in words
     run = classifier.load_searcher()
     tried = next(t for t in run.trials if "recipe" in t.proposal.why)
     assert f"lr {tried.proposal.recipe.lr}" in str(morphnas.explain(run, tried.id))

@@ -157,7 +157,7 @@ def test_wrong_weights_are_named() -> None:
     for make in (to_module, Network):
         with pytest.raises(WeightsError, match=r"missing: bn_2\.bias"):
             make(graph, without(weights, "bn_2.bias"))
-        with pytest.raises(WeightsError, match=r"no node for: conv_9\.weight"):
+        with pytest.raises(WeightsError, match=r"the graph has no node: conv_9\.weight"):
             make(graph, weights | {"conv_9.weight": torch.zeros(1)})
         with pytest.raises(WeightsError, match=r"conv_1\.weight has shape \(3, 1, 3\), the graph needs \(3, 1, 3, 3\)"):
             make(graph, weights | {"conv_1.weight": torch.zeros(3, 1, 3)})

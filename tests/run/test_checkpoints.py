@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_work_is_said_and_not_used(
     expected = work(replace(other, checkpoint=None), TASK)
     with caplog.at_level(logging.WARNING, "morphnas"):
         assert same(work(other, TASK), expected)
-    assert "begins again" in caplog.text
+    assert "starts again" in caplog.text
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage" * 9, b"\xff" * 8 + b"{}", "half", "other format"])
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_said_and_not_used(
     file.write_bytes(made[data] if isinstance(data, str) else data)
     with caplog.at_level(logging.WARNING, "morphnas"):
         assert same(work(job, TASK), work(replace(job, checkpoint=None), TASK))
-    assert "begins again" in caplog.text
+    assert "starts again" in caplog.text
 
 
 # -- when

@@ -160,7 +160,7 @@ def test_what_cannot_be_recorded_is_done_otherwise(
     with caplog.at_level(logging.WARNING):
         assert equal(*both(module, images(), RECIPE))
     assert tries == [16]  # once, and never again in this training
-    assert "cannot be recorded here: operation not permitted" in caplog.text
+    assert "cannot be captured here: operation not permitted" in caplog.text
 
 
 def test_nothing_is_recorded_where_it_would_not_be_right(recorder: Recorder) -> None:

@@ -250,7 +250,7 @@ def test_other_json_is_a_value_error(kind: Any, data: Any) -> None:
 
 
 def test_an_unknown_field_is_named() -> None:
-    with pytest.raises(ValueError, match=r"recipe: there is no \['speed'\], it has epochs"):
+    with pytest.raises(ValueError, match=r"recipe: unknown field \['speed'\], it has epochs"):
         Recipe.from_json({"speed": 3})
 
 
