@@ -84,7 +84,7 @@ class Keeper:
         try:
             return self._read(self.path)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            log.warning("a training begins again, its checkpoint cannot be used: %s", error)
+            log.warning("a training starts again, because its checkpoint cannot be used: %s", error)
             return None
 
     def _read(self, path: Path) -> Saved:
