@@ -60,7 +60,7 @@ from morphnas.run.keeping import prune
 from morphnas.run.plan import Plan
 from morphnas.run.search import Observers
 from morphnas.run.store import Run, Store, holds_run, load_about, load_run, user_path, versions
-from morphnas.search.trial import Trial
+from morphnas.search.trial import Trial, lineage
 from morphnas.train.data import Examples, Task, farthest
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Unmeasured
@@ -414,6 +414,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
                 calls = EpochCalls(each_epoch, Path(self.path_), stop)
                 own_length = bool({"epochs", "max_iter_num"} & args.keys())
+                knows = problem.fingerprint != about.get("data") or any(
+                    one.proposal.why.get("final") == "everything" for one in lineage(store.trials, best)
+                )
                 executor = place.final(problem.task, problem.everything)
                 try:
                     final = finalise(
@@ -428,9 +431,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         seed=seed,
                         retrain=retrain,
                         judged=settings.ensemble > 1,
+                        knows=knows,
                         max_memory=memory_for(planned, settings),
                         epochs=recipe.epochs if own_length else None,
-                        data=str(problem.fingerprint["hash"]),
+                        data=problem.name,
                         observer=Observers((shown, calls)),
                     )
                 finally:
@@ -438,9 +442,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 calls.close()
                 found = best, final
                 if trial in (None, store.about.get("best")):  # another network is to be the model in any case
-                    name = None if retrain or own_length else str(problem.fingerprint["hash"])
+                    name = None if retrain or own_length else problem.name
                     found = lasting(store, *found, problem.task, problem.everything, name)
-                self._use(store, problem, found, deadline, settings)
+                self._use(store, problem, found, deadline, settings, self._model.temperature if knows else None)
                 prune(store, settings.keep)
                 if deadline.stopped and not calls.stopped:
                     self._interrupted()
@@ -651,10 +655,20 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return aimed(problem, self.metric, self.loss, deadline, settings.place.apart)
 
     def _use(
-        self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings
+        self,
+        store: Store,
+        problem: Problem,
+        found: tuple[Trial, Trial],
+        deadline: Deadline,
+        settings: Settings,
+        temperature: float | None = None,
     ) -> None:
-        """Predict with the second trial's network from now on, or with an ensemble around it, and write it down."""
-        model = self._kept(store, found[1], settings) or self._made(store, problem, found, deadline, settings)
+        """Predict with the second trial's network from now on, or with an ensemble around it, and write it down.
+
+        temperature: of the model before, where the winner may know the examples that would say it; else None.
+        """
+        made = (store, problem, found, deadline, settings, temperature)
+        model = self._kept(store, found[1], settings) or self._made(*made)
         abandon(store)
         settled = max(trial.id for trial in store.trials)
         store.note(best=model.best, final=model.trial, members=model.shares, settled=settled)
@@ -670,17 +684,24 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return None
 
     def _made(
-        self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings
+        self,
+        store: Store,
+        problem: Problem,
+        found: tuple[Trial, Trial],
+        deadline: Deadline,
+        settings: Settings,
+        temperature: float | None,
     ) -> Model:
         """A model of the second trial's network, written down: see `_use`."""
         best, final = found
         task, mirrored = problem.task, mirrors(final.proposal.recipe, problem.task)
         mirrored = mirrored and settings.limits.max_latency_ms is None  # mirror images take as long again
-        name = str(problem.fingerprint["hash"])
-        shares = elect(store, final, task, problem.chooser, settings.ensemble, mirrored, deadline, name)
+        shares = elect(store, final, task, problem.chooser, settings.ensemble, mirrored, deadline, problem.name)
         judge = store.trial(stand_in(final))
         brief = None if judge.id == final.id or judge.final or judge.outcome is None else judge.outcome.epochs
         judged = assembled(store, shares, {final.id: judge.id})
+        if temperature is None or (judge.final and judge.parent is None):  # from fresh weights, it knows nothing
+            temperature = self._temperature(judged, task, mirrored, deadline.heeding(None), brief)
         model = Model(
             network=assembled(store, shares),
             target=problem.target,
@@ -692,7 +713,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             std=tuple(task.std.flatten().tolist()),
             range=tuple(doctor.range_of(task.train.x) if task.train.x.ndim == 4 else ()),
             mirrors=mirrored,
-            temperature=self._temperature(judged, task, mirrored, deadline.heeding(None), brief),
+            temperature=temperature,
         )
         store.write_model(model.network, model.to_json())
         return model

@@ -246,7 +246,7 @@ class Fitting:
         RunError where no network could be trained.
         """
         best, searched = self._winner()
-        final, problem, name = best, self.problem, str(self.problem.fingerprint["hash"])
+        final, problem = best, self.problem
         if self.refit:
             recipe = settled(self.store, best, searched, problem, self.deadline)
             final = finalise(
@@ -261,10 +261,10 @@ class Fitting:
                 seed=self.seed,
                 judged=self.settings.ensemble > 1,
                 max_memory=self.max_memory,
-                data=name,
+                data=problem.name,
                 observer=observer,
             )
-        best, final = lasting(self.store, best, final, problem.task, problem.everything, name)
+        best, final = lasting(self.store, best, final, problem.task, problem.everything, problem.name)
         if best.score is None:
             said = None if best.outcome is None else best.outcome.error
             why = "the time limit was too short to score a network"

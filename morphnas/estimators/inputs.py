@@ -21,8 +21,9 @@ from morphnas.estimators.parts import Groups, Split, groups_of, split
 from morphnas.estimators.place import is_positive
 from morphnas.estimators.room import ROOM, Room
 from morphnas.estimators.sources import EXAMPLES, Source, brings_labels, opened
-from morphnas.estimators.targets import ReadY, SampleWeight, Target, classes_of, weights_of
+from morphnas.estimators.targets import ReadY, SampleWeight, Target, Values, classes_of, weights_of
 from morphnas.estimators.teaching import Teacher, taught_by
+from morphnas.run.store import data_name
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER, Deadline
 
@@ -403,6 +404,8 @@ class Problem:
             preprocessing = replace(preprocessing, offset=_offset(source))
         target, codes = read(y, len(source))
         weights = weights_of(sample_weight, len(source), codes, target)
+        if weights is not None and isinstance(target, Values):
+            target, codes = Values.found(y, len(source), weights)
         own = None
         if validation_data is not None:
             several = isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3)
@@ -465,6 +468,11 @@ class Problem:
             if part is not None and part.weights is not None and not part.weights.any():
                 raise ValueError("sample_weight is 0 for all examples of a split: too few examples have a weight")
         return Problem(target, preprocessing, task, chooser, None if parts.valid is None else whole, about, order)
+
+    @property
+    def name(self) -> str:
+        """Tells the examples trained on, and those held out, from others."""
+        return data_name(self.fingerprint)
 
     @property
     def bytes_in_memory(self) -> int:

@@ -96,14 +96,19 @@ class Values:
     std: NDArray[np.float64]
 
     @staticmethod
-    def found(y: ArrayLike, n: int) -> tuple[Values, NDArray[np.float32]]:
-        """The amounts in y, (n,), (n, 1) or (n, k), and as networks learn them, (n, k); ValueError for what is none."""
+    def found(y: ArrayLike, n: int, weights: NDArray[np.float32] | None = None) -> tuple[Values, NDArray[np.float32]]:
+        """The amounts in y, (n,), (n, 1) or (n, k), and as networks learn them, (n, k); ValueError for what is none.
+
+        weights: (n,) what each example counts for; None: all alike.
+        """
         table = amounts_of(y, n)
+        counted, counts = (table, None) if weights is None else (table[weights > 0], weights[weights > 0])
         with np.errstate(over="ignore"):
-            mean, std = table.mean(0), table.std(0)
+            mean = np.average(counted, axis=0, weights=counts)
+            std = np.sqrt(np.average((counted - mean) ** 2, axis=0, weights=counts))
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
             raise ValueError("y holds numbers that are too large: their squares overflow float64")
-        same = table.max(0) - table.min(0) <= 4 * np.finfo(np.float64).eps * np.abs(mean)
+        same = counted.max(0) - counted.min(0) <= 4 * np.finfo(np.float64).eps * np.abs(mean)
         if (std[~same] ** 2 == 0).any():
             raise ValueError("y holds numbers that are too small: the squares of their deviations are 0 in float64")
         if same.all():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from morphnas.graph import Network, blend
 from morphnas.run.asking import outputs_of
-from morphnas.run.store import Store
+from morphnas.run.store import Store, data_name
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
@@ -66,10 +66,10 @@ def elect(
     judge = store.trial(stand_in(final))
     if task.valid is None:
         return _alone(final, "no examples are held out")
-    if judge.id != final.id and not judge.final:
-        return _alone(final, "there was no time to judge the final network before it was trained on all examples")
     if _data(store, judge) != data:
         return _alone(final, "the final network was trained on other data, which may hold the examples held out here")
+    if judge.id != final.id and not judge.final:
+        return _alone(final, "there was no time to judge the final network before it was trained on all examples")
     others = [
         t for t in store.trials if t.kept and t.score is not None and _data(store, t) == data and t.id != judge.id
     ]
@@ -115,6 +115,4 @@ def assembled(store: Store, shares: Mapping[int, float], instead: Mapping[int, i
 
 def _data(store: Store, trial: Trial) -> str:
     """A name of the examples that it was trained on: a search has one for all."""
-    about = store.about.get("data")
-    searched = about.get("hash") if isinstance(about, Mapping) else None
-    return str(trial.proposal.why.get("data", "") if trial.final else searched or "")
+    return str(trial.proposal.why.get("data", "")) if trial.final else data_name(store.about.get("data"))

@@ -90,6 +90,7 @@ def finalise(
     seed: int = 0,
     retrain: bool = False,
     judged: bool = False,
+    knows: bool = False,
     epochs: int | None = None,
     max_memory: int | None = None,
     data: str = "",
@@ -101,7 +102,9 @@ def finalise(
     task: its training part trains, its validation part stops. chooser: examples that chose and stopped nothing, which
     choose among the results and the winner (None: the validation part does). everything: what the chosen one is
     trained on at last (None: not at all). retrain: from fresh weights only. judged: whether something must say how good
-    the last one is, though that takes half of its time. epochs: of each training, instead of what there is time for.
+    the last one is, though that takes half of its time. knows: whether the winner may have been trained on examples
+    that stop and choose, so that nothing which goes on from it can be compared. epochs: of each training, instead of
+    what there is time for.
     max_memory: bytes that a training should take at most. data: a name of the examples.
 
     Each training is a new trial; none that is finished is changed. Trainings that a driver before this one began on the
@@ -136,7 +139,7 @@ def finalise(
         if each >= min(WORTH_JUDGING, longest):
             break
         ways = ways[:-1]
-    if len(ways) == 1 and everything is not None and not retrain:
+    if everything is not None and not retrain and (knows or len(ways) == 1):
         ways = []
     results = [] if retrain else [winner]
     count = len(ways)

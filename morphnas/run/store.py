@@ -403,6 +403,14 @@ def load_network(path: Path, trial: Trial) -> Network:
     return Network(trial.graph, read_weights(file, trial.graph))
 
 
+def data_name(fingerprint: object) -> str:
+    """What tells a run's examples, and those held out, from others, by what run.json says of them; "" for nothing."""
+    if not isinstance(fingerprint, Mapping):
+        return ""
+    own = fingerprint.get("validation")
+    return str(fingerprint.get("hash", "")) + (f", {own.get('hash')}" if isinstance(own, Mapping) else "")
+
+
 def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
     """The network that predicts, and what was written down with it."""
     about = read_json(inside(path / "model" / "model.json", path))

@@ -80,7 +80,7 @@ class Task:
 
     @staticmethod
     def of(train: Examples, valid: Examples | None, goal: Goal) -> Task:
-        mean, std = (moment.to(train.y.device) for moment in moments(train.x))
+        mean, std = (moment.to(train.y.device) for moment in moments(train.x, train.weights))
         return Task(train, valid, goal, mean, std)
 
     @property
@@ -103,23 +103,27 @@ class Task:
         )
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over examples and positions, per channel, (channels, 1, ...) float32.
 
+    weights: (n,) what each example counts for; None: all alike.
     Read in pieces, through one buffer: what is allocated anew for each adds up, where the heap gets fragmented. A
     channel that is constant gets 1 for its deviation.
     """
     axes = [0, *range(2, x.ndim)]
-    count = x.numel() // x.shape[1]
+    size = max(1, 2**20 // math.prod(x.shape[1:]))
+    counts = torch.ones(len(x)) if weights is None else weights
+    counts = counts.to(device=x.device, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1))
+    count = counts.sum() * math.prod(x.shape[2:])
     shape = (-1, *[1] * (x.ndim - 2))
-    parts = x.split(max(1, 2**20 // math.prod(x.shape[1:])))
+    parts, several = x.split(size), counts.split(size)
     buffer = torch.empty(parts[0].shape, dtype=torch.float64, device=x.device)
     mean, spread = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
-    for part in parts:
-        mean += buffer[: len(part)].copy_(part).sum(axes) / count
+    for part, each in zip(parts, several, strict=True):
+        mean += buffer[: len(part)].copy_(part).mul_(each).sum(axes) / count
     centre = mean.reshape(shape)
-    for part in parts:
-        spread += buffer[: len(part)].copy_(part).sub_(centre).square_().sum(axes)
+    for part, each in zip(parts, several, strict=True):
+        spread += buffer[: len(part)].copy_(part).sub_(centre).square_().mul_(each).sum(axes)
     std = (spread / count).sqrt()
     std = torch.where(std > 1e-7 * mean.abs().clamp(min=1e-24), std, torch.ones_like(std))
     return mean.to(torch.float32).reshape(shape), std.to(torch.float32).reshape(shape)

@@ -906,3 +906,30 @@ def test_a_final_fit_looks_at_its_data(tmp_path: Path) -> None:
         found.final_fit(x[y != 2], y[y != 2], time_limit=0.5)
     with pytest.raises(ValueError, match="there is one example only: there is nothing to learn from x"):
         found.final_fit(x[:1], y[:1], time_limit=0.5)
+
+
+def test_what_the_winner_may_know_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a final fit holds out others than the fit: then only what begins from fresh weights can be scored."""
+    x, y = stripes(300)
+    own = stripes(60, seed=1)
+    found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
+    found.fit(x, y, time_limit=10, validation_data=own)
+    asked: list[int | None] = []
+
+    def heat(judged: Network, task: Task, mirrors: bool, deadline: Deadline, brief: int | None) -> float:
+        asked.append(brief)
+        return 2.0
+
+    monkeypatch.setattr(ImageClassifier, "_temperature", staticmethod(heat))
+    before, many = found._model.temperature, len(load_run(found.path_).trials)
+    for data in ((x, y), (x[::-1], y[::-1]), (np.concatenate([x, own[0]]), np.concatenate([y, own[1]]))):
+        found.final_fit(data[0], data[1], time_limit=10)
+        trials = load_run(found.path_).trials[many:]
+        assert {trial.proposal.why["final"] for trial in trials} == {"everything"}
+        assert (asked, found._model.temperature) == ([], before)
+    found.final_fit(x, y, retrain=True, time_limit=10)
+    assert "fresh" in {trial.proposal.why["final"] for trial in load_run(found.path_).trials[many:]}
+    assert found._model.temperature == 2.0
+    last = load_run(found.path_).trials[-1]
+    found.final_fit(x, y, trial=last.id, time_limit=10)
+    assert {trial.proposal.why["final"] for trial in load_run(found.path_).trials[last.id + 1 :]} == {"everything"}

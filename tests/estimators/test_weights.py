@@ -184,3 +184,17 @@ def test_where_there_is_no_time_to_ask_a_model_is_as_sure_as_it_is() -> None:
     graph = cnn((1, 6, 6), 3, width=8, depth=1)
     network = Network(graph, fresh_weights(graph))
     assert ImageClassifier._temperature(network, problem(None).task, False, Clock().deadline(0), None) == 1.0
+
+
+def test_examples_without_weight_leave_no_trace() -> None:
+    """In what the others are normalised by: pixels, and what a regressor is to say."""
+    y, weights = np.random.default_rng(0).normal(size=300), np.ones(300)
+    x = X.astype(np.float32)
+    x[::7], y[::7], weights[::7] = 1e4, -1e6, 0
+    found = problem(weights, y=y, read=Values.found)
+    assert isinstance(found.target, Values)
+    assert found.target.mean == pytest.approx([y[weights > 0].mean()])
+    assert found.target.std == pytest.approx([y[weights > 0].std()])
+    found = Problem.found(x, Y, None, None, 0, CPU, sample_weight=weights)
+    assert found.task.mean.abs().max() < 255
+    assert found.task.std.max() < 255

@@ -123,3 +123,12 @@ def test_the_images_of_the_tests_can_be_told_apart() -> None:
     assert task.train.x.dtype == torch.uint8
     assert len(task.train) == 96
     assert len(task.judge) == 48
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_example_of_weight_2_is_one_that_is_there_twice_and_of_weight_0_none(shape: tuple[int, ...]) -> None:
+    x = torch.randn(1500, *shape, generator=seeded())
+    weights = torch.arange(1500) % 3
+    x[weights == 0] = 1e6
+    for mine, theirs in zip(moments(x, weights.float()), moments(x.repeat_interleave(weights, 0)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
