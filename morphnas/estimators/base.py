@@ -238,11 +238,12 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             with _threads() as all_threads, stopping() as stop:
                 deadline = deadline.heeding(stop)
                 torch.set_num_threads(settings.place.threads or all_threads)
-                sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left) if before is None else None
+                sizes = None
+                if before is None:
+                    sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left, self.refit)
                 planned = Plan.of_run(before or {}, __version__) if sizes is None else sizes.plan(deadline.left)
-                if (
-                    not settings.records and "cuda_graphs" not in settings.trainer_args
-                ):  # a run may have begun elsewhere
+                if not settings.records and "cuda_graphs" not in settings.trainer_args:
+                    # a run may have begun elsewhere
                     planned = replace(planned, recipe=replace(planned.recipe, cuda_graphs=False))
                 about = {
                     "estimator": type(self).__name__,
@@ -279,7 +280,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         words = f"there is no time to search, so there is no effect of {asked}"
                         warnings.warn(f"{words}: allow more, or make the {way}", stacklevel=2)
                     end = fitting.search_end()
-                    for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)
+                    for_search, small = (None, False) if sizes is None or not self.refit else sizes.for_search(seconds)
                     most = None if self.max_trials is None else int(self.max_trials)
                     forecast = fitting.forecast(end, say, most, for_search, small)
                     calls = EpochCalls(each_epoch, folder, stop)
@@ -587,10 +588,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
             with _threads() as all_threads:
                 torch.set_num_threads(settings.place.threads or all_threads)
-                sizes = Sizes.measured(problem.task, settings, self.augment, seconds)
+                sizes = Sizes.measured(problem.task, settings, self.augment, seconds, self.refit)
                 planned = sizes.plan(seconds)
                 most = planned.most(self.max_trials) if self.refit else self.max_trials
-                for_search, small = sizes.for_search(seconds)
+                for_search, small = sizes.for_search(seconds) if self.refit else (None, False)
                 terms = Terms(most, self.refit, for_search=for_search, small=small)
                 return SearchSpace.of(planned, problem, settings, seconds, terms)
 
@@ -696,7 +697,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         best, final = found
         task, mirrored = problem.task, mirrors(final.proposal.recipe, problem.task)
         mirrored = mirrored and settings.limits.max_latency_ms is None  # mirror images take as long again
-        shares = elect(store, final, task, problem.chooser, settings.ensemble, mirrored, deadline, problem.name)
+        given = (problem.chooser, settings.ensemble, mirrored, deadline)
+        shares = elect(store, final, task, *given, data=problem.name, limits=settings.limits)
         judge = store.trial(stand_in(final))
         brief = None if judge.id == final.id or judge.final or judge.outcome is None else judge.outcome.epochs
         judged = assembled(store, shares, {final.id: judge.id})

@@ -196,7 +196,8 @@ def look(problem: Problem, deadline: Deadline = NEVER) -> Findings:
     given = Given.of(problem)
     rows = rows_of(given, deadline)
     if len(rows.index) == len(given) and len(np.unique(rows.digest)) == 1:
-        examples = "there is one example only" if len(given) == 1 else f"all {len(given):,} examples are the same"
+        same = f"all {len(given):,} examples are the same in float32"
+        examples = "there is one example only" if len(given) == 1 else same
         raise ValueError(f"{examples}: there is nothing to learn from x")
     checks = [_repeats(given, rows), _blank(given, rows)]
     if given.images:

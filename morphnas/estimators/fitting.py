@@ -43,7 +43,7 @@ COMPARED = 0.25
 class Sizes:
     """What the networks of a run follow from, but for its seconds: examples, settings, and this machine's pace.
 
-    shape, outputs, n: of the examples trained on. recipe: of children.
+    shape, outputs, n: of the examples trained on. recipe: of children. finals: whether the winner is trained longer.
     """
 
     shape: Shape
@@ -52,9 +52,10 @@ class Sizes:
     settings: Settings
     recipe: Recipe
     pace: Pace
+    finals: bool = True
 
     @staticmethod
-    def measured(task: Task, settings: Settings, augment: bool | None, seconds: float) -> Sizes:
+    def measured(task: Task, settings: Settings, augment: bool | None, seconds: float, finals: bool = True) -> Sizes:
         """The pace is measured in about 1 % of the seconds on a CPU; on a GPU in as long as two ways take."""
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
         default = default_recipe(n, settings.device, augment, shape)
@@ -67,7 +68,7 @@ class Sizes:
         if settings.limits.max_latency_ms is not None:
             limits = replace(settings.limits, pace=(*measure_latency(task, spare), 0.0))
             settings = replace(settings, limits=limits)
-        return Sizes(shape, task.goal.outputs, n, settings, recipe, pace)
+        return Sizes(shape, task.goal.outputs, n, settings, recipe, pace, finals)
 
     def plan(self, seconds: float, width: int | None = None) -> Plan:
         """That of a run of so many seconds. width: of the first networks, where the user has given none."""
@@ -85,6 +86,7 @@ class Sizes:
             initial=own.graphs,
             workers=own.place.at_a_time,
             device=own.device,
+            finals=self.finals,
         )
 
     def for_search(self, seconds: float) -> tuple[float | None, bool]:

@@ -107,6 +107,9 @@ class Settings:
             kinds = "morphnas.Graph and morphnas.Network (use from_module for a PyTorch module)"
             raise ValueError(f"initial_networks must be None or a list of {kinds}, not {given!r:.100}")
         initial = tuple(given or ())
+        for i, network in enumerate(initial):
+            if isinstance(network, Network) and not all(map(_usable, network.weights.values())):
+                raise ValueError(f"initial_networks[{i}] has weights that are not finite float32 numbers")
         limits = _limits(estimator.limits)
         if estimator.max_memory is not None:
             limits = replace(limits, max_memory=int(estimator.max_memory))
@@ -165,6 +168,12 @@ class Settings:
     def networks(self) -> list[Network]:
         """The initial networks that have weights."""
         return [given for given in self.initial if isinstance(given, Network)]
+
+
+def _usable(weight: torch.Tensor) -> bool:
+    """Whether a network's weight, or a counter beside its weights, can be trained on from."""
+    kinds = weight.dtype == torch.float32 or not weight.is_floating_point()
+    return kinds and not weight.is_meta and bool(weight.isfinite().all())
 
 
 def _check_flags(estimator: ImageEstimator) -> None:

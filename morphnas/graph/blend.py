@@ -12,6 +12,26 @@ from morphnas.graph.module import Network
 from morphnas.graph.ops import Concat, Dense
 
 
+def blended(graphs: Sequence[Graph]) -> tuple[Graph, list[dict[str, str]]]:
+    """The graph of a `blend` of networks with these graphs, and what each of their nodes is called in it."""
+    ends = {(graph.shapes[graph.input.name], graph.shapes[graph.output.name]) for graph in graphs}
+    _, gives = next(iter(ends))
+    if len(ends) > 1 or len(gives) > 1:
+        raise ValueError(f"only networks of one input shape and one flat output are blended, not {sorted(ends)}")
+    nodes, names = [Node("x", graphs[0].input.op)], []
+    for graph in graphs:
+        called = {graph.input.name: "x"}
+        for node in graph.nodes[1:]:
+            name = called[node.name] = f"{node.op.tag}_{len(nodes)}"
+            nodes.append(Node(name, node.op, tuple(called[i] for i in node.inputs)))
+        names.append(called)
+    if len(graphs) > 1:
+        outputs = tuple(called[graph.output.name] for graph, called in zip(graphs, names, strict=True))
+        nodes.append(Node(f"{Concat.tag}_{len(nodes)}", Concat(), outputs))
+    nodes.append(Node(f"{Dense.tag}_{len(nodes)}", Dense(gives[0], bias=False), (nodes[-1].name,)))
+    return Graph(tuple(nodes)), names
+
+
 def blend(networks: Sequence[Network], shares: Sequence[float]) -> Network:
     """One network made of all those given, side by side behind one input: its outputs are sum(share * outputs).
 
@@ -23,24 +43,13 @@ def blend(networks: Sequence[Network], shares: Sequence[float]) -> Network:
         raise ValueError(f"a blend is of at least one network, each with its share, not {len(networks)}, {len(shares)}")
     if len(networks) == 1 and shares[0] == 1:
         return networks[0]
-    ends = {(n.graph.shapes[n.graph.input.name], n.graph.shapes[n.graph.output.name]) for n in networks}
-    _, gives = next(iter(ends))
-    if len(ends) > 1 or len(gives) > 1:
-        raise ValueError(f"only networks of one input shape and one flat output are blended, not {sorted(ends)}")
-    nodes, outputs, weights = [Node("x", networks[0].graph.input.op)], [], dict[str, Tensor]()
-    for network in networks:
-        names = {network.graph.input.name: "x"}
-        for node in network.graph.nodes[1:]:
-            name = names[node.name] = f"{node.op.tag}_{len(nodes)}"
-            nodes.append(Node(name, node.op, tuple(names[i] for i in node.inputs)))
-        outputs.append(names[network.graph.output.name])
+    graph, names = blended([network.graph for network in networks])
+    weights = dict[str, Tensor]()
+    for network, called in zip(networks, names, strict=True):
         for name, value in network.weights.items():
-            node_name, _, tensor = name.partition(".")
-            weights[f"{names[node_name]}.{tensor}"] = value
-    last = Dense(gives[0], bias=False)
-    if len(networks) > 1:
-        nodes.append(Node(f"{Concat.tag}_{len(nodes)}", Concat(), tuple(outputs)))
-    nodes.append(Node(f"{last.tag}_{len(nodes)}", last, (nodes[-1].name,)))
+            node, _, tensor = name.partition(".")
+            weights[f"{called[node]}.{tensor}"] = value
     kind = next((value.dtype for value in weights.values() if value.is_floating_point()), torch.float32)
-    weights[f"{nodes[-1].name}.weight"] = torch.cat([share * torch.eye(gives[0], dtype=kind) for share in shares], 1)
-    return Network(Graph(tuple(nodes)), weights)
+    one = torch.eye(*graph.shapes[graph.output.name], dtype=kind)
+    weights[f"{graph.output.name}.weight"] = torch.cat([share * one for share in shares], 1)
+    return Network(graph, weights)

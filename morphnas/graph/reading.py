@@ -60,7 +60,7 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     shape = Input(input_shape).size  # type: ignore[arg-type]  # checked there
     if _PROBES * math.prod(shape) > MAX_VALUES:
         raise ModuleError(f"{_PROBES} examples of shape {shape} have more than {MAX_VALUES:,} values")
-    probes = torch.randn(_PROBES, *shape, generator=torch.Generator().manual_seed(0))
+    probes = torch.randn(_PROBES, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     try:
         own = copy.deepcopy(module).cpu().float().eval()
         program = torch.export.export(own, (probes.clone(),))

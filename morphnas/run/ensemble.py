@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from morphnas.graph import Network, blend
+from morphnas.graph import Limits, Network, blend
+from morphnas.graph.blend import blended
 from morphnas.run.asking import outputs_of
 from morphnas.run.store import Store, data_name
 from morphnas.search.trial import Trial
@@ -49,6 +50,7 @@ def elect(
     mirrors: bool,
     deadline: Deadline,
     data: str = "",
+    limits: Limits | None = None,
 ) -> dict[int, float]:
     """The shares of up to `size` of the run's networks in an ensemble around the final one, by id; they sum to 1.
 
@@ -59,7 +61,8 @@ def elect(
     to stand in but a network of the search, hardly trained, no held-out examples, or no time.
 
     mirrors: whether all of them read mirror images as well. data: a name of the examples that the task was made of;
-    networks trained on others, which may hold what is held out here, have no part in it.
+    networks trained on others, which may hold what is held out here, have no part in it. limits: of the whole ensemble;
+    None: none.
     """
     if size == 1:
         return {final.id: 1.0}
@@ -90,11 +93,15 @@ def elect(
         except Unmeasured:
             return math.inf, math.inf
 
+    def fits(ids: Sequence[int]) -> bool:
+        """Whether these networks together are within the limits."""
+        return limits is None or limits.refuse(blended([store.trial(id).graph for id in ids])[0]) is None
+
     elected = Counter([judge.id])
     while (n := elected.total()) < ROUNDS and not deadline.passed:
         total = torch.stack([many * votes[id] for id, many in elected.items()]).sum(0)
         heat = task.goal.heat(total / n, y, weights)
-        open_to = [id for id in votes if id in elected or len(elected) < size]
+        open_to = [id for id in votes if id in elected or (len(elected) < size and fits([*elected, id]))]
         loss, best = min((lost((total + votes[id]) / ((n + 1) * heat)), id) for id in open_to)
         if loss >= lost(total / (n * heat)):
             break

@@ -39,7 +39,7 @@ from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import POLL, Deadline, OutOfTime
 from morphnas.train.goal import Unmeasured
 from morphnas.train.predict import predict
-from morphnas.train.recipe import SHIFT, Outcome, Recipe
+from morphnas.train.recipe import LEAST_RATE, SHIFT, Outcome, Recipe
 from morphnas.train.trainer import SHORT
 
 log = logging.getLogger("morphnas")
@@ -175,7 +175,7 @@ def finalise(
     again = _sized(settings, min(HOPED * more, most), len(everything), epochs)
     if again is None:
         return chosen
-    again = replace(again, lr=recipe.lr * min(1.0, min(more, most) / FULL_RATE), patience=None)
+    again = replace(again, lr=max(LEAST_RATE, recipe.lr * min(1.0, min(more, most) / FULL_RATE)), patience=None)
     why = {"final": "everything", "of": winner.id, "data": data, "score_of": chosen.id}
     proposal = Proposal(chosen.id, (), again, why)
     asking = 0.0 if task.valid is None else min(ASKING * scoring, MOST_ASKING * deadline.left)
@@ -248,7 +248,7 @@ def _sized(recipe: Recipe, passes: float, n: int, epochs: int | None) -> Recipe 
     epochs: instead, as many of them as there is time for. Images are shifted, where that is open, if the training is
     long enough. None where not even a batch can be trained on.
     """
-    if passes * n < recipe.batch_size:
+    if passes * n < min(recipe.batch_size, n):
         return None
     longest = epochs or _longest(recipe)
     most = min(passes, longest)

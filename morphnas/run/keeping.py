@@ -15,7 +15,8 @@ def needed(trials: Sequence[Trial], k: int, about: Mapping[str, Any]) -> set[int
     """Ids of the trials whose weights stay: those of the k best, and all that something may still start from.
 
     That are the starts of trials that run, the winner as it stands, the best network trained from fresh weights, the k
-    best of every length of training that were not promoted yet, and what run.json names as the last fit's result.
+    best of every length of training that were not promoted yet, the k best of those that are small enough to grow, and
+    what run.json names as the last fit's result.
     """
     searched = sorted(
         (t for t in trials if t.kept and t.score is not None and not t.final),
@@ -24,6 +25,8 @@ def needed(trials: Sequence[Trial], k: int, about: Mapping[str, Any]) -> set[int
     rung = rungs(trials)
     promoted = {t.parent for t in trials if is_promotion(t)}
     stay = {t.id for t in [*searched[:k], *[t for t in searched if t.parent is None][:1]]}
+    dearest = max((t.graph.work for t in searched), default=0)
+    stay |= {t.id for t in [t for t in searched if 2 * t.graph.work <= dearest][:k]}  # the others may have no child
     for level in set(rung.values()):
         stay |= {t.id for t in [t for t in searched if rung[t.id] == level and t.id not in promoted][:k]}
     stay |= {t.parent for t in trials if t.outcome is None and t.parent is not None}

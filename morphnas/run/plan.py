@@ -355,6 +355,7 @@ def plan(
     initial: Sequence[Graph] = (),
     workers: int = 1,
     device: torch.device = _CPU,
+    finals: bool = True,
 ) -> Plan:
     """Starters that are affordable within `seconds` of the whole run on n examples.
 
@@ -364,8 +365,9 @@ def plan(
 
     recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what
     is affordable. initial: graphs to start from instead of starters. workers: that train at a time, of which the final
-    trainings use one. device: that the pace is of. ValueError when no starter meets the limits, or a graph given does
-    not, or does not fit the examples.
+    trainings use one. device: that the pace is of. finals: whether the winner is trained longer, for which networks
+    must not grow too large. ValueError when no starter meets the limits, or a graph given does not, or does not fit the
+    examples.
     """
     cost = max(pace.seconds_per_flop, 1e-30)
     room = RESERVED * seconds / cost  # work, times passes
@@ -411,7 +413,7 @@ def plan(
         share = share_of(len(starts))
     part = 1.0 if recipe.examples is None else recipe.examples / n
     dearest = DEAREST * max(typical, CHILD * seconds / (cost * part * recipe.epochs))
-    most = int(max(min(GROWN * largest, dearest), *(graph.work for graph in starts.values())))
+    most = int(max(min(GROWN * largest, dearest) if finals else dearest, *(graph.work for graph in starts.values())))
     if limits.max_work is None or most < limits.max_work:
         limits = replace(limits, max_work=most)
     return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads, searches)

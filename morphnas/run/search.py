@@ -30,7 +30,7 @@ from morphnas.train.checkpoint import Unfit
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, POLL, Deadline, OutOfTime, Stop
 from morphnas.train.predict import Diverged, chunk, evaluate, in_full, latency, predict
-from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.recipe import LEAST_RATE, Outcome, Recipe
 from morphnas.train.step import is_gone, is_out_of_memory, lay_out
 from morphnas.train.trainer import EachEpoch, train
 from morphnas.train.whitening import whitening
@@ -193,7 +193,7 @@ def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
         first = saved.first
     if first[0].status != "diverged" or (deadline.passed and saved is None):
         return first
-    calmer = replace(job.recipe, lr=max(1e-12, job.recipe.lr / CALMER))
+    calmer = replace(job.recipe, lr=max(LEAST_RATE, job.recipe.lr / CALMER))
     keeper.first = first
     second = _attempt(replace(job, recipe=calmer), task, deadline, each_epoch, keeper, saved)
     outcome, weights = max(second, first, key=_goodness)

@@ -20,6 +20,8 @@ Optimizer = Literal["sgd", "adamw", "muon"]
 
 LOG_LOSS = "log loss"
 """What scores are of, unless a user has another metric or loss."""
+LEAST_RATE = 1e-12
+"""The lowest learning rate."""
 MAX_EPOCHS = 100_000
 """That a training may have."""
 LONG, FEW = 75_000, 10_000
@@ -111,7 +113,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _make_plain(self)
         for name, low, high in (
-            ("epochs", 1, MAX_EPOCHS), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000), ("lr", 1e-12, 1e6),
+            ("epochs", 1, MAX_EPOCHS), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000), ("lr", LEAST_RATE, 1e6),
             ("lr_examples", 1, 10**12),
             ("momentum", 0, 0.9999),
             ("weight_decay", 0, 1e6), ("dropout", 0, 0.99), ("label_smoothing", 0, 0.999), ("bias_rate", 1e-3, 1e3),

@@ -102,3 +102,22 @@ def test_networks_that_cannot_be_begun_with(given: list[Any], words: str, tmp_pa
 def test_equal_graphs_are_one(tmp_path: Path) -> None:
     found = one(tmp_path / "run", mlp((1, 6, 6), 3), initial_networks=[mlp((1, 6, 6), 3)] * 2)
     assert len(found.fit(*stripes(60), time_limit=5).load_searcher().about["plan"]["starts"]) == 1
+
+
+@pytest.mark.parametrize("change", [lambda w: w * torch.nan, lambda w: w.half(), lambda w: w.to("meta")])
+def test_weights_that_cannot_be_trained_on_are_refused(change: Any, data: Data, tmp_path: Path) -> None:
+    graph = cnn((1, 6, 6), 3, width=4)
+    weights = {name: change(w) if w.is_floating_point() else w for name, w in fresh_weights(graph).items()}
+    with pytest.raises(ValueError, match=r"initial_networks\[0\] has weights that are not finite float32 numbers"):
+        one(tmp_path / "run", Network(graph, weights)).fit(*data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_module_is_read_whatever_new_tensors_are_by_default() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = from_module(module, (1, 6, 6))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.graph == from_module(module, (1, 6, 6)).graph

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from morphnas.graph import Dense, Graph, Input, Node
+from morphnas.graph import Dense, Graph, Input, Limits, Node
 from morphnas.run import asking
 from morphnas.run import ensemble as module
 from morphnas.run.ensemble import asked, assembled, elect, stand_in
@@ -178,3 +178,13 @@ def test_the_best_networks_are_asked_where_there_are_many(tmp_path: Path, monkey
     with store_of(tmp_path / "run") as store:
         final, _, good = add(store, FIRST), add(store, WRONG, -2.0), add(store, SECOND, -0.4)
         assert set(elected(store, final)) == {final.id, good.id}
+
+
+def test_an_ensemble_is_within_the_limits(tmp_path: Path) -> None:
+    """All of it, not each of its networks alone."""
+    with store_of(tmp_path / "run") as store:
+        final, good = add(store, FIRST), add(store, SECOND)
+        together = assembled(store, {final.id: 0.5, good.id: 0.5}).graph
+        enough, few = (Limits(max_params=n) for n in (together.parameters, together.parameters - 1))
+        assert set(elected(store, final, limits=enough)) == {final.id, good.id}
+        assert elected(store, final, limits=few) == {final.id: 1.0}

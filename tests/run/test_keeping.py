@@ -108,3 +108,12 @@ def test_hill_climbing_goes_on_from_what_is_kept() -> None:
     gone = [replace(child, kept=False) for child in children]
     assert [t.id for t in searcher._standing([start, *gone])] == [0]
     assert searcher._standing([replace(start, kept=False), *gone]) == []
+
+
+def test_what_is_small_enough_to_grow_stays() -> None:
+    """Where the best is as dear as a network may be it has no child, and the search would be over."""
+    trials = [trial(i, float(i)) for i in range(40)]
+    stay = needed(trials, 1, {})
+    largest = max(t.graph.work for t in trials)
+    assert 39 in stay
+    assert max(t.id for t in trials if 2 * t.graph.work <= largest) in stay

@@ -537,3 +537,12 @@ def test_time_for_few_networks_is_the_best_starters() -> None:
 def test_several_workers_have_a_search(seconds: float) -> None:
     one, four = (planned((3, 32, 32), seconds, n=6_000, workers=workers).search_share for workers in (1, 4))
     assert four >= max(one, 0.4)
+
+
+def test_without_a_final_training_a_search_is_not_kept_to_small_networks() -> None:
+    """One that is larger than a final training could afford may still grow."""
+    start = cnn((1, 8, 8), 3, width=32)
+    capped, free = (planned((1, 8, 8), seconds=1.0, initial=[start], finals=finals) for finals in (True, False))
+    assert capped.limits.max_work == start.work
+    assert free.limits.max_work is not None
+    assert free.limits.max_work > start.work
