@@ -777,7 +777,7 @@ def test_a_cap_that_no_starter_meets_is_refused(data: Data, tmp_path: Path) -> N
 def test_an_ensemble_is_one_network_wherever_it_goes(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def two(store: Store, final: Trial, *_: object) -> dict[int, float]:
+    def two(store: Store, final: Trial, *_: object, **__: object) -> dict[int, float]:
         other = next(trial.id for trial in store.trials if trial.kept and trial.id != final.id)
         return {final.id: 0.75, other: 0.25}
 
