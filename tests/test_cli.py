@@ -383,7 +383,8 @@ def test_every_command_as_a_program(data: Path, tmp_path: Path) -> None:
         ["explain", run],
         ["report", run],
         ["draw", run, "--out", tmp_path / "net.dot"],
-        ["compare", run, run],
+        ["fit", data, *QUICK, "--path", tmp_path / "other", "--seed", 1],
+        ["compare", run, tmp_path / "other"],
         ["export", run, "--out", tmp_path / "net.py"],
         ["bundle", run, "--out", tmp_path / "run.zip"],
     ):

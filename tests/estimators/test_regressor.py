@@ -142,7 +142,7 @@ def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Amounts
     test, truth = spots(60, seed=2)
     more.final_fit(x, y, test, truth, time_limit=3)
     assert more.test_metric_ == pytest.approx(more.evaluate(test, truth), rel=1e-4)
-    with pytest.raises(ValueError, match="2 amounts for each example, but fit saw 1"):
+    with pytest.raises(ValueError, match="2 numbers for each example, but fit saw 1"):
         more.final_fit(x, np.stack([y, y], 1), time_limit=5)
     told = morphnas.ablate(tmp_path / "run", x, y, time_limit=3, repeats=1)
     assert told.measure == "R2"

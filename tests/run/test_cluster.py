@@ -87,7 +87,7 @@ class TestRay(ExecutorContract, SurvivorContract):
         assert next(v for name, v in trained.items() if name.endswith("num_batches_tracked")) >= steps
 
     def test_a_cluster_without_room_is_refused(self, executor: Executor) -> None:
-        with pytest.raises(ValueError, match="the Ray cluster has 0 GPUs, but a trial is to have"):
+        with pytest.raises(ValueError, match="the Ray cluster has 0 GPUs, but each trial needs"):
             ray_executor(TASK, gpus=0.5)
         assert executor.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)[0].status == "finished"
 
