@@ -112,18 +112,23 @@ def moments(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """
     axes = [0, *range(2, x.ndim)]
     size = max(1, 2**20 // math.prod(x.shape[1:]))
-    counts = torch.ones(len(x)) if weights is None else weights
-    counts = counts.to(device=x.device, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1))
-    count = counts.sum() * math.prod(x.shape[2:])
+    parts, several, count = x.split(size), None, float(len(x))
+    if weights is not None:
+        counts = weights.to(device=x.device, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1))
+        several, count = counts.split(size), counts.sum().item()
+    count *= math.prod(x.shape[2:])
     shape = (-1, *[1] * (x.ndim - 2))
-    parts, several = x.split(size), counts.split(size)
     buffer = torch.empty(parts[0].shape, dtype=torch.float64, device=x.device)
     mean, spread = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
-    for part, each in zip(parts, several, strict=True):
-        mean += buffer[: len(part)].copy_(part).mul_(each).sum(axes) / count
+
+    def total(i: int, values: Tensor) -> Tensor:
+        return (values if several is None else values.mul_(several[i])).sum(axes)
+
+    for i, part in enumerate(parts):
+        mean += total(i, buffer[: len(part)].copy_(part)) / count
     centre = mean.reshape(shape)
-    for part, each in zip(parts, several, strict=True):
-        spread += buffer[: len(part)].copy_(part).sub_(centre).square_().mul_(each).sum(axes)
+    for i, part in enumerate(parts):
+        spread += total(i, buffer[: len(part)].copy_(part).sub_(centre).square_())
     std = (spread / count).sqrt()
     std = torch.where(std > 1e-7 * mean.abs().clamp(min=1e-24), std, torch.ones_like(std))
     return mean.to(torch.float32).reshape(shape), std.to(torch.float32).reshape(shape)
