@@ -54,13 +54,13 @@ from morphnas.run.ensemble import assembled, elect, stand_in
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.expectation import Terms
 from morphnas.run.files import RunError
-from morphnas.run.final import abandon, finalise, lasting
+from morphnas.run.final import abandon, finalise, knows, lasting
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import prune
 from morphnas.run.plan import Plan
 from morphnas.run.search import Observers
 from morphnas.run.store import Run, Store, holds_run, load_about, load_run, user_path, versions
-from morphnas.search.trial import Trial, lineage
+from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task, farthest
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Unmeasured
@@ -280,7 +280,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         words = f"there is no time to search, so there is no effect of {asked}"
                         warnings.warn(f"{words}: allow more, or make the {way}", stacklevel=2)
                     end = fitting.search_end()
-                    for_search, small = (None, False) if sizes is None or not self.refit else sizes.for_search(seconds)
+                    for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)
                     most = None if self.max_trials is None else int(self.max_trials)
                     forecast = fitting.forecast(end, say, most, for_search, small)
                     calls = EpochCalls(each_epoch, folder, stop)
@@ -411,13 +411,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 given = {name: value for name, value in settings.trainer_args.items() if name == "lr"}
                 if not settings.records:
                     given["cuda_graphs"] = settings.trainer_args.get("cuda_graphs", False)
-                recipe = changed(settled(store, best, store.trials, problem, deadline), given | args)
+                own = settled(store, best, store.trials, problem, deadline)
+                recipe = changed(own, given | args, len(problem.task.train))
                 after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
                 calls = EpochCalls(each_epoch, Path(self.path_), stop)
                 own_length = bool({"epochs", "max_iter_num"} & args.keys())
-                knows = problem.fingerprint != about.get("data") or any(
-                    one.proposal.why.get("final") == "everything" for one in lineage(store.trials, best)
-                )
                 executor = place.final(problem.task, problem.everything)
                 try:
                     final = finalise(
@@ -432,7 +430,6 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         seed=seed,
                         retrain=retrain,
                         judged=settings.ensemble > 1,
-                        knows=knows,
                         max_memory=memory_for(planned, settings),
                         epochs=recipe.epochs if own_length else None,
                         data=problem.name,
@@ -445,7 +442,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 if trial in (None, store.about.get("best")):  # another network is to be the model in any case
                     name = None if retrain or own_length else problem.name
                     found = lasting(store, *found, problem.task, problem.everything, name)
-                self._use(store, problem, found, deadline, settings, self._model.temperature if knows else None)
+                self._use(store, problem, found, deadline, settings)
                 prune(store, settings.keep)
                 if deadline.stopped and not calls.stopped:
                     self._interrupted()
@@ -591,7 +588,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 sizes = Sizes.measured(problem.task, settings, self.augment, seconds, self.refit)
                 planned = sizes.plan(seconds)
                 most = planned.most(self.max_trials) if self.refit else self.max_trials
-                for_search, small = sizes.for_search(seconds) if self.refit else (None, False)
+                for_search, small = sizes.for_search(seconds)
                 terms = Terms(most, self.refit, for_search=for_search, small=small)
                 return SearchSpace.of(planned, problem, settings, seconds, terms)
 
@@ -656,20 +653,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return aimed(problem, self.metric, self.loss, deadline, settings.place.apart)
 
     def _use(
-        self,
-        store: Store,
-        problem: Problem,
-        found: tuple[Trial, Trial],
-        deadline: Deadline,
-        settings: Settings,
-        temperature: float | None = None,
+        self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings
     ) -> None:
-        """Predict with the second trial's network from now on, or with an ensemble around it, and write it down.
-
-        temperature: of the model before, where the winner may know the examples that would say it; else None.
-        """
-        made = (store, problem, found, deadline, settings, temperature)
-        model = self._kept(store, found[1], settings) or self._made(*made)
+        """Predict with the second trial's network from now on, or with an ensemble around it, and write it down."""
+        model = self._kept(store, found[1], settings) or self._made(store, problem, found, deadline, settings)
         abandon(store)
         settled = max(trial.id for trial in store.trials)
         store.note(best=model.best, final=model.trial, members=model.shares, settled=settled)
@@ -685,13 +672,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         return None
 
     def _made(
-        self,
-        store: Store,
-        problem: Problem,
-        found: tuple[Trial, Trial],
-        deadline: Deadline,
-        settings: Settings,
-        temperature: float | None,
+        self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings
     ) -> Model:
         """A model of the second trial's network, written down: see `_use`."""
         best, final = found
@@ -702,7 +683,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         judge = store.trial(stand_in(final))
         brief = None if judge.id == final.id or judge.final or judge.outcome is None else judge.outcome.epochs
         judged = assembled(store, shares, {final.id: judge.id})
-        if temperature is None or (judge.final and judge.parent is None):  # from fresh weights, it knows nothing
+        fresh = judge.final and judge.parent is None
+        if knows(store, best, problem.name) and not fresh:
+            before = getattr(self, "_model", None)  # whose temperature is from examples that it did not know
+            temperature = 1.0 if before is None else before.temperature
+        else:
             temperature = self._temperature(judged, task, mirrored, deadline.heeding(None), brief)
         model = Model(
             network=assembled(store, shares),

@@ -62,9 +62,9 @@ class Sizes:
         spare = min(0.8, 0.01 * max(seconds, 1e-3))  # preparing the data may have taken all
         spare *= 1 if settings.device.type == "cpu" else 4
         memory = settings.limits.max_memory
-        pace = measure(task, spare, changed(default, settings.trainer_args), settings.records, memory)
+        pace = measure(task, spare, changed(default, settings.trainer_args, n), settings.records, memory)
         found = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
-        recipe = changed(found, settings.trainer_args)
+        recipe = changed(found, settings.trainer_args, n)
         if settings.limits.max_latency_ms is not None:
             limits = replace(settings.limits, pace=(*measure_latency(task, spare), 0.0))
             settings = replace(settings, limits=limits)
@@ -91,8 +91,8 @@ class Sizes:
 
     def for_search(self, seconds: float) -> tuple[float | None, bool]:
         """A limit in which something is searched, where in this one nothing is, and whether smaller networks would
-        leave time for it, see `Expectation`; None and False where there is a search."""
-        longer = seconds_for_search(self.plan, seconds)
+        leave time for it, see `Expectation`; None and False where there is a search, or no final training after it."""
+        longer = seconds_for_search(self.plan, seconds) if self.finals else None
         if longer is None:
             return None, False
         try:

@@ -263,10 +263,11 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any], ranges: 
     return made
 
 
-def changed(recipe: Recipe, trainer_args: Mapping[str, Any]) -> Recipe:
+def changed(recipe: Recipe, trainer_args: Mapping[str, Any], n: int | None = None) -> Recipe:
     """The recipe with fields replaced, which may have their legacy names; ValueError for others.
 
     Another optimizer or batch size has its own learning rate, unless one is given: this holds however long a training.
+    n: the examples there are, of which batches are at most; None: that is not known.
     """
     if not isinstance(trainer_args, Mapping):
         raise ValueError(f"trainer_args must be a dict, not {trainer_args!r:.100}")
@@ -277,8 +278,12 @@ def changed(recipe: Recipe, trainer_args: Mapping[str, Any]) -> Recipe:
         late = "; fit and final_fit take a time_limit" if "timeout" in unknown else ""
         raise ValueError(f"trainer_args: unknown {unknown}, {there}{late}")
     if "lr" in args:
-        return replace(recipe, **{"lr_examples": None, **args})
+        args = {"lr_examples": None, **args}
     recipe = replace(recipe, **args)
+    if "batch_size" in args and n is not None:
+        recipe = replace(recipe, batch_size=min(recipe.batch_size, n))
+    if "lr" in args:
+        return recipe
     return at_usual_rate(recipe) if {"optimizer", "batch_size"} & args.keys() else recipe
 
 

@@ -33,7 +33,7 @@ from morphnas.run.search import (
     submitted,
     trial_seed,
 )
-from morphnas.run.store import Store
+from morphnas.run.store import Store, data_name
 from morphnas.search.trial import Proposal, Trial, lineage
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import POLL, Deadline, OutOfTime
@@ -90,7 +90,6 @@ def finalise(
     seed: int = 0,
     retrain: bool = False,
     judged: bool = False,
-    knows: bool = False,
     epochs: int | None = None,
     max_memory: int | None = None,
     data: str = "",
@@ -102,9 +101,7 @@ def finalise(
     task: its training part trains, its validation part stops. chooser: examples that chose and stopped nothing, which
     choose among the results and the winner (None: the validation part does). everything: what the chosen one is
     trained on at last (None: not at all). retrain: from fresh weights only. judged: whether something must say how good
-    the last one is, though that takes half of its time. knows: whether the winner may have been trained on examples
-    that stop and choose, so that nothing which goes on from it can be compared. epochs: of each training, instead of
-    what there is time for.
+    the last one is, though that takes half of its time. epochs: of each training, instead of what there is time for.
     max_memory: bytes that a training should take at most. data: a name of the examples.
 
     Each training is a new trial; none that is finished is changed. Trainings that a driver before this one began on the
@@ -139,7 +136,7 @@ def finalise(
         if each >= min(WORTH_JUDGING, longest):
             break
         ways = ways[:-1]
-    if everything is not None and not retrain and (knows or len(ways) == 1):
+    if everything is not None and not retrain and (len(ways) == 1 or knows(store, winner, data)):
         ways = []
     results = [] if retrain else [winner]
     count = len(ways)
@@ -185,6 +182,15 @@ def finalise(
     if not good or deadline.stopped:  # stopped, its rate has not come down
         return chosen
     return chosen if _spoilt(store, chosen, last, task, deadline) else last
+
+
+def knows(store: Store, winner: Trial, data: str) -> bool:
+    """Whether a network may have been trained on examples that are held out of these data: its run was on others, or
+    held out others, or it comes from a training on everything. Then nothing that goes on from it can be compared.
+    """
+    line = lineage(store.trials, winner)
+    other = data_name(store.about.get("data")) != data
+    return other or any(one.proposal.why.get("final") == "everything" for one in line)
 
 
 def lasting(
@@ -248,7 +254,7 @@ def _sized(recipe: Recipe, passes: float, n: int, epochs: int | None) -> Recipe 
     epochs: instead, as many of them as there is time for. Images are shifted, where that is open, if the training is
     long enough. None where not even a batch can be trained on.
     """
-    if passes * n < min(recipe.batch_size, n):
+    if passes * n < recipe.batch_size:
         return None
     longest = epochs or _longest(recipe)
     most = min(passes, longest)

@@ -46,7 +46,7 @@ from morphnas.search.trial import Left, Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Classes
-from morphnas.train.recipe import LONG, Augment, Outcome, Recipe
+from morphnas.train.recipe import LONG, Augment, Outcome, Recipe, usual_rate
 from tests.estimators.conftest import Data, stripes
 from tests.train.tasks import Clock
 
@@ -461,6 +461,7 @@ def test_a_model_is_not_given_up_for_one_that_was_trained_for_less(
 ) -> None:
     path, data = tmp_path / "run", stripes(200)
     settings: dict[str, Any] = {"random_state": 1, "searcher_args": TINY, "keep": 1, "max_trials": 1}
+    monkeypatch.setattr("morphnas.run.final.LONGEST", 12)
     first = ImageClassifier(path, **settings).fit(*data, time_limit=20)
     files = {file: file.read_bytes() for file in (path / "model").iterdir()}
     assert first.final_trial_ != first.best_trial_
@@ -477,7 +478,9 @@ def test_a_model_is_not_given_up_for_one_that_was_trained_for_less(
         assert same(ImageClassifier(path, **settings, resume=True).fit(*data, time_limit=9))
         assert same(morphnas.load(path).final_fit(*data, time_limit=9))
     assert same(ImageClassifier(path, **settings, resume=True, refit=False).fit(*data, time_limit=9))
-    assert same(morphnas.load(path).final_fit(*data, trainer_args={"batch_size": 10**6}, time_limit=9)), "no step fits"
+    with monkeypatch.context() as patch:  # as where all final trainings fail
+        patch.setattr(base, "finalise", lambda store, winner, *_, **__: winner)
+        assert same(morphnas.load(path).final_fit(*data, time_limit=9))
     found = morphnas.load(path).final_fit(*data, trainer_args={"epochs": 2}, time_limit=9)
     assert found.final_trial_ != first.final_trial_, "it was asked for"
     assert not path.joinpath("trials", f"{first.final_trial_:05d}", "weights.safetensors").exists()
@@ -683,7 +686,9 @@ def test_who_loads_a_model_goes_on_with_its_settings(data: Data, tmp_path: Path)
     assert ImageClassifier.load(tmp_path / "run").keep == "all"
 
 
-def test_another_optimizer_has_its_own_rate(data: Data) -> None:
+def test_another_optimizer_has_its_own_rate() -> None:
+    data = stripes(400)  # more than a batch of 256
+
     def recipe(**args: Any) -> Recipe:
         return ImageClassifier(searcher_args={"trainer_args": args}).search_space_summary(*data, time_limit=5).recipe
 
@@ -910,6 +915,7 @@ def test_a_final_fit_looks_at_its_data(tmp_path: Path) -> None:
 
 def test_what_the_winner_may_know_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a final fit holds out others than the fit: then only what begins from fresh weights can be scored."""
+    monkeypatch.setattr("morphnas.run.final.LONGEST", 6)
     x, y = stripes(300)
     own = stripes(60, seed=1)
     found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
@@ -933,3 +939,18 @@ def test_what_the_winner_may_know_chooses_nothing(tmp_path: Path, monkeypatch: p
     last = load_run(found.path_).trials[-1]
     found.final_fit(x, y, trial=last.id, time_limit=10)
     assert {trial.proposal.why["final"] for trial in load_run(found.path_).trials[last.id + 1 :]} == {"everything"}
+
+
+@pytest.mark.parametrize("args", [{"batch_size": 100_000}, {"batch_size": 100_000, "lr": 0.1}])
+def test_batches_larger_than_the_data_are_all_of_it(args: dict[str, Any], data: Data, tmp_path: Path) -> None:
+    """At the learning rate of that many, and trained to the end."""
+    settings: dict[str, Any] = {"default_model_width": 4, "trainer_args": args}
+    found = ImageClassifier(tmp_path / "run", searcher_args=settings, max_trials=1, device="cpu", random_state=0)
+    found.fit(*data, time_limit=20)
+    trials = load_run(found.path_).trials
+    n = trials[0].proposal.recipe.batch_size
+    assert n < len(data[0])
+    assert all(trial.proposal.recipe.batch_size == n for trial in trials)
+    assert trials[0].proposal.recipe.lr == args.get("lr", usual_rate("muon", n))
+    assert found.final_trial_ != found.best_trial_
+    assert found.score(*data) > 0.8

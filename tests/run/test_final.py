@@ -740,11 +740,3 @@ def test_how_sure_networks_are_is_said_by_what_counts(
         finish(store, winner, task=replace(TASK, valid=counted), everything=None)
     assert len(given) == 3
     assert all(weights is counted.weights for weights in given)
-
-
-def test_batches_larger_than_the_data_are_whole_ones() -> None:
-    recipe = replace(RECIPE, batch_size=100_000)
-    sized = module._sized(recipe, 5.0, 900, None)
-    assert sized is not None
-    assert sized.epochs == 5
-    assert module._sized(recipe, 0.5, 900, None) is None
