@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -252,8 +253,8 @@ def shared(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
 
         def steps(log: Path) -> int:
-            said = log.read_text(errors="replace").splitlines()
-            return max((int(line.split()[1]) for line in said if line.startswith("steps ")), default=0)
+            said = log.read_text(errors="replace")  # whose last line may not be written to its end yet
+            return max(map(int, re.findall(r"^steps (\d+)\n", said, re.MULTILINE)), default=0)
 
         try:
             for i in range(args.processes):
