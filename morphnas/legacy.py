@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import numpy as np
 import torch
@@ -127,8 +127,22 @@ class _Searched:
         return BestModel(self._fitted.network_.graph, self._fitted.to_module)
 
 
+@dataclass(frozen=True)
+class _Gone:
+    """An attribute that is not there any more. instead: what is."""
+
+    instead: str
+
+    def __get__(self, owner: object, kind: type) -> NoReturn:
+        raise AttributeError(f"{kind.__name__} of morphnas.legacy lacks this attribute of AutoKeras: {self.instead}")
+
+
 class _Exported:
     path_: str
+    data_transformer = _Gone("networks normalise their examples themselves")
+    resize_shape = _Gone("image_size= is the size that images are resized to")
+    save_searcher = _Gone("a run is in its folder, path_, from the start")
+    y_encoder = _Gone("classes_ holds the labels")
 
     @property
     def cnn(self) -> _Searched:

@@ -185,6 +185,18 @@ def test_what_is_in_the_classifier_says_who_it_is_when_it_is_not_fitted() -> Non
         _ = autokeras.ImageClassifier().cnn.searcher
 
 
+@pytest.mark.parametrize("kind", [autokeras.ImageClassifier, autokeras.ImageRegressor])
+def test_attributes_that_are_gone_say_what_there_is_instead(kind: Any) -> None:
+    for name in ("data_transformer", "resize_shape", "save_searcher", "y_encoder"):
+        with pytest.raises(AttributeError, match=f"{kind.__name__} of morphnas.legacy lacks this attribute of AutoK"):
+            getattr(kind(), name)
+    none: Any = kind().path
+    with pytest.raises(ValueError, match=r"not None; the folder of a fit without path is clf\.path_"):
+        autokeras.visualize(none)
+    with pytest.raises(ValueError, match="expected the path of a folder or file, not None"):
+        autokeras.pickle_from_file(none)
+
+
 def test_names_that_messages_point_to_are_there() -> None:
     for message in autokeras._ELSEWHERE.values():
         for word in message.replace("(...)", "").replace(",", " ").replace("[", " ").replace("]", " ").split():

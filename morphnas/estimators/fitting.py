@@ -215,6 +215,7 @@ class Fitting:
             seed=self.seed,
             chance=self.problem.chance,
             guess=planned.seconds_per_flop,
+            limits=self.settings.limits,
             max_memory=self.max_memory,
             max_latency=None if slowest is None else slowest / 1000,
             keep=self.settings.keep,

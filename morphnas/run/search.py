@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from morphnas.graph import SMALLEST, Conv, Graph, Morph, Network, Weights, fresh_weights, to_module, weights_of
+from morphnas.graph import SMALLEST, Conv, Graph, Limits, Morph, Network, Weights, fresh_weights, to_module, weights_of
 from morphnas.run.checkpoints import Keeper, Result, Saved
 from morphnas.run.files import RunError
 from morphnas.run.keeping import prune
@@ -51,6 +51,7 @@ TIMED = 0.1
 """Seconds for measuring how long a network takes for one example, at most."""
 LEAST_SIDE = 16
 """Pixels along each side of images whose patches are worth whitening."""
+UNLIMITED = Limits()
 _PROBES = 64
 _CALIBRATION = 512
 
@@ -415,6 +416,7 @@ def search(
     max_trials: int | None = None,
     chance: float = 0.0,
     guess: float = 0.0,
+    limits: Limits = UNLIMITED,
     max_memory: int | None = None,
     max_latency: float | None = None,
     keep: int | None = None,
@@ -428,8 +430,9 @@ def search(
     time, so that there is one at the end. A worker gets its next job as soon as it is free; one that does not answer
     soon after the deadline is not waited for. When a stop is asked for, trials end as far as they have come; those of
     workers that have not begun, or do not answer soon, stay open, to be gone on with. guess: seconds per FLOP, before
-    any is measured. max_memory: bytes that a training should take at most. max_latency: see `Job`. keep: see
-    `morphnas.run.keeping`. Raises what ends the store; what goes wrong in a trial is its outcome.
+    any is measured. limits: beyond which networks fail untrained, whoever proposes them. max_memory: bytes that a
+    training should take at most. max_latency: see `Job`. keep: see `morphnas.run.keeping`. Raises what ends the store;
+    what goes wrong in a trial is its outcome.
     """
     waiting = [trial for trial in store.trials if trial.outcome is None and not trial.final]
     interrupted = {trial.id for trial in waiting}
@@ -498,6 +501,9 @@ def search(
         begun = True
         if observer:
             observer.trial_begins(trial)
+        if (refused := limits.refuse(trial.graph)) is not None:
+            finish(trial, Outcome("failed", error=f"the searcher exceeds the limits: {refused}"), None)
+            return
         start = trial.proposal.start
         try:
             network = network or store.start(start)

@@ -77,7 +77,9 @@ def proposal_from_json(data: Mapping[str, Any]) -> Proposal:
 
 
 def user_path(name: str | os.PathLike[str]) -> Path:
-    """The path that a user means: "~" is the home folder, where there is one."""
+    """The path that a user means: "~" is the home folder, where there is one. ValueError for what is no path."""
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(f"expected the path of a folder or file, not {name!r:.100}")
     return Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser fails where nobody is called so
 
 
@@ -520,7 +522,8 @@ def run_of(what: RunLike) -> Run:
     if isinstance(what, (str, os.PathLike)):
         return load_run(what)
     if not callable(getattr(what, "load_searcher", None)):
-        raise ValueError(f"expected a Run, a fitted estimator or the folder of a run, not {what!r:.100}")
+        hint = "; the folder of a fit without path is clf.path_" if what is None else ""
+        raise ValueError(f"expected a Run, a fitted estimator or the folder of a run, not {what!r:.100}{hint}")
     return what.load_searcher()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -22,13 +23,21 @@ class Proposal:
     start: a graph, trained from fresh weights (or from those that the run was given for it), or the id of a finished
         trial, whose weights are inherited.
     morphs: edits of the start, in order; none with a trial as start means to train that network on.
-    why: for people: what made the searcher propose this, as JSON values.
+    why: for people: what made the searcher propose this, as JSON values (NumPy's numbers and arrays become such);
+        ValueError where it holds others, or numbers that are not finite.
     """
 
     start: Graph | int
     morphs: tuple[Morph, ...]
     recipe: Recipe
     why: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            why = json.loads(json.dumps(dict(self.why), default=_plain, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the why of a proposal must hold JSON values: {error}") from None
+        object.__setattr__(self, "why", why)
 
     @property
     def parent(self) -> int | None:
@@ -39,6 +48,12 @@ class Proposal:
     def trains_on(self) -> bool:
         """Whether it is of a network that has been trained, and is not changed."""
         return self.parent is not None and not self.morphs
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{value!r:.100} is none")
 
 
 @dataclass(frozen=True)

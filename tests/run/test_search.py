@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from morphnas.graph import Limits, Network, Weights, Wider, mlp
@@ -19,7 +20,7 @@ from morphnas.run.executors import SerialExecutor
 from morphnas.run.search import TRIES, Job, search, seconds_per_flop, settle, trial_seed
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
-from morphnas.search.trial import Left, Proposal, Trial
+from morphnas.search.trial import Left, Proposal, Trial, grown
 from morphnas.train.data import Task
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.trainer import EachEpoch
@@ -220,6 +221,32 @@ def test_a_searcher_that_answers_with_something_else_is_told(path: Path, workers
 
     with store_of(path) as store, pytest.raises(TypeError, match="ask returns a Proposal or None, not 3"):
         run(store, Wrong())
+
+
+def test_networks_beyond_the_limits_are_not_trained_whoever_proposes_them(path: Path, workers: Workers) -> None:
+    """Searchers of users' own may not heed them; the others of theirs are as good as any."""
+    small, large = sorted((p for p in proposals(2)), key=lambda p: grown(p, {}).parameters)
+    most = grown(small, {}).parameters
+    with store_of(path) as store:
+        trials = run(store, Script([large, small]), limits=Limits(max_params=most))
+    assert [t.kept for t in trials] == [False, True]
+    assert len(workers.jobs) == 1
+    outcome = trials[0].outcome
+    assert outcome is not None
+    assert outcome.status == "failed"
+    assert f"parameters, at most {most} are allowed" in str(outcome.error)
+
+
+def test_what_a_searcher_says_of_why_is_kept_or_refused_at_once(path: Path, workers: Workers) -> None:
+    start = proposals(1)[0]
+    why: Any = {"expected": np.float32(0.5), "nearest": np.array([1, 2]), "pair": (1, None), 3: "three"}
+    with store_of(path) as store:
+        trials = run(store, Script([replace(start, why=why)]))
+    assert trials[0].proposal.why == {"expected": 0.5, "nearest": [1, 2], "pair": [1, None], "3": "three"}
+    assert load_run(path).trials == tuple(trials)
+    for wrong in (math.nan, np.float64("inf"), [np.nan], object(), {1, 2}):
+        with pytest.raises(ValueError, match="the why of a proposal must hold JSON values"):
+            replace(start, why={"expected": wrong})
 
 
 @pytest.mark.parametrize("what", [Outcome("failed", error="the worker is gone"), Outcome("diverged", epochs=1)])
