@@ -49,7 +49,8 @@ def coordinates(recipe: Recipe) -> Array:
         4 * recipe.dropout, 5 * recipe.label_smoothing, -math.log10(1 - recipe.momentum), math.log(recipe.bias_rate, 8),
         math.log2(1 + recipe.average), 2 * recipe.warmup, float(recipe.whiten),
         *(float(recipe.optimizer == name) for name in get_args(Optimizer)),
-        10 * (change.shift or 0.0), 4 * change.cutout, change.rotate / 15,
+        10 * (change.shift or 0.0), 4 * change.cutout, change.rotate / 15, float(change.flip_vertical),
+        5 * change.zoom, 2 * change.brightness, 2 * change.contrast,
     ])  # fmt: skip
 
 

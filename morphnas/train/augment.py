@@ -18,13 +18,18 @@ class Draw:
     """The examples that an epoch, or a batch of it, trains on, and what was drawn for each of them: a row each.
 
     index: (n,) int64. shift: (n, axes) int64 pixels. hidden: (n, axes) int64 pixels at which what is cut out begins.
-    angle: (n, 1) radians. What an `Augment` does not change has no columns.
+    angle: (n, 1) radians. over: (n, 1) int64, 1 for those that are turned upside down. zoom, brightness, contrast:
+    (n, 1) factors. What an `Augment` does not change has no columns.
     """
 
     index: Tensor
     shift: Tensor
     hidden: Tensor
     angle: Tensor
+    over: Tensor
+    zoom: Tensor
+    brightness: Tensor
+    contrast: Tensor
 
     @staticmethod
     def of(index: Tensor, shape: Sequence[int], augment: Augment, generator: torch.Generator) -> Draw:
@@ -37,11 +42,21 @@ class Draw:
 
         reaches = [math.ceil((augment.shift or 0.0) * size - 1e-6) for size in spatial]
         shift = columns([(-reach, reach + 1) for reach in reaches], bool(augment.shift))
-        turned = bool(augment.rotate) and len(spatial) == 2
-        angle = torch.rand(n, int(turned), generator=generator)
+        plane = len(spatial) == 2
+
+        def amounts(wanted: bool) -> Tensor:
+            """(n, 1) from -1 to 1."""
+            return 2 * torch.rand(n, int(wanted), generator=generator) - 1
+
+        angle = amounts(bool(augment.rotate) and plane) * math.radians(augment.rotate)
         sides = [_side(augment, size) for size in spatial]
         hidden = columns([(1 - side, size) for side, size in zip(sides, spatial, strict=True)], bool(augment.cutout))
-        return Draw(index, shift, hidden, (2 * angle - 1) * math.radians(augment.rotate))
+        over = columns([(0, 2)], augment.flip_vertical and len(spatial) > 1)
+        zoom = (amounts(bool(augment.zoom) and plane) * math.log1p(augment.zoom)).exp()
+        brightness, contrast = (
+            1 + most * amounts(bool(most and spatial)) for most in (augment.brightness, augment.contrast)
+        )
+        return Draw(index, shift, hidden, angle, over, zoom, brightness, contrast)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -67,15 +82,15 @@ class Draw:
 
 
 def augmented(x: Tensor, draw: Draw, augment: Augment, mirrored: Tensor | None = None) -> Tensor:
-    """A batch (n, channels, *spatial) with every image shifted, mirrored along its last axis, turned and cut out.
+    """A batch (n, channels, *spatial) with every image shifted, mirrored along its last axes, turned, lit and cut out.
 
-    mirrored: (n,) bool, which images are; None: none. One gather moves and mirrors; pixels from outside repeat the
-    edge. Cutout sets to the image's mean. Images are turned on a plane only.
+    mirrored: (n,) bool, which images are, left and right; None: none. One gather moves and mirrors; pixels from outside
+    repeat the edge. Cutout sets to the image's mean. Images are turned and zoomed on a plane only.
     """
     n, spatial = len(x), x.shape[2:]
     if not spatial:
         return x
-    if draw.shift.shape[1] or mirrored is not None:
+    if draw.shift.shape[1] or draw.over.shape[1] or mirrored is not None:
         places = [_along(torch.arange(size, device=x.device), axis, x.ndim) for axis, size in enumerate(x.shape[:2])]
         for axis, size in enumerate(spatial):
             place = torch.arange(size, device=x.device).expand(n, size)
@@ -83,10 +98,14 @@ def augmented(x: Tensor, draw: Draw, augment: Augment, mirrored: Tensor | None =
                 place = (place + draw.shift[:, axis, None]).clamp(0, size - 1)
             if mirrored is not None and axis == len(spatial) - 1:
                 place = torch.where(mirrored[:, None], place.flip(1), place)
+            if draw.over.shape[1] and axis == len(spatial) - 2:
+                place = torch.where(draw.over == 1, place.flip(1), place)
             places.append(_of_each(place, axis, x.ndim))
         x = x[tuple(places)]
-    if draw.angle.shape[1]:
-        x = _turned(x, draw.angle[:, 0])
+    if draw.angle.shape[1] or draw.zoom.shape[1]:
+        x = _turned(x, draw.angle, draw.zoom)
+    if draw.brightness.shape[1] or draw.contrast.shape[1]:
+        x = _lit(x, draw.brightness, draw.contrast)
     if draw.hidden.shape[1]:
         hidden = torch.ones((n, *[1] * (x.ndim - 1)), dtype=torch.bool, device=x.device)
         for axis, size in enumerate(spatial):
@@ -103,14 +122,36 @@ def _side(augment: Augment, size: int) -> int:
     return max(1, round(augment.cutout * size))
 
 
-def _turned(x: Tensor, angle: Tensor) -> Tensor:
-    """Images (n, channels, h, w), each turned about its middle by its angle in radians."""
+def _turned(x: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
+    """Images (n, channels, h, w), each turned about its middle by its angle in radians and enlarged by its factor,
+    (n, 1) each; or with no columns, as they are."""
     h, w = x.shape[2:]
-    sin, cos, none = angle.sin(), angle.cos(), torch.zeros_like(angle)
+    angle, zoom = (value[:, 0] if value.shape[1] else value.new_full((len(x),), none)
+                   for value, none in ((angle, 0.0), (zoom, 1.0)))  # fmt: skip
+    sin, cos, none = angle.sin() / zoom, angle.cos() / zoom, torch.zeros_like(angle)
     rows = [torch.stack([cos, -sin * h / w, none], 1), torch.stack([sin * w / h, cos, none], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), [len(x), 1, h, w], align_corners=False)
     found = F.grid_sample(x.to(torch.float32), grid, padding_mode="border", align_corners=False)
-    return found if x.is_floating_point() else found.round().to(x.dtype)
+    return _as(found, x.dtype)
+
+
+def _lit(x: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
+    """Images with their values, and the deviations of these from each image's mean, multiplied by its factors, (n, 1)
+    each; or with no columns, as they are."""
+    found = x if x.is_floating_point() else x.to(torch.float32)
+    if contrast.shape[1]:
+        mean = found.mean(dim=list(range(1, x.ndim)), keepdim=True)
+        found = mean + (found - mean) * _of_each(contrast, -1, x.ndim)
+    if brightness.shape[1]:
+        found = found * _of_each(brightness, -1, x.ndim)
+    return _as(found, x.dtype)
+
+
+def _as(values: Tensor, kind: torch.dtype) -> Tensor:
+    """Values of a kind that may be whole numbers, within its range."""
+    if kind.is_floating_point:
+        return values.to(kind)
+    return values.round().clamp(torch.iinfo(kind).min, torch.iinfo(kind).max).to(kind)
 
 
 def _along(values: Tensor, axis: int, ndim: int) -> Tensor:

@@ -44,23 +44,36 @@ class Augment:
     rotate: largest angle in degrees by which an image is rotated, in the plane.
     cutout: side of a square (cube, interval) set to the mean, as a fraction of each axis (DeVries and Taylor 2017,
         arXiv:1708.04552); 0: none.
+    flip_vertical: mirror top and bottom of a random half of the images: for what has no upside, seen from above or
+        through a microscope.
+    zoom: largest relative change of size, in the plane: with 0.25, images are enlarged by a factor of 0.8 to 1.25.
+    brightness: values are multiplied by a factor between 1 - brightness and 1 + brightness.
+    contrast: deviations of values from the image's mean, likewise. Both keep integers within the range of their type.
     """
 
     shift: float | None = 0.0
     flip: bool | None = False
     cutout: float = 0.0
     rotate: float = 0.0
+    flip_vertical: bool = False
+    zoom: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
 
     def __post_init__(self) -> None:
         _make_plain(self)
-        for name in ("shift", "cutout"):
+        wholes = {"shift": "the image", "cutout": "the image", "zoom": "its size"}
+        wholes |= dict.fromkeys(("brightness", "contrast"), "the values")
+        for name, whole in wholes.items():
             value = getattr(self, name)
             if not (name == "shift" and value is None) and not (is_number(value) and 0 <= value < 1):
-                raise ValueError(f"augment: {name} is a fraction of the image, at least 0 and below 1, not {value!r}")
+                raise ValueError(f"augment: {name} is a fraction of {whole}, at least 0 and below 1, not {value!r}")
         if not (is_number(self.rotate) and 0 <= self.rotate <= 180):
             raise ValueError(f"augment: rotate is in degrees, from 0 to 180, not {self.rotate!r}")
         if self.flip is not None and not isinstance(self.flip, bool):
             raise ValueError(f"augment: flip must be True, False or None, not {self.flip!r}")
+        if not isinstance(self.flip_vertical, bool):
+            raise ValueError(f"augment: flip_vertical must be True or False, not {self.flip_vertical!r}")
 
 
 @dataclass(frozen=True)

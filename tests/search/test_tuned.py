@@ -205,7 +205,10 @@ def test_what_all_trainings_share_makes_no_difference_to_a_belief() -> None:
 
 def test_how_long_and_mirrored_are_no_settings_of_a_point() -> None:
     assert np.array_equal(coordinates(Recipe()), coordinates(Recipe(epochs=99, augment=Augment(flip=True))))
-    for other in (Recipe(lr=0.1), Recipe(optimizer="adamw"), Recipe(augment=Augment(cutout=0.3)), Recipe(dropout=0.1)):
+    others = [Recipe(lr=0.1), Recipe(optimizer="adamw"), Recipe(dropout=0.1)]
+    changes: list[dict[str, Any]] = [{name: 0.3} for name in ("cutout", "rotate", "zoom", "brightness", "contrast")]
+    others += [Recipe(augment=Augment(**change)) for change in [*changes, {"flip_vertical": True}]]
+    for other in others:
         assert not np.array_equal(coordinates(Recipe()), coordinates(other))
     extreme = Recipe(lr=1e-12, weight_decay=0.0, momentum=0.0, average=1e6, batch_size=1)
     assert np.isfinite(coordinates(extreme)).all()

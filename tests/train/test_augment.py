@@ -17,11 +17,12 @@ from morphnas.train.recipe import Augment
 from tests.train.tasks import SHAPES, seeded
 
 SPATIAL = SHAPES[1:]
+EVERYTHING = Augment(0.2, True, 0.5, 20, flip_vertical=True, zoom=0.3, brightness=0.2, contrast=0.4)
 pytestmark = pytest.mark.usefixtures("untouched")
 
 
 def drawn(index: Tensor, shape: tuple[int, ...] = (3, 8, 8), augment: Augment | None = None) -> Draw:
-    return Draw.of(index, shape, augment or Augment(0.2, True, 0.5, 20), seeded())
+    return Draw.of(index, shape, augment or EVERYTHING, seeded())
 
 
 def changed(
@@ -55,7 +56,7 @@ def test_no_batch_holds_one_example_alone(n: int, size: int) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    "augment", [Augment(), Augment(0.3), Augment(cutout=0.4, rotate=20), Augment(0.2, True, 0.5, 20)]
+    "augment", [Augment(), Augment(0.3), Augment(cutout=0.4, rotate=20), Augment(zoom=0.2, brightness=0.5), EVERYTHING]
 )
 def test_parts_change_images_as_the_whole_does(shape: tuple[int, ...], augment: Augment) -> None:
     x, mirrored = pixels(shape, 20), torch.arange(20) % 3 == 0 if augment.flip else None
@@ -76,7 +77,10 @@ def test_parts_change_images_as_the_whole_does(shape: tuple[int, ...], augment: 
     assert len(whole.first(7)) == 7
 
 
-CHANGES = [Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(rotate=20), Augment(0.2, True, 0.5, 20)]
+CHANGES = [
+    Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(rotate=20), Augment(flip_vertical=True),
+    Augment(zoom=0.3), Augment(brightness=0.3), Augment(contrast=0.3), EVERYTHING,
+]  # fmt: skip
 
 
 def pixels(shape: tuple[int, ...], n: int = 40, kind: torch.dtype = torch.float32) -> Tensor:
@@ -95,10 +99,8 @@ def window(image: Tensor, offset: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
-@pytest.mark.parametrize(
-    "augment", [Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(0.2, True, 0.5, 20)]
-)
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.float32, torch.float64])
+@pytest.mark.parametrize("augment", CHANGES)
 def test_shape_and_dtype_stay(shape: tuple[int, ...], kind: torch.dtype, augment: Augment) -> None:
     x = pixels(shape, kind=kind)
     before = x.clone()
@@ -106,7 +108,8 @@ def test_shape_and_dtype_stay(shape: tuple[int, ...], kind: torch.dtype, augment
     assert found.shape == x.shape
     assert found.dtype == kind
     assert torch.equal(x, before)  # the examples themselves stay as they are
-    flat = len(shape) == 1 or (augment == Augment(rotate=20) and len(shape) != 3)
+    on_a_plane, upright = (Augment(rotate=20), Augment(zoom=0.3)), Augment(flip_vertical=True)
+    flat = len(shape) == 1 or (augment in on_a_plane and len(shape) != 3) or (augment == upright and len(shape) == 2)
     assert torch.equal(found, x) == flat  # there is nowhere to move
 
 
@@ -146,6 +149,62 @@ def test_images_are_mirrored_as_they_are_told_to_be() -> None:
     mirrored = torch.arange(12) % 3 == 0
     found = changed(x, Augment(flip=True), mirrored=mirrored)
     assert torch.equal(found, torch.where(mirrored[:, None, None, None], x.flip(-1), x))
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SPATIAL if len(shape) > 2])
+def test_half_of_the_images_are_turned_upside_down(shape: tuple[int, ...]) -> None:
+    x = pixels(shape, 400)
+    found = changed(x, Augment(flip_vertical=True))
+    over = [torch.equal(new, old.flip(-2)) for old, new in zip(x, found, strict=True)]
+    kept = [torch.equal(new, old) for old, new in zip(x, found, strict=True)]
+    assert all(a != b for a, b in zip(over, kept, strict=True))
+    assert 160 <= sum(over) <= 240
+    both = changed(x, Augment(flip=True, flip_vertical=True), mirrored=torch.ones(400, dtype=torch.bool))
+    for old, new in zip(x, both, strict=True):
+        assert torch.equal(new, old.flip(-1)) or torch.equal(new, old.flip(-1).flip(-2))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_images_are_enlarged_and_reduced_about_their_middle(size: tuple[int, int]) -> None:
+    """A spot's place and width grow by the same factor, along both axes, by as much as down as up."""
+    rows, columns = (torch.arange(side) - (side - 1) / 2 for side in size)
+    x = torch.zeros(400, 1, *size)
+    x[:, 0] = torch.exp(-((rows[:, None] - 4) ** 2 + (columns + 5) ** 2) / 4)
+    found = changed(x, Augment(zoom=0.25))[:, 0]
+    mass = found.sum((1, 2))
+    down, right = (found.sum(2) * rows).sum(1) / mass, (found.sum(1) * columns).sum(1) / mass
+    factor = down / 4
+    assert torch.allclose(factor, right / -5, atol=0.02)
+    assert torch.allclose(mass / x[0].sum(), factor**2, atol=0.05)
+    assert 1.22 < factor.max() < 1.27
+    assert 0.78 < factor.min() < 0.83
+    assert factor.log().mean().abs() < 0.03
+
+
+@pytest.mark.parametrize("shape", SPATIAL)
+def test_light_scales_values_and_their_deviations(shape: tuple[int, ...]) -> None:
+    x = pixels(shape, 300) + 7.0
+    bright = changed(x, Augment(brightness=0.25)) / x
+    factors = bright.flatten(1).mean(1)
+    assert torch.allclose(bright, factors.reshape(-1, *[1] * len(shape)).expand_as(x), atol=1e-5)
+    assert 1.2 < factors.max() <= 1.25
+    assert 0.75 <= factors.min() < 0.8
+    mean = x.flatten(1).mean(1).reshape(-1, *[1] * len(shape))
+    found = changed(x, Augment(contrast=0.5)) - mean
+    ratios = (found.flatten(1).std(1) / (x - mean).flatten(1).std(1)).reshape(mean.shape)
+    assert torch.allclose(found, (x - mean) * ratios, atol=1e-3)
+    assert 1.45 < ratios.max() <= 1.501
+    assert 0.499 <= ratios.min() < 0.55
+
+
+def test_whole_numbers_stay_within_their_range() -> None:
+    """White does not become black when it is lit."""
+    x = torch.full((50, 1, 4, 4), 250, dtype=torch.uint8)
+    x[:, :, 0] = 3
+    found = changed(x, Augment(brightness=0.9, contrast=0.9))
+    assert found.dtype == torch.uint8
+    assert (found[:, :, 1:] >= found[:, :, :1]).all()
+    assert int(found.max()) == 255
 
 
 @pytest.mark.parametrize("size", [(9, 9), (9, 21), (30, 8)])
@@ -195,9 +254,7 @@ def test_a_thin_cutout_still_hides_a_pixel() -> None:
     assert ((found != x).flatten(1).sum(1) == 1).all()
 
 
-@pytest.mark.parametrize(
-    "augment", [Augment(0.3), Augment(flip=True), Augment(cutout=0.4), Augment(0.2, True, 0.5, 20)]
-)
+@pytest.mark.parametrize("augment", CHANGES)
 def test_augmentation_follows_its_generator(augment: Augment) -> None:
     x, generator = pixels((1, 8, 8)), seeded(3)
     first, second = changed(x, augment, generator), changed(x, augment, generator)

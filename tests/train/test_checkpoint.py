@@ -24,7 +24,9 @@ RECIPES = {
     "sgd without momentum": replace(RECIPE, momentum=0.0),
     "adamw": replace(RECIPE, optimizer="adamw", lr=0.003),
     "muon": replace(RECIPE, optimizer="muon"),
-    "flips": replace(RECIPE, augment=Augment(shift=0.1, flip=True, cutout=0.2, rotate=5)),
+    "flips": replace(
+        RECIPE, augment=Augment(0.1, True, 0.2, 5, flip_vertical=True, zoom=0.1, brightness=0.1, contrast=0.1)
+    ),
     "average": replace(RECIPE, average=1.5, bias_rate=4.0),
     "parts": replace(RECIPE, examples=33, optimizer="muon"),
     "patience": replace(RECIPE, epochs=14, patience=2, lr=1e-12),

@@ -46,7 +46,7 @@ GPU = torch.device("cuda")
 SHAPE = (3, 16, 16)
 RECIPE = Recipe(
     epochs=8, batch_size=64, optimizer="muon", lr=0.05, average=1.0, bias_rate=4.0, cuda_graphs=True,
-    augment=Augment(0.1, True, 0.2, 10),
+    augment=Augment(0.1, True, 0.2, 10, flip_vertical=True, zoom=0.1, brightness=0.1, contrast=0.1),
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from morphnas.train.trainer import train
 from tests.train.tasks import blobs, equal, images, linear, seeded, state
 
 RECIPE = Recipe(epochs=8, batch_size=16, lr=0.05, cuda_graphs=True, optimizer="muon", average=1.0, bias_rate=4.0)
-MANY = Augment(0.2, True, 0.3, 20)
+MANY = Augment(0.2, True, 0.3, 20, flip_vertical=True, zoom=0.2, brightness=0.2, contrast=0.2)
 FAMILIES: dict[str, Any] = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "densenet": densenet}
 
 

@@ -93,7 +93,8 @@ def test_the_ends_of_a_recipes_settings_are_allowed() -> None:
 @pytest.mark.parametrize(
     "setting",
     [{"shift": -0.1}, {"shift": 1}, {"shift": math.nan}, {"shift": "0.1"}, {"cutout": 1.0}, {"cutout": None},
-     {"cutout": True}, {"flip": "yes"}, {"flip": 1}],
+     {"cutout": True}, {"flip": "yes"}, {"flip": 1}, {"flip_vertical": None}, {"flip_vertical": 1}, {"zoom": 1},
+     {"zoom": -0.1}, {"brightness": "much"}, {"contrast": math.inf}],
 )  # fmt: skip
 def test_an_augmentation_says_which_setting_is_wrong(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"augment: {next(iter(setting))} "):
