@@ -26,8 +26,9 @@ from machine import append, npz
 
 from morphnas.graph import cnn
 from morphnas.run.final import CUTOUT_MORE, SHIFT_MORE
+from morphnas.run.jobs import Job
 from morphnas.run.plan import Pace, default_recipe, measure
-from morphnas.run.search import Job, inherited
+from morphnas.run.work import inherited
 from morphnas.train import step
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline

@@ -29,7 +29,7 @@ from torch import nn
 
 import morphnas
 from morphnas.graph import module as graphs
-from morphnas.run import search
+from morphnas.run import work
 
 RESULTS = Path(__file__).parent / "results" / "deadline.json"
 FAULTS = ("nothing", "slow steps", "little memory", "long epoch", "slow scoring")
@@ -78,7 +78,7 @@ def one(seed: int, limit: float, fault: str) -> dict[str, Any]:
 
     x, y = images(60_000 if fault == "long epoch" else 1200, seed)
     with (
-        mock.patch.object(search, "to_module", broken),
+        mock.patch.object(work, "to_module", broken),
         mock.patch.object(graphs, "to_module", broken),
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(),

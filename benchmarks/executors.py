@@ -26,7 +26,7 @@ from machine import describe
 from morphnas.graph import Network, Wider, fresh_weights, mlp
 from morphnas.run.cluster import ray_executor
 from morphnas.run.executors import SerialExecutor, process_executor
-from morphnas.run.search import Executor, Job
+from morphnas.run.jobs import Executor, Job
 from morphnas.train.data import Examples, Task
 from morphnas.train.goal import Classes
 from morphnas.train.recipe import Recipe

@@ -33,7 +33,7 @@ from sklearn.model_selection import train_test_split
 
 import morphnas
 from morphnas.run import executors
-from morphnas.run.search import work
+from morphnas.run.work import work
 from morphnas.search import Trial, lineage
 
 RESULTS = Path(__file__).parent / "results" / "images.json"

@@ -31,8 +31,9 @@ from torch.nn.functional import nll_loss
 
 from morphnas.graph import Graph, resnet, starters
 from morphnas.run.final import CUTOUT_MORE, SHIFT_MORE
+from morphnas.run.jobs import Job
 from morphnas.run.plan import default_recipe, measure
-from morphnas.run.search import Job, inherited
+from morphnas.run.work import inherited
 from morphnas.train.deadline import NEVER
 from morphnas.train.predict import predict
 from morphnas.train.recipe import SHIFT, Augment

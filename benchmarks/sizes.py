@@ -43,8 +43,9 @@ from morphnas.graph import (
     resnet,
     starters,
 )
+from morphnas.run.jobs import Job
 from morphnas.run.plan import default_recipe, measure
-from morphnas.run.search import Job, inherited
+from morphnas.run.work import inherited
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.predict import predict

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from morphnas.graph import Graph, Limits, Morph, MorphError, Network, Wider
-from morphnas.run.search import Executor, Job, grace, work
+from morphnas.run.jobs import Executor, Job, grace
+from morphnas.run.work import work
 from morphnas.search import Left, Proposal, Searcher, Space, Trial
 from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome

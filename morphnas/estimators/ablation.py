@@ -23,8 +23,10 @@ from morphnas.estimators.teaching import Teacher
 from morphnas.graph import Graph, GraphError, Morph, Network, Node
 from morphnas.report.words import gain_words, morph_words
 from morphnas.run.files import RunError
-from morphnas.run.search import Job, micro_batch, settle, trial_seed, work
+from morphnas.run.jobs import Job, micro_batch, trial_seed
+from morphnas.run.search import settle
 from morphnas.run.store import Run, RunLike, run_of
+from morphnas.run.work import work
 from morphnas.search.trial import lineage
 from morphnas.train.deadline import Deadline
 from morphnas.train.modes import usual_modes

@@ -57,8 +57,8 @@ from morphnas.run.files import RunError
 from morphnas.run.final import abandon, finalise, knows, lasting
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import prune
+from morphnas.run.observers import Observers
 from morphnas.run.plan import Plan
-from morphnas.run.search import Observers
 from morphnas.run.store import Run, Store, holds_run, load_about, load_run, user_path, versions
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task, farthest

@@ -20,9 +20,12 @@ from morphnas.run.executors import SerialExecutor
 from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, Terms, seconds_for_search
 from morphnas.run.files import RunError
 from morphnas.run.final import finalise, lasting
+from morphnas.run.jobs import Executor
+from morphnas.run.observers import Observer
 from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_latency, plan
-from morphnas.run.search import Executor, Observer, asked_mirrored, search, settle
+from morphnas.run.search import Search, settle
 from morphnas.run.store import Store
+from morphnas.run.work import asked_mirrored
 from morphnas.search import Patient, winner
 from morphnas.search.promote import is_promotion
 from morphnas.search.trial import Left, MorphSpace, Proposal, Searcher, Trial
@@ -209,7 +212,7 @@ class Fitting:
         store, planned, place = self.store, self.planned, self.settings.place
         slowest = planned.limits.max_latency_ms
         searching = partial(
-            search,
+            Search,
             store,
             self.searcher,
             seed=self.seed,
@@ -225,13 +228,13 @@ class Fitting:
         task, everything = self.problem.task, self.problem.everything
         executor = place.executor(task, everything, threads, store.path)
         try:
-            searching(executor, end, max_trials=max_trials)
+            searching(executor, end, max_trials=max_trials).run()
             alone = SerialExecutor(task, everything)
             nothing = not (self.deadline.stopped or any(trial.kept for trial in store.trials))
             if nothing and not isinstance(executor, SerialExecutor):  # no worker came in time
                 half = self.deadline.earlier(0.5 * self.deadline.left)
                 tries = sum(not trial.final for trial in store.trials)
-                searching(alone, half, max_trials=tries + 1)
+                searching(alone, half, max_trials=tries + 1).run()
             if place.workers:  # the final trainings have this machine for themselves
                 executor.shutdown()
                 executor = alone

@@ -14,7 +14,7 @@ import torch
 
 from morphnas.run.cluster import found, ray_executor, reachable
 from morphnas.run.executors import SerialExecutor, process_executor
-from morphnas.run.search import Executor
+from morphnas.run.jobs import Executor
 from morphnas.train.data import Examples, Task
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ import torch
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import Lost, Supervised
 from morphnas.run.extras import extra_missing
+from morphnas.run.jobs import DeviceGone, Job
 from morphnas.run.parcels import Answer, done, sealed, task_of, tensors, unsealed
-from morphnas.run.search import DeviceGone, Job
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome

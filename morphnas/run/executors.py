@@ -28,8 +28,9 @@ from typing import Protocol
 import torch
 
 from morphnas.run.checkpoints import Result
+from morphnas.run.jobs import DeviceGone, Job, grace
 from morphnas.run.parcels import Answer, part_for, sealed, unsealed, write_task
-from morphnas.run.search import DeviceGone, Job, grace, work
+from morphnas.run.work import work
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Outcome

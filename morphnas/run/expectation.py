@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from morphnas.graph import Graph
+from morphnas.run.jobs import micro_batch
 from morphnas.run.plan import GROWN, Plan
-from morphnas.run.search import micro_batch, seconds_per_flop
+from morphnas.run.search import seconds_per_flop
 from morphnas.run.store import Store
 from morphnas.search import Patient, Promote, winner
 from morphnas.search.candidates import measured_memory

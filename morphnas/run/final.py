@@ -20,19 +20,10 @@ from torch import Tensor
 from morphnas.graph import Graph
 from morphnas.run.asking import at_once, outputs_of
 from morphnas.run.files import RunError
+from morphnas.run.jobs import DeviceGone, Executor, Job, grace, micro_batch, result_of, submitted, trial_seed
 from morphnas.run.keeping import unsettled
+from morphnas.run.observers import Observer
 from morphnas.run.plan import coloured
-from morphnas.run.search import (
-    DeviceGone,
-    Executor,
-    Job,
-    Observer,
-    grace,
-    micro_batch,
-    result_of,
-    submitted,
-    trial_seed,
-)
 from morphnas.run.store import Store, data_name
 from morphnas.search.trial import Proposal, Trial, lineage
 from morphnas.train.data import Examples, Task

@@ -19,7 +19,8 @@ from safetensors.torch import load, save
 
 from morphnas.graph import Graph, Network
 from morphnas.run.checkpoints import Result
-from morphnas.run.search import DeviceGone, Job, work
+from morphnas.run.jobs import DeviceGone, Job
+from morphnas.run.work import work
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Stop
 from morphnas.train.goal import Goal

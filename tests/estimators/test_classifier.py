@@ -274,7 +274,7 @@ def test_flips_are_decided_where_no_training_had_the_time_to_ask(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stripes are the same classes in a mirror."""
-    monkeypatch.setattr("morphnas.run.search.asked_mirrored", lambda outcome, *_: outcome)
+    monkeypatch.setattr("morphnas.run.work.asked_mirrored", lambda outcome, *_: outcome)
     longer = {"trainer_args": {"epochs": 20}}  # so that the network can tell
     classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, searcher_args=longer)
     classifier.fit(*data, time_limit=40)

@@ -23,11 +23,12 @@ import morphnas
 from morphnas import ImageClassifier
 from morphnas.estimators.settings import decisive
 from morphnas.report.progress import Progress
-from morphnas.run import checkpoints, executors, final, search
+from morphnas.run import checkpoints, executors, final
+from morphnas.run import work as worker
 from morphnas.run.files import RunError
 from morphnas.run.interrupt import stopping
-from morphnas.run.search import work
 from morphnas.run.store import load_run
+from morphnas.run.work import work
 from morphnas.search.trial import Trial
 from morphnas.train.recipe import Outcome
 from morphnas.train.step import Step
@@ -153,7 +154,7 @@ def test_a_device_that_is_gone_ends_the_fit_and_nothing_is_lost(data: Data, tmp_
 
     with pytest.MonkeyPatch.context() as patch:
         At(patch, "be_patient", epochs, launch, _Training)  # in the midst of a training
-        patch.setattr(search, "is_gone", lambda _: True)
+        patch.setattr(worker, "is_gone", lambda _: True)
         with pytest.raises(RunError, match=r"process \(CUDA error.*failure\): what .* in .*run, .*resume=True"):
             classifier(path, **more).fit(*data)
     assert [trial.outcome is None for trial in load_run(path).trials].count(True) == 1
@@ -173,7 +174,7 @@ def test_what_ends_the_device_each_time_has_failed_the_second_time(data: Data, t
     for turn in range(2):
         with pytest.MonkeyPatch.context() as patch:
             At(patch, "be_patient", 1 if turn else epochs, launch, _Training)
-            patch.setattr(search, "is_gone", lambda _: True)
+            patch.setattr(worker, "is_gone", lambda _: True)
             with pytest.raises(RunError, match="does nothing any more"):
                 classifier(path, resume=bool(turn), **more).fit(*data)
     (failed,) = [trial for trial in load_run(path).trials if trial.outcome and trial.outcome.status == "failed"]

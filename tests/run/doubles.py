@@ -14,7 +14,7 @@ import torch
 from morphnas.graph import Graph, Network, Weights, fresh_weights, mlp
 from morphnas.run import executors
 from morphnas.run.checkpoints import Result
-from morphnas.run.search import Job
+from morphnas.run.jobs import Job
 from morphnas.run.store import Store
 from morphnas.search.trial import Left, Proposal, Trial
 from morphnas.train.data import Task

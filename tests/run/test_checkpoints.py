@@ -14,10 +14,11 @@ from torch import nn
 
 from morphnas.graph import Graph, Weights, cnn
 from morphnas.run import checkpoints, files
-from morphnas.run import search as module
+from morphnas.run import work as module
 from morphnas.run.checkpoints import Keeper
 from morphnas.run.files import RunError
-from morphnas.run.search import Job, work
+from morphnas.run.jobs import Job
+from morphnas.run.work import work
 from morphnas.train.checkpoint import Checkpoint
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.trainer import train

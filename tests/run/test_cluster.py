@@ -20,7 +20,8 @@ import torch
 from morphnas import ImageClassifier, load_run
 from morphnas.run.cluster import RETRIES, ray_executor, reachable
 from morphnas.run.executors import Supervised
-from morphnas.run.search import Executor, Job, search
+from morphnas.run.jobs import Executor, Job
+from morphnas.run.search import Search
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples
 from morphnas.train.deadline import Deadline
@@ -126,7 +127,7 @@ def test_two_nodes_share_twenty_trials_and_one_worker_is_killed(cluster: Any, tm
     try:
         assert executor.workers == 2
         with store_of(tmp_path / "run") as store:
-            search(store, Script(given), executor, Deadline.after(250))
+            Search(store, Script(given), executor, Deadline.after(250)).run()
             ends = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
     finally:
         executor.shutdown()
@@ -149,7 +150,7 @@ def test_trials_of_a_node_that_is_lost_are_done_by_another(cluster: Any, tmp_pat
     try:
         assert executor.workers == 2
         with store_of(tmp_path / "run") as store:
-            search(store, Script(proposals(12)), executor, Deadline.after(250), observer=Losing())
+            Search(store, Script(proposals(12)), executor, Deadline.after(250), observer=Losing()).run()
             ends = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
     finally:
         executor.shutdown()

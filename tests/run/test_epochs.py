@@ -17,7 +17,10 @@ from morphnas.run import final
 from morphnas.run.checkpoints import Result
 from morphnas.run.epochs import EpochCalls, EpochReport, StopFit
 from morphnas.run.executors import SerialExecutor, process_executor
-from morphnas.run.search import Executor, Job, Observer, Observers, search, work
+from morphnas.run.jobs import Executor, Job
+from morphnas.run.observers import Observer, Observers
+from morphnas.run.search import Search
+from morphnas.run.work import work
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline, Stop
@@ -139,7 +142,7 @@ def test_the_numbers_are_those_of_the_training(tmp_path: Path) -> None:
     reports: list[EpochReport] = []
     with store_of(tmp_path / "run") as store:
         made = EpochCalls(reports.append, store.path, Stop())
-        search(store, Script(proposals(2)), SerialExecutor(TASK), Deadline.after(600), observer=made)
+        Search(store, Script(proposals(2)), SerialExecutor(TASK), Deadline.after(600), observer=made).run()
         trials = store.trials
     assert [(r.trial, r.epoch) for r in reports] == [(0, 1), (0, 2), (1, 1), (1, 2)]
     for trial in trials:
@@ -180,7 +183,7 @@ def test_it_is_called_in_the_thread_of_the_search(tmp_path: Path, kind: Callable
     executor = kind(TASK)
     with store_of(tmp_path / "run") as store:
         made = EpochCalls(lambda _: threads.append(threading.get_ident()), store.path, Stop())
-        search(store, Script(proposals(3)), executor, Deadline.after(600), observer=made)
+        Search(store, Script(proposals(3)), executor, Deadline.after(600), observer=made).run()
     executor.shutdown()
     assert threads == [threading.get_ident()] * 6
 
@@ -195,7 +198,7 @@ def test_also_by_the_final_trainings(tmp_path: Path, kind: Callable[[Task], Exec
 
     here, executor = threading.get_ident(), kind(TASK)
     with store_of(tmp_path / "run") as store:
-        search(store, Script(proposals(1)), executor, Deadline.after(600))
+        Search(store, Script(proposals(1)), executor, Deadline.after(600)).run()
         winner, made = store.trials[0], EpochCalls(note, store.path, Stop())
         args = (TASK, None, TASK.train, RECIPE, Deadline.after(600))
         final.finalise(store, winner, executor, *args, epochs=2, observer=made)
@@ -215,7 +218,7 @@ def test_it_ends_a_training_where_that_is_in_this_process(tmp_path: Path) -> Non
                 raise StopFit
 
         made = EpochCalls(enough, store.path, stop)
-        search(store, Script(proposals(3)), SerialExecutor(TASK), Deadline.after(600, stop=stop), observer=made)
+        Search(store, Script(proposals(3)), SerialExecutor(TASK), Deadline.after(600, stop=stop), observer=made).run()
         first, second = store.trials
     assert first.outcome is not None
     assert second.outcome is not None
@@ -238,7 +241,7 @@ def test_processes_tell_it_too(tmp_path: Path) -> None:
             raise RuntimeError
 
         made = EpochCalls(note, store.path, Stop())
-        search(store, Script(proposals(4)), executor, Deadline.after(120), observer=made)
+        Search(store, Script(proposals(4)), executor, Deadline.after(120), observer=made).run()
         assert all(trial.outcome is not None and trial.outcome.status == "finished" for trial in store.trials)
     executor.shutdown()
     assert sorted(reports) == [(trial, epoch) for trial in range(4) for epoch in (1, 2)]

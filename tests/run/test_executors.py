@@ -21,8 +21,9 @@ from morphnas.run import executors as module
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import Lost, SerialExecutor, Supervised, process_executor
 from morphnas.run.files import write_tensors
+from morphnas.run.jobs import Executor, Job
 from morphnas.run.parcels import read_task, write_task
-from morphnas.run.search import Executor, Job, search
+from morphnas.run.search import Search
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.search.trial import Left, Proposal, Trial
@@ -89,9 +90,7 @@ def test_the_serial_executor_is_done_when_submit_returns() -> None:
 @pytest.mark.slow
 def test_a_process_whose_device_is_gone_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first job fails for a reason of its own, in a process in which no device answers any more."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "from morphnas.run import search\nsearch.is_gone = lambda device: True\n"
-    )
+    (tmp_path / "sitecustomize.py").write_text("from morphnas.run import work\nwork.is_gone = lambda device: True\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     executor = process_executor(TASK, [CPU], 1)
     try:
@@ -332,7 +331,7 @@ def test_a_search_ends_when_nobody_answers(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("morphnas.run.search.grace", lambda _: -0.3)
     begun, notes = time.monotonic(), Notes()
     with store_of(tmp_path / "run") as store:
-        search(store, Script(proposals(9)), Mute(), Deadline.after(0.2), observer=notes)
+        Search(store, Script(proposals(9)), Mute(), Deadline.after(0.2), observer=notes).run()
         errors = [t.outcome and t.outcome.error for t in store.trials]
     late = ["no worker gave an answer by the deadline", "no worker had started, or was free, before the deadline"]
     assert errors == late
@@ -345,7 +344,7 @@ def test_a_stop_that_nobody_hears_leaves_the_trial_open(tmp_path: Path, monkeypa
     stop, begun = Stop(), time.monotonic()
     stop.asked = True
     with store_of(tmp_path / "run") as store:
-        search(store, Script(proposals(9)), Mute(), Deadline.after(600, stop=stop))
+        Search(store, Script(proposals(9)), Mute(), Deadline.after(600, stop=stop)).run()
         assert [trial.outcome for trial in store.trials] == [None]
     assert time.monotonic() - begun < 5
 
@@ -356,7 +355,7 @@ def test_a_stop_reaches_a_process(tmp_path: Path, process: Supervised) -> None:
     process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
     begun = time.monotonic()
     with store_of(tmp_path / "run") as store:
-        search(store, Script([long] * 9), process, Deadline.after(600, stop=stop), observer=Asking(stop=stop))
+        Search(store, Script([long] * 9), process, Deadline.after(600, stop=stop), observer=Asking(stop=stop)).run()
         (trial,) = store.trials
         assert trial.outcome is not None
         assert (trial.outcome.status, trial.kept) == ("truncated", True)
@@ -391,7 +390,7 @@ def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, m
     monkeypatch.setattr(module, "work", trained)
     monkeypatch.setattr(SerialExecutor, "ahead", True)
     with store_of(tmp_path / "run") as store:
-        search(store, script, SerialExecutor(TASK), Deadline.after(60))
+        Search(store, script, SerialExecutor(TASK), Deadline.after(60)).run()
         assert len(store.trials) == 4
     running = [[t.outcome is None for t in asked].count(True) for asked, _ in script.asked]
     assert running[:4] == [0, 1, 1, 1]
@@ -415,7 +414,7 @@ def test_nobody_waits_for_a_proposal_after_the_deadline(tmp_path: Path, monkeypa
     monkeypatch.setattr(SerialExecutor, "ahead", True)
     with store_of(tmp_path / "run") as store:
         begun = time.monotonic()
-        search(store, Slow(proposals(4)), SerialExecutor(TASK), Deadline.after(0.3))
+        Search(store, Slow(proposals(4)), SerialExecutor(TASK), Deadline.after(0.3)).run()
         assert time.monotonic() - begun < 10
         ended.set()
         assert len(store.trials) == 1
@@ -453,7 +452,7 @@ def test_nobody_waits_for_the_disk_while_proposals_are_asked_for_ahead(
     monkeypatch.setattr(module, "work", trained)
     monkeypatch.setattr(SerialExecutor, "ahead", True)
     with store_of(tmp_path / "run") as store:
-        search(store, script, SerialExecutor(TASK), Deadline.after(120))
+        Search(store, script, SerialExecutor(TASK), Deadline.after(120)).run()
     assert written == [True] * 4, "each while the next one trained, the one that has the first one's weights as well"
     assert len(reads) == 1
     assert reads[0].startswith("morphnas-ask")
@@ -466,7 +465,7 @@ def test_one_process_searches_as_this_one_does(tmp_path: Path, process: Supervis
     for name, executor in (("serial", SerialExecutor(TASK)), ("process", process)):
         notes = Notes()
         with store_of(tmp_path / name) as store:
-            search(store, searcher, executor, Deadline.after(600), seed=1, max_trials=3, observer=notes)
+            Search(store, searcher, executor, Deadline.after(600), seed=1, max_trials=3, observer=notes).run()
             found.append((comparable(store.trials), notes.told))
     assert found[0] == found[1]
 
@@ -504,7 +503,7 @@ SCRIPT = """
 import sys, time, torch
 from dataclasses import dataclass
 from morphnas.run.executors import process_executor
-from morphnas.run.search import Job
+from morphnas.run.jobs import Job
 from morphnas.graph import Network, Wider
 from tests.run.doubles import GRAPH, RECIPE, weights
 from tests.train.tasks import blobs
@@ -615,7 +614,7 @@ class Full(Mute):
 def test_a_job_that_no_worker_has_begun_when_a_stop_is_asked_for_stays_open(tmp_path: Path) -> None:
     stop = Stop()
     with store_of(tmp_path / "run") as store:
-        search(store, Script(proposals(9)), Full(stopped=stop), Deadline.after(600, stop=stop))
+        Search(store, Script(proposals(9)), Full(stopped=stop), Deadline.after(600, stop=stop)).run()
         assert [trial.outcome for trial in store.trials] == [None]
 
 
@@ -642,7 +641,7 @@ def test_what_starts_from_weights_that_were_removed_meanwhile_is_asked_for_again
     monkeypatch.setattr(module, "work", trained)
     monkeypatch.setattr(SerialExecutor, "ahead", True)
     with store_of(tmp_path / "run") as store:
-        search(store, Best(proposals(2)), SerialExecutor(TASK), Deadline.after(60), keep=1)
+        Search(store, Best(proposals(2)), SerialExecutor(TASK), Deadline.after(60), keep=1).run()
         assert [trial.parent for trial in store.trials] == [None, None, 1]
         assert store.trials[2].outcome == GOOD
 

@@ -19,8 +19,9 @@ from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
 from morphnas.run.final import CUTOUT_MORE, HOPED, LONGEST, SHIFT_MORE, finalise
-from morphnas.run.search import Job, trial_seed, work
+from morphnas.run.jobs import Job, trial_seed
 from morphnas.run.store import Store, load_run
+from morphnas.run.work import work
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, Stop

@@ -17,7 +17,8 @@ from morphnas.graph import Limits, Network, Weights, Wider, mlp
 from morphnas.run import executors as module
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import SerialExecutor
-from morphnas.run.search import TRIES, Job, search, seconds_per_flop, settle, trial_seed
+from morphnas.run.jobs import Job, trial_seed
+from morphnas.run.search import TRIES, Search, seconds_per_flop, settle
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.search.trial import Left, Proposal, Trial, grown
@@ -60,7 +61,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
 
 
 def run(store: Store, searcher: Any, *, executor: Any = None, deadline: Any = NEVER, **settings: Any) -> list[Trial]:
-    search(store, searcher, executor or SerialExecutor(TASK), deadline, **settings)
+    Search(store, searcher, executor or SerialExecutor(TASK), deadline, **settings).run()
     return store.trials
 
 

@@ -35,8 +35,9 @@ from morphnas.graph import (
     to_module,
     weights_of,
 )
-from morphnas.run import search as module
-from morphnas.run.search import PROOF, DeviceGone, Job, inherited, micro_batch, work
+from morphnas.run import work as module
+from morphnas.run.jobs import DeviceGone, Job, micro_batch
+from morphnas.run.work import PROOF, inherited, work
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime

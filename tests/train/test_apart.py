@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from morphnas.graph import cnn, to_module
-from morphnas.run.search import _Mirror
+from morphnas.run.work import _Mirror
 from morphnas.train import step
 from morphnas.train.augment import Draw
 from morphnas.train.calibrate import calibrate

@@ -26,7 +26,8 @@ from morphnas.graph import (
     weights_of,
 )
 from morphnas.graph.morphs import MORPHS
-from morphnas.run.search import Job, inherited
+from morphnas.run.jobs import Job
+from morphnas.run.work import inherited
 from morphnas.train.calibrate import calibrate
 from morphnas.train.data import Orders, Task
 from morphnas.train.deadline import Deadline

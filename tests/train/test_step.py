@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from morphnas.graph import cnn, densenet, mlp, resnet, to_module
 from morphnas.run import plan
+from morphnas.run.jobs import Job
 from morphnas.run.plan import measure
-from morphnas.run.search import Job, work
+from morphnas.run.work import work
 from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
