@@ -45,7 +45,7 @@ from morphnas.estimators.sources import Source, opened
 from morphnas.estimators.space import SearchSpace
 from morphnas.estimators.targets import SampleWeight, Target, weights_of
 from morphnas.estimators.teaching import Teacher, taught_by
-from morphnas.graph import Graph, Limits, Network, to_module
+from morphnas.graph import Graph, Limits, Network
 from morphnas.report.progress import Progress
 from morphnas.report.summary import Results, results_summary
 from morphnas.report.tables import trials_table
@@ -61,7 +61,7 @@ from morphnas.run.observers import Observers
 from morphnas.run.plan import Plan
 from morphnas.run.store import Run, Store, holds_run, load_about, load_run, user_path, versions
 from morphnas.search.trial import Trial
-from morphnas.train.data import Examples, Task, farthest
+from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Unmeasured
 from morphnas.train.modes import usual_modes
@@ -473,7 +473,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def _judged(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
         """What `evaluate` says of outputs, on the CPU, of examples with this y, as networks learn it."""
         if self.metric is None:
-            return self._measured(outputs, y, weights)
+            return self._model.target.measured(outputs, y, weights)
         check_metric(self.metric)
         return Scorer(self.metric, self._model.target)(
             outputs, y, None if weights is None else torch.from_numpy(weights)
@@ -482,20 +482,13 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def words(self, measured: float) -> str:
         """A value of `evaluate` in words."""
         if self.metric is None:
-            return self._words(measured)
+            return self._model.target.words(measured)
         return measured_words(Scorer(self.metric, self._model.target).name, measured)
 
     def _asked(self, x: Any, y: Any = None) -> tuple[Source, Any]:
         """Examples of whatever `fit` takes, and their y (None: unknown); NotFittedError where there was no fit."""
         self._check_fitted()
         return opened(x, y, "x_test", room(self), self._axes)
-
-    def _measured(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
-        """The usual metric."""
-        raise NotImplementedError
-
-    def _words(self, measured: float) -> str:
-        raise NotImplementedError
 
     def to_module(self, trial: int | None = None) -> fx.GraphModule:
         """The final network as a plain PyTorch module in evaluation mode.
@@ -510,44 +503,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """
         with usual_modes():
             self._check_fitted()
-            network = self.network_ if trial is None else self.load_searcher().load_model_by_id(trial)
-            mirrors, heat = (self.mirrors_, self._model.temperature) if trial is None else (False, 1.0)
-            mean, std = self._model.scale
-            module = network.to_module()
-            graph = module.graph
-            pixels = next(node for node in graph.nodes if node.op == "placeholder")
-            readers = list(pixels.users)
-            module.register_buffer("mean", mean)
-            module.register_buffer("std", std)
-            with graph.inserting_before(readers[0]):
-                raw = pixels
-                if (offset := self._model.preprocessing.offset) is not None:
-                    module.register_buffer("offset", torch.tensor(offset, dtype=torch.float64))
-                    raw = graph.call_function(
-                        torch.sub, (graph.call_method("double", (pixels,)), graph.get_attr("offset"))
-                    )
-                centred = graph.call_function(torch.sub, (graph.call_method("float", (raw,)), graph.get_attr("mean")))
-                scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
-                most = farthest(mean)
-                scaled = graph.call_function(torch.clamp, (scaled, -most, most))
-                if mirrors:  # after all images, all of them mirrored
-                    scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))
-            for reader in readers:
-                reader.replace_input_with(pixels, scaled)
-            output = next(node for node in graph.nodes if node.op == "output")
-            said = output.args[0]
-            with graph.inserting_before(output):
-                if mirrors:
-                    both = graph.call_method("reshape", (said, (2, -1, self._model.target.goal.outputs)))
-                    said = graph.call_method("mean", (both, 0))
-                output.args = (self._decoded(module, said, heat),)
-            graph.lint()
-            module.recompile()
-            return module.eval()
-
-    def _decoded(self, module: fx.GraphModule, outputs: Any, heat: float) -> fx.Node:
-        """The node, added to the module's graph, of what `to_module` gives for the network's outputs."""
-        raise NotImplementedError
+            model = self._in_use
+            if trial is not None:
+                network = self.load_searcher().load_model_by_id(trial)
+                model = replace(model, network=network, mirrors=False, temperature=1.0)
+            return model.to_module()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -751,18 +711,15 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             return self._outputs(self._model.preprocessing.pieces(source))
 
     def _outputs(self, pieces: Iterable[Tensor]) -> Tensor:
-        """The network's, (n, outputs) on the CPU, as sure as they may be. pieces: (k, *shape) each, the first of which
-        is looked at."""
+        """The model's, (n, outputs) on the CPU. pieces: (k, *shape) each, the first of which is looked at."""
         several = iter(pieces)
         doctor.warn_of_others(first := next(several), self._model.range, stacklevel=6)
-        device = torch_device(self.device)
-        module = to_module(self.network_.graph, self.network_.weights).to(device)
-        empty = torch.empty(0, *self._model.preprocessing.shape, device=device)
-        nothing = Examples(empty, torch.empty(0, dtype=torch.int64, device=device))
-        mean, std = (values.to(device) for values in self._model.scale)
-        task = Task(nothing, None, self._model.target.goal, mean, std)
-        parts = (predict(module, piece, task, mirrored=self.mirrors_) for piece in itertools.chain([first], several))
-        return torch.cat([part.cpu() for part in parts]) / self._model.temperature
+        return self._in_use.outputs(itertools.chain([first], several), torch_device(self.device))
+
+    @property
+    def _in_use(self) -> Model:
+        """The model as the user has set it."""
+        return replace(self._model, network=self.network_, mirrors=self.mirrors_)
 
     def _progress(self, seconds: float) -> contextlib.closing[Progress]:
         return contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
-from torch import Tensor, fx
 
 from morphnas.estimators.base import ImageEstimator
 from morphnas.estimators.labels import Labels
@@ -175,15 +173,6 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
-
-    def _measured(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
-        return float(np.average((self._model.target.goal.errors(outputs, y) == 0).numpy(), weights=weights))
-
-    def _words(self, measured: float) -> str:
-        return f"accuracy {measured:.2%}"
-
-    def _decoded(self, module: fx.GraphModule, outputs: Any, heat: float) -> fx.Node:
-        return module.graph.call_function(torch.div, (outputs, heat))
 
     def _set(self, model: Model) -> None:
         super()._set(model)

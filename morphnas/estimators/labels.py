@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
-from torch import Tensor
+from torch import Tensor, fx
 
 from morphnas.estimators.sources import as_array, refuse_masked
 from morphnas.train.goal import Classes, Goal
@@ -94,6 +94,17 @@ class Labels:
         labels: NDArray[Any] = self.classes[probabilities.argmax(1)]
         return labels
 
+    def measured(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
+        """The accuracy of outputs for y as networks learn it."""
+        return accuracy(self.goal, outputs, codes, weights)
+
+    def words(self, measured: float) -> str:
+        return f"accuracy {measured:.2%}"
+
+    def decoded(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
+        """The node, added to the module's graph, of calibrated logits."""
+        return module.graph.call_function(torch.div, (outputs, temperature))
+
     def strata(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Groups (n,) of examples that parts are held out of alike: the classes."""
         return codes
@@ -124,6 +135,11 @@ class Labels:
         if classes.ndim != 1 or len(classes) < 2 or len({repr(value) for value in classes.tolist()}) < len(classes):
             raise ValueError("labels must be a list of different ones, at least 2")
         return Labels(classes)
+
+
+def accuracy(goal: Goal, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None) -> float:
+    """The share of examples of which nothing is wrong."""
+    return float(np.average((goal.errors(outputs, codes) == 0).numpy(), weights=weights))
 
 
 def check_there(y: Any, hint: str) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from morphnas.estimators.inputs import Preprocessing
 from morphnas.estimators.targets import Target, target_from_json
 from morphnas.graph import Network
 from morphnas.run.files import RunError
 from morphnas.run.store import load_about, load_model
+from morphnas.train.data import Examples, Task, farthest
+from morphnas.train.predict import predict
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,50 @@ class Model:
         shape = (-1, *[1] * (len(self.preprocessing.shape) - 1))
         mean, std = (torch.tensor(values, dtype=torch.float32).reshape(shape) for values in (self.mean, self.std))
         return mean, std
+
+    def outputs(self, pieces: Iterable[Tensor], device: torch.device) -> Tensor:
+        """The network's for pieces of examples (k, *shape), (n, outputs) on the CPU, as sure as they may be."""
+        module = self.network.to_module().to(device)
+        empty = torch.empty(0, *self.preprocessing.shape, device=device)
+        nothing = Examples(empty, torch.empty(0, dtype=torch.int64, device=device))
+        mean, std = (values.to(device) for values in self.scale)
+        task = Task(nothing, None, self.target.goal, mean, std)
+        parts = [predict(module, piece, task, mirrored=self.mirrors).cpu() for piece in pieces]
+        return torch.cat(parts) / self.temperature
+
+    def to_module(self) -> fx.GraphModule:
+        """All of it as a plain module from raw examples to what outputs stand for: see `ImageEstimator.to_module`."""
+        mean, std = self.scale
+        module = self.network.to_module()
+        graph = module.graph
+        pixels = next(node for node in graph.nodes if node.op == "placeholder")
+        readers = list(pixels.users)
+        module.register_buffer("mean", mean)
+        module.register_buffer("std", std)
+        with graph.inserting_before(readers[0]):
+            raw = pixels
+            if (offset := self.preprocessing.offset) is not None:
+                module.register_buffer("offset", torch.tensor(offset, dtype=torch.float64))
+                raw = graph.call_function(torch.sub, (graph.call_method("double", (pixels,)), graph.get_attr("offset")))
+            centred = graph.call_function(torch.sub, (graph.call_method("float", (raw,)), graph.get_attr("mean")))
+            scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
+            most = farthest(mean)
+            scaled = graph.call_function(torch.clamp, (scaled, -most, most))
+            if self.mirrors:  # after all images, all of them mirrored
+                scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))
+        for reader in readers:
+            reader.replace_input_with(pixels, scaled)
+        output = next(node for node in graph.nodes if node.op == "output")
+        said = output.args[0]
+        assert isinstance(said, fx.Node)
+        with graph.inserting_before(output):
+            if self.mirrors:
+                both = graph.call_method("reshape", (said, (2, -1, self.target.goal.outputs)))
+                said = graph.call_method("mean", (both, 0))
+            output.args = (self.target.decoded(module, said, self.temperature),)
+        graph.lint()
+        module.recompile()
+        return module.eval()
 
     @property
     def shares(self) -> dict[str, float]:

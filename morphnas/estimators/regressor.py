@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
-from torch import Tensor, fx
 
 from morphnas.estimators.base import ImageEstimator
 from morphnas.estimators.targets import SampleWeight, Values, amounts_of, given_weights
@@ -58,19 +56,3 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
     def _values(self) -> Values:
         assert isinstance(self._model.target, Values)
         return self._model.target
-
-    def _measured(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
-        errors = (outputs - y).double().numpy() * self._values.std
-        return float(np.average(np.square(errors).mean(1), weights=weights))
-
-    def _words(self, measured: float) -> str:
-        return f"mean squared error {measured:.4g}"
-
-    def _decoded(self, module: fx.GraphModule, outputs: Any, heat: float) -> fx.Node:
-        graph, values = module.graph, self._values
-        module.register_buffer(
-            "unit", torch.from_numpy(values.std)
-        )  # float64: amounts may be large beside their spread
-        module.register_buffer("centre", torch.from_numpy(values.mean))
-        scaled = graph.call_function(torch.mul, (outputs, graph.get_attr("unit")))
-        return graph.call_function(torch.add, (scaled, graph.get_attr("centre")))

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.extmath import randomized_svd
-from torch import Tensor
+from torch import Tensor, fx
 
-from morphnas.estimators.labels import Labels, check_there, listed
+from morphnas.estimators.labels import Labels, accuracy, check_there, listed
 from morphnas.estimators.sources import as_array, refuse_masked
 from morphnas.train.goal import Amounts, Goal, Tags
 from morphnas.train.recipe import is_number
@@ -68,6 +68,17 @@ class Indicators:
     def likeliest(self, probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
         """Which tags are likelier than not, (n, k) of 0 and 1."""
         return (probabilities >= 0.5).astype(np.int64)
+
+    def measured(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
+        """The share of examples with all tags right."""
+        return accuracy(self.goal, outputs, codes, weights)
+
+    def words(self, measured: float) -> str:
+        return f"accuracy {measured:.2%}"
+
+    def decoded(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
+        """The node, added to the module's graph, of calibrated logits."""
+        return module.graph.call_function(torch.div, (outputs, temperature))
 
     def strata(self, codes: NDArray[Any]) -> NDArray[np.int64]:
         """Groups (n,) of examples of like tags, so that parts are held out of all alike."""
@@ -147,6 +158,22 @@ class Values:
     @property
     def goal(self) -> Goal:
         return Amounts(len(self.mean))
+
+    def measured(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
+        """The mean squared error, over several amounts alike."""
+        errors = (outputs - codes).double().numpy() * self.std
+        return float(np.average(np.square(errors).mean(1), weights=weights))
+
+    def words(self, measured: float) -> str:
+        return f"mean squared error {measured:.4g}"
+
+    def decoded(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
+        """The node, added to the module's graph, of amounts, in float64: they may be large beside their spread."""
+        graph = module.graph
+        module.register_buffer("unit", torch.from_numpy(self.std))
+        module.register_buffer("centre", torch.from_numpy(self.mean))
+        scaled = graph.call_function(torch.mul, (outputs, graph.get_attr("unit")))
+        return graph.call_function(torch.add, (scaled, graph.get_attr("centre")))
 
     def strata(self, codes: NDArray[Any]) -> NDArray[np.int64]:
         """Groups (n,) of examples of like amounts, so that parts are held out of all alike."""
