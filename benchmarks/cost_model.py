@@ -3,26 +3,30 @@
 Times steps of starters of many widths and three image sizes, fits seconds = a * FLOPs + b * activation bytes + c *
 nodes with weights that make errors relative, and compares the ratios b / a and c / a with those that `Graph.work` uses.
 
-    OMP_NUM_THREADS=1 python benchmarks/cost_model.py            writes results/cost_model.json
+    OMP_NUM_THREADS=1 python benchmarks/cost_model.py [--precision bfloat16]
     python benchmarks/cost_model.py --smoke                      a quick pass that writes nothing
+
+Appends to results/cost_model.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from machine import describe
+from machine import append
 from scipy.optimize import nnls
 
 from morphnas.graph import Graph, Shape, cnn, densenet, resnet, to_module
 from morphnas.graph.graph import FLOPS_PER_BYTE, FLOPS_PER_NODE
+from morphnas.train.recipe import Precision
+from morphnas.train.step import computing
 
 RESULTS = Path(__file__).parent / "results" / "cost_model.json"
 BATCH = 64
@@ -38,7 +42,7 @@ def networks(shape: Shape, widths: tuple[int, ...]) -> dict[str, Graph]:
     return made
 
 
-def step_seconds(graph: Graph, repeats: int) -> float:
+def step_seconds(graph: Graph, repeats: int, precision: Precision) -> float:
     """The fastest of some training steps: what the network costs when nobody else uses the machine."""
     module = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=True)
@@ -46,7 +50,9 @@ def step_seconds(graph: Graph, repeats: int) -> float:
     times = []
     for _ in range(2 + repeats):
         begun = time.perf_counter()
-        loss = F.cross_entropy(module(x), y)
+        with computing(precision, x.device):
+            outputs = module(x)
+        loss = F.cross_entropy(outputs.float(), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -56,6 +62,7 @@ def step_seconds(graph: Graph, repeats: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
     parser.add_argument("--smoke", action="store_true", help="few networks and steps, nothing is written")
     args = parser.parse_args()
     shapes, widths = (SHAPES[2:], (8,)) if args.smoke else (SHAPES, (4, 8, 16, 32))
@@ -66,7 +73,7 @@ def main() -> None:
             names.append(f"{name} {shape}")
             parts.append([graph.flops * BATCH, graph.activation_bytes * BATCH, len(graph.nodes)])
             work.append(graph.work * BATCH)
-            seconds.append(step_seconds(graph, 3 if args.smoke else 15))
+            seconds.append(step_seconds(graph, 3 if args.smoke else 15, args.precision))
     table, measured = np.array(parts, dtype=float), np.array(seconds)
     (flop, byte, node), _ = nnls(table / measured[:, None], np.ones(len(measured)))
     scale = statistics.median(measured / np.array(work))
@@ -85,7 +92,8 @@ def main() -> None:
                           np.round(np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), 3).tolist(), strict=True))
             for key, values in (("work", errors), ("flops_alone", flops_only))
         }  # fmt: skip
-        result = describe() | {
+        result = {
+            "precision": args.precision,
             "batch": BATCH,
             "networks": len(names),
             "seconds_per_flop": flop,
@@ -94,7 +102,7 @@ def main() -> None:
             "predicted_over_measured": spread,
             "milliseconds": {name: round(1e3 * took, 3) for name, took in zip(names, measured, strict=True)},
         }
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        append(RESULTS, result)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ optimizer for hidden layers in neural networks")."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor
 
 MOMENTUM = 0.6
 """Of the filters' steps."""
+
+HALVED = 96
+"""Rows or columns, the fewer of them, from which on a CPU multiplies matrices faster in bfloat16, where it can at all:
+converting smaller ones takes longer than that saves (`benchmarks/muon.py`)."""
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of an iteration that brings singular values from (0, 1] to about 0.7 to 1.2 in few rounds."""
@@ -62,17 +67,20 @@ def _lengths(tensors: list[Tensor]) -> Tensor:
 def orthogonal(matrix: Tensor, rounds: int = 3) -> Tensor:
     """(rows, columns) float32 with nearly the same singular vectors and singular values near 1; zero stays zero.
 
-    In between in the precision of `torch.autocast`, where that is on. A Newton-Schulz iteration (Bernstein and Newhouse
-    2024, arXiv:2409.20325, appendix A).
+    In between in the precision of `torch.autocast`, where that is on and faster. A Newton-Schulz iteration (Bernstein
+    and Newhouse 2024, arXiv:2409.20325, appendix A).
     """
     a, b, c = _QUINTIC
     x: Tensor = matrix / matrix.norm().clamp(min=1e-12)
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
+    cast = torch.is_autocast_enabled(kind)
+    small = cast and kind == "cpu" and min(x.shape) < HALVED
+    if cast and not small:
         x = x.to(torch.get_autocast_dtype(kind))
     if tall := len(x) > x.shape[1]:
         x = x.T
-    for _ in range(rounds):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    with torch.autocast(kind, enabled=False) if small else nullcontext():
+        for _ in range(rounds):
+            square = x @ x.T
+            x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.T if tall else x).to(matrix.dtype)

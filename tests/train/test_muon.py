@@ -13,7 +13,7 @@ from torch import nn
 from morphnas.graph import cnn, to_module
 from morphnas.train import step
 from morphnas.train.deadline import NEVER
-from morphnas.train.muon import Muon, orthogonal
+from morphnas.train.muon import HALVED, Muon, orthogonal
 from morphnas.train.predict import evaluate
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import train
@@ -33,6 +33,17 @@ def test_directions_stay_and_lengths_become_alike(rows: int, columns: int, scale
 
 def test_nothing_is_turned_into_nothing() -> None:
     assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
+def test_small_matrices_stay_in_float32_on_a_cpu_and_large_ones_come_back_as_it() -> None:
+    """Under autocast, which would multiply all of them in bfloat16: that takes longer for small ones."""
+    for rows, as_before in ((HALVED - 1, True), (HALVED, False)):
+        matrix = torch.randn(rows, 4 * rows, generator=seeded())
+        with torch.autocast("cpu", torch.bfloat16):
+            found = orthogonal(matrix)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, orthogonal(matrix)) == as_before
+        assert torch.allclose(found, orthogonal(matrix), atol=0.05)
 
 
 def optimizer_of(weight: nn.Parameter, lr: float = 0.1) -> Muon:
