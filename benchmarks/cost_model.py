@@ -97,8 +97,8 @@ def main() -> None:
             "batch": BATCH,
             "networks": len(names),
             "seconds_per_flop": flop,
-            "flops_per_byte": byte / flop,
-            "flops_per_node_and_example": node / flop / BATCH,
+            "flops_per_byte": byte / flop if flop else None,
+            "flops_per_node_and_example": node / flop / BATCH if flop else None,
             "predicted_over_measured": spread,
             "milliseconds": {name: round(1e3 * took, 3) for name, took in zip(names, measured, strict=True)},
         }
