@@ -300,7 +300,8 @@ def _write_source(model: _Model, file: Path) -> None:
 
 
 def _read_source(file: Path) -> Callable[[Tensor], Tensor]:
-    network: Callable[[Tensor], Tensor] = runpy.run_path(str(file))["load"]()
+    with torch.random.fork_rng(devices=[]):  # layers draw weights before they get theirs
+        network: Callable[[Tensor], Tensor] = runpy.run_path(str(file))["load"]()
     return network
 
 

@@ -50,9 +50,9 @@ from morphnas.report.progress import Progress
 from morphnas.report.summary import Results, results_summary
 from morphnas.report.tables import trials_table
 from morphnas.report.words import measured_words
-from morphnas.run.ensemble import assembled, elect, stand_in
+from morphnas.run.ensemble import assembled, elect
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
-from morphnas.run.expectation import Terms
+from morphnas.run.expectation import SMALL_WIDTH, Terms
 from morphnas.run.files import RunError
 from morphnas.run.final import abandon, finalise, knows, lasting
 from morphnas.run.interrupt import stopping
@@ -223,7 +223,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             settings = Settings.of(self)
             deadline = deadline.earlier(min(settings.place.parting, 0.1 * seconds))
             _check_callable(each_epoch)
-            path = None if self.path is None else user_path(self.path)
+            path = None if self.path is None else user_path(self.path).absolute()  # whoever calls chdir meanwhile
             decides = decisive(self.get_params(deep=False))
             before = self._before(path, decides)
             seed = chosen_seed(self.random_state) if before is None else _seed(before)
@@ -252,6 +252,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     "time_limit": seconds,
                     "seed": seed,
                     "data": problem.fingerprint,
+                    "scales": {problem.name: problem.task.scale},
                     "versions": {"morphnas": __version__, **versions()},
                     "device": str(settings.device),
                     "plan": planned.to_json(),
@@ -276,9 +277,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                             say(str(finding))
                     fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
                     if fitting.compares and (asked := settings.of_searches):
-                        way = "first networks small, for example searcher_args={'default_model_width': 8}"
-                        words = f"there is no time to search, so there is no effect of {asked}"
-                        warnings.warn(f"{words}: allow more, or make the {way}", stacklevel=2)
+                        words = f"there is no time to search, so there is no effect of {asked}: allow more"
+                        if settings.width is None or settings.width > SMALL_WIDTH:
+                            args = {"default_model_width": SMALL_WIDTH}
+                            words += f", or make the first networks small: searcher_args={args}"
+                        warnings.warn(words, stacklevel=2)
                     end = fitting.search_end()
                     for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)
                     most = None if self.max_trials is None else int(self.max_trials)
@@ -413,6 +416,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     given["cuda_graphs"] = settings.trainer_args.get("cuda_graphs", False)
                 own = settled(store, best, store.trials, problem, deadline)
                 recipe = changed(own, given | args, len(problem.task.train))
+                if recipe.augment.flip is None:  # as the winner has found out
+                    recipe = replace(recipe, augment=replace(recipe.augment, flip=own.augment.flip))
+                known = {trial.id for trial in store.trials}
+                store.note(scales={problem.name: problem.task.scale} | store.about.get("scales", {}))
                 after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
                 calls = EpochCalls(each_epoch, Path(self.path_), stop)
                 own_length = bool({"epochs", "max_iter_num"} & args.keys())
@@ -430,6 +437,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         seed=seed,
                         retrain=retrain,
                         judged=settings.ensemble > 1,
+                        guess=planned.seconds_per_flop,
                         max_memory=memory_for(planned, settings),
                         epochs=recipe.epochs if own_length else None,
                         data=problem.name,
@@ -438,6 +446,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 finally:
                     executor.shutdown()
                 calls.close()
+                made = [one.outcome for one in store.trials if one.id not in known and one.outcome is not None]
+                if made and all(outcome.status in ("failed", "oom", "diverged") for outcome in made):
+                    warnings.warn(f"nothing was gained, as the training came to nothing: {made[0].error}", stacklevel=2)
                 found = best, final
                 if trial in (None, store.about.get("best")):  # another network is to be the model in any case
                     name = None if retrain or own_length else problem.name
@@ -505,8 +516,13 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             self._check_fitted()
             model = self._in_use
             if trial is not None:
-                network = self.load_searcher().load_model_by_id(trial)
-                model = replace(model, network=network, mirrors=False, temperature=1.0)
+                run = self.load_searcher()
+                model = replace(model, network=run.load_model_by_id(trial), mirrors=False, temperature=1.0)
+                one, scales = run.trial(trial), run.about.get("scales", {})
+                data = one.proposal.why.get("data") if one.final else run.data
+                if data in scales:  # of what it was trained on; the model may have seen other data since
+                    mean, std = scales[data]
+                    model = replace(model, mean=tuple(mean), std=tuple(std))
             return model.to_module()
 
     @classmethod
@@ -640,7 +656,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         mirrored = mirrored and settings.limits.max_latency_ms is None  # mirror images take as long again
         given = (problem.chooser, settings.ensemble, mirrored, deadline)
         shares = elect(store, final, task, *given, data=problem.name, limits=settings.limits)
-        judge = store.trial(stand_in(final))
+        judge = store.trial(final.judge)
         brief = None if judge.id == final.id or judge.final or judge.outcome is None else judge.outcome.epochs
         judged = assembled(store, shares, {final.id: judge.id})
         fresh = judge.final and judge.parent is None
@@ -656,8 +672,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             best=best.id,
             trial=final.id,
             members=shares,
-            mean=tuple(task.mean.flatten().tolist()),
-            std=tuple(task.std.flatten().tolist()),
+            mean=task.scale[0],
+            std=task.scale[1],
             range=tuple(doctor.range_of(task.train.x) if task.train.x.ndim == 4 else ()),
             mirrors=mirrored,
             temperature=temperature,

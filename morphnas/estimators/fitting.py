@@ -266,12 +266,13 @@ class Fitting:
                 saving(self.deadline, best, readings(problem, recipe, self.settings.ensemble)),
                 seed=self.seed,
                 judged=self.settings.ensemble > 1,
+                guess=self.planned.seconds_per_flop,
                 max_memory=self.max_memory,
                 data=problem.name,
                 observer=observer,
             )
         best, final = lasting(self.store, best, final, problem.task, problem.everything, problem.name)
-        if best.score is None:
+        if best.score is None and self.store.trial(final.judge).score is None:
             said = None if best.outcome is None else best.outcome.error
             why = "the time limit was too short to score a network"
             why = why if said is None else f"no network has a score: {said}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from importlib.machinery import PathFinder
 from inspect import signature
 from typing import Any
 
@@ -237,11 +239,24 @@ def aimed(problem: Problem, metric: Metric, loss: Loss, deadline: Deadline = NEV
         own = copy.deepcopy(loss).requires_grad_(requires_grad=False) if isinstance(loss, nn.Module) else loss
         goal = _scaled(replace(goal, criterion=UserLoss(own, target)), task.train[:TRIED])
     if apart:
+        for theirs in (metric, loss):
+            _register(theirs)
         try:
             cloudpickle.dumps(goal)
         except Exception as error:
             raise ValueError(f"metric and loss must be picklable, to be sent to other processes: {error}") from error
     return replace(problem, task=replace(task, goal=goal))
+
+
+def _register(own: object) -> None:
+    """Have other processes be sent the module that a function or an object is from, where they could not import it: it
+    was loaded from a file that is nowhere on the path."""
+    name = getattr(own, "__module__", None)
+    if not isinstance(name, str) or name == "__main__":
+        return
+    module = sys.modules.get(name)
+    if module is not None and getattr(module, "__file__", None) and not PathFinder.find_spec(name.partition(".")[0]):
+        cloudpickle.register_pickle_by_value(module)
 
 
 def _right(goal: Own, y: Tensor) -> Tensor:

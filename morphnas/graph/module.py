@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from morphnas.graph.graph import Graph, GraphError
-from morphnas.graph.ops import Conv, Dense, Input, Op, Shape, Weights
+from morphnas.graph.ops import Concat, Conv, Dense, Input, Op, Shape, Weights
 
 NORMALISED = 0.4
 """Scale of fresh weights that a batch norm undoes; with it layers begin as torch's own do, by the variance."""
@@ -114,7 +114,8 @@ class Network:
     def adapted(self, shape: Shape, outputs: int) -> Network:
         """The network for examples of another shape and number of outputs, with all weights that still fit.
 
-        For transfer learning. The last layer, a dense one, gets fresh weights if its shape changes. First convolutions
+        For transfer learning. The last layer, a dense one, gets fresh weights if its shape changes, as do the last ones
+        of networks that are side by side in it (see `blend`). First convolutions
         compute the same as before for images whose channels are all equal, whatever their number. GraphError if the
         network cannot take such examples, or if other layers would need other weights.
         """
@@ -125,12 +126,14 @@ class Network:
         graph = self.graph.replace_ops(ops)
         if graph.shapes[head.name] != (outputs,):
             raise GraphError(f"{head.name}: the last layer is {head.op}, only a dense one can get {outputs} outputs")
+        last = [self.graph[name] for name in head.inputs]
+        heads = {head.name, *(name for node in last if isinstance(node.op, Concat) for name in node.inputs)}
         weights, fresh = {}, fresh_weights(graph)
         for name, wanted in graph.weight_shapes.items():
             node, value = graph[name.rpartition(".")[0]], self.weights[name]
             if tuple(value.shape) == wanted:
                 weights[name] = value
-            elif node.name == head.name:
+            elif node.name in heads and isinstance(node.op, Dense):
                 weights[name] = fresh[name]
             elif isinstance(node.op, Conv) and node.inputs == (first.name,) and value.ndim == len(wanted):
                 weights[name] = value.mean(1, keepdim=True).expand(wanted) * (value.shape[1] / wanted[1])

@@ -43,9 +43,16 @@ def failures(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def best_of(trials: Sequence[Trial], about: Mapping[str, Any]) -> Trial | None:
-    """The search's winner: the one that run.json names, else the one that would be chosen now."""
-    named = next((trial for trial in trials if trial.id == about.get("best")), None)
-    return winner(searched(trials)) if named is None else named
+    """The search's winner: the one that run.json names, else the one that would be chosen now. Where that has no score,
+    the network that was trained further from it and has one, if there is any."""
+    by_id = {trial.id: trial for trial in trials}
+    named = by_id.get(about.get("best", -1)) or winner(searched(trials))
+    for trial in (named, by_id.get(about.get("final", -1))):
+        while trial is not None and trial.score is None and trial.judge < trial.id:
+            trial = by_id.get(trial.judge)
+        if trial is not None and trial.score is not None:
+            return trial
+    return named
 
 
 def members(about: Mapping[str, Any]) -> list[tuple[int, float]]:

@@ -45,7 +45,7 @@ def results_summary(run: Run, n: int = 10) -> Results:
     for another metric or loss."""
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a positive integer, not {n!r}")
-    scored = [(trial.score, -trial.id, trial) for trial in comparable(run.trials)]
+    scored = [(trial.score, -trial.id, trial) for trial in comparable(run.trials, run.data)]
     best = tuple(trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2], reverse=True)[: int(n)])
     first = facts.best_of(run.trials, run.about)
     unscored = sum(trial.score is None for trial in run.trials)

@@ -29,12 +29,6 @@ ASKED = 2000
 """Held-out examples that they are asked on, at most."""
 
 
-def stand_in(final: Trial) -> int:
-    """Id of the network that tells how good the final one is: itself, or the one it was before it was trained on the
-    examples that are to tell."""
-    return int(final.proposal.why.get("score_of", final.id))
-
-
 def asked(size: int, task: Task, chooser: Examples | None) -> int:
     """Examples that are passed through networks for `elect`, and once through the others that it elects."""
     held_out = len(task.judge) + (0 if chooser is None else len(chooser))
@@ -57,8 +51,8 @@ def elect(
     Ensemble selection (Caruana et al. 2004, "Ensemble selection from libraries of models", ICML): the final network has
     the first vote; each further one goes to the network, which may have votes already, with which the mean of the
     outputs has the best score, at the temperature that suits the mean so far, on examples that none was trained on;
-    until that gets no better. `stand_in` votes for a network that was trained on them. All of it where there is nobody
-    to stand in but a network of the search, hardly trained, no held-out examples, or no time.
+    until that gets no better. `Trial.judge` votes for a network that was trained on them. All of it where there is
+    nobody to stand in but a network of the search, hardly trained, no held-out examples, or no time.
 
     mirrors: whether all of them read mirror images as well. data: a name of the examples that the task was made of;
     networks trained on others, which may hold what is held out here, have no part in it. limits: of the whole ensemble;
@@ -66,7 +60,7 @@ def elect(
     """
     if size == 1:
         return {final.id: 1.0}
-    judge = store.trial(stand_in(final))
+    judge = store.trial(final.judge)
     if task.valid is None:
         return _alone(final, "no examples are held out")
     if _data(store, judge) != data:

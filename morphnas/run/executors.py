@@ -43,6 +43,8 @@ AGAIN = 10.0
 STANDARD = [sysconfig.get_path("stdlib"), str(Path(sysconfig.get_path("platstdlib"), "lib-dynload"))]
 """Where Python's own modules are: a worker looks there first. This process had many of them before a script that lies
 beside a `types.py` of its own began."""
+HEARS = 0.5
+"""Seconds after which a worker that is still being sent its job, and is to stop, is suspended, or hangs."""
 TRIES = 5
 """How often in a row a worker is tried to be started, where others are there, before it is given up."""
 
@@ -159,8 +161,9 @@ class Supervised:
 
     def stop(self) -> None:
         with self._lock:
-            for worker in self._alive:
-                worker.stop()
+            alive = list(self._alive)
+        for worker in alive:  # which may take a moment
+            worker.stop()
 
     def shutdown(self) -> None:
         with self._lock:
@@ -345,8 +348,14 @@ class _Process:
         return unsealed(answer)
 
     def stop(self) -> None:
-        with contextlib.suppress(Lost):
-            self._send(None)
+        if not self._sending.acquire(timeout=HEARS):  # it does not take its job either
+            self.kill()
+            return
+        try:
+            with contextlib.suppress(Lost):
+                self._write(None)
+        finally:
+            self._sending.release()
 
     def kill(self) -> None:
         self._process.kill()
@@ -358,12 +367,15 @@ class _Process:
             with contextlib.suppress(OSError):  # what was still to be written
                 pipe.close()
 
-    def _send(self, parcel: bytes | None) -> None:
+    def _send(self, parcel: bytes) -> None:
+        with self._sending:
+            self._write(parcel)
+
+    def _write(self, parcel: bytes | None) -> None:
         assert self._process.stdin is not None
         try:
-            with self._sending:
-                pickle.dump(parcel, self._process.stdin)
-                self._process.stdin.flush()
+            pickle.dump(parcel, self._process.stdin)
+            self._process.stdin.flush()
         except (OSError, ValueError) as error:
             raise Lost(self._last_words()) from error
 

@@ -82,6 +82,7 @@ def finalise(
     retrain: bool = False,
     judged: bool = False,
     epochs: int | None = None,
+    guess: float = 0.0,
     max_memory: int | None = None,
     data: str = "",
     observer: Observer | None = None,
@@ -93,16 +94,15 @@ def finalise(
     choose among the results and the winner (None: the validation part does). everything: what the chosen one is
     trained on at last (None: not at all). retrain: from fresh weights only. judged: whether something must say how good
     the last one is, though that takes half of its time. epochs: of each training, instead of what there is time for.
+    guess: seconds per FLOP of an epoch of the search, where the winner has none of its own that tells.
     max_memory: bytes that a training should take at most. data: a name of the examples.
 
     Each training is a new trial; none that is finished is changed. Trainings that a driver before this one began on the
     same data and did not come to use are taken up, those done as they are and those interrupted from their checkpoint,
     unless there is now time for much longer ones; those stay open, until somebody says `abandon`.
     """
-    outcome = winner.outcome
-    if outcome is None or not outcome.epochs:
-        return winner
-    per_example, scoring = _costs(winner, outcome, task)
+    untrained = winner.outcome is None or not winner.outcome.epochs
+    per_example, scoring = _costs(winner, task, guess)
 
     def passes(seconds: float, examples: Examples, scoring: float) -> float:
         """How often the examples can be seen in that time."""
@@ -129,6 +129,7 @@ def finalise(
         ways = ways[:-1]
     if everything is not None and not retrain and (len(ways) == 1 or knows(store, winner, data)):
         ways = []
+    about = {"of": winner.id, "data": data}
     results = [] if retrain else [winner]
     count = len(ways)
     while ways:
@@ -139,20 +140,22 @@ def finalise(
         long = _sized(settings, seen, len(task.train), epochs)
         if long is None:
             break
-        why = {"final": way, "of": winner.id, "data": data}
+        why = {"final": way, **about}
         proposal = Proposal(start, (), long, why)
         end = deadline.earlier(deadline.left * (1 - part))
         last = trained(proposal, end, task.train, scored=True)
         results.append(last)
         if last.outcome is not None and last.outcome.status == "finished":  # here, and not where the search was
-            per_example, scoring = _costs(last, last.outcome, task)
+            per_example, scoring = _costs(last, task, guess)
         unmoved = bool(ways) and ways[0][0].endswith(UNMOVED) and coloured(tuple(task.train.x.shape[1:]))
         if unmoved and _by_heart(store, results[-1], task, deadline):
             ways = _changed_more(ways)
     results = [trial for trial in results if trial.kept and trial.score is not None] or [winner]
     chosen = _chosen(store, results, task, chooser, deadline)
     base = chosen.outcome
-    if everything is None or base is None or base.best_epoch < 1 or (base.score is None and base.status == "diverged"):
+    if everything is None or base is None or (base.score is None and base.status == "diverged"):
+        return chosen
+    if base.best_epoch < 1 and not (untrained and chosen is winner):
         return chosen
     before = chosen.proposal.recipe
     augment = before.augment if chosen.final else recipe.augment
@@ -164,7 +167,7 @@ def finalise(
     if again is None:
         return chosen
     again = replace(again, lr=max(LEAST_RATE, recipe.lr * min(1.0, min(more, most) / FULL_RATE)), patience=None)
-    why = {"final": "everything", "of": winner.id, "data": data, "score_of": chosen.id}
+    why = {"final": "everything", **about, "score_of": chosen.id}
     proposal = Proposal(chosen.id, (), again, why)
     asking = 0.0 if task.valid is None else min(ASKING * scoring, MOST_ASKING * deadline.left)
     end = deadline.earlier(asking)
@@ -200,7 +203,7 @@ def lasting(
     sizes = len(task.train), len(everything or task.train)
     before, now = (_seen(store, trial, sizes) for trial in (was, final))
     least = 1.0
-    if data is not None and was.proposal.why.get("data") == data:
+    if data is not None and _same_examples(was.proposal.why.get("data"), data):
         least = before * (1.0 if was.graph.key == final.graph.key else LESS)
     if now >= least:
         return best, final
@@ -212,6 +215,11 @@ def lasting(
         "trial %d stays the model: it was trained on %d examples, trial %d on %d", was.id, before, final.id, now
     )
     return of, was
+
+
+def _same_examples(name: object, other: str) -> bool:
+    """Whether two names of data are of the same examples to train on, whatever is held out: see `data_name`."""
+    return isinstance(name, str) and name.partition(", ")[0] == other.partition(", ")[0]
 
 
 def _seen(store: Store, trial: Trial, sizes: tuple[int, int]) -> int:
@@ -231,10 +239,16 @@ def abandon(store: Store) -> None:
             store.finish(trial.id, Outcome("failed", error="interrupted, and then no longer needed"), None)
 
 
-def _costs(trial: Trial, outcome: Outcome, task: Task) -> tuple[float, float]:
-    """Seconds that training takes per example, and scoring per epoch, as a network's own training showed."""
-    epoch = outcome.seconds / max(1, len(outcome.curve) or outcome.epochs)
+def _costs(trial: Trial, task: Task, guess: float) -> tuple[float, float]:
+    """Seconds that training takes per example, and scoring per epoch, as a network's own training showed.
+
+    guess: seconds per FLOP of an epoch, for one that came to none.
+    """
+    outcome = trial.outcome
     seen = min(trial.proposal.recipe.examples or len(task.train), len(task.train))
+    if outcome is None or not outcome.epochs:
+        return guess * trial.graph.work / seen, 0.0
+    epoch = outcome.seconds / max(1, len(outcome.curve) or outcome.epochs)
     training = min(epoch, seen / outcome.images_per_second) if outcome.images_per_second else epoch
     return training / seen, epoch - training
 

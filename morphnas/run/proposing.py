@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Self
 
 from morphnas.graph import Network
@@ -19,6 +21,31 @@ SWITCHING = 1e-4
 what to do next would wait."""
 
 
+@dataclass
+class _Switching:
+    """Python's switch interval, short as long as anybody asks ahead, in whatever threads."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    askers: int = 0
+    usual: float = 0.0
+
+    def begin(self) -> None:
+        with self.lock:
+            if not self.askers:
+                self.usual = sys.getswitchinterval()
+                sys.setswitchinterval(SWITCHING)
+            self.askers += 1
+
+    def end(self) -> None:
+        with self.lock:
+            self.askers -= 1
+            if not self.askers:
+                sys.setswitchinterval(self.usual)
+
+
+_switching = _Switching()
+
+
 class Asker:
     """Asks a searcher for proposals: now, or ahead, in a thread of its own, while all workers train.
 
@@ -29,18 +56,17 @@ class Asker:
         self._searcher, self._store, self._clock = searcher, store, clock
         self._thread = ThreadPoolExecutor(1, "morphnas-ask") if ahead else None
         self._coming: Future[tuple[Proposal | None, Network | None]] | None = None
-        self._switching = sys.getswitchinterval()
         self.seconds = 0.0
 
     def __enter__(self) -> Self:
         if self._thread:
-            sys.setswitchinterval(SWITCHING)
+            _switching.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._thread:
             self._thread.shutdown(wait=False, cancel_futures=True)
-            sys.setswitchinterval(self._switching)
+            _switching.end()
 
     def now(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """What the searcher answers. TypeError where that is no proposal: searchers may be users' own."""

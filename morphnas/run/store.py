@@ -14,6 +14,7 @@ Every file is written under a temporary name, synced and renamed. Nothing that i
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import operator
 import os
@@ -80,7 +81,13 @@ def user_path(name: str | os.PathLike[str]) -> Path:
     """The path that a user means: "~" is the home folder, where there is one. ValueError for what is no path."""
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"expected the path of a folder or file, not {name!r:.100}")
-    return Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser fails where nobody is called so
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser fails where nobody is called so
+    try:
+        path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"the name of a folder or file is too long: {str(path)!r:.100} ...") from None
+    return path
 
 
 def holds_run(path: Path) -> bool:
@@ -151,7 +158,12 @@ class Store:
 
         RunError for a folder that holds a run (without `overwrite`), that holds other files, or cannot be written.
         """
-        cls.check(path, overwrite=overwrite)
+        try:
+            cls.check(path, overwrite=overwrite)
+        except RunError:
+            if holds_run(path):
+                _locked(path).release()  # raises, and names the process, where one is writing to it
+            raise
         store = cls(path, _locked(path), {"format": FORMAT, **about, "host": socket.gethostname()})
         try:
             with writing(path):
@@ -191,6 +203,8 @@ class Store:
     @staticmethod
     def check(path: Path, overwrite: bool = False, resume: bool = False) -> None:
         """RunError when a run cannot be begun (or, with `resume`, carried on) in this folder. Leaves nothing behind."""
+        if path.is_symlink() and not path.exists():
+            raise RunError(f"path {str(path)!r} is a link to something that does not exist")
         if path.exists() and not path.is_dir():
             raise RunError(f"path {str(path)!r} is a file, but a run needs a folder")
         if holds_run(path):
@@ -460,13 +474,18 @@ class Run:
             if t.outcome is not None and t.outcome.score is not None
         ]
 
+    @property
+    def data(self) -> str:
+        """The name of the data that the search was on."""
+        return data_name(self.about.get("data"))
+
     def front(self, cost: str = "flops") -> list[Trial]:
         """The Pareto front: the trials that no other beats at the same cost or less, the cheapest first.
 
         Only trials whose scores are comparable with the search's. cost: "parameters", "flops", or "latency", as
         measured; ValueError for others.
         """
-        return front(comparable(self.trials), COSTS[check_cost(cost)], lambda trial: trial.score)
+        return front(comparable(self.trials, self.data), COSTS[check_cost(cost)], lambda trial: trial.score)
 
     def trials_dataframe(self) -> Any:
         """A pandas.DataFrame with a row for every trial, see `trial_rows`; ImportError without pandas."""

@@ -76,6 +76,13 @@ class Trial:
         return "final" in self.proposal.why
 
     @property
+    def judge(self) -> int:
+        """Id of the trial whose score says how good the network is: its own, or, after a training on the examples that
+        are to tell, that of the network it was before."""
+        told = self.proposal.why.get("score_of")
+        return told if self.final and isinstance(told, int) else self.id
+
+    @property
     def score(self) -> float | None:
         """Higher is better; None while it runs and when nothing could be scored."""
         return None if self.outcome is None else self.outcome.score
@@ -199,10 +206,11 @@ def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
     return [*line.values()][::-1]
 
 
-def comparable(trials: Sequence[Trial]) -> list[Trial]:
-    """Those with a score of what the first score is of, the search's: a final training may be for another metric or
-    loss than the search was."""
-    scored = [(trial, trial.outcome.objective) for trial in trials if trial.outcome and trial.score is not None]
+def comparable(trials: Sequence[Trial], data: str) -> list[Trial]:
+    """Those with a score of what the first score is of, the search's, and on the same data: a final training may be for
+    another metric or loss than the search was, or on other examples. data: the name of the search's."""
+    alike = [trial for trial in trials if not trial.final or trial.proposal.why.get("data") == data]
+    scored = [(trial, trial.outcome.objective) for trial in alike if trial.outcome and trial.score is not None]
     return [trial for trial, objective in scored if objective == scored[0][1]]
 
 

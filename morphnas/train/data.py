@@ -91,6 +91,12 @@ class Task:
     def device(self) -> torch.device:
         return self.mean.device
 
+    @property
+    def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each channel."""
+        mean, std = (tuple(values.flatten().tolist()) for values in (self.mean, self.std))
+        return mean, std
+
     def normalised(self, x: Tensor) -> Tensor:
         """Raw examples (n, *shape) less the mean, in standard deviations, of which at most `farthest`."""
         most = farthest(self.mean)

@@ -12,7 +12,7 @@ import torch
 from morphnas.graph import Dense, Graph, Input, Limits, Node
 from morphnas.run import asking
 from morphnas.run import ensemble as module
-from morphnas.run.ensemble import asked, assembled, elect, stand_in
+from morphnas.run.ensemble import asked, assembled, elect
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
@@ -103,7 +103,7 @@ def test_another_one_votes_for_a_network_that_was_trained_on_the_examples(tmp_pa
     with store_of(tmp_path / "run") as store:
         judged, good = add(store, FIRST, final="inherited"), add(store, SECOND)
         final = add(store, WRONG, None, final="everything", score_of=judged.id)
-        assert stand_in(final) == judged.id
+        assert final.judge == judged.id
         shares = elected(store, final)
         assert shares == {final.id if id == judged.id else id: share for id, share in elected(store, judged).items()}
         assert set(shares) == {final.id, good.id}
