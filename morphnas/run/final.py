@@ -101,7 +101,9 @@ def finalise(
     same data and did not come to use are taken up, those done as they are and those interrupted from their checkpoint,
     unless there is now time for much longer ones; those stay open, until somebody says `abandon`.
     """
-    untrained = winner.outcome is None or not winner.outcome.epochs
+    if winner.outcome is None:
+        return winner
+    untrained = not winner.outcome.epochs
     per_example, scoring = _costs(winner, task, guess)
 
     def passes(seconds: float, examples: Examples, scoring: float) -> float:

@@ -954,3 +954,78 @@ def test_batches_larger_than_the_data_are_all_of_it(args: dict[str, Any], data: 
     assert trials[0].proposal.recipe.lr == args.get("lr", usual_rate("muon", n))
     assert found.final_trial_ != found.best_trial_
     assert found.score(*data) > 0.8
+
+
+def test_a_network_that_came_to_no_epoch_is_trained_by_what_follows(tmp_path: Path) -> None:
+    """Where there was no time for a first network, nothing else is tried in its place: it is what there is to train."""
+    x, y = stripes(300)
+    starts = [cnn((1, 6, 6), 3, width=8, depth=2)]
+    settings: dict[str, Any] = {"initial_networks": starts, "random_state": 0, "device": "cpu"}
+    with pytest.warns(UserWarning, match="the time limit was too short to score a network: the model is hardly train"):
+        found = ImageClassifier(tmp_path / "run", **settings).fit(x, y, time_limit=0.01)
+    first = load_run(found.path_).trial(found.final_trial_)
+    assert first.outcome is not None
+    assert first.outcome.epochs == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    found.final_fit(x, y, trainer_args={"epochs": 8}, time_limit=60)
+    assert found.score(x, y) > 0.9
+    resumed = ImageClassifier(tmp_path / "other", resume=True, **settings).fit(x, y, time_limit=3)
+    assert resumed.score(x, y) > 0.9
+
+
+def test_what_was_found_on_other_data_is_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks read examples by the moments of those they were trained on; fronts hold scores of the search's data."""
+    monkeypatch.setattr("morphnas.run.final.LONGEST", 4)
+    x, y = stripes(300)
+    found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
+    found.fit(x, y, time_limit=20)
+    raw, before, found.mirrors_ = torch.from_numpy(x)[:, None], load_run(found.path_), False
+    said, front = found.to_module()(raw) * found._model.temperature, before.front()
+    found.final_fit(x // 4, y, retrain=True, time_limit=20)
+    scored = [trial for trial in load_run(found.path_).trials if trial.score is not None]
+    assert len(scored) > 1
+    assert load_run(found.path_).front() == front
+    assert [one.id for one in found.results_summary().run.trials] == [0]
+    assert torch.allclose(found.to_module(0)(raw), said, atol=1e-5)
+    last, dark, found.mirrors_ = found._model, raw // 4, False
+    assert torch.allclose(found.to_module(last.trial)(dark), found.to_module()(dark) * last.temperature, atol=1e-4)
+    assert last.mean != before.about["scales"][before.data][0]
+
+
+def test_a_final_fit_mirrors_as_the_fit_has_found_out(tmp_path: Path) -> None:
+    mirrored = {"default_model_width": 4, "trainer_args": {"augment": morphnas.Augment(flip=True), "epochs": 2}}
+    found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=mirrored, device="cpu", refit=False)
+    found.fit(*stripes(200), time_limit=20)
+    more = {"augment": morphnas.Augment(shift=None, flip=None, zoom=0.1), "epochs": 2}
+    assert found.final_fit(*stripes(200), trainer_args=more, time_limit=20).mirrors_
+    assert load_run(found.path_).trials[-1].proposal.recipe.augment.zoom == 0.1
+
+
+def test_a_final_fit_that_comes_to_nothing_says_so(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
+    found = morphnas.load(shutil.copytree(fitted.path_, tmp_path / "run"))
+    with pytest.warns(UserWarning, match=r"nothing was gained, as the training came to nothing: the training loss"):
+        found.final_fit(*data, trainer_args={"lr": 1e5, "optimizer": "sgd"}, time_limit=4)
+    assert found.final_trial_ == fitted.final_trial_
+
+
+def test_validation_data_make_no_other_examples_to_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A final fit takes none: a model that was trained for longer stays all the same."""
+    monkeypatch.setattr("morphnas.run.final.LONGEST", 12)
+    x, y = stripes(200)
+    found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu")
+    found.fit(x, y, time_limit=20, validation_data=stripes(60, seed=1))
+    before = found.final_trial_
+    monkeypatch.setattr("morphnas.run.final.LONGEST", 2)
+    assert found.final_fit(x, y, time_limit=10).final_trial_ == before
+
+
+def test_a_run_stays_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Data) -> None:
+    """Whoever changes the working folder meanwhile."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    found = ImageClassifier("run", max_trials=2, searcher_args=TINY, device="cpu", refit=False)
+    found.fit(*data, time_limit=20, each_epoch=lambda report: monkeypatch.chdir(tmp_path / "other"))
+    assert len(load_run(tmp_path / "one" / "run").trials) == 2
+    assert not list((tmp_path / "other").iterdir())
+    assert found.predict(data[0][:2]).shape == (2,)

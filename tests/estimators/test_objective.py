@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,7 @@ from morphnas import EpochReport, ImageClassifier, ImageRegressor, RunError
 from morphnas.cli import main
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import Labels
-from morphnas.estimators.objective import SURE, Scorer, UserLoss, _scaled, aimed
+from morphnas.estimators.objective import SURE, Scorer, UserLoss, _register, _scaled, aimed
 from morphnas.estimators.settings import Settings, check_unchanged, decisive
 from morphnas.estimators.targets import Indicators, Target, Values, classes_of
 from morphnas.run.parcels import read_task, write_task
@@ -765,3 +767,22 @@ def test_all_else_of_a_goal_is_as_usual(target: Target, own: str) -> None:
     assert torch.equal(goal.errors(outputs, y), usual.errors(outputs, y))
     assert goal.heat(outputs, y) == usual.heat(outputs, y)
     assert goal.agreement(outputs, outputs) == usual.agreement(outputs, outputs)
+
+
+def test_a_loss_from_a_file_that_is_nowhere_on_the_path_travels_with_its_module(tmp_path: Path) -> None:
+    """Other processes could not import it."""
+    (tmp_path / "far_away.py").write_text("def half(x):\n    return x / 2\n\n\ndef loss(x):\n    return half(x)\n")
+    spec = importlib.util.spec_from_file_location("far_away", tmp_path / "far_away.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["far_away"] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        for own in (None, "f1_macro", nn.L1Loss(), module.loss, lambda x: x):
+            _register(own)
+        assert cloudpickle.list_registry_pickle_by_value() == {"far_away"}
+        parcel = cloudpickle.dumps(module.loss)
+    finally:
+        del sys.modules["far_away"]
+        cloudpickle.unregister_pickle_by_value(module)
+    assert pickle.loads(parcel)(3) == 1.5

@@ -199,7 +199,7 @@ def test_nothing_is_left_after_an_error(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("morphnas.estimators.sources._PIECE", 1)
     with pytest.raises(ValueError, match=r"first in x\[599\]"):
         found(bad, Room(1))
-    monkeypatch.setattr("morphnas.estimators.fitting.search", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("morphnas.estimators.fitting.Search", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fitted(X, folder / "run", 1)
     assert [path.name for path in folder.iterdir()] == ["run"]

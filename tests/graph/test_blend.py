@@ -83,3 +83,15 @@ def test_too_many_nodes_are_refused() -> None:
     one = network(HAND_MADE["norm_first"](), 0)
     with pytest.raises(GraphError, match="at most 10,000 nodes"):
         blend([one] * 3000, [1 / 3000] * 3000)
+
+
+def test_a_blend_is_adapted_to_other_images_and_classes() -> None:
+    """Whatever reads their pixels keeps its weights; the heads of its networks get fresh ones where they must."""
+    graphs = [cnn((1, 8, 8), 5, width=4, depth=2), cnn((1, 8, 8), 5, width=8, depth=1)]
+    networks = [network(graph, i) for i, graph in enumerate(graphs)]
+    whole = blend(networks, [0.5, 0.5])
+    found = whole.adapted((1, 16, 16), 3)
+    assert found.graph.shapes[found.graph.output.name] == (3,)
+    kept = [name for name, value in found.weights.items() if value is whole.weights[name]]
+    assert {name for name in found.weights if found.graph[name.rpartition(".")[0]].op.tag == "conv"} <= set(kept)
+    assert outputs(found, torch.rand(2, 1, 16, 16).double()).shape == (2, 3)

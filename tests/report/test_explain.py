@@ -131,9 +131,9 @@ def test_every_trial_can_be_explained(trial: Trial) -> None:
 @pytest.mark.parametrize(
     "why",
     [
-        {"mean": float("nan"), "sd": "wide", "nearest": [[1]], "candidates": None},
+        {"mean": "NaN", "sd": "wide", "nearest": [[1]], "candidates": None},
         {"mean": True, "nearest": "none", "reason": ["x"]},
-        {"nearest": [["one", 2.0], [1, float("inf")], [True]], "acquisition": {}},
+        {"nearest": [["one", 2.0], [1, None], [True]], "acquisition": {}},
         {"reason": "of my own"},
     ],
 )

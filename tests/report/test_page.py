@@ -32,7 +32,7 @@ STATES: dict[str, tuple[Trial, ...]] = {
 }
 WHYS: dict[str, Any] = {
     "strings": {"reason": EVIL, "mean": "high", "sd": None, "nearest": "all", "left": 3},
-    "shapes": {"reason": ["a"], "mean": True, "sd": float("inf"), "nearest": [[1], 2, ["x"]], "left": {"seconds": "?"}},
+    "shapes": {"reason": ["a"], "mean": True, "sd": "inf", "nearest": [[1], 2, ["x"]], "left": {"seconds": "?"}},
     "sizes": {"mean": 10**400, "sd": -(10**400), "left": {"seconds": 10**400}},
     "names": {EVIL: EVIL, "candidates": {"deep": [1, 2]}, "acquisition": 7},
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from morphnas.run.executors import Lost, SerialExecutor, Supervised, process_exe
 from morphnas.run.files import write_tensors
 from morphnas.run.jobs import Executor, Job
 from morphnas.run.parcels import read_task, write_task
+from morphnas.run.proposing import Asker
 from morphnas.run.search import Search
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
@@ -34,6 +36,7 @@ from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
 from tests.contracts import TASK, ExecutorContract, SurvivorContract
 from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, Script, Threads, comparable, proposals, store_of, weights
+from tests.strategies import random_weights
 from tests.train.tasks import blobs
 
 CPU = torch.device("cpu")
@@ -349,6 +352,24 @@ def test_a_stop_that_nobody_hears_leaves_the_trial_open(tmp_path: Path, monkeypa
     assert time.monotonic() - begun < 5
 
 
+@pytest.mark.skipif(os.name != "posix", reason="suspends a process the POSIX way")
+def test_a_stop_does_not_wait_for_a_process_that_does_not_take_its_job(process: Supervised) -> None:
+    """It is suspended, and a pipe holds less than a network's weights."""
+    graph = mlp((6,), 2, width=400, depth=2)
+    start = Network(graph, random_weights(graph, 0))
+    process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
+    (worker,) = process._alive
+    assert isinstance(worker, module._Process)
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    future = process.submit(Job(start, (), RECIPE, 600, 0))
+    while not worker._sending.locked():
+        time.sleep(0.01)
+    begun = time.monotonic()
+    process.stop()
+    assert time.monotonic() - begun < 10
+    assert future.result(120)[0].status == "failed"
+
+
 def test_a_stop_reaches_a_process(tmp_path: Path, process: Supervised) -> None:
     """Its trial ends as far as it has come, and the process is of use again."""
     stop, long = Stop(), replace(proposals(1)[0], recipe=replace(RECIPE, epochs=100_000))
@@ -396,6 +417,18 @@ def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, m
     assert running[:4] == [0, 1, 1, 1]
     assert [len(asked) for asked, _ in script.asked][:4] == [0, 1, 2, 3]
     assert max(meanwhile) < usual / 10, "asking does not hold up who trains"
+    assert sys.getswitchinterval() == usual
+
+
+def test_searches_at_a_time_leave_python_as_it_was(tmp_path: Path) -> None:
+    """Whichever of those that ask ahead ends first."""
+    usual = sys.getswitchinterval()
+    with store_of(tmp_path / "run") as store:
+        one, other = (Asker(Script([]), store, True, time.monotonic) for _ in range(2))
+        one.__enter__()
+        with other:
+            one.__exit__()
+            assert sys.getswitchinterval() < usual / 10
     assert sys.getswitchinterval() == usual
 
 

@@ -206,13 +206,17 @@ def test_without_time_the_winner_is_the_model(path: Path, retrain: bool) -> None
         assert files(path) == before
 
 
-def test_a_winner_that_was_never_trained_is_the_model(path: Path) -> None:
+@pytest.mark.parametrize("retrain", [False, True])
+def test_a_winner_that_came_to_no_epoch_is_trained_now(path: Path, retrain: bool) -> None:
     with searched(path) as (store, _):
         untrained = store.claim(Proposal(GRAPH, (), RECIPE))
-        assert finish(store, untrained) == untrained
+        assert finish(store, untrained) == untrained, "nobody knows of any weights"
         untrained = store.finish(untrained.id, Outcome("truncated"), weights())
-        assert finish(store, untrained) == untrained
-        assert len(store.trials) == 4
+        last = finish(store, untrained, guess=1e-9, retrain=retrain)
+        assert last.proposal.why["final"] == "everything"
+        assert last.outcome is not None
+        assert last.outcome.epochs == 3
+        assert last.graph == GRAPH
 
 
 # -- with results as they are told

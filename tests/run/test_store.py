@@ -582,7 +582,11 @@ def test_another_format_is_a_run_error(path: Path, make: Callable[[Path], object
 
 def test_there_is_one_driver_at_a_time(path: Path) -> None:
     with store_of(path):
-        for begin in (Store.resume, lambda path: Store.create(path, {}, overwrite=True)):
+        for begin in (
+            Store.resume,
+            lambda path: Store.create(path, {}, overwrite=True),
+            lambda path: Store.create(path, {}),
+        ):
             with pytest.raises(RunError, match=f"is being written by process {os.getpid()} on "):
                 begin(path)
         assert load_run(path).trials == ()  # reading is free
