@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--final-fit", type=float, help="afterwards train the winner for so many more seconds")
     parser.add_argument("--device", help='"cpu", "cuda", "cuda:1" (default: a GPU if there is one)')
     parser.add_argument(
-        "--search", default="bayesian", help="bayesian, climbing, evolution, greedy, grid, halving or random"
+        "--search", default="bayesian", help="bayesian, climbing, evolution, greedy, grid, halving, pareto or random"
     )
     parser.add_argument("--seed", type=int)
     args = parser.parse_args()

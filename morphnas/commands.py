@@ -248,6 +248,8 @@ def info(args: argparse.Namespace) -> Answer:
         lines.append("extras: " + ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in extras.items()))
         return Answer("\n".join(lines), about)
     run = morphnas.load_run(args.path)
+    if args.networks < 1:
+        raise Wrong(f"--networks must be at least 1, not {args.networks}")
     summary = results_summary(run, args.networks)
     keys = ("estimator", "time_limit", "seed", "data", "decides", "versions", "device", "best", "final", "expected")
     about = {key: run.about[key] for key in keys if key in run.about}

@@ -284,7 +284,7 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["predict", "RUN", "none.png"], "none.png does not exist"),
         (["predict", "RUN", "DATA", "DATA"], "give one .npz"),
         (["info", "none"], "holds no run"),
-        (["info", "RUN", "--networks", "0"], "n must be a positive integer"),
+        (["info", "RUN", "--networks", "0"], "--networks must be at least 1, not 0"),
         (["explain", "RUN", "--id", "9"], "there is no model 9"),
         (["report", "RUN", "--out", "text.txt/page.html"], "text.txt"),
         (["report", "RUN", "--live", "0"], "--live needs seconds above 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ from morphnas.train.deadline import Deadline
 from morphnas.train.predict import chunk
 from morphnas.train.recipe import Recipe
 from morphnas.train.step import RECORDERS
+
+log = logging.getLogger("morphnas")
 
 SAVING = 1.5e-8
 """Seconds for each byte of weights that writing them down twice at last, and reading them four times, takes, with some
@@ -111,16 +114,19 @@ def tried(trials: Sequence[Trial]) -> int:
 
 @dataclass(frozen=True)
 class Firsts:
-    """A searcher's first networks: so many, and one of them with weights. Those trained on count once."""
+    """A searcher's first networks: so many, and one of them with weights. Those trained on count once; what is grown
+    from one, where there is no time for another, does not take its place."""
 
     searcher: Searcher
     networks: int
 
     def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
         """See `Searcher`."""
-        if tried(trials) >= self.networks and any(trial.kept or trial.outcome is None for trial in trials):
+        there = any(trial.kept or trial.outcome is None for trial in trials)
+        if tried(trials) >= self.networks and there:
             return None
-        return self.searcher.ask(trials, left)
+        proposal = self.searcher.ask(trials, left)
+        return None if proposal and proposal.morphs and there else proposal
 
 
 def memory_for(planned: Plan, settings: Settings) -> int | None:
@@ -229,6 +235,10 @@ class Fitting:
         executor = place.executor(task, everything, threads, store.path)
         try:
             searching(executor, end, max_trials=max_trials).run()
+            missed = len(planned.starts) - tried(store.trials) if self.compares else 0
+            if missed > 0 and max_trials is None and not end.stopped:
+                level = logging.WARNING if self.settings.initial else logging.INFO
+                log.log(level, "%d of the %d first networks did not fit into the time", missed, len(planned.starts))
             alone = SerialExecutor(task, everything)
             nothing = not (self.deadline.stopped or any(trial.kept for trial in store.trials))
             if nothing and not isinstance(executor, SerialExecutor):  # no worker came in time

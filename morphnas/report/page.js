@@ -13,6 +13,7 @@ let measure = data.metric ? "metric" : "score";
 const scored = data.by_metric ? data.measure : data.loss, read = score => data.by_metric ? score : -score;
 let chosen = null;
 const charts = [];  // {root, order, mark(id): draws the choice}
+const frames = [];  // {place, below: whether something is drawn at the lower edge that lies below it}
 
 // -- elements
 
@@ -42,7 +43,8 @@ function gained(trial) {
   const gain = gainOf(trial);
   if (gain === null) return "";
   const size = Math.abs(measure === "metric" && data.share ? 100 * gain : gain);
-  return (gain < 0 ? "−" : "+") + size.toFixed(measure === "metric" && data.share ? 2 : 4);
+  const digits = measure === "metric" && data.share ? 2 : 4;
+  return (gain < 0 ? "−" : "+") + (!size || (size >= 0.01 && size < 1e4) ? size.toFixed(digits) : String(+size.toPrecision(3)));
 }
 const side = gain => gain > 0 ? "gain up" : gain < 0 ? "gain down" : "gain";
 const large = value => value >= 1e9 ? `${+(value / 1e9).toPrecision(3)}G` : value >= 1e6 ? `${+(value / 1e6).toPrecision(3)}M` :
@@ -71,10 +73,10 @@ function logTicks(low, high, most) {
     for (const factor of [1, 2, 5]) all.push(factor * 10 ** power);
   const inside = all.filter(value => value >= low && value <= high);
   const decades = inside.filter(value => Number.isInteger(Math.log10(value)));
-  if (inside.length < 3) return ticks(low, high, most);
+  if (inside.length < 2) return ticks(low, high, most);
   return inside.length > most && decades.length > 1 ? decades : inside;
 }
-// What a scale spans: the values but for those far below most, which are drawn at its edge.
+// What a scale spans: the values but for those far below most, which are drawn at its edge, and said to be.
 function span(values, whole = false) {
   const sorted = values.filter(value => value !== null).sort((a, b) => a - b);
   if (!sorted.length) return [0, 1];
@@ -97,13 +99,20 @@ function frame(name, options) {
   if (!place) return null;
   place.replaceChildren();
   const width = Math.max(240, place.clientWidth), height = options.height || Math.round(Math.min(330, Math.max(220, width * 0.55)));
-  const box = {left: options.left ?? 58, right: width - 24, top: 14, bottom: height - 40};
+  const yTicks = options.yText ? ticks(options.y[0], options.y[1], 5) : [];
+  const yTexts = yTicks.map(value => options.yText(value, yTicks.length > 1 ? yTicks[1] - yTicks[0] : 0));
+  const box = {left: options.left ?? Math.max(58, 16 + 6.6 * Math.max(0, ...yTexts.map(text => text.length))), right: width - 24, top: 14, bottom: height - 40};
   const label = document.querySelector(`#${name} h2`).textContent;
   const root = svg("svg", {viewBox: `0 0 ${width} ${height}`, width, height, tabindex: 0, role: "listbox", "aria-label": label});
   const [x0, x1] = options.x, [y0, y1] = options.y;
   const lx = options.log ? Math.log10 : value => value;
   const x = value => box.left + (lx(value) - lx(x0)) / (lx(x1) - lx(x0) || 1) * (box.right - box.left);
-  const y = value => Math.min(box.bottom + 3, box.bottom - (value - y0) / (y1 - y0 || 1) * (box.bottom - box.top));
+  const chart = {below: false};
+  const y = value => {
+    const at = box.bottom - (value - y0) / (y1 - y0 || 1) * (box.bottom - box.top);
+    if (at > box.bottom + 3) chart.below = true;
+    return Math.min(box.bottom + 3, at);
+  };
   const axes = svg("g", {class: "axis", "aria-hidden": "true"});
   const most = Math.max(2, Math.floor((box.right - box.left) / 76));
   if (options.xText) {
@@ -114,18 +123,23 @@ function frame(name, options) {
     }
     axes.append(svg("text", {x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle"}, options.xName));
   }
-  if (options.yText) for (const value of ticks(y0, y1, 5)) {
-    axes.append(svg("path", {d: `M${box.left} ${y(value)}H${box.right}`}),
-      svg("text", {x: box.left - 7, y: y(value) + 4, "text-anchor": "end"}, options.yText(value)));
-  }
+  yTicks.forEach((value, i) => axes.append(svg("path", {d: `M${box.left} ${y(value)}H${box.right}`}),
+    svg("text", {x: box.left - 7, y: y(value) + 4, "text-anchor": "end"}, yTexts[i])));
   axes.append(svg("path", {class: "base", d: `M${box.left} ${box.bottom}H${box.right}`}));
   const under = svg("g", {"aria-hidden": "true"}), marks = svg("g"), over = svg("g", {class: "over", "aria-hidden": "true"});
   root.append(axes, under, marks, over);
   place.append(root);
-  return {place, root, box, x, y, under, marks, over};
+  frames.push(chart);
+  return Object.assign(chart, {place, root, box, x, y, under, marks, over});
 }
 const line = points => points.map(([x, y], i) => `${i ? "L" : "M"}${+x.toFixed(1)} ${+y.toFixed(1)}`).join("");
-const valueText = value => measure === "metric" && data.share ? `${+(100 * value).toPrecision(5)} %` : String(+(measure === "score" ? read(value) : value).toPrecision(4));
+// With as many digits as tell ticks apart that are a step from each other.
+function figure(value, step, least = 4) {
+  const digits = step ? Math.min(15, Math.max(least, Math.ceil(Math.log10(Math.max(Math.abs(value), step) / step)) + 1)) : least;
+  const rounded = +value.toPrecision(digits), text = String(rounded);
+  return text.length > 9 ? rounded.toExponential() : text;
+}
+const valueText = (value, step) => measure === "metric" && data.share ? `${figure(100 * value, 100 * step, 5)} %` : figure(measure === "score" ? read(value) : value, step);
 
 function option(name, trial) {
   return {id: `${name}-${trial.id}`, role: "option", "data-id": trial.id, "aria-label": brief(trial), "aria-selected": trial.id === chosen};
@@ -215,7 +229,7 @@ function progress() {
   if (!chart) return;
   const {x, y, box} = chart;
   const steps = [];
-  for (const trial of list.filter(trial => !trial.final).sort((a, b) => a.end - b.end || a.id - b.id))
+  for (const trial of list.filter(trial => !trial.final && !/too slow/.test(trial.status)).sort((a, b) => a.end - b.end || a.id - b.id))
     if (!steps.length || valueOf(trial) > valueOf(steps.at(-1))) steps.push(trial);
   const until = i => i + 1 < steps.length ? x(steps[i + 1].end) : box.right;
   if (measure === "metric" && data.share && steps.length && steps[0].low !== null) {
@@ -305,20 +319,21 @@ function map() {
     under.append(link);
   }
   points("map", chart, [...trials].filter(trial => !trial.final).sort((a, b) => (a.shade ?? -1) - (b.shade ?? -1)), trial => [x(trial.x), y(trial.y)]);
-  const slider = html("input", {type: "range", min: 1, max: count, value: count, "aria-label": "networks shown"});
+  const drawn = trials.filter(trial => !trial.final), all = drawn.length;
+  const slider = html("input", {type: "range", min: 1, max: all, value: all, "aria-label": "networks shown"});
   const said = html("output");
   const until = () => {
-    const last = trials[slider.value - 1];
-    said.textContent = +slider.value === count ? `all ${count} networks` : `up to network ${last.id}`;
-    for (const trial of trials) {
+    const last = drawn[slider.value - 1];
+    said.textContent = +slider.value === all ? `all ${all} networks` : `up to network ${last.id}`;
+    for (const trial of drawn) {
       const there = trial.id <= last.id;
       links.get(trial.id)?.toggleAttribute("hidden", !there);
       document.getElementById(`map-${trial.id}`)?.toggleAttribute("hidden", !there);
     }
   };
   slider.addEventListener("input", until);
-  until();
-  if (count > 2) place.append(html("label", {class: "slider"}, "back in time", slider, said));
+  if (all) until();
+  if (all > 2) place.append(html("label", {class: "slider"}, "back in time", slider, said));
 }
 
 function strides() {
@@ -333,10 +348,10 @@ function belief() {
   const list = trials.filter(trial => trial.mean !== null);
   const ends = trial => [trial.mean - 1.96 * trial.sd, trial.mean + 1.96 * trial.sd];
   const chart = list.length && frame("belief", {x: [-0.5, list.length - 0.5], y: span(list.flatMap(trial => [...ends(trial), trial.score])),
-    yText: value => String(+read(value).toPrecision(3)), xName: ""});
+    yText: (value, step) => figure(read(value), step, 3), xName: ""});
   if (!chart) return;
   const {x, y, under, box} = chart;
-  under.append(svg("text", {class: "faint", x: (box.left + box.right) / 2, y: box.bottom + 30, "text-anchor": "middle"}, `networks in the order they were tried; ${scored}, ${data.by_metric ? "more" : "less"} is up`));
+  under.append(svg("text", {class: "faint", x: (box.left + box.right) / 2, y: box.bottom + 30, "text-anchor": "middle"}, `${scored}, ${data.by_metric ? "more" : "less"} is up`));
   const at = new Map(list.map((trial, i) => [trial.id, i]));
   for (const trial of list) {
     const [low, high] = ends(trial), spot = x(at.get(trial.id));
@@ -359,14 +374,14 @@ function calibration() {
 
 function costs(name, unit) {
   const list = trials.filter(trial => valueOf(trial) !== null && trial[name] > 0);
-  const figure = name === "latency" ? value => String(+value.toPrecision(2)) : large;
+  const words = name === "latency" ? value => String(+value.toPrecision(2)) : large;
   const values = list.map(trial => trial[name]);
-  const chart = list.length && frame(name, {x: [Math.min(...values) / 1.15, Math.max(...values) * 1.15], log: true, y: span(list.map(valueOf)), xText: figure, xName: unit, yText: valueText});
+  const chart = list.length && frame(name, {x: [Math.min(...values) / 1.15, Math.max(...values) * 1.15], log: true, y: span(list.map(valueOf)), xText: words, xName: `${unit}, logarithmic`, yText: valueText});
   if (!chart) return;
   const front = data.fronts[name][measure].map(id => byId.get(id)).filter(trial => trial && valueOf(trial) !== null);
   const steps = front.flatMap((trial, i) => [[chart.x(trial[name]), i ? chart.y(valueOf(front[i - 1])) : chart.y(valueOf(trial))], [chart.x(trial[name]), chart.y(valueOf(trial))]]);
   if (front.length) chart.under.append(svg("path", {class: "best-line", d: line([...steps, [chart.box.right, chart.y(valueOf(front.at(-1)))]])}));
-  points(name, chart, [...list].sort((a, b) => (a.shade ?? -1) - (b.shade ?? -1)), trial => [chart.x(trial[name]), chart.y(valueOf(trial))], trial => `${brief(trial)}, ${figure(trial[name])} ${unit}`);
+  points(name, chart, [...list].sort((a, b) => (a.shade ?? -1) - (b.shade ?? -1)), trial => [chart.x(trial[name]), chart.y(valueOf(trial))], trial => `${brief(trial)}, ${words(trial[name])} ${unit}`);
 }
 
 function ranking() {
@@ -374,9 +389,10 @@ function ranking() {
   const found = data.ranking.correlations;
   const chart = frame("ranking", {x: [1, found.length], y: [Math.min(0, ...found), 1.04], xText: String, wholeX: true, xName: "epochs trained", yText: value => String(+value.toPrecision(2))});
   const {x, y, under, place} = chart;
+  chart.root.setAttribute("role", "group");
   under.append(svg("path", {class: "best-line", d: line(found.map((value, i) => [x(i + 1), y(value)]))}));
   found.forEach((value, i) => under.append(svg("circle", {class: "inside", cx: x(i + 1), cy: y(value), r: 3.5})));
-  const note = html("p", {class: "note"});
+  const note = html("p", {class: "note", "aria-live": "polite"});
   place.append(note);
   choosable("ranking", chart.root, data.ranking.ids, id => {
     const at = data.ranking.ids.indexOf(id);
@@ -410,7 +426,7 @@ function spent() {
 // -- what is known of the choice
 
 function details() {
-  const aside = document.getElementById("details");
+  const aside = document.getElementById("details"), held = aside.contains(document.activeElement) ? document.activeElement.textContent : null;
   aside.replaceChildren();
   const trial = byId.get(chosen);
   if (!trial) {
@@ -439,15 +455,17 @@ function details() {
   if (trial.moved !== null) say("outputs moved", trial.moved.toExponential(1));
   aside.append(html("h2", {}, `Network ${trial.id}`, ...(trial.id === data.best ? [html("span", {class: "tag"}, "the best")] : trial.final ? [html("span", {class: "tag"}, "final")] : [])), buttons, known);
   if (trial.error !== null) aside.append(html("pre", {}, data.errors[trial.error]));
+  if (held !== null) ([...aside.querySelectorAll("button")].find(button => button.textContent === held) ?? aside).focus();
 }
 
 // -- all of it
 
 function draw() {
-  charts.length = 0;
+  charts.length = frames.length = 0;
   tip.hidden = true;
   document.querySelector(".scale .star")?.setAttribute("d", SHAPES.star);
   for (const panel of [progress, curves, tree, map, strides, belief, calibration, () => costs("parameters", "parameters"), () => costs("flops", "FLOPs"), () => costs("latency", "ms"), ranking, spent, ancestry, failures]) panel();
+  for (const {place} of frames.filter(chart => chart.below)) place.append(html("p", {class: "note"}, "What lies far below is drawn at the lower edge."));
   for (const chart of charts) show(chart);
   details();
 }

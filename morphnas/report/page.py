@@ -308,7 +308,7 @@ _PROGRESS = (
     "The line is the best of the search so far, the band the 95 % interval of an accuracy; dots are networks, when "
     "their training ended; diamonds are final trainings. Where the line is flat nothing better was found."
 )
-_CURVES = "Each line is a network's validation score over its own epochs, the bluer the better it ended; up is better."
+_CURVES = "Each line is a network's validation score over its own epochs, coloured by how well it ended; up is better."
 _TREE = (
     "Each network stands below the one whose weights it started with, together with what was done to that one, its "
     "score, and how much better (+) or worse (-) that made it."
@@ -341,7 +341,7 @@ def _belief_panel(trials: Sequence[Trial]) -> Panel:
     told = facts.forecasts(trials)
     caption = (
         "Bars are the surrogate's 95 % prediction intervals for each network before it was trained, dots the scores "
-        "it got, filled where inside."
+        "it got, filled where inside; from left to right in the order they were tried."
     )
     if told:
         inside = sum(one.level <= 0.95 for one in told)
@@ -443,7 +443,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
 
     def add(**values: Any) -> None:
         for name, value in values.items():
-            columns.setdefault(name, []).append(_short(value))
+            columns.setdefault(name, []).append(_short(value, 7 if name in ("metric", "score") else 5))
 
     for trial in trials:
         outcome = trial.outcome or nothing
@@ -492,7 +492,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
     scores = {"metric": lambda t: t.outcome.metric if t.outcome else None, "score": lambda t: t.score}
     metrics = [t.outcome for t in trials if t.outcome is not None and t.outcome.metric is not None]
     aims = {outcome.objective for outcome in metrics}
-    alike = comparable(trials, run.data)
+    alike = [trial for trial in comparable(trials, run.data) if trial.outcome is None or not trial.outcome.slow]
     return {
         "columns": columns,
         "best": None if best is None else best.id,
@@ -574,11 +574,11 @@ def _cut(text: str, most: int = _LONGEST) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _short(value: Any) -> Any:
-    """A float to 5 digits; anything else as it is."""
+def _short(value: Any, digits: int = 5) -> Any:
+    """A float to so many digits; anything else as it is."""
     if not isinstance(value, float) or not math.isfinite(value):
         return None if isinstance(value, float) else value
-    short = float(f"{value:.5g}")
+    short = float(f"{value:.{digits}g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
 
 

@@ -127,10 +127,12 @@ def number_words(value: float) -> str:
 def gain_words(gain: float, measure: str) -> str:
     """A difference of metrics.
 
-    >>> gain_words(0.0123, "accuracy"), gain_words(-0.0123, "R2")
-    ('+1.23 points', '-0.0123 of R2')
+    >>> gain_words(0.0123, "accuracy"), gain_words(-0.0123, "R2"), gain_words(1.2e-6, "R2")
+    ('+1.23 points', '-0.0123 of R2', '+1.2e-06 of R2')
     """
-    return f"{100 * gain:+.2f} points" if measure == "accuracy" else f"{gain:+.4f} of {measure}"
+    if measure == "accuracy":
+        return f"{100 * gain:+.2f} points"
+    return f"{'-' if gain < 0 else '+'}{number_words(abs(gain))} of {measure}"
 
 
 def interval_words(outcome: Outcome | None) -> str:
@@ -146,10 +148,12 @@ def epochs_words(epochs: int) -> str:
 
 
 def status_words(trial: Trial) -> str:
-    """How a trial ended, and whether it was trained again at a lower rate since it diverged."""
+    """How a trial ended, whether it was trained again at a lower rate since it diverged, and whether its network takes
+    longer for an example than it may."""
     if trial.outcome is None:
         return "running"
-    return trial.outcome.status + (", tried again" if trial.outcome.retries else "")
+    again, slow = ", tried again" if trial.outcome.retries else "", ", too slow" if trial.outcome.slow else ""
+    return trial.outcome.status + again + slow
 
 
 def error_words(outcome: Outcome | None) -> str:

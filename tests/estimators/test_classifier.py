@@ -37,7 +37,7 @@ from morphnas.estimators.inputs import Problem
 from morphnas.estimators.parts import split
 from morphnas.estimators.settings import Settings
 from morphnas.estimators.sources import Source
-from morphnas.graph import Network, cnn, fresh_weights, mlp, resnet
+from morphnas.graph import Network, Wider, cnn, fresh_weights, mlp, resnet
 from morphnas.run import plan
 from morphnas.run.store import Store, load_about
 from morphnas.search import SEARCHERS
@@ -213,6 +213,18 @@ def test_first_networks_that_fail_are_made_up_for() -> None:
     assert searcher.ask(failed, left) is not None, "there is no network yet"
     assert searcher.ask([*failed, Trial(2, proposal, graph, Outcome("finished"), kept=True)], left) is None
     assert searcher.ask([failed[0], Trial(1, proposal, graph)], left) is None, "one may come yet"
+
+
+def test_nothing_grown_takes_the_place_of_a_first_network_that_there_is_no_time_for() -> None:
+    start = cnn((1, 6, 6), 3, width=4)
+
+    class Growing:
+        def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+            return Proposal(start, (Wider("conv_1", 8),), Recipe())
+
+    done = Trial(0, Proposal(start, (), Recipe()), start, Outcome("finished"), kept=True)
+    assert Firsts(Growing(), 2).ask([done], Left(10.0)) is None
+    assert Firsts(Growing(), 2).ask([], Left(10.0)) is not None, "better than no network"
 
 
 class Counting:

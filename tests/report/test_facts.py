@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from morphnas.graph import Graph
 from morphnas.report import facts
 from morphnas.report.outline import layers_svg
+from morphnas.report.words import status_words
 from morphnas.search.distance import distances
 from morphnas.search.trial import Trial
 from morphnas.train.recipe import Epoch, Outcome
@@ -118,6 +119,11 @@ def test_the_tree_and_what_came_from_whom() -> None:
     assert {name for name, id in brought.items() if id == 0} >= {node.name for node in LARGE.nodes}
     assert facts.gain(TRIALS[2], {t.id: t for t in TRIALS}) == pytest.approx(0.125)
     assert [t.id for t in facts.improvements(TRIALS)] == [0, 2, 5]
+    slow = [replace(t, outcome=replace(t.outcome, slow=True)) if t.id == 2 and t.outcome else t for t in TRIALS]
+    assert [t.id for t in facts.improvements(slow)] == [0, 5], "it cannot win"
+    assert 2 in facts.leaders(TRIALS).values()
+    assert 2 not in facts.leaders(slow).values()
+    assert status_words(slow[2]) == "finished, too slow"
 
 
 @given(graphs())
