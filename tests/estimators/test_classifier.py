@@ -333,7 +333,8 @@ def test_final_fit_adds_trials_and_changes_none(fitted: ImageClassifier, data: D
     assert all(t.final for t in new)
     assert new[0].parent is None, "retrain begins with fresh weights"
     assert max(t.epochs for t in new) == 3
-    assert ImageClassifier.load(copy).final_trial_ == classifier.final_trial_ == new[-1].id
+    assert ImageClassifier.load(copy).final_trial_ == classifier.final_trial_
+    assert classifier.final_trial_ in {trial.id for trial in new}, "the last, unless that has spoilt it"
     classifier.set_params(searcher_args={"trainer_args": {"lr": 0.007}})
     classifier.final_fit(*data, trainer_args={"epochs": 1, "batch_size": 32}, time_limit=10)
     assert not hasattr(classifier, "test_metric_"), "it was of the model before"
