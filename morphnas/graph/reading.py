@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from morphnas.graph.graph import MAX_VALUES, GraphError
+from morphnas.graph.graph import MAX_VALUES, Graph, GraphError
 from morphnas.graph.module import Network, to_module
 from morphnas.graph.ops import (
     Add,
@@ -94,36 +94,44 @@ class _Reading:
         self.state: dict[str, Tensor] = {name: state[target] for name, target in lifted.items()}
         self.draft, self.weights = Draft(shape), Weights()
         self.names: dict[str, str] = {}
+        needed = _needed(program)
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in signature.user_inputs:
                 self.names[node.name] = "x"
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node.name in needed:
                 self.names[node.name] = self.read(node)
         self.network = self.ended([self.names.get(str(name), "") for name in signature.user_outputs])
 
     def ended(self, outputs: Sequence[str]) -> Network:
-        if outputs != [self.draft.last]:
-            raise ModuleError("its output is not the one tensor that it computes last from its input")
+        """The network of what the output is computed from; what else the module computes is left out."""
+        if len(outputs) != 1 or not outputs[0]:
+            raise ModuleError("its output is not one tensor that it computes from its input")
+        used = {outputs[0]}
+        for node in reversed(self.draft.nodes):
+            used |= {*node.inputs} if node.name in used else set()
+        weights = {name: value for name, value in self.weights.items() if name.rpartition(".")[0] in used}
         try:
-            return Network(self.draft.graph(), self.weights)
+            return Network(Graph(tuple(node for node in self.draft.nodes if node.name in used)), weights)
         except GraphError as error:
             raise ModuleError(f"it is no network: {error}") from None
 
     def read(self, node: fx.Node) -> str:
         """The name of the node that stands for this one of the program, which may have been there before."""
-        target: Any = node.target  # an operation of ATen, or a function of Python's
-        name = str(target.name() if hasattr(target, "name") else target).removeprefix("aten::").split(".")[0]
+        name = _name(node)
         told = node.normalized_arguments(self.program.graph_module, normalize_to_only_use_kwargs=True)
         handler = _HANDLERS.get(name.removesuffix("_"))
         if handler is None or told is None:
             raise ModuleError(f"{node.name}: {name} is not one of the operations that networks are made of: {_KINDS}")
+        there = tuple(node.meta["val"].shape[1:])
         try:
-            found = handler(self, told.kwargs)
+            source = self.names.get(getattr(told.kwargs.get("input"), "name", ""))
+            same = handler is _reshaped and source is not None and self.draft.shapes[source] == there
+            found = source if same and source is not None else handler(self, told.kwargs)
         except ModuleError as error:
             raise ModuleError(f"{node.name}: {error}") from None
         except ValueError as error:  # of an op or of a shape
             raise ModuleError(f"{node.name}, {name}: {error}") from None
-        there, ours = tuple(node.meta["val"].shape[1:]), self.draft.shapes[found]
+        ours = self.draft.shapes[found]
         if _core(there) != _core(ours):
             raise ModuleError(f"{node.name}: {name} gives {there} here, and {ours} as an op of a network")
         if name.endswith("_"):  # it works in place: whoever reads what it was given from now on reads what it gave
@@ -146,6 +154,22 @@ class _Reading:
         if wrong := [v for v in values.values() if v is not None and getattr(v, "name", None) not in self.state]:
             raise ModuleError(f"{wrong[0]} is neither a parameter nor a buffer")
         return {name: self.state[value.name] for name, value in values.items() if value is not None}
+
+
+def _needed(program: torch.export.ExportedProgram) -> set[str]:
+    """Names of the nodes that the output is computed from, and of those that change such a one in place."""
+    needed = set(map(str, program.graph_signature.user_outputs))
+    for node in reversed(program.graph.nodes):
+        inputs = [given.name for given in node.all_input_nodes]
+        if node.name in needed or (inputs and inputs[0] in needed and _name(node).endswith("_")):
+            needed |= {node.name, *inputs}
+    return needed
+
+
+def _name(node: fx.Node) -> str:
+    """That of an operation of ATen, or of a function of Python's."""
+    target: Any = node.target
+    return str(target.name() if hasattr(target, "name") else target).removeprefix("aten::").split(".")[0]
 
 
 def _core(shape: Shape) -> Shape:
@@ -262,6 +286,12 @@ def _same(reading: _Reading, told: Mapping[str, Any]) -> str:
     return reading.examples(told["input"])
 
 
+def _converted(reading: _Reading, told: Mapping[str, Any]) -> str:
+    """To what it is."""
+    _check("dtype", told.get("dtype") or torch.float32, torch.float32)
+    return reading.examples(told["input"])
+
+
 _HANDLERS: dict[str, Callable[[_Reading, Mapping[str, Any]], str]] = {
     **{f"conv{axes}d": _conv for axes in (1, 2, 3)},
     **{f"max_pool{axes}d": _pool(MaxPool) for axes in (1, 2, 3)},
@@ -271,5 +301,7 @@ _HANDLERS: dict[str, Callable[[_Reading, Mapping[str, Any]], str]] = {
     **dict.fromkeys(("clone", "contiguous", "detach", "alias", "feature_dropout"), _same),
     "linear": _linear, "batch_norm": _batch_norm, "relu": _relu, "mean": _mean, "dropout": _dropout, "add": _add,
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    "hstack": lambda reading, told: _cat(reading, {**told, "dim": 1}),
+    **dict.fromkeys(("to", "_to_copy", "float"), _converted),
 }  # fmt: skip
 """By the name of the operation in ATen, of which one that works in place is the same."""

@@ -186,6 +186,30 @@ def test_branches_are_joined_however_that_is_written(join: Any) -> None:
     assert same(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
 
 
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda x, more: x.float(), lambda x, more: x.to(torch.float32), lambda x, more: x.view(x.shape[0], 3, 6, 6),
+        lambda x, more: [x, more(x).sum()][0],
+    ],
+)  # fmt: skip
+def test_what_changes_nothing_and_what_nobody_uses_is_left_out(way: Callable[[Tensor, nn.Module], Tensor]) -> None:
+    class Detour(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.more, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 1), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = way(self.conv(x), self.more)
+            out: Tensor = self.head(torch.hstack([x, x.relu()]).mean((2, 3)))
+            return out
+
+    module = Detour().eval()
+    network = from_module(module, (2, 6, 6))
+    assert [node.op.tag for node in network.graph.nodes].count("conv") == 1
+    assert same(network, module, torch.randn(3, 2, 6, 6))
+
+
 def test_what_only_training_does_may_be_left_out() -> None:
     """Dropout of whole channels, and running means over all batches."""
     module = nn.Sequential(
@@ -229,7 +253,7 @@ class Function(nn.Module):
         (Function(lambda x: torch.cat([x, x], 2)), "axis of a concatenation must be 1, not 2"),
         (Function(lambda x: x + 1), "1 is not computed from the input"),
         (Function(lambda x: torch.add(x, x, alpha=2)), "alpha must be 1, not 2"),
-        (Function(lambda x: (x, x.relu())), "its output is not the one tensor"),
+        (Function(lambda x: (x, x.relu())), "its output is not one tensor"),
         (Function(lambda x: (x.relu(),)), "its output must be a tensor, not a tuple"),
         (Function(lambda x: {"logits": x.relu()}), "its output must be a tensor, not a dict"),
         (Function(lambda x: x.mean()), r"axes of a mean must be \[2, 3\], not \[0, 1, 2, 3\]"),
