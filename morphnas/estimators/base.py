@@ -25,7 +25,7 @@ from morphnas import __version__
 from morphnas.estimators import doctor
 from morphnas.estimators.fitting import Fitting, Sizes, memory_for, mirrors, readings, saving, settled
 from morphnas.estimators.inputs import ImageSize, Problem, examples
-from morphnas.estimators.model import Model
+from morphnas.estimators.model import Model, scales_of
 from morphnas.estimators.objective import Loss, Metric, Scorer, aimed, check_metric, check_said
 from morphnas.estimators.parts import Groups, groups_of
 from morphnas.estimators.place import torch_device
@@ -419,7 +419,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 if recipe.augment.flip is None:  # as the winner has found out
                     recipe = replace(recipe, augment=replace(recipe.augment, flip=own.augment.flip))
                 known = {trial.id for trial in store.trials}
-                store.note(scales={problem.name: problem.task.scale} | store.about.get("scales", {}))
+                store.note(scales={problem.name: problem.task.scale} | scales_of(store.about))
                 after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
                 calls = EpochCalls(each_epoch, Path(self.path_), stop)
                 own_length = bool({"epochs", "max_iter_num"} & args.keys())
@@ -518,11 +518,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             if trial is not None:
                 run = self.load_searcher()
                 model = replace(model, network=run.load_model_by_id(trial), mirrors=False, temperature=1.0)
-                one, scales = run.trial(trial), run.about.get("scales", {})
+                one = run.trial(trial)
                 data = one.proposal.why.get("data") if one.final else run.data
-                if data in scales:  # of what it was trained on; the model may have seen other data since
-                    mean, std = scales[data]
-                    model = replace(model, mean=tuple(mean), std=tuple(std))
+                if (scale := scales_of(run.about).get(str(data))) is not None:
+                    model = model.scaled(scale)  # the model may have seen other data since
             return model.to_module()
 
     @classmethod

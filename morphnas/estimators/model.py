@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,6 +64,14 @@ class Model:
         shape = (-1, *[1] * (len(self.preprocessing.shape) - 1))
         mean, std = (torch.tensor(values, dtype=torch.float32).reshape(shape) for values in (self.mean, self.std))
         return mean, std
+
+    def scaled(self, scale: Any) -> Self:
+        """The same for examples of another mean and deviation, as run.json names them; RunError for what is neither."""
+        try:
+            mean, std = map(tuple, scale)
+            return replace(self, mean=mean, std=std)
+        except (TypeError, ValueError) as error:
+            raise RunError(f"run.json does not hold the mean and deviation of examples: {error}") from error
 
     def outputs(self, pieces: Iterable[Tensor], device: torch.device) -> Tensor:
         """The network's for pieces of examples (k, *shape), (n, outputs) on the CPU, as sure as they may be."""
@@ -149,6 +157,11 @@ class Model:
             )
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise RunError(f"{folder / 'model' / 'model.json'} is not complete: {error!r}") from error
+
+
+def scales_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Means and deviations of the data that networks of a run were trained on, by name, as run.json has them."""
+    return dict(found) if isinstance(found := about.get("scales"), Mapping) else {}
 
 
 def written(folder: Path) -> tuple[Network, dict[str, Any]]:

@@ -1003,6 +1003,13 @@ def test_what_was_found_on_other_data_is_kept_apart(tmp_path: Path, monkeypatch:
     last, dark, found.mirrors_ = found._model, raw // 4, False
     assert torch.allclose(found.to_module(last.trial)(dark), found.to_module()(dark) * last.temperature, atol=1e-4)
     assert last.mean != before.about["scales"][before.data][0]
+    about = tmp_path / "run" / "run.json"
+    for wrong in ([[1.0], [0.0]], [[1.0]], 3, [["a"], [1.0]]):
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"scales": {before.data: wrong}}))
+        with pytest.raises(RunError, match=r"run\.json does not hold the mean and deviation of examples"):
+            found.to_module(0)
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"scales": 3}))
+    found.to_module(0)
 
 
 def test_a_final_fit_mirrors_as_the_fit_has_found_out(tmp_path: Path) -> None:
