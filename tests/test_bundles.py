@@ -83,7 +83,8 @@ def test_of_what_is_private_only_the_number_is_told(run: Path, tmp_path: Path) -
     assert not [name for name, text in found.items() if "secret" in text]
     about, before = json.loads(found["run.json"]), json.loads((run / "run.json").read_text())
     assert about.keys() == before.keys()
-    assert [name for name in about if about[name] != before[name]] == ["findings", "host"]
+    assert [name for name in about if about[name] != before[name]] == ["scales", "findings", "host"]
+    assert about["scales"] == "1 left out", "means of data"
     assert before["findings"]["found"]
     assert {**about["findings"], "found": []} == {**before["findings"], "found": []}
     kinds = [{"kind": one["kind"], "warns": one["warns"]} for one in before["findings"]["found"]]
