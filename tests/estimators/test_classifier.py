@@ -264,8 +264,9 @@ def test_a_feature_that_hardly_varied_decides_nothing(tmp_path: Path) -> None:
     torch.testing.assert_close(logits.double().softmax(1), expected, rtol=0, atol=1e-5)
 
 
-def test_what_was_trained_on_mirrored_images_reads_them_too(tmp_path: Path) -> None:
+def test_what_was_trained_on_mirrored_images_reads_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then an image and its mirror image are predicted alike, also by the model that was written down."""
+    monkeypatch.setattr("morphnas.run.final.LONGEST", 12)
     x, y = stripes(90)
     classifier = ImageClassifier(
         tmp_path / "run", max_trials=1, searcher_args={"trainer_args": {"augment": morphnas.Augment(flip=True)}}
@@ -955,8 +956,11 @@ def test_what_the_winner_may_know_chooses_nothing(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("args", [{"batch_size": 100_000}, {"batch_size": 100_000, "lr": 0.1}])
-def test_batches_larger_than_the_data_are_all_of_it(args: dict[str, Any], data: Data, tmp_path: Path) -> None:
+def test_batches_larger_than_the_data_are_all_of_it(
+    args: dict[str, Any], data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the learning rate of that many, and trained to the end."""
+    monkeypatch.setattr("morphnas.run.final.LONGEST", 20)
     settings: dict[str, Any] = {"default_model_width": 4, "trainer_args": args}
     found = ImageClassifier(tmp_path / "run", searcher_args=settings, max_trials=1, device="cpu", random_state=0)
     found.fit(*data, time_limit=20)
@@ -969,8 +973,11 @@ def test_batches_larger_than_the_data_are_all_of_it(args: dict[str, Any], data: 
     assert found.score(*data) > 0.8
 
 
-def test_a_network_that_came_to_no_epoch_is_trained_by_what_follows(tmp_path: Path) -> None:
+def test_a_network_that_came_to_no_epoch_is_trained_by_what_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where there was no time for a first network, nothing else is tried in its place: it is what there is to train."""
+    monkeypatch.setattr("morphnas.run.final.LONGEST", 8)
     x, y = stripes(300)
     starts = [cnn((1, 6, 6), 3, width=8, depth=2)]
     settings: dict[str, Any] = {"initial_networks": starts, "random_state": 0, "device": "cpu"}
@@ -982,7 +989,7 @@ def test_a_network_that_came_to_no_epoch_is_trained_by_what_follows(tmp_path: Pa
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     found.final_fit(x, y, trainer_args={"epochs": 8}, time_limit=60)
     assert found.score(x, y) > 0.9
-    resumed = ImageClassifier(tmp_path / "other", resume=True, **settings).fit(x, y, time_limit=3)
+    resumed = ImageClassifier(tmp_path / "other", resume=True, **settings).fit(x, y, time_limit=20)
     assert resumed.score(x, y) > 0.9
 
 
