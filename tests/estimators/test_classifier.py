@@ -376,6 +376,7 @@ def test_any_network_of_a_run_can_be_trained_to_its_end(fitted: ImageClassifier,
         run.front("size")
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_runs(tmp_path: Path) -> None:
     tables = []
     args = {**TINY, "trainer_args": {"epochs": 2, "precision": "float32"}}
@@ -521,6 +522,7 @@ def test_searches_from_graphs_given(data: Data, tmp_path: Path) -> None:
     assert all(t.parent in (0, 1, 2) for t in trials[2:])
 
 
+@pytest.mark.slow
 def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
     limits = Limits(max_params=3000, max_depth=5, morphs=("deeper", "wider"))
     classifier = ImageClassifier(tmp_path / "run", limits=limits, max_trials=7, random_state=0, searcher_args=TINY)
@@ -793,6 +795,7 @@ def test_a_cap_that_no_starter_meets_is_refused(data: Data, tmp_path: Path) -> N
 # -- an ensemble
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_one_network_wherever_it_goes(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
