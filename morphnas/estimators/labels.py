@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +27,27 @@ KINDS = {
 """Names of the kinds of numpy arrays that labels are kept as: what numpy makes of other text is its own business."""
 
 
+class Named(ABC):
+    """What y of labels and of tags have in common: outputs are logits, and judged by what they get right."""
+
+    @property
+    @abstractmethod
+    def goal(self) -> Goal: ...
+
+    def measured(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
+        """The accuracy of outputs for y as networks learn it: the share of examples of which nothing is wrong."""
+        return float(np.average((self.goal.errors(outputs, codes) == 0).numpy(), weights=weights))
+
+    def words(self, measured: float) -> str:
+        return f"accuracy {measured:.2%}"
+
+    def decoded(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
+        """The node, added to the module's graph, of calibrated logits."""
+        return module.graph.call_function(torch.div, (outputs, temperature))
+
+
 @dataclass(frozen=True, eq=False)
-class Labels:
+class Labels(Named):
     """The classes, sorted, (k,): a plain array where the labels are of one kind, else one of objects."""
 
     classes: NDArray[Any]
@@ -94,17 +114,6 @@ class Labels:
         labels: NDArray[Any] = self.classes[probabilities.argmax(1)]
         return labels
 
-    def measured(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
-        """The accuracy of outputs for y as networks learn it."""
-        return accuracy(self.goal, outputs, codes, weights)
-
-    def words(self, measured: float) -> str:
-        return f"accuracy {measured:.2%}"
-
-    def decoded(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
-        """The node, added to the module's graph, of calibrated logits."""
-        return module.graph.call_function(torch.div, (outputs, temperature))
-
     def strata(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Groups (n,) of examples that parts are held out of alike: the classes."""
         return codes
@@ -135,11 +144,6 @@ class Labels:
         if classes.ndim != 1 or len(classes) < 2 or len({repr(value) for value in classes.tolist()}) < len(classes):
             raise ValueError("labels must be a list of different ones, at least 2")
         return Labels(classes)
-
-
-def accuracy(goal: Goal, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None) -> float:
-    """The share of examples of which nothing is wrong."""
-    return float(np.average((goal.errors(outputs, codes) == 0).numpy(), weights=weights))
 
 
 def check_there(y: Any, hint: str) -> None:

@@ -14,7 +14,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, fx
 
-from morphnas.estimators.labels import Labels, accuracy, check_there, listed
+from morphnas.estimators.labels import Labels, Named, check_there, listed
 from morphnas.estimators.sources import as_array, refuse_masked
 from morphnas.train.goal import Amounts, Goal, Tags
 from morphnas.train.recipe import is_number
@@ -25,7 +25,7 @@ least."""
 
 
 @dataclass(frozen=True, eq=False)
-class Indicators:
+class Indicators(Named):
     """Which of k tags every example has: several, one or none (scikit-learn's "multilabel-indicator")."""
 
     k: int
@@ -68,17 +68,6 @@ class Indicators:
     def likeliest(self, probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
         """Which tags are likelier than not, (n, k) of 0 and 1."""
         return (probabilities >= 0.5).astype(np.int64)
-
-    def measured(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
-        """The share of examples with all tags right."""
-        return accuracy(self.goal, outputs, codes, weights)
-
-    def words(self, measured: float) -> str:
-        return f"accuracy {measured:.2%}"
-
-    def decoded(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
-        """The node, added to the module's graph, of calibrated logits."""
-        return module.graph.call_function(torch.div, (outputs, temperature))
 
     def strata(self, codes: NDArray[Any]) -> NDArray[np.int64]:
         """Groups (n,) of examples of like tags, so that parts are held out of all alike."""
