@@ -19,7 +19,8 @@ class Draw:
 
     index: (n,) int64. shift: (n, axes) int64 pixels. hidden: (n, axes) int64 pixels at which what is cut out begins.
     angle: (n, 1) radians. over: (n, 1) int64, 1 for those that are turned upside down. zoom, brightness, contrast:
-    (n, 1) factors. What an `Augment` does not change has no columns.
+    (n, 1) factors. What an `Augment` does not change has no columns; angle and zoom have them together, and so have
+    brightness and contrast.
     """
 
     index: Tensor
@@ -42,20 +43,19 @@ class Draw:
 
         reaches = [math.ceil((augment.shift or 0.0) * size - 1e-6) for size in spatial]
         shift = columns([(-reach, reach + 1) for reach in reaches], bool(augment.shift))
-        plane = len(spatial) == 2
+        turned = bool(augment.rotate or augment.zoom) and len(spatial) == 2
+        lit = bool(spatial and (augment.brightness or augment.contrast))
 
         def amounts(wanted: bool) -> Tensor:
             """(n, 1) from -1 to 1."""
             return 2 * torch.rand(n, int(wanted), generator=generator) - 1
 
-        angle = amounts(bool(augment.rotate) and plane) * math.radians(augment.rotate)
+        angle = amounts(turned) * math.radians(augment.rotate)
         sides = [_side(augment, size) for size in spatial]
         hidden = columns([(1 - side, size) for side, size in zip(sides, spatial, strict=True)], bool(augment.cutout))
         over = columns([(0, 2)], augment.flip_vertical and len(spatial) > 1)
-        zoom = (amounts(bool(augment.zoom) and plane) * math.log1p(augment.zoom)).exp()
-        brightness, contrast = (
-            1 + most * amounts(bool(most and spatial)) for most in (augment.brightness, augment.contrast)
-        )
+        zoom = (amounts(turned) * math.log1p(augment.zoom)).exp()
+        brightness, contrast = (1 + most * amounts(lit) for most in (augment.brightness, augment.contrast))
         return Draw(index, shift, hidden, angle, over, zoom, brightness, contrast)
 
     def __len__(self) -> int:
@@ -102,9 +102,9 @@ def augmented(x: Tensor, draw: Draw, augment: Augment, mirrored: Tensor | None =
                 place = torch.where(draw.over == 1, place.flip(1), place)
             places.append(_of_each(place, axis, x.ndim))
         x = x[tuple(places)]
-    if draw.angle.shape[1] or draw.zoom.shape[1]:
+    if draw.angle.shape[1]:
         x = _turned(x, draw.angle, draw.zoom)
-    if draw.brightness.shape[1] or draw.contrast.shape[1]:
+    if draw.contrast.shape[1]:
         x = _lit(x, draw.brightness, draw.contrast)
     if draw.hidden.shape[1]:
         hidden = torch.ones((n, *[1] * (x.ndim - 1)), dtype=torch.bool, device=x.device)
@@ -124,12 +124,10 @@ def _side(augment: Augment, size: int) -> int:
 
 def _turned(x: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
     """Images (n, channels, h, w), each turned about its middle by its angle in radians and enlarged by its factor,
-    (n, 1) each; or with no columns, as they are."""
+    (n, 1) each."""
     h, w = x.shape[2:]
-    angle, zoom = (value[:, 0] if value.shape[1] else value.new_full((len(x),), none)
-                   for value, none in ((angle, 0.0), (zoom, 1.0)))  # fmt: skip
     sin, cos, none = angle.sin() / zoom, angle.cos() / zoom, torch.zeros_like(angle)
-    rows = [torch.stack([cos, -sin * h / w, none], 1), torch.stack([sin * w / h, cos, none], 1)]
+    rows = [torch.cat([cos, -sin * h / w, none], 1), torch.cat([sin * w / h, cos, none], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), [len(x), 1, h, w], align_corners=False)
     found = F.grid_sample(x.to(torch.float32), grid, padding_mode="border", align_corners=False)
     return _as(found, x.dtype)
@@ -137,14 +135,11 @@ def _turned(x: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
 
 def _lit(x: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
     """Images with their values, and the deviations of these from each image's mean, multiplied by its factors, (n, 1)
-    each; or with no columns, as they are."""
+    each."""
     found = x if x.is_floating_point() else x.to(torch.float32)
-    if contrast.shape[1]:
-        mean = found.mean(dim=list(range(1, x.ndim)), keepdim=True)
-        found = mean + (found - mean) * _of_each(contrast, -1, x.ndim)
-    if brightness.shape[1]:
-        found = found * _of_each(brightness, -1, x.ndim)
-    return _as(found, x.dtype)
+    mean = found.mean(dim=list(range(1, x.ndim)), keepdim=True)
+    found = mean + (found - mean) * _of_each(contrast, -1, x.ndim)
+    return _as(found * _of_each(brightness, -1, x.ndim), x.dtype)
 
 
 def _as(values: Tensor, kind: torch.dtype) -> Tensor:
