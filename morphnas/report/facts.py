@@ -121,11 +121,6 @@ def _covered(spans: Sequence[Span]) -> float:
 # -- scores
 
 
-def _slow(trial: Trial) -> bool:
-    """Whether its network takes longer for an example than `max_latency_ms` allows."""
-    return trial.outcome is not None and trial.outcome.slow
-
-
 def improvements(trials: Sequence[Trial]) -> list[Trial]:
     """The trials that were better than all that ended before them, in the order in which they ended; without those that
     are too slow to win."""
@@ -133,7 +128,7 @@ def improvements(trials: Sequence[Trial]) -> list[Trial]:
     found: list[Trial] = []
     best = -math.inf
     for trial in sorted(trials, key=lambda t: (spans[t.id][1], t.id)):
-        if trial.score is not None and trial.score > best and not _slow(trial):
+        if trial.score is not None and trial.score > best and not trial.slow:
             found.append(trial)
             best = trial.score
     return found
@@ -323,7 +318,7 @@ def leaders(trials: Sequence[Trial]) -> dict[int, int]:
         while at < len(ended) and spans[ended[at].id][1] <= spans[trial.id][0] + 1e-6 and ended[at].id != trial.id:
             one, at = ended[at], at + 1
             better = one.score is not None and (best is None or best.score is None or one.score > best.score)
-            if better and not _slow(one):
+            if better and not one.slow:
                 best = one
         if best is not None:
             found[trial.id] = best.id

@@ -492,7 +492,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
     scores = {"metric": lambda t: t.outcome.metric if t.outcome else None, "score": lambda t: t.score}
     metrics = [t.outcome for t in trials if t.outcome is not None and t.outcome.metric is not None]
     aims = {outcome.objective for outcome in metrics}
-    alike = [trial for trial in comparable(trials, run.data) if trial.outcome is None or not trial.outcome.slow]
+    alike = [trial for trial in comparable(trials, run.data) if not trial.slow]
     return {
         "columns": columns,
         "best": None if best is None else best.id,

@@ -152,7 +152,7 @@ def status_words(trial: Trial) -> str:
     longer for an example than it may."""
     if trial.outcome is None:
         return "running"
-    again, slow = ", tried again" if trial.outcome.retries else "", ", too slow" if trial.outcome.slow else ""
+    again, slow = ", tried again" if trial.outcome.retries else "", ", too slow" if trial.slow else ""
     return trial.outcome.status + again + slow
 
 

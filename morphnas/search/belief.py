@@ -143,5 +143,5 @@ def winner(trials: Sequence[Trial]) -> Trial | None:
 def _quick(scored: Sequence[Trial]) -> set[int]:
     """Ids of the networks that are not too slow; of the fastest, where all are."""
     latencies = {t.id: t.outcome.latency or math.inf for t in scored if t.outcome is not None}
-    quick = {t.id for t in scored if t.outcome is not None and not t.outcome.slow}
+    quick = {t.id for t in scored if not t.slow}
     return quick or {id for id, seconds in latencies.items() if seconds == min(latencies.values())}

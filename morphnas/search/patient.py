@@ -30,9 +30,5 @@ class Patient:
 def stale(trials: Sequence[Trial]) -> int:
     """Networks of the search that have ended since the best one; 0 where none has a score."""
     ended = [trial for trial in trials if trial.outcome is not None and not trial.final]
-    scores = [
-        (trial.score, -place)
-        for place, trial in enumerate(ended)
-        if trial.score is not None and not (trial.outcome and trial.outcome.slow)
-    ]
+    scores = [(trial.score, -place) for place, trial in enumerate(ended) if trial.score is not None and not trial.slow]
     return len(ended) - 1 + max(scores)[1] if scores else 0

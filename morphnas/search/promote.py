@@ -44,7 +44,7 @@ class Promote:
         taken = {_training(t.graph, t.proposal.recipe) for t in trials}
         for level in reversed(range(self.rungs)):
             here = [t for t in trials if rung[t.id] == level and not t.final]
-            done = [t for t in here if t.outcome and t.outcome.status == "finished" and not t.outcome.slow]
+            done = [t for t in here if t.outcome and t.outcome.status == "finished" and not t.slow]
             peers = sorted((-t.score, t.id, t) for t in done if t.score is not None)
             room = len(peers) // self.keep
             if sum(t.id in promoted for t in here) >= room:

@@ -93,6 +93,11 @@ class Trial:
         return sketch(self.graph)
 
     @property
+    def slow(self) -> bool:
+        """Whether its network takes longer for an example than it may, so that it cannot win."""
+        return self.outcome is not None and self.outcome.slow
+
+    @property
     def parent(self) -> int | None:
         """Id of the trial it started from."""
         return self.proposal.parent
