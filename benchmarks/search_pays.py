@@ -40,7 +40,7 @@ from machine import append, npz
 import morphnas
 from morphnas.estimators import fitting as module
 from morphnas.graph import Graph
-from morphnas.run.final import finalise
+from morphnas.run.final import Final
 from morphnas.search import BayesianSearcher, Left, Promote, Proposal, Searcher, Trial, lineage, winner
 
 RESULTS = Path(__file__).parent / "results" / "search_pays.json"
@@ -73,8 +73,8 @@ def luckiest(trials: Sequence[Trial]) -> Trial | None:
     return max((t for t in trials if t.kept and t.score is not None), key=lambda t: t.score or 0.0, default=None)
 
 
-def judged(*args: Any, **settings: Any) -> Trial:
-    return finalise(*args, **settings | {"judged": True})
+def judged(*args: Any, **settings: Any) -> Final:
+    return Final(*args, **settings | {"judged": True})
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -133,7 +133,7 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
         settings |= {"random_state": seed, "device": "cpu", "ensemble": args.ensemble}
         classifier = morphnas.ImageClassifier(Path(folder) / "run", **settings)
         chosen = luckiest if way == "best score" else winner
-        with patch.multiple(module, winner=chosen, finalise=judged if way == "judged" else finalise):
+        with patch.multiple(module, winner=chosen, Final=judged if way == "judged" else Final):
             classifier.fit(x_train, y_train, time_limit=args.time_limit)
         run = classifier.load_searcher()
         trials = run.trials

@@ -54,9 +54,10 @@ from morphnas.run.ensemble import assembled, elect
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.expectation import SMALL_WIDTH, Terms
 from morphnas.run.files import RunError
-from morphnas.run.final import abandon, finalise, knows, lasting
+from morphnas.run.final import Final, abandon, knows
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import prune
+from morphnas.run.lasting import lasting
 from morphnas.run.observers import Observers
 from morphnas.run.plan import Plan
 from morphnas.run.store import Run, Store, holds_run, load_about, load_run, user_path, versions
@@ -425,15 +426,15 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 own_length = bool({"epochs", "max_iter_num"} & args.keys())
                 executor = place.final(problem.task, problem.everything)
                 try:
-                    final = finalise(
+                    final = Final(
                         store,
                         best,
                         executor,
                         problem.task,
-                        problem.chooser,
-                        problem.everything,
                         recipe,
                         saving(deadline, best, after),
+                        chooser=problem.chooser,
+                        everything=problem.everything,
                         seed=seed,
                         retrain=retrain,
                         judged=settings.ensemble > 1,
@@ -442,7 +443,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         epochs=recipe.epochs if own_length else None,
                         data=problem.name,
                         observer=Observers((shown, calls)),
-                    )
+                    ).run()
                 finally:
                     executor.shutdown()
                 calls.close()

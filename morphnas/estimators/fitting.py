@@ -20,8 +20,9 @@ from morphnas.run.ensemble import asked
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, Terms, seconds_for_search
 from morphnas.run.files import RunError
-from morphnas.run.final import finalise, lasting
+from morphnas.run.final import Final
 from morphnas.run.jobs import Executor
+from morphnas.run.lasting import lasting
 from morphnas.run.observers import Observer
 from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_latency, plan
 from morphnas.run.search import Search, settle
@@ -265,22 +266,22 @@ class Fitting:
         final, problem = best, self.problem
         if self.refit:
             recipe = settled(self.store, best, searched, problem, self.deadline)
-            final = finalise(
+            final = Final(
                 self.store,
                 best,
                 executor,
                 problem.task,
-                problem.chooser,
-                problem.everything,
                 recipe,
                 saving(self.deadline, best, readings(problem, recipe, self.settings.ensemble)),
+                chooser=problem.chooser,
+                everything=problem.everything,
                 seed=self.seed,
                 judged=self.settings.ensemble > 1,
                 guess=self.planned.seconds_per_flop,
                 max_memory=self.max_memory,
                 data=problem.name,
                 observer=observer,
-            )
+            ).run()
         best, final = lasting(self.store, best, final, problem.task, problem.everything, problem.name)
         if best.score is None and self.store.trial(final.judge).score is None:
             said = None if best.outcome is None else best.outcome.error

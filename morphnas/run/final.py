@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
-from concurrent.futures import wait
-from contextlib import suppress
-from dataclasses import replace
-from queue import Empty, SimpleQueue
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,14 +16,15 @@ from torch import Tensor
 from morphnas.graph import Graph
 from morphnas.run.asking import at_once, outputs_of
 from morphnas.run.files import RunError
-from morphnas.run.jobs import DeviceGone, Executor, Job, grace, micro_batch, result_of, submitted, trial_seed
+from morphnas.run.jobs import Executor
 from morphnas.run.keeping import unsettled
 from morphnas.run.observers import Observer
 from morphnas.run.plan import coloured
 from morphnas.run.store import Store, data_name
+from morphnas.run.trainings import Trainings
 from morphnas.search.trial import Proposal, Trial, lineage
 from morphnas.train.data import Examples, Task
-from morphnas.train.deadline import POLL, Deadline, OutOfTime
+from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.goal import Unmeasured
 from morphnas.train.predict import predict
 from morphnas.train.recipe import LEAST_RATE, SHIFT, Outcome, Recipe
@@ -59,125 +56,162 @@ by heart: coloured images are to be changed more then, on grey ones that costs (
 SHIFT_MORE, CUTOUT_MORE = 0.125, 0.25
 """How much: as much as that, unless they are changed more already."""
 
-LESS = 0.5
-"""Times as much as the final model there is that another network must have been trained to become the model."""
-
 UNMOVED = ", unmoved"
 """What the name of a way ends with in which images are not shifted."""
 Way = tuple[str, Graph | int, Recipe]
 """A final training: its name, its start and its recipe."""
 
 
-def finalise(
-    store: Store,
-    winner: Trial,
-    executor: Executor,
-    task: Task,
-    chooser: Examples | None,
-    everything: Examples | None,
-    recipe: Recipe,
-    deadline: Deadline,
-    *,
-    seed: int = 0,
-    retrain: bool = False,
-    judged: bool = False,
-    epochs: int | None = None,
-    guess: float = 0.0,
-    max_memory: int | None = None,
-    data: str = "",
-    observer: Observer | None = None,
-) -> Trial:
-    """Train the winner longer and return the trial whose weights are to be used, which may be the winner itself.
+@dataclass(eq=False)
+class Final:
+    """The final trainings: `run` trains the winner longer, one training after the other.
 
-    executor: runs the trainings, one after the other. It is made for the task and `everything`.
-    task: its training part trains, its validation part stops. chooser: examples that chose and stopped nothing, which
-    choose among the results and the winner (None: the validation part does). everything: what the chosen one is
-    trained on at last (None: not at all). retrain: from fresh weights only. judged: whether something must say how good
-    the last one is, though that takes half of its time. epochs: of each training, instead of what there is time for.
-    guess: seconds per FLOP of an epoch of the search, where the winner has none of its own that tells.
-    max_memory: bytes that a training should take at most. data: a name of the examples.
-
-    Each training is a new trial; none that is finished is changed. Trainings that a driver before this one began on the
-    same data and did not come to use are taken up, those done as they are and those interrupted from their checkpoint,
-    unless there is now time for much longer ones; those stay open, until somebody says `abandon`.
+    executor: made for the task and `everything`. task: its training part trains, its validation part stops. chooser:
+    examples that chose and stopped nothing, which choose among the results and the winner (None: the validation part
+    does). everything: what the chosen one is trained on at last (None: not at all). retrain: from fresh weights only.
+    judged: whether something must say how good the last one is, though that takes half of its time. epochs: of each
+    training, instead of what there is time for. guess: seconds per FLOP of an epoch of the search, where the winner has
+    none of its own that tells. max_memory: bytes that a training should take at most. data: a name of the examples.
     """
-    if winner.outcome is None:
-        return winner
-    untrained = not winner.outcome.epochs
-    per_example, scoring = _costs(winner, task, guess)
 
-    def passes(seconds: float, examples: Examples, scoring: float) -> float:
-        """How often the examples can be seen in that time."""
-        one = per_example * len(examples) + scoring
+    store: Store
+    winner: Trial
+    executor: Executor
+    task: Task
+    recipe: Recipe
+    deadline: Deadline
+    _: KW_ONLY
+    chooser: Examples | None = None
+    everything: Examples | None = None
+    seed: int = 0
+    retrain: bool = False
+    judged: bool = False
+    epochs: int | None = None
+    guess: float = 0.0
+    max_memory: int | None = None
+    data: str = ""
+    observer: Observer | None = None
+
+    def __post_init__(self) -> None:
+        self._per_example, self._scoring = _costs(self.winner, self.task, self.guess)
+        self._about = {"of": self.winner.id, "data": self.data}
+
+    def run(self) -> Trial:
+        """The trial whose weights are to be used, which may be the winner itself.
+
+        Each training is a new trial; none that is finished is changed. Trainings that a driver before this one began on
+        the same data and did not come to use are taken up, those done as they are and those interrupted from their
+        checkpoint, unless there is now time for much longer ones; those stay open, until somebody says `abandon`.
+        """
+        if self.winner.outcome is None:
+            return self.winner
+        results = [] if self.retrain else [self.winner]
+        results += self._compared(*self._planned())
+        results = [trial for trial in results if trial.kept and trial.score is not None] or [self.winner]
+        chosen = _chosen(self.store, results, self.task, self.chooser, self.deadline)
+        return chosen if self.everything is None else self._on_everything(chosen, self.everything)
+
+    # -- trainings that are compared
+
+    def _planned(self) -> tuple[list[Way], float]:
+        """What to train and compare, and the share of the time that this has."""
+        longest = self.epochs or _longest(self.recipe)
+        if self.everything is None:
+            share = 1.0
+        elif self.judged or self.retrain:
+            share = JUDGED
+        else:
+            used = longest / max(longest, self._passes(self.deadline.left, self.everything, scored=False))
+            share = min(JUDGED, 1 - used)
+        ways = _ways(self.winner, replace(self.recipe, epochs=longest), self.retrain)
+        while len(ways) > 1:
+            each = self._passes(share / len(ways) * self.deadline.left, self.task.train)
+            if each >= min(WORTH_JUDGING, longest):
+                break
+            ways = ways[:-1]
+        alone = len(ways) == 1 or knows(self.store, self.winner, self.data)
+        return ([] if alone and self.everything is not None and not self.retrain else ways), share
+
+    def _compared(self, ways: list[Way], share: float) -> list[Trial]:
+        """The trainings, of which each has as much of that share of the time, as far as there is time for them."""
+        done: list[Trial] = []
+        count = len(ways)
+        while ways:
+            part = share / (count - len(done) * share)  # of what is left, so that every way gets the same
+            way, start, settings = ways.pop(0)
+            seen = HOPED * self._passes(part * self.deadline.left, self.task.train)
+            long = _sized(settings, seen, len(self.task.train), self.epochs)
+            if long is None:
+                break
+            proposal = Proposal(start, (), long, {"final": way, **self._about})
+            end = self.deadline.earlier(self.deadline.left * (1 - part))
+            last = self._trained(proposal, end, self.task.train, scored=True)
+            done.append(last)
+            if last.outcome is not None and last.outcome.status == "finished":  # here, and not where the search was
+                self._per_example, self._scoring = _costs(last, self.task, self.guess)
+            unmoved = bool(ways) and ways[0][0].endswith(UNMOVED) and coloured(tuple(self.task.train.x.shape[1:]))
+            if unmoved and _by_heart(self.store, last, self.task, self.deadline):
+                ways = _changed_more(ways)
+        return done
+
+    # -- the one on everything
+
+    def _on_everything(self, chosen: Trial, everything: Examples) -> Trial:
+        """The chosen network trained on all examples; as it is, where that comes to nothing."""
+        base = chosen.outcome
+        if base is None or (base.score is None and base.status == "diverged"):
+            return chosen
+        if base.best_epoch < 1 and (base.epochs or chosen is not self.winner):
+            return chosen
+        more = self._passes(self.deadline.left, everything, scored=False)
+        sized = self._last_recipe(chosen, base, more, len(everything))
+        if sized is None:
+            return chosen
+        why = {"final": "everything", **self._about, "score_of": chosen.id}
+        valid = self.task.valid
+        asking = 0.0 if valid is None else min(ASKING * self._scoring, MOST_ASKING * self.deadline.left)
+        end = self.deadline.earlier(asking)
+        last = self._trained(Proposal(chosen.id, (), sized, why), end, everything, scored=False)
+        good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
+        if not good or self.deadline.stopped:  # stopped, its rate has not come down
+            return chosen
+        return chosen if _spoilt(self.store, chosen, last, self.task, self.deadline) else last
+
+    def _last_recipe(self, chosen: Trial, base: Outcome, passes: float, n: int) -> Recipe | None:
+        """The recipe of the training on all n examples, which there is time to see so often; None: for no batch."""
+        before = chosen.proposal.recipe
+        settings = replace(self.recipe, augment=before.augment if chosen.final else self.recipe.augment)
+        most = self.epochs or _longest(settings)
+        if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
+            most = min(most, base.best_epoch)
+        sized = _sized(settings, min(HOPED * passes, most), n, self.epochs)
+        if sized is None:
+            return None
+        rate = self.recipe.lr * min(1.0, min(passes, most) / FULL_RATE)
+        return replace(sized, lr=max(LEAST_RATE, rate), patience=None)
+
+    # -- any of them
+
+    def _passes(self, seconds: float, examples: Examples, scored: bool = True) -> float:
+        """How often the examples can be seen in that time, scored after each or not."""
+        one = self._per_example * len(examples) + (self._scoring if scored else 0.0)
         return seconds / one if one else math.inf
 
-    def trained(proposal: Proposal, end: Deadline, examples: Examples, scored: bool) -> Trial:
-        n = len(examples)
-        return _train(store, executor, proposal, end, n, scored, seed=seed, max_memory=max_memory, observer=observer)
-
-    longest = epochs or _longest(recipe)
-    if everything is None:
-        share = 1.0
-    elif judged or retrain:
-        share = JUDGED
-    else:
-        used = longest / max(longest, passes(deadline.left, everything, 0.0))
-        share = min(JUDGED, 1 - used)
-    ways = _ways(winner, replace(recipe, epochs=longest), retrain)
-    while len(ways) > 1:
-        each = passes(share / len(ways) * deadline.left, task.train, scoring)
-        if each >= min(WORTH_JUDGING, longest):
-            break
-        ways = ways[:-1]
-    if everything is not None and not retrain and (len(ways) == 1 or knows(store, winner, data)):
-        ways = []
-    about = {"of": winner.id, "data": data}
-    results = [] if retrain else [winner]
-    count = len(ways)
-    while ways:
-        done = count - len(ways)
-        part = share / (count - done * share)  # of what is left, so that every way gets the same
-        way, start, settings = ways.pop(0)
-        seen = HOPED * passes(part * deadline.left, task.train, scoring)
-        long = _sized(settings, seen, len(task.train), epochs)
-        if long is None:
-            break
-        why = {"final": way, **about}
-        proposal = Proposal(start, (), long, why)
-        end = deadline.earlier(deadline.left * (1 - part))
-        last = trained(proposal, end, task.train, scored=True)
-        results.append(last)
-        if last.outcome is not None and last.outcome.status == "finished":  # here, and not where the search was
-            per_example, scoring = _costs(last, task, guess)
-        unmoved = bool(ways) and ways[0][0].endswith(UNMOVED) and coloured(tuple(task.train.x.shape[1:]))
-        if unmoved and _by_heart(store, results[-1], task, deadline):
-            ways = _changed_more(ways)
-    results = [trial for trial in results if trial.kept and trial.score is not None] or [winner]
-    chosen = _chosen(store, results, task, chooser, deadline)
-    base = chosen.outcome
-    if everything is None or base is None or (base.score is None and base.status == "diverged"):
-        return chosen
-    if base.best_epoch < 1 and not (untrained and chosen is winner):
-        return chosen
-    before = chosen.proposal.recipe
-    augment = before.augment if chosen.final else recipe.augment
-    settings = replace(recipe, augment=augment)
-    more, most = passes(deadline.left, everything, 0.0), epochs or _longest(settings)
-    if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
-        most = min(most, base.best_epoch)
-    again = _sized(settings, min(HOPED * more, most), len(everything), epochs)
-    if again is None:
-        return chosen
-    again = replace(again, lr=max(LEAST_RATE, recipe.lr * min(1.0, min(more, most) / FULL_RATE)), patience=None)
-    why = {"final": "everything", **about, "score_of": chosen.id}
-    proposal = Proposal(chosen.id, (), again, why)
-    asking = 0.0 if task.valid is None else min(ASKING * scoring, MOST_ASKING * deadline.left)
-    end = deadline.earlier(asking)
-    last = trained(proposal, end, everything, scored=False)
-    good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
-    if not good or deadline.stopped:  # stopped, its rate has not come down
-        return chosen
-    return chosen if _spoilt(store, chosen, last, task, deadline) else last
+    def _trained(self, proposal: Proposal, end: Deadline, examples: Examples, scored: bool) -> Trial:
+        """The trial of a training, done or taken up; still open where it was stopped and nobody answers."""
+        begun = _begun(self.store, proposal, len(examples))
+        trial = begun or self.store.claim(proposal)
+        if trial.outcome is not None:
+            return trial
+        start = trial.proposal.start
+        trainings = Trainings(
+            self.store, self.executor, end, seed=self.seed, max_memory=self.max_memory, observer=self.observer
+        )
+        network = start if isinstance(start, Graph) else self.store.network(start)
+        trainings.begin(trial, network, again=begun is not None, scored=scored)
+        while trainings.hear():
+            pass
+        return self.store.trial(trial.id)
 
 
 def knows(store: Store, winner: Trial, data: str) -> bool:
@@ -187,51 +221,6 @@ def knows(store: Store, winner: Trial, data: str) -> bool:
     line = lineage(store.trials, winner)
     other = data_name(store.about.get("data")) != data
     return other or any(one.proposal.why.get("final") == "everything" for one in line)
-
-
-def lasting(
-    store: Store, best: Trial, final: Trial, task: Task, everything: Examples | None, data: str | None
-) -> tuple[Trial, Trial]:
-    """The search's winner and the final model's trial, or those of the model that there is, where that has seen more.
-
-    What was trained for longer on the same data is not given up for less: of the same network for any less, of another
-    one for less than `LESS`. A model of other data stays only where nothing was trained on these. data: their name;
-    None: as if they were others.
-    """
-    known = {trial.id: trial for trial in store.trials}
-    was, of = (known.get(store.about.get(name, -1)) for name in ("final", "best"))
-    if was is None or of is None or was.id == final.id or not (was.final and was.kept):
-        return best, final
-    sizes = len(task.train), len(everything or task.train)
-    before, now = (_seen(store, trial, sizes) for trial in (was, final))
-    least = 1.0
-    if data is not None and _same_examples(was.proposal.why.get("data"), data):
-        least = before * (1.0 if was.graph.key == final.graph.key else LESS)
-    if now >= least:
-        return best, final
-    try:
-        store.network(was.id)
-    except RunError:
-        return best, final
-    log.warning(
-        "trial %d stays the model: it was trained on %d examples, trial %d on %d", was.id, before, final.id, now
-    )
-    return of, was
-
-
-def _same_examples(name: object, other: str) -> bool:
-    """Whether two names of data are of the same examples to train on, whatever is held out: see `data_name`."""
-    return isinstance(name, str) and name.partition(", ")[0] == other.partition(", ")[0]
-
-
-def _seen(store: Store, trial: Trial, sizes: tuple[int, int]) -> int:
-    """Examples that the final trainings of a trial's lineage have seen, each as often as it came."""
-    seen = 0
-    for one in lineage(store.trials, trial):
-        if one.final and one.outcome is not None:
-            n = sizes[one.proposal.why["final"] == "everything"]
-            seen += one.outcome.epochs * min(one.proposal.recipe.examples or n, n)
-    return seen
 
 
 def abandon(store: Store) -> None:
@@ -321,71 +310,6 @@ def _decided(recipe: Recipe) -> Recipe:
         return recipe
     shift = SHIFT if recipe.epochs > SHORT else 0.0
     return replace(recipe, augment=replace(recipe.augment, shift=shift))
-
-
-def _train(
-    store: Store,
-    executor: Executor,
-    proposal: Proposal,
-    deadline: Deadline,
-    n: int,
-    scored: bool,
-    *,
-    seed: int,
-    max_memory: int | None,
-    observer: Observer | None,
-) -> Trial:
-    """The trial of a training on n examples, done or taken up; still open where it was stopped and nobody answers."""
-    begun = _begun(store, proposal, n)
-    trial = begun or store.claim(proposal)
-    if trial.outcome is not None:
-        return trial
-    proposal = trial.proposal
-    if observer:
-        observer.trial_begins(trial)
-    start = proposal.start if isinstance(proposal.start, Graph) else store.network(proposal.start)
-    micro = micro_batch(trial.graph, proposal.recipe.batch_size, max_memory, store.trials)
-    job = Job(
-        start,
-        (),
-        proposal.recipe,
-        deadline.left,
-        trial_seed(seed, trial.id),
-        scored=scored,
-        micro=micro,
-        checkpoint=store.checkpoint(trial.id),
-        stop=deadline.stop,
-    )
-    news: SimpleQueue[Outcome | None] = SimpleQueue()
-    here = threading.get_ident()
-
-    def epoch_done(outcome: Outcome) -> None:
-        """Tell the observer, in this thread only."""
-        if threading.get_ident() != here:
-            news.put(outcome)
-        elif observer:
-            observer.epoch_done(trial, outcome)
-
-    try:
-        future = submitted(executor, job, epoch_done)
-    except DeviceGone as error:
-        raise error.left(store, trial, begun is not None) from error
-    future.add_done_callback(lambda _: news.put(None))
-    end = deadline.earlier(-grace(job.seconds) - 0.5)
-    while not ((done := future.done()) and news.empty()) and (done or not end.passed):
-        with suppress(Empty):
-            if (outcome := news.get(timeout=min(end.left, POLL))) is not None:
-                epoch_done(outcome)
-    if deadline.stopped and not future.done():
-        executor.stop()
-        wait([future], grace(job.seconds))
-    if deadline.stopped and not future.done():
-        return trial  # to be gone on with
-    late = Outcome("failed", error="no worker gave an answer by the deadline"), None
-    ended = store.finish(trial.id, *(result_of(future) if future.done() else late))
-    if observer:
-        observer.trial_ends(ended)
-    return ended
 
 
 def _begun(store: Store, proposal: Proposal, n: int) -> Trial | None:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import KW_ONLY, dataclass, replace
-from queue import Empty, SimpleQueue
 
-from morphnas.graph import Graph, Limits, Network, Weights
-from morphnas.run.checkpoints import Result
+from morphnas.graph import Graph, Limits, Network
 from morphnas.run.files import RunError
-from morphnas.run.jobs import DeviceGone, Executor, Job, grace, micro_batch, result_of, submitted, trial_seed
+from morphnas.run.jobs import Executor
 from morphnas.run.keeping import prune
 from morphnas.run.observers import Observer
 from morphnas.run.proposing import Asker
 from morphnas.run.store import Store
+from morphnas.run.trainings import Trainings
 from morphnas.search.trial import Left, Searcher, Trial
-from morphnas.train.deadline import NEVER, POLL, Deadline
-from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.deadline import Deadline
+from morphnas.train.recipe import Recipe
 
 TRIES = 9
 """Trainings that must have failed before a search without any network is given up."""
@@ -71,13 +68,10 @@ class Search:
     Final trainings that there are do not count, and searchers do not know of them.
     Trials that an earlier driver claimed and did not finish are run first, under their ids, but for final trainings,
     which wait for `morphnas.run.final`. Where there is no network yet, at least one trial is begun, however short the
-    time, so that there is one at the end. A worker gets its next job as soon as it is free; one that does not answer
-    soon after the deadline is not waited for. When a stop is asked for, trials end as far as they have come; those of
-    workers that have not begun, or do not answer soon, stay open, to be gone on with.
+    time, so that there is one at the end. A worker gets its next job as soon as it is free.
 
     guess: seconds per FLOP, before any is measured. limits: beyond which networks fail untrained, whoever proposes
-    them. max_memory: bytes that a training should take at most. max_latency: see `Job`. keep: see
-    `morphnas.run.keeping`.
+    them. The other settings, and what becomes of what runs at the end: see `Trainings`.
     """
 
     store: Store
@@ -98,21 +92,27 @@ class Search:
     def __post_init__(self) -> None:
         self._waiting = [trial for trial in self.store.trials if trial.outcome is None and not trial.final]
         self._interrupted = {trial.id for trial in self._waiting}
-        self._running: dict[int, Future[Result]] = {}
-        self._news: SimpleQueue[tuple[Trial, Outcome | Future[Result]]] = SimpleQueue()
-        self._late = grace(self.deadline.left) + 0.5  # an executor that keeps to its word is earlier
-        self._end, self._parting = self.deadline.earlier(-self._late), NEVER
+        self._trainings = Trainings(
+            self.store,
+            self.executor,
+            self.deadline,
+            seed=self.seed,
+            max_memory=self.max_memory,
+            max_latency=self.max_latency,
+            keep=self.keep,
+            observer=self.observer,
+        )
         self._asker = Asker(self.searcher, self.store, self.executor.ahead, self.deadline.clock)
-        self._thread, self._begun = threading.get_ident(), False
+        self._begun = False
 
     def run(self) -> None:
         """Raises what ends the store; what goes wrong in a trial is its outcome."""
         prune(self.store, self.keep)  # as it would have been, had the driver not been interrupted
         with self._asker:
             while True:
-                while len(self._running) < self.executor.workers and (following := self._next()) is not None:
+                while not self._trainings.full and (following := self._next()) is not None:
                     self._begin(*following)
-                if not (self._running and self._heard()):
+                if not self._trainings.hear():
                     break
         self.store.written()
 
@@ -152,7 +152,7 @@ class Search:
             proposal = asker.now(trials, self._left(trials))
         if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
             proposal = asker.now((), replace(self._left(trials), seconds=math.inf))
-        if proposal is None and not self._running and len(trials) < TRIES and not any(map(_usable, trials)):
+        if proposal is None and not self._trainings and len(trials) < TRIES and not any(map(_usable, trials)):
             others = [trial for trial in trials if trial.outcome is None or trial.outcome.status not in AGAIN]
             proposal = asker.now(others, self._left(trials))  # the failed ones once more
         if proposal is None or (deadline.passed and not needed):
@@ -168,94 +168,20 @@ class Search:
             seconds = self._left(trials).predict(trial.graph, trial.proposal.recipe.epochs) / self.executor.workers
             self._asker.ahead(trials, self._left(trials, seconds))
 
-    # -- a trial
-
     def _begin(self, trial: Trial, network: Graph | Network | None) -> None:
         self._begun = True
-        if self.observer:
-            self.observer.trial_begins(trial)
         if (refused := self.limits.refuse(trial.graph)) is not None:
-            self._finish(trial, Outcome("failed", error=f"the searcher exceeds the limits: {refused}"), None)
+            self._trainings.fail(trial, f"the searcher exceeds the limits: {refused}")
             return
         try:
             network = network or self.store.start(trial.proposal.start)
         except RunError as error:  # the weights of the start: nothing can be begun from it any more
             self.store.forget_weights(trial.parent)
-            self._finish(trial, Outcome("failed", error=str(error)), None)
+            self._trainings.fail(trial, str(error))
             return
-        recipe = trial.proposal.recipe
-        micro = micro_batch(trial.graph, recipe.batch_size, self.max_memory, self.store.trials)
-        if len(self._running) + 1 == self.executor.workers:
+        if len(self._trainings) + 1 == self.executor.workers:
             self._ask_ahead(trial)
-        job = Job(
-            network,
-            trial.proposal.morphs,
-            recipe,
-            self.deadline.left,
-            trial_seed(self.seed, trial.id),
-            micro=micro,
-            checkpoint=self.store.checkpoint(trial.id),
-            stop=self.deadline.stop,
-            max_latency=self.max_latency,
-        )
-        try:
-            future = submitted(self.executor, job, lambda outcome: self._epoch_done(trial, outcome))
-        except DeviceGone as error:
-            raise error.left(self.store, trial, trial.id in self._interrupted) from error
-        self._running[trial.id] = future
-        future.add_done_callback(lambda future: self._news.put((trial, future)))
-
-    def _epoch_done(self, trial: Trial, outcome: Outcome) -> None:
-        """Tell the observer, in this thread only."""
-        if threading.get_ident() != self._thread:
-            self._news.put((trial, outcome))
-        elif self.observer:
-            self.observer.epoch_done(trial, outcome)
-
-    def _finish(self, trial: Trial, outcome: Outcome, weights: Weights | None) -> None:
-        ended = self.store.finish(trial.id, outcome, weights, behind=self.executor.ahead)
-        prune(self.store, self.keep)
-        if self.observer:
-            self.observer.trial_ends(ended)
-
-    # -- what comes back
-
-    def _heard(self) -> bool:
-        """Wait for what workers say, for a moment at most. False where nothing that runs is waited for any more."""
-        until = self._end if self.deadline.passed else self.deadline
-        if self.deadline.stopped:
-            if self._parting is NEVER:
-                self._parting = Deadline.after(self._late, self.deadline.clock)
-                self.executor.stop()
-                self._cancel()
-            until = self._parting
-        try:
-            trial, told = self._news.get(timeout=min(until.left, POLL))
-        except Empty:
-            return not until.passed or self._overdue()
-        if isinstance(told, Outcome):
-            self._epoch_done(trial, told)
-            return True
-        del self._running[trial.id]
-        if not (told.cancelled() and self.deadline.stopped):  # which is to be gone on with
-            self._finish(trial, *result_of(told))
-        return True
-
-    def _overdue(self) -> bool:
-        """What to do when no answer has come in time. Whether to wait on."""
-        if self.deadline.stopped:
-            return not self._parting.passed
-        if not self._end.passed:
-            self._cancel()
-            return True
-        for id in self._running:
-            error = "no worker gave an answer by the deadline"
-            self._finish(self.store.trial(id), Outcome("failed", error=error), None)
-        return False
-
-    def _cancel(self) -> None:
-        for future in list(self._running.values()):
-            future.cancel()  # no effect where a worker has begun
+        self._trainings.begin(trial, network, again=trial.id in self._interrupted)
 
 
 def _usable(trial: Trial) -> bool:

@@ -39,6 +39,7 @@ from morphnas.estimators.settings import Settings
 from morphnas.estimators.sources import Source
 from morphnas.graph import Network, Wider, cnn, fresh_weights, mlp, resnet
 from morphnas.run import plan
+from morphnas.run.final import Final
 from morphnas.run.store import Store, load_about
 from morphnas.search import SEARCHERS
 from morphnas.search.random import RandomSearcher
@@ -497,7 +498,7 @@ def test_a_model_is_not_given_up_for_one_that_was_trained_for_less(
         assert same(morphnas.load(path).final_fit(*data, time_limit=9))
     assert same(ImageClassifier(path, **settings, resume=True, refit=False).fit(*data, time_limit=9))
     with monkeypatch.context() as patch:  # as where all final trainings fail
-        patch.setattr(base, "finalise", lambda store, winner, *_, **__: winner)
+        patch.setattr(Final, "run", lambda final: final.winner)
         assert same(morphnas.load(path).final_fit(*data, time_limit=9))
     found = morphnas.load(path).final_fit(*data, trainer_args={"epochs": 2}, time_limit=9)
     assert found.final_trial_ != first.final_trial_, "it was asked for"
@@ -836,12 +837,11 @@ def test_for_an_ensemble_the_final_network_is_judged(
 ) -> None:
     asked: list[bool] = []
 
-    def finalise(_: Store, winner: Trial, *__: object, judged: bool, **___: object) -> Trial:
-        asked.append(judged)
-        return winner
+    def run(final: Final) -> Trial:
+        asked.append(final.judged)
+        return final.winner
 
-    for module in ("fitting", "base"):
-        monkeypatch.setattr(f"morphnas.estimators.{module}.finalise", finalise)
+    monkeypatch.setattr(Final, "run", run)
     found = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, ensemble=size).fit(*data, time_limit=5)
     found.final_fit(*data, time_limit=1)
     assert asked == [size > 1] * 2

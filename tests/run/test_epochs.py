@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from morphnas.graph import Wider, cnn
-from morphnas.run import final
 from morphnas.run.checkpoints import Result
 from morphnas.run.epochs import EpochCalls, EpochReport, StopFit
 from morphnas.run.executors import SerialExecutor, process_executor
+from morphnas.run.final import Final
 from morphnas.run.jobs import Executor, Job
 from morphnas.run.observers import Observer, Observers
 from morphnas.run.search import Search
@@ -200,8 +200,8 @@ def test_also_by_the_final_trainings(tmp_path: Path, kind: Callable[[Task], Exec
     with store_of(tmp_path / "run") as store:
         Search(store, Script(proposals(1)), executor, Deadline.after(600)).run()
         winner, made = store.trials[0], EpochCalls(note, store.path, Stop())
-        args = (TASK, None, TASK.train, RECIPE, Deadline.after(600))
-        final.finalise(store, winner, executor, *args, epochs=2, observer=made)
+        args = (TASK, RECIPE, Deadline.after(600))
+        Final(store, winner, executor, *args, everything=TASK.train, epochs=2, observer=made).run()
     executor.shutdown()
     assert told == [
         (1, 1, "inherited"), (1, 2, "inherited"), (2, 1, "fresh"), (2, 2, "fresh"), (3, 1, "everything"),

@@ -331,7 +331,7 @@ class Mute:
 
 
 def test_a_search_ends_when_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("morphnas.run.search.grace", lambda _: -0.3)
+    monkeypatch.setattr("morphnas.run.trainings.grace", lambda _: -0.3)
     begun, notes = time.monotonic(), Notes()
     with store_of(tmp_path / "run") as store:
         Search(store, Script(proposals(9)), Mute(), Deadline.after(0.2), observer=notes).run()
@@ -343,7 +343,7 @@ def test_a_search_ends_when_nobody_answers(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_stop_that_nobody_hears_leaves_the_trial_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("morphnas.run.search.grace", lambda _: -0.3)
+    monkeypatch.setattr("morphnas.run.trainings.grace", lambda _: -0.3)
     stop, begun = Stop(), time.monotonic()
     stop.asked = True
     with store_of(tmp_path / "run") as store:

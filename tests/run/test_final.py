@@ -18,7 +18,7 @@ from morphnas.run import asking, executors
 from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
-from morphnas.run.final import CUTOUT_MORE, HOPED, LONGEST, SHIFT_MORE, finalise
+from morphnas.run.final import CUTOUT_MORE, HOPED, LONGEST, SHIFT_MORE, Final
 from morphnas.run.jobs import Job, trial_seed
 from morphnas.run.store import Store, load_run
 from morphnas.run.work import work
@@ -62,7 +62,7 @@ def finish(store: Store, winner: Trial, **settings: Any) -> Trial:
     given = given | {"epochs": 3} | settings
     task = given.pop("task", TASK)
     executor = SerialExecutor(task, given["everything"])  # type: ignore[arg-type]
-    return finalise(store, winner, executor, task, **given)  # type: ignore[arg-type]
+    return Final(store, winner, executor, task, **given).run()  # type: ignore[arg-type]
 
 
 def judged(store: Store, trial: Trial, by: Examples) -> float:
