@@ -76,6 +76,9 @@ them."""
 WIDEST = {"cpu": 64}
 """Of those for images, by the type of device; elsewhere as wide as any: a GPU has nothing to do in a narrow one."""
 TINY = (4, 2, 1)
+SURELY = 0.8
+"""Share of the latency allowed that one first network should be predicted to have at most: as it is predicted before
+any was trained, it may be that far off (`benchmarks/latency.py`), and a search only makes networks slower."""
 PROBED = 2**27
 """Bytes that the small network which tells how fast a CPU is may take, at most."""
 BUSY = 128
@@ -374,35 +377,9 @@ def plan(
     many, few = (max(1.0, n * room / much) ** (1 / 3) for much in (AMPLE, AMPLE_FOR_FEW))
     passes = min(MOST_PASSES, max(PASSES * many, seen(shape) / n * (few if coloured(shape) else 1.0)))
     largest = room / passes
-    families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
-    families.append((mlp, 1.0, 0))  # of few rows with much noise a linear map may say all that there is to say
-    affordable: Sequence[int] = [w for w in WIDTHS if w >= 8]
-    if len(shape) > 1:
-        families = [(cnn, 1.0, 4), (resnet, 1.0, 2)]
-        affordable = [w for w in WIDTHS if w <= WIDEST.get(device.type, max(WIDTHS))]
-
-    def made(make: Callable[..., Graph], deep: int, most: float) -> Graph:
-        """That of a family with the most parameters within the limits and the work, of tiny ones within the limits; the
-        one with the least work if there is none."""
-        for widths in [(width,)] if width else [affordable, TINY]:
-            graphs = [_starter(make, shape, outputs, w, depth or deep) for w in widths]
-            if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:
-                quick = [graph for graph in fitting if graph.work <= most or widths is TINY]
-                return max(quick, key=lambda g: g.parameters) if quick else min(fitting, key=lambda g: g.work)
-        return graphs[-1]
-
     _check(initial, shape, outputs, limits)
-    starts = {graph.key: graph for graph in initial}
-    for make, factor, deep in [] if initial else families:
-        graph = made(make, deep, factor * largest)
-        if limits.refuse(graph) is None:
-            starts.setdefault(graph.key, graph)
-    if not starts:
-        shallow = [made(make, 1, 0) for make, _, _ in families]
-        starts = {graph.key: graph for graph in shallow if limits.refuse(graph) is None}
-    if not starts:
-        tiny = min(shallow, key=lambda graph: (graph.depth, graph.parameters))
-        raise ValueError(f"limits: no first network meets them; the smallest one has {limits.refuse(tiny)}")
+    graphs = initial or _starters(shape, outputs, largest, limits, depth, width, device)
+    starts = {graph.key: graph for graph in graphs}
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
     final = max(FINAL, 0.75 * seen(shape) / n, min(FINAL_COLOURED, SEEN_LAST / n) if coloured(shape) else 0.0)
@@ -417,6 +394,50 @@ def plan(
     if limits.max_work is None or most < limits.max_work:
         limits = replace(limits, max_work=most)
     return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads, searches)
+
+
+def _starters(
+    shape: Shape,
+    outputs: int,
+    largest: float,
+    limits: Limits,
+    depth: int | None,
+    width: int | None,
+    device: torch.device,
+) -> list[Graph]:
+    """First networks of about that much work, within the limits, see `plan`."""
+    families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
+    families.append((mlp, 1.0, 0))  # of few rows with much noise a linear map may say all that there is to say
+    affordable: Sequence[int] = [w for w in WIDTHS if w >= 8]
+    if len(shape) > 1:
+        families = [(cnn, 1.0, 4), (resnet, 1.0, 2)]
+        affordable = [w for w in WIDTHS if w <= WIDEST.get(device.type, max(WIDTHS))]
+
+    def made(make: Callable[..., Graph], deep: int, most: float, limits: Limits = limits) -> Graph:
+        """That of a family with the most parameters within the limits and the work, of tiny ones within the limits; the
+        one with the least work if there is none."""
+        for widths in [(width,)] if width else [affordable, TINY]:
+            graphs = [_starter(make, shape, outputs, w, depth or deep) for w in widths]
+            if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:
+                quick = [graph for graph in fitting if graph.work <= most or widths is TINY]
+                return max(quick, key=lambda g: g.parameters) if quick else min(fitting, key=lambda g: g.work)
+        return graphs[-1]
+
+    starts = [made(make, deep, factor * largest) for make, factor, deep in families]
+    starts = [graph for graph in starts if limits.refuse(graph) is None]
+    if not starts:
+        shallow = [made(make, 1, 0) for make, _, _ in families]
+        starts = [graph for graph in shallow if limits.refuse(graph) is None]
+    if not starts:
+        tiny = min(shallow, key=lambda graph: (graph.depth, graph.parameters))
+        raise ValueError(f"limits: no first network meets them; the smallest one has {limits.refuse(tiny)}")
+    if limits.max_latency_ms is not None and not depth:
+        surely = replace(limits, max_latency_ms=SURELY * limits.max_latency_ms)
+        make, factor, deep = families[0]
+        less = (made(make, d, factor * largest, surely) for d in range(deep, 0, -1))
+        if all(map(surely.refuse, starts)):
+            starts += [graph for graph in less if surely.refuse(graph) is None][:1]
+    return starts
 
 
 @lru_cache(maxsize=1024)

@@ -23,7 +23,7 @@ from torch import nn
 from morphnas.graph import AddSkip, Conv, Dense, Limits, ReLU, cnn, mlp, neighbours, resnet, starters, to_module
 from morphnas.run import plan as module
 from morphnas.run.files import RunError
-from morphnas.run.plan import PROBED, Pace, Plan, _probe, batch_size, default_recipe, measure, plan
+from morphnas.run.plan import PROBED, SURELY, Pace, Plan, _probe, batch_size, default_recipe, measure, plan
 from morphnas.train.augment import Draw
 from morphnas.train.data import Task
 from morphnas.train.recipe import SHIFT, Augment, Recipe
@@ -89,6 +89,19 @@ def test_starters_are_within_the_limits(shape: tuple[int, ...], limits: dict[str
 def test_shallow_starters_are_found_where_the_limits_are_shallow(shape: tuple[int, ...]) -> None:
     found = planned(shape, limits=Limits(max_depth=2))
     assert {graph.depth for graph in found.starts} == ({1, 2} if len(shape) == 1 else {2})
+
+
+@pytest.mark.parametrize("shape", [(2, 30), (1, 8, 8), (3, 32, 32)])
+@pytest.mark.parametrize("room", [1.01, 1.5])
+def test_a_first_network_is_surely_fast_enough(shape: tuple[int, ...], room: float) -> None:
+    """Shallower than the others, where these barely are by predictions, that may be wrong."""
+    free = planned(shape, limits=Limits(pace=(1e-5, 0.0, 0.0))).starts
+    most = 1000 * min(map(Limits(pace=(1e-5, 0.0, 0.0)).latency, free)) * room
+    limits = Limits(max_latency_ms=most, pace=(1e-5, 0.0, 0.0))
+    found = planned(shape, limits=limits).starts
+    assert all(limits.refuse(graph) is None for graph in found)
+    assert min(map(limits.latency, found)) <= SURELY * most / 1000
+    assert planned(shape, limits=limits, depth=2).starts[:1] == planned(shape, depth=2).starts[:1]
 
 
 def test_limits_make_starters_tiny_and_little_time_does_not() -> None:
