@@ -21,7 +21,7 @@ from morphnas.train.deadline import NEVER, Deadline, OutOfTime
 from morphnas.train.predict import Diverged, evaluate, in_full, latency, predict
 from morphnas.train.recipe import LEAST_RATE, Outcome
 from morphnas.train.step import is_gone, is_out_of_memory, lay_out
-from morphnas.train.trainer import EachEpoch, train
+from morphnas.train.trainer import MOST_SAID, EachEpoch, train
 from morphnas.train.whitening import whitening
 
 log = logging.getLogger("morphnas")
@@ -101,12 +101,13 @@ def _attempt(
                 keep=keeper,
                 saved=None if saved is None else saved.checkpoint,
             )
-            if job.recipe.augment.flip is None and outcome.score is not None:
-                outcome = asked_mirrored(outcome, module, task, job.chunk, deadline)
             if job.scored and outcome.score is not None:
-                lay_out(module, torch.contiguous_format)  # as it is used
-                seconds = latency(module, task, min(TIMED, 0.01 * deadline.left))
-                outcome = replace(outcome, latency=seconds, slow=seconds > (job.max_latency or math.inf))
+                try:
+                    outcome = _asked(outcome, module, job, task, deadline)
+                except Exception as error:
+                    if is_gone(task.device):
+                        raise
+                    log.warning("a network was trained, but cannot be asked more than its score: %s", error)
             return replace(outcome, morph_error=difference), weights_of(module)
     except Unfit as error:
         log.warning("a training starts again, because its checkpoint belongs to another one: %s", error)
@@ -115,7 +116,7 @@ def _attempt(
         return Outcome("truncated", error=str(error)), None
     except Exception as error:
         if is_out_of_memory(error):
-            return Outcome("oom", error=str(error)[:2000]), None
+            return Outcome("oom", error=str(error)[:MOST_SAID]), None
         if is_gone(task.device):
             reason = str(error).partition("\n")[0]
             raise DeviceGone(f"{task.device} does nothing any more for this process ({reason})") from error
@@ -125,9 +126,9 @@ def _attempt(
 def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Module, float | None]:
     """The network to train, on the task's device, and how far morphs changed its outputs (None: there were none).
 
-    Morphs are carried out in float64; batch norms that are new get the statistics of a batch, of fewer examples where
-    time is short. OutOfTime when the deadline comes before that is done. Where the recipe whitens, fresh first filters
-    do that, and no first filters get gradients.
+    Batch norms that are new get the statistics of a batch, of fewer examples where time is short. OutOfTime when the
+    deadline comes before that is done. Where the recipe whitens, fresh first filters do that, and no first filters get
+    gradients.
     """
     if isinstance(job.start, Graph):
         weights = fresh_weights(job.start, torch.Generator().manual_seed(job.seed))
@@ -138,14 +139,13 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
         start = Network(job.start, weights)
     else:
         start = job.start
-    graph, carried = start.graph, {name: _double(value) for name, value in start.weights.items()}
+    graph, weights = start.graph, dict(start.weights)
     generator = torch.Generator().manual_seed(job.seed)
     for morph in job.morphs:
         if deadline.passed:
             raise OutOfTime("the deadline came before the network was grown")
-        carried = morph.carry(graph, carried, generator)
+        weights = morph.carry(graph, weights, generator)
         graph = morph.grow(graph)
-    weights = {name: value.float() if value.is_floating_point() else value for name, value in carried.items()}
     module = to_module(graph, weights).to(task.device)
     if job.recipe.whiten:
         for name in first_filters(graph):
@@ -186,8 +186,13 @@ def first_filters(graph: Graph) -> list[str]:
     return [f"{node.name}.weight" for node in readers if isinstance(node.op, Conv) and node.op.kernel > 1]
 
 
-def _double(value: Tensor) -> Tensor:
-    return value.double() if value.is_floating_point() else value
+def _asked(outcome: Outcome, module: nn.Module, job: Job, task: Task, deadline: Deadline) -> Outcome:
+    """The outcome with what else is to be known of a network that has a score: mirrored images, and its latency."""
+    if job.recipe.augment.flip is None:
+        outcome = asked_mirrored(outcome, module, task, job.chunk, deadline)
+    lay_out(module, torch.contiguous_format)  # as it is used
+    seconds = latency(module, task, min(TIMED, 0.01 * deadline.left))
+    return replace(outcome, latency=seconds, slow=seconds > (job.max_latency or math.inf))
 
 
 def asked_mirrored(outcome: Outcome, module: nn.Module, task: Task, chunk: int, deadline: Deadline) -> Outcome:

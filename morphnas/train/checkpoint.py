@@ -38,9 +38,10 @@ class Past:
 
     best: the outcome so far, of the weights that are kept. decay, end: of the schedule; None: patience has not ended.
     last: the epoch that it ends with. epoch: done. stale: of these, without a better score. calmed: whether the best
-    was scored at a low rate. validation: seconds that scoring is expected to take. trained: examples, in `training`
-    seconds. pace: seconds per example of slow steps. micro: examples in memory at a time. usual: the first losses.
-    seconds: since it began.
+    was scored at a low rate. validation: seconds that scoring is expected to take. trained: examples; timed: of these,
+    in `training` seconds, those since the last step that was recorded, which takes far longer than others. pace:
+    seconds per example of slow steps. micro: examples in memory at a time. usual: the first losses. seconds: since it
+    began.
     """
 
     best: Outcome
@@ -53,6 +54,7 @@ class Past:
     calmed: bool = False
     validation: float = 0.0
     trained: int = 0
+    timed: int = 0
     training: float = 0.0
     pace: float = 0.0
     usual: tuple[float, ...] = ()
@@ -70,7 +72,10 @@ class Past:
         outcome = Outcome.from_json({"status": "truncated", "curve": facts.pop("curve", ())})
         usual = facts.pop("usual", ())
         for name, value in facts.items():
-            whole, maybe = name in ("last", "micro", "epoch", "stale", "trained"), name == "decay" and value is None
+            whole, maybe = (
+                name in ("last", "micro", "epoch", "stale", "trained", "timed"),
+                name == "decay" and value is None,
+            )
             kind = bool if name == "calmed" else int if whole else (int, float)
             if not maybe and not (isinstance(value, kind) and (name == "calmed") == isinstance(value, bool)):
                 raise ValueError(f"checkpoint: {name} cannot be {value!r:.100}")

@@ -34,10 +34,12 @@ EAGER = 10
 """Steps before one is recorded: they make what a recording cannot, and short trainings are not worth one."""
 
 _OUT_OF_MEMORY = (
-    "DefaultCPUAllocator", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "was unable to find an engine",
+    "DefaultCPUAllocator", "CUDA error: out of memory", "CUDA driver error: out of memory", "_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED", "was unable to find an engine",
 )  # fmt: skip
 """One stands in the RuntimeError that torch raises when a CPU, CUDA, cuDNN or cuBLAS is out of memory, where there is
-no class for it. The last one where none of cuDNN's ways to convolve has what it works in (pytorch issue 108645)."""
+no class for it, or its driver is. The last one where none of cuDNN's ways to convolve has what it works in (pytorch
+issue 108645)."""
 
 _RECORDING = threading.Lock()
 
@@ -131,7 +133,7 @@ class Step:
         recorder = RECORDERS.get(task.device.type) if recipe.cuda_graphs and resident else None
         self._record = recorder(task.device) if recorder else None
         self._replays: dict[int, Run] = {}
-        self._eager = 0
+        self._eager, self._again = 0, True
 
     @property
     def records(self) -> bool:
@@ -160,6 +162,10 @@ class Step:
         try:
             self._replays[len(draw)] = self._record(self._run, draw)
         except Exception as error:
+            if self._again and is_out_of_memory(error):  # there may be room without what eager steps have left
+                self._eager, self._again = 0, False
+                self._empty_cache()
+                return None
             log.warning("training runs without CUDA graphs, which cannot be captured here: %s", error)
             self._record = None
             return None
@@ -178,9 +184,16 @@ class Step:
                 if self.micro <= self.smallest or not is_out_of_memory(error):
                     raise
             self.micro = max(self.smallest, self.micro // 2)
-            if self.task.device.type == "cuda":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats(self.task.device)  # what failed is not what a step takes
+            self._empty_cache()
+
+    def _empty_cache(self) -> None:
+        if self.task.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.task.device)  # what failed is not what a step takes
+
+    def forget(self) -> None:
+        """Let go of what was recorded, now: the next training records on the same stream."""
+        self._replays.clear()
 
     def _run(self, draw: Draw) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)

@@ -31,6 +31,9 @@ CALM = 0.5
 HASTE = 30.0
 """Seconds left below which it is found out first how long a step will take."""
 
+MOST_SAID = 2000
+"""Characters of an error that an outcome holds."""
+
 PROBE = 8
 """Examples that this is tried with."""
 
@@ -137,10 +140,11 @@ class _Training:
         self.held = _begin_measuring(module, task.device)  # before there are any copies
         self.module, self.task, self.recipe, self.deadline = module, task, recipe, deadline
         self.generator, self.scored, self.clock = generator, scored, deadline.clock
-        self.seen = min(recipe.examples or len(task.train), len(task.train))  # in an epoch
-        self.order = Orders(len(task.train), self.seen, generator)
+        most = min(recipe.examples or len(task.train), len(task.train))
+        self.per_epoch = steps(most, recipe.batch_size)
+        self.seen = most - most % self.per_epoch  # in batches of one length, so that one is recorded; the next epoch
+        self.order = Orders(len(task.train), self.seen, generator)  # begins with the others
         mirrored = torch.rand(len(task.train), generator=generator) < 0.5 if recipe.augment.flip else None
-        self.per_epoch = steps(self.seen, recipe.batch_size)
         self.step = Step(module, task, recipe, self.per_epoch, mirrored, micro, smallest)
         self.moving = Moving(self.step, generator, self.order)
         if saved is None:
@@ -197,11 +201,18 @@ class _Training:
                 message = f"{error}, in epoch {at.epoch} at a learning rate of {self.recipe.lr:g}"
                 at.best = replace(at.best, error=message)
                 break
+            except Exception as error:
+                if not (at.best.best_epoch and is_out_of_memory(error)):
+                    raise
+                self.status = "truncated"  # somebody else has taken the memory since
+                at.best = replace(at.best, error=str(error)[:MOST_SAID])
+                break
             self.be_patient()
             if each_epoch:
                 each_epoch(replace(at.best, epochs=at.epoch, curve=at.curve, seconds=self.seconds))
             if keep and at.epoch < at.last and self.status == "finished":
                 keep(self.checkpoint)
+        self.step.forget()
         self.module.load_state_dict(self.best_state)
         return replace(
             at.best,
@@ -209,7 +220,7 @@ class _Training:
             epochs=at.epoch,
             curve=at.curve,
             seconds=self.seconds,
-            images_per_second=at.trained / at.training if at.training else 0.0,
+            images_per_second=at.timed / at.training if at.training else 0.0,
             peak_bytes=max(0, torch.cuda.max_memory_allocated(self.task.device) - self.held) if self.gpu else 0,
             micro_batch=min(self.step.micro, self.recipe.batch_size) if at.trained else 0,
         )
@@ -249,7 +260,7 @@ class _Training:
                 at.pace = max(0.9 * at.pace if at.trained else 0.0, seconds / len(draw))  # forgets hiccups slowly
             done += len(draw)
             at.trained += len(draw)
-            at.training += seconds
+            at.timed, at.training = (0, 0.0) if self.step.recorded else (at.timed + len(draw), at.training + seconds)
             if self.scored and not at.curve:
                 at.validation = 0.5 * at.pace * len(task.judge)  # without a backward pass
         if done == 0 and not gone:

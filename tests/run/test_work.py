@@ -273,6 +273,8 @@ OUT_OF_MEMORY = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: no room"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:120] data. DefaultCPUAllocator: not enough memory: no room"),
     RuntimeError("CUDA error: out of memory, no room"),
+    RuntimeError("CUDA driver error: out of memory, no room"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, no room"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`, no room"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED, no room"),
     RuntimeError("GET was unable to find an engine to execute this computation, no room"),
@@ -417,6 +419,25 @@ def test_how_long_an_example_takes_is_measured(most: float | None, slow: bool) -
     assert 0 < outcome.latency < 1
     assert outcome.slow is slow
     assert work(Job(GRAPH, (), RECIPE, 600, 1, scored=False, max_latency=most), blobs())[0].latency is None
+
+
+@pytest.mark.parametrize("question", ["latency", "asked_mirrored"])
+def test_a_network_that_cannot_be_asked_more_is_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, question: str
+) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("no room")
+
+    recipe = replace(RECIPE, augment=Augment(flip=None))
+    monkeypatch.setattr(module, question, failing)
+    outcome, found = work(Job(GRAPH, (), recipe, 600, 1, max_latency=1e-9), blobs())
+    assert (outcome.status, outcome.slow, outcome.latency) == ("finished", False, None)
+    assert outcome.score is not None
+    assert found is not None
+    assert "cannot be asked more than its score: no room" in caplog.text
+    monkeypatch.setattr(module, "is_gone", lambda _: True)
+    with pytest.raises(DeviceGone):
+        work(Job(GRAPH, (), recipe, 600, 1), blobs())
 
 
 def test_there_is_no_second_try_without_time(monkeypatch: pytest.MonkeyPatch) -> None:

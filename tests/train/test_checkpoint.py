@@ -138,7 +138,9 @@ def test_seconds_before_the_interruption_count() -> None:
 
 def test_where_it_was_comes_back_from_json() -> None:
     curve = (Epoch(1.0, 0.5, -0.4, 0.9),)
-    past = Past(Outcome("truncated", -0.5, 0.8), 9, 16, 0.25, 0.75, 3, 1, True, 0.5, 96, 1.5, 0.01, (0.7,), curve, 2.0)
+    past = Past(
+        Outcome("truncated", -0.5, 0.8), 9, 16, 0.25, 0.75, 3, 1, True, 0.5, 96, 64, 1.5, 0.01, (0.7,), curve, 2.0
+    )
     assert Past.from_json(past.to_json()) == past
     assert Past.from_json(replace(past, decay=None).to_json()).decay is None
 

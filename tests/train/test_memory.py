@@ -87,6 +87,23 @@ def test_a_network_that_never_fits_raises() -> None:
     assert module.seen == [16, 8]
 
 
+def test_what_was_trained_is_kept_when_others_take_the_memory() -> None:
+    """After some epochs not even the smallest part fits."""
+    module, task, clock = Small(linear(), 16), blobs(), Clock()
+    best: list[dict[str, Tensor]] = []
+
+    def each_epoch(outcome: Outcome) -> None:
+        if outcome.epochs == 2:
+            best.append(state(module))
+            module.most = 1
+
+    outcome = train(module, task, PLAIN, clock.deadline(1e9), seeded(), each_epoch)
+    assert (outcome.status, outcome.epochs, outcome.best_epoch) == ("truncated", 2, 2)
+    assert outcome.error is not None
+    assert outcome.error.startswith("no room")
+    assert equal(state(module), best[0])
+
+
 def test_other_errors_are_not_tried_again() -> None:
     module = Small(linear(7), 16)
     with pytest.raises(RuntimeError, match="shape"):

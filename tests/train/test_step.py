@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -29,7 +30,7 @@ from morphnas.train.deadline import NEVER
 from morphnas.train.recipe import Augment, Optimizer, Recipe
 from morphnas.train.step import EAGER, RECORDERS, CudaGraphs, Run, Step, dropping
 from morphnas.train.trainer import train
-from tests.train.tasks import blobs, equal, images, linear, seeded, state
+from tests.train.tasks import Clock, blobs, equal, images, linear, seeded, state
 
 RECIPE = Recipe(epochs=8, batch_size=16, lr=0.05, cuda_graphs=True, optimizer="muon", average=1.0, bias_rate=4.0)
 MANY = Augment(0.2, True, 0.3, 20, flip_vertical=True, zoom=0.2, brightness=0.2, contrast=0.2)
@@ -114,14 +115,14 @@ def both(module: nn.Module, task: Task, recipe: Recipe, scored: bool = True) -> 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_replayed_steps_train_the_same_network(recorder: Recorder, family: str, optimizer: Optimizer) -> None:
-    """To the last bit, with everything that a recipe can ask for. The batches are of two lengths."""
+    """To the last bit, with everything that a recipe can ask for. One recording does for all batches."""
     task = blobs(85, 40) if family == "mlp" else images(85, 40)
     shape = tuple(task.train.x.shape[1:])
     module = to_module(FAMILIES[family](shape, task.goal.outputs, width=4))
     recipe = replace(RECIPE, optimizer=optimizer, augment=MANY, label_smoothing=0.2)
     eager, replayed = both(module, task, recipe)
     assert equal(eager, replayed)
-    assert sorted(recorder.lengths) == [14, 15]
+    assert recorder.lengths == [14]
     assert recorder.replays == 8 * 6 - EAGER
     assert not equal(replayed, state(module))
 
@@ -240,6 +241,46 @@ def test_one_thread_records_at_a_time(done: list[Any]) -> None:
     assert done == ["begun", "ended"] * 4
 
 
+def test_for_memory_a_recording_is_tried_again(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some more steps."""
+    tries: list[int] = []
+
+    def once(run: Run, draw: Draw) -> Run:
+        tries.append(len(draw))
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("no room for a graph")
+        return recorder(run, draw)
+
+    module = to_module(cnn((2, 8, 8), 3, width=4))
+    monkeypatch.setitem(RECORDERS, "cpu", lambda _: once)
+    recipe = replace(RECIPE, epochs=9)
+    assert equal(*both(module, images(), recipe))
+    assert tries == [16, 16]
+    assert recorder.replays == 9 * 6 - 2 * EAGER
+
+
+def test_nothing_recorded_outlives_its_training(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Run]] = []
+
+    def noted(run: Run, draw: Draw) -> Run:
+        replay = recorder(run, draw)
+        made.append(weakref.ref(replay))
+        return replay
+
+    monkeypatch.setitem(RECORDERS, "cpu", lambda _: noted)
+    kept: list[Any] = []
+    forget = Step.forget
+
+    def held(step: Step) -> None:
+        kept.append(step)
+        forget(step)
+
+    monkeypatch.setattr(Step, "forget", held)
+    train(linear(), blobs(), RECIPE, NEVER, seeded())
+    assert len(kept) == len(made) == 1
+    assert made[0]() is None
+
+
 def test_memory_that_is_out_later_is_halved_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a step is recorded: the next ones are made operation by operation, in parts."""
 
@@ -258,6 +299,30 @@ def test_memory_that_is_out_later_is_halved_as_ever(monkeypatch: pytest.MonkeyPa
     module.register_forward_pre_hook(room)
     outcome = train(module, task, RECIPE, NEVER, seeded())
     assert (outcome.status, outcome.micro_batch, len(full)) == ("finished", 8, 1)
+
+
+def test_the_speed_is_that_of_replayed_steps(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a step takes a second, its recording ten more, and a replayed one a tenth."""
+    clock, eager = Clock(), Step._whole
+
+    def whole(self: Step, draw: Draw) -> Tensor:
+        clock.now += 1.0
+        return eager(self, draw)
+
+    def record(run: Run, draw: Draw) -> Run:
+        inner, rest = recorder(run, draw), [10.0]
+
+        def timed(draw: Draw) -> Tensor:
+            clock.now += 0.1 + (rest.pop() if rest else 0.0)
+            return inner(draw)
+
+        return timed
+
+    monkeypatch.setattr(Step, "_whole", whole)
+    monkeypatch.setitem(RECORDERS, "cpu", lambda _: record)
+    outcome = train(linear(), blobs(), replace(RECIPE, epochs=9), clock.deadline(1e9), seeded())
+    assert recorder.replays > 1
+    assert outcome.images_per_second == pytest.approx(160)
 
 
 def test_a_search_trains_as_it_would_without(recorder: Recorder) -> None:
