@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from morphnas.graph import Graph
-from morphnas.run.asking import at_once, outputs_of
+from morphnas.run.asking import at_once, module_of, outputs_of
 from morphnas.run.files import RunError
 from morphnas.run.jobs import Executor
 from morphnas.run.keeping import unsettled
@@ -53,11 +53,16 @@ FULL_RATE = 10
 BY_HEART = 0.5
 """Share of the errors on held-out examples below which those on examples that were trained on show that these are known
 by heart: coloured images are to be changed more then, on grey ones that costs (`benchmarks/ablation_recipe.py`)."""
+OFTEN = 40
+"""Passes of the training on everything from which on they are, too, where nothing was compared before it: 5,000 images
+lose nothing by then, and fewer gain (`benchmarks/rates.py`)."""
 SHIFT_MORE, CUTOUT_MORE = 0.125, 0.25
 """How much: as much as that, unless they are changed more already."""
 
-UNMOVED = ", unmoved"
-"""What the name of a way ends with in which images are not shifted."""
+CAME_TO = ("finished", "truncated")
+"""What comes of a training that is of use."""
+UNMOVED, MORE = ", unmoved", ", changed more"
+"""What the name of a way ends with in which images are not shifted, and in which they are changed more."""
 Way = tuple[str, Graph | int, Recipe]
 """A final training: its name, its start and its recipe."""
 
@@ -105,10 +110,13 @@ class Final:
         """
         if self.winner.outcome is None:
             return self.winner
-        results = [] if self.retrain else [self.winner]
-        results += self._compared(*self._planned())
-        results = [trial for trial in results if trial.kept and trial.score is not None] or [self.winner]
-        chosen = _chosen(self.store, results, self.task, self.chooser, self.deadline)
+        compared = self._compared(*self._planned())
+        results = compared if self.retrain else [self.winner, *compared]
+        results = [trial for trial in results if trial.kept and trial.score is not None]
+        if not results and self.retrain:
+            return self.winner
+        self._asked = bool(compared)
+        chosen = _chosen(self.store, results or [self.winner], self.task, self.chooser, self.deadline)
         return chosen if self.everything is None else self._on_everything(chosen, self.everything)
 
     # -- trainings that are compared
@@ -147,11 +155,14 @@ class Final:
             end = self.deadline.earlier(self.deadline.left * (1 - part))
             last = self._trained(proposal, end, self.task.train, scored=True)
             done.append(last)
-            if last.outcome is not None and last.outcome.status == "finished":  # here, and not where the search was
+            outcome = last.outcome
+            if outcome and outcome.epochs and outcome.status in CAME_TO:  # here, and not where the search was
                 self._per_example, self._scoring = _costs(last, self.task, self.guess)
-            unmoved = bool(ways) and ways[0][0].endswith(UNMOVED) and coloured(tuple(self.task.train.x.shape[1:]))
-            if unmoved and _by_heart(self.store, last, self.task, self.deadline):
-                ways = _changed_more(ways)
+            unmoved = bool(ways) and ways[0][0].endswith(UNMOVED)
+            if unmoved and self._open and _by_heart(self.store, last, self.task, self.deadline):
+                ways = [
+                    (name.removesuffix(UNMOVED) + MORE, start, _more_changed(recipe)) for name, start, recipe in ways
+                ]
         return done
 
     # -- the one on everything
@@ -172,7 +183,7 @@ class Final:
         asking = 0.0 if valid is None else min(ASKING * self._scoring, MOST_ASKING * self.deadline.left)
         end = self.deadline.earlier(asking)
         last = self._trained(Proposal(chosen.id, (), sized, why), end, everything, scored=False)
-        good = last.kept and last.outcome is not None and last.outcome.status in ("finished", "truncated")
+        good = last.kept and last.outcome is not None and last.outcome.status in CAME_TO
         if not good or self.deadline.stopped:  # stopped, its rate has not come down
             return chosen
         return chosen if _spoilt(self.store, chosen, last, self.task, self.deadline) else last
@@ -181,6 +192,8 @@ class Final:
         """The recipe of the training on all n examples, which there is time to see so often; None: for no batch."""
         before = chosen.proposal.recipe
         settings = replace(self.recipe, augment=before.augment if chosen.final else self.recipe.augment)
+        if not self._asked and self._open and passes >= OFTEN:
+            settings = _more_changed(settings)
         most = self.epochs or _longest(settings)
         if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
             most = min(most, base.best_epoch)
@@ -191,6 +204,11 @@ class Final:
         return replace(sized, lr=max(LEAST_RATE, rate), patience=None)
 
     # -- any of them
+
+    @property
+    def _open(self) -> bool:
+        """Whether images may be changed more than usual: coloured ones, where nobody has said how much."""
+        return self.recipe.augment.shift is None and coloured(tuple(self.task.train.x.shape[1:]))
 
     def _passes(self, seconds: float, examples: Examples, scored: bool = True) -> float:
         """How often the examples can be seen in that time, scored after each or not."""
@@ -278,15 +296,11 @@ def _ways(winner: Trial, recipe: Recipe, retrain: bool) -> list[Way]:
     return ways if retrain else [*ways, ("fresh", winner.graph, recipe)]
 
 
-def _changed_more(ways: list[Way]) -> list[Way]:
-    """Those ways with images that are changed more."""
-    more = []
-    for name, start, recipe in ways:
-        was = recipe.augment
-        shift, cutout = max(SHIFT_MORE, was.shift or 0.0), max(CUTOUT_MORE, was.cutout)
-        changed = replace(recipe, augment=replace(was, shift=shift, cutout=cutout))
-        more.append((name.removesuffix(UNMOVED) + ", changed more", start, changed))
-    return more
+def _more_changed(recipe: Recipe) -> Recipe:
+    """The recipe with images that are changed more."""
+    was = recipe.augment
+    shift, cutout = max(SHIFT_MORE, was.shift or 0.0), max(CUTOUT_MORE, was.cutout)
+    return replace(recipe, augment=replace(was, shift=shift, cutout=cutout))
 
 
 def _by_heart(store: Store, trial: Trial, task: Task, deadline: Deadline) -> bool:
@@ -362,10 +376,7 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
         """Higher is better: the score, of equals minus the loss, or the one that was trained last."""
         if chooser is None or trial.score is None or len(results) == 1:
             return nothing if trial.score is None else (trial.score, trial.id)
-        try:
-            module = store.network(trial.id).to_module().to(task.device)
-        except RunError as error:
-            log.warning("trial %d cannot be evaluated: %s", trial.id, error)
+        if (module := module_of(store, trial, task)) is None:
             return nothing
 
         def said(examples: Examples) -> Tensor:

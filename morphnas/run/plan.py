@@ -45,6 +45,8 @@ grey ones larger networks are no better then, and smaller ones leave time for a 
 trainings; of coloured ones smaller ones are worse (`benchmarks/sizes.py`). With more time than the last of these, which
 is as `AMPLE`, coloured ones are seen more often, as its cube root: longer trainings on strongly changed images gain
 more by then than larger networks (`benchmarks/search_pays.py --width`)."""
+USUAL = 0.75
+"""Work of starters that is about the mean, as a share of the most that they may have."""
 RESERVED = 0.5
 """Share of the time that the final trainings have, at least: networks are sized for it."""
 SHORTEST = 16
@@ -52,7 +54,7 @@ SHORTEST = 16
 FINAL = 45
 """Passes over all examples that the final trainings should have time for, at least, and three quarters of those that
 `seen` makes: of a network `GROWN` times as large as a starter."""
-FINAL_COLOURED, SEEN_LAST = 120, 4_000_000
+FINAL_COLOURED, SEEN_LAST = 120, 6_000_000
 """The same of coloured images, as far as so many examples go: final trainings on images that are changed strongly gain
 more than a search, but have to be long, and compared with others (`benchmarks/search_pays.py`, of 2,000 images; of
 many, on a GPU, that is reasoned, not measured)."""
@@ -383,7 +385,8 @@ def plan(
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
     final = max(FINAL, 0.75 * seen(shape) / n, min(FINAL_COLOURED, SEEN_LAST / n) if coloured(shape) else 0.0)
-    final *= cost * GROWN * typical / seconds
+    about = USUAL * largest  # of starters, whichever widths there are: those of similar machines should be alike
+    final *= cost * GROWN * (about if about / 2 < typical < 2 * about else typical) / seconds
     share = 1 - min(1.0 if workers == 1 else 0.6, max(RESERVED, final))
     searches = share * workers >= ENOUGH * CHILD
     if not searches:

@@ -182,6 +182,14 @@ def test_a_training_that_was_interrupted_goes_on_unless_one_can_be_twice_as_long
         assert module._begun(store, Proposal(winner.id, (), new, why), n) == (open_ if taken else None)
 
 
+def test_retraining_that_comes_to_nothing_leaves_the_winner(path: Path, told: Callable[..., Told]) -> None:
+    """Nothing goes on from inherited weights, which were not to be used."""
+    told(fresh=(Outcome("failed", error="no"), None))
+    with won(path) as (store, winner):
+        assert finish(store, winner, retrain=True) == winner
+        assert [t.proposal.why["final"] for t in store.trials[1:]] == ["fresh"]
+
+
 def test_retraining_is_from_fresh_weights_alone(path: Path) -> None:
     with searched(path) as (store, winner):
         finish(store, winner, retrain=True)
@@ -629,6 +637,30 @@ def test_images_that_are_known_by_heart_are_changed_more(
     given = [(job.recipe.augment.shift, job.recipe.augment.cutout) for job in made.jobs]
     strong = (SHIFT_MORE, CUTOUT_MORE)
     assert given == [(SHIFT, 0.0), *([strong, strong] if changed else [(0.0, 0.0), (SHIFT, 0.0)])]
+
+
+@pytest.mark.parametrize(
+    ("passes", "colours", "recipe", "changed"),
+    [(41.0, True, UNDECIDED, True), (39.0, True, UNDECIDED, False), (41.0, False, UNDECIDED, False),
+     (41.0, True, RECIPE, False)],
+)  # fmt: skip
+def test_and_where_nothing_was_compared_if_they_are_seen_often(
+    path: Path,
+    told: Callable[..., Told],
+    monkeypatch: pytest.MonkeyPatch,
+    passes: float,
+    colours: bool,
+    recipe: Recipe,
+    changed: bool,
+) -> None:
+    made = told()
+    monkeypatch.setattr(module, "coloured", lambda _: colours)
+    monkeypatch.setattr(Final, "_passes", lambda *_, **__: passes)
+    with won(path) as (store, winner):
+        finish(store, winner, recipe=recipe, data="which this run did not have", epochs=None)
+        assert [t.proposal.why["final"] for t in store.trials[1:]] == ["everything"]
+    shift, cutout = made.jobs[0].recipe.augment.shift, made.jobs[0].recipe.augment.cutout
+    assert ((shift, cutout) == (SHIFT_MORE, CUTOUT_MORE)) is changed
 
 
 def test_short_final_trainings_do_not_shift(path: Path, told: Callable[..., Told]) -> None:

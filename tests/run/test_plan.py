@@ -347,6 +347,22 @@ def test_many_first_networks_do_not_end_the_search(count: int, workers: int) -> 
     assert Plan.of_run({"plan": json.loads(json.dumps(short.to_json()))}, "2.0") == short
 
 
+@pytest.mark.parametrize(("shape", "n", "seconds"), [((3, 32, 32), 45_000, 534.0), ((3, 32, 32), 2_000, 300.0)])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_faster_machine_searches_where_a_slower_one_does(
+    shape: tuple[int, ...], n: int, seconds: float, device: str
+) -> None:
+    """Whichever widths of first networks there are for its speed."""
+    costs = [1e-10 * n / 2 ** (i / 4) for i in range(100)]
+    found = [
+        planned(shape, seconds, n=n, pace=Pace(cost, 1, "float32"), device=torch.device(device)).searches
+        for cost in costs
+    ]
+    assert found == sorted(found)
+    assert found[0] is False
+    assert found[-1] is True
+
+
 def test_a_plan_says_whether_there_is_a_search() -> None:
     old = planned((5,), 1e6).to_json()
     with pytest.raises(ValueError, match="searches is 1"):
