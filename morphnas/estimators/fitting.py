@@ -164,7 +164,7 @@ class Fitting:
     @cached_property
     def compares(self) -> bool:
         """Whether nothing is searched: the first networks are compared, and the best has the rest of the time."""
-        return self.refit and not self.planned.searches and tried(self.store.trials) < len(self.planned.starts)
+        return self.refit and not self.planned.searches
 
     def search_end(self) -> Deadline:
         """When the final trainings begin at the latest.

@@ -22,8 +22,9 @@ import torch
 import morphnas
 from morphnas import ImageClassifier
 from morphnas.estimators.settings import decisive
+from morphnas.graph import cnn, resnet
 from morphnas.report.progress import Progress
-from morphnas.run import checkpoints, executors, final
+from morphnas.run import checkpoints, executors, final, plan
 from morphnas.run import work as worker
 from morphnas.run.files import RunError
 from morphnas.run.interrupt import stopping
@@ -70,6 +71,26 @@ class At:
 
 def press(number: int = signal.SIGINT) -> Callable[[], None]:
     return lambda: signal.raise_signal(number)
+
+
+def test_a_fit_without_time_to_search_does_not_search_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither after its final trainings, nor where it ended before them."""
+    monkeypatch.setattr(plan, "ENOUGH", 1000)
+    monkeypatch.setattr(final, "LONGEST", 2)
+    path, data = tmp_path / "run", stripes(120)
+    starts = [cnn((1, 6, 6), 3, width=2), resnet((1, 6, 6), 3, width=2)]
+    settings: dict[str, Any] = {"initial_networks": starts, "device": "cpu", "random_state": 1}
+    settings["searcher_args"] = {"trainer_args": ARGS["trainer_args"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(final.Final, "run", lambda _: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            ImageClassifier(path, **settings).fit(*data, time_limit=20)
+    for _ in range(2):
+        ImageClassifier(path, **settings, resume=True).fit(*data, time_limit=20)
+        tried = [trial for trial in load_run(path).trials if not trial.final]
+        assert [trial.graph.key for trial in tried] == [graph.key for graph in starts]
 
 
 # -- Ctrl-C
