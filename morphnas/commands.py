@@ -24,7 +24,7 @@ from morphnas.estimators.targets import Indicators
 from morphnas.report.page import about_words
 from morphnas.report.summary import results_summary
 from morphnas.report.words import metric_words
-from morphnas.run.store import abandoned, user_path
+from morphnas.run.store import being_written, user_path
 from morphnas.search.trial import lineage
 
 LONGEST_PAUSE = 86_400
@@ -275,11 +275,8 @@ def report(args: argparse.Namespace) -> Answer:
 
 
 def _goes_on(run: morphnas.Run) -> bool:
-    """Whether its fit has not come to an end yet, nor been killed."""
-    settled = run.about.get("settled")
-    if abandoned(run.path):
-        return False
-    return not run.trials or not isinstance(settled, int) or settled < max(trial.id for trial in run.trials)
+    """Whether a fit writes to it, or is to begin."""
+    return not run.trials or being_written(run.path)
 
 
 def draw(args: argparse.Namespace) -> Answer:

@@ -230,22 +230,21 @@ def test_a_page_is_written_until_the_fit_has_ended(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(run, tmp_path / "copy")
-    about = json.loads((tmp_path / "copy" / "run.json").read_text())
-    (tmp_path / "copy" / "run.json").write_text(json.dumps(about | {"settled": 0}))
+    holder = tmp_path / "copy" / "holder"
+    holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     page, seen = tmp_path / "page.html", []
 
     def ends(seconds: float) -> None:
         seen.append((seconds, '"reload":3.0' in page.read_text(encoding="utf-8")))
-        (tmp_path / "copy" / "run.json").write_text(json.dumps(about))
+        holder.unlink()
 
     monkeypatch.setattr(time, "sleep", ends)
     told(capsys, "report", tmp_path / "copy", "--live", 3, "--out", page)
     assert seen == [(3.0, True)]
     assert '"reload":null' in page.read_text(encoding="utf-8")
-    (tmp_path / "copy" / "run.json").write_text(json.dumps(about | {"settled": 0}))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (tmp_path / "copy" / "holder").write_text(f"process {gone.pid} on {socket.gethostname()}")
+    holder.write_text(f"process {gone.pid} on {socket.gethostname()}")
     told(capsys, "report", tmp_path / "copy", "--live", 3, "--out", page)  # whose fit was killed
     assert seen == [(3.0, True)]
 

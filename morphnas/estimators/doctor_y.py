@@ -73,12 +73,7 @@ def _classes(given: Given) -> Iterator[Finding]:
         text += f" accuracy of {percent(share)}; with sample_weight='balanced' all classes count alike"
         numbers = {"largest": int(counts[largest]), "smallest": int(counts[smallest]), "share": float(share)}
         yield Finding("imbalance", warns, text, numbers)
-    single = np.flatnonzero(counts == 1)
     if not given.held:
-        if len(single):
-            names, one = some([given.names[i] for i in single]), "one example each" if len(single) > 1 else "one"
-            text = f"of {names} there is {one}: so none can be held out, and networks are scored on their"
-            yield Finding("single", True, f"{text} training data", {"classes": len(single)})
         return
     held = np.bincount(given.y[given.train :], minlength=k)
     if len(missing := np.flatnonzero(held == 0)):

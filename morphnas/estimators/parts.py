@@ -45,25 +45,29 @@ def groups_of(groups: Groups, n: int) -> NDArray[np.int64] | None:
 def split(strata: NDArray[np.int64], seed: int, groups: NDArray[np.int64] | None = None) -> Split:
     """15 % of the examples, at most 5,000, held out stratified; half of them choose, from 500 examples on.
 
-    No part is held out below 50 examples or when a stratum, as a class, has a single one. groups: those of one group
-    are all in one part; ValueError where that leaves a stratum nothing to be trained on.
+    The only example of a stratum, as a class, is trained on. No part is held out of less than 50 others. groups: those
+    of one group are all in one part; ValueError where that leaves a stratum nothing to be trained on.
     """
-    n, index = len(strata), np.arange(len(strata))
-    counts = np.bincount(strata)
-    held = max(min(5000, round(0.15 * n)), len(counts))
-    if n < 50 or counts[counts > 0].min() < 2 or n - held < len(counts):
-        return Split(index, None, None)
+    alone = np.bincount(strata)[strata] < 2
+    if groups is not None:
+        alone = np.isin(groups, groups[alone])
+    index = np.flatnonzero(~alone)
+    n, kinds = len(index), len(np.unique(strata[index]))
+    held = max(min(5000, round(0.15 * n)), kinds)
+    if n < 50 or n - held < kinds or (groups is not None and len(np.unique(groups[index])) < 2):
+        return Split(np.arange(len(strata)), None, None)
     if groups is None:
-        train, valid = train_test_split(index, test_size=held, stratify=strata, random_state=seed)
+        train, valid = train_test_split(index, test_size=held, stratify=strata[index], random_state=seed)
     else:
         train, valid = _apart(index, strata, groups, held / n, seed)
-        if missing := sorted(set(strata.tolist()) - set(strata[train].tolist())):
+        if missing := sorted(set(strata.tolist()) - set(strata[train].tolist()) - set(strata[alone].tolist())):
             of = np.unique(groups[strata == missing[0]])
             first = int(np.flatnonzero(strata == missing[0])[0])
             raise ValueError(
                 f"groups cannot be held out: examples like {first} are in {len(of)} of {groups.max() + 1} groups only, "
                 "and none would be left to train on; give validation_data instead"
             )
+    train = np.concatenate([np.flatnonzero(alone), train])
     if n < 500:
         return Split(train, valid, None)
     if groups is not None:

@@ -69,21 +69,18 @@ def members(about: Mapping[str, Any]) -> list[tuple[int, float]]:
 def timeline(trials: Sequence[Trial]) -> dict[int, Span]:
     """When every training began and ended, by id; one that runs ends as it begins.
 
-    Searchers note how many seconds are left when they propose, which says when that was. Where they did not, or where a
-    run was gone on with, a training begins when all before it have ended.
+    Where a run was gone on with, and where it is not known, a training begins when all before it have ended.
     """
     spans: dict[int, Span] = {}
-    at, left, latest, since = 0.0, None, 0.0, 0
+    zero, latest, since = 0.0, 0.0, -1
     for trial in trials:
-        noted = trial.proposal.why.get("left")
-        now = number(noted.get("seconds")) if isinstance(noted, Mapping) else None
         begun = latest
-        if left is not None and now is not None and now <= left and trial.since == since:
-            begun = at + (left - now)
+        if trial.begun is not None:
+            if trial.since != since:
+                zero, since = latest - trial.begun, trial.since
+            begun = zero + trial.begun
         spans[trial.id] = (begun, begun + (0.0 if trial.outcome is None else trial.outcome.seconds))
         latest = max(latest, spans[trial.id][1])
-        if now is not None:
-            at, left, since = begun, now, trial.since
     return spans
 
 

@@ -205,7 +205,7 @@ def _explored(run: Run) -> Answer:
 def _converged(run: Run) -> Answer:
     question = "Did it converge?"
     search = facts.searched(run.trials)
-    scored = [t for t in search if t.score is not None]
+    scored = [t for t in search if t.score is not None and not t.slow]
     better = facts.improvements(search)
     if len(scored) < 8:
         return Answer(question, "too early to say", f"Networks with a score: {len(scored)}, at least 8 are needed.")

@@ -87,6 +87,10 @@ class Lost(Exception):
     """A worker ended without an answer; says how."""
 
 
+class Unheard(Lost):
+    """A worker ended before it had a job."""
+
+
 class Worker(Protocol):
     """One that does a job at a time, somewhere else."""
 
@@ -95,7 +99,7 @@ class Worker(Protocol):
         ...
 
     def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
-        """What came of the job; Lost when the worker is gone."""
+        """What came of the job; Lost when the worker is gone, Unheard if it was before it had all of the job."""
         ...
 
     def stop(self) -> None:
@@ -117,6 +121,7 @@ class _Order:
     each_epoch: EachEpoch | None
     future: Future[Result]
     deadline: Deadline
+    begun: bool = False
     attempt: int = 0
 
 
@@ -142,6 +147,7 @@ class Supervised:
     _given_up: set[threading.Thread] = field(default_factory=set, init=False)
     """Those of them that do not try again."""
     _closed: threading.Event = field(default_factory=threading.Event, init=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
         self._threads = [threading.Thread(target=self._serve, args=(make,), daemon=True) for make in self.make]
@@ -162,6 +168,7 @@ class Supervised:
     def stop(self) -> None:
         with self._lock:
             alive = list(self._alive)
+        self._stopped.set()
         for worker in alive:  # which may take a moment
             worker.stop()
 
@@ -209,8 +216,9 @@ class Supervised:
             if worker is None and self._others:  # another one has started meanwhile
                 self._orders.put(order)
                 continue
-            if not (order.attempt or order.future.set_running_or_notify_cancel()):
+            if not (order.begun or order.future.set_running_or_notify_cancel()):
                 continue
+            order = replace(order, begun=True)
             if worker is None:
                 self._lost(order, missing)
             elif not self._done(order, worker):
@@ -237,15 +245,17 @@ class Supervised:
                     order, f"no answer within the {seconds} there were: the worker hung and was ended ({lost})"
                 )
             else:
-                self._lost(order, str(lost))
+                self._lost(order, str(lost), begun=not isinstance(lost, Unheard))
         except Exception:  # of each_epoch, or the job cannot travel; what the worker does is not known
             self._failed(order, traceback.format_exc()[-4000:])
         return False
 
-    def _lost(self, order: _Order, error: str) -> None:
-        """The job's worker is gone: another one may do it."""
-        if order.attempt < self.retries and not order.deadline.passed and not self._closed.is_set():
-            self._orders.put(replace(order, attempt=order.attempt + 1))
+    def _lost(self, order: _Order, error: str, begun: bool = True) -> None:
+        """The job's worker is gone: another one may do it. begun: whether that one had it, and may be gone for it."""
+        attempt = order.attempt + begun
+        ends = self._closed.is_set() or self._stopped.is_set()
+        if attempt <= self.retries and not order.deadline.passed and not ends:
+            self._orders.put(replace(order, attempt=attempt))
         else:
             self._failed(order, error)
 
@@ -377,7 +387,7 @@ class _Process:
             pickle.dump(parcel, self._process.stdin)
             self._process.stdin.flush()
         except (OSError, ValueError) as error:
-            raise Lost(self._last_words()) from error
+            raise Unheard(self._last_words()) from error
 
     def _receive(self) -> Answer:
         try:

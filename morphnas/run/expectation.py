@@ -22,6 +22,7 @@ from morphnas.search import Patient, Promote, winner
 from morphnas.search.candidates import measured_memory
 from morphnas.search.halving import HalvingSearcher
 from morphnas.search.trial import Searcher, Trial
+from morphnas.search.tuned import Tuned
 from morphnas.train.recipe import Outcome
 
 log = logging.getLogger("morphnas")
@@ -113,7 +114,7 @@ class Ladder:
 
     @staticmethod
     def of(searcher: Searcher) -> Ladder:
-        if isinstance(searcher, Patient):
+        if isinstance(searcher, Patient | Tuned):
             return Ladder.of(searcher.searcher)
         if isinstance(searcher, HalvingSearcher):
             return Ladder(searcher.factor, searcher.factor, searcher.rungs, Promote.share)
@@ -329,6 +330,7 @@ class Forecast:
         self._begun = self._noted = self.clock()
         self._soon = min(SOON, 0.25 * self.left())
         self._before = {trial.id for trial in self.store.trials}
+        self._begins: dict[int, float] = {}
 
     def now(self) -> Expectation:
         """What is expected as things stand."""
@@ -336,13 +338,16 @@ class Forecast:
         mine = [t.outcome for t in trials if t.outcome is not None and t.id not in self._before]
         overhead = None
         if len(mine) > 1:
-            gone = self.clock() - self._begun
-            overhead = max(0.0, self.terms.workers * gone - sum(outcome.seconds for outcome in mine)) / len(mine)
+            now = self.clock()
+            had = min(self.terms.workers, len(self._begins))  # workers that have had a network
+            worked = sum(outcome.seconds for outcome in mine)
+            worked += sum(now - self._begins[t.id] for t in trials if t.outcome is None and t.id in self._begins)
+            overhead = max(0.0, had * (now - self._begun) - worked) / len(mine)
         free, process = shutil.disk_usage(self.store.path).free, 0 if self.gpu else peak_memory()
         return expectation(self.plan, trials, self.left(), self.terms, free=free, process=process, overhead=overhead)
 
     def trial_begins(self, trial: Trial) -> None:
-        pass
+        self._begins[trial.id] = self.clock()
 
     def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
         if not self.told and self.clock() - self._begun >= SOON and not trial.final:

@@ -32,7 +32,7 @@ from morphnas.train.trainer import SHORT
 
 log = logging.getLogger("morphnas")
 
-LONGEST, LONGEST_CHANGED = 60, 120
+LONGEST, LONGEST_CHANGED = 60, 240
 """Epochs of a final training, at most, and where images are changed more."""
 JUDGED = 0.5
 """Share of the time for trainings that are judged, at most, where one on everything comes after them."""

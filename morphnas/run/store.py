@@ -22,6 +22,7 @@ import platform
 import re
 import shutil
 import socket
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,7 +39,7 @@ from morphnas.run.files import RunError, inside, read_json, read_weights, write_
 from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
 from morphnas.search.pareto import COSTS, check_cost, front
 from morphnas.search.trial import Proposal, Trial, comparable, grown
-from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.recipe import Outcome, Recipe, is_number
 
 FORMAT = 1
 MAX_MORPHS = 1000
@@ -124,8 +125,14 @@ def _read_trials(path: Path) -> Iterator[Trial]:
             done = (folder / "trial.json").exists()
             own = done and "graph" in data  # which stays, whatever happens to the start
             graph = Graph.from_json(data["graph"]) if own else bounded(grown(proposal, graphs))
-            since = data.get("since")
-            trial = Trial(int(name), proposal, graph, since=since if isinstance(since, int) else 0)
+            since, begun = data.get("since"), data.get("begun")
+            trial = Trial(
+                int(name),
+                proposal,
+                graph,
+                since=since if isinstance(since, int) else 0,
+                begun=begun if is_number(begun) else None,
+            )
             if done:
                 end = read_json(inside(folder / "trial.json", path))
                 if end.get("format") != FORMAT:
@@ -148,7 +155,7 @@ class Store:
         self.about: Mapping[str, Any] = about
         self._lock = lock
         self._trials: dict[int, Trial] = {}
-        self._since: int | None = None
+        self._since: tuple[int, float] | None = None  # the first trial that is taken up here, and when
         self._writer = ThreadPoolExecutor(1, "morphnas-write")
         self._writing: tuple[int, Future[None]] | None = None  # of which trial
 
@@ -162,7 +169,7 @@ class Store:
             cls.check(path, overwrite=overwrite)
         except RunError:
             if holds_run(path):
-                _locked(path).release()  # raises, and names the process, where one is writing to it
+                _let_go(path, _locked(path))  # raises, and names the process, where one is writing to it
             raise
         store = cls(path, _locked(path), {"format": FORMAT, **about, "host": socket.gethostname()})
         try:
@@ -225,9 +232,9 @@ class Store:
             self._writer.shutdown()
         finally:
             if self._writing is None:
-                self._lock.release()
+                _let_go(self.path, self._lock)
             else:  # not before, also where this is interrupted
-                self._writing[1].add_done_callback(lambda _: self._lock.release())
+                self._writing[1].add_done_callback(lambda _: _let_go(self.path, self._lock))
         if self._writing is not None and (error := self._writing[1].exception()):
             log.error("%s", error)
 
@@ -252,12 +259,13 @@ class Store:
             id += 1
         with writing(self.path):
             inside(_trial_folder(self.path, id), self.path).mkdir(exist_ok=True)
-        self._since = id if self._since is None else self._since
-        data = proposal_to_json(proposal) | {"since": self._since}
+        first, then = self._since = self._since or (id, time.monotonic())
+        begun = round(time.monotonic() - then, 3)
+        data = proposal_to_json(proposal) | {"since": first, "begun": begun}
         if proposal.parent is not None:  # so that it can be read whatever happens to the start
             data["graph"] = graph.to_json()
         write_json(_trial_folder(self.path, id) / "proposal.json", data)
-        self._trials[id] = Trial(id, proposal, graph, since=self._since)
+        self._trials[id] = Trial(id, proposal, graph, since=first, begun=begun)
         return self._trials[id]
 
     def finish(self, id: int, outcome: Outcome, weights: Weights | None, behind: bool = False) -> Trial:
@@ -369,18 +377,23 @@ def _of_no_run(entry: Path) -> bool:
 _HOLDER = re.compile(r"process (\d+) on (.+)")
 
 
-def abandoned(path: Path) -> bool:
-    """Whether the process that was the last to write to a run is gone; False where nobody here can tell."""
+def being_written(path: Path) -> bool:
+    """Whether a process writes to a run, by what it has left there: one on another machine may be gone since."""
     try:
         found = _HOLDER.fullmatch((path / "holder").read_text())
-        if found is None or found[2] != socket.gethostname() or os.name != "posix":
-            return False
-        os.kill(int(found[1]), 0)  # does nothing to it
-    except ProcessLookupError:
+        if found is not None and found[2] == socket.gethostname() and os.name == "posix":
+            os.kill(int(found[1]), 0)  # does nothing to it
+    except PermissionError:
         return True
     except (OSError, UnicodeDecodeError, OverflowError):
         return False
-    return False
+    return found is not None
+
+
+def _let_go(path: Path, lock: FileLock) -> None:
+    with contextlib.suppress(OSError):  # the folder may be gone
+        (path / "holder").unlink()
+    lock.release()
 
 
 def _locked(path: Path) -> FileLock:

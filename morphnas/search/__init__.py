@@ -21,7 +21,6 @@ from morphnas.search.trial import (
     Searcher,
     Space,
     Trial,
-    inherited_epochs,
     lineage,
 )
 from morphnas.search.tuned import Choice, Range, Tuned, ranges_of
@@ -40,7 +39,7 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
 
 __all__ = [
     "BayesianSearcher", "Belief", "Choice", "distances", "EvolutionSearcher", "fidelities", "GreedySearcher",
-    "GridSearcher", "HalvingSearcher", "HillClimbingSearcher", "inherited_epochs", "Left", "lineage",
+    "GridSearcher", "HalvingSearcher", "HillClimbingSearcher", "Left", "lineage",
     "MorphSpace", "ParetoSearcher", "Patient", "Promote", "Proposal", "RandomSearcher", "Range", "ranges_of",
     "Searcher", "SEARCHERS", "sketch", "Space", "Trial", "Tuned", "winner",
 ]  # fmt: skip

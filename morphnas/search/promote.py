@@ -63,7 +63,7 @@ class Promote:
 
 def _training(graph: Graph, recipe: Recipe) -> tuple[str, Recipe]:
     """What one training has in common with another of the same network; whether images are mirrored is found out."""
-    return graph.key, replace(recipe, augment=replace(recipe.augment, flip=None))
+    return graph.key, recipe.unsettled
 
 
 def is_promotion(trial: Trial) -> bool:

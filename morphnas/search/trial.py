@@ -60,7 +60,8 @@ def _plain(value: Any) -> Any:
 class Trial:
     """A proposal that was taken up. outcome: None while it runs. kept: whether its weights are there to start from.
 
-    since: id of the first trial that the same driver took up: what seconds are left is told by one clock from there on.
+    since: id of the first trial that the same driver took up. begun: seconds from then to when it took up this one;
+    None: not known.
     """
 
     id: int
@@ -69,6 +70,7 @@ class Trial:
     outcome: Outcome | None = None
     kept: bool = False
     since: int = field(default=0, compare=False)
+    begun: float | None = field(default=None, compare=False)
 
     @property
     def final(self) -> bool:
@@ -217,8 +219,3 @@ def comparable(trials: Sequence[Trial], data: str) -> list[Trial]:
     alike = [trial for trial in trials if not trial.final or trial.proposal.why.get("data") == data]
     scored = [(trial, trial.outcome.objective) for trial in alike if trial.outcome and trial.score is not None]
     return [trial for trial, objective in scored if objective == scored[0][1]]
-
-
-def inherited_epochs(trials: Sequence[Trial], trial: Trial) -> int:
-    """Epochs that went into the weights a trial started from, over all its ancestors."""
-    return sum(t.epochs for t in lineage(trials, trial)[:-1])

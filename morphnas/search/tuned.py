@@ -161,7 +161,11 @@ class Tuned:
         close = [first or i % 2 == 1 for i in range(self.candidates)]
         recipes = [self._drawn(rng, near[i // 2 % len(near)] if close[i] else None) for i in range(self.candidates)]
         graphs = {trial.id: trial.graph for trial in trials}
-        done = {(trial.graph.key, self._searched(trial.proposal.recipe)) for trial in trials}
+        done = {
+            (trial.graph.key, self._searched(recipe))
+            for trial in trials
+            for recipe in (trial.proposal.recipe, trial.proposal.recipe.unsettled)
+        }
         found, sketches = list[tuple[Proposal, Recipe]](), []
         for option in options:
             graph = grown(option, graphs)
@@ -192,6 +196,8 @@ class Tuned:
         found: dict[str, Any] = {}
         for name, values in self.ranges.items():
             was = None if near is None else getattr(near, name)
+            if near is not None and not values.holds(was):
+                was = getattr(near.unsettled, name)
             stays = was is not None and values.holds(was) and rng.random() < 0.5
             found[name] = was if stays else values.drawn(rng, was)
         recipe = replace(self.recipe, **found)

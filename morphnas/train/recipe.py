@@ -82,7 +82,8 @@ class Recipe:
 
     epochs: how often the network is scored; the learning rate schedule ends with the last.
     examples: number per epoch, the next ones of an endless random order; None: all of the training data.
-    batch_size: most examples per step, at least 2; an epoch is split into batches of nearly equal length.
+    batch_size: most examples per step; 1 counts as 2, as batch norm cannot train on one. The batches of an epoch have
+        one length, and what is left over comes in the next.
     optimizer: "sgd" (Nesterov momentum), "adamw", or "muon" (see `morphnas.train.muon`).
     precision: of the forward and backward passes; weights, scores and predictions are float32 in any case.
     cuda_graphs: whether a GPU replays steps as CUDA graphs (see `morphnas.train.step`).
@@ -149,6 +150,11 @@ class Recipe:
                 raise ValueError(f"recipe: {name} must be True or False, not {getattr(self, name)!r}")
         if not isinstance(self.augment, Augment):
             raise ValueError(f"recipe: augment must be an Augment, not {self.augment!r:.100}")
+
+    @property
+    def unsettled(self) -> Recipe:
+        """With `flip` left open: as a recipe was before a run found out whether images are to be mirrored."""
+        return replace(self, augment=replace(self.augment, flip=None))
 
     def easing(self, seen: float, n: int) -> float:
         """Share of `lr` that a training on n examples has at most, if it sees `seen` in all, counting repetitions."""

@@ -605,7 +605,17 @@ def test_split_holds_out_what_it_says() -> None:
     assert small.valid is not None
     assert len(small.valid) == 15
     assert split(np.arange(49) % 4, 0).valid is None
-    assert split(np.append(np.zeros(500, int), 1), 0).valid is None
+    assert split(np.append(np.zeros(49, int), 1), 0).valid is None
+    single = np.array([7, 500])
+    y[single] = [10, 12]
+    for groups in (None, np.arange(len(y)) // 2):
+        parts = split(y, 0, groups)
+        assert parts.valid is not None
+        assert parts.chooser is not None
+        assert sorted(np.concatenate([parts.train, parts.valid, parts.chooser])) == list(range(1000))
+        assert set(single) <= set(parts.train), "the only ones of their classes are trained on"
+        assert 140 <= len(parts.valid) + len(parts.chooser) <= 160
+    assert split(np.arange(100), 0).train.tolist() == list(range(100))
     assert len(split(np.arange(100_000) % 4, 0).train) == 95_000
 
 

@@ -264,8 +264,8 @@ def test_unequal_and_tiny_classes() -> None:
     assert milder.warns
     y = Y.astype(str)
     y[7] = "once"
-    single = the(examine(X, y), "single")
-    assert "of class 'once' there is one: so none can be held out" in single.text
+    single = the(examine(X, y), "unjudged")
+    assert "class 'once' has no example in the held-out part" in single.text
 
 
 def test_classes_that_validation_data_lack() -> None:

@@ -43,7 +43,7 @@ def searched() -> list[Trial]:
     """A history with learning curves, beliefs and times, so that every panel has something to draw."""
     found = []
     for one in history():
-        why = {"reason": "acquisition", "mean": -0.2, "sd": 0.1, "left": {"seconds": 1000.0 - 30 * one.id}}
+        why = {"reason": "acquisition", "mean": -0.2, "sd": 0.1}
         outcome = one.outcome
         if outcome is not None and outcome.score is not None:
             curve = tuple(
@@ -51,7 +51,12 @@ def searched() -> list[Trial]:
             )
             outcome = replace(outcome, curve=curve, seconds=20.0, latency=0.0003 + 0.0001 * one.id)
         found.append(
-            replace(one, proposal=replace(one.proposal, why=why if one.parent is not None else {}), outcome=outcome)
+            replace(
+                one,
+                proposal=replace(one.proposal, why=why if one.parent is not None else {}),
+                outcome=outcome,
+                begun=30.0 * one.id,
+            )
         )
     return [*found, trial(8, found[0], outcome=Outcome("failed", error=f"Traceback\n{EVIL}"))]
 

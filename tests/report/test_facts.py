@@ -24,13 +24,13 @@ TRIALS = history()
 numbers = st.floats(-5, 5)
 
 
-def begun(one: Trial, left: float) -> Trial:
-    """The trial, proposed with so many seconds left."""
-    return replace(one, proposal=replace(one.proposal, why={"left": {"seconds": left}}))
+def begun(one: Trial, seconds: float) -> Trial:
+    """The trial, taken up so many seconds after the first."""
+    return replace(one, begun=seconds)
 
 
-def test_times_follow_from_the_seconds_left() -> None:
-    first, second = begun(trial(0, SMALL), 100.0), begun(trial(1, LARGE), 80.0)
+def test_times_follow_from_when_trials_were_taken_up() -> None:
+    first, second = begun(trial(0, SMALL), 0.0), begun(trial(1, LARGE), 20.0)
     assert facts.timeline([first, second]) == {0: (0.0, 12.34), 1: (20.0, 32.34)}
     spent = facts.time_spent([first, second])
     assert (spent.training, spent.final, spent.between) == pytest.approx((24.68, 0.0, 7.66))
@@ -44,8 +44,8 @@ def test_times_follow_from_the_seconds_left() -> None:
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 20)), max_size=8))
 def test_times_add_up(given_spans: list[tuple[float, float]]) -> None:
     trials = [
-        begun(trial(i, SMALL, outcome=Outcome("finished", -1.0, 0.5, seconds, 1, 1)), 100.0 - at)
-        for i, (at, seconds) in enumerate(given_spans)
+        begun(trial(i, SMALL, outcome=Outcome("finished", -1.0, 0.5, seconds, 1, 1)), at - min(given_spans)[0])
+        for i, (at, seconds) in enumerate(sorted(given_spans))
     ]
     spent = facts.time_spent(trials)
     assert min(spent.training, spent.final, spent.between) >= -1e-9

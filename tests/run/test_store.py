@@ -29,7 +29,7 @@ from morphnas.run.files import RunError, read_json, write_bytes, write_json
 from morphnas.run.store import (
     FORMAT,
     Store,
-    abandoned,
+    being_written,
     load_model,
     load_run,
     proposal_from_json,
@@ -864,10 +864,18 @@ def test_a_trial_that_cannot_be_read_is_not_written_over(path: Path) -> None:
     assert damaged.read_text() == "{"
 
 
+def test_a_run_is_being_written_until_it_is_closed(path: Path) -> None:
+    with store_of(path):
+        assert being_written(path)
+    assert not being_written(path)
+
+
 def test_whether_a_fit_was_killed_is_known_on_its_own_machine_alone(tmp_path: Path) -> None:
     """There may be no process of that number here because it is on another one."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    for host, known in ((socket.gethostname(), True), ("elsewhere", False)):
+    for host, writes in ((socket.gethostname(), False), ("elsewhere", True)):
         (tmp_path / "holder").write_text(f"process {gone.pid} on {host}")
-        assert abandoned(tmp_path) is known
+        assert being_written(tmp_path) is writes
+    (tmp_path / "holder").write_text("nobody")
+    assert not being_written(tmp_path)
