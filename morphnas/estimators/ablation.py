@@ -16,7 +16,7 @@ from morphnas.estimators.inputs import Problem
 from morphnas.estimators.objective import Loss, Metric, aimed, check_loss, check_metric, check_said
 from morphnas.estimators.parts import Groups
 from morphnas.estimators.place import torch_device
-from morphnas.estimators.room import Room
+from morphnas.estimators.room import Room, memory_for
 from morphnas.estimators.settings import restored, time_limit_seconds
 from morphnas.estimators.targets import SampleWeight, Values, classes_of
 from morphnas.estimators.teaching import Teacher
@@ -138,7 +138,7 @@ def ablate(
                 if deadline.passed:
                     break
                 if part is None or part.key != whole.key:
-                    found.append(_trained(start, kept, recipe, problem, deadline, trial_seed(seed, turn)))
+                    found.append(_trained(run, start, kept, recipe, problem, deadline, trial_seed(seed, turn)))
         undone = [
             _undone(id, morph, gone, outcomes[0], found, whole, part)
             for (id, morph), (_, gone), found, part in zip(brought, ways[1:], outcomes[1:], parts, strict=True)
@@ -227,10 +227,18 @@ def _grown(graph: Graph, morphs: Sequence[Morph]) -> Graph:
 
 
 def _trained(
-    start: Graph | Network, morphs: Sequence[Morph], recipe: Recipe, problem: Problem, deadline: Deadline, seed: int
+    run: Run,
+    start: Graph | Network,
+    morphs: Sequence[Morph],
+    recipe: Recipe,
+    problem: Problem,
+    deadline: Deadline,
+    seed: int,
 ) -> Outcome:
-    graph = start.graph if isinstance(start, Network) else start
-    micro = micro_batch(graph, recipe.batch_size, None, ())
+    graph = _grown(start.graph if isinstance(start, Network) else start, morphs)
+    own = (run.about.get("settings") or {}).get("max_memory")
+    memory = memory_for(own if isinstance(own, int) else None, problem.task.device)
+    micro = micro_batch(graph, recipe.batch_size, memory, run.trials)
     return work(Job(start, tuple(morphs), recipe, deadline.left, seed, micro=micro), problem.task)[0]
 
 

@@ -23,12 +23,13 @@ from torch import Tensor, fx
 
 from morphnas import __version__
 from morphnas.estimators import doctor
-from morphnas.estimators.fitting import Fitting, Sizes, memory_for, mirrors, readings, saving, settled
+from morphnas.estimators.fitting import Fitting, Sizes, mirrors, readings, saving, settled, take_threads
 from morphnas.estimators.inputs import ImageSize, Problem, examples
 from morphnas.estimators.model import Model, scales_of
 from morphnas.estimators.objective import Loss, Metric, Scorer, aimed, check_metric, check_said
 from morphnas.estimators.parts import Groups, groups_of
 from morphnas.estimators.place import torch_device
+from morphnas.estimators.room import memory_for
 from morphnas.estimators.settings import (
     MakeSearcher,
     Settings,
@@ -54,7 +55,7 @@ from morphnas.run.ensemble import assembled, elect
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.expectation import SMALL_WIDTH, Terms
 from morphnas.run.files import RunError
-from morphnas.run.final import Final, abandon, knows
+from morphnas.run.final import CAME_TO, Final, abandon, knows
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import prune
 from morphnas.run.lasting import lasting
@@ -400,14 +401,17 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             problem = aimed(problem, self.metric, self.loss, deadline)
             findings = doctor.glance(problem, deadline.left)
             with (
-                _threads(),
+                _threads() as all_threads,
                 stopping() as stop,
                 _opened(Path(self.path_), {}, True, False) as store,
                 self._progress(seconds) as shown,
             ):
                 deadline = deadline.heeding(stop)
                 planned = Plan.of_run(about, __version__)
-                torch.set_num_threads(planned.threads)
+                if place.workers:  # of which the run had one's share
+                    take_threads(problem.task, planned.recipe, all_threads, deadline.left)
+                else:
+                    torch.set_num_threads(planned.threads)
                 doctor.warn(findings.beyond(about.get("findings")))
                 best = store.trial(self.best_trial_ if trial is None else trial)
                 if trial is not None:
@@ -439,7 +443,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         retrain=retrain,
                         judged=settings.ensemble > 1,
                         guess=planned.seconds_per_flop,
-                        max_memory=memory_for(planned, settings),
+                        max_memory=memory_for(planned.limits.max_memory, settings.device),
                         epochs=recipe.epochs if own_length else None,
                         data=problem.name,
                         observer=Observers((shown, calls)),
@@ -448,8 +452,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     executor.shutdown()
                 calls.close()
                 made = [one.outcome for one in store.trials if one.id not in known and one.outcome is not None]
-                if made and all(outcome.status in ("failed", "oom", "diverged") for outcome in made):
+                if made and all(outcome.status not in CAME_TO for outcome in made):
                     warnings.warn(f"nothing was gained, as the training came to nothing: {made[0].error}", stacklevel=2)
+                elif not made and final.id == best.id and not deadline.stopped:
+                    warnings.warn("nothing was trained: there was no time for a batch", stacklevel=2)
                 found = best, final
                 if trial in (None, store.about.get("best")):  # another network is to be the model in any case
                     name = None if retrain or own_length else problem.name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from functools import cached_property, partial
 import torch
 
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.room import SHARE, free_memory
+from morphnas.estimators.room import memory_for
 from morphnas.estimators.settings import Settings, changed
 from morphnas.graph import Shape
 from morphnas.run.ensemble import asked
@@ -130,12 +129,14 @@ class Firsts:
         return None if proposal and proposal.morphs and there else proposal
 
 
-def memory_for(planned: Plan, settings: Settings) -> int | None:
-    """Bytes that a training should take at most: the user's, else on a CPU, where a process that wants more than there
-    is may be killed, a share of what is free. None: a GPU says by itself when there is too little."""
-    own = planned.limits.max_memory
-    free = math.inf if own is not None or settings.device.type == "cuda" else free_memory()
-    return own if free == math.inf else int(SHARE * free / settings.place.at_a_time)
+def take_threads(task: Task, recipe: Recipe, most: int, seconds: float) -> None:
+    """Have this process compute with as many threads as are fastest, where others that shared the machine are gone.
+
+    most: threads. seconds: that are left.
+    """
+    torch.set_num_threads(most)
+    if task.device.type not in RECORDERS:  # there it does not matter how many
+        torch.set_num_threads(measure(task, min(0.8, 0.01 * seconds), recipe).threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +180,8 @@ class Fitting:
 
     @cached_property
     def max_memory(self) -> int | None:
-        """See `memory_for`."""
-        return memory_for(self.planned, self.settings)
+        """See `memory_for`: of a search's training."""
+        return memory_for(self.planned.limits.max_memory, self.settings.device, self.settings.place.at_a_time)
 
     @property
     def scored(self) -> bool:
@@ -249,10 +250,7 @@ class Fitting:
             if place.workers:  # the final trainings have this machine for themselves
                 executor.shutdown()
                 executor = alone
-                torch.set_num_threads(all_threads)
-                if task.device.type not in RECORDERS:  # there it does not matter how many
-                    spare = min(0.8, 0.01 * self.deadline.left)
-                    torch.set_num_threads(measure(task, spare, planned.recipe).threads)
+                take_threads(task, planned.recipe, all_threads, self.deadline.left)
             yield executor
         finally:
             executor.shutdown()
@@ -266,6 +264,9 @@ class Fitting:
         final, problem = best, self.problem
         if self.refit:
             recipe = settled(self.store, best, searched, problem, self.deadline)
+            memory = self.max_memory
+            if self.settings.place.apart:
+                memory = memory_for(self.planned.limits.max_memory, self.settings.device)
             final = Final(
                 self.store,
                 best,
@@ -278,7 +279,7 @@ class Fitting:
                 seed=self.seed,
                 judged=self.settings.ensemble > 1,
                 guess=self.planned.seconds_per_flop,
-                max_memory=self.max_memory,
+                max_memory=memory,
                 data=problem.name,
                 observer=observer,
             ).run()

@@ -95,6 +95,13 @@ class Room:
 ROOM = Room()
 
 
+def memory_for(own: int | None, device: torch.device, at_a_time: int = 1) -> int | None:
+    """Bytes that each of so many trainings should take at most: the user's own limit, else on a CPU, where a process
+    that wants more than there is may be killed, a share of what is free. None: a GPU says when there is too little."""
+    free = math.inf if own is not None or device.type == "cuda" else free_memory()
+    return own if free == math.inf else int(SHARE * free / at_a_time)
+
+
 def free_memory(device: torch.device = _CPU, root: Path = Path("/")) -> float:
     """Bytes that a program can still have on a device, as far as the system says. root: of its files, for the CPU."""
     if device.type == "cuda":

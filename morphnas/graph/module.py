@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from morphnas.graph.graph import Graph, GraphError
-from morphnas.graph.ops import Concat, Conv, Dense, Input, Op, Shape, Weights
+from morphnas.graph.ops import AvgPool, Concat, Conv, Dense, GlobalPool, Input, MaxPool, Op, Shape, Weights
 
 NORMALISED = 0.4
 """Scale of fresh weights that a batch norm undoes; with it layers begin as torch's own do, by the variance."""
@@ -23,17 +23,23 @@ class WeightsError(ValueError):
 def fresh_weights(graph: Graph, generator: torch.Generator | None = None) -> Weights:
     """Initial weights, drawn from `generator` (default: seed 0), by ``<node>.<tensor>``.
 
-    Those of layers read only by batch norms, for which their scale does not matter, are smaller than the op's own: so a
-    training step changes them more.
+    Those of layers read only by batch norms, maybe after pooling, are smaller than the op's own, since their scale does
+    not matter: so a training step changes them more.
     """
     generator = generator or torch.Generator().manual_seed(0)
     weights = {}
     for node in graph.nodes:
-        readers = [graph[name].op for name in graph.consumers[node.name]]
-        scale = NORMALISED if node.op.mixes and readers and all(op.normalises for op in readers) else 1.0
+        scale = NORMALISED if node.op.mixes and _normalised(graph, node.name) else 1.0
         for name, value in node.op.init(*graph.input_shapes(node), generator=generator).items():
             weights[f"{node.name}.{name}"] = value * scale if scale != 1 else value
     return weights
+
+
+def _normalised(graph: Graph, name: str) -> bool:
+    """Whether batch norms, maybe behind pooling, undo the scale of what a node gives to all that read it."""
+    readers = [graph[reader] for reader in graph.consumers[name]]
+    pooled = [_normalised(graph, r.name) for r in readers if isinstance(r.op, (MaxPool, AvgPool, GlobalPool))]
+    return bool(readers) and sum(r.op.normalises for r in readers) + sum(pooled) == len(readers)
 
 
 def check_weights(graph: Graph, weights: Mapping[str, Tensor]) -> None:

@@ -121,6 +121,7 @@ class _Order:
     each_epoch: EachEpoch | None
     future: Future[Result]
     deadline: Deadline
+    stops: int
     begun: bool = False
     attempt: int = 0
 
@@ -147,7 +148,8 @@ class Supervised:
     _given_up: set[threading.Thread] = field(default_factory=set, init=False)
     """Those of them that do not try again."""
     _closed: threading.Event = field(default_factory=threading.Event, init=False)
-    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    _stops: int = field(default=0, init=False)
+    """How often jobs were stopped: those from before are not done again."""
 
     def __post_init__(self) -> None:
         self._threads = [threading.Thread(target=self._serve, args=(make,), daemon=True) for make in self.make]
@@ -159,7 +161,7 @@ class Supervised:
         return len(self.make) - len(self._given_up)
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
-        order = _Order(job, each_epoch, Future(), Deadline.after(job.seconds))
+        order = _Order(job, each_epoch, Future(), Deadline.after(job.seconds), self._stops)
         self._orders.put(order)
         if self._closed.is_set():
             order.future.cancel()
@@ -168,7 +170,7 @@ class Supervised:
     def stop(self) -> None:
         with self._lock:
             alive = list(self._alive)
-        self._stopped.set()
+        self._stops += 1
         for worker in alive:  # which may take a moment
             worker.stop()
 
@@ -253,7 +255,7 @@ class Supervised:
     def _lost(self, order: _Order, error: str, begun: bool = True) -> None:
         """The job's worker is gone: another one may do it. begun: whether that one had it, and may be gone for it."""
         attempt = order.attempt + begun
-        ends = self._closed.is_set() or self._stopped.is_set()
+        ends = self._closed.is_set() or self._stops > order.stops
         if attempt <= self.retries and not order.deadline.passed and not ends:
             self._orders.put(replace(order, attempt=attempt))
         else:

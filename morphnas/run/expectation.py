@@ -339,10 +339,10 @@ class Forecast:
         overhead = None
         if len(mine) > 1:
             now = self.clock()
-            had = min(self.terms.workers, len(self._begins))  # workers that have had a network
+            there = sum(now - begun for begun in sorted(self._begins.values())[: self.terms.workers])  # of all workers
             worked = sum(outcome.seconds for outcome in mine)
             worked += sum(now - self._begins[t.id] for t in trials if t.outcome is None and t.id in self._begins)
-            overhead = max(0.0, had * (now - self._begun) - worked) / len(mine)
+            overhead = max(0.0, there - worked) / len(mine)
         free, process = shutil.disk_usage(self.store.path).free, 0 if self.gpu else peak_memory()
         return expectation(self.plan, trials, self.left(), self.terms, free=free, process=process, overhead=overhead)
 

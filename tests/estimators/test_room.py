@@ -10,7 +10,6 @@ import sys
 import tempfile
 import textwrap
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 import morphnas
-from morphnas import ImageClassifier, Limits
+from morphnas import ImageClassifier
 from morphnas.estimators import room as rooms
-from morphnas.estimators.fitting import memory_for
 from morphnas.estimators.inputs import Preprocessing, Problem
-from morphnas.estimators.room import Room, free_memory
+from morphnas.estimators.room import Room, free_memory, memory_for
 from morphnas.estimators.settings import Settings
 from morphnas.estimators.sources import Source, opened
 from morphnas.train.data import Examples
@@ -381,7 +379,7 @@ def test_where_little_memory_is_free_trainings_are_in_parts(monkeypatch: pytest.
     made.fit(x, y, time_limit=10)
     graph = made.load_searcher().trials[0].graph
     assert {t.outcome.micro_batch for t in made.load_searcher().trials if t.outcome} == {64}
-    monkeypatch.setattr("morphnas.estimators.fitting.free_memory", lambda: 2 * graph.peak_bytes(20))
+    monkeypatch.setattr(rooms, "free_memory", lambda *of: free_memory(*of) if of else 2 * graph.peak_bytes(20))
     made.final_fit(x, y, trainer_args={"epochs": 1}, time_limit=10)
     assert made.load_searcher().trials[-1].outcome.micro_batch == 16  # type: ignore[union-attr]
     made.set_params(overwrite=True).fit(x, y, time_limit=10)
@@ -389,8 +387,9 @@ def test_where_little_memory_is_free_trainings_are_in_parts(monkeypatch: pytest.
 
 
 def test_trainings_that_run_at_a_time_share_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("morphnas.estimators.fitting.free_memory", lambda: 1000.0)
-    planned: Any = SimpleNamespace(limits=Limits())
+    monkeypatch.setattr(rooms, "free_memory", lambda: 1000.0)
     places: list[dict[str, Any]] = [{}, {"executor": "process", "devices": 2}]
-    settings = [Settings.of(ImageClassifier(device="cpu", **place)) for place in places]
-    assert [memory_for(planned, each) for each in settings] == [500, 250]
+    at_a_time = [Settings.of(ImageClassifier(device="cpu", **place)).place.at_a_time for place in places]
+    assert [memory_for(None, CPU, n) for n in at_a_time] == [500, 250]
+    assert memory_for(70, CPU, 2) == 70
+    assert memory_for(None, torch.device("cuda")) is None

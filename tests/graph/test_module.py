@@ -29,6 +29,7 @@ from morphnas.graph import (
     to_module,
     weights_of,
 )
+from morphnas.graph.module import NORMALISED
 from tests.strategies import HAND_MADE, chain, examples, graphs, grow, plain, random_weights
 
 
@@ -133,6 +134,21 @@ def test_fresh_weights_keep_the_variance_of_what_passes() -> None:
     with torch.no_grad():
         out = to_module(graph)(examples(graph, 0, n=64, dtype=torch.float32))
     assert 0.5 < out.pow(2).mean() / 2 < 2  # the last layer doubles: its scale is made for a relu behind it
+
+
+def test_what_a_norm_undoes_begins_smaller() -> None:
+    """Also behind pooling, which does not mind the scale; not where anything else reads it."""
+    graph = cnn((1, 16, 16), 2, width=8)
+    own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    weights = fresh_weights(graph, own[0])
+    for node in graph.nodes:
+        for name, value in node.op.init(*graph.input_shapes(node), generator=own[1]).items():
+            scale = NORMALISED if node.op.tag == "conv" else 1.0
+            assert torch.equal(weights[f"{node.name}.{name}"], scale * value)
+    plainly = plain(Dense(4), ReLU(), Dense(2), shape=(3,))
+    assert fresh_weights(plainly)["dense_1.weight"].std() > 0
+    first = plainly[plainly.nodes[1].name].op.init((3,), generator=torch.Generator().manual_seed(0))["weight"]
+    assert torch.equal(fresh_weights(plainly)[f"{plainly.nodes[1].name}.weight"], first)
 
 
 def test_weights_are_copied_in_and_out() -> None:

@@ -17,7 +17,7 @@ from morphnas.run.files import RunError
 from morphnas.run.store import Run
 from morphnas.search.trial import Trial
 from morphnas.train.recipe import Outcome
-from tests.report.history import history, trial
+from tests.report.history import GOOD, history, trial
 
 EVIL = "</script><img src=x onerror=document.title='evil'>"
 TRIALS = tuple(history())
@@ -29,6 +29,7 @@ STATES: dict[str, tuple[Trial, ...]] = {
         replace(t, outcome=Outcome("failed", error="Traceback\nValueError: no"), kept=False) for t in TRIALS[:3]
     ),
     "all that can be": TRIALS,
+    "only slow ones": tuple(replace(TRIALS[0], id=i, outcome=replace(GOOD, latency=0.1, slow=True)) for i in range(9)),
 }
 WHYS: dict[str, Any] = {
     "strings": {"reason": EVIL, "mean": "high", "sd": None, "nearest": "all", "left": 3},

@@ -20,7 +20,7 @@ import torch
 from morphnas.graph import Graph, Limits, Network, Weights, Wider, mlp
 from morphnas.run import executors as module
 from morphnas.run.checkpoints import Result
-from morphnas.run.executors import Lost, SerialExecutor, Supervised, process_executor
+from morphnas.run.executors import Lost, SerialExecutor, Supervised, Unheard, process_executor
 from morphnas.run.files import write_tensors
 from morphnas.run.jobs import Executor, Job
 from morphnas.run.parcels import read_task, write_task
@@ -130,6 +130,8 @@ class Puppet:
         way = self.ways.pop(0)
         if way == "die":
             raise Lost("the worker was killed")
+        if way == "gone":
+            raise Unheard("the worker was killed before")
         if way == "hang":
             assert self.killed.wait(60)
             raise Lost("the worker was killed")
@@ -184,6 +186,12 @@ def test_a_lost_worker_is_replaced_at_once(supervised: Callable[..., tuple[Super
     assert (outcome.status, outcome.error, trained) == ("failed", "the worker was killed", None)
     assert [executor.submit(job()).result(60)[0] for _ in range(2)] == [GOOD, GOOD]
     assert [puppet.closed for puppet in troupe.made] == [1, 0]
+
+
+def test_a_worker_that_dies_idle_costs_no_job(supervised: Callable[..., tuple[Supervised, Troupe]]) -> None:
+    executor, troupe = supervised(["gone", "gone", "answer"])
+    assert executor.submit(job()).result(60)[0] == GOOD
+    assert [puppet.closed for puppet in troupe.made] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(("deaths", "status"), [(2, "finished"), (3, "failed")])
@@ -350,6 +358,16 @@ def test_a_stop_that_nobody_hears_leaves_the_trial_open(tmp_path: Path, monkeypa
         Search(store, Script(proposals(9)), Mute(), Deadline.after(600, stop=stop)).run()
         assert [trial.outcome for trial in store.trials] == [None]
     assert time.monotonic() - begun < 5
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process the POSIX way")
+def test_a_process_that_dies_idle_costs_no_job(process: Supervised) -> None:
+    process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
+    (worker,) = process._alive
+    assert isinstance(worker, module._Process)
+    os.kill(worker._process.pid, signal.SIGKILL)
+    worker._process.wait()
+    assert process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)[0].status == "finished"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="suspends a process the POSIX way")

@@ -27,11 +27,11 @@ from morphnas.run.expectation import (
     weight_bytes,
 )
 from morphnas.run.plan import Pace, Plan, plan
-from morphnas.search import MorphSpace, Promote, RandomSearcher
+from morphnas.search import MorphSpace, Patient, Promote, RandomSearcher, Tuned, ranges_of
 from morphnas.search.halving import HalvingSearcher
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.recipe import Outcome, Recipe
-from tests.run.doubles import store_of, weights
+from tests.run.doubles import GOOD, store_of, weights
 from tests.train.tasks import Clock
 
 STARTS = tuple(cnn((1, 8, 8), 3, width=width, depth=2) for width in (4, 8, 16))
@@ -164,6 +164,8 @@ def test_ladders() -> None:
     assert Ladder.of(plain) == Ladder()
     assert Ladder.of(Promote(plain)) == LADDER
     assert Ladder.of(HalvingSearcher(space)) == Ladder(3, 3, 3, 0.25)
+    ranges = ranges_of({"lr": (0.001, 1.0)})
+    assert Ladder.of(Patient(Tuned(HalvingSearcher(space), ranges, RECIPE), 3)) == Ladder(3, 3, 3, 0.25)
 
 
 # -- what time a search takes
@@ -225,6 +227,25 @@ def play(path: Path, n: int, clock: Clock, left: float = 60.0, epochs: bool = Fa
 def test_it_is_told_once_and_kept(tmp_path: Path) -> None:
     (told,) = play(tmp_path / "run", 9, Clock(), 600.0)
     assert told.startswith("expected: about ")
+
+
+def test_networks_that_run_are_no_overhead(tmp_path: Path) -> None:
+    """Of three workers two have ended a network and begun another, and one trains its first."""
+    clock = Clock()
+    with store_of(tmp_path / "run") as store:
+        forecast = Forecast(store, PLAN, lambda: 600.0, Terms(workers=3), lambda _: None, clock=clock)
+        claimed = [store.claim(Proposal(STARTS[i % 2], (), RECIPE)) for i in range(5)]
+        for trial in claimed[:3]:
+            forecast.trial_begins(trial)
+        clock.now += 10
+        for trial in claimed[:2]:
+            store.finish(trial.id, replace(GOOD, seconds=10.0, epochs=6), weights(0, trial.graph))
+        for trial in claimed[3:]:
+            forecast.trial_begins(trial)
+        clock.now += 2
+        found = forecast.now()
+    same = expectation(PLAN, store.trials, 600.0, Terms(workers=3), free=found.free, overhead=0.0)
+    assert found.networks == same.networks
 
 
 def test_it_is_told_soon_where_there_is_little_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -73,6 +73,19 @@ def tuned(seed: int = 0, **settings: Any) -> Tuned:
     return Tuned(inner, RANGES, recipe, seed=seed, candidates=32, **settings)
 
 
+def test_what_was_found_out_of_mirroring_does_not_make_a_training_another_one() -> None:
+    """Of two ways to change images both are tried, once."""
+    ways = [Augment(flip=None), Augment(shift=0.1, flip=None)]
+    recipe, graph = Recipe(augment=ways[0]), mlp((4,), 2)
+    searcher = Tuned(Script(), ranges_of({"augment": ways}), recipe, candidates=16)
+    trials = [Trial(0, Proposal(graph, (), recipe), graph, Outcome("finished", -0.1, epochs=8), True)]
+    while (proposal := searcher.ask(trials, AMPLE)) is not None and len(trials) < 9:
+        settled = replace(proposal.recipe, augment=replace(proposal.recipe.augment, flip=True))
+        trial = Trial(len(trials), replace(proposal, recipe=settled), graph)
+        trials.append(replace(trial, outcome=Outcome("finished", -0.2, epochs=8), kept=True))
+    assert [trial.proposal.recipe.augment.shift for trial in trials] == [0.0, 0.1]
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_a_better_rate_is_found_and_gone_on_with(seed: int) -> None:
     trials = search(tuned(seed), 30)
