@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from morphnas.estimators import ImageClassifier, ImageRegressor, load
@@ -296,7 +296,7 @@ def _write_source(model: _Model, file: Path) -> None:
         if isinstance(node, ast.Assign) and ast.literal_eval(node.value) != model.labels:
             raise ExportError("the labels cannot be written as source")
     file.write_text(source, encoding="utf-8")
-    save_file({name: value.contiguous() for name, value in model.module.state_dict().items()}, weights)
+    weights.write_bytes(save({name: value.contiguous() for name, value in model.module.state_dict().items()}))
 
 
 def _read_source(file: Path) -> Callable[[Tensor], Tensor]:

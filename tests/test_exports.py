@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -37,6 +38,12 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
     args = {"default_model_width": 4, "default_model_len": 1, "trainer_args": {"epochs": 1}}
     classifier = ImageClassifier(path, max_trials=1, random_state=0, device="cpu", searcher_args=args, refit=False)
     return classifier.fit(x, np.array([EVIL, "{brace}", "'q'"])[y], time_limit=20)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes the POSIX way")
+def test_who_may_read_the_source_may_read_its_weights(fitted: ImageClassifier, tmp_path: Path) -> None:
+    made = export(fitted, tmp_path / "net.py").files
+    assert len({file.stat().st_mode for file in made}) == 1
 
 
 ALONE = """

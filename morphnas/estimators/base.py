@@ -79,6 +79,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     _kinds: ClassVar[tuple[type[Target], ...]]
     """What y may be."""
+    _metric_of_fit: str | None = None
+    """Where that was a function, of which a run keeps the name alone."""
 
     def __init__(
         self,
@@ -305,7 +307,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     def _forget(self) -> None:
         """What an earlier fit has found: a fit that does not come to its end leaves no model of another run."""
-        for name in [n for n in vars(self) if n == "_model" or (n.endswith("_") and not n.startswith("_"))]:
+        for name in [
+            n for n in vars(self) if n in ("_model", "_metric_of_fit") or (n.endswith("_") and not n.startswith("_"))
+        ]:
             delattr(self, name)
 
     def _before(self, path: Path | None, decides: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -483,6 +487,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def evaluate(self, x_test: Any, y_test: ArrayLike | None = None, sample_weight: SampleWeight = None) -> float:
         """How good the predictions are for examples with known y; ValueError for a y that does not match the fit's."""
         with usual_modes():
+            if self.metric is None and self._metric_of_fit is not None:
+                words = f"the fit's metric, {self._metric_of_fit:.100}, is not stored: this is the usual one;"
+                warnings.warn(f"{words} set metric again to measure by it", stacklevel=2)
             source, y_test = self._asked(x_test, y_test)
             codes = self._model.target.encode(y_test, len(source))
             weights = weights_of(sample_weight, len(source), codes, self._model.target)
@@ -548,6 +555,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             estimator = cls(path=folder, **restored(settings))
             estimator.path_ = str(folder.absolute())
             estimator._set(model)
+            had = settings.get("metric") if isinstance(settings, dict) else None
+            estimator._metric_of_fit = had if estimator.metric is None else None
             return estimator
 
     # -- looking
@@ -741,7 +750,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     @property
     def _in_use(self) -> Model:
         """The model as the user has set it."""
-        return replace(self._model, network=self.network_, mirrors=self.mirrors_)
+        own = self._model
+        if own.network is self.network_ and own.mirrors is self.mirrors_:
+            return own
+        return replace(own, network=self.network_, mirrors=self.mirrors_)
 
     def _progress(self, seconds: float) -> contextlib.closing[Progress]:
         return contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))

@@ -33,6 +33,7 @@ from morphnas.estimators.given import (
     percent,
     repeat,
     rows_of,
+    some,
     spread,
 )  # fmt: skip
 from morphnas.estimators.inputs import ImageSize, Problem
@@ -76,6 +77,9 @@ ALIKE = 5
 FEATURES = 32
 """Values of an example from which on one that occurs twice is no chance."""
 
+TAILED = 0.3
+"""Share of a feature's standard deviation that half of its values lie within, below which its tails are long: 1.35 of a
+normal distribution, .67 of a lognormal one whose logarithms have deviation 1, .07 of one where it is 2."""
 _LOOKED_AT, _COMPARED = 500, 200
 
 
@@ -203,6 +207,8 @@ def look(problem: Problem, deadline: Deadline = NEVER) -> Findings:
     if given.images:
         checks += [_sizes(given, rows), _ranges(given, rows), _zeros(rows), _channels(given, rows)]
         checks += [] if problem.preprocessing.resized else [_orders(given)]
+    else:
+        checks.append(_tails(given))
     found = [*doctor_y.look(given)]
     for check in (*checks, _signal(given, deadline)):
         found += [] if deadline.passed else check
@@ -335,6 +341,22 @@ def _channels(given: Given, rows: Rows) -> Iterator[Finding]:
     if n == 3 and not still and bool((some[:, 1:] == some[:, :-1]).all()):
         text = "the three channels are equal, the images are grey: with one of them, x[..., :1], training is faster"
         yield Finding("channels", False, text, {"equal": n})
+
+
+def _tails(given: Given) -> Iterator[Finding]:
+    """Features most of whose values are next to nothing beside a few."""
+    values = given.some(_LOOKED_AT).flatten(1).double()
+    if len(values) < FEW:
+        return
+    quarters = values.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64), dim=0)
+    usual, std = quarters[1] - quarters[0], values.std(0)
+    if columns := torch.nonzero((usual > 0) & (usual < TAILED * std)).flatten().tolist():
+        text = (
+            f"{some(columns, 'feature')} {have(len(columns))} a few values that are far larger than most, beside which"
+        )
+        text += " the others look alike: logarithms or ranks (sklearn.preprocessing.QuantileTransformer) may be easier"
+        text += " to learn from"
+        yield Finding("tails", True, text, {"features": columns})
 
 
 def _orders(given: Given) -> Iterator[Finding]:

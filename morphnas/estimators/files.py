@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 """The EXIF tag that says how an image is to be turned, and the values for which its sides change places."""
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev"}
+"""Names of folders that hold a part of a data set."""
 _NO_IMAGES = {".bufr", ".eps", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf", ".ps"}
 """Suffixes that Pillow knows, of files which mostly are none, or which it cannot read."""
 
@@ -107,7 +109,8 @@ def folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
     """The images below a folder, sorted by path, and their classes: the names of its sub-folders, None without any.
 
     Links are followed; hidden files, what macOS adds to archives, and files with no suffix of images are passed over.
-    ValueError when there are no images at all, none in a sub-folder, or some beside the sub-folders.
+    ValueError when there are no images at all, none in a sub-folder, or some beside the sub-folders, or when these are
+    not classes, but parts of a data set with sub-folders of their own.
     """
     root = user_path(path)
     if not root.is_dir():
@@ -123,7 +126,12 @@ def folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
         return Files(images), None
     if loose:
         raise ValueError(f"the folder {str(root)!r} must only hold a sub-folder per class, but also holds {loose[0]!r}")
-    labels = [file.relative_to(root).parts[0] for file in images]
+    parts = [file.relative_to(root).parts for file in images]
+    labels = [part[0] for part in parts]
+    if {name.lower() for name in labels} <= SPLITS and min(map(len, parts)) > 2:
+        one = str(root / max(set(labels), key=labels.count))
+        found = ", ".join(sorted(set(labels)))
+        raise ValueError(f"{str(root)!r} holds parts of a data set ({found}), no classes: give one of them, as {one!r}")
     if empty := {file.name for file in below if file.is_dir() and file.parent == root} - set(labels):
         raise ValueError(f"the folder {str(root / min(empty))!r} holds no images")
     return Files(images), labels

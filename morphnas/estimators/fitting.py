@@ -290,6 +290,11 @@ class Fitting:
             why = why if said is None else f"no network has a score: {said}"
             what = "the model is hardly trained" if final.id == best.id else "how good the model is, is unknown"
             warnings.warn(f"{why}: {what}", stacklevel=3)
+        told = [t.outcome.metric for t in self.store.trials if t.outcome is not None and t.outcome.metric is not None]
+        goal, chance = problem.task.goal, problem.chance
+        if told and goal.measure == goal.usual.measure and max(told) <= chance and problem.task.valid is not None:
+            words = f"no network is better than always the same answer, which has {goal.measure} {chance:.4g}"
+            log.warning("%s (the best of them: %.4g): is there anything about y in x?", words, max(told))
         return best, final
 
     def _winner(self) -> tuple[Trial, list[Trial]]:

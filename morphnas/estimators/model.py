@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from morphnas.estimators.inputs import Preprocessing
 from morphnas.estimators.targets import Target, target_from_json
@@ -73,9 +74,17 @@ class Model:
         except (TypeError, ValueError) as error:
             raise RunError(f"run.json does not hold the mean and deviation of examples: {error}") from error
 
+    @cached_property
+    def _module(self) -> nn.Module:
+        """The network as predictions use it: to make it takes longer than to ask it about an example."""
+        return self.network.to_module().eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_module"}
+
     def outputs(self, pieces: Iterable[Tensor], device: torch.device) -> Tensor:
         """The network's for pieces of examples (k, *shape), (n, outputs) on the CPU, as sure as they may be."""
-        module = self.network.to_module().to(device)
+        module = self._module.to(device)
         empty = torch.empty(0, *self.preprocessing.shape, device=device)
         nothing = Examples(empty, torch.empty(0, dtype=torch.int64, device=device))
         mean, std = (values.to(device) for values in self.scale)

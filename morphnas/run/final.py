@@ -197,6 +197,8 @@ class Final:
         most = self.epochs or _longest(settings)
         if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
             most = min(most, base.best_epoch)
+        if self._asked and not chosen.final:  # longer trainings have come to less
+            most = min(most, base.epochs)
         sized = _sized(settings, min(HOPED * passes, most), n, self.epochs)
         if sized is None:
             return None
@@ -268,7 +270,7 @@ def _sized(recipe: Recipe, passes: float, n: int, epochs: int | None) -> Recipe 
     epochs: instead, as many of them as there is time for. Images are shifted, where that is open, if the training is
     long enough. None where not even a batch can be trained on.
     """
-    if passes * n < recipe.batch_size:
+    if passes * n < min(n, recipe.batch_size):
         return None
     longest = epochs or _longest(recipe)
     most = min(passes, longest)

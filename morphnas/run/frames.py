@@ -11,11 +11,14 @@ from morphnas.train.recipe import Epoch, Outcome
 
 _OPEN = Outcome("failed")
 """Has no result, like a trial that is not finished."""
-TRIAL = (
+_TRIAL = (
     "id", "parent", "morphs", "reason", "final", "depth", "parameters", "flops", "epochs", "epochs_planned", "seconds",
     "score", "measure", "metric", "metric_low", "metric_high", "status", "retries", "images_per_second", "latency",
     "peak_bytes", "morph_error", "kept", "key", "error",
 )  # fmt: skip
+SETTINGS = ("batch_size", "optimizer", "lr", "weight_decay", "dropout", "label_smoothing", "augment")
+"""Of a recipe, what a table of trials has columns of as well."""
+TRIAL = (*_TRIAL, *SETTINGS)
 """Columns of a table of trials."""
 CURVE = ("trial", "epoch", *(field.name for field in fields(Epoch)))
 """Columns of a table of learning curves."""
@@ -28,7 +31,8 @@ def trial_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     model is for. depth: layers of the longest path. flops: per example. epochs, epochs_planned: of its own. seconds: of
     the training. score: see `Outcome`. metric: of the kind `measure`, metric_low and metric_high the ends of the
     95 % interval of an accuracy. latency: seconds from one example to its outputs. morph_error: how far the morphs
-    changed its start's outputs. kept: whether its weights are there. key: equal for equal networks.
+    changed its start's outputs. kept: whether its weights are there. key: equal for equal networks. The others are
+    settings of the recipe; augment as text.
     """
     return [_row(trial) for trial in trials]
 
@@ -37,11 +41,14 @@ def _row(trial: Trial) -> dict[str, Any]:
     outcome, graph, why = trial.outcome or _OPEN, trial.graph, trial.proposal.why
     low, high = outcome.interval or (None, None)
     status = "running" if trial.outcome is None else outcome.status
+    measure = None if outcome.metric is None else outcome.measure
+    recipe = trial.proposal.recipe
     values = (
         trial.id, trial.parent, "; ".join(map(str, trial.proposal.morphs)), why.get("reason"), why.get("final"),
-        graph.depth, graph.parameters, graph.flops, outcome.epochs, trial.epochs, outcome.seconds, outcome.score,
-        outcome.measure, outcome.metric, low, high, status, outcome.retries, outcome.images_per_second,
+        graph.depth, graph.parameters, graph.flops, outcome.epochs, trial.epochs, outcome.seconds or None,
+        outcome.score, measure, outcome.metric, low, high, status, outcome.retries, outcome.images_per_second or None,
         outcome.latency, outcome.peak_bytes, outcome.morph_error, trial.kept, graph.key, outcome.error,
+        *(getattr(recipe, name) for name in SETTINGS[:-1]), str(recipe.augment),
     )  # fmt: skip
     return dict(zip(TRIAL, values, strict=True))
 

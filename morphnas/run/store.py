@@ -82,6 +82,8 @@ def user_path(name: str | os.PathLike[str]) -> Path:
     """The path that a user means: "~" is the home folder, where there is one. ValueError for what is no path."""
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"expected the path of a folder or file, not {name!r:.100}")
+    if isinstance(name, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+        raise ValueError(f"{name!r:.100} is an address, not the path of a folder or file on this machine")
     path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser fails where nobody is called so
     try:
         path.exists()
@@ -455,13 +457,16 @@ def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
     return Network(graph, read_weights(inside(path / "model" / name, path), graph)), about
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A read-only view of a run's folder; `load_run` reads it again."""
 
     path: Path
     about: Mapping[str, Any]
     trials: tuple[Trial, ...]
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {len(self.trials)} trials)"
 
     @property
     def history(self) -> list[dict[str, Any]]:

@@ -634,6 +634,35 @@ def test_follows_scikit_learn(data: Data, tmp_path: Path) -> None:
         clone(quick).predict(x)
 
 
+def test_the_network_is_made_once_for_all_predictions(
+    fitted: ImageClassifier, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, made, to_module = pickle.loads(pickle.dumps(fitted)), list[Network](), Network.to_module
+
+    def counted(network: Network) -> torch.fx.GraphModule:
+        made.append(network)
+        return to_module(network)
+
+    monkeypatch.setattr(Network, "to_module", counted)
+    for _ in range(3):
+        assert np.array_equal(other.predict_proba(data[0][:5]), fitted.predict_proba(data[0][:5]))
+    assert len(made) <= 2, "one for each"
+    assert len(pickle.dumps(other)) == len(pickle.dumps(pickle.loads(pickle.dumps(fitted))))
+
+
+def test_nobody_is_told_that_a_model_knows_nothing_if_it_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    x, y = stripes(300)
+    settings: dict[str, Any] = {"max_trials": 1, "random_state": 0, "refit": False, "device": "cpu"}
+    args = {"default_model_width": 4, "default_model_len": 1, "trainer_args": {"epochs": 6}}
+    ImageClassifier(tmp_path / "run", **settings, searcher_args=args).fit(x, y, time_limit=20)
+    assert "always the same answer" not in caplog.text
+    rng = np.random.default_rng(0)
+    noise, y = rng.normal(size=(300, 6, 6)), (rng.random(300) < 0.8).astype(int)
+    args["trainer_args"] = {"epochs": 1, "lr": 1e-8}
+    ImageClassifier(tmp_path / "other", **settings, searcher_args=args).fit(noise, y, time_limit=20)
+    assert "no network is better than always the same answer, which has accuracy 0.8" in caplog.text
+
+
 def test_can_be_pickled_and_keeps_no_pickle(fitted: ImageClassifier, data: Data) -> None:
     other = pickle.loads(pickle.dumps(fitted))
     assert (other.predict_proba(data[0]) == fitted.predict_proba(data[0])).all()

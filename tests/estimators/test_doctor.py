@@ -195,6 +195,17 @@ def test_images_that_became_zeros() -> None:
     assert "99.9 % of all values are 0" in the(examine(x, np.arange(200) % 2), "zeros").text
 
 
+@pytest.mark.parametrize(("deviation", "found"), [(0.5, []), (1.0, []), (2.0, [1]), (3.0, [1])])
+def test_features_with_long_tails(deviation: float, found: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3))
+    x[:, 1] = np.exp(deviation * x[:, 1])
+    x[:, 2] = np.where(rng.random(400) < 0.1, 100 * x[:, 2], 0)  # mostly nothing, as counts are
+    findings = [finding for finding in examine(x, x[:, 0] > 0).found if finding.kind == "tails"]
+    assert [finding.numbers["features"] for finding in findings] == ([found] if found else [])
+    assert all("feature 1 has a few values" in finding.text for finding in findings)
+
+
 def test_channels_that_say_nothing() -> None:
     x = smooth(60, (8, 8))
     y = np.arange(60) % 2

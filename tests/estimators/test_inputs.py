@@ -590,6 +590,16 @@ def test_files_of_every_kind(tmp_path: Path) -> None:
     assert read["cmyk.jpg"].shape == read["palette.png"].shape == (6, 5, 3)
 
 
+def test_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:
+    for part in ("train", "Test"):
+        drawn(tmp_path / part, list(X), ["cat", "dog"] * 30)
+    with pytest.raises(ValueError, match=r"holds parts of a data set \(Test, train\), no classes: give one of them"):
+        found(tmp_path)
+    found(tmp_path / "train")
+    drawn(tmp_path / "bird", list(X), ["young", "old"] * 30)
+    found(tmp_path)  # of three classes, whatever the others are called
+
+
 def test_bad_folders_of_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere' is not a folder of images"):
         found(tmp_path / "nowhere")

@@ -340,7 +340,11 @@ def test_the_metric_decides(tmp_path: Path) -> None:
     best = max(trial.score for trial in run.trials if trial.score is not None)
     assert run.trial(classifier.best_trial_).score == best
     assert run.about["settings"]["metric"].endswith(".small")
-    assert morphnas.load(tmp_path / "run").metric is None  # nothing of a function is kept
+    loaded = morphnas.load(tmp_path / "run")
+    assert loaded.metric is None  # nothing of a function is kept
+    with pytest.warns(UserWarning, match=r"the fit's metric, .*small, is not stored: this is the usual one; set"):
+        assert loaded.evaluate(X, Y) != classifier.evaluate(X, Y)
+    assert loaded.set_params(metric=small).evaluate(X, Y) == classifier.evaluate(X, Y)
     with pytest.raises(ValueError, match=r"the fit had metric=.*small, which a run does not store: set metric again"):
         morphnas.ablate(run, X, Y, time_limit=5)
     assert morphnas.ablate(run, X, Y, time_limit=5, repeats=1, metric=small).measure == "small"

@@ -182,6 +182,24 @@ def test_a_training_that_was_interrupted_goes_on_unless_one_can_be_twice_as_long
         assert module._begun(store, Proposal(winner.id, (), new, why), n) == (open_ if taken else None)
 
 
+@pytest.mark.parametrize(("passes", "trained"), [(1.0, True), (0.9, False)])
+def test_fewer_examples_than_a_batch_are_trained_on(passes: float, trained: bool) -> None:
+    sized = module._sized(replace(RECIPE, batch_size=64), passes, 60, 1)
+    assert (sized is not None) is trained
+
+
+def test_longer_trainings_that_came_to_less_are_no_reason_to_train_for_long(
+    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = told(inherited=(BADLY, 0), fresh=(BADLY, 1))
+    monkeypatch.setattr(Final, "_passes", lambda *_, **__: 41.0)
+    with won(path, replace(WELL, epochs=6, best_epoch=6)) as (store, winner):
+        finish(store, winner, chooser=None, epochs=None)
+        assert [t.proposal.why["final"] for t in store.trials[1:]] == ["inherited", "fresh", "everything"]
+        assert store.trials[-1].parent == winner.id
+    assert [job.recipe.epochs for job in made.jobs][-1] == 6
+
+
 def test_retraining_that_comes_to_nothing_leaves_the_winner(path: Path, told: Callable[..., Told]) -> None:
     """Nothing goes on from inherited weights, which were not to be used."""
     told(fresh=(Outcome("failed", error="no"), None))

@@ -34,6 +34,7 @@ from morphnas.run.store import (
     load_run,
     proposal_from_json,
     proposal_to_json,
+    user_path,
     versions,
 )
 from morphnas.search.trial import Proposal, Trial, grown, lineage
@@ -862,6 +863,19 @@ def test_a_trial_that_cannot_be_read_is_not_written_over(path: Path) -> None:
     with pytest.warns(UserWarning, match="trial 00001 .* is left out"), resumed(path) as store:
         assert store.claim(proposals(1)[0]).id == 2
     assert damaged.read_text() == "{"
+
+
+def test_a_run_is_told_in_a_line(path: Path) -> None:
+    with store_of(path) as store:
+        store.claim(proposals(1)[0])
+    assert repr(load_run(path)) == f"Run({str(path)!r}, 1 trials)"
+
+
+def test_addresses_are_no_paths() -> None:
+    for name in ("s3://bucket/run", "https://somewhere/run", "file:///run"):
+        with pytest.raises(ValueError, match="is an address, not the path of a folder or file on this machine"):
+            user_path(name)
+    assert user_path("C:/run").name == "run"
 
 
 def test_a_run_is_being_written_until_it_is_closed(path: Path) -> None:
