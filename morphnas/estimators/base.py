@@ -286,6 +286,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                             args = {"default_model_width": SMALL_WIDTH}
                             words += f", or make the first networks small: searcher_args={args}"
                         warnings.warn(words, stacklevel=2)
+                    fitting.warn_of_large_images()
                     end = fitting.search_end()
                     for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)
                     most = None if self.max_trials is None else int(self.max_trials)

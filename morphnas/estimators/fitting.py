@@ -30,7 +30,7 @@ from morphnas.run.work import asked_mirrored
 from morphnas.search import Patient, winner
 from morphnas.search.promote import is_promotion
 from morphnas.search.trial import Left, MorphSpace, Proposal, Searcher, Trial
-from morphnas.train.data import Task
+from morphnas.train.data import Task, steps
 from morphnas.train.deadline import Deadline
 from morphnas.train.predict import chunk
 from morphnas.train.recipe import Recipe
@@ -112,6 +112,10 @@ def tried(trials: Sequence[Trial]) -> int:
     return sum(not (trial.final or is_promotion(trial)) for trial in trials)
 
 
+FEW_STEPS, LARGE = 100, 64
+"""Training steps below which a fit tells that there are few, and the sides of images, in pixels, from which on."""
+
+
 @dataclass(frozen=True)
 class Firsts:
     """A searcher's first networks: so many, and one of them with weights. Those trained on count once; what is grown
@@ -166,6 +170,19 @@ class Fitting:
     def compares(self) -> bool:
         """Whether nothing is searched: the first networks are compared, and the best has the rest of the time."""
         return self.refit and not self.planned.searches
+
+    def warn_of_large_images(self) -> None:
+        """Where large images leave time for so few training steps that hardly anything can be learnt."""
+        planned, shape = self.planned, self.problem.preprocessing.shape
+        if len(shape) < 3 or min(shape[1:]) < LARGE or not planned.seconds_per_flop:
+            return
+        n = min(planned.recipe.examples or len(self.problem.task.train), len(self.problem.task.train))
+        epoch = planned.seconds_per_flop * min(graph.work for graph in planned.starts)
+        count = int(self.deadline.left / epoch * steps(n, planned.recipe.batch_size))
+        if count < FEW_STEPS:
+            size = "x".join(map(str, shape[1:]))
+            words = f"there is time for about {count} training steps on images of {size}, which hardly train a network"
+            log.warning("%s: smaller images (image_size=), or a longer time_limit, allow more", words)
 
     def search_end(self) -> Deadline:
         """When the final trainings begin at the latest.

@@ -35,6 +35,8 @@ class Results:
         final, lines = self.run.about.get("final"), [head, trials_table(self.run.trials, self.winner)]
         if isinstance(final, int) and self.winner not in (None, final):
             lines.append(f"the model is network {final}, which is network {self.winner} after its final training")
+            if told := facts.choice(self.run.about):
+                lines.append(f"its start was {told}")
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -197,7 +197,7 @@ class Final:
         most = self.epochs or _longest(settings)
         if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
             most = min(most, base.best_epoch)
-        if self._asked and not chosen.final:  # longer trainings have come to less
+        if self._asked and not chosen.final and self.epochs is None:  # longer trainings have come to less
             most = min(most, base.epochs)
         sized = _sized(settings, min(HOPED * passes, most), n, self.epochs)
         if sized is None:
@@ -399,9 +399,13 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
             return nothing
 
     try:
-        return max(results, key=judged)
+        goodness = {trial.id: judged(trial) for trial in results}
     except OutOfTime:
         return max(results, key=lambda trial: -math.inf if trial.score is None else trial.score)
+    if chooser is not None and len(results) > 1:
+        scores = {str(id): score for id, (score, _) in goodness.items() if math.isfinite(score)}
+        store.note(chosen={"examples": len(chooser), "scores": scores})
+    return max(results, key=lambda trial: goodness[trial.id])
 
 
 def _spoilt(store: Store, before: Trial, after: Trial, task: Task, deadline: Deadline) -> bool:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -661,6 +662,23 @@ def test_nobody_is_told_that_a_model_knows_nothing_if_it_does(tmp_path: Path, ca
     args["trainer_args"] = {"epochs": 1, "lr": 1e-8}
     ImageClassifier(tmp_path / "other", **settings, searcher_args=args).fit(noise, y, time_limit=20)
     assert "no network is better than always the same answer, which has accuracy 0.8" in caplog.text
+
+
+@pytest.mark.parametrize(("side", "seconds", "few"), [(64, 2.0, True), (64, 2000.0, False), (32, 2.0, False)])
+def test_images_that_are_too_large_for_the_time_are_told_of(
+    side: int, seconds: float, few: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step takes a tenth of a second."""
+    graph = cnn((1, side, side), 2, width=2, depth=1)
+    task = SimpleNamespace(train=range(24))
+    problem = SimpleNamespace(preprocessing=SimpleNamespace(shape=(1, side, side)), task=task)
+    planned = SimpleNamespace(recipe=Recipe(batch_size=64), starts=(graph,), seconds_per_flop=0.1 / graph.work)
+    nothing: Any = None
+    made: Any = (nothing, problem, planned, nothing, 0, Clock().deadline(seconds), True)
+    fitting = Fitting(*made)
+    fitting.warn_of_large_images()
+    told = "there is time for about 20 training steps on images of 64x64, which hardly train a network"
+    assert (told in caplog.text) is few
 
 
 def test_can_be_pickled_and_keeps_no_pickle(fitted: ImageClassifier, data: Data) -> None:

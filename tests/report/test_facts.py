@@ -41,6 +41,15 @@ def test_times_follow_from_when_trials_were_taken_up() -> None:
     )
 
 
+def test_what_chose_among_final_trainings_is_told() -> None:
+    about = {"chosen": {"examples": 150, "scores": {"13": -0.12, "16": -0.1, "nan": 1, "17": "high"}}}
+    assert facts.choice(about) == (
+        "chosen by 150 held-out examples that stopped no training; scores there: -0.1 (network 16), -0.12 (network 13)"
+    )
+    for damaged in ({}, {"chosen": 3}, {"chosen": {"scores": [1]}}, {"chosen": {"scores": {"1": 0.5}}}):
+        assert facts.choice(damaged) == ""
+
+
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 20)), max_size=8))
 def test_times_add_up(given_spans: list[tuple[float, float]]) -> None:
     trials = [

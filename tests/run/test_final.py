@@ -77,7 +77,7 @@ def judged(store: Store, trial: Trial, by: Examples) -> float:
 def test_the_final_training_adds_trials_and_changes_none(path: Path, chooser: Examples | None) -> None:
     notes = Notes()
     with searched(path) as (store, winner):
-        before = files(path)
+        before = {name: data for name, data in files(path).items() if name != "run.json"}
         last = finish(store, winner, chooser=chooser, observer=notes)
         assert {name: data for name, data in files(path).items() if name in before} == before
         inherited, fresh, whole = store.trials[3:]
@@ -138,7 +138,7 @@ def test_a_second_final_training_adds_to_the_first(path: Path) -> None:
         last = finish(store, winner)
     assert last.id == 8
     after = files(path)
-    assert {name for name in before if after[name] != before[name]} <= {"holder"}
+    assert {name for name in before if after[name] != before[name]} <= {"holder", "run.json"}
 
 
 @pytest.mark.parametrize(("lost", "again"), [(3, ["inherited", "everything"]), (5, ["everything"])])
@@ -315,6 +315,10 @@ def test_the_chooser_chooses(path: Path, told: Callable[..., Told], label: int, 
     with won(path, label=0) as (store, winner):
         last = finish(store, winner, chooser=all_of(label), everything=None)
         assert last.id == (0 if label == 0 else chosen)  # of equals the winner, which was there first
+        noted = store.about["chosen"]
+        assert noted["examples"] == 6
+        assert sorted(noted["scores"]) == ["0", "1", "2"]
+        assert max(noted["scores"].values()) == noted["scores"][str(last.id)]
 
 
 @dataclass
@@ -503,7 +507,7 @@ def test_epochs_are_what_there_is_time_for(path: Path, told: Callable[..., Told]
     made = told(everything=(WHOLE, 1))
     made.per_epoch = 1.0
     with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
-        finish(store, winner, deadline=made.clock.deadline(80), epochs=None, judged=True)
+        finish(store, winner, deadline=made.clock.deadline(80), epochs=None, judged=True, chooser=None)
     inherited, fresh, whole = (job.recipe.epochs for job in made.jobs)
     assert 15 * HOPED <= inherited <= 20 * HOPED
     assert fresh == pytest.approx(inherited, abs=2)  # both ways get the same
@@ -541,7 +545,7 @@ def test_comparing_has_the_time_that_the_last_training_does_not_need(
     made.per_epoch = 1.0
     seconds = much * LONGEST * len(EVERYTHING) / len(TASK.train)
     with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
-        finish(store, winner, deadline=made.clock.deadline(seconds), epochs=None)
+        finish(store, winner, deadline=made.clock.deadline(seconds), epochs=None, chooser=None)
     *compared, whole = made.jobs
     assert [job.scored for job in made.jobs] == [True] * len(compared) + [False]
     assert len(compared) == (2 if share else 0)
