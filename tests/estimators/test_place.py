@@ -157,7 +157,7 @@ def test_a_fit_in_processes(data: Data, tmp_path: Path) -> None:
     assert all(trial.outcome and trial.outcome.status != "failed" for trial in run.trials)
     assert run.about["settings"]["executor"] == "process"
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
-        "holder", "lock", "model", "run.json", "trials"
+        "lock", "model", "run.json", "trials"
     ]  # fmt: skip
 
 
