@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -428,6 +429,8 @@ def test_the_run_is_held_until_all_is_written(monkeypatch: pytest.MonkeyPatch, p
             Store.resume(path)
         go.set()
         store.written()
+        while store._lock.is_locked:  # the thread that has written lets it go in a moment
+            time.sleep(0.001)
     with resumed(path) as again:
         assert again.trials[0].kept
 
