@@ -265,18 +265,13 @@ def report(args: argparse.Namespace) -> Answer:
     if args.live is not None and not 0 < args.live <= LONGEST_PAUSE:
         raise Wrong(f"--live needs seconds above 0, at most {LONGEST_PAUSE:,}, not {args.live:g}")
     run = morphnas.load_run(args.path)
-    while args.live is not None and _goes_on(run):
+    while args.live is not None and being_written(run.path):
         file = morphnas.write_report(run, args.out, reload=args.live)
         print(f"morphnas: {file}, {len(run.trials)} networks; Ctrl-C ends this", file=sys.stderr)
         time.sleep(args.live)
         run = morphnas.load_run(args.path)
     file = morphnas.write_report(run, args.out)
     return Answer(str(file), {"file": str(file), "networks": len(run.trials)})
-
-
-def _goes_on(run: morphnas.Run) -> bool:
-    """Whether a fit writes to it, or is to begin."""
-    return not run.trials or being_written(run.path)
 
 
 def draw(args: argparse.Namespace) -> Answer:

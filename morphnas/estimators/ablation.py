@@ -236,8 +236,7 @@ def _trained(
     seed: int,
 ) -> Outcome:
     graph = _grown(start.graph if isinstance(start, Network) else start, morphs)
-    own = (run.about.get("settings") or {}).get("max_memory")
-    memory = memory_for(own if isinstance(own, int) else None, problem.task.device)
+    memory = memory_for(restored(run.about.get("settings")).get("max_memory"), problem.task.device)
     micro = micro_batch(graph, recipe.batch_size, memory, run.trials)
     return work(Job(start, tuple(morphs), recipe, deadline.left, seed, micro=micro), problem.task)[0]
 

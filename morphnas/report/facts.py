@@ -63,16 +63,16 @@ def members(about: Mapping[str, Any]) -> list[tuple[int, float]]:
     return sorted(found, key=lambda member: (-member[1], member[0]))
 
 
-def choice(about: Mapping[str, Any]) -> str:
-    """Which examples chose among the final trainings, and what scores they gave them; "" where none are noted down."""
-    noted = about.get("chosen")
+def choice(trials: Sequence[Trial], about: Mapping[str, Any]) -> str:
+    """Which examples chose what the final model goes on from, and the scores that they gave; "" where none did."""
+    noted, judges = about.get("chosen"), [trial.judge for trial in trials if trial.id == about.get("final")]
     scores = noted.get("scores") if isinstance(noted, Mapping) else None
     pairs = scores.items() if isinstance(scores, Mapping) else ()
     found = [(int(id), score) for id, value in pairs if str(id).isdecimal() and (score := number(value)) is not None]
-    if len(found) < 2 or not isinstance(noted, Mapping):
+    if len(found) < 2 or not isinstance(noted, Mapping) or not {id for id, _ in found} & set(judges):
         return ""
     told = ", ".join(f"{score:.4g} (network {id})" for id, score in sorted(found, key=lambda one: -one[1]))
-    return f"chosen by {noted.get('examples')!s:.12} held-out examples that stopped no training; scores there: {told}"
+    return f"Chosen by {noted.get('examples')!s:.12} held-out examples that stopped no training; scores there: {told}"
 
 
 # -- time

@@ -154,8 +154,8 @@ def _good(run: Run, best: Trial | None) -> Answer:
     if final is not None:
         words = FINAL_WORDS.get(str(final.proposal.why.get("final")), "trained further").removeprefix("final: ")
         told[-1] += f" The final model is network {final.id}: the same, {words}."
-        if by := facts.choice(run.about):
-            told[-1] += f" Its start was {by}."
+        if by := facts.choice(run.trials, run.about):
+            told[-1] += f" {by}."
     if helpers := [f"{id} ({share:.0%})" for id, share in facts.members(run.about) if id != run.about.get("final")]:
         told[-1] += f" An ensemble predicts: with it, network{'s' * (len(helpers) > 1)} {', '.join(helpers)}."
     return Answer(question, metric_words(outcome, named=True) or f"{best.score:.4f}", "; ".join(told))

@@ -15,12 +15,13 @@ from morphnas.search.trial import comparable
 @dataclass(frozen=True, repr=False)
 class Results:
     """The best networks of a run, the winner marked, as a table; `str` of it is for people. run: with these alone.
-    winner: id of what was trained to the end, which need not be among them."""
+    winner: id of what was trained to the end, which need not be among them. choice: what chose the final model."""
 
     run: Run
     winner: int | None
     tried: int
     without_score: int
+    choice: str = ""
 
     def to_json(self) -> list[dict[str, Any]]:
         """As `Run.history`, the best first."""
@@ -35,8 +36,8 @@ class Results:
         final, lines = self.run.about.get("final"), [head, trials_table(self.run.trials, self.winner)]
         if isinstance(final, int) and self.winner not in (None, final):
             lines.append(f"the model is network {final}, which is network {self.winner} after its final training")
-            if told := facts.choice(self.run.about):
-                lines.append(f"its start was {told}")
+            if self.choice:
+                lines.append(self.choice)
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -51,4 +52,6 @@ def results_summary(run: Run, n: int = 10) -> Results:
     best = tuple(trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2], reverse=True)[: int(n)])
     first = facts.best_of(run.trials, run.about)
     unscored = sum(trial.score is None for trial in run.trials)
-    return Results(Run(run.path, run.about, best), None if first is None else first.id, len(run.trials), unscored)
+    told = facts.choice(run.trials, run.about)
+    winner = None if first is None else first.id
+    return Results(Run(run.path, run.about, best), winner, len(run.trials), unscored, told)

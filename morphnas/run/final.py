@@ -33,7 +33,8 @@ from morphnas.train.trainer import SHORT
 log = logging.getLogger("morphnas")
 
 LONGEST, LONGEST_CHANGED = 60, 240
-"""Epochs of a final training, at most, and where images are changed more."""
+"""Epochs of a final training, at most, and where images are changed more: there more than 120 is reasoned, for a GPU
+that has time for them, not measured."""
 JUDGED = 0.5
 """Share of the time for trainings that are judged, at most, where one on everything comes after them."""
 WORTH_JUDGING = SHORT + 1
@@ -55,7 +56,7 @@ BY_HEART = 0.5
 by heart: coloured images are to be changed more then, on grey ones that costs (`benchmarks/ablation_recipe.py`)."""
 OFTEN = 40
 """Passes of the training on everything from which on they are, too, where nothing was compared before it: 5,000 images
-lose nothing by then, and fewer gain (`benchmarks/rates.py`)."""
+lose nothing by then (`benchmarks/rates.py`), and 1,000 gain (`benchmarks/ablation_recipe.py`)."""
 SHIFT_MORE, CUTOUT_MORE = 0.125, 0.25
 """How much: as much as that, unless they are changed more already."""
 
@@ -115,9 +116,10 @@ class Final:
         results = [trial for trial in results if trial.kept and trial.score is not None]
         if not results and self.retrain:
             return self.winner
-        self._asked = bool(compared)
         chosen = _chosen(self.store, results or [self.winner], self.task, self.chooser, self.deadline)
-        return chosen if self.everything is None else self._on_everything(chosen, self.everything)
+        if self.everything is None:
+            return chosen
+        return self._on_everything(chosen, self.everything, any(trial in results for trial in compared))
 
     # -- trainings that are compared
 
@@ -167,15 +169,16 @@ class Final:
 
     # -- the one on everything
 
-    def _on_everything(self, chosen: Trial, everything: Examples) -> Trial:
-        """The chosen network trained on all examples; as it is, where that comes to nothing."""
+    def _on_everything(self, chosen: Trial, everything: Examples, compared: bool) -> Trial:
+        """The chosen network trained on all examples; as it is, where that comes to nothing. compared: whether it was
+        chosen among trainings as long as they may be."""
         base = chosen.outcome
         if base is None or (base.score is None and base.status == "diverged"):
             return chosen
         if base.best_epoch < 1 and (base.epochs or chosen is not self.winner):
             return chosen
         more = self._passes(self.deadline.left, everything, scored=False)
-        sized = self._last_recipe(chosen, base, more, len(everything))
+        sized = self._last_recipe(chosen, base, more, len(everything), compared)
         if sized is None:
             return chosen
         why = {"final": "everything", **self._about, "score_of": chosen.id}
@@ -188,16 +191,16 @@ class Final:
             return chosen
         return chosen if _spoilt(self.store, chosen, last, self.task, self.deadline) else last
 
-    def _last_recipe(self, chosen: Trial, base: Outcome, passes: float, n: int) -> Recipe | None:
+    def _last_recipe(self, chosen: Trial, base: Outcome, passes: float, n: int, compared: bool) -> Recipe | None:
         """The recipe of the training on all n examples, which there is time to see so often; None: for no batch."""
         before = chosen.proposal.recipe
         settings = replace(self.recipe, augment=before.augment if chosen.final else self.recipe.augment)
-        if not self._asked and self._open and passes >= OFTEN:
+        if not compared and self._open and passes >= OFTEN:
             settings = _more_changed(settings)
         most = self.epochs or _longest(settings)
         if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
             most = min(most, base.best_epoch)
-        if self._asked and not chosen.final and self.epochs is None:  # longer trainings have come to less
+        if compared and not chosen.final and self.epochs is None:  # longer trainings have come to less
             most = min(most, base.epochs)
         sized = _sized(settings, min(HOPED * passes, most), n, self.epochs)
         if sized is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,9 +78,10 @@ def judged(store: Store, trial: Trial, by: Examples) -> float:
 def test_the_final_training_adds_trials_and_changes_none(path: Path, chooser: Examples | None) -> None:
     notes = Notes()
     with searched(path) as (store, winner):
-        before = {name: data for name, data in files(path).items() if name != "run.json"}
+        before, about = {name: data for name, data in files(path).items() if name != "run.json"}, dict(store.about)
         last = finish(store, winner, chooser=chooser, observer=notes)
         assert {name: data for name, data in files(path).items() if name in before} == before
+        assert {name: value for name, value in store.about.items() if name != "chosen"} == about
         inherited, fresh, whole = store.trials[3:]
         assert [t.proposal.why["final"] for t in store.trials[3:]] == ["inherited", "fresh", "everything"]
         assert all(t.proposal.why["of"] == winner.id and t.final and t.graph == winner.graph for t in store.trials[3:])
@@ -139,6 +141,8 @@ def test_a_second_final_training_adds_to_the_first(path: Path) -> None:
     assert last.id == 8
     after = files(path)
     assert {name for name in before if after[name] != before[name]} <= {"holder", "run.json"}
+    was, now = (json.loads(all_of_it["run.json"]) for all_of_it in (before, after))
+    assert {name for name in was | now if was.get(name) != now.get(name)} <= {"chosen"}
 
 
 @pytest.mark.parametrize(("lost", "again"), [(3, ["inherited", "everything"]), (5, ["everything"])])
@@ -186,6 +190,17 @@ def test_a_training_that_was_interrupted_goes_on_unless_one_can_be_twice_as_long
 def test_fewer_examples_than_a_batch_are_trained_on(passes: float, trained: bool) -> None:
     sized = module._sized(replace(RECIPE, batch_size=64), passes, 60, 1)
     assert (sized is not None) is trained
+
+
+def test_trainings_that_came_to_nothing_say_nothing_of_how_long_to_train(
+    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = Outcome("failed", error="no"), None
+    made = told(inherited=nothing, fresh=nothing)
+    monkeypatch.setattr(Final, "_passes", lambda *_, **__: 999.0)
+    with won(path, replace(WELL, epochs=6, best_epoch=6)) as (store, winner):
+        finish(store, winner, epochs=None)
+    assert [job.recipe.epochs for job in made.jobs] == [LONGEST] * 3
 
 
 def test_longer_trainings_that_came_to_less_are_no_reason_to_train_for_long(
