@@ -11,23 +11,33 @@ import torch
 from hypothesis import strategies as st
 
 from morphnas.graph import (
+    GELU,
     Add,
     AvgPool,
     BatchNorm,
     Concat,
     Conv,
     Dense,
+    Depthwise,
     Dropout,
     Flatten,
+    Gate,
     GlobalPool,
     Graph,
+    Hardsigmoid,
+    Hardswish,
     Input,
+    LeakyReLU,
     Limits,
     MaxPool,
     Morph,
     MorphError,
     Node,
     ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Tanh,
     Weights,
     Wider,
     WiderAll,
@@ -95,12 +105,52 @@ def two_towers(shape: tuple[int, ...] = (2, 6, 6)) -> Graph:
     )
 
 
+def mobile(shape: tuple[int, ...] = (2, 9, 8)) -> Graph:
+    """Convolutions of single channels, two ways of squeeze-and-excitation, and every activation; convolutions and
+    pooling with all kinds of padding."""
+    return Graph(
+        (
+            Node("x", Input(shape)),
+            Node("conv_1", Conv(4, 4, 2, padding=1), ("x",)),
+            Node("relu6_2", ReLU6(), ("conv_1",)),
+            Node("depthwise_3", Depthwise(), ("relu6_2",)),
+            Node("bn_4", BatchNorm(), ("depthwise_3",)),
+            Node("silu_5", SiLU(), ("bn_4",)),
+            Node("globalpool_6", GlobalPool(), ("silu_5",)),
+            Node("dense_7", Dense(3), ("globalpool_6",)),
+            Node("relu_8", ReLU(), ("dense_7",)),
+            Node("dense_9", Dense(4), ("relu_8",)),
+            Node("sigmoid_10", Sigmoid(), ("dense_9",)),
+            Node("gate_11", Gate(), ("silu_5", "sigmoid_10")),
+            Node("conv_12", Conv(4, 1), ("gate_11",)),
+            Node("add_13", Add(), ("conv_12", "conv_1")),
+            Node("hardswish_14", Hardswish(), ("add_13",)),
+            Node("avgpool_15", AvgPool(2, 2, ceil=True), ("hardswish_14",)),
+            Node("conv_16", Conv(5, 2, padding=1, bias=True), ("avgpool_15",)),
+            Node("leakyrelu_17", LeakyReLU(0.1), ("conv_16",)),
+            Node("depthwise_18", Depthwise(3, 2, bias=True), ("leakyrelu_17",)),
+            Node("gelu_19", GELU(), ("depthwise_18",)),
+            Node("globalpool_20", GlobalPool(), ("gelu_19",)),
+            Node("hardsigmoid_21", Hardsigmoid(), ("globalpool_20",)),
+            Node("gate_22", Gate(), ("gelu_19", "hardsigmoid_21")),
+            Node("maxpool_23", MaxPool(2, 2, ceil=True), ("gate_22",)),
+            Node("conv_24", Conv(6, 1, padding=0), ("maxpool_23",)),
+            Node("tanh_25", Tanh(), ("conv_24",)),
+            Node("flatten_26", Flatten(), ("tanh_25",)),
+            Node("dense_27", Dense(3), ("flatten_26",)),
+        )
+    )
+
+
 HAND_MADE: dict[str, Callable[[], Graph]] = {
     "vgg_1d": lambda: vgg((2, 12)),
     "vgg_2d": vgg,
     "vgg_3d": lambda: vgg((1, 6, 6, 6)),
     "two_towers_1d": lambda: two_towers((2, 6)),
     "two_towers_2d": two_towers,
+    "mobile_1d": lambda: mobile((2, 9)),
+    "mobile_2d": mobile,
+    "mobile_3d": lambda: mobile((1, 9, 8, 9)),
     "flatten_of_one_position": lambda: plain(
         Conv(4), ReLU(), GlobalPool(), Flatten(), Dense(5), ReLU(), Dense(2), shape=(2, 4, 4)
     ),

@@ -19,31 +19,43 @@ from morphnas.graph.morphs import (
     width_group,
 )
 from morphnas.graph.ops import (
+    GELU,
+    Activation,
     Add,
     AvgPool,
     BatchNorm,
     Concat,
     Conv,
     Dense,
+    Depthwise,
     Dropout,
     Flatten,
+    Gate,
     GlobalPool,
+    Hardsigmoid,
+    Hardswish,
     Input,
+    LeakyReLU,
     MaxPool,
     Op,
     ReLU,
+    ReLU6,
     Route,
     Shape,
     ShapeError,
+    Sigmoid,
+    SiLU,
+    Tanh,
     Weights,
 )
 from morphnas.graph.reading import ModuleError, from_module
 from morphnas.graph.starters import cnn, densenet, mlp, resnet
 
 __all__ = [
-    "Add", "AddSkip", "AvgPool", "BatchNorm", "Concat", "ConcatSkip", "Conv", "Deeper", "Dense", "Dropout", "Flatten",
-    "GlobalPool", "Graph", "GraphError", "Input", "Limits", "MaxPool", "ModuleError", "Morph", "MorphError", "Network",
-    "Node", "Op", "ReLU", "Route", "SMALLEST", "Shape", "ShapeError", "Weights", "WeightsError", "Wider", "WiderAll",
-    "blend", "cnn", "densenet", "fresh_weights", "from_module", "inherit", "mlp", "morph_from_json", "narrowed",
-    "neighbours", "resnet", "to_module", "weights_of", "width_group",
+    "Activation", "Add", "AddSkip", "AvgPool", "BatchNorm", "Concat", "ConcatSkip", "Conv", "Deeper", "Dense",
+    "Depthwise", "Dropout", "Flatten", "GELU", "Gate", "GlobalPool", "Graph", "GraphError", "Hardsigmoid", "Hardswish",
+    "Input", "LeakyReLU", "Limits", "MaxPool", "ModuleError", "Morph", "MorphError", "Network", "Node", "Op", "ReLU",
+    "ReLU6", "Route", "SMALLEST", "Shape", "ShapeError", "SiLU", "Sigmoid", "Tanh", "Weights", "WeightsError", "Wider",
+    "WiderAll", "blend", "cnn", "densenet", "fresh_weights", "from_module", "inherit", "mlp", "morph_from_json",
+    "narrowed", "neighbours", "resnet", "to_module", "weights_of", "width_group",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 """Network morphisms: edits of a network that keep its function, with the weights that keep it.
 
 A morph is a small value with two readings: `grow` edits the graph (all that a searcher needs), `carry` makes the grown
-graph's weights out of the old ones. Its sites are the relus of a network: a block is inserted after one, a skip leads
-from one to another. After Wei et al. 2016 (arXiv:1603.01670) and Chen et al. 2016, Net2Net (arXiv:1511.05641).
+graph's weights out of the old ones. Its sites are the activations of a network: a block is inserted after one, a skip
+leads from one to another. After Wei et al. 2016 (arXiv:1603.01670) and Chen et al. 2016, Net2Net (arXiv:1511.05641).
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from torch import Tensor
 from morphnas.graph.graph import SMALLEST, Graph, GraphError, Node
 from morphnas.graph.ops import (
     MAX_SIZE,
+    Activation,
     Add,
     BatchNorm,
     Concat,
     Conv,
     Dense,
+    Elementwise,
     Op,
     Producer,
     ReLU,
@@ -230,7 +232,8 @@ class _Insertion(Morph):
 
 @dataclass(frozen=True)
 class Deeper(_Insertion):
-    """Insert an identity block after a relu: conv-bn-relu where there are spatial axes, dense-relu on flat features.
+    """Insert an identity block after a relu, or another activation that is never negative: conv-bn-relu where there are
+    spatial axes, dense-relu on flat features.
 
     The block is the identity because its input is not negative.
     """
@@ -241,7 +244,9 @@ class Deeper(_Insertion):
 
     def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
         readers = _readers(self, graph, self.after)
-        shape = graph.shapes[self.after]
+        site, shape = graph[self.after].op, graph.shapes[self.after]
+        if not (isinstance(site, Activation) and site.nonnegative):
+            raise MorphError(f"{self}: {self.after} may be negative, so that a relu behind it would change it")
         ops: list[Op] = [Dense(shape[0]), ReLU()]
         if len(shape) > 1:
             try:
@@ -264,7 +269,7 @@ class Deeper(_Insertion):
 
 @dataclass(frozen=True)
 class Wider(Morph):
-    """Give a convolution or dense layer, and all that are tied to it by sums, `width` output channels.
+    """Give a convolution or dense layer, and all that are tied to it by sums and gates, `width` output channels.
 
     New channels repeat old ones drawn at random (Net2WiderNet).
     """
@@ -352,7 +357,7 @@ def _repeats(old: int, width: int, generator: torch.Generator) -> Route:
 
 @dataclass(frozen=True)
 class AddSkip(_Insertion):
-    """Add a relu's output to the input of a later relu, through a 1x1 convolution and a batch norm of scale 0.
+    """Add an activation's output to the input of a later one, through a 1x1 convolution and a batch norm of scale 0.
 
     Pooling and strides on the way are repeated in the branch (strided convolutions as average pools).
     """
@@ -383,9 +388,9 @@ class AddSkip(_Insertion):
 
 @dataclass(frozen=True)
 class ConcatSkip(_Insertion):
-    """Let the layers that read a relu also read an earlier one, whose channels have weight 0 at first.
+    """Let the layers that read an activation also read an earlier one, whose channels have weight 0 at first.
 
-    Pooling and strides on the way are repeated in the branch. Readers that lead into a sum are unchanged.
+    Pooling and strides on the way are repeated in the branch. Readers that lead into a sum or a gate are unchanged.
     """
 
     start: str
@@ -396,7 +401,7 @@ class ConcatSkip(_Insertion):
         _joint(self, graph, self.start)
         readers = [name for name in _readers(self, graph, self.end) if _absorbs(graph, name)]
         if not readers:
-            raise MorphError(f"{self}: all that reads {self.end} leads into a sum or the network's output")
+            raise MorphError(f"{self}: all that reads {self.end} leads into a sum, a gate or the network's output")
         _skippable(self, graph, self.start, self.end)
         if any(_straight(graph, self.start, name) for name in readers if isinstance(graph[name].op, Concat)):
             raise MorphError(f"{self}: there is such a skip already")
@@ -441,8 +446,8 @@ def neighbours(graph: Graph, limits: Limits | None = None) -> Iterator[Morph]:
 
 def candidates(graph: Graph) -> Iterator[Morph]:
     """Every morph of a usual size at every site, in a fixed order; some do not fit."""
-    relus = [node.name for node in graph.nodes if isinstance(node.op, ReLU)]
-    for name in relus:
+    sites = [node.name for node in graph.nodes if isinstance(node.op, Activation)]
+    for name in sites:
         yield Deeper(name, kernel=3 if max(graph.shapes[name][1:], default=1) > 1 else 1)
     groups = width_groups(graph)
     for group in groups:
@@ -453,8 +458,8 @@ def candidates(graph: Graph) -> Iterator[Morph]:
     if len(groups) > 1:
         yield WiderAll(150)
         yield WiderAll(200)
-    for i, start in enumerate(relus):
-        for end in relus[i + 1 :]:
+    for i, start in enumerate(sites):
+        for end in sites[i + 1 :]:
             if graph.leads(start, end):
                 yield AddSkip(start, end)
                 yield ConcatSkip(start, end)
@@ -482,7 +487,7 @@ def width_groups(graph: Graph) -> list[frozenset[str]]:
 
 
 def width_group(graph: Graph, name: str) -> frozenset[str]:
-    """Names of the layers whose width is tied to that of `name` by sums, itself included.
+    """Names of the layers whose width is tied to that of `name` by sums and gates, itself included.
 
     MorphError if their width cannot change: it is that of the network's input or output, or part of a concat.
     """
@@ -498,8 +503,8 @@ def width_group(graph: Graph, name: str) -> frozenset[str]:
         op = graph[tensor].op
         if tensor == graph.output.name:
             raise MorphError(f"{name}: its width is that of the network's output")
-        if isinstance(op, Add) and part:
-            raise MorphError(f"{name}: its channels are a part of what {tensor} adds")
+        if isinstance(op, Elementwise) and part:
+            raise MorphError(f"{name}: its channels are a part of what {tensor} joins")
         if not part:
             if op.mixes:
                 group.add(tensor)
@@ -527,13 +532,14 @@ def _widest(graph: Graph) -> int:
 
 
 def _absorbs(graph: Graph, name: str) -> bool:
-    """Whether more channels into this node end in layers that mix them, before a sum or the output needs the old."""
+    """Whether more channels into this node end in layers that mix them, before a sum, a gate or the output needs the
+    old."""
     waiting, seen = [name], set[str]()
     while waiting:
         node = graph[waiting.pop()]
         if node.op.mixes or node.name in seen:
             continue
-        if isinstance(node.op, Add) or node is graph.output:
+        if isinstance(node.op, Elementwise) or node is graph.output:
             return False
         seen.add(node.name)
         waiting.extend(graph.consumers[node.name])
@@ -541,12 +547,12 @@ def _absorbs(graph: Graph, name: str) -> bool:
 
 
 def _joint(morph: Morph, graph: Graph, name: str) -> None:
-    if name not in graph or not isinstance(graph[name].op, ReLU):
-        raise MorphError(f"{morph}: {name} is no relu of the graph")
+    if name not in graph or not isinstance(graph[name].op, Activation):
+        raise MorphError(f"{morph}: {name} is no activation of the graph")
 
 
 def _readers(morph: Morph, graph: Graph, name: str) -> list[str]:
-    """Names of those that read a relu."""
+    """Names of those that read an activation."""
     _joint(morph, graph, name)
     if name == graph.output.name:
         raise MorphError(f"{morph}: {name} is the network's output")
@@ -554,13 +560,13 @@ def _readers(morph: Morph, graph: Graph, name: str) -> list[str]:
 
 
 def _straight(graph: Graph, start: str, end: str) -> bool:
-    """Whether a path without a relu leads from `start` into `end`."""
+    """Whether a path without an activation leads from `start` into `end`."""
     waiting, seen = [*graph[end].inputs], set[str]()
     while waiting:
         name = waiting.pop()
         if name == start:
             return True
-        if name not in seen and not isinstance(graph[name].op, ReLU):
+        if name not in seen and not isinstance(graph[name].op, Activation):
             seen.add(name)
             waiting.extend(graph[name].inputs)
     return False
@@ -570,7 +576,9 @@ def _skippable(morph: Morph, graph: Graph, start: str, end: str) -> None:
     if not graph.leads(start, end):
         raise MorphError(f"{morph}: {start} does not lead to {end}")
     if _straight(graph, start, end):
-        raise MorphError(f"{morph}: {start} leads to {end} without a relu between them, or by such a skip, already")
+        raise MorphError(
+            f"{morph}: {start} leads to {end} without an activation between them, or by such a skip, already"
+        )
 
 
 def _mirrors(morph: Morph, graph: Graph, start: str, end: str) -> list[Op]:

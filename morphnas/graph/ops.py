@@ -25,6 +25,8 @@ Weights = dict[str, Tensor]
 
 MAX_SIZE = 2**31 - 1
 """Of every number that an op is set to: torch counts in integers that end."""
+HALF = -1
+"""Padding by half the kernel, rounded down, which with stride 1 keeps the resolution."""
 
 
 class ShapeError(ValueError):
@@ -79,9 +81,13 @@ def _flat(op: Op, shape: Shape) -> int:
     return shape[0]
 
 
-def _windows(op: Op, shape: Shape, size: int, stride: int, padding: int) -> Shape:
-    """Spatial sizes after a sliding window, as torch counts them (rounding down)."""
-    out = tuple((n + 2 * padding - size) // stride + 1 for n in _spatial(op, shape))
+def _windows(op: Op, shape: Shape, size: int, stride: int, padding: int, ceil: bool = False) -> Shape:
+    """Spatial sizes after a sliding window, as torch counts them: rounded down or up, but no window begins behind the
+    last position."""
+    more = stride - 1 if ceil else 0
+    out = tuple(
+        min((n + 2 * padding - size + more) // stride + 1, (n + padding - 1) // stride + 1) for n in _spatial(op, shape)
+    )
     if min(out) < 1:
         raise ShapeError(f"{op.tag}: a window of {size} with padding {padding} does not fit into {shape}")
     return out
@@ -100,6 +106,8 @@ class Op:
     """Whether every output channel reads every input channel, so that the width of the output is the op's own."""
     normalises: ClassVar[bool] = False
     """Whether the scale of the input is of no matter to the output."""
+    unseen: ClassVar[frozenset[str]] = frozenset()
+    """Settings that only matter for the resolution of the output."""
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """For every tensor of weights what its leading axes run over: "out" or "in" channels."""
 
@@ -145,6 +153,10 @@ class Op:
         """The op without weights that changes the resolution alike, for a parallel branch; None: no change."""
         return None
 
+    def usual(self, setting: str) -> Any:
+        """The value that a setting has unless another is given; MISSING (of `dataclasses`) if one must be."""
+        return next(f.default for f in fields(self) if f.name == setting)
+
     def to_json(self) -> dict[str, Any]:
         return {"op": self.tag} | {f.name: getattr(self, f.name) for f in fields(self)}
 
@@ -181,6 +193,13 @@ class Input(Op):
         return {"op": self.tag, "size": list(self.size)}
 
 
+def _he(shapes: Mapping[str, Shape], generator: torch.Generator) -> Weights:
+    """Normal weights with variance 2 / fan-in (He et al. 2015, arXiv:1502.01852, eq. 10), biases 0."""
+    scale = math.sqrt(2 / math.prod(shapes["weight"][1:]))
+    weights = {"weight": torch.randn(shapes["weight"], generator=generator) * scale}
+    return weights | {name: torch.zeros(shape) for name, shape in shapes.items() if name != "weight"}
+
+
 class Producer(Op):
     """An op that mixes channels: its weights are (out, in, ...), its width is a setting."""
 
@@ -196,11 +215,7 @@ class Producer(Op):
         raise NotImplementedError
 
     def init(self, *inputs: Shape, generator: torch.Generator) -> Weights:
-        """Normal weights with variance 2 / fan-in (He et al. 2015, arXiv:1502.01852, eq. 10), biases 0."""
-        shapes = self.tensors(*inputs)
-        scale = math.sqrt(2 / math.prod(shapes["weight"][1:]))
-        weights = {"weight": torch.randn(shapes["weight"], generator=generator) * scale}
-        return weights | {name: torch.zeros(shape) for name, shape in shapes.items() if name != "weight"}
+        return _he(self.tensors(*inputs), generator)
 
     def identity(self, *inputs: Shape) -> Weights:
         """Weights that pass the input through unchanged (float64): needs as many channels out as in."""
@@ -215,29 +230,74 @@ class Producer(Op):
         }
 
 
-@dataclass(frozen=True)
-class Conv(Producer):
-    """Convolution over 1 to 3 spatial axes with an odd kernel, padded so that stride 1 keeps the resolution.
+class _Sliding(Op):
+    """An op with a kernel that slides over 1 to 3 spatial axes."""
 
-    A stride above the kernel would leave pixels unread (and with kernel 1 and few channels it corrupts memory in
-    oneDNN, torch's library on CPUs: uxlfoundation/oneDNN issue 6035), so it is refused: pool first.
-    """
+    kernel: int
+    stride: int
+    padding: int
+    bias: bool
+    unseen = frozenset({"padding"})
+
+    def __post_init__(self) -> None:
+        """A stride above the kernel would leave pixels unread (and with kernel 1 and few channels it corrupts memory in
+        oneDNN, torch's library on CPUs: uxlfoundation/oneDNN issue 6035), so it is refused: pool first."""
+        super().__post_init__()
+        _positive(self, "kernel", "stride")
+        if self.padding == HALF:
+            if self.kernel % 2 == 0:
+                raise ValueError(f"{self.tag}: kernel must be odd, not {self.kernel}, where no padding is given")
+            object.__setattr__(self, "padding", self.kernel // 2)
+        if not 0 <= self.padding <= self.kernel // 2:
+            raise ValueError(f"{self.tag}: padding must be 0 to half of kernel {self.kernel}, not {self.padding}")
+        if self.stride > self.kernel:
+            raise ValueError(
+                f"{self.tag}: a stride of {self.stride} leaves pixels unread by a kernel of {self.kernel}: pool first"
+            )
+
+    def usual(self, setting: str) -> Any:
+        return self.kernel // 2 if setting == "padding" and self.kernel % 2 else super().usual(setting)
+
+    def _channels(self, shape: Shape) -> tuple[int, int, int]:
+        """Channels in, channels out, and groups."""
+        raise NotImplementedError
+
+    def shape(self, *inputs: Shape) -> Shape:
+        positions = _windows(self, inputs[0], self.kernel, self.stride, self.padding)
+        return (self._channels(inputs[0])[1], *positions)
+
+    def tensors(self, *inputs: Shape) -> dict[str, Shape]:
+        before, after, groups = self._channels(inputs[0])
+        weight = (after, before // groups, *(self.kernel,) * (len(inputs[0]) - 1))
+        return {"weight": weight} | ({"bias": (after,)} if self.bias else {})
+
+    def flops(self, *inputs: Shape) -> int:
+        return 2 * math.prod((*self.shape(*inputs), *self.tensors(*inputs)["weight"][1:]))
+
+    def module(self, *inputs: Shape) -> nn.Module:
+        before, after, groups = self._channels(inputs[0])
+        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(inputs[0]) - 1]
+        return conv(before, after, self.kernel, self.stride, self.padding, groups=groups, bias=self.bias)
+
+    def mirror(self) -> Op | None:
+        changes = self.stride > 1 or 2 * self.padding != self.kernel - 1
+        return AvgPool(self.kernel, self.stride, self.padding) if changes else None
+
+
+@dataclass(frozen=True)
+class Conv(_Sliding, Producer):
+    """Convolution over 1 to 3 spatial axes. padding: at every edge, of zeros; by default half of the kernel."""
 
     filters: int
     kernel: int = 3
     stride: int = 1
     bias: bool = False
+    padding: int = HALF
     tag = "conv"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "filters", "kernel", "stride")
-        if self.kernel % 2 == 0:
-            raise ValueError(f"conv: kernel must be odd, not {self.kernel}")
-        if self.stride > self.kernel:
-            raise ValueError(
-                f"conv: a stride of {self.stride} leaves pixels unread by a kernel of {self.kernel}: pool first"
-            )
+        _positive(self, "filters")
 
     @property
     def width(self) -> int:
@@ -246,25 +306,26 @@ class Conv(Producer):
     def widened(self, width: int) -> Conv:
         return replace(self, filters=width)
 
-    def shape(self, *inputs: Shape) -> Shape:
-        return (self.filters, *_windows(self, inputs[0], self.kernel, self.stride, self.kernel // 2))
+    def _channels(self, shape: Shape) -> tuple[int, int, int]:
+        return shape[0], self.filters, 1
 
-    def tensors(self, *inputs: Shape) -> dict[str, Shape]:
-        rank = len(inputs[0]) - 1
-        weight = (self.filters, inputs[0][0], *(self.kernel,) * rank)
-        return {"weight": weight} | ({"bias": (self.filters,)} if self.bias else {})
 
-    def flops(self, *inputs: Shape) -> int:
-        rank = len(inputs[0]) - 1
-        return 2 * math.prod((*self.shape(*inputs), inputs[0][0], *(self.kernel,) * rank))
+@dataclass(frozen=True)
+class Depthwise(_Sliding):
+    """Convolution of every channel by itself, with a kernel of its own (Howard et al. 2017, arXiv:1704.04861)."""
 
-    def module(self, *inputs: Shape) -> nn.Module:
-        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(inputs[0]) - 1]
-        padding = self.kernel // 2
-        return conv(inputs[0][0], self.filters, self.kernel, self.stride, padding, bias=self.bias)
+    kernel: int = 3
+    stride: int = 1
+    bias: bool = False
+    padding: int = HALF
+    tag = "depthwise"
+    axes = {"weight": ("out",), "bias": ("out",)}
 
-    def mirror(self) -> Op | None:
-        return AvgPool(self.kernel, self.stride, self.kernel // 2) if self.stride > 1 else None
+    def _channels(self, shape: Shape) -> tuple[int, int, int]:
+        return shape[0], shape[0], shape[0]
+
+    def init(self, *inputs: Shape, generator: torch.Generator) -> Weights:
+        return _he(self.tensors(*inputs), generator)
 
 
 @dataclass(frozen=True)
@@ -343,21 +404,114 @@ class BatchNorm(Op):
         return norm(inputs[0][0], eps=self.eps, momentum=self.momentum)
 
 
+class Activation(Op):
+    """A function of every value by itself: the sites of morphs. Blocks are inserted after one that is not negative, and
+    skips added between any two."""
+
+    nonnegative: ClassVar[bool] = False
+    """Whether no output is negative."""
+    layer: ClassVar[type[nn.Module]]
+
+    def module(self, *inputs: Shape) -> nn.Module | None:
+        return self.layer(*(getattr(self, f.name) for f in fields(self)))
+
+
 @dataclass(frozen=True)
-class ReLU(Op):
-    """max(x, 0): the sites of morphs; blocks are inserted after a relu, and skips added between two."""
+class ReLU(Activation):
+    """max(x, 0)."""
 
     tag = "relu"
+    nonnegative = True
+
+    def module(self, *inputs: Shape) -> None:
+        return None
 
     def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
         return graph.create_node("call_function", torch.relu, args, name=name)
 
 
 @dataclass(frozen=True)
+class ReLU6(Activation):
+    """min(max(x, 0), 6)."""
+
+    tag = "relu6"
+    nonnegative = True
+    layer = nn.ReLU6
+
+
+@dataclass(frozen=True)
+class LeakyReLU(Activation):
+    """x where it is positive, else x times the slope."""
+
+    slope: float = 0.01
+    tag = "leakyrelu"
+    layer = nn.LeakyReLU
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.slope <= 1:
+            raise ValueError(f"leakyrelu: slope must be from 0 to 1, not {self.slope!r}")
+
+
+@dataclass(frozen=True)
+class SiLU(Activation):
+    """x sigmoid(x), also called swish (Ramachandran et al. 2017, arXiv:1710.05941)."""
+
+    tag = "silu"
+    layer = nn.SiLU
+
+
+@dataclass(frozen=True)
+class GELU(Activation):
+    """x times the normal distribution function of x (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+
+    tag = "gelu"
+    layer = nn.GELU
+
+
+@dataclass(frozen=True)
+class Hardswish(Activation):
+    """x relu6(x + 3) / 6 (Howard et al. 2019, arXiv:1905.02244)."""
+
+    tag = "hardswish"
+    layer = nn.Hardswish
+
+
+@dataclass(frozen=True)
+class Sigmoid(Activation):
+    """1 / (1 + exp(-x))."""
+
+    tag = "sigmoid"
+    nonnegative = True
+    layer = nn.Sigmoid
+
+
+@dataclass(frozen=True)
+class Hardsigmoid(Activation):
+    """relu6(x + 3) / 6 (Howard et al. 2019, arXiv:1905.02244)."""
+
+    tag = "hardsigmoid"
+    nonnegative = True
+    layer = nn.Hardsigmoid
+
+
+@dataclass(frozen=True)
+class Tanh(Activation):
+    """The hyperbolic tangent."""
+
+    tag = "tanh"
+    layer = nn.Tanh
+
+
+@dataclass(frozen=True)
 class _Pool(Op):
+    """ceil: whether a last window that is not whole counts, too."""
+
     size: int = 2
     stride: int = 2
     padding: int = 0
+    ceil: bool = False
+    unseen = frozenset({"padding", "ceil"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -366,7 +520,7 @@ class _Pool(Op):
             raise ValueError(f"{self.tag}: padding must be 0 to half of size {self.size}, not {self.padding}")
 
     def shape(self, *inputs: Shape) -> Shape:
-        return (inputs[0][0], *_windows(self, inputs[0], self.size, self.stride, self.padding))
+        return (inputs[0][0], *_windows(self, inputs[0], self.size, self.stride, self.padding, self.ceil))
 
     def flops(self, *inputs: Shape) -> int:
         return int(math.prod(self.shape(*inputs)) * self.size ** (len(inputs[0]) - 1))
@@ -383,7 +537,7 @@ class MaxPool(_Pool):
 
     def module(self, *inputs: Shape) -> nn.Module:
         pool = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}[len(inputs[0]) - 1]
-        return pool(self.size, self.stride, self.padding)
+        return pool(self.size, self.stride, self.padding, ceil_mode=self.ceil)
 
 
 @dataclass(frozen=True)
@@ -399,7 +553,7 @@ class AvgPool(_Pool):
 
     def module(self, *inputs: Shape) -> nn.Module:
         pool: Callable[..., nn.Module] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[len(inputs[0]) - 1]
-        return pool(self.size, self.stride, self.padding, count_include_pad=False)
+        return pool(self.size, self.stride, self.padding, ceil_mode=self.ceil, count_include_pad=False)
 
 
 @dataclass(frozen=True)
@@ -461,12 +615,23 @@ class Dropout(Op):
         return nn.Dropout(self.rate)
 
 
+class Elementwise(Op):
+    """Two tensors, value by value: their widths are tied."""
+
+    arity = (2, 2)
+
+    def route(self, *inputs: tuple[Route, Shape]) -> Route:
+        (left, _), (right, _) = inputs
+        if not (torch.equal(left.source, right.source) and torch.equal(left.share, right.share)):
+            raise ShapeError(f"{self.tag}: its inputs were widened in different ways")
+        return left
+
+
 @dataclass(frozen=True)
-class Add(Op):
+class Add(Elementwise):
     """Sum of two tensors of the same shape."""
 
     tag = "add"
-    arity = (2, 2)
     commutative = True
 
     def shape(self, *inputs: Shape) -> Shape:
@@ -477,11 +642,27 @@ class Add(Op):
     def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
         return graph.create_node("call_function", operator.add, args, name=name)
 
-    def route(self, *inputs: tuple[Route, Shape]) -> Route:
-        (left, _), (right, _) = inputs
-        if not (torch.equal(left.source, right.source) and torch.equal(left.share, right.share)):
-            raise ShapeError("add: its inputs were widened in different ways")
-        return left
+
+@dataclass(frozen=True)
+class Gate(Elementwise):
+    """Every channel of the first input times one number of the second, which is flat: as in squeeze-and-excitation
+    (Hu et al. 2018, arXiv:1709.01507)."""
+
+    tag = "gate"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        if inputs[1] != inputs[0][:1]:
+            raise ShapeError(f"gate needs a number for every channel of {inputs[0]}, but they are {inputs[1]}")
+        return inputs[0]
+
+    @staticmethod
+    def equation(shape: Shape) -> str:
+        """What is done to an input of that shape, as `torch.einsum` has it."""
+        axes = "xyz"[: len(shape) - 1]
+        return f"nc{axes},nc->nc{axes}"
+
+    def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
+        return graph.create_node("call_function", torch.einsum, (self.equation(inputs[0]), *args), name=name)
 
 
 @dataclass(frozen=True)
@@ -509,7 +690,8 @@ class Concat(Op):
 KINDS: dict[str, type[Op]] = {
     kind.tag: kind
     for kind in (
-        Input, Conv, Dense, BatchNorm, ReLU, MaxPool, AvgPool, GlobalPool, Flatten, Dropout, Add, Concat,
+        Input, Conv, Depthwise, Dense, BatchNorm, ReLU, ReLU6, LeakyReLU, SiLU, GELU, Hardswish, Sigmoid, Hardsigmoid,
+        Tanh, MaxPool, AvgPool, GlobalPool, Flatten, Dropout, Add, Gate, Concat,
     )
 }  # fmt: skip
 

@@ -13,20 +13,31 @@ from torch import Tensor, fx, nn
 from morphnas.graph.graph import MAX_VALUES, Graph, GraphError
 from morphnas.graph.module import Network, to_module
 from morphnas.graph.ops import (
+    GELU,
+    Activation,
     Add,
     AvgPool,
     BatchNorm,
     Concat,
     Conv,
     Dense,
+    Depthwise,
     Dropout,
     Flatten,
+    Gate,
     GlobalPool,
+    Hardsigmoid,
+    Hardswish,
     Input,
+    LeakyReLU,
     MaxPool,
     Op,
     ReLU,
+    ReLU6,
     Shape,
+    Sigmoid,
+    SiLU,
+    Tanh,
     Weights,
 )
 from morphnas.graph.starters import Draft
@@ -35,9 +46,14 @@ PROOF = 1e-4
 """Largest difference of a network's outputs from those of the module that it was read from, relative to the largest."""
 _PROBES = 4
 _KINDS = (
-    "convolutions, dense layers, batch norm, relu, max, average and global pooling, flattening, dropout, sums, and "
-    "concatenations of channels"
+    "convolutions, of all channels or of each by itself, dense layers, batch norm, relu, relu6, leaky relu, silu, "
+    "gelu, hardswish, sigmoid, hardsigmoid, tanh, max, average and global pooling, flattening, dropout, sums, products "
+    "with a number for every channel, and concatenations of channels"
 )
+
+
+Handler = Callable[["_Reading", Mapping[str, Any]], str]
+"""What an operation of a program with these arguments becomes: the name of our node."""
 
 
 class ModuleError(ValueError):
@@ -47,9 +63,11 @@ class ModuleError(ValueError):
 def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     """The network that computes what the module does in evaluation mode, with its weights.
 
-    module: made of convolutions with odd kernels and half-kernel padding; dense layers over flat features; batch norm;
-    relu; max, average and global pooling; dropout (that of whole channels is left out); sums; and concatenations of
-    channels; however it is written. It is not changed. input_shape: of one example, channels first,
+    module: made of convolutions (kernels and padding the same along all axes, padding at most half the kernel) of all
+    channels, or of each channel by itself; dense layers over flat features; batch norm; activations; max, average and
+    global pooling; dropout (that of whole channels is left out); sums; products with a number for every channel, as in
+    squeeze-and-excitation; and concatenations of channels; however it is written. A softmax or log-softmax at its end
+    is left out, since networks give logits. It is not changed. input_shape: of one example, channels first,
     (channels, *spatial) or (features,).
 
     The outputs of both are compared on random examples: ModuleError if they differ by more than `PROOF` of the
@@ -66,9 +84,10 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
         program = torch.export.export(own, (probes.clone(),))
     except Exception as error:  # whatever the module raises, and torch's many ways to say that it cannot follow
         raise ModuleError(f"torch.export cannot read it for inputs of shape {shape}: {error}") from error
-    network = _Reading(program, shape).network
+    reading = _Reading(program, shape)
+    network = reading.network
     with torch.no_grad():
-        wanted, found = own(probes.clone()), to_module(network.graph, network.weights).eval()(probes)
+        wanted, found = own(probes.clone()), reading.end(to_module(network.graph, network.weights).eval()(probes))
     if not isinstance(wanted, Tensor):
         raise ModuleError(f"its output must be a tensor, not a {type(wanted).__name__}")
     if wanted.shape != found.shape:
@@ -84,7 +103,7 @@ class _Reading:
     """The operations of an exported program, one after the other.
 
     names: of our node for every node of the program that is a tensor of examples. state: its other tensors, by the
-    names of its nodes.
+    names of its nodes. end: what the program does with the outputs of the network.
     """
 
     def __init__(self, program: torch.export.ExportedProgram, shape: Shape) -> None:
@@ -94,6 +113,7 @@ class _Reading:
         self.state: dict[str, Tensor] = {name: state[target] for name, target in lifted.items()}
         self.draft, self.weights = Draft(shape), Weights()
         self.names: dict[str, str] = {}
+        self.end: Callable[[Tensor], Tensor] = _unchanged
         needed = _needed(program)
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in signature.user_inputs:
@@ -126,6 +146,8 @@ class _Reading:
         try:
             source = self.names.get(getattr(told.kwargs.get("input"), "name", ""))
             same = handler is _reshaped and source is not None and self.draft.shapes[source] == there
+            if name in _ENDS and [user.op for user in node.users] != ["output"]:
+                raise ModuleError(f"{name} can only be the last operation")
             found = source if same and source is not None else handler(self, told.kwargs)
         except ModuleError as error:
             raise ModuleError(f"{node.name}: {error}") from None
@@ -193,20 +215,27 @@ def _check(what: str, value: Any, needed: Any) -> None:
 
 
 def _conv(reading: _Reading, told: Mapping[str, Any]) -> str:
-    """A 1x1 convolution with a stride reads single pixels: they are pooled before it."""
+    """A 1x1 convolution with a stride reads single pixels: they are pooled before it. One of flat features is a dense
+    layer."""
     held = reading.tensors(weight=told["weight"], bias=told["bias"])
     filters, kernel = held["weight"].shape[0], _one("kernel", held["weight"].shape[2:])
     stride, padding = _one("stride", told["stride"]), told["padding"]
     _check("dilation", _one("dilation", told["dilation"]), 1)
-    _check("groups", told["groups"], 1)
     source = reading.examples(told["input"])
-    if kernel == 1 and stride > 1:
-        source, stride = reading.add(MaxPool(1, stride), source), 1
-    op = Conv(filters, kernel, stride, bias="bias" in held)
+    channels, *positions = reading.draft.shapes[source]
     if isinstance(padding, str):
         padding = 0 if padding == "valid" else kernel // 2
-    _check("padding of a convolution", _one("padding", padding), kernel // 2)
-    return reading.add(op, source, **held)
+    padding = _one("padding", padding)
+    if told["groups"] != 1:
+        if not told["groups"] == filters == channels:
+            raise ModuleError(f"groups must be 1, or as many as the channels before and after, not {told['groups']}")
+        return reading.add(Depthwise(kernel, stride, "bias" in held, padding), source, **held)
+    if not positions:
+        _check("kernel of a convolution of flat features", kernel, 1)
+        return reading.add(Dense(filters, "bias" in held), source, **held | {"weight": held["weight"].flatten(1)})
+    if kernel == 1 and stride > 1:
+        source, stride = reading.add(MaxPool(1, stride), source), 1
+    return reading.add(Conv(filters, kernel, stride, "bias" in held, padding), source, **held)
 
 
 def _linear(reading: _Reading, told: Mapping[str, Any]) -> str:
@@ -224,20 +253,34 @@ def _batch_norm(reading: _Reading, told: Mapping[str, Any]) -> str:
     return reading.add(BatchNorm(told["eps"], momentum), source, **held)
 
 
-def _relu(reading: _Reading, told: Mapping[str, Any]) -> str:
-    return reading.add(ReLU(), reading.examples(told["input"]))
+def _active(op: Activation) -> Handler:
+    return lambda reading, told: reading.add(op, reading.examples(told["input"]))
 
 
-def _pool(kind: type[MaxPool | AvgPool]) -> Callable[[_Reading, Mapping[str, Any]], str]:
+def _leaky(reading: _Reading, told: Mapping[str, Any]) -> str:
+    return reading.add(LeakyReLU(told["negative_slope"]), reading.examples(told["input"]))
+
+
+def _gelu(reading: _Reading, told: Mapping[str, Any]) -> str:
+    _check("approximate", told["approximate"], "none")
+    return reading.add(GELU(), reading.examples(told["input"]))
+
+
+def _clamped(reading: _Reading, told: Mapping[str, Any]) -> str:
+    _check("bounds of values", (told["min_val"], told["max_val"]), (0.0, 6.0))
+    return reading.add(ReLU6(), reading.examples(told["input"]))
+
+
+def _pool(kind: type[MaxPool | AvgPool]) -> Handler:
     def read(reading: _Reading, told: Mapping[str, Any]) -> str:
         size = _one("kernel_size", told["kernel_size"])
         padding = _one("padding", told["padding"])
         _check("dilation", _one("dilation", told.get("dilation", 1)), 1)
-        _check("ceil_mode", told["ceil_mode"], False)
         if padding:
             _check("count_include_pad", told.get("count_include_pad", False), False)
         _check("divisor_override", told.get("divisor_override"), None)
-        return reading.add(kind(size, _one("stride", told["stride"], size), padding), reading.examples(told["input"]))
+        op = kind(size, _one("stride", told["stride"], size), padding, told["ceil_mode"])
+        return reading.add(op, reading.examples(told["input"]))
 
     return read
 
@@ -276,10 +319,39 @@ def _add(reading: _Reading, told: Mapping[str, Any]) -> str:
     return reading.add(Add(), *sources) if len(sources) > 1 else sources[0]
 
 
+def _mul(reading: _Reading, told: Mapping[str, Any]) -> str:
+    """By whichever is flat."""
+    sources = [reading.examples(value) for value in (told["input"], told["other"])]
+    return reading.add(Gate(), *sorted(sources, key=lambda name: len(reading.draft.shapes[name]), reverse=True))
+
+
+def _einsum(reading: _Reading, told: Mapping[str, Any]) -> str:
+    """As a network has it."""
+    sources = [reading.examples(value) for value in told["tensors"]]
+    _check("equation", told["equation"], Gate.equation(reading.draft.shapes[sources[0]]))
+    return reading.add(Gate(), *sources)
+
+
 def _cat(reading: _Reading, told: Mapping[str, Any]) -> str:
     sources = [reading.examples(value) for value in told["tensors"]]
     _check("axis of a concatenation", told["dim"] % (len(reading.draft.shapes[sources[0]]) + 1), 1)
     return reading.add(Concat(), *sources) if len(sources) > 1 else sources[0]
+
+
+def _unchanged(outputs: Tensor) -> Tensor:
+    return outputs
+
+
+def _end(function: Callable[..., Tensor]) -> Handler:
+    """Of logits, which a network gives: it is only noted."""
+
+    def read(reading: _Reading, told: Mapping[str, Any]) -> str:
+        source = reading.examples(told["input"])
+        _check("axis", told["dim"] % (len(reading.draft.shapes[source]) + 1), 1)
+        reading.end = lambda outputs: function(outputs, 1)
+        return source
+
+    return read
 
 
 def _same(reading: _Reading, told: Mapping[str, Any]) -> str:
@@ -292,14 +364,18 @@ def _converted(reading: _Reading, told: Mapping[str, Any]) -> str:
     return reading.examples(told["input"])
 
 
-_HANDLERS: dict[str, Callable[[_Reading, Mapping[str, Any]], str]] = {
+_ENDS = {"softmax": torch.softmax, "log_softmax": torch.log_softmax}
+_HANDLERS: dict[str, Handler] = {
+    **{name: _end(function) for name, function in _ENDS.items()},
     **{f"conv{axes}d": _conv for axes in (1, 2, 3)},
     **{f"max_pool{axes}d": _pool(MaxPool) for axes in (1, 2, 3)},
     **{f"avg_pool{axes}d": _pool(AvgPool) for axes in (1, 2, 3)},
     **{f"adaptive_avg_pool{axes}d": _adaptive for axes in (1, 2, 3)},
-    **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), _reshaped),
+    **dict.fromkeys(("flatten", "view", "reshape", "squeeze", "unsqueeze"), _reshaped),
     **dict.fromkeys(("clone", "contiguous", "detach", "alias", "feature_dropout"), _same),
-    "linear": _linear, "batch_norm": _batch_norm, "relu": _relu, "mean": _mean, "dropout": _dropout, "add": _add,
+    "linear": _linear, "batch_norm": _batch_norm, "mean": _mean, "dropout": _dropout, "add": _add, "mul": _mul,
+    **{op.tag: _active(op) for op in (ReLU(), ReLU6(), SiLU(), Hardswish(), Sigmoid(), Hardsigmoid(), Tanh())},
+    "einsum": _einsum, "leaky_relu": _leaky, "gelu": _gelu, "hardtanh": _clamped,
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "hstack": lambda reading, told: _cat(reading, {**told, "dim": 1}),
     **dict.fromkeys(("to", "_to_copy", "float"), _converted),

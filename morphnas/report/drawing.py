@@ -130,13 +130,13 @@ def _settings(op: Op, before: Op) -> str:
     """The settings that tell most: numbers above 1, what is not as usual, and what has changed."""
     told = []
     for f in fields(op):
-        value, usual = getattr(op, f.name), f.default
+        value, usual = getattr(op, f.name), op.usual(f.name)
         old = getattr(before, f.name, value)
         if isinstance(value, tuple):
             continue  # the shape says it
         if old != value:
             told.append(f"{f.name} {old} → {value}")
-        elif usual is MISSING or value != usual or (type(value) is int and value > 1):
+        elif usual is MISSING or value != usual or (type(value) is int and value > 1 and f.name not in op.unseen):
             told.append(f.name if value is True else f"{f.name} {value}" if value is not False else f"no {f.name}")
     return ", ".join(told)
 

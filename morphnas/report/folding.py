@@ -28,7 +28,7 @@ def grouped(graph: Graph, origin: Callable[[str], object]) -> list[list[Node]]:
             and source != graph.input.name
             and len(graph.consumers[source]) == 1
             and graph.shapes[source] == graph.shapes[node.name]
-            and not node.op.mixes
+            and all(len(shape) < 2 for shape in node.op.tensors(*graph.input_shapes(node)).values())
             and node.op.mirror() is None
             and origin(source) == origin(node.name)
         )

@@ -106,8 +106,8 @@ def _settings(op: Op) -> str:
     """Numbers above 1, and what is not as usual."""
     told = []
     for f in fields(op):
-        value = getattr(op, f.name)
-        if not isinstance(value, (bool, tuple)) and (f.default is MISSING or value != f.default or f.name == "kernel"):
+        value, usual = getattr(op, f.name), op.usual(f.name)
+        if not isinstance(value, (bool, tuple)) and (usual is MISSING or value != usual or f.name == "kernel"):
             told.append(f"{f.name} {value}")
     return ", ".join(told)
 

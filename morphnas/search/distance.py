@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from morphnas.graph import Conv, Graph, Op, ReLU
+from morphnas.graph import Activation, Conv, Depthwise, Graph, Op
 from morphnas.graph.ops import Shape
 
 Array = NDArray[np.float64]
@@ -63,13 +63,13 @@ Sketch = tuple[Token, ...]
 def sketch(graph: Graph) -> Sketch:
     """What the distance looks at in the graph."""
     layers: dict[str, Token] = {}
-    depths: dict[str, tuple[int, int]] = {}  # relus and layers on the way with the most of them: the main one
+    depths: dict[str, tuple[int, int]] = {}  # activations and layers on the way with the most of them: the main one
     before: dict[str, str] = {}  # the node's input on that way
     for node in graph.nodes:
         inputs = sorted(node.inputs, key=depths.__getitem__, reverse=True)
         layer = _token(node.op, graph.input_shapes(node))
-        relus, deep = depths[inputs[0]] if inputs else (0, 0)
-        depths[node.name] = relus + isinstance(node.op, ReLU), deep + (layer is not None)
+        active, deep = depths[inputs[0]] if inputs else (0, 0)
+        depths[node.name] = active + isinstance(node.op, Activation), deep + (layer is not None)
         if layer is not None:
             layers[node.name] = layer
         before[node.name] = inputs[0] if inputs else ""
@@ -94,7 +94,7 @@ def sketch(graph: Graph) -> Sketch:
 
 def _in_shortcuts(op: Op) -> bool:
     """Whether the op may stand in a shortcut, where all that it does is to fit channels and resolution."""
-    return not (isinstance(op, ReLU) or (isinstance(op, Conv) and op.kernel > 1))
+    return not (isinstance(op, (Activation, Depthwise)) or (isinstance(op, Conv) and op.kernel > 1))
 
 
 @lru_cache(maxsize=4096)
@@ -113,14 +113,15 @@ def _token(op: Op, inputs: tuple[Shape, ...]) -> Token | None:
     """
     if not inputs:
         return Token(op.tag, ())
-    if len(inputs) > 1:
+    if len(inputs) > 1 or isinstance(op, Activation):
         return None
     tensors = op.tensors(*inputs).values()
     if not (any(len(shape) > 1 for shape in tensors) if tensors else fields(op) or op.mirror() is not None):
         return None
     positions = op.shape(*inputs)[1:]
     side = math.prod(positions) ** (1 / max(1, len(positions)))
-    return Token(op.tag, (*(_octaves(getattr(op, f.name)) for f in fields(op)), _octaves(side - 1)))
+    settings = (_octaves(getattr(op, f.name)) for f in fields(op) if f.name not in op.unseen)
+    return Token(op.tag, (*settings, _octaves(side - 1)))
 
 
 def _octaves(size: float) -> float:

@@ -237,20 +237,22 @@ def optimizer_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
     Weight decay on weights alone: tensors of two and more axes. turned: whether the group holds convolutions' weights
     that Muon is to turn: not those with a bias, as of other libraries' networks, whose length matters where there is no
-    norm behind them. A step of gradient descent changes what a layer gives by as much as it has inputs (Yang et al.
-    2022, arXiv:2203.03466, table 3): wide ones without a norm behind them, which have a bias, take shorter steps.
+    norm behind them, and not those of single channels, which have no directions in common. A step of gradient descent
+    changes what a layer gives by as much as it has inputs (Yang et al. 2022, arXiv:2203.03466, table 3): wide ones
+    without a norm behind them, which have a bias, take shorter steps.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     shifts = {id(layer.bias) for layer in norms}
     shares = dict.fromkeys(shifts, recipe.bias_rate)
     weighted = (layer for layer in module.modules() if isinstance(layer, WEIGHTED) and layer.bias is not None)
     biased = {id(layer.weight): layer.weight for layer in weighted}
+    apart = {id(layer.weight) for layer in module.modules() if getattr(layer, "groups", 1) > 1}
     if recipe.optimizer != "adamw":
         shares |= {id: min(1.0, WIDE / weight[0].numel()) for id, weight in biased.items()}
     groups: dict[tuple[float, float, bool], list[Tensor]] = {}
     for p in (p for p in module.parameters() if p.requires_grad):
         share, decay = shares.get(id(p), 1.0), recipe.weight_decay if p.ndim > 1 else 0.0
-        turned = recipe.optimizer == "muon" and p.ndim > 2 and id(p) not in biased
+        turned = recipe.optimizer == "muon" and p.ndim > 2 and id(p) not in biased.keys() | apart
         groups.setdefault((share, decay, turned), []).append(p)
     settings = [
         {

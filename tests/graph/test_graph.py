@@ -26,6 +26,7 @@ from morphnas.graph import (
     Concat,
     Conv,
     Dense,
+    Depthwise,
     Dropout,
     Flatten,
     GlobalPool,
@@ -87,7 +88,7 @@ def test_shapes_and_measures_agree_with_torch(graph: Graph, seed: int) -> None:
 def test_flops_of_layers_agree_with_torch(graph: Graph) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         to_module(graph).eval()(examples(graph, 0, n=1, dtype=torch.float32))
-    layers = [node for node in graph.nodes if node.op.mixes]
+    layers = [node for node in graph.nodes if node.op.mixes or isinstance(node.op, Depthwise)]
     assert counter.get_total_flops() == sum(node.op.flops(*graph.input_shapes(node)) for node in layers)
     assert graph.flops >= counter.get_total_flops()
 
@@ -157,7 +158,7 @@ def test_looking_things_up() -> None:
         _ = graph["conv_99"]
     with pytest.raises(GraphError, match="no path leads from 'conv_12' to 'conv_1'"):
         graph.path("conv_12", "conv_1")
-    assert "conv_3 (4, 6, 6): conv filters 4, kernel 3, stride 1, bias True <- relu_2" in str(graph)
+    assert "conv_3 (4, 6, 6): conv filters 4, kernel 3, stride 1, bias True, padding 1 <- relu_2" in str(graph)
 
 
 # -- the key

@@ -225,7 +225,7 @@ def test_widths_that_sums_tie_together() -> None:
                 )
             ),
             "conv_1",
-            "conv_1: its channels are a part of what add_5 adds",
+            "conv_1: its channels are a part of what add_5 joins",
         ),
     ],
 )
@@ -277,8 +277,8 @@ def test_widths_behind_a_concat_that_a_sum_reads() -> None:
 @pytest.mark.parametrize(
     ("morph", "words"),
     [
-        (Deeper("conv_1"), "conv_1 is no relu"),
-        (Deeper("nowhere_9"), "nowhere_9 is no relu"),
+        (Deeper("conv_1"), "conv_1 is no activation"),
+        (Deeper("nowhere_9"), "nowhere_9 is no activation"),
         (Deeper("relu_2", 2), r"deeper\(relu_2, 2\): conv: kernel must be odd, not 2"),
         (Wider("nowhere_9", 20), "nowhere_9 is no convolution or dense layer of the graph"),
         (Wider("conv_1", 4), "conv_1 has 4 channels already"),
@@ -287,9 +287,9 @@ def test_widths_behind_a_concat_that_a_sum_reads() -> None:
         (WiderAll(100), "there is no layer that it could widen"),
         (AddSkip("relu_11", "relu_2"), "relu_11 does not lead to relu_2"),
         (AddSkip("relu_2", "relu_2"), "relu_2 does not lead to relu_2"),
-        (AddSkip("relu_6", "relu_11"), "without a relu between them"),
-        (ConcatSkip("relu_6", "relu_13"), "all that reads relu_13 leads into a sum or the network's output"),
-        (ConcatSkip("relu_2", "relu_11"), "without a relu between them"),
+        (AddSkip("relu_6", "relu_11"), "without an activation between them"),
+        (ConcatSkip("relu_6", "relu_13"), "all that reads relu_13 leads into a sum, a gate or the network's output"),
+        (ConcatSkip("relu_2", "relu_11"), "without an activation between them"),
     ],
 )
 def test_morphs_that_do_not_fit_say_why(morph: Morph, words: str) -> None:

@@ -28,6 +28,7 @@ from morphnas.graph import (
     neighbours,
     resnet,
     to_module,
+    width_group,
 )
 from tests.strategies import HAND_MADE, examples, graphs, plain, random_weights
 
@@ -106,6 +107,84 @@ def test_a_module_as_people_write_it() -> None:
     assert network.graph.parameters == sum(p.numel() for p in module.parameters())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert len(list(neighbours(network.graph))) > 10
+
+
+class Tutorial(nn.Module):
+    """As first networks are written: no padding, and probabilities at the end."""
+
+    def __init__(self, end: Callable[..., Tensor] = F.log_softmax) -> None:
+        super().__init__()
+        self.one, self.two, self.end = nn.Conv2d(1, 6, 5), nn.Conv2d(6, 8, 3, padding="valid"), end
+        self.first, self.last = nn.Linear(72, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.one(x)), 2)
+        x = F.max_pool2d(torch.tanh(self.two(x)), 3, 1, ceil_mode=True)
+        x = F.leaky_relu(self.first(torch.flatten(x, 1)), 0.2)
+        return self.end(self.last(x), dim=1)
+
+
+@pytest.mark.parametrize("end", [F.log_softmax, F.softmax, torch.softmax])
+def test_probabilities_at_the_end_are_left_to_the_loss(end: Callable[..., Tensor]) -> None:
+    module = Tutorial(end).eval()
+    network, x = from_module(module, (1, 18, 18)), torch.randn(3, 1, 18, 18)
+    logits = network.to_module().eval()(x)
+    assert torch.allclose(end(logits, dim=1), module(x), atol=1e-5)
+    assert logits.exp().sum(1).sub(1).abs().min() > 0.01
+    morphs = list(neighbours(network.graph))
+    assert {morph.tag for morph in morphs} >= {"deeper", "wider", "wider_all"}
+
+
+class Inverted(nn.Module):
+    """As blocks of mobile networks are written."""
+
+    def __init__(self, width: int, active: type[nn.Module], gate: type[nn.Module]) -> None:
+        super().__init__()
+        self.expand = nn.Sequential(nn.Conv2d(width, 12, 1, bias=False), nn.BatchNorm2d(12), active(inplace=True))
+        each = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
+        self.each = nn.Sequential(each, nn.BatchNorm2d(12), active(inplace=True))
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 3, 1), nn.ReLU(), nn.Conv2d(3, 12, 1), gate()
+        )
+        self.project = nn.Sequential(nn.Conv2d(12, width, 1, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.each(self.expand(x))
+        out: Tensor = x + self.project(self.squeeze(y) * y)
+        return out
+
+
+@pytest.mark.parametrize("active", [nn.ReLU6, nn.SiLU, nn.Hardswish])
+@pytest.mark.parametrize("gate", [nn.Sigmoid, nn.Hardsigmoid])
+def test_mobile_networks_are_read_and_morphed(active: type[nn.Module], gate: type[nn.Module]) -> None:
+    stem = nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.GELU())
+    module = moved(
+        nn.Sequential(stem, Inverted(8, active, gate), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    )
+    network, x = from_module(module, (3, 16, 16)), torch.randn(3, 3, 16, 16)
+    assert same(network, module, x)
+    assert network.graph.parameters == sum(p.numel() for p in module.parameters())
+    wide = next(n.name for n in network.graph.nodes if isinstance(n.op, Conv) and n.op.filters == 12)
+    assert [network.graph[name].op.tag for name in sorted(width_group(network.graph, wide))] == ["conv", "dense"]
+    for morph in neighbours(network.graph):
+        carried = morph.carry(network.graph, network.weights, torch.Generator().manual_seed(0))
+        assert same(Network(morph.grow(network.graph), carried), module, x), morph
+
+
+def test_gates_may_be_given_axes_by_hand() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(2, 4, 3), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            gate = torch.sigmoid(self.two(x.mean((2, 3))))
+            x = x * gate.view(-1, 4, 1, 1)
+            return (x * gate.unsqueeze(-1).unsqueeze(-1)).mean((2, 3))
+
+    module = Gated()
+    assert same(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
 
 
 def test_a_training_module_is_left_in_training() -> None:
@@ -237,15 +316,24 @@ class Function(nn.Module):
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        (conv(2), "kernel must be odd, not 2"),
-        (conv(5, padding=1), "conv2d: padding of a convolution must be 2, not 1"),
+        (conv(3, padding=2), "padding must be 0 to half of kernel 3, not 2"),
+        (conv(3, padding=(1, 0)), r"padding must be the same along all axes, not \[1, 0\]"),
         (conv((3, 1), padding=(1, 0)), r"kernel must be the same along all axes, not \[3, 1\]"),
         (conv(3, padding=2, dilation=2), "dilation must be 1, not 2"),
-        (conv(3, padding=1, groups=4), "groups must be 1, not 4"),
-        (nn.Sequential(nn.Conv2d(4, 4, 1), nn.SiLU()), "silu is not one of the operations .* convolutions, dense"),
-        (nn.Sequential(conv(3, padding=1), nn.Softmax(1)), "softmax is not one"),
+        (conv(3, padding=1, groups=2), "groups must be 1, or as many as the channels before and after, not 2"),
+        (nn.Conv2d(4, 8, 3, groups=4), "groups must be 1, or as many as the channels before and after, not 4"),
+        (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Softplus()), "softplus is not one of the operations .* convolutions, of"),
+        (nn.Sequential(conv(3, padding=1), nn.Softmax(1), nn.Linear(2, 2)), "softmax can only be the last operation"),
+        (nn.Softmax(2), "softmax: axis must be 1, not 2"),
+        (nn.GELU("tanh"), "approximate must be none, not tanh"),
+        (nn.Hardtanh(), r"bounds of values must be \(0.0, 6.0\), not \(-1.0, 1.0\)"),
+        (nn.LeakyReLU(2), "slope must be from 0 to 1, not 2"),
+        (Function(lambda x: x * x), r"gate needs a number for every channel of \(4, 8, 8\), but they are \(4, 8, 8\)"),
+        (
+            Function(lambda x: torch.einsum("nchw,nc->nhw", x, x.mean((2, 3)))),
+            "equation must be ncxy,nc->ncxy, not nchw",
+        ),
         (nn.BatchNorm2d(4, track_running_stats=False), "training of a batch norm .* must be False"),
-        (nn.MaxPool2d(3, ceil_mode=True), "ceil_mode must be False"),
         (nn.AvgPool2d(3, 1, 1), "count_include_pad must be False, not True"),
         (nn.AdaptiveAvgPool2d(2), "output_size must be 1, not 2"),
         (nn.Linear(8, 2), "linear: dense needs flat features"),

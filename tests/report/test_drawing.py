@@ -18,7 +18,7 @@ from morphnas.report import GraphvizMissing, draw, draw_trials, graph_dot, tree_
 from morphnas.run.files import RunError
 from morphnas.run.store import Run, Store, load_run
 from tests.report.history import LARGE, SMALL, history
-from tests.strategies import chain, graphs, grow
+from tests.strategies import HAND_MADE, chain, graphs, grow
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not on the PATH")
 
@@ -60,6 +60,13 @@ def test_a_box_says_settings_norm_activation_and_shape() -> None:
     assert text["conv_8"] == ["conv_8  filters 16, kernel 5, stride 2", "bn_9 · relu_10", "16 x 2 x 2"]
     assert text["x"] == ["x (input)", "1 x 8 x 8"]
     assert text["dense_12"] == ["dense_12  units 10", "10"]
+
+
+def test_layers_have_boxes_of_their_own_and_padding_is_told_where_it_is_not_half_the_kernel() -> None:
+    text = boxes(graph_dot(HAND_MADE["mobile_2d"]()))
+    assert text["conv_1"] == ["conv_1  filters 4, kernel 4, stride 2, padding 1", "4 x 4 x 4"]
+    assert text["depthwise_3"] == ["depthwise_3  kernel 3", "bn_4 · silu_5", "4 x 4 x 4"]
+    assert text["gate_11"] == ["gate_11", "4 x 4 x 4"]
 
 
 @settings(max_examples=30)
