@@ -10,6 +10,7 @@ from morphnas.graph.morphs import (
     Limits,
     Morph,
     MorphError,
+    Widening,
     Wider,
     WiderAll,
     inherit,
@@ -56,6 +57,6 @@ __all__ = [
     "Depthwise", "Dropout", "Flatten", "GELU", "Gate", "GlobalPool", "Graph", "GraphError", "Hardsigmoid", "Hardswish",
     "Input", "LeakyReLU", "Limits", "MaxPool", "ModuleError", "Morph", "MorphError", "Network", "Node", "Op", "ReLU",
     "ReLU6", "Route", "SMALLEST", "Shape", "ShapeError", "SiLU", "Sigmoid", "Tanh", "Weights", "WeightsError", "Wider",
-    "WiderAll", "blend", "cnn", "densenet", "fresh_weights", "from_module", "inherit", "mlp", "morph_from_json",
-    "narrowed", "neighbours", "resnet", "to_module", "weights_of", "width_group",
+    "WiderAll", "Widening", "blend", "cnn", "densenet", "fresh_weights", "from_module", "inherit", "mlp",
+    "morph_from_json", "narrowed", "neighbours", "resnet", "to_module", "weights_of", "width_group",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ leads from one to another. After Wei et al. 2016 (arXiv:1603.01670) and Chen et 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
@@ -267,39 +267,56 @@ class Deeper(_Insertion):
         return inherit(graph, grown, weights, generator, fresh=fresh)
 
 
-@dataclass(frozen=True)
-class Wider(Morph):
-    """Give a convolution or dense layer, and all that are tied to it by sums and gates, `width` output channels.
+class Widening(Morph):
+    """A morph that gives layers more output channels, which repeat old ones drawn at random (Net2WiderNet)."""
 
-    New channels repeat old ones drawn at random (Net2WiderNet).
-    """
+    def groups(self, graph: Graph) -> list[tuple[frozenset[str], int, int]]:
+        """Layers of tied width, the width that they have, and that they are to have; MorphError if it does not fit."""
+        raise NotImplementedError
+
+    def check(self, graph: Graph) -> None:
+        self.groups(graph)
+
+    def grow(self, graph: Graph) -> Graph:
+        return _widened(graph, {name: width for group, _, width in self.groups(graph) for name in group})
+
+    def carry(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Tensor],
+        generator: torch.Generator,
+        fresh: Collection[str] = (),
+    ) -> Weights:
+        """See `Morph.carry`. fresh: layers whose new channels have fresh weights instead, and weight 0 for their
+        readers: for those that are not trained, whose repeated channels would stay what they are."""
+        routes: dict[str, Route] = {}
+        for group, old, width in self.groups(graph):
+            drawn = _repeats(old, width, generator) if group.isdisjoint(fresh) else _added(old, width - old)
+            routes |= dict.fromkeys(group, drawn)
+        return inherit(graph, self.grow(graph), weights, generator, routes=routes)
+
+
+@dataclass(frozen=True)
+class Wider(Widening):
+    """Give a convolution or dense layer, and all that are tied to it by sums and gates, `width` output channels."""
 
     node: str
     width: int
     tag = "wider"
 
-    def check(self, graph: Graph) -> None:
-        width_group(graph, self.node)
-        if self.width <= graph.shapes[self.node][0]:
-            raise MorphError(f"{self}: {self.node} has {graph.shapes[self.node][0]} channels already")
+    def groups(self, graph: Graph) -> list[tuple[frozenset[str], int, int]]:
+        group, old = width_group(graph, self.node), graph.shapes[self.node][0]
+        if self.width <= old:
+            raise MorphError(f"{self}: {self.node} has {old} channels already")
         if self.width > MAX_SIZE:
             raise MorphError(f"{self}: a layer has at most {MAX_SIZE:,} channels")
-
-    def grow(self, graph: Graph) -> Graph:
-        self.check(graph)
-        return _widened(graph, dict.fromkeys(width_group(graph, self.node), self.width))
-
-    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
-        grown = self.grow(graph)
-        repeats = _repeats(graph.shapes[self.node][0], self.width, generator)
-        routes = dict.fromkeys(width_group(graph, self.node), repeats)
-        return inherit(graph, grown, weights, generator, routes=routes)
+        return [(group, old, self.width)]
 
 
 @dataclass(frozen=True)
-class WiderAll(Morph):
-    """Scale every convolution and dense layer whose width can change to `percent` of its output channels, rounded down
-    and from 8 on up to a multiple of 8, but at least one more.
+class WiderAll(Widening):
+    """Scale every convolution and dense layer whose width can change to `percent` of its output channels: rounded down,
+    from 8 on then up to a multiple of 8, and at least one more.
 
     One step to a network for more time or data, where `Wider` takes one for every layer (Tan and Le 2019, EfficientNet,
     arXiv:1905.11946, also scale widths together).
@@ -308,11 +325,7 @@ class WiderAll(Morph):
     percent: int = 200
     tag = "wider_all"
 
-    def check(self, graph: Graph) -> None:
-        self._groups(graph)
-
-    def _groups(self, graph: Graph) -> list[tuple[frozenset[str], int, int]]:
-        """Layers of tied width, the width that they have, and that they are to have."""
+    def groups(self, graph: Graph) -> list[tuple[frozenset[str], int, int]]:
         found = _tied(graph)
         if self.percent <= 100 or not found:
             raise MorphError(f"{self}: there is no layer that it could widen")
@@ -320,15 +333,6 @@ class WiderAll(Morph):
         if max(width for _, _, width in groups) > MAX_SIZE:
             raise MorphError(f"{self}: a layer has at most {MAX_SIZE:,} channels")
         return groups
-
-    def grow(self, graph: Graph) -> Graph:
-        return _widened(graph, {name: width for group, _, width in self._groups(graph) for name in group})
-
-    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
-        routes: dict[str, Route] = {}
-        for group, old, width in self._groups(graph):
-            routes |= dict.fromkeys(group, _repeats(old, width, generator))
-        return inherit(graph, self.grow(graph), weights, generator, routes=routes)
 
 
 def _widened(graph: Graph, widths: Mapping[str, int]) -> Graph:
@@ -345,6 +349,12 @@ def narrowed(graph: Graph, times: int) -> Graph:
 def _tied(graph: Graph) -> list[tuple[frozenset[str], int]]:
     """The groups of layers whose widths are tied and can change, and the width of each."""
     return [(group, graph.shapes[min(group)][0]) for group in width_groups(graph)]
+
+
+def _added(old: int, n: int) -> Route:
+    """All the old channels, and n that are new."""
+    new = Route(torch.full((n,), -1), torch.zeros(n, dtype=torch.float64))
+    return Route.concat((Route.identity(old), old), (new, 0))
 
 
 def _repeats(old: int, width: int, generator: torch.Generator) -> Route:
@@ -411,10 +421,8 @@ class ConcatSkip(_Insertion):
     def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
         grown = self.grow(graph)
         kept, added = graph.shapes[self.end][0], graph.shapes[self.start][0]
-        new = Route(torch.full((added,), -1), torch.zeros(added, dtype=torch.float64))
         (concat,) = (node.name for node in _new(graph, grown) if isinstance(node.op, Concat))
-        routes = {concat: Route.concat((Route.identity(kept), kept), (new, 0))}
-        return inherit(graph, grown, weights, generator, routes=routes)
+        return inherit(graph, grown, weights, generator, routes={concat: _added(kept, added)})
 
 
 MORPHS: dict[str, type[Morph]] = {kind.tag: kind for kind in (Deeper, Wider, WiderAll, AddSkip, ConcatSkip)}

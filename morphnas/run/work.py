@@ -11,7 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morphnas.graph import SMALLEST, Conv, Graph, Network, fresh_weights, to_module, weights_of
+from morphnas.graph import (
+    SMALLEST,
+    Conv,
+    Graph,
+    Morph,
+    Network,
+    Weights,
+    Widening,
+    fresh_weights,
+    to_module,
+    weights_of,
+)
 from morphnas.run.checkpoints import Keeper, Result, Saved
 from morphnas.run.jobs import DeviceGone, Job
 from morphnas.train.calibrate import calibrate
@@ -127,14 +138,13 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
     """The network to train, on the task's device, and how far morphs changed its outputs (None: there were none).
 
     Batch norms that are new get the statistics of a batch, of fewer examples where time is short. OutOfTime when the
-    deadline comes before that is done. Where the recipe whitens, fresh first filters do that, and no first filters get
-    gradients.
+    deadline comes before that is done. Where the recipe whitens, fresh first filters do that, no first filters get
+    gradients, and where they become more, those are of further directions.
     """
     if isinstance(job.start, Graph):
         weights = fresh_weights(job.start, torch.Generator().manual_seed(job.seed))
         if job.recipe.whiten and (stems := first_filters(job.start)):
-            some = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(job.seed))[:_CALIBRATION]
-            x = task.normalised(task.train[some].x)
+            x = _some(task, job.seed)
             weights |= {name: whitening(x, weights[name]).cpu() for name in stems}
         start = Network(job.start, weights)
     else:
@@ -144,7 +154,7 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
     for morph in job.morphs:
         if deadline.passed:
             raise OutOfTime("the deadline came before the network was grown")
-        weights = morph.carry(graph, weights, generator)
+        weights = _carried(morph, graph, weights, generator, job, task)
         graph = morph.grow(graph)
     module = to_module(graph, weights).to(task.device)
     if job.recipe.whiten:
@@ -175,6 +185,28 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
     if len(before) < len(probes) or len(after) < len(probes):
         raise OutOfTime("the deadline came before the network was proved to be what its morphs promise")
     return module, ((after - before).abs().max() / before.abs().max().clamp(min=1e-12)).item()
+
+
+def _some(task: Task, seed: int) -> Tensor:
+    """Normalised images, as many as suffice to tell what their patches look like."""
+    some = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:_CALIBRATION]
+    return task.normalised(task.train[some].x)
+
+
+def _carried(morph: Morph, graph: Graph, weights: Weights, generator: torch.Generator, job: Job, task: Task) -> Weights:
+    """See `Morph.carry`. First filters that are not trained become more by those that whiten along further directions,
+    since repeated ones would stay what they are."""
+    stems = first_filters(graph) if job.recipe.whiten and isinstance(morph, Widening) else []
+    if not stems:
+        return morph.carry(graph, weights, generator)
+    assert isinstance(morph, Widening)
+    grown = morph.carry(graph, weights, generator, fresh=[stem.rpartition(".")[0] for stem in stems])
+    for stem in stems:
+        old, new = weights[stem], grown[stem]
+        if (n := len(old)) < len(new):
+            found = whitening(_some(task, job.seed), new).to(new.device)
+            grown[stem] = torch.cat([old, found[n:] * (old.norm() / found[:n].norm().clamp(min=1e-12))])
+    return grown
 
 
 def first_filters(graph: Graph) -> list[str]:

@@ -27,6 +27,7 @@ from morphnas.graph import (
     Node,
     ReLU,
     Weights,
+    Widening,
     Wider,
     cnn,
     densenet,
@@ -146,6 +147,26 @@ def test_all_but_deeper_keep_the_function_in_training_too(graph: Graph, seed: in
             morphs.append(rng.choice(fitting))
             grown = morphs[-1].grow(grown)
     assert_kept(graph, morphs, seed, training=True, tolerance=1e-4)
+
+
+@settings(max_examples=40)
+@given(graph=starts(), seed=st.integers(0, 2**32))
+def test_channels_may_be_fresh_instead_of_repeated(graph: Graph, seed: int) -> None:
+    """Those of layers that are named: then no two of their weights are alike, and the function is kept as well."""
+    fitting = list(neighbours(graph, Limits(morphs=("wider", "wider_all"))))
+    if not fitting:
+        return
+    morph, weights = random.Random(seed).choice(fitting), random_weights(graph, seed)
+    assert isinstance(morph, Widening)
+    layers = [layer for group, _, _ in morph.groups(graph) for layer in group]
+    carried = morph.carry(graph, weights, torch.Generator().manual_seed(seed), fresh=layers)
+    grown, x = morph.grow(graph), examples(graph, seed)
+    before, after = outputs(graph, weights, x), outputs(grown, carried, x)
+    assert (after - before).abs().max() <= 1e-10 * before.abs().max()
+    for layer in layers:
+        old, new = weights[f"{layer}.weight"], carried[f"{layer}.weight"]
+        rows = new.flatten(1)[:, : old[0].numel()] if old[0].numel() > 1 else new.flatten(1)[:0]
+        assert len({tuple(row.tolist()) for row in rows}) == len(rows), layer
 
 
 def test_every_kind_of_op_is_in_a_tested_network() -> None:

@@ -585,17 +585,26 @@ def test_first_filters_are_the_training_images_and_stay_while_all_else_learns() 
     assert torch.allclose(found / found.diagonal().mean(), torch.eye(27), atol=0.05), "uncorrelated, equally strong"
 
 
-def test_children_keep_them_and_start_from_what_their_parents_compute() -> None:
+@pytest.mark.parametrize(
+    "morphs", [(Wider("conv_1", 12),), (WiderAll(), WiderAll(120)), (Deeper("relu_3"), WiderAll())]
+)
+def test_children_keep_them_and_start_from_what_their_parents_compute(morphs: tuple[Morph, ...]) -> None:
+    """Wider ones have filters along further directions: repeated ones would never differ, as they are not trained."""
     graph = cnn((3, 16, 16), 3, width=8)
     _, trained = work(Job(graph, (), WHITE, 600, 1), LARGE)
     assert trained is not None
-    wide = Job(Network(graph, trained), (Wider("conv_1", 12),), WHITE, 600, 2)
-    outcome, after = work(wide, LARGE)
+    outcome, after = work(Job(Network(graph, trained), morphs, WHITE, 600, 2), LARGE)
     assert outcome.status == "finished", outcome.error
     assert outcome.morph_error is not None
     assert outcome.morph_error < PROOF
     assert after is not None
-    assert torch.equal(after["conv_1.weight"][:8], trained["conv_1.weight"])
+    filters = after["conv_1.weight"]
+    assert torch.equal(filters[:8], trained["conv_1.weight"])
+    assert len(filters) > 8
+    lengths = filters.flatten(1).norm(dim=1)
+    apart = (filters.flatten(1) @ filters.flatten(1).T) / (lengths[:, None] * lengths)
+    assert (apart - torch.eye(len(filters))).abs().max() < 0.4
+    assert lengths[8:].min() > lengths[:8].min() / 3
 
 
 def test_without_that_first_filters_learn() -> None:
