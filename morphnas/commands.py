@@ -132,15 +132,16 @@ def fit(args: argparse.Namespace) -> Answer:
     best = run.trial(estimator.best_trial_)
     measure, metric = args.metric or ("R2" if args.regression else "accuracy"), _measure(estimator)
     found: dict[str, Any] = {"path": estimator.path_, "networks": len(run.trials), "best": best.id}
-    found |= {"final": estimator.final_trial_, "score": best.score}
+    judged = run.trial(run.trial(estimator.final_trial_).judge)  # that says how good the model is
+    found |= {"final": estimator.final_trial_, "score": judged.score}
     found |= {f"validation_{measure}": None, f"test_{metric}": None}
     told = [f"the run is in {estimator.path_}, its winner is network {best.id} of {len(run.trials)}"]
-    if best.outcome is not None and best.outcome.metric is not None:
+    if judged.outcome is not None and judged.outcome.metric is not None:
         where = "on its training data, as there are too few examples to hold any out"
-        if best.outcome.held_out:
-            found[f"validation_{measure}"], where = best.outcome.metric, "on the validation set"
-        when = "" if estimator.final_trial_ == best.id else ", before its final training"
-        told.append(f"{measure} of the winner {where}{when}: {metric_words(best.outcome)}")
+        if judged.outcome.held_out:
+            found[f"validation_{measure}"], where = judged.outcome.metric, "on the validation set"
+        when = "" if estimator.final_trial_ == judged.id else f", as network {judged.id}, before its last training"
+        told.append(f"{measure} of the model {where}{when}: {metric_words(judged.outcome)}")
     if tested is not None:
         try:
             found[f"test_{metric}"] = estimator.evaluate(*tested)

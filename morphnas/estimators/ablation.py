@@ -24,6 +24,7 @@ from morphnas.graph import Graph, GraphError, Morph, Network, Node
 from morphnas.report.words import gain_words, morph_words
 from morphnas.run.files import RunError
 from morphnas.run.jobs import Job, micro_batch, trial_seed
+from morphnas.run.plan import limits_of
 from morphnas.run.search import settle
 from morphnas.run.store import Run, RunLike, run_of
 from morphnas.run.work import work
@@ -236,7 +237,7 @@ def _trained(
     seed: int,
 ) -> Outcome:
     graph = _grown(start.graph if isinstance(start, Network) else start, morphs)
-    memory = memory_for(restored(run.about.get("settings")).get("max_memory"), problem.task.device)
+    memory = memory_for(limits_of(run.about).max_memory, problem.task.device)
     micro = micro_batch(graph, recipe.batch_size, memory, run.trials)
     return work(Job(start, tuple(morphs), recipe, deadline.left, seed, micro=micro), problem.task)[0]
 

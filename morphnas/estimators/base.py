@@ -543,8 +543,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The estimator of the run in a folder, ready to predict; RunError if there is none of this kind.
 
-        It has the settings of the fit that matter later: limits, keep and ensemble for `final_fit`; augment,
-        image_shape, image_size, axes and max_memory for another fit.
+        It has the settings of the fit that matter later: limits, keep, ensemble and a metric that has a name for
+        `final_fit` and `evaluate`; augment, image_shape, image_size, axes and max_memory for another fit.
         """
         with usual_modes():
             folder = user_path(path)
@@ -563,7 +563,13 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     # -- looking
 
     def search_space_summary(
-        self, x: Any, y: ArrayLike | None = None, time_limit: float | None = None, validation_data: Any = None
+        self,
+        x: Any,
+        y: ArrayLike | None = None,
+        time_limit: float | None = None,
+        validation_data: Any = None,
+        sample_weight: SampleWeight = None,
+        groups: Groups = None,
     ) -> SearchSpace:
         """What `fit` with the same arguments would begin with, what one step may change, and what to expect of it.
 
@@ -573,7 +579,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         with usual_modes():
             seconds = time_limit_seconds(time_limit, self.time_limit)
             settings = Settings.of(self)
-            problem = self._problem(x, y, validation_data, settings, chosen_seed(self.random_state))
+            seed = chosen_seed(self.random_state)
+            problem = self._problem(x, y, validation_data, settings, seed, sample_weight, groups)
             settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
             with _threads() as all_threads:
                 torch.set_num_threads(settings.place.threads or all_threads)
@@ -649,9 +656,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     ) -> None:
         """Predict with the second trial's network from now on, or with an ensemble around it, and write it down."""
         model = self._kept(store, found[1], settings) or self._made(store, problem, found, deadline, settings)
-        abandon(store)
-        settled = max(trial.id for trial in store.trials)
-        store.note(best=model.best, final=model.trial, members=model.shares, settled=settled)
+        store.note(best=model.best, final=model.trial, members=model.shares)
+        if not deadline.stopped:
+            abandon(store)
+            store.note(settled=max(trial.id for trial in store.trials))
         self._set(model)
 
     @staticmethod

@@ -37,7 +37,8 @@ from morphnas.estimators.given import (
     spread,
 )  # fmt: skip
 from morphnas.estimators.inputs import ImageSize, Problem
-from morphnas.estimators.targets import Values, classes_of
+from morphnas.estimators.parts import Groups
+from morphnas.estimators.targets import SampleWeight, Values, classes_of
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.modes import usual_modes
 
@@ -129,6 +130,8 @@ def examine(
     image_size: ImageSize | None = None,
     axes: int | None = None,
     regression: bool = False,
+    sample_weight: SampleWeight = None,
+    groups: Groups = None,
     random_state: int = 0,
     time_limit: float | None = None,
 ) -> Findings:
@@ -139,9 +142,9 @@ def examine(
     regression targets, labels of multi-label data that no example has, regression targets dominated by few examples,
     and y that the examples say nothing about.
 
-    x, y, validation_data, image_shape, image_size, axes: as for `ImageClassifier`. regression: y are numbers, for an
-    `ImageRegressor`. random_state: decides which examples would be held out. time_limit: seconds for checking examples;
-    None: all are checked. ValueError for what cannot be trained on at all.
+    x, y, validation_data, sample_weight, groups, image_shape, image_size, axes: as for `ImageClassifier`. regression: y
+    are numbers, for an `ImageRegressor`. random_state: decides which examples would be held out. time_limit: seconds
+    for checking examples; None: all are checked. ValueError for what cannot be trained on at all.
     """
     with usual_modes():
         problem = Problem.found(
@@ -153,7 +156,9 @@ def examine(
             torch.device("cpu"),
             image_size=image_size,
             read=Values.found if regression else classes_of,
+            sample_weight=sample_weight,
             axes=axes,
+            groups=groups,
         )
         return look(problem, NEVER if time_limit is None else Deadline.after(time_limit))
 

@@ -106,7 +106,9 @@ class Model:
             if (offset := self.preprocessing.offset) is not None:
                 module.register_buffer("offset", torch.tensor(offset, dtype=torch.float64))
                 raw = graph.call_function(torch.sub, (graph.call_method("double", (pixels,)), graph.get_attr("offset")))
-            centred = graph.call_function(torch.sub, (graph.call_method("float", (raw,)), graph.get_attr("mean")))
+            # as the weights are, also where somebody has them in half precision
+            centre = graph.get_attr("mean")
+            centred = graph.call_function(torch.sub, (graph.call_method("to", (raw, centre)), centre))
             scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
             most = farthest(mean)
             scaled = graph.call_function(torch.clamp, (scaled, -most, most))

@@ -87,6 +87,8 @@ class Settings:
         args: dict[str, Any] = dict(estimator.searcher_args or {})
         ranges, trainer_args = _ranges(args.pop("trainer_args", None) or {})
         changed(Recipe(), trainer_args)
+        if estimator.augment is not None and "augment" in trainer_args:
+            raise ValueError("augment is given twice: as an argument, and in trainer_args")
         depth, width = args.pop("default_model_len", None), args.pop("default_model_width", None)
         for name, size in (("default_model_len", depth), ("default_model_width", width)):
             if size is not None and not is_positive(size):
@@ -112,6 +114,8 @@ class Settings:
                 raise ValueError(f"initial_networks[{i}] has weights that are not finite float32 numbers")
         limits = _limits(estimator.limits)
         if estimator.max_memory is not None:
+            if limits.max_memory is not None:
+                raise ValueError("max_memory is given twice: as an argument, and in limits")
             limits = replace(limits, max_memory=int(estimator.max_memory))
         place, space = Place.of(estimator), room(estimator)
         if limits.max_latency_ms is not None and int(estimator.ensemble) > 1:
@@ -252,6 +256,10 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any], ranges: 
 
     def made(space: Space, *, recipe: Recipe, **settings: Any) -> Searcher:
         searcher = make(space, recipe=recipe, **settings, **args)
+        if not callable(getattr(searcher, "ask", None)):
+            raise ValueError(
+                f"search_type must make a searcher, with a method ask(trials, left), not {searcher!r:.100}"
+            )
         searcher = Tuned(searcher, ranges, recipe, **settings) if ranges else searcher
         return Promote(searcher) if isinstance(kind, str) and kind not in ("halving", "pareto") else searcher
 
@@ -363,8 +371,8 @@ def check_unchanged(path: Path | None, before: Mapping[str, Any], now: Mapping[s
 
 def _unlike(value: Any, other: Any) -> Any:
     """What of a setting is not in the other one: of a dict its entries, of all else the whole."""
-    if isinstance(value, Mapping) and isinstance(other, Mapping):
-        return {name: each for name, each in value.items() if name not in other or other[name] != each}
+    if isinstance(value, Mapping) and isinstance(other, Mapping | None):
+        return {name: each for name, each in value.items() if (other or {}).get(name) != each}
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
@@ -106,7 +106,7 @@ class Network:
     """A trained network: the architecture and its weights."""
 
     graph: Graph
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] = field(repr=False)
 
     def __post_init__(self) -> None:
         check_weights(self.graph, self.weights)

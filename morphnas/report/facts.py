@@ -63,16 +63,18 @@ def members(about: Mapping[str, Any]) -> list[tuple[int, float]]:
     return sorted(found, key=lambda member: (-member[1], member[0]))
 
 
-def choice(trials: Sequence[Trial], about: Mapping[str, Any]) -> str:
+def choice(about: Mapping[str, Any]) -> str:
     """Which examples chose what the final model goes on from, and the scores that they gave; "" where none did."""
-    noted, judges = about.get("chosen"), [trial.judge for trial in trials if trial.id == about.get("final")]
+    every = about.get("chosen")
+    noted = every.get(str(about.get("final"))) if isinstance(every, Mapping) else None
     scores = noted.get("scores") if isinstance(noted, Mapping) else None
     pairs = scores.items() if isinstance(scores, Mapping) else ()
     found = [(int(id), score) for id, value in pairs if str(id).isdecimal() and (score := number(value)) is not None]
-    if len(found) < 2 or not isinstance(noted, Mapping) or not {id for id, _ in found} & set(judges):
+    if len(found) < 2 or not isinstance(noted, Mapping):
         return ""
     told = ", ".join(f"{score:.4g} (network {id})" for id, score in sorted(found, key=lambda one: -one[1]))
-    return f"Chosen by {noted.get('examples')!s:.12} held-out examples that stopped no training; scores there: {told}"
+    also = "which had stopped the trainings, too" if noted.get("stopped") else "which had stopped no training"
+    return f"Chosen by {noted.get('examples')!s:.12} examples {also}; scores there: {told}"
 
 
 # -- time
@@ -307,13 +309,16 @@ def plane(trials: Sequence[Trial]) -> Plane:
     found *= np.where(found[0] > 0, -1.0, 1.0)  # so that a map does not turn over when it is drawn again
     drawn = np.linalg.norm(found[:, None] - found[few], axis=2)
     at = {t.graph.key: (float(x), float(y)) for t, (x, y) in zip(distinct, found, strict=True)}
-    return Plane({t.id: at[t.graph.key] for t in trials}, _correlation(apart.ravel(), drawn.ravel()))
+    pairs = np.arange(len(distinct))[:, None] != few  # not of a network with itself
+    return Plane({t.id: at[t.graph.key] for t in trials}, _correlation(apart[pairs], drawn[pairs]))
 
 
 def _correlation(a: Array, b: Array) -> float | None:
+    if len(a) < 3:
+        return None
     a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale and len(a) > 4 else None
+    return float(a @ b) / scale if scale else None
 
 
 def leaders(trials: Sequence[Trial]) -> dict[int, int]:

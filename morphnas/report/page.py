@@ -14,7 +14,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -97,7 +97,7 @@ class Shown:
     height: of the frame, in pixels.
     """
 
-    html: str
+    html: str = field(repr=False)
     height: int = 800
 
     def _repr_html_(self) -> str:
@@ -154,7 +154,7 @@ def _good(run: Run, best: Trial | None) -> Answer:
     if final is not None:
         words = FINAL_WORDS.get(str(final.proposal.why.get("final")), "trained further").removeprefix("final: ")
         told[-1] += f" The final model is network {final.id}: the same, {words}."
-        if by := facts.choice(run.trials, run.about):
+        if by := facts.choice(run.about):
             told[-1] += f" {by}."
     if helpers := [f"{id} ({share:.0%})" for id, share in facts.members(run.about) if id != run.about.get("final")]:
         told[-1] += f" An ensemble predicts: with it, network{'s' * (len(helpers) > 1)} {', '.join(helpers)}."

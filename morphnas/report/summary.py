@@ -52,6 +52,6 @@ def results_summary(run: Run, n: int = 10) -> Results:
     best = tuple(trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2], reverse=True)[: int(n)])
     first = facts.best_of(run.trials, run.about)
     unscored = sum(trial.score is None for trial in run.trials)
-    told = facts.choice(run.trials, run.about)
+    told = facts.choice(run.about)
     winner = None if first is None else first.id
     return Results(Run(run.path, run.about, best), winner, len(run.trials), unscored, told)

@@ -41,8 +41,8 @@ log = logging.getLogger("morphnas")
 AGAIN = 10.0
 """Seconds between two tries to start a worker, where others are there."""
 STANDARD = [sysconfig.get_path("stdlib"), str(Path(sysconfig.get_path("platstdlib"), "lib-dynload"))]
-"""Where Python's own modules are: a worker looks there first. This process had many of them before a script that lies
-beside a `types.py` of its own began."""
+"""Where Python's own modules are: a worker looks there first, so that a `types.py` beside the user's script does not
+stand for Python's own."""
 HEARS = 0.5
 """Seconds after which a worker that is still being sent its job, and is to stop, is suspended, or hangs."""
 TRIES = 5

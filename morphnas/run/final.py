@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
@@ -21,7 +22,7 @@ from morphnas.run.keeping import unsettled
 from morphnas.run.observers import Observer
 from morphnas.run.plan import coloured
 from morphnas.run.store import Store, data_name
-from morphnas.run.trainings import Trainings
+from morphnas.run.trainings import STOPPED, Trainings
 from morphnas.search.trial import Proposal, Trial, lineage
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
@@ -59,6 +60,9 @@ OFTEN = 40
 lose nothing by then (`benchmarks/rates.py`), and 1,000 gain (`benchmarks/ablation_recipe.py`)."""
 SHIFT_MORE, CUTOUT_MORE = 0.125, 0.25
 """How much: as much as that, unless they are changed more already."""
+
+CLEARLY = 1.64
+"""Standard errors by which longer trainings must be worse, each of them, to be given up: 5 %, one-sided."""
 
 CAME_TO = ("finished", "truncated")
 """What comes of a training that is of use."""
@@ -112,14 +116,20 @@ class Final:
         if self.winner.outcome is None:
             return self.winner
         compared = self._compared(*self._planned())
-        results = compared if self.retrain else [self.winner, *compared]
-        results = [trial for trial in results if trial.kept and trial.score is not None]
-        if not results and self.retrain:
-            return self.winner
-        chosen = _chosen(self.store, results or [self.winner], self.task, self.chooser, self.deadline)
-        if self.everything is None:
+        # of other examples than those that are held out here, the winner's score says nothing
+        apart = self.retrain or (self.everything is None and knows(self.store, self.winner, self.data))
+        results = compared if apart else [self.winner, *compared]
+        results = [trial for trial in results if trial.kept and trial.score is not None] or [self.winner]
+        chosen, scores = _chosen(self.store, results, self.task, self.chooser, self.deadline)
+        if chosen is self.winner and apart:
             return chosen
-        return self._on_everything(chosen, self.everything, any(trial in results for trial in compared))
+        longer = [trial for trial in results if trial is not self.winner]
+        final = chosen if self.everything is None else self._on_everything(chosen, self.everything, longer)
+        if scores:
+            held_out = {"examples": len(self.chooser or self.task.judge), "stopped": self.chooser is None}
+            told = {**dict(self.store.about.get("chosen") or {}), str(final.id): {**held_out, "scores": scores}}
+            self.store.note(chosen=told)
+        return final
 
     # -- trainings that are compared
 
@@ -139,7 +149,10 @@ class Final:
             if each >= min(WORTH_JUDGING, longest):
                 break
             ways = ways[:-1]
-        alone = len(ways) == 1 or knows(self.store, self.winner, self.data)
+        alone = len(ways) == 1
+        if alone and self.judged:  # one suffices to say how good the last one is
+            alone = self._passes(share * self.deadline.left, self.task.train) < min(WORTH_JUDGING, longest)
+        alone = alone or knows(self.store, self.winner, self.data)
         return ([] if alone and self.everything is not None and not self.retrain else ways), share
 
     def _compared(self, ways: list[Way], share: float) -> list[Trial]:
@@ -169,16 +182,16 @@ class Final:
 
     # -- the one on everything
 
-    def _on_everything(self, chosen: Trial, everything: Examples, compared: bool) -> Trial:
-        """The chosen network trained on all examples; as it is, where that comes to nothing. compared: whether it was
-        chosen among trainings as long as they may be."""
+    def _on_everything(self, chosen: Trial, everything: Examples, longer: Sequence[Trial]) -> Trial:
+        """The chosen network trained on all examples; as it is, where that comes to nothing. longer: trainings as long
+        as they may be, among which it was chosen."""
         base = chosen.outcome
         if base is None or (base.score is None and base.status == "diverged"):
             return chosen
         if base.best_epoch < 1 and (base.epochs or chosen is not self.winner):
             return chosen
         more = self._passes(self.deadline.left, everything, scored=False)
-        sized = self._last_recipe(chosen, base, more, len(everything), compared)
+        sized = self._last_recipe(chosen, base, more, len(everything), longer)
         if sized is None:
             return chosen
         why = {"final": "everything", **self._about, "score_of": chosen.id}
@@ -187,26 +200,41 @@ class Final:
         end = self.deadline.earlier(asking)
         last = self._trained(Proposal(chosen.id, (), sized, why), end, everything, scored=False)
         good = last.kept and last.outcome is not None and last.outcome.status in CAME_TO
-        if not good or self.deadline.stopped:  # stopped, its rate has not come down
+        cut = last.outcome is None or last.outcome.status != "finished"
+        if not good or (cut and self.deadline.stopped):  # then its rate has not come down
             return chosen
         return chosen if _spoilt(self.store, chosen, last, self.task, self.deadline) else last
 
-    def _last_recipe(self, chosen: Trial, base: Outcome, passes: float, n: int, compared: bool) -> Recipe | None:
+    def _last_recipe(
+        self, chosen: Trial, base: Outcome, passes: float, n: int, longer: Sequence[Trial]
+    ) -> Recipe | None:
         """The recipe of the training on all n examples, which there is time to see so often; None: for no batch."""
         before = chosen.proposal.recipe
         settings = replace(self.recipe, augment=before.augment if chosen.final else self.recipe.augment)
-        if not compared and self._open and passes >= OFTEN:
+        if not longer and self._open and passes >= OFTEN:
             settings = _more_changed(settings)
         most = self.epochs or _longest(settings)
         if 2 * base.best_epoch < base.epochs and before.examples is None:  # it has become worse by training for longer
             most = min(most, base.best_epoch)
-        if compared and not chosen.final and self.epochs is None:  # longer trainings have come to less
+        if longer and not chosen.final and self.epochs is None and self._all_worse(longer, chosen):
             most = min(most, base.epochs)
         sized = _sized(settings, min(HOPED * passes, most), n, self.epochs)
         if sized is None:
             return None
         rate = self.recipe.lr * min(1.0, min(passes, most) / FULL_RATE)
         return replace(sized, lr=max(LEAST_RATE, rate), patience=None)
+
+    def _all_worse(self, longer: Sequence[Trial], chosen: Trial) -> bool:
+        """Whether the losses of all longer trainings are higher than those of the one that was chosen, by `CLEARLY`
+        standard errors of their difference on the examples that chose."""
+        examples = self.chooser or self.task.valid
+        if examples is None:
+            return False
+        losses = _losses(self.store, [chosen, *longer], examples, self.task, self.deadline)
+        if len(losses) <= len(longer) or len(examples) < 2:
+            return False
+        more = [losses[trial.id] - losses[chosen.id] for trial in longer]
+        return all(each.mean() > CLEARLY * each.std() / math.sqrt(len(each)) for each in more)
 
     # -- any of them
 
@@ -347,9 +375,10 @@ def _begun(store: Store, proposal: Proposal, n: int) -> Trial | None:
         same = trial.final and unsettled(trial, store.about) and before.why == proposal.why
         if not same or before.start != proposal.start or settings(before.recipe) != settings(proposal.recipe):
             continue
-        if outcome is not None and not (outcome.status == "finished" and trial.kept):
+        if outcome is not None and not (outcome.status in CAME_TO and trial.kept and outcome.error != STOPPED):
             continue
-        if LONGER * amount(before.recipe) < amount(proposal.recipe):
+        done = before.recipe if outcome is None else replace(before.recipe, epochs=max(1, outcome.epochs))
+        if LONGER * amount(done) < amount(proposal.recipe):
             log.info("trial %d is not continued: there is time for a much longer training now", trial.id)
             continue
         try:
@@ -359,14 +388,17 @@ def _begun(store: Store, proposal: Proposal, n: int) -> Trial | None:
             log.warning("the final training of trial %d is repeated, because its weights are lost: %s", trial.id, error)
             store.forget_weights(trial.id)
             continue
-        log.info("the interrupted final training of trial %d continues", trial.id)
+        said = "the interrupted final training of trial %d continues"
+        log.info(said if outcome is None else "the final training of trial %d is used: it had ended", trial.id)
         return trial
     return None
 
 
-def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | None, deadline: Deadline) -> Trial:
-    """The trial that is best on the examples that choose; by its score, as it is, where there are none, or no time for
-    them.
+def _chosen(
+    store: Store, results: list[Trial], task: Task, chooser: Examples | None, deadline: Deadline
+) -> tuple[Trial, dict[str, float]]:
+    """The trial that is best on the examples that choose, by its score, as it is, where there are none, or no time for
+    them; and the scores on these examples, by id, where they were asked.
 
     They are asked as networks are used: at the temperature that the examples which stop say, since one that is trained
     for longer, or on images that are changed less, is surer of itself, and by its log loss alone worse for it.
@@ -404,11 +436,25 @@ def _chosen(store: Store, results: list[Trial], task: Task, chooser: Examples | 
     try:
         goodness = {trial.id: judged(trial) for trial in results}
     except OutOfTime:
-        return max(results, key=lambda trial: -math.inf if trial.score is None else trial.score)
-    if chooser is not None and len(results) > 1:
-        scores = {str(id): score for id, (score, _) in goodness.items() if math.isfinite(score)}
-        store.note(chosen={"examples": len(chooser), "scores": scores})
-    return max(results, key=lambda trial: goodness[trial.id])
+        return max(results, key=lambda trial: -math.inf if trial.score is None else trial.score), {}
+    asked = chooser is not None and len(results) > 1
+    scores = {str(id): score for id, (score, _) in goodness.items() if asked and math.isfinite(score)}
+    return max(results, key=lambda trial: goodness[trial.id]), scores
+
+
+def _losses(
+    store: Store, trials: Sequence[Trial], examples: Examples, task: Task, deadline: Deadline
+) -> dict[int, Tensor]:
+    """The loss on each example, (n), of the networks as they are used, by id; those there is no time for are left
+    out."""
+    found: dict[int, Tensor] = {}
+    for id, outputs in outputs_of(store, trials, examples.x, task, deadline).items():
+        heat = task.goal.heat(outputs, examples.y, examples.weights)
+        losses = [
+            task.goal.loss(*one).item() for one in zip((outputs / heat).split(1), examples.y.split(1), strict=True)
+        ]
+        found[id] = torch.tensor(losses, dtype=torch.float64)
+    return found
 
 
 def _spoilt(store: Store, before: Trial, after: Trial, task: Task, deadline: Deadline) -> bool:

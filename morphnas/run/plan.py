@@ -160,6 +160,15 @@ class Plan:
         return read
 
 
+def limits_of(about: Mapping[str, Any]) -> Limits:
+    """Those of the plan that a run was begun with; none where run.json does not hold them."""
+    plan = about.get("plan")
+    try:
+        return Limits(**plan["limits"]) if isinstance(plan, Mapping) else Limits()
+    except (KeyError, TypeError, ValueError):
+        return Limits()
+
+
 def _check_fields(kind: type, part: Any, about: Mapping[str, Any], version: str) -> None:
     """RunError that says what to do where a part of the plan lacks fields, or has others than those of the kind."""
     try:
@@ -426,13 +435,13 @@ def _starters(
                 return max(quick, key=lambda g: g.parameters) if quick else min(fitting, key=lambda g: g.work)
         return graphs[-1]
 
-    starts = [made(make, deep, factor * largest) for make, factor, deep in families]
-    starts = [graph for graph in starts if limits.refuse(graph) is None]
+    deeper = [made(make, deep, factor * largest) for make, factor, deep in families]
+    starts = [graph for graph in deeper if limits.refuse(graph) is None]
     if not starts:
         shallow = [made(make, 1, 0) for make, _, _ in families]
         starts = [graph for graph in shallow if limits.refuse(graph) is None]
     if not starts:
-        tiny = min(shallow, key=lambda graph: (graph.depth, graph.parameters))
+        tiny = min((*deeper, *shallow), key=lambda graph: (limits.latency(graph), graph.parameters))
         raise ValueError(f"limits: no first network meets them; the smallest one has {limits.refuse(tiny)}")
     if limits.max_latency_ms is not None and not depth:
         surely = replace(limits, max_latency_ms=SURELY * limits.max_latency_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections.abc import Sequence
@@ -19,8 +20,12 @@ from morphnas.search.trial import Left, Searcher, Trial
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
 
+log = logging.getLogger("morphnas")
+
 TRIES = 9
 """Trainings that must have failed before a search without any network is given up."""
+REFUSED = 50
+"""Networks beyond the limits, one after the other, after which no more are asked for."""
 AGAIN = ("failed", "diverged")
 """What may come of a training by chance: where there is nothing else, its network is tried once more."""
 DROP = 0.03
@@ -32,7 +37,8 @@ def settle(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:
     """The recipe with `flip` decided, once a network knows: unless mirrored images cost it more than `DROP`, clearly.
 
     Clearly is by 1.64 standard errors (5 %, one-sided) of the difference of two shares of the same examples, at most.
-    Until a network is at least 30 points above `chance`, networks are trained without flips and asked.
+    Until a network is at least 30 points above `chance`, or half of what is left above it, networks are trained without
+    flips and asked.
     """
     if recipe.augment.flip is not None:
         return recipe
@@ -103,7 +109,7 @@ class Search:
             observer=self.observer,
         )
         self._asker = Asker(self.searcher, self.store, self.executor.ahead, self.deadline.clock)
-        self._begun = False
+        self._begun, self._refused = False, 0
 
     def run(self) -> None:
         """Raises what ends the store; what goes wrong in a trial is its outcome."""
@@ -139,7 +145,7 @@ class Search:
         needed = not self._begun and not any(trial.kept for trial in trials)
         if self._waiting and not (deadline.passed and any(trial.outcome for trial in trials)):
             return self._waiting.pop(0), None
-        if self._enough(trials) or (deadline.passed and not needed):
+        if self._enough(trials) or (deadline.passed and not needed) or self._refused >= REFUSED:
             return None
         proposal, network = asker.taken(deadline)
         if deadline.passed and not needed:
@@ -172,7 +178,11 @@ class Search:
         self._begun = True
         if (refused := self.limits.refuse(trial.graph)) is not None:
             self._trainings.fail(trial, f"the searcher exceeds the limits: {refused}")
+            self._refused += 1
+            if self._refused == REFUSED:
+                log.warning("the search ends: its last %d networks exceeded the limits, with %s", REFUSED, refused)
             return
+        self._refused = 0
         try:
             network = network or self.store.start(trial.proposal.start)
         except RunError as error:  # the weights of the start: nothing can be begun from it any more

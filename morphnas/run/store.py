@@ -176,6 +176,8 @@ class Store:
         store = cls(path, _locked(path), {"format": FORMAT, **about, "host": socket.gethostname()})
         try:
             with writing(path):
+                if holds_run(path):  # nobody is to go on with what is left of it, if this is interrupted
+                    write_json(path / "run.json", {"format": FORMAT})
                 for name in ("trials", "model", "graphs", "starts"):
                     shutil.rmtree(path / name, ignore_errors=True)
                 (path / "trials").mkdir()
@@ -371,7 +373,7 @@ class Store:
 
 
 def _of_no_run(entry: Path) -> bool:
-    """Whether a file is what is left when a run was begun and ended before anything was written in it."""
+    """Whether a file may be left over from a run of which nothing was written."""
     empty = entry.name == "trials" and entry.is_dir() and not any(entry.iterdir())
     return empty or entry.name in ("lock", "holder") or entry.name.startswith(".run.json.")
 

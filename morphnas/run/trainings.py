@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from queue import Empty, SimpleQueue
 
 from morphnas.graph import Graph, Network, Weights
@@ -17,6 +17,9 @@ from morphnas.search.trial import Trial
 from morphnas.train.deadline import NEVER, POLL, Deadline
 from morphnas.train.recipe import Outcome
 
+STOPPED = "stopped"
+"""What is said to be wrong with a final training that a stop has ended."""
+
 
 @dataclass(eq=False)
 class Trainings:
@@ -24,8 +27,8 @@ class Trainings:
 
     What comes back is written down, in the thread that made this, where the observer is told as well. A worker that
     does not answer soon after the deadline is not waited for: its trial has failed. When a stop is asked for, trials
-    end as far as they have come; those of workers that have not begun, or do not answer soon, stay open, to be gone on
-    with.
+    end as far as they have come (final ones say that they were `STOPPED`); those without a score, and those of workers
+    that have not begun, or do not answer soon, stay open, to be gone on with.
 
     seed: the run's. max_memory: bytes that a training should take at most. max_latency: see `Job`. keep: see
     `morphnas.run.keeping`.
@@ -104,8 +107,14 @@ class Trainings:
             self._epoch_done(trial, told)
             return True
         del self._running[trial.id]
-        if not (told.cancelled() and self.deadline.stopped):  # which is to be gone on with
-            self._finish(trial, *result_of(told))
+        if self.deadline.stopped and told.cancelled():
+            return True  # it is to be gone on with
+        outcome, weights = result_of(told)
+        if self.deadline.stopped and outcome.status == "truncated" and trial.final:
+            if outcome.score is None:
+                return True  # so is this one
+            outcome = replace(outcome, error=STOPPED)
+        self._finish(trial, outcome, weights)
         return True
 
     def _epoch_done(self, trial: Trial, outcome: Outcome) -> None:

@@ -6,8 +6,8 @@
     >>> distances([sketch(graph)], [sketch(graph), sketch(deeper)]).tolist()
     [[0.0, 1.0]]
 
-A semimetric: symmetric, zero on itself, and with the triangle inequality. Networks at distance zero may still differ in
-what is not looked at (activations, norms, which branch comes first): equality is `Graph.key`. After Jin, Song and Hu
+A pseudometric: symmetric, zero on itself, and with the triangle inequality. Networks at distance zero may still differ
+in what is not looked at (activations, norms, which branch comes first): equality is `Graph.key`. After Jin, Song and Hu
 2018, Auto-Keras (arXiv:1806.10282), section 3.1, with three changes. A layer knows its resolution. A skip is known to
 the layer behind which it ends, by how far it reaches back, instead of being matched with the other skips by itself: so
 an insertion moves no skip before or behind it. And the pooling and 1x1 convolution of a shortcut are part of the skip:

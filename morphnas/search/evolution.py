@@ -17,7 +17,8 @@ class EvolutionSearcher(StartsFirst):
     """The space's starts first, then random chains of morphs until the population is full; from then on one random
     morph of the best of a few drawn at random, and the oldest drop out.
 
-    population: how many of the latest trials with weights are alive. sample: how many are drawn for a tournament.
+    population: how many of the latest networks with weights are alive; one that is trained for longer is as old as it
+    was before. sample: how many are drawn for a tournament.
     longest: longest chain at the beginning.
     """
 
@@ -26,8 +27,10 @@ class EvolutionSearcher(StartsFirst):
     longest: int = 4
 
     def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
-        roots = usable(trials)
-        alive = roots[-self.population :]
+        roots, born = usable(trials), dict[str, int]()
+        for trial in trials:
+            born.setdefault(trial.graph.key, trial.id)
+        alive = sorted(roots, key=lambda t: born[t.graph.key])[-self.population :]
         if len(alive) == self.population:
             drawn = [alive[i] for i in rng.permutation(len(alive))[: self.sample]]
             parent = max(drawn, key=lambda t: (t.score, t.id))

@@ -16,12 +16,12 @@ LEAST = 5e-4
 
 @torch.no_grad()
 def whitening(x: Tensor, like: Tensor) -> Tensor:
-    """Filters that whiten the patches of images, and their negatives, which a relu tells apart (Jordan 2024,
-    arXiv:2404.00498, section 3.2).
+    """Filters that whiten the patches of images, along the strongest directions first, and then their negatives, which
+    a relu tells apart (after Jordan 2024, arXiv:2404.00498, section 3.2, where every filter has its negative).
 
     x: normalised images (n, channels, h, w). like: a convolution's weights (filters, channels, kernel, kernel), whose
-    shape and length the result has. With fewer filters than there are directions and signs the strongest directions
-    are taken; with more they are repeated.
+    shape and length the result has. There are negatives only of what is more than one for each direction, and beyond
+    two for each all are repeated.
     """
     kernel = like.shape[2:]
     positions = math.prod(size - side + 1 for size, side in zip(x.shape[2:], kernel, strict=True))

@@ -19,6 +19,7 @@ from morphnas.estimators.ablation import Undone, _replayed, _undone
 from morphnas.estimators.objective import aimed
 from morphnas.graph import Deeper, Graph, Wider, cnn
 from morphnas.report.words import morph_words
+from morphnas.run.jobs import Job
 from morphnas.search.trial import lineage
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Outcome
@@ -88,6 +89,25 @@ def test_later_morphs_find_their_nodes_under_other_names() -> None:
     (alone,) = (n.name for n in second.grow(graph).nodes if n.name not in graph and n.op.tag == "conv")
     assert (kept, gone) == ([second, Wider(alone, 8)], ())
     assert alone != inner[1]
+
+
+def test_it_keeps_to_the_memory_of_the_fit(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "run", list[int | None]()
+    for given in ({"max_memory": 120_000}, {"limits": {"max_memory": 120_000}}):
+        made = ImageClassifier(
+            path, max_trials=3, device="cpu", searcher_args=ARGS, refit=False, overwrite=True, **given
+        )
+        made.fit(*data, time_limit=20)
+
+        def trained(job: Job, *_: object) -> tuple[Outcome, None]:
+            seen.append(job.micro)
+            return Outcome("failed", error="no"), None
+
+        with monkeypatch.context() as patched:
+            patched.setattr("morphnas.estimators.ablation.work", trained)
+            ablate(path, *data, grown(path), time_limit=60, repeats=1, device="cpu")
+    assert seen
+    assert None not in seen
 
 
 def test_without_time_it_says_so(run: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,6 +205,11 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
         ({"searcher_args": {"default_model_len": "a"}}, "default_model_len must be a positive integer"),
         ({"searcher_args": {"default_model_len": 10**6}}, "default_model_len must be at most 500, not 1,000,000"),
         ({"augment": "yes"}, "augment must be True, False or None"),
+        (
+            {"augment": False, "searcher_args": {"trainer_args": {"augment": morphnas.Augment(shift=0.1)}}},
+            "augment is given twice: as an argument, and in trainer_args",
+        ),
+        ({"max_memory": 10**6, "limits": {"max_memory": 10**5}}, "max_memory is given twice"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, options: dict[str, Any], words: str) -> None:
@@ -218,6 +223,12 @@ def test_bad_arguments(tmp_path: Path, options: dict[str, Any], words: str) -> N
 def test_rows_are_not_resized() -> None:
     with pytest.raises(ValueError, match=r"image_size is for images .*, but x has shape \(60, 36\)"):
         ImageClassifier(image_size=6).fit(X.reshape(60, 36), Y)
+
+
+def test_what_makes_no_searcher(tmp_path: Path, data: Data) -> None:
+    classifier = ImageClassifier(tmp_path / "run", search_type=lambda *_, **__: 5, max_trials=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"search_type must make a searcher, with a method ask\(trials, left\), not 5"):
+        classifier.fit(*data, time_limit=5)
 
 
 @pytest.mark.parametrize("path", [5, "", b"run"])

@@ -132,6 +132,17 @@ def test_the_reported_score_is_that_of_the_weights_kept(fitted: ImageClassifier,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_module_may_be_of_another_precision(fitted: ImageClassifier, kind: torch.dtype) -> None:
+    raw = torch.from_numpy(stripes(40, seed=2)[0])[:, None]
+    with torch.no_grad():
+        expected, found = fitted.to_module()(raw), fitted.to_module().to(kind)
+        for given in (raw, raw.to(kind)):
+            logits = found(given)
+            assert logits.dtype == kind
+            assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
 @pytest.mark.parametrize("mirrors", [True, False])
 def test_module_takes_raw_pixels_and_needs_nothing_of_ours(
     fitted: ImageClassifier, tmp_path: Path, mirrors: bool
@@ -538,6 +549,11 @@ def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
         assert all(morph.tag in limits.morphs for morph in trial.proposal.morphs)
     with pytest.raises(ValueError, match=r"no first network meets them; the smallest one has [\d,]+ parameters"):
         ImageClassifier(limits={"max_params": 10}).fit(*data)
+    with pytest.raises(ValueError, match="no first network meets them") as error:
+        ImageClassifier(limits={"max_params": 10}).fit(*data)
+    least = int(str(error.value).partition(" has ")[2].partition(" parameters")[0].replace(",", ""))
+    smallest = ImageClassifier(limits={"max_params": least}, max_trials=1, refit=False).fit(*data, time_limit=5)
+    assert smallest.network_.graph.parameters <= least
     with pytest.raises(ValueError, match=r"limits: unknown \[3, 'max_param'\]"):
         ImageClassifier(limits={"max_param": 3, 3: 4}).fit(*data, time_limit=1)  # type: ignore[dict-item]
     with pytest.raises(ValueError, match=r"limits: unknown .'max_param'"):

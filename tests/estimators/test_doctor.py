@@ -134,6 +134,16 @@ def test_a_leak_says_where_it_is() -> None:
     assert kinds(whole) == ["leak"]
 
 
+def test_groups_and_weights_are_heeded_as_fit_does() -> None:
+    """Copies within a group are held out together; weights may balance the classes."""
+    x, y = np.repeat(X[:400], 3, 0), np.repeat(Y[:400], 3)
+    assert the(examine(x, y), "leak").warns
+    assert "leak" not in kinds(examine(x, y, groups=np.repeat(np.arange(400), 3)))
+    few = np.concatenate([np.flatnonzero(Y == 0), np.flatnonzero(Y == 1)[:9]])
+    assert the(examine(X[few], Y[few]), "imbalance").warns
+    assert not examine(X[few], Y[few], sample_weight="balanced").warnings
+
+
 def test_contradictory_labels_are_named() -> None:
     x, y = np.concatenate([X, X[:20]]), np.concatenate([Y.astype(str), ["x"] * 20])
     found = the(examine(x, y), "contradictory")

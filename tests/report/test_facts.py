@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,8 +16,8 @@ from morphnas.report import facts
 from morphnas.report.outline import layers_svg
 from morphnas.report.words import status_words
 from morphnas.search.distance import distances
-from morphnas.search.trial import Proposal, Trial
-from morphnas.train.recipe import Epoch, Outcome, Recipe
+from morphnas.search.trial import Trial
+from morphnas.train.recipe import Epoch, Outcome
 from tests.report.history import GOOD, LARGE, SMALL, history, trial
 from tests.strategies import graphs
 
@@ -42,16 +43,17 @@ def test_times_follow_from_when_trials_were_taken_up() -> None:
 
 
 def test_what_chose_among_final_trainings_is_told() -> None:
-    about = {"chosen": {"examples": 150, "scores": {"13": -0.12, "16": -0.1, "nan": 1, "17": "high"}}}
-    final = replace(trial(17, SMALL), proposal=Proposal(16, (), Recipe(), {"final": "everything", "score_of": 16}))
-    assert facts.choice([final], about | {"final": 17}) == (
-        "Chosen by 150 held-out examples that stopped no training; scores there: -0.1 (network 16), -0.12 (network 13)"
+    scores = {"13": -0.12, "16": -0.1, "nan": 1, "17": "high"}
+    about: dict[str, Any] = {"chosen": {"17": {"examples": 150, "stopped": False, "scores": scores}}, "final": 17}
+    assert facts.choice(about) == (
+        "Chosen by 150 examples which had stopped no training; scores there: -0.1 (network 16), -0.12 (network 13)"
     )
-    assert facts.choice([final], about | {"final": 9}) == facts.choice([], about | {"final": 17}) == ""
-    other = replace(final, proposal=replace(final.proposal, why={"final": "everything", "score_of": 3}))
-    assert facts.choice([other], about | {"final": 17}) == "", "what was compared since says nothing of it"
-    for damaged in ({}, {"chosen": 3}, {"chosen": {"scores": [1]}}, {"chosen": {"scores": {"16": 0.5}}}):
-        assert facts.choice([final], damaged | {"final": 17}) == ""
+    about["chosen"]["20"] = {"examples": 40, "stopped": True, "scores": {"18": -1, "19": -2}}
+    assert "(network 16)" in facts.choice(about), "what was compared since says nothing of it"
+    assert facts.choice(about | {"final": 20}).startswith("Chosen by 40 examples which had stopped the trainings, too;")
+    for damaged in ({}, {"chosen": 3}, {"chosen": {"17": [1]}}, {"chosen": {"17": {"scores": {"16": 0.5}}}}):
+        assert facts.choice(damaged | {"final": 17}) == ""
+    assert facts.choice(about | {"final": 9}) == facts.choice({"chosen": about["chosen"]}) == ""
 
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 20)), max_size=8))

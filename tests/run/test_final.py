@@ -19,9 +19,10 @@ from morphnas.run import asking, executors
 from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
-from morphnas.run.final import CUTOUT_MORE, HOPED, LONGEST, SHIFT_MORE, Final
+from morphnas.run.final import CUTOUT_MORE, HOPED, LONGEST, SHIFT_MORE, WORTH_JUDGING, Final
 from morphnas.run.jobs import Job, trial_seed
 from morphnas.run.store import Store, load_run
+from morphnas.run.trainings import STOPPED
 from morphnas.run.work import work
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
@@ -203,16 +204,47 @@ def test_trainings_that_came_to_nothing_say_nothing_of_how_long_to_train(
     assert [job.recipe.epochs for job in made.jobs] == [LONGEST] * 3
 
 
-def test_longer_trainings_that_came_to_less_are_no_reason_to_train_for_long(
-    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("labels", "epochs"), [((1, 2), 6), ((1, 0), 52), ((0, 0), 52)])
+def test_longer_trainings_that_all_came_to_clearly_less_are_no_reason_to_train_for_long(
+    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, labels: tuple[int, int], epochs: int
 ) -> None:
-    made = told(inherited=(BADLY, 0), fresh=(BADLY, 1))
+    """The winner is better by chance if one of them says the same."""
+    made = told(inherited=(BADLY, labels[0]), fresh=(BADLY, labels[1]))
     monkeypatch.setattr(Final, "_passes", lambda *_, **__: 41.0)
-    with won(path, replace(WELL, epochs=6, best_epoch=6)) as (store, winner):
-        finish(store, winner, chooser=None, epochs=None)
+    valid = all_of(0)
+    with won(path, replace(WELL, epochs=6, best_epoch=6), label=0) as (store, winner):
+        finish(store, winner, task=replace(TASK, valid=valid), chooser=None, epochs=None)
         assert [t.proposal.why["final"] for t in store.trials[1:]] == ["inherited", "fresh", "everything"]
         assert store.trials[-1].parent == winner.id
-    assert [job.recipe.epochs for job in made.jobs][-1] == 6
+    assert [job.recipe.epochs for job in made.jobs][-1] == epochs
+
+
+def test_on_other_data_without_held_out_examples_what_was_trained_on_these_is_the_model(
+    path: Path, told: Callable[..., Told]
+) -> None:
+    """The winner's score is of the data before, and says nothing of these."""
+    told(inherited=(BADLY, 0), fresh=(BADLY, 1))
+    few = replace(TASK, valid=None)
+    with won(path, WELL) as (store, winner):
+        store.note(data={"hash": "of the fit", "validation": None})
+        last = finish(store, winner, task=few, chooser=None, everything=None, data="others")
+        assert last.proposal.why["data"] == "others"
+        assert last in store.trials[1:]
+        told(inherited=(Outcome("failed", error="no"), None), fresh=(Outcome("failed", error="no"), None))
+        assert finish(store, winner, task=few, chooser=None, everything=None, data="more").id == winner.id
+
+
+def test_one_training_is_judged_where_an_ensemble_needs_to_know_how_good_the_last_is(
+    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the time has room for one that is worth it, and not for two."""
+    told()
+    clock = Clock()
+    monkeypatch.setattr(Final, "_passes", lambda self, seconds, *_, **__: seconds)
+    for seconds, names in ((2 * WORTH_JUDGING, ["inherited", "everything"]), (2 * WORTH_JUDGING - 2, ["everything"])):
+        with won(path / str(seconds)) as (store, winner):
+            finish(store, winner, judged=True, epochs=None, deadline=clock.deadline(seconds))
+            assert [t.proposal.why["final"] for t in store.trials[1:]] == names
 
 
 def test_retraining_that_comes_to_nothing_leaves_the_winner(path: Path, told: Callable[..., Told]) -> None:
@@ -330,8 +362,8 @@ def test_the_chooser_chooses(path: Path, told: Callable[..., Told], label: int, 
     with won(path, label=0) as (store, winner):
         last = finish(store, winner, chooser=all_of(label), everything=None)
         assert last.id == (0 if label == 0 else chosen)  # of equals the winner, which was there first
-        noted = store.about["chosen"]
-        assert noted["examples"] == 6
+        noted = store.about["chosen"][str(last.id)]
+        assert (noted["examples"], noted["stopped"]) == (6, False)
         assert sorted(noted["scores"]) == ["0", "1", "2"]
         assert max(noted["scores"].values()) == noted["scores"][str(last.id)]
 
@@ -737,7 +769,8 @@ def test_scores_choose_when_there_is_no_time_to_ask_the_chooser(path: Path, monk
     with searched(path) as (store, _):
         results = [trial for trial in store.trials if trial.score is not None]
         begun = clock.now
-        chosen = module._chosen(store, results, TASK, TASK.train, clock.deadline(40))
+        chosen, scores = module._chosen(store, results, TASK, TASK.train, clock.deadline(40))
+    assert not scores
     assert chosen == max(results, key=lambda trial: trial.score or 0.0)
     assert clock.now - begun <= 40
 
@@ -774,9 +807,12 @@ def test_scores_of_something_else_do_not_choose(path: Path, told: Callable[..., 
         assert last.id == 1
 
 
-def test_what_a_stop_cut_short_on_everything_is_not_used(path: Path, told: Callable[..., Told]) -> None:
-    """Unlike at the deadline its rate has not come down."""
-    made, stop = told(everything=(Outcome("truncated", epochs=1, best_epoch=1), 1)), Stop()
+@pytest.mark.parametrize("status", ["truncated", "finished"])
+def test_what_a_stop_cut_short_on_everything_is_gone_on_with_and_what_had_ended_is_used(
+    path: Path, told: Callable[..., Told], status: Status
+) -> None:
+    """Unlike at the deadline the rate of one that was cut has not come down."""
+    made, stop = told(everything=(Outcome(status, epochs=1, best_epoch=1), 1)), Stop()
 
     class Stopping(Notes):
         def trial_begins(self, trial: Trial) -> None:
@@ -785,16 +821,42 @@ def test_what_a_stop_cut_short_on_everything_is_not_used(path: Path, told: Calla
     with won(path) as (store, winner):
         last = finish(store, winner, chooser=None, deadline=Deadline.after(600, stop=stop), observer=Stopping())
         assert [job.scored for job in made.jobs] == [True, True, False]
-        assert last == store.trials[1]
+        assert last == store.trials[1 if status == "truncated" else 3]
+        if status == "truncated":
+            assert store.trials[3].outcome is None
+            told()
+            assert finish(store, winner, chooser=None).id == 3
 
 
-@pytest.mark.parametrize(("status", "taken"), [("finished", True), ("truncated", False), ("diverged", False)])
-def test_trainings_that_did_not_come_to_their_end_are_done_again(path: Path, status: Any, taken: bool) -> None:
+def test_a_compared_training_that_a_stop_cut_short_says_so(path: Path, told: Callable[..., Told]) -> None:
+    stop = Stop()
+    told(inherited=(replace(WELL, status="truncated"), 1))
+
+    class Stopping(Notes):
+        def trial_begins(self, trial: Trial) -> None:
+            stop.asked = True
+
+    with won(path) as (store, winner):
+        last = finish(store, winner, deadline=Deadline.after(600, stop=stop), observer=Stopping(), everything=None)
+        assert store.trials[1].outcome == replace(WELL, status="truncated", error=STOPPED)
+        assert last in store.trials
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "taken"),
+    [("finished", None, True), ("truncated", None, True), ("truncated", STOPPED, False), ("diverged", None, False)],
+)
+def test_trainings_that_did_not_come_to_their_end_are_done_again(
+    path: Path, status: Any, error: str | None, taken: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The clock's end is one, for the learning rate has come down by then; that of a stop is not."""
+    caplog.set_level("INFO")
     proposal = Proposal(1, (), RECIPE, {"final": "inherited", "of": 1, "data": ""})
     with searched(path) as (store, winner):
         id = store.claim(proposal).id
-        ended = store.finish(id, replace(GOOD, status=status), weights(0, winner.graph))
+        ended = store.finish(id, replace(GOOD, status=status, error=error), weights(0, winner.graph))
         assert module._begun(store, proposal, 60) == (ended if taken else None)
+    assert ("is used: it had ended" in caplog.text) is taken
 
 
 def test_how_sure_networks_are_is_said_by_what_counts(

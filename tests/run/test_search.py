@@ -18,7 +18,7 @@ from morphnas.run import executors as module
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.jobs import Job, trial_seed
-from morphnas.run.search import TRIES, Search, seconds_per_flop, settle
+from morphnas.run.search import REFUSED, TRIES, Search, seconds_per_flop, settle
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.search.trial import Left, Proposal, Trial, grown
@@ -236,6 +236,20 @@ def test_networks_beyond_the_limits_are_not_trained_whoever_proposes_them(path: 
     assert outcome is not None
     assert outcome.status == "failed"
     assert f"parameters, at most {most} are allowed" in str(outcome.error)
+
+
+def test_a_searcher_that_proposes_nothing_but_such_networks_ends_the_search(
+    path: Path, workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stubborn:
+        def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+            return proposals(1)[0]
+
+    with store_of(path) as store:
+        trials = run(store, Stubborn(), limits=Limits(max_params=1))
+    assert len(trials) == REFUSED
+    assert not workers.jobs
+    assert f"the search ends: its last {REFUSED} networks exceeded the limits" in caplog.text
 
 
 def test_what_a_searcher_says_of_why_is_kept_or_refused_at_once(path: Path, workers: Workers) -> None:

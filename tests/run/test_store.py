@@ -491,6 +491,24 @@ def test_overwriting_removes_an_earlier_run_and_that_alone(path: Path) -> None:
         store.close()
 
 
+def test_what_is_left_where_overwriting_was_interrupted_is_nothing_to_go_on_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store_of(path, seed=1, final=0) as store:
+        store.claim(proposals(1)[0])
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Store.create(path, {"seed": 2}, overwrite=True)
+    assert "final" not in load_run(path).about
+    Store.create(path, {"seed": 3}, overwrite=True).close()
+    assert load_run(path).about["seed"] == 3
+
+
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_folder_of_other_files_is_refused(path: Path, overwrite: bool) -> None:
     (path / "trials").mkdir(parents=True)

@@ -162,6 +162,21 @@ def test_evolution_mutates_the_best_of_a_sample() -> None:
     assert any("drawn" in t.proposal.why for t in trials)
 
 
+def test_evolution_does_not_make_a_network_young_that_is_trained_for_longer() -> None:
+    trials = run(EvolutionSearcher(SPACE, population=6, sample=6), 12)
+    first = trials[2]
+    assert first.outcome is not None
+    longer = Proposal(first.id, (), replace(first.proposal.recipe, epochs=99))
+    again = replace(first, id=12, proposal=longer, outcome=replace(first.outcome, score=10.0))
+    drawn: set[int] = set()
+    for seed in range(9):
+        asked_for = EvolutionSearcher(SPACE, population=6, sample=2, seed=seed).ask([*trials, again], AMPLE)
+        assert asked_for is not None
+        drawn.update(asked_for.why.get("drawn", ()))
+    assert drawn
+    assert not drawn & {first.id, again.id}
+
+
 def test_greedy_grows_the_best() -> None:
     trials = run(GreedySearcher(SPACE), 20)
     for trial in trials[4:]:
