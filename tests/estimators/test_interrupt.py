@@ -382,14 +382,14 @@ def test_a_final_training_that_can_be_much_longer_now_begins_anew(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"augment": True}, "augment was None and is True"),
+        ({"augment": True, "searcher_args": None}, "augment was None and is True, searcher_args was"),
         ({"searcher_args": None}, "searcher_args was"),
         ({"search_type": "random"}, "search_type was 'bayesian' and is 'random'"),
         ({"limits": {"max_params": 999_999}}, "limits was None"),
         ({"random_state": 4}, "random_state was 3 and is 4"),
         ({"image_size": 8}, "image_size was None and is \\[8, 8\\]"),
         ({"initial_networks": [morphnas.graph.cnn((1, 6, 6), 3, width=3, depth=1)]}, "initial_networks was None"),
-        ({"max_memory": 10**9, "augment": False}, "augment .* max_memory was None and is 1000000000"),
+        ({"max_memory": 10**9, "axes": 2}, "axes was .* max_memory was None and is 1000000000"),
     ],
 )
 def test_other_settings_are_refused_by_name(data: Data, tmp_path_factory: Any, changes: Any, words: str) -> None:
