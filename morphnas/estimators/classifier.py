@@ -42,9 +42,10 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     time_limit : float, optional
         Seconds for a fit, everything included, if `fit` is given none. None: 24 hours.
     max_trials : int, optional
-        Number of networks after which the search ends. None: as many as there is time for.
+        Number of trainings after which the search ends; one that trains a network for longer counts, too. None: as many
+        as there is time for.
     search_patience : int, optional
-        Number of networks in a row without improvement after which the search ends. None: it continues for as long as
+        Number of trainings in a row without improvement after which the search ends. None: it continues for as long as
         there is time.
     random_state : int or numpy.random.RandomState, optional
         Seed: the same value repeats the same search. None: a different one each time.

@@ -52,15 +52,15 @@ class Entry:
 class Comparison:
     """What runs on the same data have in common, `str` of it for people.
 
-    measure: what the winners are compared by, "accuracy", minus the log loss, "score", or the metric that the
-    networks were chosen by; of the validation part.
-    times: seconds, of the curves, up to the end of the shortest run. mean, sd: of the best so far over runs, at these
-    times, where all have one. alike: whether the runs have the same settings but for the seed, and seeds of their own,
-    as draws of the same thing have. by_chance: the probability that the winners' accuracies differ as much where one is
-    as good as the other (chi-squared test of homogeneity); None where they are no shares. winners_apart: edit distances
-    of the runs' winners, (runs, runs). typical: median distance of networks of different runs. shared: networks that
-    two runs have in common, as a share of those of both (Jaccard index), the mean over pairs. nearest: mean distance of
-    a network to the nearest one of another run. next_better: the probability that a further run's winner has a higher
+    measure: what the winners are compared by, "accuracy", minus the log loss, "score", or the metric that the networks
+    were chosen by; of the validation part. times: seconds, of the curves, up to the end of the shortest run. mean, sd:
+    of the best so far over runs, at these times, where all have one. alike: whether the runs have the same settings but
+    for the seed, and seeds of their own, as draws of the same thing have. by_chance: the probability that the winners'
+    accuracies differ as much where one is as good as the other (chi-squared test of homogeneity, which misses some real
+    differences if runs hold out the same examples); None where they are no shares. winners_apart: edit distances of the
+    runs' winners, (runs, runs). typical: median distance of networks of different runs. shared: networks that two runs
+    have in common, as a share of those of both (Jaccard index), the mean over pairs. nearest: mean distance of a
+    network to the nearest one of another run. next_better: the probability that a further run's winner has a higher
     value than all of these: 1 in n + 1, as each of n + 1 runs that differ in nothing but chance is as likely to be the
     best; None where they are not alike. next_value: where its value will be with a probability of 95 %, by Student's t
     for one more draw from a normal distribution (n >= 3, alike); from few runs no more can be known.
@@ -110,7 +110,8 @@ class Comparison:
             told = [f"{spread}."]
         else:
             differ = "more" if self.by_chance < SURE else "no more"
-            told = [f"{spread}, {differ} different than chance would explain (p = {self.by_chance:.2g})."]
+            chance = f"(p = {self.by_chance:.2g}, taking their held-out examples for independent)"
+            told = [f"{spread}, {differ} different than chance would explain {chance}."]
         pairs = [self.winners_apart[i][j] for i, j in combinations(range(len(values)), 2)]
         same = sum(pair == 0 for pair in pairs)
         alike = f" ({same} of {len(pairs)} pairs are alike)" if same else ""
