@@ -115,6 +115,8 @@ class Final:
         """
         if self.winner.outcome is None:
             return self.winner
+        if self.everything is not None and (begun := self._interrupted(self.everything)):
+            return self._last(begun.proposal, self.store.trial(begun.judge), self.everything)
         compared = self._compared(*self._planned())
         # of other examples than those that are held out here, the winner's score says nothing
         apart = self.retrain or (self.everything is None and knows(self.store, self.winner, self.data))
@@ -195,15 +197,33 @@ class Final:
         if sized is None:
             return chosen
         why = {"final": "everything", **self._about, "score_of": chosen.id}
+        return self._last(Proposal(chosen.id, (), sized, why), chosen, everything)
+
+    def _last(self, proposal: Proposal, chosen: Trial, everything: Examples) -> Trial:
+        """The trial of the training on everything, or the chosen one, where that comes to less."""
         valid = self.task.valid
         asking = 0.0 if valid is None else min(ASKING * self._scoring, MOST_ASKING * self.deadline.left)
-        end = self.deadline.earlier(asking)
-        last = self._trained(Proposal(chosen.id, (), sized, why), end, everything, scored=False)
+        last = self._trained(proposal, self.deadline.earlier(asking), everything, scored=False)
         good = last.kept and last.outcome is not None and last.outcome.status in CAME_TO
         cut = last.outcome is None or last.outcome.status != "finished"
         if not good or (cut and self.deadline.stopped):  # then its rate has not come down
             return chosen
         return chosen if _spoilt(self.store, chosen, last, self.task, self.deadline) else last
+
+    def _interrupted(self, everything: Examples) -> Trial | None:
+        """A training on everything that an earlier driver had come to: it is gone on with before anything else is
+        compared, unless there is time now for one more than `LONGER` times as long."""
+        if self.retrain or self.epochs is not None:
+            return None
+        kept, n = {trial.id for trial in self.store.trials if trial.kept}, len(everything)
+        passes = HOPED * self._passes(self.deadline.left, everything, scored=False)
+        for trial in reversed(self.store.trials):
+            why, recipe = trial.proposal.why, trial.proposal.recipe
+            known = why.get("final") == "everything" and {**why, **self._about} == why and trial.parent in kept
+            if known and trial.outcome is None and trial.judge in kept and unsettled(trial, self.store.about):
+                begun = recipe.epochs * (recipe.examples or n)
+                return trial if LONGER * begun >= n * min(passes, _longest(recipe)) else None
+        return None
 
     def _last_recipe(
         self, chosen: Trial, base: Outcome, passes: float, n: int, longer: Sequence[Trial]

@@ -828,6 +828,22 @@ def test_what_a_stop_cut_short_on_everything_is_gone_on_with_and_what_had_ended_
             assert finish(store, winner, chooser=None).id == 3
 
 
+@pytest.mark.parametrize(("passes", "goes_on"), [(30.0, True), (90.0, False)])
+def test_a_last_training_that_was_begun_is_gone_on_with_before_anything_else_is_compared(
+    path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, passes: float, goes_on: bool
+) -> None:
+    """Whatever a fit with more time would compare first; but not where there is time for a much longer one."""
+    made = told()
+    monkeypatch.setattr(Final, "_passes", lambda *_, **__: passes)
+    with won(path) as (store, winner):
+        recipe = replace(RECIPE, epochs=20)
+        why = {"final": "everything", "of": winner.id, "data": "", "score_of": winner.id}
+        open_ = store.claim(Proposal(winner.id, (), recipe, why)).id
+        last = finish(store, winner, epochs=None)
+        assert (last.id == open_) is goes_on
+        assert len(made.jobs) == (1 if goes_on else 3)
+
+
 def test_a_compared_training_that_a_stop_cut_short_says_so(path: Path, told: Callable[..., Told]) -> None:
     stop = Stop()
     told(inherited=(replace(WELL, status="truncated"), 1))
