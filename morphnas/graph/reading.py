@@ -141,7 +141,9 @@ class _Reading:
         told = node.normalized_arguments(self.program.graph_module, normalize_to_only_use_kwargs=True)
         handler = _HANDLERS.get(name.removesuffix("_"))
         if handler is None or told is None:
-            raise ModuleError(f"{node.name}: {name} is not one of the operations that networks are made of: {_KINDS}")
+            raise ModuleError(
+                f"{_place(node)}: {name} is not one of the operations that networks are made of: {_KINDS}"
+            )
         there = tuple(node.meta["val"].shape[1:])
         try:
             source = self.names.get(getattr(told.kwargs.get("input"), "name", ""))
@@ -150,12 +152,12 @@ class _Reading:
                 raise ModuleError(f"{name} can only be the last operation")
             found = source if same and source is not None else handler(self, told.kwargs)
         except ModuleError as error:
-            raise ModuleError(f"{node.name}: {error}") from None
+            raise ModuleError(f"{_place(node)}: {error}") from None
         except ValueError as error:  # of an op or of a shape
-            raise ModuleError(f"{node.name}, {name}: {error}") from None
+            raise ModuleError(f"{_place(node)}: {error}") from None
         ours = self.draft.shapes[found]
         if _core(there) != _core(ours):
-            raise ModuleError(f"{node.name}: {name} gives {there} here, and {ours} as an op of a network")
+            raise ModuleError(f"{_place(node)}: {name} gives {there} here, and {ours} as an op of a network")
         if name.endswith("_"):  # it works in place: whoever reads what it was given from now on reads what it gave
             self.names[node.all_input_nodes[0].name] = found
         return found
@@ -192,6 +194,12 @@ def _name(node: fx.Node) -> str:
     """That of an operation of ATen, or of a function of Python's."""
     target: Any = node.target
     return str(target.name() if hasattr(target, "name") else target).removeprefix("aten::").split(".")[0]
+
+
+def _place(node: fx.Node) -> str:
+    """The node of the program, and the submodule that it comes from."""
+    inner = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return f"{node.name} in {inner[-1]}" if inner and inner[-1] else node.name
 
 
 def _core(shape: Shape) -> Shape:

@@ -100,6 +100,8 @@ def elect(
         if loss >= lost(total / (n * heat)):
             break
         elected[best] += 1
+    if len(elected) == 1:
+        log.info("the model is not an ensemble: none of %d other networks makes it better", len(votes) - 1)
     return {final.id if id == judge.id else id: n / elected.total() for id, n in elected.items()}
 
 
