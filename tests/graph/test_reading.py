@@ -322,7 +322,7 @@ class Function(nn.Module):
         (conv(3, padding=2, dilation=2), "dilation must be 1, not 2"),
         (conv(3, padding=1, groups=2), "groups must be 1, or as many as the channels before and after, not 2"),
         (nn.Conv2d(4, 8, 3, groups=4), "groups must be 1, or as many as the channels before and after, not 4"),
-        (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Softplus()), "softplus in 1: softplus is not one of the operations .* convolutions, of"),
+        (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Softplus()), "softplus in 1: softplus is not one of .* convolutions, of"),
         (nn.Sequential(conv(3, padding=1), nn.Softmax(1), nn.Linear(2, 2)), "softmax can only be the last operation"),
         (nn.Softmax(2), "softmax: axis must be 1, not 2"),
         (nn.GELU("tanh"), "approximate must be none, not tanh"),
