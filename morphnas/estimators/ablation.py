@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike
 
+from morphnas import __version__
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.objective import Loss, Metric, aimed, check_loss, check_metric, check_said
 from morphnas.estimators.parts import Groups
@@ -24,7 +25,7 @@ from morphnas.graph import Graph, GraphError, Morph, Network, Node
 from morphnas.report.words import gain_words, morph_words
 from morphnas.run.files import RunError
 from morphnas.run.jobs import Job, micro_batch, trial_seed
-from morphnas.run.plan import limits_of
+from morphnas.run.plan import Plan
 from morphnas.run.search import settle
 from morphnas.run.store import Run, RunLike, run_of
 from morphnas.run.work import work
@@ -124,6 +125,7 @@ def ablate(
         check_loss(loss)
         check_said(run.about.get("settings"), metric, loss)
         problem = aimed(problem, metric, loss, deadline)
+        memory = memory_for(Plan.of_run(run.about, __version__).limits.max_memory, problem.task.device)
         line = lineage(run.trials, network)
         brought = [(one.id, morph) for one in line[1:] for morph in one.proposal.morphs]
         morphs = [morph for _, morph in brought]
@@ -139,7 +141,7 @@ def ablate(
                 if deadline.passed:
                     break
                 if part is None or part.key != whole.key:
-                    found.append(_trained(run, start, kept, recipe, problem, deadline, trial_seed(seed, turn)))
+                    found.append(_trained(run, memory, start, kept, recipe, problem, deadline, trial_seed(seed, turn)))
         undone = [
             _undone(id, morph, gone, outcomes[0], found, whole, part)
             for (id, morph), (_, gone), found, part in zip(brought, ways[1:], outcomes[1:], parts, strict=True)
@@ -229,6 +231,7 @@ def _grown(graph: Graph, morphs: Sequence[Morph]) -> Graph:
 
 def _trained(
     run: Run,
+    memory: int | None,
     start: Graph | Network,
     morphs: Sequence[Morph],
     recipe: Recipe,
@@ -237,7 +240,6 @@ def _trained(
     seed: int,
 ) -> Outcome:
     graph = _grown(start.graph if isinstance(start, Network) else start, morphs)
-    memory = memory_for(limits_of(run.about).max_memory, problem.task.device)
     micro = micro_batch(graph, recipe.batch_size, memory, run.trials)
     return work(Job(start, tuple(morphs), recipe, deadline.left, seed, micro=micro), problem.task)[0]
 

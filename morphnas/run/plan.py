@@ -160,15 +160,6 @@ class Plan:
         return read
 
 
-def limits_of(about: Mapping[str, Any]) -> Limits:
-    """Those of the plan that a run was begun with; none where run.json does not hold them."""
-    plan = about.get("plan")
-    try:
-        return Limits(**plan["limits"]) if isinstance(plan, Mapping) else Limits()
-    except (KeyError, TypeError, ValueError):
-        return Limits()
-
-
 def _check_fields(kind: type, part: Any, about: Mapping[str, Any], version: str) -> None:
     """RunError that says what to do where a part of the plan lacks fields, or has others than those of the kind."""
     try:

@@ -18,8 +18,8 @@ HALVED = 96
 converting smaller ones takes longer than that saves (`benchmarks/muon.py`)."""
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Coefficients of an iteration that brings singular values from (0, 1] nearer to 1 with every round: after five they
-are about 0.7 to 1.2, after the three that are done here, most of a random square matrix's, and the smallest less."""
+"""Coefficients of an iteration that brings singular values from (0, 1] nearer to 1 with every round; Jordan does five,
+three are done here."""
 
 
 class Muon(torch.optim.SGD):
