@@ -2,13 +2,15 @@
 
     python benchmarks/others.py --python venv-others/bin/python --time-limit 60 --seeds 3
     python benchmarks/others.py --python ... --data fashion_mnist.npz --examples 6000 --time-limit 120 --seeds 3
+    python benchmarks/others.py --python ... --data cifar10.npz --examples 6000 --flip --time-limit 300 --seeds 3
 
 --python: of an environment with torch and the packages in `results/others.json`, of those versions (AutoKeras 3.0 does
 not run with the newest Keras), where the others run; without it only morphnas and the network of `handwritten.py` do.
 --data, --examples: as for `search_pays.py`; without them scikit-learn's digits, a stratified fifth held out. Every
 contender is a process of its own, which gets raw uint8 images and labels, and is to have a model when the time is over;
-its clock begins after its imports, so that only preparing, searching and training counts. What is done for a time limit
-where a library has none:
+its clock begins after its imports, so that only preparing, searching and training counts. With --flip those whose
+training is written here (all but morphnas and AutoKeras, which find out for themselves) mirror images at random. What
+is done for a time limit where a library has none:
 
 * AutoKeras: `ImageClassifier(max_trials=3)`, its three first architectures, and its own final training; a callback ends
   each of the four trainings after a quarter of the time.
@@ -56,7 +58,7 @@ Fitted = tuple[Callable[[Any], Any], dict[str, Any]]
 # -- contenders: (x uint8, y, seconds, seed, flip), the clock running
 
 
-def morphnas(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
+def morphnas(x: Any, y: Any, seconds: float, seed: int, _flip: bool) -> Fitted:
     import morphnas
 
     folder = tempfile.mkdtemp()
@@ -67,11 +69,11 @@ def morphnas(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
     return classifier.predict, {"networks": networks, "parameters": classifier.network_.graph.parameters}
 
 
-def by_hand(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
+def by_hand(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted:
     import handwritten
 
     begin()
-    model, mean, std = handwritten.fit(x, y, seconds, False, seed)
+    model, mean, std = handwritten.fit(x, y, seconds, flip, seed)
 
     def predict(images: Any) -> Any:
         import torch
@@ -84,7 +86,7 @@ def by_hand(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
     return predict, {"networks": 1, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def autokeras(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
+def autokeras(x: Any, y: Any, seconds: float, seed: int, _flip: bool) -> Fitted:
     import autokeras as ak
     import keras
 
@@ -106,7 +108,7 @@ def autokeras(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
     return lambda images: classifier.predict(images, verbose=0).astype(int).ravel(), told
 
 
-def keras_tuner(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
+def keras_tuner(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted:
     import keras
     import keras_tuner as kt
     import numpy as np
@@ -118,6 +120,8 @@ def keras_tuner(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
 
     def build(hp: Any) -> Any:
         layers = [keras.Input(shape), keras.layers.Rescaling(1 / 255)]
+        if flip:
+            layers.append(keras.layers.RandomFlip("horizontal"))
         width = hp.Int("width", 8, 64, step=8)
         for i in range(hp.Int("depth", 1, 3)):
             for _ in range(hp.Int("convolutions", 1, 2)):
@@ -165,7 +169,7 @@ def keras_tuner(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
     return lambda images: np.argmax(model.predict(images.reshape(-1, *shape), verbose=0), 1), told
 
 
-def optuna(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
+def optuna(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted:
     import optuna
     import torch
     from torch import nn
@@ -180,7 +184,7 @@ def optuna(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
         found = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).float()
         return ((found - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    mean, std = float(x.mean()), float(x.std())
+    mean, std, reach = float(x.mean()), float(x.std()), max(1, round(0.08 * x.shape[1]))
     images, labels = tensor(x), torch.from_numpy(y)
     classes, held = int(y.max()) + 1, int(HELD * len(x))
 
@@ -206,9 +210,11 @@ def optuna(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
             for group in optimizer.param_groups:
                 group["lr"] = params["rate"] * (done / 0.2 if done < 0.2 else (1 - done) / 0.8)
             batch = images[index]
+            if flip:
+                batch = torch.where(torch.rand(len(batch), 1, 1, 1) < 0.5, batch.flip(3), batch)
             if params["shift"]:
-                padded = F.pad(batch, (1, 1, 1, 1))
-                i, j = torch.randint(0, 3, (2,)).tolist()
+                padded = F.pad(batch, (reach,) * 4)
+                i, j = torch.randint(0, 2 * reach + 1, (2,)).tolist()
                 batch = padded[:, :, i : i + images.shape[2], j : j + images.shape[3]]
             if len(batch) > 1:
                 loss = F.cross_entropy(model(batch), labels[index], label_smoothing=0.1)
@@ -266,7 +272,7 @@ def optuna(x: Any, y: Any, seconds: float, seed: int) -> Fitted:
     return lambda given: predict(model, tensor(given)).numpy(), told
 
 
-CONTENDERS: dict[str, Callable[[Any, Any, float, int], Fitted]] = {
+CONTENDERS: dict[str, Callable[[Any, Any, float, int, bool], Fitted]] = {
     "morphnas": morphnas, "by hand": by_hand, "optuna": optuna, "keras tuner": keras_tuner, "autokeras": autokeras,
 }  # fmt: skip
 STARTED = [0.0]
@@ -278,13 +284,13 @@ def begin() -> Callable[[], float]:
     return lambda: time.perf_counter() - STARTED[0]
 
 
-def child(name: str, file: Path, seconds: float, seed: int) -> None:
+def child(name: str, file: Path, seconds: float, seed: int, flip: bool) -> None:
     """Fit a contender, and print as JSON what came of it."""
     import numpy as np
 
     with np.load(file) as npz:
         x, y, x_test, y_test = (npz[part] for part in ("x_train", "y_train", "x_test", "y_test"))
-    predict, told = CONTENDERS[name](x, y, seconds, seed)
+    predict, told = CONTENDERS[name](x, y, seconds, seed, flip)
     used = time.perf_counter() - STARTED[0]
     accuracy = float((np.asarray(predict(x_test)).ravel() == y_test).mean())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -299,6 +305,7 @@ def fit(name: str, args: argparse.Namespace, file: Path, seed: int) -> dict[str,
     """A contender's process: what it prints, or its error."""
     python = sys.executable if name in ALONE else args.python
     given = ["--data", str(file), "--time-limit", str(args.time_limit), "--seed", str(seed)]
+    given += ["--flip"] if args.flip else []
     threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
     quiet = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     most: dict[str, Any] = {"env": os.environ | threads | quiet, "timeout": 4 * args.time_limit + 120}
@@ -320,6 +327,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=6000)
     parser.add_argument("--time-limit", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--flip", action="store_true", help="mirrored images keep their label")
     parser.add_argument("--contenders", nargs="*", choices=[*CONTENDERS])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -327,7 +335,7 @@ def main() -> None:
     parser.set_defaults(rows=False, products=False)  # of `search_pays.py`
     args = parser.parse_args()
     if args.child:
-        child(args.child, args.data, args.time_limit, args.seed)
+        child(args.child, args.data, args.time_limit, args.seed, args.flip)
         return
     import numpy as np
     from machine import append
@@ -365,7 +373,10 @@ def main() -> None:
         code = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
         versions = json.loads(subprocess.check_output([args.python, "-c", code, *PACKAGES]))
     data = "digits" if args.data is None else args.data.stem
-    about = {"data": data, "examples": len(x_train), "time_limit": args.time_limit, "n": args.seeds, "others": versions}
+    about = {
+        "data": data, "examples": len(x_train), "time_limit": args.time_limit, "n": args.seeds, "flip": args.flip,
+        "others": versions,
+    }  # fmt: skip
     append(RESULTS, about | {"contenders": found})
 
 
