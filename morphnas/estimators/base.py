@@ -23,13 +23,12 @@ from torch import Tensor, fx
 
 from morphnas import __version__
 from morphnas.estimators import doctor
-from morphnas.estimators.fitting import Fitting, Sizes, mirrors, readings, saving, settled, take_threads
+from morphnas.estimators.fitting import Fitting
 from morphnas.estimators.inputs import ImageSize, Problem, examples
 from morphnas.estimators.model import Model, scales_of
 from morphnas.estimators.objective import Loss, Metric, Scorer, aimed, check_metric, check_said
 from morphnas.estimators.parts import Groups, groups_of
 from morphnas.estimators.place import torch_device
-from morphnas.estimators.room import memory_for
 from morphnas.estimators.settings import (
     MakeSearcher,
     Settings,
@@ -42,6 +41,7 @@ from morphnas.estimators.settings import (
     room,
     time_limit_seconds,
 )
+from morphnas.estimators.sizes import Sizes, take_threads
 from morphnas.estimators.sources import Source, opened
 from morphnas.estimators.space import SearchSpace
 from morphnas.estimators.targets import SampleWeight, Target, weights_of
@@ -51,11 +51,10 @@ from morphnas.report.progress import Progress
 from morphnas.report.summary import Results, results_summary
 from morphnas.report.tables import trials_table
 from morphnas.report.words import measured_words
-from morphnas.run.ensemble import assembled, elect
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
-from morphnas.run.expectation import SMALL_WIDTH, Terms
+from morphnas.run.expectation import Terms
 from morphnas.run.files import RunError
-from morphnas.run.final import CAME_TO, Final, abandon, knows
+from morphnas.run.final import CAME_TO
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import prune
 from morphnas.run.lasting import lasting
@@ -63,11 +62,10 @@ from morphnas.run.observers import Observers
 from morphnas.run.plan import Plan
 from morphnas.run.store import Run, Store, holds_run, load_about, load_run, user_path, versions
 from morphnas.search.trial import Trial
-from morphnas.train.data import Examples, Task
+from morphnas.train.data import Examples
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Unmeasured
 from morphnas.train.modes import usual_modes
-from morphnas.train.predict import predict
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import warm_up
 
@@ -239,16 +237,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             findings = doctor.glance(problem, deadline.left)
             doctor.warn(findings)
 
-            with _threads() as all_threads, stopping() as stop:
-                deadline = deadline.heeding(stop)
+            with _threads() as all_threads:
                 torch.set_num_threads(settings.place.threads or all_threads)
-                sizes = None
-                if before is None:
-                    sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left, self.refit)
-                planned = Plan.of_run(before or {}, __version__) if sizes is None else sizes.plan(deadline.left)
-                if not settings.records and "cuda_graphs" not in settings.trainer_args:
-                    # a run may have begun elsewhere
-                    planned = replace(planned, recipe=replace(planned.recipe, cuda_graphs=False))
+                planned, sizes = self._planned(problem, settings, before, deadline)
                 about = {
                     "estimator": type(self).__name__,
                     "settings": {name: plain(value) for name, value in self.get_params(deep=False).items()},
@@ -263,10 +254,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     "findings": findings.to_json(),
                 }
                 folder = path or Path(tempfile.mkdtemp(prefix="morphnas-"))
-                with (
-                    _opened(folder, about, before is not None, self.overwrite) as store,
-                    self._progress(seconds) as shown,
-                ):
+                opened_run = _opened(folder, about, before is not None, self.overwrite)
+                with self._running(opened_run, deadline, seconds, each_epoch) as (store, deadline, shown, calls):
                     torch.set_num_threads(planned.threads)
                     self._forget()
                     self.path_ = str(folder.absolute())
@@ -280,31 +269,35 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         if not finding.warns:
                             say(str(finding))
                     fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
-                    if fitting.compares and (asked := settings.of_searches):
-                        words = f"there is no time to search, so there is no effect of {asked}: allow more"
-                        if settings.width is None or settings.width > SMALL_WIDTH:
-                            args = {"default_model_width": SMALL_WIDTH}
-                            words += f", or make the first networks small: searcher_args={args}"
-                        warnings.warn(words, stacklevel=2)
+                    fitting.warn_of_settings()
                     fitting.warn_of_large_images()
                     end = fitting.search_end()
                     for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)
                     most = None if self.max_trials is None else int(self.max_trials)
                     forecast = fitting.forecast(end, say, most, for_search, small)
-                    calls = EpochCalls(each_epoch, folder, stop)
                     observer = Observers((shown, forecast, calls))
                     with fitting.searched(end, observer, all_threads, most) as executor:
                         if deadline.stopped and not fitting.scored:
                             error = StopFit if calls.stopped else KeyboardInterrupt
                             raise error("no network was trained yet")
                         found = fitting.finished(executor, observer)
-                    calls.close()
-                    self._use(store, problem, found, deadline, settings)
-                    prune(store, settings.keep)
+                    self._finish(fitting, *found)
                     shown.tell(trials_table(store.trials, best=self.best_trial_))
                 if deadline.stopped and not calls.stopped:
                     self._interrupted()
             return self
+
+    def _planned(
+        self, problem: Problem, settings: Settings, before: Mapping[str, Any] | None, deadline: Deadline
+    ) -> tuple[Plan, Sizes | None]:
+        """The plan of a run, as run.json has it where there was one before, or what is measured, and planned, now."""
+        sizes = None
+        if before is None:
+            sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left, self.refit)
+        planned = Plan.of_run(before or {}, __version__) if sizes is None else sizes.plan(deadline.left)
+        if not settings.records and "cuda_graphs" not in settings.trainer_args:  # a run may have begun elsewhere
+            planned = replace(planned, recipe=replace(planned.recipe, cuda_graphs=False))
+        return planned, sizes
 
     def _forget(self) -> None:
         """What an earlier fit has found: a fit that does not come to its end leaves no model of another run."""
@@ -380,38 +373,25 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             deadline = deadline.earlier(min(place.parting, 0.1 * seconds))
             if "examples" in args:
                 raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
+            known = self._model
             source, y_train = opened(x_train, y_train, "x_train", space, self._axes, deadline)
-            codes, test = self._model.target.encode(y_train, len(source)), None
-            weights = weights_of(sample_weight, len(source), codes, self._model.target)
+            codes, test = known.target.encode(y_train, len(source)), None
+            weights = weights_of(sample_weight, len(source), codes, known.target)
             if x_test is not None:
                 tested, y_test = opened(x_test, y_test, "x_test", space, self._axes, deadline)
                 if y_test is not None:
-                    test = examples(tested, y_test, self._model.preprocessing, self._model.target, space)
+                    test = examples(tested, y_test, known.preprocessing, known.target, space)
             if test is None and (x_test is not None or y_test is not None):
                 raise ValueError("final_fit needs both x_test and y_test, or neither")
             seed = _seed(about)
-            problem = Problem.of(
-                source,
-                codes,
-                weights,
-                groups_of(groups, len(source)),
-                taught_by(teacher, source, self._model.target),
-                own=None,
-                target=self._model.target,
-                preprocessing=self._model.preprocessing,
-                seed=seed,
-                device=place.device,
-                room=space,
-            )
+            together, taught = groups_of(groups, len(source)), taught_by(teacher, source, known.target)
+            how = (known.target, known.preprocessing, seed, place.device, space)
+            problem = Problem.of(source, codes, weights, together, taught, None, *how)
             problem = aimed(problem, self.metric, self.loss, deadline)
             findings = doctor.glance(problem, deadline.left)
-            with (
-                _threads() as all_threads,
-                stopping() as stop,
-                _opened(Path(self.path_), {}, True, False) as store,
-                self._progress(seconds) as shown,
-            ):
-                deadline = deadline.heeding(stop)
+            opened_run = _opened(Path(self.path_), {}, True, False)
+            running = self._running(opened_run, deadline, seconds, each_epoch)
+            with _threads() as all_threads, running as (store, deadline, shown, calls):
                 planned = Plan.of_run(about, __version__)
                 if place.workers:  # of which the run had one's share
                     take_threads(problem.task, planned.recipe, all_threads, deadline.left)
@@ -424,39 +404,28 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 given = {name: value for name, value in settings.trainer_args.items() if name == "lr"}
                 if not settings.records:
                     given["cuda_graphs"] = settings.trainer_args.get("cuda_graphs", False)
-                own = settled(store, best, store.trials, problem, deadline)
+                fitting = Fitting(store, problem, planned, settings, seed, deadline, refit=True)
+                own = fitting.recipe_of(best, store.trials)
                 recipe = changed(own, given | args, len(problem.task.train))
                 if recipe.augment.flip is None:  # as the winner has found out
                     recipe = replace(recipe, augment=replace(recipe.augment, flip=own.augment.flip))
-                known = {trial.id for trial in store.trials}
+                before = {trial.id for trial in store.trials}
                 store.note(scales={problem.name: problem.task.scale} | scales_of(store.about))
-                after = readings(problem, recipe, settings.ensemble, 0 if test is None else len(test))
-                calls = EpochCalls(each_epoch, Path(self.path_), stop)
                 own_length = bool({"epochs", "max_iter_num"} & args.keys())
                 executor = place.final(problem.task, problem.everything)
                 try:
-                    final = Final(
-                        store,
+                    final = fitting.final(
                         best,
-                        executor,
-                        problem.task,
                         recipe,
-                        saving(deadline, best, after),
-                        chooser=problem.chooser,
-                        everything=problem.everything,
-                        seed=seed,
+                        executor,
+                        Observers((shown, calls)),
                         retrain=retrain,
-                        judged=settings.ensemble > 1,
-                        guess=planned.seconds_per_flop,
-                        max_memory=memory_for(planned.limits.max_memory, settings.device),
                         epochs=recipe.epochs if own_length else None,
-                        data=problem.name,
-                        observer=Observers((shown, calls)),
-                    ).run()
+                        tested=0 if test is None else len(test),
+                    )
                 finally:
                     executor.shutdown()
-                calls.close()
-                made = [one.outcome for one in store.trials if one.id not in known and one.outcome is not None]
+                made = [one.outcome for one in store.trials if one.id not in before and one.outcome is not None]
                 if made and all(outcome.status not in CAME_TO for outcome in made):
                     warnings.warn(f"nothing was gained, as the training came to nothing: {made[0].error}", stacklevel=2)
                 elif not made and final.id == best.id and not deadline.stopped:
@@ -465,8 +434,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 if trial in (None, store.about.get("best")):  # another network is to be the model in any case
                     name = None if retrain or own_length else problem.name
                     found = lasting(store, *found, problem.task, problem.everything, name)
-                self._use(store, problem, found, deadline, settings)
-                prune(store, settings.keep)
+                self._finish(fitting, *found)
                 if deadline.stopped and not calls.stopped:
                     self._interrupted()
                 self.__dict__.pop("test_metric_", None)  # of the model before
@@ -651,59 +619,25 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         )
         return aimed(problem, self.metric, self.loss, deadline, settings.place.apart)
 
-    def _use(
-        self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings
-    ) -> None:
-        """Predict with the second trial's network from now on, or with an ensemble around it, and write it down."""
-        model = self._kept(store, found[1], settings) or self._made(store, problem, found, deadline, settings)
-        store.note(best=model.best, final=model.trial, members=model.shares)
-        if not deadline.stopped:
-            abandon(store)
-            store.note(settled=max(trial.id for trial in store.trials))
-        self._set(model)
+    @contextlib.contextmanager
+    def _running(
+        self,
+        opened_run: contextlib.AbstractContextManager[Store],
+        deadline: Deadline,
+        seconds: float,
+        each_epoch: EachEpochReport | None,
+    ) -> Iterator[tuple[Store, Deadline, Progress, EpochCalls]]:
+        """An open run to train something in, until the deadline or a signal, what is shown, and what is called."""
+        progress = contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))
+        with stopping() as stop, opened_run as store, progress as shown:
+            calls = EpochCalls(each_epoch, store.path, stop)
+            yield store, deadline.heeding(stop), shown, calls
+            calls.close()
 
-    @staticmethod
-    def _kept(store: Store, final: Trial, settings: Settings) -> Model | None:
-        """The run's model, if it is that trial's, and an ensemble where one is asked for, of no more members."""
-        with contextlib.suppress(RunError):
-            model = Model.stored(store.path) if final.id == store.about.get("final") else None
-            if model and model.trial == final.id and settings.allows(len(model.members)):
-                return model
-        return None
-
-    def _made(
-        self, store: Store, problem: Problem, found: tuple[Trial, Trial], deadline: Deadline, settings: Settings
-    ) -> Model:
-        """A model of the second trial's network, written down: see `_use`."""
-        best, final = found
-        task, mirrored = problem.task, mirrors(final.proposal.recipe, problem.task)
-        mirrored = mirrored and settings.limits.max_latency_ms is None  # mirror images take as long again
-        given = (problem.chooser, settings.ensemble, mirrored, deadline)
-        shares = elect(store, final, task, *given, data=problem.name, limits=settings.limits)
-        judge = store.trial(final.judge)
-        brief = None if judge.id == final.id or judge.final or judge.outcome is None else judge.outcome.epochs
-        judged = assembled(store, shares, {final.id: judge.id})
-        fresh = judge.final and judge.parent is None
-        if knows(store, best, problem.name) and not fresh:
-            before = getattr(self, "_model", None)  # whose temperature is from examples that it did not know
-            temperature = 1.0 if before is None else before.temperature
-        else:
-            temperature = self._temperature(judged, task, mirrored, deadline.heeding(None), brief)
-        model = Model(
-            network=assembled(store, shares),
-            target=problem.target,
-            preprocessing=problem.preprocessing,
-            best=best.id,
-            trial=final.id,
-            members=shares,
-            mean=task.scale[0],
-            std=task.scale[1],
-            range=tuple(doctor.range_of(task.train.x) if task.train.x.ndim == 4 else ()),
-            mirrors=mirrored,
-            temperature=temperature,
-        )
-        store.write_model(model.network, model.to_json())
-        return model
+    def _finish(self, fitting: Fitting, best: Trial, final: Trial) -> None:
+        """Predict with the final trial's network from now on."""
+        self._set(fitting.model(best, final, getattr(self, "_model", None)))
+        prune(fitting.store, fitting.settings.keep)
 
     def _interrupted(self) -> None:
         how = f"{type(self).__name__}(path={self.path_!r}, resume=True, ...).fit(...)"
@@ -717,28 +651,6 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             self.n_features_in_ = model.preprocessing.given[0]
         if model.preprocessing.columns:
             self.feature_names_in_ = np.array(model.preprocessing.columns, dtype=object)
-
-    @staticmethod
-    def _temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline, brief: int | None) -> float:
-        """What makes outputs as sure as they may be, of a network that was not trained on the validation part.
-
-        On as many of its examples as there is time for; 1 if these are too few to say. brief: the epochs of a network
-        that stands in for one which was trained far longer. What it says counts the less the fewer they are, and that
-        it may make mistakes which it did not make on a few examples is no reason to doubt the other
-        (`benchmarks/temperature.py`).
-        """
-        if task.valid is None:
-            return 1.0
-        outputs = predict(judged.to_module().to(task.device), task.valid.x, task, deadline=deadline, mirrored=mirrors)
-        few = len(outputs) < min(len(task.valid), 30)
-        asked = task.valid[: len(outputs)]
-        if few:
-            return 1.0
-        heat = task.goal.heat(outputs, asked.y, asked.weights)
-        if brief is None:
-            return heat
-        sure = task.goal.heat(outputs, asked.y, asked.weights, doubtful=False)
-        return float(min(heat, max(1.0, sure)) ** min(1.0, 0.5 + 0.1 * (brief - 1)))
 
     @property
     def _axes(self) -> int | None:
@@ -763,9 +675,6 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         if own.network is self.network_ and own.mirrors is self.mirrors_:
             return own
         return replace(own, network=self.network_, mirrors=self.mirrors_)
-
-    def _progress(self, seconds: float) -> contextlib.closing[Progress]:
-        return contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")

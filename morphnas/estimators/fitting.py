@@ -9,21 +9,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
-import torch
-
+from morphnas.estimators.doctor import range_of
 from morphnas.estimators.inputs import Problem
+from morphnas.estimators.model import Model
 from morphnas.estimators.room import memory_for
-from morphnas.estimators.settings import Settings, changed
-from morphnas.graph import Shape
-from morphnas.run.ensemble import asked
+from morphnas.estimators.settings import Settings
+from morphnas.estimators.sizes import take_threads
+from morphnas.graph import Network
+from morphnas.run.ensemble import asked, assembled, elect
 from morphnas.run.executors import SerialExecutor
-from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, Terms, seconds_for_search
+from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, Terms
 from morphnas.run.files import RunError
-from morphnas.run.final import Final
+from morphnas.run.final import Final, abandon, knows
 from morphnas.run.jobs import Executor
 from morphnas.run.lasting import lasting
 from morphnas.run.observers import Observer
-from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_latency, plan
+from morphnas.run.plan import Plan
 from morphnas.run.search import Search, settle
 from morphnas.run.store import Store
 from morphnas.run.work import asked_mirrored
@@ -32,9 +33,8 @@ from morphnas.search.promote import is_promotion
 from morphnas.search.trial import Left, MorphSpace, Proposal, Searcher, Trial
 from morphnas.train.data import Task, steps
 from morphnas.train.deadline import Deadline
-from morphnas.train.predict import chunk
+from morphnas.train.predict import chunk, predict
 from morphnas.train.recipe import Recipe
-from morphnas.train.step import RECORDERS
 
 log = logging.getLogger("morphnas")
 
@@ -43,68 +43,6 @@ SAVING = 1.5e-8
 room (`benchmarks/writing.py`)."""
 COMPARED = 0.25
 """Share of the time that comparing the first networks may take, where nothing else is searched."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the networks of a run follow from, but for its seconds: examples, settings, and this machine's pace.
-
-    shape, outputs, n: of the examples trained on. recipe: of children. finals: whether the winner is trained longer.
-    """
-
-    shape: Shape
-    outputs: int
-    n: int
-    settings: Settings
-    recipe: Recipe
-    pace: Pace
-    finals: bool = True
-
-    @staticmethod
-    def measured(task: Task, settings: Settings, augment: bool | None, seconds: float, finals: bool = True) -> Sizes:
-        """The pace is measured in about 1 % of the seconds on a CPU; on a GPU in as long as two ways take."""
-        n, shape = len(task.train), tuple(task.train.x.shape[1:])
-        default = default_recipe(n, settings.device, augment, shape)
-        spare = min(0.8, 0.01 * max(seconds, 1e-3))  # preparing the data may have taken all
-        spare *= 1 if settings.device.type == "cpu" else 4
-        memory = settings.limits.max_memory
-        pace = measure(task, spare, changed(default, settings.trainer_args, n), settings.records, memory)
-        found = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
-        recipe = changed(found, settings.trainer_args, n)
-        if settings.limits.max_latency_ms is not None:
-            limits = replace(settings.limits, pace=(*measure_latency(task, spare), 0.0))
-            settings = replace(settings, limits=limits)
-        return Sizes(shape, task.goal.outputs, n, settings, recipe, pace, finals)
-
-    def plan(self, seconds: float, width: int | None = None) -> Plan:
-        """That of a run of so many seconds. width: of the first networks, where the user has given none."""
-        own = self.settings
-        return plan(
-            self.shape,
-            self.outputs,
-            self.n,
-            self.recipe,
-            max(seconds, 1e-3),
-            self.pace,
-            own.limits,
-            depth=own.depth,
-            width=own.width or width,
-            initial=own.graphs,
-            workers=own.place.at_a_time,
-            device=own.device,
-            finals=self.finals,
-        )
-
-    def for_search(self, seconds: float) -> tuple[float | None, bool]:
-        """A limit in which something is searched, where in this one nothing is, and whether smaller networks would
-        leave time for it, see `Expectation`; None and False where there is a search, or no final training after it."""
-        longer = seconds_for_search(self.plan, seconds) if self.finals else None
-        if longer is None:
-            return None, False
-        try:
-            return longer, self.plan(seconds, SMALL_WIDTH).searches
-        except ValueError:  # the limits have no room for networks of that width
-            return longer, False
 
 
 def tried(trials: Sequence[Trial]) -> int:
@@ -131,16 +69,6 @@ class Firsts:
             return None
         proposal = self.searcher.ask(trials, left)
         return None if proposal and proposal.morphs and there else proposal
-
-
-def take_threads(task: Task, recipe: Recipe, most: int, seconds: float) -> None:
-    """Have this process compute with as many threads as are fastest, where others that shared the machine are gone.
-
-    most: threads. seconds: that are left.
-    """
-    torch.set_num_threads(most)
-    if task.device.type not in RECORDERS:  # there it does not matter how many
-        torch.set_num_threads(measure(task, min(0.8, 0.01 * seconds), recipe).threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +98,15 @@ class Fitting:
     def compares(self) -> bool:
         """Whether nothing is searched: the first networks are compared, and the best has the rest of the time."""
         return self.refit and not self.planned.searches
+
+    def warn_of_settings(self) -> None:
+        """Where the user has set how to search, and nothing is searched."""
+        if not (self.compares and (asked := self.settings.of_searches)):
+            return
+        words = f"there is no time to search, so there is no effect of {asked}: allow more"
+        if self.settings.width is None or self.settings.width > SMALL_WIDTH:
+            words += f", or make the first networks small: searcher_args={ {'default_model_width': SMALL_WIDTH} }"
+        warnings.warn(words, stacklevel=3)
 
     def warn_of_large_images(self) -> None:
         """Where large images leave time for so few training steps that hardly anything can be learnt."""
@@ -280,26 +217,7 @@ class Fitting:
         best, searched = self._winner()
         final, problem = best, self.problem
         if self.refit:
-            recipe = settled(self.store, best, searched, problem, self.deadline)
-            memory = self.max_memory
-            if self.settings.place.apart:
-                memory = memory_for(self.planned.limits.max_memory, self.settings.device)
-            final = Final(
-                self.store,
-                best,
-                executor,
-                problem.task,
-                recipe,
-                saving(self.deadline, best, readings(problem, recipe, self.settings.ensemble)),
-                chooser=problem.chooser,
-                everything=problem.everything,
-                seed=self.seed,
-                judged=self.settings.ensemble > 1,
-                guess=self.planned.seconds_per_flop,
-                max_memory=memory,
-                data=problem.name,
-                observer=observer,
-            ).run()
+            final = self.final(best, self.recipe_of(best, searched), executor, observer)
         best, final = lasting(self.store, best, final, problem.task, problem.everything, problem.name)
         if best.score is None and self.store.trial(final.judge).score is None:
             said = None if best.outcome is None else best.outcome.error
@@ -313,6 +231,100 @@ class Fitting:
             words = f"no network is better than always the same answer, which has {goal.measure} {chance:.4g}"
             log.warning("%s (the best of them: %.4g): is there anything about y in x?", words, max(told))
         return best, final
+
+    def recipe_of(self, best: Trial, trials: Sequence[Trial]) -> Recipe:
+        """The network's recipe, with `flip` decided: by it, where no training of these trials had the time to ask."""
+        store, problem = self.store, self.problem
+        recipe, outcome = settle(best.proposal.recipe, trials, problem.chance), best.outcome
+        if recipe.augment.flip is not None or not best.kept or outcome is None or outcome.metric is None:
+            return recipe
+        module = store.network(best.id).to_module().to(problem.task.device)
+        told = asked_mirrored(outcome, module, problem.task, chunk(outcome.micro_batch), self.deadline)
+        return settle(recipe, [replace(best, outcome=told)], problem.chance)
+
+    def final(
+        self,
+        best: Trial,
+        recipe: Recipe,
+        executor: Executor,
+        observer: Observer,
+        *,
+        retrain: bool = False,
+        epochs: int | None = None,
+        tested: int = 0,
+    ) -> Trial:
+        """The trial of the final network, see `Final`. tested: examples that it is asked about after everything."""
+        problem, planned = self.problem, self.planned
+        return Final(
+            self.store,
+            best,
+            executor,
+            problem.task,
+            recipe,
+            saving(self.deadline, best, readings(problem, recipe, self.settings.ensemble, tested)),
+            chooser=problem.chooser,
+            everything=problem.everything,
+            seed=self.seed,
+            retrain=retrain,
+            judged=self.settings.ensemble > 1,
+            epochs=epochs,
+            guess=planned.seconds_per_flop,
+            max_memory=memory_for(planned.limits.max_memory, self.settings.device),
+            data=problem.name,
+            observer=observer,
+        ).run()
+
+    def model(self, best: Trial, final: Trial, before: Model | None = None) -> Model:
+        """The model of the final trial's network, or of an ensemble around it, written down. before: the one in use.
+
+        The run's own stays where it is that trial's, and an ensemble where one is asked for, of no more members.
+        """
+        store = self.store
+        model = self._stored(final) or self._made(best, final, before)
+        store.note(best=model.best, final=model.trial, members=model.shares)
+        if not self.deadline.stopped:
+            abandon(store)
+            store.note(settled=max(trial.id for trial in store.trials))
+        return model
+
+    def _stored(self, final: Trial) -> Model | None:
+        with contextlib.suppress(RunError):
+            model = Model.stored(self.store.path) if final.id == self.store.about.get("final") else None
+            if model and model.trial == final.id and self.settings.allows(len(model.members)):
+                return model
+        return None
+
+    def _made(self, best: Trial, final: Trial, before: Model | None) -> Model:
+        store, problem, limits = self.store, self.problem, self.settings.limits
+        task, mirrored = problem.task, mirrors(final.proposal.recipe, problem.task)
+        mirrored = mirrored and limits.max_latency_ms is None  # mirror images take as long again
+        given = (problem.chooser, self.settings.ensemble, mirrored, self.deadline)
+        shares = elect(store, final, task, *given, data=problem.name, limits=limits)
+        judge = store.trial(final.judge)
+        fresh = judge.final and judge.parent is None
+        if (
+            knows(store, best, problem.name) and not fresh
+        ):  # the temperature before is from examples that it did not know
+            heat = 1.0 if before is None else before.temperature
+        else:
+            brief = None if judge.id == final.id or judge.final or judge.outcome is None else judge.outcome.epochs
+            judged = assembled(store, shares, {final.id: judge.id})
+            heat = temperature(judged, task, mirrored, self.deadline.heeding(None), brief)
+        model = Model(
+            network=assembled(store, shares),
+            target=problem.target,
+            preprocessing=problem.preprocessing,
+            best=best.id,
+            trial=final.id,
+            members=shares,
+            mean=task.scale[0],
+            std=task.scale[1],
+            range=tuple(range_of(task.train.x) if task.train.x.ndim == 4 else ()),
+            mirrors=mirrored,
+            temperature=heat,
+        )
+        store.write_model(model.network, model.to_json())
+        return model
 
     def _winner(self) -> tuple[Trial, list[Trial]]:
         """The best network that can be read, and all that the search has tried."""
@@ -343,14 +355,24 @@ def _readable(store: Store, trial: Trial) -> bool:
     return True
 
 
-def settled(store: Store, best: Trial, trials: Sequence[Trial], problem: Problem, deadline: Deadline) -> Recipe:
-    """The best network's recipe, with `flip` decided: by that network, where no training had the time to ask it."""
-    recipe, outcome = settle(best.proposal.recipe, trials, problem.chance), best.outcome
-    if recipe.augment.flip is not None or not best.kept or outcome is None or outcome.metric is None:
-        return recipe
-    module = store.network(best.id).to_module().to(problem.task.device)
-    told = asked_mirrored(outcome, module, problem.task, chunk(outcome.micro_batch), deadline)
-    return settle(recipe, [replace(best, outcome=told)], problem.chance)
+def temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline, brief: int | None) -> float:
+    """What makes outputs as sure as they may be, of a network that was not trained on the validation part.
+
+    On as many of its examples as there is time for; 1 if these are too few to say. brief: the epochs of a network that
+    stands in for one which was trained far longer. What it says counts the less the fewer they are, and that it may
+    make mistakes which it did not make on a few examples is no reason to doubt the other (`benchmarks/temperature.py`).
+    """
+    if task.valid is None:
+        return 1.0
+    outputs = predict(judged.to_module().to(task.device), task.valid.x, task, deadline=deadline, mirrored=mirrors)
+    if len(outputs) < min(len(task.valid), 30):
+        return 1.0
+    asked = task.valid[: len(outputs)]
+    heat = task.goal.heat(outputs, asked.y, asked.weights)
+    if brief is None:
+        return heat
+    sure = task.goal.heat(outputs, asked.y, asked.weights, doubtful=False)
+    return float(min(heat, max(1.0, sure)) ** min(1.0, 0.5 + 0.1 * (brief - 1)))
 
 
 def mirrors(recipe: Recipe, task: Task) -> bool:

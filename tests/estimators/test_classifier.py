@@ -32,8 +32,8 @@ from torch import fx
 import morphnas
 from morphnas import ImageClassifier, Limits, RunError, legacy, load_run
 from morphnas.cli import main
-from morphnas.estimators import base, doctor
-from morphnas.estimators.fitting import COMPARED, Firsts, Fitting, readings, saving
+from morphnas.estimators import doctor
+from morphnas.estimators.fitting import COMPARED, Firsts, Fitting, readings, saving, temperature
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.parts import split
 from morphnas.estimators.settings import Settings
@@ -884,7 +884,7 @@ def test_an_ensemble_is_one_network_wherever_it_goes(
     x, _ = data
     settings: dict[str, Any] = {"max_trials": 4, "random_state": 0, "refit": False}
     with monkeypatch.context() as patch:
-        patch.setattr("morphnas.estimators.base.elect", two)
+        patch.setattr("morphnas.estimators.fitting.elect", two)
         found = ImageClassifier(tmp_path / "run", **settings, ensemble=2).fit(*data, time_limit=30)
     assert sorted(found.members_.values()) == [0.25, 0.75]
     assert found.members_[found.final_trial_] == 0.75
@@ -959,10 +959,12 @@ def test_a_network_that_stands_in_for_another_says_how_sure_that_may_be_the_more
     said[:wrong] = (said[:wrong] + 1) % 3
     held_out = Examples(torch.zeros(30, 4), y)
     task = Task(held_out, held_out, Classes(3), torch.zeros(4), torch.ones(4))
-    monkeypatch.setattr(base, "predict", lambda *_, **__: scale * torch.nn.functional.one_hot(said, 3).double())
+    monkeypatch.setattr(
+        "morphnas.estimators.fitting.predict", lambda *_, **__: scale * torch.nn.functional.one_hot(said, 3).double()
+    )
     graph = mlp((4,), 3, width=2)
     network = Network(graph, fresh_weights(graph, torch.Generator().manual_seed(0)))
-    found = [ImageClassifier._temperature(network, task, False, NEVER, brief) for brief in (None, 6, 1)]
+    found = [temperature(network, task, False, NEVER, brief) for brief in (None, 6, 1)]
     for heat, (low, high) in zip(found, heats, strict=True):
         assert low <= heat <= high
 
@@ -1021,7 +1023,7 @@ def test_what_the_winner_may_know_chooses_nothing(tmp_path: Path, monkeypatch: p
         asked.append(brief)
         return 2.0
 
-    monkeypatch.setattr(ImageClassifier, "_temperature", staticmethod(heat))
+    monkeypatch.setattr("morphnas.estimators.fitting.temperature", heat)
     before, many = found._model.temperature, len(load_run(found.path_).trials)
     for data in ((x, y), (x[::-1], y[::-1]), (np.concatenate([x, own[0]]), np.concatenate([y, own[1]]))):
         found.final_fit(data[0], data[1], time_limit=10)

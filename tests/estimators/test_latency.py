@@ -10,7 +10,7 @@ import pytest
 
 from morphnas import ImageClassifier, Limits, load_run, write_report
 from morphnas.cli import main
-from morphnas.estimators import fitting
+from morphnas.estimators import sizes
 from morphnas.graph import cnn
 from morphnas.run.plan import measure_latency
 from morphnas.train.deadline import Deadline
@@ -58,7 +58,7 @@ def test_the_winner_is_fast_enough_and_reads_no_mirror_images(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a machine on which a node takes 1 ms: first networks of 23 nodes do not fit, those of fewer layers do."""
-    monkeypatch.setattr(fitting, "measure_latency", lambda *_: (1e-3, 0.0))
+    monkeypatch.setattr(sizes, "measure_latency", lambda *_: (1e-3, 0.0))
     more: dict[str, Any] = {"augment": True, "random_state": 0, "max_trials": 2, "searcher_args": SMALL}
     made = ImageClassifier(tmp_path / "run", limits={"max_latency_ms": 20.0}, **more).fit(*data, time_limit=10)
     run = load_run(tmp_path / "run")
@@ -72,7 +72,7 @@ def test_the_winner_is_fast_enough_and_reads_no_mirror_images(
 
 
 def test_where_all_are_too_slow_it_is_said(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "measure_latency", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(sizes, "measure_latency", lambda *_: (0.0, 0.0))
     more: dict[str, Any] = {"random_state": 0, "max_trials": 2, "searcher_args": SMALL, "refit": False}
     with pytest.warns(UserWarning, match=r"no network is as fast as 1e-05 ms: the fastest takes"):
         made = ImageClassifier(tmp_path / "run", limits={"max_latency_ms": 1e-5}, **more).fit(*data, time_limit=10)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from morphnas import ImageClassifier
-from morphnas.estimators import fitting
 from morphnas.estimators import place as module
+from morphnas.estimators import sizes
 from morphnas.estimators.fitting import Firsts
 from morphnas.estimators.place import Place
 from morphnas.graph import cnn, resnet
@@ -138,7 +138,7 @@ def test_how_fast_a_device_is_that_records_is_measured_once(
         asked.append(task)
         return Pace(1e-11, 1, "float32")
 
-    monkeypatch.setattr(fitting, "measure", measured)
+    monkeypatch.setattr(sizes, "measure", measured)
     if records:
         monkeypatch.setitem(RECORDERS, "cpu", lambda _: pytest.fail("nothing is recorded"))
     small = {"default_model_width": 4, "trainer_args": {"epochs": 1}}

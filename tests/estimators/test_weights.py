@@ -12,6 +12,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from morphnas import DataWarning, ImageClassifier, ImageRegressor, RunError, load_run
 from morphnas.cli import main
+from morphnas.estimators.fitting import temperature
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.targets import Values
 from morphnas.graph import Network, cnn, fresh_weights
@@ -176,14 +177,14 @@ def test_how_sure_a_model_may_be_is_said_by_what_counts() -> None:
     network = Network(graph, fresh_weights(graph))
     outputs = predict(network.to_module(), valid.x, found.task)
     counted, alike = (found.task.goal.heat(outputs, valid.y, weights) for weights in (valid.weights, None))
-    assert ImageClassifier._temperature(network, found.task, False, NEVER, None) == pytest.approx(counted, rel=1e-6)
+    assert temperature(network, found.task, False, NEVER, None) == pytest.approx(counted, rel=1e-6)
     assert abs(counted - alike) > 0.1
 
 
 def test_where_there_is_no_time_to_ask_a_model_is_as_sure_as_it_is() -> None:
     graph = cnn((1, 6, 6), 3, width=8, depth=1)
     network = Network(graph, fresh_weights(graph))
-    assert ImageClassifier._temperature(network, problem(None).task, False, Clock().deadline(0), None) == 1.0
+    assert temperature(network, problem(None).task, False, Clock().deadline(0), None) == 1.0
 
 
 def test_examples_without_weight_leave_no_trace() -> None:
