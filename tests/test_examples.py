@@ -11,7 +11,9 @@ from morphnas.graph import cnn
 from morphnas.search import Space
 from tests.contracts import SpaceContract
 
-CUSTOM = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "custom.py"))
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CUSTOM = runpy.run_path(str(EXAMPLES / "custom.py"))
+OWN_MORPH = runpy.run_path(str(EXAMPLES / "own_morph.py"))
 
 
 class TestSpaceOfOnesOwn(SpaceContract):
@@ -27,4 +29,12 @@ def test_a_searcher_and_a_space_of_ones_own(capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().out
     assert "deeper" in said
     assert "wider" not in said
+    assert float(said.split()[-1].rstrip("%")) > 80
+
+
+@pytest.mark.slow
+def test_a_morph_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    OWN_MORPH["main"](["--time-limit", "20"])
+    said = capsys.readouterr().out
+    assert "spread" in said
     assert float(said.split()[-1].rstrip("%")) > 80

@@ -86,9 +86,8 @@ class Fitting:
     @cached_property
     def searcher(self) -> Searcher:
         planned = self.planned
-        searcher = self.settings.searcher(
-            MorphSpace(planned.starts), recipe=planned.recipe, limits=planned.limits, seed=self.seed
-        )
+        space = MorphSpace(planned.starts, planned.limits.morphs)
+        searcher = self.settings.searcher(space, recipe=planned.recipe, limits=planned.limits, seed=self.seed)
         if self.compares:
             return Firsts(searcher, len(planned.starts))
         patience = self.settings.search_patience

@@ -50,7 +50,8 @@ class SearchSpace:
     @staticmethod
     def of(plan: Plan, problem: Problem, settings: Settings, seconds: float, terms: Terms) -> SearchSpace:
         """terms: as far as the settings and the problem do not say them."""
-        searcher = settings.searcher(MorphSpace(plan.starts), recipe=plan.recipe, limits=plan.limits, seed=0)
+        space = MorphSpace(plan.starts, plan.limits.morphs)
+        searcher = settings.searcher(space, recipe=plan.recipe, limits=plan.limits, seed=0)
         terms = replace(
             terms,
             workers=settings.place.at_a_time,

@@ -7,16 +7,19 @@ from morphnas.graph.morphs import (
     AddSkip,
     ConcatSkip,
     Deeper,
+    Insertion,
     Limits,
     Morph,
     MorphError,
     Widening,
     Wider,
     WiderAll,
+    chain,
     inherit,
     morph_from_json,
     narrowed,
     neighbours,
+    sites,
     width_group,
 )
 from morphnas.graph.ops import (
@@ -55,8 +58,9 @@ from morphnas.graph.starters import cnn, densenet, mlp, resnet
 __all__ = [
     "Activation", "Add", "AddSkip", "AvgPool", "BatchNorm", "Concat", "ConcatSkip", "Conv", "Deeper", "Dense",
     "Depthwise", "Dropout", "Flatten", "GELU", "Gate", "GlobalPool", "Graph", "GraphError", "Hardsigmoid", "Hardswish",
-    "Input", "LeakyReLU", "Limits", "MaxPool", "ModuleError", "Morph", "MorphError", "Network", "Node", "Op", "ReLU",
-    "ReLU6", "Route", "SMALLEST", "Shape", "ShapeError", "SiLU", "Sigmoid", "Tanh", "Weights", "WeightsError", "Wider",
-    "WiderAll", "Widening", "blend", "cnn", "densenet", "fresh_weights", "from_module", "inherit", "mlp",
-    "morph_from_json", "narrowed", "neighbours", "resnet", "to_module", "weights_of", "width_group",
+    "Input", "Insertion", "LeakyReLU", "Limits", "MaxPool", "ModuleError", "Morph", "MorphError", "Network", "Node",
+    "Op", "ReLU", "ReLU6", "Route", "SMALLEST", "Shape", "ShapeError", "SiLU", "Sigmoid", "Tanh", "Weights",
+    "WeightsError", "Widening", "Wider", "WiderAll", "blend", "chain", "cnn", "densenet", "fresh_weights",
+    "from_module", "inherit", "mlp", "morph_from_json", "narrowed", "neighbours", "resnet", "sites", "to_module",
+    "weights_of", "width_group",
 ]  # fmt: skip

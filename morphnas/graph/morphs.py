@@ -7,8 +7,9 @@ leads from one to another. After Wei et al. 2016 (arXiv:1603.01670) and Chen et 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from morphnas.graph.graph import SMALLEST, Graph, GraphError, Node
+from morphnas.graph.kinds import register, type_name
 from morphnas.graph.ops import (
     MAX_SIZE,
     Activation,
@@ -31,6 +33,7 @@ from morphnas.graph.ops import (
     Producer,
     ReLU,
     Route,
+    Shape,
     ShapeError,
     Weights,
 )
@@ -38,6 +41,10 @@ from morphnas.graph.ops import (
 
 class MorphError(GraphError):
     """A morph does not fit the graph; the message names the morph's site."""
+
+
+MORPHS: dict[str, type[Morph]] = {}
+"""Every kind of morph, the user's own included, by its tag."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +127,22 @@ def _seconds(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Morph:
-    """An edit that preserves a network's function; subclasses are the kinds, their fields the site and the size."""
+    """An edit that preserves a network's function; subclasses are the kinds, their fields the site and the size.
+
+    A kind is a frozen dataclass with a `tag` of its own, by which `Limits.morphs` and stored runs name it, and with
+    fields that are text or numbers. To define it suffices for it to be known.
+    """
 
     tag: ClassVar[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        register(MORPHS, cls)
+
+    @classmethod
+    def candidates(cls, graph: Graph) -> Iterable[Morph]:  # noqa: ARG003  # other kinds look at it
+        """Every morph of this kind, of a usual size, at every site, in a fixed order; some may not fit the graph."""
+        return ()
 
     def grow(self, graph: Graph) -> Graph:
         """The edited graph; MorphError if the morph does not fit. Old nodes keep their names."""
@@ -216,12 +236,16 @@ def _gather(kept: Tensor, begun: Tensor | None, axes: tuple[str, ...], out: Rout
 
 
 @dataclass(frozen=True)
-class _Insertion(Morph):
-    """A morph that puts new nodes between a node and some of its readers."""
+class Insertion(Morph):
+    """A morph that puts new nodes between a node and some of its readers: `plan` says which, `begin` their weights."""
 
     def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
         """The arguments of `Graph.splice`; MorphError when the morph does not fit."""
         raise NotImplementedError
+
+    def begin(self, op: Op, *inputs: Shape) -> Weights:  # of other kinds
+        """The weights that a new node begins with, so that the function is kept; none: the op's own fresh ones."""
+        return {}
 
     def check(self, graph: Graph) -> None:
         self.plan(graph)
@@ -229,9 +253,14 @@ class _Insertion(Morph):
     def grow(self, graph: Graph) -> Graph:
         return graph.splice(*self.plan(graph))
 
+    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
+        grown = self.grow(graph)
+        begun = {node.name: self.begin(node.op, *grown.input_shapes(node)) for node in _new(graph, grown)}
+        return inherit(graph, grown, weights, generator, fresh=begun)
+
 
 @dataclass(frozen=True)
-class Deeper(_Insertion):
+class Deeper(Insertion):
     """Insert an identity block after a relu, or another activation that is never negative: conv-bn-relu where there are
     spatial axes, dense-relu on flat features.
 
@@ -241,6 +270,11 @@ class Deeper(_Insertion):
     after: str
     kernel: int = 3
     tag = "deeper"
+
+    @classmethod
+    def candidates(cls, graph: Graph) -> Iterable[Deeper]:
+        for name in sites(graph):
+            yield cls(name, kernel=3 if max(graph.shapes[name][1:], default=1) > 1 else 1)
 
     def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
         readers = _readers(self, graph, self.after)
@@ -253,18 +287,12 @@ class Deeper(_Insertion):
                 ops = [Conv(shape[0], self.kernel), BatchNorm(), ReLU()]
             except ValueError as error:
                 raise MorphError(f"{self}: {error}") from None
-        return _chain(graph, self.after, ops), self.after, readers
+        return chain(graph, self.after, ops), self.after, readers
 
-    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
-        grown = self.grow(graph)
-        fresh = {}
-        for node in _new(graph, grown):
-            shapes = grown.input_shapes(node)
-            if isinstance(node.op, Producer):
-                fresh[node.name] = node.op.identity(*shapes)
-            elif isinstance(node.op, BatchNorm):
-                fresh[node.name] = node.op.neutral(*shapes)
-        return inherit(graph, grown, weights, generator, fresh=fresh)
+    def begin(self, op: Op, *inputs: Shape) -> Weights:
+        if isinstance(op, Producer):
+            return op.identity(*inputs)
+        return op.neutral(*inputs) if isinstance(op, BatchNorm) else {}
 
 
 class Widening(Morph):
@@ -304,6 +332,14 @@ class Wider(Widening):
     width: int
     tag = "wider"
 
+    @classmethod
+    def candidates(cls, graph: Graph) -> Iterable[Wider]:
+        for group in width_groups(graph):
+            name = next(node.name for node in graph.nodes if node.name in group and isinstance(node.op, Producer))
+            width = graph.shapes[name][0]
+            for wider in sorted({_round(width + max(1, width // 2)), _round(2 * width)}):
+                yield cls(name, wider)
+
     def groups(self, graph: Graph) -> list[tuple[frozenset[str], int, int]]:
         group, old = width_group(graph, self.node), graph.shapes[self.node][0]
         if self.width <= old:
@@ -324,6 +360,10 @@ class WiderAll(Widening):
 
     percent: int = 200
     tag = "wider_all"
+
+    @classmethod
+    def candidates(cls, graph: Graph) -> Iterable[WiderAll]:
+        return (cls(150), cls(200)) if len(width_groups(graph)) > 1 else ()
 
     def groups(self, graph: Graph) -> list[tuple[frozenset[str], int, int]]:
         found = _tied(graph)
@@ -366,7 +406,7 @@ def _repeats(old: int, width: int, generator: torch.Generator) -> Route:
 
 
 @dataclass(frozen=True)
-class AddSkip(_Insertion):
+class AddSkip(Insertion):
     """Add an activation's output to the input of a later one, through a 1x1 convolution and a batch norm of scale 0.
 
     Pooling and strides on the way are repeated in the branch (strided convolutions as average pools).
@@ -375,6 +415,10 @@ class AddSkip(_Insertion):
     start: str
     end: str
     tag = "add_skip"
+
+    @classmethod
+    def candidates(cls, graph: Graph) -> Iterable[AddSkip]:
+        return (cls(start, end) for start, end in _ways(graph))
 
     def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
         _joint(self, graph, self.start)
@@ -386,18 +430,12 @@ class AddSkip(_Insertion):
         ops = [*_mirrors(self, graph, self.start, target), match, BatchNorm(), Add()]
         return _branch(graph, self.start, ops, target), target, [self.end]
 
-    def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
-        grown = self.grow(graph)
-        fresh = {
-            node.name: node.op.neutral(*grown.input_shapes(node), scale=0.0)
-            for node in _new(graph, grown)
-            if isinstance(node.op, BatchNorm)
-        }
-        return inherit(graph, grown, weights, generator, fresh=fresh)
+    def begin(self, op: Op, *inputs: Shape) -> Weights:
+        return op.neutral(*inputs, scale=0.0) if isinstance(op, BatchNorm) else {}
 
 
 @dataclass(frozen=True)
-class ConcatSkip(_Insertion):
+class ConcatSkip(Insertion):
     """Let the layers that read an activation also read an earlier one, whose channels have weight 0 at first.
 
     Pooling and strides on the way are repeated in the branch. Readers that lead into a sum or a gate are unchanged.
@@ -406,6 +444,10 @@ class ConcatSkip(_Insertion):
     start: str
     end: str
     tag = "concat_skip"
+
+    @classmethod
+    def candidates(cls, graph: Graph) -> Iterable[ConcatSkip]:
+        return (cls(start, end) for start, end in _ways(graph))
 
     def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
         _joint(self, graph, self.start)
@@ -425,16 +467,39 @@ class ConcatSkip(_Insertion):
         return inherit(graph, grown, weights, generator, routes={concat: _added(kept, added)})
 
 
-MORPHS: dict[str, type[Morph]] = {kind.tag: kind for kind in (Deeper, Wider, WiderAll, AddSkip, ConcatSkip)}
+@dataclass(frozen=True)
+class UnknownMorph(Morph):
+    """A morph of a kind that is defined elsewhere, as a run has it: reports can name it, but nothing can repeat it."""
+
+    kind: str
+    settings: tuple[tuple[str, Any], ...]
+
+    @property
+    def tag(self) -> str:  # type: ignore[override]  # every one has its own
+        return self.kind
+
+    def grow(self, graph: Graph) -> Graph:
+        raise MorphError(f"{self}: import the module that defines {self.kind!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"morph": self.kind, **dict(self.settings)}
+
+    def __str__(self) -> str:
+        return f"{self.kind}({', '.join(str(value) for _, value in self.settings)})"
 
 
-def morph_from_json(data: Any) -> Morph:
-    """The morph that `Morph.to_json` described; MorphError if it is invalid."""
+def morph_from_json(data: Any, known_only: bool = True) -> Morph:
+    """The morph that `Morph.to_json` described; MorphError if it is invalid.
+
+    known_only: whether one of a kind that is defined elsewhere is invalid, too, instead of an `UnknownMorph`.
+    """
     settings = dict(data) if isinstance(data, Mapping) else {}
     tag = settings.pop("morph", None)
+    if not known_only and isinstance(tag, str) and tag.isidentifier() and tag not in MORPHS:
+        return UnknownMorph(tag, tuple(settings.items()))
     if not isinstance(tag, str) or tag not in MORPHS:
-        raise MorphError(f"unknown morph {tag!r}: one of {', '.join(MORPHS)}")
-    known = {f.name: f.type for f in fields(MORPHS[tag])}
+        raise MorphError(f"unknown morph {tag!r:.100}: one of {', '.join(MORPHS)}")
+    known = {f.name: type_name(f) for f in fields(MORPHS[tag])}
     if settings.keys() != known.keys() or any(type(v).__name__ != known[n] for n, v in settings.items()):
         raise MorphError(f"a {tag} has {known}, not {settings!r:.100}")
     return MORPHS[tag](**settings)
@@ -442,35 +507,30 @@ def morph_from_json(data: Any) -> Morph:
 
 def neighbours(graph: Graph, limits: Limits | None = None) -> Iterator[Morph]:
     """Every morph that fits the graph and, if limits are given, is allowed and leads to a graph within them."""
-    for morph in candidates(graph):
-        if limits is None or morph.tag in limits.morphs:
-            try:
-                morph.check(graph)
-            except MorphError:
-                continue
-            if limits is None or limits.refuse(morph.grow(graph)) is None:
-                yield morph
+    for morph in candidates(graph, Limits.morphs if limits is None else limits.morphs):
+        try:
+            morph.check(graph)
+        except MorphError:
+            continue
+        if limits is None or limits.refuse(morph.grow(graph)) is None:
+            yield morph
 
 
-def candidates(graph: Graph) -> Iterator[Morph]:
-    """Every morph of a usual size at every site, in a fixed order; some do not fit."""
-    sites = [node.name for node in graph.nodes if isinstance(node.op, Activation)]
-    for name in sites:
-        yield Deeper(name, kernel=3 if max(graph.shapes[name][1:], default=1) > 1 else 1)
-    groups = width_groups(graph)
-    for group in groups:
-        name = next(node.name for node in graph.nodes if node.name in group and isinstance(node.op, Producer))
-        width = graph.shapes[name][0]
-        for wider in sorted({_round(width + max(1, width // 2)), _round(2 * width)}):
-            yield Wider(name, wider)
-    if len(groups) > 1:
-        yield WiderAll(150)
-        yield WiderAll(200)
-    for i, start in enumerate(sites):
-        for end in sites[i + 1 :]:
-            if graph.leads(start, end):
-                yield AddSkip(start, end)
-                yield ConcatSkip(start, end)
+def candidates(graph: Graph, tags: Collection[str] = Limits.morphs) -> Iterator[Morph]:
+    """Every morph of these kinds, of a usual size, at every site, in a fixed order; some do not fit."""
+    for tag, kind in MORPHS.items():
+        if tag in tags:
+            yield from kind.candidates(graph)
+
+
+def sites(graph: Graph) -> list[str]:
+    """Names of the activations, where morphs insert blocks and add skips."""
+    return [node.name for node in graph.nodes if isinstance(node.op, Activation)]
+
+
+def _ways(graph: Graph) -> Iterator[tuple[str, str]]:
+    """Every activation with every later one that it leads to."""
+    return ((start, end) for start, end in itertools.combinations(sites(graph), 2) if graph.leads(start, end))
 
 
 def _round(width: int) -> int:
@@ -601,14 +661,15 @@ def _mirrors(morph: Morph, graph: Graph, start: str, end: str) -> list[Op]:
     raise MorphError(f"{morph}: no pooling turns {graph.shapes[start]} into the resolution of {graph.shapes[end]}")
 
 
-def _chain(graph: Graph, start: str, ops: list[Op]) -> list[Node]:
+def chain(graph: Graph, start: str, ops: Sequence[Op]) -> list[Node]:
+    """New nodes with these ops, one after the other, the first of which reads `start`."""
     names = graph.fresh_names(op.tag for op in ops)
     return [Node(name, op, (i,)) for name, op, i in zip(names, ops, (start, *names), strict=False)]
 
 
 def _branch(graph: Graph, start: str, ops: list[Op], end: str) -> list[Node]:
     """A chain whose last op joins it to the node `end`."""
-    *nodes, last = _chain(graph, start, ops)
+    *nodes, last = chain(graph, start, ops)
     return [*nodes, replace(last, inputs=(end, *last.inputs))]
 
 

@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
+from morphnas.graph.kinds import register, type_name
+
 Shape = tuple[int, ...]
 """Channels first, without the batch axis: (channels, *spatial) for 1 to 3 spatial axes, or (features,)."""
 
@@ -93,9 +95,17 @@ def _windows(op: Op, shape: Shape, size: int, stride: int, padding: int, ceil: b
     return out
 
 
+KINDS: dict[str, type[Op]] = {}
+"""Every kind of op, the user's own included, by its tag."""
+
+
 @dataclass(frozen=True)
 class Op:
-    """Interface of every kind of operation. A subclass is one kind; its fields are its settings, ints and floats."""
+    """Interface of every kind of operation. A subclass is one kind; its fields are its settings, ints and floats.
+
+    A kind is a frozen dataclass with a `tag` of its own, by which stored networks name it. To define it suffices for it
+    to be known.
+    """
 
     tag: ClassVar[str]
     arity: ClassVar[tuple[int, int]] = (1, 1)
@@ -111,13 +121,18 @@ class Op:
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """For every tensor of weights what its leading axes run over: "out" or "in" channels."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        register(KINDS, cls)
+
     def __post_init__(self) -> None:
         """ValueError for settings of another type, so that whatever can be made can be read again."""
         for f in fields(self):
-            value, allowed = getattr(self, f.name), _TYPES.get(str(f.type))
-            if allowed and (not isinstance(value, allowed) or isinstance(value, bool) != (f.type == "bool")):
-                raise ValueError(f"{self.tag}: {f.name} must be {f.type}, not {value!r:.40}")
-            if f.type == "float":
+            value, kind = getattr(self, f.name), type_name(f)
+            allowed = _TYPES.get(kind)
+            if allowed and (not isinstance(value, allowed) or isinstance(value, bool) != (kind == "bool")):
+                raise ValueError(f"{self.tag}: {f.name} must be {kind}, not {value!r:.40}")
+            if kind == "float":
                 with suppress(OverflowError):
                     object.__setattr__(self, f.name, float(value))
 
@@ -685,15 +700,6 @@ class Concat(Op):
 
     def route(self, *inputs: tuple[Route, Shape]) -> Route:
         return Route.concat(*((route, shape[0]) for route, shape in inputs))
-
-
-KINDS: dict[str, type[Op]] = {
-    kind.tag: kind
-    for kind in (
-        Input, Conv, Depthwise, Dense, BatchNorm, ReLU, ReLU6, LeakyReLU, SiLU, GELU, Hardswish, Sigmoid, Hardsigmoid,
-        Tanh, MaxPool, AvgPool, GlobalPool, Flatten, Dropout, Add, Gate, Concat,
-    )
-}  # fmt: skip
 
 
 def op_from_json(data: Mapping[str, Any]) -> Op:

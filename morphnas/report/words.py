@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 from morphnas.graph import Morph
 from morphnas.search.trial import Trial
@@ -62,7 +61,7 @@ def morph_words(morph: Morph) -> str:
     >>> morph_words(Wider("conv_4", 64)), morph_words(AddSkip("relu_3", "relu_9")), morph_words(WiderAll(200))
     ('wider conv_4, width 64', 'add skip relu_3 to relu_9', 'wider all, percent 200')
     """
-    values = {f.name: getattr(morph, f.name) for f in fields(morph)}
+    values = {name: value for name, value in morph.to_json().items() if name != "morph"}
     sites = " to ".join(value for value in values.values() if isinstance(value, str))
     sizes = [f"{name} {value}" for name, value in values.items() if not isinstance(value, str)]
     return ", ".join([f"{morph.tag.replace('_', ' ')} {sites}".rstrip(), *sizes])

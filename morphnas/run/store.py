@@ -35,6 +35,7 @@ from filelock import FileLock, Timeout
 
 from morphnas.graph import Graph, Network, Weights, morph_from_json
 from morphnas.graph.graph import bounded
+from morphnas.graph.morphs import UnknownMorph
 from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors, writing
 from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
 from morphnas.search.pareto import COSTS, check_cost, front
@@ -72,7 +73,12 @@ def proposal_from_json(data: Mapping[str, Any]) -> Proposal:
         raise ValueError("it holds no proposal")
     if len(morphs) > MAX_MORPHS:
         raise ValueError(f"it has {len(morphs):,} morphs, at most {MAX_MORPHS:,} are read")
-    return Proposal(start, tuple(map(morph_from_json, morphs)), Recipe.from_json(data.get("recipe", {})), why)
+    return Proposal(
+        start,
+        tuple(morph_from_json(morph, known_only=False) for morph in morphs),
+        Recipe.from_json(data.get("recipe", {})),
+        why,
+    )
 
 
 # -- the folder
@@ -113,6 +119,7 @@ def _ids(folders: Path) -> list[str]:
 def _read_trials(path: Path) -> Iterator[Trial]:
     """All trials that can be read, in order; a warning names what cannot."""
     graphs: dict[int, Graph] = {}
+    elsewhere: dict[str, None] = {}
     folders = path / "trials"
     names = _ids(folders)
     for name in names:
@@ -146,7 +153,11 @@ def _read_trials(path: Path) -> Iterator[Trial]:
             warnings.warn(f"trial {name} in {path} is left out: {error}", stacklevel=3)
             continue
         graphs[trial.id] = trial.graph
+        elsewhere |= dict.fromkeys(m.tag for m in trial.proposal.morphs if isinstance(m, UnknownMorph))
         yield trial
+    if elsewhere:
+        kinds = ", ".join(elsewhere)
+        warnings.warn(f"{path} has morphs of a kind that is not defined here: {kinds:.100}", stacklevel=3)
 
 
 class Store:

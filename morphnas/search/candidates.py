@@ -129,7 +129,8 @@ def children(space: Space, limits: Limits, graph: Graph, rng: np.random.Generato
 def may_grow(space: Space, graph: Graph, rules: Rules) -> bool:
     """Whether a network below the graph may fit: of morphs of the library only where the graph does, for they make
     nothing smaller."""
-    return type(space) is not MorphSpace or rules.fits(graph)
+    own = type(space) is not MorphSpace or not set(Limits.morphs).issuperset(space.morphs)
+    return own or rules.fits(graph)
 
 
 def random_candidate(

@@ -151,7 +151,7 @@ class MorphSpace:
     morphs: tuple[str, ...] = Limits.morphs
 
     def neighbours(self, graph: Graph) -> Iterable[Morph]:
-        return (morph for morph in candidates(graph) if morph.tag in self.morphs)
+        return candidates(graph, self.morphs)
 
 
 class Searcher(Protocol):

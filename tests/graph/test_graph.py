@@ -49,7 +49,6 @@ from morphnas.graph import (
     to_module,
 )
 from morphnas.graph.graph import FORMAT
-from morphnas.graph.morphs import MORPHS
 from morphnas.graph.ops import KINDS, op_from_json
 from tests.strategies import HAND_MADE, chain, examples, graphs, grow, plain, starts
 
@@ -361,7 +360,7 @@ def test_what_is_no_graph_gives_graph_errors(value: Any) -> None:
 
 
 @settings(max_examples=100)
-@given(value=VALUES, tag=st.sampled_from(sorted(MORPHS)), data=st.data())
+@given(value=VALUES, tag=st.sampled_from(sorted(Limits.morphs)), data=st.data())
 def test_malformed_morphs_give_morph_errors(value: Any, tag: str, data: st.DataObject) -> None:
     fields = {"deeper": "kernel", "wider": "width", "wider_all": "percent", "add_skip": "end", "concat_skip": "start"}
     field = fields[tag]

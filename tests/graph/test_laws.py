@@ -36,7 +36,7 @@ from morphnas.graph import (
     resnet,
     to_module,
 )
-from morphnas.graph.morphs import MORPHS, width_groups
+from morphnas.graph.morphs import width_groups
 from morphnas.graph.ops import KINDS
 from tests.strategies import HAND_MADE, chain, examples, plain, random_weights, starters, starts
 
@@ -99,7 +99,7 @@ def assert_kept(
     assert error <= allowed, f"{error:.1e} after {', '.join(map(str, morphs))}\nof\n{graph}"
 
 
-@pytest.mark.parametrize("tag", MORPHS)
+@pytest.mark.parametrize("tag", Limits.morphs)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_morph_keeps_the_function(name: str, tag: str) -> None:
     graph = NETWORKS[name]

@@ -42,7 +42,7 @@ from morphnas.graph import (
     resnet,
     width_group,
 )
-from morphnas.graph.morphs import MORPHS, _widest, width_groups
+from morphnas.graph.morphs import _widest, width_groups
 from tests.strategies import HAND_MADE, graphs, plain
 
 
@@ -76,7 +76,7 @@ def test_every_neighbour_fits_and_leaves_the_old_nodes_their_names(graph: Graph)
         max_depth=st.none() | st.integers(1, 12),
         max_width=st.none() | st.integers(1, 20),
         max_activation_bytes=st.none() | st.integers(1, 30_000),
-        morphs=st.lists(st.sampled_from(sorted(MORPHS)), unique=True).map(tuple),
+        morphs=st.lists(st.sampled_from(sorted(Limits.morphs)), unique=True).map(tuple),
     ),
 )
 def test_limits_leave_out_what_is_too_large_and_nothing_else(graph: Graph, limits: Limits) -> None:
@@ -182,7 +182,7 @@ def test_numbers_of_numpy_are_limits_as_those_of_python_are() -> None:
 
 def test_every_kind_of_morph_is_offered() -> None:
     for graph in (mlp((4,), 2, depth=3), *(make((1, 16, 16), 2) for make in (resnet, densenet, cnn))):
-        assert {morph.tag for morph in neighbours(graph)} == set(MORPHS)
+        assert {morph.tag for morph in neighbours(graph)} == set(Limits.morphs)
     assert {morph.tag for morph in neighbours(graph, Limits(morphs=("deeper", "wider")))} == {"deeper", "wider"}
     assert list(neighbours(graph, Limits(morphs=()))) == []
 

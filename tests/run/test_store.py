@@ -23,7 +23,9 @@ import numpy as np
 import pytest
 from safetensors.torch import save
 
-from morphnas.graph import Conv, Deeper, Network, ReLU, Wider, cnn, mlp
+from morphnas import explain, write_report
+from morphnas.graph import Conv, Deeper, MorphError, Network, ReLU, Wider, cnn, mlp
+from morphnas.graph import morphs as morphs_module
 from morphnas.run import files as reading
 from morphnas.run import store as module
 from morphnas.run.files import RunError, read_json, write_bytes, write_json
@@ -52,6 +54,7 @@ from tests.run.doubles import (
     store_of,
     weights,
 )
+from tests.run.hostile import Hostile
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,6 +161,28 @@ def test_proposals_come_back_from_json() -> None:
         Proposal(7, (Deeper("relu_3"), Wider("dense_1", 9)), Recipe(patience=3), {"left": {"seconds": 1.5}}),
     ):
         assert proposal_from_json(json.loads(json.dumps(proposal_to_json(proposal)))) == proposal
+
+
+def test_a_run_with_morphs_that_are_defined_elsewhere_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Hostile("raise")
+    with store_of(path) as store:
+        store.claim(Proposal(GRAPH, (), RECIPE))
+        store.finish(0, GOOD, weights())
+        store.claim(Proposal(0, (Wider("dense_1", 9), own), RECIPE))
+        store.finish(1, GOOD, weights(1, store.trial(1).graph))
+        store.note(best=1)
+        trials = store.trials
+    assert list(load_run(path).trials) == trials  # the kind is known here
+    monkeypatch.delitem(morphs_module.MORPHS, "hostile")
+    with pytest.warns(UserWarning, match="has morphs of a kind that is not defined here: hostile"):
+        run = load_run(path)
+    (known, unknown), one = run.trial(1).proposal.morphs, run.trial(1)
+    assert (known, unknown.to_json()) == (Wider("dense_1", 9), own.to_json())
+    assert (one.graph, one.outcome, one.parent) == (trials[1].graph, GOOD, 0)
+    assert "hostile raise" in str(explain(run))
+    assert "hostile raise" in write_report(run, path / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(MorphError, match="import the module that defines 'hostile'"):
+        unknown.grow(GRAPH)
 
 
 def test_no_temporary_file_and_no_pickle_is_left(path: Path) -> None:

@@ -262,7 +262,7 @@ def test_nor_below_one_that_does_not_fit_itself(make: Callable[..., Searcher], m
     trials = [ended(graph, Outcome("finished", -0.5 - i, epochs=8), i) for i, graph in enumerate(starts)]
     looked: list[str] = []
 
-    def nothing(graph: Graph) -> list[Morph]:
+    def nothing(graph: Graph, _: object) -> list[Morph]:
         looked.append(graph.key)
         return []
 

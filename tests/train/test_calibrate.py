@@ -15,6 +15,7 @@ from morphnas.graph import (
     BatchNorm,
     Deeper,
     Graph,
+    Limits,
     Morph,
     Network,
     Weights,
@@ -25,7 +26,6 @@ from morphnas.graph import (
     to_module,
     weights_of,
 )
-from morphnas.graph.morphs import MORPHS
 from morphnas.run.jobs import Job
 from morphnas.run.work import inherited
 from morphnas.train.calibrate import calibrate
@@ -218,7 +218,7 @@ def first_losses(start: Network, morphs: tuple[Morph, ...], task: Task, steps: i
     return losses
 
 
-@pytest.mark.parametrize("tag", sorted(MORPHS))
+@pytest.mark.parametrize("tag", sorted(Limits.morphs))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_childs_first_steps_lose_less_than_5_percent(family: str, tag: str) -> None:
     start, task = trained(family)

@@ -1,0 +1,179 @@
+"""Kinds of ops and of morphs that are a user's own."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from morphnas.graph import (
+    Deeper,
+    Graph,
+    Insertion,
+    Limits,
+    Morph,
+    Network,
+    Node,
+    Op,
+    Shape,
+    Weights,
+    Wider,
+    chain,
+    fresh_weights,
+    morph_from_json,
+    neighbours,
+    resnet,
+    sites,
+    to_module,
+)
+from morphnas.graph import morphs as morphs_module
+from morphnas.graph import ops as ops_module
+from morphnas.graph.morphs import MorphError, UnknownMorph
+
+EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "own_morph.py"))
+GRAPH = resnet((2, 8, 8), 3, width=4)
+
+
+@pytest.fixture(autouse=True)
+def _own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test defines is not known in others."""
+    for module, name in ((morphs_module, "MORPHS"), (ops_module, "KINDS")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+
+
+def factors() -> tuple[type[Op], type[Insertion]]:
+    """An op with weights that the library has not, a factor for every channel (Touvron et al. 2021, arXiv:2103.17239),
+    and the morph that inserts it."""
+
+    class Factors(nn.Module):
+        def __init__(self, width: int, ndim: int) -> None:
+            super().__init__()
+            self.weight, self.ndim = nn.Parameter(torch.ones(width)), ndim
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.weight.reshape(-1, *[1] * (self.ndim - 1))
+
+    @dataclass(frozen=True)
+    class Factor(Op):
+        tag = "factor"
+        axes = {"weight": ("out",)}
+
+        def tensors(self, *inputs: Shape) -> dict[str, Shape]:
+            return {"weight": (inputs[0][0],)}
+
+        def init(self, *inputs: Shape, generator: torch.Generator) -> Weights:
+            return {"weight": torch.ones(inputs[0][0])}
+
+        def module(self, *inputs: Shape) -> nn.Module:
+            return Factors(inputs[0][0], len(inputs[0]))
+
+    @dataclass(frozen=True)
+    class Scaled(Insertion):
+        after: str
+        tag = "scaled"
+
+        @classmethod
+        def candidates(cls, graph: Graph) -> Iterator[Scaled]:
+            return (cls(name) for name in sites(graph))
+
+        def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
+            return chain(graph, self.after, [Factor()]), self.after, list(graph.consumers[self.after])
+
+    return Factor, Scaled
+
+
+def kept(graph: Graph, several: list[Morph]) -> tuple[Graph, Weights]:
+    """The graph after the morphs and its weights, with which it computes what it did."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: value.double() if value.is_floating_point() else value for name, value in fresh_weights(graph).items()
+    }
+    x = torch.randn(5, *graph.shapes[graph.input.name], generator=generator, dtype=torch.float64)
+    before = to_module(graph, weights).eval()(x)
+    for morph in several:
+        weights, graph = morph.carry(graph, weights, generator), morph.grow(graph)
+        assert torch.allclose(to_module(graph, weights).eval()(x), before, atol=1e-12)
+    return graph, weights
+
+
+def test_the_morph_of_the_example_is_offered_by_its_tag_and_keeps_the_function() -> None:
+    own = list(neighbours(GRAPH, Limits(morphs=("spread",))))
+    assert {type(morph) for morph in own} == {EXAMPLE["Spread"]}
+    assert not [morph for morph in neighbours(GRAPH) if morph.tag == "spread"]
+    graph, _ = kept(GRAPH, own)
+    assert sum(node.op.tag == "depthwise" for node in graph.nodes) == len(own) > 1
+    kept(GRAPH, [*own, Wider("conv_1", 9)])
+
+
+def test_an_op_and_a_morph_of_ones_own_are_stored_and_read_and_pass_widths_on() -> None:
+    factor, scaled = factors()
+    morphs: list[Morph] = [*neighbours(GRAPH, Limits(morphs=("scaled",))), Wider("conv_1", 7)]
+    graph, weights = kept(GRAPH, morphs)
+    assert sum(isinstance(node.op, factor) for node in graph.nodes) == len(morphs) - 1
+    assert Graph.from_json(json.loads(json.dumps(graph.to_json()))) == graph
+    again = [morph_from_json(json.loads(json.dumps(morph.to_json()))) for morph in morphs]
+    assert again == morphs
+    assert isinstance(again[0], scaled)
+    assert Network(graph, weights).to_module()(torch.zeros(2, 2, 8, 8, dtype=torch.float64)).shape == (2, 3)
+
+
+def made(module: str) -> type[Morph]:
+    return type("Mine", (Morph,), {"tag": "mine", "__module__": module})
+
+
+def test_two_kinds_cannot_have_one_tag_but_one_may_be_defined_again() -> None:
+    first, again = made("notebook"), made("notebook")
+    assert morphs_module.MORPHS["mine"] is again is not first
+    with pytest.raises(TypeError, match=r"Mine: notebook\.Mine has the tag 'mine' already"):
+        made("other")
+    with pytest.raises(TypeError, match="the tag 'relu' already"):
+        type("ReLU", (Op,), {"tag": "relu"})
+    assert morphs_module.MORPHS["mine"] is again
+
+
+def test_a_kind_without_a_tag_of_its_own_is_none() -> None:
+    before = dict(morphs_module.MORPHS)
+
+    class Same(Deeper):
+        pass
+
+    assert before == morphs_module.MORPHS
+
+
+@pytest.mark.parametrize("postponed", [False, True])
+def test_fields_are_checked_however_the_class_was_written(postponed: bool) -> None:
+    future = "from __future__ import annotations\n" if postponed else ""
+    source = "import dataclasses\nfrom morphnas.graph import Morph, Op\n@dataclasses.dataclass(frozen=True)\n"
+    places: dict[str, Any] = {"__name__": __name__}
+    exec(f"{future}{source}class Own(Morph):\n    n: int\n    tag = 'own'\n", places)
+    assert morph_from_json({"morph": "own", "n": 3}) == places["Own"](3)
+    with pytest.raises(MorphError, match=r"an? own has \{'n': 'int'\}"):
+        morph_from_json({"morph": "own", "n": "three"})
+    exec(f"{future}{source}class OwnOp(Op):\n    n: int\n    tag = 'own op'\n", places)
+    with pytest.raises(ValueError, match="own op: n must be int"):
+        places["OwnOp"]("three")
+
+
+def test_a_morph_defined_elsewhere_can_be_told_of_and_not_repeated() -> None:
+    data = {"morph": "elsewhere", "after": "relu_3", "sizes": [1, 2]}
+    morph = morph_from_json(data, known_only=False)
+    assert isinstance(morph, UnknownMorph)
+    assert (morph.tag, morph.to_json(), str(morph)) == ("elsewhere", data, "elsewhere(relu_3, [1, 2])")
+    for use in (morph.grow, morph.check):
+        with pytest.raises(MorphError, match="import the module that defines 'elsewhere'"):
+            use(GRAPH)
+    with pytest.raises(MorphError, match="unknown morph 'elsewhere'"):
+        morph_from_json(data)
+
+
+@pytest.mark.parametrize("tag", ["", "no name", "1", 3, None, "deeper"])
+def test_what_is_no_morph_is_none_of_any_kind(tag: object) -> None:
+    with pytest.raises(MorphError):
+        morph_from_json({"morph": tag, "x": 1}, known_only=False)
