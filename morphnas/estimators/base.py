@@ -163,9 +163,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         ----------
         x : array-like, Dataset, DataLoader, or path
             (n, h, w) or (n, h, w, channels), or rows (n, d); uint8 or any real numbers; an array, a memory map, an h5py
-            dataset, a data frame, a list of images. Images of mixed sizes are resized to `image_size`, or to the median
-            height and width, at most 128 * 128 pixels; grey and RGB ones become RGB. Or, without y, a torch Dataset or
-            DataLoader of (image, y), whose tensors are channels first, or a folder with a sub-folder of image files
+            dataset, a data frame, a list of images or of names of image files. Images of mixed sizes are resized to
+            `image_size`, or to the median height and width, at most 128 * 128 pixels; grey and RGB ones become RGB. Or,
+            without y, a torch Dataset or DataLoader of (image, y), whose tensors are channels first, one of mappings
+            with an "image" and a "label", such as a Hugging Face dataset, or a folder with a sub-folder of image files
             for each class.
         y : array-like, optional
             (n,) or (n, 1) labels of any hashable kind, or multi-label y, (n, k) of 0 and 1; for a regressor numbers,

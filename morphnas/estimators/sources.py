@@ -24,10 +24,13 @@ from torch.utils.data import (
 
 from morphnas.estimators.files import Files, folder, pixels
 from morphnas.estimators.room import ROOM, Room
+from morphnas.run.store import user_path
 from morphnas.train.deadline import NEVER, Deadline
 
 EXAMPLES = "rows (n, d) or images (n, h, w) or (n, h, w, channels) or volumes (n, d, h, w, channels)"
 
+IMAGES, LABELS = ("image", "img", "pixel_values"), ("label", "labels")
+"""Names of the parts of examples that are mappings."""
 _PIECE = 2**22
 """Values that are read at once, about."""
 _LOOSE = 2**26
@@ -79,8 +82,8 @@ class Source:
         named = columns if columns and all(isinstance(column, str) for column in columns) else None
         listed = isinstance(x, (list, tuple)) or len(getattr(x, "shape", ())) == 1
         if listed and isinstance(next(iter(x), None), (str, os.PathLike)):
-            hint = "pass the name of a folder with a sub-folder for each class, or use morphnas.load_image_dataset"
-            raise ValueError(f"{name} must be {EXAMPLES}, but holds names: {hint}")
+            files = Files([user_path(path) for path in x])
+            return _checked(Source(name, files.shapes, files))
         if isinstance(x, torch.Tensor):
             if _has_channels(x.ndim - 1, axes):
                 x = x.movedim(1, -1)
@@ -178,7 +181,7 @@ def opened(
     """
     if not brings_labels(x):
         return replace(Source.of(x, name, axes), deadline=deadline), y
-    if isinstance(x, (Dataset, DataLoader)):
+    if _is_dataset(x):
         x, labels = _drained(x, name, room, axes, deadline)
         if not x:
             raise ValueError(f"{name} is empty, it yields no examples")
@@ -191,7 +194,12 @@ def opened(
 
 def brings_labels(x: Any) -> bool:
     """Whether these are examples that may come with labels of their own."""
-    return isinstance(x, (str, os.PathLike, Dataset, DataLoader))
+    return isinstance(x, (str, os.PathLike)) or _is_dataset(x)
+
+
+def _is_dataset(x: Any) -> bool:
+    """Whether it is one of torch's, or one of Hugging Face's, which have columns."""
+    return isinstance(x, (Dataset, DataLoader)) or (hasattr(x, "column_names") and hasattr(x, "__iter__"))
 
 
 def _drained(
@@ -207,14 +215,15 @@ def _drained(
     labels: list[Any] = []
     batched = isinstance(data, DataLoader) and data.batch_sampler is not None
     collated = batched and data.collate_fn is default_collate  # which makes of tuples of labels a tuple of batches
-    streamed = isinstance(data, (DataLoader, IterableDataset))
+    streamed = isinstance(data, (DataLoader, IterableDataset)) or not hasattr(data, "__getitem__")
     if not (streamed or hasattr(data, "__len__")):
         raise ValueError(f"{name} is a {type(data).__name__} without a length")
     known = len(data) if hasattr(data, "__len__") and not batched else None
     for item in data if streamed else map(data.__getitem__, range(len(data))):
         check_time(deadline, name, len(images), known)
-        pair = item if isinstance(item, (tuple, list)) else (item,)
-        if isinstance(item, Mapping) or not 1 <= len(pair) <= 2:
+        pair = _columns(item, name) if isinstance(item, Mapping) else item
+        pair = pair if isinstance(pair, (tuple, list)) else (pair,)
+        if not 1 <= len(pair) <= 2:
             raise ValueError(f"{name} must yield (image, label), not a {type(item).__name__} of length {len(item)}")
         some = [image(one, axes) for one in (pair[0] if batched else [pair[0]])]
         images.extend(some)
@@ -229,6 +238,20 @@ def _drained(
     if images:
         _warn_of_last(images[0].shape, axes)
     return images, labels or None
+
+
+def _columns(item: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    """The image and the label of an example, or a batch, with named parts; the image alone where no part is the label.
+
+    The label may have any name where there are two parts.
+    """
+    image = next((key for key in IMAGES if key in item), None)
+    others = [key for key in item if key != image]
+    label = next((key for key in LABELS if key in item), others[0] if len(others) == 1 else None)
+    if image is None or (label is None and others):
+        parts, known = ", ".join(map(str, item)), f"{' or '.join(IMAGES)}, and {' or '.join(LABELS)}"
+        raise ValueError(f"{name} yields examples with the parts {parts:.200}: image and label must be named {known}")
+    return (item[image],) if label is None else (item[image], item[label])
 
 
 def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:

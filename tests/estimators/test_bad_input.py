@@ -52,7 +52,7 @@ class Entries(Dataset[Any]):
         return 3
 
     def __getitem__(self, i: int) -> Any:
-        return {"image": np.zeros((6, 6)), "label": i}
+        return {"picture": np.zeros((6, 6)), "label": i}
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ class Entries(Dataset[Any]):
         ([["a", None]] * 60, Y, "no numbers"),
         ({"a": 1}, Y, r"rows \(n, d\) or images .*, not {'a': 1}"),
         (TensorDataset(torch.zeros(2, 1, 6, 6), torch.zeros(2), torch.zeros(2)), None, "not a tuple of length 3"),
-        (Entries(), None, r"x must yield \(image, label\), not a dict of length 2"),
+        (Entries(), None, "the parts picture, label: image and label must be named image or img or pixel_values, and"),
         (None, Y, r"rows \(n, d\) or images .*, not None"),
         (map(abs, X), Y, "x must be rows .*, not <map object"),
-        (["a.png", "b.png"], [0, 1], "x must be rows .*, but holds names: .*load_image_dataset"),
-        (np.array(["a.png", "b.png"]), [0, 1], "but holds names"),
-        ([Path("a.png"), Path("b.png")], [0, 1], "but holds names"),
+        (["a.png", "b.png"], [0, 1], "'a.png' cannot be read as an image: .*No such file"),
+        (np.array(["a.png", "b.png"]), [0, 1], "'a.png' cannot be read as an image"),
+        ([Path("a.png"), Path("b.png")], [0, 1], "'a.png' cannot be read as an image"),
         ([*X[:59], None], Y, r"x\[59\] is not an image .*: its shape is \(\)"),
         (X, {0, 1, 2}, r"y must be \(n,\) or \(n, 1\), not {0, 1, 2}"),
         (X, iter(Y), r"y must be \(n,\) or \(n, 1\), not <.*iterator"),

@@ -9,7 +9,7 @@ import math
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +364,55 @@ def test_a_dataset_of_pil_images() -> None:
     image = pytest.importorskip("PIL.Image")
     same(found(Pairs([image.fromarray(x) for x in RGB], Y)), found(RGB, Y))
     same(found([image.fromarray(x) for x in X], Y), found(X, Y))
+
+
+class Columns:
+    """As Hugging Face's: no class of torch's, but with columns."""
+
+    def __init__(self, streamed: bool = False, **columns: Any) -> None:
+        self.columns, self.column_names = columns, list(columns)
+        if not streamed:
+            self.__class__ = type("Listed", (Columns,), {"__getitem__": Columns._item, "__len__": Columns._length})
+
+    def _length(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def _item(self, i: int) -> dict[str, Any]:
+        return {name: values[i] for name, values in self.columns.items()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self._item(i) for i in range(self._length()))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("names", [("image", "label"), ("img", "fine"), ("pixel_values", "labels")])
+def test_a_dataset_whose_examples_have_named_parts(streamed: bool, names: tuple[str, str]) -> None:
+    data = Columns(streamed, **dict(zip(names, (RGB, Y.tolist()), strict=True)))
+    same(found(data), found(RGB, Y))
+    if not streamed:
+        same(found(DataLoader(Columns(**{names[0]: first(RGB), names[1]: Y.tolist()}), batch_size=7)), found(RGB, Y))  # type: ignore[arg-type]
+    source, y = opened(Columns(streamed, **{names[0]: RGB}), None, "x")
+    assert (len(source), y) == (60, None)
+
+
+def test_parts_beside_the_image_and_its_label_are_passed_over_if_these_have_the_usual_names() -> None:
+    same(found(Columns(index=range(60), label=Y.tolist(), image=RGB)), found(RGB, Y))
+    with pytest.raises(ValueError, match="the parts image, coarse, fine: image and label must be named"):
+        found(Columns(image=RGB, coarse=Y, fine=Y))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, lambda paths: [str(path) for path in paths]])
+def test_a_list_of_files(kind: Callable[[list[Path]], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pytest.importorskip("PIL.Image")
+    paths = [tmp_path / f"{i}.png" for i in range(60)]
+    for path, x in zip(paths, RGB, strict=True):
+        image.fromarray(x).save(path)
+    same(found(kind(paths), Y), found(RGB, Y))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    same(found([f"~/{path.name}" for path in paths], Y), found(RGB, Y))
+    paths[7].write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"7\.png' cannot be read as an image"):
+        found(kind(paths), Y)
 
 
 def test_a_dataset_may_hold_images_of_mixed_sizes() -> None:
