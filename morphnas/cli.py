@@ -63,6 +63,12 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"morphnas: warning: {message}", file=sys.stderr)
 
 
+def _size(text: str) -> tuple[int, int]:
+    """Height and width."""
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON value instead of text")
@@ -99,6 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--path", default="run", help="folder of the run (default: run)")
     made.add_argument("--resume", action="store_true", help="continue the run in the folder, if there is one")
     made.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    made.add_argument(
+        "--image-size", type=_size, metavar="PIXELS", help="side, or HEIGHTxWIDTH, that images are resized to"
+    )
+    made.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="always shift training images, or never change them (default: what is found to help)",
+    )
     made.add_argument("--axes", type=int, choices=(1, 2, 3), help="1: sequences, 2: images, 3: volumes")
     made.add_argument(
         "--balanced",

@@ -120,6 +120,8 @@ def fit(args: argparse.Namespace) -> Answer:
         devices=args.devices,
         refit=not args.no_refit,
         axes=args.axes,
+        augment=args.augment,
+        image_size=args.image_size,
         ensemble=args.ensemble,
         metric=args.metric,
         limits=limits or None,

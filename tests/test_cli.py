@@ -331,7 +331,7 @@ def test_errors_are_one_line(
     assert sorted(Path().rglob("*")) == before, "nothing is left behind"
 
 
-WRONG = ["", "frob", "fit", "fit a --search best", "export run", "draw run --tree --lineage"]
+WRONG = ["", "frob", "fit", "fit a --search best", "export run", "draw run --tree --lineage", "fit a --image-size big"]
 
 
 @pytest.mark.parametrize("argv", WRONG)
@@ -441,12 +441,13 @@ def test_what_a_fit_is_told_reaches_the_estimator(
     monkeypatch.setattr(morphnas, "ImageClassifier", Told)
     words = "--time-limit 7 --overwrite --axes 2 --balanced --search-patience 3 --metric f1_macro --search greedy"
     words += " --max-trials 4 --seed 5 --device cpu --executor process --devices 2 --width 6 --ensemble 8 --no-refit"
+    words += " --image-size 12x16 --no-augment"
     assert failed(capsys, "fit", data, *words.split(), "--path", tmp_path / "run", "--limit", "max_depth=9") == "enough"
     expected = {
         "time_limit": 7, "overwrite": True, "resume": False, "axes": 2, "sample_weight": "balanced",
         "search_patience": 3, "metric": "f1_macro", "search_type": "greedy", "max_trials": 4, "random_state": 5,
         "device": "cpu", "executor": "process", "devices": 2, "searcher_args": {"default_model_width": 6},
         "ensemble": 8, "refit": False, "path": str(tmp_path / "run"), "limits": {"max_depth": 9}, "teacher": None,
-        "verbose": True, "initial_networks": None,
+        "verbose": True, "initial_networks": None, "image_size": (12, 16), "augment": False,
     }  # fmt: skip
     assert {name: given[name] for name in expected} == expected
