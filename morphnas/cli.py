@@ -63,7 +63,7 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"morphnas: warning: {message}", file=sys.stderr)
 
 
-def _size(text: str) -> tuple[int, int]:
+def size(text: str) -> tuple[int, int]:
     """Height and width."""
     height, _, width = text.partition("x")
     return int(height), int(width or height)
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--resume", action="store_true", help="continue the run in the folder, if there is one")
     made.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
     made.add_argument(
-        "--image-size", type=_size, metavar="PIXELS", help="side, or HEIGHTxWIDTH, that images are resized to"
+        "--image-size", type=size, metavar="PIXELS", help="side, or HEIGHTxWIDTH, that images are resized to"
     )
     made.add_argument(
         "--augment",
