@@ -142,6 +142,32 @@ def mobile(shape: tuple[int, ...] = (2, 9, 8)) -> Graph:
     )
 
 
+def grouped(shape: tuple[int, ...] = (2, 8, 8)) -> Graph:
+    """Convolutions of groups of channels: in a residual block, and with more filters than channels, from a concat."""
+    return Graph(
+        (
+            Node("x", Input(shape)),
+            Node("conv_1", Conv(6), ("x",)),
+            Node("relu_2", ReLU(), ("conv_1",)),
+            Node("conv_3", Conv(4, 1), ("relu_2",)),
+            Node("relu_4", ReLU(), ("conv_3",)),
+            Node("conv_5", Conv(4, groups=2), ("relu_4",)),
+            Node("bn_6", BatchNorm(), ("conv_5",)),
+            Node("relu_7", ReLU(), ("bn_6",)),
+            Node("conv_8", Conv(6, 1), ("relu_7",)),
+            Node("add_9", Add(), ("conv_8", "conv_1")),
+            Node("relu_10", ReLU(), ("add_9",)),
+            Node("concat_11", Concat(), ("relu_10", "relu_7", "relu_2")),
+            Node("conv_12", Conv(8, 3, 2, bias=True, groups=4), ("concat_11",)),
+            Node("relu_13", ReLU(), ("conv_12",)),
+            Node("conv_14", Conv(5), ("relu_13",)),
+            Node("relu_15", ReLU(), ("conv_14",)),
+            Node("flatten_16", Flatten(), ("relu_15",)),
+            Node("dense_17", Dense(3), ("flatten_16",)),
+        )
+    )
+
+
 HAND_MADE: dict[str, Callable[[], Graph]] = {
     "vgg_1d": lambda: vgg((2, 12)),
     "vgg_2d": vgg,
@@ -151,6 +177,9 @@ HAND_MADE: dict[str, Callable[[], Graph]] = {
     "mobile_1d": lambda: mobile((2, 9)),
     "mobile_2d": mobile,
     "mobile_3d": lambda: mobile((1, 9, 8, 9)),
+    "grouped_1d": lambda: grouped((2, 8)),
+    "grouped_2d": grouped,
+    "grouped_3d": lambda: grouped((1, 4, 4, 4)),
     "flatten_of_one_position": lambda: plain(
         Conv(4), ReLU(), GlobalPool(), Flatten(), Dense(5), ReLU(), Dense(2), shape=(2, 4, 4)
     ),

@@ -141,7 +141,12 @@ class Network:
                 weights[name] = value
             elif node.name in heads and isinstance(node.op, Dense):
                 weights[name] = fresh[name]
-            elif isinstance(node.op, Conv) and node.inputs == (first.name,) and value.ndim == len(wanted):
+            elif (
+                isinstance(node.op, Conv)
+                and not node.op.rigid
+                and node.inputs == (first.name,)
+                and value.ndim == len(wanted)
+            ):
                 weights[name] = value.mean(1, keepdim=True).expand(wanted) * (value.shape[1] / wanted[1])
             else:
                 raise GraphError(f"{node.name}: inputs of shape {shape} would need other weights here: {wanted}")

@@ -571,6 +571,8 @@ def width_group(graph: Graph, name: str) -> frozenset[str]:
         op = graph[tensor].op
         if tensor == graph.output.name:
             raise MorphError(f"{name}: its width is that of the network's output")
+        if op.rigid:
+            raise MorphError(f"{name}: the channels of {tensor} are in groups")
         if isinstance(op, Elementwise) and part:
             raise MorphError(f"{name}: its channels are a part of what {tensor} joins")
         if not part:
@@ -583,7 +585,7 @@ def width_group(graph: Graph, name: str) -> frozenset[str]:
             else:
                 waiting.extend((source, False) for source in graph[tensor].inputs)
         for reader in graph.consumers[tensor]:
-            if not graph[reader].op.mixes:
+            if graph[reader].op.rigid or not graph[reader].op.mixes:
                 waiting.append((reader, part or _mixes_parts(graph, reader)))
     return frozenset(group)
 
@@ -605,9 +607,9 @@ def _absorbs(graph: Graph, name: str) -> bool:
     waiting, seen = [name], set[str]()
     while waiting:
         node = graph[waiting.pop()]
-        if node.op.mixes or node.name in seen:
+        if (node.op.mixes and not node.op.rigid) or node.name in seen:
             continue
-        if isinstance(node.op, Elementwise) or node is graph.output:
+        if node.op.rigid or isinstance(node.op, Elementwise) or node is graph.output:
             return False
         seen.add(node.name)
         waiting.extend(graph.consumers[node.name])

@@ -160,6 +160,11 @@ class Op:
         """Write the op's line of code, for inputs of the given shapes, into an fx graph."""
         return graph.call_module(name, args)
 
+    @property
+    def rigid(self) -> bool:
+        """Whether neither its inputs nor its output can have other channels than they have."""
+        return False
+
     def route(self, *inputs: tuple[Route, Shape]) -> Route:
         """Where the output's channels come from, given for every input its route and its shape before."""
         return inputs[0][0]
@@ -301,18 +306,29 @@ class _Sliding(Op):
 
 @dataclass(frozen=True)
 class Conv(_Sliding, Producer):
-    """Convolution over 1 to 3 spatial axes. padding: at every edge, of zeros; by default half of the kernel."""
+    """Convolution over 1 to 3 spatial axes.
+
+    padding: at every edge, of zeros; by default half of the kernel. groups: of channels, each of which becomes as many
+    of the filters (Xie et al. 2017, ResNeXt, arXiv:1611.05431).
+    """
 
     filters: int
     kernel: int = 3
     stride: int = 1
     bias: bool = False
     padding: int = HALF
+    groups: int = 1
     tag = "conv"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "filters")
+        _positive(self, "filters", "groups")
+        if self.filters % self.groups:
+            raise ValueError(f"conv: {self.filters} filters cannot be in {self.groups} groups of as many")
+
+    @property
+    def rigid(self) -> bool:
+        return self.groups > 1
 
     @property
     def width(self) -> int:
@@ -322,7 +338,9 @@ class Conv(_Sliding, Producer):
         return replace(self, filters=width)
 
     def _channels(self, shape: Shape) -> tuple[int, int, int]:
-        return shape[0], self.filters, 1
+        if shape[0] % self.groups:
+            raise ShapeError(f"conv: {shape[0]} channels cannot be in {self.groups} groups of as many")
+        return shape[0], self.filters, self.groups
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ PROOF = 1e-4
 """Largest difference of a network's outputs from those of the module that it was read from, relative to the largest."""
 _PROBES = 4
 _KINDS = (
-    "convolutions, of all channels or of each by itself, dense layers, batch norm, relu, relu6, leaky relu, silu, "
+    "convolutions, dense layers, batch norm, relu, relu6, leaky relu, silu, "
     "gelu, hardswish, sigmoid, hardsigmoid, tanh, max, average and global pooling, flattening, dropout, sums, products "
     "with a number for every channel, and concatenations of channels"
 )
@@ -63,12 +63,11 @@ class ModuleError(ValueError):
 def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     """The network that computes what the module does in evaluation mode, with its weights.
 
-    module: made of convolutions (kernels and padding the same along all axes, padding at most half the kernel) of all
-    channels, or of each channel by itself; dense layers over flat features; batch norm; activations; max, average and
-    global pooling; dropout (that of whole channels is left out); sums; products with a number for every channel, as in
-    squeeze-and-excitation; and concatenations of channels; however it is written. A softmax or log-softmax at its end
-    is left out, since networks give logits. It is not changed. input_shape: of one example, channels first,
-    (channels, *spatial) or (features,).
+    module: made of convolutions (kernels and padding the same along all axes, padding at most half the kernel); dense
+    layers over flat features; batch norm; activations; max, average and global pooling; dropout (that of whole channels
+    is left out); sums; products with a number for every channel, as in squeeze-and-excitation; and concatenations of
+    channels; however it is written. A softmax or log-softmax at its end is left out, since networks give logits. It is
+    not changed. input_shape: of one example, channels first, (channels, *spatial) or (features,).
 
     The outputs of both are compared on random examples: ModuleError if they differ by more than `PROOF` of the
     largest, or if the module does something that networks here cannot.
@@ -234,16 +233,15 @@ def _conv(reading: _Reading, told: Mapping[str, Any]) -> str:
     if isinstance(padding, str):
         padding = 0 if padding == "valid" else kernel // 2
     padding = _one("padding", padding)
-    if told["groups"] != 1:
-        if not told["groups"] == filters == channels:
-            raise ModuleError(f"groups must be 1, or as many as the channels before and after, not {told['groups']}")
+    groups = told["groups"]
+    if groups > 1 and groups == filters == channels:
         return reading.add(Depthwise(kernel, stride, "bias" in held, padding), source, **held)
     if not positions:
-        _check("kernel of a convolution of flat features", kernel, 1)
+        _check("kernel and groups of a convolution of flat features", (kernel, groups), (1, 1))
         return reading.add(Dense(filters, "bias" in held), source, **held | {"weight": held["weight"].flatten(1)})
     if kernel == 1 and stride > 1:
         source, stride = reading.add(MaxPool(1, stride), source), 1
-    return reading.add(Conv(filters, kernel, stride, "bias" in held, padding), source, **held)
+    return reading.add(Conv(filters, kernel, stride, "bias" in held, padding, groups), source, **held)
 
 
 def _linear(reading: _Reading, told: Mapping[str, Any]) -> str:

@@ -215,7 +215,11 @@ def first_filters(graph: Graph) -> list[str]:
     if len(shape) != 3 or min(shape[1:]) < LEAST_SIDE:
         return []
     readers = (graph[name] for name in graph.consumers[graph.input.name])
-    return [f"{node.name}.weight" for node in readers if isinstance(node.op, Conv) and node.op.kernel > 1]
+    return [
+        f"{node.name}.weight"
+        for node in readers
+        if isinstance(node.op, Conv) and node.op.kernel > 1 and not node.op.rigid
+    ]
 
 
 def _asked(outcome: Outcome, module: nn.Module, job: Job, task: Task, deadline: Deadline) -> Outcome:

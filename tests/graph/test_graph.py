@@ -157,7 +157,8 @@ def test_looking_things_up() -> None:
         _ = graph["conv_99"]
     with pytest.raises(GraphError, match="no path leads from 'conv_12' to 'conv_1'"):
         graph.path("conv_12", "conv_1")
-    assert "conv_3 (4, 6, 6): conv filters 4, kernel 3, stride 1, bias True, padding 1 <- relu_2" in str(graph)
+    told = "conv_3 (4, 6, 6): conv filters 4, kernel 3, stride 1, bias True, padding 1, groups 1 <- relu_2"
+    assert told in str(graph)
 
 
 # -- the key
