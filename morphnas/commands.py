@@ -101,7 +101,8 @@ def fit(args: argparse.Namespace) -> Answer:
     data = user_path(args.data)
     x, y, _ = _examples(data, args.images, "train")
     if y is None:
-        raise Wrong(f"{data} holds no labels")
+        hint = ": a folder must have a sub-folder of images for each class" if data.is_dir() else ""
+        raise Wrong(f"{data} holds no labels{hint}")
     limits = dict(_pair(text) for text in args.limit)
     tested = _arrays(data, "x_test", "y_test") if data.suffix.lower() == ".npz" else None
     kind = morphnas.ImageRegressor if args.regression else morphnas.ImageClassifier

@@ -271,7 +271,10 @@ def load(weights=Path(__file__).with_name({weights!r})):
 
 
 def _constructor(module: nn.Module) -> str:
-    """The call that makes a layer, without what is as usual."""
+    """The call that makes a layer, without what is as usual. ExportError for one that is not PyTorch's."""
+    if getattr(nn, type(module).__name__, None) is not type(module):
+        other = "a layer that is not PyTorch's cannot be written as its source, but as .pt2 or .onnx"
+        raise ExportError(f"{type(module).__qualname__}: {other}")
     told = []
     for name, parameter in inspect.signature(type(module).__init__).parameters.items():
         if name in ("self", "device", "dtype") or not hasattr(module, name):

@@ -23,7 +23,7 @@ import morphnas
 from morphnas import ExportError, ImageClassifier, ImageRegressor, Network, RunError, export, load_run
 from morphnas import exports as module
 from morphnas.exports import to_source
-from morphnas.graph import Conv, Graph, fresh_weights, mlp
+from morphnas.graph import Conv, GlobalPool, Graph, fresh_weights, mlp
 from tests.estimators.conftest import stripes
 from tests.strategies import graphs, plain
 
@@ -144,6 +144,19 @@ def test_a_run_and_a_network_can_be_exported(fitted: ImageClassifier, tmp_path: 
     assert "raw examples" in start
     with pytest.raises(ValueError, match="of a run to export, not of a Network"):
         export(run.load_best_model(), tmp_path / "e.py", trial=0)
+
+
+def test_a_layer_that_is_not_of_torch_has_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conv, "module", lambda self, *_: Own(1, self.filters, 3, bias=False, padding=1))
+    graph = plain(Conv(3), GlobalPool(), shape=(1, 8, 8))
+    with pytest.raises(ExportError, match=r"Own: a layer that is not PyTorch's .* but as \.pt2 or \.onnx"):
+        export(Network(graph, fresh_weights(graph)), tmp_path / "a.py")
+    assert not list(tmp_path.iterdir())
+    export(Network(graph, fresh_weights(graph)), tmp_path / "a.pt2")
+
+
+class Own(torch.nn.Conv2d):
+    """A layer of a user's own."""
 
 
 def test_what_a_network_gives_is_said_with_its_positions(tmp_path: Path) -> None:

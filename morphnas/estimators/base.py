@@ -54,7 +54,6 @@ from morphnas.report.words import measured_words
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.expectation import Terms
 from morphnas.run.files import RunError
-from morphnas.run.final import CAME_TO
 from morphnas.run.interrupt import stopping
 from morphnas.run.keeping import prune
 from morphnas.run.lasting import lasting
@@ -169,8 +168,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             with an "image" and a "label", such as a Hugging Face dataset, or a folder with a sub-folder of image files
             for each class.
         y : array-like, optional
-            (n,) or (n, 1) labels of any hashable kind, or multi-label y, (n, k) of 0 and 1; for a regressor numbers,
-            (n,) or (n, k).
+            (n,) or (n, 1) labels: numbers, strings, bytes, booleans or tuples of them; or multi-label y, (n, k) of 0
+            and 1; for a regressor numbers, (n,) or (n, k).
         time_limit : float, optional
             Seconds, everything included. None: the constructor's.
         validation_data : tuple, Dataset, or path, optional
@@ -270,12 +269,12 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         if not finding.warns:
                             say(str(finding))
                     fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
-                    fitting.warn_of_settings()
-                    fitting.warn_of_large_images()
                     end = fitting.search_end()
                     for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)
                     most = None if self.max_trials is None else int(self.max_trials)
                     forecast = fitting.forecast(end, say, most, for_search, small)
+                    fitting.warn_of_settings()
+                    fitting.warn_of_large_images()
                     observer = Observers((shown, forecast, calls))
                     with fitting.searched(end, observer, all_threads, most) as executor:
                         if deadline.stopped and not fitting.scored:
@@ -426,10 +425,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     )
                 finally:
                     executor.shutdown()
-                made = [one.outcome for one in store.trials if one.id not in before and one.outcome is not None]
-                if made and all(outcome.status not in CAME_TO for outcome in made):
-                    warnings.warn(f"nothing was gained, as the training came to nothing: {made[0].error}", stacklevel=2)
-                elif not made and final.id == best.id and not deadline.stopped:
+                tried = {one.id for one in store.trials if one.outcome is not None}
+                if tried <= before and final.id == best.id and not deadline.stopped:
                     warnings.warn("nothing was trained: there was no time for a batch", stacklevel=2)
                 found = best, final
                 if trial in (None, store.about.get("best")):  # another network is to be the model in any case

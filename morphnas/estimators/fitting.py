@@ -20,7 +20,7 @@ from morphnas.run.ensemble import asked, assembled, elect
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, Terms
 from morphnas.run.files import RunError
-from morphnas.run.final import Final, abandon, knows
+from morphnas.run.final import CAME_TO, Final, abandon, knows
 from morphnas.run.jobs import Executor
 from morphnas.run.lasting import lasting
 from morphnas.run.observers import Observer
@@ -34,7 +34,7 @@ from morphnas.search.trial import Left, MorphSpace, Proposal, Searcher, Trial
 from morphnas.train.data import Task, steps
 from morphnas.train.deadline import Deadline
 from morphnas.train.predict import chunk, predict
-from morphnas.train.recipe import Recipe
+from morphnas.train.recipe import Outcome, Recipe
 
 log = logging.getLogger("morphnas")
 
@@ -214,6 +214,7 @@ class Fitting:
         RunError where no network could be trained.
         """
         best, searched = self._winner()
+        self._warn_of_failures(searched)
         final, problem = best, self.problem
         if self.refit:
             final = self.final(best, self.recipe_of(best, searched), executor, observer)
@@ -254,7 +255,8 @@ class Fitting:
     ) -> Trial:
         """The trial of the final network, see `Final`. tested: examples that it is asked about after everything."""
         problem, planned = self.problem, self.planned
-        return Final(
+        before = {trial.id for trial in self.store.trials}
+        final = Final(
             self.store,
             best,
             executor,
@@ -272,6 +274,13 @@ class Fitting:
             data=problem.name,
             observer=observer,
         ).run()
+        made = [t.outcome for t in self.store.trials if t.id not in before and t.outcome is not None]
+        if made and all(outcome.status not in CAME_TO for outcome in made):
+            warnings.warn(f"nothing was gained, as the training came to nothing: {_error(made[0])}", stacklevel=4)
+        elif failed := [outcome for outcome in made if outcome.status == "failed"]:
+            words = f"{len(failed)} of {len(made)} final trainings failed"
+            warnings.warn(f"{words}, so that the model may be worse: {_error(failed[0])}", stacklevel=4)
+        return final
 
     def model(self, best: Trial, final: Trial, before: Model | None = None) -> Model:
         """The model of the final trial's network, or of an ensemble around it, written down. before: the one in use.
@@ -325,6 +334,18 @@ class Fitting:
         store.write_model(model.network, model.to_json())
         return model
 
+    @staticmethod
+    def _warn_of_failures(trials: Sequence[Trial]) -> None:
+        ended = [trial.outcome for trial in trials if trial.outcome is not None]
+        failed = [outcome for outcome in ended if outcome.status == "failed"]
+        if not failed:
+            return
+        words = f"{len(failed)} of the search's {len(ended)} trainings failed, the first with: {_error(failed[0])}"
+        if 2 * len(failed) >= len(ended):
+            warnings.warn(words, stacklevel=4)
+        else:
+            log.warning("%s", words)
+
     def _winner(self) -> tuple[Trial, list[Trial]]:
         """The best network that can be read, and all that the search has tried."""
         while True:
@@ -341,6 +362,12 @@ class Fitting:
             error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")
             raise RunError(f"no network could be trained; the run is in {self.store.path}, the first error: {error}")
         return kept, searched
+
+
+def _error(outcome: Outcome) -> str:
+    """What went wrong, in a line: of a traceback the last."""
+    lines = [line for line in (outcome.error or "").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else outcome.status
 
 
 def _readable(store: Store, trial: Trial) -> bool:

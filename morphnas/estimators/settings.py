@@ -29,7 +29,7 @@ from morphnas.graph import Graph, GraphError, Limits, Network, Shape
 from morphnas.graph.graph import MAX_NODES
 from morphnas.run.files import RunError
 from morphnas.run.store import user_path
-from morphnas.search import SEARCHERS, Promote, Tuned, ranges_of
+from morphnas.search import SEARCHERS, BayesianSearcher, Promote, Tuned, ranges_of
 from morphnas.search.trial import MorphSpace, Searcher, Space
 from morphnas.search.tuned import Ranges
 from morphnas.train.recipe import Recipe, at_usual_rate
@@ -124,7 +124,8 @@ class Settings:
             )
         patience = None if estimator.search_patience is None else int(estimator.search_patience)
         kind = estimator.search_type
-        searches = [f"search_type={kind!r:.60}"] if isinstance(kind, str) else []
+        name = repr(kind) if isinstance(kind, str) else getattr(kind, "__name__", repr(kind))
+        searches = [] if kind in (None, BayesianSearcher) else [f"search_type={name:.60}"]
         searches += [f"ranges in trainer_args ({', '.join(ranges)})"] if ranges else []
         searches += ["limits of morphs"] if limits.morphs != Limits().morphs else []
         return Settings(

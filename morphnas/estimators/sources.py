@@ -189,6 +189,9 @@ def opened(
         x, labels = folder(x)
     if y is not None and labels is not None:
         raise ValueError(f"{name} contains its own labels, so y must not be given")
+    if y is not None and isinstance(x, Files):
+        hint = "give the files as a list, in the order of y, or put them into a sub-folder per class"
+        raise ValueError(f"{name} is a folder, whose files have no order for y to be in: {hint}")
     return replace(Source.of(x, name), deadline=deadline), labels if y is None else y
 
 

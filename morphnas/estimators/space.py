@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.settings import Settings
-from morphnas.graph import Graph, Limits, neighbours
+from morphnas.graph import Graph, Limits, Morph, MorphError
 from morphnas.graph.morphs import MORPHS
 from morphnas.report.words import count, duration, epochs_words
 from morphnas.run.expectation import Expectation, Ladder, Terms, expectation
 from morphnas.run.plan import Plan
-from morphnas.search.trial import MorphSpace
+from morphnas.search.trial import MorphSpace, Space
 from morphnas.search.tuned import Ranges
 from morphnas.train.recipe import Recipe
 
@@ -50,7 +52,7 @@ class SearchSpace:
     @staticmethod
     def of(plan: Plan, problem: Problem, settings: Settings, seconds: float, terms: Terms) -> SearchSpace:
         """terms: as far as the settings and the problem do not say them."""
-        space = MorphSpace(plan.starts, plan.limits.morphs)
+        space: Space = MorphSpace(plan.starts, plan.limits.morphs)
         searcher = settings.searcher(space, recipe=plan.recipe, limits=plan.limits, seed=0)
         terms = replace(
             terms,
@@ -61,8 +63,11 @@ class SearchSpace:
         )
         free = shutil.disk_usage(settings.room.disk).free
         expected = expectation(plan, (), plan.search_share * seconds, terms, free=free)
-        does = {tag: (MORPHS[tag].__doc__ or "").partition("\n")[0].rstrip(".:") for tag in plan.limits.morphs}
-        starts = tuple(_start(graph, plan.limits) for graph in plan.starts)
+        space = _space(searcher) or space
+        starts = tuple(_start(graph, space, plan.limits) for graph in plan.starts)
+        found = {tag: MORPHS[tag] for start in starts for tag in start.neighbours}
+        kinds = {tag: MORPHS[tag] for tag in plan.limits.morphs} if isinstance(space, MorphSpace) else found
+        does = {tag: _what(kind) for tag, kind in kinds.items()}
         return SearchSpace(seconds, starts, does, plan.limits, plan.recipe, settings.ranges, expected)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +96,22 @@ class SearchSpace:
     __repr__ = __str__
 
 
-def _start(graph: Graph, limits: Limits) -> Start:
-    kinds = Counter(morph.tag for morph in neighbours(graph, limits))
+def _space(searcher: Any) -> Space | None:
+    """That of a searcher, also of one around it; a user's own may be another than what it was given."""
+    while not hasattr(searcher, "space") and hasattr(searcher, "searcher"):
+        searcher = searcher.searcher
+    found: Space | None = getattr(searcher, "space", None)
+    return found
+
+
+def _what(kind: type[Morph]) -> str:
+    """The first sentence of what is written about it, without what follows a colon."""
+    return re.split(r"[.:](?:\s|$)", " ".join((kind.__doc__ or "").split()))[0]
+
+
+def _start(graph: Graph, space: Space, limits: Limits) -> Start:
+    kinds = Counter[str]()
+    for morph in space.neighbours(graph):
+        with suppress(MorphError):
+            kinds[morph.tag] += limits.refuse(morph.grow(graph)) is None
     return Start(graph.key, graph.depth, graph.parameters, graph.flops, dict(kinds))

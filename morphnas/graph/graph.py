@@ -113,6 +113,10 @@ class Graph:
             raise GraphError(f"the output of {unread} is not used; only the last node is the network's output")
         object.__setattr__(self, "shapes", shapes)
 
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:
+        """As notebooks show it."""
+        printer.text(str(self))
+
     def __str__(self) -> str:
         return "\n".join(
             f"{n.name} {self.shapes[n.name]}: {n.op}" + (f" <- {', '.join(n.inputs)}" if n.inputs else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -71,7 +71,7 @@ class _Module(fx.GraphModule):
 
 
 def to_module(graph: Graph, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
-    """The network as a plain PyTorch module, in training mode: (batch, *input shape) -> (batch, *output shape).
+    """The network as a plain PyTorch module, in evaluation mode: (batch, *input shape) -> (batch, *output shape).
 
     Its parameters are named after the nodes and are copies of `weights` (None: fresh ones of seed 0); `.code` prints
     its forward pass. WeightsError if names or shapes do not fit.
@@ -93,7 +93,7 @@ def to_module(graph: Graph, weights: Mapping[str, Tensor] | None = None) -> fx.G
     code.output(made[graph.output.name])
     network = _Module(modules, code, class_name="Network")
     network.load_state_dict({name: value.detach().clone() for name, value in weights.items()}, assign=True)
-    return network
+    return network.eval()
 
 
 def weights_of(module: nn.Module) -> Weights:
@@ -101,15 +101,18 @@ def weights_of(module: nn.Module) -> Weights:
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in module.state_dict().items()}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Network:
     """A trained network: the architecture and its weights."""
 
     graph: Graph
-    weights: Mapping[str, Tensor] = field(repr=False)
+    weights: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
         check_weights(self.graph, self.weights)
+
+    def __repr__(self) -> str:
+        return f"Network({len(self.graph.nodes)} nodes, {self.graph.parameters} parameters)"
 
     def to_module(self) -> fx.GraphModule:
         """See `to_module`; it takes preprocessed examples, like those the network was trained on."""

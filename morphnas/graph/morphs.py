@@ -8,6 +8,7 @@ leads from one to another. After Wei et al. 2016 (arXiv:1603.01670) and Chen et 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -500,9 +501,23 @@ def morph_from_json(data: Any, known_only: bool = True) -> Morph:
     if not isinstance(tag, str) or tag not in MORPHS:
         raise MorphError(f"unknown morph {tag!r:.100}: one of {', '.join(MORPHS)}")
     known = {f.name: type_name(f) for f in fields(MORPHS[tag])}
-    if settings.keys() != known.keys() or any(type(v).__name__ != known[n] for n, v in settings.items()):
+    names = {name: type(value).__name__ for name, value in settings.items()}
+    whole = {name for name, kind in names.items() if kind == "int" and known.get(name) == "float"}
+    if names | dict.fromkeys(whole, "float") != known:
         raise MorphError(f"a {tag} has {known}, not {settings!r:.100}")
     return MORPHS[tag](**settings)
+
+
+def check_stored(morph: Morph) -> None:
+    """MorphError for one that a run would not give back as it is."""
+    if isinstance(morph, UnknownMorph):
+        return
+    name, kind = type(morph).__qualname__, MORPHS.get(morph.tag)
+    if kind is not type(morph):
+        which = "is not known" if kind is None else f"is that of {kind.__module__}.{kind.__qualname__}"
+        raise MorphError(f"{name}: its tag {morph.tag!r} {which}: give the class a tag of its own")
+    if morph_from_json(json.loads(json.dumps(morph.to_json()))) != morph:
+        raise MorphError(f"{morph}: its fields must be text, numbers or booleans, so that it can be stored")
 
 
 def neighbours(graph: Graph, limits: Limits | None = None) -> Iterator[Morph]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -85,6 +87,9 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
         raise ModuleError(f"torch.export cannot read it for inputs of shape {shape}: {error}") from error
     reading = _Reading(program, shape)
     network = reading.network
+    if several := [f"{name} ({times} times)" for name, times in reading.reads.items() if times > 1]:
+        words = "layers with weights in common become layers with weights of their own, which are trained apart"
+        warnings.warn(f"{words}: {', '.join(several):.200}", stacklevel=2)
     with torch.no_grad():
         wanted, found = own(probes.clone()), reading.end(to_module(network.graph, network.weights).eval()(probes))
     if not isinstance(wanted, Tensor):
@@ -110,6 +115,8 @@ class _Reading:
         state = {**program.constants, **program.state_dict}
         lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.state: dict[str, Tensor] = {name: state[target] for name, target in lifted.items()}
+        self.held = {name: target.rpartition(".")[0] or target for name, target in lifted.items()}
+        self.reads: Counter[str] = Counter()
         self.draft, self.weights = Draft(shape), Weights()
         self.names: dict[str, str] = {}
         self.end: Callable[[Tensor], Tensor] = _unchanged
@@ -176,6 +183,7 @@ class _Reading:
         """The state that arguments name; those that are None are left out."""
         if wrong := [v for v in values.values() if v is not None and getattr(v, "name", None) not in self.state]:
             raise ModuleError(f"{wrong[0]} is neither a parameter nor a buffer")
+        self.reads.update({self.held[value.name] for value in values.values() if value is not None})
         return {name: self.state[value.name] for name, value in values.items() if value is not None}
 
 
@@ -250,7 +258,8 @@ def _linear(reading: _Reading, told: Mapping[str, Any]) -> str:
 
 
 def _batch_norm(reading: _Reading, told: Mapping[str, Any]) -> str:
-    _check("training of a batch norm in evaluation mode", told["training"], False)
+    if told["training"]:
+        raise ModuleError("a batch norm without running statistics (track_running_stats=False) cannot be read")
     source = reading.examples(told["input"])
     held = reading.tensors(**{name: told[name] for name in ("weight", "bias", "running_mean", "running_var")})
     width = reading.draft.shapes[source][0]
@@ -273,8 +282,10 @@ def _gelu(reading: _Reading, told: Mapping[str, Any]) -> str:
 
 
 def _clamped(reading: _Reading, told: Mapping[str, Any]) -> str:
-    _check("bounds of values", (told["min_val"], told["max_val"]), (0.0, 6.0))
-    return reading.add(ReLU6(), reading.examples(told["input"]))
+    low, high = (told.get(a, told.get(b)) for a, b in (("min_val", "min"), ("max_val", "max")))
+    if low != 0 or high not in (None, 6):
+        raise ModuleError(f"values can only be clamped to 0 or more, or from 0 to 6, not from {low} to {high}")
+    return reading.add(ReLU() if high is None else ReLU6(), reading.examples(told["input"]))
 
 
 def _pool(kind: type[MaxPool | AvgPool]) -> Handler:
@@ -381,7 +392,8 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("clone", "contiguous", "detach", "alias", "feature_dropout"), _same),
     "linear": _linear, "batch_norm": _batch_norm, "mean": _mean, "dropout": _dropout, "add": _add, "mul": _mul,
     **{op.tag: _active(op) for op in (ReLU(), ReLU6(), SiLU(), Hardswish(), Sigmoid(), Hardsigmoid(), Tanh())},
-    "einsum": _einsum, "leaky_relu": _leaky, "gelu": _gelu, "hardtanh": _clamped,
+    "einsum": _einsum, "leaky_relu": _leaky, "gelu": _gelu,
+    **dict.fromkeys(("hardtanh", "clamp", "clamp_min"), _clamped),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "hstack": lambda reading, told: _cat(reading, {**told, "dim": 1}),
     **dict.fromkeys(("to", "_to_copy", "float"), _converted),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from morphnas.report.facts import number
+from morphnas.report.facts import choice, number
 from morphnas.report.words import (
     count,
     epochs_words,
@@ -122,16 +122,17 @@ def explain(run: RunLike, trial: int | None = None) -> Explanation:
     """Why a network was tried, and what its morphs gained, from its first ancestor on.
 
     run: a run, the estimator that it belongs to, or its folder. trial: the network's id; None: the search's winner.
+    That of a final training, such as `final_trial_`, also says why it goes on from which network.
 
     Gains include a training after the morphs: a child begins as its parent ended, and part of its gain would have come
     without any morph, from longer training. RunError for an id that the run does not have.
     """
     run = run_of(run)
     line = lineage(run.trials, run.trial(run.get_best_model_id() if trial is None else trial))
-    return Explanation(tuple(_step(one, before) for before, one in zip([None, *line], line, strict=False)))
+    return Explanation(tuple(_step(one, before, run.about) for before, one in zip([None, *line], line, strict=False)))
 
 
-def _step(trial: Trial, before: Trial | None) -> Step:
+def _step(trial: Trial, before: Trial | None, about: Mapping[str, Any]) -> Step:
     why, outcome = trial.proposal.why, trial.outcome
     start = None if before is None else before.outcome
     metric_gain = noise = None
@@ -140,7 +141,7 @@ def _step(trial: Trial, before: Trial | None) -> Step:
     return Step(
         id=trial.id,
         what=trial_words(trial),
-        reason=_reason(why),
+        reason=f"a final training. {choice(about, trial.id)}".removesuffix(". ") if trial.final else _reason(why),
         parameters=trial.graph.parameters,
         epochs=0 if outcome is None else outcome.epochs,
         score=trial.score,
@@ -158,8 +159,6 @@ def _step(trial: Trial, before: Trial | None) -> Step:
 
 
 def _reason(why: Mapping[str, Any]) -> str:
-    if "final" in why:
-        return "a final training"
     reason = str(why.get("reason", "not recorded"))
     said = REASONS.get(reason, reason)
     looked = number(why.get("candidates"))

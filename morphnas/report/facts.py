@@ -63,10 +63,13 @@ def members(about: Mapping[str, Any]) -> list[tuple[int, float]]:
     return sorted(found, key=lambda member: (-member[1], member[0]))
 
 
-def choice(about: Mapping[str, Any]) -> str:
-    """Which examples chose what the final model goes on from, and the scores that they gave; "" where none did."""
+def choice(about: Mapping[str, Any], trial: int | None = None) -> str:
+    """Which examples chose what a final training goes on from, and the scores that they gave; "" where none did.
+
+    trial: its id; None: that of the final model.
+    """
     every = about.get("chosen")
-    noted = every.get(str(about.get("final"))) if isinstance(every, Mapping) else None
+    noted = every.get(str(about.get("final") if trial is None else trial)) if isinstance(every, Mapping) else None
     scores = noted.get("scores") if isinstance(noted, Mapping) else None
     pairs = scores.items() if isinstance(scores, Mapping) else ()
     found = [(int(id), score) for id, value in pairs if str(id).isdecimal() and (score := number(value)) is not None]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 from morphnas.report.words import count, duration, interval_words, metric_words, status_words, trial_words
+from morphnas.run.store import Run, RunLike, run_of
 from morphnas.search.trial import Trial
 
 
@@ -32,13 +34,17 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Trial], str]], ...] = (
 )
 
 
-def trials_table(trials: Sequence[Trial], best: int | None = None, widest: int = 60) -> str:
+def trials_table(trials: Sequence[Trial] | RunLike, best: int | None = None, widest: int = 60) -> str:
     """One line per trial, in columns; "*" marks the trial with the id `best`.
+
+    trials: such as a run's `trials` or its `front()`; or a run, the estimator that it belongs to, or its folder.
 
     epochs: its own, "3/8" if it was stopped early. metric: the accuracy, with its 95 % interval beside it, or another
     metric. score: minus the log loss; left out if the metric is the score. What a trial tried is cut to `widest`
     characters.
     """
+    if isinstance(trials, (str, os.PathLike, Run)) or hasattr(trials, "load_searcher"):
+        trials = run_of(trials).trials
     scored = [trial.outcome for trial in trials if trial.outcome and trial.outcome.metric is not None]
     same = bool(scored) and all(outcome.by_metric for outcome in scored)
     columns = [column for column in _COLUMNS if not (same and column[0] == "score")]

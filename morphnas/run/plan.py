@@ -198,7 +198,7 @@ def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True, max
     most = PROBED if max_memory is None else min(PROBED, max_memory)
     graph, n = _probe(tuple(task.train.x.shape[1:]), task.goal.outputs, recipe.batch_size, most)
     shape = graph.shapes[graph.input.name]
-    module = to_module(graph).to(task.device)
+    module = to_module(graph).to(task.device).train()
     if len(shape) == 3:
         lay_out(module, torch.channels_last)
     batch = task.train[:n]
@@ -260,7 +260,7 @@ def _measure_recording(task: Task, recipe: Recipe, record: bool) -> Pace:
     draw = draw.to(task.device, task.train.x.device)
     mirrored = torch.arange(len(task.train)) % 2 == 0 if recipe.augment.flip else None
     precision: Precision = "bfloat16" if _computes_bfloat16(task.device) else "float32"
-    start = to_module(graph).to(task.device)
+    start = to_module(graph).to(task.device).train()
     if len(shape) == 3:
         lay_out(start, torch.channels_last)
 

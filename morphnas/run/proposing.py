@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from morphnas.graph import Network
+from morphnas.graph.morphs import check_stored
 from morphnas.run.files import RunError
 from morphnas.run.store import Store
-from morphnas.search.trial import Left, Proposal, Searcher, Trial
+from morphnas.search.trial import Left, Proposal, Searcher, Trial, grown
 from morphnas.train.deadline import POLL, Deadline
 
 SWITCHING = 1e-4
@@ -46,6 +47,10 @@ class _Switching:
 _switching = _Switching()
 
 
+class SearcherError(RunError):
+    """What a searcher, which may be a user's own, proposes cannot be done, or it raises; its cause says why."""
+
+
 class Asker:
     """Asks a searcher for proposals: now, or ahead, in a thread of its own, while all workers train.
 
@@ -69,7 +74,7 @@ class Asker:
             _switching.end()
 
     def now(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
-        """What the searcher answers. TypeError where that is no proposal: searchers may be users' own."""
+        """What the searcher answers. SearcherError where that is no proposal."""
         begun = self._clock()
         try:
             return self._asked(trials, left)
@@ -77,9 +82,16 @@ class Asker:
             self.seconds = self._clock() - begun
 
     def _asked(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
-        answer: object = self._searcher.ask(trials, left)
-        if not isinstance(answer, Proposal | None):
-            raise TypeError(f"a searcher's ask returns a Proposal or None, not {answer!r:.100}")
+        try:
+            answer: object = self._searcher.ask(trials, left)
+            if not isinstance(answer, Proposal | None):
+                raise TypeError(f"a searcher's ask returns a Proposal or None, not {answer!r:.100}")
+            if answer is not None:
+                for morph in answer.morphs:
+                    check_stored(morph)
+                grown(answer, {trial.id: trial.graph for trial in trials})
+        except Exception as error:
+            raise SearcherError(f"the searcher failed: {type(error).__name__}: {error}") from error
         return answer
 
     def ahead(self, trials: Sequence[Trial], left: Left) -> None:

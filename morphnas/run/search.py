@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
@@ -13,7 +14,7 @@ from morphnas.run.files import RunError
 from morphnas.run.jobs import Executor
 from morphnas.run.keeping import prune
 from morphnas.run.observers import Observer
-from morphnas.run.proposing import Asker
+from morphnas.run.proposing import Asker, SearcherError
 from morphnas.run.store import Store
 from morphnas.run.trainings import Trainings
 from morphnas.search.trial import Left, Searcher, Trial
@@ -112,15 +113,28 @@ class Search:
         self._begun, self._refused = False, 0
 
     def run(self) -> None:
-        """Raises what ends the store; what goes wrong in a trial is its outcome."""
+        """Raises what ends the store; what goes wrong in a trial is its outcome.
+
+        SearcherError if the searcher fails before any network is trained; later that ends the search, with a warning.
+        """
         prune(self.store, self.keep)  # as it would have been, had the driver not been interrupted
+        failed: SearcherError | None = None
         with self._asker:
             while True:
-                while not self._trainings.full and (following := self._next()) is not None:
-                    self._begin(*following)
+                try:
+                    while not (failed or self._trainings.full) and (following := self._next()) is not None:
+                        self._begin(*following)
+                except SearcherError as error:
+                    failed = error
                 if not self._trainings.hear():
                     break
         self.store.written()
+        if failed is None:
+            return
+        if not any(trial.kept for trial in self.store.trials):
+            raise failed
+        log.error("the search ends: %s", failed, exc_info=failed.__cause__)
+        warnings.warn(f"the search ends, with resume=True it can go on: {failed}", stacklevel=2)
 
     # -- what to do next
 

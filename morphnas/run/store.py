@@ -38,6 +38,7 @@ from morphnas.graph.graph import bounded
 from morphnas.graph.morphs import UnknownMorph
 from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors, writing
 from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
+from morphnas.search.belief import winner
 from morphnas.search.pareto import COSTS, check_cost, front
 from morphnas.search.trial import Proposal, Trial, comparable, grown
 from morphnas.train.recipe import Outcome, Recipe, is_number
@@ -538,11 +539,12 @@ class Run:
             raise RunError(words) from None
 
     def get_best_model_id(self) -> int:
-        """Id of the search's winner; RunError before there is one."""
-        best = self.about.get("best")
-        if not isinstance(best, int):
-            raise RunError(f"{self.path} has no best model yet, or its run.json does not say which")
-        return best
+        """Id of the search's winner, of what there is while it goes on; RunError before there is one."""
+        if isinstance(best := self.about.get("best"), int):
+            return best
+        if (ahead := winner([trial for trial in self.trials if not trial.final])) is None:
+            raise RunError(f"{self.path} has no network with a score yet")
+        return ahead.id
 
     def get_metric_value_by_id(self, model_id: int) -> float | None:
         outcome = self.trial(model_id).outcome

@@ -24,7 +24,9 @@ class Proposal:
         trial, whose weights are inherited.
     morphs: edits of the start, in order; none with a trial as start means to train that network on.
     why: for people: what made the searcher propose this, as JSON values (NumPy's numbers and arrays become such);
-        ValueError where it holds others, or numbers that are not finite.
+        numbers must be finite.
+
+    ValueError for what is none of these.
     """
 
     start: Graph | int
@@ -33,6 +35,15 @@ class Proposal:
     why: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.start, np.integer):
+            object.__setattr__(self, "start", int(self.start))
+        if isinstance(self.start, bool) or not isinstance(self.start, (Graph, int)):
+            raise ValueError(f"the start of a proposal must be a Graph or the id of a trial, not {self.start!r:.100}")
+        if not isinstance(self.morphs, (tuple, list)) or not all(isinstance(one, Morph) for one in self.morphs):
+            raise ValueError(f"the morphs of a proposal must be a tuple of Morphs, not {self.morphs!r:.100}")
+        object.__setattr__(self, "morphs", tuple(self.morphs))
+        if not isinstance(self.recipe, Recipe):
+            raise ValueError(f"the recipe of a proposal must be a Recipe, not {self.recipe!r:.100}")
         try:
             why = json.loads(json.dumps(dict(self.why), default=_plain, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -56,7 +67,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r:.100} is none")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trial:
     """A proposal that was taken up. outcome: None while it runs. kept: whether its weights are there to start from.
 
@@ -71,6 +82,13 @@ class Trial:
     kept: bool = False
     since: int = field(default=0, compare=False)
     begun: float | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        start = "" if self.parent is None else f", from {self.parent}"
+        morphs = "".join(f", {morph}" for morph in self.proposal.morphs)
+        score = "" if self.score is None else f", score {self.score:.4g}"
+        status = "running" if self.outcome is None else self.outcome.status
+        return f"Trial({self.id}{start}{morphs}, {self.graph.parameters} parameters, {status}{score})"
 
     @property
     def final(self) -> bool:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +41,9 @@ from morphnas.estimators.sources import Source
 from morphnas.graph import Network, Wider, cnn, fresh_weights, mlp, resnet
 from morphnas.run import plan
 from morphnas.run.final import Final
+from morphnas.run.jobs import Job
 from morphnas.run.store import Store, load_about
+from morphnas.run.work import work
 from morphnas.search import SEARCHERS
 from morphnas.search.random import RandomSearcher
 from morphnas.search.trial import Left, Proposal, Trial
@@ -1109,6 +1111,36 @@ def test_a_final_fit_mirrors_as_the_fit_has_found_out(tmp_path: Path) -> None:
     more = {"augment": morphnas.Augment(shift=None, flip=None, zoom=0.1), "epochs": 2}
     assert found.final_fit(*stripes(200), trainer_args=more, time_limit=20).mirrors_
     assert load_run(found.path_).trials[-1].proposal.recipe.augment.zoom == 0.1
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, which: Callable[[Job], bool]) -> None:
+    """Trainings of such jobs fail."""
+
+    def work_or_fail(job: Job, *rest: Any, **more: Any) -> Any:
+        return (Outcome("failed", error="Traceback\nno luck"), None) if which(job) else work(job, *rest, **more)
+
+    monkeypatch.setattr("morphnas.run.executors.work", work_or_fail)
+
+
+def test_trainings_that_fail_are_told_of(
+    tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing(monkeypatch, lambda job: bool(job.morphs))
+    found = ImageClassifier(tmp_path, max_trials=4, searcher_args=TINY, device="cpu", refit=False, search_type="random")
+    with pytest.warns(UserWarning, match="2 of the search's 4 trainings failed, the first with: no luck"):
+        found.fit(*data, time_limit=20)
+    fine, bad = Outcome("finished", -0.5, 0.8), Outcome("failed", error="out of luck")
+    few = [Trial(i, Proposal(mlp((4,), 2), (), Recipe()), mlp((4,), 2), bad if i == 3 else fine) for i in range(5)]
+    Fitting._warn_of_failures(few)
+    assert "1 of the search's 5 trainings failed, the first with: out of luck" in caplog.text
+
+
+def test_a_final_training_that_fails_is_told_of(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, lambda job: not job.scored)
+    found = ImageClassifier(tmp_path, max_trials=1, searcher_args=TINY, device="cpu")
+    with pytest.warns(UserWarning, match=r"1 of \d final trainings failed, so that the model may be worse: no luck"):
+        found.fit(*data, time_limit=8)
+    assert found.evaluate(*data) > 0.3
 
 
 def test_a_final_fit_that_comes_to_nothing_says_so(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:

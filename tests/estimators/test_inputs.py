@@ -649,6 +649,17 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:
     found(tmp_path)  # of three classes, whatever the others are called
 
 
+def test_a_folder_without_classes_has_no_order_for_y(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for i, x in enumerate(RGB[:12]):
+        image.fromarray(x).save(tmp_path / f"{i}.png")
+    with pytest.raises(
+        ValueError, match="x is a folder, whose files have no order for y to be in: give the files as a"
+    ):
+        found(tmp_path, Y[:12])
+    assert len(opened(tmp_path, None, "x")[0]) == 12
+
+
 def test_bad_folders_of_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere' is not a folder of images"):
         found(tmp_path / "nowhere")

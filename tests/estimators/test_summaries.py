@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def test_the_search_space_is_told_before_a_fit(data: Data, tmp_path: Path) -> No
     for words in (
         "a search within 5:00 begins with",
         "one step leads to",
-        "wider: Give a",
+        "wider all: Scale every convolution and dense layer whose width can change to `percent` of its output",
         "max_depth 9",
         "expected: about 3",
     ):
@@ -51,6 +52,18 @@ def test_it_counts_what_one_step_leads_to(data: Data) -> None:
     assert sum(start.neighbours.values()) == len(list(neighbours(graph, space.limits)))
     assert set(start.neighbours) == {"deeper", "wider"}
     assert "skip:" not in str(space)
+
+
+def test_a_searcher_of_ones_own_may_have_its_own_space(data: Data) -> None:
+    custom = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "custom.py"))
+    graph = cnn((1, *data[0].shape[1:3]), 3, width=8, depth=2)
+    space = ImageClassifier(initial_networks=[graph], search_type=custom["climb"], device="cpu").search_space_summary(
+        *data, time_limit=200
+    )
+    (start,) = space.starts
+    relus = [node for node in graph.nodes if node.op.tag == "relu" and len(graph.shapes[node.name]) == 3]
+    assert start.neighbours == {"deeper": len(relus)}
+    assert list(space.morphs) == ["deeper"]
 
 
 def test_bad_data_are_refused_before_as_in_a_fit(data: Data) -> None:

@@ -82,7 +82,8 @@ def test_the_code_can_be_read() -> None:
 def test_it_trains(name: str) -> None:
     graph = GROWN[name]
     module = to_module(graph)
-    assert module.training
+    assert not module.training
+    module.train()
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.eval()  # it draws global random numbers

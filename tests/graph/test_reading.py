@@ -24,6 +24,7 @@ from morphnas.graph import (
     MorphError,
     Network,
     ReLU,
+    ReLU6,
     Wider,
     cnn,
     from_module,
@@ -212,6 +213,37 @@ def test_convolutions_in_groups_are_read_and_keep_their_channels() -> None:
         assert same(Network(morph.grow(graph), carried), module, x), morph
 
 
+@pytest.mark.parametrize(
+    "clamped",
+    [lambda x: x.clamp(min=0), lambda x: x.clamp_(0), lambda x: x.clamp(0, 6), lambda x: F.hardtanh(x, 0.0, 6.0)],
+)
+def test_clamped_values_are_relus(clamped: Callable[[Tensor], Tensor]) -> None:
+    module = nn.Sequential(nn.Conv2d(4, 8, 3), Function(clamped), nn.Flatten(), nn.Linear(288, 2)).eval()
+    network, x = from_module(module, (4, 8, 8)), 5 * torch.randn(3, 4, 8, 8)
+    assert same(network, module, x)
+    assert isinstance(network.graph.nodes[2].op, ReLU | ReLU6)
+
+
+def test_layers_with_weights_in_common_become_several_and_a_warning_says_so() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.again, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.first(x))
+            for _ in range(3):
+                x = F.relu(self.again(x))
+            out: Tensor = self.head(x.mean((2, 3)))
+            return out
+
+    module = Tied().eval()
+    with pytest.warns(UserWarning, match=r"weights in common become layers .*: again \(3 times\)"):
+        network = from_module(module, (2, 8, 8))
+    assert same(network, module, torch.randn(3, 2, 8, 8))
+    assert network.graph.parameters == sum(p.numel() for p in module.parameters()) + 2 * (4 * 4 * 9 + 4)
+
+
 def test_gates_may_be_given_axes_by_hand() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
@@ -368,14 +400,14 @@ class Function(nn.Module):
         (nn.Sequential(conv(3, padding=1), nn.Softmax(1), nn.Linear(2, 2)), "softmax can only be the last operation"),
         (nn.Softmax(2), "softmax: axis must be 1, not 2"),
         (nn.GELU("tanh"), "approximate must be none, not tanh"),
-        (nn.Hardtanh(), r"bounds of values must be \(0.0, 6.0\), not \(-1.0, 1.0\)"),
+        (nn.Hardtanh(), "values can only be clamped to 0 or more, or from 0 to 6, not from -1.0 to 1.0"),
         (nn.LeakyReLU(2), "slope must be from 0 to 1, not 2"),
         (Function(lambda x: x * x), r"gate needs a number for every channel of \(4, 8, 8\), but they are \(4, 8, 8\)"),
         (
             Function(lambda x: torch.einsum("nchw,nc->nhw", x, x.mean((2, 3)))),
             "equation must be ncxy,nc->ncxy, not nchw",
         ),
-        (nn.BatchNorm2d(4, track_running_stats=False), "training of a batch norm .* must be False"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "a batch norm without running statistics"),
         (nn.AvgPool2d(3, 1, 1), "count_include_pad must be False, not True"),
         (nn.AdaptiveAvgPool2d(2), "output_size must be 1, not 2"),
         (nn.Linear(8, 2), "linear: dense needs flat features"),

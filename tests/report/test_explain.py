@@ -13,6 +13,7 @@ import pytest
 from morphnas.report.explain import Explanation, _noise, explain
 from morphnas.run.files import RunError
 from morphnas.run.store import Run
+from morphnas.search import winner
 from morphnas.search.trial import Trial
 from morphnas.train.recipe import Outcome
 from tests.report.history import history
@@ -114,10 +115,22 @@ def test_what_was_expected() -> None:
 
 def test_the_winner_unless_another_is_asked_for() -> None:
     assert explain(run_of(TRIALS, best=2)).steps[-1].id == 2
-    with pytest.raises(RunError, match="no best model yet"):
-        explain(run_of(TRIALS))
+    assert explain(run_of(TRIALS)).steps[-1].id == winner(TRIALS).id  # type: ignore[union-attr]  # while it goes on
+    with pytest.raises(RunError, match="no network with a score yet"):
+        explain(run_of([]))
     with pytest.raises(RunError, match="there is no model 99"):
         explain(run_of(TRIALS), 99)
+
+
+def test_a_final_training_says_what_it_goes_on_from() -> None:
+    final = replace(TRIALS[5], id=9, proposal=replace(TRIALS[5].proposal, why={"final": "everything"}))
+    chosen = {"chosen": {"9": {"examples": 54, "stopped": False, "scores": {"2": -0.125, "5": -0.1}}}}
+    run = run_of([*TRIALS, final], best=2)
+    assert explain(run, 9).steps[-1].reason == "a final training"
+    told = explain(replace(run, about={**run.about, **chosen}), 9).steps[-1].reason
+    assert told.startswith(
+        "a final training. Chosen by 54 examples which had stopped no training; scores there: -0.1 ("
+    )
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=lambda t: str(t.id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from morphnas.report import trials_table
 from morphnas.report.words import count, duration, number_words
+from morphnas.run.store import load_run
 from morphnas.train.recipe import Outcome
 from tests.report.history import GOOD, history, trial
+from tests.run.doubles import proposals, store_of, weights
 
 
 def test_the_whole_table() -> None:
@@ -29,6 +32,15 @@ EXPECTED = """
    4     0  deeper relu_3, kernel 3                                  5   8.47k   176k     2/4  3.0 s  -0.3000   90.00 %  86.7-92.6  truncated
 * the best
 """  # noqa: E501 - as wide as it is
+
+
+def test_a_run_or_its_folder_has_a_table(tmp_path: Path) -> None:
+    with store_of(tmp_path / "run") as store:
+        store.claim(proposals(1)[0])
+        store.finish(0, GOOD, weights())
+        trials = store.trials
+    for way in (load_run(tmp_path / "run"), tmp_path / "run", str(tmp_path / "run"), tuple(trials)):
+        assert trials_table(way) == trials_table(trials)
 
 
 def test_every_line_ends_where_its_columns_do() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from morphnas.graph import Limits, Network, Weights, Wider, mlp
+from morphnas.graph import Deeper, Limits, Network, Weights, Wider, mlp
 from morphnas.run import executors as module
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import SerialExecutor
+from morphnas.run.files import RunError
 from morphnas.run.jobs import Job, trial_seed
 from morphnas.run.search import REFUSED, TRIES, Search, seconds_per_flop, settle
 from morphnas.run.store import Store, load_run
@@ -220,8 +221,46 @@ def test_a_searcher_that_answers_with_something_else_is_told(path: Path, workers
         def ask(self, trials: Sequence[Trial], left: Left) -> Any:
             return 3
 
-    with store_of(path) as store, pytest.raises(TypeError, match="ask returns a Proposal or None, not 3"):
+    with store_of(path) as store, pytest.raises(RunError, match="ask returns a Proposal or None, not 3"):
         run(store, Wrong())
+
+
+class Tagless(Deeper):
+    """It has the tag of another kind."""
+
+
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "raises": (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
+    "no proposal": (lambda: "deeper", "ask returns a Proposal or None, not 'deeper'"),
+    "no trial": (lambda: Proposal(77, (), RECIPE), "starts from trial 77, which is not there"),
+    "no start": (lambda: Proposal("0", (), RECIPE), "the start of a proposal must be a Graph or the id of a trial"),  # type: ignore[arg-type]
+    "no morphs": (lambda: Proposal(0, ("deeper",), RECIPE), "must be a tuple of Morphs, not .'deeper',."),  # type: ignore[arg-type]
+    "one morph": (lambda: Proposal(0, Deeper("relu_3"), RECIPE), "must be a tuple of Morphs, not Deeper"),  # type: ignore[arg-type]
+    "no recipe": (lambda: Proposal(0, (), {"epochs": 3}), "must be a Recipe, not {'epochs': 3}"),  # type: ignore[arg-type]
+    "does not fit": (lambda: Proposal(0, (Deeper("relu_99"),), RECIPE), "relu_99 is no activation of the graph"),
+    "another's tag": (
+        lambda: Proposal(0, (Tagless("relu_3"),), RECIPE),
+        "Tagless: its tag 'deeper' is that of .*Deeper",
+    ),
+    "cannot be stored": (lambda: Proposal(0, (Deeper("relu_3", kernel=3.5),), RECIPE), "a deeper has"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("way", WRONG)
+def test_a_searcher_that_fails_ends_the_search_and_costs_no_network(path: Path, workers: Workers, way: str) -> None:
+    """A user's own may; with resume=True the next one goes on."""
+    answer, words = WRONG[way]
+
+    class Late:
+        def ask(self, trials: Sequence[Trial], left: Left) -> Any:
+            return proposals(2)[len(trials)] if len(trials) < 2 else answer()
+
+    with store_of(path) as store:
+        with pytest.warns(UserWarning, match=f"the search ends, with resume=True it can go on: .*{words}"):
+            trials = run(store, Late())
+        assert [trial.kept for trial in trials] == [True, True]
+        more = run(store, Script([*proposals(2), Proposal(np.int64(0), (Deeper("relu_3"),), RECIPE)]))  # type: ignore[arg-type]
+        assert [trial.parent for trial in more[:3]] == [None, None, 0]
 
 
 def test_networks_beyond_the_limits_are_not_trained_whoever_proposes_them(path: Path, workers: Workers) -> None:

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from morphnas.run.store import (
     user_path,
     versions,
 )
+from morphnas.search import winner
 from morphnas.search.trial import Proposal, Trial, grown, lineage
 from morphnas.train.recipe import Augment, Epoch, Outcome, Recipe
 from tests.run.doubles import (
@@ -870,9 +872,17 @@ def test_asking_for_what_is_not_there(four: Path) -> None:
             with pytest.raises(RunError, match=f"there is no model {re.escape(repr(no_id))} in "):
                 ask(no_id)  # type: ignore[arg-type]
     assert run.trial(np.int64(1)) is run.trials[1]  # type: ignore[arg-type]
-    for ask_best in (run.get_best_model_id, run.load_best_model):
-        with pytest.raises(RunError, match="has no best model yet"):
+    nothing = replace(run, trials=())
+    for ask_best in (nothing.get_best_model_id, nothing.load_best_model):
+        with pytest.raises(RunError, match="has no network with a score yet"):
             ask_best()
+
+
+def test_the_best_model_while_a_search_goes_on(four: Path) -> None:
+    run = load_run(four)
+    assert "best" not in run.about
+    assert run.get_best_model_id() == winner(run.trials).id  # type: ignore[union-attr]
+    assert same_weights(run.load_best_model(), run.load_model_by_id(run.get_best_model_id()).weights)  # type: ignore[arg-type]
 
 
 def test_the_best_model(four: Path) -> None:
