@@ -21,8 +21,8 @@ from morphnas.run.jobs import Executor
 from morphnas.run.keeping import unsettled
 from morphnas.run.observers import Observer
 from morphnas.run.plan import coloured
-from morphnas.run.store import Store, data_name
-from morphnas.run.trainings import STOPPED, Trainings
+from morphnas.run.store import STOPPED, Store, data_name
+from morphnas.run.trainings import Trainings
 from morphnas.search.trial import Proposal, Trial, lineage
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime

@@ -15,7 +15,7 @@ from morphnas.run.jobs import Executor
 from morphnas.run.keeping import prune
 from morphnas.run.observers import Observer
 from morphnas.run.proposing import Asker, SearcherError
-from morphnas.run.store import Store
+from morphnas.run.store import STOPPED, Store
 from morphnas.run.trainings import Trainings
 from morphnas.search.trial import Left, Searcher, Trial
 from morphnas.train.deadline import Deadline
@@ -73,9 +73,9 @@ class Search:
     """A search: `run` asks, trains and writes down until the deadline, `max_trials` or the searcher ends it.
 
     Final trainings that there are do not count, and searchers do not know of them.
-    Trials that an earlier driver claimed and did not finish are run first, under their ids, but for final trainings,
-    which wait for `morphnas.run.final`. Where there is no network yet, at least one trial is begun, however short the
-    time, so that there is one at the end. A worker gets its next job as soon as it is free.
+    Trials that an earlier driver claimed and did not finish, or that a stop cut short, are run first, under their ids,
+    but for final trainings, which wait for `morphnas.run.final`. Where there is no network yet, at least one trial is
+    begun, however short the time, so that there is one at the end. A worker gets its next job as soon as it is free.
 
     guess: seconds per FLOP, before any is measured. limits: beyond which networks fail untrained, whoever proposes
     them. The other settings, and what becomes of what runs at the end: see `Trainings`.
@@ -97,6 +97,10 @@ class Search:
     observer: Observer | None = None
 
     def __post_init__(self) -> None:
+        started = {trial.parent for trial in self.store.trials}
+        for trial in self._tried():
+            if trial.outcome is not None and trial.outcome.error == STOPPED and trial.id not in started:
+                self.store.reopen(trial.id)
         self._waiting = [trial for trial in self.store.trials if trial.outcome is None and not trial.final]
         self._interrupted = {trial.id for trial in self._waiting}
         self._trainings = Trainings(

@@ -44,6 +44,8 @@ from morphnas.search.trial import Proposal, Trial, comparable, grown
 from morphnas.train.recipe import Outcome, Recipe, is_number
 
 FORMAT = 1
+STOPPED = "stopped"
+"""What is said to be wrong with a training that a stop has ended."""
 MAX_MORPHS = 1000
 log = logging.getLogger("morphnas")
 
@@ -313,8 +315,20 @@ class Store:
             "outcome": trial.outcome.to_json(),
         }
         write_json(folder / "trial.json", end)
-        with contextlib.suppress(OSError):
-            self.checkpoint(trial.id).unlink(missing_ok=True)
+        if trial.outcome.error != STOPPED or trial.final:  # which may be gone on with
+            with contextlib.suppress(OSError):
+                self.checkpoint(trial.id).unlink(missing_ok=True)
+
+    def reopen(self, id: int) -> None:
+        """Have a trial of the search that a stop has ended be gone on with, from its checkpoint if there is one."""
+        self.written(id)
+        folder = _trial_folder(self.path, id)
+        if was := {name: None for name in ("best", "final") if self.about.get(name) == id}:
+            self.note(**was)  # it will be another network
+        with writing(self.path):
+            for name in ("trial.json", "weights.safetensors"):
+                (folder / name).unlink(missing_ok=True)
+        self._trials[id] = replace(self._trials[id], outcome=None, kept=False)
 
     def written(self, id: int | None = None) -> None:
         """Wait for what is being written (of that trial); RunError where that could not be, and ever after."""

@@ -12,13 +12,10 @@ from morphnas.run.checkpoints import Result
 from morphnas.run.jobs import DeviceGone, Executor, Job, grace, micro_batch, result_of, submitted, trial_seed
 from morphnas.run.keeping import prune
 from morphnas.run.observers import Observer
-from morphnas.run.store import Store
+from morphnas.run.store import STOPPED, Store
 from morphnas.search.trial import Trial
 from morphnas.train.deadline import NEVER, POLL, Deadline
 from morphnas.train.recipe import Outcome
-
-STOPPED = "stopped"
-"""What is said to be wrong with a final training that a stop has ended."""
 
 
 @dataclass(eq=False)
@@ -27,8 +24,8 @@ class Trainings:
 
     What comes back is written down, in the thread that made this, where the observer is told as well. A worker that
     does not answer soon after the deadline is not waited for: its trial has failed. When a stop is asked for, trials
-    end as far as they have come (final ones say that they were `STOPPED`); those without a score, and those of workers
-    that have not begun, or do not answer soon, stay open, to be gone on with.
+    end as far as they have come, `STOPPED`, which `Store.reopen` undoes; final ones without a score, and those of
+    workers that have not begun, or do not answer soon, stay open, to be gone on with.
 
     seed: the run's. max_memory: bytes that a training should take at most. max_latency: see `Job`. keep: see
     `morphnas.run.keeping`.
@@ -110,8 +107,8 @@ class Trainings:
         if self.deadline.stopped and told.cancelled():
             return True  # it is to be gone on with
         outcome, weights = result_of(told)
-        if self.deadline.stopped and outcome.status == "truncated" and trial.final:
-            if outcome.score is None:
+        if self.deadline.stopped and outcome.status == "truncated":
+            if trial.final and outcome.score is None:
                 return True  # so is this one
             outcome = replace(outcome, error=STOPPED)
         self._finish(trial, outcome, weights)
