@@ -200,7 +200,7 @@ def predict(args: argparse.Namespace) -> Answer:
     chances = estimator.predict_proba(x)
     labels = estimator.classes_.tolist()
     if estimator.multilabel_:
-        return _tags(chances, Indicators(len(labels)).likeliest(chances), names)
+        return _tags(chances, Indicators(len(labels)).likeliest(chances), names, labels)
     best = chances.argmax(1)
     rows = [(name, labels[i], f"{row[i]:.6f}") for name, i, row in zip(names, best, chances, strict=True)]
     text = _csv(["example", "label", "probability"], rows)
@@ -211,12 +211,13 @@ def predict(args: argparse.Namespace) -> Answer:
     return Answer(text, {"labels": [_plain(label) for label in labels], "examples": told})
 
 
-def _tags(chances: NDArray[np.float64], said: NDArray[np.int64], names: Sequence[str]) -> Answer:
-    """Predictions (n, k) of 0 and 1 of examples with these names, and their probabilities."""
-    likely = [np.flatnonzero(row).tolist() for row in said]
-    head = ["example", "tags", *(f"probability_{i}" for i in range(chances.shape[1]))]
+def _tags(chances: NDArray[np.float64], said: NDArray[np.int64], names: Sequence[str], labels: Sequence[Any]) -> Answer:
+    """Predictions (n, k) of 0 and 1 of examples with these names, and the probabilities of the tags."""
+    likely = [[label for label, likely in zip(labels, row, strict=True) if likely] for row in said]
+    head = ["example", "tags", *(f"probability_{label}" for label in labels)]
+    between = "; " if isinstance(labels[0], str) else " "  # names may have spaces
     every = list(zip(names, likely, chances, strict=True))
-    rows = [(name, " ".join(map(str, tags)), *(f"{chance:.6f}" for chance in row)) for name, tags, row in every]
+    rows = [(name, between.join(map(str, tags)), *(f"{chance:.6f}" for chance in row)) for name, tags, row in every]
     told = [{"example": name, "tags": tags, "probabilities": row.tolist()} for name, tags, row in every]
     return Answer(_csv(head, rows), {"examples": told})
 

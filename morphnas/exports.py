@@ -88,7 +88,8 @@ class _Model:
             labels, gives = None, "amounts"
             if isinstance(found, ImageClassifier):
                 gives = "logits of tags" if found.multilabel_ else "logits"
-                labels = None if found.multilabel_ else [_literal(label) for label in found.classes_.tolist()]
+                numbered = found.multilabel_ and found.classes_.dtype.kind == "i"
+                labels = None if numbered else [_literal(label) for label in found.classes_.tolist()]
             axes = (-1, *[1] * (len(graph.shapes[graph.input.name]) - 1))
             mean, std = (getattr(module, name).reshape(axes) for name in ("mean", "std"))
             mean = mean + getattr(module, "offset", 0.0)  # which is float64, as inputs are then

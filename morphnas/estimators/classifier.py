@@ -109,7 +109,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     Attributes
     ----------
     classes_ : ndarray
-        The labels, sorted; for multi-label data their numbers.
+        The labels, sorted; for multi-label data the names of a data frame's columns, or else their numbers.
     multilabel_ : bool
         Whether y was multi-label.
     path_ : str

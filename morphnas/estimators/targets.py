@@ -26,14 +26,18 @@ least."""
 
 @dataclass(frozen=True, eq=False)
 class Indicators(Named):
-    """Which of k tags every example has: several, one or none (scikit-learn's "multilabel-indicator")."""
+    """Which of k tags every example has: several, one or none (scikit-learn's "multilabel-indicator").
+
+    names: of the tags, those of a data frame's columns; () where they have none.
+    """
 
     k: int
+    names: tuple[str, ...] = ()
 
     @staticmethod
     def found(y: ArrayLike, n: int) -> tuple[Indicators, NDArray[np.float32]]:
         """The tags in y, (n, k) of 0 and 1, and y as networks learn it; ValueError for what is none."""
-        tags = Indicators(_table_of(y).shape[1])
+        tags = Indicators(_table_of(y).shape[1], _names_of(y))
         codes = tags.encode(y, n)
         if (codes == codes[0]).all():
             raise ValueError(f"there is nothing to learn: y is {codes[0].astype(int).tolist()} for all {n:,} samples")
@@ -42,7 +46,9 @@ class Indicators(Named):
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
         """As networks learn them, (n, k); ValueError for others than those of the fit."""
         check_there(y, "only a Dataset of (image, tags) brings its own")
-        there = _table_of(y)
+        there, names = _table_of(y), _names_of(y)
+        if names and self.names and names != self.names:
+            raise ValueError(f"the columns of y must be {self.names!r:.200}, as in the fit, not {names!r:.200}")
         if there.shape != (n, self.k):
             raise ValueError(
                 f"y must be ({n}, {self.k}), one column for each label (multi-label), but its shape is {there.shape}"
@@ -52,9 +58,9 @@ class Indicators(Named):
         return there.astype(np.float32, order="C")
 
     @property
-    def classes(self) -> NDArray[np.int64]:
-        """The tags, which are numbered."""
-        return np.arange(self.k)
+    def classes(self) -> NDArray[Any]:
+        """The names of the tags, or their numbers."""
+        return np.array(self.names) if self.names else np.arange(self.k)
 
     @property
     def goal(self) -> Goal:
@@ -74,7 +80,7 @@ class Indicators(Named):
         return _strata(codes - codes.mean(0))
 
     def to_json(self) -> dict[str, Any]:
-        return {"tags": self.k}
+        return {"tags": self.k} | ({"names": list(self.names)} if self.names else {})
 
     @staticmethod
     def from_json(data: Any) -> Indicators:
@@ -82,7 +88,10 @@ class Indicators(Named):
         k = data.get("tags") if isinstance(data, Mapping) else None
         if not isinstance(k, int) or isinstance(k, bool) or k < 2:
             raise ValueError(f"{data!r:.100} does not say how many tags there are")
-        return Indicators(k)
+        names = data.get("names", [])
+        if not isinstance(names, list) or len(names) not in (0, k) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{names!r:.100} are not the names of {k} tags")
+        return Indicators(k, tuple(names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,6 +259,12 @@ def _table_of(y: Any) -> NDArray[Any]:
         with contextlib.suppress(TypeError, ValueError):
             return values.astype(np.float64)
     return values
+
+
+def _names_of(y: Any) -> tuple[str, ...]:
+    """Those of a data frame's columns, if all are texts, and different."""
+    names = tuple(getattr(y, "columns", ()))
+    return names if all(isinstance(name, str) for name in names) and len({*names}) == len(names) else ()
 
 
 def _flags(values: NDArray[Any]) -> bool:

@@ -104,6 +104,29 @@ def test_other_formats_say_what_outputs_are(fitted: ImageClassifier, tmp_path: P
     assert {entry.key: entry.value for entry in model.metadata_props}["gives"] == "logits of tags"
 
 
+def test_tags_may_have_names(tmp_path: Path, data: Tagged, capsys: pytest.CaptureFixture[str]) -> None:
+    pandas = pytest.importorskip("pandas")
+    names = ["red", "very wide", "old"]
+    x, y = data[0], pandas.DataFrame(data[1], columns=names)
+    clf = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=SMALL, refit=False).fit(x, y, time_limit=20)
+    for found in (clf, morphnas.load(tmp_path / "run")):
+        assert isinstance(found, ImageClassifier)
+        assert found.classes_.tolist() == names
+        assert found.evaluate(x, y) == found.evaluate(x, data[1])
+    with pytest.raises(
+        ValueError, match=r"the columns of y must be .*, as in the fit, not \('old', 'red', 'very wide'\)"
+    ):
+        clf.evaluate(x, y[sorted(names)])
+    morphnas.export(clf, tmp_path / "net.py")
+    assert runpy.run_path(str(tmp_path / "net.py"))["LABELS"] == names
+    np.savez(tmp_path / "x.npz", x=x[:30])
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "x.npz")]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head == "example,tags,probability_red,probability_very wide,probability_old"
+    told = [[names[i] for i in np.flatnonzero(row)] for row in clf.predict(x[:30])]
+    assert [[tag for tag in row.split(",")[1].split("; ") if tag] for row in rows] == told
+
+
 def test_what_is_told_is_of_examples_with_all_tags_right(fitted: ImageClassifier) -> None:
     run = load_run(fitted.path_)
     entry = run.history[0]
@@ -195,6 +218,12 @@ def test_out_of_json_they_come_as_they_were() -> None:
     again = target_from_json(json.loads(json.dumps(Indicators(7).to_json())))
     assert isinstance(again, Indicators)
     assert again.k == 7
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", 2], "ab", None])
+def test_names_of_other_tags_are_refused(names: Any) -> None:
+    with pytest.raises(ValueError, match="are not the names of 2 tags"):
+        target_from_json({"tags": 2, "names": names})
 
 
 @pytest.mark.parametrize("told", [{"tags": 1}, {"tags": True}, {"tags": "3"}, {"tags": None}])
