@@ -44,7 +44,7 @@ def networks(shape: Shape, widths: tuple[int, ...]) -> dict[str, Graph]:
 
 def step_seconds(graph: Graph, repeats: int, precision: Precision) -> float:
     """The fastest of some training steps: what the network costs when nobody else uses the machine."""
-    module = to_module(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = to_module(graph).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=True)
     x, y = torch.randn(BATCH, *graph.shapes["x"]), torch.randint(0, 10, (BATCH,))
     times = []

@@ -183,7 +183,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, graph in networks.items():
         rows: dict[str, Any] = {}
-        several = [(way, way, recipe) for way in ways(to_module(graph), task, recipe)]
+        several = [(way, way, recipe) for way in ways(to_module(graph).train(), task, recipe)]
         several += [(f"{kind}, batches of {size}", kind, replace(recipe, batch_size=size))
                     for size in args.more for kind in ("CUDA graph", "Muon, CUDA graph")]  # fmt: skip
         for way, kind, how in several:

@@ -243,7 +243,7 @@ def main() -> None:
     results: dict[str, object] = {}
     for name, (write, build) in NETWORKS.items():
         graph = write()
-        ours, by_hand = to_module(graph).to(arguments.device), build().to(arguments.device)
+        ours, by_hand = to_module(graph).train().to(arguments.device), build().to(arguments.device)
         assert sum(p.numel() for p in by_hand.parameters()) == graph.parameters
         same_weights(ours, by_hand)
         torch.testing.assert_close(ours(x), by_hand(x), rtol=1e-4, atol=1e-4)

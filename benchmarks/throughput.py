@@ -101,7 +101,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in LOOPS}
     for repeat in range(repeats + 1):
         for name, loop in LOOPS.items():
-            model = to_module(graph)
+            model = to_module(graph).train()
             begun = time.perf_counter()
             loop(model, task)
             if repeat:  # the first one warms up

@@ -260,7 +260,7 @@ def _measure_recording(task: Task, recipe: Recipe, record: bool) -> Pace:
     draw = draw.to(task.device, task.train.x.device)
     mirrored = torch.arange(len(task.train)) % 2 == 0 if recipe.augment.flip else None
     precision: Precision = "bfloat16" if _computes_bfloat16(task.device) else "float32"
-    start = to_module(graph).to(task.device).train()
+    start = to_module(graph).to(task.device)
     if len(shape) == 3:
         lay_out(start, torch.channels_last)
 

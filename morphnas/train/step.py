@@ -117,7 +117,7 @@ class Step:
         micro: int | None = None,
         smallest: int = 2,
     ) -> None:
-        self.module, self.task, self.recipe, self.smallest = module, task, recipe, smallest
+        self.module, self.task, self.recipe, self.smallest = module.train(), task, recipe, smallest
         self.mirrored = None if mirrored is None else mirrored.to(task.device)
         self.micro = micro or recipe.batch_size
         self.optimizer = optimizer_of(module, recipe)
