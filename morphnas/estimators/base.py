@@ -283,8 +283,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                         found = fitting.finished(executor, observer)
                     self._finish(fitting, *found)
                     shown.tell(trials_table(store.trials, best=self.best_trial_))
-                if deadline.stopped and not calls.stopped:
-                    self._interrupted()
+                    if deadline.stopped and not calls.stopped:
+                        self._interrupted()
             return self
 
     def _planned(

@@ -210,7 +210,8 @@ def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_p
 
     path = tmp_path / "run"
     classifier = ImageClassifier(path, search_type=Asked, initial_networks=[first, second], device="cpu")
-    classifier.fit(*stripes(200), time_limit=12)
+    with pytest.warns(UserWarning, match="there is no time to search, so there is no effect of search_type=Asked"):
+        classifier.fit(*stripes(200), time_limit=12)
     tried = [trial.graph.key for trial in classifier.load_searcher().trials if not trial.final]
     assert tried == [first.key, second.key]
     assert [n for n, _ in asked] == [0, 1], "for nothing else, though there was time"

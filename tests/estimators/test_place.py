@@ -165,7 +165,9 @@ def test_a_fit_in_processes(data: Data, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:the time limit was too short")
 def test_a_limit_in_which_no_process_starts_leaves_a_network(data: Data, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"executor": "process", "devices": 1, "device": "cpu", "random_state": 0}
-    classifier = ImageClassifier(tmp_path / "run", **settings).fit(*data, time_limit=2)
+    classifier = ImageClassifier(tmp_path / "run", **settings)
+    with pytest.warns(UserWarning, match="trainings failed, the first with: no worker had started, or was free"):
+        classifier.fit(*data, time_limit=2)
     assert classifier.predict(data[0]).shape == (150,)
     statuses = [trial.outcome and trial.outcome.status for trial in classifier.load_searcher().trials]
     assert statuses[0] == "failed"
