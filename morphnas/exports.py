@@ -273,7 +273,7 @@ def load(weights=Path(__file__).with_name({weights!r})):
 
 def _constructor(module: nn.Module) -> str:
     """The call that makes a layer, without what is as usual. ExportError for one that is not PyTorch's."""
-    if getattr(nn, type(module).__name__, None) is not type(module):
+    if getattr(nn, type(module).__name__, None) is not type(module) or any(True for _ in module.children()):
         other = "a layer that is not PyTorch's cannot be written as its source, but as .pt2 or .onnx"
         raise ExportError(f"{type(module).__qualname__}: {other}")
     told = []

@@ -16,6 +16,7 @@ from morphnas.estimators.room import memory_for
 from morphnas.estimators.settings import Settings
 from morphnas.estimators.sizes import take_threads
 from morphnas.graph import Network
+from morphnas.report.words import error_words
 from morphnas.run.ensemble import asked, assembled, elect
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, Terms
@@ -27,6 +28,7 @@ from morphnas.run.observers import Observer
 from morphnas.run.plan import Plan
 from morphnas.run.search import Search, settle
 from morphnas.run.store import Store
+from morphnas.run.warn import warn
 from morphnas.run.work import asked_mirrored
 from morphnas.search import Patient, winner
 from morphnas.search.promote import is_promotion
@@ -34,7 +36,7 @@ from morphnas.search.trial import Left, MorphSpace, Proposal, Searcher, Trial
 from morphnas.train.data import Task, steps
 from morphnas.train.deadline import Deadline
 from morphnas.train.predict import chunk, predict
-from morphnas.train.recipe import Outcome, Recipe
+from morphnas.train.recipe import Recipe
 
 log = logging.getLogger("morphnas")
 
@@ -276,10 +278,10 @@ class Fitting:
         ).run()
         made = [t.outcome for t in self.store.trials if t.id not in before and t.outcome is not None]
         if made and all(outcome.status not in CAME_TO for outcome in made):
-            warnings.warn(f"nothing was gained, as the training came to nothing: {_error(made[0])}", stacklevel=4)
+            warn(f"nothing was gained, as the training came to nothing: {error_words(made[0])}")
         elif failed := [outcome for outcome in made if outcome.status == "failed"]:
             words = f"{len(failed)} of {len(made)} final trainings failed"
-            warnings.warn(f"{words}, so that the model may be worse: {_error(failed[0])}", stacklevel=4)
+            warn(f"{words}, so that the model may be worse: {error_words(failed[0])}")
         return final
 
     def model(self, best: Trial, final: Trial, before: Model | None = None) -> Model:
@@ -340,9 +342,9 @@ class Fitting:
         failed = [outcome for outcome in ended if outcome.status == "failed"]
         if not failed:
             return
-        words = f"{len(failed)} of the search's {len(ended)} trainings failed, the first with: {_error(failed[0])}"
+        words = f"{len(failed)} of the search's {len(ended)} trainings failed, the first with: {error_words(failed[0])}"
         if 2 * len(failed) >= len(ended):
-            warnings.warn(words, stacklevel=4)
+            warn(words)
         else:
             log.warning("%s", words)
 
@@ -362,12 +364,6 @@ class Fitting:
             error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")
             raise RunError(f"no network could be trained; the run is in {self.store.path}, the first error: {error}")
         return kept, searched
-
-
-def _error(outcome: Outcome) -> str:
-    """What went wrong, in a line: of a traceback the last."""
-    lines = [line for line in (outcome.error or "").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else outcome.status
 
 
 def _readable(store: Store, trial: Trial) -> bool:

@@ -155,7 +155,10 @@ def check_there(y: Any, hint: str) -> None:
 
 def _column(y: ArrayLike, n: int) -> NDArray[Any]:
     """y as (n,); ValueError for other lengths, several columns and missing labels."""
-    check_there(y, "only a Dataset of (image, label) and a folder of sub-folders bring their own")
+    hint = (
+        "only a Dataset of (image, label), or with parts that are so named, and a folder of sub-folders bring their own"
+    )
+    check_there(y, hint)
     try:
         column = listed(y)
     except ValueError as error:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from importlib.machinery import PathFinder
 from inspect import signature
 from typing import Any
 
@@ -25,6 +23,7 @@ from torch.nn import functional as F
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import Labels
 from morphnas.estimators.targets import Indicators, Target, Values
+from morphnas.run.parcels import send_by_value
 from morphnas.train.data import Examples
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Own, Tags, Unmeasured, Weights
@@ -240,23 +239,12 @@ def aimed(problem: Problem, metric: Metric, loss: Loss, deadline: Deadline = NEV
         goal = _scaled(replace(goal, criterion=UserLoss(own, target)), task.train[:TRIED])
     if apart:
         for theirs in (metric, loss):
-            _register(theirs)
+            send_by_value(theirs)
         try:
             cloudpickle.dumps(goal)
         except Exception as error:
             raise ValueError(f"metric and loss must be picklable, to be sent to other processes: {error}") from error
     return replace(problem, task=replace(task, goal=goal))
-
-
-def _register(own: object) -> None:
-    """Have other processes be sent the module that a function or an object is from, where they could not import it: it
-    was loaded from a file that is nowhere on the path."""
-    name = getattr(own, "__module__", None)
-    if not isinstance(name, str) or name == "__main__":
-        return
-    module = sys.modules.get(name)
-    if module is not None and getattr(module, "__file__", None) and not PathFinder.find_spec(name.partition(".")[0]):
-        cloudpickle.register_pickle_by_value(module)
 
 
 def _right(goal: Own, y: Tensor) -> Tensor:

@@ -82,7 +82,10 @@ class Source:
         named = columns if columns and all(isinstance(column, str) for column in columns) else None
         listed = isinstance(x, (list, tuple)) or len(getattr(x, "shape", ())) == 1
         if listed and isinstance(next(iter(x), None), (str, os.PathLike)):
-            files = Files([user_path(path) for path in x])
+            paths = list(x)
+            if wrong := [i for i, path in enumerate(paths) if not isinstance(path, (str, os.PathLike))]:
+                raise ValueError(f"{name}[{wrong[0]}] is no name of a file, as others are, but {paths[wrong[0]]!r:.80}")
+            files = Files([user_path(path) for path in paths])
             return _checked(Source(name, files.shapes, files))
         if isinstance(x, torch.Tensor):
             if _has_channels(x.ndim - 1, axes):
@@ -202,7 +205,8 @@ def brings_labels(x: Any) -> bool:
 
 def _is_dataset(x: Any) -> bool:
     """Whether it is one of torch's, or one of Hugging Face's, which have columns."""
-    return isinstance(x, (Dataset, DataLoader)) or (hasattr(x, "column_names") and hasattr(x, "__iter__"))
+    columns = hasattr(x, "column_names") and hasattr(x, "__iter__") and not isinstance(x, Mapping)
+    return isinstance(x, (Dataset, DataLoader)) or columns
 
 
 def _drained(
@@ -244,16 +248,17 @@ def _drained(
 
 
 def _columns(item: Mapping[str, Any], name: str) -> tuple[Any, ...]:
-    """The image and the label of an example, or a batch, with named parts; the image alone where no part is the label.
+    """The image and the label of an example, or a batch, with named parts; the image alone where it is not clear which
+    part is the label.
 
     The label may have any name where there are two parts.
     """
     image = next((key for key in IMAGES if key in item), None)
     others = [key for key in item if key != image]
     label = next((key for key in LABELS if key in item), others[0] if len(others) == 1 else None)
-    if image is None or (label is None and others):
-        parts, known = ", ".join(map(str, item)), f"{' or '.join(IMAGES)}, and {' or '.join(LABELS)}"
-        raise ValueError(f"{name} yields examples with the parts {parts:.200}: image and label must be named {known}")
+    if image is None:
+        parts = ", ".join(map(str, item))
+        raise ValueError(f"{name} yields examples with the parts {parts:.200}: one must be named {' or '.join(IMAGES)}")
     return (item[image],) if label is None else (item[image], item[label])
 
 

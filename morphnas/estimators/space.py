@@ -113,5 +113,6 @@ def _start(graph: Graph, space: Space, limits: Limits) -> Start:
     kinds = Counter[str]()
     for morph in space.neighbours(graph):
         with suppress(MorphError):
-            kinds[morph.tag] += limits.refuse(morph.grow(graph)) is None
+            if limits.refuse(morph.grow(graph)) is None:
+                kinds[morph.tag] += 1
     return Start(graph.key, graph.depth, graph.parameters, graph.flops, dict(kinds))

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import Field
 from typing import Any
 
 
 def register(kinds: dict[str, Any], kind: type) -> None:
-    """Add a class that has a tag of its own; TypeError where another class has the same one.
+    """Add a class that has a tag of its own; TypeError where another class has the same one, or it is no identifier.
 
     A class that is defined once more, as in a notebook, takes the place of the one before.
     """
     tag = vars(kind).get("tag")
     if not isinstance(tag, str):
         return
+    if not tag.isidentifier():
+        raise TypeError(f"{kind.__qualname__}: the tag must be an identifier, not {tag!r:.100}")
     other = kinds.get(tag, kind)
-    if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
+    if (_home(other), other.__name__) != (_home(kind), kind.__name__):
         raise TypeError(f"{kind.__qualname__}: {other.__module__}.{other.__qualname__} has the tag {tag!r} already")
     kinds[tag] = kind
+
+
+def _home(kind: type) -> str:
+    """The file that it is defined in, which may be two modules: a script, and what imports that. Else its module."""
+    return getattr(sys.modules.get(kind.__module__), "__file__", None) or kind.__module__
 
 
 def type_name(field: Field[Any]) -> str:

@@ -725,7 +725,8 @@ def op_from_json(data: Mapping[str, Any]) -> Op:
     settings = dict(data)
     tag = settings.pop("op", None)
     if not isinstance(tag, str) or tag not in KINDS:
-        raise ValueError(f"unknown op {tag!r}: one of {', '.join(KINDS)}")
+        own = "and your own once the module is imported that defines them"
+        raise ValueError(f"unknown op {tag!r:.100}: there are {', '.join(KINDS)}, {own}")
     known = [f.name for f in fields(KINDS[tag])]
     if unknown := [name for name in settings if name not in known]:
         raise ValueError(f"{tag}: unknown setting {unknown[0]!r}, it has {', '.join(known) or 'none'}")

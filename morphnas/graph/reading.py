@@ -87,7 +87,9 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
         raise ModuleError(f"torch.export cannot read it for inputs of shape {shape}: {error}") from error
     reading = _Reading(program, shape)
     network = reading.network
-    if several := [f"{name} ({times} times)" for name, times in reading.reads.items() if times > 1]:
+    if several := dict.fromkeys(
+        f"{name.rpartition('.')[0] or name} ({times} times)" for name, times in reading.reads.items() if times > 1
+    ):
         words = "layers with weights in common become layers with weights of their own, which are trained apart"
         warnings.warn(f"{words}: {', '.join(several):.200}", stacklevel=2)
     with torch.no_grad():
@@ -115,7 +117,7 @@ class _Reading:
         state = {**program.constants, **program.state_dict}
         lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.state: dict[str, Tensor] = {name: state[target] for name, target in lifted.items()}
-        self.held = {name: target.rpartition(".")[0] or target for name, target in lifted.items()}
+        self.held = lifted
         self.reads: Counter[str] = Counter()
         self.draft, self.weights = Draft(shape), Weights()
         self.names: dict[str, str] = {}
@@ -183,7 +185,7 @@ class _Reading:
         """The state that arguments name; those that are None are left out."""
         if wrong := [v for v in values.values() if v is not None and getattr(v, "name", None) not in self.state]:
             raise ModuleError(f"{wrong[0]} is neither a parameter nor a buffer")
-        self.reads.update({self.held[value.name] for value in values.values() if value is not None})
+        self.reads.update(self.held[value.name] for value in values.values() if value is not None)
         return {name: self.state[value.name] for name, value in values.items() if value is not None}
 
 

@@ -7,9 +7,11 @@ run. Nothing of this stays on disk.
 from __future__ import annotations
 
 import pickle
+import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,17 @@ from morphnas.train.deadline import Stop
 from morphnas.train.goal import Goal
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
+
+
+def send_by_value(own: object) -> None:
+    """Have other processes be sent the module that a function, an object or a class is from, where they could not
+    import it: it was loaded from a file that is nowhere on the path."""
+    name = getattr(own, "__module__", None)
+    if not isinstance(name, str) or name == "__main__":
+        return
+    module = sys.modules.get(name)
+    if module is not None and getattr(module, "__file__", None) and not PathFinder.find_spec(name.partition(".")[0]):
+        cloudpickle.register_pickle_by_value(module)
 
 
 def part_for(job: Job, task: Task, everything: Examples | None) -> Task:
@@ -98,11 +111,17 @@ Answer = Ready | Outcome | Done
 
 def sealed(job: Job) -> bytes:
     """A job as it travels: its stop cannot, a worker is told by the executor's `stop`."""
+    for kind in {type(morph) for morph in job.morphs} | {type(node.op) for node in _graph(job).nodes}:
+        send_by_value(kind)
     weights, start, job = None, job.start, replace(job, stop=None)
     if isinstance(start, Network):
         job, weights = replace(job, start=start.graph), save(dict(start.weights))
     parcel: bytes = cloudpickle.dumps((job, weights))
     return parcel
+
+
+def _graph(job: Job) -> Graph:
+    return job.start.graph if isinstance(job.start, Network) else job.start
 
 
 def opened(parcel: bytes) -> Job:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-import warnings
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
@@ -17,6 +16,7 @@ from morphnas.run.observers import Observer
 from morphnas.run.proposing import Asker, SearcherError
 from morphnas.run.store import STOPPED, Store
 from morphnas.run.trainings import Trainings
+from morphnas.run.warn import warn
 from morphnas.search.trial import Left, Searcher, Trial
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
@@ -132,13 +132,14 @@ class Search:
                     failed = error
                 if not self._trainings.hear():
                     break
+        self.store.put_back()
         self.store.written()
         if failed is None:
             return
         if not any(trial.kept for trial in self.store.trials):
             raise failed
         log.error("the search ends: %s", failed, exc_info=failed.__cause__)
-        warnings.warn(f"the search ends, with resume=True it can go on: {failed}", stacklevel=2)
+        warn(f"the search ends, with resume=True it can go on: {failed}")
 
     # -- what to do next
 

@@ -135,7 +135,8 @@ def _read_trials(path: Path) -> Iterator[Trial]:
             if proposal.parent is not None and proposal.parent >= int(name):
                 raise ValueError(f"it starts from trial {proposal.parent}, which is no earlier one")
             done = (folder / "trial.json").exists()
-            own = done and "graph" in data  # which stays, whatever happens to the start
+            elsewhere_only = any(isinstance(morph, UnknownMorph) for morph in proposal.morphs)
+            own = "graph" in data and (done or elsewhere_only)  # which stays, whatever happens to the start
             graph = Graph.from_json(data["graph"]) if own else bounded(grown(proposal, graphs))
             since, begun = data.get("since"), data.get("begun")
             trial = Trial(
@@ -174,6 +175,7 @@ class Store:
         self._since: tuple[int, float] | None = None  # the first trial that is taken up here, and when
         self._writer = ThreadPoolExecutor(1, "morphnas-write")
         self._writing: tuple[int, Future[None]] | None = None  # of which trial
+        self._reopened: dict[int, Trial] = {}
 
     @classmethod
     def create(cls, path: Path, about: Mapping[str, Any], overwrite: bool = False) -> Self:
@@ -280,7 +282,7 @@ class Store:
         first, then = self._since = self._since or (id, time.monotonic())
         begun = round(time.monotonic() - then, 3)
         data = proposal_to_json(proposal) | {"since": first, "begun": begun}
-        if proposal.parent is not None:  # so that it can be read whatever happens to the start
+        if proposal.morphs or proposal.parent is not None:  # to be read whatever happens to the start, or the morphs
             data["graph"] = graph.to_json()
         write_json(_trial_folder(self.path, id) / "proposal.json", data)
         self._trials[id] = Trial(id, proposal, graph, since=first, begun=begun)
@@ -293,6 +295,13 @@ class Store:
         raises what went wrong with them.
         """
         self.written()
+        before = self._reopened.pop(id, None)
+        if before is not None and before.outcome is not None:
+            if weights is None or outcome.epochs < before.outcome.epochs:
+                self._trials[id] = before
+                return before
+            if self.about.get("final") == id:  # the model is of another network from now on
+                self.note(best=None, final=None, members=None)
         ended = replace(self._trials[id], outcome=outcome, kept=weights is not None)
         if behind:
             self._writing = id, self._writer.submit(self._commit, ended, weights)
@@ -320,15 +329,17 @@ class Store:
                 self.checkpoint(trial.id).unlink(missing_ok=True)
 
     def reopen(self, id: int) -> None:
-        """Have a trial of the search that a stop has ended be gone on with, from its checkpoint if there is one."""
-        self.written(id)
-        folder = _trial_folder(self.path, id)
-        if was := {name: None for name in ("best", "final") if self.about.get(name) == id}:
-            self.note(**was)  # it will be another network
-        with writing(self.path):
-            for name in ("trial.json", "weights.safetensors"):
-                (folder / name).unlink(missing_ok=True)
+        """Have a trial that a stop has ended be gone on with, from its checkpoint if there is one.
+
+        What it came to is only replaced when `finish` has a network that was trained for no less.
+        """
+        self._reopened[id] = self._trials[id]
         self._trials[id] = replace(self._trials[id], outcome=None, kept=False)
+
+    def put_back(self) -> None:
+        """Take those that were reopened, and not finished since, for what they were."""
+        self._trials |= self._reopened
+        self._reopened.clear()
 
     def written(self, id: int | None = None) -> None:
         """Wait for what is being written (of that trial); RunError where that could not be, and ever after."""

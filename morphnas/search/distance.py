@@ -125,8 +125,8 @@ def _token(op: Op, inputs: tuple[Shape, ...]) -> Token | None:
 
 
 def _octaves(size: float) -> float:
-    """log2(1 + size) in steps of 1/1024: sums of such numbers are exact in float32, in any order."""
-    return round(1024 * math.log2(1 + size)) / 1024
+    """log2(1 + size), odd in size, in steps of 1/1024: sums of such numbers are exact in float32, in any order."""
+    return math.copysign(round(1024 * math.log2(1 + abs(size))) / 1024, size)
 
 
 def distances(rows: Sequence[Sketch], columns: Sequence[Sketch], skip_weight: float = SKIP) -> Array:

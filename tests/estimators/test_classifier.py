@@ -1118,7 +1118,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, which: Callable[[Job], bool]) -> No
     """Trainings of such jobs fail."""
 
     def work_or_fail(job: Job, *rest: Any, **more: Any) -> Any:
-        return (Outcome("failed", error="Traceback\nno luck"), None) if which(job) else work(job, *rest, **more)
+        failed = Outcome("failed", error='Traceback\n  File "x.py"\nno luck')
+        return (failed, None) if which(job) else work(job, *rest, **more)
 
     monkeypatch.setattr("morphnas.run.executors.work", work_or_fail)
 

@@ -397,8 +397,13 @@ def test_a_dataset_whose_examples_have_named_parts(streamed: bool, names: tuple[
 
 def test_parts_beside_the_image_and_its_label_are_passed_over_if_these_have_the_usual_names() -> None:
     same(found(Columns(index=range(60), label=Y.tolist(), image=RGB)), found(RGB, Y))
-    with pytest.raises(ValueError, match="the parts image, coarse, fine: image and label must be named"):
-        found(Columns(image=RGB, coarse=Y, fine=Y))
+    several = Columns(image=RGB, coarse=Y, fine=Y)
+    with pytest.raises(ValueError, match=r"y is missing: .* or with parts that are so named"):
+        found(several)
+    assert len(opened(several, None, "x")[0]) == 60, "which suffices for predictions"
+    parts = type("Parts", (dict,), {"column_names": {}})(train=several, test=several)
+    with pytest.raises(ValueError, match=r"x must be rows .* not {'train'"):
+        found(parts)
 
 
 @pytest.mark.parametrize("kind", [list, np.array, lambda paths: [str(path) for path in paths]])

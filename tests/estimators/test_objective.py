@@ -28,10 +28,10 @@ from morphnas import EpochReport, ImageClassifier, ImageRegressor, RunError
 from morphnas.cli import main
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import Labels
-from morphnas.estimators.objective import SURE, Scorer, UserLoss, _register, _scaled, aimed
+from morphnas.estimators.objective import SURE, Scorer, UserLoss, _scaled, aimed
 from morphnas.estimators.settings import Settings, check_unchanged, decisive
 from morphnas.estimators.targets import Indicators, Target, Values, classes_of
-from morphnas.run.parcels import read_task, write_task
+from morphnas.run.parcels import read_task, send_by_value, write_task
 from morphnas.train.data import Examples
 from morphnas.train.goal import Goal, Own, Tags, Unmeasured
 from tests.estimators.conftest import stripes
@@ -783,7 +783,7 @@ def test_a_loss_from_a_file_that_is_nowhere_on_the_path_travels_with_its_module(
     try:
         spec.loader.exec_module(module)
         for own in (None, "f1_macro", nn.L1Loss(), module.loss, lambda x: x):
-            _register(own)
+            send_by_value(own)
         assert cloudpickle.list_registry_pickle_by_value() == {"far_away"}
         parcel = cloudpickle.dumps(module.loss)
     finally:

@@ -14,7 +14,10 @@ import torch
 from torch import nn
 
 from morphnas.graph import (
+    Conv,
     Deeper,
+    Dense,
+    Flatten,
     Graph,
     Insertion,
     Limits,
@@ -22,6 +25,7 @@ from morphnas.graph import (
     Network,
     Node,
     Op,
+    ReLU,
     Shape,
     Weights,
     Wider,
@@ -36,6 +40,8 @@ from morphnas.graph import (
 from morphnas.graph import morphs as morphs_module
 from morphnas.graph import ops as ops_module
 from morphnas.graph.morphs import MorphError, UnknownMorph
+from morphnas.search import distances, sketch
+from tests.strategies import plain
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "own_morph.py"))
 GRAPH = resnet((2, 8, 8), 3, width=4)
@@ -138,6 +144,49 @@ def test_two_kinds_cannot_have_one_tag_but_one_may_be_defined_again() -> None:
     assert morphs_module.MORPHS["mine"] is again
 
 
+def test_a_class_with_slots_is_made_twice_and_is_one() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Slotted(Morph):
+        tag = "slotted"
+        n: int = 3
+
+    assert morphs_module.MORPHS["slotted"] is Slotted
+    assert morph_from_json(Slotted(4).to_json()) == Slotted(4)
+
+
+@pytest.mark.parametrize("tag", ["my-morph", "", "two words", "class 1"])
+def test_a_tag_is_an_identifier(tag: str) -> None:
+    for base in (Morph, Op):
+        with pytest.raises(TypeError, match="Mine: the tag must be an identifier, not"):
+            type("Mine", (base,), {"tag": tag})
+
+
+def test_what_was_stored_before_a_setting_was_added_is_read() -> None:
+    @dataclass(frozen=True)
+    class Grown(Morph):
+        n: int
+        added: int = 3
+        tag = "grown"
+
+    assert morph_from_json({"morph": "grown", "n": 9}) == Grown(9)
+    for wrong in ({"added": 9}, {"n": 9, "other": 1}):
+        with pytest.raises(MorphError, match="a grown has"):
+            morph_from_json({"morph": "grown", **wrong})
+
+
+def test_settings_may_be_negative() -> None:
+    """The edit distance looks at them."""
+
+    @dataclass(frozen=True)
+    class Along(Flatten):
+        axis: int
+        tag = "along"
+
+    graph, other = (plain(Conv(4), ReLU(), Along(axis), Dense(3), shape=(2, 4, 4)) for axis in (-1, 2))
+    assert 0 < distances([sketch(graph)], [sketch(other)]).item() < 2
+    assert graph.key != other.key
+
+
 def test_a_kind_without_a_tag_of_its_own_is_none() -> None:
     before = dict(morphs_module.MORPHS)
 
@@ -156,8 +205,8 @@ def test_fields_are_checked_however_the_class_was_written(postponed: bool) -> No
     assert morph_from_json({"morph": "own", "n": 3}) == places["Own"](3)
     with pytest.raises(MorphError, match=r"an? own has \{'n': 'int'\}"):
         morph_from_json({"morph": "own", "n": "three"})
-    exec(f"{future}{source}class OwnOp(Op):\n    n: int\n    tag = 'own op'\n", places)
-    with pytest.raises(ValueError, match="own op: n must be int"):
+    exec(f"{future}{source}class OwnOp(Op):\n    n: int\n    tag = 'own_op'\n", places)
+    with pytest.raises(ValueError, match="own_op: n must be int"):
         places["OwnOp"]("three")
 
 

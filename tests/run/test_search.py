@@ -19,8 +19,9 @@ from morphnas.run.checkpoints import Result
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
 from morphnas.run.jobs import Job, trial_seed
+from morphnas.run.keeping import prune
 from morphnas.run.search import REFUSED, TRIES, Search, seconds_per_flop, settle
-from morphnas.run.store import Store, load_run
+from morphnas.run.store import STOPPED, Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.search.trial import Left, Proposal, Trial, grown
 from morphnas.train.data import Task
@@ -64,6 +65,75 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
 def run(store: Store, searcher: Any, *, executor: Any = None, deadline: Any = NEVER, **settings: Any) -> list[Trial]:
     Search(store, searcher, executor or SerialExecutor(TASK), deadline, **settings).run()
     return store.trials
+
+
+# -- what a stop cut short
+
+
+def cut(epochs: int) -> Outcome:
+    return replace(GOOD, status="truncated", epochs=epochs, error=STOPPED, score=-1.0 - epochs)
+
+
+@pytest.mark.parametrize(
+    ("came", "replaced"),
+    [
+        (replace(GOOD, epochs=3), True), (cut(3), True), (cut(2), True), (cut(1), False),
+        (replace(GOOD, status="truncated", epochs=1), False), (Outcome("failed", error="no"), False),
+    ],
+)  # fmt: skip
+def test_what_a_stop_cut_short_is_trained_again_and_stays_where_nothing_better_comes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, came: Outcome, replaced: bool
+) -> None:
+    monkeypatch.setattr(module, "work", lambda *_, **__: (came, None if came.status == "failed" else weights(7)))
+    with store_of(path) as store:
+        store.claim(Proposal(GRAPH, (), RECIPE))
+        before = store.finish(0, replace(cut(2), score=-9.0), weights(3))
+        store.note(best=0, final=0, members={"0": 1.0})
+    with resumed(path) as store:
+        (trial,) = run(store, Script([]))
+        assert same_weights(store.network(0), weights(7 if replaced else 3))
+        assert (trial == before) is not replaced
+    again = load_run(path)
+    assert again.trials == (trial,)
+    assert again.about["final"] == (None if replaced else 0)
+    assert again.get_best_model_id() == 0
+
+
+def test_what_a_stop_cut_short_is_there_while_it_is_trained_again(path: Path) -> None:
+    with store_of(path) as store:
+        store.claim(Proposal(GRAPH, (), RECIPE))
+        before = store.finish(0, cut(2), weights(3))
+        store.reopen(0)
+        assert store.trial(0).outcome is None
+        assert load_run(path).trials == (before,), "a driver that dies now has lost nothing"
+        store.put_back()
+        assert store.trials == [before]
+
+
+def test_what_a_stop_cut_short_can_be_gone_on_with_though_few_weights_are_kept(path: Path, workers: Workers) -> None:
+    """The start of a trial that is cut short is kept for that."""
+    with store_of(path) as store:
+        for i, proposal in enumerate(proposals(3)):
+            store.claim(proposal)
+            store.finish(i, replace(GOOD, score=-float(i)), weights(i, proposal.start))  # type: ignore[arg-type]
+        store.claim(Proposal(2, (Deeper("relu_3"),), RECIPE))
+        store.finish(3, cut(1), weights(3, store.trial(3).graph))
+        prune(store, 1)
+        assert [trial.kept for trial in store.trials] == [True, False, True, False]
+    with resumed(path) as store:
+        trial = run(store, Script([]), keep=1)[3]
+        assert trial.outcome is not None
+        assert trial.outcome.status == "finished"
+
+
+def test_what_was_grown_from_what_a_stop_cut_short_keeps_its_start(path: Path, workers: Workers) -> None:
+    with store_of(path) as store:
+        store.claim(Proposal(GRAPH, (), RECIPE))
+        before = store.finish(0, cut(1), weights(3))
+        store.claim(Proposal(0, (Deeper("relu_3"),), RECIPE))
+        store.finish(1, GOOD, weights(4, store.trial(1).graph))
+    with resumed(path) as store:
+        assert run(store, Script([]))[0] == before
 
 
 # -- when it ends
