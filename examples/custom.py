@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     starts = [cnn((1, 8, 8), 10, width=16, depth=depth) for depth in (1, 2)]
     classifier = morphnas.ImageClassifier(search_type=climb, initial_networks=starts, random_state=0)
     classifier.fit(x_train, y_train, time_limit=args.time_limit)
-    print(morphnas.trials_table(classifier.load_searcher().trials))
+    print(morphnas.trials_table(classifier))
     print(f"accuracy on {len(y_test)} held-out digits: {classifier.evaluate(x_test, y_test):.2%}")
 
 

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         random_state=0,
     )
     classifier.fit(x_train, y_train, time_limit=args.time_limit)
-    print(morphnas.trials_table(classifier.load_searcher().trials))
+    print(morphnas.trials_table(classifier))
     print(f"accuracy on {len(y_test)} held-out digits: {classifier.evaluate(x_test, y_test):.2%}")
 
 

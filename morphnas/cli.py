@@ -65,8 +65,8 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def size(text: str) -> tuple[int, int]:
     """Height and width."""
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
+    height, *width = text.split("x", 1)
+    return int(height), int(*width or [height])
 
 
 def _parser() -> argparse.ArgumentParser:

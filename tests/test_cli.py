@@ -331,7 +331,16 @@ def test_errors_are_one_line(
     assert sorted(Path().rglob("*")) == before, "nothing is left behind"
 
 
-WRONG = ["", "frob", "fit", "fit a --search best", "export run", "draw run --tree --lineage", "fit a --image-size big"]
+WRONG = [
+    "",
+    "frob",
+    "fit",
+    "fit a --search best",
+    "export run",
+    "draw run --tree --lineage",
+    "fit a --image-size big",
+    "fit a --image-size 12x",
+]
 
 
 @pytest.mark.parametrize("argv", WRONG)

@@ -312,9 +312,7 @@ class Fitting:
         shares = elect(store, final, task, *given, data=problem.name, limits=limits)
         judge = store.trial(final.judge)
         fresh = judge.final and judge.parent is None
-        if (
-            knows(store, best, problem.name) and not fresh
-        ):  # the temperature before is from examples that it did not know
+        if knows(store, best, problem.name) and not fresh:  # the one before is from examples that were not known then
             heat = 1.0 if before is None else before.temperature
         else:
             brief = None if judge.id == final.id or judge.final or judge.outcome is None else judge.outcome.epochs

@@ -1129,8 +1129,9 @@ def test_trainings_that_fail_are_told_of(
 ) -> None:
     failing(monkeypatch, lambda job: bool(job.morphs))
     found = ImageClassifier(tmp_path, max_trials=4, searcher_args=TINY, device="cpu", refit=False, search_type="random")
-    with pytest.warns(UserWarning, match="2 of the search's 4 trainings failed, the first with: no luck"):
+    with pytest.warns(UserWarning, match="2 of the search's 4 trainings failed, the first with: no luck") as told:
         found.fit(*data, time_limit=20)
+    assert [one.filename for one in told] == [__file__]
     fine, bad = Outcome("finished", -0.5, 0.8), Outcome("failed", error="out of luck")
     few = [Trial(i, Proposal(mlp((4,), 2), (), Recipe()), mlp((4,), 2), bad if i == 3 else fine) for i in range(5)]
     Fitting._warn_of_failures(few)
@@ -1147,8 +1148,9 @@ def test_a_final_training_that_fails_is_told_of(data: Data, tmp_path: Path, monk
 
 def test_a_final_fit_that_comes_to_nothing_says_so(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
     found = morphnas.load(shutil.copytree(fitted.path_, tmp_path / "run"))
-    with pytest.warns(UserWarning, match=r"nothing was gained, as the training came to nothing: the training loss"):
+    with pytest.warns(UserWarning, match="nothing was gained, as the training came to nothing: the training l") as told:
         found.final_fit(*data, trainer_args={"lr": 1e5, "optimizer": "sgd"}, time_limit=4)
+    assert [one.filename for one in told] == [__file__]
     assert found.final_trial_ == fitted.final_trial_
 
 

@@ -1,0 +1,50 @@
+"""What travels between processes: also of a user's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import cloudpickle
+
+from morphnas.graph import cnn
+from morphnas.graph.morphs import MORPHS
+from morphnas.run.jobs import Job
+from morphnas.run.parcels import sealed
+from morphnas.train.recipe import Recipe
+
+OWN = """
+from dataclasses import dataclass
+from morphnas.graph import Deeper
+
+@dataclass(frozen=True)
+class Far(Deeper):
+    tag = "far"
+"""
+WORKER = """
+import sys
+from morphnas.run.parcels import opened
+job = opened(sys.stdin.buffer.read())
+print(job.morphs[0], job.morphs[0].grow(job.start).depth - job.start.depth)
+"""
+
+
+def test_a_morph_from_a_file_that_is_nowhere_on_the_path_reaches_a_worker(tmp_path: Path) -> None:
+    (tmp_path / "far_morphs.py").write_text(OWN)
+    spec = importlib.util.spec_from_file_location("far_morphs", tmp_path / "far_morphs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["far_morphs"] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        graph = cnn((1, 8, 8), 3, width=4, depth=1)
+        parcel = sealed(Job(graph, (module.Far("relu_3"),), Recipe(), 1.0, 0))
+    finally:
+        del sys.modules["far_morphs"], MORPHS["far"]
+        cloudpickle.unregister_pickle_by_value(module)
+    done = subprocess.run([sys.executable, "-c", WORKER], input=parcel, capture_output=True, check=True, timeout=120)
+    assert done.stdout.split() == [b"far(relu_3,", b"3)", b"1"]
+    assert isinstance(pickle.loads(parcel), tuple)
