@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,10 @@ def send_by_value(own: object) -> None:
     name = getattr(own, "__module__", None)
     if not isinstance(name, str) or name == "__main__":
         return
-    module = sys.modules.get(name)
-    if module is not None and getattr(module, "__file__", None) and not PathFinder.find_spec(name.partition(".")[0]):
+    module, top = sys.modules.get(name), name.partition(".")[0]
+    if top == __name__.partition(".")[0] or module is None or not getattr(module, "__file__", None):
+        return
+    if not any(finder.find_spec(top, None) for finder in sys.meta_path if hasattr(finder, "find_spec")):
         cloudpickle.register_pickle_by_value(module)
 
 
