@@ -53,7 +53,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import morphnas
 from morphnas.run import checkpoints, executors
-from morphnas.run.store import Run, Store, load_run
+from morphnas.run.store import STOPPED, Run, Store, load_run
 from morphnas.run.work import work
 from morphnas.train.step import Step
 from tests.fuzzing import mutated, read
@@ -151,7 +151,7 @@ def trial_files(path: Path, id: int) -> dict[str, bytes]:
 
 
 def lost(path: Path, known: dict[int, dict[str, bytes]]) -> int:
-    """How many acknowledged trials cannot be read, or are not what they were; the new ones are added to `known`."""
+    """How many acknowledged trials cannot be read, or are not what they were; `known` is told what there is now."""
     gone, run = 0, load_run(path) if (path / "run.json").exists() else None
     for id in acknowledged(path):
         try:
@@ -160,10 +160,18 @@ def lost(path: Path, known: dict[int, dict[str, bytes]]) -> int:
             if "weights.safetensors" in found:
                 run.load_model_by_id(id)
             assert run.trial(id).outcome is not None
-            gone += known.setdefault(id, found) != found
+            before = known.get(id, found)
+            gone += before != found and not gone_on_with(before, found)
+            known[id] = found
         except (AssertionError, OSError, ValueError):
             gone += 1
     return gone
+
+
+def gone_on_with(before: dict[str, bytes], now: dict[str, bytes]) -> bool:
+    """Whether a trial that a stop had cut short has been trained for no less since."""
+    was, found = (json.loads(files["trial.json"])["outcome"] for files in (before, now))
+    return bool(was.get("error") == STOPPED and found["epochs"] >= was["epochs"])
 
 
 @contextlib.contextmanager

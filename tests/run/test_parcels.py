@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import cloudpickle
+import pytest
 
-from morphnas.graph import cnn
+from morphnas.graph import Conv, cnn
 from morphnas.graph.morphs import MORPHS
 from morphnas.run.jobs import Job
-from morphnas.run.parcels import sealed
+from morphnas.run.parcels import sealed, send_by_value
 from morphnas.train.recipe import Recipe
 
 OWN = """
@@ -48,3 +49,12 @@ def test_a_morph_from_a_file_that_is_nowhere_on_the_path_reaches_a_worker(tmp_pa
     done = subprocess.run([sys.executable, "-c", WORKER], input=parcel, capture_output=True, check=True, timeout=120)
     assert done.stdout.split() == [b"far(relu_3,", b"3)", b"1"]
     assert isinstance(pickle.loads(parcel), tuple)
+
+
+def test_what_workers_can_import_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own classes never: others of the same name are none of its ops."""
+    send_by_value(pytest.raises)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "meta_path", [])  # as where it is installed in a way that Python's own finders do not know
+        send_by_value(Conv)
+    assert not cloudpickle.list_registry_pickle_by_value()
