@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -107,7 +106,7 @@ class Fitting:
         words = f"there is no time to search, so there is no effect of {asked}: allow more"
         if self.settings.width is None or self.settings.width > SMALL_WIDTH:
             words += f", or make the first networks small: searcher_args={ {'default_model_width': SMALL_WIDTH} }"
-        warnings.warn(words, stacklevel=3)
+        warn(words)
 
     def warn_of_large_images(self) -> None:
         """Where large images leave time for so few training steps that hardly anything can be learnt."""
@@ -226,7 +225,7 @@ class Fitting:
             why = "the time limit was too short to score a network"
             why = why if said is None else f"no network has a score: {said}"
             what = "the model is hardly trained" if final.id == best.id else "how good the model is, is unknown"
-            warnings.warn(f"{why}: {what}", stacklevel=3)
+            warn(f"{why}: {what}")
         told = [t.outcome.metric for t in self.store.trials if t.outcome is not None and t.outcome.metric is not None]
         goal, chance = problem.task.goal, problem.chance
         if told and goal.measure == goal.usual.measure and max(told) <= chance and problem.task.valid is not None:
@@ -356,7 +355,7 @@ class Fitting:
         if best is not None and best.kept:
             if best.outcome is not None and best.outcome.slow:
                 most, took = self.planned.limits.max_latency_ms, 1000 * (best.outcome.latency or 0.0)
-                warnings.warn(f"no network is as fast as {most:g} ms: the fastest takes {took:.3g} ms", stacklevel=4)
+                warn(f"no network is as fast as {most:g} ms: the fastest takes {took:.3g} ms")
             return best, searched
         if (kept := next((trial for trial in searched if trial.kept), None)) is None:
             error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")
@@ -369,7 +368,7 @@ def _readable(store: Store, trial: Trial) -> bool:
     try:
         store.network(trial.id)
     except RunError as error:
-        warnings.warn(f"the weights of trial {trial.id} are lost: {error}", stacklevel=5)
+        warn(f"the weights of trial {trial.id} are lost: {error}")
         store.forget_weights(trial.id)
         return False
     return True

@@ -28,6 +28,11 @@ def _home(kind: type) -> str:
     return getattr(sys.modules.get(kind.__module__), "__file__", None) or kind.__module__
 
 
+def known(kinds: dict[str, Any]) -> str:
+    """Which kinds there are, for errors."""
+    return f"there are {', '.join(kinds)}, and your own once the module is imported that defines them"
+
+
 def type_name(field: Field[Any]) -> str:
     """The name of a field's type, whether its class was written with postponed annotations or not."""
     return field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))

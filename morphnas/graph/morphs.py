@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from morphnas.graph.graph import SMALLEST, Graph, GraphError, Node
-from morphnas.graph.kinds import register, type_name
+from morphnas.graph.kinds import known, register, type_name
 from morphnas.graph.ops import (
     MAX_SIZE,
     Activation,
@@ -46,10 +46,6 @@ class MorphError(GraphError):
 
 MORPHS: dict[str, type[Morph]] = {}
 """Every kind of morph, the user's own included, by its tag."""
-
-
-def _known() -> str:
-    return f"there are {', '.join(MORPHS)}, and your own once the module is imported that defines them"
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class Limits:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"limits: {f.name} must be None or a positive integer, not {value!r}")
         if unknown := [tag for tag in self.morphs if tag not in MORPHS]:
-            raise ValueError(f"limits: unknown morphs {unknown}: {_known()}")
+            raise ValueError(f"limits: unknown morphs {unknown}: {known(MORPHS)}")
 
     def refuse(self, graph: Graph) -> str | None:
         """Why the graph is too large, in words; None if it is not."""
@@ -503,14 +499,14 @@ def morph_from_json(data: Any, known_only: bool = True) -> Morph:
     if not known_only and isinstance(tag, str) and tag.isidentifier() and tag not in MORPHS:
         return UnknownMorph(tag, tuple(settings.items()))
     if not isinstance(tag, str) or tag not in MORPHS:
-        raise MorphError(f"unknown morph {tag!r:.100}: {_known()}")
-    known = {f.name: type_name(f) for f in fields(MORPHS[tag])}
+        raise MorphError(f"unknown morph {tag!r:.100}: {known(MORPHS)}")
+    types = {f.name: type_name(f) for f in fields(MORPHS[tag])}
     needed = {f.name for f in fields(MORPHS[tag]) if f.default is MISSING and f.default_factory is MISSING}
     names = {name: type(value).__name__ for name, value in settings.items()}
-    whole = {name for name, kind in names.items() if kind == "int" and known.get(name) == "float"}
+    whole = {name for name, kind in names.items() if kind == "int" and types.get(name) == "float"}
     names |= dict.fromkeys(whole, "float")
-    if not needed <= names.keys() or not names.items() <= known.items():
-        raise MorphError(f"a {tag} has {known}, not {settings!r:.100}")
+    if not needed <= names.keys() or not names.items() <= types.items():
+        raise MorphError(f"a {tag} has {types}, not {settings!r:.100}")
     return MORPHS[tag](**settings)
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from morphnas.graph.kinds import register, type_name
+from morphnas.graph.kinds import known, register, type_name
 
 Shape = tuple[int, ...]
 """Channels first, without the batch axis: (channels, *spatial) for 1 to 3 spatial axes, or (features,)."""
@@ -725,11 +725,10 @@ def op_from_json(data: Mapping[str, Any]) -> Op:
     settings = dict(data)
     tag = settings.pop("op", None)
     if not isinstance(tag, str) or tag not in KINDS:
-        own = "and your own once the module is imported that defines them"
-        raise ValueError(f"unknown op {tag!r:.100}: there are {', '.join(KINDS)}, {own}")
-    known = [f.name for f in fields(KINDS[tag])]
-    if unknown := [name for name in settings if name not in known]:
-        raise ValueError(f"{tag}: unknown setting {unknown[0]!r}, it has {', '.join(known) or 'none'}")
+        raise ValueError(f"unknown op {tag!r:.100}: {known(KINDS)}")
+    names = [f.name for f in fields(KINDS[tag])]
+    if unknown := [name for name in settings if name not in names]:
+        raise ValueError(f"{tag}: unknown setting {unknown[0]!r}, it has {', '.join(names) or 'none'}")
     try:
         return KINDS[tag](**settings)
     except TypeError as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickle
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +33,7 @@ from morphnas.run.parcels import read_task, send_by_value, write_task
 from morphnas.train.data import Examples
 from morphnas.train.goal import Goal, Own, Tags, Unmeasured
 from tests.estimators.conftest import stripes
+from tests.run.doubles import from_file
 from tests.train.tasks import Clock
 
 CPU = torch.device("cpu")
@@ -775,18 +774,10 @@ def test_all_else_of_a_goal_is_as_usual(target: Target, own: str) -> None:
 
 def test_a_loss_from_a_file_that_is_nowhere_on_the_path_travels_with_its_module(tmp_path: Path) -> None:
     """Other processes could not import it."""
-    (tmp_path / "far_away.py").write_text("def half(x):\n    return x / 2\n\n\ndef loss(x):\n    return half(x)\n")
-    spec = importlib.util.spec_from_file_location("far_away", tmp_path / "far_away.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["far_away"] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
+    source = "def half(x):\n    return x / 2\n\n\ndef loss(x):\n    return half(x)\n"
+    with from_file(tmp_path / "far_away.py", source) as module:
         for own in (None, "f1_macro", nn.L1Loss(), module.loss, lambda x: x):
             send_by_value(own)
         assert cloudpickle.list_registry_pickle_by_value() == {"far_away"}
         parcel = cloudpickle.dumps(module.loss)
-    finally:
-        del sys.modules["far_away"]
-        cloudpickle.unregister_pickle_by_value(module)
     assert pickle.loads(parcel)(3) == 1.5

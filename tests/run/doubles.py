@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import torch
 
 from morphnas.graph import Graph, Network, Weights, fresh_weights, mlp
@@ -80,6 +83,22 @@ class Threads:
 
     def shutdown(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def from_file(file: Path, source: str) -> Iterator[Any]:
+    """The module with that source, from a file that is nowhere on the path, as long as it is needed."""
+    file.write_text(source, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[file.stem]
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 @dataclass

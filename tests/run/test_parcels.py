@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from morphnas.graph.morphs import MORPHS
 from morphnas.run.jobs import Job
 from morphnas.run.parcels import sealed, send_by_value
 from morphnas.train.recipe import Recipe
+from tests.run.doubles import from_file
 
 OWN = """
 from dataclasses import dataclass
@@ -34,18 +34,10 @@ print(job.morphs[0], job.morphs[0].grow(job.start).depth - job.start.depth)
 
 
 def test_a_morph_from_a_file_that_is_nowhere_on_the_path_reaches_a_worker(tmp_path: Path) -> None:
-    (tmp_path / "far_morphs.py").write_text(OWN)
-    spec = importlib.util.spec_from_file_location("far_morphs", tmp_path / "far_morphs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["far_morphs"] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        graph = cnn((1, 8, 8), 3, width=4, depth=1)
+    graph = cnn((1, 8, 8), 3, width=4, depth=1)
+    with from_file(tmp_path / "far_morphs.py", OWN) as module:
         parcel = sealed(Job(graph, (module.Far("relu_3"),), Recipe(), 1.0, 0))
-    finally:
-        del sys.modules["far_morphs"], MORPHS["far"]
-        cloudpickle.unregister_pickle_by_value(module)
+    del MORPHS["far"]
     done = subprocess.run([sys.executable, "-c", WORKER], input=parcel, capture_output=True, check=True, timeout=120)
     assert done.stdout.split() == [b"far(relu_3,", b"3)", b"1"]
     assert isinstance(pickle.loads(parcel), tuple)

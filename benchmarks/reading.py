@@ -1,0 +1,69 @@
+"""Which of torchvision's networks `from_module` reads, for images of 224 x 224 and with fresh weights.
+
+    python benchmarks/reading.py
+    python benchmarks/reading.py --models resnet18 regnet_y_400mf
+
+Needs torchvision, which nothing else here does; of its compiled operations, which do not load with every build of
+torch, these networks need none. What is read is compared with the module by `from_module` itself. Writes to
+results/reading.json, for every network, how many nodes and parameters were read, or why it was not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe
+
+from morphnas.graph import ModuleError, from_module
+
+RESULTS = Path(__file__).parent / "results" / "reading.json"
+MODELS = (
+    "alexnet", "vgg11_bn", "vgg16", "resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "regnet_x_400mf",
+    "regnet_y_400mf", "densenet121", "squeezenet1_0", "googlenet", "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_small",
+    "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "shufflenet_v2_x1_0", "inception_v3", "convnext_tiny",
+    "vit_b_16", "swin_t",
+)  # fmt: skip
+COMPILED = (
+    "nms", "qnms", "qroi_align", "roi_align", "_roi_align_backward", "roi_pool", "_roi_pool_backward", "ps_roi_align",
+    "_ps_roi_align_backward", "ps_roi_pool", "_ps_roi_pool_backward", "deform_conv2d", "_deform_conv2d_backward",
+)  # fmt: skip
+"""Operations that torchvision cannot be imported without."""
+
+
+def models() -> Any:
+    """The module torchvision.models."""
+    try:
+        import torchvision
+    except (ImportError, RuntimeError):  # its compiled part was made for another torch
+        library = torch.library.Library("torchvision", "DEF")
+        for name in COMPILED:
+            library.define(f"{name}(Tensor x) -> Tensor")
+        import torchvision
+    return torchvision.models
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    args = parser.parse_args()
+    there = models()
+    found: dict[str, Any] = {}
+    for name in args.models:
+        more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        try:
+            graph = from_module(getattr(there, name)(weights=None, **more), (3, 224, 224)).graph
+            found[name] = {"nodes": len(graph.nodes), "parameters": graph.parameters}
+        except ModuleError as error:
+            found[name] = {"error": str(error)[:200]}
+        print(name, found[name], flush=True)
+    about = describe() | {"torchvision": importlib.metadata.version("torchvision")}
+    RESULTS.write_text(json.dumps(about | {"networks": found}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
