@@ -53,8 +53,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import morphnas
 from morphnas.run import checkpoints, executors
-from morphnas.run.store import STOPPED, Run, Store, load_run
+from morphnas.run.store import Run, Store, load_run
 from morphnas.run.work import work
+from morphnas.search.trial import STOPPED
 from morphnas.train.step import Step
 from tests.fuzzing import mutated, read
 

@@ -244,7 +244,7 @@ class Insertion(Morph):
         """The arguments of `Graph.splice`; MorphError when the morph does not fit."""
         raise NotImplementedError
 
-    def begin(self, op: Op, *inputs: Shape) -> Weights:  # of other kinds
+    def begin(self, op: Op, *inputs: Shape) -> Weights:
         """The weights that a new node begins with, so that the function is kept; none: the op's own fresh ones."""
         return {}
 
@@ -489,15 +489,18 @@ class UnknownMorph(Morph):
         return f"{self.kind}({', '.join(str(value) for _, value in self.settings)})"
 
 
-def morph_from_json(data: Any, known_only: bool = True) -> Morph:
-    """The morph that `Morph.to_json` described; MorphError if it is invalid.
+def stored_morph(data: Any) -> Morph:
+    """As `morph_from_json`, but an `UnknownMorph` where the kind is defined elsewhere."""
+    tag = data.get("morph") if isinstance(data, Mapping) else None
+    if isinstance(tag, str) and tag.isidentifier() and tag not in MORPHS:
+        return UnknownMorph(tag, tuple((name, value) for name, value in data.items() if name != "morph"))
+    return morph_from_json(data)
 
-    known_only: whether one of a kind that is defined elsewhere is invalid, too, instead of an `UnknownMorph`.
-    """
+
+def morph_from_json(data: Any) -> Morph:
+    """The morph that `Morph.to_json` described; MorphError if it is invalid."""
     settings = dict(data) if isinstance(data, Mapping) else {}
     tag = settings.pop("morph", None)
-    if not known_only and isinstance(tag, str) and tag.isidentifier() and tag not in MORPHS:
-        return UnknownMorph(tag, tuple(settings.items()))
     if not isinstance(tag, str) or tag not in MORPHS:
         raise MorphError(f"unknown morph {tag!r:.100}: {known(MORPHS)}")
     types = {f.name: type_name(f) for f in fields(MORPHS[tag])}

@@ -21,9 +21,9 @@ from morphnas.run.jobs import Executor
 from morphnas.run.keeping import unsettled
 from morphnas.run.observers import Observer
 from morphnas.run.plan import coloured
-from morphnas.run.store import STOPPED, Store, data_name
+from morphnas.run.store import Store, data_name
 from morphnas.run.trainings import Trainings
-from morphnas.search.trial import Proposal, Trial, lineage
+from morphnas.search.trial import STOPPED, Proposal, Trial, lineage
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.goal import Unmeasured

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from morphnas.run.store import STOPPED, Store
+from morphnas.run.store import Store
 from morphnas.search import winner
 from morphnas.search.promote import is_promotion, rungs
 from morphnas.search.trial import Trial
@@ -29,17 +29,12 @@ def needed(trials: Sequence[Trial], k: int, about: Mapping[str, Any]) -> set[int
     stay |= {t.id for t in [t for t in searched if 2 * t.graph.work <= dearest][:k]}  # the others may have no child
     for level in set(rung.values()):
         stay |= {t.id for t in [t for t in searched if rung[t.id] == level and t.id not in promoted][:k]}
-    stay |= {t.parent for t in trials if t.parent is not None and _goes_on(t)}
+    stay |= {t.parent for t in trials if t.parent is not None and (t.outcome is None or t.cut_short)}
     best = winner([t for t in trials if not t.final])
     stay |= set() if best is None else {best.id}
     final = about.get("final")
     named = [about.get("best"), final, *(t.proposal.why.get("score_of") for t in trials if t.id == final)]
     return stay | {id for id in named if isinstance(id, int)}
-
-
-def _goes_on(trial: Trial) -> bool:
-    """Whether it is, or may be, trained."""
-    return trial.outcome is None or (trial.outcome.error == STOPPED and not trial.final)
 
 
 def prune(store: Store, k: int | None) -> None:

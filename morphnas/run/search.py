@@ -14,7 +14,7 @@ from morphnas.run.jobs import Executor
 from morphnas.run.keeping import prune
 from morphnas.run.observers import Observer
 from morphnas.run.proposing import Asker, SearcherError
-from morphnas.run.store import STOPPED, Store
+from morphnas.run.store import Store
 from morphnas.run.trainings import Trainings
 from morphnas.run.warn import warn
 from morphnas.search.trial import Left, Searcher, Trial
@@ -98,8 +98,8 @@ class Search:
 
     def __post_init__(self) -> None:
         started = {trial.parent for trial in self.store.trials}
-        for trial in self._tried():
-            if trial.outcome is not None and trial.outcome.error == STOPPED and trial.id not in started:
+        for trial in self.store.trials:
+            if trial.cut_short and trial.id not in started:
                 self.store.reopen(trial.id)
         self._waiting = [trial for trial in self.store.trials if trial.outcome is None and not trial.final]
         self._interrupted = {trial.id for trial in self._waiting}

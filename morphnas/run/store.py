@@ -33,9 +33,9 @@ from typing import Any, Protocol, Self
 
 from filelock import FileLock, Timeout
 
-from morphnas.graph import Graph, Network, Weights, morph_from_json
+from morphnas.graph import Graph, Network, Weights
 from morphnas.graph.graph import bounded
-from morphnas.graph.morphs import UnknownMorph
+from morphnas.graph.morphs import UnknownMorph, stored_morph
 from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors, writing
 from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
 from morphnas.search.belief import winner
@@ -44,8 +44,6 @@ from morphnas.search.trial import Proposal, Trial, comparable, grown
 from morphnas.train.recipe import Outcome, Recipe, is_number
 
 FORMAT = 1
-STOPPED = "stopped"
-"""What is said to be wrong with a training that a stop has ended."""
 MAX_MORPHS = 1000
 log = logging.getLogger("morphnas")
 
@@ -76,12 +74,7 @@ def proposal_from_json(data: Mapping[str, Any]) -> Proposal:
         raise ValueError("it holds no proposal")
     if len(morphs) > MAX_MORPHS:
         raise ValueError(f"it has {len(morphs):,} morphs, at most {MAX_MORPHS:,} are read")
-    return Proposal(
-        start,
-        tuple(morph_from_json(morph, known_only=False) for morph in morphs),
-        Recipe.from_json(data.get("recipe", {})),
-        why,
-    )
+    return Proposal(start, tuple(map(stored_morph, morphs)), Recipe.from_json(data.get("recipe", {})), why)
 
 
 # -- the folder
@@ -135,8 +128,8 @@ def _read_trials(path: Path) -> Iterator[Trial]:
             if proposal.parent is not None and proposal.parent >= int(name):
                 raise ValueError(f"it starts from trial {proposal.parent}, which is no earlier one")
             done = (folder / "trial.json").exists()
-            elsewhere_only = any(isinstance(morph, UnknownMorph) for morph in proposal.morphs)
-            own = "graph" in data and (done or elsewhere_only)  # which stays, whatever happens to the start
+            unknown = any(isinstance(morph, UnknownMorph) for morph in proposal.morphs)
+            own = "graph" in data and (done or unknown)  # which stays, whatever happens to the start
             graph = Graph.from_json(data["graph"]) if own else bounded(grown(proposal, graphs))
             since, begun = data.get("since"), data.get("begun")
             trial = Trial(
@@ -324,7 +317,7 @@ class Store:
             "outcome": trial.outcome.to_json(),
         }
         write_json(folder / "trial.json", end)
-        if trial.outcome.error != STOPPED or trial.final:  # which may be gone on with
+        if not trial.cut_short:
             with contextlib.suppress(OSError):
                 self.checkpoint(trial.id).unlink(missing_ok=True)
 

@@ -12,8 +12,8 @@ from morphnas.run.checkpoints import Result
 from morphnas.run.jobs import DeviceGone, Executor, Job, grace, micro_batch, result_of, submitted, trial_seed
 from morphnas.run.keeping import prune
 from morphnas.run.observers import Observer
-from morphnas.run.store import STOPPED, Store
-from morphnas.search.trial import Trial
+from morphnas.run.store import Store
+from morphnas.search.trial import STOPPED, Trial
 from morphnas.train.deadline import NEVER, POLL, Deadline
 from morphnas.train.recipe import Outcome
 

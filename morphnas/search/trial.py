@@ -15,6 +15,9 @@ from morphnas.graph.morphs import candidates
 from morphnas.search.distance import Sketch, sketch
 from morphnas.train.recipe import Outcome, Recipe
 
+STOPPED = "stopped"
+"""What is said to be wrong with a training that a stop has ended."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -94,6 +97,11 @@ class Trial:
     def final(self) -> bool:
         """Whether it is a training of the final model, not one of the search's."""
         return "final" in self.proposal.why
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether it is one of the search's that a stop has ended: it can be used, and be gone on with."""
+        return not self.final and self.outcome is not None and self.outcome.error == STOPPED
 
     @property
     def judge(self) -> int:

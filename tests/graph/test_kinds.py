@@ -39,7 +39,7 @@ from morphnas.graph import (
 )
 from morphnas.graph import morphs as morphs_module
 from morphnas.graph import ops as ops_module
-from morphnas.graph.morphs import MorphError, UnknownMorph
+from morphnas.graph.morphs import MorphError, UnknownMorph, stored_morph
 from morphnas.search import distances, sketch
 from tests.strategies import plain
 
@@ -212,7 +212,7 @@ def test_fields_are_checked_however_the_class_was_written(postponed: bool) -> No
 
 def test_a_morph_defined_elsewhere_can_be_told_of_and_not_repeated() -> None:
     data = {"morph": "elsewhere", "after": "relu_3", "sizes": [1, 2]}
-    morph = morph_from_json(data, known_only=False)
+    morph = stored_morph(data)
     assert isinstance(morph, UnknownMorph)
     assert (morph.tag, morph.to_json(), str(morph)) == ("elsewhere", data, "elsewhere(relu_3, [1, 2])")
     for use in (morph.grow, morph.check):
@@ -225,4 +225,4 @@ def test_a_morph_defined_elsewhere_can_be_told_of_and_not_repeated() -> None:
 @pytest.mark.parametrize("tag", ["", "no name", "1", 3, None, "deeper"])
 def test_what_is_no_morph_is_none_of_any_kind(tag: object) -> None:
     with pytest.raises(MorphError):
-        morph_from_json({"morph": tag, "x": 1}, known_only=False)
+        stored_morph({"morph": tag, "x": 1})

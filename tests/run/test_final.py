@@ -21,9 +21,9 @@ from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
 from morphnas.run.final import CUTOUT_MORE, HOPED, LONGEST, SHIFT_MORE, WORTH_JUDGING, Final
 from morphnas.run.jobs import Job, trial_seed
-from morphnas.run.store import STOPPED, Store, load_run
+from morphnas.run.store import Store, load_run
 from morphnas.run.work import work
-from morphnas.search.trial import Proposal, Trial
+from morphnas.search.trial import STOPPED, Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, Stop
 from morphnas.train.goal import Own, Unmeasured

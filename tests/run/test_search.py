@@ -21,9 +21,9 @@ from morphnas.run.files import RunError
 from morphnas.run.jobs import Job, trial_seed
 from morphnas.run.keeping import prune
 from morphnas.run.search import REFUSED, TRIES, Search, seconds_per_flop, settle
-from morphnas.run.store import STOPPED, Store, load_run
+from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
-from morphnas.search.trial import Left, Proposal, Trial, grown
+from morphnas.search.trial import STOPPED, Left, Proposal, Trial, grown
 from morphnas.train.data import Task
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.trainer import EachEpoch
