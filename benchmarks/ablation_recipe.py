@@ -32,7 +32,7 @@ from morphnas.run.work import inherited
 from morphnas.train import step
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classification
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe, usual_rate
 from morphnas.train.trainer import train, warm_up
@@ -60,7 +60,7 @@ def task(args: argparse.Namespace, seed: int) -> Task:
     train_part, test_part = (
         Examples(channels_first(a), torch.from_numpy(b.astype(np.int64))) for a, b in ((x, y), (x_test, y_test))
     )
-    return Task.of(train_part, test_part, Classes(int(y.max()) + 1))
+    return Task.of(train_part, test_part, Classification(int(y.max()) + 1))
 
 
 def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
@@ -144,8 +144,8 @@ def main() -> None:
             torch.manual_seed(seed)
             with patch.object(step, "WIDE", WIDE.get(name, step.WIDE)):
                 outcome = train(module, given, changed, deadline, generator, scored=False)
-            logits = predict(module, given.judge.x, given, mirrored=name == MIRRORED)
-            accuracies.setdefault(name, []).append((logits.argmax(1) == given.judge.y).double().mean().item())
+            logits = predict(module, given.evaluation_set.x, given, mirrored=name == MIRRORED)
+            accuracies.setdefault(name, []).append((logits.argmax(1) == given.evaluation_set.y).double().mean().item())
             epochs.setdefault(name, []).append(outcome.epochs)
     figures = {}
     for name, values in accuracies.items():

@@ -7,7 +7,7 @@ angles: scikit-learn's digits, each turned by -60 to 60 degrees, which are to be
 `handwritten.py`, trained with Adam for as many seconds. friedman: 3,000 rows of 10 features (Friedman 1991, Annals of
 Statistics 19, 1-67, equation 60, with noise of deviation 1), diabetes: the 442 rows of scikit-learn's; beside
 scikit-learn's gradient boosting, its network and ridge regression, as they are there without settings. A fifth is held
-out by each seed. --steep: by what squared errors are multiplied (`STEEP` in `morphnas.train.goal`), without the others:
+out by each seed. --steep: with other factors on squared errors than `SQUARED_ERROR_SCALE`, without the others:
 how many trainings diverge, or did before they were tried again at a lower rate. Appends to results/amounts.json R2 on
 the test part, mean and standard error, with the machine.
 """
@@ -101,7 +101,7 @@ def one(task: str, seconds: float, seed: int, alone: bool) -> dict[str, Any]:
         found.fit(x_train, y_train, time_limit=seconds)
         used = time.perf_counter() - begun
         outcomes = [trial.outcome for trial in found.load_searcher().trials if trial.outcome is not None]
-        row: dict[str, Any] = {"seed": seed, "seconds": round(used, 2), "steep": goal.STEEP}
+        row: dict[str, Any] = {"seed": seed, "seconds": round(used, 2), "steep": goal.SQUARED_ERROR_SCALE}
         row["statuses"] = [outcome.status for outcome in outcomes]
         row["diverged"] = sum(outcome.retries > 0 or outcome.status == "diverged" for outcome in outcomes)
         row["r2"] = {"morphnas": round(found.score(x_test, y_test), 5)}
@@ -121,8 +121,8 @@ def main() -> None:
     args = parser.parse_args()
     seconds, seeds = (4.0, 1) if args.smoke else (args.time_limit, args.seeds)
     for task in args.only:
-        for steep in args.steep or [goal.STEEP]:
-            goal.STEEP = steep
+        for steep in args.steep or [goal.SQUARED_ERROR_SCALE]:
+            goal.SQUARED_ERROR_SCALE = steep
             rows = []
             for seed in range(seeds):
                 rows.append(one(task, seconds, seed, alone=bool(args.steep)))

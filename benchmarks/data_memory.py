@@ -34,8 +34,8 @@ import numpy as np
 import torch
 from machine import describe
 
+from morphnas.estimators.data_memory import Room
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.room import Room
 from morphnas.graph import cnn, to_module
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline

@@ -27,7 +27,7 @@ import numpy as np
 from machine import describe
 
 from morphnas.graph import Graph, Limits, cnn, densenet, resnet
-from morphnas.search import BayesianSearcher, Left, MorphSpace, Proposal, Trial, distances, sketch
+from morphnas.search import BayesianSearcher, Budget, MorphSpace, Proposal, Trial, distances, sketch
 from morphnas.search.candidates import children
 from morphnas.search.distance import Gauge
 from morphnas.train.recipe import Outcome, Recipe
@@ -127,9 +127,9 @@ def asking(space: MorphSpace, trials: list[Trial], repeats: int) -> dict[str, ob
     """Seconds of one proposal after these trials."""
     searcher = BayesianSearcher(space, Recipe(epochs=6))
     fresh = [[replace(t, graph=Graph(t.graph.nodes)) for t in trials] for _ in range(max(2, repeats // 2))]
-    left = Left(math.inf)
-    first = [seconds(partial(searcher.ask, some, left), 1)[0] for some in fresh]
-    later = seconds(partial(searcher.ask, fresh[0], left), repeats)
+    budget = Budget(math.inf)
+    first = [seconds(partial(searcher.ask, some, budget), 1)[0] for some in fresh]
+    later = seconds(partial(searcher.ask, fresh[0], budget), repeats)
     return {"n": len(trials), "candidates": searcher.candidates, "first": middle(first), "later": middle(later)}
 
 

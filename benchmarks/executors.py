@@ -28,7 +28,7 @@ from morphnas.run.cluster import ray_executor
 from morphnas.run.executors import SerialExecutor, process_executor
 from morphnas.run.jobs import Executor, Job
 from morphnas.train.data import Examples, Task
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classification
 from morphnas.train.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "executors.json"
@@ -48,7 +48,7 @@ def task() -> Task:
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(120) % 2
     examples = Examples(torch.randn(120, 4, generator=generator) + 3.0 * y[:, None], y)
-    return Task.of(examples[:80], examples[80:], Classes(2))
+    return Task.of(examples[:80], examples[80:], Classification(2))
 
 
 def job(*morphs: Wider) -> Job:

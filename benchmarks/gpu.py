@@ -52,7 +52,7 @@ from morphnas.run.plan import default_recipe
 from morphnas.run.store import load_run
 from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task, steps
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classification
 from morphnas.train.recipe import SHIFT, Augment, Recipe
 from morphnas.train.step import EAGER, Step
 
@@ -170,7 +170,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     device, generator = args.device, torch.Generator().manual_seed(0)
     n = 2_000 if args.smoke else 50_000
     x = torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=generator)
-    task = Task.of(Examples(x, torch.arange(n) % CLASSES), None, Classes(CLASSES)).to(device)
+    task = Task.of(Examples(x, torch.arange(n) % CLASSES), None, Classification(CLASSES)).to(device)
     recipe = replace(default_recipe(n, device, None, SHAPE), augment=CHANGES, whiten=False)
     widths = (4,) if args.smoke else args.widths
     networks: dict[str, Graph] = {}
@@ -291,7 +291,7 @@ def alone(args: argparse.Namespace) -> None:
     n, width = (2_000, 4) if args.smoke else (20_480, 128)
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=generator)
-    task = Task.of(Examples(x, torch.arange(n) % CLASSES), None, Classes(CLASSES)).to(args.device)
+    task = Task.of(Examples(x, torch.arange(n) % CLASSES), None, Classification(CLASSES)).to(args.device)
     recipe = replace(default_recipe(n, args.device, None, SHAPE), augment=CHANGES, batch_size=size)
     module = to_module(resnet(SHAPE, CLASSES, width=width)).to(args.device).train()
     loop = ways(module, task, recipe)[kind]()

@@ -23,7 +23,7 @@ from images import digits
 from machine import append
 
 import morphnas
-from morphnas.search.candidates import learnt
+from morphnas.search.candidates import updated_limits
 from morphnas.search.trial import Trial
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
@@ -46,7 +46,7 @@ def predictions(trials: Sequence[Trial], limits: morphnas.Limits) -> list[float]
     found = []
     for i, trial in enumerate(trials):
         if trial.outcome is not None and trial.outcome.latency and trial.proposal.morphs:
-            found.append(learnt(limits, trials[:i]).latency(trial.graph) / trial.outcome.latency)
+            found.append(updated_limits(limits, trials[:i]).latency(trial.graph) / trial.outcome.latency)
     return found
 
 

@@ -48,7 +48,7 @@ def searched(n: int) -> Run:
         curve = tuple(Epoch(e + 1.0, -score, score - 0.3 / (e + 1), 0.9 + 0.1 * score) for e in range(EPOCHS))
         outcome = Outcome("finished", curve[-1].score, curve[-1].metric, 6.0, EPOCHS, EPOCHS, curve, examples=5000)
         why: dict[str, Any] = {"reason": "acquisition", "acquisition": "ei", "mean": score, "sd": 0.05}
-        why |= {"nearest": [[0, 3.5], [1, 4.5]], "left": {"seconds": 10_000.0 - 6.5 * i}}
+        why |= {"nearest": [[0, 3.5], [1, 4.5]], "budget": {"seconds": 10_000.0 - 6.5 * i}}
         proposal = Proposal(starts[i] if parent is None else parent.id, morphs, Recipe(epochs=EPOCHS), why)
         trials.append(Trial(i, proposal, graph, outcome, True))
     return Run(

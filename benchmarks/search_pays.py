@@ -41,7 +41,7 @@ import morphnas
 from morphnas.estimators import fitting as module
 from morphnas.graph import Graph
 from morphnas.run.final import Final
-from morphnas.search import BayesianSearcher, Left, Promote, Proposal, Searcher, Trial, lineage, winner
+from morphnas.search import BayesianSearcher, Budget, Promote, Proposal, Searcher, Trial, lineage, winner
 
 RESULTS = Path(__file__).parent / "results" / "search_pays.json"
 STARTERS = 2
@@ -54,8 +54,8 @@ class Fresh:
 
     searcher: Searcher
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
-        proposal = self.searcher.ask(trials, left)
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
+        proposal = self.searcher.ask(trials, budget)
         if proposal is None or isinstance(proposal.start, Graph) or not proposal.morphs:
             return proposal
         graph = next(trial.graph for trial in trials if trial.id == proposal.start)

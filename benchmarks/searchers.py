@@ -116,7 +116,7 @@ Curves = dict[str, dict[str, list[float]]]
 """By "chosen" and "trained": mean and standard error of the regret after every EVERY networks."""
 
 
-def regrets(make: Make, seed: int, networks: int, change: Change) -> list[tuple[float, float]]:
+def objective_errors(make: Make, seed: int, networks: int, change: Change) -> list[tuple[float, float]]:
     """Points lacking, of the network chosen and of the best trained, after every EVERY networks."""
     with change():
         trials = run(make(seed), networks, seed)
@@ -129,7 +129,7 @@ def regrets(make: Make, seed: int, networks: int, change: Change) -> list[tuple[
 
 def curves(name: str, make: Make, seeds: int, networks: int, change: Change = nullcontext) -> Curves:
     begun = time.perf_counter()
-    searches = [regrets(make, seed, networks, change) for seed in range(seeds)]
+    searches = [objective_errors(make, seed, networks, change) for seed in range(seeds)]
     seconds = (time.perf_counter() - begun) / seeds
     found = {}
     for i, kind in enumerate(("chosen", "trained")):

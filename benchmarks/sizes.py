@@ -107,7 +107,7 @@ def reduced(given: Task, side: int) -> Task:
     def smaller(part: Examples) -> Examples:
         return Examples(F.interpolate(part.x.float(), size=(side, side), mode="area").round().to(part.x.dtype), part.y)
 
-    return Task.of(smaller(given.train), smaller(given.judge), given.goal)
+    return Task.of(smaller(given.train), smaller(given.evaluation_set), given.goal)
 
 
 def main() -> None:
@@ -153,7 +153,9 @@ def main() -> None:
             deadline, generator = Deadline.after(args.seconds), torch.Generator().manual_seed(seed)
             module, _ = inherited(Job(graph, (), recipe, args.seconds, seed), given, deadline)
             outcome = train(module, given, recipe, deadline, generator, scored=False)
-            right = predict(module, given.judge.x, given, mirrored=args.flip).argmax(1) == given.judge.y
+            right = (
+                predict(module, given.evaluation_set.x, given, mirrored=args.flip).argmax(1) == given.evaluation_set.y
+            )
             about = {"parameters": graph.parameters, "work": graph.work, "passes": [], "test_accuracy": []}
             one = found.setdefault(name, about)
             one["passes"].append(round(outcome.images_per_second * outcome.seconds / len(given.train), 1))

@@ -40,8 +40,8 @@ from search_pays import part
 import morphnas
 from morphnas.graph import Graph
 from morphnas.search import RandomSearcher
-from morphnas.search.belief import fidelities
 from morphnas.search.distance import SKIP, Sketch, Token, distances, sketch
+from morphnas.search.network_surrogate import fidelities
 from morphnas.search.surrogate import fit, spread_landmarks, standardise
 from tests.table import accuracy, network, outcome
 

@@ -22,8 +22,8 @@ from images import digits
 from machine import append, gain, npz
 
 import morphnas
-from morphnas.train.goal import COOLED
-from morphnas.train.step import TAUGHT
+from morphnas.train.goal import DISTILLATION_TEMPERATURE
+from morphnas.train.step import TEACHER_SHARE
 
 RESULTS = Path(__file__).parent / "results" / "teacher.json"
 
@@ -76,13 +76,13 @@ def main() -> None:
         said = teacher.predict_proba(x)
         asked.append(round(time.perf_counter() - begun, 2))
         for name in sorted(["alone", "taught"], reverse=seed % 2 == 1):
-            learnt = said if name == "taught" else None
-            note(name, fitted(x, y, args.time_limit, seed, limits=bound, teacher=learnt))
+            known = said if name == "taught" else None
+            note(name, fitted(x, y, args.time_limit, seed, limits=bound, teacher=known))
     result = {
         "data": args.data.stem if args.data else "digits", "examples": min(args.examples, len(y_train)),
         "max_params": args.max_params, "time_limit": args.time_limit, "teacher_seconds": args.teacher,
         "teacher_examples": min(args.teacher_examples or args.examples, len(y_train)),
-        "share": TAUGHT, "cooled": COOLED, **gain(accuracies["alone"], accuracies["taught"]),
+        "share": TEACHER_SHARE, "cooled": DISTILLATION_TEMPERATURE, **gain(accuracies["alone"], accuracies["taught"]),
         "test_accuracies": accuracies,
         "parameters": parameters, "asked": asked,
     }  # fmt: skip

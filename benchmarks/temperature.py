@@ -28,7 +28,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 
 import morphnas
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classification
 
 RESULTS = Path(__file__).parent / "results" / "temperature.json"
 Parts = tuple[Any, Any, Any, Any]
@@ -66,13 +66,13 @@ def sets(files: list[Path]) -> dict[str, Callable[[int], Parts]]:
 def losses(parts: Parts, seconds: float, seed: int) -> dict[str, float] | None:
     """On the test part, by temperature; None where another network than one of the search has told it."""
     x, x_test, y, y_test = parts
-    told, heat = dict[bool, float](), Classes.heat
+    told, usual = dict[bool, float](), Classification.temperature
 
     def noted(*args: Any, **settings: Any) -> float:
-        told[settings.get("doubtful", True)] = heat(*args, **settings)
-        return told[settings.get("doubtful", True)]
+        told[settings.get("cautious", True)] = usual(*args, **settings)
+        return told[settings.get("cautious", True)]
 
-    with tempfile.TemporaryDirectory() as folder, patch.object(Classes, "heat", noted):
+    with tempfile.TemporaryDirectory() as folder, patch.object(Classification, "temperature", noted):
         fitted = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu")
         fitted.fit(x, y, time_limit=seconds)
         own = fitted._model.temperature  # noqa: SLF001

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from morphnas.graph import cnn, to_module
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classification
 from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.trainer import train, warm_up
 
@@ -96,7 +96,7 @@ def main() -> None:
     warm_up()
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    task = Task.of(Examples(x, torch.arange(n) % 10), None, Classes(10))
+    task = Task.of(Examples(x, torch.arange(n) % 10), None, Classification(10))
     graph = cnn((1, 28, 28), 10, width=16, depth=4)
     seconds: dict[str, list[float]] = {name: [] for name in LOOPS}
     for repeat in range(repeats + 1):

@@ -29,7 +29,7 @@ import torch
 from machine import describe
 
 from morphnas.graph import cnn, fresh_weights, neighbours, resnet
-from morphnas.search import SEARCHERS, Left, MorphSpace, Proposal, Trial
+from morphnas.search import SEARCHERS, Budget, MorphSpace, Proposal, Trial
 from morphnas.train.recipe import Outcome, Recipe
 
 RESULTS = Path(__file__).parent / "results" / "waits.json"
@@ -97,12 +97,12 @@ def main() -> None:
     for tag, morph in {morph.tag: morph for morph in reversed(list(neighbours(graph)))}.items():
         found["grow"][tag] = seconds(lambda morph=morph: morph.carry(graph, weights, random), args.repeats)  # type: ignore[misc]
     trials = grown(8 if args.smoke else 60)
-    left = Left(1.0, None, 1e-6)
+    budget = Budget(1.0, None, 1e-6)
     for name, kind in SEARCHERS.items():
         if name != "grid":  # which has networks of its own
             searcher = kind(MorphSpace((trials[0].graph,)), Recipe(epochs=8))
-            assert searcher.ask(trials, left) is None
-            found["ask"][name] = seconds(lambda searcher=searcher: searcher.ask(trials, left), args.repeats)  # type: ignore[misc]
+            assert searcher.ask(trials, budget) is None
+            found["ask"][name] = seconds(lambda searcher=searcher: searcher.ask(trials, budget), args.repeats)  # type: ignore[misc]
     print(json.dumps(found, indent=1))
     if not args.smoke:
         RESULTS.write_text(json.dumps(describe() | found, indent=1) + "\n", encoding="utf-8")

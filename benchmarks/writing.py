@@ -31,7 +31,7 @@ from morphnas.search import Proposal
 from morphnas.train.checkpoint import Checkpoint
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classification
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.trainer import train
 
@@ -52,7 +52,7 @@ def checkpoint(width: int, repeats: int, folder: Path) -> list[float]:
         times.append(time.perf_counter() - begun)
 
     recipe = Recipe(epochs=repeats + 1, batch_size=16)
-    task = Task.of(part, part, Classes(2))
+    task = Task.of(part, part, Classification(2))
     train(to_module(graph, fresh_weights(graph)), task, recipe, NEVER, generator, keep=keep)
     assert (folder / "checkpoint").exists()
     return times

@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 
 import morphnas
 from morphnas.graph import Deeper, Graph, Limits, Morph, cnn
-from morphnas.search import Left, Proposal, Space, Trial
+from morphnas.search import Budget, Proposal, Space, Trial
 from morphnas.train.recipe import Recipe
 
 
@@ -37,9 +37,9 @@ class Ladder:
     limits: Limits
     seed: int = 0
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         seen = {trial.graph.key for trial in trials}
-        if left.seconds <= 0 or left.trials == 0:
+        if budget.seconds <= 0 or budget.trials == 0:
             return None
         for start in self.space.starts:
             if start.key not in seen:
@@ -48,7 +48,7 @@ class Ladder:
         for _, trial in sorted(scored, key=lambda pair: pair[0], reverse=True):
             for morph in self.space.neighbours(trial.graph):
                 graph = morph.grow(trial.graph)
-                affordable = left.predict(graph, self.recipe.epochs) <= left.seconds
+                affordable = budget.predict(graph, self.recipe.epochs) <= budget.seconds
                 if graph.key not in seen and affordable and self.limits.refuse(graph) is None:
                     return Proposal(trial.id, (morph,), self.recipe, {"reason": "one rung up"})
         return None

@@ -3,7 +3,7 @@
 from morphnas.bundles import bundle
 from morphnas.estimators import ImageClassifier, ImageRegressor, load
 from morphnas.estimators.ablation import ablate
-from morphnas.estimators.doctor import DataWarning, Findings, examine
+from morphnas.estimators.data_checks import DataWarning, Findings, examine
 from morphnas.estimators.files import load_image_dataset
 from morphnas.exports import Exported, ExportError, export
 from morphnas.graph import (

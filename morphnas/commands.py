@@ -20,7 +20,7 @@ import morphnas
 from morphnas.bundles import machine
 from morphnas.estimators.files import Files, folder, images_of
 from morphnas.estimators.settings import LIMITS
-from morphnas.estimators.targets import Indicators
+from morphnas.estimators.targets import MultiLabelTarget
 from morphnas.report.page import about_words
 from morphnas.report.summary import results_summary
 from morphnas.report.words import metric_words
@@ -135,7 +135,7 @@ def fit(args: argparse.Namespace) -> Answer:
     best = run.trial(estimator.best_trial_)
     measure, metric = args.metric or ("R2" if args.regression else "accuracy"), _measure(estimator)
     found: dict[str, Any] = {"path": estimator.path_, "networks": len(run.trials), "best": best.id}
-    judged = run.trial(run.trial(estimator.final_trial_).judge)  # that says how good the model is
+    judged = run.trial(run.trial(estimator.final_trial_).scored_by)  # that says how good the model is
     found |= {"final": estimator.final_trial_, "score": judged.score}
     found |= {f"validation_{measure}": None, f"test_{metric}": None}
     told = [f"the run is in {estimator.path_}, its winner is network {best.id} of {len(run.trials)}"]
@@ -200,7 +200,7 @@ def predict(args: argparse.Namespace) -> Answer:
     chances = estimator.predict_proba(x)
     labels = estimator.classes_.tolist()
     if estimator.multilabel_:
-        return _tags(chances, Indicators(len(labels)).likeliest(chances), names, labels)
+        return _tags(chances, MultiLabelTarget(len(labels)).likeliest(chances), names, labels)
     best = chances.argmax(1)
     rows = [(name, labels[i], f"{row[i]:.6f}") for name, i, row in zip(names, best, chances, strict=True)]
     text = _csv(["example", "label", "probability"], rows)

@@ -20,7 +20,7 @@ import torch
 from morphnas.graph import Graph, Limits, Morph, MorphError, Network, Wider
 from morphnas.run.jobs import Executor, Job, grace
 from morphnas.run.work import work
-from morphnas.search import Left, Proposal, Searcher, Space, Trial
+from morphnas.search import Budget, Proposal, Searcher, Space, Trial
 from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
 from tests.run.doubles import GRAPH, RECIPE, weights
@@ -28,7 +28,7 @@ from tests.run.hostile import Hostile
 from tests.table import TableSpace, grown, outcome_of, run
 from tests.train.tasks import blobs
 
-AMPLE = Left(math.inf)
+AMPLE = Budget(math.inf)
 TASK = blobs()
 
 Make = Callable[..., Searcher]
@@ -119,17 +119,19 @@ class SearcherContract:
         searcher = make(TableSpace(), Limits(), 0)
         typical = sorted(t.graph.work * t.epochs for t in history)
         for n, share in itertools.product((0, 4, 25), (0.1, 0.5, 1.0)):
-            left = Left(typical[int(share * (len(typical) - 1))], None, 1.0)
-            proposal = searcher.ask(history[:n], left)
+            budget = Budget(typical[int(share * (len(typical) - 1))], None, 1.0)
+            proposal = searcher.ask(history[:n], budget)
             if proposal is not None:
                 trial = _trial(history, proposal)
-                assert left.predict(trial.graph, trial.epochs) <= left.seconds
+                assert budget.predict(trial.graph, trial.epochs) <= budget.seconds
 
-    @pytest.mark.parametrize("left", [Left(0.0), Left(-1.0), Left(math.inf, 0)])
-    def test_proposes_nothing_when_the_budget_is_spent(self, make: Make, history: Sequence[Trial], left: Left) -> None:
+    @pytest.mark.parametrize("budget", [Budget(0.0), Budget(-1.0), Budget(math.inf, 0)])
+    def test_proposes_nothing_when_the_budget_is_spent(
+        self, make: Make, history: Sequence[Trial], budget: Budget
+    ) -> None:
         searcher = make(TableSpace(), Limits(), 0)
-        assert searcher.ask((), left) is None
-        assert searcher.ask(history, left) is None
+        assert searcher.ask((), budget) is None
+        assert searcher.ask(history, budget) is None
 
     def test_says_why_in_json(self, make: Make, history: Sequence[Trial]) -> None:
         for n in (0, 4, 25):
@@ -137,7 +139,7 @@ class SearcherContract:
             assert proposal is not None
             assert json.loads(json.dumps(proposal.why, allow_nan=False)) == proposal.why
             assert proposal.why["reason"]
-            assert proposal.why["left"] == {"seconds": None, "trials": None, "seconds_per_flop": 0.0}
+            assert proposal.why["budget"] == {"seconds": None, "trials": None, "seconds_per_flop": 0.0}
 
 
 class MorphingContract:

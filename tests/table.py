@@ -30,7 +30,7 @@ from morphnas.graph import (
     Op,
     ReLU,
 )  # fmt: skip
-from morphnas.search import Left, Searcher, Trial
+from morphnas.search import Budget, Searcher, Trial
 from morphnas.train.recipe import Outcome
 
 SLOTS = ((64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (256, 2), (256, 1), (256, 1))
@@ -160,7 +160,7 @@ def scored(trial: Trial, score: float, **changes: Any) -> Trial:
 def run(searcher: Searcher, n: int, seed: int = 0) -> list[Trial]:
     """The trials of a search for up to `n` networks, every one looked up in the table; fewer when it ends earlier."""
     trials: list[Trial] = []
-    while (proposal := searcher.ask(tuple(trials), Left(math.inf, n - len(trials)))) is not None:
+    while (proposal := searcher.ask(tuple(trials), Budget(math.inf, n - len(trials)))) is not None:
         graph = grown(trials, proposal.start, proposal.morphs)
         trials.append(Trial(len(trials), proposal, graph, outcome_of(graph, seed), kept=True))
     return trials

@@ -13,20 +13,20 @@ import torch
 from numpy.typing import ArrayLike
 
 from morphnas import __version__
+from morphnas.estimators.data_memory import Room, memory_for
+from morphnas.estimators.distillation import Teacher
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.objective import Loss, Metric, aimed, check_loss, check_metric, check_said
-from morphnas.estimators.parts import Groups
-from morphnas.estimators.place import torch_device
-from morphnas.estimators.room import Room, memory_for
+from morphnas.estimators.placement import torch_device
 from morphnas.estimators.settings import restored, time_limit_seconds
-from morphnas.estimators.targets import SampleWeight, Values, classes_of
-from morphnas.estimators.teaching import Teacher
+from morphnas.estimators.splits import Groups
+from morphnas.estimators.targets import RegressionTarget, SampleWeight, classes_of
 from morphnas.graph import Graph, GraphError, Morph, Network, Node
 from morphnas.report.words import gain_words, morph_words
 from morphnas.run.files import RunError
 from morphnas.run.jobs import Job, micro_batch, trial_seed
 from morphnas.run.plan import Plan
-from morphnas.run.search import settle
+from morphnas.run.search import decide_flip
 from morphnas.run.store import Run, RunLike, run_of
 from morphnas.run.work import work
 from morphnas.search.trial import lineage
@@ -131,7 +131,7 @@ def ablate(
         morphs = [morph for _, morph in brought]
         start = run.load_model_by_id(line[0].id) if line[0].kept else line[0].graph
         graph = start.graph if isinstance(start, Network) else start
-        recipe = settle(network.proposal.recipe, run.trials, problem.chance)
+        recipe = decide_flip(network.proposal.recipe, run.trials, problem.chance)
         recipe = replace(recipe, epochs=max(1, sum(one.epochs for one in line[1:]) or network.epochs))
         ways = [_replayed(graph, morphs, skip) for skip in (None, *range(len(morphs)))]
         whole, *parts = (_grown(graph, kept) for kept, _ in ways)
@@ -174,7 +174,7 @@ def _problem(
         device,
         image_size=size,
         room=Room(None, Path(run.path)),
-        read=Values.found if "amounts" in (run.about.get("data") or {}) else classes_of,
+        read=RegressionTarget.found if "amounts" in (run.about.get("data") or {}) else classes_of,
         sample_weight=sample_weight,
         axes=settings.get("axes"),
         groups=groups,

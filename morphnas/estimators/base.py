@@ -22,13 +22,13 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor, fx
 
 from morphnas import __version__
-from morphnas.estimators import doctor
+from morphnas.estimators import data_checks
+from morphnas.estimators.distillation import Teacher, taught_by
 from morphnas.estimators.fitting import Fitting
 from morphnas.estimators.inputs import ImageSize, Problem, examples
 from morphnas.estimators.model import Model, scales_of
 from morphnas.estimators.objective import Loss, Metric, Scorer, aimed, check_metric, check_said
-from morphnas.estimators.parts import Groups, groups_of
-from morphnas.estimators.place import torch_device
+from morphnas.estimators.placement import torch_device
 from morphnas.estimators.settings import (
     MakeSearcher,
     Settings,
@@ -44,8 +44,8 @@ from morphnas.estimators.settings import (
 from morphnas.estimators.sizes import Sizes, take_threads
 from morphnas.estimators.sources import Source, opened
 from morphnas.estimators.space import SearchSpace
+from morphnas.estimators.splits import Groups, groups_of
 from morphnas.estimators.targets import SampleWeight, Target, weights_of
-from morphnas.estimators.teaching import Teacher, taught_by
 from morphnas.graph import Graph, Limits, Network
 from morphnas.report.progress import Progress
 from morphnas.report.summary import Results, results_summary
@@ -55,15 +55,15 @@ from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
 from morphnas.run.expectation import Terms
 from morphnas.run.files import RunError
 from morphnas.run.interrupt import stopping
-from morphnas.run.keeping import prune
-from morphnas.run.lasting import lasting
 from morphnas.run.observers import Observers
 from morphnas.run.plan import Plan
+from morphnas.run.pruning import prune
+from morphnas.run.replacing import model_to_keep
 from morphnas.run.store import Run, Store, holds_run, load_about, load_run, user_path, versions
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples
 from morphnas.train.deadline import NEVER, Deadline
-from morphnas.train.goal import Unmeasured
+from morphnas.train.goal import UndefinedMetric
 from morphnas.train.modes import usual_modes
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import warm_up
@@ -234,8 +234,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             if before is not None and before.get("data") != problem.fingerprint:
                 same = "the same x, y, sample_weight, groups and teacher, and the same validation_data"
                 raise RunError(f"{str(path)!r} holds a run on other data: to resume it, give {same}")
-            findings = doctor.glance(problem, deadline.left)
-            doctor.warn(findings)
+            findings = data_checks.glance(problem, deadline.left)
+            data_checks.warn(findings)
 
             with _threads() as all_threads:
                 torch.set_num_threads(settings.place.threads or all_threads)
@@ -388,7 +388,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             how = (known.target, known.preprocessing, seed, place.device, space)
             problem = Problem.of(source, codes, weights, together, taught, None, *how)
             problem = aimed(problem, self.metric, self.loss, deadline)
-            findings = doctor.glance(problem, deadline.left)
+            findings = data_checks.glance(problem, deadline.left)
             opened_run = _opened(Path(self.path_), {}, True, False)
             running = self._running(opened_run, deadline, seconds, each_epoch)
             with _threads() as all_threads, running as (store, deadline, shown, calls):
@@ -397,7 +397,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     take_threads(problem.task, planned.recipe, all_threads, deadline.left)
                 else:
                     torch.set_num_threads(planned.threads)
-                doctor.warn(findings.beyond(about.get("findings")))
+                data_checks.warn(findings.beyond(about.get("findings")))
                 best = store.trial(self.best_trial_ if trial is None else trial)
                 if trial is not None:
                     store.network(best.id)  # raises where its weights are not there
@@ -431,7 +431,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 found = best, final
                 if trial in (None, store.about.get("best")):  # another network is to be the model in any case
                     name = None if retrain or own_length else problem.name
-                    found = lasting(store, *found, problem.task, problem.everything, name)
+                    found = model_to_keep(store, *found, problem.task, problem.everything, name)
                 self._finish(fitting, *found)
                 if deadline.stopped and not calls.stopped:
                     self._interrupted()
@@ -445,7 +445,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """What `evaluate` says; NaN where a metric of the user's own says nothing, after all this training."""
         try:
             return self._judged(self._outputs([test.x]), test.y)
-        except Unmeasured as error:
+        except UndefinedMetric as error:
             warnings.warn(f"x_test, y_test: {error}", stacklevel=3)
             return math.nan
 
@@ -663,7 +663,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def _outputs(self, pieces: Iterable[Tensor]) -> Tensor:
         """The model's, (n, outputs) on the CPU. pieces: (k, *shape) each, the first of which is looked at."""
         several = iter(pieces)
-        doctor.warn_of_others(first := next(several), self._model.range, stacklevel=6)
+        data_checks.warn_of_others(first := next(several), self._model.range, stacklevel=6)
         return self._in_use.outputs(itertools.chain([first], several), torch_device(self.device))
 
     @property

@@ -10,9 +10,9 @@ from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 
 from morphnas.estimators.base import ImageEstimator
-from morphnas.estimators.labels import Labels
+from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.model import Model
-from morphnas.estimators.targets import Indicators, SampleWeight, Values, classes_of, given_weights
+from morphnas.estimators.targets import MultiLabelTarget, RegressionTarget, SampleWeight, classes_of, given_weights
 
 
 class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -129,7 +129,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         was trained on mirrored images. May be set, for twice the speed or to see what it gains.
     """
 
-    _kinds = (Labels, Indicators)
+    _kinds = (ClassTarget, MultiLabelTarget)
 
     def predict(self, x_test: Any) -> NDArray[Any]:
         """Labels (n,) of examples (n, ...), or of anything else that `fit` takes, in its order; a folder's is by path.
@@ -155,19 +155,19 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         """Accuracy, as in scikit-learn: a label that fit did not see counts as predicted wrongly."""
         said = self.predict(X)
         weights = None if sample_weight is None else given_weights(sample_weight, len(said))
-        if isinstance(self._said, Indicators):
+        if isinstance(self._said, MultiLabelTarget):
             return float(accuracy_score(self._said.encode(y, len(said)), said, sample_weight=weights))
         right = [a == b for a, b in zip(self._said.read(y, len(said)), said.tolist(), strict=True)]
         return float(np.average(right, weights=weights))
 
     @staticmethod
-    def _read(y: ArrayLike, n: int) -> tuple[Labels | Indicators, NDArray[Any]]:
+    def _read(y: ArrayLike, n: int) -> tuple[ClassTarget | MultiLabelTarget, NDArray[Any]]:
         return classes_of(y, n)
 
     @property
-    def _said(self) -> Labels | Indicators:
+    def _said(self) -> ClassTarget | MultiLabelTarget:
         """What y were."""
-        assert not isinstance(self._model.target, Values)
+        assert not isinstance(self._model.target, RegressionTarget)
         return self._model.target
 
     def __sklearn_tags__(self) -> Any:
@@ -178,4 +178,4 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     def _set(self, model: Model) -> None:
         super()._set(model)
         self.classes_ = self._said.classes
-        self.multilabel_ = isinstance(model.target, Indicators)
+        self.multilabel_ = isinstance(model.target, MultiLabelTarget)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
-from morphnas.estimators.doctor import range_of
+from morphnas.estimators.data_checks import range_of
+from morphnas.estimators.data_memory import memory_for
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.model import Model
-from morphnas.estimators.room import memory_for
 from morphnas.estimators.settings import Settings
 from morphnas.estimators.sizes import take_threads
 from morphnas.graph import Network
@@ -20,18 +20,18 @@ from morphnas.run.ensemble import asked, assembled, elect
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, Terms
 from morphnas.run.files import RunError
-from morphnas.run.final import CAME_TO, Final, abandon, knows
+from morphnas.run.final import USABLE, Final, close_open_finals, may_have_seen
 from morphnas.run.jobs import Executor
-from morphnas.run.lasting import lasting
 from morphnas.run.observers import Observer
 from morphnas.run.plan import Plan
-from morphnas.run.search import Search, settle
+from morphnas.run.replacing import model_to_keep
+from morphnas.run.search import Search, decide_flip
 from morphnas.run.store import Store
 from morphnas.run.warn import warn
-from morphnas.run.work import asked_mirrored
+from morphnas.run.work import measure_mirrored
 from morphnas.search import Patient, winner
 from morphnas.search.promote import is_promotion
-from morphnas.search.trial import Left, MorphSpace, Proposal, Searcher, Trial
+from morphnas.search.trial import Budget, MorphSpace, Proposal, Searcher, Trial
 from morphnas.train.data import Task, steps
 from morphnas.train.deadline import Deadline
 from morphnas.train.predict import chunk, predict
@@ -63,12 +63,12 @@ class Firsts:
     searcher: Searcher
     networks: int
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
         there = any(trial.kept or trial.outcome is None for trial in trials)
         if tried(trials) >= self.networks and there:
             return None
-        proposal = self.searcher.ask(trials, left)
+        proposal = self.searcher.ask(trials, budget)
         return None if proposal and proposal.morphs and there else proposal
 
 
@@ -219,8 +219,8 @@ class Fitting:
         final, problem = best, self.problem
         if self.refit:
             final = self.final(best, self.recipe_of(best, searched), executor, observer)
-        best, final = lasting(self.store, best, final, problem.task, problem.everything, problem.name)
-        if best.score is None and self.store.trial(final.judge).score is None:
+        best, final = model_to_keep(self.store, best, final, problem.task, problem.everything, problem.name)
+        if best.score is None and self.store.trial(final.scored_by).score is None:
             said = None if best.outcome is None else best.outcome.error
             why = "the time limit was too short to score a network"
             why = why if said is None else f"no network has a score: {said}"
@@ -228,7 +228,7 @@ class Fitting:
             warn(f"{why}: {what}")
         told = [t.outcome.metric for t in self.store.trials if t.outcome is not None and t.outcome.metric is not None]
         goal, chance = problem.task.goal, problem.chance
-        if told and goal.measure == goal.usual.measure and max(told) <= chance and problem.task.valid is not None:
+        if told and goal.measure == goal.standard.measure and max(told) <= chance and problem.task.valid is not None:
             words = f"no network is better than always the same answer, which has {goal.measure} {chance:.4g}"
             log.warning("%s (the best of them: %.4g): is there anything about y in x?", words, max(told))
         return best, final
@@ -236,12 +236,12 @@ class Fitting:
     def recipe_of(self, best: Trial, trials: Sequence[Trial]) -> Recipe:
         """The network's recipe, with `flip` decided: by it, where no training of these trials had the time to ask."""
         store, problem = self.store, self.problem
-        recipe, outcome = settle(best.proposal.recipe, trials, problem.chance), best.outcome
+        recipe, outcome = decide_flip(best.proposal.recipe, trials, problem.chance), best.outcome
         if recipe.augment.flip is not None or not best.kept or outcome is None or outcome.metric is None:
             return recipe
         module = store.network(best.id).to_module().to(problem.task.device)
-        told = asked_mirrored(outcome, module, problem.task, chunk(outcome.micro_batch), self.deadline)
-        return settle(recipe, [replace(best, outcome=told)], problem.chance)
+        told = measure_mirrored(outcome, module, problem.task, chunk(outcome.micro_batch), self.deadline)
+        return decide_flip(recipe, [replace(best, outcome=told)], problem.chance)
 
     def final(
         self,
@@ -276,7 +276,7 @@ class Fitting:
             observer=observer,
         ).run()
         made = [t.outcome for t in self.store.trials if t.id not in before and t.outcome is not None]
-        if made and all(outcome.status not in CAME_TO for outcome in made):
+        if made and all(outcome.status not in USABLE for outcome in made):
             warn(f"nothing was gained, as the training came to nothing: {error_words(made[0])}")
         elif failed := [outcome for outcome in made if outcome.status == "failed"]:
             words = f"{len(failed)} of {len(made)} final trainings failed"
@@ -292,7 +292,7 @@ class Fitting:
         model = self._stored(final) or self._made(best, final, before)
         store.note(best=model.best, final=model.trial, members=model.shares)
         if not self.deadline.stopped:
-            abandon(store)
+            close_open_finals(store)
             store.note(settled=max(trial.id for trial in store.trials))
         return model
 
@@ -309,14 +309,16 @@ class Fitting:
         mirrored = mirrored and limits.max_latency_ms is None  # mirror images take as long again
         given = (problem.chooser, self.settings.ensemble, mirrored, self.deadline)
         shares = elect(store, final, task, *given, data=problem.name, limits=limits)
-        judge = store.trial(final.judge)
+        judge = store.trial(final.scored_by)
         fresh = judge.final and judge.parent is None
-        if knows(store, best, problem.name) and not fresh:  # the one before is from examples that were not known then
-            heat = 1.0 if before is None else before.temperature
+        if (
+            may_have_seen(store, best, problem.name) and not fresh
+        ):  # the one before is from examples that were not known then
+            temperature = 1.0 if before is None else before.temperature
         else:
             brief = None if judge.id == final.id or judge.final or judge.outcome is None else judge.outcome.epochs
             judged = assembled(store, shares, {final.id: judge.id})
-            heat = temperature(judged, task, mirrored, self.deadline.heeding(None), brief)
+            temperature = calibration_temperature(judged, task, mirrored, self.deadline.heeding(None), brief)
         model = Model(
             network=assembled(store, shares),
             target=problem.target,
@@ -328,7 +330,7 @@ class Fitting:
             std=task.scale[1],
             range=tuple(range_of(task.train.x) if task.train.x.ndim == 4 else ()),
             mirrors=mirrored,
-            temperature=heat,
+            temperature=temperature,
         )
         store.write_model(model.network, model.to_json())
         return model
@@ -374,7 +376,7 @@ def _readable(store: Store, trial: Trial) -> bool:
     return True
 
 
-def temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline, brief: int | None) -> float:
+def calibration_temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline, brief: int | None) -> float:
     """What makes outputs as sure as they may be, of a network that was not trained on the validation part.
 
     On as many of its examples as there is time for; 1 if these are too few to say. brief: the epochs of a network that
@@ -387,11 +389,11 @@ def temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline, 
     if len(outputs) < min(len(task.valid), 30):
         return 1.0
     asked = task.valid[: len(outputs)]
-    heat = task.goal.heat(outputs, asked.y, asked.weights)
+    temperature = task.goal.temperature(outputs, asked.y, asked.weights)
     if brief is None:
-        return heat
-    sure = task.goal.heat(outputs, asked.y, asked.weights, doubtful=False)
-    return float(min(heat, max(1.0, sure)) ** min(1.0, 0.5 + 0.1 * (brief - 1)))
+        return temperature
+    sure = task.goal.temperature(outputs, asked.y, asked.weights, cautious=False)
+    return float(min(temperature, max(1.0, sure)) ** min(1.0, 0.5 + 0.1 * (brief - 1)))
 
 
 def mirrors(recipe: Recipe, task: Task) -> bool:
@@ -401,7 +403,7 @@ def mirrors(recipe: Recipe, task: Task) -> bool:
 
 def readings(problem: Problem, recipe: Recipe, ensemble: int, more: int = 0) -> int:
     """Examples that are passed through networks after the last training: for the temperature, an ensemble, and more."""
-    once = len(problem.task.judge) + asked(ensemble, problem.task, problem.chooser) + more
+    once = len(problem.task.evaluation_set) + asked(ensemble, problem.task, problem.chooser) + more
     return once * (1 + mirrors(recipe, problem.task))
 
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from morphnas.estimators.parts import Groups, Split, groups_of, split
-from morphnas.estimators.place import is_positive
-from morphnas.estimators.room import ROOM, Room
+from morphnas.estimators.data_memory import ROOM, Room
+from morphnas.estimators.distillation import Teacher, taught_by
+from morphnas.estimators.placement import is_positive
 from morphnas.estimators.sources import EXAMPLES, Source, brings_labels, opened
-from morphnas.estimators.targets import ReadY, SampleWeight, Target, Values, classes_of, weights_of
-from morphnas.estimators.teaching import Teacher, taught_by
+from morphnas.estimators.splits import Groups, Split, groups_of, split
+from morphnas.estimators.targets import ReadY, RegressionTarget, SampleWeight, Target, classes_of, weights_of
 from morphnas.run.store import data_name
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER, Deadline
@@ -404,8 +404,8 @@ class Problem:
             preprocessing = replace(preprocessing, offset=_offset(source))
         target, codes = read(y, len(source))
         weights = weights_of(sample_weight, len(source), codes, target)
-        if weights is not None and isinstance(target, Values):
-            target, codes = Values.found(y, len(source), weights)
+        if weights is not None and isinstance(target, RegressionTarget):
+            target, codes = RegressionTarget.found(y, len(source), weights)
         own = None
         if validation_data is not None:
             several = isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3)

@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, fx
 
 from morphnas.estimators.sources import as_array, refuse_masked
-from morphnas.train.goal import Classes, Goal
+from morphnas.train.goal import Classification, Goal
 
 _UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as")
 KINDS = {
@@ -47,13 +47,13 @@ class Named(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Labels(Named):
+class ClassTarget(Named):
     """The classes, sorted, (k,): a plain array where the labels are of one kind, else one of objects."""
 
     classes: NDArray[Any]
 
     @staticmethod
-    def found(y: ArrayLike, n: int) -> tuple[Labels, NDArray[np.int64]]:
+    def found(y: ArrayLike, n: int) -> tuple[ClassTarget, NDArray[np.int64]]:
         """The labels in y, (n,) or (n, 1), and every example's class index; ValueError for what are no labels."""
         column = _column(y, n)
         if column.dtype != object:
@@ -63,7 +63,7 @@ class Labels(Named):
                 except ValueError as error:
                     raise ValueError(f"{error} To predict numbers, use ImageRegressor, or regression=True.") from None
             classes, index = np.unique(column, return_inverse=True)
-            labels, codes = Labels(classes), index.reshape(-1).astype(np.int64)
+            labels, codes = ClassTarget(classes), index.reshape(-1).astype(np.int64)
         else:
             values = list(hashed(column, "y"))
             classes = np.empty(len(set(values)), dtype=object)
@@ -71,7 +71,7 @@ class Labels(Named):
             if all(isinstance(value, str) for value in classes):
                 texts = classes.astype(str)
                 classes = texts if texts.tolist() == classes.tolist() else classes  # numpy cuts what ends in "\0"
-            labels = Labels(classes)
+            labels = ClassTarget(classes)
             codes = np.array([labels._index[value] for value in values], dtype=np.int64)
         if len(labels.classes) < 2:
             raise ValueError(f"y holds one class only, {labels.classes.tolist()[0]!r}: a classifier needs at least 2")
@@ -102,7 +102,7 @@ class Labels(Named):
 
     @property
     def goal(self) -> Goal:
-        return Classes(len(self.classes))
+        return Classification(len(self.classes))
 
     def probabilities(self, outputs: Tensor) -> NDArray[np.float64]:
         """Of each class, (n, k), for outputs (n, k)."""
@@ -128,7 +128,7 @@ class Labels(Named):
         return {"dtype": name, "values": [_to_json(value) for value in values.tolist()]}
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> Labels:
+    def from_json(data: dict[str, Any]) -> ClassTarget:
         """The labels that `to_json` described; ValueError when they are none."""
         name, values = data["dtype"], data["values"]
         if not (isinstance(name, str) and name in KINDS and isinstance(values, list)):
@@ -143,7 +143,7 @@ class Labels(Named):
             classes = np.array([_from_json(value) for value in values], dtype=kind)  # texts as wide as they need
         if classes.ndim != 1 or len(classes) < 2 or len({repr(value) for value in classes.tolist()}) < len(classes):
             raise ValueError("labels must be a list of different ones, at least 2")
-        return Labels(classes)
+        return ClassTarget(classes)
 
 
 def check_there(y: Any, hint: str) -> None:

@@ -16,7 +16,7 @@ from morphnas.estimators.targets import Target, target_from_json
 from morphnas.graph import Network
 from morphnas.run.files import RunError
 from morphnas.run.store import load_about, load_model
-from morphnas.train.data import Examples, Task, farthest
+from morphnas.train.data import Examples, Task, clip_limit
 from morphnas.train.predict import predict
 
 
@@ -26,8 +26,8 @@ class Model:
 
     best, trial: ids of the search's winner, and of the final training. members: shares of networks, by the ids of their
     trials. mean, std: of the channels or features of the examples that were trained on. range: of images, see
-    `morphnas.estimators.doctor.range_of`. mirrors: whether mirror images are read as well. temperature: what outputs
-    are divided by.
+    `morphnas.estimators.data_checks.range_of`. mirrors: whether mirror images are read as well. temperature: what
+    outputs are divided by.
     """
 
     network: Network
@@ -110,7 +110,7 @@ class Model:
             centre = graph.get_attr("mean")
             centred = graph.call_function(torch.sub, (graph.call_method("to", (raw, centre)), centre))
             scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
-            most = farthest(mean)
+            most = clip_limit(mean)
             scaled = graph.call_function(torch.clamp, (scaled, -most, most))
             if self.mirrors:  # after all images, all of them mirrored
                 scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.labels import Labels
-from morphnas.estimators.targets import Indicators, Target, Values
-from morphnas.run.parcels import send_by_value
+from morphnas.estimators.labels import ClassTarget
+from morphnas.estimators.targets import MultiLabelTarget, RegressionTarget, Target
+from morphnas.run.transport import send_by_value
 from morphnas.train.data import Examples
 from morphnas.train.deadline import NEVER, Deadline
-from morphnas.train.goal import Own, Tags, Unmeasured, Weights
+from morphnas.train.goal import CustomGoal, MultiLabel, UndefinedMetric, Weights
 from morphnas.train.recipe import LOG_LOSS
 
 SURE = 20.0
@@ -96,7 +96,7 @@ def recordable(loss: Loss) -> bool:
 class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """What a scorer takes for a fitted classifier: its x are the outputs of a network."""
 
-    def __init__(self, target: Labels | Indicators, classes: Any) -> None:
+    def __init__(self, target: ClassTarget | MultiLabelTarget, classes: Any) -> None:
         self.target = target
         self.classes_ = classes
 
@@ -105,7 +105,7 @@ class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
 
     def predict(self, x: NDArray[Any]) -> NDArray[Any]:
         chances = self.predict_proba(x)
-        tags = isinstance(self.target, Indicators)
+        tags = isinstance(self.target, MultiLabelTarget)
         said: NDArray[Any] = self.target.likeliest(chances) if tags else self.classes_[chances.argmax(1)]
         return said
 
@@ -113,7 +113,7 @@ class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
 class _Regressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """The same for a regressor."""
 
-    def __init__(self, target: Values) -> None:
+    def __init__(self, target: RegressionTarget) -> None:
         self.target = target
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float64]:
@@ -140,21 +140,25 @@ class Scorer:
 
     @cached_property
     def _classes(self) -> Any:
-        if isinstance(self.target, Indicators):
+        if isinstance(self.target, MultiLabelTarget):
             return [np.array([0, 1])] * self.target.k
-        kept = self.target.classes if isinstance(self.target, Labels) else np.empty(0)
+        kept = self.target.classes if isinstance(self.target, ClassTarget) else np.empty(0)
         return np.arange(len(kept)) if kept.dtype.kind in "OS" else kept
 
     @cached_property
     def _estimator(self) -> _Classifier | _Regressor:
-        return _Regressor(self.target) if isinstance(self.target, Values) else _Classifier(self.target, self._classes)
+        return (
+            _Regressor(self.target)
+            if isinstance(self.target, RegressionTarget)
+            else _Classifier(self.target, self._classes)
+        )
 
     def _truth(self, y: NDArray[Any]) -> NDArray[Any]:
-        if isinstance(self.target, Values):
+        if isinstance(self.target, RegressionTarget):
             units = self.target.std[0] if self.target.flat else self.target.std
             amounts = self.target.amounts(y)
             return np.where(np.abs(amounts) < NOTHING * units, 0.0, amounts)
-        truth: NDArray[Any] = self._classes[y] if isinstance(self.target, Labels) else y.astype(np.int64)
+        truth: NDArray[Any] = self._classes[y] if isinstance(self.target, ClassTarget) else y.astype(np.int64)
         return truth
 
     def __call__(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
@@ -166,9 +170,11 @@ class Scorer:
                 said = outputs.detach().cpu().numpy()
                 value = float(scorer(self._estimator, said, self._truth(y.cpu().numpy()), **counted))
         except Exception as error:
-            raise Unmeasured(f"the metric {self.name} cannot be computed: {type(error).__name__}: {error}") from error
+            raise UndefinedMetric(
+                f"the metric {self.name} cannot be computed: {type(error).__name__}: {error}"
+            ) from error
         if not abs(value) < LARGEST:
-            raise Unmeasured(f"the metric {self.name} is {value}")
+            raise UndefinedMetric(f"the metric {self.name} is {value}")
         return value
 
 
@@ -197,7 +203,7 @@ class UserLoss:
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Neither is changed, whatever the loss does."""
-        if isinstance(self.target, Values):
+        if isinstance(self.target, RegressionTarget):
             mean, std = (_number(tuple(each.tolist()), outputs.device) for each in (self.target.mean, self.target.std))
             outputs, y = (each.double() * std + mean for each in (outputs, y))
             y = torch.where(y.abs() < NOTHING * std, 0.0, y)
@@ -228,11 +234,13 @@ def aimed(problem: Problem, metric: Metric, loss: Loss, deadline: Deadline = NEV
     if metric is None and loss is None:
         return problem
     task, target = problem.task, problem.target
-    goal = Own(task.goal)
+    goal = CustomGoal(task.goal)
     if metric is not None:
         goal = replace(goal, metric=Scorer(metric, target))
-        _try_metric(goal, task.judge, Deadline.after(SHARE * deadline.left, deadline.clock))
-    if isinstance(target, Values) and isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss)):
+        _try_metric(goal, task.evaluation_set, Deadline.after(SHARE * deadline.left, deadline.clock))
+    if isinstance(target, RegressionTarget) and isinstance(
+        loss, (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss)
+    ):
         raise ValueError(f"loss: {loss} is for classification; for regression use torch.nn.MSELoss() or L1Loss()")
     if loss is not None:
         own = copy.deepcopy(loss).requires_grad_(requires_grad=False) if isinstance(loss, nn.Module) else loss
@@ -247,11 +255,11 @@ def aimed(problem: Problem, metric: Metric, loss: Loss, deadline: Deadline = NEV
     return replace(problem, task=replace(task, goal=goal))
 
 
-def _right(goal: Own, y: Tensor) -> Tensor:
+def _right(goal: CustomGoal, y: Tensor) -> Tensor:
     """Outputs that say what is true."""
     if y.dtype == torch.int64:
         return SURE * F.one_hot(y, goal.outputs).float()
-    return SURE * (2 * y - 1) if isinstance(goal.usual, Tags) else y.clone()
+    return SURE * (2 * y - 1) if isinstance(goal.standard, MultiLabel) else y.clone()
 
 
 def _wrong(right: Tensor) -> Iterator[Tensor]:
@@ -262,7 +270,7 @@ def _wrong(right: Tensor) -> Iterator[Tensor]:
             yield other
 
 
-def _try_metric(goal: Own, part: Examples, until: Deadline) -> None:
+def _try_metric(goal: CustomGoal, part: Examples, until: Deadline) -> None:
     """ValueError where no answer can be measured, or a wrong one is better than the right one."""
     metric, y = goal.metric, part.y.cpu()
     assert metric is not None
@@ -271,17 +279,17 @@ def _try_metric(goal: Own, part: Examples, until: Deadline) -> None:
     best = None
     try:
         best = metric(right, y, weights)
-    except Unmeasured as error:
+    except UndefinedMetric as error:
         problems.append(str(error))
     for other in _wrong(right):
         if values and until.passed:
             break
         try:
             values.append(metric(other, y, weights))
-        except Unmeasured as error:
+        except UndefinedMetric as error:
             problems.append(str(error))
     if best is None and not values:
-        (kind,) = goal.usual.to_json()
+        (kind,) = goal.standard.to_json()
         what = "labels" if kind == "classes" else kind
         hint = "; it must take a sample_weight, as examples have weights" if "sample_weight" in problems[0] else ""
         words = f"metric: {metric.name} cannot score these {what}: tried on the validation examples"
@@ -297,8 +305,8 @@ def _try_metric(goal: Own, part: Examples, until: Deadline) -> None:
         raise ValueError(f"metric: {metric.name} is {best:.4g} for right and wrong answers alike")
 
 
-def _scaled(goal: Own, some: Examples) -> Own:
-    """The goal with the scale of its loss, found out from what it says of random outputs, and its ignorance.
+def _scaled(goal: CustomGoal, some: Examples) -> CustomGoal:
+    """The goal with the scale of its loss, found out from what it says of random outputs, and its `baseline_loss`.
 
     On the CPU: what is an error there, as a probability above 1, is the end of a GPU for the whole process. On the
     examples' device only where the loss has tensors there.
@@ -311,9 +319,9 @@ def _scaled(goal: Own, some: Examples) -> Own:
     return _scaled_here(goal, some)
 
 
-def _scaled_here(goal: Own, some: Examples) -> Own:
+def _scaled_here(goal: CustomGoal, some: Examples) -> CustomGoal:
     """See `_scaled`."""
-    criterion, usual, y = goal.criterion, goal.usual, some.y
+    criterion, usual, y = goal.criterion, goal.standard, some.y
     assert criterion is not None
     outputs = torch.randn(len(some), goal.outputs, generator=torch.Generator().manual_seed(0)).to(y.device)
 
@@ -331,7 +339,7 @@ def _scaled_here(goal: Own, some: Examples) -> Own:
             value, steep = asked(criterion)
             with torch.no_grad():
                 right, wrong, surer = (criterion(by * _right(goal, y), y).mean().item() for by in (1, -1, 10))
-                raised = criterion(outputs + SURE, y).mean().item() if isinstance(usual, Tags) else math.nan
+                raised = criterion(outputs + SURE, y).mean().item() if isinstance(usual, MultiLabel) else math.nan
     except Exception as error:
         raise ValueError(f"loss: it failed on training examples: {type(error).__name__}: {error}") from error
     if not (math.isfinite(value) and 0 < steep < math.inf):
@@ -353,7 +361,7 @@ def _scaled_here(goal: Own, some: Examples) -> Own:
             "multi-label data needs one that treats each label separately, such as torch.nn.BCEWithLogitsLoss()"
         )
     scale = asked(usual.loss)[1] / steep
-    return replace(goal, scale=scale, ignorance=max(usual.ignorance, abs(scale * value)))
+    return replace(goal, scale=scale, baseline_loss=max(usual.baseline_loss, abs(scale * value)))
 
 
 def _check_losses(losses: Tensor, n: int, weighted: bool) -> None:

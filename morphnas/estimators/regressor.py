@@ -10,7 +10,7 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 
 from morphnas.estimators.base import ImageEstimator
-from morphnas.estimators.targets import SampleWeight, Values, amounts_of, given_weights
+from morphnas.estimators.targets import RegressionTarget, SampleWeight, amounts_of, given_weights
 
 
 class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -28,7 +28,7 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
     for example `torch.nn.L1Loss()`.
     """
 
-    _kinds = (Values,)
+    _kinds = (RegressionTarget,)
 
     def predict(self, x_test: Any) -> NDArray[np.float64]:
         """Numbers (n,), or (n, k) if fit was given several, of examples (n, ...), or anything else `fit` takes."""
@@ -49,10 +49,10 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
         return float(r2_score(amounts_of(y, len(said)), said, sample_weight=weights))
 
     @staticmethod
-    def _read(y: ArrayLike, n: int) -> tuple[Values, NDArray[Any]]:
-        return Values.found(y, n)
+    def _read(y: ArrayLike, n: int) -> tuple[RegressionTarget, NDArray[Any]]:
+        return RegressionTarget.found(y, n)
 
     @property
-    def _values(self) -> Values:
-        assert isinstance(self._model.target, Values)
+    def _values(self) -> RegressionTarget:
+        assert isinstance(self._model.target, RegressionTarget)
         return self._model.target

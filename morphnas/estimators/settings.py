@@ -22,9 +22,9 @@ from sklearn.metrics import get_scorer_names
 from sklearn.utils import check_random_state
 from torch import nn
 
+from morphnas.estimators.data_memory import Room
 from morphnas.estimators.objective import check_loss, check_metric, recordable
-from morphnas.estimators.place import Place, is_positive
-from morphnas.estimators.room import Room
+from morphnas.estimators.placement import Place, is_positive
 from morphnas.graph import Graph, GraphError, Limits, Network, Shape
 from morphnas.graph.graph import MAX_NODES
 from morphnas.run.files import RunError
@@ -259,7 +259,7 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any], ranges: 
         searcher = make(space, recipe=recipe, **settings, **args)
         if not callable(getattr(searcher, "ask", None)):
             raise ValueError(
-                f"search_type must make a searcher, with a method ask(trials, left), not {searcher!r:.100}"
+                f"search_type must make a searcher, with a method ask(trials, budget), not {searcher!r:.100}"
             )
         searcher = Tuned(searcher, ranges, recipe, **settings) if ranges else searcher
         return Promote(searcher) if isinstance(kind, str) and kind not in ("halving", "pareto") else searcher

@@ -22,8 +22,8 @@ from torch.utils.data import (
     default_collate,
 )
 
+from morphnas.estimators.data_memory import ROOM, Room
 from morphnas.estimators.files import Files, folder, pixels
-from morphnas.estimators.room import ROOM, Room
 from morphnas.run.store import user_path
 from morphnas.train.deadline import NEVER, Deadline
 

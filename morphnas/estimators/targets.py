@@ -14,9 +14,9 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, fx
 
-from morphnas.estimators.labels import Labels, Named, check_there, listed
+from morphnas.estimators.labels import ClassTarget, Named, check_there, listed
 from morphnas.estimators.sources import as_array, refuse_masked
-from morphnas.train.goal import Amounts, Goal, Tags
+from morphnas.train.goal import Goal, MultiLabel, Regression
 from morphnas.train.recipe import is_number
 
 STRATA = 20
@@ -25,7 +25,7 @@ least."""
 
 
 @dataclass(frozen=True, eq=False)
-class Indicators(Named):
+class MultiLabelTarget(Named):
     """Which of k tags every example has: several, one or none (scikit-learn's "multilabel-indicator").
 
     names: of the tags, those of a data frame's columns; () where they have none.
@@ -35,9 +35,9 @@ class Indicators(Named):
     names: tuple[str, ...] = ()
 
     @staticmethod
-    def found(y: ArrayLike, n: int) -> tuple[Indicators, NDArray[np.float32]]:
+    def found(y: ArrayLike, n: int) -> tuple[MultiLabelTarget, NDArray[np.float32]]:
         """The tags in y, (n, k) of 0 and 1, and y as networks learn it; ValueError for what is none."""
-        tags = Indicators(_table_of(y).shape[1], _names_of(y))
+        tags = MultiLabelTarget(_table_of(y).shape[1], _names_of(y))
         codes = tags.encode(y, n)
         if (codes == codes[0]).all():
             raise ValueError(f"there is nothing to learn: y is {codes[0].astype(int).tolist()} for all {n:,} samples")
@@ -64,7 +64,7 @@ class Indicators(Named):
 
     @property
     def goal(self) -> Goal:
-        return Tags(self.k)
+        return MultiLabel(self.k)
 
     def probabilities(self, outputs: Tensor) -> NDArray[np.float64]:
         """Of each tag, (n, k), for outputs (n, k)."""
@@ -83,7 +83,7 @@ class Indicators(Named):
         return {"tags": self.k} | ({"names": list(self.names)} if self.names else {})
 
     @staticmethod
-    def from_json(data: Any) -> Indicators:
+    def from_json(data: Any) -> MultiLabelTarget:
         """The tags that `to_json` described; ValueError when they are none."""
         k = data.get("tags") if isinstance(data, Mapping) else None
         if not isinstance(k, int) or isinstance(k, bool) or k < 2:
@@ -91,11 +91,11 @@ class Indicators(Named):
         names = data.get("names", [])
         if not isinstance(names, list) or len(names) not in (0, k) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{names!r:.100} are not the names of {k} tags")
-        return Indicators(k, tuple(names))
+        return MultiLabelTarget(k, tuple(names))
 
 
 @dataclass(frozen=True, eq=False)
-class Values:
+class RegressionTarget:
     """One amount for every example, or several: networks learn them in deviations from the mean of the fit's y.
 
     mean, std: (k,) float64 each; the deviation of an amount that is always the same counts as 1.
@@ -105,7 +105,9 @@ class Values:
     std: NDArray[np.float64]
 
     @staticmethod
-    def found(y: ArrayLike, n: int, weights: NDArray[np.float32] | None = None) -> tuple[Values, NDArray[np.float32]]:
+    def found(
+        y: ArrayLike, n: int, weights: NDArray[np.float32] | None = None
+    ) -> tuple[RegressionTarget, NDArray[np.float32]]:
         """The amounts in y, (n,), (n, 1) or (n, k), and as networks learn them, (n, k); ValueError for what is none.
 
         weights: (n,) what each example counts for; None: all alike.
@@ -122,7 +124,7 @@ class Values:
             raise ValueError("y holds numbers that are too small: the squares of their deviations are 0 in float64")
         if same.all():
             raise ValueError(f"there is nothing to learn: y is {table[0].tolist()} for all {n:,} samples")
-        values = Values(mean, np.where(same, 1.0, std))
+        values = RegressionTarget(mean, np.where(same, 1.0, std))
         return values, values._coded(table)
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
@@ -155,7 +157,7 @@ class Values:
 
     @property
     def goal(self) -> Goal:
-        return Amounts(len(self.mean))
+        return Regression(len(self.mean))
 
     def measured(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
         """The mean squared error, over several amounts alike."""
@@ -181,7 +183,7 @@ class Values:
         return {"amounts": {"mean": self.mean.tolist(), "std": self.std.tolist()}}
 
     @staticmethod
-    def from_json(data: Any) -> Values:
+    def from_json(data: Any) -> RegressionTarget:
         """The values that `to_json` described; ValueError when they are none."""
         amounts = data.get("amounts") if isinstance(data, Mapping) else None
         if not isinstance(amounts, Mapping) or set(amounts) != {"mean", "std"}:
@@ -192,10 +194,10 @@ class Values:
         mean, std = (np.array(amounts[name], dtype=np.float64) for name in ("mean", "std"))
         if len(mean) != len(std) or min(std) <= 0:
             raise ValueError(f"amounts cannot have the deviations {amounts['std']!r:.100}")
-        return Values(mean, std)
+        return RegressionTarget(mean, std)
 
 
-Target = Labels | Indicators | Values
+Target = ClassTarget | MultiLabelTarget | RegressionTarget
 """What the y of a fit turned out to be."""
 
 ReadY = Callable[[ArrayLike, int], tuple[Target, NDArray[Any]]]
@@ -213,8 +215,8 @@ def weights_of(sample_weight: SampleWeight, n: int, codes: NDArray[Any], target:
     if sample_weight is None:
         return None
     if isinstance(sample_weight, str):
-        if sample_weight != "balanced" or not isinstance(target, Labels):
-            labels = isinstance(target, Labels)
+        if sample_weight != "balanced" or not isinstance(target, ClassTarget):
+            labels = isinstance(target, ClassTarget)
             words = 'None, numbers (n,) or "balanced"' if labels else "None or numbers (n,)"
             hint = "" if labels or sample_weight != "balanced" else ": only labels, one for each example, are balanced"
             raise ValueError(f"sample_weight must be {words}, not {sample_weight!r:.100}{hint}")
@@ -238,7 +240,7 @@ def given_weights(sample_weight: ArrayLike, n: int) -> NDArray[np.float64]:
     return weights
 
 
-def classes_of(y: ArrayLike, n: int) -> tuple[Labels | Indicators, NDArray[Any]]:
+def classes_of(y: ArrayLike, n: int) -> tuple[ClassTarget | MultiLabelTarget, NDArray[Any]]:
     """The labels, one for each example, or the tags, several or none, in the y of a classifier; ValueError for others.
 
     y: (n,) or (n, 1) labels; (n, k) of 0 and 1 for tags, which may be sparse. Where each example has just one, they are
@@ -249,7 +251,7 @@ def classes_of(y: ArrayLike, n: int) -> tuple[Labels | Indicators, NDArray[Any]]
     except ValueError:  # which says more below
         there = np.empty(0)
     several = there.ndim == 2 and there.shape[1] > 1 and len(there) > 0 and _flags(there)
-    return Indicators.found(y, n) if several and (there.sum(1) != 1).any() else Labels.found(y, n)
+    return MultiLabelTarget.found(y, n) if several and (there.sum(1) != 1).any() else ClassTarget.found(y, n)
 
 
 def _table_of(y: Any) -> NDArray[Any]:
@@ -312,6 +314,9 @@ def amounts_of(y: ArrayLike, n: int) -> NDArray[np.float64]:
 
 def target_from_json(data: Any) -> Target:
     """The target that `to_json` described; ValueError when it is none."""
-    kinds: dict[str, type[Values | Indicators]] = {"amounts": Values, "tags": Indicators}
-    kind = next((kinds[name] for name in kinds if isinstance(data, Mapping) and name in data), Labels)
+    kinds: dict[str, type[RegressionTarget | MultiLabelTarget]] = {
+        "amounts": RegressionTarget,
+        "tags": MultiLabelTarget,
+    }
+    kind = next((kinds[name] for name in kinds if isinstance(data, Mapping) and name in data), ClassTarget)
     return kind.from_json(data)

@@ -48,8 +48,8 @@ def best_of(trials: Sequence[Trial], about: Mapping[str, Any]) -> Trial | None:
     by_id = {trial.id: trial for trial in trials}
     named = by_id.get(about.get("best", -1)) or winner(searched(trials))
     for trial in (named, by_id.get(about.get("final", -1))):
-        while trial is not None and trial.score is None and trial.judge < trial.id:
-            trial = by_id.get(trial.judge)
+        while trial is not None and trial.score is None and trial.scored_by < trial.id:
+            trial = by_id.get(trial.scored_by)
         if trial is not None and trial.score is not None:
             return trial
     return named

@@ -559,7 +559,7 @@ def _why(why: Mapping[str, Any]) -> str:
     """What a searcher noted down about a proposal, as it is said to people; the belief is shown apart."""
     told = []
     for name, value in why.items():
-        if name in ("left", "mean", "sd", "data", "recipe"):
+        if name in ("budget", "mean", "sd", "data", "recipe"):
             continue
         if name == "reason":
             told.append(REASONS.get(value, str(value)) if isinstance(value, str) else _cut(repr(value)))

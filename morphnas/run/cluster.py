@@ -20,8 +20,8 @@ import torch
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import Lost, Supervised
 from morphnas.run.extras import extra_missing
-from morphnas.run.jobs import DeviceGone, Job
-from morphnas.run.parcels import Answer, done, sealed, task_of, tensors, unsealed
+from morphnas.run.jobs import DeviceLost, Job
+from morphnas.run.transport import Answer, done, sealed, task_of, tensors, unsealed
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
@@ -210,7 +210,7 @@ class _Remote:
         torch.set_num_threads(self._threads)
         try:
             self._answers.put(done(parcel, self._task, self._everything, self._answers.put, stop))
-        except DeviceGone:
+        except DeviceLost:
             log.exception("the worker ends")
             os._exit(1)  # the worker in its place can use the device
 

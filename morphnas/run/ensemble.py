@@ -12,12 +12,12 @@ from torch import Tensor
 
 from morphnas.graph import Limits, Network, blend
 from morphnas.graph.blend import blended
-from morphnas.run.asking import outputs_of
+from morphnas.run.predictions import outputs_of
 from morphnas.run.store import Store, data_name
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.goal import Unmeasured
+from morphnas.train.goal import UndefinedMetric
 
 log = logging.getLogger("morphnas")
 
@@ -31,8 +31,8 @@ ASKED = 2000
 
 def asked(size: int, task: Task, chooser: Examples | None) -> int:
     """Examples that are passed through networks for `elect`, and once through the others that it elects."""
-    held_out = len(task.judge) + (0 if chooser is None else len(chooser))
-    return LIBRARY * min(ASKED, held_out) + (min(size, ROUNDS) - 1) * len(task.judge) if size > 1 else 0
+    held_out = len(task.evaluation_set) + (0 if chooser is None else len(chooser))
+    return LIBRARY * min(ASKED, held_out) + (min(size, ROUNDS) - 1) * len(task.evaluation_set) if size > 1 else 0
 
 
 def elect(
@@ -51,7 +51,7 @@ def elect(
     Ensemble selection (Caruana et al. 2004, "Ensemble selection from libraries of models", ICML): the final network has
     the first vote; each further one goes to the network, which may have votes already, with which the mean of the
     outputs has the best score, at the temperature that suits the mean so far, on examples that none was trained on;
-    until that gets no better. `Trial.judge` votes for a network that was trained on them. All of it where there is
+    until that gets no better. `Trial.scored_by` votes for a network that was trained on them. All of it where there is
     nobody to stand in but a network of the search, hardly trained, no held-out examples, or no time.
 
     mirrors: whether all of them read mirror images as well. data: a name of the examples that the task was made of;
@@ -60,7 +60,7 @@ def elect(
     """
     if size == 1:
         return {final.id: 1.0}
-    judge = store.trial(final.judge)
+    judge = store.trial(final.scored_by)
     if task.valid is None:
         return _alone(final, "no examples are held out")
     if _data(store, judge) != data:
@@ -83,8 +83,8 @@ def elect(
     def lost(outputs: Tensor) -> tuple[float, float]:
         """Less is better: minus the score, of equals the loss."""
         try:
-            return -task.goal.judged(outputs, y, weights)[0], task.goal.loss(outputs, y, weights).item()
-        except Unmeasured:
+            return -task.goal.score_and_metric(outputs, y, weights)[0], task.goal.loss(outputs, y, weights).item()
+        except UndefinedMetric:
             return math.inf, math.inf
 
     def fits(ids: Sequence[int]) -> bool:
@@ -94,10 +94,10 @@ def elect(
     elected = Counter([judge.id])
     while (n := elected.total()) < ROUNDS and not deadline.passed:
         total = torch.stack([many * votes[id] for id, many in elected.items()]).sum(0)
-        heat = task.goal.heat(total / n, y, weights)
+        temperature = task.goal.temperature(total / n, y, weights)
         open_to = [id for id in votes if id in elected or (len(elected) < size and fits([*elected, id]))]
-        loss, best = min((lost((total + votes[id]) / ((n + 1) * heat)), id) for id in open_to)
-        if loss >= lost(total / (n * heat)):
+        loss, best = min((lost((total + votes[id]) / ((n + 1) * temperature)), id) for id in open_to)
+        if loss >= lost(total / (n * temperature)):
             break
         elected[best] += 1
     if len(elected) == 1:

@@ -28,8 +28,8 @@ from typing import Protocol
 import torch
 
 from morphnas.run.checkpoints import Result
-from morphnas.run.jobs import DeviceGone, Job, grace
-from morphnas.run.parcels import Answer, part_for, sealed, unsealed, write_task
+from morphnas.run.jobs import DeviceLost, Job, grace
+from morphnas.run.transport import Answer, part_for, sealed, unsealed, write_task
 from morphnas.run.work import work
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
@@ -70,7 +70,7 @@ class SerialExecutor:
         future: Future[Result] = Future()
         try:
             future.set_result(work(job, part_for(job, self._task, self._everything), each_epoch))
-        except DeviceGone:
+        except DeviceLost:
             raise
         except Exception as error:
             future.set_exception(error)

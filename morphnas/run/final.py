@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from morphnas.graph import Graph
-from morphnas.run.asking import at_once, module_of, outputs_of
 from morphnas.run.files import RunError
 from morphnas.run.jobs import Executor
-from morphnas.run.keeping import unsettled
 from morphnas.run.observers import Observer
-from morphnas.run.plan import coloured
+from morphnas.run.plan import is_colour
+from morphnas.run.predictions import at_once, module_of, outputs_of
+from morphnas.run.pruning import unsettled
 from morphnas.run.store import Store, data_name
 from morphnas.run.trainings import Trainings
 from morphnas.search.trial import STOPPED, Proposal, Trial, lineage
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
-from morphnas.train.goal import Unmeasured
+from morphnas.train.goal import UndefinedMetric
 from morphnas.train.predict import predict
 from morphnas.train.recipe import LEAST_RATE, SHIFT, Outcome, Recipe
 from morphnas.train.trainer import SHORT
@@ -64,7 +64,7 @@ SHIFT_MORE, CUTOUT_MORE = 0.125, 0.25
 CLEARLY = 1.64
 """Standard errors by which longer trainings must be worse, each of them, to be given up: 5 %, one-sided."""
 
-CAME_TO = ("finished", "truncated")
+USABLE = ("finished", "truncated")
 """What comes of a training that is of use."""
 UNMOVED, MORE = ", unmoved", ", changed more"
 """What the name of a way ends with in which images are not shifted, and in which they are changed more."""
@@ -111,15 +111,15 @@ class Final:
 
         Each training is a new trial; none that is finished is changed. Trainings that a driver before this one began on
         the same data and did not come to use are taken up, those done as they are and those interrupted from their
-        checkpoint, unless there is now time for much longer ones; those stay open, until somebody says `abandon`.
+        checkpoint, unless there is now time for much longer ones; those stay open until `close_open_finals`.
         """
         if self.winner.outcome is None:
             return self.winner
         if self.everything is not None and (begun := self._interrupted(self.everything)):
-            return self._last(begun.proposal, self.store.trial(begun.judge), self.everything)
+            return self._last(begun.proposal, self.store.trial(begun.scored_by), self.everything)
         compared = self._compared(*self._planned())
         # of other examples than those that are held out here, the winner's score says nothing
-        apart = self.retrain or (self.everything is None and knows(self.store, self.winner, self.data))
+        apart = self.retrain or (self.everything is None and may_have_seen(self.store, self.winner, self.data))
         results = compared if apart else [self.winner, *compared]
         results = [trial for trial in results if trial.kept and trial.score is not None] or [self.winner]
         chosen, scores = _chosen(self.store, results, self.task, self.chooser, self.deadline)
@@ -128,7 +128,7 @@ class Final:
         longer = [trial for trial in results if trial is not self.winner]
         final = chosen if self.everything is None else self._on_everything(chosen, self.everything, longer)
         if scores:
-            held_out = {"examples": len(self.chooser or self.task.judge), "stopped": self.chooser is None}
+            held_out = {"examples": len(self.chooser or self.task.evaluation_set), "stopped": self.chooser is None}
             told = {**dict(self.store.about.get("chosen") or {}), str(final.id): {**held_out, "scores": scores}}
             self.store.note(chosen=told)
         return final
@@ -154,7 +154,7 @@ class Final:
         alone = len(ways) == 1
         if alone and self.judged:  # one suffices to say how good the last one is
             alone = self._passes(share * self.deadline.left, self.task.train) < min(WORTH_JUDGING, longest)
-        alone = alone or knows(self.store, self.winner, self.data)
+        alone = alone or may_have_seen(self.store, self.winner, self.data)
         return ([] if alone and self.everything is not None and not self.retrain else ways), share
 
     def _compared(self, ways: list[Way], share: float) -> list[Trial]:
@@ -173,7 +173,7 @@ class Final:
             last = self._trained(proposal, end, self.task.train, scored=True)
             done.append(last)
             outcome = last.outcome
-            if outcome and outcome.epochs and outcome.status in CAME_TO:  # here, and not where the search was
+            if outcome and outcome.epochs and outcome.status in USABLE:  # here, and not where the search was
                 self._per_example, self._scoring = _costs(last, self.task, self.guess)
             unmoved = bool(ways) and ways[0][0].endswith(UNMOVED)
             if unmoved and self._open and _by_heart(self.store, last, self.task, self.deadline):
@@ -204,7 +204,7 @@ class Final:
         valid = self.task.valid
         asking = 0.0 if valid is None else min(ASKING * self._scoring, MOST_ASKING * self.deadline.left)
         last = self._trained(proposal, self.deadline.earlier(asking), everything, scored=False)
-        good = last.kept and last.outcome is not None and last.outcome.status in CAME_TO
+        good = last.kept and last.outcome is not None and last.outcome.status in USABLE
         cut = last.outcome is None or last.outcome.status != "finished"
         if not good or (cut and self.deadline.stopped):  # then its rate has not come down
             return chosen
@@ -220,7 +220,7 @@ class Final:
         for trial in reversed(self.store.trials):
             why, recipe = trial.proposal.why, trial.proposal.recipe
             known = why.get("final") == "everything" and {**why, **self._about} == why and trial.parent in kept
-            if known and trial.outcome is None and trial.judge in kept and unsettled(trial, self.store.about):
+            if known and trial.outcome is None and trial.scored_by in kept and unsettled(trial, self.store.about):
                 begun = recipe.epochs * (recipe.examples or n)
                 return trial if LONGER * begun >= n * min(passes, _longest(recipe)) else None
         return None
@@ -261,7 +261,7 @@ class Final:
     @property
     def _open(self) -> bool:
         """Whether images may be changed more than usual: coloured ones, where nobody has said how much."""
-        return self.recipe.augment.shift is None and coloured(tuple(self.task.train.x.shape[1:]))
+        return self.recipe.augment.shift is None and is_colour(tuple(self.task.train.x.shape[1:]))
 
     def _passes(self, seconds: float, examples: Examples, scored: bool = True) -> float:
         """How often the examples can be seen in that time, scored after each or not."""
@@ -285,7 +285,7 @@ class Final:
         return self.store.trial(trial.id)
 
 
-def knows(store: Store, winner: Trial, data: str) -> bool:
+def may_have_seen(store: Store, winner: Trial, data: str) -> bool:
     """Whether a network may have been trained on examples that are held out of these data: its run was on others, or
     held out others, or it comes from a training on everything. Then nothing that goes on from it can be compared.
     """
@@ -294,7 +294,7 @@ def knows(store: Store, winner: Trial, data: str) -> bool:
     return other or any(one.proposal.why.get("final") == "everything" for one in line)
 
 
-def abandon(store: Store) -> None:
+def close_open_finals(store: Store) -> None:
     """Close the final trainings that are open: nobody will go on with them."""
     for trial in store.trials:
         if trial.outcome is None and trial.final:
@@ -395,7 +395,7 @@ def _begun(store: Store, proposal: Proposal, n: int) -> Trial | None:
         same = trial.final and unsettled(trial, store.about) and before.why == proposal.why
         if not same or before.start != proposal.start or settings(before.recipe) != settings(proposal.recipe):
             continue
-        if outcome is not None and not (outcome.status in CAME_TO and trial.kept and outcome.error != STOPPED):
+        if outcome is not None and not (outcome.status in USABLE and trial.kept and outcome.error != STOPPED):
             continue
         done = before.recipe if outcome is None else replace(before.recipe, epochs=max(1, outcome.epochs))
         if LONGER * amount(done) < amount(proposal.recipe):
@@ -427,7 +427,7 @@ def _chosen(
     nothing = -math.inf, -math.inf
     aims = {trial.outcome.objective for trial in results if trial.outcome is not None}
     if chooser is None and aims != {task.goal.objective}:  # scores of different kinds say nothing
-        chooser = task.judge
+        chooser = task.evaluation_set
 
     def judged(trial: Trial) -> tuple[float, float]:
         """Higher is better: the score, of equals minus the loss, or the one that was trained last."""
@@ -442,15 +442,15 @@ def _chosen(
                 raise OutOfTime("the deadline came before all networks were asked")
             return outputs
 
-        outputs, heat = said(chooser), 1.0
+        outputs, temperature = said(chooser), 1.0
         if not outputs.isfinite().all():
             return nothing
         if task.valid is not None:
-            heat = task.goal.heat(said(task.valid), task.valid.y, task.valid.weights)
-        asked = outputs / heat, chooser.y, chooser.weights
+            temperature = task.goal.temperature(said(task.valid), task.valid.y, task.valid.weights)
+        asked = outputs / temperature, chooser.y, chooser.weights
         try:
-            return task.goal.judged(*asked)[0], -task.goal.loss(*asked).item()
-        except Unmeasured:
+            return task.goal.score_and_metric(*asked)[0], -task.goal.loss(*asked).item()
+        except UndefinedMetric:
             return nothing
 
     try:
@@ -469,9 +469,10 @@ def _losses(
     out."""
     found: dict[int, Tensor] = {}
     for id, outputs in outputs_of(store, trials, examples.x, task, deadline).items():
-        heat = task.goal.heat(outputs, examples.y, examples.weights)
+        temperature = task.goal.temperature(outputs, examples.y, examples.weights)
         losses = [
-            task.goal.loss(*one).item() for one in zip((outputs / heat).split(1), examples.y.split(1), strict=True)
+            task.goal.loss(*one).item()
+            for one in zip((outputs / temperature).split(1), examples.y.split(1), strict=True)
         ]
         found[id] = torch.tensor(losses, dtype=torch.float64)
     return found
@@ -489,7 +490,7 @@ def _spoilt(store: Store, before: Trial, after: Trial, task: Task, deadline: Dea
     said = outputs_of(store, (before, after), task.valid.x, task, deadline)
     if len(said) < 2:
         return False
-    was, now = (task.goal.regrets(outputs, task.valid.y) for outputs in said.values())
+    was, now = (task.goal.objective_errors(outputs, task.valid.y) for outputs in said.values())
     lost, won = int((now > was).sum()), int((now < was).sum())
     if spoilt := lost - won > 2 * math.sqrt(lost + won):
         log.warning(

@@ -25,7 +25,7 @@ from morphnas.train.trainer import EachEpoch
 class Job:
     """A proposal as a worker gets it: with the weights of its start, if that has any.
 
-    seconds: that the work may take. scored: whether the task's judge is asked after every epoch, see `train`.
+    seconds: that the work may take. scored: whether the evaluation set is scored after every epoch, see `train`.
     micro: examples to have in memory at a time; None: whole batches.
     checkpoint: the file, if it is within reach, that the work is gone on from, and can be later.
     stop: ends the work early, where it is done in this process.
@@ -49,15 +49,15 @@ class Job:
         return chunk(self.micro)
 
 
-class DeviceGone(RunError):
+class DeviceLost(RunError):
     """The device does nothing any more for this process."""
 
-    def left(self, store: Store, trial: Trial, again: bool) -> DeviceGone:
+    def left(self, store: Store, trial: Trial, again: bool) -> DeviceLost:
         """What a fit says of it. The trial stays open, to be gone on with; where it was so before it has failed."""
         if again:
             store.finish(trial.id, Outcome("failed", error=str(self)), None)
         kept = f"what was trained is kept in {store.path}, and a new process can go on with resume=True"
-        return DeviceGone(f"{self}: {kept}")
+        return DeviceLost(f"{self}: {kept}")
 
 
 class Executor(Protocol):

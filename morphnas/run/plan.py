@@ -21,7 +21,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.data import Task, steps
 from morphnas.train.predict import latency
 from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe, at_usual_rate, known_fields
-from morphnas.train.step import EAGER, RECORDERS, Step, computing, lay_out
+from morphnas.train.step import EAGER, RECORDERS, Step, computing, to_memory_format
 
 log = logging.getLogger("morphnas")
 
@@ -200,7 +200,7 @@ def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True, max
     shape = graph.shapes[graph.input.name]
     module = to_module(graph).to(task.device).train()
     if len(shape) == 3:
-        lay_out(module, torch.channels_last)
+        to_memory_format(module, torch.channels_last)
     batch = task.train[:n]
     x = task.normalised(batch.x)[(slice(None), slice(None), *map(slice, shape[1:]))].contiguous()
 
@@ -262,7 +262,7 @@ def _measure_recording(task: Task, recipe: Recipe, record: bool) -> Pace:
     precision: Precision = "bfloat16" if _computes_bfloat16(task.device) else "float32"
     start = to_module(graph).to(task.device)
     if len(shape) == 3:
-        lay_out(start, torch.channels_last)
+        to_memory_format(start, torch.channels_last)
 
     def weights(module: nn.Module) -> Tensor:
         return torch.cat([p.detach().flatten() for p in module.parameters()])
@@ -334,17 +334,17 @@ def default_recipe(n: int, device: torch.device, augment: bool | None, shape: Sh
     change = Augment(shift=shift, flip=None) if spatial and augment is not False else Augment()
     optimizer: Optimizer = "muon" if spatial else "sgd"
     epochs = EPOCHS if spatial else max(EPOCHS, min(MOST_EPOCHS, math.ceil(STEPS / steps(n, size))))
-    recipe = Recipe(epochs=epochs, batch_size=size, optimizer=optimizer, whiten=coloured(shape), augment=change)
+    recipe = Recipe(epochs=epochs, batch_size=size, optimizer=optimizer, whiten=is_colour(shape), augment=change)
     return at_usual_rate(recipe if spatial else replace(recipe, weight_decay=DECAY_OF_ROWS))
 
 
-def coloured(shape: Shape) -> bool:
+def is_colour(shape: Shape) -> bool:
     return len(shape) == 3 and shape[0] >= COLOURS
 
 
 def seen(shape: Shape) -> int:
     """Examples of that shape that the final trainings should see, at least."""
-    return SEEN_COLOURED if coloured(shape) else SEEN
+    return SEEN_COLOURED if is_colour(shape) else SEEN
 
 
 def plan(
@@ -377,14 +377,14 @@ def plan(
     cost = max(pace.seconds_per_flop, 1e-30)
     room = RESERVED * seconds / cost  # work, times passes
     many, few = (max(1.0, n * room / much) ** (1 / 3) for much in (AMPLE, AMPLE_FOR_FEW))
-    passes = min(MOST_PASSES, max(PASSES * many, seen(shape) / n * (few if coloured(shape) else 1.0)))
+    passes = min(MOST_PASSES, max(PASSES * many, seen(shape) / n * (few if is_colour(shape) else 1.0)))
     largest = room / passes
     _check(initial, shape, outputs, limits)
     graphs = initial or _starters(shape, outputs, largest, limits, depth, width, device)
     starts = {graph.key: graph for graph in graphs}
     typical = statistics.median(graph.work for graph in starts.values())
     recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
-    final = max(FINAL, 0.75 * seen(shape) / n, min(FINAL_COLOURED, SEEN_LAST / n) if coloured(shape) else 0.0)
+    final = max(FINAL, 0.75 * seen(shape) / n, min(FINAL_COLOURED, SEEN_LAST / n) if is_colour(shape) else 0.0)
     about = USUAL * largest  # of starters, whichever widths there are: those of similar machines should be alike
     final *= cost * GROWN * (about if about / 2 < typical < 2 * about else typical) / seconds
     share = 1 - min(1.0 if workers == 1 else 0.6, max(RESERVED, final))

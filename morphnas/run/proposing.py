@@ -14,7 +14,7 @@ from morphnas.graph import Network
 from morphnas.graph.morphs import check_stored
 from morphnas.run.files import RunError
 from morphnas.run.store import Store
-from morphnas.search.trial import Left, Proposal, Searcher, Trial, grown
+from morphnas.search.trial import Budget, Proposal, Searcher, Trial, grown
 from morphnas.train.deadline import POLL, Deadline
 
 SWITCHING = 1e-4
@@ -73,17 +73,17 @@ class Asker:
             self._thread.shutdown(wait=False, cancel_futures=True)
             _switching.end()
 
-    def now(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def now(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """What the searcher answers. SearcherError where that is no proposal."""
         begun = self._clock()
         try:
-            return self._asked(trials, left)
+            return self._asked(trials, budget)
         finally:
             self.seconds = self._clock() - begun
 
-    def _asked(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def _asked(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         try:
-            answer: object = self._searcher.ask(trials, left)
+            answer: object = self._searcher.ask(trials, budget)
             if not isinstance(answer, Proposal | None):
                 raise TypeError(f"a searcher's ask returns a Proposal or None, not {answer!r:.100}")
             if answer is not None:
@@ -94,10 +94,10 @@ class Asker:
             raise SearcherError(f"the searcher failed: {type(error).__name__}: {error}") from error
         return answer
 
-    def ahead(self, trials: Sequence[Trial], left: Left) -> None:
+    def ahead(self, trials: Sequence[Trial], budget: Budget) -> None:
         """Begin to ask, unless that has begun, or is done here only."""
         if self._thread and not self._coming:
-            self._coming = self._thread.submit(self._with_network, trials, left)
+            self._coming = self._thread.submit(self._with_network, trials, budget)
 
     def taken(self, deadline: Deadline) -> tuple[Proposal | None, Network | None]:
         """What was asked for ahead, and the network that it starts from, where that could be read; nothing where it
@@ -107,8 +107,8 @@ class Asker:
             wait([coming], min(deadline.left, POLL))
         return coming.result() if coming and coming.done() else (None, None)
 
-    def _with_network(self, trials: Sequence[Trial], left: Left) -> tuple[Proposal | None, Network | None]:
-        proposal = self._asked(trials, left)
+    def _with_network(self, trials: Sequence[Trial], budget: Budget) -> tuple[Proposal | None, Network | None]:
+        proposal = self._asked(trials, budget)
         if proposal and proposal.parent is not None:
             with suppress(RunError):
                 return proposal, self._store.network(proposal.parent)

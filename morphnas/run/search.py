@@ -11,13 +11,13 @@ from dataclasses import KW_ONLY, dataclass, replace
 from morphnas.graph import Graph, Limits, Network
 from morphnas.run.files import RunError
 from morphnas.run.jobs import Executor
-from morphnas.run.keeping import prune
 from morphnas.run.observers import Observer
 from morphnas.run.proposing import Asker, SearcherError
+from morphnas.run.pruning import prune
 from morphnas.run.store import Store
 from morphnas.run.trainings import Trainings
 from morphnas.run.warn import warn
-from morphnas.search.trial import Left, Searcher, Trial
+from morphnas.search.trial import Budget, Searcher, Trial
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
 
@@ -34,7 +34,7 @@ DROP = 0.03
 UNLIMITED = Limits()
 
 
-def settle(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:
+def decide_flip(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:
     """The recipe with `flip` decided, once a network knows: unless mirrored images cost it more than `DROP`, clearly.
 
     Clearly is by 1.64 standard errors (5 %, one-sided) of the difference of two shares of the same examples, at most.
@@ -147,10 +147,10 @@ class Search:
         """What searchers know of: final trainings may have been on examples that networks are scored on."""
         return [trial for trial in self.store.trials if not trial.final]
 
-    def _left(self, trials: Sequence[Trial], seconds: float = 0.0) -> Left:
+    def _budget(self, trials: Sequence[Trial], seconds: float = 0.0) -> Budget:
         """What is left in so many seconds."""
         more = None if self.max_trials is None else self.max_trials - len(trials)
-        return Left(max(0.0, self.deadline.left - seconds), more, seconds_per_flop(trials, self.guess))
+        return Budget(max(0.0, self.deadline.left - seconds), more, seconds_per_flop(trials, self.guess))
 
     def _enough(self, trials: Sequence[Trial]) -> bool:
         return self.max_trials is not None and len(trials) >= self.max_trials
@@ -174,24 +174,24 @@ class Search:
         if proposal is None and not needed and deadline.left < asker.seconds:
             return None  # it would come too late
         if proposal is None:
-            proposal = asker.now(trials, self._left(trials))
+            proposal = asker.now(trials, self._budget(trials))
         if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
-            proposal = asker.now((), replace(self._left(trials), seconds=math.inf))
+            proposal = asker.now((), replace(self._budget(trials), seconds=math.inf))
         if proposal is None and not self._trainings and len(trials) < TRIES and not any(map(_usable, trials)):
             others = [trial for trial in trials if trial.outcome is None or trial.outcome.status not in AGAIN]
-            proposal = asker.now(others, self._left(trials))  # the failed ones once more
+            proposal = asker.now(others, self._budget(trials))  # the failed ones once more
         if proposal is None or (deadline.passed and not needed):
             return None
         given = {"weights": "given"} if self.store.gives(proposal.start) else {}
-        recipe, why = settle(proposal.recipe, trials, self.chance), {**proposal.why, **given}
+        recipe, why = decide_flip(proposal.recipe, trials, self.chance), {**proposal.why, **given}
         return self.store.claim(replace(proposal, recipe=recipe, why=why)), network
 
     def _ask_ahead(self, trial: Trial) -> None:
         """Ask for what comes after this trial, of which nothing is known yet, and the others that run."""
         trials = self._tried()
         if not (self._waiting or self.deadline.passed or self._enough(trials)):
-            seconds = self._left(trials).predict(trial.graph, trial.proposal.recipe.epochs) / self.executor.workers
-            self._asker.ahead(trials, self._left(trials, seconds))
+            seconds = self._budget(trials).predict(trial.graph, trial.proposal.recipe.epochs) / self.executor.workers
+            self._asker.ahead(trials, self._budget(trials, seconds))
 
     def _begin(self, trial: Trial, network: Graph | Network | None) -> None:
         self._begun = True

@@ -38,7 +38,7 @@ from morphnas.graph.graph import bounded
 from morphnas.graph.morphs import UnknownMorph, stored_morph
 from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors, writing
 from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
-from morphnas.search.belief import winner
+from morphnas.search.network_surrogate import winner
 from morphnas.search.pareto import COSTS, check_cost, front
 from morphnas.search.trial import Proposal, Trial, comparable, grown
 from morphnas.train.recipe import Outcome, Recipe, is_number

@@ -9,9 +9,9 @@ from queue import Empty, SimpleQueue
 
 from morphnas.graph import Graph, Network, Weights
 from morphnas.run.checkpoints import Result
-from morphnas.run.jobs import DeviceGone, Executor, Job, grace, micro_batch, result_of, submitted, trial_seed
-from morphnas.run.keeping import prune
+from morphnas.run.jobs import DeviceLost, Executor, Job, grace, micro_batch, result_of, submitted, trial_seed
 from morphnas.run.observers import Observer
+from morphnas.run.pruning import prune
 from morphnas.run.store import Store
 from morphnas.search.trial import STOPPED, Trial
 from morphnas.train.deadline import NEVER, POLL, Deadline
@@ -28,7 +28,7 @@ class Trainings:
     workers that have not begun, or do not answer soon, stay open, to be gone on with.
 
     seed: the run's. max_memory: bytes that a training should take at most. max_latency: see `Job`. keep: see
-    `morphnas.run.keeping`.
+    `morphnas.run.pruning`.
     """
 
     store: Store
@@ -74,7 +74,7 @@ class Trainings:
         )
         try:
             future = submitted(self.executor, job, lambda outcome: self._epoch_done(trial, outcome))
-        except DeviceGone as error:
+        except DeviceLost as error:
             raise error.left(self.store, trial, again) from error
         self._running[trial.id] = future
         future.add_done_callback(lambda future: self._news.put((trial, future)))

@@ -24,15 +24,15 @@ from morphnas.graph import (
     weights_of,
 )
 from morphnas.run.checkpoints import Keeper, Result, Saved
-from morphnas.run.jobs import DeviceGone, Job
+from morphnas.run.jobs import DeviceLost, Job
 from morphnas.train.calibrate import calibrate
-from morphnas.train.checkpoint import Unfit
+from morphnas.train.checkpoint import CheckpointMismatch
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime
-from morphnas.train.predict import Diverged, evaluate, in_full, latency, predict
+from morphnas.train.predict import Diverged, evaluate, full_precision, latency, predict
 from morphnas.train.recipe import LEAST_RATE, Outcome
-from morphnas.train.step import is_gone, is_out_of_memory, lay_out
-from morphnas.train.trainer import MOST_SAID, EachEpoch, train
+from morphnas.train.step import is_device_lost, is_out_of_memory, to_memory_format
+from morphnas.train.trainer import MAX_ERROR_LENGTH, EachEpoch, train
 from morphnas.train.whitening import whitening
 
 log = logging.getLogger("morphnas")
@@ -116,21 +116,21 @@ def _attempt(
                 try:
                     outcome = _asked(outcome, module, job, task, deadline)
                 except Exception as error:
-                    if is_gone(task.device):
+                    if is_device_lost(task.device):
                         raise
                     log.warning("a network was trained, but cannot be asked more than its score: %s", error)
             return replace(outcome, morph_error=difference), weights_of(module)
-    except Unfit as error:
+    except CheckpointMismatch as error:
         log.warning("a training starts again, because its checkpoint belongs to another one: %s", error)
         return _attempt(job, task, deadline, each_epoch, keeper, None)
     except OutOfTime as error:
         return Outcome("truncated", error=str(error)), None
     except Exception as error:
         if is_out_of_memory(error):
-            return Outcome("oom", error=str(error)[:MOST_SAID]), None
-        if is_gone(task.device):
+            return Outcome("oom", error=str(error)[:MAX_ERROR_LENGTH]), None
+        if is_device_lost(task.device):
             reason = str(error).partition("\n")[0]
-            raise DeviceGone(f"{task.device} does nothing any more for this process ({reason})") from error
+            raise DeviceLost(f"{task.device} does nothing any more for this process ({reason})") from error
         return Outcome("failed", error=traceback.format_exc()[-4000:]), None
 
 
@@ -163,8 +163,8 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
     if not job.morphs:
         return module, None
     new = [node.name for node in graph.nodes if node.name not in start.graph and f"{node.name}.running_mean" in weights]
-    probes, begun = task.judge.x[:_PROBES], deadline.left
-    with in_full(task.device):
+    probes, begun = task.evaluation_set.x[:_PROBES], deadline.left
+    with full_precision(task.device):
         before = predict(start.to_module().to(task.device), probes, task, job.chunk, deadline)
     if new:
         pace = 2 * (begun - deadline.left) / max(1, len(before))  # in training mode, and of the child
@@ -180,7 +180,7 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
                 if most <= SMALLEST or not is_out_of_memory(error):
                     raise
             most = max(SMALLEST, most // 2)
-    with in_full(task.device):
+    with full_precision(task.device):
         after = predict(module, probes, task, job.chunk, deadline)
     if len(before) < len(probes) or len(after) < len(probes):
         raise OutOfTime("the deadline came before the network was proved to be what its morphs promise")
@@ -225,22 +225,22 @@ def first_filters(graph: Graph) -> list[str]:
 def _asked(outcome: Outcome, module: nn.Module, job: Job, task: Task, deadline: Deadline) -> Outcome:
     """The outcome with what else is to be known of a network that has a score: mirrored images, and its latency."""
     if job.recipe.augment.flip is None:
-        outcome = asked_mirrored(outcome, module, task, job.chunk, deadline)
-    lay_out(module, torch.contiguous_format)  # as it is used
+        outcome = measure_mirrored(outcome, module, task, job.chunk, deadline)
+    to_memory_format(module, torch.contiguous_format)  # as it is used
     seconds = latency(module, task, min(TIMED, 0.01 * deadline.left))
     return replace(outcome, latency=seconds, slow=seconds > (job.max_latency or math.inf))
 
 
-def asked_mirrored(outcome: Outcome, module: nn.Module, task: Task, chunk: int, deadline: Deadline) -> Outcome:
+def measure_mirrored(outcome: Outcome, module: nn.Module, task: Task, chunk: int, deadline: Deadline) -> Outcome:
     """The outcome with the usual metric on examples as they are and mirrored; without where there is no axis to mirror,
     no time, or an output is no number."""
-    usual = replace(task, goal=task.goal.usual)
-    if task.judge.x.ndim < 3:
+    usual = replace(task, goal=task.goal.standard)
+    if task.evaluation_set.x.ndim < 3:
         return outcome
     try:
-        mirrored = evaluate(_Mirror(module), task.judge, usual, chunk, deadline)[1]
+        mirrored = evaluate(_Mirror(module), task.evaluation_set, usual, chunk, deadline)[1]
         own = outcome.by_metric or outcome.metric is None
-        upright = evaluate(module, task.judge, usual, chunk, deadline)[1] if own else outcome.metric
+        upright = evaluate(module, task.evaluation_set, usual, chunk, deadline)[1] if own else outcome.metric
         return replace(outcome, upright=upright, mirrored=mirrored)
     except (Diverged, OutOfTime):
         return outcome

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import torch
 
-from morphnas.run.parcels import Answer, Ready, done, read_task
+from morphnas.run.transport import Answer, Ready, done, read_task
 from morphnas.train.deadline import Stop
 from morphnas.train.trainer import warm_up
 

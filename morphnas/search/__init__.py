@@ -3,19 +3,19 @@
 from collections.abc import Callable
 
 from morphnas.search.bayesian import BayesianSearcher
-from morphnas.search.belief import Belief, fidelities, winner
 from morphnas.search.climbing import HillClimbingSearcher
 from morphnas.search.distance import distances, sketch
 from morphnas.search.evolution import EvolutionSearcher
 from morphnas.search.greedy import GreedySearcher
 from morphnas.search.grid import GridSearcher
 from morphnas.search.halving import HalvingSearcher
+from morphnas.search.network_surrogate import NetworkSurrogate, fidelities, winner
 from morphnas.search.pareto import ParetoSearcher
 from morphnas.search.patient import Patient
 from morphnas.search.promote import Promote
 from morphnas.search.random import RandomSearcher
 from morphnas.search.trial import (
-    Left,
+    Budget,
     MorphSpace,
     Proposal,
     Searcher,
@@ -38,8 +38,8 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
 """The searchers by the names that estimators know them by."""
 
 __all__ = [
-    "BayesianSearcher", "Belief", "Choice", "distances", "EvolutionSearcher", "fidelities", "GreedySearcher",
-    "GridSearcher", "HalvingSearcher", "HillClimbingSearcher", "Left", "lineage",
+    "BayesianSearcher", "NetworkSurrogate", "Choice", "distances", "EvolutionSearcher", "fidelities", "GreedySearcher",
+    "GridSearcher", "HalvingSearcher", "HillClimbingSearcher", "Budget", "lineage",
     "MorphSpace", "ParetoSearcher", "Patient", "Promote", "Proposal", "RandomSearcher", "Range", "ranges_of",
     "Searcher", "SEARCHERS", "sketch", "Space", "Trial", "Tuned", "winner",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError
-from morphnas.search.trial import Left, MorphSpace, Proposal, Space, Trial
+from morphnas.search.trial import Budget, MorphSpace, Proposal, Space, Trial
 from morphnas.train.recipe import Recipe
 
 ENOUGH_TIMED = 5
@@ -37,25 +37,25 @@ class Rules:
     """What may be trained now for so many epochs: nothing twice, nothing too large, nothing that cannot finish."""
 
     limits: Limits
-    left: Left
+    budget: Budget
     epochs: int
     taken: frozenset[str]
     """Keys of the networks that have been, or are being, trained for as many epochs."""
 
     @staticmethod
-    def of(trials: Sequence[Trial], limits: Limits, left: Left, epochs: int) -> Rules:
+    def of(trials: Sequence[Trial], limits: Limits, budget: Budget, epochs: int) -> Rules:
         taken = frozenset(t.graph.key for t in trials if t.epochs == epochs)
-        return Rules(learnt(limits, trials), left, epochs, taken)
+        return Rules(updated_limits(limits, trials), budget, epochs, taken)
 
     def fits(self, graph: Graph) -> bool:
         """Whether the network is within the limits and can be trained in the time left."""
-        return self.limits.refuse(graph) is None and self.left.predict(graph, self.epochs) <= self.left.seconds
+        return self.limits.refuse(graph) is None and self.budget.predict(graph, self.epochs) <= self.budget.seconds
 
     def new(self, graph: Graph) -> bool:
         return graph.key not in self.taken
 
 
-def learnt(limits: Limits, trials: Sequence[Trial]) -> Limits:
+def updated_limits(limits: Limits, trials: Sequence[Trial]) -> Limits:
     """The limits with what trials have shown: what estimates of memory and of latency are worth, and which network was
     too large.
     """
@@ -177,7 +177,7 @@ def within_reach(
         level = beyond
 
 
-def what_is_left(left: Left) -> dict[str, Any]:
+def budget_to_json(budget: Budget) -> dict[str, Any]:
     """The budget as JSON values; None for seconds without end."""
-    seconds = left.seconds if math.isfinite(left.seconds) else None
-    return {"seconds": seconds, "trials": left.trials, "seconds_per_flop": left.seconds_per_flop}
+    seconds = budget.seconds if math.isfinite(budget.seconds) else None
+    return {"seconds": seconds, "trials": budget.trials, "seconds_per_flop": budget.seconds_per_flop}

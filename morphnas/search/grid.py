@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphnas.graph import Graph, cnn, mlp
-from morphnas.search.candidates import Rules, what_is_left
+from morphnas.search.candidates import Rules, budget_to_json
 from morphnas.search.starts import StartsFirst
 from morphnas.search.trial import Proposal, Trial
 
@@ -25,7 +25,7 @@ class GridSearcher(StartsFirst):
     def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         for (width, depth), graph in sorted(self._networks().items(), key=lambda one: one[1].work):
             if rules.new(graph) and rules.fits(graph):
-                why = {"reason": "grid", "width": width, "depth": depth, "left": what_is_left(rules.left)}
+                why = {"reason": "grid", "width": width, "depth": depth, "budget": budget_to_json(rules.budget)}
                 return Proposal(graph, (), self.recipe, why)
         return None
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphnas.graph import Graph
-from morphnas.search.belief import INHERITED, Belief, fidelities
-from morphnas.search.candidates import Candidate, Rules, children, may_grow, usable, what_is_left
+from morphnas.search.candidates import Candidate, Rules, budget_to_json, children, may_grow, usable
 from morphnas.search.distance import SKIP, Array, distances, sketch
+from morphnas.search.network_surrogate import INHERITED, NetworkSurrogate, fidelities
 from morphnas.search.starts import StartsFirst
 from morphnas.search.trial import Proposal, Trial, check_numbers
 
@@ -71,10 +71,10 @@ class Guided(StartsFirst):
             some = [t for t in scored if t.id in roots]
             turn = (len(trials) - len(self.space.starts)) % 2
             if turn == 0 and (larger := self._largest(some, rules, rng)):
-                return larger.propose(self.recipe, reason="larger", left=what_is_left(rules.left))
+                return larger.propose(self.recipe, reason="larger", budget=budget_to_json(rules.budget))
             return self.chain("random", some, rules, rng, self.far)
         exploring = len(scored) < self.explore
-        belief = Belief.of(trials, self.skip_weight)
+        belief = NetworkSurrogate.of(trials, self.skip_weight)
         alike = self.recipe.epochs * (1 + INHERITED)
         known = belief.review(alike)
         aim = self.aim(scored, known[0], exploring)
@@ -104,7 +104,7 @@ class Guided(StartsFirst):
             sd=float(sd[0]),
             nearest=[[scored[i].id, float(apart[i])] for i in np.argsort(apart, kind="stable")[:3]],
             candidates=looked,
-            left=what_is_left(rules.left),
+            budget=budget_to_json(rules.budget),
         )
 
     def _largest(self, roots: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Candidate | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from morphnas.graph import Limits
 from morphnas.search.promote import Promote
 from morphnas.search.random import RandomSearcher
-from morphnas.search.trial import Left, Proposal, Space, Trial, check_numbers
+from morphnas.search.trial import Budget, Proposal, Space, Trial, check_numbers
 from morphnas.train.recipe import Recipe
 
 
@@ -26,7 +26,7 @@ class HalvingSearcher:
     def __post_init__(self) -> None:
         check_numbers(self, "rungs")
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
         draw = RandomSearcher(self.space, self.recipe, self.limits, self.seed)
-        return Promote(draw, self.factor, self.factor, self.rungs).ask(trials, left)
+        return Promote(draw, self.factor, self.factor, self.rungs).ask(trials, budget)

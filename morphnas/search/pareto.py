@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphnas.graph import Graph, narrowed
-from morphnas.search.candidates import Rules, paced, what_is_left
+from morphnas.search.candidates import Rules, budget_to_json, paced
 from morphnas.search.distance import Array
 from morphnas.search.guided import Aim, Guided
 from morphnas.search.surrogate import hypervolume_improvement
@@ -54,7 +54,12 @@ class ParetoSearcher(Guided):
             for number, start in enumerate(self.space.starts):
                 graph = narrowed(start, times)
                 if rules.new(graph) and rules.fits(graph):
-                    why = {"reason": "narrower", "start": number, "times": times, "left": what_is_left(rules.left)}
+                    why = {
+                        "reason": "narrower",
+                        "start": number,
+                        "times": times,
+                        "budget": budget_to_json(rules.budget),
+                    }
                     return Proposal(graph, (), self.recipe, why)
         return self.guided(trials, rules, rng)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from morphnas.search.trial import Left, Proposal, Searcher, Trial, check_numbers
+from morphnas.search.trial import Budget, Proposal, Searcher, Trial, check_numbers
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Patient:
     def __post_init__(self) -> None:
         check_numbers(self)
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
-        return None if stale(trials) >= self.patience else self.searcher.ask(trials, left)
+        return None if stale(trials) >= self.patience else self.searcher.ask(trials, budget)
 
 
 def stale(trials: Sequence[Trial]) -> int:

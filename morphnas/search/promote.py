@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from morphnas.graph import Graph
-from morphnas.search.candidates import what_is_left
-from morphnas.search.trial import Left, Proposal, Searcher, Trial, check_numbers
+from morphnas.search.candidates import budget_to_json
+from morphnas.search.trial import Budget, Proposal, Searcher, Trial, check_numbers
 from morphnas.train.recipe import MAX_EPOCHS, Recipe
 
 
@@ -35,9 +35,9 @@ class Promote:
     def __post_init__(self) -> None:
         check_numbers(self, "rungs")
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
-        if left.over:
+        if budget.over:
             return None
         rung = rungs(trials)
         promoted = {t.parent for t in trials if is_promotion(t)}
@@ -55,15 +55,15 @@ class Promote:
                     continue
                 recipe = replace(trial.proposal.recipe, epochs=epochs)
                 over = _training(trial.graph, recipe) in taken
-                if not over and left.predict(trial.graph, epochs) <= self.share * left.seconds:
+                if not over and budget.predict(trial.graph, epochs) <= self.share * budget.seconds:
                     why = {"reason": "promotion", "rung": level + 1, "place": place + 1, "of": len(peers)}
-                    return Proposal(trial.id, (), recipe, why | {"left": what_is_left(left)})
-        return self.searcher.ask(trials, left)
+                    return Proposal(trial.id, (), recipe, why | {"budget": budget_to_json(budget)})
+        return self.searcher.ask(trials, budget)
 
 
 def _training(graph: Graph, recipe: Recipe) -> tuple[str, Recipe]:
     """What one training has in common with another of the same network; whether images are mirrored is found out."""
-    return graph.key, recipe.unsettled
+    return graph.key, recipe.with_open_flip
 
 
 def is_promotion(trial: Trial) -> bool:

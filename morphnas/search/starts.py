@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from morphnas.graph import Limits
-from morphnas.search.candidates import Rules, random_candidate, what_is_left
-from morphnas.search.trial import Left, Proposal, Space, Trial, check_numbers
+from morphnas.search.candidates import Rules, budget_to_json, random_candidate
+from morphnas.search.trial import Budget, Proposal, Space, Trial, check_numbers
 from morphnas.train.recipe import Recipe
 
 
@@ -24,15 +24,15 @@ class StartsFirst:
     def __post_init__(self) -> None:
         check_numbers(self)
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""
-        rules = Rules.of(trials, self.limits, left, self.recipe.epochs)
-        if left.over:
+        rules = Rules.of(trials, self.limits, budget, self.recipe.epochs)
+        if budget.over:
             return None
         for number, graph in enumerate(self.space.starts):
             if rules.new(graph) and rules.fits(graph):
                 return Proposal(
-                    graph, (), self.recipe, {"reason": "start", "start": number, "left": what_is_left(left)}
+                    graph, (), self.recipe, {"reason": "start", "start": number, "budget": budget_to_json(budget)}
                 )
         return self.further(trials, rules, np.random.default_rng((self.seed, len(trials))))
 
@@ -45,5 +45,5 @@ class StartsFirst:
     ) -> Proposal | None:
         """A random chain of up to `longest` morphs from one of the roots, see `random_candidate`."""
         found = random_candidate(self.space, roots, rules, rng, longest)
-        why = {"reason": reason, **why, "left": what_is_left(rules.left)}
+        why = {"reason": reason, **why, "budget": budget_to_json(rules.budget)}
         return None if found is None else found.propose(self.recipe, **why)

@@ -43,7 +43,7 @@ _EPOCH_WEIGHTS = (0.3, 0.1, 1.0)
 the first; then the likeliest is taken."""
 
 _SETTING_WEIGHTS = (1.0, 0.3, 3.0)
-"""The same of a setting's unit, see `morphnas.search.belief.coordinates`."""
+"""The same of a setting's unit, see `morphnas.search.network_surrogate.coordinates`."""
 
 
 @dataclass(frozen=True)

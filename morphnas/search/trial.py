@@ -104,7 +104,7 @@ class Trial:
         return not self.final and self.outcome is not None and self.outcome.error == STOPPED
 
     @property
-    def judge(self) -> int:
+    def scored_by(self) -> int:
         """Id of the trial whose score says how good the network is: its own, or, after a training on the examples that
         are to tell, that of the network it was before."""
         told = self.proposal.why.get("score_of")
@@ -137,7 +137,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Left:
+class Budget:
     """What remains of the budget when a proposal is asked for.
 
     seconds: of the search. trials: how many more; None: any number. seconds_per_flop: predicted seconds of one epoch
@@ -183,7 +183,7 @@ class MorphSpace:
 class Searcher(Protocol):
     """Says what to train next, given all trials so far: a pure function of its settings and its arguments."""
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """The next proposal, or None when there is nothing left to propose within the limits and the budget.
 
         trials: in the order of their ids, running ones (outcome None) included. Asked again with equal arguments a

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from morphnas.graph import Limits
-from morphnas.search.belief import INHERITED, Belief
-from morphnas.search.candidates import Rules, what_is_left
+from morphnas.search.candidates import Rules, budget_to_json
 from morphnas.search.distance import sketch
+from morphnas.search.network_surrogate import INHERITED, NetworkSurrogate
 from morphnas.search.surrogate import expected_improvement
-from morphnas.search.trial import Left, Proposal, Searcher, Trial, check_numbers, grown
+from morphnas.search.trial import Budget, Proposal, Searcher, Trial, check_numbers, grown
 from morphnas.train.recipe import Recipe, at_usual_rate
 
 UNTUNED = ("epochs", "examples", "precision", "cuda_graphs", "patience")
@@ -137,18 +137,18 @@ class Tuned:
     def __post_init__(self) -> None:
         check_numbers(self)
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
-        proposal = self.searcher.ask(trials, left)
+        proposal = self.searcher.ask(trials, budget)
         if proposal is not None and (proposal.why.get("reason") == "start" or proposal.trains_on):
             return proposal
-        rules = Rules.of(trials, self.limits, left, self.recipe.epochs)
+        rules = Rules.of(trials, self.limits, budget, self.recipe.epochs)
         scored = [trial for trial in trials if trial.score is not None and not trial.final]
-        if left.over or not scored:
+        if budget.over or not scored:
             return proposal
         rng = np.random.default_rng((self.seed, len(trials), 1))
         alike = self.recipe.epochs * (1 + INHERITED)
-        belief = Belief.of([trial for trial in trials if not trial.final])
+        belief = NetworkSurrogate.of([trial for trial in trials if not trial.final])
         known = belief.review(alike)[0]
         ranking = [scored[i] for i in np.argsort(-known, kind="stable")]
         again = next((t.graph for t in ranking if rules.fits(t.graph)), None)
@@ -164,7 +164,7 @@ class Tuned:
         done = {
             (trial.graph.key, self._searched(recipe))
             for trial in trials
-            for recipe in (trial.proposal.recipe, trial.proposal.recipe.unsettled)
+            for recipe in (trial.proposal.recipe, trial.proposal.recipe.with_open_flip)
         }
         found, sketches = list[tuple[Proposal, Recipe]](), []
         for option in options:
@@ -175,20 +175,20 @@ class Tuned:
         if not found:
             return None
         if first:
-            return self._with(*found[0], left)
+            return self._with(*found[0], budget)
         mean, sd = belief.predict(sketches, alike, [recipe for _, recipe in found])
         promise = expected_improvement(mean, sd, float(known.max()))
-        return self._with(*found[int(promise.argmax())], left)
+        return self._with(*found[int(promise.argmax())], budget)
 
     def _searched(self, recipe: Recipe) -> str:
         """What of a recipe is searched."""
         return repr([getattr(recipe, name) for name in self.ranges])
 
-    def _with(self, proposal: Proposal, recipe: Recipe, left: Left) -> Proposal:
+    def _with(self, proposal: Proposal, recipe: Recipe, budget: Budget) -> Proposal:
         """The proposal with that recipe, and what of it was searched noted down."""
         searched = {name: getattr(recipe, name) for name in self.ranges}
         told = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in searched.items()}
-        why = {"left": what_is_left(left), **proposal.why, "recipe": told}
+        why = {"budget": budget_to_json(budget), **proposal.why, "recipe": told}
         return replace(proposal, recipe=recipe, why=why)
 
     def _drawn(self, rng: np.random.Generator, near: Recipe | None) -> Recipe:
@@ -197,7 +197,7 @@ class Tuned:
         for name, values in self.ranges.items():
             was = None if near is None else getattr(near, name)
             if near is not None and not values.holds(was):
-                was = getattr(near.unsettled, name)
+                was = getattr(near.with_open_flip, name)
             stays = was is not None and values.holds(was) and rng.random() < 0.5
             found[name] = was if stays else values.drawn(rng, was)
         recipe = replace(self.recipe, **found)

@@ -15,7 +15,7 @@ from morphnas.train.recipe import Epoch, Outcome, known_fields
 from morphnas.train.step import Step
 
 
-class Unfit(ValueError):
+class CheckpointMismatch(ValueError):
     """A checkpoint is not one of this training."""
 
 
@@ -33,7 +33,7 @@ Keep = Callable[[Callable[[], Checkpoint]], None]
 
 
 @dataclass
-class Past:
+class TrainingState:
     """Where a training has come to, apart from its tensors: it changes as the training goes on.
 
     best: the outcome so far, of the weights that are kept. decay, end: of the schedule; None: patience has not ended.
@@ -65,9 +65,9 @@ class Past:
         return asdict(self)
 
     @staticmethod
-    def from_json(data: Any) -> Past:
+    def from_json(data: Any) -> TrainingState:
         """What `to_json` described; ValueError when it is none."""
-        facts = known_fields(Past, data)
+        facts = known_fields(TrainingState, data)
         best = Outcome.from_json(facts.pop("best"))
         outcome = Outcome.from_json({"status": "truncated", "curve": facts.pop("curve", ())})
         usual = facts.pop("usual", ())
@@ -83,7 +83,7 @@ class Past:
                 raise ValueError(f"checkpoint: {name} cannot be {value!r:.100}")
         if not (isinstance(usual, (list, tuple)) and all(isinstance(v, float) and math.isfinite(v) for v in usual)):
             raise ValueError(f"checkpoint: usual cannot be {usual!r:.100}")
-        return replace(Past(best, **facts), usual=tuple(usual), curve=outcome.curve)
+        return replace(TrainingState(best, **facts), usual=tuple(usual), curve=outcome.curve)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +126,10 @@ class Moving:
             if name.startswith("optimizer."):
                 number, _, key = name.removeprefix("optimizer.").partition(".")
                 if not (number.isascii() and number.isdigit() and len(number) < 9 and int(number) < len(parameters)):
-                    raise Unfit(f"there is no parameter {number}")
+                    raise CheckpointMismatch(f"there is no parameter {number}")
                 p = parameters[int(number)]
                 if value.shape not in (p.shape, torch.Size([])) or not value.is_floating_point():
-                    raise Unfit(f"{name} has shape {tuple(value.shape)}")
+                    raise CheckpointMismatch(f"{name} has shape {tuple(value.shape)}")
                 state.setdefault(int(number), {})[key] = (
                     torch.empty_like(p, requires_grad=False).copy_(value) if value.shape == p.shape else value
                 )
@@ -138,23 +138,23 @@ class Moving:
             if name.startswith("optimizer."):
                 continue
             if name not in wanted or name not in saved:
-                raise Unfit(f"{name} is {'missing' if name in wanted else 'not known'}")
+                raise CheckpointMismatch(f"{name} is {'missing' if name in wanted else 'not known'}")
             if saved[name].dtype != wanted[name].dtype:
-                raise Unfit(f"{name} is of {saved[name].dtype}")
+                raise CheckpointMismatch(f"{name} is of {saved[name].dtype}")
             if name != "order" and saved[name].shape != wanted[name].shape:
-                raise Unfit(f"{name} has shape {tuple(saved[name].shape)}")
+                raise CheckpointMismatch(f"{name} has shape {tuple(saved[name].shape)}")
         rest = saved["order"]
         if rest.ndim != 1 or len(rest) > self.order.n + self.order.length:
-            raise Unfit(f"order has shape {tuple(rest.shape)}")
+            raise CheckpointMismatch(f"order has shape {tuple(rest.shape)}")
         if len(rest) and not 0 <= int(rest.min()) <= int(rest.max()) < self.order.n:
-            raise Unfit("order holds numbers of no examples")
+            raise CheckpointMismatch("order holds numbers of no examples")
         try:
             torch.set_rng_state(saved["torch"])
             self.generator.set_state(saved["generator"])
             if "cuda" in saved:
                 torch.cuda.set_rng_state(saved["cuda"], self.device)
         except RuntimeError as error:
-            raise Unfit(f"a random state: {error}") from None
+            raise CheckpointMismatch(f"a random state: {error}") from None
         _load(self.step.module, saved, "module.")
         if self.step.kept is not self.step.module:
             _load(self.step.kept, saved, "averaged.")

@@ -11,29 +11,31 @@ from torch import Tensor
 
 from morphnas.train.goal import Goal
 
-FARTHEST, FARTHEST_PIXEL = 5.0, 100.0
+CLIP, CLIP_PIXELS = 5.0, 100.0
 """Standard deviations from the mean beyond which a feature, or a pixel, counts as no farther.
 
 A feature that is the same in nearly all examples would be hundreds away in the others, and thousands in one that was
 not there when deviations were taken. A channel's deviation is over all positions, of which few may be bright."""
 
 
-def farthest(mean: Tensor) -> float:
+def clip_limit(mean: Tensor) -> float:
     """Which of them holds for examples with this mean, (d) for features or (channels, 1, ...)."""
-    return FARTHEST if mean.ndim == 1 else FARTHEST_PIXEL
+    return CLIP if mean.ndim == 1 else CLIP_PIXELS
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """x: (n, *shape) uint8 or float32. y: (n, ...), what their goal says. weights: (n,) float32, what each counts for;
-    None: all alike. taught: (n, outputs) float32, what a teacher's outputs are; None: there is none. On the device, but
-    for x, which may be in main memory instead.
+    """Examples of a data set.
+
+    x: (n, *shape) uint8 or float32. y: (n, ...), as their goal defines it. weights: (n,) float32 sample weights; None:
+    equal. teacher_outputs: (n, outputs) float32, for distillation; None: there is no teacher. All on the device, except
+    that x may be in main memory.
     """
 
     x: Tensor
     y: Tensor
     weights: Tensor | None = None
-    taught: Tensor | None = None
+    teacher_outputs: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -52,11 +54,11 @@ class Examples:
 
     def _each(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Examples:
         """Those with other x, and all else changed."""
-        others = (None if value is None else change(value) for value in (self.weights, self.taught))
+        others = (None if value is None else change(value) for value in (self.weights, self.teacher_outputs))
         return Examples(x, change(self.y), *others)
 
     @property
-    def worth(self) -> int:
+    def effective_size(self) -> int:
         """How many examples that count alike would tell as much (Kish 1965, "Survey sampling", section 11.7)."""
         if self.weights is None:
             return len(self)
@@ -84,7 +86,7 @@ class Task:
         return Task(train, valid, goal, mean, std)
 
     @property
-    def judge(self) -> Examples:
+    def evaluation_set(self) -> Examples:
         return self.train if self.valid is None else self.valid
 
     @property
@@ -98,8 +100,8 @@ class Task:
         return mean, std
 
     def normalised(self, x: Tensor) -> Tensor:
-        """Raw examples (n, *shape) less the mean, in standard deviations, of which at most `farthest`."""
-        most = farthest(self.mean)
+        """Raw examples (n, *shape) less the mean, in standard deviations, of which at most `clip_limit`."""
+        most = clip_limit(self.mean)
         return (x.to(self.device).to(torch.float32) - self.mean).div_(self.std).clamp_(-most, most)
 
     def to(self, device: torch.device) -> Task:

@@ -16,12 +16,12 @@ from morphnas.train.recipe import LOG_LOSS
 
 SMALLEST_ERROR = 1e-12
 """Mean squared error that counts as none."""
-STEEP = 0.125
+SQUARED_ERROR_SCALE = 0.125
 """What squared errors are multiplied by. Their loss is then as curved as that of two classes is in one logit at most, a
 quarter, and goes with the same learning rates: eight times as curved, many trainings diverge (`benchmarks/amounts.py`).
 """
 
-COOLED = 2.0
+DISTILLATION_TEMPERATURE = 2.0
 """What a teacher's logits and the network's are divided by, to see what it holds for likely beside the likeliest."""
 
 Weights = Tensor | None
@@ -42,12 +42,12 @@ class Goal(Protocol):
         ...
 
     @property
-    def ignorance(self) -> float:
+    def baseline_loss(self) -> float:
         """The loss of a network that knows nothing of an example."""
         ...
 
     @property
-    def usual(self) -> Goal:
+    def standard(self) -> Goal:
         """It without what is a user's own."""
         ...
 
@@ -55,7 +55,7 @@ class Goal(Protocol):
         """The mean over examples, times their weights, to be lowered. smoothing: see `Recipe.label_smoothing`."""
         ...
 
-    def agreement(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
+    def distillation_loss(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
         """The loss against what a teacher's outputs are, `said` (n, outputs), as steep as `loss`."""
         ...
 
@@ -65,11 +65,11 @@ class Goal(Protocol):
         ...
 
     @property
-    def unit(self) -> float:
+    def display_scale(self) -> float:
         """What losses of trainings are to be multiplied by to be those that people know."""
         ...
 
-    def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
+    def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         """The score, minus the mean loss, or a metric of the user's own, and the metric that people read; higher is
         better for both."""
         ...
@@ -78,14 +78,14 @@ class Goal(Protocol):
         """How wrong every output is, (n), whatever the user is after."""
         ...
 
-    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def objective_errors(self, outputs: Tensor, y: Tensor) -> Tensor:
         """How wrong every output is, (n), as far as that is known for what the user is after."""
         ...
 
-    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None, doubtful: bool = True) -> float:
+    def temperature(self, outputs: Tensor, y: Tensor, weights: Weights = None, cautious: bool = True) -> float:
         """What outputs are to be divided by to be as sure as these examples say that they may be.
 
-        doubtful: whether they are too few to say that there is no mistake, as `best_temperature` has it.
+        cautious: whether they are too few to say that there is no mistake, as `best_temperature` has it.
         """
         ...
 
@@ -98,32 +98,32 @@ class Goal(Protocol):
         ...
 
 
-class _Usual(ABC):
+class _StandardGoal(ABC):
     """A goal with nothing of a user's own."""
 
     objective: ClassVar[str] = LOG_LOSS
-    unit: ClassVar[float] = 1.0
+    display_scale: ClassVar[float] = 1.0
 
     @property
-    def usual(self) -> Self:
+    def standard(self) -> Self:
         return self
 
     @abstractmethod
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor: ...
 
-    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def objective_errors(self, outputs: Tensor, y: Tensor) -> Tensor:
         return self.errors(outputs, y)
 
 
 @dataclass(frozen=True)
-class Classes(_Usual):
+class Classification(_StandardGoal):
     """Each example is of one of `outputs` classes: outputs are logits, y are indices (n,) int64."""
 
     outputs: int
     measure: ClassVar[str] = "accuracy"
 
     @property
-    def ignorance(self) -> float:
+    def baseline_loss(self) -> float:
         return math.log(self.outputs)
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
@@ -131,12 +131,17 @@ class Classes(_Usual):
             return F.cross_entropy(outputs, y, label_smoothing=smoothing)
         return (F.cross_entropy(outputs, y, label_smoothing=smoothing, reduction="none") * weights).mean()
 
-    def agreement(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
+    def distillation_loss(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
         """Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2."""
-        losses = F.cross_entropy(outputs / COOLED, (said / COOLED).softmax(1), reduction="none") * COOLED**2
+        losses = (
+            F.cross_entropy(
+                outputs / DISTILLATION_TEMPERATURE, (said / DISTILLATION_TEMPERATURE).softmax(1), reduction="none"
+            )
+            * DISTILLATION_TEMPERATURE**2
+        )
         return (losses if weights is None else losses * weights).mean()
 
-    def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
+    def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         losses = F.cross_entropy(outputs.double(), y, reduction="none")
         return -_mean(losses, weights), _mean(outputs.argmax(1) == y, weights)
 
@@ -144,8 +149,8 @@ class Classes(_Usual):
         """1 where the likeliest class is another one, else 0."""
         return (outputs.argmax(1) != y).double()
 
-    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None, doubtful: bool = True) -> float:
-        doubt = doubtful * min(1.0, self.outputs / (max(1, self.outputs - 1) * (len(y) + 2)))
+    def temperature(self, outputs: Tensor, y: Tensor, weights: Weights = None, cautious: bool = True) -> float:
+        doubt = cautious * min(1.0, self.outputs / (max(1, self.outputs - 1) * (len(y) + 2)))
         return best_temperature(outputs, lambda cooled: self.loss(cooled, y, weights, doubt))
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
@@ -157,14 +162,14 @@ class Classes(_Usual):
 
 
 @dataclass(frozen=True)
-class Tags(_Usual):
+class MultiLabel(_StandardGoal):
     """Each example has some of `outputs` tags, or none: outputs are a logit for each, y (n, outputs) float32, 0, 1."""
 
     outputs: int
     measure: ClassVar[str] = "accuracy"
 
     @property
-    def ignorance(self) -> float:
+    def baseline_loss(self) -> float:
         return math.log(2)
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
@@ -172,10 +177,13 @@ class Tags(_Usual):
         losses = F.binary_cross_entropy_with_logits(outputs, y * (1 - smoothing) + smoothing / 2, reduction="none")
         return (losses if weights is None else losses * weights[:, None]).mean()
 
-    def agreement(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
-        return self.loss(outputs / COOLED, (said / COOLED).sigmoid(), weights) * COOLED**2
+    def distillation_loss(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
+        return (
+            self.loss(outputs / DISTILLATION_TEMPERATURE, (said / DISTILLATION_TEMPERATURE).sigmoid(), weights)
+            * DISTILLATION_TEMPERATURE**2
+        )
 
-    def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
+    def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         """The metric is the share of examples all of whose tags are right."""
         losses = F.binary_cross_entropy_with_logits(outputs.double(), y.double(), reduction="none").mean(1)
         return -_mean(losses, weights), _mean(self.errors(outputs, y) == 0, weights)
@@ -184,8 +192,8 @@ class Tags(_Usual):
         """The share of tags that are wrong."""
         return ((outputs >= 0) != (y > 0.5)).double().mean(1)
 
-    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None, doubtful: bool = True) -> float:
-        truth, doubt = y.double(), doubtful * 2 / (len(y) + 2)
+    def temperature(self, outputs: Tensor, y: Tensor, weights: Weights = None, cautious: bool = True) -> float:
+        truth, doubt = y.double(), cautious * 2 / (len(y) + 2)
         return best_temperature(outputs, lambda cooled: self.loss(cooled, truth, weights, doubt))
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
@@ -198,26 +206,26 @@ class Tags(_Usual):
 
 
 @dataclass(frozen=True)
-class Amounts(_Usual):
+class Regression(_StandardGoal):
     """`outputs` amounts belong to each example: y is (n, outputs) float32, of mean 0 and deviation 1 as a whole."""
 
     outputs: int
     measure: ClassVar[str] = "R2"
 
     @property
-    def ignorance(self) -> float:
-        return self.outputs * STEEP
+    def baseline_loss(self) -> float:
+        return self.outputs * SQUARED_ERROR_SCALE
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
-        """The squared error, `STEEP` times, summed over amounts; there is nothing to smooth."""
+        """The squared error, `SQUARED_ERROR_SCALE` times, summed over amounts; there is nothing to smooth."""
         squares = F.mse_loss(outputs, y, reduction="none")
         squares = squares if weights is None else squares * weights[:, None]
-        return squares.mean() * (self.outputs * STEEP)
+        return squares.mean() * (self.outputs * SQUARED_ERROR_SCALE)
 
-    def agreement(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
+    def distillation_loss(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
         return self.loss(outputs, said, weights)
 
-    def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
+    def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         """Log losses are those of normal distributions around the outputs, as wide as their errors: so a score tells
         half an error from another as well among small ones as among large ones. The metric is the coefficient of
         determination, the mean over amounts; of amounts that are all the same, relative to a variance of 1.
@@ -236,7 +244,7 @@ class Amounts(_Usual):
         """Squared ones, the mean over amounts."""
         return (outputs.double() - y.double()).square().mean(1)
 
-    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None, doubtful: bool = True) -> float:
+    def temperature(self, outputs: Tensor, y: Tensor, weights: Weights = None, cautious: bool = True) -> float:
         """1: they do not say how sure they are."""
         return 1.0
 
@@ -247,7 +255,7 @@ class Amounts(_Usual):
         return {"amounts": self.outputs}
 
 
-class Unmeasured(ArithmeticError, ValueError):
+class UndefinedMetric(ArithmeticError, ValueError):
     """A metric of a user's own is no finite number."""
 
 
@@ -274,7 +282,7 @@ class Criterion(Protocol):
 
 
 @dataclass(frozen=True)
-class Own:
+class CustomGoal:
     """A goal of the usual kind with a metric, a loss, or both, of the user's own.
 
     The metric is the score; without one the score is minus the loss. All else, as how sure outputs may be, is as usual.
@@ -283,41 +291,41 @@ class Own:
     and go with the same learning rates. ignorance: of the loss, so multiplied.
     """
 
-    usual: Goal
+    standard: Goal
     metric: Metric | None = None
     criterion: Criterion | None = None
     scale: float = 1.0
-    ignorance: float = 1.0
+    baseline_loss: float = 1.0
 
     @property
     def outputs(self) -> int:
-        return self.usual.outputs
+        return self.standard.outputs
 
     @property
     def measure(self) -> str:
-        return self.usual.measure if self.metric is None else self.metric.name
+        return self.standard.measure if self.metric is None else self.metric.name
 
     @property
     def objective(self) -> str:
         named = self.criterion if self.metric is None else self.metric
-        return self.usual.objective if named is None else named.name
+        return self.standard.objective if named is None else named.name
 
     @property
-    def unit(self) -> float:
+    def display_scale(self) -> float:
         return 1.0 if self.criterion is None else 1 / self.scale
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
         """Labels are smoothed for the usual loss alone."""
         if self.criterion is None:
-            return self.usual.loss(outputs, y, weights, smoothing)
+            return self.standard.loss(outputs, y, weights, smoothing)
         losses = self.criterion(outputs, y)
         return ((losses if weights is None else losses * weights).mean() * self.scale).float()
 
-    def agreement(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
-        return self.usual.agreement(outputs, said, weights)
+    def distillation_loss(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
+        return self.standard.distillation_loss(outputs, said, weights)
 
-    def judged(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
-        score, metric = self.usual.judged(outputs, y, weights)
+    def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
+        score, metric = self.standard.score_and_metric(outputs, y, weights)
         if self.criterion is not None:
             score = -_mean(self.criterion(outputs, y), weights)
         if self.metric is not None:
@@ -325,22 +333,22 @@ class Own:
         return score, metric
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return self.usual.errors(outputs, y)
+        return self.standard.errors(outputs, y)
 
-    def regrets(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def objective_errors(self, outputs: Tensor, y: Tensor) -> Tensor:
         """By a loss of the user's own, where it gives one for each example; else as usual."""
         losses = None if self.criterion is None else self.criterion(outputs, y)
-        return self.usual.regrets(outputs, y) if losses is None or losses.ndim == 0 else losses
+        return self.standard.objective_errors(outputs, y) if losses is None or losses.ndim == 0 else losses
 
-    def heat(self, outputs: Tensor, y: Tensor, weights: Weights = None, doubtful: bool = True) -> float:
-        return self.usual.heat(outputs, y, weights, doubtful)
+    def temperature(self, outputs: Tensor, y: Tensor, weights: Weights = None, cautious: bool = True) -> float:
+        return self.standard.temperature(outputs, y, weights, cautious)
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
         """Of the usual metric."""
-        return self.usual.chance(y, weights)
+        return self.standard.chance(y, weights)
 
     def to_json(self) -> dict[str, Any]:
-        return self.usual.to_json()
+        return self.standard.to_json()
 
 
 def _mean(values: Tensor, weights: Weights) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morphnas.train.data import Examples, Task, farthest
+from morphnas.train.data import Examples, Task, clip_limit
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.step import is_out_of_memory
 
@@ -41,7 +41,7 @@ def evaluate(
         raise OutOfTime("the deadline came before all examples were scored")
     if not outputs.isfinite().all():
         raise Diverged("the network's outputs are no numbers any more")
-    score, metric = task.goal.judged(outputs, examples.y, examples.weights)
+    score, metric = task.goal.score_and_metric(outputs, examples.y, examples.weights)
     if not math.isfinite(score):
         raise Diverged("the loss of the validation examples is no number any more")
     return score, metric
@@ -61,7 +61,7 @@ def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
     of as many passes as there is time for, `WARM` to 200, but for the first ones, times `HANDED_OVER`.
     """
     module.eval()
-    x, most = task.judge.x[:1].to(task.device), farthest(task.mean)
+    x, most = task.evaluation_set.x[:1].to(task.device), clip_limit(task.mean)
     times, first = list[float](), time.perf_counter()
     while not times or (
         len(times) < 200 and time.perf_counter() - first < (seconds if len(times) >= WARM else WARMING)
@@ -75,7 +75,7 @@ def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
 
 
 @contextmanager
-def in_full(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """Inside, convolutions on a GPU compute in float32 as it is; torch's default is TF32, 10 bits instead of 23.
 
     One thread is inside at a time, since that is a setting of the whole process.

@@ -40,7 +40,7 @@ class Augment:
     shift: largest displacement along each spatial axis, as a fraction of its size, rounded up to whole pixels (edge
         values fill the gap); None: none, until the final trainings find out what is better (`morphnas.run.final`).
     flip: mirror left and right, every image every second time, half of them at first (Jordan 2024, arXiv:2404.00498,
-        section 3.6); None: decided by the first network, see `morphnas.run.search.settle`.
+        section 3.6); None: decided by the first network, see `morphnas.run.search.decide_flip`.
     rotate: largest angle in degrees by which an image is rotated, in the plane.
     cutout: side of a square (cube, interval) set to the mean, as a fraction of each axis (DeVries and Taylor 2017,
         arXiv:1708.04552); 0: none.
@@ -152,11 +152,11 @@ class Recipe:
             raise ValueError(f"recipe: augment must be an Augment, not {self.augment!r:.100}")
 
     @property
-    def unsettled(self) -> Recipe:
+    def with_open_flip(self) -> Recipe:
         """With `flip` left open: as a recipe was before a run found out whether images are to be mirrored."""
         return replace(self, augment=replace(self.augment, flip=None))
 
-    def easing(self, seen: float, n: int) -> float:
+    def lr_factor(self, seen: float, n: int) -> float:
         """Share of `lr` that a training on n examples has at most, if it sees `seen` in all, counting repetitions."""
         if self.lr_examples is None:
             return 1.0

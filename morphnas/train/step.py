@@ -27,7 +27,7 @@ WIDE = 256
 """Inputs of a layer with a bias from which on its weights are trained at a lower rate, by as many times as there are
 more."""
 
-TAUGHT = 0.5
+TEACHER_SHARE = 0.5
 """What agreeing with a teacher counts of a loss; the rest is what y say."""
 
 EAGER = 10
@@ -218,8 +218,12 @@ class Step:
             with computing(self.recipe.precision, self.task.device):
                 outputs = self.module(x).float()
             share = self.task.goal.loss(outputs, batch.y, batch.weights, self.recipe.label_smoothing)
-            if batch.taught is not None:
-                share = torch.lerp(share, self.task.goal.agreement(outputs, batch.taught, batch.weights), TAUGHT)
+            if batch.teacher_outputs is not None:
+                share = torch.lerp(
+                    share,
+                    self.task.goal.distillation_loss(outputs, batch.teacher_outputs, batch.weights),
+                    TEACHER_SHARE,
+                )
             share = share * (len(part) / n)
             share.backward()
             loss += share.detach()
@@ -291,7 +295,7 @@ def computing(precision: Precision, device: torch.device) -> AbstractContextMana
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)  # of weights, which every step changes
 
 
-def lay_out(module: nn.Module, order: torch.memory_format) -> None:
+def to_memory_format(module: nn.Module, order: torch.memory_format) -> None:
     """Bring the weights of its convolutions over two axes into a memory format."""
     module.to(memory_format=order)  # type: ignore[call-overload]  # which torch's own annotations lack
 
@@ -301,7 +305,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
-def is_gone(device: torch.device) -> bool:
+def is_device_lost(device: torch.device) -> bool:
     """Whether the device does nothing any more for this process, since something that it did there went wrong.
 
     Then everything that is asked of a GPU is the same error, until the process ends.

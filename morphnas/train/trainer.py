@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from morphnas.train.augment import Draw
-from morphnas.train.checkpoint import Checkpoint, Keep, Moving, Past, Unfit
+from morphnas.train.checkpoint import Checkpoint, CheckpointMismatch, Keep, Moving, TrainingState
 from morphnas.train.data import Orders, Task, steps
 from morphnas.train.deadline import Deadline, OutOfTime
-from morphnas.train.goal import Goal, Unmeasured
+from morphnas.train.goal import Goal, UndefinedMetric
 from morphnas.train.predict import Diverged, chunk, evaluate
 from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
-from morphnas.train.step import Step, computing, is_out_of_memory, lay_out
+from morphnas.train.step import Step, computing, is_out_of_memory, to_memory_format
 
 SHORT = 12
 """Schedules of at most this many epochs have no patience: they are over before a stale epoch says anything."""
@@ -31,7 +31,7 @@ CALM = 0.5
 HASTE = 30.0
 """Seconds left below which it is found out first how long a step will take."""
 
-MOST_SAID = 2000
+MAX_ERROR_LENGTH = 2000
 """Characters of an error that an outcome holds."""
 
 PROBE = 8
@@ -135,7 +135,7 @@ class _Training:
         saved: Checkpoint | None,
     ) -> None:
         if task.train.x.ndim == 4:
-            lay_out(module, torch.channels_last)
+            to_memory_format(module, torch.channels_last)
         self.gpu = task.device.type == "cuda"
         self.held = _begin_measuring(module, task.device)  # before there are any copies
         self.module, self.task, self.recipe, self.deadline = module, task, recipe, deadline
@@ -149,11 +149,11 @@ class _Training:
         self.moving = Moving(self.step, generator, self.order)
         if saved is None:
             self.begun = self.clock()
-            pace = foretold(module, task, recipe, self.clock) if deadline.left < HASTE else 0.0
-            examples, held_out = task.judge.worth if scored else 0, task.valid is not None
+            pace = probe_step_seconds(module, task, recipe, self.clock) if deadline.left < HASTE else 0.0
+            examples, held_out = task.evaluation_set.effective_size if scored else 0, task.valid is not None
             judged: dict[str, Any] = {"measure": task.goal.measure, "objective": task.goal.objective}
             nothing = Outcome("truncated", examples=examples, held_out=held_out, **judged)
-            self.at, self.best_state = Past(nothing, recipe.epochs, self.step.micro, pace=pace), _copy(module)
+            self.at, self.best_state = TrainingState(nothing, recipe.epochs, self.step.micro, pace=pace), _copy(module)
         else:
             self.at = _past(saved, recipe.epochs, task.goal)
             self.best_state = self.moving.restore(saved.tensors)
@@ -182,7 +182,7 @@ class _Training:
         which the clock may cut short."""
         progress = self.progress(epochs)
         whole = epochs / progress if progress else self.recipe.epochs
-        eased = self.recipe.easing(whole * self.seen, len(self.task.train))
+        eased = self.recipe.lr_factor(whole * self.seen, len(self.task.train))
         return eased * self.schedule.rate(min(progress, self.at.end * 0.9999))
 
     def run(self, each_epoch: EachEpoch | None, keep: Keep | None) -> Outcome:
@@ -192,7 +192,7 @@ class _Training:
                 loss = self.epoch()
                 if loss is None:
                     break
-                self.judge(loss)
+                self.evaluate_epoch(loss)
             except OutOfTime:
                 self.status = "truncated"
                 break
@@ -205,9 +205,9 @@ class _Training:
                 if not (at.best.best_epoch and is_out_of_memory(error)):
                     raise
                 self.status = "truncated"  # somebody else has taken the memory since
-                at.best = replace(at.best, error=str(error)[:MOST_SAID])
+                at.best = replace(at.best, error=str(error)[:MAX_ERROR_LENGTH])
                 break
-            self.be_patient()
+            self.apply_patience()
             if each_epoch:
                 each_epoch(replace(at.best, epochs=at.epoch, curve=at.curve, seconds=self.seconds))
             if keep and at.epoch < at.last and self.status == "finished":
@@ -248,11 +248,11 @@ class _Training:
             rate = self.rate(at.epoch + done / self.seen)
             loss = self.step(draw, rate)
             total += loss * len(draw)
-            losses.append((fetched(loss), draw))
+            losses.append((fetch_async(loss), draw))
             if len(losses) > (self.gpu and at.trained > 0):  # a GPU has the next step to do while one is looked at
                 fetch, looked_at = losses.popleft()
                 value = fetch()
-                if gone := self.explosion(value, looked_at):
+                if gone := self.divergence(value, looked_at):
                     break
                 at.usual = (*at.usual, value) if len(at.usual) < 8 else at.usual
             seconds = self.clock() - begun
@@ -262,7 +262,7 @@ class _Training:
             at.trained += len(draw)
             at.timed, at.training = (0, 0.0) if self.step.recorded else (at.timed + len(draw), at.training + seconds)
             if self.scored and not at.curve:
-                at.validation = 0.5 * at.pace * len(task.judge)  # without a backward pass
+                at.validation = 0.5 * at.pace * len(task.evaluation_set)  # without a backward pass
         if done == 0 and not gone:
             return None
         at.epoch += 1
@@ -273,21 +273,21 @@ class _Training:
         at.pace = max(at.pace, waited / len(draw))
         if gone or not math.isfinite(mean):
             raise Diverged(gone or "the training loss is no number any more")
-        mean *= task.goal.unit
+        mean *= task.goal.display_scale
         at.best = replace(at.best, training_loss=mean, lr=self.recipe.lr * rate)
         return mean
 
-    def explosion(self, loss: float, draw: Draw) -> str:
+    def divergence(self, loss: float, draw: Draw) -> str:
         """See the function: where the batch has examples that are far off, or count a lot, also beside what it costs a
         network that says 0 of all."""
         goal, usual = self.task.goal, self.at.usual
-        if not explosion(loss, usual, goal.ignorance):
+        if not divergence(loss, usual, goal.baseline_loss):
             return ""
         batch = self.task.train[draw.index]
         nothing = goal.loss(torch.zeros(len(draw), goal.outputs, device=self.task.device), batch.y, batch.weights)
-        return explosion(loss, usual, max(goal.ignorance, nothing.item()))
+        return divergence(loss, usual, max(goal.baseline_loss, nothing.item()))
 
-    def judge(self, loss: float) -> None:
+    def evaluate_epoch(self, loss: float) -> None:
         """Score the network, and keep its weights where it is the best so far.
 
         OutOfTime where there is no time left for that, and an earlier one has a score. Diverged where its outputs or
@@ -300,14 +300,16 @@ class _Training:
             begun = self.clock()
             until = self.deadline if at.best.score is not None else self.deadline.heeding(None)
             try:
-                score, metric = evaluate(self.step.kept, self.task.judge, self.task, chunk(self.step.micro), until)
+                score, metric = evaluate(
+                    self.step.kept, self.task.evaluation_set, self.task, chunk(self.step.micro), until
+                )
                 at.validation = max(1.2 * (self.clock() - begun), 0.8 * at.validation)
                 at.curve = (*at.curve, Epoch(self.seconds, loss, score, metric))
             except OutOfTime:
                 if at.best.score is not None:
                     raise
                 self.status = "truncated"
-            except Unmeasured as error:
+            except UndefinedMetric as error:
                 at.curve = (*at.curve, Epoch(self.seconds, loss, None, None))
                 if at.best.score is None:
                     at.best = replace(at.best, error=f"after epoch {at.epoch} {error}")
@@ -326,7 +328,7 @@ class _Training:
             found = replace(at.best, score=score, metric=metric, best_epoch=at.epoch, error=why)
             at.best, self.best_state = found, state
 
-    def be_patient(self) -> None:
+    def apply_patience(self) -> None:
         """Begin the final decay where there was no better score for as long as the recipe's patience.
 
         Epochs of the warm-up do not count: scores fall while the rate rises, from inherited weights above all.
@@ -344,20 +346,20 @@ class _Training:
         return Checkpoint(now.to_json(), self.moving.tensors(self.best_state))
 
 
-def _past(saved: Checkpoint, planned: int, goal: Goal) -> Past:
+def _past(saved: Checkpoint, planned: int, goal: Goal) -> TrainingState:
     """Where a checkpoint was made; Unfit where that is nowhere in a training of so many epochs for this goal."""
     try:
-        past = Past.from_json(saved.facts)
+        past = TrainingState.from_json(saved.facts)
     except (ValueError, TypeError, KeyError) as error:
-        raise Unfit(str(error)) from None
+        raise CheckpointMismatch(str(error)) from None
     if not (0 < past.epoch < past.last <= planned and past.micro):
-        raise Unfit(f"it is after epoch {past.epoch} of {past.last}, where there are {planned}")
+        raise CheckpointMismatch(f"it is after epoch {past.epoch} of {past.last}, where there are {planned}")
     if (past.best.objective, past.best.measure) != (goal.objective, goal.measure):
-        raise Unfit(f"its scores are of {past.best.objective}, not of {goal.objective}")
+        raise CheckpointMismatch(f"its scores are of {past.best.objective}, not of {goal.objective}")
     return past
 
 
-def foretold(module: nn.Module, task: Task, recipe: Recipe, clock: Callable[[], float]) -> float:
+def probe_step_seconds(module: nn.Module, task: Task, recipe: Recipe, clock: Callable[[], float]) -> float:
     """Seconds per example that a step takes for a few of them, without one being made: nothing changes.
 
     0 where even these are too much for the memory: a step finds out what fits.
@@ -384,7 +386,7 @@ def foretold(module: nn.Module, task: Task, recipe: Recipe, clock: Callable[[], 
     return seconds / len(batch)
 
 
-def fetched(value: Tensor) -> Callable[[], float]:
+def fetch_async(value: Tensor) -> Callable[[], float]:
     """The number, on its way to the host: asked for it waits for what a GPU was given before, for nothing after."""
     if value.device.type != "cuda":
         number = value.item()
@@ -399,15 +401,15 @@ def fetched(value: Tensor) -> Callable[[], float]:
     return wait
 
 
-def explosion(loss: float, usual: Sequence[float], ignorance: float) -> str:
-    """What is wrong with a batch's loss, after the first ones of the training were `usual`; "" when nothing is.
+def divergence(loss: float, usual: Sequence[float], baseline_loss: float) -> str:
+    """What is wrong with a batch's loss; "" if nothing is.
 
-    A loss above 20 times theirs, and above 10 times `ignorance`, that of a network that knows nothing, does not come
-    back.
+    A loss does not recover that is above 20 times the mean of `usual`, the first losses of the training, and above 10
+    times `baseline_loss`, that of an uninformed prediction.
     """
     if not math.isfinite(loss):
         return "the training loss is no number any more"
-    if usual and loss > max(20 * statistics.fmean(usual), 10 * ignorance):
+    if usual and loss > max(20 * statistics.fmean(usual), 10 * baseline_loss):
         return f"the training loss went up from {statistics.fmean(usual):.3g} to {loss:.3g}"
     return ""
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import morphnas
 from morphnas import ImageClassifier, RunError
-from morphnas.estimators.labels import Labels
+from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.settings import Settings
 from morphnas.graph import mlp
 from tests.estimators.conftest import Data, stripes
@@ -120,7 +120,7 @@ def test_a_file_of_arrays_is_no_array(tmp_path: Path) -> None:
 def test_what_pandas_puts_where_a_label_is_missing(name: str) -> None:
     missing = getattr(pytest.importorskip("pandas"), name)
     with pytest.raises(ValueError, match=r"y\[2\] is <?" + name):
-        Labels.found(["a", "b", missing, "a"], 4)
+        ClassTarget.found(["a", "b", missing, "a"], 4)
 
 
 @pytest.mark.parametrize("own", [(X, Y, None, 1), [*X], X, 0.2, {"x": X, "y": Y}, (X,)])
@@ -228,7 +228,9 @@ def test_rows_are_not_resized() -> None:
 
 def test_what_makes_no_searcher(tmp_path: Path, data: Data) -> None:
     classifier = ImageClassifier(tmp_path / "run", search_type=lambda *_, **__: 5, max_trials=1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"search_type must make a searcher, with a method ask\(trials, left\), not 5"):
+    with pytest.raises(
+        ValueError, match=r"search_type must make a searcher, with a method ask\(trials, budget\), not 5"
+    ):
         classifier.fit(*data, time_limit=5)
 
 
@@ -297,8 +299,8 @@ def test_labels_of_any_kind_come_back(labels: list[Any], column: bool) -> None:
         flat = np.empty((20, 1), dtype=object)
         flat[:, 0] = y
         y = flat
-    found, codes = Labels.found(y, 20)
-    again = Labels.from_json(json.loads(json.dumps(found.to_json())))
+    found, codes = ClassTarget.found(y, 20)
+    again = ClassTarget.from_json(json.loads(json.dumps(found.to_json())))
     assert again.classes.dtype == found.classes.dtype
     back = again.classes[codes]
     assert [np.asarray(v).tolist() if not isinstance(v, tuple) else v for v in back] == [
@@ -310,27 +312,27 @@ def test_labels_of_any_kind_come_back(labels: list[Any], column: bool) -> None:
 def test_times_are_the_same_in_any_unit() -> None:
     days = np.array(["2020-01-01", "2021-02-03"] * 10, dtype="datetime64[D]")
     for fitted, asked in (("D", "ns"), ("ns", "D"), ("s", "ms")):
-        found, codes = Labels.found(days.astype(f"datetime64[{fitted}]"), 20)
+        found, codes = ClassTarget.found(days.astype(f"datetime64[{fitted}]"), 20)
         assert (found.encode(days.astype(f"datetime64[{asked}]"), 20) == codes).all()
         assert found.read(days.astype(f"datetime64[{asked}]"), 20) == found.classes[codes].tolist()
-    found, _ = Labels.found(days, 20)
+    found, _ = ClassTarget.found(days, 20)
     with pytest.raises(ValueError, match="labels that fit did not see"):
         found.encode(days.astype("datetime64[h]") + np.timedelta64(1, "h"), 20)
 
 
 def test_texts_that_numpy_would_cut_are_whole() -> None:
-    animals, codes = Labels.found([*Animal] * 2, 4)
-    assert Labels.from_json(json.loads(json.dumps(animals.to_json()))).classes.tolist() == ["cat", "dog"]
+    animals, codes = ClassTarget.found([*Animal] * 2, 4)
+    assert ClassTarget.from_json(json.loads(json.dumps(animals.to_json()))).classes.tolist() == ["cat", "dog"]
     assert codes.tolist() == [0, 1, 0, 1]
     for several in (np.array(["a", "a\0"] * 2, dtype=object), ["a", "a\0"] * 2, [b"a", b"a\0"] * 2):
-        ending, codes = Labels.found(several, 4)
+        ending, codes = ClassTarget.found(several, 4)
         assert ending.classes.tolist() == list(several[:2])
         assert codes.tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="this NumPy has no texts of its own")
 def test_texts_of_numpy_s_own_kind_are_texts() -> None:
-    found, codes = Labels.found(np.array(["long text", "b"] * 2, dtype=np.dtypes.StringDType()), 4)
+    found, codes = ClassTarget.found(np.array(["long text", "b"] * 2, dtype=np.dtypes.StringDType()), 4)
     assert found.classes.tolist() == ["b", "long text"]
     assert codes.tolist() == [1, 0, 1, 0]
 
@@ -343,7 +345,7 @@ def test_what_is_wrong_with_validation_data_is_said_of_them() -> None:
 
 
 def test_equal_labels_of_a_mixed_column_are_one_class() -> None:
-    found, codes = Labels.found(np.array(["a", "b", "a"], dtype=object), 3)
+    found, codes = ClassTarget.found(np.array(["a", "b", "a"], dtype=object), 3)
     assert found.classes.tolist() == ["a", "b"]
     assert codes.tolist() == [0, 1, 0]
 

@@ -32,12 +32,12 @@ from torch import fx
 import morphnas
 from morphnas import ImageClassifier, Limits, RunError, legacy, load_run
 from morphnas.cli import main
-from morphnas.estimators import doctor
-from morphnas.estimators.fitting import COMPARED, Firsts, Fitting, readings, saving, temperature
+from morphnas.estimators import data_checks
+from morphnas.estimators.fitting import COMPARED, Firsts, Fitting, calibration_temperature, readings, saving
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.parts import split
 from morphnas.estimators.settings import Settings
 from morphnas.estimators.sources import Source
+from morphnas.estimators.splits import split
 from morphnas.graph import Network, Wider, cnn, fresh_weights, mlp, resnet
 from morphnas.run import plan
 from morphnas.run.final import Final
@@ -46,10 +46,10 @@ from morphnas.run.store import Store, load_about
 from morphnas.run.work import work
 from morphnas.search import SEARCHERS
 from morphnas.search.random import RandomSearcher
-from morphnas.search.trial import Left, Proposal, Trial
+from morphnas.search.trial import Budget, Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER, Deadline
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classification
 from morphnas.train.recipe import LONG, Augment, Outcome, Recipe, usual_rate
 from tests.estimators.conftest import Data, stripes
 from tests.train.tasks import Clock
@@ -126,7 +126,7 @@ def test_the_reported_score_is_that_of_the_weights_kept(fitted: ImageClassifier,
         for trial in run.trials:
             if trial.score is not None and trial.outcome is not None:
                 module = run.load_model_by_id(trial.id).produce_model()
-                score, metric = evaluate(module, problem.task.judge, problem.task)
+                score, metric = evaluate(module, problem.task.evaluation_set, problem.task)
                 assert score == pytest.approx(trial.score, rel=1e-6, abs=1e-6)
                 assert metric == pytest.approx(trial.outcome.metric, abs=1e-6)
     finally:
@@ -187,8 +187,8 @@ def test_a_search_has_its_share_of_what_preparing_has_left(tmp_path: Path, monke
         time.sleep(0.5)  # of the real clock, which the limit is of
         return look(problem, deadline)
 
-    look = doctor.look
-    monkeypatch.setattr(doctor, "look", slow)
+    look = data_checks.look
+    monkeypatch.setattr(data_checks, "look", slow)
     monkeypatch.setattr(Fitting, "forecast", seen)
     ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY).fit(*stripes(60), time_limit=2)
     ((share, planned),) = shares
@@ -204,9 +204,9 @@ def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_p
     asked: list[tuple[int, float]] = []
 
     class Asked(RandomSearcher):
-        def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
-            asked.append((len(trials), left.seconds))
-            return super().ask(trials, left)
+        def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
+            asked.append((len(trials), budget.seconds))
+            return super().ask(trials, budget)
 
     path = tmp_path / "run"
     classifier = ImageClassifier(path, search_type=Asked, initial_networks=[first, second], device="cpu")
@@ -225,26 +225,26 @@ def test_first_networks_that_fail_are_made_up_for() -> None:
     graph = cnn((1, 6, 6), 3, width=4)
     proposal = Proposal(graph, (), Recipe())
     failed = [Trial(i, proposal, graph, Outcome("failed")) for i in range(2)]
-    left = Left(10.0)
-    assert searcher.ask(failed, left) is not None, "there is no network yet"
-    assert searcher.ask([*failed, Trial(2, proposal, graph, Outcome("finished"), kept=True)], left) is None
-    assert searcher.ask([failed[0], Trial(1, proposal, graph)], left) is None, "one may come yet"
+    budget = Budget(10.0)
+    assert searcher.ask(failed, budget) is not None, "there is no network yet"
+    assert searcher.ask([*failed, Trial(2, proposal, graph, Outcome("finished"), kept=True)], budget) is None
+    assert searcher.ask([failed[0], Trial(1, proposal, graph)], budget) is None, "one may come yet"
 
 
 def test_nothing_grown_takes_the_place_of_a_first_network_that_there_is_no_time_for() -> None:
     start = cnn((1, 6, 6), 3, width=4)
 
     class Growing:
-        def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
             return Proposal(start, (Wider("conv_1", 8),), Recipe())
 
     done = Trial(0, Proposal(start, (), Recipe()), start, Outcome("finished"), kept=True)
-    assert Firsts(Growing(), 2).ask([done], Left(10.0)) is None
-    assert Firsts(Growing(), 2).ask([], Left(10.0)) is not None, "better than no network"
+    assert Firsts(Growing(), 2).ask([done], Budget(10.0)) is None
+    assert Firsts(Growing(), 2).ask([], Budget(10.0)) is not None, "better than no network"
 
 
 class Counting:
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         return Proposal(cnn((1, 6, 6), 3, width=4), (), Recipe())
 
 
@@ -303,7 +303,7 @@ def test_flips_are_decided_where_no_training_had_the_time_to_ask(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stripes are the same classes in a mirror."""
-    monkeypatch.setattr("morphnas.run.work.asked_mirrored", lambda outcome, *_: outcome)
+    monkeypatch.setattr("morphnas.run.work.measure_mirrored", lambda outcome, *_: outcome)
     longer = {"trainer_args": {"epochs": 20}}  # so that the network can tell
     classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, searcher_args=longer)
     classifier.fit(*data, time_limit=40)
@@ -353,8 +353,8 @@ def test_final_fit_adds_trials_and_changes_none(
     assert new[0].parent is None, "retrain begins with fresh weights"
     assert max(t.epochs for t in new) == 3
     assert ImageClassifier.load(copy).final_trial_ == classifier.final_trial_
-    spoilt = f"trial {new[-1].judge}, which has not seen these, is used instead" in caplog.text
-    assert classifier.final_trial_ == (new[-1].judge if spoilt else new[-1].id)
+    spoilt = f"trial {new[-1].scored_by}, which has not seen these, is used instead" in caplog.text
+    assert classifier.final_trial_ == (new[-1].scored_by if spoilt else new[-1].id)
     classifier.set_params(searcher_args={"trainer_args": {"lr": 0.007}})
     classifier.final_fit(*data, trainer_args={"epochs": 1, "batch_size": 32}, time_limit=10)
     assert not hasattr(classifier, "test_metric_"), "it was of the model before"
@@ -961,13 +961,13 @@ def test_a_network_that_stands_in_for_another_says_how_sure_that_may_be_the_more
     said = y.clone()
     said[:wrong] = (said[:wrong] + 1) % 3
     held_out = Examples(torch.zeros(30, 4), y)
-    task = Task(held_out, held_out, Classes(3), torch.zeros(4), torch.ones(4))
+    task = Task(held_out, held_out, Classification(3), torch.zeros(4), torch.ones(4))
     monkeypatch.setattr(
         "morphnas.estimators.fitting.predict", lambda *_, **__: scale * torch.nn.functional.one_hot(said, 3).double()
     )
     graph = mlp((4,), 3, width=2)
     network = Network(graph, fresh_weights(graph, torch.Generator().manual_seed(0)))
-    found = [temperature(network, task, False, NEVER, brief) for brief in (None, 6, 1)]
+    found = [calibration_temperature(network, task, False, NEVER, brief) for brief in (None, 6, 1)]
     for heat, (low, high) in zip(found, heats, strict=True):
         assert low <= heat <= high
 
@@ -1026,7 +1026,7 @@ def test_what_the_winner_may_know_chooses_nothing(tmp_path: Path, monkeypatch: p
         asked.append(brief)
         return 2.0
 
-    monkeypatch.setattr("morphnas.estimators.fitting.temperature", heat)
+    monkeypatch.setattr("morphnas.estimators.fitting.calibration_temperature", heat)
     before, many = found._model.temperature, len(load_run(found.path_).trials)
     for data in ((x, y), (x[::-1], y[::-1]), (np.concatenate([x, own[0]]), np.concatenate([y, own[1]]))):
         found.final_fit(data[0], data[1], time_limit=10)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import morphnas
 from morphnas import ImageClassifier, ImageRegressor
-from morphnas.estimators.parts import groups_of, split
+from morphnas.estimators.splits import groups_of, split
 from morphnas.run.files import RunError
 from tests.estimators.conftest import stripes
 

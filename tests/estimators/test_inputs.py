@@ -31,9 +31,9 @@ import morphnas
 from morphnas import ImageClassifier
 from morphnas.estimators.files import Files
 from morphnas.estimators.inputs import Preprocessing, Problem
-from morphnas.estimators.labels import Labels
+from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.sources import Source, opened
-from morphnas.estimators.targets import Values, classes_of
+from morphnas.estimators.targets import RegressionTarget, classes_of
 from tests.estimators.conftest import stripes
 from tests.train.tasks import Clock
 
@@ -338,7 +338,7 @@ def test_datasets_and_loaders() -> None:
     problem = found(Pairs(first(floats), Y))
     same(problem, found(floats, Y))
     assert pixels(problem).dtype == torch.float32
-    assert isinstance(problem.target, Labels)
+    assert isinstance(problem.target, ClassTarget)
     assert problem.target.classes.tolist() == [0, 1, 2]
 
 
@@ -462,7 +462,7 @@ def test_one_image_is_not_taken_for_several(tmp_path: Path) -> None:
 
 def test_amounts_and_tags_may_be_the_columns_of_a_frame() -> None:
     pandas = pytest.importorskip("pandas")
-    for kind, read in ((float, Values.found), (bool, classes_of)):
+    for kind, read in ((float, RegressionTarget.found), (bool, classes_of)):
         table = np.stack([Y > 0, Y > 1], 1).astype(kind)
         frame = pandas.DataFrame({"one": table[:, 0], "two": table[:, 1]})
         for columns in (frame, np.asfortranarray(table)):
@@ -479,7 +479,7 @@ def test_tensors_may_want_gradients_and_be_of_kinds_that_numpy_has_not() -> None
         assert given.task.train.weights is not None
         assert plain.task.train.weights is not None
         assert torch.equal(given.task.train.weights, plain.task.train.weights)
-    amounts, codes = Values.found(torch.tensor([1, 2, 4], dtype=torch.bfloat16, requires_grad=True), 3)
+    amounts, codes = RegressionTarget.found(torch.tensor([1, 2, 4], dtype=torch.bfloat16, requires_grad=True), 3)
     assert amounts.decode(codes)[:, 0] == pytest.approx([1, 2, 4])
 
 

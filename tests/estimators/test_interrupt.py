@@ -176,8 +176,8 @@ def test_a_device_that_is_gone_ends_the_fit_and_nothing_is_lost(data: Data, tmp_
         raise RuntimeError("CUDA error: unspecified launch failure\nwhat helps to find out why")
 
     with pytest.MonkeyPatch.context() as patch:
-        At(patch, "be_patient", epochs, launch, _Training)  # in the midst of a training
-        patch.setattr(worker, "is_gone", lambda _: True)
+        At(patch, "apply_patience", epochs, launch, _Training)  # in the midst of a training
+        patch.setattr(worker, "is_device_lost", lambda _: True)
         with pytest.raises(RunError, match=r"process \(CUDA error.*failure\): what .* in .*run, .*resume=True"):
             classifier(path, **more).fit(*data)
     assert [trial.outcome is None for trial in load_run(path).trials].count(True) == 1
@@ -196,8 +196,8 @@ def test_what_ends_the_device_each_time_has_failed_the_second_time(data: Data, t
 
     for turn in range(2):
         with pytest.MonkeyPatch.context() as patch:
-            At(patch, "be_patient", 1 if turn else epochs, launch, _Training)
-            patch.setattr(worker, "is_gone", lambda _: True)
+            At(patch, "apply_patience", 1 if turn else epochs, launch, _Training)
+            patch.setattr(worker, "is_device_lost", lambda _: True)
             with pytest.raises(RunError, match="does nothing any more"):
                 classifier(path, resume=bool(turn), **more).fit(*data)
     (failed,) = [trial for trial in load_run(path).trials if trial.outcome and trial.outcome.status == "failed"]

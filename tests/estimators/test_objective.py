@@ -25,13 +25,13 @@ import morphnas
 from morphnas import EpochReport, ImageClassifier, ImageRegressor, RunError
 from morphnas.cli import main
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.labels import Labels
+from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.objective import SURE, Scorer, UserLoss, _scaled, aimed
 from morphnas.estimators.settings import Settings, check_unchanged, decisive
-from morphnas.estimators.targets import Indicators, Target, Values, classes_of
-from morphnas.run.parcels import read_task, send_by_value, write_task
+from morphnas.estimators.targets import MultiLabelTarget, RegressionTarget, Target, classes_of
+from morphnas.run.transport import read_task, send_by_value, write_task
 from morphnas.train.data import Examples
-from morphnas.train.goal import Goal, Own, Tags, Unmeasured
+from morphnas.train.goal import CustomGoal, Goal, MultiLabel, UndefinedMetric
 from tests.estimators.conftest import stripes
 from tests.run.doubles import from_file
 from tests.train.tasks import Clock
@@ -44,7 +44,7 @@ TAGS = np.stack([Y == 0, Y > 0, np.arange(150) % 2 == 0], axis=1).astype(int)
 
 
 def problem(y: Any = Y, **options: Any) -> Problem:
-    read = Values.found if np.asarray(y).dtype.kind == "f" else classes_of
+    read = RegressionTarget.found if np.asarray(y).dtype.kind == "f" else classes_of
     return Problem.found(X, y, None, None, 0, CPU, read=read, **options)
 
 
@@ -65,8 +65,8 @@ def chances(outputs: Tensor) -> NDArray[Any]:
     return found
 
 
-WORDS = Labels(np.array(["cat", "dog", "owl"]))
-TWO = Labels(np.array(["no", "yes"]))
+WORDS = ClassTarget(np.array(["cat", "dog", "owl"]))
+TWO = ClassTarget(np.array(["no", "yes"]))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_positive_class_may_be_named() -> None:
 def test_tags_are_measured_each_by_itself(k: int) -> None:
     y, outputs = (outputs_for(80, k, 1) > 0).float(), outputs_for(80, k)
     truth, likely = y.numpy().astype(int), outputs.double().sigmoid().numpy()
-    tags = Indicators(k)
+    tags = MultiLabelTarget(k)
     for name, value in {
         "f1_micro": metrics.f1_score(truth, likely >= 0.5, average="micro"),
         "roc_auc": metrics.roc_auc_score(truth, likely),
@@ -114,7 +114,7 @@ def test_tags_are_measured_each_by_itself(k: int) -> None:
 @pytest.mark.parametrize("k", [1, 2])
 def test_amounts_are_measured_in_their_own_units(k: int) -> None:
     y = 1000 + 50 * np.random.default_rng(0).normal(size=(80, k))
-    values, codes = Values.found(y, 80)
+    values, codes = RegressionTarget.found(y, 80)
     outputs = torch.from_numpy(codes) + 0.3 * outputs_for(80, k)
     said = values.decode(outputs.numpy())
     assert Scorer("neg_mean_absolute_error", values)(outputs, torch.from_numpy(codes)) == pytest.approx(
@@ -132,22 +132,22 @@ def test_amounts_are_measured_in_their_own_units(k: int) -> None:
 
 def test_what_cannot_be_measured_says_so() -> None:
     codes, outputs = torch.zeros(20, dtype=torch.int64), outputs_for(20, 2)
-    with pytest.raises(Unmeasured, match=r"roc_auc.* nan|roc_auc cannot be computed"):
+    with pytest.raises(UndefinedMetric, match=r"roc_auc.* nan|roc_auc cannot be computed"):
         Scorer("roc_auc", TWO)(outputs, codes)
 
     def broken(estimator: Any, x: Any, y: Any) -> float:
         raise RuntimeError("no such thing")
 
-    with pytest.raises(Unmeasured, match="the metric broken cannot be computed: RuntimeError: no such thing"):
+    with pytest.raises(UndefinedMetric, match="the metric broken cannot be computed: RuntimeError: no such thing"):
         Scorer(broken, TWO)(outputs, codes)
 
 
 # -- losses
 
 
-def goal_of(found: Problem) -> Own:
+def goal_of(found: Problem) -> CustomGoal:
     goal = found.task.goal
-    assert isinstance(goal, Own)
+    assert isinstance(goal, CustomGoal)
     return goal
 
 
@@ -174,13 +174,13 @@ def test_a_loss_is_as_steep_as_the_usual_one_whatever_its_unit(y: Any, loss: Any
     goal = goal_of(aimed(found, None, lambda outputs, y: times * loss(outputs, y)))
     part = found.task.train
     outputs = outputs_for(len(part), goal.outputs, seed=3)
-    assert slope(goal, outputs, part.y) == pytest.approx(slope(goal.usual, outputs, part.y), rel=0.25)
-    assert goal.ignorance >= goal.usual.ignorance
+    assert slope(goal, outputs, part.y) == pytest.approx(slope(goal.standard, outputs, part.y), rel=0.25)
+    assert goal.baseline_loss >= goal.standard.baseline_loss
     alike = goal_of(aimed(found, None, loss))
     assert goal.loss(outputs, part.y).item() == pytest.approx(alike.loss(outputs, part.y).item(), rel=1e-4)
-    score, metric = goal.judged(outputs, part.y)
-    assert score == pytest.approx(times * alike.judged(outputs, part.y)[0], rel=1e-4)
-    assert metric == goal.usual.judged(outputs, part.y)[1]
+    score, metric = goal.score_and_metric(outputs, part.y)
+    assert score == pytest.approx(times * alike.score_and_metric(outputs, part.y)[0], rel=1e-4)
+    assert metric == goal.standard.score_and_metric(outputs, part.y)[1]
 
 
 @pytest.mark.parametrize(("y", "loss"), [(Y, F.cross_entropy), (TAGS, F.binary_cross_entropy_with_logits),
@@ -190,7 +190,7 @@ def test_the_usual_losses_given_as_ones_own_are_what_they_were(y: Any, loss: Any
     found = problem(y)
     goal, part = goal_of(aimed(found, None, loss)), found.task.train
     outputs = outputs_for(len(part), goal.outputs, seed)
-    assert goal.loss(outputs, part.y).item() == pytest.approx(goal.usual.loss(outputs, part.y).item(), rel=1e-4)
+    assert goal.loss(outputs, part.y).item() == pytest.approx(goal.standard.loss(outputs, part.y).item(), rel=1e-4)
 
 
 def test_a_loss_of_each_example_is_weighed() -> None:
@@ -198,7 +198,7 @@ def test_a_loss_of_each_example_is_weighed() -> None:
     goal, part = goal_of(aimed(found, None, partial(F.cross_entropy, reduction="none"))), found.task.train
     outputs = outputs_for(len(part), 3)
     assert goal.loss(outputs, part.y, part.weights).item() == pytest.approx(
-        goal.usual.loss(outputs, part.y, part.weights).item(), rel=1e-5
+        goal.standard.loss(outputs, part.y, part.weights).item(), rel=1e-5
     )
 
 
@@ -209,8 +209,8 @@ def test_a_goal_of_ones_own_travels(tmp_path: Path) -> None:
     write_task(tmp_path / "task.pt", found.task)
     goal, here, part = read_task(tmp_path / "task.pt", CPU).goal, found.task.goal, found.task.train
     outputs = outputs_for(len(part), 3)
-    assert goal.judged(outputs, part.y) == here.judged(outputs, part.y)
-    assert goal.judged(outputs, part.y)[0] > 3
+    assert goal.score_and_metric(outputs, part.y) == here.score_and_metric(outputs, part.y)
+    assert goal.score_and_metric(outputs, part.y)[0] > 3
     assert goal.loss(outputs, part.y) == here.loss(outputs, part.y)
 
 
@@ -247,11 +247,11 @@ def elsewhere() -> Examples:
 
 def test_a_loss_is_tried_on_the_cpu() -> None:
     """Where what it refuses is an error: a GPU does nothing any more for a process that asked it for that."""
-    goal, lost = Own(Tags(3)), UserLoss(nn.BCEWithLogitsLoss(), Indicators(3))
+    goal, lost = CustomGoal(MultiLabel(3)), UserLoss(nn.BCEWithLogitsLoss(), MultiLabelTarget(3))
     scale = _scaled(replace(goal, criterion=lost), elsewhere()).scale
     assert scale == pytest.approx(goal_of(aimed(problem(TAGS), None, nn.BCEWithLogitsLoss())).scale)
     with pytest.raises(ValueError, match="RuntimeError: all elements of input should be between 0 and 1"):
-        _scaled(replace(goal, criterion=UserLoss(nn.BCELoss(), Indicators(3))), elsewhere())
+        _scaled(replace(goal, criterion=UserLoss(nn.BCELoss(), MultiLabelTarget(3))), elsewhere())
 
 
 def test_a_loss_that_has_tensors_on_the_device_is_tried_there() -> None:
@@ -262,7 +262,7 @@ def test_a_loss_that_has_tensors_on_the_device_is_tried_there() -> None:
         raise RuntimeError("Expected all tensors to be on the same device")
 
     with pytest.raises(ValueError, match="same device"):
-        _scaled(Own(Tags(3), criterion=UserLoss(own, Indicators(3))), elsewhere())
+        _scaled(CustomGoal(MultiLabel(3), criterion=UserLoss(own, MultiLabelTarget(3))), elsewhere())
     assert asked == [("cpu", "cpu"), ("meta", "meta")]
 
 
@@ -562,9 +562,11 @@ def test_amounts_of_any_size_have_a_loss(spread: float) -> None:
     found = problem(AMOUNTS * spread)
     goal, part = goal_of(aimed(found, None, nn.MSELoss())), found.task.train
     outputs = outputs_for(len(part), 1)
-    assert goal.loss(outputs, part.y).item() == pytest.approx(goal.usual.loss(outputs, part.y).item(), rel=1e-3)
+    assert goal.loss(outputs, part.y).item() == pytest.approx(goal.standard.loss(outputs, part.y).item(), rel=1e-3)
     assert goal.loss(outputs, part.y).dtype == torch.float32
-    assert goal.unit * goal.loss(outputs, part.y).item() == pytest.approx(-goal.judged(outputs, part.y)[0], rel=1e-3)
+    assert goal.display_scale * goal.loss(outputs, part.y).item() == pytest.approx(
+        -goal.score_and_metric(outputs, part.y)[0], rel=1e-3
+    )
 
 
 def test_a_loss_changes_neither_y_nor_the_random_numbers_of_others() -> None:
@@ -596,17 +598,22 @@ def test_parameters_of_a_loss_stay_as_they_are() -> None:
 def test_losses_are_weighted_means() -> None:
     y, outputs, weights = torch.arange(30) % 3, outputs_for(30, 3), torch.linspace(0, 1, 30)  # not 1 on average
     goal = goal_of(aimed(problem(), None, partial(F.cross_entropy, reduction="none")))
-    assert goal.judged(outputs, y, weights)[0] == pytest.approx(goal.usual.judged(outputs, y, weights)[0], rel=1e-5)
+    assert goal.score_and_metric(outputs, y, weights)[0] == pytest.approx(
+        goal.standard.score_and_metric(outputs, y, weights)[0], rel=1e-5
+    )
 
 
 def test_losses_of_each_example_tell_what_is_regretted() -> None:
     y, outputs = torch.zeros(4, 1), torch.tensor([[-1.0], [1.0], [3.0], [0.0]])
-    values = Values(np.zeros(1), np.ones(1))
-    assert Own(values.goal, criterion=UserLoss(pinball(0.9), values)).regrets(outputs, y).tolist() == pytest.approx(
-        [0.9, 0.1, 0.3, 0.0]
-    )
-    for usual in (Own(values.goal, criterion=UserLoss(nn.L1Loss(), values)), Own(values.goal, Scorer("r2", values))):
-        assert usual.regrets(outputs, y).tolist() == values.goal.errors(outputs, y).tolist() == [1, 1, 9, 0]
+    values = RegressionTarget(np.zeros(1), np.ones(1))
+    assert CustomGoal(values.goal, criterion=UserLoss(pinball(0.9), values)).objective_errors(
+        outputs, y
+    ).tolist() == pytest.approx([0.9, 0.1, 0.3, 0.0])
+    for usual in (
+        CustomGoal(values.goal, criterion=UserLoss(nn.L1Loss(), values)),
+        CustomGoal(values.goal, Scorer("r2", values)),
+    ):
+        assert usual.objective_errors(outputs, y).tolist() == values.goal.errors(outputs, y).tolist() == [1, 1, 9, 0]
 
 
 @pytest.mark.parametrize("labels", [[("a", 1), ("b", 2), ("c", 3)], [b"a", b"b", b"c"], ["a", 1, b"c"]])
@@ -615,14 +622,14 @@ def test_labels_that_scikit_learn_does_not_take_are_measured_all_the_same(labels
     goal, part = goal_of(aimed(found, "f1_macro", None)), found.task.train
     outputs = outputs_for(len(part), 3)
     codes, said = part.y.numpy(), outputs.argmax(1).numpy()
-    assert goal.judged(outputs, part.y)[0] == pytest.approx(metrics.f1_score(codes, said, average="macro"))
+    assert goal.score_and_metric(outputs, part.y)[0] == pytest.approx(metrics.f1_score(codes, said, average="macro"))
 
 
 def test_a_loss_with_weights_has_the_outputs_in_their_precision() -> None:
     """Also where an ensemble is elected, in float64."""
     goal = goal_of(aimed(problem(), None, nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))))
     y, outputs = torch.arange(30) % 3, outputs_for(30, 3)
-    assert goal.judged(outputs.double(), y) == pytest.approx(goal.judged(outputs, y), rel=1e-5)
+    assert goal.score_and_metric(outputs.double(), y) == pytest.approx(goal.score_and_metric(outputs, y), rel=1e-5)
     assert goal.loss(outputs.double(), y).item() == pytest.approx(goal.loss(outputs, y).item(), rel=1e-5)
 
 
@@ -754,7 +761,7 @@ def test_metrics_that_are_right_are_taken(name: str, y: Any) -> None:
     aimed(problem(y), name, None)
 
 
-targets: list[Target] = [WORDS, Indicators(2), Values(np.zeros(1), np.ones(1))]
+targets: list[Target] = [WORDS, MultiLabelTarget(2), RegressionTarget(np.zeros(1), np.ones(1))]
 
 
 @pytest.mark.parametrize("target", targets, ids=lambda target: type(target).__name__)
@@ -762,14 +769,14 @@ targets: list[Target] = [WORDS, Indicators(2), Values(np.zeros(1), np.ones(1))]
 def test_all_else_of_a_goal_is_as_usual(target: Target, own: str) -> None:
     usual = target.goal
     lost = UserLoss(lambda outputs, y: outputs.abs().flatten(), target)
-    goal = Own(usual, Scorer("accuracy", target)) if own == "metric" else Own(usual, criterion=lost)
+    goal = CustomGoal(usual, Scorer("accuracy", target)) if own == "metric" else CustomGoal(usual, criterion=lost)
     outputs = outputs_for(30, usual.outputs)
-    y = torch.arange(30) % 3 if isinstance(target, Labels) else (outputs_for(30, usual.outputs, 1) > 0).float()
-    assert goal.usual is usual.usual is usual
+    y = torch.arange(30) % 3 if isinstance(target, ClassTarget) else (outputs_for(30, usual.outputs, 1) > 0).float()
+    assert goal.standard is usual.standard is usual
     assert (goal.outputs, goal.to_json(), goal.chance(y)) == (usual.outputs, usual.to_json(), usual.chance(y))
     assert torch.equal(goal.errors(outputs, y), usual.errors(outputs, y))
-    assert goal.heat(outputs, y) == usual.heat(outputs, y)
-    assert goal.agreement(outputs, outputs) == usual.agreement(outputs, outputs)
+    assert goal.temperature(outputs, y) == usual.temperature(outputs, y)
+    assert goal.distillation_loss(outputs, outputs) == usual.distillation_loss(outputs, outputs)
 
 
 def test_a_loss_from_a_file_that_is_nowhere_on_the_path_travels_with_its_module(tmp_path: Path) -> None:

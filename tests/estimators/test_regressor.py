@@ -20,14 +20,14 @@ from sklearn.metrics import mean_squared_error, r2_score
 import morphnas
 from morphnas import DataWarning, ImageClassifier, ImageRegressor, RunError, examine, load_run
 from morphnas.cli import main
-from morphnas.estimators.parts import split
-from morphnas.estimators.targets import Values, target_from_json
+from morphnas.estimators.splits import split
+from morphnas.estimators.targets import RegressionTarget, target_from_json
 
-Amounts = tuple[NDArray[np.uint8], NDArray[np.floating[Any]]]
+Regression = tuple[NDArray[np.uint8], NDArray[np.floating[Any]]]
 SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 6}}
 
 
-def spots(n: int, seed: int = 0) -> Amounts:
+def spots(n: int, seed: int = 0) -> Regression:
     """Images (n, 8, 8) with a bright spot on noise, and how far right it is, from 1000 to 1060."""
     rng = np.random.default_rng(seed)
     places = rng.integers(0, 7, (n, 2))
@@ -38,12 +38,12 @@ def spots(n: int, seed: int = 0) -> Amounts:
 
 
 @pytest.fixture(scope="module")
-def data() -> Amounts:
+def data() -> Regression:
     return spots(300)
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory, data: Amounts) -> ImageRegressor:
+def fitted(tmp_path_factory: pytest.TempPathFactory, data: Regression) -> ImageRegressor:
     """Not to be changed."""
     path = tmp_path_factory.mktemp("runs") / "run"
     return ImageRegressor(path, max_trials=3, random_state=0, searcher_args=SMALL).fit(*data, time_limit=6)
@@ -130,7 +130,7 @@ def test_what_is_told_is_of_r2(fitted: ImageRegressor, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
-def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Amounts) -> None:
+def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Regression) -> None:
     x, y = data
     made: dict[str, Any] = {"searcher_args": SMALL, "random_state": 0}
     ImageRegressor(tmp_path / "run", max_trials=1, refit=False, **made).fit(x, y, time_limit=20)
@@ -148,7 +148,7 @@ def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Amounts
     assert told.measure == "R2"
 
 
-def test_several_amounts(tmp_path: Path, data: Amounts) -> None:
+def test_several_amounts(tmp_path: Path, data: Regression) -> None:
     x, y = data
     pair = np.stack([y, 1e-3 * x.mean((1, 2))], 1)
     found = ImageRegressor(tmp_path / "run", max_trials=1, random_state=0, searcher_args=SMALL, ensemble=3)
@@ -215,10 +215,10 @@ def test_amounts_that_cannot_be_used(y: Any, words: str, tmp_path: Path) -> None
 def test_amounts_far_from_0_are_no_constant() -> None:
     """Whole numbers around 1e15 are exact in float64."""
     y = np.arange(60) % 7 + 10**15
-    values, codes = Values.found(y, 60)
+    values, codes = RegressionTarget.found(y, 60)
     assert np.array_equal(values.amounts(codes).round(), y)
     with pytest.raises(ValueError, match="nothing to learn"):
-        Values.found(0.1 + np.arange(60) % 2 * 1e-17, 60)
+        RegressionTarget.found(0.1 + np.arange(60) % 2 * 1e-17, 60)
 
 
 @pytest.mark.parametrize("k", [2, 500])
@@ -227,7 +227,7 @@ def test_parts_have_like_amounts_where_there_are_many(k: int) -> None:
     rng = np.random.default_rng(0)
     along = rng.permutation(400)
     codes = along[:, None] * rng.uniform(0.5, 2, k) + rng.normal(0, 0.1, (400, k))
-    strata = Values.found(codes, 400)[0].strata(codes - codes.mean(0))
+    strata = RegressionTarget.found(codes, 400)[0].strata(codes - codes.mean(0))
     assert any(np.array_equal(groups, along // 20) for groups in (strata, 19 - strata))
 
 
@@ -241,7 +241,7 @@ KINDS = [Y.tolist(), Y[:, None], Y.astype(str), [torch.tensor(v) for v in Y], to
 
 @pytest.mark.parametrize("given_y", KINDS, ids=lambda y: type(y).__name__)
 def test_amounts_come_in_many_kinds(given_y: Any) -> None:
-    values, codes = Values.found(given_y, 60)
+    values, codes = RegressionTarget.found(given_y, 60)
     assert values.flat
     assert values.decode(codes)[:, 0] == pytest.approx(Y)
 
@@ -252,12 +252,12 @@ def test_amounts_come_in_many_kinds(given_y: Any) -> None:
 @given(st.integers(1, 3), st.integers(5, 300), st.integers(0, 99), st.floats(-1e6, 1e6), st.floats(1e-2, 1e6))
 def test_amounts_are_learnt_in_deviations_and_come_back(k: int, n: int, seed: int, mean: float, sd: float) -> None:
     y = mean + sd * np.random.default_rng(seed).normal(size=(n, k))
-    values, codes = Values.found(y, n)
+    values, codes = RegressionTarget.found(y, n)
     assert codes.dtype == np.float32
     assert codes.mean(0) == pytest.approx(0, abs=1e-3)
     assert codes.std(0) == pytest.approx(1, rel=1e-3)
     again = target_from_json(json.loads(json.dumps(values.to_json())))
-    assert isinstance(again, Values)
+    assert isinstance(again, RegressionTarget)
     assert (again.encode(y, n) == codes).all()
     assert np.abs(again.decode(codes) - y).max() <= 1e-5 * sd + 1e-9 * abs(mean)
     strata = values.strata(codes)
@@ -275,7 +275,7 @@ def test_what_was_not_written_by_it_is_refused(amounts: Any) -> None:
 
 def test_parts_hold_amounts_of_all_sizes_alike() -> None:
     y = np.random.default_rng(0).exponential(size=2000)
-    values, codes = Values.found(y, 2000)
+    values, codes = RegressionTarget.found(y, 2000)
     means = [split(values.strata(codes), seed).valid for seed in range(5)]
     apart = [abs(codes[part].mean()) for part in means if part is not None]
     assert max(apart) < 0.1  # by chance alone .08 on average

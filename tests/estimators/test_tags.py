@@ -18,8 +18,8 @@ import morphnas
 from morphnas import DataWarning, ImageClassifier, RunError, examine, load_run
 from morphnas.cli import main
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.parts import split
-from morphnas.estimators.targets import Indicators, classes_of, target_from_json
+from morphnas.estimators.splits import split
+from morphnas.estimators.targets import MultiLabelTarget, classes_of, target_from_json
 
 Tagged = tuple[NDArray[np.uint8], NDArray[np.int64]]
 SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 6}}
@@ -176,7 +176,7 @@ def test_tags_of_any_kind(kind: str, data: Tagged) -> None:
     _, y = data
     given = KINDS[kind](y)
     target, codes = classes_of(given, len(y))
-    assert isinstance(target, Indicators)
+    assert isinstance(target, MultiLabelTarget)
     assert codes.dtype == np.float32
     assert (codes == y).all()
 
@@ -215,8 +215,8 @@ def test_parts_are_held_out_alike(data: Tagged) -> None:
 
 
 def test_out_of_json_they_come_as_they_were() -> None:
-    again = target_from_json(json.loads(json.dumps(Indicators(7).to_json())))
-    assert isinstance(again, Indicators)
+    again = target_from_json(json.loads(json.dumps(MultiLabelTarget(7).to_json())))
+    assert isinstance(again, MultiLabelTarget)
     assert again.k == 7
 
 

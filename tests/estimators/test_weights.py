@@ -12,11 +12,11 @@ from sklearn.metrics import balanced_accuracy_score
 
 from morphnas import DataWarning, ImageClassifier, ImageRegressor, RunError, load_run
 from morphnas.cli import main
-from morphnas.estimators.fitting import temperature
+from morphnas.estimators.fitting import calibration_temperature
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.targets import Values
+from morphnas.estimators.targets import RegressionTarget
 from morphnas.graph import Network, cnn, fresh_weights
-from morphnas.run.parcels import read_task, write_task
+from morphnas.run.transport import read_task, write_task
 from morphnas.train.deadline import NEVER
 from morphnas.train.predict import predict
 from tests.estimators.conftest import stripes
@@ -39,7 +39,7 @@ def test_weights_go_with_their_examples(tmp_path: Path) -> None:
         assert part is not None
         assert part.weights is not None
         assert part.weights.numpy() == pytest.approx(weights[order] / weights.mean(), rel=1e-5)
-    assert found.task.train.worth < 255
+    assert found.task.train.effective_size < 255
     write_task(tmp_path / "task.pt", found.task)
     again = read_task(tmp_path / "task.pt", CPU)
     assert again.train.weights is not None
@@ -119,7 +119,7 @@ def test_weights_that_cannot_be_learnt_from(sample_weight: Any, words: str, tmp_
 
 def test_amounts_have_no_balance() -> None:
     with pytest.raises(ValueError, match="None or numbers"):
-        problem("balanced", y=Y + 0.5 * X.mean((1, 2)), read=Values.found)
+        problem("balanced", y=Y + 0.5 * X.mean((1, 2)), read=RegressionTarget.found)
 
 
 @pytest.mark.slow
@@ -176,15 +176,15 @@ def test_how_sure_a_model_may_be_is_said_by_what_counts() -> None:
     assert valid is not None
     network = Network(graph, fresh_weights(graph))
     outputs = predict(network.to_module(), valid.x, found.task)
-    counted, alike = (found.task.goal.heat(outputs, valid.y, weights) for weights in (valid.weights, None))
-    assert temperature(network, found.task, False, NEVER, None) == pytest.approx(counted, rel=1e-6)
+    counted, alike = (found.task.goal.temperature(outputs, valid.y, weights) for weights in (valid.weights, None))
+    assert calibration_temperature(network, found.task, False, NEVER, None) == pytest.approx(counted, rel=1e-6)
     assert abs(counted - alike) > 0.1
 
 
 def test_where_there_is_no_time_to_ask_a_model_is_as_sure_as_it_is() -> None:
     graph = cnn((1, 6, 6), 3, width=8, depth=1)
     network = Network(graph, fresh_weights(graph))
-    assert temperature(network, problem(None).task, False, Clock().deadline(0), None) == 1.0
+    assert calibration_temperature(network, problem(None).task, False, Clock().deadline(0), None) == 1.0
 
 
 def test_examples_without_weight_leave_no_trace() -> None:
@@ -192,8 +192,8 @@ def test_examples_without_weight_leave_no_trace() -> None:
     y, weights = np.random.default_rng(0).normal(size=300), np.ones(300)
     x = X.astype(np.float32)
     x[::7], y[::7], weights[::7] = 1e4, -1e6, 0
-    found = problem(weights, y=y, read=Values.found)
-    assert isinstance(found.target, Values)
+    found = problem(weights, y=y, read=RegressionTarget.found)
+    assert isinstance(found.target, RegressionTarget)
     assert found.target.mean == pytest.approx([y[weights > 0].mean()])
     assert found.target.std == pytest.approx([y[weights > 0].std()])
     found = Problem.found(x, Y, None, None, 0, CPU, sample_weight=weights)

@@ -32,9 +32,9 @@ STATES: dict[str, tuple[Trial, ...]] = {
     "only slow ones": tuple(replace(TRIALS[0], id=i, outcome=replace(GOOD, latency=0.1, slow=True)) for i in range(9)),
 }
 WHYS: dict[str, Any] = {
-    "strings": {"reason": EVIL, "mean": "high", "sd": None, "nearest": "all", "left": 3},
-    "shapes": {"reason": ["a"], "mean": True, "sd": "inf", "nearest": [[1], 2, ["x"]], "left": {"seconds": "?"}},
-    "sizes": {"mean": 10**400, "sd": -(10**400), "left": {"seconds": 10**400}},
+    "strings": {"reason": EVIL, "mean": "high", "sd": None, "nearest": "all", "budget": 3},
+    "shapes": {"reason": ["a"], "mean": True, "sd": "inf", "nearest": [[1], 2, ["x"]], "budget": {"seconds": "?"}},
+    "sizes": {"mean": 10**400, "sd": -(10**400), "budget": {"seconds": 10**400}},
     "names": {EVIL: EVIL, "candidates": {"deep": [1, 2]}, "acquisition": 7},
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from morphnas.run import executors
 from morphnas.run.checkpoints import Result
 from morphnas.run.jobs import Job
 from morphnas.run.store import Store
-from morphnas.search.trial import Left, Proposal, Trial
+from morphnas.search.trial import Budget, Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.trainer import EachEpoch
@@ -106,10 +106,10 @@ class Script:
     """Proposes what it was given, by the number of trials there are, and remembers what it was asked."""
 
     proposals: Sequence[Proposal | None]
-    asked: list[tuple[tuple[Trial, ...], Left]] = field(default_factory=list)
+    asked: list[tuple[tuple[Trial, ...], Budget]] = field(default_factory=list)
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
-        self.asked.append((tuple(trials), left))
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
+        self.asked.append((tuple(trials), budget))
         return self.proposals[len(trials)] if len(trials) < len(self.proposals) else None
 
 

@@ -67,7 +67,9 @@ def test_a_cluster_that_refuses_again_and_again_is_no_cluster(monkeypatch: pytes
 @pytest.fixture(scope="class")
 def private() -> Iterator[Supervised]:
     pytest.importorskip("ray")
-    everything = Examples(torch.cat([TASK.train.x, TASK.judge.x]), torch.cat([TASK.train.y, TASK.judge.y]))
+    everything = Examples(
+        torch.cat([TASK.train.x, TASK.evaluation_set.x]), torch.cat([TASK.train.y, TASK.evaluation_set.y])
+    )
     made = ray_executor(TASK, everything, workers=1)
     yield made
     made.shutdown()
@@ -84,7 +86,7 @@ class TestRay(ExecutorContract, SurvivorContract):
         outcome, trained = executor.submit(Job(GRAPH, (), RECIPE, 600, 0, scored=False)).result(120)
         assert (outcome.status, outcome.score) == ("finished", None)
         assert trained is not None
-        steps = -(-len(TASK.train) - len(TASK.judge)) // RECIPE.batch_size * RECIPE.epochs
+        steps = -(-len(TASK.train) - len(TASK.evaluation_set)) // RECIPE.batch_size * RECIPE.epochs
         assert next(v for name, v in trained.items() if name.endswith("num_batches_tracked")) >= steps
 
     def test_a_cluster_without_room_is_refused(self, executor: Executor) -> None:

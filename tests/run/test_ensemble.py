@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from morphnas.graph import Dense, Graph, Input, Limits, Node
-from morphnas.run import asking
 from morphnas.run import ensemble as module
+from morphnas.run import predictions
 from morphnas.run.ensemble import asked, assembled, elect
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.goal import Classes, Own
+from morphnas.train.goal import Classification, CustomGoal
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Outcome
 from tests.run.doubles import RECIPE, store_of
@@ -30,7 +30,7 @@ def task(n: int = 90) -> Task:
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(2 * n) % 3
     x = 2.0 * torch.eye(3)[y] + torch.randn(2 * n, 3, generator=generator)
-    return Task.of(Examples(x[:n], y[:n]), Examples(x[n:], y[n:]), Classes(3))
+    return Task.of(Examples(x[:n], y[:n]), Examples(x[n:], y[n:]), Classification(3))
 
 
 TASK = task()
@@ -58,7 +58,7 @@ def elected(store: Store, final: Trial, size: int = 3, **changes: Any) -> dict[i
 def loss(store: Store, shares: dict[int, float]) -> float:
     assert TASK.valid is not None
     logits = assembled(store, shares).to_module()(TASK.normalised(TASK.valid.x)).detach().double()
-    heat = TASK.goal.heat(logits, TASK.valid.y)
+    heat = TASK.goal.temperature(logits, TASK.valid.y)
     return torch.nn.functional.cross_entropy(logits / heat, TASK.valid.y).item()
 
 
@@ -83,7 +83,7 @@ def test_a_metric_of_the_users_own_gives_the_votes(tmp_path: Path) -> None:
 
     with store_of(tmp_path / "run") as store:
         final, good, bad = add(store, FIRST), add(store, SECOND), add(store, WRONG)
-        shares = elected(store, final, task=replace(TASK, goal=Own(TASK.goal, Wrong())))
+        shares = elected(store, final, task=replace(TASK, goal=CustomGoal(TASK.goal, Wrong())))
         assert set(shares) == {final.id, bad.id}
         assert good.id in elected(store, final)
 
@@ -103,7 +103,7 @@ def test_another_one_votes_for_a_network_that_was_trained_on_the_examples(tmp_pa
     with store_of(tmp_path / "run") as store:
         judged, good = add(store, FIRST, final="inherited"), add(store, SECOND)
         final = add(store, WRONG, None, final="everything", score_of=judged.id)
-        assert final.judge == judged.id
+        assert final.scored_by == judged.id
         shares = elected(store, final)
         assert shares == {final.id if id == judged.id else id: share for id, share in elected(store, judged).items()}
         assert set(shares) == {final.id, good.id}
@@ -117,7 +117,7 @@ def test_the_final_network_is_alone_where_nobody_can_tell_how_good_it_is(
         final = add(store, WRONG, None, final="everything", score_of=short.id)
         assert elected(store, final) == {final.id: 1.0}
         alone = {short.id: 1.0}
-        assert elected(store, short, task=Task.of(TASK.train, None, Classes(3))) == alone
+        assert elected(store, short, task=Task.of(TASK.train, None, Classification(3))) == alone
         assert elected(store, short, deadline=Deadline.after(0)) == alone
         assert elected(store, short, data="other") == alone
         told = [record.getMessage() for record in caplog.records]
@@ -161,14 +161,14 @@ def test_as_few_examples_are_read_as_the_time_was_kept_for(tmp_path: Path, monke
         read.append(len(x))
         return predict(network, x, *settings)
 
-    monkeypatch.setattr(asking, "predict", counted)
+    monkeypatch.setattr(predictions, "predict", counted)
     monkeypatch.setattr(module, "ASKED", 50)
     with store_of(tmp_path / "run") as store:
         final = add(store, SECOND)
         for _ in range(module.LIBRARY + 3):
             add(store, SECOND)
         assert final.id in elected(store, final, chooser=TASK.train)
-    assert sum(read) == asked(3, TASK, TASK.train) - 2 * len(TASK.judge) == module.LIBRARY * 50
+    assert sum(read) == asked(3, TASK, TASK.train) - 2 * len(TASK.evaluation_set) == module.LIBRARY * 50
     assert asked(1, TASK, None) == 0
     assert asked(10**9, TASK, None) == asked(module.ROUNDS, TASK, None), "no more can have a vote"
 

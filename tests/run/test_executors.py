@@ -23,15 +23,15 @@ from morphnas.run.checkpoints import Result
 from morphnas.run.executors import Lost, SerialExecutor, Supervised, Unheard, process_executor
 from morphnas.run.files import write_tensors
 from morphnas.run.jobs import Executor, Job
-from morphnas.run.parcels import read_task, write_task
 from morphnas.run.proposing import Asker
 from morphnas.run.search import Search
 from morphnas.run.store import Store, load_run
+from morphnas.run.transport import read_task, write_task
 from morphnas.search import MorphSpace, RandomSearcher
-from morphnas.search.trial import Left, Proposal, Trial
+from morphnas.search.trial import Budget, Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, Stop
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classification
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
 from tests.contracts import TASK, ExecutorContract, SurvivorContract
@@ -454,7 +454,7 @@ def test_nobody_waits_for_a_proposal_after_the_deadline(tmp_path: Path, monkeypa
     ended = threading.Event()
 
     class Slow(Script):
-        def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        def ask(self, trials: Sequence[Trial], left: Budget) -> Proposal | None:
             assert not trials or ended.wait(60)
             return super().ask(trials, left)
 
@@ -527,23 +527,23 @@ def test_one_process_searches_as_this_one_does(tmp_path: Path, process: Supervis
 @pytest.mark.parametrize("valid", [0, 30])
 def test_a_task_comes_out_of_its_file_as_it_was(tmp_path: Path, valid: int) -> None:
     task = blobs(50, valid)
-    taught = torch.rand(50, 2)
-    task = replace(task, train=replace(task.train, taught=taught))
+    teacher_outputs = torch.rand(50, 2)
+    task = replace(task, train=replace(task.train, teacher_outputs=teacher_outputs))
     write_task(tmp_path / "task.pt", task)
     found = read_task(tmp_path / "task.pt", CPU)
     assert found.goal == task.goal
     assert torch.equal(found.mean, task.mean)
     assert torch.equal(found.std, task.std)
     assert torch.equal(found.train.x, task.train.x)
-    assert found.train.taught is not None
-    assert torch.equal(found.train.taught, taught)
-    assert torch.equal(found.judge.y, task.judge.y)
+    assert found.train.teacher_outputs is not None
+    assert torch.equal(found.train.teacher_outputs, teacher_outputs)
+    assert torch.equal(found.evaluation_set.y, task.evaluation_set.y)
     assert (found.valid is None) == (valid == 0)
 
 
 def test_parts_of_the_same_data_are_written_once(tmp_path: Path) -> None:
     whole = Examples(torch.zeros(1000, 100), torch.zeros(1000, dtype=torch.int64))
-    write_task(tmp_path / "task.pt", Task.of(whole[:500], whole[500:], Classes(2)))
+    write_task(tmp_path / "task.pt", Task.of(whole[:500], whole[500:], Classification(2)))
     assert (tmp_path / "task.pt").stat().st_size < 1.1 * whole.x.nbytes
 
 
@@ -676,7 +676,7 @@ def test_what_starts_from_weights_that_were_removed_meanwhile_is_asked_for_again
     outcomes, asked = iter([replace(GOOD, score=-0.9), GOOD, GOOD]), threading.Event()
 
     class Best(Script):
-        def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        def ask(self, trials: Sequence[Trial], left: Budget) -> Proposal | None:
             if len(trials) < 2:
                 return super().ask(trials, left)
             best = max((t for t in trials if t.score is not None), key=lambda t: t.score or 0.0)

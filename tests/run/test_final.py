@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from morphnas.graph import Graph, Network, Weights, to_module
-from morphnas.run import asking, executors
+from morphnas.run import executors, predictions
 from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
@@ -26,7 +26,7 @@ from morphnas.run.work import work
 from morphnas.search.trial import STOPPED, Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, Stop
-from morphnas.train.goal import Own, Unmeasured
+from morphnas.train.goal import CustomGoal, UndefinedMetric
 from morphnas.train.predict import evaluate
 from morphnas.train.recipe import SHIFT, Augment, Outcome, Recipe, Status
 from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, files, proposals, resumed, same_weights, weights
@@ -89,7 +89,7 @@ def test_the_final_training_adds_trials_and_changes_none(path: Path, chooser: Ex
         assert inherited.proposal.start == winner.id
         assert fresh.proposal.start == winner.graph
         assert [t.epochs for t in (inherited, fresh)] == [3, 3]
-        best = max((winner, inherited, fresh), key=lambda t: judged(store, t, chooser or TASK.judge))
+        best = max((winner, inherited, fresh), key=lambda t: judged(store, t, chooser or TASK.evaluation_set))
         assert last == whole
         assert whole.proposal.start == whole.proposal.why["score_of"] == best.id
         assert load_run(path).trials == tuple(store.trials)
@@ -351,7 +351,7 @@ def won(path: Path, outcome: Outcome = BADLY, label: int = 0) -> Iterator[tuple[
 
 
 def all_of(label: int) -> Examples:
-    return Examples(TASK.judge.x[:6], torch.full((6,), label))
+    return Examples(TASK.evaluation_set.x[:6], torch.full((6,), label))
 
 
 @pytest.mark.parametrize(("label", "chosen"), [(0, 1), (1, 2)])
@@ -376,7 +376,7 @@ class Says:
 
     def __call__(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
         if self.label > 1:
-            raise Unmeasured("nobody says that")
+            raise UndefinedMetric("nobody says that")
         return float((outputs.argmax(1) == self.label).double().mean())
 
 
@@ -386,7 +386,7 @@ def test_the_chooser_goes_by_a_metric_of_the_users_own(
 ) -> None:
     """Labels say nothing; of equals the one that is better by its loss, or was there first."""
     told()
-    task = replace(TASK, goal=Own(TASK.goal, Says(says)))
+    task = replace(TASK, goal=CustomGoal(TASK.goal, Says(says)))
     with won(path, label=0) as (store, winner):
         assert finish(store, winner, task=task, chooser=all_of(0), everything=None).id == chosen
 
@@ -509,7 +509,7 @@ def test_where_nobody_can_tell_what_everything_did_it_is_used(
     told(fresh=(BADLY, 0))
     with won(path, label=0) as (store, winner):
         assert finish(store, winner, task=replace(TASK, valid=None)).id == 3
-        monkeypatch.setattr(asking, "predict", lambda *_: torch.empty(0, 2))  # there was no time
+        monkeypatch.setattr(predictions, "predict", lambda *_: torch.empty(0, 2))  # there was no time
         last = finish(store, winner, task=replace(TASK, valid=all_of(0)), chooser=None)
         assert last.proposal.why["final"] == "everything"
 
@@ -527,7 +527,7 @@ def test_slow_scoring_does_not_take_the_time_of_the_last_training(path: Path, to
 def test_a_few_more_mistakes_after_everything_are_chance(path: Path, told: Callable[..., Told]) -> None:
     """Of 6 examples 5 are right before and 1 after: 4 more mistakes, where the deviation is 2.4."""
     told(fresh=(BADLY, 0))
-    mixed = Examples(TASK.judge.x[:6], torch.tensor([0, 0, 0, 0, 0, 1]))
+    mixed = Examples(TASK.evaluation_set.x[:6], torch.tensor([0, 0, 0, 0, 0, 1]))
     with won(path, label=0) as (store, winner):
         assert finish(store, winner, task=replace(TASK, valid=mixed)).proposal.why["final"] == "everything"
 
@@ -696,7 +696,7 @@ def test_images_that_are_known_by_heart_are_changed_more(
     train, valid = Examples(base.train.x, torch.cat([known, rest])), Examples(base.valid.x, held_out)
     task = replace(base, train=train, valid=valid)
     monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))  # which ones are asked
-    monkeypatch.setattr(module, "coloured", lambda _: colours)
+    monkeypatch.setattr(module, "is_colour", lambda _: colours)
     with won(path) as (store, winner):
         finish(store, winner, task=task, chooser=None, everything=None, recipe=UNDECIDED, epochs=20)
         ways = [t.proposal.why["final"] for t in store.trials[1:]]
@@ -722,7 +722,7 @@ def test_and_where_nothing_was_compared_if_they_are_seen_often(
     changed: bool,
 ) -> None:
     made = told()
-    monkeypatch.setattr(module, "coloured", lambda _: colours)
+    monkeypatch.setattr(module, "is_colour", lambda _: colours)
     monkeypatch.setattr(Final, "_passes", lambda *_, **__: passes)
     with won(path) as (store, winner):
         finish(store, winner, recipe=recipe, data="which this run did not have", epochs=None)
@@ -878,13 +878,13 @@ def test_how_sure_networks_are_is_said_by_what_counts(
     path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Tensor | None] = []
-    heat = type(TASK.goal).heat
+    usual = type(TASK.goal).temperature
 
     def asked(goal: Any, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
         given.append(weights)
-        return heat(goal, outputs, y, weights)
+        return usual(goal, outputs, y, weights)
 
-    monkeypatch.setattr(type(TASK.goal), "heat", asked)
+    monkeypatch.setattr(type(TASK.goal), "temperature", asked)
     told()
     counted = replace(all_of(0), weights=torch.tensor([1.0, 2, 3, 4, 5, 6]))
     with won(path) as (store, winner):

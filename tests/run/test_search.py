@@ -19,11 +19,11 @@ from morphnas.run.checkpoints import Result
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
 from morphnas.run.jobs import Job, trial_seed
-from morphnas.run.keeping import prune
-from morphnas.run.search import REFUSED, TRIES, Search, seconds_per_flop, settle
+from morphnas.run.pruning import prune
+from morphnas.run.search import REFUSED, TRIES, Search, decide_flip, seconds_per_flop
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
-from morphnas.search.trial import STOPPED, Left, Proposal, Trial, grown
+from morphnas.search.trial import STOPPED, Budget, Proposal, Trial, grown
 from morphnas.train.data import Task
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.trainer import EachEpoch
@@ -197,7 +197,7 @@ def test_the_searcher_is_told_all_trials_and_what_is_left(path: Path, workers: W
         trials = run(store, script, guess=1e-9, deadline=Clock().deadline(100))
     assert [asked for asked, _ in script.asked] == [tuple(trials[:i]) for i in range(4)]
     lefts = [left for _, left in script.asked]
-    assert lefts[0] == Left(100, None, 1e-9)
+    assert lefts[0] == Budget(100, None, 1e-9)
     assert lefts[1].seconds_per_flop == seconds_per_flop(trials[:1], 0)
     assert lefts[3].seconds_per_flop == seconds_per_flop(trials, 0)
 
@@ -281,14 +281,14 @@ class Starts:
 
     seen: int = 0
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def ask(self, trials: Sequence[Trial], left: Budget) -> Proposal | None:
         self.seen += 1
         return next((p for p in proposals(2) if p.start not in [t.graph for t in trials]), None)
 
 
 def test_a_searcher_that_answers_with_something_else_is_told(path: Path, workers: Workers) -> None:
     class Wrong:
-        def ask(self, trials: Sequence[Trial], left: Left) -> Any:
+        def ask(self, trials: Sequence[Trial], left: Budget) -> Any:
             return 3
 
     with store_of(path) as store, pytest.raises(RunError, match="ask returns a Proposal or None, not 3"):
@@ -322,7 +322,7 @@ def test_a_searcher_that_fails_ends_the_search_and_costs_no_network(path: Path, 
     answer, words = WRONG[way]
 
     class Late:
-        def ask(self, trials: Sequence[Trial], left: Left) -> Any:
+        def ask(self, trials: Sequence[Trial], left: Budget) -> Any:
             return proposals(2)[len(trials)] if len(trials) < 2 else answer()
 
     with store_of(path) as store:
@@ -351,7 +351,7 @@ def test_a_searcher_that_proposes_nothing_but_such_networks_ends_the_search(
     path: Path, workers: Workers, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Stubborn:
-        def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+        def ask(self, trials: Sequence[Trial], left: Budget) -> Proposal | None:
             return proposals(1)[0]
 
     with store_of(path) as store:
@@ -537,7 +537,7 @@ def test_nothing_is_asked_for_that_would_come_too_late(path: Path, workers: Work
     clock, asked = Clock(), []
 
     class Slow(Script):
-        def ask(self, trials: Any, left: Left) -> Proposal | None:
+        def ask(self, trials: Any, left: Budget) -> Proposal | None:
             asked.append(left.seconds)
             clock.now += 4
             return super().ask(trials, left)
@@ -658,18 +658,18 @@ def asked(metric: float | None, mirrored: float | None, id: int = 0, examples: i
     ],
 )
 def test_flips_are_settled_by_the_first_network_that_knows(trials: list[Trial], flip: bool | None) -> None:
-    assert settle(UNDECIDED, trials, 0.1) == replace(UNDECIDED, augment=Augment(shift=0.1, flip=flip))
+    assert decide_flip(UNDECIDED, trials, 0.1) == replace(UNDECIDED, augment=Augment(shift=0.1, flip=flip))
 
 
 def test_where_chance_is_high_half_of_what_is_left_is_enough() -> None:
-    assert settle(UNDECIDED, [asked(0.94, 0.94)], 0.9).augment.flip is None
-    assert settle(UNDECIDED, [asked(0.96, 0.96)], 0.9).augment.flip is True
+    assert decide_flip(UNDECIDED, [asked(0.94, 0.94)], 0.9).augment.flip is None
+    assert decide_flip(UNDECIDED, [asked(0.96, 0.96)], 0.9).augment.flip is True
 
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_what_is_settled_stays_so(flip: bool) -> None:
     recipe = Recipe(augment=Augment(flip=flip))
-    assert settle(recipe, [asked(0.9, 0.1), asked(0.9, 0.9)], 0.1) == recipe
+    assert decide_flip(recipe, [asked(0.9, 0.1), asked(0.9, 0.9)], 0.1) == recipe
 
 
 def test_the_search_settles_flips_for_the_trials_that_follow(path: Path, workers: Workers) -> None:
@@ -710,7 +710,7 @@ def test_final_trainings_say_nothing_of_the_cost() -> None:
 def test_a_predicted_cost_is_that_of_the_trial_it_came_from() -> None:
     trial = timed(0, 3e-9)
     assert trial.outcome is not None
-    left = Left(10, None, seconds_per_flop([trial], 0))
+    left = Budget(10, None, seconds_per_flop([trial], 0))
     assert left.predict(GRAPH, 4) == pytest.approx(trial.outcome.seconds)
 
 

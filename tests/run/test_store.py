@@ -133,8 +133,8 @@ def test_a_run_is_read_as_it_was_written(path: Path) -> None:
         "truncated", -0.25, 0.5, 3.5, 2, 1, (Epoch(1.5, 0.7, -0.25, 0.5),), 40, 12.5, 7, 1e-6, 0.4, "late"
     )
     with store_of(path, seed=3, plan={"a": [1]}) as store:
-        first = store.claim(Proposal(graph, (), recipe, {"reason": "start", "left": {"seconds": None}}))
-        assert first == Trial(0, Proposal(graph, (), recipe, {"reason": "start", "left": {"seconds": None}}), graph)
+        first = store.claim(Proposal(graph, (), recipe, {"reason": "start", "budget": {"seconds": None}}))
+        assert first == Trial(0, Proposal(graph, (), recipe, {"reason": "start", "budget": {"seconds": None}}), graph)
         store.finish(0, outcome, weights(1, graph))
         grown = Wider(conv, 5).grow(Deeper(relu).grow(graph))
         second = store.claim(Proposal(0, (Deeper(relu), Wider(conv, 5)), recipe))
@@ -160,7 +160,7 @@ def test_a_run_is_read_as_it_was_written(path: Path) -> None:
 def test_proposals_come_back_from_json() -> None:
     for proposal in (
         Proposal(GRAPH, (), RECIPE, {"reason": "start"}),
-        Proposal(7, (Deeper("relu_3"), Wider("dense_1", 9)), Recipe(patience=3), {"left": {"seconds": 1.5}}),
+        Proposal(7, (Deeper("relu_3"), Wider("dense_1", 9)), Recipe(patience=3), {"budget": {"seconds": 1.5}}),
     ):
         assert proposal_from_json(json.loads(json.dumps(proposal_to_json(proposal)))) == proposal
 

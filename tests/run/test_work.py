@@ -36,12 +36,12 @@ from morphnas.graph import (
     weights_of,
 )
 from morphnas.run import work as module
-from morphnas.run.jobs import DeviceGone, Job, micro_batch
+from morphnas.run.jobs import DeviceLost, Job, micro_batch
 from morphnas.run.work import PROOF, inherited, work
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime
-from morphnas.train.goal import Own
+from morphnas.train.goal import CustomGoal
 from morphnas.train.predict import evaluate, predict
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.whitening import whitening
@@ -79,7 +79,7 @@ def same(one: Weights | None, other: Weights | None) -> bool:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_child_begins_as_its_parent(name: str) -> None:
     start = parent(name)
-    expected = predict(start.to_module(), TASK.judge.x, TASK)
+    expected = predict(start.to_module(), TASK.evaluation_set.x, TASK)
     morphs = one_of_each(start.graph)
     assert {type(morph) for morph in morphs} == {Deeper, Wider, WiderAll, AddSkip, ConcatSkip}
     for morph in morphs:
@@ -87,7 +87,7 @@ def test_a_child_begins_as_its_parent(name: str) -> None:
         assert difference is not None
         assert difference <= 1e-4
         Network(morph.grow(start.graph), weights_of(child))
-        torch.testing.assert_close(predict(child, TASK.judge.x, TASK), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(predict(child, TASK.evaluation_set.x, TASK), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_morphs_are_proved_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_morphs_are_proved_in_full_precision(monkeypatch: pytest.MonkeyPatch) ->
         seen.append(inside[0])
         return predict(*args)
 
-    monkeypatch.setattr(module, "in_full", noted)
+    monkeypatch.setattr(module, "full_precision", noted)
     monkeypatch.setattr(module, "predict", asked)
     inherited(Job(parent("cnn"), (Wider("conv_1", 7),), SHORT, 600, 1), TASK)
     assert seen == [True, True]
@@ -128,14 +128,16 @@ def test_the_score_is_that_of_the_weights_returned() -> None:
     outcome, found = work(Job(start, (one_of_each(start.graph)[0],), SHORT, 600, 2), TASK)
     assert outcome.score is not None
     child = to_module(one_of_each(start.graph)[0].grow(start.graph), found)
-    assert outcome.score == pytest.approx(evaluate(child, TASK.judge, TASK)[0], abs=1e-6)
+    assert outcome.score == pytest.approx(evaluate(child, TASK.evaluation_set, TASK)[0], abs=1e-6)
 
 
 def test_training_on_has_nothing_to_prove() -> None:
     start = parent("cnn")
     module, difference = inherited(Job(start, (), SHORT, 600, 2), TASK)
     assert difference is None
-    assert torch.equal(predict(module, TASK.judge.x, TASK), predict(start.to_module(), TASK.judge.x, TASK))
+    assert torch.equal(
+        predict(module, TASK.evaluation_set.x, TASK), predict(start.to_module(), TASK.evaluation_set.x, TASK)
+    )
 
 
 def test_the_parents_weights_stay_as_they_are() -> None:
@@ -290,8 +292,8 @@ def test_no_memory_is_an_outcome(error: BaseException) -> None:
 
 
 def test_a_device_that_is_gone_is_no_failure_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "is_gone", lambda _: True)
-    with pytest.raises(DeviceGone, match=r"cpu does nothing any more for this process \(launch failure\)"):
+    monkeypatch.setattr(module, "is_device_lost", lambda _: True)
+    with pytest.raises(DeviceLost, match=r"cpu does nothing any more for this process \(launch failure\)"):
         work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), raising(RuntimeError("launch failure\nand more")))  # type: ignore[arg-type]
     for error in OUT_OF_MEMORY:
         assert work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), raising(error))[0].status == "oom"  # type: ignore[arg-type]
@@ -334,7 +336,7 @@ def test_mirrored_images_are_asked_about_when_flips_are_undecided() -> None:
     assert outcome.mirrored is not None
     assert outcome.metric > 0.9
     assert outcome.mirrored < 0.5
-    turned = replace(TASK.judge, x=TASK.judge.x.flip(-1))
+    turned = replace(TASK.evaluation_set, x=TASK.evaluation_set.x.flip(-1))
     assert outcome.mirrored == pytest.approx(evaluate(to_module(GRAPHS["cnn"], found), turned, TASK)[1], abs=1e-6)
 
 
@@ -421,7 +423,7 @@ def test_how_long_an_example_takes_is_measured(most: float | None, slow: bool) -
     assert work(Job(GRAPH, (), RECIPE, 600, 1, scored=False, max_latency=most), blobs())[0].latency is None
 
 
-@pytest.mark.parametrize("question", ["latency", "asked_mirrored"])
+@pytest.mark.parametrize("question", ["latency", "measure_mirrored"])
 def test_a_network_that_cannot_be_asked_more_is_kept(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, question: str
 ) -> None:
@@ -435,8 +437,8 @@ def test_a_network_that_cannot_be_asked_more_is_kept(
     assert outcome.score is not None
     assert found is not None
     assert "cannot be asked more than its score: no room" in caplog.text
-    monkeypatch.setattr(module, "is_gone", lambda _: True)
-    with pytest.raises(DeviceGone):
+    monkeypatch.setattr(module, "is_device_lost", lambda _: True)
+    with pytest.raises(DeviceLost):
         work(Job(GRAPH, (), recipe, 600, 1), blobs())
 
 
@@ -654,7 +656,7 @@ def test_mirrored_images_are_asked_about_by_the_usual_metric() -> None:
 
     network = to_module(GRAPHS["cnn"])
     outcome = Outcome("finished", -30.0, -30.0, measure="own", objective="own")
-    found = module.asked_mirrored(outcome, network, replace(TASK, goal=Own(TASK.goal, Mine())), 64, NEVER)
-    turned = replace(TASK.judge, x=TASK.judge.x.flip(-1))
-    expected = [evaluate(network, examples, TASK)[1] for examples in (TASK.judge, turned)]
+    found = module.measure_mirrored(outcome, network, replace(TASK, goal=CustomGoal(TASK.goal, Mine())), 64, NEVER)
+    turned = replace(TASK.evaluation_set, x=TASK.evaluation_set.x.flip(-1))
+    expected = [evaluate(network, examples, TASK)[1] for examples in (TASK.evaluation_set, turned)]
     assert [found.upright, found.mirrored] == expected

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morphnas.graph import Limits, cnn, narrowed, resnet
-from morphnas.search import Left, MorphSpace, ParetoSearcher, Proposal, RandomSearcher, Trial
+from morphnas.search import Budget, MorphSpace, ParetoSearcher, Proposal, RandomSearcher, Trial
 from morphnas.search.pareto import COSTS, front
 from morphnas.train.recipe import Outcome, Recipe
 from tests.table import TableSpace, grown, run, shortfall
@@ -39,7 +39,7 @@ def test_begins_with_narrower_networks_too() -> None:
     assert [t.graph.key for t in trials[2:6]] == [narrowed(graph, n).key for n in (2, 4) for graph in STARTS]
     assert trials[6].proposal.why["acquisition"] == "ehvi"
     small = ParetoSearcher(MorphSpace(STARTS), limits=Limits(max_flops=narrowed(STARTS[0], 2).flops))
-    proposal = small.ask((), Left(math.inf))
+    proposal = small.ask((), Budget(math.inf))
     assert proposal is not None
     assert proposal.start == narrowed(STARTS[0], 2), "which may be trained where the starts are too large"
 
@@ -53,7 +53,7 @@ def test_goes_on_where_a_budget_lacks_most(cost: str) -> None:
         for i, graph in enumerate(graphs)
     ]
     searcher = ParetoSearcher(MorphSpace((graphs[0],)), cost=cost, narrower=(1,))
-    proposal = searcher.ask(trials, Left(math.inf))
+    proposal = searcher.ask(trials, Budget(math.inf))
     assert proposal is not None
     assert proposal.start == 0
 
@@ -81,7 +81,7 @@ def ended(score: float, flops: int) -> Outcome:
 def run_real(searcher: ParetoSearcher, n: int) -> list[Trial]:
     """Trials whose scores rise with their FLOPs."""
     trials: list[Trial] = []
-    while len(trials) < n and (proposal := searcher.ask(trials, Left(math.inf))) is not None:
+    while len(trials) < n and (proposal := searcher.ask(trials, Budget(math.inf))) is not None:
         graph = grown(trials, proposal.start, proposal.morphs)
         outcome = ended(-1 / math.log(graph.flops), graph.flops)
         trials.append(Trial(len(trials), proposal, graph, outcome, kept=True))

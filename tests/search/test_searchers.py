@@ -20,12 +20,12 @@ from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError, WiderAll,
 from morphnas.search import (
     SEARCHERS,
     BayesianSearcher,
+    Budget,
     EvolutionSearcher,
     GreedySearcher,
     GridSearcher,
     HalvingSearcher,
     HillClimbingSearcher,
-    Left,
     MorphSpace,
     ParetoSearcher,
     Patient,
@@ -37,11 +37,11 @@ from morphnas.search import (
     winner,
 )
 from morphnas.search import trial as trial_module
-from morphnas.search.candidates import CAUTION, Rules, children, learnt, measured_memory
+from morphnas.search.candidates import CAUTION, Rules, children, measured_memory, updated_limits
 from morphnas.train.recipe import Outcome, Recipe
 from tests.table import Swap, TableSpace, best, digits_of, grown, network, outcome_of, run, score, scored, true_accuracy
 
-AMPLE = Left(math.inf)
+AMPLE = Budget(math.inf)
 SPACE = TableSpace()
 
 
@@ -49,8 +49,8 @@ def bayesian(seed: int = 0, **settings: object) -> BayesianSearcher:
     return BayesianSearcher(SPACE, seed=seed, **{"candidates": 32, **settings})  # type: ignore[arg-type]
 
 
-def asked(searcher: Searcher, trials: list[Trial], left: Left = AMPLE) -> Proposal:
-    proposal = searcher.ask(trials, left)
+def asked(searcher: Searcher, trials: list[Trial], budget: Budget = AMPLE) -> Proposal:
+    proposal = searcher.ask(trials, budget)
     assert proposal is not None
     return proposal
 
@@ -95,7 +95,7 @@ def test_bayesian_says_what_it_expects() -> None:
         assert why["candidates"] > 0
         assert [d for _, d in why["nearest"]] == sorted(d for _, d in why["nearest"])
         assert all(isinstance(trial, int) for trial, _ in why["nearest"])
-    assert late["left"]["trials"] == 1
+    assert late["budget"]["trials"] == 1
     assert abs(late["mean"] - score(trials[15])) < 0.3
 
 
@@ -249,8 +249,8 @@ def test_below_a_network_where_nothing_fits_nothing_is_looked_for_again(make: ty
 
     looked: list[str] = []
     trials = run(RandomSearcher(SPACE), 25)
-    left = Left(trials[0].epochs * min(t.graph.work for t in trials), None, 1.0)
-    assert make(Watched()).ask(trials, left) is None
+    budget = Budget(trials[0].epochs * min(t.graph.work for t in trials), None, 1.0)
+    assert make(Watched()).ask(trials, budget) is None
     most = {RandomSearcher: 1, GreedySearcher: 1}.get(make, 2)  # others look below their favourite first
     assert max(looked.count(key) for key in looked) == most
     assert {t.graph.key for t in trials} == set(looked)
@@ -267,7 +267,7 @@ def test_nor_below_one_that_does_not_fit_itself(make: Callable[..., Searcher], m
         return []
 
     monkeypatch.setattr(trial_module, "candidates", nothing)
-    assert make(MorphSpace(starts)).ask(trials, Left(starts[2].work * 8, None, 1.0)) is None
+    assert make(MorphSpace(starts)).ask(trials, Budget(starts[2].work * 8, None, 1.0)) is None
     assert set(looked) <= {graph.key for graph in starts[:3]}
 
 
@@ -335,7 +335,7 @@ def test_promotion_respects_the_time_left_and_what_is_kept() -> None:
     assert (proposal.start, proposal.recipe.epochs) == (two[0].id, 32)
     lost = [replace(t, kept=t.id != two[0].id) for t in trials]
     assert asked(searcher, lost).start == two[1].id
-    short = Left(31 * min(t.graph.flops for t in two), None, 1.0)
+    short = Budget(31 * min(t.graph.flops for t in two), None, 1.0)
     assert asked(searcher, trials, short).recipe.epochs == 8
     running = [*trials, Trial(8, proposal, two[0].graph)]
     assert asked(searcher, running).start == two[1].id
@@ -401,8 +401,8 @@ def test_networks_as_large_as_one_that_ran_out_of_memory_are_refused() -> None:
     rules = Rules.of([failed], Limits(), AMPLE, 6)
     assert [rules.fits(graph) for graph in (small, large, larger)] == [True, False, False]
     assert all(Rules.of([], Limits(), AMPLE, 6).fits(graph) for graph in (small, large, larger))
-    assert learnt(Limits(max_params=9), []) == Limits(max_params=9)
-    both = learnt(Limits(), [failed, ended(larger, Outcome("oom"), 1)])
+    assert updated_limits(Limits(max_params=9), []) == Limits(max_params=9)
+    both = updated_limits(Limits(), [failed, ended(larger, Outcome("oom"), 1)])
     assert both.max_memory == large.peak_bytes(SMALLEST) - 1
 
 
@@ -451,13 +451,13 @@ def test_what_latencies_come_from_is_found(a: float, b: float, c: float, random:
     limits = Limits(max_latency_ms=1.0, pace=(a, b, c))
     some = random.sample(NETWORKS, 7)
     exact = [timed(graph, limits.latency(graph), i) for i, graph in enumerate(some)]
-    found = learnt(Limits(max_latency_ms=1.0), exact)
+    found = updated_limits(Limits(max_latency_ms=1.0), exact)
     for graph in some:
         assert found.latency(graph) == pytest.approx(limits.latency(graph), rel=1e-3)
-    assert learnt(limits, []) == limits
-    assert learnt(Limits(), exact) == Limits()
+    assert updated_limits(limits, []) == limits
+    assert updated_limits(Limits(), exact) == Limits()
     noisy = [timed(graph, limits.latency(graph) * random.uniform(0.8, 1.25), i) for i, graph in enumerate(some)]
-    believed = learnt(limits, noisy)
+    believed = updated_limits(limits, noisy)
     under = [believed.latency(t.graph) * (1 + 1e-9) >= (t.outcome.latency if t.outcome else 0) for t in noisy]  # type: ignore[operator]
     assert sum(under) >= 5
 
@@ -467,7 +467,7 @@ def test_a_share_is_no_slower_than_predicted_however_few_there_are(count: int) -
     random = Random(count)
     limits = Limits(max_latency_ms=1.0, pace=(1e-5, 1e-10, 1e-10))
     trials = [timed(g, limits.latency(g) * random.uniform(0.5, 2), i) for i, g in enumerate(NETWORKS[:count])]
-    believed = learnt(limits, trials)
+    believed = updated_limits(limits, trials)
     slower = sum(believed.latency(t.graph) * (1 + 1e-9) < t.outcome.latency for t in trials)  # type: ignore[operator, union-attr]
     assert slower <= (1 - CAUTION) * count
 
@@ -476,8 +476,8 @@ def test_few_latencies_correct_what_was_measured_at_the_start() -> None:
     limits = Limits(max_latency_ms=1.0, pace=(1e-5, 1e-10, 0.0))
     slower = [timed(graph, 1.3 * limits.latency(graph), i) for i, graph in enumerate(NETWORKS[:3])]
     for graph in NETWORKS:
-        assert learnt(limits, slower).latency(graph) == pytest.approx(1.3 * limits.latency(graph))
-    assert learnt(Limits(max_latency_ms=1.0), slower) == Limits(max_latency_ms=1.0)  # in what proportions?
+        assert updated_limits(limits, slower).latency(graph) == pytest.approx(1.3 * limits.latency(graph))
+    assert updated_limits(Limits(max_latency_ms=1.0), slower) == Limits(max_latency_ms=1.0)  # in what proportions?
 
 
 @pytest.mark.parametrize("make", [RandomSearcher, EvolutionSearcher, BayesianSearcher])

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from morphnas.graph import Graph, Limits, mlp
 from morphnas.search import (
     BayesianSearcher,
+    Budget,
     GridSearcher,
-    Left,
     MorphSpace,
     Promote,
     Proposal,
@@ -27,13 +27,13 @@ from morphnas.search import (
     Tuned,
     ranges_of,
 )
-from morphnas.search.belief import Belief, coordinates
 from morphnas.search.distance import sketch
+from morphnas.search.network_surrogate import NetworkSurrogate, coordinates
 from morphnas.search.promote import is_promotion
 from morphnas.train.recipe import Augment, Outcome, Recipe, usual_rate
 from tests.table import TableSpace, grown, network, outcome_of, score
 
-AMPLE = Left(math.inf)
+AMPLE = Budget(math.inf)
 SPACE = TableSpace()
 RANGES = ranges_of({"lr": (0.001, 1.0), "dropout": (0.0, 0.5), "optimizer": ["sgd", "adamw"]})
 BEST = 0.02
@@ -43,7 +43,7 @@ BEST = 0.02
 class Script:
     """Has nothing to propose."""
 
-    def ask(self, trials: Sequence[Trial], left: Left) -> Proposal | None:
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         return None
 
 
@@ -179,9 +179,9 @@ def test_nothing_afresh_without_budget_or_beyond_the_limits() -> None:
     alone = TableSpace(("22221111",))
     trials = search(Tuned(RandomSearcher(alone, limits=Limits(morphs=())), RANGES), 5)
     searcher = Tuned(RandomSearcher(alone, limits=Limits(morphs=())), RANGES)
-    assert searcher.ask(trials, Left(0.0)) is None
-    assert searcher.ask(trials, Left(10.0, seconds_per_flop=1.0)) is None
-    assert searcher.ask(trials, Left(10.0, 0)) is None
+    assert searcher.ask(trials, Budget(0.0)) is None
+    assert searcher.ask(trials, Budget(10.0, seconds_per_flop=1.0)) is None
+    assert searcher.ask(trials, Budget(10.0, 0)) is None
     small = Tuned(searcher.searcher, RANGES, limits=Limits(max_params=1))
     assert small.ask(trials, AMPLE) is None
 
@@ -203,7 +203,7 @@ def test_a_belief_tells_recipes_apart() -> None:
     for i, lr in enumerate(np.geomspace(0.001, 1.0, 12)):
         trial = Trial(i, Proposal(graph, (), Recipe(lr=float(lr))), graph)
         trials.append(replace(trial, outcome=told(trial), kept=True))
-    belief = Belief.of(trials)
+    belief = NetworkSurrogate.of(trials)
     mean, _ = belief.predict([sketch(graph)] * 3, 8.0, [Recipe(lr=lr) for lr in (0.001, BEST, 1.0)])
     assert mean.argmax() == 1
 
@@ -212,7 +212,7 @@ def test_what_all_trainings_share_makes_no_difference_to_a_belief() -> None:
     trials = search(RandomSearcher(SPACE, Recipe(lr=0.3)), 12)
     other = [replace(t, proposal=replace(t.proposal, recipe=Recipe(lr=0.01, dropout=0.2))) for t in trials]
     candidates = [sketch(network("22221111")), sketch(network("01010101"))]
-    one, two = (Belief.of(ts).predict(candidates, 8.0, [Recipe()] * 2) for ts in (trials, other))
+    one, two = (NetworkSurrogate.of(ts).predict(candidates, 8.0, [Recipe()] * 2) for ts in (trials, other))
     assert np.array_equal(one, two)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from morphnas.train import step
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classification
 
 SHAPES = [(7,), (2, 9), (3, 8, 6), (1, 4, 5, 6)]
 """Of examples: rows of features, and spans, images and volumes of several channels."""
@@ -56,7 +56,7 @@ def blobs(n: int = 80, n_valid: int = 40, features: int = 4, seed: int = 0, dist
     y = torch.arange(n + n_valid) % 2
     x = torch.randn(len(y), features, generator=generator) + distance * (y[:, None] - 0.5)
     valid = Examples(x[n:], y[n:]) if n_valid else None
-    return Task.of(Examples(x[:n], y[:n]), valid, Classes(2))
+    return Task.of(Examples(x[:n], y[:n]), valid, Classification(2))
 
 
 def images(n: int = 96, n_valid: int = 48, shape: tuple[int, ...] = (2, 8, 8), seed: int = 0) -> Task:
@@ -69,7 +69,7 @@ def images(n: int = 96, n_valid: int = 48, shape: tuple[int, ...] = (2, 8, 8), s
         x[i, ..., place * width : (place + 1) * width] += 60
     x = x.to(torch.uint8)
     valid = Examples(x[n:], y[n:]) if n_valid else None
-    return Task.of(Examples(x[:n], y[:n]), valid, Classes(3))
+    return Task.of(Examples(x[:n], y[:n]), valid, Classification(3))
 
 
 def linear(features: int = 4, n_classes: int = 2, seed: int = 0) -> nn.Linear:

@@ -14,11 +14,11 @@ from morphnas.train import step
 from morphnas.train.augment import Draw
 from morphnas.train.calibrate import calibrate
 from morphnas.train.data import Examples, Task, moments
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classification
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.step import Step
-from morphnas.train.trainer import foretold
+from morphnas.train.trainer import probe_step_seconds
 from tests.train.tasks import images, seeded
 
 DEVICE = torch.device("meta")
@@ -29,7 +29,7 @@ def task() -> Task:
     whole = images()
     assert whole.valid is not None
     train, valid = (Examples(part.x, part.y.to(DEVICE)) for part in (whole.train, whole.valid))
-    return Task.of(train, valid, Classes(3))
+    return Task.of(train, valid, Classification(3))
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_what_is_computed_on_either_device_is_the_same() -> None:
     index = torch.tensor([4, 1, 1])
     assert torch.equal(whole.train[index].x, whole.train.x[index])
     assert torch.equal(whole.train[index].y, whole.train.y[index])
-    assert torch.equal(Task.of(whole.train, None, Classes(3)).mean, moments(whole.train.x)[0])
+    assert torch.equal(Task.of(whole.train, None, Classification(3)).mean, moments(whole.train.x)[0])
 
 
 def test_networks_train_and_predict_apart_from_their_examples(
@@ -68,8 +68,8 @@ def test_networks_train_and_predict_apart_from_their_examples(
     for batch in draw.to(DEVICE, task.train.x.device).split(3):
         assert steps._gradients(batch.split(2)).device == DEVICE
     assert all(p.grad is not None and p.grad.device == DEVICE for p in module.parameters())
-    assert predict(module, task.judge.x, task).shape == (48, 3)
-    assert predict(_Mirror(module), task.judge.x, task).device == DEVICE
-    assert foretold(module, task, recipe, time.perf_counter) > 0
+    assert predict(module, task.evaluation_set.x, task).shape == (48, 3)
+    assert predict(_Mirror(module), task.evaluation_set.x, task).device == DEVICE
+    assert probe_step_seconds(module, task, recipe, time.perf_counter) > 0
     norms = [name for name, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)]
     calibrate(module, norms[:1], task.normalised(task.train[torch.arange(9)].x))

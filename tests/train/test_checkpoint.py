@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from morphnas.train.checkpoint import Checkpoint, Past, Unfit
+from morphnas.train.checkpoint import Checkpoint, CheckpointMismatch, TrainingState
 from morphnas.train.data import Task
 from morphnas.train.recipe import Augment, Epoch, Outcome, Recipe
 from morphnas.train.trainer import train
@@ -138,11 +138,11 @@ def test_seconds_before_the_interruption_count() -> None:
 
 def test_where_it_was_comes_back_from_json() -> None:
     curve = (Epoch(1.0, 0.5, -0.4, 0.9),)
-    past = Past(
+    past = TrainingState(
         Outcome("truncated", -0.5, 0.8), 9, 16, 0.25, 0.75, 3, 1, True, 0.5, 96, 64, 1.5, 0.01, (0.7,), curve, 2.0
     )
-    assert Past.from_json(past.to_json()) == past
-    assert Past.from_json(replace(past, decay=None).to_json()).decay is None
+    assert TrainingState.from_json(past.to_json()) == past
+    assert TrainingState.from_json(replace(past, decay=None).to_json()).decay is None
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_where_it_was_comes_back_from_json() -> None:
 )  # fmt: skip
 def test_facts_of_no_training_are_unfit(changes: dict[str, Any]) -> None:
     _, _, made = trained(RECIPE, 2)
-    with pytest.raises(Unfit):
+    with pytest.raises(CheckpointMismatch):
         trained(RECIPE, saved=Checkpoint({**made[-1].facts, **changes}, made[-1].tensors))
 
 
@@ -179,5 +179,5 @@ WRONG: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_tensors_of_another_training_are_unfit(name: str) -> None:
     _, _, made = trained(RECIPE, 2)
-    with pytest.raises(Unfit):
+    with pytest.raises(CheckpointMismatch):
         trained(RECIPE, saved=Checkpoint(made[-1].facts, WRONG[name](dict(made[-1].tensors))))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morphnas.train.data import Examples, Orders, Task, moments
-from morphnas.train.goal import Classes
+from morphnas.train.goal import Classification
 from tests.train.tasks import SHAPES, blobs, images, seeded
 
 pytestmark = pytest.mark.usefixtures("untouched")
@@ -43,7 +43,7 @@ def test_moments_of_pixels_far_from_zero_are_exact() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e6, 1e-9])
 def test_a_constant_channel_is_not_divided_by_nothing(value: float) -> None:
     x = torch.stack([torch.full((50, 4), value), torch.rand(50, 4, generator=seeded())], 1)
-    task = Task.of(Examples(x, torch.zeros(50, dtype=torch.int64)), None, Classes(1))
+    task = Task.of(Examples(x, torch.zeros(50, dtype=torch.int64)), None, Classification(1))
     assert task.std.flatten()[0] == 1
     assert not task.normalised(x)[:, 0].any()
     assert task.normalised(x)[:, 1].std().item() == pytest.approx(1, rel=0.01)
@@ -52,7 +52,7 @@ def test_a_constant_channel_is_not_divided_by_nothing(value: float) -> None:
 @pytest.mark.parametrize("scale", [1e-20, 1e-8, 1e8])
 def test_features_of_any_scale_are_normalised(scale: float) -> None:
     x = scale * torch.randn(200, 3, generator=seeded())
-    task = Task.of(Examples(x, torch.zeros(200, dtype=torch.int64)), None, Classes(1))
+    task = Task.of(Examples(x, torch.zeros(200, dtype=torch.int64)), None, Classification(1))
     assert task.normalised(x).std(0, correction=0) == pytest.approx([1.0] * 3, rel=1e-4)
 
 
@@ -60,7 +60,7 @@ def test_features_of_any_scale_are_normalised(scale: float) -> None:
 def test_what_hardly_varies_is_not_blown_up(shape: tuple[int, ...], most: float) -> None:
     x = torch.zeros(100_000, *shape)
     x[0, 0], x[1] = 1e-3, torch.rand(shape, generator=seeded())
-    task = Task.of(Examples(x, torch.zeros(len(x), dtype=torch.int64)), None, Classes(1))
+    task = Task.of(Examples(x, torch.zeros(len(x), dtype=torch.int64)), None, Classification(1))
     assert task.normalised(torch.full((1, *shape), 1e9)).unique().tolist() == [most]
     assert task.normalised(torch.full((1, *shape), -1e9)).unique().tolist() == [-most]
     usual = task.mean + 4 * task.std
@@ -70,7 +70,7 @@ def test_what_hardly_varies_is_not_blown_up(shape: tuple[int, ...], most: float)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_normalised_examples_have_mean_0_and_deviation_1(shape: tuple[int, ...]) -> None:
     x = torch.randint(0, 256, (200, *shape), generator=seeded()).to(torch.uint8)
-    task = Task.of(Examples(x, torch.zeros(200, dtype=torch.int64)), None, Classes(1))
+    task = Task.of(Examples(x, torch.zeros(200, dtype=torch.int64)), None, Classification(1))
     found = task.normalised(x)
     assert found.dtype == torch.float32
     axes = [0, *range(2, x.ndim)]
@@ -85,19 +85,20 @@ def test_the_validation_part_does_not_move_the_mean() -> None:
 
 
 def test_the_training_part_judges_where_there_is_no_other() -> None:
-    assert blobs(n_valid=0).judge is not None
+    assert blobs(n_valid=0).evaluation_set is not None
     task = blobs(n_valid=0)
-    assert task.judge is task.train
+    assert task.evaluation_set is task.train
     task = blobs()
-    assert task.judge is task.valid
+    assert task.evaluation_set is task.valid
 
 
 def test_a_task_can_move() -> None:
     task = blobs().to(torch.device("meta"))
     assert task.device.type == "meta"
-    assert {t.device.type for t in (task.train.x, task.train.y, task.judge.x, task.judge.y, task.mean, task.std)} == {
-        "meta"
-    }
+    assert {
+        t.device.type
+        for t in (task.train.x, task.train.y, task.evaluation_set.x, task.evaluation_set.y, task.mean, task.std)
+    } == {"meta"}
 
 
 # -- batches
@@ -122,7 +123,7 @@ def test_the_images_of_the_tests_can_be_told_apart() -> None:
     task = images()
     assert task.train.x.dtype == torch.uint8
     assert len(task.train) == 96
-    assert len(task.judge) == 48
+    assert len(task.evaluation_set) == 48
 
 
 @pytest.mark.parametrize("shape", SHAPES)

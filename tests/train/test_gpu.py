@@ -20,9 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from morphnas import ImageClassifier, ImageRegressor
-from morphnas.estimators.labels import Labels
+from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.objective import UserLoss
-from morphnas.estimators.targets import Values
+from morphnas.estimators.targets import RegressionTarget
 from morphnas.graph import cnn, densenet, mlp, resnet, to_module
 from morphnas.run.plan import measure
 from morphnas.run.store import load_run
@@ -30,10 +30,10 @@ from morphnas.train.augment import Draw
 from morphnas.train.checkpoint import Checkpoint
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER, Deadline
-from morphnas.train.goal import Amounts, Classes, Goal, Own, Tags
+from morphnas.train.goal import Classification, CustomGoal, Goal, MultiLabel, Regression
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Outcome, Recipe
-from morphnas.train.step import EAGER, Step, is_gone
+from morphnas.train.step import EAGER, Step, is_device_lost
 from morphnas.train.trainer import train
 from tests.train.tasks import blobs, images, seeded
 
@@ -115,20 +115,21 @@ def test_random_numbers_and_memory_are_as_ever_after_a_recording_that_fails(
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 3.0])])
 def test_losses_of_pytorch_given_as_ones_own_are_recorded(weights: torch.Tensor | None, task: Task) -> None:
-    lost = UserLoss(nn.CrossEntropyLoss(weights), Labels(np.arange(3)))  # whose weights are not on the device
-    step = Step(network(), replace(task, goal=Own(task.goal, criterion=lost)), replace(RECIPE, lr=0.01))
+    lost = UserLoss(nn.CrossEntropyLoss(weights), ClassTarget(np.arange(3)))  # whose weights are not on the device
+    step = Step(network(), replace(task, goal=CustomGoal(task.goal, criterion=lost)), replace(RECIPE, lr=0.01))
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
     losses = [step(draw, 0.2).item() for _ in range(EAGER + 5)]
     assert step._replays
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("goal", [Classes(3), Tags(3)])
+@pytest.mark.parametrize("goal", [Classification(3), MultiLabel(3)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_steps_with_weights_and_a_teacher_are_recorded(precision: Any, goal: Goal, task: Task) -> None:
     flags = F.one_hot(task.train.y, 3).float()
-    train = replace(task.train, y=flags if isinstance(goal, Tags) else task.train.y, taught=5 * (2 * flags - 1),
-                    weights=torch.linspace(0.5, 1.5, 500, device=GPU))  # fmt: skip
+    y = flags if isinstance(goal, MultiLabel) else task.train.y
+    weights = torch.linspace(0.5, 1.5, 500, device=GPU)
+    train = replace(task.train, y=y, teacher_outputs=5 * (2 * flags - 1), weights=weights)
     recipe = replace(RECIPE, precision=precision, lr=0.01)
     step = Step(network(), replace(task, train=train, goal=goal), recipe, mirrored=torch.arange(500) % 2 == 0)
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
@@ -138,8 +139,8 @@ def test_steps_with_weights_and_a_teacher_are_recorded(precision: Any, goal: Goa
 
 
 def test_losses_of_amounts_in_their_units_are_recorded(task: Task) -> None:
-    values, codes = Values.found(np.arange(500.0) % 7 + 1000, 500)
-    own = Own(Amounts(1), criterion=UserLoss(nn.L1Loss(), values))
+    values, codes = RegressionTarget.found(np.arange(500.0) % 7 + 1000, 500)
+    own = CustomGoal(Regression(1), criterion=UserLoss(nn.L1Loss(), values))
     of = replace(task, train=replace(task.train, y=torch.from_numpy(codes).to(GPU)), goal=own)
     step = Step(to_module(cnn(SHAPE, 1, width=8)).to(GPU), of, replace(RECIPE, lr=0.01))
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
@@ -170,8 +171,8 @@ def test_networks_learn(graphs: bool, task: Task, caplog: pytest.LogCaptureFixtu
     assert outcome.metric > 0.9
     assert outcome.peak_bytes > 0
     assert not caplog.records
-    there = predict(module, task.judge.x, task).cpu()
-    here = predict(module.cpu(), task.judge.x.cpu(), task.to(torch.device("cpu")))
+    there = predict(module, task.evaluation_set.x, task).cpu()
+    here = predict(module.cpu(), task.evaluation_set.x.cpu(), task.to(torch.device("cpu")))
     assert torch.allclose(there, here, atol=0.05)
 
 
@@ -248,7 +249,7 @@ def test_examples_may_stay_in_main_memory(task: Task) -> None:
 
 def test_a_device_that_is_gone_is_told_from_one_that_is_not() -> None:
     """In a process of its own, for which the GPU does nothing any more after that."""
-    assert not is_gone(GPU)
+    assert not is_device_lost(GPU)
     script = """if True:
         import torch
         from morphnas.train.step import is_gone
@@ -261,7 +262,7 @@ def test_a_device_that_is_gone_is_told_from_one_that_is_not() -> None:
     """
     ran = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
     assert ran.stdout.strip() == "True", ran.stderr
-    assert not is_gone(GPU)
+    assert not is_device_lost(GPU)
 
 
 def test_a_loss_that_refuses_logits_is_refused_and_the_device_is_there() -> None:

@@ -19,10 +19,10 @@ from morphnas.train import trainer
 from morphnas.train.augment import Draw
 from morphnas.train.data import Task
 from morphnas.train.deadline import OutOfTime
-from morphnas.train.predict import evaluate, in_full, predict
+from morphnas.train.predict import evaluate, full_precision, predict
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.step import Step
-from morphnas.train.trainer import HASTE, PROBE, explosion, foretold, train
+from morphnas.train.trainer import HASTE, PROBE, divergence, probe_step_seconds, train
 from tests.train.tasks import Clock, Timed, blobs, equal, images, linear, seeded, state
 
 PLAIN = Recipe(epochs=4, batch_size=16, lr=0.1, label_smoothing=0.0)
@@ -119,9 +119,11 @@ def test_a_given_micro_batch_is_kept_to() -> None:
 
 def test_scoring_goes_on_with_fewer_examples_when_memory_is_out() -> None:
     task, module = blobs(), Small(linear(), 9)
-    torch.testing.assert_close(predict(module, task.judge.x, task), predict(module.inner, task.judge.x, task))
+    torch.testing.assert_close(
+        predict(module, task.evaluation_set.x, task), predict(module.inner, task.evaluation_set.x, task)
+    )
     with pytest.raises(torch.OutOfMemoryError):
-        predict(Small(linear(), 0), task.judge.x, task)
+        predict(Small(linear(), 0), task.evaluation_set.x, task)
 
 
 def test_copies_of_the_weights_are_part_of_what_a_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +160,7 @@ def test_the_speed_of_a_gpu_is_of_steps_that_are_done(steps: int, monkeypatch: p
 
     item = Tensor.item
     monkeypatch.setattr(Tensor, "item", lambda value: after(free, item(value)))
-    monkeypatch.setattr(trainer, "fetched", lambda loss: partial(after, free, item(loss)))
+    monkeypatch.setattr(trainer, "fetch_async", lambda loss: partial(after, free, item(loss)))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 0)
     module = linear()
     module.register_forward_pre_hook(asked)
@@ -190,9 +192,9 @@ def test_inside_convolutions_compute_in_float32(
     monkeypatch.setattr(torch.backends, "cudnn", flags)
     at = getattr(flags, "conv", flags)
     before = getattr(at, name)
-    with in_full(torch.device("cpu")):
+    with full_precision(torch.device("cpu")):
         assert getattr(at, name) == before
-    with pytest.raises(LookupError) if fails else nullcontext(), in_full(GPU):
+    with pytest.raises(LookupError) if fails else nullcontext(), full_precision(GPU):
         assert getattr(at, name) == full
         if fails:
             raise LookupError
@@ -202,7 +204,7 @@ def test_inside_convolutions_compute_in_float32(
 def test_what_users_say_of_all_precisions_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = SimpleNamespace(fp32_precision="tf32", conv=SimpleNamespace(fp32_precision="tf32"))
     monkeypatch.setattr(torch.backends, "cudnn", flags)
-    with in_full(GPU):
+    with full_precision(GPU):
         pass
     assert flags.conv.fp32_precision == "none", "which is what stands above it, also if that is changed later"
 
@@ -219,11 +221,11 @@ def test_when_time_is_short_what_a_step_takes_is_found_out_first() -> None:
 
 def test_what_a_step_takes_is_foretold_without_one() -> None:
     clock = Clock()
-    assert foretold(Timed(linear(), clock, 0.1, 0.01), blobs(), PLAIN, clock) == pytest.approx(0.1)
-    assert foretold(Small(linear(), 0), blobs(), PLAIN, clock) == 0.0
+    assert probe_step_seconds(Timed(linear(), clock, 0.1, 0.01), blobs(), PLAIN, clock) == pytest.approx(0.1)
+    assert probe_step_seconds(Small(linear(), 0), blobs(), PLAIN, clock) == 0.0
     module, random = to_module(cnn((2, 8, 8), 3, width=4)), torch.get_rng_state()
     before = state(module)
-    foretold(module, images(16, 4), PLAIN, clock)
+    probe_step_seconds(module, images(16, 4), PLAIN, clock)
     assert equal(state(module), before)
     assert all(p.grad is None for p in module.parameters())
     assert torch.equal(torch.get_rng_state(), random)
@@ -269,7 +271,7 @@ def test_a_score_that_the_deadline_cuts_short_does_not_count() -> None:
     assert outcome.best_epoch <= 2 == len(outcome.curve)
     assert clock.now - begun <= 40
     clock.now = 0
-    assert outcome.score == pytest.approx(evaluate(module, task.judge, task)[0], abs=1e-6)
+    assert outcome.score == pytest.approx(evaluate(module, task.evaluation_set, task)[0], abs=1e-6)
 
 
 def test_without_an_earlier_score_what_was_trained_is_kept() -> None:
@@ -295,12 +297,12 @@ def test_predictions_stop_at_the_deadline() -> None:
 
 
 def test_what_an_explosion_is() -> None:
-    assert explosion(math.nan, [], math.log(10))
-    assert explosion(math.inf, [1.0], math.log(10))
-    assert not explosion(1e9, [], math.log(10))  # nothing to compare it with
-    assert not explosion(22.0, [1.0], math.log(10))  # below 10 times what knowing nothing costs
-    assert not explosion(39.0, [2.0], math.log(10))
-    assert "from 2 to 41" in explosion(41.0, [2.0, 2.0], math.log(10))
+    assert divergence(math.nan, [], math.log(10))
+    assert divergence(math.inf, [1.0], math.log(10))
+    assert not divergence(1e9, [], math.log(10))  # nothing to compare it with
+    assert not divergence(22.0, [1.0], math.log(10))  # below 10 times what knowing nothing costs
+    assert not divergence(39.0, [2.0], math.log(10))
+    assert "from 2 to 41" in divergence(41.0, [2.0, 2.0], math.log(10))
 
 
 class Bursting(nn.Module):

@@ -114,10 +114,10 @@ def test_networks_learn_with_every_optimizer_and_precision(optimizer: str, preci
     recipe = Recipe(epochs=8, batch_size=16, lr=0.01 if optimizer == "adamw" else 0.1)
     recipe = replace(recipe, optimizer=optimizer, precision=precision)  # type: ignore[arg-type]
     module = to_module(cnn((2, 8, 8), 3, width=4))
-    before = evaluate(module, task.judge, task)[0]
+    before = evaluate(module, task.evaluation_set, task)[0]
     outcome = train(module, task, recipe, NEVER, seeded())
     assert outcome.status == "finished"
     assert outcome.score is not None
     assert outcome.score > before + 0.1
     assert all(p.dtype == torch.float32 for p in module.parameters())
-    assert evaluate(module, task.judge, task)[0] == pytest.approx(outcome.score, rel=1e-6)  # in float32
+    assert evaluate(module, task.evaluation_set, task)[0] == pytest.approx(outcome.score, rel=1e-6)  # in float32

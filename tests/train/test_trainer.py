@@ -20,10 +20,10 @@ from morphnas.graph import cnn, fresh_weights, mlp, to_module
 from morphnas.train import data, step
 from morphnas.train import recipe as recipe_module
 from morphnas.train.augment import Draw, augmented
-from morphnas.train.checkpoint import Checkpoint, Unfit
+from morphnas.train.checkpoint import Checkpoint, CheckpointMismatch
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
-from morphnas.train.goal import Amounts, Classes, Own, Unmeasured
+from morphnas.train.goal import Classification, CustomGoal, Regression, UndefinedMetric
 from morphnas.train.predict import Diverged, evaluate, predict
 from morphnas.train.recipe import Augment, Optimizer, Outcome, Recipe
 from morphnas.train.step import optimizer_of
@@ -106,7 +106,7 @@ def test_the_final_decay_by_example() -> None:
 
 def test_a_linear_layer_learns_a_separable_task() -> None:
     task, module = blobs(), linear()
-    first = evaluate(module, task.judge, task)
+    first = evaluate(module, task.evaluation_set, task)
     outcome = run(module, task)
     assert outcome.status == "finished"
     assert outcome.metric == 1.0
@@ -135,7 +135,7 @@ def test_the_score_is_that_of_the_weights_kept() -> None:
         module = to_module(graph, fresh_weights(graph, seeded(seed)))
         recipe = Recipe(epochs=8, batch_size=16, lr=0.6, warmup=0.1, augment=Augment(shift=0.2))
         outcome = run(module, task, recipe, seed=seed)
-        score, metric = evaluate(module, task.judge, task)
+        score, metric = evaluate(module, task.evaluation_set, task)
         assert outcome.score == pytest.approx(score, abs=1e-6)
         assert outcome.metric == pytest.approx(metric, abs=1e-6)
         scores = enumerate((e.score or 0.0 for e in outcome.curve), start=1)
@@ -158,8 +158,8 @@ def test_the_training_part_scores_where_there_is_no_other() -> None:
 def test_label_smoothing_is_for_training_alone() -> None:
     task, module = blobs(distance=1.0), linear()
     outcome = run(module, task, replace(PLAIN, label_smoothing=0.5))
-    logits = predict(module, task.judge.x, task)
-    plain = nn.functional.cross_entropy(logits.double(), task.judge.y).item()
+    logits = predict(module, task.evaluation_set.x, task)
+    plain = nn.functional.cross_entropy(logits.double(), task.evaluation_set.y).item()
     assert outcome.score == pytest.approx(-plain, abs=1e-6)
     assert outcome.curve[-1].loss > 0.5
 
@@ -173,10 +173,12 @@ def test_batch_norm_is_never_given_one_example(n: int, size: int) -> None:
 
 def test_examples_stay_as_they_are() -> None:
     task = images()
-    before = [t.clone() for t in (task.train.x, task.train.y, task.judge.x, task.judge.y)]
+    before = [t.clone() for t in (task.train.x, task.train.y, task.evaluation_set.x, task.evaluation_set.y)]
     graph = cnn((2, 8, 8), 3, width=4, depth=1)
     run(to_module(graph), task, replace(PLAIN, augment=Augment(0.2, True, 0.3)))
-    for old, new in zip(before, (task.train.x, task.train.y, task.judge.x, task.judge.y), strict=True):
+    for old, new in zip(
+        before, (task.train.x, task.train.y, task.evaluation_set.x, task.evaluation_set.y), strict=True
+    ):
         assert torch.equal(old, new)
 
 
@@ -208,7 +210,7 @@ def test_wide_dense_layers_without_a_norm_are_trained_at_a_lower_rate(optimizer:
 def test_the_loss_does_not_explode_however_much_the_last_layer_reads(optimizer: Optimizer, width: int) -> None:
     """Of guesses it is log 10. At the full rate it is more than twice that from 4,096 features on."""
     x, y = torch.randn(512, 3, 8, 8, generator=seeded(0)), torch.randint(0, 10, (512,), generator=seeded(1))
-    task = Task.of(Examples(x, y), Examples(x[:64], y[:64]), Classes(10))
+    task = Task.of(Examples(x, y), Examples(x[:64], y[:64]), Classification(10))
     module = to_module(cnn((3, 8, 8), 10, width=width, depth=1))
     assert module.get_parameter("dense_5.weight").shape[1] == 64 * width
     outcome = run(module, task, replace(PLAIN, epochs=4, batch_size=64, lr=0.1, optimizer=optimizer))
@@ -230,7 +232,7 @@ def doubting(logits: Tensor, y: Tensor, temperature: float) -> float:
 def test_no_temperature_is_better_than_the_best(seed: int, scale: float) -> None:
     y = torch.randint(0, 4, (50,), generator=seeded(seed))
     logits = scale * (torch.randn(50, 4, generator=seeded(seed + 1)) + 1.5 * nn.functional.one_hot(y, 4))
-    best = Classes(logits.shape[1]).heat(logits, y)
+    best = Classification(logits.shape[1]).temperature(logits, y)
     assert 1 / 4 <= best <= 4
     least = doubting(logits, y, best)
     for temperature in (1.0, *torch.logspace(-2, 2, 61, base=2.0).tolist()):
@@ -242,15 +244,19 @@ def test_no_mistake_among_n_examples_is_no_certainty(n: int) -> None:
     y = torch.arange(n) % 3
     logits = 6.0 * nn.functional.one_hot(y, 3)
     for scale in (0.5, 1.0, 2.0):
-        sure = (scale * logits / Classes(logits.shape[1]).heat(scale * logits, y)).softmax(1).max(1).values
+        sure = (
+            (scale * logits / Classification(logits.shape[1]).temperature(scale * logits, y)).softmax(1).max(1).values
+        )
         assert sure.mean().item() == pytest.approx((n + 1) / (n + 2), abs=2e-5)
 
 
 def test_the_temperature_makes_up_for_a_network_that_is_too_sure() -> None:
     task, module = blobs(distance=1.0), linear()
     run(module, task)
-    logits = predict(module, task.judge.x, task)
-    assert task.goal.heat(2 * logits, task.judge.y) == pytest.approx(2 * task.goal.heat(logits, task.judge.y), 0.01)
+    logits = predict(module, task.evaluation_set.x, task)
+    assert task.goal.temperature(2 * logits, task.evaluation_set.y) == pytest.approx(
+        2 * task.goal.temperature(logits, task.evaluation_set.y), 0.01
+    )
 
 
 # -- the same again
@@ -288,13 +294,13 @@ class Repeated:
     def __call__(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
         value = self.values.pop(0)
         if not math.isfinite(value):
-            raise Unmeasured("the metric repeated is nan")
+            raise UndefinedMetric("the metric repeated is nan")
         return value
 
 
 def own(values: list[float]) -> Task:
     task = blobs()
-    return replace(task, goal=Own(task.goal, Repeated(values)))
+    return replace(task, goal=CustomGoal(task.goal, Repeated(values)))
 
 
 def test_of_epochs_that_are_as_good_the_one_trained_longest_is_kept_and_none_is_an_improvement() -> None:
@@ -322,7 +328,7 @@ def test_a_checkpoint_for_another_goal_is_not_gone_on_with() -> None:
     kept: list[Checkpoint] = []
     recipe = replace(PLAIN, epochs=4)
     train(linear(), own([0.5] * 9), recipe, NEVER, seeded(), keep=lambda make: kept.append(make()))
-    with pytest.raises(Unfit, match="its scores are of repeated, not of log loss"):
+    with pytest.raises(CheckpointMismatch, match="its scores are of repeated, not of log loss"):
         train(linear(), blobs(), recipe, NEVER, seeded(), saved=kept[0])
     assert train(linear(), own([0.5] * 9), recipe, NEVER, seeded(), saved=kept[0]).epochs == 4
 
@@ -352,7 +358,7 @@ def test_the_limit_holds(seconds: float, per_example: float, per_score: float) -
     assert outcome.seconds == pytest.approx(spent)
     assert outcome.epochs == len(outcome.curve) >= 1
     clock.now = 0
-    assert outcome.score == pytest.approx(evaluate(module, task.judge, task)[0], abs=1e-6)
+    assert outcome.score == pytest.approx(evaluate(module, task.evaluation_set, task)[0], abs=1e-6)
 
 
 def test_a_pause_does_not_break_the_limit_by_more_than_itself() -> None:
@@ -533,7 +539,7 @@ def test_divergence_keeps_the_best_weights(steps: int) -> None:
     assert outcome.epochs == 3
     assert outcome.best_epoch == 2 == len(outcome.curve)
     assert finite(module)
-    assert outcome.score == pytest.approx(evaluate(module, task.judge, task)[0], abs=1e-6)
+    assert outcome.score == pytest.approx(evaluate(module, task.evaluation_set, task)[0], abs=1e-6)
     assert outcome.error is not None
     assert "epoch 3 at a learning rate of 0.1" in outcome.error
 
@@ -563,7 +569,7 @@ def test_a_huge_rate_diverges(scored: bool, optimizer: Any) -> None:
 @pytest.mark.parametrize("scored", [True, False])
 def test_weights_that_the_last_step_ruined_are_not_kept(scored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of a batch is that before its step: in the last step of all nobody sees it go."""
-    monkeypatch.setattr(data, "FARTHEST", math.inf)
+    monkeypatch.setattr(data, "CLIP", math.inf)
     task, module = blobs(16, 8), linear()
     x = task.train.x * 1e35  # the first outputs are numbers, and the gradients times the rate are not
     task = replace(task, train=Examples(x, task.train.y), std=torch.ones(4), mean=torch.zeros(4))
@@ -578,7 +584,7 @@ def test_examples_that_are_no_numbers_diverge() -> None:
     task, module = blobs(), linear()
     task.train.x[3, 1] = math.nan
     before = state(module)
-    outcome = run(module, Task.of(task.train, task.valid, Classes(2)))
+    outcome = run(module, Task.of(task.train, task.valid, Classification(2)))
     assert outcome.status == "diverged"
     assert outcome.score is None
     assert outcome.best_epoch == 0
@@ -591,11 +597,11 @@ def test_an_example_that_costs_a_lot_is_no_divergence(what: str) -> None:
     task, weights, y = blobs(320), torch.ones(320), torch.randn(360, 1, generator=seeded())
     if what == "far amount":
         y[200] = 100.0
-        train, valid = Examples(task.train.x, y[:320]), Examples(task.judge.x, y[320:])
-        task, module = Task.of(train, valid, Amounts(1)), linear(n_classes=1)
+        train, valid = Examples(task.train.x, y[:320]), Examples(task.evaluation_set.x, y[320:])
+        task, module = Task.of(train, valid, Regression(1)), linear(n_classes=1)
     else:
         weights[200] = 3000.0
-        task, module = Task.of(replace(task.train, weights=weights), task.valid, Classes(2)), linear()
+        task, module = Task.of(replace(task.train, weights=weights), task.valid, Classification(2)), linear()
     calm = replace(PLAIN, lr=1e-4, epochs=3)
     assert run(module, task, calm).status == "finished"
     poisoned = Poisoned(module, 45)
@@ -605,9 +611,9 @@ def test_an_example_that_costs_a_lot_is_no_divergence(what: str) -> None:
 def test_scores_of_no_number_are_divergence() -> None:
     task = blobs()
     module = linear()
-    task.judge.x[0, 0] = math.nan
+    task.evaluation_set.x[0, 0] = math.nan
     with pytest.raises(Diverged, match="outputs are no numbers"):
-        evaluate(module, task.judge, task)
+        evaluate(module, task.evaluation_set, task)
     assert run(module, task).status == "diverged"
 
 
@@ -702,7 +708,7 @@ def test_averaged_weights_are_those_that_are_scored_and_kept() -> None:
     outcome = run(averaged, task, replace(recipe, average=2.0))
     run(plain, task, recipe)
     run(barely, task, replace(recipe, average=0.1))  # less than a step
-    assert evaluate(averaged, task.judge, task)[0] == pytest.approx(outcome.score, abs=1e-6)
+    assert evaluate(averaged, task.evaluation_set, task)[0] == pytest.approx(outcome.score, abs=1e-6)
     assert not equal(state(averaged), state(plain))
     assert equal(state(barely), state(plain))
 

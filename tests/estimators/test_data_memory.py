@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import morphnas
 from morphnas import ImageClassifier
-from morphnas.estimators import room as rooms
+from morphnas.estimators import data_memory as rooms
+from morphnas.estimators.data_memory import Room, free_memory, memory_for
 from morphnas.estimators.inputs import Preprocessing, Problem
-from morphnas.estimators.room import Room, free_memory, memory_for
 from morphnas.estimators.settings import Settings
 from morphnas.estimators.sources import Source, opened
 from morphnas.train.data import Examples

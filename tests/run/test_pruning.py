@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from morphnas.graph import Graph, mlp
-from morphnas.run.keeping import needed, prune
+from morphnas.run.pruning import needed, prune
 from morphnas.run.store import Store, load_run
 from morphnas.search import HillClimbingSearcher, MorphSpace, Promote, RandomSearcher
-from morphnas.search.trial import Left, Proposal, Trial
+from morphnas.search.trial import Budget, Proposal, Trial
 from tests.run.doubles import GOOD, GRAPH, RECIPE, resumed, weights
 
-LEFT = Left(1e9, 100)
+LEFT = Budget(1e9, 100)
 
 
 def trial(id: int, score: float | None, start: Graph | int = GRAPH, **more: Any) -> Trial:

@@ -55,7 +55,7 @@ def coordinates(recipe: Recipe) -> Array:
 
 
 @dataclass(frozen=True)
-class Belief:
+class NetworkSurrogate:
     """The surrogate, together with what it measures networks against.
 
     measured: (trials with a score, landmarks), the distances that it has learnt from. settings: (those, s), of their
@@ -69,7 +69,7 @@ class Belief:
     posterior: Posterior
 
     @staticmethod
-    def of(trials: Sequence[Trial], skip_weight: float = SKIP) -> Belief:
+    def of(trials: Sequence[Trial], skip_weight: float = SKIP) -> NetworkSurrogate:
         """Learnt from all trials with a score. Running ones count as if they had come out as predicted."""
         epochs = fidelities(trials)
         scored = [t for t in trials if t.score is not None]
@@ -91,7 +91,7 @@ class Belief:
             np.array([epochs[t.id] for t in running], dtype=np.float64),
             _points([t.proposal.recipe for t in running])[:, varied],
         )
-        return Belief(landmarks, measured, points, varied, posterior)
+        return NetworkSurrogate(landmarks, measured, points, varied, posterior)
 
     def predict(
         self, sketches: Sequence[Sketch], epochs: Sequence[float] | float, recipes: Sequence[Recipe]
@@ -135,7 +135,7 @@ def winner(trials: Sequence[Trial]) -> Trial | None:
     epochs = fidelities(trials)
     promise = {t.id: t.score for t in trials if t.score is not None}
     if len(finished or scored) >= _ENOUGH:
-        expected, _ = Belief.of(trials).review([epochs[t.id] for t in scored])
+        expected, _ = NetworkSurrogate.of(trials).review([epochs[t.id] for t in scored])
         promise = {t.id: f + OWN * (promise[t.id] - f) for t, f in zip(scored, expected.tolist(), strict=True)}
     return max(pool, key=lambda t: (promise[t.id], epochs[t.id], -t.id))
 

@@ -1,11 +1,11 @@
 """What `morphnas.examine` finds: defects planted in real data at several rates, and false alarms on data as they are.
 
-    python benchmarks/doctor.py --data digits.npz mnist.npz fashion_mnist.npz cifar10.npz
+    python benchmarks/data_checks.py --data digits.npz mnist.npz fashion_mnist.npz cifar10.npz
 
 --data: .npz files with x_train, y_train, x_test, y_test. A defect counts as warned of when a finding of its kind warns,
 and as told of when there is one that does not; what else is warned of is named beside it. The data as they are, and
 random parts of them, are looked at too: every warning there is false, or true of the data themselves. --smoke:
-scikit-learn's digits, the highest rates, nothing written. Appends to results/doctor.json what was found, and the
+scikit-learn's digits, the highest rates, nothing written. Appends to results/data_checks.json what was found, and the
 seconds that looking took.
 """
 
@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 
 import morphnas
 
-RESULTS = Path(__file__).parent / "results" / "doctor.json"
+RESULTS = Path(__file__).parent / "results" / "data_checks.json"
 RATES = (0.001, 0.01, 0.1, 0.5)
 
 Array = NDArray[Any]

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 
 from morphnas.graph import Graph, Network
 from morphnas.run.checkpoints import Result
-from morphnas.run.jobs import DeviceGone, Job
+from morphnas.run.jobs import DeviceLost, Job
 from morphnas.run.work import work
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Stop
@@ -59,7 +59,7 @@ def tensors(task: Task, everything: Examples | None = None) -> dict[str, Any]:
             held[name] = None
             continue
         here = part.to(torch.device("cpu"))
-        held[name] = here.x, here.y, here.weights, here.taught, part.x.device == part.y.device
+        held[name] = here.x, here.y, here.weights, here.teacher_outputs, part.x.device == part.y.device
     goal = torch.frombuffer(bytearray(cloudpickle.dumps(task.goal)), dtype=torch.uint8)
     return held | {"goal": goal, "mean": task.mean.cpu(), "std": task.std.cpu()}
 
@@ -144,7 +144,7 @@ def done(parcel: bytes, task: Task, everything: Examples | None, each_epoch: Eac
     try:
         job = replace(opened(parcel), stop=stop)
         outcome, weights = work(job, part_for(job, task, everything), each_epoch)
-    except DeviceGone:
+    except DeviceLost:
         raise
     except BaseException:  # sys.exit() as well
         return Done(Outcome("failed", error=traceback.format_exc()[-4000:]), None)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.labels import Labels
-from morphnas.estimators.targets import Indicators
+from morphnas.estimators.labels import ClassTarget
+from morphnas.estimators.targets import MultiLabelTarget
 from morphnas.train.deadline import Deadline
 
 FEW = 50
@@ -79,10 +79,10 @@ class Given:
         own_ones, weighted = 0 if own is None else len(own), task.train.weights is not None
         counts = (problem.order, len(task.train), own_ones, weighted)
         target = problem.target
-        if isinstance(target, Labels):
+        if isinstance(target, ClassTarget):
             return Given(parts, y, *counts, target.classes.tolist(), "labels")
         different, index = np.unique(y, axis=0, return_inverse=True)
-        if isinstance(target, Indicators):
+        if isinstance(target, MultiLabelTarget):
             sets = [tuple(np.flatnonzero(row).tolist()) for row in different]
             return Given(parts, index.reshape(-1), *counts, sets, "tags", y)
         decimals = [5 - math.floor(math.log10(std)) for std in target.std]  # as far as they tell amounts apart

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from morphnas.search import Belief, Proposal, RandomSearcher, Trial, fidelities, sketch, winner
+from morphnas.search import NetworkSurrogate, Proposal, RandomSearcher, Trial, fidelities, sketch, winner
 from morphnas.train.recipe import Outcome, Recipe
 from tests.table import TableSpace, network, outcome_of, run, score, scored
 
@@ -109,9 +109,9 @@ def test_odd_histories_are_no_trouble() -> None:
 def test_running_trials_are_believed() -> None:
     trials = run(RandomSearcher(TableSpace()), 12)
     candidate = [sketch(network("22221111"))]
-    alone = Belief.of(trials)
+    alone = NetworkSurrogate.of(trials)
     running = Trial(12, Proposal(3, (), Recipe()), network("22221111"))
-    believed = Belief.of([*trials, running])
+    believed = NetworkSurrogate.of([*trials, running])
     before, after = (belief.predict(candidate, 12.0, [Recipe()]) for belief in (alone, believed))
     assert after[1] < before[1]
     assert after[0] == pytest.approx(before[0], abs=0.05)
@@ -119,5 +119,5 @@ def test_running_trials_are_believed() -> None:
 
 
 def test_belief_of_nothing() -> None:
-    mean, sd = Belief.of([]).predict([sketch(GRAPH)], 8.0, [Recipe()])
+    mean, sd = NetworkSurrogate.of([]).predict([sketch(GRAPH)], 8.0, [Recipe()])
     assert (mean.item(), sd.item()) == (0.0, 1.0)

@@ -13,7 +13,7 @@ import pytest
 from morphnas.graph import Conv, cnn
 from morphnas.graph.morphs import MORPHS
 from morphnas.run.jobs import Job
-from morphnas.run.parcels import sealed, send_by_value
+from morphnas.run.transport import sealed, send_by_value
 from morphnas.train.recipe import Recipe
 from tests.run.doubles import from_file
 
@@ -27,7 +27,7 @@ class Far(Deeper):
 """
 WORKER = """
 import sys
-from morphnas.run.parcels import opened
+from morphnas.run.transport import opened
 job = opened(sys.stdin.buffer.read())
 print(job.morphs[0], job.morphs[0].grow(job.start).depth - job.start.depth)
 """

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from morphnas import ImageClassifier
-from morphnas.estimators import place as module
+from morphnas.estimators import placement as module
 from morphnas.estimators import sizes
 from morphnas.estimators.fitting import Firsts
-from morphnas.estimators.place import Place
+from morphnas.estimators.placement import Place
 from morphnas.graph import cnn, resnet
 from morphnas.run.plan import Pace
 from morphnas.run.store import load_run
 from morphnas.search import MorphSpace, RandomSearcher
-from morphnas.search.trial import Left, Proposal, Trial
+from morphnas.search.trial import Budget, Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.step import RECORDERS
@@ -122,8 +122,8 @@ def test_networks_that_are_trained_on_count_once() -> None:
     longer = replace(first, id=1, proposal=Proposal(0, (), Recipe(epochs=24)))
     final = replace(first, id=2, proposal=Proposal(graph, (), Recipe(), {"final": "fresh"}))
     searcher = Firsts(RandomSearcher(MorphSpace((graph, resnet((1, 6, 6), 3, width=4)))), 2)
-    assert searcher.ask([first, longer, final], Left(60.0)) is not None, "the second one is still to come"
-    assert searcher.ask([first, longer, final, replace(first, id=3)], Left(60.0)) is None
+    assert searcher.ask([first, longer, final], Budget(60.0)) is not None, "the second one is still to come"
+    assert searcher.ask([first, longer, final, replace(first, id=3)], Budget(60.0)) is None
 
 
 @pytest.mark.slow

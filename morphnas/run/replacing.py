@@ -15,7 +15,7 @@ LESS = 0.5
 """Times as much as the final model there is that another network must have been trained to become the model."""
 
 
-def lasting(
+def model_to_keep(
     store: Store, best: Trial, final: Trial, task: Task, everything: Examples | None, data: str | None
 ) -> tuple[Trial, Trial]:
     """The search's winner and the final model's trial, or those of the model that there is, where that has seen more.

@@ -19,16 +19,16 @@ from sklearn.svm import LinearSVC
 import morphnas
 from morphnas import ImageClassifier, ImageRegressor, RunError, load_run
 from morphnas.cli import main
-from morphnas.estimators.labels import Labels
+from morphnas.estimators.distillation import SUREST, taught_by
+from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.sources import Source
-from morphnas.estimators.targets import Indicators, Values
-from morphnas.estimators.teaching import SUREST, taught_by
+from morphnas.estimators.targets import MultiLabelTarget, RegressionTarget
 from tests.estimators.conftest import Data, stripes
 
 SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 6}}
 X = np.random.default_rng(0).integers(0, 255, (6, 4)).astype(np.uint8)
 SOURCE = Source.of(X, "x")
-LETTERS = Labels.found(np.array(list("abcabc")), 6)[0]
+LETTERS = ClassTarget.found(np.array(list("abcabc")), 6)[0]
 
 
 def chances(n: int = 6, k: int = 3) -> NDArray[np.float64]:
@@ -85,7 +85,7 @@ def test_what_is_sure_stays_a_number() -> None:
     assert said is not None
     assert np.isfinite(said).all()
     assert said.min() == pytest.approx(np.log(SUREST))
-    tags = taught_by(np.eye(2)[[0, 1, 0, 1, 0, 1]], SOURCE, Indicators(2))
+    tags = taught_by(np.eye(2)[[0, 1, 0, 1, 0, 1]], SOURCE, MultiLabelTarget(2))
     assert tags is not None
     assert np.isfinite(tags).all()
     assert (tags > 0).sum() == 6
@@ -96,12 +96,12 @@ def test_tags_and_amounts_are_read_as_they_are_learnt() -> None:
     y[:2] = [[0, 1], [1, 0]]
     teacher = MultiOutputClassifier(LogisticRegression()).fit(X / 255, y)  # says a list of (n, 2)
     source = Source.of(X / 255, "x")
-    tags = taught_by(teacher, source, Indicators(2))
+    tags = taught_by(teacher, source, MultiLabelTarget(2))
     assert tags is not None
     wanted = np.stack([one[:, 1] for one in teacher.predict_proba(X / 255)], 1)
     assert 1 / (1 + np.exp(-tags)) == pytest.approx(wanted, rel=1e-4)
     amounts = np.arange(6.0)
-    values = Values.found(amounts, 6)[0]
+    values = RegressionTarget.found(amounts, 6)[0]
     said = taught_by(Ridge().fit(X / 255, amounts), source, values)
     assert said is not None
     assert said.shape == (6, 1)
@@ -139,9 +139,9 @@ class Fails(Knows):
         (np.ma.masked_less(chances(), 0.1), LETTERS, "masked values"),
         ("run", LETTERS, "teacher must be a fitted model, not its path: use morphnas.load..run"),
         (object(), LETTERS, "teacher must be a fitted model or numbers"),
-        (chances(6, 3), Indicators(2), r"probabilities must be \(6, 2\).* labels, but these are \(6, 3\)"),
-        (chances(6, 2), Values.found(np.arange(6.0), 6)[0], "2 numbers for each example, but fit saw 1"),
-        (chances(6, 1) * np.inf, Values.found(np.arange(6.0), 6)[0], "NaN or infinity"),
+        (chances(6, 3), MultiLabelTarget(2), r"probabilities must be \(6, 2\).* labels, but these are \(6, 3\)"),
+        (chances(6, 2), RegressionTarget.found(np.arange(6.0), 6)[0], "2 numbers for each example, but fit saw 1"),
+        (chances(6, 1) * np.inf, RegressionTarget.found(np.arange(6.0), 6)[0], "NaN or infinity"),
     ],
 )
 def test_what_cannot_be_a_teacher_is_refused_in_words(teacher: Any, target: Any, words: str) -> None:

@@ -17,11 +17,11 @@ from sklearn.datasets import load_digits
 
 import morphnas
 from morphnas import DataWarning, Findings, ImageClassifier, examine
-from morphnas.estimators import doctor
-from morphnas.estimators import given as given_module
-from morphnas.estimators.given import Finding, Given
+from morphnas.estimators import data_checks
+from morphnas.estimators import findings as given_module
+from morphnas.estimators.data_memory import Room
+from morphnas.estimators.findings import Finding, Given
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.room import Room
 from tests.estimators.conftest import stripes
 
 Array = NDArray[Any]
@@ -115,7 +115,7 @@ def test_copies_are_counted_as_one_by_one(seed: int, n: int, different: int, own
         found, train = examine(x[:m], y[:m], (x[m:], y[m:])), set(range(m))
     else:
         problem = Problem.found(x, y, None, None, 0, torch.device("cpu"))
-        found, train = doctor.look(problem), {int(i) for i in problem.order[: len(problem.task.train)]}
+        found, train = data_checks.look(problem), {int(i) for i in problem.order[: len(problem.task.train)]}
     expected = brute(x, y, train, list(range(n)))
     counted = {f.kind: f.numbers["count"] for f in found.found if f.kind in expected}
     assert counted == {kind: count for kind, count in expected.items() if count}
@@ -345,7 +345,7 @@ def test_pieces_and_files_make_no_difference(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(given_module, "_PIECE", 64 * 77)
     problem = Problem.found(x, y, None, None, 0, torch.device("cpu"), room=Room(memory=1, folder=tmp_path))
     assert problem.bytes_in_memory == 0
-    assert doctor.look(problem).found == whole.found
+    assert data_checks.look(problem).found == whole.found
 
 
 # -- as fit and others have it

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from morphnas.estimators.given import FEW, Finding, Given, percent, some
+from morphnas.estimators.findings import FEW, Finding, Given, percent, some
 
 MANY = 500
 """Examples of which a class should be large enough to hold some out."""

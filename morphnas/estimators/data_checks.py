@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from morphnas.estimators import doctor_y
-from morphnas.estimators.given import (
+from morphnas.estimators import target_checks
+from morphnas.estimators.findings import (
     FEW,
     Finding,
     Given,
@@ -37,8 +37,8 @@ from morphnas.estimators.given import (
     spread,
 )  # fmt: skip
 from morphnas.estimators.inputs import ImageSize, Problem
-from morphnas.estimators.parts import Groups
-from morphnas.estimators.targets import SampleWeight, Values, classes_of
+from morphnas.estimators.splits import Groups
+from morphnas.estimators.targets import RegressionTarget, SampleWeight, classes_of
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.modes import usual_modes
 
@@ -155,7 +155,7 @@ def examine(
             random_state,
             torch.device("cpu"),
             image_size=image_size,
-            read=Values.found if regression else classes_of,
+            read=RegressionTarget.found if regression else classes_of,
             sample_weight=sample_weight,
             axes=axes,
             groups=groups,
@@ -214,7 +214,7 @@ def look(problem: Problem, deadline: Deadline = NEVER) -> Findings:
         checks += [] if problem.preprocessing.resized else [_orders(given)]
     else:
         checks.append(_tails(given))
-    found = [*doctor_y.look(given)]
+    found = [*target_checks.look(given)]
     for check in (*checks, _signal(given, deadline)):
         found += [] if deadline.passed else check
     found.sort(key=lambda finding: not finding.warns)

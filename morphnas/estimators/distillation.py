@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from morphnas.estimators.labels import Labels
+from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.sources import Source, as_array, refuse_masked
-from morphnas.estimators.targets import Target, Values
+from morphnas.estimators.targets import RegressionTarget, Target
 
 Teacher = Any
 """A fitted model with `predict_proba`, and `classes_` for labels, or for amounts with `predict`; or what it says."""
@@ -29,7 +29,7 @@ def taught_by(teacher: Teacher, source: Source, target: Target) -> NDArray[np.fl
     """
     if teacher is None:
         return None
-    asks = "predict" if isinstance(target, Values) else "predict_proba"
+    asks = "predict" if isinstance(target, RegressionTarget) else "predict_proba"
     if ask := getattr(teacher, asks, None):
         try:
             frame = hasattr(source.items, "obj")  # of pandas: a teacher may know its columns by name
@@ -46,18 +46,18 @@ def taught_by(teacher: Teacher, source: Source, target: Target) -> NDArray[np.fl
         raise ValueError(f"a teacher needs {asks}, which {type(teacher).__name__} does not have")
     else:
         said = _table(teacher)
-    if isinstance(target, Values):
+    if isinstance(target, RegressionTarget):
         return target.encode(said, len(source))
-    if isinstance(target, Labels) and hasattr(teacher, "classes_"):
+    if isinstance(target, ClassTarget) and hasattr(teacher, "classes_"):
         said = said[:, _columns(teacher.classes_, target)] if said.shape[1:] == np.shape(teacher.classes_) else said
     wanted = (len(source), target.goal.outputs)
     if said.shape != wanted:
-        what = "of n examples and k classes" if isinstance(target, Labels) else "of n examples and k labels"
+        what = "of n examples and k classes" if isinstance(target, ClassTarget) else "of n examples and k labels"
         raise ValueError(f"a teacher's probabilities must be {wanted}, {what}, but these are {said.shape}")
     if not (np.isfinite(said).all() and said.min() >= 0 and said.max() <= 1 + ROUNDING):
         raise ValueError("a teacher's probabilities must be numbers from 0 to 1")
     likely = np.clip(said, SUREST, 1 - SUREST)
-    if not isinstance(target, Labels):
+    if not isinstance(target, ClassTarget):
         return (np.log(likely) - np.log1p(-likely)).astype(np.float32)
     if not np.allclose(said.sum(1), 1, atol=ROUNDING):
         raise ValueError("a teacher's probabilities must sum to 1 for every example")
@@ -77,7 +77,7 @@ def _table(said: Any) -> NDArray[np.float64]:
     return table[:, None] if table.ndim == 1 else table
 
 
-def _columns(classes: Any, target: Labels) -> list[int]:
+def _columns(classes: Any, target: ClassTarget) -> list[int]:
     """Where the target's classes are among a teacher's; ValueError where these are not the same."""
     theirs, ours = list(np.asarray(classes).tolist()), list(target.classes.tolist())
     if missing := [label for label in ours if label not in theirs]:
