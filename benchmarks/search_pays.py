@@ -131,6 +131,7 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
         if way not in ("none", "as it is", "judged"):
             settings["searcher_args"] = {"default_model_width": args.width} | settings.get("searcher_args", {})
         settings |= {"random_state": seed, "device": "cpu", "ensemble": args.ensemble}
+        settings |= {} if args.max_params is None else {"limits": {"max_params": args.max_params}}
         classifier = morphnas.ImageClassifier(Path(folder) / "run", **settings)
         chosen = luckiest if way == "best score" else winner
         with patch.multiple(module, winner=chosen, Final=judged if way == "judged" else Final):
@@ -163,7 +164,8 @@ def between(results: Path, way: str, other: str) -> None:
     found: dict[tuple[Any, ...], dict[int, tuple[float, float]]] = {}
     for entry in json.loads(results.read_text(encoding="utf-8")):
         if way in entry["ways"] and other in entry["ways"]:
-            kind = tuple(entry.get(name) for name in ("data", "examples", "time_limit", "rows", "products"))
+            about = ("data", "examples", "time_limit", "rows", "products", "max_params")
+            kind = tuple(entry.get(name) for name in about)
             pairs = zip(*(entry["ways"][name]["fits"] for name in (way, other)), strict=True)
             for seed, pair in enumerate(pairs, start=entry.get("first_seed", 0)):
                 one, two = (fit["test_accuracy"] for fit in pair)
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="to go on from other runs")
     parser.add_argument("--ways", nargs="*", default=WAYS)
     parser.add_argument("--width", type=int, default=8, help="of first networks that leave time for a search")
+    parser.add_argument("--max-params", type=int, help="that networks may have: the limits of the fit")
     parser.add_argument("--ensemble", type=int, default=1, help="networks that are read together, at most")
     parser.add_argument("--products", action="store_true", help="grey images by three, see `products`")
     parser.add_argument("--rows", action="store_true", help="images are given as rows of features")
@@ -220,6 +223,7 @@ def main() -> None:
             "data": "digits" if args.data is None else args.data.stem, "time_limit": args.time_limit, "n": args.seeds,
             "first_seed": args.first_seed, "ensemble": args.ensemble, "width": args.width,
             "examples": None if args.data is None else args.examples, "rows": args.rows, "products": args.products,
+            **({} if args.max_params is None else {"max_params": args.max_params}),
         }  # fmt: skip
         append(args.results, about | {"ways": found})
 
