@@ -99,8 +99,8 @@ function frame(name, options) {
   if (!place) return null;
   place.replaceChildren();
   const width = Math.max(240, place.clientWidth), height = options.height || Math.round(Math.min(330, Math.max(220, width * 0.55)));
-  const yTicks = options.yText ? ticks(options.y[0], options.y[1], 5) : [];
-  const yTexts = yTicks.map(value => options.yText(value, yTicks.length > 1 ? yTicks[1] - yTicks[0] : 0));
+  const yTicks = options.rows ? options.rows.map((_, i) => i) : options.yText ? ticks(options.y[0], options.y[1], 5) : [];
+  const yTexts = options.rows || yTicks.map(value => options.yText(value, yTicks.length > 1 ? yTicks[1] - yTicks[0] : 0));
   const box = {left: options.left ?? Math.max(58, 16 + 6.6 * Math.max(0, ...yTexts.map(text => text.length))), right: width - 24, top: 14, bottom: height - 40};
   const label = document.querySelector(`#${name} h2`).textContent;
   const root = svg("svg", {viewBox: `0 0 ${width} ${height}`, width, height, tabindex: 0, role: "listbox", "aria-label": label});
@@ -114,7 +114,7 @@ function frame(name, options) {
     return Math.min(box.bottom + 3, at);
   };
   const axes = svg("g", {class: "axis", "aria-hidden": "true"});
-  const most = Math.max(2, Math.floor((box.right - box.left) / 76));
+  const most = Math.max(2, Math.floor((box.right - box.left) / (options.rows ? 48 : 76)));
   if (options.xText) {
     for (const value of options.log ? logTicks(x0, x1, most) : ticks(x0, x1, most)) {
       if (options.wholeX && !Number.isInteger(value)) continue;
@@ -343,6 +343,47 @@ function strides() {
   if (chart) points("strides", chart, list, trial => [chart.x(trial.id), chart.y(trial.stride)], trial => `${brief(trial)}, ${trial.stride.toFixed(1)} edits from the best`);
 }
 
+// Points in rows, one below the other, that are named at the left: value(trial) along x, row(trial) the number of its row.
+function strips(name, list, names, value, row, options, note) {
+  const values = list.map(value), [low, high] = span(values);
+  const chart = frame(name, {x: [options.zero ? Math.min(low, 0) : low, options.zero ? Math.max(high, 0) : high], y: [names.length - 0.5, -0.5],
+    rows: names, height: 64 + 34 * names.length, xText: options.text, xName: options.label});
+  const {x, box, under, place} = chart;
+  const height = (box.bottom - box.top) / names.length, top = i => box.top + height * i;
+  const across = number => Math.max(box.left + 5, x(number));
+  if (options.zero) under.append(svg("path", {class: "diagonal", d: `M${x(0)} ${box.top}V${box.bottom}`}));
+  names.forEach((_, i) => {
+    const sorted = list.filter(trial => row(trial) === i).map(value).sort((a, b) => a - b), middle = sorted.length / 2;
+    if (sorted.length) under.append(svg("path", {class: "median", d: `M${across((sorted[Math.floor(middle)] + sorted[Math.ceil(middle) - 1]) / 2)} ${top(i) + 4}v${height - 8}`}));
+  });
+  points(name, chart, list, trial => [across(value(trial)), top(row(trial)) + height * (0.5 + 0.42 * Math.sin(2.4 * trial.id))], note);
+  if (values.some(number => number < low)) place.append(html("p", {class: "note"}, "What lies far to the left is drawn at the left edge."));
+}
+function kinds() {
+  const list = trials.filter(trial => trial.kind !== null && gainOf(trial) !== null);
+  const percent = measure === "metric" && data.share;
+  if (list.length) strips("kinds", list, data.kinds, gainOf, trial => trial.kind, {zero: true,
+    text: value => String(+(percent ? 100 * value : value).toPrecision(3)),
+    label: percent ? `gain in ${data.measure}, percentage points` : measure === "metric" || data.by_metric ? `gain in ${measured()}` : `decrease of the ${scored}`},
+    trial => `${brief(trial)}, ${gained(trial)} over network ${trial.parent}`);
+}
+function settings() {
+  for (const setting of data.settings) {
+    const name = `setting-${setting.name}`, at = trial => setting.values[trials.indexOf(trial)], words = value => String(+value.toPrecision(3));
+    const list = trials.filter(trial => valueOf(trial) !== null && at(trial) !== null);
+    if (!list.length || !plot(name)) continue;
+    const note = trial => `${brief(trial)}, ${setting.name.replaceAll("_", " ")} ${at(trial)}`;
+    if (setting.options.length) {
+      strips(name, list, setting.options, valueOf, trial => setting.options.indexOf(at(trial)), {text: value => valueText(value, 0), label: measured()}, note);
+      continue;
+    }
+    const values = list.map(at), low = Math.min(...values), high = Math.max(...values);
+    const chart = frame(name, {x: setting.log ? [low / 1.15, high * 1.15] : span(values, true), log: setting.log, y: span(list.map(valueOf)), xText: words,
+      xName: `${setting.name.replaceAll("_", " ")}${setting.log ? ", logarithmic" : ""}`, yText: valueText});
+    points(name, chart, [...list].sort((a, b) => (a.shade ?? -1) - (b.shade ?? -1)), trial => [chart.x(at(trial)), chart.y(valueOf(trial))], note);
+  }
+}
+
 // What the surrogate believes is of the score: these two panels show it in either measure.
 function belief() {
   const list = trials.filter(trial => trial.mean !== null);
@@ -464,7 +505,7 @@ function draw() {
   charts.length = frames.length = 0;
   tip.hidden = true;
   document.querySelector(".scale .star")?.setAttribute("d", SHAPES.star);
-  for (const panel of [progress, curves, tree, map, strides, belief, calibration, () => costs("parameters", "parameters"), () => costs("flops", "FLOPs"), () => costs("latency", "ms"), ranking, spent, ancestry, failures]) panel();
+  for (const panel of [progress, curves, tree, map, strides, kinds, settings, belief, calibration, () => costs("parameters", "parameters"), () => costs("flops", "FLOPs"), () => costs("latency", "ms"), ranking, spent, ancestry, failures]) panel();
   for (const {place} of frames.filter(chart => chart.below)) place.append(html("p", {class: "note"}, "What lies far below is drawn at the lower edge."));
   for (const chart of charts) show(chart);
   details();

@@ -21,7 +21,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from morphnas.report import facts
+from morphnas.report import effects, facts
 from morphnas.report.explain import ACQUISITIONS, REASONS, nearest
 from morphnas.report.outline import layers_svg
 from morphnas.report.words import (
@@ -295,6 +295,8 @@ def panels(run: Run, best: Trial | None) -> list[Panel]:
         Panel("tree", "The tree of morphs", _TREE, "" if trials else "No network was tried yet.", wide=True),
         _map_panel(trials),
         Panel("strides", "Exploring or exploiting", _STRIDES, "" if facts.strides(trials) else _NO_STRIDES),
+        _kinds_panel(trials),
+        *_setting_panels(trials),
         _belief_panel(trials),
         _calibration_panel(trials),
         Panel("parameters", "Score against parameters", _PARETO, unscored),
@@ -320,6 +322,14 @@ _STRIDES = (
     "something else. From left to right in the order they were tried."
 )
 _NO_STRIDES = "No network was tried after another had a score."
+_KINDS = (
+    "Each dot is a network: its gain over the network that it was grown from, by the kind of morph; the tick is the "
+    "median. A network that was grown is also trained for longer than its parent: a morph has helped where it gained "
+    "more than training the same network longer did."
+)
+_SETTING = "Each dot is a network of the search; up is better. Networks also differ in their architecture."
+SETTINGS = 8
+"""Settings of the recipe that the page has a panel for, at most."""
 _LATENCY = (
     "From one example, alone, to its outputs, as measured where the network was trained. Up is better, left is faster; "
     "no network is better than those on the line in the same time or less."
@@ -337,6 +347,23 @@ def _map_panel(trials: Sequence[Trial]) -> Panel:
         caption += f" Distances on the map follow the edit distances with a correlation of {plane.fidelity:.2f}."
     few = "" if len({t.graph.key for t in trials}) > 1 else "There is no more than one architecture yet."
     return Panel("map", "Map of the architectures", caption, few)
+
+
+def _kinds_panel(trials: Sequence[Trial]) -> Panel:
+    gains = effects.gains_by_kind(trials)
+    counts = ", ".join(f"{name} {len(values)}" for name, values in gains.items())
+    few = "" if gains else "No network with a score was grown from another."
+    return Panel("kinds", "What each kind of morph gained", _KINDS + (f" Networks: {counts}." if gains else ""), few)
+
+
+def _setting_panels(trials: Sequence[Trial]) -> list[Panel]:
+    """One for each setting of the recipe that the search varied."""
+    settings = effects.varied_settings(trials)[:SETTINGS]
+    return [
+        Panel(f"setting-{setting.name}", f"Score against {setting.name.replace('_', ' ')}", _SETTING)
+        for setting in settings
+        if any(trial.score is not None for trial in trials)
+    ]
 
 
 def _belief_panel(trials: Sequence[Trial]) -> Panel:
@@ -440,6 +467,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
     points = max(4, CURVE_POINTS // max(1, len(trials)))
     told = {one.id: one for one in facts.forecasts(trials)}
     gains = {trial.id: facts.gain(trial, by_id) for trial in trials}
+    kinds = list(effects.gains_by_kind(trials))
     nothing = Outcome("failed")
     columns: dict[str, list[Any]] = {}
 
@@ -466,6 +494,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
             low=low,
             high=high,
             gain=gains[trial.id],
+            kind=kinds.index(name) if not trial.final and (name := effects.kind(trial)) in kinds else None,
             metric_gain=None if before is None or outcome.metric is None else outcome.metric - before,
             shade=shades.get(trial.id),
             begin=spans[trial.id][0],
@@ -508,6 +537,16 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
             name: {kind: [t.id for t in front(alike, cost, of)] for kind, of in scores.items()}
             for name, cost in COSTS.items()
         },
+        "kinds": kinds,
+        "settings": [
+            {
+                "name": setting.name,
+                "options": setting.options,
+                "log": setting.logarithmic,
+                "values": [_short(setting.values.get(trial.id)) for trial in trials],
+            }
+            for setting in effects.varied_settings(trials)[:SETTINGS]
+        ],
         "ranking": None
         if ranking is None
         else {
