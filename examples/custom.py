@@ -18,7 +18,7 @@ from morphnas.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class Fives:
-    """What can be reached from the starts by inserting 5x5 convolutions."""
+    """Search space: the networks that can be made from the starts by inserting 5x5 convolutions."""
 
     starts: tuple[Graph, ...]
 
@@ -30,7 +30,7 @@ class Fives:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The starts, then the first new neighbour of the best network so far."""
+    """Searcher: proposes the starts, then the first new neighbour of the best network so far."""
 
     space: Space
     recipe: Recipe
@@ -55,7 +55,7 @@ class Ladder:
 
 
 def climb(space: Space, recipe: Recipe, limits: Limits, seed: int) -> Ladder:
-    """What `search_type` takes: given the usual space of morphs, a searcher, here of another space."""
+    """A value for `search_type`: makes a searcher, given the default space, whose starts it uses in another space."""
     return Ladder(Fives(tuple(space.starts)), recipe, limits, seed)
 
 

@@ -1,4 +1,4 @@
-"""What every space and every searcher must do: test classes, to be run over all of them."""
+"""Contract tests of spaces, searchers and executors: base classes of the test classes of each implementation."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ AMPLE = Budget(math.inf)
 TASK = blobs()
 
 Make = Callable[..., Searcher]
-"""A searcher from a space, limits and a seed."""
+"""Makes a searcher from a space, limits and a seed."""
 
 
 class SpaceContract:
-    """Subclasses give the space as a fixture."""
+    """Contract of search spaces. Subclasses provide the space as a fixture."""
 
     @pytest.fixture
     def space(self) -> Space:
@@ -70,7 +70,8 @@ class SpaceContract:
 
 
 class SearcherContract:
-    """Subclasses give, as a fixture, what makes the searcher. It is tried on the table, where nothing is trained."""
+    """Contract of searchers. Subclasses provide a factory of the searcher as a fixture. It runs on `TableSpace`, where
+    nothing is trained."""
 
     @pytest.fixture
     def make(self) -> Make:
@@ -143,7 +144,7 @@ class SearcherContract:
 
 
 class MorphingContract:
-    """The same, of searchers that go on from trials by the space's morphs."""
+    """Contract of searchers that propose morphs of earlier trials."""
 
     @pytest.fixture
     def make(self) -> Make:
@@ -209,7 +210,8 @@ def _ask(searcher: Searcher, trials: Sequence[Trial]) -> Trial:
 
 
 class ExecutorContract:
-    """Subclasses give an executor for `TASK` as a fixture, and end it; it computes with as many threads as here."""
+    """Contract of executors. Subclasses provide an executor for `TASK` as a fixture, and close it; its workers use as
+    many threads as this process."""
 
     @pytest.fixture
     def executor(self) -> Executor:
@@ -253,7 +255,7 @@ class ExecutorContract:
         assert [outcome.status == "failed" for outcome in found] == [bool(job.morphs) for job in jobs]
 
     def test_a_job_ends_with_its_time(self, executor: Executor) -> None:
-        executor.submit(_job()).result(120)  # the worker is there
+        executor.submit(_job()).result(120)  # waits until the worker has started
         begun = time.monotonic()
         outcome, trained = executor.submit(_job(epochs=100_000, seconds=0.5)).result(120)
         assert outcome.status == "truncated"
@@ -261,8 +263,8 @@ class ExecutorContract:
         assert time.monotonic() - begun < 5
 
     def test_a_stop_ends_the_job_that_runs(self, executor: Executor) -> None:
-        """With what it has; and no other."""
-        executor.submit(_job()).result(120)  # the worker is there
+        """The stopped job returns its result so far; later jobs are not affected."""
+        executor.submit(_job()).result(120)  # waits until the worker has started
         stop, told = Stop(), threading.Event()
         long = replace(_job(epochs=100_000), stop=stop)
         with ThreadPoolExecutor(1) as here:
@@ -277,7 +279,7 @@ class ExecutorContract:
 
 
 class SurvivorContract:
-    """The same, of executors whose workers are not this process, with one worker. Deaths cost a new one each."""
+    """Contract of executors with one worker outside this process; a worker that dies is replaced by a new one."""
 
     retries = 0
 
@@ -315,7 +317,7 @@ def _job(*morphs: Morph, epochs: int = 2, seconds: float = 600, seed: int = 0) -
 
 
 def _timeless(outcome: Outcome) -> Outcome:
-    """The outcome without what the clock said."""
+    """The outcome without measured times."""
     return replace(
         outcome,
         seconds=0,

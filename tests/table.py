@@ -1,6 +1,5 @@
-"""A search space whose every network has been trained: NAS-Bench-Macro on CIFAR-10 (see tests/data/README.md).
-
-Searches are played on it without training anything.
+"""A tabular benchmark: the search space NAS-Bench-Macro on CIFAR-10, with the accuracies of all its networks (see
+tests/data/README.md), so that searches can be run without training.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def best() -> float:
 
 @cache
 def network(digits: str) -> Graph:
-    """The network with these blocks, its depthwise convolutions joined with the expansions before them."""
+    """The network with these blocks; each depthwise convolution is merged with the expansion before it."""
     nodes = [Node("x", Input((3, 32, 32)))]
 
     def add(name: str, op: Op, *inputs: str) -> str:
@@ -92,7 +91,8 @@ def digits_of(graph: Graph) -> str:
 
 @dataclass(frozen=True)
 class Swap(Morph):
-    """Another block in a slot: nothing -> light is deeper, light -> heavy is wider; the ways back are "smaller"."""
+    """Another block in a slot. Its tag is "deeper" from none to light, "wider" from light to heavy, otherwise
+    "smaller"."""
 
     slot: int
     old: str
@@ -111,7 +111,8 @@ class Swap(Morph):
 
 @dataclass(frozen=True)
 class TableSpace:
-    """The networks of the table that can be grown from the starts; all of them when blocks may shrink again, too."""
+    """The networks of the table that can be grown from the starts; with `shrink` all of them, as morphs can also make
+    blocks smaller."""
 
     keys: tuple[str, ...] = ("00000000", "00100100", "01010010", "11111111")
     shrink: bool = False
@@ -138,7 +139,7 @@ def outcome_of(graph: Graph, seed: int = 0) -> Outcome:
 
 
 def grown(trials: Sequence[Trial], start: Graph | int, morphs: Iterable[Morph]) -> Graph:
-    """The graph that a proposal leads to."""
+    """The network of a proposal."""
     graph = start if isinstance(start, Graph) else trials[start].graph
     for morph in morphs:
         graph = morph.grow(graph)
@@ -152,13 +153,13 @@ def score(trial: Trial) -> float:
 
 
 def scored(trial: Trial, score: float, **changes: Any) -> Trial:
-    """The trial as if it had come out so."""
+    """The trial with this score and other changes of its outcome."""
     assert trial.outcome is not None
     return replace(trial, outcome=replace(trial.outcome, score=score, **changes))
 
 
 def run(searcher: Searcher, n: int, seed: int = 0) -> list[Trial]:
-    """The trials of a search for up to `n` networks, every one looked up in the table; fewer when it ends earlier."""
+    """The trials of a search for up to `n` networks, with outcomes from the table; fewer if the search ends earlier."""
     trials: list[Trial] = []
     while (proposal := searcher.ask(tuple(trials), Budget(math.inf, n - len(trials)))) is not None:
         graph = grown(trials, proposal.start, proposal.morphs)
@@ -167,10 +168,10 @@ def run(searcher: Searcher, n: int, seed: int = 0) -> list[Trial]:
 
 
 def shortfall(trials: Sequence[Trial], cost: str = "flops") -> float:
-    """What the best network for a budget lacks in mean accuracy to the best of the table for it, averaged over the
-    doublings of the budget from the cheapest network of the table to the dearest.
+    """Difference in mean accuracy between the table's and the trials' best network within a budget, averaged over
+    log2(budget) from the least to the highest cost of the table.
 
-    cost: "flops" or "parameters". Without any network for it a budget has the worst accuracy of the table.
+    cost: "flops" or "parameters". Budgets below the cheapest trial count with the lowest accuracy of the table.
     """
     costs, accuracies = _all(cost)
     mine = [getattr(trial.graph, cost) for trial in trials], [true_accuracy(trial) for trial in trials]
@@ -185,7 +186,7 @@ def _all(cost: str) -> tuple[list[int], list[float]]:
 
 
 def _averaged(costs: Sequence[int], values: Sequence[float], table: Sequence[int]) -> float:
-    """The best value for a budget, averaged over the doublings of the budget across the costs of the table."""
+    """The best value within a budget, averaged over log2(budget) across the costs of the table."""
     order = np.argsort(costs)
     budgets = np.log2(np.concatenate([[min(table)], np.array(costs)[order], [max(table)]]))
     best = np.maximum.accumulate(np.concatenate([[accuracies().mean(axis=1).min()], np.array(values)[order]]))

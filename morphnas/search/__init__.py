@@ -1,4 +1,5 @@
-"""What to try next: pure functions of the history, the budget and a seed. No clock, no disk, no device."""
+"""Searchers, which propose what to train next: pure functions of the trials, the budget and a seed, without any access
+to the clock, the disk or a device."""
 
 from collections.abc import Callable
 
@@ -35,7 +36,7 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "halving": HalvingSearcher,
     "pareto": ParetoSearcher,
 }
-"""The searchers by the names that estimators know them by."""
+"""The searchers by name, as in `search_type` of the estimators."""
 
 __all__ = [
     "BayesianSearcher", "NetworkSurrogate", "Choice", "distances", "EvolutionSearcher", "fidelities", "GreedySearcher",

@@ -1,4 +1,4 @@
-"""What may be proposed: the bits that every searcher needs, whatever its strategy."""
+"""Which networks may be proposed, and how to enumerate or draw them: helpers that all searchers share."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError
 from morphnas.search.trial import Budget, MorphSpace, Proposal, Space, Trial
 from morphnas.train.recipe import Recipe
 
-ENOUGH_TIMED = 5
-"""Networks whose latencies say more than what was measured before there were any."""
-CAUTION = 0.75
-"""Share of the networks timed that are to be no slower than what is predicted of them."""
+MIN_NETWORKS_TO_FIT_LATENCY = 5
+"""Timed networks from which on the coefficients of the latency model are fitted; with fewer they are only rescaled."""
+LATENCY_QUANTILE = 0.75
+"""Share of the timed networks that must not be slower than their predicted latency."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network within reach: the trial whose weights it would inherit, and the morphs on the way."""
+    """A network that may be proposed, the trial whose weights it would inherit, and the morphs from there to it."""
 
     root: Trial
     morphs: tuple[Morph, ...]
@@ -34,13 +34,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rules:
-    """What may be trained now for so many epochs: nothing twice, nothing too large, nothing that cannot finish."""
+    """Whether a network may be trained now for `epochs` epochs: not a second time, only within the limits, and only if
+    the training is predicted to finish in the time left.
+
+    taken: keys of the networks that have been, or are being, trained for as many epochs.
+    """
 
     limits: Limits
     budget: Budget
     epochs: int
     taken: frozenset[str]
-    """Keys of the networks that have been, or are being, trained for as many epochs."""
 
     @staticmethod
     def of(trials: Sequence[Trial], limits: Limits, budget: Budget, epochs: int) -> Rules:
@@ -48,7 +51,7 @@ class Rules:
         return Rules(updated_limits(limits, trials), budget, epochs, taken)
 
     def fits(self, graph: Graph) -> bool:
-        """Whether the network is within the limits and can be trained in the time left."""
+        """Whether the network is within the limits and is predicted to be trained in the time left."""
         return self.limits.refuse(graph) is None and self.budget.predict(graph, self.epochs) <= self.budget.seconds
 
     def new(self, graph: Graph) -> bool:
@@ -56,31 +59,32 @@ class Rules:
 
 
 def updated_limits(limits: Limits, trials: Sequence[Trial]) -> Limits:
-    """The limits with what trials have shown: what estimates of memory and of latency are worth, and which network was
-    too large.
-    """
+    """The limits, corrected by measurements of the trials: the latency model is fitted to the measured latencies, and
+    `max_memory` is divided by the ratio of measured to estimated memory and kept below the networks that ran out of
+    memory."""
     if limits.max_latency_ms is not None:
-        limits = paced(limits, trials)
+        limits = fit_latency_model(limits, trials)
     caps = [] if limits.max_memory is None else [int(limits.max_memory / measured_memory(trials))]
     caps += [t.graph.peak_bytes(SMALLEST) - 1 for t in trials if t.outcome is not None and t.outcome.status == "oom"]
     return replace(limits, max_memory=max(1, min(caps))) if caps else limits
 
 
 def measured_memory(trials: Sequence[Trial]) -> float:
-    """What trainings took of memory, relative to `Graph.peak_bytes`: the median; 1 where nothing was measured."""
-    seen = [
+    """Median ratio of the measured peak memory of a training to `Graph.peak_bytes`; 1 if nothing was measured."""
+    ratios = [
         outcome.peak_bytes / trial.graph.peak_bytes(outcome.micro_batch)
         for trial in trials
         if (outcome := trial.outcome) is not None and outcome.peak_bytes and outcome.micro_batch
     ]
-    return statistics.median(seen) if seen else 1.0
+    return statistics.median(ratios) if ratios else 1.0
 
 
-def paced(limits: Limits, trials: Sequence[Trial]) -> Limits:
-    """The limits with seconds per node, per FLOP and per parameter that fit to the latencies of the trials' networks.
+def fit_latency_model(limits: Limits, trials: Sequence[Trial]) -> Limits:
+    """The limits with `pace`, the seconds per node, per FLOP and per parameter, fitted to the measured latencies.
 
-    By least squares of relative errors where `ENOUGH_TIMED` networks were timed, else in the proportions that they had;
-    so that a share of `CAUTION` of the networks is no slower than predicted.
+    By non-negative least squares of the relative errors if at least `MIN_NETWORKS_TO_FIT_LATENCY` networks were timed,
+    otherwise the proportions of the three stay. Then all are scaled so that at least a share of `LATENCY_QUANTILE` of
+    the timed networks is no slower than predicted.
     """
     timed = {t.graph.key: (t.graph, t.outcome.latency) for t in trials if t.outcome is not None and t.outcome.latency}
     if not timed:
@@ -88,33 +92,33 @@ def paced(limits: Limits, trials: Sequence[Trial]) -> Limits:
     sizes = np.array([(len(graph.nodes), graph.flops, graph.parameters) for graph, _ in timed.values()], dtype=float)
     relative = sizes / np.array([[seconds] for _, seconds in timed.values()])
     pace = np.array(limits.pace)
-    if len(timed) >= ENOUGH_TIMED:
-        from scipy.optimize import nnls  # slow to load, and workers do without
+    if len(timed) >= MIN_NETWORKS_TO_FIT_LATENCY:
+        from scipy.optimize import nnls  # slow to import, and not needed in workers
 
         scale = relative.max(0)
         pace = nnls(relative / scale, np.ones(len(timed)))[0] / scale
-    expected = relative @ pace
-    if not expected.min() > 0:
+    ratios = relative @ pace  # predicted to measured
+    if not ratios.min() > 0:
         return limits
-    node, flop, parameter = (pace * np.quantile(1 / expected, CAUTION, method="higher")).tolist()
+    node, flop, parameter = (pace * np.quantile(1 / ratios, LATENCY_QUANTILE, method="higher")).tolist()
     return replace(limits, pace=(node, flop, parameter))
 
 
-def usable(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials whose weights can be inherited and whose score says whether to; the best one of every network."""
+def possible_parents(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials with a score whose weights are kept; of several with the same network the one with the best score."""
     ranked = sorted((t for t in trials if t.kept and t.score is not None), key=lambda t: (t.score, t.id))
     return sorted({t.graph.key: t for t in ranked}.values(), key=lambda t: t.id)
 
 
 def children(space: Space, limits: Limits, graph: Graph, rng: np.random.Generator) -> Iterator[tuple[Morph, Graph]]:
-    """The graph's neighbours in random order. The kinds of morph take turns: there are many more skips than the rest.
+    """The graph's neighbours in random order. The kinds of morph take turns, as there are many more skips than others.
 
-    Kinds that `limits` leaves out of the library's are left out here, too.
+    Kinds of the library that are not among `limits.morphs` are left out.
     """
-    barred = set(Limits.morphs) - set(limits.morphs)
+    excluded = set(Limits.morphs) - set(limits.morphs)
     kinds: dict[str, list[Morph]] = {}
     for morph in space.neighbours(graph):
-        if morph.tag not in barred:
+        if morph.tag not in excluded:
             kinds.setdefault(morph.tag, []).append(morph)
     queues = [[kind[i] for i in rng.permutation(len(kind))] for _, kind in sorted(kinds.items())]
     while queues := [queue for queue in queues if queue]:
@@ -127,57 +131,57 @@ def children(space: Space, limits: Limits, graph: Graph, rng: np.random.Generato
 
 
 def may_grow(space: Space, graph: Graph, rules: Rules) -> bool:
-    """Whether a network below the graph may fit: of morphs of the library only where the graph does, for they make
-    nothing smaller."""
-    own = type(space) is not MorphSpace or not set(Limits.morphs).issuperset(space.morphs)
-    return own or rules.fits(graph)
+    """Whether a descendant of the graph may fit. With the morphs of the library, which make nothing smaller, only if
+    the graph itself does."""
+    user_defined = type(space) is not MorphSpace or not set(Limits.morphs).issuperset(space.morphs)
+    return user_defined or rules.fits(graph)
 
 
 def random_candidate(
     space: Space, roots: Sequence[Trial], rules: Rules, rng: np.random.Generator, longest: int, tries: int = 32
 ) -> Candidate | None:
-    """A random chain of up to `longest` morphs from a random root, that may be trained.
+    """A network that may be trained, by a random chain of up to `longest` morphs from a random root.
 
-    Roots below which nothing fits are left out. After `tries` chains in vain the networks within reach are gone through
-    one by one; None when none may be trained.
+    Roots without descendants that fit are left out. If none of `tries` chains ends in a network that may be trained,
+    it is the first of `reachable_candidates`; None if there are none.
     """
     roots = [root for root in roots if may_grow(space, root.graph, rules)]
     for _ in range(tries):
         if not roots:
             return None
         root = roots[int(rng.integers(len(roots)))]
-        found = Candidate(root, (), root.graph)
+        candidate = Candidate(root, (), root.graph)
         for _ in range(rng.integers(1, longest + 1)):
-            step = next((s for s in children(space, rules.limits, found.graph, rng) if rules.fits(s[1])), None)
+            step = next((s for s in children(space, rules.limits, candidate.graph, rng) if rules.fits(s[1])), None)
             if step is None:
                 break
-            found = Candidate(root, (*found.morphs, step[0]), step[1])
-        if not found.morphs:
+            candidate = Candidate(root, (*candidate.morphs, step[0]), step[1])
+        if not candidate.morphs:
             roots.remove(root)
-        elif rules.new(found.graph):
-            return found
-    return next(within_reach(space, roots, rules, rng, longest), None)
+        elif rules.new(candidate.graph):
+            return candidate
+    return next(reachable_candidates(space, roots, rules, rng, longest), None)
 
 
-def within_reach(
+def reachable_candidates(
     space: Space, roots: Sequence[Trial], rules: Rules, rng: np.random.Generator, longest: int
 ) -> Iterator[Candidate]:
-    """Every network that may be trained, at most `longest` morphs from a root, the nearest first, in random order."""
+    """Every network that may be trained and is at most `longest` morphs from a root, breadth first, in random order."""
     level = [Candidate(roots[i], (), roots[i].graph) for i in rng.permutation(len(roots))]
-    seen = {one.graph.key for one in level}
+    seen = {candidate.graph.key for candidate in level}
     for _ in range(longest):
-        beyond = []
-        for one in level:
-            for morph, graph in children(space, rules.limits, one.graph, rng):
+        next_level = []
+        for parent in level:
+            for morph, graph in children(space, rules.limits, parent.graph, rng):
                 if graph.key not in seen and rules.fits(graph):
                     seen.add(graph.key)
-                    beyond.append(Candidate(one.root, (*one.morphs, morph), graph))
+                    next_level.append(Candidate(parent.root, (*parent.morphs, morph), graph))
                     if rules.new(graph):
-                        yield beyond[-1]
-        level = beyond
+                        yield next_level[-1]
+        level = next_level
 
 
 def budget_to_json(budget: Budget) -> dict[str, Any]:
-    """The budget as JSON values; None for seconds without end."""
+    """The budget as JSON values; the seconds are None if they are not limited."""
     seconds = budget.seconds if math.isfinite(budget.seconds) else None
     return {"seconds": seconds, "trials": budget.trials, "seconds_per_flop": budget.seconds_per_flop}

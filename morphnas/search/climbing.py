@@ -7,40 +7,41 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from morphnas.search.candidates import Rules, usable
+from morphnas.search.candidates import Rules, possible_parents
 from morphnas.search.starts import StartsFirst
 from morphnas.search.trial import Proposal, Trial
 
 
 @dataclass(frozen=True)
 class HillClimbingSearcher(StartsFirst):
-    """The space's starts first, the best of which it stands on; then children of where it stands, each by a chain of 1
-    to `longest` random morphs. Once there are as many as `children`, it moves to the best child if that is better.
+    """Trains the space's starts first, the best of which is the current network; then children of the current network,
+    each by a chain of 1 to `longest` random morphs. Once at least `children` of them have a score, the best one becomes
+    the current network if it is better.
 
-    Where no child is, children are made until one is; when there are no others, random chains from any trial follow.
+    As long as none is better, further children are proposed; once none is left, random chains of morphs from any trial.
     """
 
     children: int = 8
     longest: int = 5
 
     def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
-        found = self.chain("climbing", self._standing(trials), rules, rng, self.longest)
-        return found or self.chain("random", usable(trials), rules, rng, self.longest)
+        proposal = self.chain("climbing", self._standing(trials), rules, rng, self.longest)
+        return proposal or self.chain("random", possible_parents(trials), rules, rng, self.longest)
 
     def _standing(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trial that it stands on, or the last on the way there whose weights are kept; none before a start is
-        scored."""
+        """The trial of the current network or, if its weights are not kept, the last trial before it on the path from
+        the start whose weights are; empty before any start has a score."""
         scored = [t for t in trials if t.score is not None]
 
-        def best(some: Sequence[Trial]) -> Trial:
-            return max(some, key=lambda t: (t.score, -t.id))
+        def best(candidates: Sequence[Trial]) -> Trial:
+            return max(candidates, key=lambda t: (t.score, -t.id))
 
-        below = [t for t in scored if t.parent is None]
-        at, way = best(below) if below else None, []
-        while at is not None:
-            way.append(at)
-            below = [t for t in scored if t.parent == at.id and t.proposal.morphs]
-            if len(below) < self.children or best([at, *below]) is at:
+        starts = [t for t in scored if t.parent is None]
+        current, path = best(starts) if starts else None, []
+        while current is not None:
+            path.append(current)
+            below = [t for t in scored if t.parent == current.id and t.proposal.morphs]
+            if len(below) < self.children or best([current, *below]) is current:
                 break
-            at = best(below)
-        return [t for t in way if t.kept][-1:]
+            current = best(below)
+        return [t for t in path if t.kept][-1:]

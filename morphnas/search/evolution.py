@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from morphnas.search.candidates import Rules, usable
+from morphnas.search.candidates import Rules, possible_parents
 from morphnas.search.starts import StartsFirst
 from morphnas.search.trial import Proposal, Trial
 
 
 @dataclass(frozen=True)
 class EvolutionSearcher(StartsFirst):
-    """The space's starts first, then random chains of morphs until the population is full; from then on one random
-    morph of the best of a few drawn at random, and the oldest drop out.
+    """Trains the space's starts first, then random chains of morphs until the population is full; from then on one
+    random morph of the winner of a tournament. The oldest networks leave the population.
 
-    population: how many of the latest networks with weights are alive; one that is trained for longer is as old as it
-    was before. sample: how many are drawn for a tournament.
-    longest: longest chain at the beginning.
+    population: size of the population, the newest networks whose weights are kept; promotion to a longer training does
+        not change a network's age.
+    sample: networks drawn for a tournament. longest: maximum length of the chains at the beginning.
     """
 
     population: int = 20
@@ -27,13 +27,13 @@ class EvolutionSearcher(StartsFirst):
     longest: int = 4
 
     def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
-        roots, born = usable(trials), dict[str, int]()
+        parents, first_trial = possible_parents(trials), dict[str, int]()
         for trial in trials:
-            born.setdefault(trial.graph.key, trial.id)
-        alive = sorted(roots, key=lambda t: born[t.graph.key])[-self.population :]
-        if len(alive) == self.population:
-            drawn = [alive[i] for i in rng.permutation(len(alive))[: self.sample]]
+            first_trial.setdefault(trial.graph.key, trial.id)
+        population = sorted(parents, key=lambda t: first_trial[t.graph.key])[-self.population :]
+        if len(population) == self.population:
+            drawn = [population[i] for i in rng.permutation(len(population))[: self.sample]]
             parent = max(drawn, key=lambda t: (t.score, t.id))
-            if found := self.chain("tournament", [parent], rules, rng, 1, drawn=[t.id for t in drawn]):
-                return found
-        return self.chain("random", roots, rules, rng, self.longest)
+            if proposal := self.chain("tournament", [parent], rules, rng, 1, drawn=[t.id for t in drawn]):
+                return proposal
+        return self.chain("random", parents, rules, rng, self.longest)

@@ -16,20 +16,21 @@ from morphnas.search.trial import Proposal, Trial
 
 @dataclass(frozen=True)
 class GridSearcher(StartsFirst):
-    """The space's starts first; then `cnn`, on flat features `mlp`, of every depth and width, the cheapest first, all
-    from fresh weights. For inputs and outputs like those of the starts."""
+    """Trains the space's starts first; then a `cnn`, or for flat features an `mlp`, of every depth and width, those of
+    least `Graph.work` first, all from fresh weights. Input shape and outputs are those of the first start."""
 
     depths: tuple[int, ...] = (2, 3, 4, 6, 8)
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
 
     def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
-        for (width, depth), graph in sorted(self._networks().items(), key=lambda one: one[1].work):
+        for (width, depth), graph in sorted(self._networks().items(), key=lambda item: item[1].work):
             if rules.new(graph) and rules.fits(graph):
                 why = {"reason": "grid", "width": width, "depth": depth, "budget": budget_to_json(rules.budget)}
                 return Proposal(graph, (), self.recipe, why)
         return None
 
     def _networks(self) -> dict[tuple[int, int], Graph]:
+        """The networks of the grid by (width, depth)."""
         first = self.space.starts[0]
         shape, (n_classes,) = first.shapes[first.input.name], first.shapes[first.output.name]
         make = cnn if len(shape) > 1 else mlp

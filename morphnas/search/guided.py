@@ -1,5 +1,5 @@
-"""Search over the tree of morphs by what a surrogate believes: Jin, Song and Hu 2018, Auto-Keras (arXiv:1806.10282),
-algorithm 1."""
+"""Maximisation of an acquisition function over the tree of morphs: Jin, Song and Hu 2018, Auto-Keras
+(arXiv:1806.10282), algorithm 1."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphnas.graph import Graph
-from morphnas.search.candidates import Candidate, Rules, budget_to_json, children, may_grow, usable
+from morphnas.search.candidates import Candidate, Rules, budget_to_json, children, may_grow, possible_parents
 from morphnas.search.distance import SKIP, Array, distances, sketch
-from morphnas.search.network_surrogate import INHERITED, NetworkSurrogate, fidelities
+from morphnas.search.network_surrogate import INHERITED_EPOCH_WEIGHT, NetworkSurrogate, fidelities
 from morphnas.search.starts import StartsFirst
 from morphnas.search.trial import Proposal, Trial, check_numbers
 
 
 @dataclass(frozen=True)
-class Aim:
-    """What a network is worth trying for. name: as proposals note it down. promise: that of networks (k,) of whose
-    scores mean and standard deviation (k,) are believed, (k,)."""
+class Acquisition:
+    """An acquisition function. name: recorded in the proposals. evaluate: maps k networks and the posterior means (k,)
+    and standard deviations (k,) of their scores to acquisition values (k,)."""
 
     name: str
-    promise: Callable[[Sequence[Graph], Array, Array], Array]
+    evaluate: Callable[[Sequence[Graph], Array, Array], Array]
 
 
 @dataclass(frozen=True)
 class Guided(StartsFirst):
-    """Larger networks and random morphs in turn; then the network that promises most, within a few morphs of a trial
-    with weights. `aim` says what a network promises.
+    """Base of searchers that propose the network with the highest acquisition value within a few morphs of a trial
+    whose weights are kept. `aim` gives the acquisition function.
 
-    startup: networks with a score before there is enough to predict from. Until then, in turn, the neighbour of the
-        best network that has the most parameters, and a chain of up to `far` random morphs.
-    explore: for so many scored trials jumps are up to `far` morphs long, later up to `near`.
-    candidates: networks that are scored for one proposal. breadth: how many neighbours of one network at a time.
-    temperature, cooling: a network that promises less than the best is gone on from with probability exp(-gap / T); T
-        is in standard deviations of what was promised so far, and shrinks by the factor `cooling` with every network.
-    skip_weight: of the distance: what a skip counts against a layer.
+    startup: number of trials with a score that the surrogate needs. Before, proposals alternate between the neighbour
+        of the best network that has the most parameters and a chain of up to `far` random morphs.
+    explore: until so many trials have a score, proposals are up to `far` morphs from their parent, later up to `near`.
+    candidates: new networks whose acquisition is evaluated for one proposal. breadth: neighbours of a network that are
+        evaluated at a time.
+    temperature, cooling: simulated annealing: a network below the best value by `gap` is expanded with probability
+        exp(-gap / T). T is in standard deviations of all values so far, and is multiplied by `cooling` after every
+        expansion that evaluates networks.
+    skip_weight: cost of a skip in the edit distance, relative to a layer.
 
-    Networks are compared as if all were trained equally long: the search is for networks, not for epochs.
+    Networks are compared at the same number of epochs: the search is for networks, not for longer trainings.
     """
 
     startup: int = 6
@@ -57,77 +59,80 @@ class Guided(StartsFirst):
     def __post_init__(self) -> None:
         check_numbers(self, "startup", "explore")
 
-    def aim(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Aim:
-        """After the trials with a score, of whose networks these scores are believed, (n,)."""
+    def aim(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Acquisition:
+        """The acquisition function. mean: posterior means (n,) of the trials with a score. exploring: whether there are
+        still fewer than `explore` of them."""
         raise NotImplementedError
 
     def guided(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
-        """What to train when the first networks are."""
-        roots = {t.id for t in usable(trials)}
-        if not roots:
+        """The next proposal once the first networks have been proposed."""
+        parents = {t.id for t in possible_parents(trials)}
+        if not parents:
             return None
         scored = [t for t in trials if t.score is not None]
         if len(scored) < self.startup:
-            some = [t for t in scored if t.id in roots]
+            roots = [t for t in scored if t.id in parents]
             turn = (len(trials) - len(self.space.starts)) % 2
-            if turn == 0 and (larger := self._largest(some, rules, rng)):
+            if turn == 0 and (larger := self._largest(roots, rules, rng)):
                 return larger.propose(self.recipe, reason="larger", budget=budget_to_json(rules.budget))
-            return self.chain("random", some, rules, rng, self.far)
+            return self.chain("random", roots, rules, rng, self.far)
         exploring = len(scored) < self.explore
-        belief = NetworkSurrogate.of(trials, self.skip_weight)
-        alike = self.recipe.epochs * (1 + INHERITED)
-        known = belief.review(alike)
-        aim = self.aim(scored, known[0], exploring)
+        surrogate = NetworkSurrogate.of(trials, self.skip_weight)
+        fidelity = self.recipe.epochs * (1 + INHERITED_EPOCH_WEIGHT)
+        observed = surrogate.predict_observed(fidelity)
+        acquisition = self.aim(scored, observed[0], exploring)
 
-        def promise(some: Sequence[Candidate]) -> Array:
-            """Of networks that are trained as those were from which they inherit."""
-            recipes = [one.root.proposal.recipe for one in some]
-            expected = belief.predict([sketch(one.graph) for one in some], alike, recipes)
-            return aim.promise([one.graph for one in some], *expected)
+        def evaluate(candidates: Sequence[Candidate]) -> Array:
+            """Acquisition values (k,) of networks that are trained with the recipes of their roots."""
+            recipes = [candidate.root.proposal.recipe for candidate in candidates]
+            predicted = surrogate.predict([sketch(candidate.graph) for candidate in candidates], fidelity, recipes)
+            return acquisition.evaluate([candidate.graph for candidate in candidates], *predicted)
 
-        promised = aim.promise([t.graph for t in scored], *known)
-        below = [(t, float(value)) for t, value in zip(scored, promised, strict=True) if t.id in roots]
-        climbed = self._climb(below, rules, promise, self.far if exploring else self.near, rng)
-        if climbed is None:
+        values = acquisition.evaluate([t.graph for t in scored], *observed)
+        valued = [(t, float(value)) for t, value in zip(scored, values, strict=True) if t.id in parents]
+        result = self._best_first_search(valued, rules, evaluate, self.far if exploring else self.near, rng)
+        if result is None:
             return None
-        best, value, looked = climbed
-        mine = [sketch(best.graph)]
-        epochs = self.recipe.epochs + INHERITED * fidelities(trials)[best.root.id]
-        mean, sd = belief.predict(mine, epochs, [best.root.proposal.recipe])
-        apart = distances(mine, [t.sketch for t in scored], self.skip_weight)[0]
+        best, value, evaluated = result
+        best_sketch = [sketch(best.graph)]
+        epochs = self.recipe.epochs + INHERITED_EPOCH_WEIGHT * fidelities(trials)[best.root.id]
+        mean, sd = surrogate.predict(best_sketch, epochs, [best.root.proposal.recipe])
+        to_scored = distances(best_sketch, [t.sketch for t in scored], self.skip_weight)[0]
         return best.propose(
             self.recipe,
             reason="acquisition",
-            acquisition=aim.name,
+            acquisition=acquisition.name,
             value=value,
             mean=float(mean[0]),
             sd=float(sd[0]),
-            nearest=[[scored[i].id, float(apart[i])] for i in np.argsort(apart, kind="stable")[:3]],
-            candidates=looked,
+            nearest=[[scored[i].id, float(to_scored[i])] for i in np.argsort(to_scored, kind="stable")[:3]],
+            candidates=evaluated,
             budget=budget_to_json(rules.budget),
         )
 
     def _largest(self, roots: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Candidate | None:
-        """Of the best network's neighbours that may be trained the one with the most parameters, if these are more."""
+        """Of the best root's neighbours that may be trained the one with the most parameters; None if it has no more
+        parameters than the root."""
         best = max(roots, key=lambda t: (t.score, -t.id))
-        grown = children(self.space, self.limits, best.graph, rng)
-        new = [Candidate(best, (morph,), graph) for morph, graph in grown if rules.new(graph) and rules.fits(graph)]
-        largest = max(new, key=lambda one: one.graph.parameters, default=None)
+        neighbours = children(self.space, self.limits, best.graph, rng)
+        new = [Candidate(best, (morph,), g) for morph, g in neighbours if rules.new(g) and rules.fits(g)]
+        largest = max(new, key=lambda candidate: candidate.graph.parameters, default=None)
         return None if largest is None or largest.graph.parameters <= best.graph.parameters else largest
 
-    def _climb(
+    def _best_first_search(
         self,
         roots: Sequence[tuple[Trial, float]],
         rules: Rules,
-        promise: Callable[[Sequence[Candidate]], Array],
+        evaluate: Callable[[Sequence[Candidate]], Array],
         longest: int,
         rng: np.random.Generator,
     ) -> tuple[Candidate, float, int] | None:
-        """The most promising network found that may be trained, its promise, and how many were looked at.
+        """The network of the highest acquisition value found that may be trained, its value, and how many that may be
+        trained were evaluated.
 
-        A best-first search over the tree of morphs below the roots, which come with their own promise. Networks that
-        may not be trained again are passed through; those that do not fit are not. None only when the tree holds
-        nothing new.
+        Best-first search over the tree of morphs, up to `longest` deep below the roots, which are given with their
+        values. Networks that may not be trained again are expanded; those that do not fit are not. None only if the
+        tree holds nothing new.
         """
         order = itertools.count()
         queue = [
@@ -135,39 +140,42 @@ class Guided(StartsFirst):
             for t, value in roots
             if may_grow(self.space, t.graph, rules)
         ]
-        heapq.heapify(queue)  # networks not yet visited first; those with more neighbours come again
+        heapq.heapify(queue)  # fewest visits first; networks with further neighbours are queued again
         seen = {t.graph.key for t, _ in roots}
-        promised = [value for _, value in roots]
-        best, best_value, temperature, looked, grown = None, -math.inf, self.temperature, 0, 0
-        while queue and looked < self.candidates and (best is None or grown < 4 * self.candidates):
+        all_values = [value for _, value in roots]
+        best, best_value, temperature, evaluated, grown = None, -math.inf, self.temperature, 0, 0
+        while queue and evaluated < self.candidates and (best is None or grown < 4 * self.candidates):
             visits, minus, number, parent, rest = heapq.heappop(queue)
-            some = list(itertools.islice(rest, self.breadth))
-            if len(some) == self.breadth:
+            neighbours = list(itertools.islice(rest, self.breadth))
+            if len(neighbours) == self.breadth:
                 heapq.heappush(queue, (visits + 1, minus, number, parent, rest))
-            grown += len(some)
+            grown += len(neighbours)
             fitting = []
-            for morph, graph in some:
+            for morph, graph in neighbours:
                 if graph.key not in seen and rules.fits(graph):
                     seen.add(graph.key)
                     fitting.append(Candidate(parent.root, (*parent.morphs, morph), graph))
             if not fitting:
                 continue
-            values = promise(fitting).tolist()
-            promised.extend(values)
-            scale = float(np.std(promised)) * temperature
-            for one, value in zip(fitting, values, strict=True):
-                new = rules.new(one.graph)
-                looked += new
+            values = evaluate(fitting).tolist()
+            all_values.extend(values)
+            scale = float(np.std(all_values)) * temperature
+            for child, value in zip(fitting, values, strict=True):
+                new = rules.new(child.graph)
+                evaluated += new
                 gap = best_value - value
                 if new and (best is None or gap < 0):
-                    best, best_value, gap = one, value, 0.0
-                if len(one.morphs) < longest and (not new or gap <= 0 or rng.random() < _accepted(gap, scale)):
-                    further = children(self.space, self.limits, one.graph, rng)
-                    heapq.heappush(queue, (0, -value, next(order), one, further))
+                    best, best_value, gap = child, value, 0.0
+                expand = len(child.morphs) < longest and (
+                    not new or gap <= 0 or rng.random() < _acceptance_probability(gap, scale)
+                )
+                if expand:
+                    further = children(self.space, self.limits, child.graph, rng)
+                    heapq.heappush(queue, (0, -value, next(order), child, further))
             temperature *= self.cooling
-        return None if best is None else (best, best_value, looked)
+        return None if best is None else (best, best_value, evaluated)
 
 
-def _accepted(gap: float, temperature: float) -> float:
-    """Probability of going on from what is worse by `gap` (Metropolis et al. 1953)."""
+def _acceptance_probability(gap: float, temperature: float) -> float:
+    """Probability of expanding a network whose value is lower by `gap` (Metropolis et al. 1953)."""
     return math.exp(-gap / temperature) if temperature > 0 else 0.0

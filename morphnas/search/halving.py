@@ -1,4 +1,4 @@
-"""Successive halving of random networks: Jamieson and Talwalkar 2015 (arXiv:1502.07943), without waiting for a rung."""
+"""Asynchronous successive halving of random networks: Jamieson and Talwalkar 2015 (arXiv:1502.07943)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from morphnas.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class HalvingSearcher:
-    """Networks by random morphs; the best 1 in `factor` goes on for `factor` times the epochs, `rungs` times."""
+    """Proposes networks by random morphs and promotes the best 1 in `factor` to `factor` times the epochs, up to
+    `rungs` times."""
 
     space: Space
     recipe: Recipe = field(default_factory=Recipe)
@@ -28,5 +29,5 @@ class HalvingSearcher:
 
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
-        draw = RandomSearcher(self.space, self.recipe, self.limits, self.seed)
-        return Promote(draw, self.factor, self.factor, self.rungs).ask(trials, budget)
+        searcher = RandomSearcher(self.space, self.recipe, self.limits, self.seed)
+        return Promote(searcher, self.factor, self.factor, self.rungs).ask(trials, budget)

@@ -1,4 +1,4 @@
-"""The best networks for every budget: Bayesian optimisation of the score against what a network costs."""
+"""The best networks for every cost: Bayesian optimisation of score and cost (Pareto front)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphnas.graph import Graph, narrowed
-from morphnas.search.candidates import Rules, budget_to_json, paced
+from morphnas.search.candidates import Rules, budget_to_json, fit_latency_model
 from morphnas.search.distance import Array
-from morphnas.search.guided import Aim, Guided
+from morphnas.search.guided import Acquisition, Guided
 from morphnas.search.surrogate import hypervolume_improvement
 from morphnas.search.trial import Proposal, Trial
 
@@ -21,15 +21,15 @@ COSTS: dict[str, Callable[[Trial], float | None]] = {
     "flops": lambda trial: float(trial.graph.flops),
     "latency": lambda trial: trial.outcome.latency if trial.outcome else None,
 }
-"""What the network of a trial costs: parameters, FLOPs and seconds from one example to its outputs; None: not timed."""
+"""The cost of a trial's network: parameters, FLOPs, or latency in seconds for one example (None: not measured)."""
 
 
 @dataclass(frozen=True)
 class ParetoSearcher(Guided):
-    """The space's starts first, then these with all widths divided by each number of `narrower`; then what is guided by
-    how much it would raise the best score of all budgets, where a doubling of the cost counts alike wherever it is.
+    """Trains the space's starts first, then these with all widths divided by each number of `narrower`; then maximises
+    the expected hypervolume improvement of score and log2 of the cost.
 
-    cost: what is to be little, one of COSTS; a latency as those timed let expect it.
+    cost: one of `COSTS`, to be minimised. The latency of a candidate is predicted by `fit_latency_model`.
     """
 
     cost: str = "flops"
@@ -39,15 +39,19 @@ class ParetoSearcher(Guided):
         super().__post_init__()
         check_cost(self.cost)
 
-    def aim(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Aim:
-        limits = paced(self.limits, scored)
+    def aim(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Acquisition:
+        limits = fit_latency_model(self.limits, scored)
 
-        def doublings(graphs: Sequence[Graph]) -> Array:
+        def log2_costs(graphs: Sequence[Graph]) -> Array:
             costs = [limits.latency(g) if self.cost == "latency" else getattr(g, self.cost) for g in graphs]
             return np.log2(np.maximum(costs, sys.float_info.min))
 
-        known = doublings([trial.graph for trial in scored])
-        return Aim("ehvi", lambda graphs, m, sd: hypervolume_improvement(m, sd, doublings(graphs), mean, known))
+        costs = log2_costs([trial.graph for trial in scored])
+
+        def evaluate(graphs: Sequence[Graph], means: Array, sds: Array) -> Array:
+            return hypervolume_improvement(means, sds, log2_costs(graphs), mean, costs)
+
+        return Acquisition("ehvi", evaluate)
 
     def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         for times in self.narrower:
@@ -65,7 +69,7 @@ class ParetoSearcher(Guided):
 
 
 def check_cost(cost: object) -> str:
-    """The name of one of COSTS; ValueError for anything else."""
+    """The cost if it is a key of `COSTS`; ValueError otherwise."""
     if not (isinstance(cost, str) and cost in COSTS):
         raise ValueError(f"cost must be one of {', '.join(COSTS)}, not {cost!r:.100}")
     return cost
@@ -74,12 +78,13 @@ def check_cost(cost: object) -> str:
 def front(
     trials: Sequence[Trial], cost: Callable[[Trial], float | None], value: Callable[[Trial], float | None]
 ) -> list[Trial]:
-    """Those that none is better than at the same cost or less, the cheapest first."""
-    figures = [(cost(trial), value(trial), trial) for trial in trials]
-    valued = [(price, -found, trial) for price, found, trial in figures if price is not None and found is not None]
-    best, kept = math.inf, list[Trial]()
-    for _, minus, trial in sorted(valued, key=lambda one: (*one[:2], one[2].id)):
+    """The Pareto front, the cheapest trial first: trials with a higher value than all others of the same or lower cost;
+    of several with equal cost and value the first. Trials of which either is None are left out."""
+    all_figures = [(cost(trial), value(trial), trial) for trial in trials]
+    figures = [(price, -worth, trial) for price, worth, trial in all_figures if price is not None and worth is not None]
+    best, result = math.inf, list[Trial]()
+    for _, minus, trial in sorted(figures, key=lambda item: (*item[:2], item[2].id)):
         if minus < best:
-            kept.append(trial)
+            result.append(trial)
             best = minus
-    return kept
+    return result

@@ -1,4 +1,4 @@
-"""Patience: a search that finds nothing better any more ends."""
+"""Early stopping of a search that no longer finds a better network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from morphnas.search.trial import Budget, Proposal, Searcher, Trial, check_numbe
 
 @dataclass(frozen=True)
 class Patient:
-    """Another searcher, until so many networks in a row, `patience`, were no better than the best before them.
+    """Proposes what `searcher` does, until `patience` networks in a row were no better than the best before them.
 
-    Only networks that have ended count, in the order of their ids, those that failed or are too slow as well; not
-    before one has a score.
+    Only trials that have ended count, in the order of their ids, including those that failed or whose networks exceed
+    the latency limit; and only from the first score on.
     """
 
     searcher: Searcher
@@ -24,11 +24,11 @@ class Patient:
 
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
-        return None if stale(trials) >= self.patience else self.searcher.ask(trials, budget)
+        return None if trials_since_best(trials) >= self.patience else self.searcher.ask(trials, budget)
 
 
-def stale(trials: Sequence[Trial]) -> int:
-    """Networks of the search that have ended since the best one; 0 where none has a score."""
+def trials_since_best(trials: Sequence[Trial]) -> int:
+    """Number of ended trials of the search after the best one that is not too slow; 0 if none has a score."""
     ended = [trial for trial in trials if trial.outcome is not None and not trial.final]
     scores = [(trial.score, -place) for place, trial in enumerate(ended) if trial.score is not None and not trial.slow]
     return len(ended) - 1 + max(scores)[1] if scores else 0

@@ -1,4 +1,8 @@
-"""How most searchers begin. Annotations are types here, not texts: those who inherit these fields lack their names."""
+"""Base of the searchers that train the space's starts first.
+
+Annotations are not postponed in this module: subclasses in other modules do not have the names that the inherited
+fields are annotated with.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +18,7 @@ from morphnas.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class StartsFirst:
-    """A searcher that has the space's starts trained first; `further` says what comes after them."""
+    """Base of searchers that propose the space's starts first; `further` makes the proposals after them."""
 
     space: Space
     recipe: Recipe = field(default_factory=Recipe)
@@ -25,7 +29,7 @@ class StartsFirst:
         check_numbers(self)
 
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
-        """See `Searcher`. None, too, while the starts run and there are no weights yet to go on from."""
+        """See `Searcher`. None, too, while the starts are running and no trial has weights to start from."""
         rules = Rules.of(trials, self.limits, budget, self.recipe.epochs)
         if budget.over:
             return None
@@ -37,13 +41,13 @@ class StartsFirst:
         return self.further(trials, rules, np.random.default_rng((self.seed, len(trials))))
 
     def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
-        """What to train when no start is left that may be."""
+        """The next proposal when there is no start left that may be trained."""
         raise NotImplementedError
 
     def chain(
         self, reason: str, roots: Sequence[Trial], rules: Rules, rng: np.random.Generator, longest: int, **why: Any
     ) -> Proposal | None:
-        """A random chain of up to `longest` morphs from one of the roots, see `random_candidate`."""
-        found = random_candidate(self.space, roots, rules, rng, longest)
+        """Proposal of a random chain of up to `longest` morphs from one of the roots, see `random_candidate`."""
+        candidate = random_candidate(self.space, roots, rules, rng, longest)
         why = {"reason": reason, **why, "budget": budget_to_json(rules.budget)}
-        return None if found is None else found.propose(self.recipe, **why)
+        return None if candidate is None else candidate.propose(self.recipe, **why)

@@ -1,4 +1,4 @@
-"""What a search is made of: proposals, trials, spaces and searchers. Pure values and the protocols over them."""
+"""Values and protocols of a search: proposals, trials, budgets, spaces and searchers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from morphnas.search.distance import Sketch, sketch
 from morphnas.train.recipe import Outcome, Recipe
 
 STOPPED = "stopped"
-"""What is said to be wrong with a training that a stop has ended."""
+"""`Outcome.error` of a training that was ended by a request to stop."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Proposal:
 
     start: a graph, trained from fresh weights (or from those that the run was given for it), or the id of a finished
         trial, whose weights are inherited.
-    morphs: edits of the start, in order; none with a trial as start means to train that network on.
-    why: for people: what made the searcher propose this, as JSON values (NumPy's numbers and arrays become such);
-        numbers must be finite.
+    morphs: applied to the start, in order. With a trial as start and no morphs its training is continued.
+    why: why the searcher proposed it, for users, as JSON values (NumPy's numbers and arrays are converted); numbers
+        must be finite.
 
-    ValueError for what is none of these.
+    ValueError if an argument is of another type.
     """
 
     start: Graph | int
@@ -42,7 +42,7 @@ class Proposal:
             object.__setattr__(self, "start", int(self.start))
         if isinstance(self.start, bool) or not isinstance(self.start, (Graph, int)):
             raise ValueError(f"the start of a proposal must be a Graph or the id of a trial, not {self.start!r:.100}")
-        if not isinstance(self.morphs, (tuple, list)) or not all(isinstance(one, Morph) for one in self.morphs):
+        if not isinstance(self.morphs, (tuple, list)) or not all(isinstance(morph, Morph) for morph in self.morphs):
             raise ValueError(f"the morphs of a proposal must be a tuple of Morphs, not {self.morphs!r:.100}")
         object.__setattr__(self, "morphs", tuple(self.morphs))
         if not isinstance(self.recipe, Recipe):
@@ -55,27 +55,27 @@ class Proposal:
 
     @property
     def parent(self) -> int | None:
-        """Id of the trial whose weights are inherited; None: it starts from a graph."""
+        """Id of the trial whose weights are inherited; None if the start is a graph."""
         return None if isinstance(self.start, Graph) else self.start
 
     @property
     def trains_on(self) -> bool:
-        """Whether it is of a network that has been trained, and is not changed."""
+        """Whether it continues the training of a trial's network without morphs."""
         return self.parent is not None and not self.morphs
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"{value!r:.100} is none")
+    raise TypeError(f"{value!r:.100} is not a JSON value")
 
 
 @dataclass(frozen=True, repr=False)
 class Trial:
-    """A proposal that was taken up. outcome: None while it runs. kept: whether its weights are there to start from.
+    """A proposal that a driver process has started. outcome: None while it runs. kept: whether its weights are stored.
 
-    since: id of the first trial that the same driver took up. begun: seconds from then to when it took up this one;
-    None: not known.
+    since: id of the first trial that the same driver started. begun: seconds from the start of that trial to the start
+    of this one; None if unknown.
     """
 
     id: int
@@ -95,53 +95,53 @@ class Trial:
 
     @property
     def final(self) -> bool:
-        """Whether it is a training of the final model, not one of the search's."""
+        """Whether it is a final training, not part of the search."""
         return "final" in self.proposal.why
 
     @property
     def cut_short(self) -> bool:
-        """Whether it is one of the search's that a stop has ended: it can be used, and be gone on with."""
+        """Whether it is a trial of the search that a request to stop has ended: it can be used and be continued."""
         return not self.final and self.outcome is not None and self.outcome.error == STOPPED
 
     @property
     def scored_by(self) -> int:
-        """Id of the trial whose score says how good the network is: its own, or, after a training on the examples that
-        are to tell, that of the network it was before."""
-        told = self.proposal.why.get("score_of")
-        return told if self.final and isinstance(told, int) else self.id
+        """Id of the trial whose score measures this network: its own, or, if it is a final training that included the
+        validation set, that of the trial it continues."""
+        source = self.proposal.why.get("score_of")
+        return source if self.final and isinstance(source, int) else self.id
 
     @property
     def score(self) -> float | None:
-        """Higher is better; None while it runs and when nothing could be scored."""
+        """Higher is better; None while it runs or if it could not be scored."""
         return None if self.outcome is None else self.outcome.score
 
     @cached_property
     def sketch(self) -> Sketch:
-        """What the distance looks at in its network."""
+        """Its network as the edit distance sees it, see `morphnas.search.distance.sketch`."""
         return sketch(self.graph)
 
     @property
     def slow(self) -> bool:
-        """Whether its network takes longer for an example than it may, so that it cannot win."""
+        """Whether its network exceeds the latency limit, so that it cannot win."""
         return self.outcome is not None and self.outcome.slow
 
     @property
     def parent(self) -> int | None:
-        """Id of the trial it started from."""
+        """Id of the trial whose weights it inherited; None if it started from a graph."""
         return self.proposal.parent
 
     @property
     def epochs(self) -> int:
-        """Epochs of its own that it was meant to train."""
+        """Planned epochs of its own, without those of its ancestors."""
         return self.proposal.recipe.epochs
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What remains of the budget when a proposal is asked for.
+    """What remains of the search's budget when a proposal is requested.
 
-    seconds: of the search. trials: how many more; None: any number. seconds_per_flop: predicted seconds of one epoch
-    for every FLOP of a network's `work`.
+    seconds: remaining. trials: how many more; None: any number. seconds_per_flop: predicted seconds of one epoch for
+    every FLOP of a network's `work`.
     """
 
     seconds: float
@@ -159,19 +159,19 @@ class Budget:
 
 
 class Space(Protocol):
-    """The networks that can be reached: some to start from, and from every one its neighbours."""
+    """A search space: networks to start from, and the neighbours of every network."""
 
     @property
     def starts(self) -> Sequence[Graph]: ...
 
     def neighbours(self, graph: Graph) -> Iterable[Morph]:
-        """Morphs to try on the graph, in a fixed order. One that does not fit raises MorphError when it is grown."""
+        """Morphs of the graph, in a fixed order. `grow` of one that does not fit raises MorphError."""
         ...
 
 
 @dataclass(frozen=True)
 class MorphSpace:
-    """Everything that morphs of the allowed kinds can make from the starts."""
+    """All networks that morphs of the given kinds can make from the starts."""
 
     starts: tuple[Graph, ...]
     morphs: tuple[str, ...] = Limits.morphs
@@ -181,21 +181,22 @@ class MorphSpace:
 
 
 class Searcher(Protocol):
-    """Says what to train next, given all trials so far: a pure function of its settings and its arguments."""
+    """Proposes what to train next, given all trials so far: a pure function of its settings and its arguments."""
 
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
-        """The next proposal, or None when there is nothing left to propose within the limits and the budget.
+        """The next proposal; None if there is nothing to propose within the limits and the budget.
 
-        trials: in the order of their ids, running ones (outcome None) included. Asked again with equal arguments a
-        searcher answers alike: its random numbers come from its seed and len(trials).
+        trials: in the order of their ids, including running ones (outcome None). Equal arguments give equal proposals:
+        random numbers come from the searcher's seed and len(trials).
         """
         ...
 
 
 def check_numbers(searcher: Any, *from_zero: str) -> None:
-    """ValueError that names a number among a searcher's settings, a dataclass's, which cannot be.
+    """Checks the numbers among the settings of a searcher, a dataclass; ValueError that names an invalid one.
 
-    Whole numbers are 1 at least, but for the seed and those named; others are 0 at least. NumPy's become Python's.
+    Integers must be at least 1, except for the seed and those named in `from_zero`, which must be at least 0, as must
+    floats. NumPy's numbers are converted to Python's.
     """
     for setting in fields(searcher):
         default, value = setting.default, getattr(searcher, setting.name)
@@ -216,7 +217,8 @@ def check_numbers(searcher: Any, *from_zero: str) -> None:
 
 
 def grown(proposal: Proposal, graphs: Mapping[int, Graph]) -> Graph:
-    """The graph that a proposal describes, given those of the trials it may start from."""
+    """The network of a proposal. graphs: networks of the trials that it may start from, by id. ValueError if its parent
+    is not among them; MorphError if a morph does not fit."""
     if not isinstance(proposal.start, Graph) and proposal.start not in graphs:
         raise ValueError(f"it starts from trial {proposal.start}, which is not there")
     graph = proposal.start if isinstance(proposal.start, Graph) else graphs[proposal.start]
@@ -226,9 +228,10 @@ def grown(proposal: Proposal, graphs: Mapping[int, Graph]) -> Graph:
 
 
 def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
-    """The trial's ancestors, oldest first, and itself; from one on whose parent is not there, as it cannot be read.
+    """The trial's ancestors, oldest first, and the trial itself. It begins with a trial without a parent or, where a
+    damaged trial is missing, with one whose parent is not among the trials.
 
-    ValueError where trials are ancestors of themselves.
+    ValueError if a trial is its own ancestor.
     """
     by_id = {t.id: t for t in trials}
     line = {trial.id: trial}
@@ -240,8 +243,8 @@ def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
 
 
 def comparable(trials: Sequence[Trial], data: str) -> list[Trial]:
-    """Those with a score of what the first score is of, the search's, and on the same data: a final training may be for
-    another metric or loss than the search was, or on other examples. data: the name of the search's."""
-    alike = [trial for trial in trials if not trial.final or trial.proposal.why.get("data") == data]
-    scored = [(trial, trial.outcome.objective) for trial in alike if trial.outcome and trial.score is not None]
+    """The trials whose scores can be compared with those of the search: a final training may have another metric or
+    loss, or other data. data: identifier of the search's data, as in `why["data"]` of the final trainings."""
+    same_data = [trial for trial in trials if not trial.final or trial.proposal.why.get("data") == data]
+    scored = [(trial, trial.outcome.objective) for trial in same_data if trial.outcome and trial.score is not None]
     return [trial for trial, objective in scored if objective == scored[0][1]]

@@ -1,4 +1,4 @@
-"""Hyperparameters: recipes are searched together with the networks that they train, whoever proposes these."""
+"""Hyperparameter search: recipes are searched together with networks, which any searcher may propose."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import numpy as np
 from morphnas.graph import Limits
 from morphnas.search.candidates import Rules, budget_to_json
 from morphnas.search.distance import sketch
-from morphnas.search.network_surrogate import INHERITED, NetworkSurrogate
+from morphnas.search.network_surrogate import INHERITED_EPOCH_WEIGHT, NetworkSurrogate
 from morphnas.search.surrogate import expected_improvement
 from morphnas.search.trial import Budget, Proposal, Searcher, Trial, check_numbers, grown
 from morphnas.train.recipe import Recipe, at_usual_rate
 
 UNTUNED = ("epochs", "examples", "precision", "cuda_graphs", "patience")
-"""Fields of a recipe that are not searched: how long a network is trained, and how that is computed."""
+"""Fields of a recipe that cannot be searched: how long a network is trained, and how that is computed."""
 
 STEP = 0.2
-"""Standard deviation of a step away from a number, as a share of its range."""
+"""Standard deviation of a random step from a number, as a share of the width of its range."""
 
-_WHOLE = ("batch_size", "lr_examples")
-"""Fields that are whole numbers."""
-_LOG = ("lr", "lr_examples", "weight_decay", "batch_size", "bias_rate")
-"""Fields whose ranges are gone through on a logarithmic scale, where they begin above 0."""
+_INTEGER_FIELDS = ("batch_size", "lr_examples")
+"""Fields of a recipe that are integers."""
+_LOG_SCALE_FIELDS = ("lr", "lr_examples", "weight_decay", "batch_size", "bias_rate")
+"""Fields of a recipe that are sampled on a logarithmic scale if their range does not begin at 0."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, whole ones where both are. logarithmic: on which scale they lie evenly."""
+    """Numbers from low to high, integers if both are. logarithmic: whether they are sampled on a logarithmic scale."""
 
     low: float
     high: float
@@ -46,18 +46,18 @@ class Range:
     def __str__(self) -> str:
         return f"from {self.low:g} to {self.high:g}"
 
-    def drawn(self, rng: np.random.Generator, near: Any) -> float:
-        """One of them: near another one, or where that is None from anywhere."""
-        low, high = (self._place(bound) for bound in (self.low, self.high))
-        place = rng.uniform(low, high) if near is None else rng.normal(self._place(near), STEP * (high - low))
-        value = math.exp(place) if self.logarithmic else place
-        whole = isinstance(self.low, int) and isinstance(self.high, int)
-        return min(max(round(value) if whole else float(f"{value:.3g}"), self.low), self.high)
+    def sample(self, rng: np.random.Generator, near: Any) -> float:
+        """A random number of the range: normally distributed around `near`, or uniformly if `near` is None."""
+        low, high = (self._to_scale(bound) for bound in (self.low, self.high))
+        scaled = rng.uniform(low, high) if near is None else rng.normal(self._to_scale(near), STEP * (high - low))
+        value = math.exp(scaled) if self.logarithmic else scaled
+        integer = isinstance(self.low, int) and isinstance(self.high, int)
+        return min(max(round(value) if integer else float(f"{value:.3g}"), self.low), self.high)
 
     def holds(self, value: Any) -> bool:
         return bool(self.low <= value <= self.high)
 
-    def _place(self, value: float) -> float:
+    def _to_scale(self, value: float) -> float:
         return math.log(max(value, self.low)) if self.logarithmic else value
 
 
@@ -74,7 +74,7 @@ class Choice:
     def __str__(self) -> str:
         return " or ".join(map(str, self.values))
 
-    def drawn(self, rng: np.random.Generator, near: Any) -> Any:  # none is nearer than others
+    def sample(self, rng: np.random.Generator, near: Any) -> Any:  # all values are equally near
         return self.values[int(rng.integers(len(self.values)))]
 
     def holds(self, value: Any) -> bool:
@@ -82,13 +82,13 @@ class Choice:
 
 
 Ranges = Mapping[str, Range | Choice]
-"""What recipes are drawn from, by the names of their fields."""
+"""Search space of recipes, by the names of their fields."""
 
 
 def ranges_of(given: Mapping[str, Any]) -> dict[str, Range | Choice]:
-    """Those among settings of a recipe: pairs of numbers in a tuple, and lists of values. ValueError that names one
-    which is none, or has a bound or a value that a recipe cannot have."""
-    found: dict[str, Range | Choice] = {}
+    """The ranges among settings of a recipe: tuples (low, high) and lists of values; other settings are left out.
+    ValueError that names a setting whose range is malformed or has a bound or value that a recipe cannot have."""
+    result: dict[str, Range | Choice] = {}
     for name, value in given.items():
         if not isinstance(value, (tuple, list)):
             continue
@@ -99,30 +99,30 @@ def ranges_of(given: Mapping[str, Any]) -> dict[str, Range | Choice]:
                 if len(value) != 2:
                     raise ValueError(f"a range is two numbers, not {len(value)}")
                 low, high = (n.item() if isinstance(n, np.generic) else n for n in value)
-                values = Range(low, high, name in _LOG and low != 0)
-                found[name] = values if name in _WHOLE else replace(values, low=float(low), high=float(high))
+                values = Range(low, high, name in _LOG_SCALE_FIELDS and low != 0)
+                result[name] = values if name in _INTEGER_FIELDS else replace(values, low=float(low), high=float(high))
             else:
-                found[name] = Choice(tuple(value))
-            for end in value:
-                replace(Recipe(), **{name: end})
+                result[name] = Choice(tuple(value))
+            for item in value:
+                replace(Recipe(), **{name: item})
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{name}: {error}; (low, high) is a range from low to high, [a, b] a choice of values"
             ) from None
-    return found
+    return result
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Another searcher whose proposals are trained with recipes that are searched, too: of `ranges`.
+    """Proposes the networks of `searcher`, trained with recipes sampled from `ranges`.
 
-    The networks that it starts with, and those that it trains on, keep their recipes. For every other one recipes are
-    drawn, half of them from anywhere and half near those of the best trials, and the one with the largest expected
-    improvement is taken: for the network that the searcher proposes or, trained afresh, for the best one so far.
-    Before `startup` trials have a score it is one near that of the best. Where the searcher has nothing more to
-    propose, the best network is trained afresh.
+    Starts, and networks whose training is continued, keep their recipes. For every other proposal recipes are sampled,
+    half of them uniformly and half near those of the best trials, and the one with the largest expected improvement is
+    taken: for the network that the searcher proposes or for the best network so far, trained from fresh weights.
+    Before `startup` trials have a score it is a recipe near that of the best trial. If the searcher has nothing more to
+    propose, the best network is trained from fresh weights.
 
-    candidates: recipes that are looked at for either network. best: trials that recipes are drawn near to.
+    candidates: recipes sampled for each proposal. best: number of the best trials near whose recipes they are sampled.
     """
 
     searcher: Searcher
@@ -147,61 +147,65 @@ class Tuned:
         if budget.over or not scored:
             return proposal
         rng = np.random.default_rng((self.seed, len(trials), 1))
-        alike = self.recipe.epochs * (1 + INHERITED)
-        belief = NetworkSurrogate.of([trial for trial in trials if not trial.final])
-        known = belief.review(alike)[0]
-        ranking = [scored[i] for i in np.argsort(-known, kind="stable")]
-        again = next((t.graph for t in ranking if rules.fits(t.graph)), None)
-        afresh = None if again is None else Proposal(again, (), self.recipe, {"reason": "afresh"})
-        options = [one for one in (proposal, afresh) if one is not None]
-        if not options:
+        fidelity = self.recipe.epochs * (1 + INHERITED_EPOCH_WEIGHT)
+        surrogate = NetworkSurrogate.of([trial for trial in trials if not trial.final])
+        means = surrogate.predict_observed(fidelity)[0]
+        ranking = [scored[i] for i in np.argsort(-means, kind="stable")]
+        best = next((t.graph for t in ranking if rules.fits(t.graph)), None)
+        afresh = None if best is None else Proposal(best, (), self.recipe, {"reason": "afresh"})
+        proposals = [option for option in (proposal, afresh) if option is not None]
+        if not proposals:
             return None
-        first = len(scored) < self.startup
-        near = [trial.proposal.recipe for trial in ranking[: 1 if first else self.best]]
-        close = [first or i % 2 == 1 for i in range(self.candidates)]
-        recipes = [self._drawn(rng, near[i // 2 % len(near)] if close[i] else None) for i in range(self.candidates)]
+        startup = len(scored) < self.startup
+        near = [trial.proposal.recipe for trial in ranking[: 1 if startup else self.best]]
+        local = [startup or i % 2 == 1 for i in range(self.candidates)]
+        recipes = [self._sample(rng, near[i // 2 % len(near)] if local[i] else None) for i in range(self.candidates)]
         graphs = {trial.id: trial.graph for trial in trials}
         done = {
-            (trial.graph.key, self._searched(recipe))
+            (trial.graph.key, self._searched_key(recipe))
             for trial in trials
             for recipe in (trial.proposal.recipe, trial.proposal.recipe.with_open_flip)
         }
-        found, sketches = list[tuple[Proposal, Recipe]](), []
-        for option in options:
+        candidates, sketches = list[tuple[Proposal, Recipe]](), []
+        for option in proposals:
             graph = grown(option, graphs)
-            new = [recipe for recipe in recipes if (graph.key, self._searched(recipe)) not in done]
-            found += [(option, recipe) for recipe in new]
+            new = [recipe for recipe in recipes if (graph.key, self._searched_key(recipe)) not in done]
+            candidates += [(option, recipe) for recipe in new]
             sketches += [sketch(graph)] * len(new)
-        if not found:
+        if not candidates:
             return None
-        if first:
-            return self._with(*found[0], budget)
-        mean, sd = belief.predict(sketches, alike, [recipe for _, recipe in found])
-        promise = expected_improvement(mean, sd, float(known.max()))
-        return self._with(*found[int(promise.argmax())], budget)
+        if startup:
+            return self._with_recipe(*candidates[0], budget)
+        mean, sd = surrogate.predict(sketches, fidelity, [recipe for _, recipe in candidates])
+        values = expected_improvement(mean, sd, float(means.max()))
+        return self._with_recipe(*candidates[int(values.argmax())], budget)
 
-    def _searched(self, recipe: Recipe) -> str:
-        """What of a recipe is searched."""
+    def _searched_key(self, recipe: Recipe) -> str:
+        """Equal for recipes whose searched settings are equal."""
         return repr([getattr(recipe, name) for name in self.ranges])
 
-    def _with(self, proposal: Proposal, recipe: Recipe, budget: Budget) -> Proposal:
-        """The proposal with that recipe, and what of it was searched noted down."""
+    def _with_recipe(self, proposal: Proposal, recipe: Recipe, budget: Budget) -> Proposal:
+        """The proposal with that recipe, and with the searched settings recorded in `why`."""
         searched = {name: getattr(recipe, name) for name in self.ranges}
-        told = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in searched.items()}
-        why = {"budget": budget_to_json(budget), **proposal.why, "recipe": told}
+        as_json = {name: v if isinstance(v, (int, float, str)) else str(v) for name, v in searched.items()}
+        why = {"budget": budget_to_json(budget), **proposal.why, "recipe": as_json}
         return replace(proposal, recipe=recipe, why=why)
 
-    def _drawn(self, rng: np.random.Generator, near: Recipe | None) -> Recipe:
-        """A recipe from anywhere or, where each setting is changed every second time, near another one."""
-        found: dict[str, Any] = {}
+    def _sample(self, rng: np.random.Generator, near: Recipe | None) -> Recipe:
+        """A random recipe: uniform if `near` is None, otherwise `near` with each setting changed with probability 1/2.
+
+        Where the learning rate is not searched, but the optimizer or the batch size are, it keeps its ratio to the
+        usual one.
+        """
+        settings: dict[str, Any] = {}
         for name, values in self.ranges.items():
-            was = None if near is None else getattr(near, name)
-            if near is not None and not values.holds(was):
-                was = getattr(near.with_open_flip, name)
-            stays = was is not None and values.holds(was) and rng.random() < 0.5
-            found[name] = was if stays else values.drawn(rng, was)
-        recipe = replace(self.recipe, **found)
-        if "lr" not in found and {"optimizer", "batch_size"} & found.keys():
-            was, usual = at_usual_rate(self.recipe), at_usual_rate(recipe)
-            recipe = replace(usual, lr=usual.lr * self.recipe.lr / was.lr)
+            old = None if near is None else getattr(near, name)
+            if near is not None and not values.holds(old):
+                old = getattr(near.with_open_flip, name)
+            keep = old is not None and values.holds(old) and rng.random() < 0.5
+            settings[name] = old if keep else values.sample(rng, old)
+        recipe = replace(self.recipe, **settings)
+        if "lr" not in settings and {"optimizer", "batch_size"} & settings.keys():
+            base, usual = at_usual_rate(self.recipe), at_usual_rate(recipe)
+            recipe = replace(usual, lr=usual.lr * self.recipe.lr / base.lr)
         return recipe

@@ -1,4 +1,4 @@
-"""The edit distance: its laws on random networks, and every number against a plain reference."""
+"""The edit distance: metric properties on random networks, and its values against a reference implementation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from morphnas.graph import (
     mlp,
     resnet,
 )
-from morphnas.search.distance import _BATCH, OCTAVE, Sketch, Token, distances, sketch
+from morphnas.search.distance import _BATCH, DOUBLING_COST, Sketch, Token, distances, sketch
 from tests.reference import distance
 from tests.strategies import graphs, plain
 
@@ -128,8 +128,8 @@ RELUS = [node.name for node in GRAPH.nodes if node.op.tag == "relu"]
     [
         (GRAPH, 0.0),
         (Deeper(RELUS[0]).grow(GRAPH), 1.0),
-        (Wider(GRAPH.nodes[1].name, 16).grow(GRAPH), pytest.approx(OCTAVE * np.log2(17 / 9), abs=1e-3)),
-        (ConcatSkip(RELUS[0], RELUS[2]).grow(GRAPH), 1.0),  # the pool on its way is part of it
+        (Wider(GRAPH.nodes[1].name, 16).grow(GRAPH), pytest.approx(DOUBLING_COST * np.log2(17 / 9), abs=1e-3)),
+        (ConcatSkip(RELUS[0], RELUS[2]).grow(GRAPH), 1.0),  # the pooling on its branch is part of it
         (AddSkip(RELUS[0], RELUS[2]).grow(GRAPH), 1.0),  # and its 1x1 convolution
     ],
 )
@@ -140,7 +140,7 @@ def test_counts_what_a_morph_changes(grown: Graph, expected: float) -> None:
 @pytest.mark.parametrize("ends", [(0, 2), (0, 3), (1, 3)])
 @pytest.mark.parametrize("skip", [AddSkip, ConcatSkip])
 def test_a_skip_past_strides_is_no_farther(skip: type[AddSkip | ConcatSkip], ends: tuple[int, int]) -> None:
-    """Its branch has as many layers as the way that it leads past, or more."""
+    """Though its branch has at least as many layers as the path that it skips."""
     strided = (op for stride in (1, 2, 2, 1) for op in (Conv(4, 3, stride), ReLU()))
     graph = plain(*strided, GlobalPool(), Dense(2), shape=(1, 16, 16))
     relus = [node.name for node in graph.nodes if isinstance(node.op, ReLU)]

@@ -1,4 +1,4 @@
-"""How long trials count as trained, and which of them wins."""
+"""Fidelities of trials, the surrogate, and the choice of the winner."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from morphnas.search import (
     winner,
 )
 from morphnas.search import trial as trial_module
-from morphnas.search.candidates import CAUTION, Rules, children, measured_memory, updated_limits
+from morphnas.search.candidates import LATENCY_QUANTILE, Rules, children, measured_memory, updated_limits
 from morphnas.train.recipe import Outcome, Recipe
 from tests.table import Swap, TableSpace, best, digits_of, grown, network, outcome_of, run, score, scored, true_accuracy
 
@@ -61,12 +61,12 @@ def parent_of(trial: Trial, trials: list[Trial]) -> Trial:
 
 
 def mean_regret(searches: list[list[Trial]]) -> float:
-    """Points of true accuracy that the winners lack to the best network, on average."""
+    """Mean regret of the winners in true accuracy, in percentage points."""
     return 100 * float(np.mean([best() - true_accuracy(winner(trials)) for trials in searches]))
 
 
 def test_bayesian_at_40_beats_random_at_100() -> None:
-    """The gate, on the whole table. Measured over 30 and 10 seeds: regret 0.35 for random, about 0.12 for Bayesian."""
+    """On the whole table. Measured over 30 and 10 seeds: regret 0.35 for random, about 0.12 for Bayesian."""
     space, seeds = TableSpace(shrink=True), range(3)
     random = mean_regret([run(RandomSearcher(space, seed=seed), 100, seed) for seed in seeds])
     found = mean_regret([run(BayesianSearcher(space, seed=seed, candidates=32), 40, seed) for seed in seeds])
@@ -100,7 +100,7 @@ def test_bayesian_says_what_it_expects() -> None:
 
 
 def test_bayesian_begins_with_larger_networks_and_random_morphs() -> None:
-    """Their number is counted in networks with a score, so that failures do not use it up."""
+    """`startup` counts networks with a score, so that failed ones do not use it up."""
     trials = run(bayesian(), 10)
     starts = [t.id for t in trials if t.proposal.why["reason"] == "start"]
     early = [t for t in trials[: BayesianSearcher.startup] if t.id not in starts]
@@ -130,7 +130,7 @@ def test_bayesian_jumps_far_first_and_near_later() -> None:
 
 
 def test_bayesian_avoids_what_runs() -> None:
-    """A running trial is believed to come out as predicted: what is next to it tells little more."""
+    """Running trials count with their predicted scores, so that networks next to them are less informative."""
     trials = run(bayesian(), 14)
     first = asked(bayesian(), trials)
     running = Trial(14, first, grown(trials, first.start, first.morphs))
@@ -251,7 +251,7 @@ def test_below_a_network_where_nothing_fits_nothing_is_looked_for_again(make: ty
     trials = run(RandomSearcher(SPACE), 25)
     budget = Budget(trials[0].epochs * min(t.graph.work for t in trials), None, 1.0)
     assert make(Watched()).ask(trials, budget) is None
-    most = {RandomSearcher: 1, GreedySearcher: 1}.get(make, 2)  # others look below their favourite first
+    most = {RandomSearcher: 1, GreedySearcher: 1}.get(make, 2)  # others look below the best trials first
     assert max(looked.count(key) for key in looked) == most
     assert {t.graph.key for t in trials} == set(looked)
 
@@ -351,7 +351,7 @@ def test_promotion_changes_nothing_else() -> None:
 
 @given(scores=st.lists(st.none() | st.integers(0, 3), max_size=12), patience=st.integers(1, 5))
 def test_a_search_ends_when_so_many_networks_in_a_row_were_no_better(scores: list[int | None], patience: int) -> None:
-    """None has failed. Final trainings and those that run say nothing, too slow ones are no better."""
+    """A score of None is a failed trial. Final and running trials do not count, too slow ones count as no better."""
     graph, inner = SPACE.starts[0], RandomSearcher(SPACE)
     trials = [
         Trial(i, Proposal(graph, (), Recipe()), graph, Outcome("failed" if s is None else "finished", s), True)
@@ -469,7 +469,7 @@ def test_a_share_is_no_slower_than_predicted_however_few_there_are(count: int) -
     trials = [timed(g, limits.latency(g) * random.uniform(0.5, 2), i) for i, g in enumerate(NETWORKS[:count])]
     believed = updated_limits(limits, trials)
     slower = sum(believed.latency(t.graph) * (1 + 1e-9) < t.outcome.latency for t in trials)  # type: ignore[operator, union-attr]
-    assert slower <= (1 - CAUTION) * count
+    assert slower <= (1 - LATENCY_QUANTILE) * count
 
 
 def test_few_latencies_correct_what_was_measured_at_the_start() -> None:
@@ -477,7 +477,7 @@ def test_few_latencies_correct_what_was_measured_at_the_start() -> None:
     slower = [timed(graph, 1.3 * limits.latency(graph), i) for i, graph in enumerate(NETWORKS[:3])]
     for graph in NETWORKS:
         assert updated_limits(limits, slower).latency(graph) == pytest.approx(1.3 * limits.latency(graph))
-    assert updated_limits(Limits(max_latency_ms=1.0), slower) == Limits(max_latency_ms=1.0)  # in what proportions?
+    assert updated_limits(Limits(max_latency_ms=1.0), slower) == Limits(max_latency_ms=1.0)  # `pace` is 0
 
 
 @pytest.mark.parametrize("make", [RandomSearcher, EvolutionSearcher, BayesianSearcher])

@@ -93,10 +93,10 @@ def test_believing_narrows_and_keeps_the_mean() -> None:
     d, epochs = line(12)
     posterior = fit(d[:6], epochs[:6], np.sin(np.arange(6.0)))
     before, unsure = posterior.predict(d[9:], epochs[9:])
-    after, surer = posterior.believe(d[9:], epochs[9:]).predict(d[9:], epochs[9:])
+    after, surer = posterior.condition_on_predictions(d[9:], epochs[9:]).predict(d[9:], epochs[9:])
     np.testing.assert_allclose(after, before, atol=0.05)
     assert (surer < unsure).all()
-    assert posterior.believe(d[:0], epochs[:0]) is posterior
+    assert posterior.condition_on_predictions(d[:0], epochs[:0]) is posterior
 
 
 def test_is_deterministic() -> None:
@@ -153,7 +153,7 @@ def test_expected_improvement_is_the_integral(mean: float, sd: float, incumbent:
 
 @pytest.mark.parametrize("unit", [1e-18, 1e-13, 1e-6, 1e9])
 def test_the_unit_of_scores_makes_no_difference(unit: float) -> None:
-    """As of a squared error of wavelengths in metres."""
+    """Scores may be as small as squared errors of wavelengths in metres."""
     scores, apart, epochs = -np.arange(1.0, 7.0), np.arange(6.0)[:, None], np.ones(6)
     one, other = fit(apart, epochs, scores), fit(apart, epochs, scores * unit)
     for mine, theirs in zip(one.predict(apart, epochs), other.predict(apart, epochs), strict=True):
@@ -171,7 +171,7 @@ def test_acquisitions_without_doubt() -> None:
 
 
 def _area(networks: Sequence[tuple[float, float]], cheapest: float, dearest: float, worst: float) -> float:
-    """Under the best score of every budget, by small steps. networks: of cost and score."""
+    """Area under the best score as a function of the budget, by small steps. networks: (cost, score) of each."""
     budgets = np.arange(cheapest, dearest, 0.125)
     return sum(0.125 * max([worst, *(s for c, s in networks if c <= budget)]) for budget in budgets)
 
@@ -191,7 +191,7 @@ def test_hypervolume_improvement_is_what_the_area_grows_by(
 
 
 def test_a_hypervolume_improvement_is_expected() -> None:
-    """Of 100,000 draws of a score the mean, within four standard errors."""
+    """It is the mean over 100,000 draws of a score, within four standard errors."""
     scores, costs = np.array([0.0, 1.0, 0.5, 2.0]), np.array([1.0, 2.0, 2.5, 4.0])
     drawn = np.random.default_rng(0).normal(0.8, 0.6, 100_000)
     each = hypervolume_improvement(drawn, np.zeros_like(drawn), np.full_like(drawn, 1.5), scores, costs)

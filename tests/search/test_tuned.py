@@ -1,4 +1,4 @@
-"""Recipes that are searched together with networks."""
+"""Recipes that are searched together with networks: `Tuned` and its ranges."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from morphnas.search import (
     ranges_of,
 )
 from morphnas.search.distance import sketch
-from morphnas.search.network_surrogate import NetworkSurrogate, coordinates
+from morphnas.search.network_surrogate import NetworkSurrogate, recipe_features
 from morphnas.search.promote import is_promotion
 from morphnas.train.recipe import Augment, Outcome, Recipe, usual_rate
 from tests.table import TableSpace, grown, network, outcome_of, score
@@ -37,25 +37,25 @@ AMPLE = Budget(math.inf)
 SPACE = TableSpace()
 RANGES = ranges_of({"lr": (0.001, 1.0), "dropout": (0.0, 0.5), "optimizer": ["sgd", "adamw"]})
 BEST = 0.02
-"""The learning rate that the networks here are best with."""
+"""The learning rate with which networks have the highest score."""
 
 
 class Script:
-    """Has nothing to propose."""
+    """A searcher that proposes nothing."""
 
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         return None
 
 
 def told(trial: Trial) -> Outcome:
-    """What the table says, less what another rate than the best one costs: as much for every tenfold."""
+    """The outcome in the table, with a score lower by 0.3 for every factor of ten between the rate and `BEST`."""
     outcome = outcome_of(trial.graph)
     assert outcome.score is not None
     return replace(outcome, score=outcome.score - 0.3 * off(trial))
 
 
 def off(trial: Trial) -> float:
-    """How many tenfolds the rate is away from the best one."""
+    """|log10(lr / BEST)| of a trial."""
     return abs(math.log10(trial.proposal.recipe.lr / BEST))
 
 
@@ -74,7 +74,7 @@ def tuned(seed: int = 0, **settings: Any) -> Tuned:
 
 
 def test_what_was_found_out_of_mirroring_does_not_make_a_training_another_one() -> None:
-    """Of two ways to change images both are tried, once."""
+    """Each of the two augmentations is tried exactly once."""
     ways = [Augment(flip=None), Augment(shift=0.1, flip=None)]
     recipe, graph = Recipe(augment=ways[0]), mlp((4,), 2)
     searcher = Tuned(Script(), ranges_of({"augment": ways}), recipe, candidates=16)
@@ -135,7 +135,7 @@ def test_nothing_is_trained_twice_alike() -> None:
 
 
 def test_few_recipes_of_few_networks_come_to_an_end_though_all_of_them_fail() -> None:
-    """Before there are scores to believe in, too."""
+    """Also before there are enough scores for the surrogate."""
     ranges = ranges_of({"optimizer": ["sgd", "adamw"]})
     alone = Tuned(Script(), ranges, Recipe(epochs=8), Limits(), seed=0, startup=6)
     first = Trial(0, Proposal(network("00000000"), (), Recipe(epochs=8), {"reason": "start"}), network("00000000"))
@@ -217,14 +217,14 @@ def test_what_all_trainings_share_makes_no_difference_to_a_belief() -> None:
 
 
 def test_how_long_and_mirrored_are_no_settings_of_a_point() -> None:
-    assert np.array_equal(coordinates(Recipe()), coordinates(Recipe(epochs=99, augment=Augment(flip=True))))
+    assert np.array_equal(recipe_features(Recipe()), recipe_features(Recipe(epochs=99, augment=Augment(flip=True))))
     others = [Recipe(lr=0.1), Recipe(optimizer="adamw"), Recipe(dropout=0.1)]
     changes: list[dict[str, Any]] = [{name: 0.3} for name in ("cutout", "rotate", "zoom", "brightness", "contrast")]
     others += [Recipe(augment=Augment(**change)) for change in [*changes, {"flip_vertical": True}]]
     for other in others:
-        assert not np.array_equal(coordinates(Recipe()), coordinates(other))
+        assert not np.array_equal(recipe_features(Recipe()), recipe_features(other))
     extreme = Recipe(lr=1e-12, weight_decay=0.0, momentum=0.0, average=1e6, batch_size=1)
-    assert np.isfinite(coordinates(extreme)).all()
+    assert np.isfinite(recipe_features(extreme)).all()
 
 
 @given(st.floats(1e-9, 1e9), st.floats(1e-9, 1e9), st.booleans(), st.integers(0, 99))
@@ -234,27 +234,27 @@ def test_draws_are_within_a_range(one: float, other: float, logarithmic: bool, s
         high = 2 * low
     values, rng = Range(low, high, logarithmic), np.random.default_rng(seed)
     for near in (None, low, high, 10 * high):
-        drawn = values.drawn(rng, near)
+        drawn = values.sample(rng, near)
         assert low * 0.99 <= drawn <= high * 1.01
 
 
 def test_whole_numbers_stay_whole() -> None:
     rng = np.random.default_rng(0)
-    assert {ranges_of({"batch_size": (32, 34)})["batch_size"].drawn(rng, None) for _ in range(50)} == {32, 33, 34}
+    assert {ranges_of({"batch_size": (32, 34)})["batch_size"].sample(rng, None) for _ in range(50)} == {32, 33, 34}
 
 
 def test_rounding_leaves_no_range() -> None:
     rng = np.random.default_rng(0)
     ranges = ranges_of({"momentum": (0.99, 0.9999), "lr_examples": (10_000, 100_000)})
     for _ in range(300):
-        found: dict[str, Any] = {name: values.drawn(rng, None) for name, values in ranges.items()}
+        found: dict[str, Any] = {name: values.sample(rng, None) for name, values in ranges.items()}
         assert 0.99 <= replace(Recipe(), **found).momentum <= 0.9999
         assert 10_000 <= found["lr_examples"] <= 100_000
 
 
 def test_a_share_between_whole_numbers_need_not_be_whole() -> None:
     rng, (values,) = np.random.default_rng(0), ranges_of({"warmup": (0, 1)}).values()
-    assert any(0 < values.drawn(rng, None) < 1 for _ in range(9))
+    assert any(0 < values.sample(rng, None) < 1 for _ in range(9))
 
 
 @pytest.mark.parametrize(
