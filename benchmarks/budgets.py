@@ -55,7 +55,7 @@ class LocalSearcher(StartsFirst):
 
     cost: str = "flops"
 
-    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
+    def propose_next(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         best = front(trials, COSTS[self.cost], lambda trial: trial.score)
         return self.chain("front", best, rules, rng, 1) or self.chain("any", trials, rules, rng, 1)
 

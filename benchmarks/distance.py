@@ -29,7 +29,7 @@ from machine import describe
 from morphnas.graph import Graph, Limits, cnn, densenet, resnet
 from morphnas.search import BayesianSearcher, Budget, MorphSpace, Proposal, Trial, distances, sketch
 from morphnas.search.candidates import children
-from morphnas.search.distance import Gauge
+from morphnas.search.distance import ReferenceNetworks
 from morphnas.train.recipe import Outcome, Recipe
 from tests.reference import distance
 
@@ -86,7 +86,7 @@ def candidates(trials: list[Trial], n: int, repeats: int) -> dict[str, object]:
     parent, rng = trials[n // 2].graph, np.random.default_rng(1)
     siblings = [graph for _, graph in itertools.islice(children(MORPHED, Limits(), parent, rng), SIBLINGS)]
     columns, rows = [t.sketch for t in trials[:n]], [sketch(graph) for graph in siblings]
-    gauge = Gauge.of(columns)
+    gauge = ReferenceNetworks.of(columns)
     assert np.array_equal(gauge.distances(rows[:1])[0], [distance(rows[0], column) for column in columns])
     alone = seconds(lambda: distances(rows[:1], columns), repeats)
     child = [t / SIBLINGS for t in seconds(lambda: gauge.distances(rows), repeats)]

@@ -40,7 +40,7 @@ from search_pays import part
 import morphnas
 from morphnas.graph import Graph
 from morphnas.search import RandomSearcher
-from morphnas.search.distance import SKIP, Sketch, Token, distances, sketch
+from morphnas.search.distance import SKIP_COST, Sketch, Token, distances, sketch
 from morphnas.search.network_surrogate import fidelities
 from morphnas.search.surrogate import fit, spread_landmarks, standardise
 from tests.table import accuracy, network, outcome
@@ -201,9 +201,9 @@ def main() -> None:
             print(f"log likelihood {likelihoods['mean']:.3f} +- {likelihoods['standard_error']:.3f}", flush=True)
     if not args.smoke and known:
         of = {"data": "digits"} if args.data is None else {"data": args.data.stem, "examples": args.examples}
-        append(RUNS, of | {"seeds": seeds, "networks": len(known), "skip_weight": SKIP, "surrogates": found})
+        append(RUNS, of | {"seeds": seeds, "networks": len(known), "skip_weight": SKIP_COST, "surrogates": found})
     elif not args.smoke:
-        about = {"seeds": seeds, "held_out": HELD_OUT, "skip_weight": SKIP, "table": "NAS-Bench-Macro, CIFAR-10"}
+        about = {"seeds": seeds, "held_out": HELD_OUT, "skip_weight": SKIP_COST, "table": "NAS-Bench-Macro, CIFAR-10"}
         RESULTS.write_text(json.dumps(describe() | about | {"surrogates": found}, indent=1) + "\n", encoding="utf-8")
 
 

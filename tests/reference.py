@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from morphnas.search.distance import DOUBLING_COST, SKIP, Sketch, Token
+from morphnas.search.distance import DOUBLING_COST, SKIP_COST, Sketch, Token
 
 
 def insertion_cost(t: Token, skip_weight: float) -> float:
@@ -19,7 +19,7 @@ def substitution_cost(s: Token, t: Token, skip_weight: float) -> float:
     return sizes + skip_weight * max(skips, min(1.0, DOUBLING_COST * abs(s.reach - t.reach)))
 
 
-def distance(a: Sketch, b: Sketch, skip_weight: float = SKIP) -> float:
+def distance(a: Sketch, b: Sketch, skip_weight: float = SKIP_COST) -> float:
     """Levenshtein distance: `row[j]` is the cost of turning the layers of `a` so far into the first j of `b`."""
     row = [0.0]
     for t in b:

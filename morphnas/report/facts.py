@@ -17,7 +17,7 @@ from scipy.special import erf
 from scipy.stats import rankdata
 
 from morphnas.search import winner
-from morphnas.search.distance import Array, Gauge, distances
+from morphnas.search.distance import Array, ReferenceNetworks, distances
 from morphnas.search.trial import Trial, lineage
 from morphnas.train.recipe import is_number
 
@@ -350,6 +350,6 @@ def strides(trials: Sequence[Trial]) -> dict[int, float]:
     by_id = {trial.id: trial for trial in trials}
     lead = {id: best for id, best in leaders(trials).items() if by_id[id].proposal.morphs or by_id[id].parent is None}
     best = sorted(set(lead.values()))
-    gauge = Gauge.of([by_id[id].sketch for id in best])
+    gauge = ReferenceNetworks.of([by_id[id].sketch for id in best])
     apart = gauge.distances([by_id[id].sketch for id in lead])
     return {id: float(row[best.index(lead[id])]) for id, row in zip(lead, apart, strict=True)}

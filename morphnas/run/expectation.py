@@ -19,7 +19,7 @@ from morphnas.run.plan import GROWN, Plan
 from morphnas.run.search import seconds_per_flop
 from morphnas.run.store import Store
 from morphnas.search import Patient, Promote, winner
-from morphnas.search.candidates import measured_memory
+from morphnas.search.candidates import memory_ratio
 from morphnas.search.halving import HalvingSearcher
 from morphnas.search.trial import Searcher, Trial
 from morphnas.search.tuned import Tuned
@@ -218,7 +218,7 @@ def _training(plan: Plan, trials: Sequence[Trial], graph: Graph) -> float:
     """Bytes that training a graph takes."""
     batch = plan.recipe.batch_size
     micro = micro_batch(graph, batch, plan.limits.max_memory, trials) or batch
-    return measured_memory(trials) * graph.peak_bytes(micro)
+    return memory_ratio(trials) * graph.peak_bytes(micro)
 
 
 def _children(plan: Plan, done: Sequence[Trial]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from morphnas.graph import SMALLEST, Graph, Morph, Network
 from morphnas.run.checkpoints import Result
 from morphnas.run.files import RunError
 from morphnas.run.store import Store
-from morphnas.search.candidates import measured_memory
+from morphnas.search.candidates import memory_ratio
 from morphnas.search.trial import Trial
 from morphnas.train.deadline import Stop
 from morphnas.train.predict import chunk
@@ -128,7 +128,7 @@ def micro_batch(graph: Graph, batch_size: int, max_memory: int | None, trials: S
     As far as estimates go, which are corrected by what the trials took; never fewer than a step can do with.
     """
     size = batch_size
-    cap = math.inf if max_memory is None else max_memory / measured_memory(trials)
+    cap = math.inf if max_memory is None else max_memory / memory_ratio(trials)
     while size > SMALLEST and graph.peak_bytes(size) > cap:
         size = max(SMALLEST, size // 2)
     return None if size == batch_size else size

@@ -14,7 +14,7 @@ from morphnas.graph import Network
 from morphnas.graph.morphs import check_stored
 from morphnas.run.files import RunError
 from morphnas.run.store import Store
-from morphnas.search.trial import Budget, Proposal, Searcher, Trial, grown
+from morphnas.search.trial import Budget, Proposal, Searcher, Trial, grow_proposal
 from morphnas.train.deadline import POLL, Deadline
 
 SWITCHING = 1e-4
@@ -89,7 +89,7 @@ class Asker:
             if answer is not None:
                 for morph in answer.morphs:
                     check_stored(morph)
-                grown(answer, {trial.id: trial.graph for trial in trials})
+                grow_proposal(answer, {trial.id: trial.graph for trial in trials})
         except Exception as error:
             raise SearcherError(f"the searcher failed: {type(error).__name__}: {error}") from error
         return answer

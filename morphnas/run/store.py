@@ -40,7 +40,7 @@ from morphnas.run.files import RunError, inside, read_json, read_weights, write_
 from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
 from morphnas.search.network_surrogate import winner
 from morphnas.search.pareto import COSTS, check_cost, front
-from morphnas.search.trial import Proposal, Trial, comparable, grown
+from morphnas.search.trial import Proposal, Trial, comparable, grow_proposal
 from morphnas.train.recipe import Outcome, Recipe, is_number
 
 FORMAT = 1
@@ -130,7 +130,7 @@ def _read_trials(path: Path) -> Iterator[Trial]:
             done = (folder / "trial.json").exists()
             unknown = any(isinstance(morph, UnknownMorph) for morph in proposal.morphs)
             own = "graph" in data and (done or unknown)  # which stays, whatever happens to the start
-            graph = Graph.from_json(data["graph"]) if own else bounded(grown(proposal, graphs))
+            graph = Graph.from_json(data["graph"]) if own else bounded(grow_proposal(proposal, graphs))
             since, begun = data.get("since"), data.get("begun")
             trial = Trial(
                 int(name),
@@ -266,7 +266,7 @@ class Store:
         """Give the proposal an id and write it down: after what it starts from."""
         if proposal.parent is not None:
             self.written(proposal.parent)
-        graph = grown(proposal, {trial.id: trial.graph for trial in self._trials.values()})
+        graph = grow_proposal(proposal, {trial.id: trial.graph for trial in self._trials.values()})
         id = max(self._trials, default=-1) + 1
         while (_trial_folder(self.path, id) / "proposal.json").exists():  # of a trial that could not be read
             id += 1

@@ -19,11 +19,11 @@ class BayesianSearcher(Guided):
     """Trains the space's starts first, then maximises an acquisition function: the upper confidence bound until
     `explore` trials have a score, then the expected improvement over the highest posterior mean of these trials."""
 
-    def aim(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Acquisition:
+    def acquisition(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Acquisition:
         if exploring:
             return Acquisition("ucb", lambda _, mean, sd: upper_confidence_bound(mean, sd))
         incumbent = float(mean.max())
         return Acquisition("ei", lambda _, mean, sd: expected_improvement(mean, sd, incumbent))
 
-    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
+    def propose_next(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         return self.guided(trials, rules, rng)

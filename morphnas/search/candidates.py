@@ -64,12 +64,12 @@ def updated_limits(limits: Limits, trials: Sequence[Trial]) -> Limits:
     memory."""
     if limits.max_latency_ms is not None:
         limits = fit_latency_model(limits, trials)
-    caps = [] if limits.max_memory is None else [int(limits.max_memory / measured_memory(trials))]
+    caps = [] if limits.max_memory is None else [int(limits.max_memory / memory_ratio(trials))]
     caps += [t.graph.peak_bytes(SMALLEST) - 1 for t in trials if t.outcome is not None and t.outcome.status == "oom"]
     return replace(limits, max_memory=max(1, min(caps))) if caps else limits
 
 
-def measured_memory(trials: Sequence[Trial]) -> float:
+def memory_ratio(trials: Sequence[Trial]) -> float:
     """Median ratio of the measured peak memory of a training to `Graph.peak_bytes`; 1 if nothing was measured."""
     ratios = [
         outcome.peak_bytes / trial.graph.peak_bytes(outcome.micro_batch)

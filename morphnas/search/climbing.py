@@ -24,11 +24,11 @@ class HillClimbingSearcher(StartsFirst):
     children: int = 8
     longest: int = 5
 
-    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
-        proposal = self.chain("climbing", self._standing(trials), rules, rng, self.longest)
+    def propose_next(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
+        proposal = self.chain("climbing", self._current(trials), rules, rng, self.longest)
         return proposal or self.chain("random", possible_parents(trials), rules, rng, self.longest)
 
-    def _standing(self, trials: Sequence[Trial]) -> list[Trial]:
+    def _current(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trial of the current network or, if its weights are not kept, the last trial before it on the path from
         the start whose weights are; empty before any start has a score."""
         scored = [t for t in trials if t.score is not None]

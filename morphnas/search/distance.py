@@ -38,7 +38,7 @@ TokenIds = NDArray[np.intp]
 DOUBLING_COST = 0.5
 """Cost of doubling one of a layer's sizes or the span of its longest skip, relative to inserting a layer."""
 
-SKIP = 1.0
+SKIP_COST = 1.0
 """Cost of inserting a skip, relative to inserting a layer."""
 
 _BATCH = 1024
@@ -131,13 +131,13 @@ def _log_size(size: float) -> float:
     return math.copysign(round(1024 * math.log2(1 + abs(size))) / 1024, size)
 
 
-def distances(rows: Sequence[Sketch], columns: Sequence[Sketch], skip_weight: float = SKIP) -> Array:
+def distances(rows: Sequence[Sketch], columns: Sequence[Sketch], skip_weight: float = SKIP_COST) -> Array:
     """Edit distance (Levenshtein 1966) of every row's network to every column's, (len(rows), len(columns)).
 
     The least cost of turning one sequence of layers into the other by insertions, removals and substitutions, see
     `insertion_costs` and `substitution_costs`.
     """
-    return Gauge.of(columns, skip_weight).distances(rows)
+    return ReferenceNetworks.of(columns, skip_weight).distances(rows)
 
 
 def insertion_costs(tokens: Sequence[Token], skip_weight: float) -> Array:
@@ -170,7 +170,7 @@ def _cityblock(a: Array, b: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Gauge:
+class ReferenceNetworks:
     """Reference networks to measure distances to, preprocessed once for all of them.
 
     tokens: those that occur in the networks. token_ids: a column for every network, (longest, networks), from its first
@@ -187,9 +187,9 @@ class Gauge:
     skip_weight: float
 
     @staticmethod
-    def of(networks: Sequence[Sketch], skip_weight: float = SKIP) -> Gauge:
+    def of(networks: Sequence[Sketch], skip_weight: float = SKIP_COST) -> ReferenceNetworks:
         tokens, token_ids = _encode(networks)
-        return Gauge(tokens, token_ids, _removal_costs(tokens, token_ids, skip_weight), skip_weight)
+        return ReferenceNetworks(tokens, token_ids, _removal_costs(tokens, token_ids, skip_weight), skip_weight)
 
     def distances(self, rows: Sequence[Sketch]) -> Array:
         """Distance of every row's network to each reference network, (len(rows), networks)."""

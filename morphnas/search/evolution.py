@@ -26,7 +26,7 @@ class EvolutionSearcher(StartsFirst):
     sample: int = 5
     longest: int = 4
 
-    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
+    def propose_next(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         parents, first_trial = possible_parents(trials), dict[str, int]()
         for trial in trials:
             first_trial.setdefault(trial.graph.key, trial.id)

@@ -21,7 +21,7 @@ class GreedySearcher(StartsFirst):
     which there are hundreds; and from a local optimum it continues with the next best instead of a random network.
     """
 
-    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
+    def propose_next(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         ranking = sorted(possible_parents(trials), key=lambda t: (-(t.score or 0.0), t.id))
         for place, parent in enumerate(ranking, start=1):
             if proposal := self.chain("greedy", [parent], rules, rng, 1, place=place):

@@ -22,7 +22,7 @@ class GridSearcher(StartsFirst):
     depths: tuple[int, ...] = (2, 3, 4, 6, 8)
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
 
-    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
+    def propose_next(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         for (width, depth), graph in sorted(self._networks().items(), key=lambda item: item[1].work):
             if rules.new(graph) and rules.fits(graph):
                 why = {"reason": "grid", "width": width, "depth": depth, "budget": budget_to_json(rules.budget)}

@@ -13,7 +13,7 @@ import numpy as np
 
 from morphnas.graph import Graph
 from morphnas.search.candidates import Candidate, Rules, budget_to_json, children, may_grow, possible_parents
-from morphnas.search.distance import SKIP, Array, distances, sketch
+from morphnas.search.distance import SKIP_COST, Array, distances, sketch
 from morphnas.search.network_surrogate import INHERITED_EPOCH_WEIGHT, NetworkSurrogate, fidelities
 from morphnas.search.starts import StartsFirst
 from morphnas.search.trial import Proposal, Trial, check_numbers
@@ -31,7 +31,7 @@ class Acquisition:
 @dataclass(frozen=True)
 class Guided(StartsFirst):
     """Base of searchers that propose the network with the highest acquisition value within a few morphs of a trial
-    whose weights are kept. `aim` gives the acquisition function.
+    whose weights are kept. `acquisition` gives the acquisition function.
 
     startup: number of trials with a score that the surrogate needs. Before, proposals alternate between the neighbour
         of the best network that has the most parameters and a chain of up to `far` random morphs.
@@ -54,12 +54,12 @@ class Guided(StartsFirst):
     breadth: int = 16
     temperature: float = 1.0
     cooling: float = 0.9
-    skip_weight: float = SKIP
+    skip_weight: float = SKIP_COST
 
     def __post_init__(self) -> None:
         check_numbers(self, "startup", "explore")
 
-    def aim(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Acquisition:
+    def acquisition(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Acquisition:
         """The acquisition function. mean: posterior means (n,) of the trials with a score. exploring: whether there are
         still fewer than `explore` of them."""
         raise NotImplementedError
@@ -80,7 +80,7 @@ class Guided(StartsFirst):
         surrogate = NetworkSurrogate.of(trials, self.skip_weight)
         fidelity = self.recipe.epochs * (1 + INHERITED_EPOCH_WEIGHT)
         observed = surrogate.predict_observed(fidelity)
-        acquisition = self.aim(scored, observed[0], exploring)
+        acquisition = self.acquisition(scored, observed[0], exploring)
 
         def evaluate(candidates: Sequence[Candidate]) -> Array:
             """Acquisition values (k,) of networks that are trained with the recipes of their roots."""
@@ -143,13 +143,13 @@ class Guided(StartsFirst):
         heapq.heapify(queue)  # fewest visits first; networks with further neighbours are queued again
         seen = {t.graph.key for t, _ in roots}
         all_values = [value for _, value in roots]
-        best, best_value, temperature, evaluated, grown = None, -math.inf, self.temperature, 0, 0
-        while queue and evaluated < self.candidates and (best is None or grown < 4 * self.candidates):
+        best, best_value, temperature, evaluated, generated = None, -math.inf, self.temperature, 0, 0
+        while queue and evaluated < self.candidates and (best is None or generated < 4 * self.candidates):
             visits, minus, number, parent, rest = heapq.heappop(queue)
             neighbours = list(itertools.islice(rest, self.breadth))
             if len(neighbours) == self.breadth:
                 heapq.heappush(queue, (visits + 1, minus, number, parent, rest))
-            grown += len(neighbours)
+            generated += len(neighbours)
             fitting = []
             for morph, graph in neighbours:
                 if graph.key not in seen and rules.fits(graph):

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from morphnas.search.distance import SKIP, Array, Gauge, Sketch
+from morphnas.search.distance import SKIP_COST, Array, ReferenceNetworks, Sketch
 from morphnas.search.surrogate import Posterior, fit, spread_landmarks
 from morphnas.search.trial import Trial
 from morphnas.train.recipe import Optimizer, Recipe
@@ -66,20 +66,20 @@ class NetworkSurrogate:
     (n, s). varied: which of these features differ among the n trials, (s,).
     """
 
-    landmarks: Gauge
+    landmarks: ReferenceNetworks
     measured: Array
     settings: Array
     varied: NDArray[np.bool_]
     posterior: Posterior
 
     @staticmethod
-    def of(trials: Sequence[Trial], skip_weight: float = SKIP) -> NetworkSurrogate:
+    def of(trials: Sequence[Trial], skip_weight: float = SKIP_COST) -> NetworkSurrogate:
         """The surrogate fitted to all trials with a score. Running trials count as if they had the predicted score."""
         epochs = fidelities(trials)
         scored = [t for t in trials if t.score is not None]
         distinct = list({t.graph.key: t for t in sorted(scored, key=lambda t: (t.score, -t.id))}.values())
         chosen = spread_landmarks(np.array([t.score for t in distinct], dtype=np.float64))
-        landmarks = Gauge.of([distinct[i].sketch for i in chosen], skip_weight)
+        landmarks = ReferenceNetworks.of([distinct[i].sketch for i in chosen], skip_weight)
         measured = landmarks.distances([t.sketch for t in scored])
         settings = _all_recipe_features([t.proposal.recipe for t in scored])
         varied = np.ptp(settings, axis=0) > 0 if len(settings) else np.zeros(settings.shape[1], dtype=bool)

@@ -39,7 +39,7 @@ class ParetoSearcher(Guided):
         super().__post_init__()
         check_cost(self.cost)
 
-    def aim(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Acquisition:
+    def acquisition(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Acquisition:
         limits = fit_latency_model(self.limits, scored)
 
         def log2_costs(graphs: Sequence[Graph]) -> Array:
@@ -53,7 +53,7 @@ class ParetoSearcher(Guided):
 
         return Acquisition("ehvi", evaluate)
 
-    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
+    def propose_next(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         for times in self.narrower:
             for number, start in enumerate(self.space.starts):
                 graph = narrowed(start, times)

@@ -19,5 +19,5 @@ class RandomSearcher(StartsFirst):
 
     longest: int = 4
 
-    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
+    def propose_next(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         return self.chain("random", possible_parents(trials), rules, rng, self.longest)

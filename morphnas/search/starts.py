@@ -18,7 +18,7 @@ from morphnas.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class StartsFirst:
-    """Base of searchers that propose the space's starts first; `further` makes the proposals after them."""
+    """Base of searchers that propose the space's starts first; `propose_next` makes the proposals after them."""
 
     space: Space
     recipe: Recipe = field(default_factory=Recipe)
@@ -38,9 +38,9 @@ class StartsFirst:
                 return Proposal(
                     graph, (), self.recipe, {"reason": "start", "start": number, "budget": budget_to_json(budget)}
                 )
-        return self.further(trials, rules, np.random.default_rng((self.seed, len(trials))))
+        return self.propose_next(trials, rules, np.random.default_rng((self.seed, len(trials))))
 
-    def further(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
+    def propose_next(self, trials: Sequence[Trial], rules: Rules, rng: np.random.Generator) -> Proposal | None:
         """The next proposal when there is no start left that may be trained."""
         raise NotImplementedError
 

@@ -216,7 +216,7 @@ def check_numbers(searcher: Any, *from_zero: str) -> None:
         object.__setattr__(searcher, setting.name, tuple(numbers) if several else numbers[0])
 
 
-def grown(proposal: Proposal, graphs: Mapping[int, Graph]) -> Graph:
+def grow_proposal(proposal: Proposal, graphs: Mapping[int, Graph]) -> Graph:
     """The network of a proposal. graphs: networks of the trials that it may start from, by id. ValueError if its parent
     is not among them; MorphError if a morph does not fit."""
     if not isinstance(proposal.start, Graph) and proposal.start not in graphs:

@@ -14,18 +14,19 @@ from morphnas.search.candidates import Rules, budget_to_json
 from morphnas.search.distance import sketch
 from morphnas.search.network_surrogate import INHERITED_EPOCH_WEIGHT, NetworkSurrogate
 from morphnas.search.surrogate import expected_improvement
-from morphnas.search.trial import Budget, Proposal, Searcher, Trial, check_numbers, grown
+from morphnas.search.trial import Budget, Proposal, Searcher, Trial, check_numbers, grow_proposal
 from morphnas.train.recipe import Recipe, at_usual_rate
 
-UNTUNED = ("epochs", "examples", "precision", "cuda_graphs", "patience")
-"""Fields of a recipe that cannot be searched: how long a network is trained, and how that is computed."""
+UNTUNED = ("epochs", "examples", "lr_examples", "precision", "cuda_graphs", "patience")
+"""Fields of a recipe that cannot be searched: how long a network is trained, what only matters in long trainings, and
+how it is computed."""
 
 STEP = 0.2
 """Standard deviation of a random step from a number, as a share of the width of its range."""
 
-_INTEGER_FIELDS = ("batch_size", "lr_examples")
+_INTEGER_FIELDS = ("batch_size",)
 """Fields of a recipe that are integers."""
-_LOG_SCALE_FIELDS = ("lr", "lr_examples", "weight_decay", "batch_size", "bias_rate")
+_LOG_SCALE_FIELDS = ("lr", "weight_decay", "batch_size", "bias_rate")
 """Fields of a recipe that are sampled on a logarithmic scale if their range does not begin at 0."""
 
 
@@ -168,7 +169,7 @@ class Tuned:
         }
         candidates, sketches = list[tuple[Proposal, Recipe]](), []
         for option in proposals:
-            graph = grown(option, graphs)
+            graph = grow_proposal(option, graphs)
             new = [recipe for recipe in recipes if (graph.key, self._searched_key(recipe)) not in done]
             candidates += [(option, recipe) for recipe in new]
             sketches += [sketch(graph)] * len(new)

@@ -104,10 +104,10 @@ def test_hill_climbing_goes_on_from_what_is_kept() -> None:
     morph = next(iter(space.neighbours(GRAPH)))
     children = [trial(1 + i, -2.0 + 0.1 * i, 0, morphs=(morph,), kept=i == 7) for i in range(8)]
     searcher = HillClimbingSearcher(space, RECIPE)
-    assert [t.id for t in searcher._standing([start, *children])] == [8]
+    assert [t.id for t in searcher._current([start, *children])] == [8]
     gone = [replace(child, kept=False) for child in children]
-    assert [t.id for t in searcher._standing([start, *gone])] == [0]
-    assert searcher._standing([replace(start, kept=False), *gone]) == []
+    assert [t.id for t in searcher._current([start, *gone])] == [0]
+    assert searcher._current([replace(start, kept=False), *gone]) == []
 
 
 def test_what_is_small_enough_to_grow_stays() -> None:

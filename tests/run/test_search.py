@@ -23,7 +23,7 @@ from morphnas.run.pruning import prune
 from morphnas.run.search import REFUSED, TRIES, Search, decide_flip, seconds_per_flop
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
-from morphnas.search.trial import STOPPED, Budget, Proposal, Trial, grown
+from morphnas.search.trial import STOPPED, Budget, Proposal, Trial, grow_proposal
 from morphnas.train.data import Task
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.trainer import EachEpoch
@@ -335,8 +335,8 @@ def test_a_searcher_that_fails_ends_the_search_and_costs_no_network(path: Path, 
 
 def test_networks_beyond_the_limits_are_not_trained_whoever_proposes_them(path: Path, workers: Workers) -> None:
     """Searchers of users' own may not heed them; the others of theirs are as good as any."""
-    small, large = sorted((p for p in proposals(2)), key=lambda p: grown(p, {}).parameters)
-    most = grown(small, {}).parameters
+    small, large = sorted((p for p in proposals(2)), key=lambda p: grow_proposal(p, {}).parameters)
+    most = grow_proposal(small, {}).parameters
     with store_of(path) as store:
         trials = run(store, Script([large, small]), limits=Limits(max_params=most))
     assert [t.kept for t in trials] == [False, True]

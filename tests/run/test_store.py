@@ -42,7 +42,7 @@ from morphnas.run.store import (
     versions,
 )
 from morphnas.search import winner
-from morphnas.search.trial import Proposal, Trial, grown, lineage
+from morphnas.search.trial import Proposal, Trial, grow_proposal, lineage
 from morphnas.train.recipe import Augment, Epoch, Outcome, Recipe
 from tests.run.doubles import (
     GOOD,
@@ -350,7 +350,7 @@ def test_a_trial_that_starts_from_no_earlier_one_is_left_out(path: Path) -> None
     """Parents that lead in a circle would have no end."""
     with store_of(path) as store:
         for proposal in proposals(4):
-            store.finish(store.claim(proposal).id, GOOD, weights(graph=grown(proposal, {})))
+            store.finish(store.claim(proposal).id, GOOD, weights(graph=grow_proposal(proposal, {})))
     for id, start in ((1, 2), (2, 1), (3, 3)):
         file = path / f"trials/{id:05d}/proposal.json"
         edited(file, start=start, graph=read_json(file)["start"])

@@ -37,7 +37,7 @@ from morphnas.search import (
     winner,
 )
 from morphnas.search import trial as trial_module
-from morphnas.search.candidates import LATENCY_QUANTILE, Rules, children, measured_memory, updated_limits
+from morphnas.search.candidates import LATENCY_QUANTILE, Rules, children, memory_ratio, updated_limits
 from morphnas.train.recipe import Outcome, Recipe
 from tests.table import Swap, TableSpace, best, digits_of, grown, network, outcome_of, run, score, scored, true_accuracy
 
@@ -423,13 +423,13 @@ def test_no_searcher_proposes_what_is_as_large_as_one_that_ran_out(make: type[Ra
 
 def test_estimates_are_corrected_by_what_was_measured() -> None:
     graph = cnn((3, 8, 8), 3, width=8, depth=2)
-    assert measured_memory([ended(graph, Outcome("finished", micro_batch=16))]) == 1  # as on a CPU
+    assert memory_ratio([ended(graph, Outcome("finished", micro_batch=16))]) == 1  # as on a CPU
     sizes = [(16, 0.5), (64, 1.5), (8, 9.0)]
     trials = [
         ended(graph, Outcome("finished", peak_bytes=int(ratio * graph.peak_bytes(n)), micro_batch=n), i)
         for i, (n, ratio) in enumerate(sizes)
     ]
-    assert measured_memory(trials) == pytest.approx(1.5, rel=1e-3)
+    assert memory_ratio(trials) == pytest.approx(1.5, rel=1e-3)
     least = graph.peak_bytes(SMALLEST)
     assert not Rules.of(trials, Limits(max_memory=int(1.4 * least)), AMPLE, 6).fits(graph)
     assert Rules.of(trials, Limits(max_memory=int(1.6 * least)), AMPLE, 6).fits(graph)

@@ -245,11 +245,11 @@ def test_whole_numbers_stay_whole() -> None:
 
 def test_rounding_leaves_no_range() -> None:
     rng = np.random.default_rng(0)
-    ranges = ranges_of({"momentum": (0.99, 0.9999), "lr_examples": (10_000, 100_000)})
+    ranges = ranges_of({"momentum": (0.99, 0.9999), "lr": (1e-3, 1e3)})
     for _ in range(300):
         found: dict[str, Any] = {name: values.sample(rng, None) for name, values in ranges.items()}
         assert 0.99 <= replace(Recipe(), **found).momentum <= 0.9999
-        assert 10_000 <= found["lr_examples"] <= 100_000
+        assert 1e-3 <= found["lr"] <= 1e3
 
 
 def test_a_share_between_whole_numbers_need_not_be_whole() -> None:
