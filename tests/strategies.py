@@ -1,4 +1,4 @@
-"""Random networks for laws: starters of every rank, grown by random morphs, with weights that hide no mistake."""
+"""Hypothesis strategies for networks: starters of every rank, grown by random morphs, with random weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from morphnas.graph import (
 from morphnas.graph.morphs import candidates
 
 SMALL = Limits(max_params=60_000, max_flops=3_000_000, max_width=48)
-"""Keeps the networks of the tests so small that a law can be checked on hundreds of them."""
+"""Keeps the networks of the tests so small that a property can be checked on hundreds of them."""
 
 FLAT = ((1,), (2,), (7,), (20,))
 IMAGES = {
@@ -61,7 +61,7 @@ IMAGES = {
 
 
 def plain(*ops: object, shape: tuple[int, ...]) -> Graph:
-    """A network of the ops one after the other."""
+    """A network of the ops in sequence."""
     nodes = [Node("x", Input(shape))]
     for i, op in enumerate(ops):
         nodes.append(Node(f"{op.tag}_{i + 1}", op, (nodes[-1].name,)))  # type: ignore[attr-defined,arg-type]
@@ -106,8 +106,8 @@ def two_towers(shape: tuple[int, ...] = (2, 6, 6)) -> Graph:
 
 
 def mobile(shape: tuple[int, ...] = (2, 9, 8)) -> Graph:
-    """Convolutions of single channels, two ways of squeeze-and-excitation, and every activation; convolutions and
-    pooling with all kinds of padding."""
+    """Depthwise convolutions, two variants of squeeze-and-excitation, every activation, and convolutions and pooling
+    with all kinds of padding."""
     return Graph(
         (
             Node("x", Input(shape)),
@@ -143,7 +143,7 @@ def mobile(shape: tuple[int, ...] = (2, 9, 8)) -> Graph:
 
 
 def grouped(shape: tuple[int, ...] = (2, 8, 8)) -> Graph:
-    """Convolutions of groups of channels: in a residual block, and with more filters than channels, from a concat."""
+    """Grouped convolutions: in a residual block, and after a concat, with more filters than channels."""
     return Graph(
         (
             Node("x", Input(shape)),
@@ -189,7 +189,7 @@ HAND_MADE: dict[str, Callable[[], Graph]] = {
 
 @cache
 def starters(rank: int) -> tuple[Graph, ...]:
-    """Every starter at every size of input with so many spatial axes."""
+    """Every starter for every input shape with `rank` spatial axes."""
     if rank == 0:
         return tuple(mlp(shape, 3, width=6, depth=2, dropout=0.1) for shape in FLAT)
     return tuple(
@@ -205,7 +205,7 @@ def starters(rank: int) -> tuple[Graph, ...]:
 
 
 def random_weights(graph: Graph, seed: int, dtype: torch.dtype = torch.float64) -> Weights:
-    """Weights as after a training: no bias is 0, and every batch norm has its own scale, bias, mean and variance."""
+    """Random weights as after training: no bias is 0, and batch norms have random parameters and statistics."""
     generator = torch.Generator().manual_seed(seed)
     weights = fresh_weights(graph, generator)
     for name, value in weights.items():
@@ -227,7 +227,7 @@ def examples(graph: Graph, seed: int, n: int = 4, dtype: torch.dtype = torch.flo
 
 
 def chain(graph: Graph, n: int, seed: int, limits: Limits = SMALL) -> list[Morph]:
-    """Up to `n` random morphs that fit one after the other, within the limits, also of sizes not usually offered."""
+    """Up to `n` random morphs that fit in sequence, within the limits; sizes may be others than `neighbours` offers."""
     rng = random.Random(seed)
     morphs: list[Morph] = []
     for _ in range(n):
@@ -240,11 +240,11 @@ def chain(graph: Graph, n: int, seed: int, limits: Limits = SMALL) -> list[Morph
 
 
 def _draw(graph: Graph, rng: random.Random, limits: Limits) -> Morph | None:
-    """A random morph within the limits: every kind alike often, widths of any size."""
-    every = list(candidates(graph))
-    kinds = sorted({morph.tag for morph in every})
+    """A random morph within the limits: kinds are equally likely, widths arbitrary."""
+    morphs = list(candidates(graph))
+    kinds = sorted({morph.tag for morph in morphs})
     for tag in rng.sample(kinds, len(kinds)):
-        of_kind = [morph for morph in every if morph.tag == tag]
+        of_kind = [morph for morph in morphs if morph.tag == tag]
         for morph in rng.sample(of_kind, len(of_kind)):
             if isinstance(morph, Wider):
                 morph = Wider(morph.node, graph.shapes[morph.node][0] + rng.randint(1, 5))
@@ -265,8 +265,8 @@ def grow(graph: Graph, morphs: list[Morph]) -> Graph:
 
 @cache
 def _starts(rank: int) -> tuple[Graph, ...]:
-    made = (build() for build in HAND_MADE.values())
-    return (*starters(rank), *(graph for graph in made if len(graph.shapes["x"]) == rank + 1))
+    hand_made = (build() for build in HAND_MADE.values())
+    return (*starters(rank), *(graph for graph in hand_made if len(graph.shapes["x"]) == rank + 1))
 
 
 @st.composite
@@ -277,6 +277,6 @@ def starts(draw: st.DrawFn, ranks: tuple[int, ...] = (0, 1, 2, 3)) -> Graph:
 
 @st.composite
 def graphs(draw: st.DrawFn, ranks: tuple[int, ...] = (0, 1, 2, 3), morphs: int = 20) -> Graph:
-    """A start, grown by 0 to `morphs` random morphs. ranks: how many spatial axes its input may have."""
+    """A start, grown by 0 to `morphs` random morphs. ranks: the allowed numbers of spatial axes of its input."""
     start = draw(starts(ranks))
     return grow(start, chain(start, draw(st.integers(0, morphs)), draw(st.integers(0, 2**32))))

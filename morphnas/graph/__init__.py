@@ -1,4 +1,4 @@
-"""What a network is: pure values, independent of clock, disk, device and global random state."""
+"""Network architectures, weights and morphs as values, independent of clock, disk, device and global random state."""
 
 from morphnas.graph.blend import blend
 from morphnas.graph.graph import SMALLEST, Graph, GraphError, Node

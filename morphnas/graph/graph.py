@@ -1,4 +1,4 @@
-"""A network's architecture as a value: named nodes in evaluation order, everything else derived.
+"""A network's architecture as a value: named nodes in evaluation order; all other properties are derived.
 
 >>> from morphnas.graph import cnn
 >>> graph = cnn((1, 28, 28), 10, width=8, depth=2)
@@ -27,30 +27,33 @@ from morphnas.graph.ops import Input, Op, Shape, op_from_json
 FORMAT = 1
 MAX_NODES = 10_000
 MAX_EDGES = 100_000
-"""Inputs of all nodes of a network that is read from a file, at most."""
+"""Largest total number of node inputs of a network that is read from a file."""
 MAX_VALUES = 10**9
-"""Weights of a network that is read from a file, and values that an example becomes in it, at most: for larger ones
-nothing is allocated."""
+"""Largest number of weights, and of activation values per example, of a network that is read from a file: for larger
+ones nothing is allocated."""
 SMALLEST = 8
-"""Examples that a training step can do with in memory at a time: batch norm learns little from fewer."""
-COPIES = 6
-"""Of the weights, in training: they, their gradients, two of the optimizer's, the best so far, and the latest."""
+"""Smallest micro-batch of a training step: batch norm learns little from fewer examples."""
+WEIGHT_COPIES = 6
+"""Copies of the weights in training: the weights, their gradients, two optimizer states, the best weights so far and
+the latest."""
 FLOPS_PER_BYTE = 32
+"""Cost of moving a byte of activations, in FLOPs, see `Graph.work`."""
 FLOPS_PER_NODE = 125_000
+"""Cost of calling an op, per example, in FLOPs, see `Graph.work`."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_TAKEN = {*dir(builtins), *dir(fx.GraphModule), *vars(fx.GraphModule(nn.Module(), fx.Graph()))}
-_TAKEN |= {"self", "torch", "inf", "nan", "device", "fx_pytree", "pytree"}  # in the code that fx writes
-_TAKEN |= {"offset", "mean", "std", "unit", "centre"}  # buffers of an estimator's module
+_RESERVED = {*dir(builtins), *dir(fx.GraphModule), *vars(fx.GraphModule(nn.Module(), fx.Graph()))}
+_RESERVED |= {"self", "torch", "inf", "nan", "device", "fx_pytree", "pytree"}  # used in the code that fx generates
+_RESERVED |= {"offset", "mean", "std", "unit", "centre"}  # buffers of an estimator's module
 
 
 @lru_cache(maxsize=4096)
-def _settings(op: Op) -> str:
+def _op_json(op: Op) -> str:
     return json.dumps(op.to_json(), sort_keys=True)
 
 
 @lru_cache(maxsize=4096)
-def _may_name(name: str) -> bool:
-    return bool(_NAME.fullmatch(name)) and not keyword.iskeyword(name) and name not in _TAKEN
+def _is_valid_name(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and not keyword.iskeyword(name) and name not in _RESERVED
 
 
 def _hash(text: str) -> str:
@@ -77,7 +80,7 @@ class Node:
 class Graph:
     """A network's architecture: one `Input` first, every other node after its inputs, the last one is the output.
 
-    Immutable and valid once constructed: GraphError otherwise. Weights are kept apart (see `Network`).
+    Immutable and valid once constructed: GraphError otherwise. Weights are stored separately (see `Network`).
     """
 
     nodes: tuple[Node, ...]
@@ -94,7 +97,7 @@ class Graph:
         read: set[str] = set()
         for node in self.nodes:
             name, op = node.name, node.op
-            if not _may_name(name):
+            if not _is_valid_name(name):
                 raise GraphError(f"{name!r} cannot name a node: use a lower-case identifier that torch does not use")
             if name in shapes:
                 raise GraphError(f"two nodes are named {name!r}")
@@ -114,7 +117,7 @@ class Graph:
         object.__setattr__(self, "shapes", shapes)
 
     def _repr_pretty_(self, printer: Any, _: bool) -> None:
-        """As notebooks show it."""
+        """The representation that IPython shows in notebooks."""
         printer.text(str(self))
 
     def __str__(self) -> str:
@@ -123,7 +126,7 @@ class Graph:
             for n in self.nodes
         )
 
-    # -- looking
+    # -- lookup
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:
@@ -151,33 +154,34 @@ class Graph:
 
     @cached_property
     def consumers(self) -> dict[str, tuple[str, ...]]:
-        """For every node the names of those that read it, once for each time they do."""
-        found: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        """For every node the names of the nodes that read it; one that reads it twice is listed twice."""
+        readers: dict[str, list[str]] = {node.name: [] for node in self.nodes}
         for node in self.nodes:
             for name in node.inputs:
-                found[name].append(node.name)
-        return {name: tuple(readers) for name, readers in found.items()}
+                readers[name].append(node.name)
+        return {name: tuple(names) for name, names in readers.items()}
 
     @cached_property
     def _bits(self) -> dict[str, int]:
+        """For every node the bit that stands for it in `_ancestors`."""
         return {node.name: 1 << i for i, node in enumerate(self.nodes)}
 
     @cached_property
     def _ancestors(self) -> dict[str, int]:
-        """For every node the bits of all nodes before it on some path."""
-        found: dict[str, int] = {}
+        """For every node the bit mask of the nodes from which a path leads to it."""
+        masks: dict[str, int] = {}
         for node in self.nodes:
-            found[node.name] = 0
+            masks[node.name] = 0
             for name in node.inputs:
-                found[node.name] |= found[name] | self._bits[name]
-        return found
+                masks[node.name] |= masks[name] | self._bits[name]
+        return masks
 
     def leads(self, start: str, end: str) -> bool:
         """Whether a path leads from the node `start` to another, `end`."""
         return bool(self._ancestors[end] & self._bits[start])
 
     def path(self, start: str, end: str) -> tuple[Node, ...]:
-        """The nodes of one path that leaves `start` (left out) and arrives at `end`; GraphError if there is none."""
+        """The nodes of one path from `start` (excluded) to `end` (included); GraphError if there is none."""
         if not self.leads(start, end):
             raise GraphError(f"no path leads from {start!r} to {end!r}")
         node, steps = self[end], [self[end]]
@@ -190,7 +194,7 @@ class Graph:
 
     @cached_property
     def weight_shapes(self) -> dict[str, Shape]:
-        """Shape of every tensor of weights and running statistics, by ``<node>.<tensor>``."""
+        """Shape of every weight tensor and running statistic, by ``<node>.<tensor>``."""
         return {
             f"{node.name}.{name}": shape
             for node in self.nodes
@@ -199,7 +203,7 @@ class Graph:
 
     @cached_property
     def parameters(self) -> int:
-        """Number of trained values (running statistics are not among them)."""
+        """Number of trainable parameters (without running statistics)."""
         trained = (name for name in self.weight_shapes if name.endswith((".weight", ".bias")))
         return sum(math.prod(self.weight_shapes[name]) for name in trained)
 
@@ -210,23 +214,24 @@ class Graph:
 
     @cached_property
     def activation_bytes(self) -> int:
-        """Bytes that the outputs of all nodes take for one example in float32, as training keeps them."""
+        """Bytes of the outputs of all nodes for one example in float32, all of which training keeps."""
         return 4 * sum(math.prod(shape) for shape in self.shapes.values())
 
     def peak_bytes(self, examples: int) -> int:
-        """Bytes that training in float32 takes with so many examples in memory at a time, as far as a graph tells.
+        """Estimated bytes that training in float32 takes with this many examples in memory at a time.
 
-        Weights and what goes with them, all activations of the examples with their images, and the gradients of the
-        largest activation before and behind an op.
+        The sum of the weights and their copies (`WEIGHT_COPIES`), all activations of the examples, two copies of their
+        images, and the gradients of an op's input and output, both counted as large as the largest activation.
         """
-        weights = 4 * COPIES * sum(math.prod(shape) for shape in self.weight_shapes.values())
+        weights = 4 * WEIGHT_COPIES * sum(math.prod(shape) for shape in self.weight_shapes.values())
         image, largest = math.prod(self.shapes[self.input.name]), max(map(math.prod, self.shapes.values()))
         return weights + examples * (self.activation_bytes + 4 * (2 * image + 2 * largest))
 
     @cached_property
     def work(self) -> int:
-        """What a step of training costs per example, in FLOPs of a forward pass: those, the moving of activations and
-        the calling of ops. Weighed as on a CPU with batches of 64 (`benchmarks/cost_model.py`)."""
+        """Cost of a training step per example, in FLOPs of a forward pass: these FLOPs, the memory traffic of
+        activations and the overhead of calling ops, weighted as on a CPU with batches of 64
+        (`benchmarks/cost_model.py`)."""
         return self.flops + FLOPS_PER_BYTE * self.activation_bytes + FLOPS_PER_NODE * len(self.nodes)
 
     @cached_property
@@ -239,65 +244,66 @@ class Graph:
 
     @cached_property
     def key(self) -> str:
-        """Equal for graphs that differ in nothing but names, order of evaluation or of the inputs of sums.
+        """Hash of the architecture: equal for graphs that differ only in names, evaluation order or the order of the
+        inputs of sums.
 
-        A hash built up from the input: every node's op, the hashes of its inputs and how often it is read. Tensors that
-        are computed alike are told apart by what reads them, all the way to the output; graphs that differ in neither
-        share a key.
+        Computed from the input on: a node's hash covers its op, its inputs' hashes and how often it is read. If nodes
+        share a hash, a second pass from the output on adds the nodes that read them. Graphs that agree in both have the
+        same key.
         """
-        found: dict[str, str] = {}
+        hashes: dict[str, str] = {}
         for node in self.nodes:
-            inputs = [found[name] for name in node.inputs]
+            inputs = [hashes[name] for name in node.inputs]
             if node.op.commutative:
                 inputs.sort()
             read = ", ".join(f'"{name}"' for name in inputs)
-            text = f"[{_settings(node.op)}, [{read}], {len(self.consumers[node.name])}]"
-            found[node.name] = _hash(text)
-        if len(set(found.values())) == len(found):
-            return found[self.output.name]
+            text = f"[{_op_json(node.op)}, [{read}], {len(self.consumers[node.name])}]"
+            hashes[node.name] = _hash(text)
+        if len(set(hashes.values())) == len(hashes):
+            return hashes[self.output.name]
         reads: dict[str, list[str]] = {node.name: [] for node in self.nodes}
-        told = []
+        refined = []
         for node in reversed(self.nodes):
-            told.append(_hash(f"{found[node.name]} {sorted(reads[node.name])}"))
-            places: dict[str, list[int]] = {}
+            refined.append(_hash(f"{hashes[node.name]} {sorted(reads[node.name])}"))
+            positions: dict[str, list[int]] = {}
             for i, name in enumerate(node.inputs):
-                places.setdefault(name, []).append(0 if node.op.commutative else i)
-            for name, at in places.items():
-                reads[name].append(f"{told[-1]} {at}")
-        return _hash(str(sorted(told)))
+                positions.setdefault(name, []).append(0 if node.op.commutative else i)
+            for name, read_at in positions.items():
+                reads[name].append(f"{refined[-1]} {read_at}")
+        return _hash(str(sorted(refined)))
 
-    # -- editing: each gives a new graph
+    # -- editing: each method returns a new graph
 
     @cached_property
     def _last_number(self) -> int:
-        """The largest number of up to 9 digits at the end of a name."""
-        found = (re.search(r"_(\d{1,9})$", node.name) for node in self.nodes)
-        return max((int(match[1]) for match in found if match), default=0)
+        """The largest number of up to 9 digits at the end of a node's name, 0 if there is none."""
+        matches = (re.search(r"_(\d{1,9})$", node.name) for node in self.nodes)
+        return max((int(match[1]) for match in matches if match), default=0)
 
     def fresh_names(self, tags: Iterable[str]) -> tuple[str, ...]:
-        """Names for new nodes of the given tags: the tag and the next number that no node of the graph has."""
+        """Unused names for new nodes, ``<tag>_<number>`` for each tag, numbered above those in the graph."""
         numbers = itertools.count(self._last_number + 1)
         return tuple(next(name for n in numbers if (name := f"{tag}_{n}") not in self) for tag in tags)
 
     def splice(self, new: Sequence[Node], old: str, readers: Iterable[str]) -> Graph:
-        """The graph in which `readers` read the last of the `new` nodes where they read `old` before.
+        """The graph with the `new` nodes, the last of which `readers` read wherever they read `old` before.
 
-        The new nodes come right before the first reader. GraphError when the graph has none of the readers.
+        The new nodes are inserted right before the first reader. GraphError if none of the readers is in the graph.
         """
         readers = frozenset(readers)
-        at = next((i for i, node in enumerate(self.nodes) if node.name in readers), None)
-        if at is None:
-            raise GraphError(f"none of the readers that {old!r} is to have is a node of this graph")
+        first = next((i for i, node in enumerate(self.nodes) if node.name in readers), None)
+        if first is None:
+            raise GraphError(f"none of the readers given for {old!r} is a node of this graph")
 
         def rewired(node: Node) -> Node:
             if node.name not in readers:
                 return node
             return replace(node, inputs=tuple(new[-1].name if name == old else name for name in node.inputs))
 
-        return Graph((*self.nodes[:at], *new, *map(rewired, self.nodes[at:])))
+        return Graph((*self.nodes[:first], *new, *map(rewired, self.nodes[first:])))
 
     def replace_ops(self, ops: Mapping[str, Op]) -> Graph:
-        """The graph with other ops under the given names."""
+        """The graph with the ops of the named nodes replaced; GraphError for a name that it does not have."""
         for name in ops:
             _ = self[name]
         return Graph(tuple(replace(n, op=ops[n.name]) if n.name in ops else n for n in self.nodes))
@@ -310,7 +316,8 @@ class Graph:
 
     @staticmethod
     def from_json(data: Any) -> Graph:
-        """The graph that `to_json` described; GraphError when it is of another format or not a valid network."""
+        """The graph from the data of `to_json`; GraphError for another format, or an invalid or too large network (see
+        `bounded`)."""
         if not isinstance(data, Mapping) or data.get("format") != FORMAT or not isinstance(data.get("nodes"), list):
             raise GraphError(f'a graph is {{"format": {FORMAT}, "nodes": [...]}}, this is something else')
         nodes = []
@@ -330,10 +337,10 @@ class Graph:
 
 
 def bounded(graph: Graph) -> Graph:
-    """The graph, which comes from a file; GraphError when it is of more than `MAX_EDGES` or `MAX_VALUES`."""
+    """The graph itself, which was read from a file; GraphError if it exceeds `MAX_EDGES` or `MAX_VALUES`."""
     if (edges := sum(len(node.inputs) for node in graph.nodes)) > MAX_EDGES:
-        raise GraphError(f"the nodes of a graph that is read have at most {MAX_EDGES:,} inputs, not {edges:,}")
+        raise GraphError(f"the nodes of a graph from a file have at most {MAX_EDGES:,} inputs, not {edges:,}")
     size = max(sum(map(math.prod, graph.weight_shapes.values())), sum(map(math.prod, graph.shapes.values())))
     if size > MAX_VALUES:
-        raise GraphError(f"a graph that is read has at most {MAX_VALUES:,} weights, and values of an example")
+        raise GraphError(f"a graph from a file has at most {MAX_VALUES:,} weights, and activations per example")
     return graph

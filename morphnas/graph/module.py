@@ -1,4 +1,4 @@
-"""A graph and its weights as PyTorch: a `torch.fx.GraphModule` with one submodule per node that has weights."""
+"""A graph and its weights as a PyTorch module: a `torch.fx.GraphModule` whose submodules are named after nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from morphnas.graph.graph import Graph, GraphError
 from morphnas.graph.ops import AvgPool, Concat, Conv, Dense, GlobalPool, Input, MaxPool, Op, Shape, Weights
 
 NORMALISED = 0.4
-"""Scale of fresh weights that a batch norm undoes; with it layers begin as torch's own do, by the variance."""
+"""Factor on the initial weights of layers whose scale a batch norm cancels; with it their variance is about that of
+PyTorch's default initialisation."""
 
 
 class WeightsError(ValueError):
@@ -23,41 +24,41 @@ class WeightsError(ValueError):
 def fresh_weights(graph: Graph, generator: torch.Generator | None = None) -> Weights:
     """Initial weights, drawn from `generator` (default: seed 0), by ``<node>.<tensor>``.
 
-    Those of layers read only by batch norms, maybe after pooling, are smaller than the op's own, since their scale does
-    not matter: so a training step changes them more.
+    Those of layers read only by batch norms, possibly after pooling, are scaled by `NORMALISED`: their scale does not
+    affect the output, and a training step changes smaller weights relatively more.
     """
     generator = generator or torch.Generator().manual_seed(0)
     weights = {}
     for node in graph.nodes:
-        scale = NORMALISED if node.op.mixes and _normalised(graph, node.name) else 1.0
+        scale = NORMALISED if node.op.mixes and _is_normalised(graph, node.name) else 1.0
         for name, value in node.op.init(*graph.input_shapes(node), generator=generator).items():
             weights[f"{node.name}.{name}"] = value * scale if scale != 1 else value
     return weights
 
 
-def _normalised(graph: Graph, name: str) -> bool:
-    """Whether batch norms, maybe behind pooling, undo the scale of what a node gives to all that read it."""
+def _is_normalised(graph: Graph, name: str) -> bool:
+    """Whether all readers of a node are batch norms, possibly after pooling, so that its scale does not matter."""
     readers = [graph[reader] for reader in graph.consumers[name]]
-    pooled = [_normalised(graph, r.name) for r in readers if isinstance(r.op, (MaxPool, AvgPool, GlobalPool))]
+    pooled = [_is_normalised(graph, r.name) for r in readers if isinstance(r.op, (MaxPool, AvgPool, GlobalPool))]
     return bool(readers) and sum(r.op.normalises for r in readers) + sum(pooled) == len(readers)
 
 
 def check_weights(graph: Graph, weights: Mapping[str, Tensor]) -> None:
-    """WeightsError if names or shapes are not those that the graph needs."""
-    wanted = graph.weight_shapes
-    if missing := sorted(wanted.keys() - weights.keys()):
+    """WeightsError if names or shapes differ from those that the graph needs."""
+    expected = graph.weight_shapes
+    if missing := sorted(expected.keys() - weights.keys()):
         raise WeightsError(f"weights are missing: {', '.join(missing[:5])}")
-    if extra := sorted(weights.keys() - wanted.keys()):
+    if extra := sorted(weights.keys() - expected.keys()):
         raise WeightsError(f"weights for which the graph has no node: {', '.join(extra[:5])}")
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if tuple(weights[name].shape) != shape:
             raise WeightsError(f"{name} has shape {tuple(weights[name].shape)}, the graph needs {shape}")
 
 
 class _Module(fx.GraphModule):
-    """One that is gone as soon as nobody has it any more, with the memory of a GPU that it holds.
+    """A `GraphModule` that is freed, with its GPU memory, as soon as nothing refers to it.
 
-    torch's own and its graph have each other: such circles Python looks for only now and then.
+    PyTorch's own and its graph refer to each other: only the garbage collector frees such a cycle, at some later time.
     """
 
     @property
@@ -66,38 +67,38 @@ class _Module(fx.GraphModule):
 
     @graph.setter
     def graph(self, graph: fx.Graph) -> None:
-        fx.GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]  # which compiles it
+        fx.GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]  # compiles the code
         graph.owning_module = weakref.proxy(self)  # type: ignore[assignment]
 
 
 def to_module(graph: Graph, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
     """The network as a plain PyTorch module, in evaluation mode: (batch, *input shape) -> (batch, *output shape).
 
-    Its parameters are named after the nodes and are copies of `weights` (None: fresh ones of seed 0); `.code` prints
-    its forward pass. WeightsError if names or shapes do not fit.
+    Its parameters are named after the nodes and are copies of `weights` (None: initial ones of seed 0); `.code` is the
+    source of its forward pass. WeightsError if names or shapes do not fit.
     """
     weights = fresh_weights(graph) if weights is None else weights
     check_weights(graph, weights)
-    code = fx.Graph()
+    fx_graph = fx.Graph()
     modules: dict[str, nn.Module] = {}
-    made: dict[str, fx.Node] = {}
-    with torch.device("meta"):  # no memory and no random numbers: the weights come next
+    fx_nodes: dict[str, fx.Node] = {}
+    with torch.device("meta"):  # allocates nothing and draws no random numbers: weights are loaded below
         for node in graph.nodes:
             shapes = graph.input_shapes(node)
             module = node.op.module(*shapes)
             if module is not None:
                 modules[node.name] = module
-            step = node.op.emit(code, node.name, tuple(made[name] for name in node.inputs), *shapes)
-            assert step.name == node.name
-            made[node.name] = step
-    code.output(made[graph.output.name])
-    network = _Module(modules, code, class_name="Network")
+            fx_node = node.op.emit(fx_graph, node.name, tuple(fx_nodes[name] for name in node.inputs), *shapes)
+            assert fx_node.name == node.name
+            fx_nodes[node.name] = fx_node
+    fx_graph.output(fx_nodes[graph.output.name])
+    network = _Module(modules, fx_graph, class_name="Network")
     network.load_state_dict({name: value.detach().clone() for name, value in weights.items()}, assign=True)
     return network.eval()
 
 
 def weights_of(module: nn.Module) -> Weights:
-    """A copy of a module's state, on the CPU."""
+    """A copy of a module's state dict on the CPU."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in module.state_dict().items()}
 
 
@@ -115,18 +116,18 @@ class Network:
         return f"Network({len(self.graph.nodes)} nodes, {self.graph.parameters} parameters)"
 
     def to_module(self) -> fx.GraphModule:
-        """See `to_module`; it takes preprocessed examples, like those the network was trained on."""
+        """The network as a PyTorch module, see `to_module`; its inputs must be preprocessed as in training."""
         return to_module(self.graph, self.weights)
 
     produce_model = to_module
 
     def adapted(self, shape: Shape, outputs: int) -> Network:
-        """The network for examples of another shape and number of outputs, with all weights that still fit.
+        """The network for another input shape and number of outputs, with all weights that still fit.
 
-        For transfer learning. The last layer, a dense one, gets fresh weights if its shape changes, as do the last ones
-        of networks that are side by side in it (see `blend`). First convolutions
-        compute the same as before for images whose channels are all equal, whatever their number. GraphError if the
-        network cannot take such examples, or if other layers would need other weights.
+        For transfer learning. The last layer, which must be dense for another number of outputs, gets initial weights
+        if its shape changes, as do the last layers of the networks in a `blend`. First convolutions for another number
+        of channels compute the same as before on images whose channels are all equal. GraphError if the network cannot
+        take such inputs, or if other layers would need weights of another shape.
         """
         head, first = self.graph.output, self.graph.input
         ops: dict[str, Op] = {first.name: Input(shape)}
@@ -138,9 +139,9 @@ class Network:
         last = [self.graph[name] for name in head.inputs]
         heads = {head.name, *(name for node in last if isinstance(node.op, Concat) for name in node.inputs)}
         weights, fresh = {}, fresh_weights(graph)
-        for name, wanted in graph.weight_shapes.items():
+        for name, needed in graph.weight_shapes.items():
             node, value = graph[name.rpartition(".")[0]], self.weights[name]
-            if tuple(value.shape) == wanted:
+            if tuple(value.shape) == needed:
                 weights[name] = value
             elif node.name in heads and isinstance(node.op, Dense):
                 weights[name] = fresh[name]
@@ -148,9 +149,9 @@ class Network:
                 isinstance(node.op, Conv)
                 and not node.op.rigid
                 and node.inputs == (first.name,)
-                and value.ndim == len(wanted)
+                and value.ndim == len(needed)
             ):
-                weights[name] = value.mean(1, keepdim=True).expand(wanted) * (value.shape[1] / wanted[1])
+                weights[name] = value.mean(1, keepdim=True).expand(needed) * (value.shape[1] / needed[1])
             else:
-                raise GraphError(f"{node.name}: inputs of shape {shape} would need other weights here: {wanted}")
+                raise GraphError(f"{node.name}: inputs of shape {shape} would need other weights here: {needed}")
         return Network(graph, weights)

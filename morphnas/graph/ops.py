@@ -1,7 +1,7 @@
-"""The kinds of operation that a network is made of; one class each, and nothing about a kind stands anywhere else.
+"""The ops that networks are made of, one class per kind.
 
-An op is a small frozen value without weights. From the shapes of its inputs it says what comes out, which weights it
-needs, what it costs, how it is written in PyTorch, and how channels pass through it when a morph widens a tensor.
+An op is a small frozen value without weights. Given the shapes of its inputs, it defines the output shape, the weights,
+the cost, the PyTorch module or code, and how channels pass through it when a morph widens a tensor.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from morphnas.graph.kinds import known, register, type_name
+from morphnas.graph.kinds import describe_kinds, register, type_name
 
 Shape = tuple[int, ...]
 """Channels first, without the batch axis: (channels, *spatial) for 1 to 3 spatial axes, or (features,)."""
 
 Weights = dict[str, Tensor]
-"""State of a network by name, ``<node>.<tensor>``, e.g. ``conv_3.weight``."""
+"""State dict of a network, by ``<node>.<tensor>``, e.g. ``conv_3.weight``."""
 
 
 MAX_SIZE = 2**31 - 1
-"""Of every number that an op is set to: torch counts in integers that end."""
-HALF = -1
-"""Padding by half the kernel, rounded down, which with stride 1 keeps the resolution."""
+"""Largest value of an op's integer settings: PyTorch's integers are of limited size."""
+HALF_KERNEL = -1
+"""Value of `padding` for half of the kernel, rounded down, which preserves the resolution with stride 1."""
 
 
 class ShapeError(ValueError):
-    """An op was given inputs of a shape it cannot take."""
+    """An op cannot take inputs of the given shape."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """Where the channels of a tensor that a morph has widened come from.
+    """The origin of the channels of a tensor that a morph has widened.
 
-    source: (width,) int64, the old channel that a new one repeats, or -1 for a channel that is new.
-    share: (width,) float64, factor on a reader's weights for the channel. The shares of all repetitions of a channel
-        sum to 1 and new channels have 0, so that the readers of the tensor compute what they did before.
+    source: (width,) int64, the old channel that each channel repeats, or -1 for a new channel.
+    share: (width,) float64, factor on the weights with which readers of the tensor read the channel. The shares of all
+        repetitions of a channel sum to 1 and new channels have 0, so that the readers compute the same as before.
     """
 
     source: Tensor
@@ -53,7 +53,7 @@ class Route:
 
     @staticmethod
     def concat(*parts: tuple[Route, int]) -> Route:
-        """Routes one after the other; each comes with the width that its tensor had before."""
+        """Concatenation of routes, each given with the width of its tensor before the widening."""
         sources, offset = [], 0
         for route, old_width in parts:
             sources.append(torch.where(route.source < 0, route.source, route.source + offset))
@@ -61,75 +61,75 @@ class Route:
         return Route(torch.cat(sources), torch.cat([route.share for route, _ in parts]))
 
 
-_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+_ALLOWED_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
 
 
-def _positive(op: Op, *names: str) -> None:
+def _check_positive(op: Op, *names: str) -> None:
     for name in names:
         value = getattr(op, name)
         if not 1 <= value <= MAX_SIZE:
             raise ValueError(f"{op.tag}: {name} must be a positive integer, not {value!r:.40}")
 
 
-def _spatial(op: Op, shape: Shape) -> Shape:
+def _spatial_sizes(op: Op, shape: Shape) -> Shape:
     if not 2 <= len(shape) <= 4:
         raise ShapeError(f"{op.tag} needs (channels, *spatial) with 1 to 3 spatial axes, but its input is {shape}")
     return shape[1:]
 
 
-def _flat(op: Op, shape: Shape) -> int:
+def _check_flat(op: Op, shape: Shape) -> None:
     if len(shape) != 1:
         raise ShapeError(f"{op.tag} needs flat features, but its input is {shape}: flatten or pool it first")
-    return shape[0]
 
 
-def _windows(op: Op, shape: Shape, size: int, stride: int, padding: int, ceil: bool = False) -> Shape:
-    """Spatial sizes after a sliding window, as torch counts them: rounded down or up, but no window begins behind the
-    last position."""
-    more = stride - 1 if ceil else 0
-    out = tuple(
-        min((n + 2 * padding - size + more) // stride + 1, (n + padding - 1) // stride + 1) for n in _spatial(op, shape)
+def _window_positions(op: Op, shape: Shape, size: int, stride: int, padding: int, ceil: bool = False) -> Shape:
+    """Number of positions of a sliding window along each spatial axis, as PyTorch counts them: rounded down, or up if
+    `ceil`, but no window starts beyond the last input position."""
+    extra = stride - 1 if ceil else 0
+    positions = tuple(
+        min((n + 2 * padding - size + extra) // stride + 1, (n + padding - 1) // stride + 1)
+        for n in _spatial_sizes(op, shape)
     )
-    if min(out) < 1:
+    if min(positions) < 1:
         raise ShapeError(f"{op.tag}: a window of {size} with padding {padding} does not fit into {shape}")
-    return out
+    return positions
 
 
 KINDS: dict[str, type[Op]] = {}
-"""Every kind of op, the user's own included, by its tag."""
+"""All op classes, user-defined ones included, by tag."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """Interface of every kind of operation. A subclass is one kind; its fields are its settings, ints and floats.
+    """Base class of all ops. A subclass is one kind; its fields are its settings: integers, floats and booleans.
 
-    A kind is a frozen dataclass with a `tag` of its own, by which stored networks name it. To define it suffices for it
-    to be known.
+    A kind is a frozen dataclass with a `tag` of its own, by which stored networks name it. Defining the class registers
+    it.
     """
 
     tag: ClassVar[str]
     arity: ClassVar[tuple[int, int]] = (1, 1)
     """The smallest and the largest number of inputs."""
     commutative: ClassVar[bool] = False
-    """Whether the order of the inputs is of no matter."""
+    """Whether the order of the inputs does not matter."""
     mixes: ClassVar[bool] = False
-    """Whether every output channel reads every input channel, so that the width of the output is the op's own."""
+    """Whether output channels mix input channels, so that the output width is set by the op, not by its input."""
     normalises: ClassVar[bool] = False
-    """Whether the scale of the input is of no matter to the output."""
+    """Whether the output does not depend on the scale of the input."""
     unseen: ClassVar[frozenset[str]] = frozenset()
-    """Settings that only matter for the resolution of the output."""
+    """Settings that only affect the resolution of the output."""
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """For every tensor of weights what its leading axes run over: "out" or "in" channels."""
+    """For every weight tensor the meaning of its leading axes: "out" or "in" channels."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         register(KINDS, cls)
 
     def __post_init__(self) -> None:
-        """ValueError for settings of another type, so that whatever can be made can be read again."""
+        """ValueError for settings of another type, so that every op that can be constructed can be read from JSON."""
         for f in fields(self):
             value, kind = getattr(self, f.name), type_name(f)
-            allowed = _TYPES.get(kind)
+            allowed = _ALLOWED_TYPES.get(kind)
             if allowed and (not isinstance(value, allowed) or isinstance(value, bool) != (kind == "bool")):
                 raise ValueError(f"{self.tag}: {f.name} must be {kind}, not {value!r:.40}")
             if kind == "float":
@@ -141,11 +141,11 @@ class Op:
         return inputs[0]
 
     def tensors(self, *inputs: Shape) -> dict[str, Shape]:
-        """Names and shapes of the weights, running statistics included."""
+        """Names and shapes of the weight tensors, running statistics included."""
         return {}
 
     def init(self, *inputs: Shape, generator: torch.Generator) -> Weights:
-        """Fresh weights, by the name of the tensor alone."""
+        """Initial weights, by the names of `tensors`."""
         return {}
 
     def flops(self, *inputs: Shape) -> int:
@@ -153,28 +153,28 @@ class Op:
         return math.prod(self.shape(*inputs))
 
     def module(self, *inputs: Shape) -> nn.Module | None:
-        """The torch module (on the current default device), or None for an op that ``emit`` writes as a function."""
+        """The PyTorch module (on the current default device); None if ``emit`` adds a function call instead."""
         return None
 
     def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
-        """Write the op's line of code, for inputs of the given shapes, into an fx graph."""
+        """Add the op, for inputs of the given shapes, to an fx graph as a node of this name."""
         return graph.call_module(name, args)
 
     @property
     def rigid(self) -> bool:
-        """Whether neither its inputs nor its output can have other channels than they have."""
+        """Whether the channels of its inputs and output cannot change."""
         return False
 
     def route(self, *inputs: tuple[Route, Shape]) -> Route:
-        """Where the output's channels come from, given for every input its route and its shape before."""
+        """Route of the output's channels, given for every input its route and its shape before the widening."""
         return inputs[0][0]
 
     def mirror(self) -> Op | None:
-        """The op without weights that changes the resolution alike, for a parallel branch; None: no change."""
+        """An op without weights that changes the resolution in the same way, for a parallel branch; None: no change."""
         return None
 
     def usual(self, setting: str) -> Any:
-        """The value that a setting has unless another is given; MISSING (of `dataclasses`) if one must be."""
+        """The default of a setting; `dataclasses.MISSING` if it has none."""
         return next(f.default for f in fields(self) if f.name == setting)
 
     def to_json(self) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Input(Op):
-    """The examples: pixels or features of one fixed shape."""
+    """The input examples: pixels or features of one fixed shape, `size`."""
 
     size: tuple[int, ...]
     tag = "input"
@@ -195,8 +195,8 @@ class Input(Op):
 
     def __post_init__(self) -> None:
         size = tuple(self.size) if isinstance(self.size, Iterable) else ()
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIZE for n in size)
-        if not (1 <= len(size) <= 4 and whole):
+        valid = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIZE for n in size)
+        if not (1 <= len(size) <= 4 and valid):
             raise ValueError(f"input: size must be 1 to 4 positive integers, channels first, not {self.size!r}")
         object.__setattr__(self, "size", size)
 
@@ -213,8 +213,8 @@ class Input(Op):
         return {"op": self.tag, "size": list(self.size)}
 
 
-def _he(shapes: Mapping[str, Shape], generator: torch.Generator) -> Weights:
-    """Normal weights with variance 2 / fan-in (He et al. 2015, arXiv:1502.01852, eq. 10), biases 0."""
+def _he_init(shapes: Mapping[str, Shape], generator: torch.Generator) -> Weights:
+    """Normal weights with variance 2 / fan-in (He et al. 2015, arXiv:1502.01852, eq. 10), zero biases."""
     scale = math.sqrt(2 / math.prod(shapes["weight"][1:]))
     weights = {"weight": torch.randn(shapes["weight"], generator=generator) * scale}
     return weights | {name: torch.zeros(shape) for name, shape in shapes.items() if name != "weight"}
@@ -235,10 +235,10 @@ class Producer(Op):
         raise NotImplementedError
 
     def init(self, *inputs: Shape, generator: torch.Generator) -> Weights:
-        return _he(self.tensors(*inputs), generator)
+        return _he_init(self.tensors(*inputs), generator)
 
     def identity(self, *inputs: Shape) -> Weights:
-        """Weights that pass the input through unchanged (float64): needs as many channels out as in."""
+        """Weights (float64) with which the output is the input; needs as many output as input channels."""
         shapes = self.tensors(*inputs)
         weight = torch.zeros(shapes["weight"], dtype=torch.float64)
         centre = tuple(size // 2 for size in shapes["weight"][2:])
@@ -260,11 +260,14 @@ class _Sliding(Op):
     unseen = frozenset({"padding"})
 
     def __post_init__(self) -> None:
-        """A stride above the kernel would leave pixels unread (and with kernel 1 and few channels it corrupts memory in
-        oneDNN, torch's library on CPUs: uxlfoundation/oneDNN issue 6035), so it is refused: pool first."""
+        """Sets the default padding and checks the settings.
+
+        A stride above the kernel is refused: it would skip pixels, and with kernel 1 and few channels it corrupts
+        memory in oneDNN, PyTorch's CPU library (uxlfoundation/oneDNN issue 6035).
+        """
         super().__post_init__()
-        _positive(self, "kernel", "stride")
-        if self.padding == HALF:
+        _check_positive(self, "kernel", "stride")
+        if self.padding == HALF_KERNEL:
             if self.kernel % 2 == 0:
                 raise ValueError(f"{self.tag}: kernel must be odd, not {self.kernel}, where no padding is given")
             object.__setattr__(self, "padding", self.kernel // 2)
@@ -279,25 +282,25 @@ class _Sliding(Op):
         return self.kernel // 2 if setting == "padding" and self.kernel % 2 else super().usual(setting)
 
     def _channels(self, shape: Shape) -> tuple[int, int, int]:
-        """Channels in, channels out, and groups."""
+        """(input channels, output channels, groups)."""
         raise NotImplementedError
 
     def shape(self, *inputs: Shape) -> Shape:
-        positions = _windows(self, inputs[0], self.kernel, self.stride, self.padding)
+        positions = _window_positions(self, inputs[0], self.kernel, self.stride, self.padding)
         return (self._channels(inputs[0])[1], *positions)
 
     def tensors(self, *inputs: Shape) -> dict[str, Shape]:
-        before, after, groups = self._channels(inputs[0])
-        weight = (after, before // groups, *(self.kernel,) * (len(inputs[0]) - 1))
-        return {"weight": weight} | ({"bias": (after,)} if self.bias else {})
+        c_in, c_out, groups = self._channels(inputs[0])
+        weight = (c_out, c_in // groups, *(self.kernel,) * (len(inputs[0]) - 1))
+        return {"weight": weight} | ({"bias": (c_out,)} if self.bias else {})
 
     def flops(self, *inputs: Shape) -> int:
         return 2 * math.prod((*self.shape(*inputs), *self.tensors(*inputs)["weight"][1:]))
 
     def module(self, *inputs: Shape) -> nn.Module:
-        before, after, groups = self._channels(inputs[0])
+        c_in, c_out, groups = self._channels(inputs[0])
         conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(inputs[0]) - 1]
-        return conv(before, after, self.kernel, self.stride, self.padding, groups=groups, bias=self.bias)
+        return conv(c_in, c_out, self.kernel, self.stride, self.padding, groups=groups, bias=self.bias)
 
     def mirror(self) -> Op | None:
         changes = self.stride > 1 or 2 * self.padding != self.kernel - 1
@@ -308,23 +311,23 @@ class _Sliding(Op):
 class Conv(_Sliding, Producer):
     """Convolution over 1 to 3 spatial axes.
 
-    padding: at every edge, of zeros; by default half of the kernel. groups: of channels, each of which becomes as many
-    of the filters (Xie et al. 2017, ResNeXt, arXiv:1611.05431).
+    padding: zeros at every edge; by default half of the kernel. groups: number of groups of channels, each of which is
+    the input of an equal share of the filters (Xie et al. 2017, ResNeXt, arXiv:1611.05431).
     """
 
     filters: int
     kernel: int = 3
     stride: int = 1
     bias: bool = False
-    padding: int = HALF
+    padding: int = HALF_KERNEL
     groups: int = 1
     tag = "conv"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "filters", "groups")
+        _check_positive(self, "filters", "groups")
         if self.filters % self.groups:
-            raise ValueError(f"conv: {self.filters} filters cannot be in {self.groups} groups of as many")
+            raise ValueError(f"conv: {self.filters} filters cannot be split into {self.groups} equal groups")
 
     @property
     def rigid(self) -> bool:
@@ -339,18 +342,18 @@ class Conv(_Sliding, Producer):
 
     def _channels(self, shape: Shape) -> tuple[int, int, int]:
         if shape[0] % self.groups:
-            raise ShapeError(f"conv: {shape[0]} channels cannot be in {self.groups} groups of as many")
+            raise ShapeError(f"conv: {shape[0]} channels cannot be split into {self.groups} equal groups")
         return shape[0], self.filters, self.groups
 
 
 @dataclass(frozen=True)
 class Depthwise(_Sliding):
-    """Convolution of every channel by itself, with a kernel of its own (Howard et al. 2017, arXiv:1704.04861)."""
+    """Depthwise convolution: every channel has its own kernel (Howard et al. 2017, arXiv:1704.04861)."""
 
     kernel: int = 3
     stride: int = 1
     bias: bool = False
-    padding: int = HALF
+    padding: int = HALF_KERNEL
     tag = "depthwise"
     axes = {"weight": ("out",), "bias": ("out",)}
 
@@ -358,7 +361,7 @@ class Depthwise(_Sliding):
         return shape[0], shape[0], shape[0]
 
     def init(self, *inputs: Shape, generator: torch.Generator) -> Weights:
-        return _he(self.tensors(*inputs), generator)
+        return _he_init(self.tensors(*inputs), generator)
 
 
 @dataclass(frozen=True)
@@ -371,7 +374,7 @@ class Dense(Producer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "units")
+        _check_positive(self, "units")
 
     @property
     def width(self) -> int:
@@ -381,7 +384,7 @@ class Dense(Producer):
         return replace(self, units=width)
 
     def shape(self, *inputs: Shape) -> Shape:
-        _flat(self, inputs[0])
+        _check_flat(self, inputs[0])
         return (self.units,)
 
     def tensors(self, *inputs: Shape) -> dict[str, Shape]:
@@ -419,13 +422,13 @@ class BatchNorm(Op):
         return state | {"num_batches_tracked": torch.tensor(0)}
 
     def neutral(self, *inputs: Shape, scale: float = 1.0) -> Weights:
-        """Weights (float64) with which evaluation mode multiplies by `scale` and does nothing else."""
-        width, kind = inputs[0][0], torch.float64
+        """Weights (float64) with which evaluation mode only multiplies by `scale`."""
+        width, dtype = inputs[0][0], torch.float64
         return {
-            "weight": torch.full((width,), scale * math.sqrt(1 + self.eps), dtype=kind),
-            "bias": torch.zeros(width, dtype=kind),
-            "running_mean": torch.zeros(width, dtype=kind),
-            "running_var": torch.ones(width, dtype=kind),
+            "weight": torch.full((width,), scale * math.sqrt(1 + self.eps), dtype=dtype),
+            "bias": torch.zeros(width, dtype=dtype),
+            "running_mean": torch.zeros(width, dtype=dtype),
+            "running_var": torch.ones(width, dtype=dtype),
             "num_batches_tracked": torch.tensor(0),
         }
 
@@ -438,8 +441,8 @@ class BatchNorm(Op):
 
 
 class Activation(Op):
-    """A function of every value by itself: the sites of morphs. Blocks are inserted after one that is not negative, and
-    skips added between any two."""
+    """An elementwise function, and a site of morphs: blocks are inserted after nonnegative ones, and skips are added
+    between any two."""
 
     nonnegative: ClassVar[bool] = False
     """Whether no output is negative."""
@@ -474,7 +477,7 @@ class ReLU6(Activation):
 
 @dataclass(frozen=True)
 class LeakyReLU(Activation):
-    """x where it is positive, else x times the slope."""
+    """x where it is positive, else slope * x."""
 
     slope: float = 0.01
     tag = "leakyrelu"
@@ -496,7 +499,7 @@ class SiLU(Activation):
 
 @dataclass(frozen=True)
 class GELU(Activation):
-    """x times the normal distribution function of x (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+    """x times the standard normal distribution function of x (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
 
     tag = "gelu"
     layer = nn.GELU
@@ -538,7 +541,7 @@ class Tanh(Activation):
 
 @dataclass(frozen=True)
 class _Pool(Op):
-    """ceil: whether a last window that is not whole counts, too."""
+    """Base class of pooling. ceil: whether a last window counts that only partly covers the input."""
 
     size: int = 2
     stride: int = 2
@@ -548,12 +551,12 @@ class _Pool(Op):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "size", "stride")
+        _check_positive(self, "size", "stride")
         if not 0 <= self.padding <= self.size // 2:
             raise ValueError(f"{self.tag}: padding must be 0 to half of size {self.size}, not {self.padding}")
 
     def shape(self, *inputs: Shape) -> Shape:
-        return (inputs[0][0], *_windows(self, inputs[0], self.size, self.stride, self.padding, self.ceil))
+        return (inputs[0][0], *_window_positions(self, inputs[0], self.size, self.stride, self.padding, self.ceil))
 
     def flops(self, *inputs: Shape) -> int:
         return int(math.prod(self.shape(*inputs)) * self.size ** (len(inputs[0]) - 1))
@@ -575,7 +578,7 @@ class MaxPool(_Pool):
 
 @dataclass(frozen=True)
 class AvgPool(_Pool):
-    """Mean of each window, padding left out of the count."""
+    """Mean of each window, not counting padding."""
 
     tag = "avgpool"
 
@@ -596,7 +599,7 @@ class GlobalPool(Op):
     tag = "globalpool"
 
     def shape(self, *inputs: Shape) -> Shape:
-        _spatial(self, inputs[0])
+        _spatial_sizes(self, inputs[0])
         return inputs[0][:1]
 
     def flops(self, *inputs: Shape) -> int:
@@ -649,7 +652,7 @@ class Dropout(Op):
 
 
 class Elementwise(Op):
-    """Two tensors, value by value: their widths are tied."""
+    """An op that combines two tensors elementwise, so that their widths are tied."""
 
     arity = (2, 2)
 
@@ -678,7 +681,7 @@ class Add(Elementwise):
 
 @dataclass(frozen=True)
 class Gate(Elementwise):
-    """Every channel of the first input times one number of the second, which is flat: as in squeeze-and-excitation
+    """Every channel of the first input times one value of the second, which is flat, as in squeeze-and-excitation
     (Hu et al. 2018, arXiv:1709.01507)."""
 
     tag = "gate"
@@ -690,7 +693,7 @@ class Gate(Elementwise):
 
     @staticmethod
     def equation(shape: Shape) -> str:
-        """What is done to an input of that shape, as `torch.einsum` has it."""
+        """The `torch.einsum` equation for a first input of this shape."""
         axes = "xyz"[: len(shape) - 1]
         return f"nc{axes},nc->nc{axes}"
 
@@ -721,11 +724,11 @@ class Concat(Op):
 
 
 def op_from_json(data: Mapping[str, Any]) -> Op:
-    """The op that `Op.to_json` described; ValueError for an unknown kind or wrong settings."""
+    """The op from the data of `Op.to_json`; ValueError for an unknown kind or wrong settings."""
     settings = dict(data)
     tag = settings.pop("op", None)
     if not isinstance(tag, str) or tag not in KINDS:
-        raise ValueError(f"unknown op {tag!r:.100}: {known(KINDS)}")
+        raise ValueError(f"unknown op {tag!r:.100}: {describe_kinds(KINDS)}")
     names = [f.name for f in fields(KINDS[tag])]
     if unknown := [name for name in settings if name not in names]:
         raise ValueError(f"{tag}: unknown setting {unknown[0]!r}, it has {', '.join(names) or 'none'}")

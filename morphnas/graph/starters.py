@@ -1,7 +1,7 @@
-"""Small networks to start a search from, as graphs sized on request.
+"""Starters: graphs of small networks of given width and depth, from which a search begins.
 
-Every one takes an input shape, channels first and without the batch, with 1 to 3 spatial axes of any size from 1;
-`mlp` also takes flat features.
+All take an input shape, channels first and without the batch axis, with 1 to 3 spatial axes of any size from 1; `mlp`
+also takes flat features.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from morphnas.graph.ops import (
     Shape,
 )
 
-_SMALLEST = 4
+_MIN_POOLED_SIZE = 4
 """A starter halves the resolution only while at least this many positions remain along every axis."""
 
 READ_WHOLE = 64
-"""Positions along an axis below which the first convolution is not pooled: networks of half the width, which cost as
-much, learn more of what they read whole (`benchmarks/rates.py`)."""
+"""Positions along the smallest axis from which the first convolution is pooled. For smaller images it is not: networks
+of half the width then cost as much and learn more (`benchmarks/rates.py`)."""
 
-_FEW = 64
-"""Positions up to which the last layer reads them all: it learns faster than from their mean."""
+_MAX_FLATTENED = 64
+"""Number of positions up to which the last layer reads them all: it learns faster than from their mean."""
 
 
 class Draft:
-    """Nodes as they are written down, one after the other."""
+    """A graph under construction, node by node."""
 
     def __init__(self, input_shape: Shape) -> None:
         first = Input(input_shape)
@@ -56,46 +56,51 @@ class Draft:
         return name
 
     def conv_bn(self, filters: int, kernel: int = 3, source: str | None = None, pool: bool = False) -> str:
-        """Pooled before the norm, which then, like the relu, has a quarter of the values to go over."""
+        """Add a convolution and a batch norm; pooling comes before the norm, which then, like the relu, processes a
+        quarter of the values."""
         self.add(Conv(filters, kernel), source or self.last)
         if pool:
             self.add(MaxPool())
         return self.add(BatchNorm())
 
     def block(self, width: int, last: bool) -> int:
-        """Conv-bn-relu, pooled where that may be: with twice the width then, unless the first of all is pooled, which
-        no last one is. The width of what comes next."""
+        """Add conv-bn-relu, pooled if the resolution allows; returns the width for the next block.
+
+        For images smaller than `READ_WHOLE` a pooled block has twice the given width. For larger ones the width doubles
+        after a pooled block instead, and the last block is not pooled.
+        """
         large = min(self.shapes[self.nodes[0].name][1:]) >= READ_WHOLE
-        pool = self.may_shrink and not (large and last)
+        pool = self.can_pool and not (large and last)
         width *= 1 + (pool and not large)
         self.conv_bn(width, pool=pool)
         self.add(ReLU())
         return width * (1 + (pool and large))
 
     @property
-    def may_shrink(self) -> bool:
+    def can_pool(self) -> bool:
+        """Whether the resolution is large enough for pooling; right after the input only from `READ_WHOLE` on."""
         first = self.last == self.nodes[0].name
-        return min(self.shapes[self.last][1:]) >= max(READ_WHOLE if first else 0, 2 * _SMALLEST)
+        return min(self.shapes[self.last][1:]) >= max(READ_WHOLE if first else 0, 2 * _MIN_POOLED_SIZE)
 
     def graph(self) -> Graph:
         return Graph(tuple(self.nodes))
 
 
-def _images(input_shape: Shape) -> Shape:
+def _check_spatial(input_shape: Shape) -> Shape:
     if len(input_shape) == 1:
         raise ValueError(f"convolutions need (channels, *spatial), not {input_shape}: use mlp for flat features")
     return input_shape
 
 
-def _count(**sizes: int) -> None:
+def _check_positive(**sizes: int) -> None:
     for name, value in sizes.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, not {value!r}")
 
 
 def mlp(input_shape: Shape, n_classes: int, width: int = 128, depth: int = 2, dropout: float = 0.0) -> Graph:
-    """`depth` dense layers of `width` units with batch norm and relu, then the logits; depth 0: a linear map."""
-    _count(n_classes=n_classes, width=width, depth=depth or 1)
+    """`depth` dense layers of `width` units with batch norm and relu, then the logits; depth 0: a linear model."""
+    _check_positive(n_classes=n_classes, width=width, depth=depth or 1)
     draft = Draft(input_shape)
     if len(input_shape) > 1:
         draft.add(Flatten())
@@ -110,24 +115,27 @@ def mlp(input_shape: Shape, n_classes: int, width: int = 128, depth: int = 2, dr
 
 
 def cnn(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dropout: float = 0.0) -> Graph:
-    """`depth` blocks of conv-bn-relu. While the resolution allows, those that pool have twice the width of the one
-    before: all but the first, or of large images, where the first one pools as well, all but the last."""
-    _count(n_classes=n_classes, width=width, depth=depth)
-    draft = Draft(_images(input_shape))
+    """`depth` blocks of conv-bn-relu, pooled while the resolution allows.
+
+    For images smaller than `READ_WHOLE` all but the first are pooled, and each pooled block doubles the width. For
+    larger ones all but the last are pooled, and the width doubles after each of them.
+    """
+    _check_positive(n_classes=n_classes, width=width, depth=depth)
+    draft = Draft(_check_spatial(input_shape))
     for block in range(depth):
         width = draft.block(width, last=block == depth - 1)
     return _head(draft, n_classes, dropout)
 
 
 def resnet(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 2, dropout: float = 0.0) -> Graph:
-    """A stem, `depth` stages that end with a residual block of two convolutions, and a last one that does where it is
+    """A stem, `depth` stages with a residual block of two convolutions, and a last stage, which has one only if it is
     pooled (He et al. 2015, arXiv:1512.03385).
 
-    Each of them begins as a block of `cnn`: residual blocks at lower resolutions are worth their cost
-    (`benchmarks/sizes.py`, `benchmarks/rates.py`).
+    The stem and every stage begin with a block of `cnn`, so that residual blocks come after pooling: at lower
+    resolutions they are worth their cost (`benchmarks/sizes.py`, `benchmarks/rates.py`).
     """
-    _count(n_classes=n_classes, width=width, depth=depth)
-    draft = Draft(_images(input_shape))
+    _check_positive(n_classes=n_classes, width=width, depth=depth)
+    draft = Draft(_check_spatial(input_shape))
     for stage in range(depth + 2):
         before = draft.shapes[draft.last][1:]
         width = draft.block(width, last=stage > depth)
@@ -142,18 +150,19 @@ def resnet(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 2, 
 
 
 def densenet(input_shape: Shape, n_classes: int, width: int = 16, depth: int = 6, dropout: float = 0.0) -> Graph:
-    """A pooled stem and `depth` layers of `width` channels, each reading all before it in its block by concatenation
+    """A stem and `depth` layers of `width` channels, each reading the concatenation of all before it in its block
     (Huang et al. 2016, arXiv:1608.06993).
 
-    Up to three blocks, a 1x1 convolution and pooling between them, while the resolution allows.
+    Up to three blocks, with a 1x1 convolution and pooling between them while the resolution allows; the stem is pooled
+    for images from `READ_WHOLE` on.
     """
-    _count(n_classes=n_classes, width=width, depth=depth)
-    draft = Draft(_images(input_shape))
-    draft.conv_bn(2 * width, pool=draft.may_shrink)
+    _check_positive(n_classes=n_classes, width=width, depth=depth)
+    draft = Draft(_check_spatial(input_shape))
+    draft.conv_bn(2 * width, pool=draft.can_pool)
     features = draft.add(ReLU())
     per_block = -(-depth // 3)
     for layer in range(depth):
-        if layer and layer % per_block == 0 and draft.may_shrink:
+        if layer and layer % per_block == 0 and draft.can_pool:
             draft.conv_bn(max(1, draft.shapes[features][0] // 2), kernel=1)
             draft.add(ReLU())
             features = draft.add(MaxPool())
@@ -163,8 +172,9 @@ def densenet(input_shape: Shape, n_classes: int, width: int = 16, depth: int = 6
 
 
 def _head(draft: Draft, n_classes: int, dropout: float) -> Graph:
-    """The logits, which read every position where there are few, else the normalised mean over all."""
-    if math.prod(draft.shapes[draft.last][1:]) <= _FEW:
+    """Add the logits, computed from all positions if there are at most `_MAX_FLATTENED`, else from their normalised
+    mean; returns the graph."""
+    if math.prod(draft.shapes[draft.last][1:]) <= _MAX_FLATTENED:
         draft.add(Flatten())
     else:
         draft.add(GlobalPool())

@@ -1,4 +1,4 @@
-"""Several networks as one: it computes their weighted mean, and is a network like any other."""
+"""Blends: they compute the weighted mean of several networks, and are networks like any other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def outputs(network: Network, x: torch.Tensor) -> torch.Tensor:
 @settings(max_examples=25)
 @given(starts(), st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 2**20), st.booleans())
 def test_computes_the_weighted_mean(graph: Graph, shares: list[float], seed: int, grown: bool) -> None:
-    """Of a network with other weights, and of one with another shape."""
+    """Of networks of one graph with other weights, and with a grown one."""
     graphs = [graph] * len(shares)
     if grown and (morph := next(neighbours(graph), None)) is not None:
         graphs[-1] = morph.grow(graph)
@@ -86,7 +86,7 @@ def test_too_many_nodes_are_refused() -> None:
 
 
 def test_a_blend_is_adapted_to_other_images_and_classes() -> None:
-    """Whatever reads their pixels keeps its weights; the heads of its networks get fresh ones where they must."""
+    """Convolutions keep their weights; the heads of the blended networks get initial ones where shapes change."""
     graphs = [cnn((1, 8, 8), 5, width=4, depth=2), cnn((1, 8, 8), 5, width=8, depth=1)]
     networks = [network(graph, i) for i, graph in enumerate(graphs)]
     whole = blend(networks, [0.5, 0.5])

@@ -1,4 +1,4 @@
-"""A graph as a value: what is derived from it agrees with torch, its key with isomorphism, and JSON gives it back."""
+"""Graphs: derived properties agree with PyTorch, keys with isomorphism, and JSON round trips."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ from morphnas.graph.graph import FORMAT
 from morphnas.graph.ops import KINDS, op_from_json
 from tests.strategies import HAND_MADE, chain, examples, graphs, grow, plain, starts
 
-# -- what is derived
+# -- derived properties
 
 
 class Recorder(fx.Interpreter):
-    """Runs a module and notes the shape that every node gives."""
+    """Runs a module and records the output shape of every node."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -135,7 +135,7 @@ def test_small_images_are_read_as_they_are_first(
     build: Callable[..., Graph], size: int, poolings: int, at_once: bool
 ) -> None:
     graph = build((1, size, size), 3, width=4, depth=6)
-    most = 2 + at_once if build is densenet else poolings  # of dense blocks there are three
+    most = 2 + at_once if build is densenet else poolings  # there are at most three dense blocks
     assert sum(isinstance(node.op, MaxPool) for node in graph.nodes) == min(poolings, most)
     (first,) = graph.consumers[graph.input.name]
     assert any(isinstance(graph[name].op, MaxPool) for name in graph.consumers[first]) is at_once
@@ -222,7 +222,7 @@ def test_keys_are_equal_for_isomorphic_graphs_only(graph: Graph, seed: int) -> N
 @settings(max_examples=20)
 @given(graph=graphs(morphs=4), seed=st.integers(0, 2**32))
 def test_two_morphs_at_different_places_commute(graph: Graph, seed: int) -> None:
-    """Deepening twice gives one network in whichever order: searchers recognise it as a duplicate."""
+    """Deepening at two sites gives the same key in either order: searchers recognise the duplicate."""
     deeper = list(neighbours(graph, Limits(morphs=("deeper",))))
     if len(deeper) >= 2:
         one, other = random.Random(seed).sample(deeper, 2)
@@ -254,7 +254,7 @@ def test_shared_tensors_and_orders_that_matter_are_in_the_key() -> None:
 
 
 def test_tensors_that_are_computed_alike_are_told_apart_by_what_reads_them() -> None:
-    """Two towers of one kind, and all ways to join them in pairs."""
+    """Two towers with equal ops, joined in pairs in all ways."""
     towers = [Node("x", Input((4,)))]
     for name in "ab":
         towers += [Node(f"dense_{name}", Dense(4), ("x",)), Node(name, ReLU(), (f"dense_{name}",))]
@@ -371,7 +371,7 @@ def test_malformed_morphs_give_morph_errors(value: Any, tag: str, data: st.DataO
         "wider_all": {"percent": 150},
     }
     right = of_kind.get(tag, {"start": "relu_1", "end": "relu_2"})
-    nothing = [] if tag == "wider_all" else [{"morph": tag}]  # of which everything has a default
+    nothing = [] if tag == "wider_all" else [{"morph": tag}]  # without settings, which wider_all allows
     for wrong in ({"morph": tag, **right, "more": value}, *nothing, {"morph": value, **right}):
         with pytest.raises(MorphError):
             morph_from_json(wrong)
@@ -408,7 +408,7 @@ def test_ops_that_can_be_made_can_be_read(kind: str, data: st.DataObject) -> Non
     assert repr(again) == repr(op)
 
 
-# -- what is refused
+# -- errors
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Kinds of ops and of morphs that are a user's own."""
+"""User-defined kinds of ops and morphs."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ GRAPH = resnet((2, 8, 8), 3, width=4)
 
 @pytest.fixture(autouse=True)
 def _own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test defines is not known in others."""
+    """Classes that a test defines are not registered in other tests."""
     for module, name in ((morphs_module, "MORPHS"), (ops_module, "KINDS")):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
 
 def factors() -> tuple[type[Op], type[Insertion]]:
-    """An op with weights that the library has not, a factor for every channel (Touvron et al. 2021, arXiv:2103.17239),
-    and the morph that inserts it."""
+    """A user-defined op with weights, a factor per channel (Touvron et al. 2021, arXiv:2103.17239), and a morph that
+    inserts it."""
 
     class Factors(nn.Module):
         def __init__(self, width: int, ndim: int) -> None:
@@ -96,7 +96,7 @@ def factors() -> tuple[type[Op], type[Insertion]]:
 
 
 def kept(graph: Graph, several: list[Morph]) -> tuple[Graph, Weights]:
-    """The graph after the morphs and its weights, with which it computes what it did."""
+    """The graph after the morphs and its weights; asserts after each morph that the outputs are unchanged."""
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: value.double() if value.is_floating_point() else value for name, value in fresh_weights(graph).items()
@@ -175,7 +175,7 @@ def test_what_was_stored_before_a_setting_was_added_is_read() -> None:
 
 
 def test_settings_may_be_negative() -> None:
-    """The edit distance looks at them."""
+    """The edit distance compares them."""
 
     @dataclass(frozen=True)
     class Along(Flatten):

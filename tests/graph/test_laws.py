@@ -1,4 +1,4 @@
-"""The law that the rest stands on: a morph keeps the function of a network, whatever the network and its weights."""
+"""Morphs preserve the function of a network, whatever the network and its weights."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def carry(graph: Graph, weights: Weights, morphs: Sequence[Morph], seed: int) ->
 
 
 def outputs(graph: Graph, weights: Weights, x: torch.Tensor, training: bool = False) -> torch.Tensor:
-    """The logits (n, classes); in training mode by the statistics of the batch, but without dropout."""
+    """The logits (n, classes); in training mode with batch statistics, but without dropout."""
     module = to_module(graph, weights).train(training)
     for part in module.modules():
         if isinstance(part, nn.Dropout):
@@ -94,7 +94,7 @@ def assert_kept(
     grown, carried = carry(graph, weights, morphs, seed)
     after = outputs(grown, carried, x, training)
     assert {value.dtype for value in carried.values() if value.is_floating_point()} == {dtype}
-    largest = before.abs().max().clamp(min=1e-300)  # a relu at the end may give nothing but 0
+    largest = before.abs().max().clamp(min=1e-300)  # with a relu at the end all outputs may be 0
     error = ((after - before).abs().max() / largest).item()
     allowed = TOLERANCE[dtype] if tolerance is None else tolerance
     assert error <= allowed, f"{error:.1e} after {', '.join(map(str, morphs))}\nof\n{graph}"
@@ -138,7 +138,7 @@ def test_two_thousand_chains_keep_the_function(rank: int) -> None:
 @settings(max_examples=40)
 @given(graph=starts(), seed=st.integers(0, 2**32))
 def test_all_but_deeper_keep_the_function_in_training_too(graph: Graph, seed: int) -> None:
-    """By the statistics of the batch; what Deeper needs for that is a calibration, which the trainer does."""
+    """With batch statistics; after Deeper the trainer has to calibrate the new batch norm."""
     morphs: list[Morph] = []
     grown = graph
     rng = random.Random(seed)
@@ -153,7 +153,7 @@ def test_all_but_deeper_keep_the_function_in_training_too(graph: Graph, seed: in
 @settings(max_examples=40)
 @given(graph=starts(), seed=st.integers(0, 2**32))
 def test_channels_may_be_fresh_instead_of_repeated(graph: Graph, seed: int) -> None:
-    """Those of layers that are named: then no two of their weights are alike, and the function is kept as well."""
+    """Those of the layers in `fresh`: no two of their channels have equal weights, and the function is preserved."""
     fitting = list(neighbours(graph, Limits(morphs=("wider", "wider_all"))))
     if not fitting:
         return
@@ -199,7 +199,7 @@ def test_a_tensor_that_is_concatenated_with_itself_and_widened() -> None:
     assert_kept(graph, [Wider("dense_1", 9), Deeper("relu_2"), Wider("dense_1", 11)], 3)
 
 
-# -- what carrying leaves alone, and what it may change
+# -- side effects and symmetry breaking
 
 
 @settings(max_examples=30)
@@ -222,7 +222,7 @@ def test_nothing_given_is_changed_and_no_global_random_number_is_drawn(graph: Gr
 
 @pytest.mark.parametrize("name", ["cnn_2d", "resnet_2d", "mlp_flat", "vgg_2d", "densenet_1d"])
 def test_repeated_channels_part_in_training(name: str) -> None:
-    """After a widening, channels with equal weights get gradients that differ: else they would stay equal for ever."""
+    """After a widening, channels with equal weights get different gradients: otherwise they would stay equal."""
     graph = NETWORKS[name]
     alive = 0
     for seed, morph in enumerate(neighbours(graph, Limits(morphs=("wider", "wider_all")))):

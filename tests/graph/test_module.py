@@ -1,4 +1,4 @@
-"""A graph in PyTorch: named after the nodes, readable, trainable, exportable, and no trace left behind."""
+"""Graphs as PyTorch modules: named after the nodes, readable, trainable, exportable, and freed when unreferenced."""
 
 from __future__ import annotations
 
@@ -134,11 +134,11 @@ def test_fresh_weights_keep_the_variance_of_what_passes() -> None:
     graph = plain(*[op for _ in range(6) for op in (Dense(256), ReLU())], Dense(256), shape=(256,))
     with torch.no_grad():
         out = to_module(graph)(examples(graph, 0, n=64, dtype=torch.float32))
-    assert 0.5 < out.pow(2).mean() / 2 < 2  # the last layer doubles: its scale is made for a relu behind it
+    assert 0.5 < out.pow(2).mean() / 2 < 2  # the last layer doubles: its scale is for a relu after it
 
 
 def test_what_a_norm_undoes_begins_smaller() -> None:
-    """Also behind pooling, which does not mind the scale; not where anything else reads it."""
+    """Also with pooling in between; not if anything other than a batch norm reads the layer."""
     graph = cnn((1, 16, 16), 2, width=8)
     own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     weights = fresh_weights(graph, own[0])
@@ -192,7 +192,7 @@ def test_a_network_is_a_graph_and_its_weights() -> None:
 
 
 def test_graphs_and_modules_can_be_pickled() -> None:
-    """As estimators are, by those who use scikit-learn; on disk morphnas itself keeps JSON and safetensors."""
+    """As scikit-learn users pickle estimators; morphnas itself stores JSON and safetensors."""
     graph = GROWN["2d"]
     module = to_module(graph, random_weights(graph, 0, torch.float32)).eval()
     again_graph, again = pickle.loads(pickle.dumps((graph, module)))
@@ -202,7 +202,7 @@ def test_graphs_and_modules_can_be_pickled() -> None:
 
 
 def test_it_is_gone_as_soon_as_nobody_has_it() -> None:
-    """Without a circle that holds a GPU's memory until Python looks for such: after dozens of trainings."""
+    """Without a reference cycle, which would hold GPU memory until the garbage collector runs."""
     gc.disable()
     try:
         module = to_module(GROWN["2d"])

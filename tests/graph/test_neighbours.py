@@ -1,4 +1,4 @@
-"""What a searcher is offered: morphs that fit, within the limits, and why others do not."""
+"""The morphs offered to searchers: those that fit, within the limits, and the errors of those that do not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from morphnas.graph import (
     resnet,
     width_group,
 )
-from morphnas.graph.morphs import _widest, width_groups
+from morphnas.graph.morphs import _max_width, width_groups
 from tests.strategies import HAND_MADE, graphs, plain
 
 
@@ -101,11 +101,11 @@ def test_limits_leave_out_what_is_too_large_and_nothing_else(graph: Graph, limit
 @settings(max_examples=30)
 @given(graph=graphs(morphs=6), random=st.randoms(use_true_random=False))
 def test_nothing_gets_smaller(graph: Graph, random: Random) -> None:
-    """So that nothing fits below a network that does not."""
+    """Morphs never reduce a size, so no descendant of a network beyond the limits is within them."""
 
     def sizes(graph: Graph) -> list[float]:
         found = [graph.parameters, graph.flops, graph.work, graph.depth, graph.activation_bytes]
-        return [*found, graph.peak_bytes(SMALLEST), _widest(graph), Limits(pace=(1, 1e-6, 1e-6)).latency(graph)]
+        return [*found, graph.peak_bytes(SMALLEST), _max_width(graph), Limits(pace=(1, 1e-6, 1e-6)).latency(graph)]
 
     offered = list(neighbours(graph))
     for morph in random.sample(offered, min(10, len(offered))):
@@ -303,7 +303,7 @@ def test_nothing_is_inserted_behind_a_relu_that_is_the_output(morph: Morph) -> N
     graph = plain(Dense(5), ReLU(), Dense(5), ReLU(), shape=(4,))
     with pytest.raises(MorphError, match="relu_4 is the network's output"):
         morph.grow(graph)
-    with pytest.raises(GraphError, match="none of the readers that 'relu_4' is to have is a node"):
+    with pytest.raises(GraphError, match="none of the readers given for 'relu_4' is a node"):
         graph.splice([Node("relu_5", ReLU(), ("relu_4",))], "relu_4", [])
 
 

@@ -1,4 +1,4 @@
-"""Modules read as networks: they compute the same, and what cannot be read is refused in words."""
+"""`from_module`: networks compute the same as their modules, and errors say what cannot be read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def same(network: Network, module: nn.Module, x: Tensor) -> bool:
 def test_what_was_written_is_read_again(graph: Graph, seed: int) -> None:
     module = to_module(graph, random_weights(graph, seed, torch.float32)).eval()
     network = from_module(module, graph.shapes[graph.input.name])
-    idle = [n for n in graph.nodes if isinstance(n.op, Flatten) and len(graph.shapes[n.inputs[0]]) == 1]  # left out
+    idle = [
+        n for n in graph.nodes if isinstance(n.op, Flatten) and len(graph.shapes[n.inputs[0]]) == 1
+    ]  # omitted by from_module
     assert idle or network.graph.key == graph.key
     assert same(network, module, examples(graph, seed, dtype=torch.float32))
 
@@ -61,7 +63,7 @@ def test_so_are_networks_with_every_op(name: str) -> None:
 
 
 class Block(nn.Module):
-    """As residual blocks are usually written: in place, with a strided 1x1 convolution beside."""
+    """A usual residual block: in-place operations, and a strided 1x1 convolution as shortcut."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -78,7 +80,7 @@ class Block(nn.Module):
 
 
 class Usual(nn.Module):
-    """Written with modules, functions and methods, and a branch that asks for the size."""
+    """Written with modules, functions and methods, and a branch that depends on the size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class Usual(nn.Module):
 
 
 def moved(module: nn.Module) -> nn.Module:
-    """With batch norms whose statistics are not those that they begin with."""
+    """The module with random running statistics in its batch norms."""
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -116,7 +118,7 @@ def test_a_module_as_people_write_it() -> None:
 
 
 class Tutorial(nn.Module):
-    """As first networks are written: no padding, and probabilities at the end."""
+    """A network as in tutorials: no padding, and probabilities as output."""
 
     def __init__(self, end: Callable[..., Tensor] = F.log_softmax) -> None:
         super().__init__()
@@ -142,7 +144,7 @@ def test_probabilities_at_the_end_are_left_to_the_loss(end: Callable[..., Tensor
 
 
 class Inverted(nn.Module):
-    """As blocks of mobile networks are written."""
+    """A block of a mobile network: inverted residual with squeeze-and-excitation."""
 
     def __init__(self, width: int, active: type[nn.Module], gate: type[nn.Module]) -> None:
         super().__init__()
@@ -178,7 +180,7 @@ def test_mobile_networks_are_read_and_morphed(active: type[nn.Module], gate: typ
 
 
 class Grouped(nn.Module):
-    """As the blocks of ResNeXt and RegNet are written."""
+    """A block of ResNeXt or RegNet."""
 
     def __init__(self, width: int, inner: int, groups: int) -> None:
         super().__init__()
@@ -203,7 +205,7 @@ def test_convolutions_in_groups_are_read_and_keep_their_channels() -> None:
     assert graph.parameters == sum(p.numel() for p in module.parameters())
     convs = {node.name: node.op for node in graph.nodes if isinstance(node.op, Conv)}
     assert [op.groups for op in convs.values()] == [1, 1, 3, 1, 8]
-    assert width_groups(graph) == []  # what is read, or added, by groups of channels has the width that they need
+    assert width_groups(graph) == []  # widths are fixed by the grouped convolutions and the sums with them
     assert {morph.tag for morph in neighbours(graph)} >= {"deeper", "add_skip"}
     for name in convs:
         with pytest.raises(MorphError, match=f"{name}: the channels of conv_\\d+ are in groups"):
@@ -238,7 +240,7 @@ def test_layers_with_weights_in_common_become_several_and_a_warning_says_so() ->
             return out
 
     module = Tied().eval()
-    with pytest.warns(UserWarning, match=r"weights in common become layers .*: again \(3 times\)"):
+    with pytest.warns(UserWarning, match=r"share weights become layers .*: again \(3 times\)"):
         network = from_module(module, (2, 8, 8))
     assert same(network, module, torch.randn(3, 2, 8, 8))
     assert network.graph.parameters == sum(p.numel() for p in module.parameters()) + 2 * (4 * 4 * 9 + 4)
@@ -276,7 +278,7 @@ def test_what_relu_overwrites_is_read_as_overwritten() -> None:
         def forward(self, x: Tensor) -> Tensor:
             x = self.one(x)
             y: Tensor = self.two(F.relu_(x))
-            return (y + x).mean((2, 3))  # x is what the relu has left
+            return (y + x).mean((2, 3))  # x was overwritten by the relu
 
     module = Overwriting()
     assert same(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
@@ -303,7 +305,7 @@ def test_examples_too_large_to_try_are_refused() -> None:
 
 
 def test_what_changes_nothing_is_no_op() -> None:
-    """Copies, axes of one position, a concatenation of one tensor, and a dropout of nothing."""
+    """Copies, axes of size 1, a concatenation of a single tensor, and dropout with probability 0."""
 
     class Idle(nn.Module):
         def __init__(self) -> None:
@@ -363,7 +365,7 @@ def test_what_changes_nothing_and_what_nobody_uses_is_left_out(way: Callable[[Te
 
 
 def test_what_only_training_does_may_be_left_out() -> None:
-    """Dropout of whole channels, and running means over all batches."""
+    """Dropout of whole channels, and cumulative running statistics (momentum None)."""
     module = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=None), nn.Dropout2d(0.3), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(4, 3),
