@@ -160,7 +160,7 @@ def test_channels_may_be_fresh_instead_of_repeated(graph: Graph, seed: int) -> N
     morph, weights = random.Random(seed).choice(fitting), random_weights(graph, seed)
     assert isinstance(morph, Widening)
     layers = [layer for group, _, _ in morph.groups(graph) for layer in group]
-    carried = morph.carry(graph, weights, torch.Generator().manual_seed(seed), fresh=layers)
+    carried = morph.carry(graph, weights, torch.Generator().manual_seed(seed + 1), fresh=layers)
     grown, x = morph.grow(graph), examples(graph, seed)
     before, after = outputs(graph, weights, x), outputs(grown, carried, x)
     assert (after - before).abs().max() <= 1e-10 * before.abs().max()
