@@ -1,4 +1,4 @@
-"""Random changes of training images: drawn on the host for a whole epoch, made on the device a batch at a time."""
+"""Data augmentation: parameters are drawn on the host once per epoch, and applied on the device batch by batch."""
 
 from __future__ import annotations
 
@@ -15,144 +15,153 @@ from morphnas.train.recipe import Augment
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """The examples that an epoch, or a batch of it, trains on, and what was drawn for each of them: a row each.
+    """The examples of an epoch, or of one batch of it, and their randomly drawn augmentation parameters: a row each.
 
-    index: (n,) int64. shift: (n, axes) int64 pixels. hidden: (n, axes) int64 pixels at which what is cut out begins.
-    angle: (n, 1) radians. over: (n, 1) int64, 1 for those that are turned upside down. zoom, brightness, contrast:
-    (n, 1) factors. What an `Augment` does not change has no columns; angle and zoom have them together, and so have
-    brightness and contrast.
+    index: (n,) int64 indices into the training set. shift: (n, axes) int64 pixels. cutout: (n, axes) int64, the first
+    pixel of the box that is cut out, which may be negative. angle: (n, 1) radians. upside_down: (n, 1) int64, 1 for
+    images that are flipped vertically. zoom, brightness, contrast: (n, 1) factors. Parameters of augmentations that are
+    off have 0 columns; angle and zoom are on or off together, and so are brightness and contrast.
     """
 
     index: Tensor
     shift: Tensor
-    hidden: Tensor
+    cutout: Tensor
     angle: Tensor
-    over: Tensor
+    upside_down: Tensor
     zoom: Tensor
     brightness: Tensor
     contrast: Tensor
 
     @staticmethod
     def of(index: Tensor, shape: Sequence[int], augment: Augment, generator: torch.Generator) -> Draw:
-        """What happens to examples of the shape (channels, *spatial) at these indices of the training data."""
+        """Draw parameters for the training examples at `index`, which have the shape (channels, *spatial)."""
         n, spatial = len(index), shape[1:]
 
-        def columns(ranges: Sequence[tuple[int, int]], wanted: bool) -> Tensor:
-            drawn = [torch.randint(*bounds, (n, 1), generator=generator) for bounds in ranges if wanted]
+        def integers(ranges: Sequence[tuple[int, int]], enabled: bool) -> Tensor:
+            """(n, len(ranges)), each column uniform from low to high - 1; (n, 0) if not enabled."""
+            drawn = [torch.randint(*bounds, (n, 1), generator=generator) for bounds in ranges if enabled]
             return torch.cat([torch.empty(n, 0, dtype=torch.int64), *drawn], 1)
 
         reaches = [math.ceil((augment.shift or 0.0) * size - 1e-6) for size in spatial]
-        shift = columns([(-reach, reach + 1) for reach in reaches], bool(augment.shift))
-        turned = bool(augment.rotate or augment.zoom) and len(spatial) == 2
-        lit = bool(spatial and (augment.brightness or augment.contrast))
+        shift = integers([(-reach, reach + 1) for reach in reaches], bool(augment.shift))
+        rotated = bool(augment.rotate or augment.zoom) and len(spatial) == 2
+        relit = bool(spatial and (augment.brightness or augment.contrast))
 
-        def amounts(wanted: bool) -> Tensor:
-            """(n, 1) from -1 to 1."""
-            return 2 * torch.rand(n, int(wanted), generator=generator) - 1
+        def uniform(enabled: bool) -> Tensor:
+            """(n, 1) from -1 to 1; (n, 0) if not enabled."""
+            return 2 * torch.rand(n, int(enabled), generator=generator) - 1
 
-        angle = amounts(turned) * math.radians(augment.rotate)
-        sides = [_side(augment, size) for size in spatial]
-        hidden = columns([(1 - side, size) for side, size in zip(sides, spatial, strict=True)], bool(augment.cutout))
-        over = columns([(0, 2)], augment.flip_vertical and len(spatial) > 1)
-        zoom = (amounts(turned) * math.log1p(augment.zoom)).exp()
-        brightness, contrast = (1 + most * amounts(lit) for most in (augment.brightness, augment.contrast))
-        return Draw(index, shift, hidden, angle, over, zoom, brightness, contrast)
+        angle = uniform(rotated) * math.radians(augment.rotate)
+        sides = [_cutout_side(augment, size) for size in spatial]
+        cutout = integers([(1 - side, size) for side, size in zip(sides, spatial, strict=True)], bool(augment.cutout))
+        upside_down = integers([(0, 2)], augment.flip_vertical and len(spatial) > 1)
+        zoom = (uniform(rotated) * math.log1p(augment.zoom)).exp()
+        brightness, contrast = (1 + largest * uniform(relit) for largest in (augment.brightness, augment.contrast))
+        return Draw(index, shift, cutout, angle, upside_down, zoom, brightness, contrast)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Draw:
-        return Draw(*(change(getattr(self, field.name)) for field in fields(self)))
+    def map(self, function: Callable[[Tensor], Tensor]) -> Draw:
+        """Apply a function to every tensor."""
+        return Draw(*(function(getattr(self, field.name)) for field in fields(self)))
 
     def to(self, device: torch.device, examples: torch.device) -> Draw:
-        """For images that are changed on the device; the index goes where the examples lie."""
-        return replace(self.each(lambda rows: rows.to(device)), index=self.index.to(examples))
+        """Move the parameters to the device that augments, and the index to the device that holds the examples."""
+        return replace(self.map(lambda rows: rows.to(device)), index=self.index.to(examples))
 
     def first(self, n: int) -> Draw:
-        return self.each(lambda rows: rows[:n])
+        """The first n rows."""
+        return self.map(lambda rows: rows[:n])
 
     def split(self, parts: int) -> list[Draw]:
-        """Views, of nearly equal lengths."""
-        several = (getattr(self, field.name).tensor_split(parts) for field in fields(self))
-        return [Draw(*part) for part in zip(*several, strict=True)]
+        """Views of consecutive rows, of nearly equal lengths."""
+        columns = (getattr(self, field.name).tensor_split(parts) for field in fields(self))
+        return [Draw(*part) for part in zip(*columns, strict=True)]
 
     def copy_(self, other: Draw) -> None:
+        """Copy the values of another draw into these tensors, as a CUDA graph's inputs."""
         for field in fields(self):
             getattr(self, field.name).copy_(getattr(other, field.name))
 
 
 def augmented(x: Tensor, draw: Draw, augment: Augment, mirrored: Tensor | None = None) -> Tensor:
-    """A batch (n, channels, *spatial) with every image shifted, mirrored along its last axes, turned, lit and cut out.
+    """Apply the drawn augmentations to a batch (n, channels, *spatial); shape and dtype stay.
 
-    mirrored: (n,) bool, which images are, left and right; None: none. One gather moves and mirrors; pixels from outside
-    repeat the edge. Cutout sets to the image's mean. Images are turned and zoomed on a plane only.
+    In this order: shift and flips (one gather; edge pixels fill the gap), rotation and zoom (of two-dimensional images
+    only), brightness and contrast, and cutout, which sets pixels to the image's mean per channel.
+
+    mirrored: (n,) bool, which images are flipped along the last axis; None: none.
     """
     n, spatial = len(x), x.shape[2:]
     if not spatial:
         return x
-    if draw.shift.shape[1] or draw.over.shape[1] or mirrored is not None:
-        places = [_along(torch.arange(size, device=x.device), axis, x.ndim) for axis, size in enumerate(x.shape[:2])]
+    if draw.shift.shape[1] or draw.upside_down.shape[1] or mirrored is not None:
+        sources = [_along(torch.arange(size, device=x.device), axis, x.ndim) for axis, size in enumerate(x.shape[:2])]
         for axis, size in enumerate(spatial):
-            place = torch.arange(size, device=x.device).expand(n, size)
+            source = torch.arange(size, device=x.device).expand(n, size)
             if draw.shift.shape[1]:
-                place = (place + draw.shift[:, axis, None]).clamp(0, size - 1)
+                source = (source + draw.shift[:, axis, None]).clamp(0, size - 1)
             if mirrored is not None and axis == len(spatial) - 1:
-                place = torch.where(mirrored[:, None], place.flip(1), place)
-            if draw.over.shape[1] and axis == len(spatial) - 2:
-                place = torch.where(draw.over == 1, place.flip(1), place)
-            places.append(_of_each(place, axis, x.ndim))
-        x = x[tuple(places)]
+                source = torch.where(mirrored[:, None], source.flip(1), source)
+            if draw.upside_down.shape[1] and axis == len(spatial) - 2:
+                source = torch.where(draw.upside_down == 1, source.flip(1), source)
+            sources.append(_per_image(source, axis, x.ndim))
+        x = x[tuple(sources)]
     if draw.angle.shape[1]:
-        x = _turned(x, draw.angle, draw.zoom)
+        x = _rotate_and_zoom(x, draw.angle, draw.zoom)
     if draw.contrast.shape[1]:
-        x = _lit(x, draw.brightness, draw.contrast)
-    if draw.hidden.shape[1]:
+        x = _adjust_light(x, draw.brightness, draw.contrast)
+    if draw.cutout.shape[1]:
         hidden = torch.ones((n, *[1] * (x.ndim - 1)), dtype=torch.bool, device=x.device)
         for axis, size in enumerate(spatial):
-            place, first = torch.arange(size, device=x.device), draw.hidden[:, axis, None]
-            inside = (place >= first) & (place < first + _side(augment, size))
-            hidden = hidden & _of_each(inside, axis, x.ndim)
+            position, first = torch.arange(size, device=x.device), draw.cutout[:, axis, None]
+            inside = (position >= first) & (position < first + _cutout_side(augment, size))
+            hidden = hidden & _per_image(inside, axis, x.ndim)
         mean = x.to(torch.float32).mean(dim=list(range(2, x.ndim)), keepdim=True).to(x.dtype)
         x = torch.where(hidden, mean, x)
     return x
 
 
-def _side(augment: Augment, size: int) -> int:
-    """Pixels that are cut out along an axis of so many."""
+def _cutout_side(augment: Augment, size: int) -> int:
+    """Pixels that cutout covers along an axis of `size` pixels."""
     return max(1, round(augment.cutout * size))
 
 
-def _turned(x: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
-    """Images (n, channels, h, w), each turned about its middle by its angle in radians and enlarged by its factor,
-    (n, 1) each."""
+def _rotate_and_zoom(x: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
+    """Rotate images (n, channels, h, w) about their centres and enlarge them.
+
+    angle: (n, 1) radians. zoom: (n, 1) factors.
+    """
     h, w = x.shape[2:]
-    sin, cos, none = angle.sin() / zoom, angle.cos() / zoom, torch.zeros_like(angle)
-    rows = [torch.cat([cos, -sin * h / w, none], 1), torch.cat([sin * w / h, cos, none], 1)]
+    sin, cos, zero = angle.sin() / zoom, angle.cos() / zoom, torch.zeros_like(angle)
+    rows = [torch.cat([cos, -sin * h / w, zero], 1), torch.cat([sin * w / h, cos, zero], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), [len(x), 1, h, w], align_corners=False)
-    found = F.grid_sample(x.to(torch.float32), grid, padding_mode="border", align_corners=False)
-    return _as(found, x.dtype)
+    resampled = F.grid_sample(x.to(torch.float32), grid, padding_mode="border", align_corners=False)
+    return _cast(resampled, x.dtype)
 
 
-def _lit(x: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
-    """Images with their values, and the deviations of these from each image's mean, multiplied by its factors, (n, 1)
-    each."""
-    found = x if x.is_floating_point() else x.to(torch.float32)
-    mean = found.mean(dim=list(range(1, x.ndim)), keepdim=True)
-    found = mean + (found - mean) * _of_each(contrast, -1, x.ndim)
-    return _as(found * _of_each(brightness, -1, x.ndim), x.dtype)
+def _adjust_light(x: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
+    """Multiply the deviations from each image's mean by its contrast factor (n, 1), then all values by its brightness
+    factor (n, 1)."""
+    values = x if x.is_floating_point() else x.to(torch.float32)
+    mean = values.mean(dim=list(range(1, x.ndim)), keepdim=True)
+    values = mean + (values - mean) * _per_image(contrast, -1, x.ndim)
+    return _cast(values * _per_image(brightness, -1, x.ndim), x.dtype)
 
 
-def _as(values: Tensor, kind: torch.dtype) -> Tensor:
-    """Values of a kind that may be whole numbers, within its range."""
-    if kind.is_floating_point:
-        return values.to(kind)
-    return values.round().clamp(torch.iinfo(kind).min, torch.iinfo(kind).max).to(kind)
+def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to a dtype; integers are rounded and clamped to its range."""
+    if dtype.is_floating_point:
+        return values.to(dtype)
+    return values.round().clamp(torch.iinfo(dtype).min, torch.iinfo(dtype).max).to(dtype)
 
 
 def _along(values: Tensor, axis: int, ndim: int) -> Tensor:
+    """Reshape (size,) to broadcast along one of `ndim` axes."""
     return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
-def _of_each(values: Tensor, axis: int, ndim: int) -> Tensor:
-    """Values (n, size) of every image, along its spatial axis with that number."""
+def _per_image(values: Tensor, axis: int, ndim: int) -> Tensor:
+    """Reshape (n, size) to broadcast over images along their spatial axis of this number; -1: along channels."""
     return values.reshape([len(values) if i == 0 else values.shape[1] if i == axis + 2 else 1 for i in range(ndim)])

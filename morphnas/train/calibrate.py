@@ -1,4 +1,4 @@
-"""Batch norms that are new: what they compute stays, and becomes that of their inputs."""
+"""Calibrating new batch norms: statistics of real inputs, with scale and bias changed so that outputs stay the same."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def calibrate(module: nn.Module, names: Iterable[str], x: Tensor) -> None:
-    """Give the named batch norms the statistics of the normalised batch x and keep what the network computes.
+    """Set the running statistics of the named batch norms to those of their inputs, and keep the network's function.
 
-    A fresh batch norm that is neutral in evaluation mode is not so in training mode, where it normalises by the batch.
-    With the batch's mean m and variance v as its statistics, and a scale and bias that undo them, it is in both. The
-    batch norms not named see the batch as in training, and keep their statistics.
+    A new batch norm that is the identity in evaluation mode is not in training mode, where it normalises by the batch's
+    mean and variance. With these as its running statistics, and a weight and bias that undo them, it is in both modes
+    (on this batch). All other batch norms run in training mode, and keep their running statistics. The module is left
+    in training mode.
+
+    names: of the batch norms to calibrate, as in `module.named_modules()`. x: a batch of normalised examples.
     """
     handles = []
     norms = {
@@ -23,22 +26,22 @@ def calibrate(module: nn.Module, names: Iterable[str], x: Tensor) -> None:
     counts = [buffer for name, buffer in module.named_buffers() if name.endswith("num_batches_tracked")]
     momenta = {name: layer.momentum for name, layer in norms.items()}
 
-    def fit(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def set_statistics(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
         assert layer.running_mean is not None and layer.running_var is not None
         values = inputs[0].double()
         axes = [0, *range(2, values.ndim)]
         mean, var = values.mean(axes), values.var(axes, correction=0)
-        slope = layer.weight.double() / (layer.running_var.double() + layer.eps).sqrt()
-        height = layer.bias.double() - slope * layer.running_mean.double()
+        scale = layer.weight.double() / (layer.running_var.double() + layer.eps).sqrt()
+        offset = layer.bias.double() - scale * layer.running_mean.double()
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(var)
-        layer.weight.copy_(slope * (var + layer.eps).sqrt())
-        layer.bias.copy_(height + slope * mean)
+        layer.weight.copy_(scale * (var + layer.eps).sqrt())
+        layer.bias.copy_(offset + scale * mean)
 
     try:
         for name in names:
-            handles.append(norms[name].register_forward_pre_hook(fit))
+            handles.append(norms[name].register_forward_pre_hook(set_statistics))
         for layer in norms.values():
             layer.momentum = 0.0
         module.train()

@@ -1,4 +1,4 @@
-"""What a training needs to go on as if it had not been interrupted: values, and tensors by name."""
+"""Checkpoints: all that a training needs to resume as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -10,38 +10,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morphnas.train.data import Orders
+from morphnas.train.data import ShuffledIndices
 from morphnas.train.recipe import Epoch, Outcome, known_fields
 from morphnas.train.step import Step
 
 
 class CheckpointMismatch(ValueError):
-    """A checkpoint is not one of this training."""
+    """A checkpoint does not belong to this training, or is malformed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A training after one of its epochs. facts: JSON values. tensors: on the CPU, contiguous, each with memory of its
-    own."""
+    """The state of a training after one of its epochs.
+
+    facts: JSON values, see `TrainingState.to_json`. tensors: on the CPU, contiguous, sharing no memory.
+    """
 
     facts: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
 
-Keep = Callable[[Callable[[], Checkpoint]], None]
-"""Is given after every epoch what makes its checkpoint, and decides whether that is worth its time."""
+CheckpointCallback = Callable[[Callable[[], Checkpoint]], None]
+"""Called after every epoch with a function that makes a checkpoint, which it calls only if it wants one: that takes
+time."""
 
 
 @dataclass
 class TrainingState:
-    """Where a training has come to, apart from its tensors: it changes as the training goes on.
+    """The mutable state of a training, apart from its tensors.
 
-    best: the outcome so far, of the weights that are kept. decay, end: of the schedule; None: patience has not ended.
-    last: the epoch that it ends with. epoch: done. stale: of these, without a better score. calmed: whether the best
-    was scored at a low rate. validation: seconds that scoring is expected to take. trained: examples; timed: of these,
-    in `training` seconds, those since the last step that was recorded, which takes far longer than others. pace:
-    seconds per example of slow steps. micro: examples in memory at a time. usual: the first losses. seconds: since it
-    began.
+    best: the outcome so far, of the best weights. last: the epoch that the training ends with. micro: micro-batch size.
+    decay, end: of the `Schedule`; decay is None until patience has run out. epoch: epochs done. stale: epochs after the
+    warm-up since the last improvement. calmed: whether the best score was taken at a low learning rate (see
+    `Schedule.is_low`). validation: expected seconds for scoring an epoch. trained: examples trained on so far. timed,
+    training: examples, and the seconds that they took, since the last step that was captured as a CUDA graph: a capture
+    takes far longer than other steps. pace: seconds per example, of slow steps. usual: losses of the first steps.
+    curve: scored epochs. seconds: since the training began.
     """
 
     best: Outcome
@@ -66,20 +70,19 @@ class TrainingState:
 
     @staticmethod
     def from_json(data: Any) -> TrainingState:
-        """What `to_json` described; ValueError when it is none."""
+        """The inverse of `to_json`; ValueError if a value is invalid."""
         facts = known_fields(TrainingState, data)
         best = Outcome.from_json(facts.pop("best"))
         outcome = Outcome.from_json({"status": "truncated", "curve": facts.pop("curve", ())})
         usual = facts.pop("usual", ())
         for name, value in facts.items():
-            whole, maybe = (
-                name in ("last", "micro", "epoch", "stale", "trained", "timed"),
-                name == "decay" and value is None,
-            )
-            kind = bool if name == "calmed" else int if whole else (int, float)
-            if not maybe and not (isinstance(value, kind) and (name == "calmed") == isinstance(value, bool)):
+            if name == "decay" and value is None:
+                continue
+            integer = name in ("last", "micro", "epoch", "stale", "trained", "timed")
+            kind = bool if name == "calmed" else int if integer else (int, float)
+            if not (isinstance(value, kind) and (name == "calmed") == isinstance(value, bool)):
                 raise ValueError(f"checkpoint: {name} cannot be {value!r:.100}")
-            if not maybe and not 0 <= value < (2**62 if whole else math.inf):
+            if not 0 <= value < (2**62 if integer else math.inf):
                 raise ValueError(f"checkpoint: {name} cannot be {value!r:.100}")
         if not (isinstance(usual, (list, tuple)) and all(isinstance(v, float) and math.isfinite(v) for v in usual)):
             raise ValueError(f"checkpoint: usual cannot be {usual!r:.100}")
@@ -87,37 +90,39 @@ class TrainingState:
 
 
 @dataclass(frozen=True, eq=False)
-class Moving:
-    """The parts of a training that change in place."""
+class TensorState:
+    """The parts of a training whose tensors a checkpoint holds: its step, its random generator and its shuffling."""
 
     step: Step
     generator: torch.Generator
-    order: Orders
+    order: ShuffledIndices
 
     @property
     def device(self) -> torch.device:
         return self.step.task.device
 
     def tensors(self, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All of them as they are now, together with the best weights, and torch's own random state."""
-        found = {f"module.{name}": value for name, value in self.step.module.state_dict().items()}
-        found |= {f"best.{name}": value for name, value in best.items()}
-        if self.step.kept is not self.step.module:
-            found |= {f"averaged.{name}": value for name, value in self.step.kept.state_dict().items()}
+        """Copies of all current tensors, together with the given best weights and PyTorch's global random state."""
+        tensors = {f"module.{name}": value for name, value in self.step.module.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in best.items()}
+        if self.step.evaluated is not self.step.module:
+            tensors |= {f"averaged.{name}": value for name, value in self.step.evaluated.state_dict().items()}
         for i, state in self.step.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{i}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
-        found |= {"generator": self.generator.get_state(), "torch": torch.get_rng_state(), "order": self.order.rest}
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+        tensors |= {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
+        tensors["order"] = self.order.remaining
         if self.device.type == "cuda":
-            found["cuda"] = torch.cuda.get_rng_state(self.device)
+            tensors["cuda"] = torch.cuda.get_rng_state(self.device)
         if self.step.mirrored is not None:
-            found["mirrored"] = self.step.mirrored
-        copies = {name: value.detach().to("cpu", copy=True) for name, value in found.items()}
+            tensors["mirrored"] = self.step.mirrored
+        copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
         return {name: value.contiguous() for name, value in copies.items()}
 
     def restore(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Set all parts as they were, and return the best weights; Unfit, with everything as it is, where they differ.
+        """Restore all parts from the tensors of a checkpoint, and return its best weights, on the device.
 
-        In the memory format that the parts have: what is computed from them is the same to the last bit.
+        Tensors keep the memory format that they have here, so that results are bitwise the same. CheckpointMismatch if
+        names, shapes or dtypes differ: then the module, the optimizer and the shuffling are unchanged.
         """
         best = {name.removeprefix("best."): value for name, value in saved.items() if name.startswith("best.")}
         parameters = [p for group in self.step.optimizer.param_groups for p in group["params"]]
@@ -133,34 +138,34 @@ class Moving:
                 state.setdefault(int(number), {})[key] = (
                     torch.empty_like(p, requires_grad=False).copy_(value) if value.shape == p.shape else value
                 )
-        wanted = self.tensors(self.step.module.state_dict())
-        for name in {*wanted, *saved}:
+        expected = self.tensors(self.step.module.state_dict())
+        for name in {*expected, *saved}:
             if name.startswith("optimizer."):
                 continue
-            if name not in wanted or name not in saved:
-                raise CheckpointMismatch(f"{name} is {'missing' if name in wanted else 'not known'}")
-            if saved[name].dtype != wanted[name].dtype:
+            if name not in expected or name not in saved:
+                raise CheckpointMismatch(f"{name} is {'missing' if name in expected else 'not known'}")
+            if saved[name].dtype != expected[name].dtype:
                 raise CheckpointMismatch(f"{name} is of {saved[name].dtype}")
-            if name != "order" and saved[name].shape != wanted[name].shape:
+            if name != "order" and saved[name].shape != expected[name].shape:
                 raise CheckpointMismatch(f"{name} has shape {tuple(saved[name].shape)}")
-        rest = saved["order"]
-        if rest.ndim != 1 or len(rest) > self.order.n + self.order.length:
-            raise CheckpointMismatch(f"order has shape {tuple(rest.shape)}")
-        if len(rest) and not 0 <= int(rest.min()) <= int(rest.max()) < self.order.n:
-            raise CheckpointMismatch("order holds numbers of no examples")
+        order = saved["order"]
+        if order.ndim != 1 or len(order) > self.order.n + self.order.length:
+            raise CheckpointMismatch(f"order has shape {tuple(order.shape)}")
+        if len(order) and not 0 <= int(order.min()) <= int(order.max()) < self.order.n:
+            raise CheckpointMismatch("order holds indices out of range")
         try:
             torch.set_rng_state(saved["torch"])
             self.generator.set_state(saved["generator"])
             if "cuda" in saved:
                 torch.cuda.set_rng_state(saved["cuda"], self.device)
         except RuntimeError as error:
-            raise CheckpointMismatch(f"a random state: {error}") from None
+            raise CheckpointMismatch(f"invalid random state: {error}") from None
         _load(self.step.module, saved, "module.")
-        if self.step.kept is not self.step.module:
-            _load(self.step.kept, saved, "averaged.")
+        if self.step.evaluated is not self.step.module:
+            _load(self.step.evaluated, saved, "averaged.")
         groups = self.step.optimizer.state_dict()["param_groups"]
         self.step.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.order.rest = rest.clone()
+        self.order.remaining = order.clone()
         if self.step.mirrored is not None:
             self.step.mirrored.copy_(saved["mirrored"])
         return {name: value.to(self.device, copy=True) for name, value in best.items()}

@@ -1,4 +1,4 @@
-"""Examples as the trainer reads them: tensors on the device, in whole batches, normalised there."""
+"""Data sets as the trainer reads them: tensors on the device, gathered batch by batch and normalised there."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor
 from morphnas.train.goal import Goal
 
 CLIP, CLIP_PIXELS = 5.0, 100.0
-"""Standard deviations from the mean beyond which a feature, or a pixel, counts as no farther.
+"""Standard deviations from the mean to which normalised features, and pixels, are clipped.
 
-A feature that is the same in nearly all examples would be hundreds away in the others, and thousands in one that was
-not there when deviations were taken. A channel's deviation is over all positions, of which few may be bright."""
+A feature that is constant in nearly all examples would be hundreds of deviations away in the others, and thousands in
+an example outside the training set. The limit for pixels is higher, since a channel's deviation is over all positions,
+of which few may be bright."""
 
 
 def clip_limit(mean: Tensor) -> float:
-    """Which of them holds for examples with this mean, (d) for features or (channels, 1, ...)."""
+    """The limit for examples whose mean has this shape: (features,), or (channels, 1, ...) for images."""
     return CLIP if mean.ndim == 1 else CLIP_PIXELS
 
 
@@ -27,9 +28,9 @@ def clip_limit(mean: Tensor) -> float:
 class Examples:
     """Examples of a data set.
 
-    x: (n, *shape) uint8 or float32. y: (n, ...), as their goal defines it. weights: (n,) float32 sample weights; None:
-    equal. teacher_outputs: (n, outputs) float32, for distillation; None: there is no teacher. All on the device, except
-    that x may be in main memory.
+    x: (n, *shape) uint8 or float32. y: (n, ...) targets, as the `Goal` defines them. weights: (n,) float32 sample
+    weights; None: equal. teacher_outputs: (n, outputs) float32, for distillation; None: no teacher. All are on the
+    device, except that x may be in main memory.
     """
 
     x: Tensor
@@ -41,25 +42,25 @@ class Examples:
         return len(self.y)
 
     def __getitem__(self, index: Tensor | slice) -> Examples:
-        """Those at the indices, on the device; those of a slice are views."""
+        """The examples at an index tensor, all on the device; for a slice views, where they are."""
         if isinstance(index, slice):
-            return self._each(self.x[index], lambda value: value[index])
+            return self._map(self.x[index], lambda value: value[index])
         device = self.y.device
-        there = index.to(device)
-        return self._each(self.x[index.to(self.x.device)].to(device), lambda value: value[there])
+        on_device = index.to(device)
+        return self._map(self.x[index.to(self.x.device)].to(device), lambda value: value[on_device])
 
     def to(self, device: torch.device, x: bool = True) -> Examples:
-        """Those on the device; x only where it is said so."""
-        return self._each(self.x.to(device) if x else self.x, lambda value: value.to(device))
+        """The examples on a device; x=False leaves x where it is."""
+        return self._map(self.x.to(device) if x else self.x, lambda value: value.to(device))
 
-    def _each(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Examples:
-        """Those with other x, and all else changed."""
-        others = (None if value is None else change(value) for value in (self.weights, self.teacher_outputs))
-        return Examples(x, change(self.y), *others)
+    def _map(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Examples:
+        """Examples with this x, and the function applied to all other tensors."""
+        optional = (None if value is None else function(value) for value in (self.weights, self.teacher_outputs))
+        return Examples(x, function(self.y), *optional)
 
     @property
     def effective_size(self) -> int:
-        """How many examples that count alike would tell as much (Kish 1965, "Survey sampling", section 11.7)."""
+        """Kish's effective sample size, at least 1 (Kish 1965, "Survey sampling", section 11.7)."""
         if self.weights is None:
             return len(self)
         weights = self.weights.double()
@@ -68,10 +69,11 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What a network is trained on and judged by.
+    """What a network is trained and evaluated on.
 
-    valid: stops the training and scores it; None: there are too few examples, the training part scores.
-    goal: what outputs are to say. mean, std: of the training pixels, per channel, (channels, 1, ...) float32.
+    valid: the validation set, for scores and early stopping; None: there are too few examples to hold any out, and the
+    training set is scored. goal: loss and metrics. mean, std: of the training set, per channel, (channels, 1, ...)
+    float32.
     """
 
     train: Examples
@@ -82,7 +84,7 @@ class Task:
 
     @staticmethod
     def of(train: Examples, valid: Examples | None, goal: Goal) -> Task:
-        mean, std = (moment.to(train.y.device) for moment in moments(train.x, train.weights))
+        mean, std = (value.to(train.y.device) for value in moments(train.x, train.weights))
         return Task(train, valid, goal, mean, std)
 
     @property
@@ -95,14 +97,14 @@ class Task:
 
     @property
     def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of each channel."""
+        """Mean and standard deviation of each channel."""
         mean, std = (tuple(values.flatten().tolist()) for values in (self.mean, self.std))
         return mean, std
 
     def normalised(self, x: Tensor) -> Tensor:
-        """Raw examples (n, *shape) less the mean, in standard deviations, of which at most `clip_limit`."""
-        most = clip_limit(self.mean)
-        return (x.to(self.device).to(torch.float32) - self.mean).div_(self.std).clamp_(-most, most)
+        """Raw examples (n, *shape), standardised and clipped to +-`clip_limit`, float32 on the device."""
+        limit = clip_limit(self.mean)
+        return (x.to(self.device).to(torch.float32) - self.mean).div_(self.std).clamp_(-limit, limit)
 
     def to(self, device: torch.device) -> Task:
         valid = None if self.valid is None else self.valid.to(device)
@@ -114,55 +116,55 @@ class Task:
 def moments(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over examples and positions, per channel, (channels, 1, ...) float32.
 
-    weights: (n,) what each example counts for; None: all alike.
-    Read in pieces, through one buffer: what is allocated anew for each adds up, where the heap gets fragmented. A
-    channel that is constant gets 1 for its deviation.
+    weights: (n,) sample weights; None: equal.
+    A constant channel gets a deviation of 1. Computed in float64, chunk by chunk through one buffer: allocating one for
+    each chunk adds up where the heap gets fragmented.
     """
     axes = [0, *range(2, x.ndim)]
     size = max(1, 2**20 // math.prod(x.shape[1:]))
-    parts, several, count = x.split(size), None, float(len(x))
+    chunks, chunk_weights, count = x.split(size), None, float(len(x))
     if weights is not None:
-        counts = weights.to(device=x.device, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1))
-        several, count = counts.split(size), counts.sum().item()
+        column = weights.to(device=x.device, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1))
+        chunk_weights, count = column.split(size), column.sum().item()
     count *= math.prod(x.shape[2:])
     shape = (-1, *[1] * (x.ndim - 2))
-    buffer = torch.empty(parts[0].shape, dtype=torch.float64, device=x.device)
-    mean, spread = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
+    buffer = torch.empty(chunks[0].shape, dtype=torch.float64, device=x.device)
+    mean, squares = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
 
-    def total(i: int, values: Tensor) -> Tensor:
-        return (values if several is None else values.mul_(several[i])).sum(axes)
+    def weighted_sum(i: int, values: Tensor) -> Tensor:
+        return (values if chunk_weights is None else values.mul_(chunk_weights[i])).sum(axes)
 
-    for i, part in enumerate(parts):
-        mean += total(i, buffer[: len(part)].copy_(part)) / count
+    for i, chunk in enumerate(chunks):
+        mean += weighted_sum(i, buffer[: len(chunk)].copy_(chunk)) / count
     centre = mean.reshape(shape)
-    for i, part in enumerate(parts):
-        spread += total(i, buffer[: len(part)].copy_(part).sub_(centre).square_())
-    std = (spread / count).sqrt()
+    for i, chunk in enumerate(chunks):
+        squares += weighted_sum(i, buffer[: len(chunk)].copy_(chunk).sub_(centre).square_())
+    std = (squares / count).sqrt()
     std = torch.where(std > 1e-7 * mean.abs().clamp(min=1e-24), std, torch.ones_like(std))
     return mean.to(torch.float32).reshape(shape), std.to(torch.float32).reshape(shape)
 
 
 def steps(n: int, size: int) -> int:
-    """The number of batches that n examples make."""
+    """The number of batches of about `size` that n examples are split into; none has a single example, if n > 1."""
     return max(1, min(math.ceil(n / size), n // 2))
 
 
-class Orders:
-    """Endlessly the next `length` indices of random orders of 0 .. n - 1, one order after the other.
+class ShuffledIndices:
+    """Infinite iterator over the next `length` indices of concatenated random permutations of 0 .. n - 1.
 
-    Every index comes as often as any other, give or take one. Each order is drawn when it is needed. rest: what has
-    been drawn and not been given out yet.
+    So the numbers of times that two indices have come differ by 1 at most. Permutations are drawn when they are needed.
+    remaining: indices drawn and not returned yet.
     """
 
     def __init__(self, n: int, length: int, generator: torch.Generator) -> None:
         self.n, self.length, self.generator = n, length, generator
-        self.rest = torch.empty(0, dtype=torch.int64)
+        self.remaining = torch.empty(0, dtype=torch.int64)
 
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
     def __next__(self) -> Tensor:
-        while len(self.rest) < self.length:
-            self.rest = torch.cat([self.rest, torch.randperm(self.n, generator=self.generator)])
-        order, self.rest = self.rest[: self.length], self.rest[self.length :]
-        return order
+        while len(self.remaining) < self.length:
+            self.remaining = torch.cat([self.remaining, torch.randperm(self.n, generator=self.generator)])
+        indices, self.remaining = self.remaining[: self.length], self.remaining[self.length :]
+        return indices

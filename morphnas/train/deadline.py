@@ -1,4 +1,4 @@
-"""The one deadline of a job: made once at the top, handed down, looked at in every batch."""
+"""The deadline of a job: created once at the top, passed down, and checked in every batch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 POLL = 0.5
-"""Seconds between looks at whether a stop is asked for, while somebody is waited for."""
+"""Seconds between checks for a stop request while waiting for something else."""
 
 
 class OutOfTime(Exception):
-    """The deadline came before there was a result."""
+    """The deadline passed before there was a result."""
 
 
 class Stop:
-    """Whether somebody wants the work to end now. Not heard of in other processes: executors tell those."""
+    """A flag that requests the work to end now, for this process only: executors pass it on to their workers.
+
+    asked: whether that has been requested.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -25,8 +28,10 @@ class Stop:
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment on a clock; with `stop` it comes at once when that is asked for. Sent to another process as `left`, the
-    seconds that remain."""
+    """A point in time on a clock, which passes at once when `stop` is requested.
+
+    It is sent to other processes as `left`, the seconds that remain, since their clocks differ.
+    """
 
     at: float
     clock: Callable[[], float] = time.monotonic
@@ -38,12 +43,12 @@ class Deadline:
 
     @property
     def stopped(self) -> bool:
-        """Whether it came before its time."""
+        """Whether a stop was requested."""
         return self.stop is not None and self.stop.asked
 
     @property
     def left(self) -> float:
-        """Seconds until then, 0 afterwards."""
+        """Seconds that remain; 0 once it has passed."""
         return 0.0 if self.stopped else max(0.0, self.at - self.clock())
 
     @property
@@ -55,9 +60,9 @@ class Deadline:
         return replace(self, at=self.at - seconds)
 
     def heeding(self, stop: Stop | None) -> Deadline:
-        """The deadline that comes when `stop` is asked for, too; None: only in its time."""
+        """This deadline with another stop flag; None: it passes by the clock alone."""
         return replace(self, stop=stop)
 
 
 NEVER = Deadline(math.inf)
-"""A deadline that does not come."""
+"""A deadline that never passes."""

@@ -1,4 +1,4 @@
-"""What a network's outputs are to say of examples: which class each is of, which tags or which amounts it has."""
+"""Goals: the loss, score, metric and calibration of classification, multi-label classification and regression."""
 
 from __future__ import annotations
 
@@ -15,91 +15,102 @@ from torch.nn import functional as F
 from morphnas.train.recipe import LOG_LOSS
 
 SMALLEST_ERROR = 1e-12
-"""Mean squared error that counts as none."""
+"""Mean squared errors below this count as this, so that scores stay finite."""
 SQUARED_ERROR_SCALE = 0.125
-"""What squared errors are multiplied by. Their loss is then as curved as that of two classes is in one logit at most, a
-quarter, and goes with the same learning rates: eight times as curved, many trainings diverge (`benchmarks/amounts.py`).
+"""Factor on squared errors. The largest curvature of the loss is then 1/4, as that of two-class cross-entropy in one
+logit, so that the same learning rates suit both: with eight times the curvature many trainings diverge
+(`benchmarks/amounts.py`).
 """
 
 DISTILLATION_TEMPERATURE = 2.0
-"""What a teacher's logits and the network's are divided by, to see what it holds for likely beside the likeliest."""
+"""Temperature of distillation: the logits of both teacher and network are divided by it."""
 
 Weights = Tensor | None
-"""What examples count for, (n,) float; None: all alike."""
+"""Sample weights (n,), float; None: equal."""
 
 
 class Goal(Protocol):
-    """What trainings lower, and what tells how good a network is. Outputs are (n, outputs) float, y is as long."""
+    """What a network is trained for: loss, score, metric and calibration.
+
+    In all methods `outputs` are a network's (n, outputs) float, `y` the targets of the same n examples (their shape and
+    dtype depend on the goal), and `weights` their sample weights.
+    """
 
     @property
     def outputs(self) -> int:
-        """That a network has for an example."""
+        """Number of outputs per example: classes, labels, or regression targets."""
         ...
 
     @property
     def measure(self) -> str:
-        """What the metric is."""
+        """Name of the metric, such as "accuracy" or "R2"."""
         ...
 
     @property
     def baseline_loss(self) -> float:
-        """The loss of a network that knows nothing of an example."""
+        """The `loss` of an uninformed network: one that predicts the same for every example."""
         ...
 
     @property
     def standard(self) -> Goal:
-        """It without what is a user's own."""
+        """The goal without user-defined metric and loss."""
         ...
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
-        """The mean over examples, times their weights, to be lowered. smoothing: see `Recipe.label_smoothing`."""
+        """The training loss, a scalar: the mean over examples of their losses times their weights.
+
+        smoothing: see `Recipe.label_smoothing`.
+        """
         ...
 
-    def distillation_loss(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
-        """The loss against what a teacher's outputs are, `said` (n, outputs), as steep as `loss`."""
+    def distillation_loss(self, outputs: Tensor, teacher_outputs: Tensor, weights: Weights = None) -> Tensor:
+        """The loss against a teacher's outputs (n, outputs), with gradients of about the size of those of `loss`."""
         ...
 
     @property
     def objective(self) -> str:
-        """What the score is of: "log loss", or the name of a metric or a loss of the user's own."""
+        """What the score is based on: "log loss", or the name of the user-defined metric or loss."""
         ...
 
     @property
     def display_scale(self) -> float:
-        """What losses of trainings are to be multiplied by to be those that people know."""
+        """Factor from values of `loss` to those shown to users: it undoes the scaling of a user-defined loss."""
         ...
 
     def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
-        """The score, minus the mean loss, or a metric of the user's own, and the metric that people read; higher is
-        better for both."""
+        """The score and the metric; higher is better for both.
+
+        Networks and epochs are compared by the score: minus the mean loss, or the user-defined metric. The metric is
+        what users are shown.
+        """
         ...
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """How wrong every output is, (n), whatever the user is after."""
+        """Error of each example, (n,), by the standard goal, whatever the user-defined metric or loss."""
         ...
 
     def objective_errors(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """How wrong every output is, (n), as far as that is known for what the user is after."""
+        """Error of each example, (n,), by the user-defined loss where it has one per example; otherwise `errors`."""
         ...
 
     def temperature(self, outputs: Tensor, y: Tensor, weights: Weights = None, cautious: bool = True) -> float:
-        """What outputs are to be divided by to be as sure as these examples say that they may be.
+        """The calibration temperature: outputs divided by it have the least loss on these examples.
 
-        cautious: whether they are too few to say that there is no mistake, as `best_temperature` has it.
+        cautious: allow for mistakes that did not occur among so few examples, see `best_temperature`.
         """
         ...
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
-        """The metric of saying the same of every example."""
+        """The metric of the best constant prediction: chance level."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """What kind it is of, and how many outputs it has."""
+        """The kind of goal and its number of outputs."""
         ...
 
 
 class _StandardGoal(ABC):
-    """A goal with nothing of a user's own."""
+    """A goal without user-defined metric or loss."""
 
     objective: ClassVar[str] = LOG_LOSS
     display_scale: ClassVar[float] = 1.0
@@ -117,43 +128,44 @@ class _StandardGoal(ABC):
 
 @dataclass(frozen=True)
 class Classification(_StandardGoal):
-    """Each example is of one of `outputs` classes: outputs are logits, y are indices (n,) int64."""
+    """One of `outputs` classes per example: outputs are logits, y class indices (n,) int64."""
 
     outputs: int
     measure: ClassVar[str] = "accuracy"
 
     @property
     def baseline_loss(self) -> float:
+        """The cross-entropy of uniform probabilities."""
         return math.log(self.outputs)
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy."""
         if weights is None:
             return F.cross_entropy(outputs, y, label_smoothing=smoothing)
         return (F.cross_entropy(outputs, y, label_smoothing=smoothing, reduction="none") * weights).mean()
 
-    def distillation_loss(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
-        """Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2."""
-        losses = (
-            F.cross_entropy(
-                outputs / DISTILLATION_TEMPERATURE, (said / DISTILLATION_TEMPERATURE).softmax(1), reduction="none"
-            )
-            * DISTILLATION_TEMPERATURE**2
-        )
+    def distillation_loss(self, outputs: Tensor, teacher_outputs: Tensor, weights: Weights = None) -> Tensor:
+        """Cross-entropy at `DISTILLATION_TEMPERATURE` (Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2)."""
+        targets = (teacher_outputs / DISTILLATION_TEMPERATURE).softmax(1)
+        losses = F.cross_entropy(outputs / DISTILLATION_TEMPERATURE, targets, reduction="none")
+        losses = losses * DISTILLATION_TEMPERATURE**2
         return (losses if weights is None else losses * weights).mean()
 
     def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
+        """Minus the log loss, and the accuracy."""
         losses = F.cross_entropy(outputs.double(), y, reduction="none")
-        return -_mean(losses, weights), _mean(outputs.argmax(1) == y, weights)
+        return -_weighted_mean(losses, weights), _weighted_mean(outputs.argmax(1) == y, weights)
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """1 where the likeliest class is another one, else 0."""
+        """1 where the most likely class is wrong, else 0."""
         return (outputs.argmax(1) != y).double()
 
     def temperature(self, outputs: Tensor, y: Tensor, weights: Weights = None, cautious: bool = True) -> float:
-        doubt = cautious * min(1.0, self.outputs / (max(1, self.outputs - 1) * (len(y) + 2)))
-        return best_temperature(outputs, lambda cooled: self.loss(cooled, y, weights, doubt))
+        smoothing = cautious * min(1.0, self.outputs / (max(1, self.outputs - 1) * (len(y) + 2)))
+        return best_temperature(outputs, lambda scaled: self.loss(scaled, y, weights, smoothing))
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
+        """The share of the most frequent class."""
         counts = torch.bincount(y, weights)
         return float(counts.max() / counts.sum())
 
@@ -163,42 +175,44 @@ class Classification(_StandardGoal):
 
 @dataclass(frozen=True)
 class MultiLabel(_StandardGoal):
-    """Each example has some of `outputs` tags, or none: outputs are a logit for each, y (n, outputs) float32, 0, 1."""
+    """Any number of `outputs` labels per example: outputs are a logit per label, y (n, outputs) float32 of 0 and 1."""
 
     outputs: int
     measure: ClassVar[str] = "accuracy"
 
     @property
     def baseline_loss(self) -> float:
+        """The binary cross-entropy of probabilities of 1/2."""
         return math.log(2)
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
-        """The mean over tags as well."""
+        """Binary cross-entropy, the mean over labels; smoothing moves targets towards 1/2."""
         losses = F.binary_cross_entropy_with_logits(outputs, y * (1 - smoothing) + smoothing / 2, reduction="none")
         return (losses if weights is None else losses * weights[:, None]).mean()
 
-    def distillation_loss(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
-        return (
-            self.loss(outputs / DISTILLATION_TEMPERATURE, (said / DISTILLATION_TEMPERATURE).sigmoid(), weights)
-            * DISTILLATION_TEMPERATURE**2
-        )
+    def distillation_loss(self, outputs: Tensor, teacher_outputs: Tensor, weights: Weights = None) -> Tensor:
+        """Binary cross-entropy at `DISTILLATION_TEMPERATURE`."""
+        targets = (teacher_outputs / DISTILLATION_TEMPERATURE).sigmoid()
+        return self.loss(outputs / DISTILLATION_TEMPERATURE, targets, weights) * DISTILLATION_TEMPERATURE**2
 
     def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
-        """The metric is the share of examples all of whose tags are right."""
+        """Minus the log loss, the mean over labels, and the subset accuracy: the share of examples with all labels
+        right."""
         losses = F.binary_cross_entropy_with_logits(outputs.double(), y.double(), reduction="none").mean(1)
-        return -_mean(losses, weights), _mean(self.errors(outputs, y) == 0, weights)
+        return -_weighted_mean(losses, weights), _weighted_mean(self.errors(outputs, y) == 0, weights)
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The share of tags that are wrong."""
+        """The share of labels that are wrong (Hamming loss), predicted at a probability of 1/2 or more."""
         return ((outputs >= 0) != (y > 0.5)).double().mean(1)
 
     def temperature(self, outputs: Tensor, y: Tensor, weights: Weights = None, cautious: bool = True) -> float:
-        truth, doubt = y.double(), cautious * 2 / (len(y) + 2)
-        return best_temperature(outputs, lambda cooled: self.loss(cooled, truth, weights, doubt))
+        targets, smoothing = y.double(), cautious * 2 / (len(y) + 2)
+        return best_temperature(outputs, lambda scaled: self.loss(scaled, targets, weights, smoothing))
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
-        _, which = torch.unique(y, dim=0, return_inverse=True)
-        counts = torch.bincount(which, weights)
+        """The share of the most frequent combination of labels."""
+        _, combination = torch.unique(y, dim=0, return_inverse=True)
+        counts = torch.bincount(combination, weights)
         return float(counts.max() / counts.sum())
 
     def to_json(self) -> dict[str, Any]:
@@ -207,48 +221,56 @@ class MultiLabel(_StandardGoal):
 
 @dataclass(frozen=True)
 class Regression(_StandardGoal):
-    """`outputs` amounts belong to each example: y is (n, outputs) float32, of mean 0 and deviation 1 as a whole."""
+    """`outputs` regression targets per example: y is (n, outputs) float32.
+
+    Over the whole data set y is standardised, to mean 0 and standard deviation 1.
+    """
 
     outputs: int
     measure: ClassVar[str] = "R2"
 
     @property
     def baseline_loss(self) -> float:
+        """The loss of predicting the mean."""
         return self.outputs * SQUARED_ERROR_SCALE
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
-        """The squared error, `SQUARED_ERROR_SCALE` times, summed over amounts; there is nothing to smooth."""
+        """The squared error times `SQUARED_ERROR_SCALE`, summed over targets; smoothing has no effect."""
         squares = F.mse_loss(outputs, y, reduction="none")
         squares = squares if weights is None else squares * weights[:, None]
         return squares.mean() * (self.outputs * SQUARED_ERROR_SCALE)
 
-    def distillation_loss(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
-        return self.loss(outputs, said, weights)
+    def distillation_loss(self, outputs: Tensor, teacher_outputs: Tensor, weights: Weights = None) -> Tensor:
+        """The `loss` with the teacher's outputs for y."""
+        return self.loss(outputs, teacher_outputs, weights)
 
     def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
-        """Log losses are those of normal distributions around the outputs, as wide as their errors: so a score tells
-        half an error from another as well among small ones as among large ones. The metric is the coefficient of
-        determination, the mean over amounts; of amounts that are all the same, relative to a variance of 1.
+        """The mean log-likelihood, and the coefficient of determination R2, the mean over targets.
+
+        The likelihood is of normal distributions around the outputs whose variance is the mean squared error: so a
+        score shows half an error as well among small errors as among large ones. The R2 of a constant target is
+        relative to a variance of 1.
         """
-        truth = y.double()
-        counts = torch.ones_like(truth[:, 0]) if weights is None else weights.double()
+        targets = y.double()
+        counts = torch.ones_like(targets[:, 0]) if weights is None else weights.double()
         shares = (counts / counts.sum())[:, None]
-        squares = ((outputs.double() - truth).square() * shares).sum(0)
-        variances = ((truth - (truth * shares).sum(0)).square() * shares).sum(0)
-        counted = truth[counts > 0]
-        constant = counted.amax(0) == counted.amin(0)  # whose variance is what rounding leaves
+        squares = ((outputs.double() - targets).square() * shares).sum(0)
+        variances = ((targets - (targets * shares).sum(0)).square() * shares).sum(0)
+        counted = targets[counts > 0]
+        constant = counted.amax(0) == counted.amin(0)  # their variance is a rounding error
         r2 = 1 - (squares / torch.where(constant, torch.ones_like(variances), variances)).mean().item()
         return -0.5 * (1 + math.log(2 * math.pi * max(SMALLEST_ERROR, squares.mean().item()))), r2
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Squared ones, the mean over amounts."""
+        """Squared errors, the mean over targets."""
         return (outputs.double() - y.double()).square().mean(1)
 
     def temperature(self, outputs: Tensor, y: Tensor, weights: Weights = None, cautious: bool = True) -> float:
-        """1: they do not say how sure they are."""
+        """1: outputs carry no confidence to calibrate."""
         return 1.0
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
+        """0, the R2 of predicting the mean."""
         return 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -256,39 +278,40 @@ class Regression(_StandardGoal):
 
 
 class UndefinedMetric(ArithmeticError, ValueError):
-    """A metric of a user's own is no finite number."""
+    """A user-defined metric failed, or returned NaN or an infinite value."""
 
 
 class Metric(Protocol):
-    """How good outputs are, in a user's own sense; higher is better."""
+    """A user-defined metric; higher is better."""
 
     @property
     def name(self) -> str: ...
 
     def __call__(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> float:
-        """Unmeasured where that is no finite number."""
+        """The metric; UndefinedMetric where it has no finite value."""
         ...
 
 
 class Criterion(Protocol):
-    """What trainings lower, in a user's own sense."""
+    """A user-defined training loss."""
 
     @property
     def name(self) -> str: ...
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Of each example, (n,), or the mean, ()."""
+        """The loss of each example (n,), or their mean ()."""
         ...
 
 
 @dataclass(frozen=True)
 class CustomGoal:
-    """A goal of the usual kind with a metric, a loss, or both, of the user's own.
+    """A standard goal with a user-defined metric, a user-defined loss, or both.
 
-    The metric is the score; without one the score is minus the loss. All else, as how sure outputs may be, is as usual.
+    The score is the metric; without one, minus the user-defined loss. All else, such as calibration and distillation,
+    is that of the standard goal.
 
-    scale: what the loss is multiplied by for trainings, so that its gradients are as large as those of the usual one
-    and go with the same learning rates. ignorance: of the loss, so multiplied.
+    scale: factor on the user-defined loss in training, so that its gradients are as large as those of the standard loss
+    and the same learning rates suit it. baseline_loss: the baseline of the user-defined loss times `scale`.
     """
 
     standard: Goal
@@ -307,27 +330,27 @@ class CustomGoal:
 
     @property
     def objective(self) -> str:
-        named = self.criterion if self.metric is None else self.metric
-        return self.standard.objective if named is None else named.name
+        custom = self.criterion if self.metric is None else self.metric
+        return self.standard.objective if custom is None else custom.name
 
     @property
     def display_scale(self) -> float:
         return 1.0 if self.criterion is None else 1 / self.scale
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Weights = None, smoothing: float = 0.0) -> Tensor:
-        """Labels are smoothed for the usual loss alone."""
+        """The user-defined loss times `scale`, or the standard loss. Only the latter uses label smoothing."""
         if self.criterion is None:
             return self.standard.loss(outputs, y, weights, smoothing)
         losses = self.criterion(outputs, y)
         return ((losses if weights is None else losses * weights).mean() * self.scale).float()
 
-    def distillation_loss(self, outputs: Tensor, said: Tensor, weights: Weights = None) -> Tensor:
-        return self.standard.distillation_loss(outputs, said, weights)
+    def distillation_loss(self, outputs: Tensor, teacher_outputs: Tensor, weights: Weights = None) -> Tensor:
+        return self.standard.distillation_loss(outputs, teacher_outputs, weights)
 
     def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         score, metric = self.standard.score_and_metric(outputs, y, weights)
         if self.criterion is not None:
-            score = -_mean(self.criterion(outputs, y), weights)
+            score = -_weighted_mean(self.criterion(outputs, y), weights)
         if self.metric is not None:
             score = metric = self.metric(outputs, y, weights)
         return score, metric
@@ -336,7 +359,7 @@ class CustomGoal:
         return self.standard.errors(outputs, y)
 
     def objective_errors(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """By a loss of the user's own, where it gives one for each example; else as usual."""
+        """The user-defined loss, if it has a value for each example; otherwise the standard goal's errors."""
         losses = None if self.criterion is None else self.criterion(outputs, y)
         return self.standard.objective_errors(outputs, y) if losses is None or losses.ndim == 0 else losses
 
@@ -344,33 +367,34 @@ class CustomGoal:
         return self.standard.temperature(outputs, y, weights, cautious)
 
     def chance(self, y: Tensor, weights: Weights = None) -> float:
-        """Of the usual metric."""
+        """Chance level of the standard metric."""
         return self.standard.chance(y, weights)
 
     def to_json(self) -> dict[str, Any]:
         return self.standard.to_json()
 
 
-def _mean(values: Tensor, weights: Weights) -> float:
+def _weighted_mean(values: Tensor, weights: Weights) -> float:
     if weights is None:
         return values.double().mean().item()
     return ((values.double() * weights).sum() / weights.double().sum()).item()
 
 
 def best_temperature(logits: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
-    """What logits are to be divided by for the least loss, from 1/4 to 4 (Guo et al. 2017, arXiv:1706.04599). Makes up
-    for label smoothing, which leaves a network too doubtful.
+    """The temperature from 1/4 to 4 at which logits have the least loss (Guo et al. 2017, arXiv:1706.04599).
 
-    loss: of such logits, float64. It is to take a label as right with probability (n + 1) / (n + 2), Laplace's rule: n
-    examples without a mistake do not say that there will be none (Platt 1999, "Probabilistic outputs for support vector
-    machines", section 2.2).
+    It makes up for label smoothing, which leaves a network underconfident.
+
+    loss: of float64 logits divided by a temperature. To be cautious, its targets should give the true label the
+    probability (n + 1) / (n + 2), Laplace's rule of succession: n examples without a mistake do not show that there
+    will be none (Platt 1999, "Probabilistic outputs for support vector machines", section 2.2).
     """
     from scipy.optimize import minimize_scalar  # slow to load, and trainings do not need it
 
     values = logits.double()
 
-    def lost(log_temperature: float) -> float:
+    def loss_at(log_temperature: float) -> float:
         return loss(values * math.exp(-log_temperature)).item()
 
-    found = minimize_scalar(lost, bounds=(-math.log(4), math.log(4)), method="bounded", options={"xatol": 1e-3})
-    return math.exp(found.x)
+    result = minimize_scalar(loss_at, bounds=(-math.log(4), math.log(4)), method="bounded", options={"xatol": 1e-3})
+    return math.exp(result.x)

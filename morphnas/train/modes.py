@@ -1,4 +1,4 @@
-"""PyTorch's modes as this package expects them, whatever modes its caller is in."""
+"""PyTorch's default modes, whatever modes the caller has set."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @contextlib.contextmanager
 def usual_modes() -> Iterator[None]:
-    """Inside, operations record gradients and nothing is autocast; new tensors are float32 and on the CPU by default.
+    """In this context gradients are enabled and autocast is off; new tensors are float32 and on the CPU by default.
 
-    Afterwards the caller's `torch.no_grad`, `inference_mode`, `autocast`, `set_default_dtype` and `set_default_device`
+    On exit the caller's `torch.no_grad`, `inference_mode`, `autocast`, `set_default_dtype` and `set_default_device`
     are in effect again.
     """
     with contextlib.ExitStack() as modes:

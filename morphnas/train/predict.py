@@ -1,4 +1,4 @@
-"""What a network says of examples, and how good that is."""
+"""A network's outputs, score and latency."""
 
 from __future__ import annotations
 
@@ -17,75 +17,85 @@ from morphnas.train.data import Examples, Task, clip_limit
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.step import is_out_of_memory
 
-WARM, WARMING = 8, 0.05
-"""Passes of one example of which the first ones are slow, and seconds that these may take in any case."""
-HANDED_OVER = 1.05
-"""What a module that is handed over takes of that time, since its preprocessing is inside (`benchmarks/latency.py`)."""
-FIRST_CHUNK = 32
-"""Examples that are scored first when there is a deadline; each time twice as many follow."""
+LATENCY_PASSES, LATENCY_PASSES_SECONDS = 8, 0.05
+"""Passes of one example that are timed even if `seconds` has passed, the first half of which is warm-up; and seconds
+after which there are no more of these."""
+EXPORT_OVERHEAD = 1.05
+"""Factor on measured latencies for exported modules, which do the preprocessing themselves (`benchmarks/latency.py`).
+"""
+FIRST_BATCH_SIZE = 32
+"""Examples in the first batch that is predicted under a deadline; every further batch is twice as large, up to the
+batch size."""
 
-_PRECISE = threading.Lock()
+_PRECISION_LOCK = threading.Lock()
 
 
 class Diverged(ArithmeticError):
-    """The loss exploded, or it or the network's outputs are no numbers any more."""
+    """The loss exploded, or the loss, the outputs or the weights became NaN or infinite."""
 
 
 def evaluate(
     module: nn.Module, examples: Examples, task: Task, batch_size: int = 512, deadline: Deadline | None = None
 ) -> tuple[float, float]:
-    """The score and the metric. Diverged when an output or the score is no number, OutOfTime at the deadline,
-    Unmeasured where a metric of the user's own says nothing of them."""
+    """The score and the metric of a network on examples.
+
+    Diverged if an output or the score is NaN or infinite; OutOfTime if the deadline leaves no time for all examples;
+    UndefinedMetric if a user-defined metric has no finite value.
+    """
     outputs = predict(module, examples.x, task, batch_size, deadline)
     if len(outputs) < len(examples):
         raise OutOfTime("the deadline came before all examples were scored")
     if not outputs.isfinite().all():
-        raise Diverged("the network's outputs are no numbers any more")
+        raise Diverged("the network's outputs are NaN or infinite")
     score, metric = task.goal.score_and_metric(outputs, examples.y, examples.weights)
     if not math.isfinite(score):
-        raise Diverged("the loss of the validation examples is no number any more")
+        raise Diverged("the validation score is NaN or infinite")
     return score, metric
 
 
 def chunk(micro: int | None) -> int:
-    """Examples to pass through a network at once where there is no backward pass.
+    """The batch size for forward passes alone.
 
-    micro: that a step can have in memory; None or 0: whole batches.
+    micro: the micro-batch size of training steps; None or 0: not limited.
     """
     return min(512, 4 * micro) if micro else 512
 
 
 @torch.no_grad()
 def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
-    """Seconds from one raw example to its outputs, with all that is done to them where the network is used: the median
-    of as many passes as there is time for, `WARM` to 200, but for the first ones, times `HANDED_OVER`.
+    """Seconds from one raw example to its outputs, including the normalisation and temperature of an exported module.
+
+    The median over passes of one example, times `EXPORT_OVERHEAD`. Passes are made for `seconds`, at most 200 (see
+    `LATENCY_PASSES`); the first ones, up to 4, are left out.
     """
     module.eval()
-    x, most = task.evaluation_set.x[:1].to(task.device), clip_limit(task.mean)
+    x, limit = task.evaluation_set.x[:1].to(task.device), clip_limit(task.mean)
     times, first = list[float](), time.perf_counter()
     while not times or (
-        len(times) < 200 and time.perf_counter() - first < (seconds if len(times) >= WARM else WARMING)
+        len(times) < 200
+        and time.perf_counter() - first < (seconds if len(times) >= LATENCY_PASSES else LATENCY_PASSES_SECONDS)
     ):
-        begun = time.perf_counter()
-        _ = module(((x.float() - task.mean) / task.std).clamp(-most, most)) / 1.0
+        start = time.perf_counter()
+        _ = module(((x.float() - task.mean) / task.std).clamp(-limit, limit)) / 1.0
         if task.device.type == "cuda":
             torch.cuda.current_stream(task.device).synchronize()
-        times.append(time.perf_counter() - begun)
-    return HANDED_OVER * statistics.median(times[min(WARM // 2, len(times) // 2) :])
+        times.append(time.perf_counter() - start)
+    return EXPORT_OVERHEAD * statistics.median(times[min(LATENCY_PASSES // 2, len(times) // 2) :])
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Inside, convolutions on a GPU compute in float32 as it is; torch's default is TF32, 10 bits instead of 23.
+    """In this context convolutions on a GPU use full float32; PyTorch's default is TF32, with a mantissa of 10 bits
+    instead of 23.
 
-    One thread is inside at a time, since that is a setting of the whole process.
+    One thread at a time can be inside, since this is a setting of the whole process.
     """
     if device.type != "cuda":
         yield
         return
     flags: Any = torch.backends.cudnn
-    with _PRECISE:
-        if hasattr(flags, "conv"):  # since torch 2.9, where the other one may not be read any more once this is set
+    with _PRECISION_LOCK:
+        if hasattr(flags, "conv"):  # since torch 2.9, where allow_tf32 may not be read once this is set
             before = flags.conv.fp32_precision
             before, flags.conv.fp32_precision = "none" if before == flags.fp32_precision else before, "ieee"
         else:
@@ -94,7 +104,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
         finally:
             if hasattr(flags, "conv"):
-                flags.conv.fp32_precision = before  # "none" is what stands above it
+                flags.conv.fp32_precision = before  # "none" inherits `flags.fp32_precision`
             else:
                 flags.allow_tf32 = before
 
@@ -110,30 +120,30 @@ def predict(
 ) -> Tensor:
     """Outputs (n, outputs) float32 of raw examples (n, *shape), in evaluation mode.
 
-    mirrored: the means of every image's and its mirror image's (test-time augmentation).
-    With a deadline they are those of as many examples, from the first on, as there is time for. Out of memory, it goes
-    on with half as many at a time.
+    deadline: the result has the outputs of only the first examples, as many as there is time for.
+    mirrored: return the mean outputs of every image and its mirror image (test-time augmentation).
+    When a batch does not fit into memory, the batch size is halved.
     """
     module.eval()
-    parts = [torch.empty(0, task.goal.outputs, device=task.device)]
-    done, pace, size = 0, 0.0, batch_size if deadline is None else min(FIRST_CHUNK, batch_size)
+    results = [torch.empty(0, task.goal.outputs, device=task.device)]
+    done, pace, size = 0, 0.0, batch_size if deadline is None else min(FIRST_BATCH_SIZE, batch_size)
     while done < len(x):
-        part = x[done : done + size]
-        if deadline is not None and deadline.left <= pace * len(part):
+        batch = x[done : done + size]
+        if deadline is not None and deadline.left <= pace * len(batch):
             break
-        begun = deadline.left if deadline else 0.0
+        left = deadline.left if deadline else 0.0
         try:
-            pixels = task.normalised(part.to(task.device))
-            outputs = module(pixels).float()
-            parts.append((outputs + module(pixels.flip(-1)).float()) / 2 if mirrored else outputs)
+            inputs = task.normalised(batch.to(task.device))
+            outputs = module(inputs).float()
+            results.append((outputs + module(inputs.flip(-1)).float()) / 2 if mirrored else outputs)
         except Exception as error:
-            if len(part) == 1 or not is_out_of_memory(error):
+            if len(batch) == 1 or not is_out_of_memory(error):
                 raise
-            batch_size = size = len(part) // 2
+            batch_size = size = len(batch) // 2
             continue
-        done += len(part)
+        done += len(batch)
         if deadline is not None:
             if task.device.type == "cuda":
                 torch.cuda.current_stream(task.device).synchronize()
-            pace, size = (begun - deadline.left) / len(part), min(2 * size, batch_size)
-    return torch.cat(parts)
+            pace, size = (left - deadline.left) / len(batch), min(2 * size, batch_size)
+    return torch.cat(results)

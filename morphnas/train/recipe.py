@@ -1,4 +1,4 @@
-"""How a network is trained, and what came of it: pure values, which the search reads too."""
+"""Training settings and results: immutable values, which the search reads too."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from typing import Any, Literal, TypeGuard, get_args
 import numpy as np
 
 Status = Literal["finished", "truncated", "diverged", "oom", "failed"]
-"""finished: all epochs. truncated: stopped by the deadline. diverged: the loss exploded or was NaN. oom: out of
-memory. failed: an error. Whatever was trained before is kept and scored in the first three."""
+"""finished: all epochs. truncated: stopped by the deadline. diverged: the loss exploded, or a value became NaN or
+infinite. oom: out of memory. failed: an error. In the first three cases the best weights so far are kept and scored."""
 
 
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["sgd", "adamw", "muon"]
 
 LOG_LOSS = "log loss"
-"""What scores are of, unless a user has another metric or loss."""
+"""The objective without a user-defined metric or loss."""
 LEAST_RATE = 1e-12
-"""The lowest learning rate."""
+"""The lowest learning rate that a recipe may have."""
 MAX_EPOCHS = 100_000
-"""That a training may have."""
+"""The most epochs that a recipe may have."""
 LONG, FEW = 75_000, 10_000
-"""Examples seen in a training, and examples that there are to learn from, from which on Muon's learning rate is lower:
-few that are seen again and again are less learned by heart at a high one (`benchmarks/rates.py`)."""
+"""Examples seen in a training, counting repetitions, and size of the training set beyond which Muon's learning rate is
+lower: small training sets that are seen many times are memorised less at a high rate (`benchmarks/rates.py`)."""
 SHIFT = 0.03
-"""How far images are moved, as a share of their size, where that helps: a pixel of 32."""
+"""Default for `Augment.shift` where shifts are used: one pixel of 32."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Data augmentation: random changes of training images, drawn anew for every image and epoch.
+    """Data augmentation: random transformations of training images, drawn anew for every image and epoch.
 
-    `fit` begins with shift and flip None.
+    In `fit`, shift and flip are None by default.
 
-    shift: largest displacement along each spatial axis, as a fraction of its size, rounded up to whole pixels (edge
-        values fill the gap); None: none, until the final trainings find out what is better (`morphnas.run.final`).
-    flip: mirror left and right, every image every second time, half of them at first (Jordan 2024, arXiv:2404.00498,
-        section 3.6); None: decided by the first network, see `morphnas.run.search.decide_flip`.
-    rotate: largest angle in degrees by which an image is rotated, in the plane.
+    shift: largest shift along each spatial axis, as a fraction of its size, rounded up to whole pixels (edge pixels
+        fill the gap); None: no shift, unless the final trainings find that one is better (`morphnas.run.final`).
+    flip: horizontal flip of every image each second time it is seen, starting with a random half of the images (Jordan
+        2024, arXiv:2404.00498, section 3.6); None: decided with the first network, see
+        `morphnas.run.search.decide_flip`.
     cutout: side of a square (cube, interval) set to the mean, as a fraction of each axis (DeVries and Taylor 2017,
         arXiv:1708.04552); 0: none.
-    flip_vertical: mirror top and bottom of a random half of the images: for what has no upside, seen from above or
-        through a microscope.
-    zoom: largest relative change of size, in the plane: with 0.25, images are enlarged by a factor of 0.8 to 1.25.
-    brightness: values are multiplied by a factor between 1 - brightness and 1 + brightness.
-    contrast: deviations of values from the image's mean, likewise. Both keep integers within the range of their type.
+    rotate: largest rotation angle in degrees, of two-dimensional images.
+    flip_vertical: vertical flip of a random half of the images: for views from above or through a microscope, which
+        have no upside.
+    zoom: largest relative change of size, of two-dimensional images: with 0.25, by a factor from 0.8 to 1.25.
+    brightness: values are multiplied by a random factor from 1 - brightness to 1 + brightness.
+    contrast: deviations of values from the image's mean are multiplied by a random factor from 1 - contrast to
+        1 + contrast. Integers stay within the range of their dtype with both.
     """
 
     shift: float | None = 0.0
@@ -62,9 +64,9 @@ class Augment:
 
     def __post_init__(self) -> None:
         _make_plain(self)
-        wholes = {"shift": "the image", "cutout": "the image", "zoom": "its size"}
-        wholes |= dict.fromkeys(("brightness", "contrast"), "the values")
-        for name, whole in wholes.items():
+        fraction_of = {"shift": "the image", "cutout": "the image", "zoom": "its size"}
+        fraction_of |= dict.fromkeys(("brightness", "contrast"), "the values")
+        for name, whole in fraction_of.items():
             value = getattr(self, name)
             if not (name == "shift" and value is None) and not (is_number(value) and 0 <= value < 1):
                 raise ValueError(f"augment: {name} is a fraction of {whole}, at least 0 and below 1, not {value!r}")
@@ -78,31 +80,32 @@ class Augment:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a training. What `fit` begins with depends on the data: see `ImageClassifier.search_space_summary`.
+    """Training settings. The defaults of `fit` depend on the data: see `ImageClassifier.search_space_summary`.
 
-    epochs: how often the network is scored; the learning rate schedule ends with the last.
-    examples: number per epoch, the next ones of an endless random order; None: all of the training data.
+    epochs: number of epochs, after each of which the network is scored; the learning rate schedule ends with the last.
+    examples: examples per epoch, in an endless random order that continues across epochs; None: the whole training set.
     batch_size: most examples per step; 1 counts as 2, as batch norm cannot train on one. The batches of an epoch have
-        one length, and what is left over comes in the next.
-    optimizer: "sgd" (Nesterov momentum), "adamw", or "muon" (see `morphnas.train.muon`).
+        one length, and left-over examples come in the next epoch.
+    optimizer: "sgd" (with Nesterov momentum), "adamw", or "muon" (see `morphnas.train.muon`).
     precision: of the forward and backward passes; weights, scores and predictions are float32 in any case.
     cuda_graphs: whether a GPU replays steps as CUDA graphs (see `morphnas.train.step`).
     lr: peak learning rate, for a batch's mean loss; it rises over `warmup` of the schedule and falls linearly to 0.
-    lr_examples: number that a training may see at that rate. With n > `FEW` examples to learn from, a training that
-        sees more has a lower rate: times sqrt(max(lr_examples / seen, `FEW` / n)). None: always the same rate.
-    momentum: of sgd, and of what muon leaves to it: all except convolutions, whose momentum is `muon.MOMENTUM`.
-    weight_decay: on weights of two or more axes; coupled for sgd, decoupled for adamw. Muon's convolutions, whose
-        weights keep their length, have none.
-    dropout: share of the inputs of dense layers set to 0 in training, except for a dense first layer, which reads the
-        examples (Srivastava et al. 2014, JMLR 15, 1929-1958).
+    lr_examples: examples that a training may see at that rate. On a training set of n > `FEW` examples, the rate of a
+        training that sees more is multiplied by sqrt(max(lr_examples / seen, `FEW` / n)). None: no such factor.
+    momentum: of SGD, also with muon for all parameters except convolutions, whose momentum is `muon.MOMENTUM`.
+    weight_decay: on weights of two or more axes; coupled for sgd, decoupled for adamw. Convolutions that muon trains,
+        whose weights keep their norm, have none.
+    dropout: probability with which inputs of dense layers are set to 0 in training; not of a dense first layer, which
+        reads the examples (Srivastava et al. 2014, JMLR 15, 1929-1958).
     label_smoothing: probability mass spread over all classes, for classification.
-    whiten: the first convolution of images of at least 16 x 16 pixels has filters that whiten their patches (see
+    whiten: the first convolution, on images of at least 16 x 16 pixels, has filters that whiten patches (see
         `morphnas.train.whitening`) and are not trained, nor in networks that inherit them.
     bias_rate: factor on the learning rate of batch norm biases (Jordan 2024, arXiv:2404.00498, section 3.4).
-    average: epochs over which the weights that are scored and kept are averaged, exponentially; 0: none (Polyak
-        and Juditsky 1992, SIAM J. Control Optim. 30, 838-855).
-    patience: epochs after the warm-up without a better score after which the final decay begins (half the epochs so
-        far, at least 3); None: never. Schedules of 12 epochs or fewer have none.
+    average: epochs over which weights are averaged exponentially; the averages are scored and kept. 0: no averaging
+        (Polyak and Juditsky 1992, SIAM J. Control Optim. 30, 838-855).
+    warmup: fraction of the schedule over which the learning rate rises to `lr`.
+    patience: epochs after the warm-up without a better score after which the final decay of the learning rate begins
+        (half the epochs so far, at least 3); None: never. Schedules of 12 epochs or fewer have no patience.
     """
 
     epochs: int = 8
@@ -136,15 +139,15 @@ class Recipe:
             value = getattr(self, name)
             if name in ("patience", "examples", "lr_examples") and value is None:
                 continue
-            whole = name in ("epochs", "examples", "lr_examples", "batch_size", "patience")
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                raise ValueError(f"recipe: {name} must be {'an integer' if whole else 'a number'}, not {value!r}")
+            integer = name in ("epochs", "examples", "lr_examples", "batch_size", "patience")
+            if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
+                raise ValueError(f"recipe: {name} must be {'an integer' if integer else 'a number'}, not {value!r}")
             if not low <= value <= high:
                 raise ValueError(f"recipe: {name} must be from {low} to {high:,}, not {value!r}")
-        for name, kind in (("optimizer", Optimizer), ("precision", Precision)):
-            if getattr(self, name) not in get_args(kind):
-                words = " or ".join(f'"{word}"' for word in get_args(kind))
-                raise ValueError(f"recipe: {name} must be {words}, not {getattr(self, name)!r}")
+        for name, literal in (("optimizer", Optimizer), ("precision", Precision)):
+            if getattr(self, name) not in get_args(literal):
+                choices = " or ".join(f'"{choice}"' for choice in get_args(literal))
+                raise ValueError(f"recipe: {name} must be {choices}, not {getattr(self, name)!r}")
         for name in ("whiten", "cuda_graphs"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"recipe: {name} must be True or False, not {getattr(self, name)!r}")
@@ -153,11 +156,11 @@ class Recipe:
 
     @property
     def with_open_flip(self) -> Recipe:
-        """With `flip` left open: as a recipe was before a run found out whether images are to be mirrored."""
+        """The recipe with `flip` None: as it was before the run decided whether to flip images."""
         return replace(self, augment=replace(self.augment, flip=None))
 
     def lr_factor(self, seen: float, n: int) -> float:
-        """Share of `lr` that a training on n examples has at most, if it sees `seen` in all, counting repetitions."""
+        """Factor on `lr` for a training on n examples that sees `seen` with repetitions, see `lr_examples`."""
         if self.lr_examples is None:
             return 1.0
         return math.sqrt(min(1.0, max(self.lr_examples / max(1.0, seen), FEW / n)))
@@ -167,34 +170,34 @@ class Recipe:
 
     @staticmethod
     def from_json(data: Any) -> Recipe:
-        """The recipe that `to_json` described; ValueError if it is invalid."""
+        """The inverse of `to_json`; ValueError if a value is invalid."""
         return Recipe(
             **known_fields(Recipe, data) | {"augment": Augment(**known_fields(Augment, data.get("augment", {})))}
         )
 
 
 def usual_rate(optimizer: Optimizer, batch_size: int) -> float:
-    """The learning rate for batches of 64, times the square root of how many times as large they are.
+    """The default learning rate, proportional to the square root of the batch size: 0.1 for batches of 64.
 
-    AdamW's is a fifth of the others' (`benchmarks/ablation_recipe.py`).
+    AdamW's is a fifth of that (`benchmarks/ablation_recipe.py`).
     """
     return (0.02 if optimizer == "adamw" else 0.1) * math.sqrt(batch_size / 64)
 
 
 def at_usual_rate(recipe: Recipe) -> Recipe:
-    """The recipe with the learning rate that is usual for its optimizer and batches.
+    """The recipe with the default learning rate for its optimizer and batch size.
 
-    Muon's is lower in long trainings on many examples.
+    With Muon, `lr_examples` lowers it in long trainings on many examples.
     """
-    long = LONG if recipe.optimizer == "muon" else None
-    return replace(recipe, lr=usual_rate(recipe.optimizer, recipe.batch_size), lr_examples=long)
+    lr_examples = LONG if recipe.optimizer == "muon" else None
+    return replace(recipe, lr=usual_rate(recipe.optimizer, recipe.batch_size), lr_examples=lr_examples)
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of a learning curve: seconds since the training began, training loss, validation score and metric.
+    """One point of a learning curve: seconds since the training began, training loss, validation score and metric.
 
-    Score and metric are None if the user's own metric is undefined there.
+    Score and metric are None if a user-defined metric is undefined there.
     """
 
     seconds: float
@@ -203,27 +206,28 @@ class Epoch:
     metric: float | None
 
     def __post_init__(self) -> None:
-        scored = () if self.score is None and self.metric is None else (self.score, self.metric)
-        if wrong := [value for value in (self.seconds, self.loss, *scored) if not is_number(value)]:
-            raise ValueError(f"epoch: {wrong} are not all finite numbers")
+        scores = () if self.score is None and self.metric is None else (self.score, self.metric)
+        if invalid := [value for value in (self.seconds, self.loss, *scores) if not is_number(value)]:
+            raise ValueError(f"epoch: {invalid} are not all finite numbers")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a training. Scores are higher for better networks, and are of the weights that are kept.
+    """The result of a training. Score and metric are those of the best weights, which are kept; higher is better.
 
-    score: minus the mean log loss on the validation examples, or the user's own objective (see `morphnas.train.goal`);
-        None if nothing could be scored.
-    metric: the figure to show. measure: its name: "accuracy", "R2", or that of the user's own metric.
-    objective: what the score is based on: "log loss", or the name of the user's own metric or loss.
-    seconds: of training and validation. epochs: begun ones; best_epoch: the one whose weights are kept, from 1.
-    curve: one entry per epoch. examples: number that the score is based on; if weighted, the effective sample size.
-    held_out: whether these were not trained on. False if there are too few examples to hold any out.
-    morph_error: largest difference of outputs between start and child before training, relative to the largest output.
-    upright, mirrored: accuracy or R2 on the validation images as they are, and mirrored, if that was measured.
+    score: minus the mean log loss on the validation set, or by the user-defined objective (see `morphnas.train.goal`);
+        None if no epoch could be scored.
+    metric: the metric that users are shown. measure: its name: "accuracy", "R2", or that of the user-defined metric.
+    objective: what the score is based on: "log loss", or the name of the user-defined metric or loss.
+    seconds: of training and validation. epochs: epochs started; best_epoch: the one whose weights are kept, from 1.
+    curve: one entry per scored epoch. examples: number that the score is based on; if weighted, the effective sample
+        size. held_out: whether these are held-out examples. False if there are too few to hold any out: then the score
+        is that of the training set.
+    morph_error: largest difference of outputs between parent and child before training, relative to the largest output.
+    upright, mirrored: accuracy or R2 on the validation images as they are, and mirrored, if measured.
     peak_bytes: peak memory of the device during the training; 0: unknown, as on a CPU.
-    error: what went wrong, in words.
-    micro_batch: examples in memory at a time in the last steps; 0: there were none.
+    error: error message.
+    micro_batch: examples in memory at a time in the last steps; 0: there were no steps.
     retries: additional trainings, because one of them diverged.
     latency: seconds from a single example to its outputs, on the device that trained; None: not measured.
     slow: whether that exceeds the limit.
@@ -285,51 +289,51 @@ class Outcome:
 
     @property
     def loss(self) -> float | None:
-        """Mean log loss on the validation examples, or the user's own loss; None if the score is a metric."""
+        """Mean log loss on the validation set, or the user-defined loss; None if the score is a metric."""
         return None if self.score is None or self.by_metric else -self.score
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Wilson's 95 % interval of a metric that is a share of held-out examples (Wilson 1927, JASA 22, 209-212)."""
+        """Wilson's 95 % confidence interval of an accuracy on held-out examples (Wilson 1927, JASA 22, 209-212)."""
         if not (self.held_out and self.examples and self.measure == "accuracy"):
             return None
         if self.metric is None or not 0 <= self.metric <= 1:
             return None
         z2 = 1.959964**2 / self.examples
-        centre, spread = self.metric + z2 / 2, math.sqrt(z2 * (self.metric * (1 - self.metric) + z2 / 4))
-        return max(0.0, (centre - spread) / (1 + z2)), min(1.0, (centre + spread) / (1 + z2))
+        centre, half_width = self.metric + z2 / 2, math.sqrt(z2 * (self.metric * (1 - self.metric) + z2 / 4))
+        return max(0.0, (centre - half_width) / (1 + z2)), min(1.0, (centre + half_width) / (1 + z2))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_json(data: Any) -> Outcome:
-        """The outcome that `to_json` described; ValueError if it is invalid."""
-        known = known_fields(Outcome, data)
-        if not isinstance(curve := known.get("curve", ()), (list, tuple)):
+        """The inverse of `to_json`; ValueError if a value is invalid."""
+        entries = known_fields(Outcome, data)
+        if not isinstance(curve := entries.get("curve", ()), (list, tuple)):
             raise ValueError(f"outcome: curve must be a list, not {curve!r:.100}")
-        return Outcome(**known | {"curve": tuple(Epoch(**known_fields(Epoch, entry)) for entry in curve)})
+        return Outcome(**entries | {"curve": tuple(Epoch(**known_fields(Epoch, entry)) for entry in curve)})
 
 
 def _make_plain(settings: Any) -> None:
-    """NumPy's numbers among a dataclass's fields as Python's, which JSON can hold."""
+    """Convert NumPy scalars in a dataclass's fields to Python's, which JSON can hold."""
     for f in fields(settings):
         if isinstance(value := getattr(settings, f.name), np.generic):
             object.__setattr__(settings, f.name, value.item())
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is a number, and a finite one as a float, too: whole ones in JSON may be larger."""
+    """Whether a value is an int or float, not a bool, and finite as a float: integers in JSON may be larger."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def known_fields(kind: type, data: Any) -> dict[str, Any]:
-    """The entries of a JSON object, all of which must be fields of `kind`, and among which are all that it needs."""
-    names = [f.name for f in fields(kind)]
+def known_fields(cls: type, data: Any) -> dict[str, Any]:
+    """The entries of a JSON object for a dataclass; ValueError if one is no field, or a required field is missing."""
+    names = [f.name for f in fields(cls)]
     if not isinstance(data, Mapping) or (unknown := [name for name in data if name not in names]):
-        wrong = unknown if isinstance(data, Mapping) else repr(data)[:100]
-        raise ValueError(f"{kind.__name__.lower()}: unknown field {wrong}, it has {', '.join(names)}")
-    needed = (f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
-    if missing := [name for name in needed if name not in data]:
-        raise ValueError(f"{kind.__name__.lower()}: {', '.join(missing)} missing")
+        invalid = unknown if isinstance(data, Mapping) else repr(data)[:100]
+        raise ValueError(f"{cls.__name__.lower()}: unknown field {invalid}, it has {', '.join(names)}")
+    required = (f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING)
+    if missing := [name for name in required if name not in data]:
+        raise ValueError(f"{cls.__name__.lower()}: {', '.join(missing)} missing")
     return dict(data)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from morphnas.train.augment import Draw
-from morphnas.train.checkpoint import Checkpoint, CheckpointMismatch, Keep, Moving, TrainingState
-from morphnas.train.data import Orders, Task, steps
+from morphnas.train.checkpoint import Checkpoint, CheckpointCallback, CheckpointMismatch, TensorState, TrainingState
+from morphnas.train.data import ShuffledIndices, Task, steps
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.goal import Goal, UndefinedMetric
 from morphnas.train.predict import Diverged, chunk, evaluate
@@ -23,29 +23,29 @@ from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
 from morphnas.train.step import Step, computing, is_out_of_memory, to_memory_format
 
 SHORT = 12
-"""Schedules of at most this many epochs have no patience: they are over before a stale epoch says anything."""
+"""Schedules of at most this many epochs have no patience: they end before an epoch without improvement means much."""
 
-CALM = 0.5
-"""Share of the peak rate from which on an epoch's score is taken for the network's."""
+LOW_RATE = 0.5
+"""Share of the peak learning rate: after the warm-up, epochs that end at this rate or below are preferred to others."""
 
-HASTE = 30.0
-"""Seconds left below which it is found out first how long a step will take."""
+PROBE_BELOW_SECONDS = 30.0
+"""Remaining time below which the duration of a step is estimated before the first one is made."""
 
 MAX_ERROR_LENGTH = 2000
-"""Characters of an error that an outcome holds."""
+"""Characters of an error message that an outcome holds, at most."""
 
-PROBE = 8
-"""Examples that this is tried with."""
+PROBE_EXAMPLES = 8
+"""Number of examples that this estimate is made with."""
 
 EachEpoch = Callable[[Outcome], None]
-"""Called after every epoch with the outcome so far. What it raises ends the training."""
+"""Called after every epoch with the outcome so far. An exception that it raises ends the training."""
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Learning rate as a fraction of its peak, over the progress of a training from 0 to 1: up for `warmup`, down to 0.
 
-    decay: the progress at which patience ended; from there the rate falls linearly to 0 at the progress `end`.
+    decay: the progress at which patience ran out; from there the rate falls linearly to 0 at the progress `end`.
     """
 
     warmup: float
@@ -61,25 +61,26 @@ class Schedule:
             return 0.05 + 0.95 * progress / self.warmup
         return (1 - progress) / (1 - self.warmup) if self.warmup < 1 else 1.0
 
-    def calm(self, progress: float) -> bool:
-        """Whether the rate has come down again to a share of `CALM` of its peak."""
-        return progress >= self.warmup and self.rate(progress) <= CALM
+    def is_low(self, progress: float) -> bool:
+        """Whether the rate has come down to `LOW_RATE` after the warm-up."""
+        return progress >= self.warmup and self.rate(progress) <= LOW_RATE
 
-    def decaying(self, progress: float, epochs: int, last: int) -> Schedule:
-        """The schedule whose final decay begins at `progress`, which took `epochs` epochs, and ends after the `last`.
+    def with_final_decay(self, progress: float, epochs: int, last: int) -> Schedule:
+        """The schedule with a final decay that begins now, at `progress` after `epochs` epochs, and ends after `last`.
 
-        The progress may be ahead of the epochs, where the clock leads: it goes on at the pace that it had.
+        The decay assumes the same progress per epoch as so far: where the clock drives the schedule, progress is ahead
+        of the share of planned epochs.
         """
         return replace(self, decay=progress, end=min(1.0, progress * last / epochs))
 
 
 def warm_up() -> None:
-    """Import what torch leaves out until its first optimizer steps: seconds that no time limit should pay for."""
+    """Import what PyTorch loads lazily with the first optimizer step: it takes seconds, outside of time limits."""
     torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0).step()
 
 
 def last_epoch(epochs: int, planned: int) -> int:
-    """The epoch that a final decay ends with that begins after `epochs`: half as many again, at least 3."""
+    """The last epoch of a final decay that begins after `epochs`: it takes half as many epochs again, at least 3."""
     return min(planned, epochs + max(3, epochs // 2))
 
 
@@ -93,34 +94,38 @@ def train(
     scored: bool = True,
     micro: int | None = None,
     smallest: int = 2,
-    keep: Keep | None = None,
+    keep: CheckpointCallback | None = None,
     saved: Checkpoint | None = None,
 ) -> Outcome:
     """Train the module in place; afterwards it holds the weights of the epoch that scored best.
 
-    An epoch after which the rate has come down to half its peak comes before any other: at a high rate weights jump
-    about, and which of them suit a few hundred validation examples is luck.
+    Epochs after which the learning rate has come down to half its peak are preferred to all others: at a high rate
+    weights fluctuate, and which of them do well on a few hundred validation examples is luck.
 
-    With scored=False there is nobody to judge (the validation examples are trained on): no epoch is scored, there is
-    no patience, and the last weights that are numbers are kept.
+    The learning rate follows the epochs or the clock, whichever is further, so that it has come down to 0 when the
+    deadline ends the training. The outcome is then "truncated"; it is "diverged" when the loss explodes or becomes NaN
+    or infinite. Both keep the best weights so far. A score that the deadline interrupts does not count. When a stop
+    request ends the training before any epoch was scored, the epoch that was started is scored all the same.
 
-    The rate follows the epochs or the clock, whichever is further, so that it has come down to 0 when the deadline
-    ends the training. Then the outcome is "truncated", and "diverged" when the loss explodes or is no number any more;
-    both keep the best weights so far. A score that the deadline cuts short does not count. Where the deadline comes
-    before its time, since the work is to stop, an epoch that was begun is scored all the same if none was before.
+    each_epoch: see `EachEpoch`.
 
-    micro, smallest: examples in memory at a time, to begin with and at least, see `Step`. Raises what torch does when
-    not even `smallest` fit.
+    scored: False for a training without validation, as the validation examples are trained on: no epoch is scored,
+    there is no patience, and the last finite weights are kept.
 
-    keep: is offered a checkpoint after every epoch. saved: one to go on from, with a module, a task, a recipe and a
-    generator that are as they were at the beginning; where the clock is of no matter, to the same weights as without
-    an interruption. Sets torch's own random state to what it was. Unfit where it is another training's.
+    micro, smallest: initial and smallest micro-batch size, see `Step`. Raises PyTorch's out-of-memory error when not
+    even `smallest` examples fit, unless an epoch was completed before.
+
+    keep: called with every epoch's checkpoint, see `CheckpointCallback`.
+
+    saved: a checkpoint to resume from. Module, task, recipe and generator must be as they were at the start. Unless the
+    clock drives the schedule, the final weights are the same as without the interruption. PyTorch's global random state
+    is restored. CheckpointMismatch if it belongs to another training.
     """
     return _Training(module, task, recipe, deadline, generator, scored, micro, smallest, saved).run(each_epoch, keep)
 
 
 class _Training:
-    """What `train` does. `at` is all that a checkpoint holds of it beside tensors."""
+    """The implementation of `train`. A checkpoint holds `state`, and the tensors of `tensor_state`."""
 
     def __init__(
         self,
@@ -137,57 +142,67 @@ class _Training:
         if task.train.x.ndim == 4:
             to_memory_format(module, torch.channels_last)
         self.gpu = task.device.type == "cuda"
-        self.held = _begin_measuring(module, task.device)  # before there are any copies
+        self.other_bytes = _reset_peak_memory(module, task.device)  # before copies of the weights are made
         self.module, self.task, self.recipe, self.deadline = module, task, recipe, deadline
         self.generator, self.scored, self.clock = generator, scored, deadline.clock
-        most = min(recipe.examples or len(task.train), len(task.train))
-        self.per_epoch = steps(most, recipe.batch_size)
-        self.seen = most - most % self.per_epoch  # in batches of one length, so that one is recorded; the next epoch
-        self.order = Orders(len(task.train), self.seen, generator)  # begins with the others
+        n = min(recipe.examples or len(task.train), len(task.train))
+        self.per_epoch = steps(n, recipe.batch_size)
+        self.epoch_size = n - n % self.per_epoch  # batches of one length need one CUDA graph; the rest comes next epoch
+        self.order = ShuffledIndices(len(task.train), self.epoch_size, generator)
         mirrored = torch.rand(len(task.train), generator=generator) < 0.5 if recipe.augment.flip else None
         self.step = Step(module, task, recipe, self.per_epoch, mirrored, micro, smallest)
-        self.moving = Moving(self.step, generator, self.order)
+        self.tensor_state = TensorState(self.step, generator, self.order)
         if saved is None:
-            self.begun = self.clock()
-            pace = probe_step_seconds(module, task, recipe, self.clock) if deadline.left < HASTE else 0.0
+            self.start = self.clock()
+            hurry = deadline.left < PROBE_BELOW_SECONDS
+            pace = probe_step_seconds(module, task, recipe, self.clock) if hurry else 0.0
             examples, held_out = task.evaluation_set.effective_size if scored else 0, task.valid is not None
-            judged: dict[str, Any] = {"measure": task.goal.measure, "objective": task.goal.objective}
-            nothing = Outcome("truncated", examples=examples, held_out=held_out, **judged)
-            self.at, self.best_state = TrainingState(nothing, recipe.epochs, self.step.micro, pace=pace), _copy(module)
+            names: dict[str, Any] = {"measure": task.goal.measure, "objective": task.goal.objective}
+            initial = Outcome("truncated", examples=examples, held_out=held_out, **names)
+            self.state = TrainingState(initial, recipe.epochs, self.step.micro, pace=pace)
+            self.best_weights = _copy_weights(module)
         else:
-            self.at = _past(saved, recipe.epochs, task.goal)
-            self.best_state = self.moving.restore(saved.tensors)
-            self.begun = self.clock() - self.at.seconds
-            self.step.micro, self.step.fresh = self.at.micro, False
+            self.state = _restored_state(saved, recipe.epochs, task.goal)
+            self.best_weights = self.tensor_state.restore(saved.tensors)
+            self.start = self.clock() - self.state.seconds
+            self.step.micro, self.step.fresh = self.state.micro, False
         self.allotted = deadline.left + self.seconds
         self.status: Status = "finished"
 
     @property
     def seconds(self) -> float:
-        return self.clock() - self.begun
+        return self.clock() - self.start
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.recipe.warmup, math.inf if self.at.decay is None else self.at.decay, self.at.end)
+        decay = math.inf if self.state.decay is None else self.state.decay
+        return Schedule(self.recipe.warmup, decay, self.state.end)
 
     def progress(self, epochs: float) -> float:
-        """From 0 to 1: by the epochs done, or by the clock where they are late by a step: then the deadline binds."""
-        reserved = self.allotted - 1.5 * self.at.validation
-        by_clock = self.seconds / reserved if reserved > 0 else 1.0
+        """Progress of the schedule after so many epochs, from 0 to 1.
+
+        It follows the planned epochs, or the clock where this is ahead by more than a step: then the deadline will come
+        before the last epoch.
+        """
+        available = self.allotted - 1.5 * self.state.validation
+        by_clock = self.seconds / available if available > 0 else 1.0
         planned = self.recipe.epochs
         return by_clock if by_clock > (epochs + 1 / self.per_epoch) / planned else epochs / planned
 
     def rate(self, epochs: float) -> float:
-        """The learning rate after so many epochs, as a share of the recipe's: lower where the whole training is long,
-        which the clock may cut short."""
-        progress = self.progress(epochs)
-        whole = epochs / progress if progress else self.recipe.epochs
-        eased = self.recipe.lr_factor(whole * self.seen, len(self.task.train))
-        return eased * self.schedule.rate(min(progress, self.at.end * 0.9999))
+        """The learning rate after so many epochs, as a share of the recipe's.
 
-    def run(self, each_epoch: EachEpoch | None, keep: Keep | None) -> Outcome:
-        at = self.at
-        while at.epoch < at.last and self.status == "finished":
+        Long trainings have a lower rate (`Recipe.lr_factor`); their length is estimated from the progress so far, since
+        the deadline may end them early.
+        """
+        progress = self.progress(epochs)
+        total_epochs = epochs / progress if progress else self.recipe.epochs
+        factor = self.recipe.lr_factor(total_epochs * self.epoch_size, len(self.task.train))
+        return factor * self.schedule.rate(min(progress, self.state.end * 0.9999))
+
+    def run(self, each_epoch: EachEpoch | None, keep: CheckpointCallback | None) -> Outcome:
+        state = self.state
+        while state.epoch < state.last and self.status == "finished":
             try:
                 loss = self.epoch()
                 if loss is None:
@@ -198,186 +213,192 @@ class _Training:
                 break
             except Diverged as error:
                 self.status = "diverged"
-                message = f"{error}, in epoch {at.epoch} at a learning rate of {self.recipe.lr:g}"
-                at.best = replace(at.best, error=message)
+                message = f"{error}, in epoch {state.epoch} at a learning rate of {self.recipe.lr:g}"
+                state.best = replace(state.best, error=message)
                 break
             except Exception as error:
-                if not (at.best.best_epoch and is_out_of_memory(error)):
+                if not (state.best.best_epoch and is_out_of_memory(error)):
                     raise
-                self.status = "truncated"  # somebody else has taken the memory since
-                at.best = replace(at.best, error=str(error)[:MAX_ERROR_LENGTH])
+                self.status = "truncated"  # another process has taken the memory meanwhile
+                state.best = replace(state.best, error=str(error)[:MAX_ERROR_LENGTH])
                 break
             self.apply_patience()
             if each_epoch:
-                each_epoch(replace(at.best, epochs=at.epoch, curve=at.curve, seconds=self.seconds))
-            if keep and at.epoch < at.last and self.status == "finished":
+                each_epoch(replace(state.best, epochs=state.epoch, curve=state.curve, seconds=self.seconds))
+            if keep and state.epoch < state.last and self.status == "finished":
                 keep(self.checkpoint)
-        self.step.forget()
-        self.module.load_state_dict(self.best_state)
+        self.step.release_graphs()
+        self.module.load_state_dict(self.best_weights)
         return replace(
-            at.best,
+            state.best,
             status=self.status,
-            epochs=at.epoch,
-            curve=at.curve,
+            epochs=state.epoch,
+            curve=state.curve,
             seconds=self.seconds,
-            images_per_second=at.timed / at.training if at.training else 0.0,
-            peak_bytes=max(0, torch.cuda.max_memory_allocated(self.task.device) - self.held) if self.gpu else 0,
-            micro_batch=min(self.step.micro, self.recipe.batch_size) if at.trained else 0,
+            images_per_second=state.timed / state.training if state.training else 0.0,
+            peak_bytes=max(0, torch.cuda.max_memory_allocated(self.task.device) - self.other_bytes) if self.gpu else 0,
+            micro_batch=min(self.step.micro, self.recipe.batch_size) if state.trained else 0,
         )
 
     def epoch(self) -> float | None:
-        """Train for an epoch, or as long as there is time for; its mean loss, None where there was none for a batch.
+        """Train for an epoch, or as long as there is time; its mean loss, or None if there was no time for any batch.
 
-        Diverged when the loss explodes or is no number any more.
+        Diverged when the loss explodes, or becomes NaN or infinite.
         """
-        at, task = self.at, self.task
+        state, task = self.state, self.task
         self.module.train()
         total = torch.zeros((), device=task.device)
-        done, gone = 0, ""
-        losses: deque[tuple[Callable[[], float], Draw]] = deque()
-        whole = Draw.of(next(self.order), task.train.x.shape[1:], self.recipe.augment, self.generator)
-        for draw in whole.to(task.device, task.train.x.device).split(self.per_epoch):
-            room = self.deadline.left - at.validation
-            if room <= 1.5 * at.pace * len(draw):
-                fitting = int(room / (1.5 * at.pace)) if at.pace else 0
-                if fitting < 2 or at.trained:  # part of a batch is worth it when there is nothing else
+        done, diverged = 0, ""
+        pending: deque[tuple[Callable[[], float], Draw]] = deque()
+        epoch_draw = Draw.of(next(self.order), task.train.x.shape[1:], self.recipe.augment, self.generator)
+        for draw in epoch_draw.to(task.device, task.train.x.device).split(self.per_epoch):
+            left = self.deadline.left - state.validation
+            if left <= 1.5 * state.pace * len(draw):
+                fitting = int(left / (1.5 * state.pace)) if state.pace else 0
+                if fitting < 2 or state.trained:  # part of a batch is worthwhile only as a first step
                     self.status = "truncated"
                     break
                 draw = draw.first(fitting)
-            begun = self.clock()
-            rate = self.rate(at.epoch + done / self.seen)
+            start = self.clock()
+            rate = self.rate(state.epoch + done / self.epoch_size)
             loss = self.step(draw, rate)
             total += loss * len(draw)
-            losses.append((fetch_async(loss), draw))
-            if len(losses) > (self.gpu and at.trained > 0):  # a GPU has the next step to do while one is looked at
-                fetch, looked_at = losses.popleft()
+            pending.append((fetch_async(loss), draw))
+            if len(pending) > (self.gpu and state.trained > 0):  # on a GPU a step behind, so that it is never idle
+                fetch, checked = pending.popleft()
                 value = fetch()
-                if gone := self.divergence(value, looked_at):
+                if diverged := self.divergence(value, checked):
                     break
-                at.usual = (*at.usual, value) if len(at.usual) < 8 else at.usual
-            seconds = self.clock() - begun
-            if not self.step.recorded:
-                at.pace = max(0.9 * at.pace if at.trained else 0.0, seconds / len(draw))  # forgets hiccups slowly
+                state.usual = (*state.usual, value) if len(state.usual) < 8 else state.usual
+            seconds = self.clock() - start
+            if not self.step.recorded:  # outliers are forgotten slowly
+                state.pace = max(0.9 * state.pace if state.trained else 0.0, seconds / len(draw))
             done += len(draw)
-            at.trained += len(draw)
-            at.timed, at.training = (0, 0.0) if self.step.recorded else (at.timed + len(draw), at.training + seconds)
-            if self.scored and not at.curve:
-                at.validation = 0.5 * at.pace * len(task.evaluation_set)  # without a backward pass
-        if done == 0 and not gone:
+            state.trained += len(draw)
+            state.timed, state.training = (
+                (0, 0.0) if self.step.recorded else (state.timed + len(draw), state.training + seconds)
+            )
+            if self.scored and not state.curve:
+                state.validation = 0.5 * state.pace * len(task.evaluation_set)  # without a backward pass
+        if done == 0 and not diverged:
             return None
-        at.epoch += 1
-        begun = self.clock()
+        state.epoch += 1
+        start = self.clock()
         mean = total.item() / max(1, done)
-        waited = self.clock() - begun  # for the last step, which a GPU had still to do
-        at.training += waited
-        at.pace = max(at.pace, waited / len(draw))
-        if gone or not math.isfinite(mean):
-            raise Diverged(gone or "the training loss is no number any more")
+        waited = self.clock() - start  # until a GPU has finished the last step
+        state.training += waited
+        state.pace = max(state.pace, waited / len(draw))
+        if diverged or not math.isfinite(mean):
+            raise Diverged(diverged or "the training loss is NaN or infinite")
         mean *= task.goal.display_scale
-        at.best = replace(at.best, training_loss=mean, lr=self.recipe.lr * rate)
+        state.best = replace(state.best, training_loss=mean, lr=self.recipe.lr * rate)
         return mean
 
     def divergence(self, loss: float, draw: Draw) -> str:
-        """See the function: where the batch has examples that are far off, or count a lot, also beside what it costs a
-        network that says 0 of all."""
-        goal, usual = self.task.goal, self.at.usual
+        """See the function `divergence`.
+
+        A batch with outliers or large sample weights has a large loss in any case, so the baseline is at least the
+        batch's loss for outputs of 0.
+        """
+        goal, usual = self.task.goal, self.state.usual
         if not divergence(loss, usual, goal.baseline_loss):
             return ""
         batch = self.task.train[draw.index]
-        nothing = goal.loss(torch.zeros(len(draw), goal.outputs, device=self.task.device), batch.y, batch.weights)
-        return divergence(loss, usual, max(goal.baseline_loss, nothing.item()))
+        zeros = torch.zeros(len(draw), goal.outputs, device=self.task.device)
+        return divergence(loss, usual, max(goal.baseline_loss, goal.loss(zeros, batch.y, batch.weights).item()))
 
     def evaluate_epoch(self, loss: float) -> None:
-        """Score the network, and keep its weights where it is the best so far.
+        """Score the network, and keep its weights if it is the best so far; loss: the epoch's mean training loss.
 
-        OutOfTime where there is no time left for that, and an earlier one has a score. Diverged where its outputs or
-        its weights are no numbers any more. One that a metric of the user's own says nothing of has no score.
+        OutOfTime when there is no time left for that, and an earlier epoch has a score. Diverged when outputs or
+        weights are NaN or infinite. An epoch for which a user-defined metric is undefined has no score.
         """
-        at = self.at
+        state = self.state
         score: float | None = None
         metric: float | None = None
         if self.scored:
-            begun = self.clock()
-            until = self.deadline if at.best.score is not None else self.deadline.heeding(None)
+            start = self.clock()
+            deadline = self.deadline if state.best.score is not None else self.deadline.heeding(None)
             try:
                 score, metric = evaluate(
-                    self.step.kept, self.task.evaluation_set, self.task, chunk(self.step.micro), until
+                    self.step.evaluated, self.task.evaluation_set, self.task, chunk(self.step.micro), deadline
                 )
-                at.validation = max(1.2 * (self.clock() - begun), 0.8 * at.validation)
-                at.curve = (*at.curve, Epoch(self.seconds, loss, score, metric))
+                state.validation = max(1.2 * (self.clock() - start), 0.8 * state.validation)
+                state.curve = (*state.curve, Epoch(self.seconds, loss, score, metric))
             except OutOfTime:
-                if at.best.score is not None:
+                if state.best.score is not None:
                     raise
                 self.status = "truncated"
             except UndefinedMetric as error:
-                at.curve = (*at.curve, Epoch(self.seconds, loss, None, None))
-                if at.best.score is None:
-                    at.best = replace(at.best, error=f"after epoch {at.epoch} {error}")
-        at.stale += 1
-        if self.scored and score is None and at.best.score is not None:
+                state.curve = (*state.curve, Epoch(self.seconds, loss, None, None))
+                if state.best.score is None:
+                    state.best = replace(state.best, error=f"after epoch {state.epoch} {error}")
+        state.stale += 1
+        if self.scored and score is None and state.best.score is not None:
             return
-        calm = self.schedule.calm(self.progress(at.epoch))
-        before = None if at.best.score is None else (at.calmed, at.best.score)
-        if score is None or before is None or (calm, score) >= before:  # of equals the one that is trained longer
-            at.stale = at.stale if before == (calm, score) else 0
-            at.calmed = calm
-            state = _copy(self.step.kept)
-            if not all(value.isfinite().all() for value in state.values()):  # of the last step, after its loss
-                raise Diverged("the weights are no numbers any more")
-            why = at.best.error if score is None else None
-            found = replace(at.best, score=score, metric=metric, best_epoch=at.epoch, error=why)
-            at.best, self.best_state = found, state
+        low = self.schedule.is_low(self.progress(state.epoch))
+        before = None if state.best.score is None else (state.calmed, state.best.score)
+        if score is None or before is None or (low, score) >= before:  # of equal scores the later epoch is kept
+            state.stale = state.stale if before == (low, score) else 0
+            state.calmed = low
+            weights = _copy_weights(self.step.evaluated)
+            if not all(value.isfinite().all() for value in weights.values()):  # the last step came after its loss
+                raise Diverged("the weights are NaN or infinite")
+            error_message = state.best.error if score is None else None
+            state.best = replace(state.best, score=score, metric=metric, best_epoch=state.epoch, error=error_message)
+            self.best_weights = weights
 
     def apply_patience(self) -> None:
-        """Begin the final decay where there was no better score for as long as the recipe's patience.
+        """Begin the final decay when there was no better score for as long as the recipe's patience.
 
-        Epochs of the warm-up do not count: scores fall while the rate rises, from inherited weights above all.
+        Epochs of the warm-up do not count: scores fall while the learning rate rises, above all with inherited weights.
         """
-        at, patience = self.at, self.recipe.patience
-        if self.progress(at.epoch) <= self.recipe.warmup:
-            at.stale = 0
-        if patience and self.recipe.epochs > SHORT and at.stale >= patience and at.decay is None:
-            at.last = last_epoch(at.epoch, self.recipe.epochs)
-            decaying = self.schedule.decaying(self.progress(at.epoch), at.epoch, at.last)
-            at.decay, at.end = decaying.decay, decaying.end
+        state, patience = self.state, self.recipe.patience
+        if self.progress(state.epoch) <= self.recipe.warmup:
+            state.stale = 0
+        if patience and self.recipe.epochs > SHORT and state.stale >= patience and state.decay is None:
+            state.last = last_epoch(state.epoch, self.recipe.epochs)
+            schedule = self.schedule.with_final_decay(self.progress(state.epoch), state.epoch, state.last)
+            state.decay, state.end = schedule.decay, schedule.end
 
     def checkpoint(self) -> Checkpoint:
-        now = replace(self.at, micro=self.step.micro, seconds=self.seconds)
-        return Checkpoint(now.to_json(), self.moving.tensors(self.best_state))
+        state = replace(self.state, micro=self.step.micro, seconds=self.seconds)
+        return Checkpoint(state.to_json(), self.tensor_state.tensors(self.best_weights))
 
 
-def _past(saved: Checkpoint, planned: int, goal: Goal) -> TrainingState:
-    """Where a checkpoint was made; Unfit where that is nowhere in a training of so many epochs for this goal."""
+def _restored_state(saved: Checkpoint, planned: int, goal: Goal) -> TrainingState:
+    """The state in a checkpoint; CheckpointMismatch if it cannot be of a training of so many epochs for this goal."""
     try:
-        past = TrainingState.from_json(saved.facts)
+        state = TrainingState.from_json(saved.facts)
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointMismatch(str(error)) from None
-    if not (0 < past.epoch < past.last <= planned and past.micro):
-        raise CheckpointMismatch(f"it is after epoch {past.epoch} of {past.last}, where there are {planned}")
-    if (past.best.objective, past.best.measure) != (goal.objective, goal.measure):
-        raise CheckpointMismatch(f"its scores are of {past.best.objective}, not of {goal.objective}")
-    return past
+    if not (0 < state.epoch < state.last <= planned and state.micro):
+        raise CheckpointMismatch(f"it is after epoch {state.epoch} of {state.last}, where there are {planned}")
+    if (state.best.objective, state.best.measure) != (goal.objective, goal.measure):
+        raise CheckpointMismatch(f"its scores are of {state.best.objective}, not of {goal.objective}")
+    return state
 
 
 def probe_step_seconds(module: nn.Module, task: Task, recipe: Recipe, clock: Callable[[], float]) -> float:
-    """Seconds per example that a step takes for a few of them, without one being made: nothing changes.
+    """Estimate a step's seconds per example by forward and backward passes of a few examples.
 
-    0 where even these are too much for the memory: a step finds out what fits.
+    Neither weights, buffers nor random state change. 0 if even these examples do not fit into memory: then the first
+    step finds out what fits.
     """
-    batch, gpu = task.train[:PROBE], task.device.type == "cuda"
-    moving = {name: value.clone() for name, value in module.named_buffers()}  # these move, not the module's own
+    batch, gpu = task.train[:PROBE_EXAMPLES], task.device.type == "cuda"
+    buffers = {name: value.clone() for name, value in module.named_buffers()}  # updated instead of the module's own
     module.train()
     seconds = 0.0
     try:
         with torch.random.fork_rng([task.device] if gpu else []):
-            for _ in range(2):  # the first one takes longer
-                begun = clock()
+            for _ in range(2):  # the first pass takes longer
+                start = clock()
                 with computing(recipe.precision, task.device):
-                    outputs = functional_call(module, moving, task.normalised(batch.x))
+                    outputs = functional_call(module, buffers, task.normalised(batch.x))
                 task.goal.loss(outputs.float(), batch.y).backward()
                 if gpu:
                     torch.cuda.current_stream(task.device).synchronize()
-                seconds = clock() - begun
+                seconds = clock() - start
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -387,35 +408,38 @@ def probe_step_seconds(module: nn.Module, task: Task, recipe: Recipe, clock: Cal
 
 
 def fetch_async(value: Tensor) -> Callable[[], float]:
-    """The number, on its way to the host: asked for it waits for what a GPU was given before, for nothing after."""
+    """Begin to copy a scalar to the host, and return a function that waits for it.
+
+    That waits for the work that the GPU was given before this call, not for later work.
+    """
     if value.device.type != "cuda":
         number = value.item()
         return lambda: number
-    copy, there = value.to("cpu", non_blocking=True), torch.cuda.Event()
-    there.record(torch.cuda.current_stream(value.device))
+    copy, copied = value.to("cpu", non_blocking=True), torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(value.device))
 
     def wait() -> float:
-        there.synchronize()
+        copied.synchronize()
         return float(copy)
 
     return wait
 
 
 def divergence(loss: float, usual: Sequence[float], baseline_loss: float) -> str:
-    """What is wrong with a batch's loss; "" if nothing is.
+    """What is wrong with a batch's loss, as a message; "" if nothing is.
 
-    A loss does not recover that is above 20 times the mean of `usual`, the first losses of the training, and above 10
-    times `baseline_loss`, that of an uninformed prediction.
+    A loss does not recover when it is NaN or infinite, or above both 20 times the mean of `usual`, the first losses of
+    the training, and 10 times `baseline_loss`, that of an uninformed prediction.
     """
     if not math.isfinite(loss):
-        return "the training loss is no number any more"
+        return "the training loss is NaN or infinite"
     if usual and loss > max(20 * statistics.fmean(usual), 10 * baseline_loss):
         return f"the training loss went up from {statistics.fmean(usual):.3g} to {loss:.3g}"
     return ""
 
 
-def _begin_measuring(module: nn.Module, device: torch.device) -> int:
-    """Forget a GPU's peak of memory; the bytes in use on it by others than the module. 0 elsewhere."""
+def _reset_peak_memory(module: nn.Module, device: torch.device) -> int:
+    """Reset a GPU's peak memory statistics; returns the bytes in use that are not the module's. 0 on other devices."""
     if device.type != "cuda":
         return 0
     torch.cuda.reset_peak_memory_stats(device)
@@ -423,5 +447,5 @@ def _begin_measuring(module: nn.Module, device: torch.device) -> int:
     return int(torch.cuda.memory_allocated(device) - own)
 
 
-def _copy(module: nn.Module) -> dict[str, Tensor]:
+def _copy_weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}

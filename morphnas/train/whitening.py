@@ -1,4 +1,4 @@
-"""First filters that whiten: they make a network's input as strong in all directions, and need no training."""
+"""Whitening filters for a first convolution: its outputs have equal variance in all directions, without training."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import torch
 from torch import Tensor
 
 PATCHES = 2**20
-"""Patches that are looked at, at most: of more, those every few pixels along both axes."""
+"""Number of patches that the filters are computed from, about; of more, every few pixels along both axes are used."""
 
-LEAST = 5e-4
-"""Added to the variance along every direction of the patches, which are of normalised images."""
+EPSILON = 5e-4
+"""Added to the variance of patches of normalised images in every direction."""
 
 
 @torch.no_grad()
 def whitening(x: Tensor, like: Tensor) -> Tensor:
-    """Filters that whiten the patches of images, along the strongest directions first, and then their negatives, which
-    a relu tells apart (after Jordan 2024, arXiv:2404.00498, section 3.2, where every filter has its negative).
+    """Filters that whiten patches of images, after Jordan 2024, arXiv:2404.00498, section 3.2.
 
-    x: normalised images (n, channels, h, w). like: a convolution's weights (filters, channels, kernel, kernel), whose
-    shape and length the result has. There are negatives only of what is more than one for each direction, and beyond
-    two for each all are repeated.
+    First come the principal directions of the patches, those of largest variance first, each divided by its standard
+    deviation; then the negatives of all of them, which differ after a relu; then all again, as far as there are filters
+    (Jordan gives every filter its negative).
+
+    x: normalised images (n, channels, h, w). like: weights (filters, channels, kernel, kernel) of a convolution, whose
+    shape, dtype and norm the result has.
     """
     kernel = like.shape[2:]
     positions = math.prod(size - side + 1 for size, side in zip(x.shape[2:], kernel, strict=True))
@@ -31,8 +33,8 @@ def whitening(x: Tensor, like: Tensor) -> Tensor:
         patches = patches.unfold(axis, side, step)
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, like[0].numel()).double()
     variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-    found = (directions / (variances + LEAST).sqrt()).T.flip(0)
-    found = torch.cat([found, -found])
-    found = found.repeat(-(-len(like) // len(found)), 1)[: len(like)].view_as(like)
-    scaled: Tensor = found * (like.double().norm() / found.norm())
+    filters = (directions / (variances + EPSILON).sqrt()).T.flip(0)
+    filters = torch.cat([filters, -filters])
+    filters = filters.repeat(-(-len(like) // len(filters)), 1)[: len(like)].view_as(like)
+    scaled: Tensor = filters * (like.double().norm() / filters.norm())
     return scaled.to(like.dtype)

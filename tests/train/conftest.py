@@ -1,4 +1,4 @@
-"""What tests of training share."""
+"""Fixtures for tests of training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @pytest.fixture
 def untouched() -> Iterator[None]:
-    """Nobody else's random numbers are drawn, or seeded."""
+    """Checks that a test leaves the global random states of PyTorch and Python unchanged."""
     before = torch.get_rng_state(), random.getstate()
     yield
     assert torch.equal(before[0], torch.get_rng_state())

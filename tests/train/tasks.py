@@ -1,4 +1,4 @@
-"""Small tasks, slow networks and a clock that moves when it is told to: what training is tested with."""
+"""Small tasks, slow networks and a manual clock, for tests of training."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from morphnas.train.deadline import Deadline
 from morphnas.train.goal import Classification
 
 SHAPES = [(7,), (2, 9), (3, 8, 6), (1, 4, 5, 6)]
-"""Of examples: rows of features, and spans, images and volumes of several channels."""
+"""Shapes of examples: features, and series, images and volumes of several channels."""
 
 
 @dataclass
 class Clock:
-    """Stands still, but for `tick` seconds at every look."""
+    """A manual clock, which advances by `tick` seconds at every reading."""
 
     now: float = 1000.0
     tick: float = 0.0
@@ -34,7 +34,7 @@ class Clock:
 
 
 class Timed(nn.Module):
-    """A network that takes its time: seconds per example in training, and in evaluation mode."""
+    """A network that advances the clock: by seconds per example in training, and in evaluation mode."""
 
     def __init__(self, inner: nn.Module, clock: Clock, training: float, scoring: float = 0.0) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def blobs(n: int = 80, n_valid: int = 40, features: int = 4, seed: int = 0, distance: float = 3.0) -> Task:
-    """Flat features around one of two centres, apart by `distance` standard deviations along every axis."""
+    """Features around one of two centres, which are `distance` standard deviations apart along every axis."""
     generator = seeded(seed)
     y = torch.arange(n + n_valid) % 2
     x = torch.randn(len(y), features, generator=generator) + distance * (y[:, None] - 0.5)
@@ -98,7 +98,7 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether two states are the same to the last bit."""
+    """Whether two states are bitwise equal."""
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
@@ -107,7 +107,7 @@ def rates(module: nn.Module) -> Iterator[list[float]]:
     """The learning rate of every training step that is taken inside."""
     seen: list[float] = []
     made: list[torch.optim.Optimizer] = []
-    before = step.optimizer_of
+    before = step.make_optimizer
 
     def spied(*args: object) -> torch.optim.Optimizer:
         made.append(before(*args))  # type: ignore[arg-type]
@@ -118,9 +118,9 @@ def rates(module: nn.Module) -> Iterator[list[float]]:
             seen.append(made[-1].param_groups[0]["lr"].item())
 
     handle = module.register_forward_pre_hook(note)
-    step.optimizer_of = spied  # type: ignore[assignment]
+    step.make_optimizer = spied  # type: ignore[assignment]
     try:
         yield seen
     finally:
-        step.optimizer_of = before
+        step.make_optimizer = before
         handle.remove()

@@ -1,4 +1,4 @@
-"""Examples that stay in main memory while the network is on a device: torch's "meta", which refuses to be mixed too."""
+"""Examples in main memory, network on a device: torch's "meta", which cannot be mixed with CPU tensors either."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def test_what_is_computed_on_either_device_is_the_same() -> None:
 def test_networks_train_and_predict_apart_from_their_examples(
     task: Task, module: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "optimizer_of", lambda *_: None)  # torch has none for this device
+    monkeypatch.setattr(step, "make_optimizer", lambda *_: None)  # torch has none for this device
     recipe = Recipe(augment=Augment(shift=0.2, flip=True, cutout=0.3))
     steps = Step(module, task, recipe, mirrored=torch.arange(len(task.train)) % 2 == 0)
     draw = Draw.of(torch.arange(len(task.train)), (2, 8, 8), recipe.augment, seeded())
     for batch in draw.to(DEVICE, task.train.x.device).split(3):
-        assert steps._gradients(batch.split(2)).device == DEVICE
+        assert steps._accumulate_gradients(batch.split(2)).device == DEVICE
     assert all(p.grad is not None and p.grad.device == DEVICE for p in module.parameters())
     assert predict(module, task.evaluation_set.x, task).shape == (48, 3)
     assert predict(_Mirror(module), task.evaluation_set.x, task).device == DEVICE

@@ -1,4 +1,4 @@
-"""What is drawn for an epoch's images, how it is dealt out in batches, and what becomes of the images."""
+"""Augmentation parameters of an epoch, their split into batches, and the augmented images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from morphnas.train.augment import Draw, augmented
-from morphnas.train.data import Orders, steps
+from morphnas.train.data import ShuffledIndices, steps
 from morphnas.train.recipe import Augment
 from tests.train.tasks import SHAPES, seeded
 
@@ -28,7 +28,7 @@ def drawn(index: Tensor, shape: tuple[int, ...] = (3, 8, 8), augment: Augment | 
 def changed(
     x: Tensor, augment: Augment, generator: torch.Generator | None = None, mirrored: Tensor | None = None
 ) -> Tensor:
-    """Each image once, half of them mirrored where any may be."""
+    """Augment each image once; half of them are flipped horizontally if `augment.flip` is set."""
     generator = generator or seeded()
     draw = Draw.of(torch.arange(len(x)), x.shape[1:], augment, generator)
     if mirrored is None and augment.flip:
@@ -38,7 +38,7 @@ def changed(
 
 @given(st.integers(1, 400), st.integers(1, 80), st.integers(0, 2**32))
 def test_batches_hold_every_example_once(n: int, size: int, seed: int) -> None:
-    parts = [draw.index for draw in drawn(next(Orders(n, n, seeded(seed)))).split(steps(n, size))]
+    parts = [draw.index for draw in drawn(next(ShuffledIndices(n, n, seeded(seed)))).split(steps(n, size))]
     lengths = [len(part) for part in parts]
     assert sorted(torch.cat(parts).tolist()) == list(range(n))
     assert max(lengths) - min(lengths) <= 1
@@ -166,7 +166,7 @@ def test_half_of_the_images_are_turned_upside_down(shape: tuple[int, ...]) -> No
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)])
 def test_images_are_enlarged_and_reduced_about_their_middle(size: tuple[int, int]) -> None:
-    """A spot's place and width grow by the same factor, along both axes, by as much as down as up."""
+    """Position and width of a spot change by the same factor along both axes, up and down equally often."""
     rows, columns = (torch.arange(side) - (side - 1) / 2 for side in size)
     x = torch.zeros(400, 1, *size)
     x[:, 0] = torch.exp(-((rows[:, None] - 4) ** 2 + (columns + 5) ** 2) / 4)
@@ -198,7 +198,7 @@ def test_light_scales_values_and_their_deviations(shape: tuple[int, ...]) -> Non
 
 
 def test_whole_numbers_stay_within_their_range() -> None:
-    """White does not become black when it is lit."""
+    """Bright pixels do not overflow to dark ones."""
     x = torch.full((50, 1, 4, 4), 250, dtype=torch.uint8)
     x[:, :, 0] = 3
     found = changed(x, Augment(brightness=0.9, contrast=0.9))
@@ -209,7 +209,7 @@ def test_whole_numbers_stay_within_their_range() -> None:
 
 @pytest.mark.parametrize("size", [(9, 9), (9, 21), (30, 8)])
 def test_images_are_turned_about_their_middle(size: tuple[int, int]) -> None:
-    """By angles up to the one given, in both ways: a point on the right moves along a circle."""
+    """By angles up to the given one, in both directions: a point on the right moves along a circle."""
     height, width = size
     radius = min(size) // 2 - 2  # far enough from the edges
     x = torch.zeros(400, 1, height, width)

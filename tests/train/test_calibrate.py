@@ -1,4 +1,4 @@
-"""Calibration: what a morph adds is neutral in training mode too, so that a child begins where its parent was."""
+"""Calibration: morphs keep a network's function in training mode too, so that a child starts at its parent's loss."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from morphnas.graph import (
 from morphnas.run.jobs import Job
 from morphnas.run.work import inherited
 from morphnas.train.calibrate import calibrate
-from morphnas.train.data import Orders, Task
+from morphnas.train.data import ShuffledIndices, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
-from morphnas.train.step import optimizer_of
+from morphnas.train.step import make_optimizer
 from morphnas.train.trainer import Schedule, train
 from tests.strategies import examples, random_weights
 from tests.train.tasks import equal, images, seeded, state
@@ -59,7 +59,7 @@ def spread(graph: Graph, tag: str, n: int) -> list[Morph]:
 
 
 def insertions(graph: Graph) -> list[Morph]:
-    """Morphs that bring a batch norm."""
+    """Morphs that add a batch norm."""
     return spread(graph, "deeper", 2) + spread(graph, "add_skip", 2)
 
 
@@ -89,7 +89,7 @@ def test_the_function_is_kept(family: str, shape: tuple[int, ...], kind: torch.d
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_deeper_child_trains_as_its_parent_does(family: str) -> None:
-    """On the batch of the calibration, in training mode; not so before it."""
+    """On the calibration batch in training mode their outputs are equal; without calibration they are not."""
     graph = FAMILIES[family]((2, 8, 8), 3, width=4, depth=2)
     weights, x = random_weights(graph, 1), examples(graph, 2, n=48)
     expected = to_module(graph, weights).train()(x)
@@ -200,11 +200,11 @@ def trained(family: str) -> tuple[Network, Task]:
 def first_losses(start: Network, morphs: tuple[Morph, ...], task: Task, steps: int = 3) -> Losses:
     """Training-mode losses of the first steps of a training, as `train` takes them."""
     module, _ = inherited(Job(start, morphs, RECIPE, 60, 7), task)
-    optimizer, schedule = optimizer_of(module, RECIPE), Schedule(RECIPE.warmup)
+    optimizer, schedule = make_optimizer(module, RECIPE), Schedule(RECIPE.warmup)
     module.train()
     losses: Losses = []
     total = RECIPE.epochs * len(task.train) // RECIPE.batch_size
-    order = next(Orders(len(task.train), len(task.train), seeded(3)))
+    order = next(ShuffledIndices(len(task.train), len(task.train), seeded(3)))
     for step, index in enumerate(order.split(RECIPE.batch_size)[:steps]):
         for group in optimizer.param_groups:
             group["lr"].fill_(RECIPE.lr * schedule.rate(step / total))

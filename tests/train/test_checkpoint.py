@@ -1,4 +1,4 @@
-"""A training that is interrupted and gone on with is the unbroken one, to the last bit."""
+"""A training that is interrupted and resumed ends with bitwise the same weights as without the interruption."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Interrupted(BaseException):
 def trained(
     recipe: Recipe, after: int = 0, saved: Checkpoint | None = None, task: Task = TASK, scored: bool = True
 ) -> tuple[Outcome, dict[str, Tensor], list[Checkpoint]]:
-    """The outcome, the weights and the checkpoints of a training that ends by a blow after so many checkpoints."""
+    """The outcome, weights and checkpoints of a training that is interrupted after `after` checkpoints; 0: never."""
     module, made = network(), list[Checkpoint]()
 
     def keep(make: Callable[[], Checkpoint]) -> None:
@@ -119,7 +119,7 @@ def test_patience_goes_on_where_it_was() -> None:
 
 
 def test_seconds_before_the_interruption_count() -> None:
-    """The clock leads, where it is late, by the share of all the time that was given."""
+    """A schedule that follows the clock needs the share of the whole time that was allotted."""
     clock = Clock()
     made: list[Checkpoint] = []
 

@@ -1,4 +1,4 @@
-"""Examples on the device: what they are normalised by and how they are dealt out."""
+"""Examples on the device: normalisation and shuffling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morphnas.train.data import Examples, Orders, Task, moments
+from morphnas.train.data import Examples, ShuffledIndices, Task, moments
 from morphnas.train.goal import Classification
 from tests.train.tasks import SHAPES, blobs, images, seeded
 
@@ -106,15 +106,15 @@ def test_a_task_can_move() -> None:
 
 @given(st.integers(1, 60), st.integers(1, 150), st.integers(1, 8))
 def test_orders_hold_every_example_as_often_as_any_other(n: int, length: int, epochs: int) -> None:
-    found = torch.cat(list(islice(Orders(n, length, seeded()), epochs)))
+    found = torch.cat(list(islice(ShuffledIndices(n, length, seeded()), epochs)))
     assert len(found) == epochs * length
     counts = torch.bincount(found, minlength=n)
     assert counts.max() - counts.min() <= 1
 
 
 def test_orders_follow_their_generator() -> None:
-    first, second = islice(Orders(50, 50, seeded(1)), 2)
-    assert torch.equal(first, next(Orders(50, 50, seeded(1))))
+    first, second = islice(ShuffledIndices(50, 50, seeded(1)), 2)
+    assert torch.equal(first, next(ShuffledIndices(50, 50, seeded(1))))
     assert not torch.equal(first, second)
     assert not torch.equal(first, torch.arange(50))
 

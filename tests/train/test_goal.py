@@ -1,4 +1,4 @@
-"""What outputs are to say: laws of every goal, and what each measures."""
+"""Goals: properties that all of them have, and the losses and metrics of each."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def truth(goal: Goal, n: int = 60, seed: int = 0) -> Tensor:
     y = torch.randn(n, goal.outputs, generator=seeded(seed))
     if isinstance(goal, MultiLabel):
         y = (y > 0).float()
-        y[::2] = 1.0  # which is what outputs of 0 say
+        y[::2] = 1.0  # as outputs of 0 predict
         return y
     return (y - y.mean(0)) / y.std(0, correction=0)
 
 
 def ideal(goal: Goal, y: Tensor) -> Tensor:
-    """Outputs than which there are none better, but for how sure they are."""
+    """Outputs without errors, apart from their confidence."""
     if isinstance(goal, Classification):
         return 3.0 * torch.nn.functional.one_hot(y, goal.outputs).float()
     return 6.0 * (y - 0.5) if isinstance(goal, MultiLabel) else y
@@ -95,7 +95,7 @@ def test_an_example_of_weight_three_counts_as_three(goal: Goal, counts: list[int
     alike = goal.loss(outputs[repeated], y[repeated], None, 0.1).item()
     assert goal.loss(outputs, y, weights, 0.1).item() == pytest.approx(alike, rel=1e-4)
     score, metric = goal.score_and_metric(outputs[repeated], y[repeated])
-    if len(repeated.unique()) > 1:  # of one, amounts have no variance but for rounding
+    if len(repeated.unique()) > 1:  # the variance of a single example is a rounding error
         assert goal.score_and_metric(outputs, y, weights) == pytest.approx((score, metric), rel=1e-4, abs=1e-6)
     assert goal.chance(y, weights) == pytest.approx(goal.chance(y[repeated]))
     whole = Examples(outputs, y, weights.float())
@@ -143,7 +143,7 @@ def test_nothing_agrees_with_a_teacher_more_than_what_it_says(goal: Goal) -> Non
 
 @every
 def test_agreement_is_about_as_steep_as_the_loss(goal: Goal) -> None:
-    """So that rates that are right for one are right for the other."""
+    """So that the same learning rates suit both."""
     y = truth(goal)
     slopes = []
     for loss in (
@@ -168,7 +168,7 @@ def test_examples_agree_as_much_as_they_weigh(goal: Goal) -> None:
 
 @every
 def test_networks_learn_what_a_teacher_says(goal: Goal) -> None:
-    """Where y say nothing, being those of other examples."""
+    """With uninformative y, which belong to other examples."""
     x = torch.randn(200, 8, generator=seeded(2))
     said = 4.0 * x[:, : goal.outputs]
     kinds: dict[type[Goal], Tensor] = {Classification: said.argmax(1), MultiLabel: (said > 0).float(), Regression: said}
@@ -176,7 +176,7 @@ def test_networks_learn_what_a_teacher_says(goal: Goal) -> None:
     task, module = Task.of(Examples(x, y, None, said), None, goal), linear(8, goal.outputs)
     train(module, task, Recipe(epochs=40, batch_size=32, lr=0.2), NEVER, seeded(), scored=False)
     outputs = module(task.normalised(x)).detach()
-    if isinstance(goal, Classification):  # what all logits of an example have in common says nothing
+    if isinstance(goal, Classification):  # logits are defined up to a constant per example
         outputs, said = outputs - outputs.mean(1, keepdim=True), said - said.mean(1, keepdim=True)
     assert torch.corrcoef(torch.stack([outputs.flatten(), said.flatten()]))[0, 1] > 0.7
 

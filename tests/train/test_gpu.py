@@ -1,4 +1,4 @@
-"""What only a GPU can show: recorded steps, memory that is really out, and fits and processes on the device."""
+"""Tests that need a GPU: CUDA graphs, running out of memory, and fits and processes on the device."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def network(make: Any = cnn, width: int = 8) -> nn.Module:
 @pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
 @pytest.mark.parametrize("make", [cnn, resnet, densenet])
 def test_replayed_steps_move_the_weights_as_others_do(make: Any, optimizer: Any, precision: Any, task: Task) -> None:
-    """Sums on a GPU come in any order, so that the weights are near each other and not the same."""
+    """The order of sums on a GPU is not deterministic, so that weights are close, but not equal."""
     recipe = replace(RECIPE, optimizer=optimizer, precision=precision, lr=0.01)
     start, moved = network(make), []
     draw = Draw.of(torch.arange(64), SHAPE, recipe.augment, seeded()).to(GPU, GPU)
@@ -98,7 +98,7 @@ def test_random_numbers_and_memory_are_as_ever_after_a_recording_that_fails(
     task: Task, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = nn.Sequential(network(), nn.Dropout(0.5))
-    module.register_forward_hook(lambda _, __, outputs: outputs.sum().item() and None)  # nothing can be recorded
+    module.register_forward_hook(lambda _, __, outputs: outputs.sum().item() and None)  # cannot be captured
     recipe = replace(RECIPE, precision="float32", optimizer="sgd")
     step = Step(module, task, recipe, mirrored=torch.arange(500) % 2 == 0)
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
@@ -110,7 +110,7 @@ def test_random_numbers_and_memory_are_as_ever_after_a_recording_that_fails(
     reserved = torch.cuda.memory_reserved(GPU)
     torch.empty(2**28, dtype=torch.uint8, device=GPU)
     torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved(GPU) == reserved, "what nobody has is freed as before"
+    assert torch.cuda.memory_reserved(GPU) == reserved, "unused memory is freed as before"
 
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 3.0])])
@@ -196,8 +196,8 @@ def test_the_way_to_compute_is_measured(task: Task, caplog: pytest.LogCaptureFix
 
 
 def test_the_memory_of_a_training_is_all_that_it_takes() -> None:
-    """Nearly all of a wide network's are its weights: these, their gradients, one of the optimizer's, the running mean,
-    and the best so far, twice where there is a better one."""
+    """Nearly all memory of a wide network is as large as its weights: these, gradients, the optimizer's momentum, the
+    running average, and the best weights so far, twice while better ones are copied."""
     graph = mlp((64,), 2, width=4096)
     weights = 4 * sum(torch.Size(shape).numel() for shape in graph.weight_shapes.values())
     outcome = train(to_module(graph).to(GPU), blobs(400, 50, 64).to(GPU), replace(RECIPE, augment=Augment(), lr=1e-3,
@@ -207,7 +207,7 @@ def test_the_memory_of_a_training_is_all_that_it_takes() -> None:
 
 @pytest.fixture
 def little() -> Iterator[int]:
-    """A hundredth of the GPU's memory, in bytes."""
+    """Limits PyTorch to a hundredth of the GPU's memory; the limit in bytes."""
     torch.cuda.empty_cache()
     share = 0.01
     torch.cuda.set_per_process_memory_fraction(share)
@@ -248,17 +248,17 @@ def test_examples_may_stay_in_main_memory(task: Task) -> None:
 
 
 def test_a_device_that_is_gone_is_told_from_one_that_is_not() -> None:
-    """In a process of its own, for which the GPU does nothing any more after that."""
+    """In a process of its own, to which the GPU is lost afterwards."""
     assert not is_device_lost(GPU)
     script = """if True:
         import torch
-        from morphnas.train.step import is_gone
+        from morphnas.train.step import is_device_lost
         device = torch.device("cuda")
         beyond = torch.tensor([7], device=device)
         try:
             torch.zeros(3, device=device)[beyond].sum().item()
         except RuntimeError:
-            print(is_gone(device))
+            print(is_device_lost(device))
     """
     ran = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
     assert ran.stdout.strip() == "True", ran.stderr
@@ -266,18 +266,18 @@ def test_a_device_that_is_gone_is_told_from_one_that_is_not() -> None:
 
 
 def test_a_loss_that_refuses_logits_is_refused_and_the_device_is_there() -> None:
-    """Also in a process of its own: an assertion that fails on a GPU is the end of it for the process."""
+    """Also in a process of its own: after a failed assertion on a GPU that is lost to the process."""
     script = """if True:
         import numpy as np
         import torch
         from morphnas import ImageClassifier
-        from morphnas.train.step import is_gone
+        from morphnas.train.step import is_device_lost
         random = np.random.default_rng(0)
         x, tags = random.random((200, 8, 8)), random.integers(0, 2, (200, 3))
         try:
             ImageClassifier(loss=torch.nn.BCELoss(), device="cuda").fit(x, tags, time_limit=5)
         except ValueError as error:
-            print("between 0 and 1" in str(error), is_gone(torch.device("cuda")))
+            print("between 0 and 1" in str(error), is_device_lost(torch.device("cuda")))
     """
     ran = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
     assert ran.stdout.strip() == "True False", ran.stderr
@@ -296,7 +296,7 @@ def test_a_fit_on_the_device(place: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_trainings_in_threads_do_not_disturb_each_other(task: Task) -> None:
-    """While one records, the others go on, and score."""
+    """While one captures a CUDA graph, the others train and score."""
     deadline = Deadline.after(300)  # with one, scoring waits for the device
 
     def trained(seed: int) -> Outcome:

@@ -1,4 +1,4 @@
-"""Steps in parts, and what happens when memory or time is short and when the loss explodes."""
+"""Micro-batches, lack of memory or time, and divergence."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from morphnas.train.deadline import OutOfTime
 from morphnas.train.predict import evaluate, full_precision, predict
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.step import Step
-from morphnas.train.trainer import HASTE, PROBE, divergence, probe_step_seconds, train
+from morphnas.train.trainer import PROBE_BELOW_SECONDS, PROBE_EXAMPLES, divergence, probe_step_seconds, train
 from tests.train.tasks import Clock, Timed, blobs, equal, images, linear, seeded, state
 
 PLAIN = Recipe(epochs=4, batch_size=16, lr=0.1, label_smoothing=0.0)
 
 
 class Small(nn.Module):
-    """A network for which memory is out above so many examples; `seen` are the sizes that it was given."""
+    """A network that runs out of memory for more than `most` examples; `seen`: the batch sizes it was called with."""
 
     def __init__(self, inner: nn.Module, most: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def test_a_network_that_never_fits_raises() -> None:
 
 
 def test_what_was_trained_is_kept_when_others_take_the_memory() -> None:
-    """After some epochs not even the smallest part fits."""
+    """After some epochs not even the smallest micro-batch fits."""
     module, task, clock = Small(linear(), 16), blobs(), Clock()
     best: list[dict[str, Tensor]] = []
 
@@ -127,7 +127,7 @@ def test_scoring_goes_on_with_fewer_examples_when_memory_is_out() -> None:
 
 
 def test_copies_of_the_weights_are_part_of_what_a_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU's memory is measured from before the optimizer's, the running mean and the best so far."""
+    """The measurement on a GPU starts before optimizer, running average and best weights allocate memory."""
     events: list[str] = []
 
     def noted(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,18 +137,18 @@ def test_copies_of_the_weights_are_part_of_what_a_training_takes(monkeypatch: py
 
         return made
 
-    monkeypatch.setattr(trainer, "_begin_measuring", noted("measuring", lambda *_: 0))
-    for name in ("Step", "_copy"):
+    monkeypatch.setattr(trainer, "_reset_peak_memory", noted("measuring", lambda *_: 0))
+    for name in ("Step", "_copy_weights"):
         monkeypatch.setattr(trainer, name, noted(name, getattr(trainer, name)))
     run(linear(), blobs(), replace(PLAIN, average=1.0, epochs=1))
-    assert events[:3] == ["measuring", "Step", "_copy"]
+    assert events[:3] == ["measuring", "Step", "_copy_weights"]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_the_speed_of_a_gpu_is_of_steps_that_are_done(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does them after the call that asks for one is back: also the last of an epoch, or its only one."""
+    """A GPU executes a step after the call has returned: also the last of an epoch, or its only one."""
     clock, task = Clock(), blobs(16 * steps)
-    free = clock.now  # when the device has done all that it was asked for
+    free = clock.now  # when the device will have finished all queued steps
 
     def asked(layer: nn.Module, _: object) -> None:
         nonlocal free
@@ -169,7 +169,7 @@ def test_the_speed_of_a_gpu_is_of_steps_that_are_done(steps: int, monkeypatch: p
     outcome = training.run(None, None)
     assert outcome.status == "finished"
     assert outcome.images_per_second == pytest.approx(16)
-    assert training.at.pace >= 0.5 / 16
+    assert training.state.pace >= 0.5 / 16
 
 
 # -- the deadline
@@ -206,16 +206,16 @@ def test_what_users_say_of_all_precisions_still_holds(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.backends, "cudnn", flags)
     with full_precision(GPU):
         pass
-    assert flags.conv.fp32_precision == "none", "which is what stands above it, also if that is changed later"
+    assert flags.conv.fp32_precision == "none", "inherits the global setting, also if that is changed later"
 
 
 def test_when_time_is_short_what_a_step_takes_is_found_out_first() -> None:
     module, recipe = Small(linear(), 99), replace(PLAIN, batch_size=64, epochs=1)
-    run(module, blobs(128, 10), recipe, seconds=HASTE + 1)
+    run(module, blobs(128, 10), recipe, seconds=PROBE_BELOW_SECONDS + 1)
     assert module.seen[0] == 64
     hasty = Small(linear(), 99)
-    run(hasty, blobs(128, 10), recipe, seconds=HASTE - 1)
-    assert hasty.seen[:4] == [PROBE, PROBE, 64, 64]
+    run(hasty, blobs(128, 10), recipe, seconds=PROBE_BELOW_SECONDS - 1)
+    assert hasty.seen[:4] == [PROBE_EXAMPLES, PROBE_EXAMPLES, 64, 64]
     assert equal(state(hasty), state(module))  # and it changes nothing
 
 
@@ -293,14 +293,14 @@ def test_predictions_stop_at_the_deadline() -> None:
     assert len(predict(module, task.train.x, task, deadline=clock.deadline(0))) == 0
 
 
-# -- the loss
+# -- divergence
 
 
 def test_what_an_explosion_is() -> None:
     assert divergence(math.nan, [], math.log(10))
     assert divergence(math.inf, [1.0], math.log(10))
     assert not divergence(1e9, [], math.log(10))  # nothing to compare it with
-    assert not divergence(22.0, [1.0], math.log(10))  # below 10 times what knowing nothing costs
+    assert not divergence(22.0, [1.0], math.log(10))  # below 10 times the baseline loss
     assert not divergence(39.0, [2.0], math.log(10))
     assert "from 2 to 41" in divergence(41.0, [2.0, 2.0], math.log(10))
 
@@ -323,7 +323,7 @@ class Bursting(nn.Module):
 def test_a_batch_that_explodes_is_the_last_one(steps: int, factor: float) -> None:
     module = Bursting(linear(), steps, factor)
     outcome = run(module, blobs(400, 20), replace(PLAIN, batch_size=16))
-    if steps or not math.isfinite(factor):  # a first batch may lose any number
+    if steps or not math.isfinite(factor):  # the loss of a first batch may be large
         assert outcome.status == "diverged"
         assert module.taken == steps + 1
         assert outcome.error is not None
@@ -331,7 +331,7 @@ def test_a_batch_that_explodes_is_the_last_one(steps: int, factor: float) -> Non
         assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
-# -- what is estimated
+# -- memory estimates
 
 
 def test_the_estimate_grows_with_what_is_in_memory() -> None:

@@ -1,4 +1,4 @@
-"""Muon: convolutions are turned evenly and by a share of their length, all else is as with SGD."""
+"""Muon: updates of convolutions are orthogonal and relative to the weights' norm; all else is as with SGD."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_small_matrices_stay_in_float32_on_a_cpu_and_large_ones_come_back_as_it(
 
 
 def optimizer_of(weight: nn.Parameter, lr: float = 0.1) -> Muon:
-    return Muon([{"params": [weight], "turned": True}], lr=lr, momentum=0.9, nesterov=True)
+    return Muon([{"params": [weight], "orthogonalised": True}], lr=lr, momentum=0.9, nesterov=True)
 
 
 @given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
 def test_a_step_is_a_share_of_the_weights(weights: float, gradients: float) -> None:
-    """Whatever the scale of these and of the gradient: a batch norm after them does not see it."""
+    """Whatever the scale of weights and gradient: a batch norm after them is invariant to it."""
     start, gradient = torch.randn(6, 3, 3, 3, generator=seeded(1)), torch.randn(6, 3, 3, 3, generator=seeded(2))
     moved = []
     for by_weight, by_gradient in ((1.0, 1.0), (weights, gradients)):
@@ -68,7 +68,7 @@ def test_a_step_is_a_share_of_the_weights(weights: float, gradients: float) -> N
 
 
 def test_weights_stay_as_long_as_they_are_however_many_steps() -> None:
-    """Each step of a share of their length would make them longer by a share: thousands would overflow."""
+    """Otherwise each relative step would increase the norm by a factor: thousands would overflow."""
     weight = nn.Parameter(torch.randn(6, 3, 3, 3, generator=seeded(1)))
     before, optimizer, random = weight.norm().item(), optimizer_of(weight, 0.3), seeded(2)
     for _ in range(3000):
@@ -88,7 +88,7 @@ def test_weights_that_are_zero_or_have_no_gradient_stay() -> None:
 def test_all_but_convolutions_move_as_with_sgd() -> None:
     networks = [to_module(cnn((2, 8, 8), 3, width=4)) for _ in range(2)]
     for module, kind in zip(networks, ("muon", "sgd"), strict=True):
-        optimizer = step.optimizer_of(module, Recipe(optimizer=kind))  # type: ignore[arg-type]
+        optimizer = step.make_optimizer(module, Recipe(optimizer=kind))  # type: ignore[arg-type]
         for _ in range(2):
             for i, p in enumerate(module.parameters()):
                 p.grad = torch.randn(p.shape, generator=seeded(i))
@@ -98,11 +98,11 @@ def test_all_but_convolutions_move_as_with_sgd() -> None:
 
 
 def test_so_do_convolutions_with_a_bias() -> None:
-    """There may be no norm behind them, so that their length matters, as it does where it is 0 at first."""
+    """There may be no batch norm after them, so that the norm of the weights matters, above all if it is 0 at first."""
     module = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
     nn.init.zeros_(module[2].weight)  # type: ignore[arg-type]
-    optimizer = step.optimizer_of(module, Recipe(optimizer="muon", lr=0.1))
-    module(torch.randn(8, 2, 5, 5, generator=seeded(0))).square().sum().backward()  # of what it is at first, its bias
+    optimizer = step.make_optimizer(module, Recipe(optimizer="muon", lr=0.1))
+    module(torch.randn(8, 2, 5, 5, generator=seeded(0))).square().sum().backward()  # at first the outputs are the bias
     optimizer.step()
     assert module[2].weight.norm() > 0.01  # type: ignore[operator]
 

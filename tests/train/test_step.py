@@ -1,4 +1,4 @@
-"""Steps that are recorded and replayed: what a CUDA graph does, done on a CPU by a recorder of its own."""
+"""Capture and replay of steps: on a CPU, where a recorder stands in for CUDA graphs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
 from morphnas.train.recipe import Augment, Optimizer, Recipe
-from morphnas.train.step import EAGER, RECORDERS, CudaGraphs, Run, Step, dropping
+from morphnas.train.step import EAGER, RECORDERS, CudaGraphs, Run, Step, input_dropout
 from morphnas.train.trainer import train
 from tests.train.tasks import Clock, blobs, equal, images, linear, seeded, state
 
@@ -38,7 +38,7 @@ FAMILIES: dict[str, Any] = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "densenet"
 
 
 class Tape(TorchDispatchMode):
-    """Notes down every operation, and does none that asks for a value: a GPU would have to be waited for."""
+    """Records every operation; those that read a value on the host, which would synchronise a GPU, raise an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Tape(TorchDispatchMode):
 
 
 class Recorder:
-    """As a CUDA graph: a replay does the same operations on the tensors that were there when they were recorded."""
+    """Works as a CUDA graph: a replay repeats the recorded operations on the same tensors."""
 
     def __init__(self, broken: Callable[[Tensor], None] | None = None) -> None:
         self.lengths: list[int] = []
@@ -62,11 +62,11 @@ class Recorder:
 
     def __call__(self, run: Run, draw: Draw) -> Run:
         self.lengths.append(len(draw))
-        given, owner = draw.each(Tensor.clone), run.__self__  # type: ignore[attr-defined]
+        given, owner = draw.map(Tensor.clone), run.__self__  # type: ignore[attr-defined]
         before = [value.clone() for value in changing(owner)]
         with Tape() as tape:
             loss = run(given)
-        for value, old in zip(changing(owner), before, strict=True):  # a recording changes nothing
+        for value, old in zip(changing(owner), before, strict=True):  # a capture changes nothing
             value.copy_(old)
 
         def replayed(draw: Draw) -> Tensor:
@@ -87,8 +87,8 @@ class Recorder:
 
 
 def changing(step: Step) -> list[Tensor]:
-    """All that a step changes."""
-    found = [*step.module.state_dict().values(), *step.kept.state_dict().values()]
+    """All tensors that a step changes."""
+    found = [*step.module.state_dict().values(), *step.evaluated.state_dict().values()]
     for values in step.optimizer.state.values():
         found += [value for value in values.values() if isinstance(value, Tensor)]
     return found if step.mirrored is None else [*found, step.mirrored]
@@ -102,7 +102,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 def both(module: nn.Module, task: Task, recipe: Recipe, scored: bool = True) -> list[dict[str, Tensor]]:
-    """The weights that a network is trained to, operation by operation and replayed."""
+    """The weights that a network is trained to, in eager mode and with replayed steps."""
     found = []
     for graphs in (False, True):
         one = copy.deepcopy(module)
@@ -115,7 +115,7 @@ def both(module: nn.Module, task: Task, recipe: Recipe, scored: bool = True) -> 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_replayed_steps_train_the_same_network(recorder: Recorder, family: str, optimizer: Optimizer) -> None:
-    """To the last bit, with everything that a recipe can ask for. One recording does for all batches."""
+    """Bitwise, with all options of a recipe. One capture serves all batches."""
     task = blobs(85, 40) if family == "mlp" else images(85, 40)
     shape = tuple(task.train.x.shape[1:])
     module = to_module(FAMILIES[family](shape, task.goal.outputs, width=4))
@@ -166,7 +166,7 @@ def test_what_cannot_be_recorded_is_done_otherwise(
 
 
 def test_nothing_is_recorded_where_it_would_not_be_right(recorder: Recorder) -> None:
-    """Batches in parts, short trainings, and examples that lie elsewhere."""
+    """Micro-batches, short trainings, and examples on another device."""
     task = blobs()
     train(linear(), task, replace(RECIPE, epochs=9), NEVER, seeded(), micro=8)
     train(linear(), task, replace(RECIPE, epochs=2), NEVER, seeded())
@@ -190,7 +190,7 @@ def test_trainings_are_recorded_on_one_stream(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was done to the CUDA that `CudaGraphs` takes for a real one."""
+    """Calls that `CudaGraphs` makes to a fake `torch.cuda`."""
     found: list[Any] = []
     random = SimpleNamespace(clone_state=lambda: "state", graphsafe_set_state=found.append)
     stream = SimpleNamespace(device=torch.device("cuda", 1))
@@ -211,7 +211,7 @@ BATCH = Draw.of(torch.arange(4), (2, 8, 8), RECIPE.augment, seeded())
 def test_what_torch_leaves_of_a_recording_that_fails_is_put_right(
     newer: bool, done: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stream, the random numbers, and that memory is allocated for the recording: nothing would be freed after."""
+    """The stream, the random state, and allocation to the graph's memory pool, after which nothing would be freed."""
 
     def end(device: int, pool: object) -> None:
         done.append((device, pool))
@@ -228,7 +228,7 @@ def test_what_torch_leaves_of_a_recording_that_fails_is_put_right(
 
 
 def test_one_thread_records_at_a_time(done: list[Any]) -> None:
-    """CUDA has a device waited for as a whole by nobody while any thread records on it, and torch does that before."""
+    """PyTorch synchronises the device before a capture, which CUDA forbids while any thread captures on it."""
 
     def run(draw: Draw) -> Tensor:
         done.append("begun")
@@ -242,7 +242,7 @@ def test_one_thread_records_at_a_time(done: list[Any]) -> None:
 
 
 def test_for_memory_a_recording_is_tried_again(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After some more steps."""
+    """After some more eager steps."""
     tries: list[int] = []
 
     def once(run: Run, draw: Draw) -> Run:
@@ -269,20 +269,20 @@ def test_nothing_recorded_outlives_its_training(recorder: Recorder, monkeypatch:
 
     monkeypatch.setitem(RECORDERS, "cpu", lambda _: noted)
     kept: list[Any] = []
-    forget = Step.forget
+    forget = Step.release_graphs
 
     def held(step: Step) -> None:
         kept.append(step)
         forget(step)
 
-    monkeypatch.setattr(Step, "forget", held)
+    monkeypatch.setattr(Step, "release_graphs", held)
     train(linear(), blobs(), RECIPE, NEVER, seeded())
     assert len(kept) == len(made) == 1
     assert made[0]() is None
 
 
 def test_memory_that_is_out_later_is_halved_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a step is recorded: the next ones are made operation by operation, in parts."""
+    """During a capture: the next steps are eager, in micro-batches."""
 
     def out(run: Run, draw: Draw) -> Run:
         full.append(1)
@@ -302,8 +302,8 @@ def test_memory_that_is_out_later_is_halved_as_ever(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_speed_is_that_of_replayed_steps(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock on which a step takes a second, its recording ten more, and a replayed one a tenth."""
-    clock, eager = Clock(), Step._whole
+    """By a clock on which an eager step takes 1 s, a replayed one 0.1 s, and the first of these 10 s more."""
+    clock, eager = Clock(), Step._eager
 
     def whole(self: Step, draw: Draw) -> Tensor:
         clock.now += 1.0
@@ -318,7 +318,7 @@ def test_the_speed_is_that_of_replayed_steps(recorder: Recorder, monkeypatch: py
 
         return timed
 
-    monkeypatch.setattr(Step, "_whole", whole)
+    monkeypatch.setattr(Step, "_eager", whole)
     monkeypatch.setitem(RECORDERS, "cpu", lambda _: record)
     outcome = train(linear(), blobs(), replace(RECIPE, epochs=9), clock.deadline(1e9), seeded())
     assert recorder.replays > 1
@@ -335,13 +335,13 @@ def test_a_search_trains_as_it_would_without(recorder: Recorder) -> None:
     assert recorder.replays
 
 
-# -- whether to record is measured
+# -- whether to use CUDA graphs is measured
 
 
 def ticking(monkeypatch: pytest.MonkeyPatch, recorder: Recorder, replayed: float) -> None:
-    """A clock by which a step takes a second, and a recorded one as given."""
+    """Use a clock on which an eager step takes 1 s, and a replayed one `replayed` seconds."""
     now = [0.0]
-    eager, replays = Step._whole, recorder.__call__
+    eager, replays = Step._eager, recorder.__call__
 
     def whole(self: Step, draw: Draw) -> Tensor:
         now[0] += 1.0
@@ -357,7 +357,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch, recorder: Recorder, replayed: float
         return timed
 
     monkeypatch.setattr(plan, "BUSY", 8)
-    monkeypatch.setattr(Step, "_whole", whole)
+    monkeypatch.setattr(Step, "_eager", whole)
     monkeypatch.setitem(RECORDERS, "cpu", lambda _: record)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -369,7 +369,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch, recorder: Recorder, replayed: float
 def test_recorded_steps_are_taken_unless_they_are_slower(
     task: Task, replayed: float, recorded: bool, native: bool, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a tenth or more: less may be chance. In the precision that the device itself computes in."""
+    """By a tenth or more: less may be noise. In bfloat16 if the device supports it natively."""
     ticking(monkeypatch, recorder, replayed)
     monkeypatch.setattr(plan, "_computes_bfloat16", lambda _: native)
     pace = measure(task, 1e9, replace(RECIPE, augment=MANY))
@@ -413,7 +413,7 @@ def test_both_ways_are_tried_however_little_time_there_is(recorder: Recorder, mo
 
 @pytest.mark.parametrize("make", [cnn, resnet, densenet])
 def test_nothing_in_a_step_asks_for_a_value(make: Any) -> None:
-    """Which a CPU does not mind, and a GPU would be idle for."""
+    """On a CPU that costs nothing, but a GPU would be idle meanwhile."""
     step = Step(to_module(make((3, 16, 16), 3, width=4)), images(40, 8, (3, 16, 16)), RECIPE)
     draw = Draw.of(torch.arange(16), (3, 16, 16), MANY, seeded())
     step(draw, 1.0)
@@ -434,7 +434,7 @@ def test_dense_layers_read_less_but_the_first_of_all_layers(make: Any, shape: tu
     x = torch.randn(64, *shape, generator=seeded())
     module(x)
     before = copy.deepcopy(module.state_dict())
-    with dropping(module, 0.25):
+    with input_dropout(module, 0.25):
         module.load_state_dict(before)  # batch norms of the first pass have moved
         module(x)
     for layer in layers:

@@ -26,7 +26,7 @@ from morphnas.train.deadline import NEVER
 from morphnas.train.goal import Classification, CustomGoal, Regression, UndefinedMetric
 from morphnas.train.predict import Diverged, evaluate, predict
 from morphnas.train.recipe import Augment, Optimizer, Outcome, Recipe
-from morphnas.train.step import optimizer_of
+from morphnas.train.step import make_optimizer
 from morphnas.train.trainer import Schedule, last_epoch, train
 from tests.train.tasks import Clock, Constant, Timed, blobs, equal, images, linear, rates, seeded, state
 
@@ -75,7 +75,7 @@ def test_the_rate_rises_and_then_falls_to_nothing(warmup: float) -> None:
 @given(WARMUPS, st.floats(0.01, 1), st.integers(1, 60), st.integers(1, 60))
 def test_the_final_decay_falls_from_where_it_began(warmup: float, progress: float, epochs: int, more: int) -> None:
     schedule = Schedule(warmup)
-    decaying = schedule.decaying(progress, epochs, epochs + more)
+    decaying = schedule.with_final_decay(progress, epochs, epochs + more)
     assert decaying.decay == progress
     assert decaying.end == pytest.approx(min(1, progress * (1 + more / epochs)))
     before = [progress * i / 20 for i in range(20)]
@@ -127,7 +127,7 @@ def test_images_are_learnt(optimizer: Any) -> None:
 
 
 def test_the_score_is_that_of_the_weights_kept() -> None:
-    """The best of those trained at a low rate, with one that makes the last of them worse than others."""
+    """The best of those at a low learning rate; the peak rate is so high that this is not always the last."""
     task = images()
     graph = cnn((2, 8, 8), 3, width=4, depth=2)
     worse = 0
@@ -139,7 +139,7 @@ def test_the_score_is_that_of_the_weights_kept() -> None:
         assert outcome.score == pytest.approx(score, abs=1e-6)
         assert outcome.metric == pytest.approx(metric, abs=1e-6)
         scores = enumerate((e.score or 0.0 for e in outcome.curve), start=1)
-        calm = [score for i, score in scores if Schedule(recipe.warmup).calm(i / 8)]
+        calm = [score for i, score in scores if Schedule(recipe.warmup).is_low(i / 8)]
         assert 3 <= len(calm) <= 5
         assert outcome.score == max(calm)
         assert outcome.curve[outcome.best_epoch - 1].score == outcome.score
@@ -183,9 +183,9 @@ def test_examples_stay_as_they_are() -> None:
 
 
 def test_weight_decay_leaves_biases_and_norms_alone() -> None:
-    """With a rate next to nothing, weight decay is all that could move them."""
+    """It applies to tensors of two or more axes."""
     module = to_module(mlp((4,), 2, width=4))
-    groups = optimizer_of(module, replace(PLAIN, weight_decay=0.3)).param_groups
+    groups = make_optimizer(module, replace(PLAIN, weight_decay=0.3)).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert {name: decay[id(p)] for name, p in module.named_parameters()} == {
         name: 0.3 if p.ndim > 1 else 0.0 for name, p in module.named_parameters()
@@ -194,9 +194,9 @@ def test_weight_decay_leaves_biases_and_norms_alone() -> None:
 
 @pytest.mark.parametrize(("optimizer", "share"), [("sgd", 0.5), ("muon", 0.5), ("adamw", 1.0)])
 def test_wide_dense_layers_without_a_norm_are_trained_at_a_lower_rate(optimizer: Optimizer, share: float) -> None:
-    """Adam's steps are as long whatever the gradient."""
+    """The size of AdamW's steps does not depend on the scale of gradients."""
     module = to_module(mlp((1024,), 2, width=512))
-    groups = optimizer_of(module, replace(PLAIN, optimizer=optimizer)).param_groups
+    groups = make_optimizer(module, replace(PLAIN, optimizer=optimizer)).param_groups
     shares = {id(p): group["share"] for group in groups for p in group["params"]}
     (last,) = (
         name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and layer.bias is not None
@@ -208,7 +208,7 @@ def test_wide_dense_layers_without_a_norm_are_trained_at_a_lower_rate(optimizer:
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 @pytest.mark.parametrize("width", [8, 64, 256])
 def test_the_loss_does_not_explode_however_much_the_last_layer_reads(optimizer: Optimizer, width: int) -> None:
-    """Of guesses it is log 10. At the full rate it is more than twice that from 4,096 features on."""
+    """Guessing costs log 10. At the full learning rate it is more than twice that from 4,096 features on."""
     x, y = torch.randn(512, 3, 8, 8, generator=seeded(0)), torch.randint(0, 10, (512,), generator=seeded(1))
     task = Task.of(Examples(x, y), Examples(x[:64], y[:64]), Classification(10))
     module = to_module(cnn((3, 8, 8), 10, width=width, depth=1))
@@ -221,7 +221,7 @@ def test_the_loss_does_not_explode_however_much_the_last_layer_reads(optimizer: 
 
 
 def doubting(logits: Tensor, y: Tensor, temperature: float) -> float:
-    """The log loss where every label is right with Laplace's probability, the others alike."""
+    """The log loss against labels with Laplace's probability (n + 1) / (n + 2), the other classes sharing the rest."""
     n, classes = logits.shape
     wrong = 1 / (n + 2) / (classes - 1)
     target = torch.full((n, classes), wrong).scatter(1, y[:, None], (n + 1) / (n + 2))
@@ -259,7 +259,7 @@ def test_the_temperature_makes_up_for_a_network_that_is_too_sure() -> None:
     )
 
 
-# -- the same again
+# -- reproducibility
 
 
 def test_equal_seeds_train_equal_networks() -> None:
@@ -286,7 +286,7 @@ def test_nobody_elses_random_numbers_are_drawn() -> None:
 
 @dataclass
 class Repeated:
-    """A metric of the user's own that gives one value after another, whatever it is asked of."""
+    """A user-defined metric that returns one of the given values after another."""
 
     values: list[float]
     name: str = "repeated"
@@ -402,7 +402,7 @@ def test_the_rate_has_come_down_when_the_deadline_comes(per_score: float) -> Non
 def test_the_rate_is_lower_where_a_training_sees_more_examples(
     examples: int, few: int, share: float, planned: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """800 of 80, whether as planned or until the clock ends it."""
+    """800 examples of 80, whether the schedule or the clock ends the training."""
     monkeypatch.setattr(recipe_module, "FEW", few)
     clock, task = Clock(), blobs()
     assert len(task.train) == 80
@@ -482,7 +482,7 @@ def test_the_final_decay_comes_down_by_the_end() -> None:
 
 
 def test_the_final_decay_is_as_gradual_when_the_clock_leads() -> None:
-    """There is time for half of the planned epochs: the decay lasts its epochs, from the rate that the clock gave."""
+    """There is time for half of the planned epochs: the decay takes all its epochs, from the rate set by the clock."""
     clock = Clock()
     module = Timed(Constant(), clock, 1.0)
     with rates(module) as seen:
@@ -515,7 +515,7 @@ def test_every_better_epoch_renews_patience() -> None:
 
 
 class Poisoned(nn.Module):
-    """Gives no numbers from its n-th training step on."""
+    """A network whose outputs are NaN after so many training steps."""
 
     def __init__(self, inner: nn.Module, steps: int) -> None:
         super().__init__()
@@ -555,7 +555,7 @@ def test_divergence_is_noticed_before_a_long_epoch_is_over() -> None:
 @pytest.mark.parametrize("scored", [True, False])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_huge_rate_diverges(scored: bool, optimizer: Any) -> None:
-    """At once in a chain of layers; late or never where batch norm, or adamw, keeps the scale of things."""
+    """At once in a chain of layers; late or never where batch norm or AdamW limits the scale of outputs or steps."""
     recipe = replace(PLAIN, lr=1e6, optimizer=optimizer, warmup=0.0, epochs=20)
     chain = nn.Sequential(*(linear(4, 4, seed) for seed in range(6)), linear(4, 2))
     status = run(chain, blobs(), recipe, scored=scored).status
@@ -568,10 +568,10 @@ def test_a_huge_rate_diverges(scored: bool, optimizer: Any) -> None:
 
 @pytest.mark.parametrize("scored", [True, False])
 def test_weights_that_the_last_step_ruined_are_not_kept(scored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of a batch is that before its step: in the last step of all nobody sees it go."""
+    """The loss of a batch is computed before its step, so that no loss shows what the very last step did."""
     monkeypatch.setattr(data, "CLIP", math.inf)
     task, module = blobs(16, 8), linear()
-    x = task.train.x * 1e35  # the first outputs are numbers, and the gradients times the rate are not
+    x = task.train.x * 1e35  # the first outputs are finite, the gradients times the learning rate are not
     task = replace(task, train=Examples(x, task.train.y), std=torch.ones(4), mean=torch.zeros(4))
     before = state(module)
     outcome = run(module, task, Recipe(epochs=1, batch_size=16, lr=1e6, warmup=0.0, weight_decay=0), scored=scored)
@@ -593,7 +593,7 @@ def test_examples_that_are_no_numbers_diverge() -> None:
 
 @pytest.mark.parametrize("what", ["far amount", "heavy example"])
 def test_an_example_that_costs_a_lot_is_no_divergence(what: str) -> None:
-    """It costs a network that knows nothing as much; one that has exploded still shows."""
+    """Its loss is as large for an uninformed network; divergence is still detected."""
     task, weights, y = blobs(320), torch.ones(320), torch.randn(360, 1, generator=seeded())
     if what == "far amount":
         y[200] = 100.0
@@ -612,12 +612,12 @@ def test_scores_of_no_number_are_divergence() -> None:
     task = blobs()
     module = linear()
     task.evaluation_set.x[0, 0] = math.nan
-    with pytest.raises(Diverged, match="outputs are no numbers"):
+    with pytest.raises(Diverged, match="outputs are NaN or infinite"):
         evaluate(module, task.evaluation_set, task)
     assert run(module, task).status == "diverged"
 
 
-# -- training that nobody judges
+# -- training without validation
 
 
 def test_without_a_judge_the_last_weights_are_kept() -> None:
@@ -716,7 +716,7 @@ def test_averaged_weights_are_those_that_are_scored_and_kept() -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_rate_of_biases_is_that_of_norms_alone(optimizer: Literal["sgd", "adamw"]) -> None:
     module = to_module(cnn((2, 8, 8), 3, width=4))
-    found = optimizer_of(module, Recipe(optimizer=optimizer, bias_rate=8.0, weight_decay=0.01))
+    found = make_optimizer(module, Recipe(optimizer=optimizer, bias_rate=8.0, weight_decay=0.01))
     names = {id(p): name for name, p in module.named_parameters()}
     kinds = {names[id(p)]: (g["share"], g["weight_decay"]) for g in found.param_groups for p in g["params"]}
     assert kinds.keys() == dict(module.named_parameters()).keys()
@@ -727,7 +727,7 @@ def test_the_rate_of_biases_is_that_of_norms_alone(optimizer: Literal["sgd", "ad
 
 
 def test_every_image_is_mirrored_each_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when an epoch is a part of the data."""
+    """Also when an epoch is a part of the training set."""
     numbers = torch.arange(24, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 2, 8, 8)
     task = replace(images(24, 8), train=Examples(numbers, torch.arange(24) % 3))
     seen: dict[int, list[bool]] = {}

@@ -1,4 +1,4 @@
-"""Deadlines, recipes and outcomes: values that say no to what cannot be, and come back from JSON as they were."""
+"""Deadlines, recipes and outcomes: validation of their values, and JSON round trips."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_usual_clock_cannot_be_set_back() -> None:
     assert 99 < Deadline.after(100).left <= 100
 
 
-# -- what is refused
+# -- validation
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_what_json_leaves_out_is_the_default() -> None:
 
 @given(st.sampled_from([Recipe, Outcome]), st.data())
 def test_malformed_json_is_a_value_error(kind: Any, data: st.DataObject) -> None:
-    """What is not refused is a value as good as any: it can be written and read again."""
+    """What is accepted is a valid value, which can be written and read again."""
     start = through_json(
         (Recipe() if kind is Recipe else Outcome("finished", -1.0, curve=(Epoch(1, 2, 3, 4),))).to_json()
     )
