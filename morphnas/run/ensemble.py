@@ -1,4 +1,4 @@
-"""The final model as an ensemble of what a run has trained anyway."""
+"""The final model as an ensemble of networks that a run has trained anyway."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from morphnas.graph import Limits, Network, blend
 from morphnas.graph.blend import blended
-from morphnas.run.predictions import outputs_of
+from morphnas.run.predictions import trial_outputs
 from morphnas.run.store import Store, data_name
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
@@ -21,18 +21,20 @@ from morphnas.train.goal import UndefinedMetric
 
 log = logging.getLogger("morphnas")
 
-LIBRARY = 12
-"""Networks that are asked whether they help, at most: the best by their scores."""
+LIBRARY_SIZE = 12
+"""Maximum number of networks that members are selected from: the best by their scores."""
 ROUNDS = 10
-"""Votes that are given."""
-ASKED = 2000
-"""Held-out examples that they are asked on, at most."""
+"""Maximum number of votes, one of which is given in each round."""
+MAX_EXAMPLES = 2000
+"""Maximum number of held-out examples that they are evaluated on."""
 
 
 def asked(size: int, task: Task, chooser: Examples | None) -> int:
-    """Examples that are passed through networks for `elect`, and once through the others that it elects."""
+    """Examples that `elect` passes through networks, and one pass of the evaluation set through each further member."""
+    if size <= 1:
+        return 0
     held_out = len(task.evaluation_set) + (0 if chooser is None else len(chooser))
-    return LIBRARY * min(ASKED, held_out) + (min(size, ROUNDS) - 1) * len(task.evaluation_set) if size > 1 else 0
+    return LIBRARY_SIZE * min(MAX_EXAMPLES, held_out) + (min(size, ROUNDS) - 1) * len(task.evaluation_set)
 
 
 def elect(
@@ -49,39 +51,44 @@ def elect(
     """The shares of up to `size` of the run's networks in an ensemble around the final one, by id; they sum to 1.
 
     Ensemble selection (Caruana et al. 2004, "Ensemble selection from libraries of models", ICML): the final network has
-    the first vote; each further one goes to the network, which may have votes already, with which the mean of the
-    outputs has the best score, at the temperature that suits the mean so far, on examples that none was trained on;
-    until that gets no better. `Trial.scored_by` votes for a network that was trained on them. All of it where there is
-    nobody to stand in but a network of the search, hardly trained, no held-out examples, or no time.
+    the first vote. Each further vote goes to the network, selected before or not, with which the mean of the outputs
+    has the best score on held-out examples, at the calibration temperature of the mean so far; until the score no
+    longer improves. If the final network was trained on these examples, `Trial.scored_by` stands in for it. The final
+    network is alone if only a network of the search, which is hardly trained, could stand in, or if there are no
+    held-out examples, or no time.
 
-    mirrors: whether all of them read mirror images as well. data: a name of the examples that the task was made of;
-    networks trained on others, which may hold what is held out here, have no part in it. limits: of the whole ensemble;
-    None: none.
+    mirrors: whether outputs are with test-time augmentation by horizontal flips. data: name of the task's data;
+    networks trained on other data, which may contain the examples held out here, are left out. limits: of the whole
+    ensemble; None: none.
     """
     if size == 1:
         return {final.id: 1.0}
-    judge = store.trial(final.scored_by)
+    scored = store.trial(final.scored_by)
     if task.valid is None:
-        return _alone(final, "no examples are held out")
-    if _data(store, judge) != data:
-        return _alone(final, "the final network was trained on other data, which may hold the examples held out here")
-    if judge.id != final.id and not judge.final:
-        return _alone(final, "there was no time to judge the final network before it was trained on all examples")
+        return _single(final, "no examples are held out")
+    if _data(store, scored) != data:
+        return _single(final, "the final network was trained on other data, which may hold the examples held out here")
+    if scored.id != final.id and not scored.final:
+        return _single(final, "there was no time to score the final network before it was trained on all examples")
     others = [
-        t for t in store.trials if t.kept and t.score is not None and _data(store, t) == data and t.id != judge.id
+        t for t in store.trials if t.kept and t.score is not None and _data(store, t) == data and t.id != scored.id
     ]
     others.sort(key=lambda t: (not t.final, -(t.score or 0.0), t.id))
-    parts = [part[:ASKED] for part in (task.valid, chooser) if part is not None]
-    x, y = torch.cat([part.x for part in parts])[:ASKED], torch.cat([part.y for part in parts])[:ASKED]
-    counted = [part.weights for part in parts if part.weights is not None]
-    weights = torch.cat(counted)[:ASKED] if counted else None
-    said = outputs_of(store, [judge, *others][:LIBRARY], x, task, deadline, mirrors)
-    votes = {id: outputs.double() for id, outputs in said.items() if outputs.isfinite().all()}
-    if judge.id not in votes:
-        return _alone(final, "the final network could not be asked in time")
+    parts = [part[:MAX_EXAMPLES] for part in (task.valid, chooser) if part is not None]
+    x, y = (torch.cat(tensors)[:MAX_EXAMPLES] for tensors in ([part.x for part in parts], [part.y for part in parts]))
+    part_weights = [part.weights for part in parts if part.weights is not None]
+    weights = torch.cat(part_weights)[:MAX_EXAMPLES] if part_weights else None
+    library = [scored, *others][:LIBRARY_SIZE]
+    predictions = {
+        id: outputs.double()
+        for id, outputs in trial_outputs(store, library, x, task, deadline, mirrors).items()
+        if outputs.isfinite().all()
+    }
+    if scored.id not in predictions:
+        return _single(final, "the final network could not be evaluated in time")
 
-    def lost(outputs: Tensor) -> tuple[float, float]:
-        """Less is better: minus the score, of equals the loss."""
+    def cost(outputs: Tensor) -> tuple[float, float]:
+        """Lower is better: minus the score, and for equal scores the loss."""
         try:
             return -task.goal.score_and_metric(outputs, y, weights)[0], task.goal.loss(outputs, y, weights).item()
         except UndefinedMetric:
@@ -91,31 +98,31 @@ def elect(
         """Whether these networks together are within the limits."""
         return limits is None or limits.refuse(blended([store.trial(id).graph for id in ids])[0]) is None
 
-    elected = Counter([judge.id])
-    while (n := elected.total()) < ROUNDS and not deadline.passed:
-        total = torch.stack([many * votes[id] for id, many in elected.items()]).sum(0)
+    votes = Counter([scored.id])
+    while (n := votes.total()) < ROUNDS and not deadline.passed:
+        total = torch.stack([count * predictions[id] for id, count in votes.items()]).sum(0)
         temperature = task.goal.temperature(total / n, y, weights)
-        open_to = [id for id in votes if id in elected or (len(elected) < size and fits([*elected, id]))]
-        loss, best = min((lost((total + votes[id]) / ((n + 1) * temperature)), id) for id in open_to)
-        if loss >= lost(total / (n * temperature)):
+        candidates = [id for id in predictions if id in votes or (len(votes) < size and fits([*votes, id]))]
+        lowest, best = min((cost((total + predictions[id]) / ((n + 1) * temperature)), id) for id in candidates)
+        if lowest >= cost(total / (n * temperature)):
             break
-        elected[best] += 1
-    if len(elected) == 1:
-        log.info("the model is not an ensemble: none of %d other networks makes it better", len(votes) - 1)
-    return {final.id if id == judge.id else id: n / elected.total() for id, n in elected.items()}
+        votes[best] += 1
+    if len(votes) == 1:
+        log.info("the model is not an ensemble: none of %d other networks makes it better", len(predictions) - 1)
+    return {final.id if id == scored.id else id: n / votes.total() for id, n in votes.items()}
 
 
-def _alone(final: Trial, why: str) -> dict[int, float]:
-    log.warning("the model is not an ensemble: %s", why)
+def _single(final: Trial, reason: str) -> dict[int, float]:
+    log.warning("the model is not an ensemble: %s", reason)
     return {final.id: 1.0}
 
 
 def assembled(store: Store, shares: Mapping[int, float], instead: Mapping[int, int] | None = None) -> Network:
-    """The networks with these shares as one. instead: whose place others take, by id."""
-    swapped = instead or {}
-    return blend([store.network(swapped.get(id, id)) for id in shares], list(shares.values()))
+    """The ensemble of networks with these shares, as one network. instead: ids to use in place of others."""
+    replacements = instead or {}
+    return blend([store.network(replacements.get(id, id)) for id in shares], list(shares.values()))
 
 
 def _data(store: Store, trial: Trial) -> str:
-    """A name of the examples that it was trained on: a search has one for all."""
+    """The name of the data that it was trained on, which is the same for all trials of a search."""
     return str(trial.proposal.why.get("data", "")) if trial.final else data_name(store.about.get("data"))

@@ -1,4 +1,4 @@
-"""The callback after every epoch: what it is given, and how it can end the fit."""
+"""The callback after every epoch: its argument, and how it can end the fit."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class EpochReport:
     morphs: the edits that made its network from the parent's, in words. final: the purpose of a final training, such as
     "inherited", "fresh" or "everything"; None: it belongs to the search. epoch: from 1, of the planned `epochs`.
 
-    loss: mean training loss of the epoch, including label smoothing. validation_loss, metric: mean log loss (or the
-    user's own loss), and accuracy or another metric, on the validation set after the epoch; None if this training is
-    not scored, or, for the loss, if it is scored by the user's own metric. lr: learning rate of the last step. seconds:
+    loss: mean training loss of the epoch, including label smoothing. validation_loss, metric: mean log loss (or
+    user-defined loss), and accuracy or another metric, on the validation set after the epoch; None if this training is
+    not scored, or, for the loss, if it is scored by a user-defined metric. lr: learning rate of the last step. seconds:
     since the trial's training began.
     """
 
@@ -47,8 +47,8 @@ class EpochReport:
 
     @staticmethod
     def of(run: Path, trial: Trial, outcome: Outcome) -> EpochReport:
-        """outcome: that of the trial so far."""
-        scored = outcome.curve[-1] if outcome.curve else None
+        """The report of a trial's last epoch. outcome: of the trial so far."""
+        last = outcome.curve[-1] if outcome.curve else None
         proposal = trial.proposal
         return EpochReport(
             run=run,
@@ -61,15 +61,15 @@ class EpochReport:
             seconds=outcome.seconds,
             loss=outcome.training_loss or 0.0,
             lr=outcome.lr or 0.0,
-            validation_loss=None if scored is None or scored.score is None or outcome.by_metric else -scored.score,
-            metric=None if scored is None else scored.metric,
+            validation_loss=None if last is None or last.score is None or outcome.by_metric else -last.score,
+            metric=None if last is None else last.metric,
         )
 
     @property
     def numbers(self) -> dict[str, float]:
         """The figures of the epoch that are not None, by name, ready for logging."""
-        found = {name: getattr(self, name) for name in ("loss", "lr", "seconds", "validation_loss", "metric")}
-        return {name: value for name, value in found.items() if value is not None}
+        values = {name: getattr(self, name) for name in ("loss", "lr", "seconds", "validation_loss", "metric")}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 EachEpochReport = Callable[[EpochReport], object]
@@ -79,8 +79,8 @@ EachEpochReport = Callable[[EpochReport], object]
 class EpochCalls:
     """An observer that calls a function after every epoch of every trial.
 
-    `StopFit` from it asks to stop. Anything else that it raises costs nothing but that call: the first time it is
-    logged with its traceback, and at the end how often it was. function: None: nobody's. stop: what is asked to stop.
+    If it raises `StopFit`, the fit stops. Any other exception is ignored: the first one is logged with its traceback,
+    and `close` logs their number. function: None: nothing is called. stop: what `StopFit` sets.
     """
 
     function: EachEpochReport | None
@@ -109,6 +109,6 @@ class EpochCalls:
         pass
 
     def close(self) -> None:
-        """Say how often the function has failed."""
+        """Log how often the function has failed, if more than once."""
         if self.failed > 1:
             log.error("each_epoch raised %d times", self.failed)

@@ -1,4 +1,4 @@
-"""What a search will come to: networks, disk and memory, foretold from the plan and from the trials so far."""
+"""Predicting the number of networks of a search, its disk space and memory, from the plan and the trials so far."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from morphnas.graph import Graph
 from morphnas.run.jobs import micro_batch
-from morphnas.run.plan import GROWN, Plan
+from morphnas.run.plan import MAX_GROWTH, Plan
 from morphnas.run.search import seconds_per_flop
 from morphnas.run.store import Store
 from morphnas.search import Patient, Promote, winner
@@ -27,50 +27,51 @@ from morphnas.train.recipe import Outcome
 
 log = logging.getLogger("morphnas")
 
-SURE = 1.25
-"""How many times as long, or as short, networks may take as is thought, where some have been measured."""
-UNSURE = 2.0
-"""The same where there is the plan alone."""
+MEASURED_UNCERTAINTY = 1.25
+"""Factor by which networks may take more or less time than predicted, if the times of some were measured."""
+PLANNED_UNCERTAINTY = 2.0
+"""The same if predictions are by the plan alone."""
 GROWTH = 0.4
-"""By how much of the network that children are made of each is larger than the one before."""
-SLOW, FAST = 0.15, 1.2
-"""The same where the search grows its networks less, and more: it differs that much from run to run."""
-LARGEST = 10.0
-"""How many times as large as that network they become at most."""
-LATE = 3
-"""Children whose sizes say how large the next one will be."""
-SMALL = 1.15
-"""How much larger than the smallest start a child is at least."""
-FITTED = 0.75
-"""Share of the time left that the network takes which is chosen to fit into it."""
-OVERHEAD = 0.1
-"""Seconds between two networks, before they are measured: asking, proving, writing down."""
-FILES = 20_000
-"""Bytes of a trial's files beside its weights."""
-FINALS = 4
-"""Trainings of the final model, at most, each of which has weights; the model has them once more."""
+"""Growth of the work from one child to the next, as a share of that of the network that the first one is made of."""
+SLOW_GROWTH, FAST_GROWTH = 0.15, 1.2
+"""Lower and higher growth for the range of expectations: it differs that much between runs."""
+MAX_GROWTH_FACTOR = 10.0
+"""Largest work of children, relative to that network."""
+RECENT_CHILDREN = 3
+"""Number of the last children whose sizes predict that of the next one."""
+MIN_CHILD_FACTOR = 1.15
+"""Least work of a child, relative to the smallest starter."""
+FITTED_SHARE = 0.75
+"""Share of the time left for a network that is chosen because larger ones do not fit into that time."""
+DEFAULT_OVERHEAD = 0.1
+"""Seconds between two networks, for asking, checking and storing, until they are measured."""
+BYTES_PER_TRIAL = 20_000
+"""Size of a trial's files without its weights."""
+MAX_FINALS = 4
+"""Maximum number of final trainings, each of which stores weights; the model has its own file of them."""
 SMALL_WIDTH = 8
-"""Of the first networks, where a search is to have time for more of them."""
-SOON = 60.0
-"""Seconds after which people are told, though not all first networks are measured yet."""
-OFTEN = 30.0
-"""Seconds between two looks that are written down."""
-MOST = 10_000
-"""Networks that are counted, at most."""
-LONGEST = 30 * 24 * 3600.0
-"""Seconds of a limit that is looked at."""
+"""Width of starters that leaves time for more networks in a search."""
+MAX_REPORT_DELAY = 60.0
+"""Seconds after which the expectation is reported, even if not all starters are measured yet."""
+UPDATE_INTERVAL = 30.0
+"""Seconds between two updates of the expectation in run.json."""
+MAX_NETWORKS = 10_000
+"""Largest number of networks that is predicted."""
+MAX_TIME_LIMIT = 30 * 24 * 3600.0
+"""Largest time limit in seconds that `seconds_for_search` tries."""
 
 
 @dataclass(frozen=True)
 class Expectation:
     """What is expected of a search.
 
-    networks: in all, those done included; fewest, most: the range they are in. measured: trials that this rests on; 0:
-    on the plan alone. seconds_per_network: of a worker, on the average. final_share: of the time, for training the
-    final model. disk: bytes that the run's folder comes to; to_write: of them, those not written yet; free: left on its
-    disk now. memory: bytes that this process and its workers come to, or, of a GPU, examples and trainings. for_search:
-    seconds that a limit should have for a search of 8 networks or more; None: this is one, or none is known to. small:
-    whether first networks of width `SMALL_WIDTH` leave time for one in this limit.
+    networks: number in all, including those that are done; fewest, most: its range. measured: number of trials whose
+    times are used; 0: the plan alone is. seconds_per_network: mean, of one worker. final_share: share of the time for
+    the final trainings. disk: bytes that the run folder will have; to_write: those of them that are still to be
+    written; free: bytes that are free on its disk. memory: bytes that this process and its workers need, or on a GPU
+    the examples and trainings. for_search: seconds of a time limit that has room for a search (`ENOUGH` networks, see
+    `morphnas.run.plan`); None: this one has, or none that is known. small: whether starters of width `SMALL_WIDTH`
+    would leave time for a search in this limit.
     """
 
     networks: int
@@ -104,8 +105,8 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Ladder:
-    """How a searcher trains networks on: of every `keep` one, for `factor` times as long, up to `rungs` times, where
-    that takes at most a `share` of the time left. No rungs: not at all."""
+    """How a searcher promotes networks: one of every `keep` is trained for `factor` times as many epochs, up to `rungs`
+    times, if that takes at most a `share` of the time left. No rungs: there are no promotions."""
 
     factor: int = 1
     keep: int = 1
@@ -125,11 +126,11 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a search is carried out under, beside its plan.
+    """The conditions of a search beside its plan.
 
-    max_trials: of the search; None: any number. finals: whether the winner is trained longer. workers: at a time.
-    apart: whether they are other processes. ladder: how networks are trained on. keep: whose weights stay, so many;
-    None: all. data: bytes that the examples take of memory. for_search, small: see `Expectation`.
+    max_trials: of the search; None: unlimited. finals: whether the winner is trained longer. workers: number that train
+    at a time. apart: whether they are other processes. ladder: promotions. keep: number of networks whose weights are
+    kept; None: all. data: bytes of memory for the examples. for_search, small: see `Expectation`.
     """
 
     max_trials: int | None = None
@@ -153,60 +154,66 @@ def expectation(
     process: int = 0,
     overhead: float | None = None,
 ) -> Expectation:
-    """What to expect of a search that has come to these trials and has so many seconds left.
+    """What to expect of a search that has these trials and so many seconds left.
 
-    free: bytes on the disk. process: that this process takes of memory, with the examples; 0: that does not matter,
-    they are on a GPU. overhead: seconds between two trials; None: not measured yet.
+    free: bytes that are free on the disk. process: bytes of memory of this process, with the examples; 0: only a GPU's
+    memory counts. overhead: seconds between two trials; None: not measured yet.
     """
     data, workers, ladder = terms.data, terms.workers, terms.ladder
     searched = [trial for trial in trials if not trial.final]
     done = [trial for trial in searched if trial.outcome is not None]
     pace = seconds_per_flop(searched, plan.seconds_per_flop)
-    epochs, rest = plan.recipe.epochs, OVERHEAD if overhead is None else overhead
-    new = {graph.key: graph for graph in plan.starts}
+    epochs = plan.recipe.epochs
+    untried = {graph.key: graph for graph in plan.starts}
     for trial in searched:
-        new.pop(trial.graph.key, None)
-    ended = [t.outcome for t in done if t.outcome is not None and t.outcome.status == "finished"]
-    unit = epochs * pace
-    starts = [unit * graph.work for graph in new.values()]
-    least = SMALL * unit * min(graph.work for graph in plan.starts)
-    first, grown = _children(plan, done)
-    climbed = [sum(t.epochs == epochs * ladder.factor**level for t in done) for level in range(ladder.rungs + 1)]
-    coming = _Coming(tuple(starts), unit * first, grown, least, rest, workers, ladder, tuple(climbed))
-    most = math.inf if terms.max_trials is None else max(0, terms.max_trials - len(done))
+        untried.pop(trial.graph.key, None)
+    finished = [t.outcome for t in done if t.outcome is not None and t.outcome.status == "finished"]
+    per_flop = epochs * pace
+    next_work, max_growth = _child_work(plan, done)
+    upcoming = _Upcoming(
+        starts=tuple(per_flop * graph.work for graph in untried.values()),
+        child=per_flop * next_work,
+        max_growth=max_growth,
+        smallest=MIN_CHILD_FACTOR * per_flop * min(graph.work for graph in plan.starts),
+        overhead=DEFAULT_OVERHEAD if overhead is None else overhead,
+        workers=workers,
+        ladder=ladder,
+        on_rung=tuple(sum(t.epochs == epochs * ladder.factor**rung for t in done) for rung in range(ladder.rungs + 1)),
+    )
+    trials_left = math.inf if terms.max_trials is None else max(0, terms.max_trials - len(done))
     graphs = [*(t.graph for t in searched), *plan.starts]
-    training = max(_training(plan, trials, graph) for graph in graphs)
+    training = max(_training_bytes(plan, trials, graph) for graph in graphs)
     if not process:
-        memory = data + workers * GROWN * training
+        memory = data + workers * MAX_GROWTH * training
     elif terms.apart:
-        memory = process + workers * (process - data + GROWN * training)
+        memory = process + workers * (process - data + MAX_GROWTH * training)
     else:
-        memory = process + (GROWN - 1) * training
-    come, sure = coming.within(left, most), SURE if ended else UNSURE
-    networks = len(done) + len(come)
-    few = len(done) + len(coming.within(left, most, sure, FAST))
-    many = len(done) + len(coming.within(left, most, 1 / sure, SLOW))
-    if networks == len(done):  # one is begun however short the time
+        memory = process + (MAX_GROWTH - 1) * training
+    seconds = upcoming.seconds(left, trials_left)
+    uncertainty = MEASURED_UNCERTAINTY if finished else PLANNED_UNCERTAINTY
+    networks = len(done) + len(seconds)
+    fewest = len(done) + len(upcoming.seconds(left, trials_left, uncertainty, FAST_GROWTH))
+    most = len(done) + len(upcoming.seconds(left, trials_left, 1 / uncertainty, SLOW_GROWTH))
+    if networks == len(done):  # one is started however short the time
         networks = max(networks, 1)
-    weights = statistics.mean(map(weight_bytes, graphs))
-    there = sum(weight_bytes(t.graph) for t in trials if t.kept)
-    usual = unit * statistics.mean(graph.work for graph in graphs)
-    kept = there + weights * max(float(len(come)), sum(come) / usual if usual else 0.0)
+    mean_weights = statistics.mean(map(weight_bytes, graphs))
+    written = sum(weight_bytes(t.graph) for t in trials if t.kept)
+    mean_seconds = per_flop * statistics.mean(graph.work for graph in graphs)
+    kept = written + mean_weights * max(float(len(seconds)), sum(seconds) / mean_seconds if mean_seconds else 0.0)
     if terms.keep is not None:
-        kept = min(kept, weights * (terms.keep * (ladder.rungs + 1) + 2))
+        kept = min(kept, mean_weights * (terms.keep * (ladder.rungs + 1) + 2))
     largest = max(map(weight_bytes, graphs))
-    disk = kept + networks * FILES + largest * (1 + (FINALS if terms.finals else 0))
+    disk = kept + networks * BYTES_PER_TRIAL + largest * (1 + (MAX_FINALS if terms.finals else 0))
+    all_seconds = [*seconds, *(outcome.seconds for outcome in finished)]
     return Expectation(
         networks=networks,
-        fewest=min(few, networks),
-        most=max(many, networks),
-        measured=len(ended),
-        seconds_per_network=(
-            statistics.mean([*come, *(outcome.seconds for outcome in ended)]) if come or ended else unit * first
-        ),
+        fewest=min(fewest, networks),
+        most=max(most, networks),
+        measured=len(finished),
+        seconds_per_network=statistics.mean(all_seconds) if all_seconds else per_flop * next_work,
         final_share=1 - plan.search_share if terms.finals else 0.0,
         disk=int(disk),
-        to_write=int(max(0, disk - there)),
+        to_write=int(max(0, disk - written)),
         free=free,
         memory=int(memory),
         for_search=terms.for_search,
@@ -214,95 +221,96 @@ def expectation(
     )
 
 
-def _training(plan: Plan, trials: Sequence[Trial], graph: Graph) -> float:
-    """Bytes that training a graph takes."""
+def _training_bytes(plan: Plan, trials: Sequence[Trial], graph: Graph) -> float:
+    """Bytes of memory for training a graph."""
     batch = plan.recipe.batch_size
     micro = micro_batch(graph, batch, plan.limits.max_memory, trials) or batch
     return memory_ratio(trials) * graph.peak_bytes(micro)
 
 
-def _children(plan: Plan, done: Sequence[Trial]) -> tuple[float, float]:
-    """Work of the network that the next child is made of, and how many times as large children may become yet.
+def _child_work(plan: Plan, done: Sequence[Trial]) -> tuple[float, float]:
+    """The work of the network that the next child is made of, and the factor up to which children may still grow.
 
-    The children of late say that, or else the best network so far, or else the starts on the average.
+    The work is the mean of the last children's, or else that of the best network so far, or else the starters' mean.
     """
-    late = [t.graph for t in done if t.proposal.morphs][-LATE:]
+    recent = [t.graph for t in done if t.proposal.morphs][-RECENT_CHILDREN:]
     best = winner(done)
-    graphs = late or ([best.graph] if best is not None else list(plan.starts))
+    graphs = recent or ([best.graph] if best is not None else list(plan.starts))
     work = statistics.mean(graph.work for graph in graphs)
     cap = math.inf if plan.limits.max_work is None else plan.limits.max_work / work
-    return work, max(1.0, min(LARGEST, cap))
+    return work, max(1.0, min(MAX_GROWTH_FACTOR, cap))
 
 
 @dataclass(frozen=True)
-class _Coming:
-    """The networks that a search has before it: the starts that are left, then children, of which some are trained on.
+class _Upcoming:
+    """The networks that a search will still train: the remaining starters, then children, some of which are promoted.
 
-    starts: seconds of each. child: of what the first child is made of; each child is larger by a part of that, until it
-    is so many times as large (grown). least: of the smallest network there is. overhead: between two. climbed: trials
-    so far on each rung of the ladder.
+    starts: seconds of each starter. child: seconds of the network that the first child is made of; children grow by a
+    share of that, up to `max_growth` times. smallest: seconds of the smallest child. overhead: seconds between two
+    networks. on_rung: trials so far on each rung of the ladder.
     """
 
     starts: tuple[float, ...]
     child: float
-    grown: float
-    least: float
+    max_growth: float
+    smallest: float
     overhead: float
     workers: int
     ladder: Ladder
-    climbed: tuple[int, ...]
+    on_rung: tuple[int, ...]
 
-    def within(self, seconds: float, most: float, factor: float = 1.0, growth: float = GROWTH) -> list[float]:
-        """Seconds of each network that there is time for, at most so many, if all take `factor` times as long.
+    def seconds(self, limit: float, trials_left: float, factor: float = 1.0, growth: float = GROWTH) -> list[float]:
+        """Seconds of each network that is trained within the limit, if all take `factor` times as long as predicted.
 
-        Where the next child is too large, one is found that fits.
+        If the next child is too large for the time left, a smaller one is assumed that fits.
         """
-        waiting, there, left = list(self.starts)[::-1], list(self.climbed), seconds * self.workers
+        waiting, on_rung, left = list(self.starts)[::-1], list(self.on_rung), limit * self.workers
         costs: list[float] = []
         children = 0
-        while left > 0 and len(costs) < min(most, MOST):
+        while left > 0 and len(costs) < min(trials_left, MAX_NETWORKS):
             room = left / self.workers
             if waiting:
                 if (cost := factor * waiting.pop()) > room:
                     continue
-                level = 0
+                rung = 0
             else:
-                child = factor * self.child * min(self.grown, 1 + growth * (children + 1))
-                level = self._promoted(there, child, left)
-                cost = child * self.ladder.factor**level
+                child = factor * self.child * min(self.max_growth, 1 + growth * (children + 1))
+                rung = self._promoted_to(on_rung, child, left)
+                cost = child * self.ladder.factor**rung
                 if cost > room:
-                    cost = max(factor * self.least, FITTED * room)
+                    cost = max(factor * self.smallest, FITTED_SHARE * room)
                 if cost > room:
                     break
-                children += not level
+                children += not rung
             left -= cost + self.overhead
             costs.append(cost)
-            there[level] += 1
+            on_rung[rung] += 1
         return costs
 
-    def _promoted(self, there: Sequence[int], child: float, left: float) -> int:
-        """The rung that a network is trained on for next; 0: none is."""
+    def _promoted_to(self, on_rung: Sequence[int], child: float, left: float) -> int:
+        """The rung that the next training promotes a network to; 0: it is no promotion."""
         for rung in reversed(range(self.ladder.rungs)):
-            longer = child * self.ladder.factor ** (rung + 1)
-            if there[rung] // self.ladder.keep > there[rung + 1] and longer * self.workers <= self.ladder.share * left:
+            cost = child * self.ladder.factor ** (rung + 1)
+            due = on_rung[rung] // self.ladder.keep > on_rung[rung + 1]
+            if due and cost * self.workers <= self.ladder.share * left:
                 return rung + 1
         return 0
 
 
 def weight_bytes(graph: Graph) -> int:
-    """Bytes that a network's weights take on disk."""
+    """Size of a network's weights on disk."""
     return 4 * sum(map(math.prod, graph.weight_shapes.values()))
 
 
 def seconds_for_search(planned: Callable[[float], Plan], seconds: float) -> float | None:
-    """The first of growing limits, from `seconds` on, whose plan is a search and not only its first networks.
+    """The first of growing time limits, from `seconds` on, whose plan has a search and not only starters.
 
-    planned: the plan for a limit. None: this is one, or none is found within a month.
+    planned: returns the plan for a limit. None if the plan for `seconds` has one, or no plan up to a month has.
     """
     if planned(seconds).searches:
         return None
     limit = seconds
-    while (limit := 1.25 * limit) < LONGEST:
+    while (limit := 1.25 * limit) < MAX_TIME_LIMIT:
         if planned(limit).searches:
             return limit
     return None
@@ -310,70 +318,73 @@ def seconds_for_search(planned: Callable[[float], Plan], seconds: float) -> floa
 
 @dataclass
 class Forecast:
-    """An observer that works the expectation out, tells it once, and keeps the one in run.json up to date.
+    """An observer that reports what is expected of the search once, and keeps run.json up to date with it.
 
-    It is told to `tell` when the first networks are measured, or after a minute, or a quarter of the time. A warning
-    says when the disk is too small for it. left: seconds that the search has. gpu: whether the memory that matters is a
-    GPU's.
+    It is passed to `report` when three networks (or all starters) are measured, or after a minute, or a quarter of the
+    time. There is a warning if the disk is too small. left: returns the seconds that the search has left. gpu: whether
+    the memory that counts is a GPU's.
     """
 
     store: Store
     plan: Plan
     left: Callable[[], float]
     terms: Terms
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     gpu: bool = False
     clock: Callable[[], float] = time.monotonic
-    told: bool = field(default=False, init=False)
+    reported: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._begun = self._noted = self.clock()
-        self._soon = min(SOON, 0.25 * self.left())
+        self._start = self._noted = self.clock()
+        self._delay = min(MAX_REPORT_DELAY, 0.25 * self.left())
         self._before = {trial.id for trial in self.store.trials}
-        self._begins: dict[int, float] = {}
+        self._started: dict[int, float] = {}
 
     def now(self) -> Expectation:
-        """What is expected as things stand."""
+        """What is expected now."""
         trials = self.store.trials
-        mine = [t.outcome for t in trials if t.outcome is not None and t.id not in self._before]
+        ended = [t.outcome for t in trials if t.outcome is not None and t.id not in self._before]
         overhead = None
-        if len(mine) > 1:
+        if len(ended) > 1:
             now = self.clock()
-            there = sum(now - begun for begun in sorted(self._begins.values())[: self.terms.workers])  # of all workers
-            worked = sum(outcome.seconds for outcome in mine)
-            worked += sum(now - self._begins[t.id] for t in trials if t.outcome is None and t.id in self._begins)
-            overhead = max(0.0, there - worked) / len(mine)
+            available = sum(now - start for start in sorted(self._started.values())[: self.terms.workers])
+            worked = sum(outcome.seconds for outcome in ended)
+            worked += sum(now - self._started[t.id] for t in trials if t.outcome is None and t.id in self._started)
+            overhead = max(0.0, available - worked) / len(ended)
         free, process = shutil.disk_usage(self.store.path).free, 0 if self.gpu else peak_memory()
         return expectation(self.plan, trials, self.left(), self.terms, free=free, process=process, overhead=overhead)
 
     def trial_begins(self, trial: Trial) -> None:
-        self._begins[trial.id] = self.clock()
+        self._started[trial.id] = self.clock()
 
     def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
-        if not self.told and self.clock() - self._begun >= SOON and not trial.final:
-            self._tell()
+        if not self.reported and self.clock() - self._start >= MAX_REPORT_DELAY and not trial.final:
+            self._report()
 
     def trial_ends(self, trial: Trial) -> None:
         if trial.final:
             return
         measured = sum(t.outcome is not None for t in self.store.trials)
-        if not self.told and (measured >= min(3, len(self.plan.starts)) or self.clock() - self._begun >= self._soon):
-            self._tell()
-        elif self.told and self.clock() - self._noted >= OFTEN:
+        enough = measured >= min(3, len(self.plan.starts)) or self.clock() - self._start >= self._delay
+        if not self.reported and enough:
+            self._report()
+        elif self.reported and self.clock() - self._noted >= UPDATE_INTERVAL:
             self._note(self.now())
 
-    def _tell(self) -> None:
-        self.told = True
-        found = self.now()
-        self._note(found)
-        self.tell(str(found))
-        if found.to_write > found.free:
-            text = f"the run is expected to write {_bytes(found.to_write)} more, but {_bytes(found.free)} are free on"
+    def _report(self) -> None:
+        self.reported = True
+        expected = self.now()
+        self._note(expected)
+        self.report(str(expected))
+        if expected.to_write > expected.free:
+            to_write, free = _bytes(expected.to_write), _bytes(expected.free)
             hint = ": keep=5 keeps only the weights of the best networks" if self.terms.keep is None else ""
-            warnings.warn(f"{text} the disk of {str(self.store.path)!r}{hint}", stacklevel=2)
-        if found.networks == 1 and len(self.plan.starts) > 1 and self.terms.max_trials is None:
-            more = "" if found.for_search is None else f"; a search needs a limit of about {_seconds(found.for_search)}"
-            log.warning("there is only time for one network, without any comparison%s", more)
+            text = f"the run is expected to write {to_write} more, but {free} are free on the disk of"
+            warnings.warn(f"{text} {str(self.store.path)!r}{hint}", stacklevel=2)
+        if expected.networks == 1 and len(self.plan.starts) > 1 and self.terms.max_trials is None:
+            seconds = expected.for_search
+            hint = "" if seconds is None else f"; a search needs a limit of about {_seconds(seconds)}"
+            log.warning("there is only time for one network, without any comparison%s", hint)
 
     def _note(self, found: Expectation) -> None:
         self._noted = self.clock()
@@ -381,7 +392,7 @@ class Forecast:
 
 
 def peak_memory() -> int:
-    """Bytes of memory that this process has had at most; 0 where the system does not say."""
+    """Peak memory of this process in bytes; 0 on systems that do not report it."""
     try:
         import resource
     except ImportError:  # on Windows

@@ -1,4 +1,4 @@
-"""Who is told what a run does, for people to see."""
+"""Observers of a run, which show or record its progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from morphnas.train.recipe import Outcome
 
 
 class Observer(Protocol):
-    """Is told what happens, for people to see. It has no say in the search; what it raises ends it."""
+    """Is notified of what a run does. It has no influence on the search, but an exception that it raises ends it."""
 
     def trial_begins(self, trial: Trial) -> None: ...
 
@@ -22,18 +22,18 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Observers:
-    """Several observers as one: they are told in their order."""
+    """Several observers as one; they are notified in order."""
 
-    several: Sequence[Observer]
+    observers: Sequence[Observer]
 
     def trial_begins(self, trial: Trial) -> None:
-        for observer in self.several:
+        for observer in self.observers:
             observer.trial_begins(trial)
 
     def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
-        for observer in self.several:
+        for observer in self.observers:
             observer.epoch_done(trial, outcome)
 
     def trial_ends(self, trial: Trial) -> None:
-        for observer in self.several:
+        for observer in self.observers:
             observer.trial_ends(trial)

@@ -25,83 +25,88 @@ from morphnas.train.step import EAGER, RECORDERS, Step, computing, to_memory_for
 
 log = logging.getLogger("morphnas")
 
-CHILD = 0.04
+CHILD_SHARE = 0.04
 """Share of the time that one child should cost."""
 EPOCHS = 6
-"""Epochs of a child, where the time allows."""
-STEPS, MOST_EPOCHS = 250, 30
-"""Steps of a child on rows, at least, as far as so many epochs make them: they cost next to nothing."""
-DECAY_OF_ROWS = 5e-3
-"""Weight decay on rows (`benchmarks/tuning.py`)."""
-PASSES, MOST_PASSES = 5, 240
-"""Times that the final trainings should see all examples, at least, with the largest starter; and beyond which they
-could not use the time, however much there is."""
+"""Epochs of a child, if there is time for them."""
+TABULAR_STEPS, MAX_TABULAR_EPOCHS = 250, 30
+"""Minimum training steps of a child on tabular data, where they cost next to nothing, and the epochs that may be used
+to reach it."""
+TABULAR_WEIGHT_DECAY = 5e-3
+"""Weight decay on tabular data (`benchmarks/tuning.py`)."""
+MIN_PASSES, MAX_PASSES = 5, 240
+"""Passes over all examples that the final trainings of the largest starter should have time for: at least, and at most,
+as they could not use more."""
 AMPLE = 1e13
-"""Examples, times FLOPs of `Graph.work`, that the final trainings have time for, from which on they see them more
-often: as the cube root, the rest is for larger networks."""
-SEEN, SEEN_COLOURED, AMPLE_FOR_FEW = 120_000, 60_000, 2.5e12
-"""Examples that they should see, at least, and of coloured images: of few, all are seen more often. In a minute, of
-grey ones larger networks are no better then, and smaller ones leave time for a search and for comparing final
-trainings; of coloured ones smaller ones are worse (`benchmarks/sizes.py`). With more time than the last of these, which
-is as `AMPLE`, coloured ones are seen more often, as its cube root: longer trainings on strongly changed images gain
-more by then than larger networks (`benchmarks/search_pays.py --width`)."""
-USUAL = 0.75
-"""Work of starters that is about the mean, as a share of the most that they may have."""
-RESERVED = 0.5
-"""Share of the time that the final trainings have, at least: networks are sized for it."""
-SHORTEST = 16
-"""Batches of an epoch that is a part of the data, at least."""
-FINAL = 45
-"""Passes over all examples that the final trainings should have time for, at least, and three quarters of those that
-`seen` makes: of a network `GROWN` times as large as a starter."""
-FINAL_COLOURED, SEEN_LAST = 120, 6_000_000
-"""The same of coloured images, as far as so many examples go: final trainings on images that are changed strongly gain
-more than a search, but have to be long, and compared with others (`benchmarks/search_pays.py`, of 2,000 images; of
-many, on a GPU, that is reasoned, not measured)."""
-GROWN = 1.5
-"""How much larger a network may get than starters may be: beyond, the final trainings would not see enough, and the
-search would not try enough."""
-DEAREST = 2.0
-"""Times what a child should cost, or a starter does where that is more, that the largest child may cost: where starters
-are as wide as any, there may be time for final trainings of networks of which a search could try only a few."""
+"""Compute of the final trainings, in examples seen times FLOPs of `Graph.work`, above which the number of passes grows:
+as its cube root, the rest goes into larger networks."""
+MIN_SEEN, MIN_SEEN_COLOUR, AMPLE_FOR_FEW = 120_000, 60_000, 2.5e12
+"""Examples that the final trainings should see at least, repetitions counted, and the same for colour images: if there
+are few examples, all are seen more often. Within a minute, larger networks than that leads to are no better for grey
+images, and smaller ones leave time for a search and for comparing final trainings; for colour images smaller ones are
+worse (`benchmarks/sizes.py`). With more compute than the last of these, which is defined as `AMPLE` is, colour images
+are seen more often, as its cube root: longer trainings with strong augmentation then gain more than larger networks
+(`benchmarks/search_pays.py --width`)."""
+TYPICAL_WORK = 0.75
+"""Approximate mean work of starters, as a share of the largest that is affordable."""
+MIN_FINAL_SHARE = 0.5
+"""Smallest share of the time for the final trainings, which networks are sized for."""
+MIN_EPOCH_BATCHES = 16
+"""Smallest number of batches of an epoch that is a part of the data."""
+FINAL_PASSES = 45
+"""Passes over all examples that the final trainings should have time for, with a network `MAX_GROWTH` times as large as
+a starter; and at least three quarters of those that `min_seen` makes."""
+FINAL_COLOURED, FINAL_SEEN_COLOUR = 120, 6_000_000
+"""The same for colour images, but no more passes than see so many examples in all: final trainings with strong
+augmentation gain more than a search, but have to be long, and compared with others (`benchmarks/search_pays.py`, for
+2,000 images; for many images, on a GPU, this is reasoned, not measured)."""
+MAX_GROWTH = 1.5
+"""Work of the largest network allowed, relative to the largest affordable starter: with larger ones the final trainings
+would see too few examples, and the search would try too few networks."""
+MAX_CHILD_COST = 2.0
+"""Cost of the largest child allowed, relative to `CHILD_SHARE` of the time, or to a starter's cost if that is higher.
+Where starters have the largest width, final trainings may have time for networks of which a search could try only a
+few."""
 ENOUGH = 8
-"""Networks that a search should have time for: of fewer only the starters are trained, the best of which gets the time,
-since that is better than a search (`benchmarks/search_pays.py`)."""
-CLEARLY = 0.9
-"""Share of the time of a simpler way to compute that another one may take to be chosen: not by chance, so that the same
-run again computes in the same way."""
-COLOURS = 3
-"""Channels that coloured images have, at least; their first filters whiten."""
+"""Networks that a search should have time for. If it has not, only the starters are trained and the best of them gets
+the rest of the time, which is better than a search (`benchmarks/search_pays.py`)."""
+MAX_TIME_RATIO = 0.9
+"""Time of another way to compute, relative to a simpler one, below which it is chosen: noise should not decide, so that
+the same run computes in the same way again."""
+MIN_COLOUR_CHANNELS = 3
+"""Channels from which on images count as colour images; their first filters whiten."""
 WIDTHS = (256, 192, 128, 96, 64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 6, 4)
-"""Of starters; smaller ones, for rows than 8, cost as much (`benchmarks/cost_model.py`) and are for limits that demand
-them."""
+"""Widths of starters, of at least 8 for tabular data. Smaller ones cost as much (`benchmarks/cost_model.py`), and are
+only for limits that require them: `TINY_WIDTHS`."""
 WIDEST = {"cpu": 64}
-"""Of those for images, by the type of device; elsewhere as wide as any: a GPU has nothing to do in a narrow one."""
-TINY = (4, 2, 1)
-SURELY = 0.8
-"""Share of the latency allowed that one first network should be predicted to have at most: as it is predicted before
-any was trained, it may be that far off (`benchmarks/latency.py`), and a search only makes networks slower."""
-PROBED = 2**27
-"""Bytes that the small network which tells how fast a CPU is may take, at most."""
+"""Largest width of starters for images, by type of device; other devices have no such bound, as a narrow network leaves
+a GPU idle."""
+TINY_WIDTHS = (4, 2, 1)
+STARTER_LATENCY_SHARE = 0.8
+"""Share of the allowed latency that at least one starter should be predicted to have at most: predictions before any
+training may be that far off (`benchmarks/latency.py`), and a search only makes networks slower."""
+PROBE_BYTES = 2**27
+"""Memory that the small network which measures a CPU's speed may take."""
 BUSY = 128
-"""Width of the plain network that tells how fast a device is that records steps: among those of its starters."""
-RATE = 2e-3
-"""Learning rate that recorded steps are tried at, at most: at a usual one those that differ by no more than rounding
-train other networks after some steps."""
-AHEAD = 5
-"""Steps that such a device is given to do before it is asked for a value: as in a training."""
+"""Width of the plain network that measures the speed of a device with CUDA graphs; some of its starters have it."""
+PROBE_LR = 2e-3
+"""Highest learning rate at which captured steps are compared with eager ones: at usual rates, rounding differences
+alone lead to different weights after some steps."""
+QUEUED_STEPS = 5
+"""Steps that are queued on such a device before a value is read back, as in a training."""
 _CPU = torch.device("cpu")
 MAX_THREADS = 1024
-"""That a plan which is read may ask for."""
+"""Largest number of threads that is accepted from a stored plan."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """How a run is sized.
 
-    starts: in the order they are trained. recipe: of a child. search_share: of the limit, the rest is the final
-    model's; where the starts are only compared, what that takes if it goes as predicted. seconds_per_flop: of a child's
-    epoch, predicted. threads: that a CPU is fastest with. searches: whether there is time for more than the starts.
+    starts: starters in the order of training. recipe: of children. search_share: share of the time limit; the rest is
+    for the final trainings. If only the starters are compared, the share that this is predicted to take.
+    seconds_per_flop: predicted for an epoch of a child. threads: number with which a CPU is fastest. searches: whether
+    there is time for more than the starters.
     """
 
     starts: tuple[Graph, ...]
@@ -113,9 +118,9 @@ class Plan:
     searches: bool
 
     def most(self, max_trials: int | None) -> int | None:
-        """Networks that a fit tries at most, before its final trainings; None: any number."""
-        own = None if self.searches else len(self.starts)
-        return min((n for n in (own, max_trials) if n is not None), default=None)
+        """Maximum number of networks that a fit tries before its final trainings; None: unlimited."""
+        starters = None if self.searches else len(self.starts)
+        return min((n for n in (starters, max_trials) if n is not None), default=None)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -130,15 +135,16 @@ class Plan:
 
     @staticmethod
     def of_run(about: Mapping[str, Any], version: str) -> Plan:
-        """The plan that a run was begun with; ValueError when run.json does not hold it, RunError where another version
-        of morphnas than this one has written it.
+        """The plan in `about`, the content of run.json.
+
+        ValueError if there is no valid plan in it, RunError if it is by another version of morphnas than `version`.
         """
         try:
             data = about["plan"]
             recipe, limits = data.get("recipe", {}), data.get("limits", {})
             for kind, part in ((Plan, data), (Recipe, recipe), (Augment, recipe.get("augment", {})), (Limits, limits)):
                 _check_fields(kind, part, about, version)
-            read = Plan(
+            plan = Plan(
                 tuple(map(Graph.from_json, data["starts"])),
                 Recipe.from_json(data["recipe"]),
                 Limits(**data["limits"]),
@@ -147,28 +153,28 @@ class Plan:
                 int(data["threads"]),
                 data["searches"],
             )
-            if not (read.starts and 0 < read.search_share <= 1 and 0 <= read.seconds_per_flop < math.inf):
-                raise ValueError("a share or a speed that cannot be")
-            if not 1 <= read.threads <= MAX_THREADS:
-                raise ValueError(f"{read.threads} threads")
-            if not isinstance(read.searches, bool):
-                raise ValueError(f"searches is {read.searches!r:.100}")
+            if not (plan.starts and 0 < plan.search_share <= 1 and 0 <= plan.seconds_per_flop < math.inf):
+                raise ValueError("no starts, or search_share or seconds_per_flop out of range")
+            if not 1 <= plan.threads <= MAX_THREADS:
+                raise ValueError(f"{plan.threads} threads")
+            if not isinstance(plan.searches, bool):
+                raise ValueError(f"searches is {plan.searches!r:.100}")
         except RunError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"run.json does not hold the plan of a run: {error!r}") from error
-        return read
+        return plan
 
 
 def _check_fields(kind: type, part: Any, about: Mapping[str, Any], version: str) -> None:
-    """RunError that says what to do where a part of the plan lacks fields, or has others than those of the kind."""
+    """RunError that says what to do if a part of a stored plan has other fields than its class."""
     try:
         if part and isinstance(part, Mapping):
             known_fields(kind, part)
     except ValueError as error:
-        made = about.get("versions")
-        before = made.get("morphnas") if isinstance(made, Mapping) else None
-        which = "" if before in (None, version) else f" ({before!s:.40}, this is {version})"
+        versions = about.get("versions")
+        writer = versions.get("morphnas") if isinstance(versions, Mapping) else None
+        which = "" if writer in (None, version) else f" ({writer!s:.40}, this is {version})"
         raise RunError(
             f"the run was begun by another version of morphnas{which}, with another plan ({error}): go on with that "
             "version, or fit in another path; load still reads its model, and load_run the networks that are known here"
@@ -177,7 +183,7 @@ def _check_fields(kind: type, part: Any, about: Mapping[str, Any], version: str)
 
 @dataclass(frozen=True)
 class Pace:
-    """How this machine trains fastest: seconds of a pass over the data per FLOP of `Graph.work`, and with what."""
+    """The fastest way to train on this machine, and its seconds per pass over the data and FLOP of `Graph.work`."""
 
     seconds_per_flop: float
     threads: int
@@ -186,17 +192,17 @@ class Pace:
 
 
 def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True, max_memory: int | None = None) -> Pace:
-    """The pace of the number of threads, the precision and the kind of steps that are the fastest here.
+    """The fastest number of threads, precision and kind of steps on this machine, and their pace.
 
-    Times a few steps of a small network on real batches, for at most about `seconds`; on a CPU, where these would take
-    more than `PROBED` bytes or max_memory, on smaller ones, and on a corner of large examples. record: whether steps
-    may be recorded. Not where processes share a GPU: it stopped some of those that replayed recorded ones
-    (`benchmarks/gpu.py shared`).
+    Times a few steps of a small network on real batches, for at most about `seconds`. On a CPU, batches are smaller and
+    large examples are cropped to a corner if they would take more than `PROBE_BYTES` or `max_memory`.
+    record: whether CUDA graphs may be used. They are not where processes share a GPU, which aborted some of those that
+    replayed them (`benchmarks/gpu.py shared`).
     """
     if task.device.type in RECORDERS:
-        return _measure_recording(task, recipe, record)
-    most = PROBED if max_memory is None else min(PROBED, max_memory)
-    graph, n = _probe(tuple(task.train.x.shape[1:]), task.goal.outputs, recipe.batch_size, most)
+        return _measure_with_cuda_graphs(task, recipe, record)
+    max_bytes = PROBE_BYTES if max_memory is None else min(PROBE_BYTES, max_memory)
+    graph, n = _probe(tuple(task.train.x.shape[1:]), task.goal.outputs, recipe.batch_size, max_bytes)
     shape = graph.shapes[graph.input.name]
     module = to_module(graph).to(task.device).train()
     if len(shape) == 3:
@@ -205,53 +211,56 @@ def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True, max
     x = task.normalised(batch.x)[(slice(None), slice(None), *map(slice, shape[1:]))].contiguous()
 
     def step(precision: Precision) -> float:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         with computing(precision, task.device):
             outputs = module(x)
         task.goal.loss(outputs.float(), batch.y).backward()
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
-    most = torch.get_num_threads()
-    ways = [(count, precision) for count in sorted({1, most}) for precision in get_args(Precision)]
-    times: dict[tuple[int, Precision], list[float]] = {way: [] for way in ways}
+    max_threads = torch.get_num_threads()
+    settings = [(count, precision) for count in sorted({1, max_threads}) for precision in get_args(Precision)]
+    times: dict[tuple[int, Precision], list[float]] = {setting: [] for setting in settings}
     until = time.perf_counter() + seconds
     try:
-        for turn in range(11):  # in turns, so that what else the machine does hits all alike
-            for count, precision in ways:
+        for turn in range(11):  # in turns, so that other load on the machine affects all settings
+            for count, precision in settings:
                 torch.set_num_threads(count)
                 times[count, precision].append(step(precision))
             if turn and time.perf_counter() > until:
                 break
     finally:
-        torch.set_num_threads(most)
-    warm = {way: several[1:] for way, several in times.items()}
-    best = ways[0]
-    for way in ways[1:]:
-        if statistics.median(one / other for one, other in zip(warm[way], warm[best], strict=True)) < CLEARLY:
-            best = way
+        torch.set_num_threads(max_threads)
+    warm = {setting: values[1:] for setting, values in times.items()}
+    best = settings[0]
+    for setting in settings[1:]:
+        if statistics.median(t / other for t, other in zip(warm[setting], warm[best], strict=True)) < MAX_TIME_RATIO:
+            best = setting
     fastest, (threads, precision) = statistics.median(warm[best]), best
     return Pace(fastest / len(batch) / graph.work * len(task.train), threads, precision)
 
 
-def _probe(shape: Shape, outputs: int, batch_size: int, most: int) -> tuple[Graph, int]:
-    """A small network, and a batch whose training takes at most so many bytes: of at least 2, since batch norm cannot
-    train on one, and of smaller examples where these take too much."""
+def _probe(shape: Shape, outputs: int, batch_size: int, max_bytes: int) -> tuple[Graph, int]:
+    """A small network, and a batch size with which its training takes at most so many bytes.
+
+    The batch size is at least 2, since batch norm cannot train on one example; the network is for smaller examples if
+    these take too much.
+    """
     while True:
         graph = cnn(shape, outputs, width=16) if len(shape) > 1 else mlp(shape, outputs, width=64)
         n = max(2, batch_size)
-        while n > 2 and graph.peak_bytes(n) > most:
+        while n > 2 and graph.peak_bytes(n) > max_bytes:
             n = max(2, n // 2)
-        if graph.peak_bytes(n) <= most or max(shape[1:], default=1) <= 8:
+        if graph.peak_bytes(n) <= max_bytes or max(shape[1:], default=1) <= 8:
             return graph, n
         shape = (shape[0], *(max(1, side // 2) if side > 8 else side for side in shape[1:]))
 
 
-def _measure_recording(task: Task, recipe: Recipe, record: bool) -> Pace:
-    """That of a device which can record steps: of whole ones, and of a network that is large enough to keep it busy.
+def _measure_with_cuda_graphs(task: Task, recipe: Recipe, record: bool) -> Pace:
+    """The pace of a device with CUDA graphs, by whole training steps of a network that is large enough to keep it busy.
 
-    In bfloat16, where the device itself computes in it: what that gains does not show step by step, since the device
-    mostly waits for what it is to do next (`benchmarks/gpu.py`). Recorded steps are taken unless they are slower, or do
-    not train the same network: its weights must move as they do otherwise, up to a tenth of the way.
+    In bfloat16 if the hardware supports it: its gain does not show in single steps, where the device mostly waits for
+    the host (`benchmarks/gpu.py`). Captured steps are used unless they are slower, or train differently: after the same
+    steps, the changes of the weights may differ by a tenth of their norm.
     """
     shape = tuple(task.train.x.shape[1:])
     graph = cnn(shape, task.goal.outputs, width=BUSY) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=256)
@@ -267,36 +276,36 @@ def _measure_recording(task: Task, recipe: Recipe, record: bool) -> Pace:
     def weights(module: nn.Module) -> Tensor:
         return torch.cat([p.detach().flatten() for p in module.parameters()])
 
-    def tried(cuda_graphs: bool) -> tuple[Pace, Tensor]:
-        """The pace, and how the weights have moved."""
+    def measured(cuda_graphs: bool) -> tuple[Pace, Tensor]:
+        """The pace, and the change of the weights."""
         module = copy.deepcopy(start)
-        way = replace(recipe, precision=precision, cuda_graphs=cuda_graphs)
-        step, took, rate = Step(module, task, way, mirrored=mirrored), [], min(0.1, RATE / recipe.lr)
+        settings = replace(recipe, precision=precision, cuda_graphs=cuda_graphs)
+        step, times, lr = Step(module, task, settings, mirrored=mirrored), [], min(0.1, PROBE_LR / recipe.lr)
         for _ in range(EAGER + 1):
-            step(draw, rate).item()
+            step(draw, lr).item()
         for _ in range(3):
-            begun = time.perf_counter()
-            for _ in range(AHEAD):
-                loss = step(draw, rate)
+            before = time.perf_counter()
+            for _ in range(QUEUED_STEPS):
+                loss = step(draw, lr)
             loss.item()  # waits for the device
-            took.append((time.perf_counter() - begun) / AHEAD)
-        per_flop = min(took) / len(draw) / graph.work * len(task.train)
+            times.append((time.perf_counter() - before) / QUEUED_STEPS)
+        per_flop = min(times) / len(draw) / graph.work * len(task.train)
         return Pace(per_flop, torch.get_num_threads(), precision, step.records), weights(module) - weights(start)
 
-    plain, moved = tried(False)
+    eager, eager_change = measured(False)
     if not record:
-        return plain
-    recorded, otherwise = tried(True)
-    apart = (otherwise - moved).norm()
-    if apart <= 0.1 * moved.norm() and recorded.seconds_per_flop * CLEARLY < plain.seconds_per_flop:
-        return recorded
-    times, far = recorded.seconds_per_flop / plain.seconds_per_flop, apart / moved.norm()
-    log.info("CUDA graphs are not used: they take %.2f times as long, and change the updates by %.2g", times, far)
-    return plain
+        return eager
+    captured, captured_change = measured(True)
+    difference, norm = (captured_change - eager_change).norm(), eager_change.norm()
+    if difference <= 0.1 * norm and captured.seconds_per_flop * MAX_TIME_RATIO < eager.seconds_per_flop:
+        return captured
+    ratio, relative = captured.seconds_per_flop / eager.seconds_per_flop, difference / norm
+    log.info("CUDA graphs are not used: they take %.2f times as long, and change the updates by %.2g", ratio, relative)
+    return eager
 
 
 def _computes_bfloat16(device: torch.device) -> bool:
-    """Whether it does itself; older GPUs do in software, which is slow."""
+    """Whether the hardware does; older GPUs emulate it, which is slow."""
     if device.type != "cuda":
         return True
     with torch.cuda.device(device):
@@ -304,7 +313,7 @@ def _computes_bfloat16(device: torch.device) -> bool:
 
 
 def measure_latency(task: Task, seconds: float) -> tuple[float, float]:
-    """Seconds per node and per FLOP from one example to its outputs here, by a narrow and a wide network.
+    """Seconds per node and per FLOP of the latency of one example on this machine, from a narrow and a wide network.
 
     Times both for about `seconds`, in turns.
     """
@@ -320,31 +329,31 @@ def measure_latency(task: Task, seconds: float) -> tuple[float, float]:
 
 def batch_size(n: int, device: torch.device) -> int:
     """Examples per step, a power of 2: an epoch of large data has about 400 steps, on a GPU about 100 (`gpu.py`)."""
-    smallest, largest, several = (128, 512, 100) if device.type == "cuda" else (64, 128, 400)
-    return min(largest, max(smallest, 1 << (n // several).bit_length()))
+    smallest, largest, count = (128, 512, 100) if device.type == "cuda" else (64, 128, 400)
+    return min(largest, max(smallest, 1 << (n // count).bit_length()))
 
 
 def default_recipe(n: int, device: torch.device, augment: bool | None, shape: Shape) -> Recipe:
-    """The recipe of a child.
+    """The recipe of children for n examples.
 
-    Whitening first filters gain on colour images and lose on grey ones (`benchmarks/ablation_recipe.py`).
+    Whitening first filters help on colour images and hurt on grey ones (`benchmarks/ablation_recipe.py`).
     """
     size, spatial = batch_size(n, device), len(shape) > 1
     shift = {None: None, True: SHIFT, False: 0.0}[augment]
-    change = Augment(shift=shift, flip=None) if spatial and augment is not False else Augment()
+    augmentation = Augment(shift=shift, flip=None) if spatial and augment is not False else Augment()
     optimizer: Optimizer = "muon" if spatial else "sgd"
-    epochs = EPOCHS if spatial else max(EPOCHS, min(MOST_EPOCHS, math.ceil(STEPS / steps(n, size))))
-    recipe = Recipe(epochs=epochs, batch_size=size, optimizer=optimizer, whiten=is_colour(shape), augment=change)
-    return at_usual_rate(recipe if spatial else replace(recipe, weight_decay=DECAY_OF_ROWS))
+    epochs = EPOCHS if spatial else max(EPOCHS, min(MAX_TABULAR_EPOCHS, math.ceil(TABULAR_STEPS / steps(n, size))))
+    recipe = Recipe(epochs=epochs, batch_size=size, optimizer=optimizer, whiten=is_colour(shape), augment=augmentation)
+    return at_usual_rate(recipe if spatial else replace(recipe, weight_decay=TABULAR_WEIGHT_DECAY))
 
 
 def is_colour(shape: Shape) -> bool:
-    return len(shape) == 3 and shape[0] >= COLOURS
+    return len(shape) == 3 and shape[0] >= MIN_COLOUR_CHANNELS
 
 
-def seen(shape: Shape) -> int:
-    """Examples of that shape that the final trainings should see, at least."""
-    return SEEN_COLOURED if is_colour(shape) else SEEN
+def min_seen(shape: Shape) -> int:
+    """Examples of that shape that the final trainings should see at least, repetitions counted."""
+    return MIN_SEEN_COLOUR if is_colour(shape) else MIN_SEEN
 
 
 def plan(
@@ -362,40 +371,45 @@ def plan(
     device: torch.device = _CPU,
     finals: bool = True,
 ) -> Plan:
-    """Starters that are affordable within `seconds` of the whole run on n examples.
+    """The plan of a whole run of `seconds` on n examples of that shape.
 
-    Networks are as large as lets the final trainings see all examples `PASSES` times, and `seen` of them: of few,
-    larger and smaller ones trained on a CPU for the same seconds do worse (`benchmarks/sizes.py`); and where there is
-    more time, more often. Children see what they have time for, of much data a part.
+    Networks are as large as possible if the final trainings are to see all examples `MIN_PASSES` times, and at least
+    `min_seen` examples; with more time they see them more often, see `AMPLE`. For few examples both larger and smaller
+    networks are worse after the same time on a CPU (`benchmarks/sizes.py`). Children see as many examples as they have
+    time for, in epochs that are a part of large data.
 
-    recipe: of children; its `examples` are found unless they are given. depth, width: of all starters, instead of what
-    is affordable. initial: graphs to start from instead of starters. workers: that train at a time, of which the final
-    trainings use one. device: that the pace is of. finals: whether the winner is trained longer, for which networks
-    must not grow too large. ValueError when no starter meets the limits, or a graph given does not, or does not fit the
-    examples.
+    recipe: of children; its `examples` are chosen here unless they are set. depth, width: of all starters, instead of
+    affordable ones. initial: graphs to start from instead of starters. workers: number that train at a time; the final
+    trainings use one. device: that the pace was measured on. finals: whether the winner is trained longer, for which
+    networks must not grow too large. ValueError if no starter meets the limits, or if an initial graph does not meet
+    them or does not fit the examples.
     """
     cost = max(pace.seconds_per_flop, 1e-30)
-    room = RESERVED * seconds / cost  # work, times passes
-    many, few = (max(1.0, n * room / much) ** (1 / 3) for much in (AMPLE, AMPLE_FOR_FEW))
-    passes = min(MOST_PASSES, max(PASSES * many, seen(shape) / n * (few if is_colour(shape) else 1.0)))
+    room = MIN_FINAL_SHARE * seconds / cost  # work times passes
+    many, few = (max(1.0, n * room / ample) ** (1 / 3) for ample in (AMPLE, AMPLE_FOR_FEW))
+    passes = min(MAX_PASSES, max(MIN_PASSES * many, min_seen(shape) / n * (few if is_colour(shape) else 1.0)))
     largest = room / passes
-    _check(initial, shape, outputs, limits)
+    _check_initial(initial, shape, outputs, limits)
     graphs = initial or _starters(shape, outputs, largest, limits, depth, width, device)
     starts = {graph.key: graph for graph in graphs}
     typical = statistics.median(graph.work for graph in starts.values())
-    recipe = _parted(recipe, n, CHILD * seconds / (cost * typical))
-    final = max(FINAL, 0.75 * seen(shape) / n, min(FINAL_COLOURED, SEEN_LAST / n) if is_colour(shape) else 0.0)
-    about = USUAL * largest  # of starters, whichever widths there are: those of similar machines should be alike
-    final *= cost * GROWN * (about if about / 2 < typical < 2 * about else typical) / seconds
-    share = 1 - min(1.0 if workers == 1 else 0.6, max(RESERVED, final))
-    searches = share * workers >= ENOUGH * CHILD
+    recipe = _with_length(recipe, n, CHILD_SHARE * seconds / (cost * typical))
+    final = max(FINAL_PASSES, 0.75 * min_seen(shape) / n)
+    if is_colour(shape):
+        final = max(final, min(FINAL_COLOURED, FINAL_SEEN_COLOUR / n))
+    expected = TYPICAL_WORK * largest  # whichever widths there are, so that similar machines have similar plans
+    final *= cost * MAX_GROWTH * (expected if expected / 2 < typical < 2 * expected else typical) / seconds
+    share = 1 - min(1.0 if workers == 1 else 0.6, max(MIN_FINAL_SHARE, final))
+    searches = share * workers >= ENOUGH * CHILD_SHARE
     if not searches:
-        share = share_of(len(starts))
+        share = _share_of_starters(len(starts))
     part = 1.0 if recipe.examples is None else recipe.examples / n
-    dearest = DEAREST * max(typical, CHILD * seconds / (cost * part * recipe.epochs))
-    most = int(max(min(GROWN * largest, dearest) if finals else dearest, *(graph.work for graph in starts.values())))
-    if limits.max_work is None or most < limits.max_work:
-        limits = replace(limits, max_work=most)
+    affordable = MAX_CHILD_COST * max(typical, CHILD_SHARE * seconds / (cost * part * recipe.epochs))
+    max_work = int(
+        max(min(MAX_GROWTH * largest, affordable) if finals else affordable, *(graph.work for graph in starts.values()))
+    )
+    if limits.max_work is None or max_work < limits.max_work:
+        limits = replace(limits, max_work=max_work)
     return Plan(tuple(starts.values()), recipe, limits, share, cost * part, pace.threads, searches)
 
 
@@ -408,66 +422,67 @@ def _starters(
     width: int | None,
     device: torch.device,
 ) -> list[Graph]:
-    """First networks of about that much work, within the limits, see `plan`."""
+    """Starters of about that much work, within the limits, see `plan`."""
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
-    families.append((mlp, 1.0, 0))  # of few rows with much noise a linear map may say all that there is to say
+    families.append((mlp, 1.0, 0))  # a linear model may be best for few noisy rows
     affordable: Sequence[int] = [w for w in WIDTHS if w >= 8]
     if len(shape) > 1:
         families = [(cnn, 1.0, 4), (resnet, 1.0, 2)]
         affordable = [w for w in WIDTHS if w <= WIDEST.get(device.type, max(WIDTHS))]
 
-    def made(make: Callable[..., Graph], deep: int, most: float, limits: Limits = limits) -> Graph:
-        """That of a family with the most parameters within the limits and the work, of tiny ones within the limits; the
-        one with the least work if there is none."""
-        for widths in [(width,)] if width else [affordable, TINY]:
-            graphs = [_starter(make, shape, outputs, w, depth or deep) for w in widths]
-            if fitting := [graph for graph in graphs if limits.refuse(graph) is None]:
-                quick = [graph for graph in fitting if graph.work <= most or widths is TINY]
-                return max(quick, key=lambda g: g.parameters) if quick else min(fitting, key=lambda g: g.work)
+    def largest_of(make: Callable[..., Graph], default_depth: int, max_work: float, limits: Limits = limits) -> Graph:
+        """The network of a family with the most parameters within the limits and the work, or if all are tiny, within
+        the limits. If there is none, the one with the least work within the limits, or else the smallest.
+        """
+        for widths in [(width,)] if width else [affordable, TINY_WIDTHS]:
+            graphs = [_starter(make, shape, outputs, w, depth or default_depth) for w in widths]
+            if allowed := [graph for graph in graphs if limits.refuse(graph) is None]:
+                quick = [graph for graph in allowed if graph.work <= max_work or widths is TINY_WIDTHS]
+                return max(quick, key=lambda g: g.parameters) if quick else min(allowed, key=lambda g: g.work)
         return graphs[-1]
 
-    deeper = [made(make, deep, factor * largest) for make, factor, deep in families]
+    deeper = [largest_of(make, default_depth, factor * largest) for make, factor, default_depth in families]
     starts = [graph for graph in deeper if limits.refuse(graph) is None]
     if not starts:
-        shallow = [made(make, 1, 0) for make, _, _ in families]
+        shallow = [largest_of(make, 1, 0) for make, _, _ in families]
         starts = [graph for graph in shallow if limits.refuse(graph) is None]
     if not starts:
         tiny = min((*deeper, *shallow), key=lambda graph: (limits.latency(graph), graph.parameters))
         raise ValueError(f"limits: no first network meets them; the smallest one has {limits.refuse(tiny)}")
     if limits.max_latency_ms is not None and not depth:
-        surely = replace(limits, max_latency_ms=SURELY * limits.max_latency_ms)
-        make, factor, deep = families[0]
-        less = (made(make, d, factor * largest, surely) for d in range(deep, 0, -1))
-        if all(map(surely.refuse, starts)):
-            starts += [graph for graph in less if surely.refuse(graph) is None][:1]
+        safe = replace(limits, max_latency_ms=STARTER_LATENCY_SHARE * limits.max_latency_ms)
+        make, factor, default_depth = families[0]
+        shallower = (largest_of(make, d, factor * largest, safe) for d in range(default_depth, 0, -1))
+        if all(map(safe.refuse, starts)):
+            starts += [graph for graph in shallower if safe.refuse(graph) is None][:1]
     return starts
 
 
 @lru_cache(maxsize=1024)
 def _starter(make: Callable[..., Graph], shape: Shape, outputs: int, width: int, depth: int) -> Graph:
-    """One that is made once: many plans ask for it where another time limit is looked for."""
+    """Cached, since `seconds_for_search` makes many plans."""
     return make(shape, outputs, width=width, depth=depth)
 
 
-def share_of(starts: int) -> float:
-    """The search's share of a plan that trains so many first networks and nothing else, with some room."""
-    return min(1.0, (starts + 1) * CHILD)
+def _share_of_starters(starts: int) -> float:
+    """The share of the time for a search that trains so many starters and nothing else, with a margin of one."""
+    return min(1.0, (starts + 1) * CHILD_SHARE)
 
 
-def _parted(recipe: Recipe, n: int, passes: float) -> Recipe:
-    """The recipe with epochs that make up so many passes over n examples, if they cannot all be whole ones.
+def _with_length(recipe: Recipe, n: int, passes: float) -> Recipe:
+    """The recipe with epochs that together make so many passes over n examples, if there is no time for whole ones.
 
-    There are fewer of them when they would get too short for a score to say anything.
+    Their number is reduced if epochs would otherwise be too short for a meaningful score.
     """
     if passes >= recipe.epochs or (recipe.examples is not None and recipe.examples * recipe.epochs <= passes * n):
         return recipe
-    shortest = min(n, recipe.examples or SHORTEST * recipe.batch_size)
+    shortest = min(n, recipe.examples or MIN_EPOCH_BATCHES * recipe.batch_size)
     epochs = int(max(1, min(recipe.epochs, passes * n // shortest)))
     examples = int(max(shortest, min(recipe.examples or n, passes * n / epochs)))
     return replace(recipe, epochs=epochs, examples=None if examples >= n else examples)
 
 
-def _check(initial: Sequence[Graph], shape: Shape, outputs: int, limits: Limits) -> None:
+def _check_initial(initial: Sequence[Graph], shape: Shape, outputs: int, limits: Limits) -> None:
     for i, graph in enumerate(initial):
         takes, gives = (graph.shapes[node.name] for node in (graph.input, graph.output))
         if takes != shape:

@@ -1,4 +1,4 @@
-"""What the networks of a run say of examples."""
+"""Outputs of a run's networks on examples."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from morphnas.train.step import is_out_of_memory
 log = logging.getLogger("morphnas")
 
 
-def at_once(trial: Trial) -> int:
-    """Examples to pass through a trial's network at once."""
+def chunk_size(trial: Trial) -> int:
+    """Examples to pass through a trial's network at a time."""
     return chunk(None if trial.outcome is None else trial.outcome.micro_batch)
 
 
-def module_of(store: Store, trial: Trial, task: Task) -> nn.Module | None:
-    """A trial's network on the task's device; None where it cannot be read, or has no room there."""
+def load_module(store: Store, trial: Trial, task: Task) -> nn.Module | None:
+    """A trial's network on the task's device; None if it cannot be read, or the device has no memory for it."""
     try:
         return store.network(trial.id).to_module().to(task.device)
     except Exception as error:
@@ -34,18 +34,20 @@ def module_of(store: Store, trial: Trial, task: Task) -> nn.Module | None:
         return None
 
 
-def outputs_of(
+def trial_outputs(
     store: Store, trials: Iterable[Trial], x: Tensor, task: Task, deadline: Deadline, mirrors: bool = False
 ) -> dict[int, Tensor]:
-    """The outputs (n, outputs) of raw examples (n, *shape) by the trials' networks, by id: of those that can be read,
-    from the first on, while there is time to ask about all examples.
+    """The outputs (n, outputs) of the trials' networks for raw examples (n, *shape), by id.
+
+    Networks that cannot be read are left out, as are those from the first one on that there is no time to evaluate on
+    all examples. mirrors: whether with test-time augmentation by horizontal flips.
     """
-    found = {}
+    result = {}
     for trial in trials:
-        if (module := module_of(store, trial, task)) is None:
+        if (module := load_module(store, trial, task)) is None:
             continue
-        outputs = predict(module, x, task, at_once(trial), deadline, mirrors)
+        outputs = predict(module, x, task, chunk_size(trial), deadline, mirrors)
         if len(outputs) < len(x):
             break
-        found[trial.id] = outputs
-    return found
+        result[trial.id] = outputs
+    return result

@@ -1,4 +1,4 @@
-"""Asking a searcher what to do next, in time."""
+"""Asking a searcher for proposals, also while workers train."""
 
 from __future__ import annotations
 
@@ -17,71 +17,71 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Budget, Proposal, Searcher, Trial, grow_proposal
 from morphnas.train.deadline import POLL, Deadline
 
-SWITCHING = 1e-4
-"""Seconds for which asking ahead may keep Python to itself: by default it is 5 ms, for which a thread that tells a GPU
-what to do next would wait."""
+SWITCH_INTERVAL = 1e-4
+"""Seconds for which a thread that asks ahead may hold Python's global interpreter lock. The default is 5 ms, for which
+a thread that launches work on a GPU would wait."""
 
 
 @dataclass
-class _Switching:
-    """Python's switch interval, short as long as anybody asks ahead, in whatever threads."""
+class _ShortSwitchInterval:
+    """Python's switch interval, which is short while there are askers that ask ahead, in any threads."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     askers: int = 0
-    usual: float = 0.0
+    before: float = 0.0
 
     def begin(self) -> None:
         with self.lock:
             if not self.askers:
-                self.usual = sys.getswitchinterval()
-                sys.setswitchinterval(SWITCHING)
+                self.before = sys.getswitchinterval()
+                sys.setswitchinterval(SWITCH_INTERVAL)
             self.askers += 1
 
     def end(self) -> None:
         with self.lock:
             self.askers -= 1
             if not self.askers:
-                sys.setswitchinterval(self.usual)
+                sys.setswitchinterval(self.before)
 
 
-_switching = _Switching()
+_switch_interval = _ShortSwitchInterval()
 
 
 class SearcherError(RunError):
-    """What a searcher, which may be a user's own, proposes cannot be done, or it raises; its cause says why."""
+    """A searcher, which may be user-defined, raised, or its proposal is invalid; see the cause."""
 
 
 class Asker:
-    """Asks a searcher for proposals: now, or ahead, in a thread of its own, while all workers train.
+    """Asks a searcher for proposals: now, or ahead in another thread, while all workers train.
 
-    seconds: that the last answer took which was asked for now, by the clock.
+    seconds: duration of the last call of `ask_now`, by `clock`.
     """
 
     def __init__(self, searcher: Searcher, store: Store, ahead: bool, clock: Callable[[], float]) -> None:
         self._searcher, self._store, self._clock = searcher, store, clock
         self._thread = ThreadPoolExecutor(1, "morphnas-ask") if ahead else None
-        self._coming: Future[tuple[Proposal | None, Network | None]] | None = None
+        self._pending: Future[tuple[Proposal | None, Network | None]] | None = None
         self.seconds = 0.0
 
     def __enter__(self) -> Self:
         if self._thread:
-            _switching.begin()
+            _switch_interval.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._thread:
             self._thread.shutdown(wait=False, cancel_futures=True)
-            _switching.end()
+            _switch_interval.end()
 
-    def now(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
-        """What the searcher answers. SearcherError where that is no proposal."""
-        begun = self._clock()
+    def ask_now(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
+        """The searcher's proposal. SearcherError if it is invalid or the searcher raises."""
+        start = self._clock()
         try:
-            return self._asked(trials, budget)
+            return self._ask(trials, budget)
         finally:
-            self.seconds = self._clock() - begun
+            self.seconds = self._clock() - start
 
-    def _asked(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
+    def _ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         try:
             answer: object = self._searcher.ask(trials, budget)
             if not isinstance(answer, Proposal | None):
@@ -94,21 +94,23 @@ class Asker:
             raise SearcherError(f"the searcher failed: {type(error).__name__}: {error}") from error
         return answer
 
-    def ahead(self, trials: Sequence[Trial], budget: Budget) -> None:
-        """Begin to ask, unless that has begun, or is done here only."""
-        if self._thread and not self._coming:
-            self._coming = self._thread.submit(self._with_network, trials, budget)
+    def ask_ahead(self, trials: Sequence[Trial], budget: Budget) -> None:
+        """Start to ask in the other thread, if there is one and it is not asking already."""
+        if self._thread and not self._pending:
+            self._pending = self._thread.submit(self._ask_and_read, trials, budget)
 
-    def taken(self, deadline: Deadline) -> tuple[Proposal | None, Network | None]:
-        """What was asked for ahead, and the network that it starts from, where that could be read; nothing where it
-        does not come by the deadline."""
-        coming, self._coming = self._coming, None
-        while coming and not (coming.done() or deadline.passed):
-            wait([coming], min(deadline.left, POLL))
-        return coming.result() if coming and coming.done() else (None, None)
+    def take(self, deadline: Deadline) -> tuple[Proposal | None, Network | None]:
+        """The proposal that was asked for ahead, and its parent's network if that could be read.
 
-    def _with_network(self, trials: Sequence[Trial], budget: Budget) -> tuple[Proposal | None, Network | None]:
-        proposal = self._asked(trials, budget)
+        None for both if nothing was asked for, or there is no answer by the deadline.
+        """
+        pending, self._pending = self._pending, None
+        while pending and not (pending.done() or deadline.passed):
+            wait([pending], min(deadline.left, POLL))
+        return pending.result() if pending and pending.done() else (None, None)
+
+    def _ask_and_read(self, trials: Sequence[Trial], budget: Budget) -> tuple[Proposal | None, Network | None]:
+        proposal = self._ask(trials, budget)
         if proposal and proposal.parent is not None:
             with suppress(RunError):
                 return proposal, self._store.network(proposal.parent)

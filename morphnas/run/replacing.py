@@ -1,4 +1,4 @@
-"""Which of two final trainings is the model: the one that there is, or the new one."""
+"""Whether the existing model is replaced by that of a new final training."""
 
 from __future__ import annotations
 
@@ -11,50 +11,52 @@ from morphnas.train.data import Examples, Task
 
 log = logging.getLogger("morphnas")
 
-LESS = 0.5
-"""Times as much as the final model there is that another network must have been trained to become the model."""
+MIN_TRAINING_RATIO = 0.5
+"""Training of another network, relative to that of the existing model, from which on it replaces that model."""
 
 
 def model_to_keep(
     store: Store, best: Trial, final: Trial, task: Task, everything: Examples | None, data: str | None
 ) -> tuple[Trial, Trial]:
-    """The search's winner and the final model's trial, or those of the model that there is, where that has seen more.
+    """The winner of the search and the trial of the final model: `best` and `final`, or those of the existing model.
 
-    What was trained for longer on the same data is not given up for less: of the same network for any less, of another
-    one for less than `LESS`. A model of other data stays only where nothing was trained on these. data: their name;
-    None: as if they were others.
+    A model of the same data is kept if its final trainings have seen more examples than those of the new one: of the
+    same network at all, of another network more than 1 / `MIN_TRAINING_RATIO` times as many. A model of other data is
+    kept only if nothing was trained on these. data: name of the data; None: not the same.
     """
     known = {trial.id: trial for trial in store.trials}
-    was, of = (known.get(store.about.get(name, -1)) for name in ("final", "best"))
-    if was is None or of is None or was.id == final.id or not (was.final and was.kept):
+    old_final, old_best = (known.get(store.about.get(name, -1)) for name in ("final", "best"))
+    if old_final is None or old_best is None or old_final.id == final.id or not (old_final.final and old_final.kept):
         return best, final
     sizes = len(task.train), len(everything or task.train)
-    before, now = (_seen(store, trial, sizes) for trial in (was, final))
-    least = 1.0
-    if data is not None and _same_examples(was.proposal.why.get("data"), data):
-        least = before * (1.0 if was.graph.key == final.graph.key else LESS)
-    if now >= least:
+    old_seen, new_seen = (_examples_seen(store, trial, sizes) for trial in (old_final, final))
+    required = 1.0
+    if data is not None and _same_examples(old_final.proposal.why.get("data"), data):
+        required = old_seen * (1.0 if old_final.graph.key == final.graph.key else MIN_TRAINING_RATIO)
+    if new_seen >= required:
         return best, final
     try:
-        store.network(was.id)
+        store.network(old_final.id)
     except RunError:
         return best, final
-    log.warning(
-        "trial %d stays the model: it was trained on %d examples, trial %d on %d", was.id, before, final.id, now
-    )
-    return of, was
+    message = "trial %d stays the model: it was trained on %d examples, trial %d on %d"
+    log.warning(message, old_final.id, old_seen, final.id, new_seen)
+    return old_best, old_final
 
 
 def _same_examples(name: object, other: str) -> bool:
-    """Whether two names of data are of the same examples to train on, whatever is held out: see `data_name`."""
+    """Whether two names of data are of the same training data, whatever is held out, see `data_name`."""
     return isinstance(name, str) and name.partition(", ")[0] == other.partition(", ")[0]
 
 
-def _seen(store: Store, trial: Trial, sizes: tuple[int, int]) -> int:
-    """Examples that the final trainings of a trial's lineage have seen, each as often as it came."""
+def _examples_seen(store: Store, trial: Trial, sizes: tuple[int, int]) -> int:
+    """Examples that the final trainings of a trial and its ancestors have seen, repetitions counted.
+
+    sizes: numbers of training examples and of all examples.
+    """
     seen = 0
-    for one in lineage(store.trials, trial):
-        if one.final and one.outcome is not None:
-            n = sizes[one.proposal.why["final"] == "everything"]
-            seen += one.outcome.epochs * min(one.proposal.recipe.examples or n, n)
+    for ancestor in lineage(store.trials, trial):
+        if ancestor.final and ancestor.outcome is not None:
+            n = sizes[ancestor.proposal.why["final"] == "everything"]
+            seen += ancestor.outcome.epochs * min(ancestor.proposal.recipe.examples or n, n)
     return seen

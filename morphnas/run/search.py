@@ -1,4 +1,4 @@
-"""Carrying a search out: ask, hand out work, and write down what comes back."""
+"""The loop of a search: ask the searcher, submit trainings to workers, and store their results."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from morphnas.train.recipe import Recipe
 
 log = logging.getLogger("morphnas")
 
-TRIES = 9
-"""Trainings that must have failed before a search without any network is given up."""
-REFUSED = 50
-"""Networks beyond the limits, one after the other, after which no more are asked for."""
-AGAIN = ("failed", "diverged")
-"""What may come of a training by chance: where there is nothing else, its network is tried once more."""
-DROP = 0.03
-"""What mirrored images may cost a network that was trained without them, of its accuracy or R2, if they are to help."""
+MAX_FAILED_TRIALS = 9
+"""Failed trainings after which a search without any network ends."""
+MAX_REFUSED = 50
+"""Consecutive proposals beyond the limits after which the search ends."""
+RETRIED_STATUSES = ("failed", "diverged")
+"""Outcomes that may be due to chance: if there is no usable network at all, the same ones may be proposed again."""
+MAX_FLIP_DROP = 0.03
+"""Flips are used unless a network trained without them loses more of its accuracy or R2 on mirrored images."""
 UNLIMITED = Limits()
 
 
 def decide_flip(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:
-    """The recipe with `flip` decided, once a network knows: unless mirrored images cost it more than `DROP`, clearly.
+    """The recipe with `flip` decided by the first network that is good enough, or unchanged if there is none.
 
-    Clearly is by 1.64 standard errors (5 %, one-sided) of the difference of two shares of the same examples, at most.
-    Until a network is at least 30 points above `chance`, or half of what is left above it, networks are trained without
-    flips and asked.
+    Flips are used unless its metric drops on mirrored images by more than `MAX_FLIP_DROP` plus 1.64 standard errors
+    (5 %, one-sided; an upper bound on the error of a difference of two shares of the same examples). It is good enough
+    with a metric of at least 30 points above `chance`, or half of what is left above it. Until then networks are
+    trained without flips, and evaluated on mirrored images.
     """
     if recipe.augment.flip is not None:
         return recipe
@@ -50,14 +51,14 @@ def decide_flip(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recip
         if outcome.upright >= min(chance + 0.3, (1 + chance) / 2):
             differing = min(1.0, 2 - outcome.upright - outcome.mirrored)
             error = math.sqrt(max(0.0, differing) / max(1, outcome.examples))
-            flip = outcome.upright - outcome.mirrored < DROP + 1.64 * error
+            flip = outcome.upright - outcome.mirrored < MAX_FLIP_DROP + 1.64 * error
             return replace(recipe, augment=replace(recipe.augment, flip=flip))
     return recipe
 
 
 def seconds_per_flop(trials: Sequence[Trial], guess: float) -> float:
-    """Seconds an epoch takes for every FLOP of a network's `work`: the median of the search's last trials."""
-    seen = [
+    """Seconds of an epoch per FLOP of `Graph.work`: the median of the last 9 finished trials, or else `guess`."""
+    measured = [
         outcome.seconds / outcome.epochs / trial.graph.work
         for trial in trials
         if (outcome := trial.outcome) is not None
@@ -65,20 +66,20 @@ def seconds_per_flop(trials: Sequence[Trial], guess: float) -> float:
         and outcome.epochs
         and not trial.final
     ]
-    return statistics.median(seen[-9:]) if seen else guess
+    return statistics.median(measured[-9:]) if measured else guess
 
 
 @dataclass(eq=False)
 class Search:
-    """A search: `run` asks, trains and writes down until the deadline, `max_trials` or the searcher ends it.
+    """A search: `run` asks for proposals and trains them until the deadline, `max_trials` or the searcher ends it.
 
-    Final trainings that there are do not count, and searchers do not know of them.
-    Trials that an earlier driver claimed and did not finish, or that a stop cut short, are run first, under their ids,
-    but for final trainings, which wait for `morphnas.run.final`. Where there is no network yet, at least one trial is
-    begun, however short the time, so that there is one at the end. A worker gets its next job as soon as it is free.
+    Final trainings do not count as trials of the search, and are not passed to searchers.
+    Trials that an earlier driver claimed and did not finish, or that a stop cut short, run first, under their ids,
+    except final trainings, which are left to `morphnas.run.final`. If there is no network yet, at least one trial is
+    started, however short the time, so that there is one at the end. A worker gets its next job as soon as it is free.
 
-    guess: seconds per FLOP, before any is measured. limits: beyond which networks fail untrained, whoever proposes
-    them. The other settings, and what becomes of what runs at the end: see `Trainings`.
+    chance: see `decide_flip`. guess: seconds per FLOP, until some are measured. limits: networks beyond these fail
+    without training, whoever proposes them. For the other settings, and trials that run at the end, see `Trainings`.
     """
 
     store: Store
@@ -97,9 +98,9 @@ class Search:
     observer: Observer | None = None
 
     def __post_init__(self) -> None:
-        started = {trial.parent for trial in self.store.trials}
+        parents = {trial.parent for trial in self.store.trials}
         for trial in self.store.trials:
-            if trial.cut_short and trial.id not in started:
+            if trial.cut_short and trial.id not in parents:
                 self.store.reopen(trial.id)
         self._waiting = [trial for trial in self.store.trials if trial.outcome is None and not trial.final]
         self._interrupted = {trial.id for trial in self._waiting}
@@ -114,20 +115,20 @@ class Search:
             observer=self.observer,
         )
         self._asker = Asker(self.searcher, self.store, self.executor.ahead, self.deadline.clock)
-        self._begun, self._refused = False, 0
+        self._started, self._refused = False, 0
 
     def run(self) -> None:
-        """Raises what ends the store; what goes wrong in a trial is its outcome.
+        """Run the search. Errors of the store are raised, those in a trial are its outcome.
 
-        SearcherError if the searcher fails before any network is trained; later that ends the search, with a warning.
+        SearcherError if the searcher fails before any network is trained; later this ends the search with a warning.
         """
-        prune(self.store, self.keep)  # as it would have been, had the driver not been interrupted
+        prune(self.store, self.keep)  # in case an earlier driver was interrupted before it did
         failed: SearcherError | None = None
         with self._asker:
             while True:
                 try:
-                    while not (failed or self._trainings.full) and (following := self._next()) is not None:
-                        self._begin(*following)
+                    while not (failed or self._trainings.full) and (job := self._next()) is not None:
+                        self._begin(*job)
                 except SearcherError as error:
                     failed = error
                 if not self._trainings.hear():
@@ -143,43 +144,47 @@ class Search:
 
     # -- what to do next
 
-    def _tried(self) -> list[Trial]:
-        """What searchers know of: final trainings may have been on examples that networks are scored on."""
+    def _searched(self) -> list[Trial]:
+        """The trials that searchers see. Final trainings may have used the examples that networks are scored on."""
         return [trial for trial in self.store.trials if not trial.final]
 
     def _budget(self, trials: Sequence[Trial], seconds: float = 0.0) -> Budget:
-        """What is left in so many seconds."""
-        more = None if self.max_trials is None else self.max_trials - len(trials)
-        return Budget(max(0.0, self.deadline.left - seconds), more, seconds_per_flop(trials, self.guess))
+        """The budget that is left after so many seconds."""
+        trials_left = None if self.max_trials is None else self.max_trials - len(trials)
+        return Budget(max(0.0, self.deadline.left - seconds), trials_left, seconds_per_flop(trials, self.guess))
 
-    def _enough(self, trials: Sequence[Trial]) -> bool:
+    def _all_tried(self, trials: Sequence[Trial]) -> bool:
         return self.max_trials is not None and len(trials) >= self.max_trials
+
+    def _all_failed(self, trials: Sequence[Trial]) -> bool:
+        """Whether no trial is usable and none runs, of fewer than `MAX_FAILED_TRIALS`."""
+        return not self._trainings and len(trials) < MAX_FAILED_TRIALS and not any(map(_usable, trials))
 
     def _kept(self, id: int) -> bool:
         return any(trial.id == id and trial.kept for trial in self.store.trials)
 
     def _next(self) -> tuple[Trial, Network | None] | None:
-        """What a worker is to do, and the network that it starts from, where that was read ahead."""
-        trials, deadline, asker = self._tried(), self.deadline, self._asker
-        needed = not self._begun and not any(trial.kept for trial in trials)
+        """The next trial for a worker, and the network that it starts from, if that was read ahead."""
+        trials, deadline, asker = self._searched(), self.deadline, self._asker
+        needed = not self._started and not any(trial.kept for trial in trials)
         if self._waiting and not (deadline.passed and any(trial.outcome for trial in trials)):
             return self._waiting.pop(0), None
-        if self._enough(trials) or (deadline.passed and not needed) or self._refused >= REFUSED:
+        if self._all_tried(trials) or (deadline.passed and not needed) or self._refused >= MAX_REFUSED:
             return None
-        proposal, network = asker.taken(deadline)
+        proposal, network = asker.take(deadline)
         if deadline.passed and not needed:
             return None
         if proposal and proposal.parent is not None and not self._kept(proposal.parent):
-            proposal = network = None  # its start's weights were removed since
+            proposal = network = None  # the weights of its parent have been removed since
         if proposal is None and not needed and deadline.left < asker.seconds:
-            return None  # it would come too late
+            return None  # the answer would come too late
         if proposal is None:
-            proposal = asker.now(trials, self._budget(trials))
-        if proposal is None and needed:  # nothing can finish in time: better a network cut short than none
-            proposal = asker.now((), replace(self._budget(trials), seconds=math.inf))
-        if proposal is None and not self._trainings and len(trials) < TRIES and not any(map(_usable, trials)):
-            others = [trial for trial in trials if trial.outcome is None or trial.outcome.status not in AGAIN]
-            proposal = asker.now(others, self._budget(trials))  # the failed ones once more
+            proposal = asker.ask_now(trials, self._budget(trials))
+        if proposal is None and needed:  # none can finish in time, but a network that is cut short is better than none
+            proposal = asker.ask_now((), replace(self._budget(trials), seconds=math.inf))
+        if proposal is None and self._all_failed(trials):
+            others = [t for t in trials if t.outcome is None or t.outcome.status not in RETRIED_STATUSES]
+            proposal = asker.ask_now(others, self._budget(trials))  # may propose the failed ones again
         if proposal is None or (deadline.passed and not needed):
             return None
         given = {"weights": "given"} if self.store.gives(proposal.start) else {}
@@ -187,24 +192,24 @@ class Search:
         return self.store.claim(replace(proposal, recipe=recipe, why=why)), network
 
     def _ask_ahead(self, trial: Trial) -> None:
-        """Ask for what comes after this trial, of which nothing is known yet, and the others that run."""
-        trials = self._tried()
-        if not (self._waiting or self.deadline.passed or self._enough(trials)):
+        """Ask for the next proposal while this trial, which has no outcome yet, and the others run."""
+        trials = self._searched()
+        if not (self._waiting or self.deadline.passed or self._all_tried(trials)):
             seconds = self._budget(trials).predict(trial.graph, trial.proposal.recipe.epochs) / self.executor.workers
-            self._asker.ahead(trials, self._budget(trials, seconds))
+            self._asker.ask_ahead(trials, self._budget(trials, seconds))
 
     def _begin(self, trial: Trial, network: Graph | Network | None) -> None:
-        self._begun = True
+        self._started = True
         if (refused := self.limits.refuse(trial.graph)) is not None:
-            self._trainings.fail(trial, f"the searcher exceeds the limits: {refused}")
+            self._trainings.fail(trial, f"the proposed network exceeds the limits: {refused}")
             self._refused += 1
-            if self._refused == REFUSED:
-                log.warning("the search ends: its last %d networks exceeded the limits, with %s", REFUSED, refused)
+            if self._refused == MAX_REFUSED:
+                log.warning("the search ends: its last %d networks exceeded the limits, with %s", MAX_REFUSED, refused)
             return
         self._refused = 0
         try:
             network = network or self.store.start(trial.proposal.start)
-        except RunError as error:  # the weights of the start: nothing can be begun from it any more
+        except RunError as error:  # the parent's weights cannot be read, so nothing can start from it any more
             self.store.forget_weights(trial.parent)
             self._trainings.fail(trial, str(error))
             return
@@ -214,4 +219,4 @@ class Search:
 
 
 def _usable(trial: Trial) -> bool:
-    return trial.kept and not (trial.score is None and trial.outcome and trial.outcome.status in AGAIN)
+    return trial.kept and not (trial.score is None and trial.outcome and trial.outcome.status in RETRIED_STATUSES)

@@ -26,7 +26,7 @@ LINEAR = Graph((Node("x", Input((3,))), Node("dense_1", Dense(3), ("x",))))
 
 
 def task(n: int = 90) -> Task:
-    """Three classes, of which the features tell one each, and every feature has noise of its own."""
+    """Three classes, each indicated by one feature; features have independent noise."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(2 * n) % 3
     x = 2.0 * torch.eye(3)[y] + torch.randn(2 * n, 3, generator=generator)
@@ -73,7 +73,7 @@ def test_networks_that_help_get_votes_and_others_none(tmp_path: Path) -> None:
 
 
 def test_a_metric_of_the_users_own_gives_the_votes(tmp_path: Path) -> None:
-    """One that the loss would leave out."""
+    """One selects a network that the loss would leave out."""
 
     class Wrong:
         name = "wrong"
@@ -122,7 +122,7 @@ def test_the_final_network_is_alone_where_nobody_can_tell_how_good_it_is(
         assert elected(store, short, data="other") == alone
         told = [record.getMessage() for record in caplog.records]
         assert [text.partition(": ")[0] for text in told] == ["the model is not an ensemble"] * 4
-        for text, word in zip(told, ("no time to judge", "held out", "in time", "other data"), strict=True):
+        for text, word in zip(told, ("no time to score", "held out", "in time", "other data"), strict=True):
             assert word in text
         assert elected(store, short) != alone
 
@@ -136,7 +136,7 @@ def test_a_network_that_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytes
 
 
 def test_networks_that_have_learnt_from_other_data_are_left_out(tmp_path: Path) -> None:
-    """What is held out here may have been trained on there."""
+    """They may have been trained on the examples held out here."""
     with store_of(tmp_path / "run", data={"hash": "old"}) as store:
         child = add(store, SECOND)
         final, other = add(store, FIRST, final="inherited", data="new"), add(store, SECOND, final="fresh", data="old")
@@ -162,26 +162,26 @@ def test_as_few_examples_are_read_as_the_time_was_kept_for(tmp_path: Path, monke
         return predict(network, x, *settings)
 
     monkeypatch.setattr(predictions, "predict", counted)
-    monkeypatch.setattr(module, "ASKED", 50)
+    monkeypatch.setattr(module, "MAX_EXAMPLES", 50)
     with store_of(tmp_path / "run") as store:
         final = add(store, SECOND)
-        for _ in range(module.LIBRARY + 3):
+        for _ in range(module.LIBRARY_SIZE + 3):
             add(store, SECOND)
         assert final.id in elected(store, final, chooser=TASK.train)
-    assert sum(read) == asked(3, TASK, TASK.train) - 2 * len(TASK.evaluation_set) == module.LIBRARY * 50
+    assert sum(read) == asked(3, TASK, TASK.train) - 2 * len(TASK.evaluation_set) == module.LIBRARY_SIZE * 50
     assert asked(1, TASK, None) == 0
     assert asked(10**9, TASK, None) == asked(module.ROUNDS, TASK, None), "no more can have a vote"
 
 
 def test_the_best_networks_are_asked_where_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LIBRARY", 2)
+    monkeypatch.setattr(module, "LIBRARY_SIZE", 2)
     with store_of(tmp_path / "run") as store:
         final, _, good = add(store, FIRST), add(store, WRONG, -2.0), add(store, SECOND, -0.4)
         assert set(elected(store, final)) == {final.id, good.id}
 
 
 def test_an_ensemble_is_within_the_limits(tmp_path: Path) -> None:
-    """All of it, not each of its networks alone."""
+    """The ensemble as a whole, not each of its networks."""
     with store_of(tmp_path / "run") as store:
         final, good = add(store, FIRST), add(store, SECOND)
         together = assembled(store, {final.id: 0.5, good.id: 0.5}).graph

@@ -1,4 +1,4 @@
-"""A user's function after every epoch: what it is told, in which thread, and that it can do no harm."""
+"""The callback after every epoch: its argument, its thread, and that its errors are harmless."""
 
 from __future__ import annotations
 

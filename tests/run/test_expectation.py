@@ -1,4 +1,4 @@
-"""What a search will come to: from plans and trials that are made up."""
+"""Predictions of a search, from artificial plans and trials."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def expected(
 
 
 def done(n: int, pace: float = 1.0, epochs: int = 6, **more: Any) -> list[Trial]:
-    """So many trials of starts in turn, that took so many times as long as planned."""
+    """n trials of the starters in turn, which took `pace` times as long as planned."""
     found = []
     for i in range(n):
         graph = STARTS[i % 3]
@@ -108,7 +108,7 @@ def test_no_more_than_max_trials(most: int) -> None:
 
 
 def test_a_day_of_tiny_networks_is_counted_at_once() -> None:
-    assert expected(left=1e12).networks == module.MOST
+    assert expected(left=1e12).networks == module.MAX_NETWORKS
 
 
 @given(
@@ -141,7 +141,7 @@ def test_final_trainings_are_no_networks_of_the_search() -> None:
 def test_the_disk_holds_every_network_and_the_final_ones() -> None:
     found = expected(done(3), left=0.0)
     mine = sum(map(weight_bytes, STARTS))
-    assert found.disk == mine + 3 * module.FILES + weight_bytes(STARTS[2]) * (1 + module.FINALS)
+    assert found.disk == mine + 3 * module.BYTES_PER_TRIAL + weight_bytes(STARTS[2]) * (1 + module.MAX_FINALS)
     assert found.to_write == found.disk - mine
     assert expected(done(3), left=0.0, finals=False).disk < found.disk
 
@@ -206,7 +206,7 @@ Disk = namedtuple("Disk", "total used free")  # noqa: PYI024
 
 
 def play(path: Path, n: int, clock: Clock, left: float = 60.0, epochs: bool = False, **terms: Any) -> list[str]:
-    """What is told while so many trials are trained, one every 5 seconds of that clock."""
+    """What is reported while n trials are trained, each for 5 seconds of the clock."""
     told: list[str] = []
     with store_of(path) as store:
         begun, meant = clock(), Terms(**terms)
@@ -230,7 +230,7 @@ def test_it_is_told_once_and_kept(tmp_path: Path) -> None:
 
 
 def test_networks_that_run_are_no_overhead(tmp_path: Path) -> None:
-    """Of three workers two have ended a network and begun another, and one trains its first."""
+    """Of three workers, two have finished a network and started another, and one trains its first."""
     clock = Clock()
     with store_of(tmp_path / "run") as store:
         forecast = Forecast(store, PLAN, lambda: 600.0, Terms(workers=3), lambda _: None, clock=clock)

@@ -1,4 +1,4 @@
-"""The final model: trained longer, chosen by examples that chose nothing before, and then on everything."""
+"""The final model: trained longer, chosen on a selection set, and then trained on all examples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from morphnas.run import executors, predictions
 from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
-from morphnas.run.final import CUTOUT_MORE, HOPED, LONGEST, SHIFT_MORE, WORTH_JUDGING, Final
+from morphnas.run.final import CUTOUT_MORE, LONGEST, MIN_COMPARED_EPOCHS, PLANNED_SPEEDUP, SHIFT_MORE, Final
 from morphnas.run.jobs import Job, trial_seed
 from morphnas.run.store import Store, load_run
 from morphnas.run.work import work
@@ -183,7 +183,7 @@ def test_a_training_that_was_interrupted_goes_on_unless_one_can_be_twice_as_long
     why = {"final": "inherited", "of": 1, "data": ""}
     with searched(path) as (store, winner):
         open_ = store.claim(Proposal(winner.id, (), old, why))
-        assert module._begun(store, Proposal(winner.id, (), new, why), n) == (open_ if taken else None)
+        assert module._find_started(store, Proposal(winner.id, (), new, why), n) == (open_ if taken else None)
 
 
 @pytest.mark.parametrize(("passes", "trained"), [(1.0, True), (0.9, False)])
@@ -207,7 +207,7 @@ def test_trainings_that_came_to_nothing_say_nothing_of_how_long_to_train(
 def test_longer_trainings_that_all_came_to_clearly_less_are_no_reason_to_train_for_long(
     path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, labels: tuple[int, int], epochs: int
 ) -> None:
-    """The winner is better by chance if one of them says the same."""
+    """Unless one of them has the same outputs: then the winner is better by chance."""
     made = told(inherited=(BADLY, labels[0]), fresh=(BADLY, labels[1]))
     monkeypatch.setattr(Final, "_passes", lambda *_, **__: 41.0)
     valid = all_of(0)
@@ -221,7 +221,7 @@ def test_longer_trainings_that_all_came_to_clearly_less_are_no_reason_to_train_f
 def test_on_other_data_without_held_out_examples_what_was_trained_on_these_is_the_model(
     path: Path, told: Callable[..., Told]
 ) -> None:
-    """The winner's score is of the data before, and says nothing of these."""
+    """The winner's score is on the earlier data, so it cannot be compared."""
     told(inherited=(BADLY, 0), fresh=(BADLY, 1))
     few = replace(TASK, valid=None)
     with won(path, WELL) as (store, winner):
@@ -236,18 +236,21 @@ def test_on_other_data_without_held_out_examples_what_was_trained_on_these_is_th
 def test_one_training_is_judged_where_an_ensemble_needs_to_know_how_good_the_last_is(
     path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of the time has room for one that is worth it, and not for two."""
+    """Half of the time has room for one training of enough epochs, but not for two."""
     told()
     clock = Clock()
     monkeypatch.setattr(Final, "_passes", lambda self, seconds, *_, **__: seconds)
-    for seconds, names in ((2 * WORTH_JUDGING, ["inherited", "everything"]), (2 * WORTH_JUDGING - 2, ["everything"])):
+    for seconds, names in (
+        (2 * MIN_COMPARED_EPOCHS, ["inherited", "everything"]),
+        (2 * MIN_COMPARED_EPOCHS - 2, ["everything"]),
+    ):
         with won(path / str(seconds)) as (store, winner):
             finish(store, winner, judged=True, epochs=None, deadline=clock.deadline(seconds))
             assert [t.proposal.why["final"] for t in store.trials[1:]] == names
 
 
 def test_retraining_that_comes_to_nothing_leaves_the_winner(path: Path, told: Callable[..., Told]) -> None:
-    """Nothing goes on from inherited weights, which were not to be used."""
+    """No training inherits weights, since `retrain` excludes that."""
     told(fresh=(Outcome("failed", error="no"), None))
     with won(path) as (store, winner):
         assert finish(store, winner, retrain=True) == winner
@@ -295,7 +298,7 @@ def test_a_winner_that_came_to_no_epoch_is_trained_now(path: Path, retrain: bool
 
 
 def sure_of(label: int, graph: Graph) -> Weights:
-    """Weights with which a network says the same of every example."""
+    """Weights with which a network predicts that label for every example."""
     made = {name: torch.zeros_like(value) for name, value in weights(0, graph).items()}
     made |= {name: torch.ones_like(value) for name, value in made.items() if name.endswith("running_var")}
     made[f"{graph.output.name}.bias"][label] = 3.0
@@ -304,7 +307,7 @@ def sure_of(label: int, graph: Graph) -> Weights:
 
 @dataclass
 class Told:
-    """In place of `work`: outcomes, and networks that say one label, by what the training is for."""
+    """In place of `work`: outcomes, and networks that always predict one label, by the kind of final training."""
 
     ends: dict[str, tuple[Outcome, int | None]]
     clock: Clock = field(default_factory=Clock)
@@ -356,7 +359,7 @@ def all_of(label: int) -> Examples:
 
 @pytest.mark.parametrize(("label", "chosen"), [(0, 1), (1, 2)])
 def test_the_chooser_chooses(path: Path, told: Callable[..., Told], label: int, chosen: int) -> None:
-    """What was trained on from the winner has the better score, and says 0; from fresh weights it says 1."""
+    """The inherited training has the better score, and predicts 0; that from fresh weights predicts 1."""
     told()
     with won(path, label=0) as (store, winner):
         last = finish(store, winner, chooser=all_of(label), everything=None)
@@ -369,7 +372,7 @@ def test_the_chooser_chooses(path: Path, told: Callable[..., Told], label: int, 
 
 @dataclass
 class Says:
-    """A metric of the user's own: the share of examples that are said to be of a label, unless that is unheard of."""
+    """A user-defined metric: the share of examples for which a label is predicted; undefined for labels above 1."""
 
     label: int
     name: str = "says"
@@ -384,7 +387,7 @@ class Says:
 def test_the_chooser_goes_by_a_metric_of_the_users_own(
     path: Path, told: Callable[..., Told], says: int, chosen: int
 ) -> None:
-    """Labels say nothing; of equals the one that is better by its loss, or was there first."""
+    """Labels do not matter; of equal metrics the network with the lower loss is chosen, or the first one."""
     told()
     task = replace(TASK, goal=CustomGoal(TASK.goal, Says(says)))
     with won(path, label=0) as (store, winner):
@@ -395,7 +398,7 @@ def test_the_chooser_goes_by_a_metric_of_the_users_own(
 def test_the_chooser_is_asked_as_networks_are_used(
     path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
-    """One is right of nine in ten and much too sure, the other of seven: it is better only as it is."""
+    """One is right on 90 % but much too confident, the other on 70 %: its loss is lower only without calibration."""
     told(inherited=(WELL, 1))
 
     def said(network: nn.Module, x: Tensor, *_: Any) -> Tensor:
@@ -493,7 +496,7 @@ def test_what_time_ran_out_for_on_everything_is_used(path: Path, told: Callable[
 def test_what_everything_has_spoilt_is_not_used(
     path: Path, told: Callable[..., Told], caplog: pytest.LogCaptureFixture, label: int
 ) -> None:
-    """The network says 0 before, and 1 after it was trained on examples that were held out: of the class `label`."""
+    """The network predicts 0 before training on held-out examples, which are of the class `label`, and 1 after it."""
     told(fresh=(BADLY, 0))
     task = replace(TASK, valid=all_of(label))
     with won(path, label=0) as (store, winner):
@@ -515,7 +518,7 @@ def test_where_nobody_can_tell_what_everything_did_it_is_used(
 
 
 def test_slow_scoring_does_not_take_the_time_of_the_last_training(path: Path, told: Callable[..., Told]) -> None:
-    """Of 100 seconds left: a pass over the examples that stop would take 60."""
+    """There are 100 seconds left, and a pass over the validation set would take 60."""
     made = told()
     slow = replace(WELL, seconds=122.0, epochs=2, images_per_second=len(TASK.train))
     with won(path, slow) as (store, winner):
@@ -549,23 +552,23 @@ def test_everything_is_trained_on_as_the_rest_was_normalised(path: Path, told: C
 
 
 def test_epochs_are_what_there_is_time_for(path: Path, told: Callable[..., Told]) -> None:
-    """At a pace somewhat above the winner's, which took 2 epochs in 2 seconds: the clock ends them."""
+    """They are planned somewhat faster than the winner's 2 epochs in 2 seconds, and cut by the deadline."""
     made = told(everything=(WHOLE, 1))
     made.per_epoch = 1.0
     with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
         finish(store, winner, deadline=made.clock.deadline(80), epochs=None, judged=True, chooser=None)
     inherited, fresh, whole = (job.recipe.epochs for job in made.jobs)
-    assert 15 * HOPED <= inherited <= 20 * HOPED
+    assert 15 * PLANNED_SPEEDUP <= inherited <= 20 * PLANNED_SPEEDUP
     assert fresh == pytest.approx(inherited, abs=2)  # both ways get the same
     assert whole >= inherited
-    assert inherited + fresh + whole <= 80 * HOPED
+    assert inherited + fresh + whole <= 80 * PLANNED_SPEEDUP
     assert not any(job.recipe.patience for job in made.jobs)
     assert sum(job.seconds for job in made.jobs[:1]) < 0.5 * 80
 
 
 def test_all_of_the_time_is_used(path: Path, told: Callable[..., Told]) -> None:
-    """Where it is for 4.2 passes over everything, there are 6 epochs for a quarter more, each of a part of it; so too
-    for children's epochs that were parts."""
+    """With time for 4.2 passes over all examples, 6 epochs of a part of them make a quarter more passes; also if the
+    children's epochs were parts."""
     n = len(EVERYTHING)
     for examples in (None, 30):
         made = told()
@@ -578,7 +581,7 @@ def test_all_of_the_time_is_used(path: Path, told: Callable[..., Told]) -> None:
         store.close()
         (recipe,) = (job.recipe for job in made.jobs)
         assert recipe.epochs == 6
-        assert recipe.examples == pytest.approx(HOPED * 4.2 * n / 6, abs=1)
+        assert recipe.examples == pytest.approx(PLANNED_SPEEDUP * 4.2 * n / 6, abs=1)
         assert (recipe.examples or 0) > RECIPE.batch_size
 
 
@@ -586,7 +589,7 @@ def test_all_of_the_time_is_used(path: Path, told: Callable[..., Told]) -> None:
 def test_comparing_has_the_time_that_the_last_training_does_not_need(
     path: Path, told: Callable[..., Told], much: float, share: float
 ) -> None:
-    """much: time, in that which the longest training on everything takes."""
+    """much: the time, relative to that of the longest training on all examples."""
     made = told()
     made.per_epoch = 1.0
     seconds = much * LONGEST * len(EVERYTHING) / len(TASK.train)
@@ -595,25 +598,27 @@ def test_comparing_has_the_time_that_the_last_training_does_not_need(
     *compared, whole = made.jobs
     assert [job.scored for job in made.jobs] == [True] * len(compared) + [False]
     assert len(compared) == (2 if share else 0)
-    assert sum(job.recipe.epochs for job in compared) == pytest.approx(share * seconds * HOPED, rel=0.1, abs=1)
+    assert sum(job.recipe.epochs for job in compared) == pytest.approx(
+        share * seconds * PLANNED_SPEEDUP, rel=0.1, abs=1
+    )
     assert whole.recipe.epochs == LONGEST
 
 
 def test_scoring_has_its_share_of_the_time(path: Path, told: Callable[..., Told]) -> None:
-    """Half of the winner's time was not training: of what is scored there can be half as much."""
+    """Half of the winner's time went into scoring, so half as many scored epochs fit as its training speed says."""
     made = told()
     speed = len(TASK.train) * 2 / 2.0
     with won(path, replace(BADLY, seconds=4.0, epochs=2, images_per_second=speed)) as (store, winner):
         finish(store, winner, deadline=made.clock.deadline(24), epochs=None, everything=None)
-    assert [job.recipe.epochs for job in made.jobs] == [12 * HOPED]
+    assert [job.recipe.epochs for job in made.jobs] == [12 * PLANNED_SPEEDUP]
 
 
 def test_final_trainings_say_how_long_those_after_them_take(path: Path, told: Callable[..., Told]) -> None:
-    """Four times as fast as the winner, which another worker has trained: there is time for as many more epochs."""
+    """The first is four times as fast as the winner, which another worker trained: the next has as many more epochs."""
     made = told(inherited=(replace(WELL, seconds=0.5, epochs=2), 0), fresh=(replace(BADLY, seconds=0.5, epochs=2), 1))
     with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
         finish(store, winner, deadline=made.clock.deadline(40), epochs=None, everything=None)
-    assert [job.recipe.epochs for job in made.jobs] == [20 * HOPED, LONGEST]
+    assert [job.recipe.epochs for job in made.jobs] == [20 * PLANNED_SPEEDUP, LONGEST]
 
 
 def test_long_trainings_are_long_enough(path: Path, told: Callable[..., Told]) -> None:
@@ -630,7 +635,9 @@ def test_with_little_time_all_of_it_is_for_everything(path: Path, told: Callable
         finish(store, winner, deadline=made.clock.deadline(12), epochs=None)
         assert [t.proposal.why["final"] for t in store.trials[1:]] == ["everything"]
         assert store.trials[1].proposal.start == store.trials[1].proposal.why["score_of"] == winner.id
-    assert [job.recipe.epochs for job in made.jobs] == [math.ceil(12 * HOPED * len(TASK.train) / len(EVERYTHING))]
+    assert [job.recipe.epochs for job in made.jobs] == [
+        math.ceil(12 * PLANNED_SPEEDUP * len(TASK.train) / len(EVERYTHING))
+    ]
 
 
 def test_with_little_time_and_nothing_more_to_train_on_fresh_weights_are_left_out(
@@ -641,7 +648,7 @@ def test_with_little_time_and_nothing_more_to_train_on_fresh_weights_are_left_ou
     with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
         finish(store, winner, deadline=made.clock.deadline(12), epochs=None, everything=None)
         assert [t.proposal.why["final"] for t in store.trials[1:]] == ["inherited"]
-    assert [job.recipe.epochs for job in made.jobs] == [12 * HOPED]
+    assert [job.recipe.epochs for job in made.jobs] == [12 * PLANNED_SPEEDUP]
 
 
 def test_what_became_worse_by_training_is_trained_on_everything_for_no_longer_than_it_was_good(
@@ -688,7 +695,7 @@ def test_images_that_are_known_by_heart_are_changed_more(
     colours: bool,
     changed: bool,
 ) -> None:
-    """wrong: examples that a network says something wrong of, of the first ones trained on and the held-out ones."""
+    """wrong: numbers of wrong predictions on 40 training examples and on the 40 held-out ones."""
     made, base = told(inherited=(WELL, 0)), blobs(60, 40)
     assert base.valid is not None
     known, held_out = ((torch.arange(40) < n).long() for n in wrong)
@@ -768,7 +775,7 @@ def test_scores_choose_when_there_is_no_time_to_ask_the_chooser(path: Path, monk
     with searched(path) as (store, _):
         results = [trial for trial in store.trials if trial.score is not None]
         begun = clock.now
-        chosen, scores = module._chosen(store, results, TASK, TASK.train, clock.deadline(40))
+        chosen, scores = module._choose(store, results, TASK, TASK.train, clock.deadline(40))
     assert not scores
     assert chosen == max(results, key=lambda trial: trial.score or 0.0)
     assert clock.now - begun <= 40
@@ -793,12 +800,12 @@ def test_a_training_on_other_data_is_not_taken_up(path: Path) -> None:
     with searched(path) as (store, winner):
         begun = store.claim(Proposal(winner.id, (), RECIPE, why))
         again = Proposal(winner.id, (), RECIPE, why)
-        assert module._begun(store, again, 60) == begun
-        assert module._begun(store, replace(again, why=why | {"data": "others"}), 60) is None
+        assert module._find_started(store, again, 60) == begun
+        assert module._find_started(store, replace(again, why=why | {"data": "others"}), 60) is None
 
 
 def test_scores_of_something_else_do_not_choose(path: Path, told: Callable[..., Told]) -> None:
-    """The search was for a metric whose values are above minus any log loss: its winner says 1, where 0 is right."""
+    """The search had a metric, whose values exceed minus any log loss: its winner predicts 1 where 0 is right."""
     told()
     other = replace(GOOD, score=0.9, metric=0.9, measure="f1_macro", objective="f1_macro")
     with won(path, other, label=1) as (store, winner):
@@ -810,7 +817,7 @@ def test_scores_of_something_else_do_not_choose(path: Path, told: Callable[..., 
 def test_what_a_stop_cut_short_on_everything_is_gone_on_with_and_what_had_ended_is_used(
     path: Path, told: Callable[..., Told], status: Status
 ) -> None:
-    """Unlike at the deadline the rate of one that was cut has not come down."""
+    """The learning rate has decayed by the deadline, but not when a stop cuts a training."""
     made, stop = told(everything=(Outcome(status, epochs=1, best_epoch=1), 1)), Stop()
 
     class Stopping(Notes):
@@ -831,7 +838,7 @@ def test_what_a_stop_cut_short_on_everything_is_gone_on_with_and_what_had_ended_
 def test_a_last_training_that_was_begun_is_gone_on_with_before_anything_else_is_compared(
     path: Path, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, passes: float, goes_on: bool
 ) -> None:
-    """Whatever a fit with more time would compare first; but not where there is time for a much longer one."""
+    """Unless there is time for a much longer one."""
     made = told()
     monkeypatch.setattr(Final, "_passes", lambda *_, **__: passes)
     with won(path) as (store, winner):
@@ -864,13 +871,13 @@ def test_a_compared_training_that_a_stop_cut_short_says_so(path: Path, told: Cal
 def test_trainings_that_did_not_come_to_their_end_are_done_again(
     path: Path, status: Any, error: str | None, taken: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The clock's end is one, for the learning rate has come down by then; that of a stop is not."""
+    """One that the deadline cut is complete, since its learning rate has decayed; one that a stop cut is not."""
     caplog.set_level("INFO")
     proposal = Proposal(1, (), RECIPE, {"final": "inherited", "of": 1, "data": ""})
     with searched(path) as (store, winner):
         id = store.claim(proposal).id
         ended = store.finish(id, replace(GOOD, status=status, error=error), weights(0, winner.graph))
-        assert module._begun(store, proposal, 60) == (ended if taken else None)
+        assert module._find_started(store, proposal, 60) == (ended if taken else None)
     assert ("is used: it had ended" in caplog.text) is taken
 
 

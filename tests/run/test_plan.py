@@ -23,7 +23,17 @@ from torch import nn
 from morphnas.graph import AddSkip, Conv, Dense, Limits, ReLU, cnn, mlp, neighbours, resnet, starters, to_module
 from morphnas.run import plan as module
 from morphnas.run.files import RunError
-from morphnas.run.plan import PROBED, SURELY, Pace, Plan, _probe, batch_size, default_recipe, measure, plan
+from morphnas.run.plan import (
+    PROBE_BYTES,
+    STARTER_LATENCY_SHARE,
+    Pace,
+    Plan,
+    _probe,
+    batch_size,
+    default_recipe,
+    measure,
+    plan,
+)
 from morphnas.train.augment import Draw
 from morphnas.train.data import Task
 from morphnas.train.recipe import SHIFT, Augment, Recipe
@@ -58,7 +68,7 @@ def planned(shape: tuple[int, ...], seconds: float = 60.0, **settings: Any) -> P
 
 
 def test_networks_are_made_once_however_many_plans_ask_for_them() -> None:
-    """As many do that look for another time limit, within this one."""
+    """`seconds_for_search` makes many plans."""
     one, other = (planned((1, 8, 8), seconds, width=8, depth=30) for seconds in (60.0, 61.0))
     assert all(a is b for a, b in zip(one.starts, other.starts, strict=True))
 
@@ -94,18 +104,18 @@ def test_shallow_starters_are_found_where_the_limits_are_shallow(shape: tuple[in
 @pytest.mark.parametrize("shape", [(2, 30), (1, 8, 8), (3, 32, 32)])
 @pytest.mark.parametrize("room", [1.01, 1.5])
 def test_a_first_network_is_surely_fast_enough(shape: tuple[int, ...], room: float) -> None:
-    """Shallower than the others, where these barely are by predictions, that may be wrong."""
+    """It is shallower than the others if these barely meet the limit by predictions, which may be wrong."""
     free = planned(shape, limits=Limits(pace=(1e-5, 0.0, 0.0))).starts
     most = 1000 * min(map(Limits(pace=(1e-5, 0.0, 0.0)).latency, free)) * room
     limits = Limits(max_latency_ms=most, pace=(1e-5, 0.0, 0.0))
     found = planned(shape, limits=limits).starts
     assert all(limits.refuse(graph) is None for graph in found)
-    assert min(map(limits.latency, found)) <= SURELY * most / 1000
+    assert min(map(limits.latency, found)) <= STARTER_LATENCY_SHARE * most / 1000
     assert planned(shape, limits=limits, depth=2).starts[:1] == planned(shape, depth=2).starts[:1]
 
 
 def test_limits_make_starters_tiny_and_little_time_does_not() -> None:
-    """Since the tiniest take as long as the tiny."""
+    """Since the smallest widths take as long as the next ones."""
     short, long = (planned((1, 8, 8), seconds, limits=Limits(max_params=1000)) for seconds in (0.01, 1e9))
     assert short.starts == long.starts
     assert max(graph.parameters for graph in short.starts) > 500
@@ -118,7 +128,9 @@ def test_of_rows_a_linear_map_is_tried_too() -> None:
     assert only == last
 
 
-@pytest.mark.parametrize(("n", "epochs"), [(2, module.MOST_EPOCHS), (640, 25), (1600, 10), (10_000, module.EPOCHS)])
+@pytest.mark.parametrize(
+    ("n", "epochs"), [(2, module.MAX_TABULAR_EPOCHS), (640, 25), (1600, 10), (10_000, module.EPOCHS)]
+)
 def test_few_rows_are_seen_more_often(n: int, epochs: int) -> None:
     assert default_recipe(n, DEVICES[0], None, (20,)).epochs == epochs
     assert default_recipe(n, DEVICES[0], None, (1, 8, 8)).epochs == module.EPOCHS
@@ -160,12 +172,12 @@ def test_more_time_allows_larger_starters(shape: tuple[int, ...]) -> None:
 def test_no_starter_costs_much_more_than_a_childs_share(
     shape: tuple[int, ...], seconds: float, cost: float, n: int
 ) -> None:
-    """But for the smallest of a family, which is tried however little time there is."""
+    """Except for the smallest of a family, which is tried however little time there is."""
     found = planned(shape, seconds, pace=Pace(cost, 1, "float32"), n=n)
     smallest = {graph.key for graph in planned(shape, 1e-9, pace=Pace(cost, 1, "float32")).starts}
     for graph in found.starts:
         price = graph.work * found.recipe.epochs * found.seconds_per_flop
-        assert price <= 2.5 * module.CHILD * seconds or graph.key in smallest
+        assert price <= 2.5 * module.CHILD_SHARE * seconds or graph.key in smallest
 
 
 @given(st.floats(1, 1e6), st.integers(50, 3_000_000))
@@ -173,15 +185,17 @@ def test_the_final_trainings_have_time_for_all_examples(seconds: float, n: int) 
     found = planned((3, 16, 16), seconds, n=n, pace=Pace(1e-11 * n, 1, "float32"))
     smallest = {graph.key for graph in planned((3, 16, 16), 1e-9).starts}
     for graph in found.starts:
-        assert graph.work * 1e-11 * n * module.PASSES <= 0.8 * seconds or graph.key in smallest
+        assert graph.work * 1e-11 * n * module.MIN_PASSES <= 0.8 * seconds or graph.key in smallest
 
 
-@pytest.mark.parametrize(("channels", "examples"), [(1, module.SEEN), (2, module.SEEN), (3, module.SEEN_COLOURED)])
+@pytest.mark.parametrize(
+    ("channels", "examples"), [(1, module.MIN_SEEN), (2, module.MIN_SEEN), (3, module.MIN_SEEN_COLOUR)]
+)
 def test_of_few_examples_all_are_seen_more_often(channels: int, examples: int) -> None:
-    """And of coloured images fewer times, with larger networks."""
+    """Colour images less often, with larger networks."""
     pace, shape = Pace(2e-8, 1, "float32"), (channels, 32, 32)
     largest = max(graph.work for graph in planned(shape, 120.0, n=2_000, pace=pace).starts)
-    assert 0.4 * module.RESERVED * 120 < largest * 2e-8 * examples / 2_000 <= module.RESERVED * 120
+    assert 0.4 * module.MIN_FINAL_SHARE * 120 < largest * 2e-8 * examples / 2_000 <= module.MIN_FINAL_SHARE * 120
 
 
 @pytest.mark.parametrize(
@@ -238,7 +252,7 @@ def test_deep_networks_are_no_wider_than_the_resolution_allows(make: Any) -> Non
 
 
 def test_of_large_data_a_childs_epochs_are_parts() -> None:
-    """So that the networks may be as large as the final trainings bear, and there are several epochs all the same."""
+    """So that networks may be as large as the final trainings allow, and there are several epochs nevertheless."""
     small, large = (planned((3, 32, 32), 600.0, n=n, pace=Pace(1e-11 * n, 1, "float32")) for n in (5_000, 500_000))
     assert small.recipe.epochs == RECIPE.epochs
     assert large.recipe.epochs == RECIPE.epochs
@@ -246,7 +260,7 @@ def test_of_large_data_a_childs_epochs_are_parts() -> None:
     assert 10_000 < large.recipe.examples * RECIPE.epochs < 250_000
     assert large.seconds_per_flop == pytest.approx(5e-6 * large.recipe.examples / 500_000)
     hurried = planned((3, 32, 32), 0.6, n=500_000, pace=Pace(5e-6, 1, "float32")).recipe
-    assert (hurried.epochs, hurried.examples) == (1, module.SHORTEST * RECIPE.batch_size)
+    assert (hurried.epochs, hurried.examples) == (1, module.MIN_EPOCH_BATCHES * RECIPE.batch_size)
 
 
 def test_how_much_an_epoch_is_can_be_given() -> None:
@@ -269,7 +283,7 @@ def test_networks_for_rows_may_be_wider_and_so_may_those_on_a_gpu(device: str, w
 
 
 def test_the_width_can_be_given() -> None:
-    """That of the first layer; those after it may be wider, as the family has it."""
+    """It is the width of the first layer; later ones may be wider."""
     for seconds in (1e-3, 1e9):
         assert {graph["dense_1"].op for graph in planned((20,), seconds, width=5).starts[:-1]} == {Dense(5, bias=False)}
         for graph in planned((1, 16, 16), seconds, width=5).starts:
@@ -352,7 +366,7 @@ def test_many_first_networks_do_not_end_the_search(count: int, workers: int) -> 
 def test_a_faster_machine_searches_where_a_slower_one_does(
     shape: tuple[int, ...], n: int, seconds: float, device: str
 ) -> None:
-    """Whichever widths of first networks there are for its speed."""
+    """Whichever widths of starters its speed leads to."""
     costs = [1e-10 * n / 2 ** (i / 4) for i in range(100)]
     found = [
         planned(shape, seconds, n=n, pace=Pace(cost, 1, "float32"), device=torch.device(device)).searches
@@ -380,7 +394,7 @@ def test_no_plan_is_a_value_error(about: dict[str, Any]) -> None:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of threads that were set, last the one that holds; real ones would wait for one another here."""
+    """The numbers of threads that were set, the current one last; real threads would wait for one another here."""
     seen = [2]
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: seen[-1])
@@ -404,19 +418,19 @@ def test_an_epoch_has_a_price(task: Task, size: int, threads: list[int]) -> None
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 1200, 900), (1, 200, 200, 200), (1, 500_000), (9,)])
-@pytest.mark.parametrize("most", [PROBED, 10**7])
+@pytest.mark.parametrize("most", [PROBE_BYTES, 10**7])
 def test_the_price_is_found_in_little_memory(shape: tuple[int, ...], most: int) -> None:
     graph, n = _probe(shape, 10, 128, most)
     assert graph.peak_bytes(n) <= most
     assert 2 <= n <= 128
     probed = graph.shapes[graph.input.name]
     assert all(1 <= side <= whole for side, whole in zip(probed, shape, strict=True))
-    if most == PROBED and math.prod(shape) < 4000:
+    if most == PROBE_BYTES and math.prod(shape) < 4000:
         assert (probed, n) == (shape, 128)
 
 
 def test_of_large_examples_a_corner_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PROBED", 10**5)
+    monkeypatch.setattr(module, "PROBE_BYTES", 10**5)
     assert measure(images(12, 4, (1, 40, 40)), 0.0, Recipe()).seconds_per_flop > 0
 
 
@@ -424,7 +438,7 @@ def test_of_large_examples_a_corner_is_enough(monkeypatch: pytest.MonkeyPatch) -
 def test_the_faster_precision_is_taken_however_busy_the_machine(
     bfloat16: float, expected: str, monkeypatch: pytest.MonkeyPatch, threads: list[int]
 ) -> None:
-    """The clock runs up to four times as fast at times, and a float32 step that is lucky is no reason."""
+    """Steps may take up to four times as long in some turns, and one fast float32 step does not decide."""
     now, calls = [0.0], iter(range(10_000))
 
     @contextmanager
@@ -482,7 +496,7 @@ def test_recorded_steps_may_differ_by_rounding_and_not_by_more(
     monkeypatch.setitem(RECORDERS, "cpu", recorder)
     monkeypatch.setattr(module, "Step", Seen)
     monkeypatch.setattr(module, "BUSY", 16)
-    monkeypatch.setattr(module, "CLEARLY", 0.0)  # however long they take
+    monkeypatch.setattr(module, "MAX_TIME_RATIO", 0.0)  # however long they take
     task = images(64, 4, (3, 16, 16))
     with caplog.at_level(logging.INFO, "morphnas"):
         pace = measure(task, 0.0, default_recipe(64, torch.device("cpu"), None, (3, 16, 16)))
@@ -526,21 +540,21 @@ def test_colour_images_are_whitened(shape: tuple[int, ...], white: bool) -> None
 @pytest.mark.parametrize("seconds", [60.0, 600.0, 6e4, 1e9])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_children_are_bounded_by_time(seconds: float, width: int | None, device: str, epochs: int) -> None:
-    """That which the final trainings have for their passes, of which there are more where there is much time, and that
-    which a search has for one of them."""
+    """By the time that final trainings have for their passes, which are more if there is much time, and by that which a
+    search has for one child."""
     n = 50_000
-    ample = n * module.RESERVED * seconds / (COST * module.AMPLE)
-    passes = min(module.MOST_PASSES, module.PASSES * max(1.0, ample) ** (1 / 3))
-    assert (passes > module.PASSES, passes == module.MOST_PASSES) == (seconds > 60, seconds > 1e6)
+    ample = n * module.MIN_FINAL_SHARE * seconds / (COST * module.AMPLE)
+    passes = min(module.MAX_PASSES, module.MIN_PASSES * max(1.0, ample) ** (1 / 3))
+    assert (passes > module.MIN_PASSES, passes == module.MAX_PASSES) == (seconds > 60, seconds > 1e6)
     recipe = replace(RECIPE, epochs=epochs)
     found = planned((3, 32, 32), seconds, n=n, width=width, device=torch.device(device), recipe=recipe)
     own, most = max(graph.work for graph in found.starts), found.limits.max_work
     assert most is not None
     one = most * COST  # seconds of a pass
-    final = one * passes / (module.GROWN * module.RESERVED * seconds)
+    final = one * passes / (module.MAX_GROWTH * module.MIN_FINAL_SHARE * seconds)
     passed = found.recipe.epochs * (found.recipe.examples or n) / n
     typical = passed * COST * statistics.median(graph.work for graph in found.starts)
-    child = one * passed / (module.DEAREST * max(typical, module.CHILD * seconds))
+    child = one * passed / (module.MAX_CHILD_COST * max(typical, module.CHILD_SHARE * seconds))
     assert max(final, child) == pytest.approx(1.0, rel=1e-3) or most == own
     there = {"n": n, "limits": Limits(max_work=own), "device": torch.device(device)}
     assert (planned((3, 32, 32), seconds, **there).limits.max_work or 0) <= own
@@ -554,12 +568,12 @@ def test_skips_take_more_time_than_their_flops_tell() -> None:
 
 
 def test_time_for_few_networks_is_the_best_starters() -> None:
-    """The more time, the more of it goes into the search; but where it has room for no more than a few, hardly any."""
+    """The search's share grows with the time, but is small if there is only time for a few networks."""
     shares = [planned((3, 32, 32), seconds, n=6_000).search_share for seconds in (1.0, 60.0, 1e3, 1e4, 1e5, 1e6)]
-    assert shares[0] < 4 * module.CHILD
-    assert all(share < 4 * module.CHILD or share >= module.ENOUGH * module.CHILD for share in shares)
+    assert shares[0] < 4 * module.CHILD_SHARE
+    assert all(share < 4 * module.CHILD_SHARE or share >= module.ENOUGH * module.CHILD_SHARE for share in shares)
     assert sorted(shares) == shares
-    assert shares[-1] == 1 - module.RESERVED
+    assert shares[-1] == 1 - module.MIN_FINAL_SHARE
 
 
 @pytest.mark.parametrize("seconds", [1.0, 60.0, 1e4])
@@ -569,7 +583,7 @@ def test_several_workers_have_a_search(seconds: float) -> None:
 
 
 def test_without_a_final_training_a_search_is_not_kept_to_small_networks() -> None:
-    """One that is larger than a final training could afford may still grow."""
+    """A network that is too large for a final training may still grow."""
     start = cnn((1, 8, 8), 3, width=32)
     capped, free = (planned((1, 8, 8), seconds=1.0, initial=[start], finals=finals) for finals in (True, False))
     assert capped.limits.max_work == start.work

@@ -1,4 +1,4 @@
-"""Whose weights stay: the best ones', and all that something may still start from."""
+"""Which weights are kept: the best ones, and all that something may still start from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from morphnas.graph import Graph, mlp
-from morphnas.run.pruning import needed, prune
+from morphnas.run.pruning import prune, trials_to_keep
 from morphnas.run.store import Store, load_run
 from morphnas.search import HillClimbingSearcher, MorphSpace, Promote, RandomSearcher
 from morphnas.search.trial import Budget, Proposal, Trial
@@ -28,23 +28,23 @@ def trial(id: int, score: float | None, start: Graph | int = GRAPH, **more: Any)
 
 def test_the_best_stay() -> None:
     trials = [trial(i, -1.0 - i % 5) for i in range(7)]
-    assert needed(trials, 3, {}) == {0, 5, 1}
+    assert trials_to_keep(trials, 3, {}) == {0, 5, 1}
 
 
 def test_what_something_starts_from_stays() -> None:
     trials = [trial(i, -float(i)) for i in range(6)]
     running = trial(6, None, 4, outcome=None, kept=False)
-    assert needed([*trials, running], 1, {}) == {0, 4}
+    assert trials_to_keep([*trials, running], 1, {}) == {0, 4}
     final = trial(6, None, 3, why={"final": "everything", "score_of": 3})
-    assert needed([*trials, final], 1, {"best": 2, "final": 6}) == {0, 2, 3, 6}
-    assert needed([*trials, final], 1, {"best": "x", "final": None}) == {0}
+    assert trials_to_keep([*trials, final], 1, {"best": 2, "final": 6}) == {0, 2, 3, 6}
+    assert trials_to_keep([*trials, final], 1, {"best": "x", "final": None}) == {0}
 
 
 def test_a_network_that_may_be_promoted_stays() -> None:
-    """The longer trained ones are all better, and the next one to be trained longer is among the others."""
+    """All promoted networks are better, and the next one to be promoted is among the others."""
     short = [trial(i, -2.0 - i) for i in range(8)]
     promoted = [trial(8, -0.1, 0, epochs=8), trial(9, -0.2, 1, epochs=8)]
-    stay = needed([*short, *promoted], 1, {})
+    stay = trials_to_keep([*short, *promoted], 1, {})
     assert {8, 2} <= stay
     assert len(stay) <= 4
     more = [trial(10 + i, -5.0 - i) for i in range(4)]
@@ -98,7 +98,7 @@ def test_final_trainings_of_an_unfinished_fit_stay(store: Store) -> None:
 
 
 def test_hill_climbing_goes_on_from_what_is_kept() -> None:
-    """Its way leads over networks whose weights are gone; it stands on the last one that has them."""
+    """Weights on its path have been removed; its position is the last network that has them."""
     space = MorphSpace((GRAPH,))
     start = Trial(0, Proposal(GRAPH, (), RECIPE), GRAPH, replace(GOOD, score=-3.0), True)
     morph = next(iter(space.neighbours(GRAPH)))
@@ -111,8 +111,8 @@ def test_hill_climbing_goes_on_from_what_is_kept() -> None:
 
 
 def test_what_is_small_enough_to_grow_stays() -> None:
-    """Where the best is as dear as a network may be it has no child, and the search would be over."""
+    """If the best is as large as networks may be, it has no children, and the search would end."""
     graphs = [mlp((4,), 2, width=1000 * (i + 1), depth=1) for i in range(10)]
     trials = [replace(trial(i, float(i)), graph=graph) for i, graph in enumerate(graphs)]
     small = [i for i, graph in enumerate(graphs) if 2 * graph.work <= graphs[-1].work]
-    assert {9, max(small)} <= needed(trials, 1, {})
+    assert {9, max(small)} <= trials_to_keep(trials, 1, {})

@@ -1,4 +1,4 @@
-"""The loop that asks, hands out work and writes down what comes back: when it ends, and that nothing is lost."""
+"""The loop of a search: when it ends, and that no results are lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
 from morphnas.run.jobs import Job, trial_seed
 from morphnas.run.pruning import prune
-from morphnas.run.search import REFUSED, TRIES, Search, decide_flip, seconds_per_flop
+from morphnas.run.search import MAX_FAILED_TRIALS, MAX_REFUSED, Search, decide_flip, seconds_per_flop
 from morphnas.run.store import Store, load_run
 from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.search.trial import STOPPED, Budget, Proposal, Trial, grow_proposal
@@ -111,7 +111,7 @@ def test_what_a_stop_cut_short_is_there_while_it_is_trained_again(path: Path) ->
 
 
 def test_what_a_stop_cut_short_can_be_gone_on_with_though_few_weights_are_kept(path: Path, workers: Workers) -> None:
-    """The start of a trial that is cut short is kept for that."""
+    """The weights of its parent are kept for that."""
     with store_of(path) as store:
         for i, proposal in enumerate(proposals(3)):
             store.claim(proposal)
@@ -233,7 +233,7 @@ def test_the_observer_is_told_in_order(path: Path) -> None:
 
 
 def test_what_the_observer_raises_ends_the_search(path: Path) -> None:
-    """It is no failure of the network, which is gone on with."""
+    """It is not a failure of the trial, which is continued later."""
 
     class Full(Notes):
         def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
@@ -259,7 +259,7 @@ def test_a_failure_is_a_trial_and_the_search_goes_on(path: Path, workers: Worker
 
 
 def test_a_worker_that_dies_is_a_failed_trial(path: Path, workers: Workers) -> None:
-    """Not the job went wrong but whoever should have done it: the future has an exception."""
+    """The worker failed and not the job, so the future has an exception."""
 
     def ends(job: Job) -> Outcome:
         if len(workers.jobs) == 2:
@@ -277,7 +277,7 @@ def test_a_worker_that_dies_is_a_failed_trial(path: Path, workers: Workers) -> N
 
 @dataclass
 class Starts:
-    """Proposes what has not been tried, like every searcher of ours."""
+    """Proposes what has not been tried, like all searchers of morphnas."""
 
     seen: int = 0
 
@@ -296,7 +296,7 @@ def test_a_searcher_that_answers_with_something_else_is_told(path: Path, workers
 
 
 class Tagless(Deeper):
-    """It has the tag of another kind."""
+    """Its tag is that of another kind of morph."""
 
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
@@ -318,7 +318,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("way", WRONG)
 def test_a_searcher_that_fails_ends_the_search_and_costs_no_network(path: Path, workers: Workers, way: str) -> None:
-    """A user's own may; with resume=True the next one goes on."""
+    """A user-defined searcher may; with resume=True another one continues."""
     answer, words = WRONG[way]
 
     class Late:
@@ -334,7 +334,7 @@ def test_a_searcher_that_fails_ends_the_search_and_costs_no_network(path: Path, 
 
 
 def test_networks_beyond_the_limits_are_not_trained_whoever_proposes_them(path: Path, workers: Workers) -> None:
-    """Searchers of users' own may not heed them; the others of theirs are as good as any."""
+    """User-defined searchers may ignore the limits; their other proposals are trained."""
     small, large = sorted((p for p in proposals(2)), key=lambda p: grow_proposal(p, {}).parameters)
     most = grow_proposal(small, {}).parameters
     with store_of(path) as store:
@@ -356,9 +356,9 @@ def test_a_searcher_that_proposes_nothing_but_such_networks_ends_the_search(
 
     with store_of(path) as store:
         trials = run(store, Stubborn(), limits=Limits(max_params=1))
-    assert len(trials) == REFUSED
+    assert len(trials) == MAX_REFUSED
     assert not workers.jobs
-    assert f"the search ends: its last {REFUSED} networks exceeded the limits" in caplog.text
+    assert f"the search ends: its last {MAX_REFUSED} networks exceeded the limits" in caplog.text
 
 
 def test_what_a_searcher_says_of_why_is_kept_or_refused_at_once(path: Path, workers: Workers) -> None:
@@ -374,11 +374,11 @@ def test_what_a_searcher_says_of_why_is_kept_or_refused_at_once(path: Path, work
 
 
 @pytest.mark.parametrize("what", [Outcome("failed", error="the worker is gone"), Outcome("diverged", epochs=1)])
-@pytest.mark.parametrize(("lost", "expected"), [(2, 3), (5, 6), (99, TRIES)])
+@pytest.mark.parametrize(("lost", "expected"), [(2, 3), (5, 6), (99, MAX_FAILED_TRIALS)])
 def test_starts_are_tried_again_when_all_have_failed(
     path: Path, workers: Workers, lost: int, expected: int, what: Outcome
 ) -> None:
-    """Which may be their workers' fault, or chance; but a search in which everything fails comes to an end."""
+    """Failures may be due to workers, or chance; but a search in which all trials fail ends."""
     workers.ends = lambda _: GOOD if len(workers.jobs) > lost else what
     with store_of(path) as store:
         trials = run(store, Starts())
@@ -435,12 +435,12 @@ def test_claimed_and_unfinished_trials_come_first(path: Path, workers: Workers) 
 
 
 class Stop(BaseException):
-    """Somebody presses Ctrl-C, or pulls the plug."""
+    """An interrupt, or the end of the process."""
 
 
 @dataclass
 class Interrupting(Notes):
-    """Stops the search when it has been told so many things."""
+    """Interrupts the search after so many notifications."""
 
     after: int = 0
 
@@ -521,7 +521,7 @@ def test_a_final_training_that_was_broken_off_is_none_of_the_searchs(path: Path,
 
 
 def test_searchers_know_of_no_final_trainings(path: Path, workers: Workers) -> None:
-    """Which may have been on the examples that networks are scored on, if they were split anew."""
+    """These may have used the examples that networks are scored on, if the data were split again."""
     with store_of(path) as store:
         run(store, Script(proposals(2)))
         final = store.claim(Proposal(0, (), RECIPE, {"final": "everything", "of": 0, "score_of": 0}))
@@ -685,7 +685,7 @@ def test_the_search_settles_flips_for_the_trials_that_follow(path: Path, workers
 
 
 def timed(id: int, per_epoch: float, **changes: Any) -> Trial:
-    """A trial whose epochs took so many seconds for each of a forward pass's operations."""
+    """A trial whose epochs took so many seconds per FLOP of `Graph.work`."""
     outcome = replace(GOOD, seconds=per_epoch * 4 * GRAPH.work, epochs=4, **changes)
     return Trial(id, Proposal(GRAPH, (), RECIPE), GRAPH, outcome, True)
 
@@ -715,7 +715,7 @@ def test_a_predicted_cost_is_that_of_the_trial_it_came_from() -> None:
 
 
 def test_weights_that_need_not_stay_go_while_it_runs(path: Path, workers: Workers) -> None:
-    """Not at the end, when the disk may be full."""
+    """Not only at the end, when the disk may be full."""
     seen: list[int] = []
 
     class Looking(Notes):
