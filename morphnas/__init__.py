@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from morphnas.api import *  # noqa: F403  # which says in `__all__` what that is
+    from morphnas.api import *  # noqa: F403  # the names in its `__all__`
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Load everything when the first name is used (PEP 562): a worker process uses none."""
+    """Load all public names when the first one is used (PEP 562): worker processes use none."""
     if not name.startswith("__") or name == "__all__":
         api = importlib.import_module("morphnas.api")
         globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)

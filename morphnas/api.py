@@ -1,4 +1,4 @@
-"""What `import morphnas` offers by name; loaded with the first of the names."""
+"""The public names of `morphnas`; loaded when the first of them is used."""
 
 from morphnas.bundles import bundle
 from morphnas.estimators import ImageClassifier, ImageRegressor, load

@@ -1,4 +1,4 @@
-"""What the commands of the command line do: each takes the parsed arguments, and has an answer."""
+"""The commands of the command line: each takes the parsed arguments and returns an `Answer`."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from morphnas.run.store import being_written, user_path
 from morphnas.search.trial import lineage
 
 LONGEST_PAUSE = 86_400
-"""Seconds between two pages of a run that is being written, at most."""
+"""Maximum number of seconds between two reports of a running fit."""
 _EXTRAS = {"images": "PIL", "data frames": "pandas", "ray": "ray", "onnx": "onnxscript", "drawing": "graphviz"}
 
 
-class Wrong(ValueError):
-    """What was asked for cannot be; the message says why."""
+class CommandError(ValueError):
+    """The arguments of a command are wrong, or do not go together; the message says why."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command has to say: to people, and to programs."""
+    """The result of a command: text for people, and a JSON value for programs."""
 
     text: str
     data: Any
@@ -48,48 +48,52 @@ class Answer:
 
 
 def _arrays(file: Path, *names: str) -> list[Any] | None:
-    """The arrays with these names in an .npz file; None where there are not all of them."""
+    """The arrays with these names in an .npz file; None if any is missing."""
     try:
         with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as npz:
-            found = [npz[name] for name in names] if {*names} <= {*npz.files} else None
-    except Exception as error:  # whatever numpy, zipfile and zlib raise for what is damaged, or too large
-        raise Wrong(f"{file} cannot be read as .npz: {error}") from error
-    if not all(isinstance(array, np.ndarray) for array in found or []):
-        raise Wrong(f"{file} cannot be read as .npz: it holds something else than arrays")
-    return found
+            arrays = [npz[name] for name in names] if {*names} <= {*npz.files} else None
+    except Exception as error:  # whatever numpy, zipfile and zlib raise for damaged or too large files
+        raise CommandError(f"{file} cannot be read as .npz: {error}") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays or []):
+        raise CommandError(f"{file} cannot be read as .npz: it holds something else than arrays")
+    return arrays
 
 
 def _examples(path: Path, images: Path | None, part: str, labelled: bool = True) -> tuple[Any, Any, list[str]]:
-    """Examples, their labels (None: unknown) and their names, of an .npz, a .csv or a folder of images.
+    """Examples, their labels (None: unknown) and their names, from an .npz, a .csv or a folder of images.
 
-    images: where the files are that a .csv names. labelled: whether it must have a label for each.
+    images: folder of the files that a .csv lists. part: "train" or "test", the suffix of the array names in an .npz.
+    labelled: whether a .csv must have a label for each file.
     """
     if not path.exists():
-        raise Wrong(f"{path} does not exist")
+        raise CommandError(f"{path} does not exist")
     _check_images(images, [path])
     if path.suffix.lower() == ".csv":
         if images is None:
-            raise Wrong(f"{path} lists image files: give their folder with --images")
+            raise CommandError(f"{path} lists image files: give their folder with --images")
         listed, names, labels = images_of(path, images, labelled=labelled)
         return listed, np.array(labels) if labelled else None, names
     if path.is_dir():
         files, classes = folder(path)
         return files, classes, [str(file) for file in files.paths]
     if path.suffix.lower() != ".npz":
-        raise Wrong(f"{path} is not an .npz, a .csv or a folder of images")
+        raise CommandError(f"{path} is not an .npz, a .csv or a folder of images")
     for x_name, y_name in ((f"x_{part}", f"y_{part}"), ("x", "y")):
-        if found := _arrays(path, x_name):
-            x, y = found[0], _arrays(path, y_name)
+        if arrays := _arrays(path, x_name):
+            x, y = arrays[0], _arrays(path, y_name)
             if not x.shape:
-                raise Wrong(f"{x_name} of {path} is a single value")
+                raise CommandError(f"{x_name} of {path} is a single value")
             return x, y[0] if y else None, [str(i) for i in range(len(x))]
-    raise Wrong(f"{path} has neither x_{part} nor x")
+    raise CommandError(f"{path} has neither x_{part} nor x")
 
 
-def _check_images(images: Path | None, given: Sequence[Path]) -> None:
-    other = next((path for path in given if path.suffix.lower() != ".csv"), None)
+def _check_images(images: Path | None, paths: Sequence[Path]) -> None:
+    """CommandError if --images is used with anything but a .csv."""
+    other = next((path for path in paths if path.suffix.lower() != ".csv"), None)
     if images is not None and other is not None:
-        raise Wrong(f"--images gives the folder of files listed in a .csv, but {other} is not a .csv: leave it out")
+        raise CommandError(
+            f"--images gives the folder of files listed in a .csv, but {other} is not a .csv: leave it out"
+        )
 
 
 # -- commands
@@ -97,14 +101,14 @@ def _check_images(images: Path | None, given: Sequence[Path]) -> None:
 
 def fit(args: argparse.Namespace) -> Answer:
     if args.width is not None and args.begin_with:
-        raise Wrong("--width and --begin-with exclude each other: --begin-with gives the first networks")
+        raise CommandError("--width and --begin-with exclude each other: --begin-with gives the first networks")
     data = user_path(args.data)
     x, y, _ = _examples(data, args.images, "train")
     if y is None:
         hint = ": a folder must have a sub-folder of images for each class" if data.is_dir() else ""
-        raise Wrong(f"{data} holds no labels{hint}")
+        raise CommandError(f"{data} holds no labels{hint}")
     limits = dict(_pair(text) for text in args.limit)
-    tested = _arrays(data, "x_test", "y_test") if data.suffix.lower() == ".npz" else None
+    test_set = _arrays(data, "x_test", "y_test") if data.suffix.lower() == ".npz" else None
     kind = morphnas.ImageRegressor if args.regression else morphnas.ImageClassifier
     estimator = kind(
         args.path,
@@ -134,38 +138,38 @@ def fit(args: argparse.Namespace) -> Answer:
     run = estimator.load_searcher()
     best = run.trial(estimator.best_trial_)
     measure, metric = args.metric or ("R2" if args.regression else "accuracy"), _measure(estimator)
-    found: dict[str, Any] = {"path": estimator.path_, "networks": len(run.trials), "best": best.id}
-    judged = run.trial(run.trial(estimator.final_trial_).scored_by)  # that says how good the model is
-    found |= {"final": estimator.final_trial_, "score": judged.score}
-    found |= {f"validation_{measure}": None, f"test_{metric}": None}
-    told = [f"the run is in {estimator.path_}, its winner is network {best.id} of {len(run.trials)}"]
-    if judged.outcome is not None and judged.outcome.metric is not None:
+    result: dict[str, Any] = {"path": estimator.path_, "networks": len(run.trials), "best": best.id}
+    scored = run.trial(run.trial(estimator.final_trial_).scored_by)  # its score is that of the model
+    result |= {"final": estimator.final_trial_, "score": scored.score}
+    result |= {f"validation_{measure}": None, f"test_{metric}": None}
+    lines = [f"the run is in {estimator.path_}, its winner is network {best.id} of {len(run.trials)}"]
+    if scored.outcome is not None and scored.outcome.metric is not None:
         where = "on its training data, as there are too few examples to hold any out"
-        if judged.outcome.held_out:
-            found[f"validation_{measure}"], where = judged.outcome.metric, "on the validation set"
-        when = "" if estimator.final_trial_ == judged.id else f", as network {judged.id}, before its last training"
-        told.append(f"{measure} of the model {where}{when}: {metric_words(judged.outcome)}")
-    if tested is not None:
+        if scored.outcome.held_out:
+            result[f"validation_{measure}"], where = scored.outcome.metric, "on the validation set"
+        when = "" if estimator.final_trial_ == scored.id else f", as network {scored.id}, before its last training"
+        lines.append(f"{measure} of the model {where}{when}: {metric_words(scored.outcome)}")
+    if test_set is not None:
         try:
-            found[f"test_{metric}"] = estimator.evaluate(*tested)
-            told.append(f"the model on the test set: {estimator.words(found[f'test_{metric}'])}")
+            result[f"test_{metric}"] = estimator.evaluate(*test_set)
+            lines.append(f"the model on the test set: {estimator.words(result[f'test_{metric}'])}")
         except ValueError as error:
             print(f"morphnas: warning: the model cannot be evaluated on the test set: {error}", file=sys.stderr)
-    told.append(f"for a report: morphnas report {estimator.path_}")
-    return Answer("\n".join(told), found)
+    lines.append(f"for a report: morphnas report {estimator.path_}")
+    return Answer("\n".join(lines), result)
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    """A limit, name=value; morphs are separated by commas."""
+    """Parse a limit, name=value; the morphs of morphs=... are separated by commas."""
     name, equals, value = text.partition("=")
     if not equals or name not in LIMITS:
-        raise Wrong(f"--limit takes name=value, where name is one of {', '.join(LIMITS)}, not {text!r}")
+        raise CommandError(f"--limit takes name=value, where name is one of {', '.join(LIMITS)}, not {text!r}")
     if name == "morphs":
         return name, tuple(value.split(","))
     try:
         return name, float(value)
     except ValueError:
-        raise Wrong(f"--limit {name} needs a number, not {value!r}") from None
+        raise CommandError(f"--limit {name} needs a number, not {value!r}") from None
 
 
 def evaluate(args: argparse.Namespace) -> Answer:
@@ -173,15 +177,15 @@ def evaluate(args: argparse.Namespace) -> Answer:
     data = user_path(args.data)
     x, y, _ = _examples(data, args.images, "test")
     if y is None:
-        raise Wrong(f"{data} holds no labels")
+        raise CommandError(f"{data} holds no labels")
     value = estimator.evaluate(x, y)
     return Answer(f"{estimator.words(value)} on {len(y):,} examples", {_measure(estimator): value, "examples": len(y)})
 
 
 def _measure(estimator: morphnas.ImageClassifier | morphnas.ImageRegressor) -> str:
-    """What its `evaluate` gives."""
-    usual = "accuracy" if isinstance(estimator, morphnas.ImageClassifier) else "mean_squared_error"
-    return str(estimator.metric or usual)
+    """Name of the metric that the estimator's `evaluate` returns."""
+    default = "accuracy" if isinstance(estimator, morphnas.ImageClassifier) else "mean_squared_error"
+    return str(estimator.metric or default)
 
 
 def predict(args: argparse.Namespace) -> Answer:
@@ -194,53 +198,60 @@ def predict(args: argparse.Namespace) -> Answer:
         x, _, names = _examples(files[0], args.images, "test", labelled=False)
     else:
         missing = next((path for path in files if not path.exists()), None)
-        raise Wrong(f"{missing} does not exist" if missing else "give one .npz, .csv or folder, or image files")
+        raise CommandError(f"{missing} does not exist" if missing else "give one .npz, .csv or folder, or image files")
     if isinstance(estimator, morphnas.ImageRegressor):
-        return _amounts(estimator.predict(x), names)
-    chances = estimator.predict_proba(x)
+        return _regression_answer(estimator.predict(x), names)
+    probabilities = estimator.predict_proba(x)
     labels = estimator.classes_.tolist()
     if estimator.multilabel_:
-        return _tags(chances, MultiLabelTarget(len(labels)).likeliest(chances), names, labels)
-    best = chances.argmax(1)
-    rows = [(name, labels[i], f"{row[i]:.6f}") for name, i, row in zip(names, best, chances, strict=True)]
+        predictions = MultiLabelTarget(len(labels)).likeliest(probabilities)
+        return _multi_label_answer(probabilities, predictions, names, labels)
+    best = probabilities.argmax(1)
+    rows = [(name, labels[i], f"{row[i]:.6f}") for name, i, row in zip(names, best, probabilities, strict=True)]
     text = _csv(["example", "label", "probability"], rows)
-    told = [
+    examples = [
         {"example": name, "label": _plain(labels[i]), "probability": float(row[i]), "probabilities": row.tolist()}
-        for name, i, row in zip(names, best, chances, strict=True)
+        for name, i, row in zip(names, best, probabilities, strict=True)
     ]
-    return Answer(text, {"labels": [_plain(label) for label in labels], "examples": told})
+    return Answer(text, {"labels": [_plain(label) for label in labels], "examples": examples})
 
 
-def _tags(chances: NDArray[np.float64], said: NDArray[np.int64], names: Sequence[str], labels: Sequence[Any]) -> Answer:
-    """Predictions (n, k) of 0 and 1 of examples with these names, and the probabilities of the tags."""
-    likely = [[label for label, likely in zip(labels, row, strict=True) if likely] for row in said]
+def _multi_label_answer(
+    probabilities: NDArray[np.float64],
+    predictions: NDArray[np.int64],
+    names: Sequence[str],
+    labels: Sequence[Any],
+) -> Answer:
+    """Probabilities and predictions (0 or 1) of the labels, both (n, k), of examples with these names."""
+    predicted = [[label for label, positive in zip(labels, row, strict=True) if positive] for row in predictions]
     head = ["example", "tags", *(f"probability_{label}" for label in labels)]
-    between = "; " if isinstance(labels[0], str) else " "  # names may have spaces
-    every = list(zip(names, likely, chances, strict=True))
-    rows = [(name, between.join(map(str, tags)), *(f"{chance:.6f}" for chance in row)) for name, tags, row in every]
-    told = [{"example": name, "tags": tags, "probabilities": row.tolist()} for name, tags, row in every]
-    return Answer(_csv(head, rows), {"examples": told})
+    separator = "; " if isinstance(labels[0], str) else " "  # names may contain spaces
+    table = list(zip(names, predicted, probabilities, strict=True))
+    rows = [(name, separator.join(map(str, tags)), *(f"{value:.6f}" for value in row)) for name, tags, row in table]
+    examples = [{"example": name, "tags": tags, "probabilities": row.tolist()} for name, tags, row in table]
+    return Answer(_csv(head, rows), {"examples": examples})
 
 
-def _amounts(amounts: NDArray[np.float64], names: Sequence[str]) -> Answer:
+def _regression_answer(predictions: NDArray[np.float64], names: Sequence[str]) -> Answer:
     """Predictions (n,) or (n, k) of examples with these names."""
-    table = amounts.reshape(len(names), -1)
+    table = predictions.reshape(len(names), -1)
     head = ["amount"] if table.shape[1] == 1 else [f"amount_{i}" for i in range(table.shape[1])]
     rows = [(name, *(f"{value:.7g}" for value in row)) for name, row in zip(names, table, strict=True)]
-    told = [{"example": name, "amounts": row.tolist()} for name, row in zip(names, table, strict=True)]
-    return Answer(_csv(["example", *head], rows), {"examples": told})
+    examples = [{"example": name, "amounts": row.tolist()} for name, row in zip(names, table, strict=True)]
+    return Answer(_csv(["example", *head], rows), {"examples": examples})
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    usual = csv.writer(text, lineterminator="\n")
+    minimal = csv.writer(text, lineterminator="\n")
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    for row in (head, *rows):  # the usual one leaves a "\r" as it is, which is the end of a line to whoever reads it
-        (quoted if any("\r" in str(value) for value in row) else usual).writerow(row)
+    for row in (head, *rows):  # the minimal one does not quote "\r", which readers take for the end of a line
+        (quoted if any("\r" in str(value) for value in row) else minimal).writerow(row)
     return text.getvalue().rstrip("\n")
 
 
 def _plain(label: Any) -> Any:
+    """A label as a JSON value; its text if it is of another type."""
     return label if isinstance(label, (str, int, float, bool, type(None))) else str(label)
 
 
@@ -254,7 +265,7 @@ def info(args: argparse.Namespace) -> Answer:
         return Answer("\n".join(lines), about)
     run = morphnas.load_run(args.path)
     if args.networks < 1:
-        raise Wrong(f"--networks must be at least 1, not {args.networks}")
+        raise CommandError(f"--networks must be at least 1, not {args.networks}")
     summary = results_summary(run, args.networks)
     keys = ("estimator", "time_limit", "seed", "data", "decides", "versions", "device", "best", "final", "expected")
     about = {key: run.about[key] for key in keys if key in run.about}
@@ -262,17 +273,17 @@ def info(args: argparse.Namespace) -> Answer:
 
 
 def explain(args: argparse.Namespace) -> Answer:
-    found = morphnas.explain(morphnas.load_run(args.path), args.id)
-    return Answer(str(found), found.to_json())
+    explanation = morphnas.explain(morphnas.load_run(args.path), args.id)
+    return Answer(str(explanation), explanation.to_json())
 
 
 def report(args: argparse.Namespace) -> Answer:
     if args.live is not None and not 0 < args.live <= LONGEST_PAUSE:
-        raise Wrong(f"--live needs seconds above 0, at most {LONGEST_PAUSE:,}, not {args.live:g}")
+        raise CommandError(f"--live needs seconds above 0, at most {LONGEST_PAUSE:,}, not {args.live:g}")
     run = morphnas.load_run(args.path)
     while args.live is not None and being_written(run.path):
         file = morphnas.write_report(run, args.out, reload=args.live)
-        print(f"morphnas: {file}, {len(run.trials)} networks; Ctrl-C ends this", file=sys.stderr)
+        print(f"morphnas: {file}, {len(run.trials)} networks; Ctrl-C ends the updates", file=sys.stderr)
         time.sleep(args.live)
         run = morphnas.load_run(args.path)
     file = morphnas.write_report(run, args.out)
@@ -281,14 +292,14 @@ def report(args: argparse.Namespace) -> Answer:
 
 def draw(args: argparse.Namespace) -> Answer:
     run = morphnas.load_run(args.path)
-    one = args.id is not None or args.against is not None or args.no_fold
-    if args.tree and one:
-        raise Wrong("--tree draws all networks: --id, --against and --no-fold are for one")
+    single = args.id is not None or args.against is not None or args.no_fold
+    if args.tree and single:
+        raise CommandError("--tree draws all networks: --id, --against and --no-fold are for a single one")
     if args.lineage and (args.against is not None or args.no_fold):
-        raise Wrong("--lineage draws how a network came about: --against and --no-fold are for one")
+        raise CommandError("--lineage draws how a network came about: --against and --no-fold are for a single network")
     if args.out is None:
-        if args.tree or args.lineage or one:
-            raise Wrong("give the file to draw to with --out")
+        if args.tree or args.lineage or single:
+            raise CommandError("give the file to draw to with --out")
         files = morphnas.visualize(run)
     elif args.tree:
         files = [morphnas.draw(run, args.out)]
@@ -301,15 +312,15 @@ def draw(args: argparse.Namespace) -> Answer:
 
 
 def compare(args: argparse.Namespace) -> Answer:
-    found = morphnas.compare_runs(args.paths)
+    comparison = morphnas.compare_runs(args.paths)
     if args.svg is not None:
-        found.draw(args.svg)
-    return Answer(str(found), found.to_json())
+        comparison.draw(args.svg)
+    return Answer(str(comparison), comparison.to_json())
 
 
 def export(args: argparse.Namespace) -> Answer:
-    done = morphnas.export(args.path, args.out, args.overwrite, args.id)
-    return Answer(str(done), {"files": [str(file) for file in done.files], "error": done.error})
+    exported = morphnas.export(args.path, args.out, args.overwrite, args.id)
+    return Answer(str(exported), {"files": [str(file) for file in exported.files], "error": exported.error})
 
 
 def bundle(args: argparse.Namespace) -> Answer:

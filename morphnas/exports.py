@@ -1,4 +1,4 @@
-"""Networks as files that are used where morphnas is not: PyTorch source with its weights, torch.export, ONNX."""
+"""Export of networks for use without morphnas: PyTorch source with its weights, torch.export, ONNX."""
 
 from __future__ import annotations
 
@@ -29,34 +29,37 @@ from morphnas.run.store import Run, user_path
 from morphnas.train.modes import usual_modes
 
 TOLERANCE = 1e-5
-"""Largest difference of what an exported network computes: of logits relative to the largest, and of amounts to how far
-the farthest is from their mean; where these are less than `SMALLEST`, or a standard deviation, relative to that."""
-SMALLEST = 0.1
+"""Maximum error of an exported network's outputs: of logits relative to the largest one, at least `MIN_LOGIT_SCALE`; of
+regression outputs relative to the largest deviation from the mean, at least the standard deviation."""
+MIN_LOGIT_SCALE = 0.1
 BATCHES = (1, 2, 5, 32)
-"""Sizes of the batches that it is tried on."""
+"""Batch sizes that an exported network is checked with."""
 
 
 class ExportError(RuntimeError):
-    """The export could not be read back, or does not compute the same; nothing was written."""
+    """The network cannot be exported, or the export computes something else; nothing was written."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """files: those written, the requested one first. error: the largest difference between the outputs of the network
-    read back from them and the original's, relative to their size as in `export`."""
+    """A successful export. files: those written, the requested one first. error: the largest difference between the
+    outputs of the exported network and the original's, relative to their size as in `export`."""
 
     files: tuple[Path, ...]
     error: float
 
     def __str__(self) -> str:
-        return f"{', '.join(map(str, self.files))}: read again, the outputs differ by {self.error:.1e}"
+        return f"{', '.join(map(str, self.files))}: verified, the outputs differ by {self.error:.1e}"
 
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    """What is exported. module: in evaluation mode, on the CPU. shape: of an example. mean, std: of usual inputs.
-    outputs: their shape. labels: of them; None: they have no names. gives: what they are. about: all of this in words,
-    and what it takes, and of which kind."""
+    """What is exported.
+
+    module: in evaluation mode, on the CPU. shape: of an example. mean, std: of typical inputs. outputs: their shape.
+    labels: of the outputs; None: they have none. gives: what the outputs are: "logits", "logits of tags" (multi-label)
+    or "amounts" (regression). about: a description, with the inputs, their dtype and the outputs.
+    """
 
     module: fx.GraphModule
     shape: Shape
@@ -73,26 +76,26 @@ class _Model:
     ) -> _Model:
         if isinstance(what, Network):
             if trial is not None:
-                raise ValueError("trial says which network of a run to export, not of a Network")
+                raise ValueError("trial selects the network of a run to export, not of a Network")
             graph, labels, gives = what.graph, None, "logits"
             module, mean, std = what.to_module().float().eval(), torch.zeros(1), torch.ones(1)
             takes, kind = "preprocessed examples, as the network was trained on", "float32"
         else:
             folder = what.path if isinstance(what, Run) else what
-            found = load(folder) if isinstance(folder, (str, os.PathLike)) else folder
-            if not isinstance(found, (ImageClassifier, ImageRegressor)):
+            estimator = load(folder) if isinstance(folder, (str, os.PathLike)) else folder
+            if not isinstance(estimator, (ImageClassifier, ImageRegressor)):
                 message = "a fitted ImageClassifier or ImageRegressor, a Network, a Run or the folder of one"
                 raise ValueError(f"what to export must be {message}, not {what!r:.100}")
-            module = found.to_module(trial)
-            graph = found.network_.graph if trial is None else found.load_searcher().trial(trial).graph
+            module = estimator.to_module(trial)
+            graph = estimator.network_.graph if trial is None else estimator.load_searcher().trial(trial).graph
             labels, gives = None, "amounts"
-            if isinstance(found, ImageClassifier):
-                gives = "logits of tags" if found.multilabel_ else "logits"
-                numbered = found.multilabel_ and found.classes_.dtype.kind == "i"
-                labels = None if numbered else [_literal(label) for label in found.classes_.tolist()]
+            if isinstance(estimator, ImageClassifier):
+                gives = "logits of tags" if estimator.multilabel_ else "logits"
+                unnamed = estimator.multilabel_ and estimator.classes_.dtype.kind == "i"
+                labels = None if unnamed else [_literal(label) for label in estimator.classes_.tolist()]
             axes = (-1, *[1] * (len(graph.shapes[graph.input.name]) - 1))
             mean, std = (getattr(module, name).reshape(axes) for name in ("mean", "std"))
-            mean = mean + getattr(module, "offset", 0.0)  # which is float64, as inputs are then
+            mean = mean + getattr(module, "offset", 0.0)  # a float64 offset, as inputs are float64 then
             takes = "raw examples, as they were given to fit, but channels first"
             kind = "float64" if hasattr(module, "offset") else "any real dtype"
         size = f"{graph.parameters:,} parameters, {graph.flops:,} FLOPs an example"
@@ -102,7 +105,7 @@ class _Model:
         return _Model(module, shape, mean, std, outputs, labels, gives, about)
 
     def inputs(self, n: int) -> Tensor:
-        """Examples like usual ones, (n, *shape) float32."""
+        """Random examples with the mean and standard deviation of typical ones, (n, *shape)."""
         return self.mean + self.std * torch.randn(n, *self.shape, generator=torch.Generator().manual_seed(n))
 
 
@@ -112,21 +115,22 @@ def export(
     overwrite: bool = False,
     trial: int | None = None,
 ) -> Exported:
-    """Write a network in the format of the file's suffix, read it back, and compare what both compute.
+    """Write a network in the format of the file's suffix, read it back, and compare the outputs of both.
 
     .py: readable PyTorch source, with its weights in a .safetensors file beside it; needs torch and safetensors, but
     not morphnas. .pt2: for `torch.export.load`, any batch size, float32. .onnx: any batch size, float32; needs the
     extra: pip install -e '.[onnx]'. Both take float64 if `fit` had rows that float32 would round, such as times in
-    seconds. what: a fitted estimator, or the folder of its run, whose network takes raw examples, channels first, and
-    returns logits, or a regressor's numbers; or a `Network`, which takes preprocessed examples. The file says which of
-    these it returns, or "logits of tags" for multi-label data, whose sigmoids are the probabilities ("gives.json",
-    metadata "gives"). trial: id of another network of the run to export instead of its model, see
-    `ImageClassifier.to_module`. The labels are in the file, in the order of the outputs (`LABELS`, "labels.json",
-    metadata "labels").
+    seconds. what: a fitted estimator, a run or its folder, whose network takes raw examples, channels first, and
+    returns logits, or a regressor's predictions; or a `Network`, which takes preprocessed examples. trial: id of
+    another network of the run to export instead of its model, see `ImageClassifier.to_module`.
 
-    ValueError for another suffix; FileExistsError if the file exists, unless `overwrite`; ExportError if what was read
-    back differs by more than 1e-5 of the largest logit, at least .1, or, for regression, of the largest deviation from
-    the mean, at least the standard deviation. On any error nothing is left behind.
+    The file also holds the labels, in the order of the outputs (`LABELS`, "labels.json", metadata "labels"), and what
+    the outputs are ("gives.json", metadata "gives"): "logits", "amounts" for regression, or "logits of tags" for
+    multi-label data, whose sigmoids are the probabilities.
+
+    ValueError for another suffix; FileExistsError if the file exists, unless `overwrite`; ExportError if the outputs
+    differ by more than 1e-5 of the largest logit, at least .1, or, for regression, of the largest deviation from the
+    mean, at least the standard deviation. On any error nothing is left behind.
     """
     with usual_modes():
         target = user_path(file)
@@ -134,62 +138,62 @@ def export(
             raise ValueError(f"the file to export to must end in {', '.join(_WRITERS)}, not {str(target)!r}")
         write, read = _WRITERS[target.suffix.lower()]
         model = _Model.of(what, trial)
-        there = [path for path in _files(target) if path.exists()]
-        if there and not overwrite:
-            raise FileExistsError(f"{there[0]} exists already: choose another file, or overwrite=True")
-        new = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+        existing = [path for path in _files(target) if path.exists()]
+        if existing and not overwrite:
+            raise FileExistsError(f"{existing[0]} exists already: choose another file, or overwrite=True")
+        new_folders = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-                aside = Path(folder) / target.name
-                write(model, aside)
-                error = _difference(model, read(aside))
+                temporary = Path(folder) / target.name
+                write(model, temporary)
+                error = _difference(model, read(temporary))
                 if not error <= TOLERANCE:
                     raise ExportError(f"{target.name} computes something else: the outputs differ by {error:.1e}")
                 for path in reversed(_files(target)):
                     (Path(folder) / path.name).replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
-                for made in new:
-                    made.rmdir()
+                for new_folder in new_folders:
+                    new_folder.rmdir()
             raise
         return Exported(tuple(_files(target)), error)
 
 
 def _files(target: Path) -> list[Path]:
-    """The files of an export."""
+    """The files of an export, the requested one first."""
     return [target, target.with_suffix(".safetensors")] if target.suffix.lower() == ".py" else [target]
 
 
 def _difference(model: _Model, read: Callable[[Tensor], Tensor]) -> float:
-    """The largest of all outputs, relative to their size, see `TOLERANCE`."""
+    """The largest difference of all outputs from the original's, relative to their size, see `TOLERANCE`."""
     errors, sizes = [], []
-    amounts = hasattr(model.module, "centre")  # beside which their differences may be small
-    centre, least = torch.zeros(1), torch.tensor(SMALLEST)
-    if amounts:
-        centre, least = model.module.get_buffer("centre"), model.module.get_buffer("unit")
+    regression = hasattr(model.module, "centre")  # the mean, which may be large compared with the deviations from it
+    centre, min_size = torch.zeros(1), torch.tensor(MIN_LOGIT_SCALE)
+    if regression:
+        centre, min_size = model.module.get_buffer("centre"), model.module.get_buffer("unit")
     with torch.no_grad():
         for n in BATCHES:
             x = model.inputs(n)
             expected = model.module(x)
-            found = read(x)
-            if found.shape != expected.shape:
+            outputs = read(x)
+            if outputs.shape != expected.shape:
                 return math.inf
-            errors.append((found - expected).abs().amax(0))
+            errors.append((outputs - expected).abs().amax(0))
             sizes.append((expected - centre).abs().amax(0))
-    most = torch.stack(sizes).amax(0)
-    most = most if amounts else most.max()  # amounts may be of different units
-    error = (torch.stack(errors).amax(0) / torch.maximum(most, least)).max().item()
+    size = torch.stack(sizes).amax(0)
+    size = size if regression else size.max()  # targets of a regression may have different units
+    error = (torch.stack(errors).amax(0) / torch.maximum(size, min_size)).max().item()
     return math.inf if math.isnan(error) else error
 
 
 def _sizes(shape: Shape) -> str:
-    """Of a batch of arrays of that shape."""
+    """The shape of a batch of such examples, as text."""
     return ", ".join(map(str, ("n", *shape)))
 
 
 def _literal(label: Any) -> Any:
-    """A label as Python source and JSON can say it: as text where they cannot."""
+    """A label as a value that Python source and JSON can represent; else its text."""
     if isinstance(label, float):
         return label if math.isfinite(label) else str(label)
     return label if isinstance(label, (str, int, bool, type(None))) else str(label)
@@ -201,7 +205,10 @@ def _literal(label: Any) -> Any:
 def to_source(
     module: fx.GraphModule, about: str, labels: Sequence[Any] | None, weights: str, gives: str = "logits"
 ) -> str:
-    """The module as the source of a plain nn.Module. weights: name of its .safetensors file, beside the source."""
+    """The source of a plain nn.Module that is equivalent to the module.
+
+    weights: name of its .safetensors file, beside the source. gives: what the outputs are, a key of `_USES`.
+    """
     body = module.graph.python_code("self").src.strip().splitlines()[1:]
     forward = [line for line in (re.sub(r";\s+[\w =]+ = None\s*$|;\s*$", "", line) for line in body) if line.strip()]
     layers = [f"self.{name} = {_constructor(layer)}" for name, layer in module.named_children()]
@@ -222,7 +229,7 @@ def to_source(
 
 
 def _argument(module: fx.GraphModule) -> str:
-    """The name of what its forward pass takes."""
+    """The name of the argument of its forward pass."""
     return str(next(node.name for node in module.graph.nodes if node.op == "placeholder"))
 
 
@@ -231,11 +238,11 @@ _USES = {
     "logits of tags": "probabilities = network(images).sigmoid()",
     "amounts": "amounts = network(images)",
 }
-"""What becomes of what a network gives."""
+"""How to use the outputs of a network, by what they are."""
 
 
 def _kind(value: Tensor) -> str:
-    """The argument that a tensor is made with, where its kind is not the usual one."""
+    """The dtype argument of a tensor's constructor, if it is not float32."""
     return "" if value.dtype == torch.float32 else f", dtype={value.dtype}"
 
 
@@ -272,11 +279,11 @@ def load(weights=Path(__file__).with_name({weights!r})):
 
 
 def _constructor(module: nn.Module) -> str:
-    """The call that makes a layer, without what is as usual. ExportError for one that is not PyTorch's."""
+    """The call that constructs a layer, without default arguments. ExportError for a layer that is not PyTorch's."""
     if getattr(nn, type(module).__name__, None) is not type(module) or any(True for _ in module.children()):
-        other = "a layer that is not PyTorch's cannot be written as its source, but as .pt2 or .onnx"
-        raise ExportError(f"{type(module).__qualname__}: {other}")
-    told = []
+        reason = "a layer that is not PyTorch's cannot be written as its source, but as .pt2 or .onnx"
+        raise ExportError(f"{type(module).__qualname__}: {reason}")
+    arguments = []
     for name, parameter in inspect.signature(type(module).__init__).parameters.items():
         if name in ("self", "device", "dtype") or not hasattr(module, name):
             continue
@@ -286,10 +293,10 @@ def _constructor(module: nn.Module) -> str:
         if isinstance(value, tuple) and len(set(value)) == 1:
             value = value[0]
         if parameter.default is inspect.Parameter.empty:
-            told.append(repr(value))
+            arguments.append(repr(value))
         elif value != parameter.default:
-            told.append(f"{name}={value!r}")
-    return f"nn.{type(module).__name__}({', '.join(told)})"
+            arguments.append(f"{name}={value!r}")
+    return f"nn.{type(module).__name__}({', '.join(arguments)})"
 
 
 def _write_source(model: _Model, file: Path) -> None:
@@ -304,7 +311,7 @@ def _write_source(model: _Model, file: Path) -> None:
 
 
 def _read_source(file: Path) -> Callable[[Tensor], Tensor]:
-    with torch.random.fork_rng(devices=[]):  # layers draw weights before they get theirs
+    with torch.random.fork_rng(devices=[]):  # layers draw random weights before theirs are loaded
         network: Callable[[Tensor], Tensor] = runpy.run_path(str(file))["load"]()
     return network
 
@@ -331,11 +338,11 @@ def _read_program(file: Path) -> Callable[[Tensor], Tensor]:
 def _write_onnx(model: _Model, file: Path) -> None:
     try:
         import onnx
-        import onnxscript  # noqa: F401  # torch.onnx says less clearly that it needs it
+        import onnxscript  # noqa: F401  # torch.onnx's own error is less clear
     except ImportError as error:
         raise extra_missing("exporting to ONNX needs more packages", "onnx") from error
     with warnings.catch_warnings(), _quiet("torch.onnx"):
-        warnings.simplefilter("ignore")  # of torch about itself
+        warnings.simplefilter("ignore")  # torch's warnings about itself
         program = torch.onnx.export(
             model.module,
             (model.inputs(2),),
@@ -346,9 +353,9 @@ def _write_onnx(model: _Model, file: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    found = program.model_proto
-    onnx.helper.set_model_props(found, {"labels": json.dumps(model.labels), "gives": model.gives})
-    onnx.save(found, file)
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, {"labels": json.dumps(model.labels), "gives": model.gives})
+    onnx.save(proto, file)
 
 
 def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
@@ -362,14 +369,14 @@ def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Without what a logger has to say below errors."""
+    """Silence a logger below errors."""
     logger = logging.getLogger(name)
-    before = logger.level
+    level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
 
 
 _WRITERS: dict[str, tuple[Callable[[_Model, Path], None], Callable[[Path], Callable[[Tensor], Tensor]]]] = {

@@ -1,12 +1,12 @@
-"""Names of AutoKeras 0.x that `morphnas` itself lacks, so that its scripts run with their imports changed: whatever
-module of AutoKeras a name was in, here it is in this one.
+"""Names of AutoKeras 0.x that `morphnas` itself lacks, so that its scripts run with their imports changed. All of them
+are in this module, whatever module of AutoKeras they were in.
 
 >>> from morphnas.legacy import ImageClassifier  # was: from autokeras.image.image_supervised import ImageClassifier
 >>> ImageClassifier(verbose=True).fit(x_train, y_train, time_limit=600)  # doctest: +SKIP
 
-They behave as morphnas does: a folder that holds a run is not overwritten unasked, time limits are kept, final
-trainings do not stop by the test set, and nothing is pickled. Names without a counterpart raise an ImportError that
-says what to use instead.
+They behave as morphnas does: a folder that holds a run is only overwritten on request, time limits are kept, final
+trainings do not use the test set for early stopping, and nothing is pickled. Names without a counterpart raise an
+ImportError that says what to use instead.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ __all__ = [
     "pickle_from_file", "regression_loss", "to_pdf", "visualize",
 ]  # fmt: skip
 
-_TRAINED = "morphnas has no pretrained networks"
+_PRETRAINED = "morphnas has no pretrained networks"
 _FLAT = "all names are in morphnas.legacy itself"
 _ELSEWHERE = {
     "CnnGenerator": "morphnas.graph.cnn builds such networks",
     "DenseNetGenerator": "morphnas.graph.densenet builds such networks",
-    "FaceDetector": _TRAINED,
+    "FaceDetector": _PRETRAINED,
     "ModelTrainer": "CnnModule and MlpModule, or ImageClassifier(max_trials=1), train networks",
-    "ObjectDetector": _TRAINED,
+    "ObjectDetector": _PRETRAINED,
     "PortableImageSupervised": "pickle_from_file(path) gives it for what export_autokeras_model(path) has written",
     "ResNetGenerator": "morphnas.graph.resnet builds such networks",
-    "SentimentAnalysis": _TRAINED,
-    "TopicClassifier": _TRAINED,
-    "VoiceGenerator": _TRAINED,
-    "VoiceRecognizer": _TRAINED,
+    "SentimentAnalysis": _PRETRAINED,
+    "TopicClassifier": _PRETRAINED,
+    "VoiceGenerator": _PRETRAINED,
+    "VoiceRecognizer": _PRETRAINED,
     **dict.fromkeys(("backend", "constant", "image", "nn", "preprocessor", "pretrained", "search", "utils"), _FLAT),
     **dict.fromkeys(("read_csv_file", "read_tsv_file", "ensure_dir"), "use pandas and pathlib"),
     "Constant": "max_trials=, limits= and searcher_args= of ImageClassifier set what its fields did",
@@ -94,27 +94,28 @@ class BestModel:
 
     graph: Graph
     produce_model: Callable[[], fx.GraphModule]
-    """Makes it a plain PyTorch module, for raw examples, channels first; see `ImageClassifier.to_module`."""
+    """Returns it as a plain PyTorch module, for raw examples, channels first; see `ImageClassifier.to_module`."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"a BestModel has no {name}: its layers are graph.nodes, as PyTorch it is produce_model()")
 
 
-def _check_fitted(estimator: Any, named: Any) -> None:
+def _check_fitted(estimator: Any, owner: Any) -> None:
+    """NotFittedError, which names the class of the owner, if the estimator is not fitted."""
     if not hasattr(estimator, "network_"):
-        raise NotFittedError(f"This {type(named).__name__} instance is not fitted yet. Call 'fit' first")
+        raise NotFittedError(f"This {type(owner).__name__} instance is not fitted yet. Call 'fit' first")
 
 
 class _Searched:
-    """What was found, by its old names."""
+    """The results of an estimator, by their names in AutoKeras."""
 
     def __init__(self, estimator: estimators.ImageClassifier | estimators.ImageRegressor) -> None:
-        self._found = estimator
+        self._estimator = estimator
 
     @property
     def _fitted(self) -> estimators.ImageClassifier | estimators.ImageRegressor:
-        _check_fitted(self._found, self)
-        return self._found
+        _check_fitted(self._estimator, self)
+        return self._estimator
 
     @property
     def searcher(self) -> Run:
@@ -128,8 +129,8 @@ class _Searched:
 
 
 @dataclass(frozen=True)
-class _Gone:
-    """An attribute that is not there any more. instead: what is."""
+class _Removed:
+    """An attribute of AutoKeras that does not exist here. instead: what to use."""
 
     instead: str
 
@@ -139,22 +140,22 @@ class _Gone:
 
 class _Exported:
     path_: str
-    data_transformer = _Gone("networks normalise their examples themselves")
-    resize_shape = _Gone("image_size= is the size that images are resized to")
-    save_searcher = _Gone("a run is in its folder, path_, from the start")
-    y_encoder = _Gone("classes_ holds the labels")
+    data_transformer = _Removed("networks normalise their examples themselves")
+    resize_shape = _Removed("image_size= is the size that images are resized to")
+    save_searcher = _Removed("a run is in its folder, path_, from the start")
+    y_encoder = _Removed("classes_ holds the labels")
 
     @property
     def cnn(self) -> _Searched:
-        """Its `searcher` and `best_model`; NotFittedError before a fit."""
+        """Has the attributes `searcher` and `best_model`; NotFittedError before `fit`."""
         _check_fitted(self, self)
         return _Searched(cast("estimators.ImageClassifier", self))
 
     def export_autokeras_model(self, model_file_name: str | os.PathLike[str]) -> None:
         """Write what prediction needs into a folder of this name, for `pickle_from_file` and `morphnas.load` to read.
 
-        Nothing in it is a pickle. Another export there is replaced, as a whole; RunError for a folder that holds a run,
-        FileExistsError for anything else.
+        Nothing in it is a pickle. An earlier export there is replaced as a whole; RunError for a folder that holds a
+        run, FileExistsError for anything else.
         """
         _check_fitted(self, self)
         folder = user_path(model_file_name)
@@ -170,30 +171,30 @@ class _Exported:
             (Path(new) / "new").rename(folder)
 
     def export_keras_model(self, model_file_name: str | os.PathLike[str]) -> None:
-        """There is no Keras here: raises NotImplementedError, which says what to use instead."""
+        """Not supported: raises NotImplementedError, which says what to use instead."""
         raise NotImplementedError(
             "morphnas makes PyTorch networks: morphnas.export(clf, file) writes them as .py, .pt2 or .onnx"
         )
 
 
 class ImageClassifier(_Exported, estimators.ImageClassifier):
-    """`morphnas.ImageClassifier`, with a few more names."""
+    """`morphnas.ImageClassifier`, with the additional attributes of AutoKeras."""
 
 
 class ImageRegressor(_Exported, estimators.ImageRegressor):
-    """`morphnas.ImageRegressor`, with a few more names."""
+    """`morphnas.ImageRegressor`, with the additional attributes of AutoKeras."""
 
 
-# functions that make them rather than classes, so that scikit-learn can copy what they make
+# functions rather than subclasses, so that scikit-learn can clone the estimators that they return
 ImageClassifier1D, ImageClassifier3D = (partial(ImageClassifier, axes=axes, augment=False) for axes in (1, 3))
 ImageRegressor1D, ImageRegressor3D = (partial(ImageRegressor, axes=axes, augment=False) for axes in (1, 3))
 
 
 def pickle_from_file(path: str | os.PathLike[str]) -> Any:
-    """What was exported to a path, or the estimator of a run, ready to predict; RunError where there is none.
+    """The estimator that was exported to a path, or that of a run, ready to predict; RunError if there is none.
 
-    Of `<run>/module` and `<run>/classifier`, as old scripts ask for: something with the `searcher` of the run, also
-    while it searches, and the run's estimator.
+    Paths of old scripts: `<run>/module` returns an object with the run as its `searcher`, also while it is searching,
+    and `<run>/classifier` the run's estimator.
     """
     path = user_path(path)
     if path.name == "module" and not path.exists():
@@ -204,7 +205,7 @@ def pickle_from_file(path: str | os.PathLike[str]) -> Any:
 
 
 def to_pdf(graph: Graph | Network | BestModel, path: str | os.PathLike[str]) -> Path:
-    """Draw a network to `path`, with .pdf after it if that is not there; see `morphnas.draw`."""
+    """Draw a network to `path`, with the suffix .pdf added if it lacks it; see `morphnas.draw`."""
     graph = graph.graph if isinstance(graph, BestModel) else graph
     return draw(graph, path if Path(path).suffix == ".pdf" else f"{os.fspath(path)}.pdf")
 
@@ -223,7 +224,7 @@ def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 class Accuracy:
-    """Share of rows whose largest output is where the target is 1."""
+    """Share of rows whose largest output is that of the true class."""
 
     @staticmethod
     def higher_better() -> bool:
@@ -255,18 +256,18 @@ class MSE:
 
 
 class OneHotEncoder:
-    """Labels, (n,) or (n, 1), to rows of zeros with a one."""
+    """One-hot encoding of labels, (n,) or (n, 1)."""
 
     def __init__(self) -> None:
         self._labels = LabelEncoder()
 
     def fit(self, data: ArrayLike) -> None:
-        """Learn which labels there are."""
+        """Learn the set of labels."""
         self._labels.fit(np.ravel(data))
 
     @property
     def n_classes(self) -> int:
-        """How many labels there are."""
+        """Number of labels."""
         return len(self._labels.classes_)
 
     def transform(self, data: ArrayLike) -> NDArray[np.float32]:
@@ -275,14 +276,14 @@ class OneHotEncoder:
         return np.eye(self.n_classes, dtype=np.float32)[codes]
 
     def inverse_transform(self, data: ArrayLike) -> NDArray[Any]:
-        """Labels (n,) of rows (n, classes): those of the largest entries."""
+        """The labels (n,) of the largest entries of rows (n, classes)."""
         labels: NDArray[Any] = self._labels.inverse_transform(np.asarray(data).argmax(1))
         return labels
 
 
 class DataTransformerMlp:
-    """Arrays to DataLoaders of rows, and of their targets where there are any. Networks normalise their examples
-    themselves, and trainings decide whether to shift images: there is nothing to learn from data.
+    """Turns arrays into DataLoaders of rows, with their targets if there are any. It learns nothing from data: networks
+    normalise their examples themselves, and trainings decide on augmentation.
     """
 
     def __init__(self, data: NDArray[Any]) -> None:
@@ -291,46 +292,46 @@ class DataTransformerMlp:
     def transform_train(
         self, data: NDArray[Any], targets: NDArray[Any] | None = None, batch_size: int | None = None
     ) -> DataLoader[Any]:
-        """In the order of the data; trainings shuffle for themselves."""
-        x = torch.from_numpy(np.ascontiguousarray(self._laid(np.asarray(data))))
+        """A loader in the order of the data; trainings shuffle it themselves."""
+        x = torch.from_numpy(np.ascontiguousarray(self._arrange(np.asarray(data))))
         sets = (x,) if targets is None else (x, torch.from_numpy(np.asarray(targets)))
         return DataLoader(TensorDataset(*sets), batch_size=batch_size or 128)
 
     transform_test = transform_train
 
     @staticmethod
-    def _laid(data: NDArray[Any]) -> NDArray[Any]:
+    def _arrange(data: NDArray[Any]) -> NDArray[Any]:
         return data.reshape(len(data), -1)
 
 
 class ImageDataTransformer(DataTransformerMlp):
-    """The same of images, (n, ..., channels), which networks read channels first."""
+    """Turns images, (n, ..., channels), into DataLoaders of images with channels first."""
 
     def __init__(self, data: NDArray[Any], augment: bool | None = None) -> None:
         super().__init__(data)
         del augment
 
     @staticmethod
-    def _laid(data: NDArray[Any]) -> NDArray[Any]:
+    def _arrange(data: NDArray[Any]) -> NDArray[Any]:
         return np.moveaxis(data, -1, 1)
 
 
 @dataclass(frozen=True)
 class _Loss:
-    """An old loss as `ImageClassifier` and `ImageRegressor` take it."""
+    """Adapts an AutoKeras loss to `ImageClassifier` and `ImageRegressor`."""
 
     loss: Callable[[Tensor, Tensor], Tensor]
     one_hot: bool
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
-        rows = F.one_hot(y, outputs.shape[1]).to(outputs) if self.one_hot else y
-        return self.loss(outputs.reshape(len(y), -1), rows.reshape(len(y), -1))
+        targets = F.one_hot(y, outputs.shape[1]).to(outputs) if self.one_hot else y
+        return self.loss(outputs.reshape(len(y), -1), targets.reshape(len(y), -1))
 
 
 @dataclass(frozen=True)
 class _Metric:
-    """An old metric as `ImageClassifier` and `ImageRegressor` take it: more is better. Outputs are as `predict` of a
-    module gives them."""
+    """Adapts an AutoKeras metric to `ImageClassifier` and `ImageRegressor`, where higher is better. It is computed of
+    outputs such as `CnnModule.predict` returns."""
 
     metric: Any
     one_hot: bool
@@ -341,20 +342,20 @@ class _Metric:
 
     def __call__(self, estimator: Any, x: Any, y: NDArray[Any], sample_weight: Any = None) -> float:
         if sample_weight is not None:
-            raise ValueError("it takes no weights")
-        rows = np.equal.outer(y, estimator.classes_).astype(np.float32) if self.one_hot else y.reshape(len(y), -1)
+            raise ValueError("a metric of morphnas.legacy takes no weights")
+        targets = np.equal.outer(y, estimator.classes_).astype(np.float32) if self.one_hot else y.reshape(len(y), -1)
         with np.errstate(divide="ignore"):
-            said = np.log(estimator.predict_proba(x)) if self.one_hot else estimator.predict(x).reshape(len(y), -1)
-        value = float(self.metric.compute(said, rows))
+            outputs = np.log(estimator.predict_proba(x)) if self.one_hot else estimator.predict(x).reshape(len(y), -1)
+        value = float(self.metric.compute(outputs, targets))
         return value if self.metric.higher_better() else -value
 
 
 class CnnModule(_Searched):
-    """Searches networks for DataLoaders of images, channels first, and targets (n, k).
+    """Searches networks for DataLoaders of images, channels first, with targets (n, k).
 
-    loss: `classification_loss`, of one-hot targets, `regression_loss`, or a function like these of (outputs, targets).
-    metric: `Accuracy`, `MSE`, or a class like these, with `higher_better` and `compute`. One of the two must be of
-    morphnas.legacy, which says whether targets are one-hot; ValueError for others. searcher_args, path, verbose,
+    loss: `classification_loss`, of one-hot targets, `regression_loss`, or a function of (outputs, targets). metric:
+    `Accuracy`, `MSE`, or a class like these, with `higher_better` and `compute`. At least one of the two must be from
+    morphnas.legacy, which determines whether targets are one-hot; else ValueError. searcher_args, path, verbose,
     search_type: see `morphnas.ImageClassifier`.
     """
 
@@ -369,11 +370,11 @@ class CnnModule(_Searched):
         verbose: bool = False,
         search_type: Any = None,
     ) -> None:
-        labels, amounts = (
-            loss is usual_loss or metric is usual
-            for usual_loss, usual in ((classification_loss, Accuracy), (regression_loss, MSE))
+        classification, regression = (
+            loss is own_loss or metric is own_metric
+            for own_loss, own_metric in ((classification_loss, Accuracy), (regression_loss, MSE))
         )
-        if labels == amounts:
+        if classification == regression:
             raise ValueError(
                 "loss and metric must be classification_loss and Accuracy, or regression_loss and MSE, of "
                 f"morphnas.legacy, or one of them with one of your own, not {loss!r:.100} and {metric!r:.100}"
@@ -382,11 +383,11 @@ class CnnModule(_Searched):
             raise ValueError(f"loss must be a function of (outputs, targets), not {loss!r:.100}")
         if not all(callable(getattr(metric, name, None)) for name in ("higher_better", "compute")):
             raise ValueError(f"metric must have higher_better() and compute(outputs, targets), not {metric!r:.100}")
-        kind = ImageClassifier if labels else ImageRegressor
-        found = kind(path, verbose, searcher_args=searcher_args, search_type=search_type)
-        found.loss = None if loss in (classification_loss, regression_loss) else _Loss(loss, labels)
-        found.metric = None if metric in (Accuracy, MSE) else _Metric(metric, labels)
-        super().__init__(found)
+        kind = ImageClassifier if classification else ImageRegressor
+        estimator = kind(path, verbose, searcher_args=searcher_args, search_type=search_type)
+        estimator.loss = None if loss in (classification_loss, regression_loss) else _Loss(loss, classification)
+        estimator.metric = None if metric in (Accuracy, MSE) else _Metric(metric, classification)
+        super().__init__(estimator)
 
     def fit(
         self,
@@ -398,16 +399,16 @@ class CnnModule(_Searched):
     ) -> None:
         """Search within `time_limit` seconds, final training included.
 
-        n_output_node: k, classes or amounts. input_shape: of examples, with an axis for samples before it, which does
-        not matter; channels last. train_data, test_data: to train on, and to stop, score and choose by. They are read
-        into memory once. ValueError where these do not go together.
+        n_output_node: k, the number of classes or of regression targets. input_shape: (n, ..., channels), where n is
+        ignored. train_data: the training set. test_data: the validation set, for early stopping, scores and the choice
+        of the winner. Both are read into memory once. ValueError if these do not go together.
         """
         self.n_output_node = n_output_node
         x, y = self._read(train_data, "train_data")
         if not self._rows and (not isinstance(input_shape, Sequence) or x.shape[1:] != tuple(input_shape)[1:]):
             raise ValueError(f"input_shape is {input_shape!r:.100}, but channels last train_data are {x.shape}")
-        self._found.set_params(axes=None if self._rows else x.ndim - 2)
-        self._found.fit(x, y, time_limit, validation_data=self._read(test_data, "test_data"))
+        self._estimator.set_params(axes=None if self._rows else x.ndim - 2)
+        self._estimator.fit(x, y, time_limit, validation_data=self._read(test_data, "test_data"))
 
     def final_fit(
         self,
@@ -416,23 +417,23 @@ class CnnModule(_Searched):
         trainer_args: Mapping[str, Any] | None = None,
         retrain: bool = False,
     ) -> None:
-        """Train the winner further, as long as the fit had; see `morphnas.ImageClassifier.final_fit`."""
+        """Train the winner longer, with the time limit of the fit; see `morphnas.ImageClassifier.final_fit`."""
         parts = self._read(train_data, "train_data"), self._read(test_data, "test_data")
         self._fitted.final_fit(*parts[0], *parts[1], trainer_args, retrain)
 
     def predict(self, test_loader: Iterable[Any]) -> NDArray[np.float64]:
-        """Outputs (n, k): amounts, or the logarithms of probabilities, which are logits."""
-        found = self._fitted
+        """Outputs (n, k): predicted numbers, or logarithms of probabilities, which are logits."""
+        estimator = self._fitted
         x = self._examples(test_loader, "test_loader")[0]
-        if not isinstance(found, estimators.ImageClassifier):
-            return found.predict(x).reshape(len(x), -1)
+        if not isinstance(estimator, estimators.ImageClassifier):
+            return estimator.predict(x).reshape(len(x), -1)
         outputs = np.full((len(x), self.n_output_node), -np.inf)
         with np.errstate(divide="ignore"):
-            outputs[:, found.classes_] = np.log(found.predict_proba(x))
+            outputs[:, estimator.classes_] = np.log(estimator.predict_proba(x))
         return outputs
 
     def _examples(self, loader: Iterable[Any], name: str) -> tuple[NDArray[Any], list[Any]]:
-        """x, (n, ..., channels) or (n, d), and what the batches hold besides."""
+        """x, (n, ..., channels) or (n, d), and the batches."""
         if not isinstance(loader, Iterable):
             raise ValueError(f"{name} must be a DataLoader, or a list of batches, not {loader!r:.100}")
         batches = [batch if isinstance(batch, (list, tuple)) else (batch,) for batch in loader]
@@ -449,14 +450,14 @@ class CnnModule(_Searched):
         return np.moveaxis(x, 1, -1), batches
 
     def _read(self, loader: Iterable[Any], name: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        """x and y as estimators take them."""
+        """x and y in the layout of the estimators: channels last, and labels instead of one-hot targets."""
         x, batches = self._examples(loader, name)
         if any(len(batch) != 2 for batch in batches):
             raise ValueError(f"{name} must hold batches of two: examples and their targets")
         y = np.concatenate([np.asarray(batch[1]) for batch in batches])
         if y.ndim != 2 or y.shape[1] != self.n_output_node:
             raise ValueError(f"{name} must hold targets (n, {self.n_output_node}), not {y.shape}")
-        if not isinstance(self._found, ImageClassifier):
+        if not isinstance(self._estimator, ImageClassifier):
             return x, y
         if not ((y == 0) | (y == 1)).all() or not (y.sum(1) == 1).all():
             raise ValueError(f"{name} must hold one-hot targets, as those of OneHotEncoder are")
@@ -464,6 +465,6 @@ class CnnModule(_Searched):
 
 
 class MlpModule(CnnModule):
-    """Searches dense networks: examples of any shape are read as rows."""
+    """Searches dense networks: examples of any shape are flattened."""
 
     _rows = True

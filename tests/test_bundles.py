@@ -1,4 +1,4 @@
-"""What a bundle for a report of a problem holds, and what it does not."""
+"""What a bundle for a problem report contains, and what it does not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY = {"default_model_width": 2, "default_model_len": 1, "trainer_args": {"epoc
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose labels are secret, and told of in a finding. Not to be changed."""
+    """A run whose labels are secret, and named in a finding. Not to be changed."""
     path = Path(tmp_path_factory.mktemp("bundles")) / "run"
     x, y = stripes(90)
     x[1] = x[0]
@@ -47,7 +47,7 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 
 def held(file: Path) -> dict[str, bytes]:
-    """What the files in a zip hold."""
+    """The contents of the files in a zip."""
     with zipfile.ZipFile(file) as opened:
         assert opened.testzip() is None
         return {name: opened.read(name) for name in opened.namelist()}
@@ -78,7 +78,7 @@ def test_it_holds_what_happened(run: Path, tmp_path: Path) -> None:
 
 
 def test_of_what_is_private_only_the_number_is_told(run: Path, tmp_path: Path) -> None:
-    """And nothing else is left out, nor anything new told of, without this test."""
+    """Fails if anything else is left out, or anything new is included."""
     found = told(run, tmp_path)
     assert not [name for name, text in found.items() if "secret" in text]
     about, before = json.loads(found["run.json"]), json.loads((run / "run.json").read_text())
@@ -142,7 +142,7 @@ def test_why_networks_failed(tmp_path: Path) -> None:
     assert "networks: 4 (4 failed)" in about
     assert "network 0 (start), 2 (start): failed\n    Traceback\n      ValueError: no\n" in about
     assert "network 1 (start): failed\n    other\n" in about
-    assert "network 3 (start): failed\n    no error is told\n" in about
+    assert "network 3 (start): failed\n    no error was recorded\n" in about
 
 
 @pytest.mark.parametrize("status", ["oom", "diverged"])
@@ -288,8 +288,8 @@ def test_its_size_is_bounded_and_failures_go_first(tmp_path: Path, monkeypatch: 
             outcome = Outcome("failed", error="no") if i == 0 else GOOD
             store.finish(store.claim(proposal).id, outcome, None)
     (tmp_path / "run/trials/00003/trial.json").write_text("x" * 5000)
-    monkeypatch.setattr(bundles, "LARGEST", 4000)
-    monkeypatch.setattr(bundles, "ROOM", 8000)
+    monkeypatch.setattr(bundles, "MAX_FILE_BYTES", 4000)
+    monkeypatch.setattr(bundles, "MAX_TOTAL_BYTES", 8000)
     found = told(tmp_path / "run", tmp_path)
     assert sum(len(text) for name, text in found.items() if name.endswith(".json")) <= 8000
     assert "trials/00000/trial.json" in found

@@ -1,4 +1,4 @@
-"""The command line: every command says what it should, to people and to programs, and what is wrong in one line."""
+"""The command line: the text and JSON output of every command, and errors in one line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that the command line has made. Not to be changed."""
+    """A run made by the command line. Not to be changed."""
     path = Path(tmp_path_factory.mktemp("runs")) / "run"
     assert main(["fit", str(data), *QUICK, "--path", str(path), "--quiet"]) == 0
     return path
@@ -54,7 +54,7 @@ def test_the_names_are_those_that_there_are() -> None:
 
 
 def told(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """What a command prints; nothing has gone wrong."""
+    """What a command that succeeds prints."""
     capsys.readouterr()
     assert main(list(map(str, argv))) == 0
     out, err = capsys.readouterr()
@@ -78,7 +78,7 @@ def failed(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     return line.removeprefix("morphnas: error: ")
 
 
-# -- what commands say
+# -- output
 
 
 def test_a_fit_begins_with_the_network_of_an_earlier_run(
@@ -145,8 +145,8 @@ def test_what_is_predicted_can_be_read_again(tmp_path: Path, capsys: pytest.Capt
     np.savez(tmp_path / "data.npz", x=x, y=labels[y])
     told(capsys, "fit", tmp_path / "data.npz", *QUICK, "--path", tmp_path / "run", "--quiet")
     text = told(capsys, "predict", tmp_path / "run", tmp_path / "data.npz")
-    said = [row["label"] for row in csv.DictReader(io.StringIO(text, newline=""))]
-    assert said == ImageClassifier.load(tmp_path / "run").predict(x).tolist()
+    labels_read = [row["label"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+    assert labels_read == ImageClassifier.load(tmp_path / "run").predict(x).tolist()
 
 
 def test_image_files_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +212,7 @@ def test_exporting(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert found["error"] <= 1e-5
     assert [Path(file).exists() for file in found["files"]] == [True, True]
     there = failed(capsys, "export", run, "--out", tmp_path / "net.py")
-    assert "exists already: choose another file, or --overwrite" in there  # as the command line has it
+    assert "exists already: choose another file, or --overwrite" in there  # with the name of the command line option
     assert "differ by" in told(capsys, "export", run, "--out", tmp_path / "net.py", "--overwrite", "--id", 1)
 
 
@@ -249,7 +249,7 @@ def test_a_page_is_written_until_the_fit_has_ended(
     assert seen == [(3.0, True)]
 
 
-# -- what is wrong
+# -- errors
 
 
 @pytest.mark.parametrize(
@@ -408,8 +408,8 @@ def test_every_command_as_a_program(data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_fit_that_is_interrupted_leaves_a_model(number: signal.Signals, data: Path, tmp_path: Path) -> None:
-    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # in the background too
-    code = f"{heeds}; from morphnas.cli import main; raise SystemExit(main())"
+    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # in the background too
+    code = f"{handler}; from morphnas.cli import main; raise SystemExit(main())"
     argv = [sys.executable, "-c", code, *command("fit", data, "--time-limit", 300, "--width", 4)[3:]]
     pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([*argv, "--path", str(tmp_path / "run")], **pipes, cwd=ROOT) as fit:
@@ -439,15 +439,15 @@ def test_a_reader_that_has_seen_enough_is_no_error(run: Path, data: Path) -> Non
 def test_what_a_fit_is_told_reaches_the_estimator(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every argument, to an estimator that trains nothing."""
+    """Passes every argument to an estimator that does not train."""
     given: dict[str, Any] = {}
 
-    class Told(ImageClassifier):
+    class Recording(ImageClassifier):
         def fit(self, *data: Any, **more: Any) -> Any:
             given.update(self.get_params(deep=False) | more)
             raise ValueError("enough")
 
-    monkeypatch.setattr(morphnas, "ImageClassifier", Told)
+    monkeypatch.setattr(morphnas, "ImageClassifier", Recording)
     words = "--time-limit 7 --overwrite --axes 2 --balanced --search-patience 3 --metric f1_macro --search greedy"
     words += " --max-trials 4 --seed 5 --device cpu --executor process --devices 2 --width 6 --ensemble 8 --no-refit"
     words += " --image-size 12x16 --no-augment"

@@ -1,4 +1,4 @@
-"""The examples that nothing else runs."""
+"""The examples that no other test runs."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class TestSpaceOfOnesOwn(SpaceContract):
 @pytest.mark.slow
 def test_a_searcher_and_a_space_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     CUSTOM["main"](["--time-limit", "20"])
-    said = capsys.readouterr().out
-    assert "deeper" in said
-    assert "wider" not in said
-    assert float(said.split()[-1].rstrip("%")) > 80
+    output = capsys.readouterr().out
+    assert "deeper" in output
+    assert "wider" not in output
+    assert float(output.split()[-1].rstrip("%")) > 80
 
 
 @pytest.mark.slow
 def test_a_morph_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     OWN_MORPH["main"](["--time-limit", "20"])
-    said = capsys.readouterr().out
-    assert "spread" in said
-    assert float(said.split()[-1].rstrip("%")) > 80
+    output = capsys.readouterr().out
+    assert "spread" in output
+    assert float(output.split()[-1].rstrip("%")) > 80

@@ -1,4 +1,4 @@
-"""Exports: read again where there is no morphnas, they compute the same; bad input leaves nothing behind."""
+"""Exports: loaded without morphnas, they compute the same; bad input leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVIL = '"""\nimport os\nos.abort() # \\'
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
-    """Fitted to images whose labels are hard to write down. Not to be changed."""
+    """Fitted to images whose labels are hard to write as source. Not to be changed."""
     x, y = stripes(150)
     path = tmp_path_factory.mktemp("runs") / "run"
     args = {"default_model_width": 4, "default_model_len": 1, "trainer_args": {"epochs": 1}}
@@ -176,7 +176,7 @@ def test_what_a_network_takes_is_said_with_its_kind(fitted: ImageClassifier, tmp
 
 
 def test_one_output_that_is_nearly_0_is_measured_by_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of the first batch, of one example: rounding that is nothing beside other outputs is much beside that one."""
+    """In the first batch, of one example: rounding that is small relative to other outputs is large relative to it."""
     graph = mlp((3,), 1, depth=0)
     weights = fresh_weights(graph)
     first = Network(graph, weights).to_module()(torch.randn(1, 3, generator=torch.Generator().manual_seed(1)))
@@ -193,7 +193,7 @@ def test_one_output_that_is_nearly_0_is_measured_by_others(monkeypatch: pytest.M
 def test_differences_of_amounts_are_measured_beside_their_spread(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Not beside the amounts: of times in seconds all could be wrong."""
+    """Not relative to the outputs: for times in seconds, all of them could be wrong."""
     x = np.random.default_rng(0).normal(size=(60, 3))
     fitted = ImageRegressor(tmp_path / "run", max_trials=1, refit=False).fit(x, 1.7e9 + x[:, 0])
     assert export(fitted, tmp_path / "net.py").error < 1e-5

@@ -28,7 +28,7 @@ def data() -> Data:
 
 @pytest.fixture(scope="module")
 def run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which a script has left a run."""
+    """The folder of a run made by a script."""
     path = Path(tmp_path_factory.mktemp("runs")) / "run"
     clf = autokeras.ImageClassifier(path=str(path), searcher_args=TINY, search_type=autokeras.BayesianSearcher)
     clf.fit(*data, time_limit=4)
@@ -254,7 +254,7 @@ def test_losses_and_metrics_that_do_not_go_together_are_refused(loss: str, metri
 
 
 class Hinge:
-    """An old metric: how far outputs are from saying what is true."""
+    """An AutoKeras metric: mean absolute difference of probabilities from the one-hot targets."""
 
     @staticmethod
     def higher_better() -> bool:
@@ -288,10 +288,10 @@ def test_a_module_takes_a_loss_and_a_metric_of_ones_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("retrain", [False, True])
 def test_whether_to_begin_anew_is_passed_on(run: Path, monkeypatch: pytest.MonkeyPatch, retrain: bool) -> None:
-    said: list[Any] = []
-    monkeypatch.setattr(autokeras.ImageClassifier, "final_fit", lambda _, *given: said.append(given[-2:]))
+    passed: list[Any] = []
+    monkeypatch.setattr(autokeras.ImageClassifier, "final_fit", lambda _, *given: passed.append(given[-2:]))
     module = autokeras.CnnModule(autokeras.classification_loss, autokeras.Accuracy)
-    module._found, module.n_output_node = autokeras.pickle_from_file(run), 3
+    module._estimator, module.n_output_node = autokeras.pickle_from_file(run), 3
     batches = [(torch.zeros(6, 1, 6, 6), torch.eye(3).repeat(2, 1))]
     module.final_fit(batches, batches, {"lr": 0.1}, retrain)
-    assert said == [({"lr": 0.1}, retrain)]
+    assert passed == [({"lr": 0.1}, retrain)]

@@ -1,4 +1,4 @@
-"""What the texts say is there: links lead somewhere, code in them is Python, and every argument is explained."""
+"""The documentation is consistent: links resolve, code blocks are valid Python, and every argument is documented."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def anchors(text: str) -> set[str]:
-    """What headings are linked by, as GitHub names them."""
+    """The anchors of the headings, as GitHub names them."""
     titles = re.findall(r"^#+ (.+)$", FENCED.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 

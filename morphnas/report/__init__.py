@@ -1,4 +1,4 @@
-"""What happened, for people: tables, drawings and a progress display. Texts are made apart from files."""
+"""Reports on a run: tables, drawings, an HTML page and a progress display. What builds text writes no files."""
 
 from morphnas.report.compare import Comparison, compare_runs
 from morphnas.report.drawing import GraphvizMissing, draw, draw_trials, graph_dot, tree_dot, visualize, write_drawing

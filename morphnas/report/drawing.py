@@ -1,4 +1,4 @@
-"""Networks and the tree of trials as Graphviz sources, and those as PDF, SVG or PNG."""
+"""Graphviz drawings of networks and of the tree of trials: .dot sources, and PDF, SVG or PNG files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from morphnas.search.trial import Trial
 
 
 class GraphvizMissing(RuntimeError):
-    """Nothing on this machine can draw a .dot file."""
+    """Neither Graphviz' `dot` nor pygraphviz is installed, so that nothing can be drawn."""
 
 
 FORMATS = (".pdf", ".svg", ".png")
-"""That are drawn; .dot is their source."""
+"""Suffixes of rendered drawings; .dot is their source."""
 
 
 _INK, _FAINT, _LINE = "#202124", "#5f6368", "#80868b"
@@ -34,7 +34,7 @@ _LAYOUT = f"""\
 
 @dataclass(frozen=True)
 class _Look:
-    """How a box is drawn, and what that means. A thicker line tells it too where colours cannot be told apart."""
+    """The style of a box and its meaning. Line widths differ too, for readers who cannot distinguish the colours."""
 
     meaning: str
     fill: str
@@ -57,10 +57,10 @@ _CHANGED = _Look("changed", "#feefc3", "#b06000", 2)
 def graph_dot(graph: Graph, title: str = "", parent: Graph | None = None, fold: bool = True) -> str:
     """The network as a Graphviz source: one box per layer, with the norm and the activation that follow it.
 
-    A box names its first node, says its settings and the shape of its output. Given the parent, what is new and what
-    has changed (another op under the same name) stands out, with a legend; edges that the parent has not are thick.
-    fold: layers that follow each other three times or more in the same way are drawn once, in a frame that says how
-    often; dotted edges lead from one time to the next.
+    A box shows its nodes with their settings, and the shape of its output. Given the parent, new and changed nodes
+    (another op under the same name) are highlighted, with a legend; edges that the parent lacks are thick. fold: layers
+    that repeat three times or more in a row are drawn once, in a frame with the number of repetitions; dotted edges
+    lead from one repetition to the next.
     """
     blocks = grouped(graph, lambda name: parent is None or name in parent)
     home = {node.name: i for i, block in enumerate(blocks) for node in block}
@@ -94,17 +94,17 @@ def graph_dot(graph: Graph, title: str = "", parent: Graph | None = None, fold: 
 
 
 def _edges(names: Sequence[str], repeats: Sequence[Repeat], edges: Sequence[tuple[int, int, bool]]) -> list[str]:
-    """The lines for edges between the boxes that are drawn. edges: source, end, and whether it is new."""
+    """The .dot lines of the edges between drawn boxes. edges: (source, end, whether the edge is new)."""
     repeat_of = {i: repeat for repeat in repeats for i in range(repeat.start, repeat.end)}
     lines = []
     for source, end, new in edges:
-        (one, before), (other, time) = (repeat_of[i].place(i) for i in (source, end))
+        (drawn_source, source_time), (drawn_end, end_time) = (repeat_of[i].place(i) for i in (source, end))
         style = f' [color="{_NEW.line}", penwidth=2]' if new else ""
-        if time:
-            if before or repeat_of[source] != repeat_of[end]:
-                continue  # the same as the first time
+        if end_time:
+            if source_time or repeat_of[source] != repeat_of[end]:
+                continue  # the same as in the first repetition
             style = " [style=dotted, constraint=false]"
-        lines.append(f'  "{names[one]}" -> "{names[other]}"{style}')
+        lines.append(f'  "{names[drawn_source]}" -> "{names[drawn_end]}"{style}')
     return lines
 
 
@@ -115,40 +115,40 @@ def _look(block: Sequence[Node], parent: Graph | None) -> _Look:
 
 
 def _block_label(graph: Graph, block: Sequence[Node], parent: Graph | None) -> str:
-    """Names and settings of the block's nodes, the first on a line of its own, and the shape that it gives."""
-    told = []
+    """Names and settings of the block's nodes, the first on a line of its own, and the output shape."""
+    texts = []
     for node in block:
         before = parent[node.name].op if parent is not None and node.name in parent else node.op
         name = node.name if node.name.startswith(node.op.tag) else f"{node.name} ({node.op.tag})"
         settings = escape(_settings(node.op, before))
-        told.append((f"<b>{name}</b>" if node is block[0] else name) + (f"  {settings}" if settings else ""))
+        texts.append((f"<b>{name}</b>" if node is block[0] else name) + (f"  {settings}" if settings else ""))
     shape = " x ".join(map(str, graph.shapes[block[-1].name]))
-    return _lines([told[0], *([" · ".join(told[1:])] if told[1:] else []), _small(shape)])
+    return _lines([texts[0], *([" · ".join(texts[1:])] if texts[1:] else []), _small(shape)])
 
 
 def _settings(op: Op, before: Op) -> str:
-    """The settings that tell most: numbers above 1, what is not as usual, and what has changed."""
-    told = []
+    """The informative settings: integers above 1, those that differ from the default, and changed ones."""
+    texts = []
     for f in fields(op):
-        value, usual = getattr(op, f.name), op.usual(f.name)
+        value, default = getattr(op, f.name), op.usual(f.name)
         old = getattr(before, f.name, value)
         if isinstance(value, tuple):
-            continue  # the shape says it
+            continue  # shown by the output shape
         if old != value:
-            told.append(f"{f.name} {old} → {value}")
-        elif usual is MISSING or value != usual or (type(value) is int and value > 1 and f.name not in op.unseen):
-            told.append(f.name if value is True else f"{f.name} {value}" if value is not False else f"no {f.name}")
-    return ", ".join(told)
+            texts.append(f"{f.name} {old} → {value}")
+        elif default is MISSING or value != default or (type(value) is int and value > 1 and f.name not in op.unseen):
+            texts.append(f.name if value is True else f"{f.name} {value}" if value is not False else f"no {f.name}")
+    return ", ".join(texts)
 
 
 # -- the tree of trials
 
 
 def tree_dot(trials: Sequence[Trial], best: int | None = None, title: str = "") -> str:
-    """The trials as a Graphviz source: a box for each, an arrow from the trial whose weights it started with.
+    """The trials as a Graphviz source: a box for each, and an arrow from the parent whose weights it started with.
 
-    Arrows say what the morphs did; a dashed one leads to the same network, trained longer. The deeper the blue, the
-    better the score among those of the tree; the best has a thick line.
+    Arrows are labelled with the morphs; a dashed one leads to the same network, trained longer. The deeper the blue,
+    the better the score among those of the tree; the best has a thick line.
     """
     scores = sorted({trial.score for trial in trials if trial.score is not None})
     shade = {score: i / max(1, len(scores) - 1) for i, score in enumerate(scores)}
@@ -177,7 +177,7 @@ def _trial_label(trial: Trial, best: bool) -> str:
 
 
 def _trial_look(shade: float | None, best: bool) -> str:
-    """shade: 0 for the worst score to 1 for the best; None: no score, drawn as an outline."""
+    """shade: from 0 for the worst score to 1 for the best; None: no score, drawn with a dashed outline."""
     if shade is None:
         return f'fillcolor="white", color="{_LINE}", style="filled,rounded,dashed"'
     pale, deep = (255, 255, 255), (158, 195, 247)
@@ -189,7 +189,7 @@ def _trial_look(shade: float | None, best: bool) -> str:
 
 
 def _digraph(lines: Sequence[str], title: str, facts: str, legend: Sequence[_Look]) -> str:
-    """legend: the looks to explain below the title."""
+    """A Graphviz source with a title. legend: the styles to explain below it."""
     head = [f"<b>{escape(title)}</b>"] * bool(title) + [_small(facts)]
     rows = "".join(f'<tr><td colspan="{max(1, len(legend))}">{line}</td></tr>' for line in head)
     cells = "".join(
@@ -202,7 +202,7 @@ def _digraph(lines: Sequence[str], title: str, facts: str, legend: Sequence[_Loo
 
 
 def _lines(lines: Sequence[str]) -> str:
-    """A Graphviz label of lines, which may hold its HTML-like marks."""
+    """A Graphviz label of several lines, which may contain its HTML-like markup."""
     rows = "".join(f"<tr><td>{line}</td></tr>" for line in lines)
     return f'<<table border="0" cellborder="0" cellspacing="0" cellpadding="1">{rows}</table>>'
 
@@ -219,18 +219,18 @@ def draw(
 ) -> Path:
     """Draw a network, or the tree of some trials or of a run, to a .pdf, .svg, .png or .dot file.
 
-    A .dot file is the source of the others, and is written beside them.
+    The .dot file is the source of the others, and is written beside them.
 
-    what: a network or trials, or a run, the fitted estimator that it belongs to, or its folder. parent: a network
-    against which differences are highlighted. fold: whether repeated layers are drawn once. ValueError for another
-    suffix or anything else to draw, RunError for a folder without a run; GraphvizMissing as for `write_drawing`.
+    what: a network, trials, a run, a fitted estimator, or the folder of a run. parent: a network against which
+    differences are highlighted. fold: whether repeated layers are drawn once. ValueError for another suffix or anything
+    else to draw, RunError for a folder without a run; GraphvizMissing as for `write_drawing`.
     """
     if isinstance(what, (Graph, Network, Trial)):
         title = _network_title(what, None) if isinstance(what, Trial) else ""
         source = graph_dot(_graph(what), title, None if parent is None else _graph(parent), fold)
     elif isinstance(what, Sequence) and not isinstance(what, (str, bytes)):
-        if strange := [trial for trial in what if not isinstance(trial, Trial)]:
-            raise ValueError(f"only trials can be drawn together, not {strange[0]!r:.100}")
+        if invalid := [trial for trial in what if not isinstance(trial, Trial)]:
+            raise ValueError(f"only trials can be drawn together, not {invalid[0]!r:.100}")
         source = tree_dot(what)
     else:
         run = run_of(what)
@@ -245,8 +245,8 @@ def _graph(what: Graph | Network | Trial) -> Graph:
 def write_drawing(dot_source: str, path: str | os.PathLike[str]) -> Path:
     """Draw a Graphviz source to a .pdf, .svg or .png file, and write the source beside it first, as .dot.
 
-    By `dot` where it is on the PATH, else by pygraphviz, else GraphvizMissing says how to install either. A .dot file
-    is the source alone. ValueError for any other suffix.
+    Uses `dot` if it is on the PATH, else pygraphviz; else GraphvizMissing says how to install either. For a .dot file
+    only the source is written. ValueError for any other suffix.
     """
     target = user_path(path)
     kind = target.suffix.lower()
@@ -257,11 +257,11 @@ def write_drawing(dot_source: str, path: str | os.PathLike[str]) -> Path:
     source.write_text(dot_source, encoding="utf-8")
     if kind == ".dot":
         return target
-    drawn = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f".{target.name}.tmp")
     if shutil.which("dot"):
         import graphviz
 
-        drawn.write_bytes(graphviz.Source(dot_source).pipe(format=kind[1:], quiet=True))
+        temporary.write_bytes(graphviz.Source(dot_source).pipe(format=kind[1:], quiet=True))
     else:
         try:
             import pygraphviz
@@ -270,22 +270,22 @@ def write_drawing(dot_source: str, path: str | os.PathLike[str]) -> Path:
                 f"{target} cannot be drawn without Graphviz; its source is in {source}. Any one of these installs it: "
                 "pip install pygraphviz | apt-get install graphviz | brew install graphviz | conda install graphviz"
             ) from None
-        pygraphviz.AGraph(string=dot_source).draw(str(drawn), prog="dot", format=kind[1:])
-    drawn.replace(target)
+        pygraphviz.AGraph(string=dot_source).draw(str(temporary), prog="dot", format=kind[1:])
+    temporary.replace(target)
     return target
 
 
 def visualize(run: RunLike, directory: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Draw a run (or an estimator's, or the one in a folder), see `draw_trials`. directory: None: its `graphs`."""
+    """Draw a run (or that of an estimator, or in a folder), see `draw_trials`. directory: None: its folder `graphs`."""
     run = run_of(run)
     return draw_trials(run.trials, run.path / "graphs" if directory is None else directory, run.about.get("best"))
 
 
 def draw_trials(trials: Sequence[Trial], directory: str | os.PathLike[str], best: int | None = None) -> list[Path]:
-    """Draw every trial's network, compared with that of the trial it started from, and the tree of all trials.
+    """Draw every trial's network, compared with that of its parent, and the tree of all trials.
 
-    Returns the PDF files: tree.pdf, then 0.pdf and so on by the trials' ids. GraphvizMissing when there is nothing to
-    draw with; all sources are written even then.
+    Returns the PDF files: tree.pdf, then 0.pdf and so on by the trials' ids. GraphvizMissing if Graphviz is not
+    installed; all sources are written even then.
     """
     folder = user_path(directory)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Why a network: how it came about, what each edit gained, and what was expected of it when it was proposed."""
+"""Explains a network: its lineage, what each step gained, and the score predicted when it was proposed."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ REASONS = {
     "afresh": "the best network so far, with other settings",
     "acquisition": "the most promising candidate",
 }
-"""What the reasons that searchers note down mean."""
+"""Descriptions of the reasons that searchers record in `Proposal.why`."""
 ACQUISITIONS = {
     "ei": "expected improvement",
     "ucb": "upper confidence bound",
     "ehvi": "expected hypervolume improvement",
 }
-"""What they call what a network promises."""
+"""Acquisition functions, by their names in `Proposal.why`."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A network of a lineage, and what its morphs, and the training after them, made of its start.
+    """A network of a lineage, and what it gained over its parent by its morphs and the training after them.
 
-    score: minus the log loss, or the metric where that is `by_metric`; gain: of the score over its start's; None where
-    either has none. measure: what the metric is. noise: how far two accuracies may differ by chance, at 95 %, if they
-    were of different examples; as they are of the same ones, chance makes less. clear: whether the accuracy has changed
-    by more. expected, sd: of the score, when it was proposed; None where the searcher expects nothing. nearest: (id,
-    edit distance) of the known networks that were most like it.
+    score: minus the log loss, or the metric if `by_metric`. gain: of the score over the parent's; None if either has
+    none. measure: name of the metric. noise: 95 % bound on the difference of the two accuracies by chance, if they were
+    measured on different examples; on the same ones, as here, chance explains less. clear: whether the accuracy changed
+    by more than that. expected, sd: predicted mean and standard deviation of the score at the time of the proposal;
+    None if the searcher predicts none. nearest: (id, edit distance) of the most similar networks known then.
     """
 
     id: int
@@ -74,38 +74,38 @@ class Step:
         size = f"{count(self.parameters)} parameters, {epochs_words(self.epochs)}"
         lines = [f"network {self.id}: {self.what} ({size})", f"  why: {self.reason}"]
         if self.expected is not None and self.sd is not None:
-            came = "" if self.score is None else f", actually {number_words(self.score)}"
-            what = self.measure if self.by_metric else "score"
+            actual = "" if self.score is None else f", actually {number_words(self.score)}"
+            name = self.measure if self.by_metric else "score"
             expected = f"{number_words(self.expected)} +/- {number_words(self.sd)}"
-            lines.append(f"  expected {what} {expected}{came}")
+            lines.append(f"  expected {name} {expected}{actual}")
         if self.nearest:
-            near = ", ".join(f"{id} at {distance:.3g}" for id, distance in self.nearest)
-            lines.append(f"  most like it, by edit distance: {near}")
+            near = ", ".join(f"{id} ({distance:.3g})" for id, distance in self.nearest)
+            lines.append(f"  most similar, by edit distance: {near}")
         if self.score is None:
             lines.append("  no score")
         else:
-            told = [] if self.by_metric else [f"score {number_words(self.score)}"]
-            told += [] if self.metric is None else [measured_words(self.measure, self.metric)]
-            lines.append(f"  {', '.join(told)}{self._gains()}")
+            values = [] if self.by_metric else [f"score {number_words(self.score)}"]
+            values += [] if self.metric is None else [measured_words(self.measure, self.metric)]
+            lines.append(f"  {', '.join(values)}{self._gains()}")
         return "\n".join(lines)
 
     def _gains(self) -> str:
         if self.gain is None:
             return ""
-        told = [] if self.by_metric else [f"{self.gain:+.4f}"]
+        gains = [] if self.by_metric else [f"{self.gain:+.4f}"]
         if self.metric_gain is not None:
-            told.append(gain_words(self.metric_gain, self.measure) + self._beside_chance())
-        return f"; gain {', '.join(told)}" if told else ""
+            gains.append(gain_words(self.metric_gain, self.measure) + self._significance())
+        return f"; gain {', '.join(gains)}" if gains else ""
 
-    def _beside_chance(self) -> str:
+    def _significance(self) -> str:
         if self.noise is None:
             return ""
-        return ": more than chance" if self.clear else f": within chance, up to {100 * self.noise:.2f}"
+        return ": more than chance" if self.clear else f": within chance (up to {100 * self.noise:.2f})"
 
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """The lineage of a network, from what the search began with; `str` of it is for people."""
+    """The lineage of a network, from its first ancestor on; its `str` is a report."""
 
     steps: tuple[Step, ...]
 
@@ -122,19 +122,20 @@ def explain(run: RunLike, trial: int | None = None) -> Explanation:
     """Why a network was tried, and what its morphs gained, from its first ancestor on.
 
     run: a run, the estimator that it belongs to, or its folder. trial: the network's id; None: the search's winner.
-    That of a final training, such as `final_trial_`, also says why it goes on from which network.
+    For a final training, such as `final_trial_`, the explanation also says which scores chose the network it continues.
 
-    Gains include a training after the morphs: a child begins as its parent ended, and part of its gain would have come
-    without any morph, from longer training. RunError for an id that the run does not have.
+    Gains include the training after the morphs: a child starts where its parent ended, and part of its gain would have
+    come without any morph, from longer training. RunError for an id that the run does not have.
     """
     run = run_of(run)
     line = lineage(run.trials, run.trial(run.get_best_model_id() if trial is None else trial))
-    return Explanation(tuple(_step(one, before, run.about) for before, one in zip([None, *line], line, strict=False)))
+    steps = zip(line, [None, *line], strict=False)
+    return Explanation(tuple(_step(member, parent, run.about) for member, parent in steps))
 
 
-def _step(trial: Trial, before: Trial | None, about: Mapping[str, Any]) -> Step:
+def _step(trial: Trial, parent: Trial | None, about: Mapping[str, Any]) -> Step:
     why, outcome = trial.proposal.why, trial.outcome
-    start = None if before is None else before.outcome
+    start = None if parent is None else parent.outcome
     metric_gain = noise = None
     if outcome and start and outcome.metric is not None and start.metric is not None:
         metric_gain, noise = outcome.metric - start.metric, _noise(outcome, start)
@@ -146,7 +147,7 @@ def _step(trial: Trial, before: Trial | None, about: Mapping[str, Any]) -> Step:
         epochs=0 if outcome is None else outcome.epochs,
         score=trial.score,
         metric=None if outcome is None else outcome.metric,
-        gain=None if trial.score is None or before is None or before.score is None else trial.score - before.score,
+        gain=None if trial.score is None or parent is None or parent.score is None else trial.score - parent.score,
         measure="accuracy" if outcome is None else outcome.measure,
         metric_gain=metric_gain,
         noise=noise,
@@ -160,29 +161,32 @@ def _step(trial: Trial, before: Trial | None, about: Mapping[str, Any]) -> Step:
 
 def _reason(why: Mapping[str, Any]) -> str:
     reason = str(why.get("reason", "not recorded"))
-    said = REASONS.get(reason, reason)
-    looked = number(why.get("candidates"))
-    rule = ACQUISITIONS.get(str(why.get("acquisition")))
-    parts = (said, rule and f"by the {rule}", None if looked is None else f"of {looked:.0f}")
+    candidates = number(why.get("candidates"))
+    acquisition = ACQUISITIONS.get(str(why.get("acquisition")))
+    parts = (
+        REASONS.get(reason, reason),
+        acquisition and f"by {acquisition}",
+        None if candidates is None else f"out of {candidates:.0f}",
+    )
     return ", ".join(part for part in parts if part)
 
 
-def _noise(one: Outcome, other: Outcome) -> float | None:
-    """How far two shares of correct answers differ by chance, at 95 %, for other examples: the normal approximation,
-    with a right and a wrong answer more (Agresti and Caffo 2000, The American Statistician 54, 280-288), and what these
-    answers take off the difference."""
-    if one.interval is None or other.interval is None or one.metric is None or other.metric is None:
+def _noise(first: Outcome, second: Outcome) -> float | None:
+    """95 % bound on the difference of two accuracies by chance, on different examples: the normal approximation with
+    one more correct and one more wrong answer in each (Agresti and Caffo 2000, The American Statistician 54, 280-288),
+    plus what these answers change of the difference."""
+    if first.interval is None or second.interval is None or first.metric is None or second.metric is None:
         return None
-    n, m = one.examples + 2, other.examples + 2
-    p, q = (one.metric * one.examples + 1) / n, (other.metric * other.examples + 1) / m
+    n, m = first.examples + 2, second.examples + 2
+    p, q = (first.metric * first.examples + 1) / n, (second.metric * second.examples + 1) / m
     width = 1.959964 * math.sqrt(p * (1 - p) / n + q * (1 - q) / m)
-    return width + abs((one.metric - other.metric) - (p - q))
+    return width + abs((first.metric - second.metric) - (p - q))
 
 
 def nearest(value: object) -> tuple[tuple[int, float], ...]:
-    """What a searcher noted down, as far as it is pairs of an id and a distance."""
+    """The (id, distance) pairs in what a searcher recorded; anything else is ignored."""
     pairs = value if isinstance(value, (list, tuple)) else ()
-    found = [pair for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2]
+    valid = [pair for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2]
     return tuple(
-        (int(id), distance) for id, raw in found if isinstance(id, int) and (distance := number(raw)) is not None
+        (int(id), distance) for id, raw in valid if isinstance(id, int) and (distance := number(raw)) is not None
     )

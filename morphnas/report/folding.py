@@ -1,4 +1,4 @@
-"""Finds what belongs together and what repeats itself in a network, so that a hundred layers can be drawn as a few."""
+"""Groups the nodes of a network into blocks and finds repetitions, so that a hundred layers are drawn as a few."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from morphnas.graph import Graph, Node
 
-LEAST = 3
-"""Times that items must follow each other in the same way to be told once."""
-LONGEST = 24
-"""Items that may make up what is repeated."""
+MIN_REPEATS = 3
+"""Minimum number of repetitions that are folded into one."""
+MAX_PERIOD = 24
+"""Maximum number of items that are repeated together."""
 
 
 def grouped(graph: Graph, origin: Callable[[str], object]) -> list[list[Node]]:
-    """The nodes in order, each together with those that only refine what it gives: norm, activation, dropout.
+    """The nodes in order, in blocks: a node together with the norm, activation or dropout that follow it.
 
-    origin: says of a node, by its name, where it is from; what is from elsewhere stays apart.
+    origin: where a node, given by its name, comes from; nodes of different origin are never in the same block.
     """
     blocks: list[list[Node]] = []
     ends: dict[str, list[Node]] = {}
@@ -44,7 +44,7 @@ def grouped(graph: Graph, origin: Callable[[str], object]) -> list[list[Node]]:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Items from `start` on, `length` of them, which follow each other so many times in the same way."""
+    """A sequence of `length` items that occurs `times` times in a row, from index `start` on."""
 
     start: int
     length: int = 1
@@ -55,33 +55,33 @@ class Repeat:
         return self.start + self.length * self.times
 
     def place(self, item: int) -> tuple[int, int]:
-        """The item of the first time that it is alike, and which time it is of, from 0."""
-        time, position = divmod(item - self.start, self.length)
-        return self.start + position, time
+        """The corresponding item of the first repetition, and the repetition that the item is in, from 0."""
+        repetition, position = divmod(item - self.start, self.length)
+        return self.start + position, repetition
 
 
 def folded(keys: Sequence[Hashable], edges: Collection[tuple[int, int]]) -> list[Repeat]:
-    """The items, in their order, in repeats; what is not repeated is a repeat of one item, once.
+    """The items, in order, as repeats; an item that is not repeated is a repeat of length 1 that occurs once.
 
-    keys: what each item is. edges: (source, end) by places, source before end. Items are alike if their keys are, and
-    the distances to what they take from. Nothing but the first time takes from before a repeat, and nothing but the
-    last gives to what is behind it: so no edge is lost but those that every time has.
+    keys: the identity of each item. edges: (source, end) indices, source < end. Items are equal if their keys and the
+    distances to their sources are. Only the first repetition has sources before the repeat, and only the last one has
+    readers after it: so the only edges that are not drawn are those that every repetition has.
     """
     sources: dict[int, set[int]] = defaultdict(set)
     last: dict[int, int] = {}
     for source, end in edges:
         sources[end].add(source)
         last[source] = max(end, last.get(source, end))
-    alike = [(key, frozenset(i - source for source in sources[i])) for i, key in enumerate(keys)]
+    signatures = [(key, frozenset(i - source for source in sources[i])) for i, key in enumerate(keys)]
 
-    def again(i: int, start: int, length: int) -> bool:
-        """Whether the item is what the one `length` before it is, and takes from the repeat alone."""
-        return alike[i] == alike[i - length] and min(sources[i], default=i) >= start
+    def is_repeated(i: int, start: int, length: int) -> bool:
+        """Whether the item equals the one `length` before it, and all of its sources are in the repeat."""
+        return signatures[i] == signatures[i - length] and min(sources[i], default=i) >= start
 
-    def times(start: int, length: int) -> int:
-        """How often the items from there on follow each other."""
+    def repetitions(start: int, length: int) -> int:
+        """How often the `length` items from `start` on occur in a row."""
         end = start + length
-        while end + length <= len(keys) and all(again(i, start, length) for i in range(end, end + length)):
+        while end + length <= len(keys) and all(is_repeated(i, start, length) for i in range(end, end + length)):
             end += length
         while end > start + length and any(last.get(i, i) >= end for i in range(start, end - length)):
             end -= length
@@ -91,10 +91,10 @@ def folded(keys: Sequence[Hashable], edges: Collection[tuple[int, int]]) -> list
     at = 0
     while at < len(keys):
         best = Repeat(at)
-        for length in range(1, min(LONGEST, (len(keys) - at) // LEAST) + 1):
-            often = times(at, length)
-            if often >= LEAST and length * (often - 1) > best.length * (best.times - 1):
-                best = Repeat(at, length, often)
+        for length in range(1, min(MAX_PERIOD, (len(keys) - at) // MIN_REPEATS) + 1):
+            times = repetitions(at, length)
+            if times >= MIN_REPEATS and length * (times - 1) > best.length * (best.times - 1):
+                best = Repeat(at, length, times)
         repeats.append(best)
         at = best.end
     return repeats

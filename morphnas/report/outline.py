@@ -1,4 +1,4 @@
-"""A network's layers as a compact SVG, from top to bottom, drawn without Graphviz. Colours are those of the page."""
+"""A network's layers as a compact SVG, from top to bottom, without Graphviz. Colours are set by the page's CSS."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from html import escape
 from morphnas.graph import Graph, Node, Op
 from morphnas.report.folding import grouped
 
-MOST = 400
-"""Layers that are drawn, at most: the first and the last of a deeper network."""
+MAX_LAYERS = 400
+"""Maximum number of layers that are drawn; of a deeper network, the first and the last ones."""
 
 _ROW, _BAR, _LANE, _SIDE, _TEXT = 34, 84, 7, 10, 262
 
 
-def layers_svg(graph: Graph, brought: Mapping[str, int] | None = None, root: int | None = None) -> str:
-    """The network as an SVG element: a bar for each layer, the wider the more channels, with what it is beside it.
+def layers_svg(graph: Graph, origins: Mapping[str, int] | None = None, root: int | None = None) -> str:
+    """The network as an SVG element: a bar for each layer, wider for more channels, with a description beside it.
 
-    Norms, activations and the like stand on the line of the layer that they follow. Skips are arcs on the left.
-    brought: by node, the id of the trial that brought it, which is told where it is not `root`.
+    Norms, activations and dropout are on the line of the layer that they follow. Skips are lines on the left.
+    origins: by node, the id of the trial that added it; it is shown if it is not `root`.
     """
-    brought = brought or {}
-    blocks = grouped(graph, brought.get)
+    origins = origins or {}
+    blocks = grouped(graph, origins.get)
     row = {node.name: i for i, block in enumerate(blocks) for node in block}
     edges = {(row[source], row[node.name]) for node in graph.nodes for source in node.inputs}
     drawn = _rows(len(blocks))
@@ -58,16 +58,16 @@ def layers_svg(graph: Graph, brought: Mapping[str, int] | None = None, root: int
     for i in drawn:
         block, y = blocks[i], at[i]
         kind = "mixes" if block[0].op.mixes else "joins" if len(block[0].inputs) > 1 else "passes"
-        id = brought.get(block[0].name)
+        id = origins.get(block[0].name)
         new = id is not None and id != root
         mark = f"{kind} new" if new else kind
         where = f'x="{centre - widths[i] / 2:g}" y="{y - 8}" width="{widths[i]:g}"'
         parts.append(f'<rect class="{mark}" {where} height="16" rx="3"/>')
         shape = " x ".join(map(str, graph.shapes[block[-1].name]))
         more = f' · <tspan class="brought" data-id="{id}">new in {id}</tspan>' if new else ""
-        beside = f"{left + _BAR + 10:g}"
-        parts.append(f'<text x="{beside}" y="{y - 1}">{escape(_words(block))}</text>')
-        parts.append(f'<text x="{beside}" y="{y + 12}" class="faint">{shape}{more}</text>')
+        text_x = f"{left + _BAR + 10:g}"
+        parts.append(f'<text x="{text_x}" y="{y - 1}">{escape(_describe(block))}</text>')
+        parts.append(f'<text x="{text_x}" y="{y + 12}" class="faint">{shape}{more}</text>')
     size = f"0 0 {left + _BAR + 10 + _TEXT:g} {at[drawn[-1]] + 22}"
     title = escape(f"The network's {len(blocks)} layers, from the input at the top to the output")
     return (
@@ -77,39 +77,39 @@ def layers_svg(graph: Graph, brought: Mapping[str, int] | None = None, root: int
 
 
 def _rows(n: int) -> list[int]:
-    """The blocks to draw."""
-    return list(range(n)) if n <= MOST else [*range(MOST // 2), *range(n - MOST // 2, n)]
+    """Indices of the blocks to draw."""
+    return list(range(n)) if n <= MAX_LAYERS else [*range(MAX_LAYERS // 2), *range(n - MAX_LAYERS // 2, n)]
 
 
 def _lanes(skips: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
-    """How far out every skip is drawn, so that none lies on another: the short ones, which come first, inside."""
+    """The lane of each skip, 0 for the innermost, so that none overlap; shorter skips, which come first, are inside."""
     taken: list[list[tuple[int, int]]] = []
-    found = {}
+    lanes = {}
     for begin, end in skips:
         lane = next((i for i, lane in enumerate(taken) if all(e <= begin or b >= end for b, e in lane)), len(taken))
         taken[lane:] = [[*(taken[lane] if lane < len(taken) else []), (begin, end)], *taken[lane + 1 :]]
-        found[begin, end] = lane
-    return found
+        lanes[begin, end] = lane
+    return lanes
 
 
 def _width(channels: int, widest: int) -> float:
     return round(14 + (_BAR - 14) * math.log2(1 + channels) / math.log2(1 + widest), 1)
 
 
-def _words(block: Sequence[Node]) -> str:
-    """What a block does: its first op with its settings, then the others."""
-    told = [f"{node.op.tag} {_settings(node.op)}".strip() for node in block]
-    return " · ".join(told) if len(" · ".join(told)) <= 42 else " · ".join([told[0], *(n.op.tag for n in block[1:])])
+def _describe(block: Sequence[Node]) -> str:
+    """The ops of a block with their settings; only the first with settings if the text would be too long."""
+    texts = [f"{node.op.tag} {_settings(node.op)}".strip() for node in block]
+    return " · ".join(texts) if len(" · ".join(texts)) <= 42 else " · ".join([texts[0], *(n.op.tag for n in block[1:])])
 
 
 def _settings(op: Op) -> str:
-    """Numbers above 1, and what is not as usual."""
-    told = []
+    """The kernel size, and the numbers that differ from their defaults."""
+    texts = []
     for f in fields(op):
-        value, usual = getattr(op, f.name), op.usual(f.name)
-        if not isinstance(value, (bool, tuple)) and (usual is MISSING or value != usual or f.name == "kernel"):
-            told.append(f"{f.name} {value}")
-    return ", ".join(told)
+        value, default = getattr(op, f.name), op.usual(f.name)
+        if not isinstance(value, (bool, tuple)) and (default is MISSING or value != default or f.name == "kernel"):
+            texts.append(f"{f.name} {value}")
+    return ", ".join(texts)
 
 
 def _line(kind: str, path: str) -> str:

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the panels of a run from the JSON in the page. Texts of the run are only ever set as text.
+// Draws the panels of a run from the JSON in the page. Strings of the run are only ever set as text, never as markup.
 (() => {
 const data = JSON.parse(document.getElementById("data").textContent);
 const columns = data.columns, count = (columns.id || []).length;
@@ -9,11 +9,11 @@ const byId = new Map(trials.map(trial => [trial.id, trial]));
 const children = new Map();
 for (const trial of trials) if (trial.parent !== null) children.set(trial.parent, [...(children.get(trial.parent) || []), trial.id]);
 let measure = data.metric ? "metric" : "score";
-// What the score is for people, and how they read it: less of a loss is better.
+// Name of the score as shown, and its conversion: a loss is shown as such, not negated.
 const scored = data.by_metric ? data.measure : data.loss, read = score => data.by_metric ? score : -score;
 let chosen = null;
-const charts = [];  // {root, order, mark(id): draws the choice}
-const frames = [];  // {place, below: whether something is drawn at the lower edge that lies below it}
+const charts = [];  // {root, order, mark(id): draws the selection}
+const frames = [];  // {place, below: whether values below the axis are drawn at its lower edge}
 
 // -- elements
 
@@ -76,7 +76,7 @@ function logTicks(low, high, most) {
   if (inside.length < 2) return ticks(low, high, most);
   return inside.length > most && decades.length > 1 ? decades : inside;
 }
-// What a scale spans: the values but for those far below most, which are drawn at its edge, and said to be.
+// Range of an axis: all values except outliers far below the others, which are drawn at its edge, with a note.
 function span(values, whole = false) {
   const sorted = values.filter(value => value !== null).sort((a, b) => a - b);
   if (!sorted.length) return [0, 1];
@@ -133,7 +133,7 @@ function frame(name, options) {
   return Object.assign(chart, {place, root, box, x, y, under, marks, over});
 }
 const line = points => points.map(([x, y], i) => `${i ? "L" : "M"}${+x.toFixed(1)} ${+y.toFixed(1)}`).join("");
-// With as many digits as tell ticks apart that are a step from each other.
+// With enough digits to distinguish ticks that are a step apart.
 function figure(value, step, least = 4) {
   const digits = step ? Math.min(15, Math.max(least, Math.ceil(Math.log10(Math.max(Math.abs(value), step) / step)) + 1)) : least;
   const rounded = +value.toPrecision(digits), text = String(rounded);
@@ -167,7 +167,7 @@ function points(name, chart, list, at, note = brief) {
   return placed;
 }
 
-// -- choosing
+// -- selection
 
 function choosable(name, root, order, mark) {
   const chart = {name, root, order, mark};
@@ -262,7 +262,7 @@ function curves() {
   });
 }
 
-// Rows of trials, one below the other; the tree has lines to the left that say who grew from whom.
+// Rows of trials; the tree has lines on the left from parents to children.
 function rows(name, list, cells, levels = null) {
   const place = plot(name);
   if (!place || !list.length) return;
@@ -357,7 +357,7 @@ function strips(name, list, names, value, row, options, note) {
     if (sorted.length) under.append(svg("path", {class: "median", d: `M${across((sorted[Math.floor(middle)] + sorted[Math.ceil(middle) - 1]) / 2)} ${top(i) + 4}v${height - 8}`}));
   });
   points(name, chart, list, trial => [across(value(trial)), top(row(trial)) + height * (0.5 + 0.42 * Math.sin(2.4 * trial.id))], note);
-  if (values.some(number => number < low)) place.append(html("p", {class: "note"}, "What lies far to the left is drawn at the left edge."));
+  if (values.some(number => number < low)) place.append(html("p", {class: "note"}, "Values far below the others are drawn at the left edge."));
 }
 function kinds() {
   const list = trials.filter(trial => trial.kind !== null && gainOf(trial) !== null);
@@ -384,7 +384,7 @@ function settings() {
   }
 }
 
-// What the surrogate believes is of the score: these two panels show it in either measure.
+// The surrogate predicts the score, so these two panels show the score whatever measure is selected.
 function belief() {
   const list = trials.filter(trial => trial.mean !== null);
   const ends = trial => [trial.mean - 1.96 * trial.sd, trial.mean + 1.96 * trial.sd];
@@ -404,7 +404,7 @@ function belief() {
 }
 function calibration() {
   const list = trials.filter(trial => trial.sureness !== null).sort((a, b) => a.sureness - b.sureness);
-  const chart = list.length > 2 && frame("calibration", {x: [0, 1], y: [0, 1], xText: value => `${Math.round(100 * value)} %`, xName: "intervals that should hold this share", yText: value => `${Math.round(100 * value)} %`});
+  const chart = list.length > 2 && frame("calibration", {x: [0, 1], y: [0, 1], xText: value => `${Math.round(100 * value)} %`, xName: "nominal probability of the interval", yText: value => `${Math.round(100 * value)} %`});
   if (!chart) return;
   const {x, y, under} = chart;
   const heights = new Map(list.map((trial, i) => [trial.id, (i + 1) / list.length]));
@@ -464,7 +464,7 @@ function spent() {
   });
 }
 
-// -- what is known of the choice
+// -- details of the selected network
 
 function details() {
   const aside = document.getElementById("details"), held = aside.contains(document.activeElement) ? document.activeElement.textContent : null;
@@ -483,8 +483,8 @@ function details() {
   const known = html("dl");
   const say = (name, ...values) => { if (values.some(value => value !== "" && value !== null)) known.append(html("dt", {}, name), html("dd", {}, ...values)); };
   say("what", trial.what);
-  say("from", trial.parent === null ? "" : to(trial.parent));
-  say("to", ...(children.get(trial.id) || []).slice(0, 40).map(id => to(id)));
+  say("parent", trial.parent === null ? "" : to(trial.parent));
+  say("children", ...(children.get(trial.id) || []).slice(0, 40).map(id => to(id)));
   if (trial.metric !== null) say(data.measure, `${shown(trial.metric, "metric")}${trial.low === null ? "" : ` (95 %: ${(100 * trial.low).toFixed(1)} to ${(100 * trial.high).toFixed(1)})`}`);
   if (trial.score !== null && !data.by_metric) say(scored, shown(trial.score, "score"));
   say(`gain, ${measured()}`, gained(trial));
@@ -493,20 +493,20 @@ function details() {
   say("size", `${trial.parameters.toLocaleString("en")} parameters, ${large(trial.flops)} FLOPs, depth ${trial.depth}${trial.latency === null ? "" : `, ${trial.latency.toPrecision(2)} ms per example`}`);
   say("training", `${trial.status}; ${trial.epochs} of ${trial.planned} epochs in ${time(trial.end - trial.begin)}${trial.speed ? `, ${Math.round(trial.speed).toLocaleString("en")} examples/s` : ""}`);
   say("recipe", data.recipes[trial.recipe]);
-  if (trial.moved !== null) say("outputs moved", trial.moved.toExponential(1));
+  if (trial.moved !== null) say("morph error", trial.moved.toExponential(1));
   aside.append(html("h2", {}, `Network ${trial.id}`, ...(trial.id === data.best ? [html("span", {class: "tag"}, "the best")] : trial.final ? [html("span", {class: "tag"}, "final")] : [])), buttons, known);
   if (trial.error !== null) aside.append(html("pre", {}, data.errors[trial.error]));
   if (held !== null) ([...aside.querySelectorAll("button")].find(button => button.textContent === held) ?? aside).focus();
 }
 
-// -- all of it
+// -- the page
 
 function draw() {
   charts.length = frames.length = 0;
   tip.hidden = true;
   document.querySelector(".scale .star")?.setAttribute("d", SHAPES.star);
   for (const panel of [progress, curves, tree, map, strides, kinds, settings, belief, calibration, () => costs("parameters", "parameters"), () => costs("flops", "FLOPs"), () => costs("latency", "ms"), ranking, spent, ancestry, failures]) panel();
-  for (const {place} of frames.filter(chart => chart.below)) place.append(html("p", {class: "note"}, "What lies far below is drawn at the lower edge."));
+  for (const {place} of frames.filter(chart => chart.below)) place.append(html("p", {class: "note"}, "Values far below the others are drawn at the lower edge."));
   for (const chart of charts) show(chart);
   details();
 }

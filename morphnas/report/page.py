@@ -1,8 +1,8 @@
-"""A run as one HTML page that needs nothing else: no network, no framework, no file beside it.
+"""A run as a self-contained HTML page: no network requests, no framework, no other files.
 
-Python derives all that is told (`morphnas.report.facts`) and writes it into the page as JSON; `page.js` draws it.
-Nothing of a run is ever taken for markup: texts are escaped here and set as text there, and the page's own policy (CSP)
-lets no script run but that one, and no request leave.
+Python derives all contents (`morphnas.report.facts`) and embeds them as JSON; `page.js` draws them. Strings of a run
+are never interpreted as markup: they are escaped here and set as text there, and the page's content security policy
+(CSP) allows no other script and no requests.
 """
 
 from __future__ import annotations
@@ -39,19 +39,18 @@ from morphnas.search.trial import Trial, comparable, lineage
 from morphnas.train.recipe import Outcome, Recipe
 
 CURVE_POINTS, ERROR_TEXT, PLACES = 12_000, 60_000, 20_000
-"""What a page holds at most of all curves together, of all errors (characters) and of all places by epoch."""
+"""Limits of a page: points of all curves, characters of all errors, and entries of the ranking by epoch."""
 SHADES = 7
-"""Colours of scores, from the worst to the best."""
-_LONGEST = 240
+"""Number of colours for scores, from the worst to the best."""
+_MAX_TEXT = 240
 
 
 def page(run: Run, reload: float | None = None) -> str:
-    """The run as an HTML page. reload: seconds after which it is loaded again, for as long as the search runs."""
+    """The run as an HTML page. reload: seconds after which it reloads itself; None: never."""
     if reload is not None and not (facts.number(reload) and reload > 0):
         raise ValueError(f"reload must be None or seconds above 0, not {reload!r}")
     script, style = _asset("page.js"), _asset("page.css")
     best = facts.best_of(run.trials, run.about)
-    told = [panel.html for panel in panels(run, best)]
     return Template(_asset("page.html")).substitute(
         policy=f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
@@ -60,7 +59,7 @@ def page(run: Run, reload: float | None = None) -> str:
         about=_text(about_words(run.about)),
         live='<p class="live"><b>The search is running.</b> This page reloads itself.</p>' if reload else "",
         answers="".join(answer.html for answer in answers(run, best)),
-        panels="\n".join(told),
+        panels="\n".join(panel.html for panel in panels(run, best)),
         data=_json(content(run, best) | {"reload": reload}),
         style=style,
         script=script,
@@ -68,31 +67,31 @@ def page(run: Run, reload: float | None = None) -> str:
 
 
 def write_report(run: RunLike, file: str | os.PathLike[str] | None = None, reload: float | None = None) -> Path:
-    """Write the HTML report of a run (or an estimator's, or the one in a folder), and return its path.
+    """Write the HTML report of a run, and return its path.
 
-    file: None: report.html in the run's folder; a folder: report.html in it. reload: seconds after which the page
-    reloads itself, if it is rewritten while the search runs. The file is replaced as a whole; OSError if it cannot be
-    written, RunError if there is no run.
+    run: a run, a fitted estimator, or the folder of a run. file: None: report.html in the run's folder; a folder:
+    report.html in it. reload: seconds after which the page reloads itself, for a page that is rewritten while the
+    search runs. The file is replaced atomically; OSError if it cannot be written, RunError if there is no run.
     """
     run = run_of(run)
     target = run.path / "report.html" if file is None else user_path(file)
-    return _written(page(run, reload), target / "report.html" if target.is_dir() else target)
+    return _write(page(run, reload), target / "report.html" if target.is_dir() else target)
 
 
-def _written(text: str, target: Path) -> Path:
+def _write(text: str, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        aside.write_bytes(text.encode())
-        aside.replace(target)
+        temporary.write_bytes(text.encode())
+        temporary.replace(target)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return target
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A page for notebooks, in a frame of its own, so that its style and the notebook's leave each other alone.
+    """The report in a notebook, in an iframe, so that its style and the notebook's do not affect each other.
 
     height: of the frame, in pixels.
     """
@@ -106,7 +105,7 @@ class Shown:
 
 
 def show(run: RunLike, height: int = 800) -> Shown:
-    """The HTML report of a run (or an estimator's, or the one in a folder), for the last line of a notebook cell."""
+    """The HTML report of a run (or that of an estimator, or in a folder), for the last line of a notebook cell."""
     return Shown(page(run_of(run)), height)
 
 
@@ -115,7 +114,7 @@ def show(run: RunLike, height: int = 800) -> Shown:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to a question that everybody has: in a word or a figure, and in a sentence."""
+    """A headline of the report: a question, its answer in a word or figure, and a sentence of details."""
 
     question: str
     figure: str
@@ -127,38 +126,38 @@ class Answer:
 
 
 def answers(run: Run, best: Trial | None = None) -> list[Answer]:
-    """How good, how many, how long, did it explore, did it converge, how to go on."""
+    """The best network, networks tried, time, exploration, convergence, and how to continue."""
     best = facts.best_of(run.trials, run.about) if best is None else best
-    return [_good(run, best), _many(run), _long(run), _explored(run), _converged(run), _onward(run)]
+    return [_best(run, best), _tried(run), _time(run), _explored(run), _converged(run), _continuing(run)]
 
 
-def _good(run: Run, best: Trial | None) -> Answer:
+def _best(run: Run, best: Trial | None) -> Answer:
     question = "Best network"
     if best is None or best.outcome is None or best.score is None:
         return Answer(question, "none yet", "No network has a score.")
     outcome, first = best.outcome, lineage(run.trials, best)[0]
-    told = [f"Network {best.id}"]
+    parts = [f"Network {best.id}"]
     if not outcome.held_out:
-        told[0] += ", on the examples that it was trained on, as none are held out"
+        parts[0] += ", on the examples that it was trained on, as none are held out"
     if outcome.interval is not None:
         low, high = (100 * value for value in outcome.interval)
-        told[0] += f", on {outcome.examples:,} validation examples: 95 % interval {low:.1f} to {high:.1f} %"
+        parts[0] += f", on {outcome.examples:,} validation examples: 95 % confidence interval {low:.1f} to {high:.1f} %"
         before = None if first.outcome is None else first.outcome.metric
         if first.id != best.id and before is not None and outcome.metric is not None:
-            told.append(f"{_points(outcome.metric - before)} network {first.id}, which it was grown from")
+            parts.append(f"{_points(outcome.metric - before)} network {first.id}, which it was grown from")
     if outcome.loss is not None:
         name = outcome.objective
-        told[-1] += f"{f'; {name}' if len(told) == 1 else f'. {name[:1].upper() + name[1:]}'} {outcome.loss:.4f}"
-    told[-1] += "."
+        parts[-1] += f"{f'; {name}' if len(parts) == 1 else f'. {name[:1].upper() + name[1:]}'} {outcome.loss:.4f}"
+    parts[-1] += "."
     final = next((t for t in run.trials if t.id == run.about.get("final") and t.id != best.id), None)
     if final is not None:
         words = FINAL_WORDS.get(str(final.proposal.why.get("final")), "trained further").removeprefix("final: ")
-        told[-1] += f" The final model is network {final.id}: the same, {words}."
+        parts[-1] += f" The final model is network {final.id}: the same architecture, {words}."
         if by := facts.choice(run.about):
-            told[-1] += f" {by}."
+            parts[-1] += f" {by}."
     if helpers := [f"{id} ({share:.0%})" for id, share in facts.members(run.about) if id != run.about.get("final")]:
-        told[-1] += f" An ensemble predicts: with it, network{'s' * (len(helpers) > 1)} {', '.join(helpers)}."
-    return Answer(question, metric_words(outcome, named=True) or f"{best.score:.4f}", "; ".join(told))
+        parts[-1] += f" An ensemble predicts: with it, network{'s' * (len(helpers) > 1)} {', '.join(helpers)}."
+    return Answer(question, metric_words(outcome, named=True) or f"{best.score:.4f}", "; ".join(parts))
 
 
 def _points(difference: float) -> str:
@@ -166,23 +165,23 @@ def _points(difference: float) -> str:
     return "as good as" if abs(difference) < 5e-5 else f"{abs(100 * difference):.1f} points {side} than"
 
 
-def _many(run: Run) -> Answer:
+def _tried(run: Run) -> Answer:
     search = facts.searched(run.trials)
     kinds = len({trial.graph.key for trial in search})
     final = len(run.trials) - len(search)
-    told = f"{ends_words(search)}; {kinds} different {'architecture' if kinds == 1 else 'architectures'}"
-    told += f"; and {final} final {'training' if final == 1 else 'trainings'}." if final else "."
-    return Answer("Networks tried", f"{len(search):,}", told if search else "The search has not begun.")
+    text = f"{ends_words(search)}; {kinds} different {'architecture' if kinds == 1 else 'architectures'}"
+    text += f"; {final} final {'training' if final == 1 else 'trainings'}." if final else "."
+    return Answer("Networks tried", f"{len(search):,}", text if search else "The search has not started.")
 
 
-def _long(run: Run) -> Answer:
+def _time(run: Run) -> Answer:
     spent = facts.time_spent(run.trials)
     limit = facts.number(run.about.get("time_limit"))
-    told = [f"of {duration(limit)} allowed" if limit else "", ""]
+    texts = [f"of {duration(limit)} allowed" if limit else "", ""]
     if spent.total:
         parts = ((spent.training, "training"), (spent.final, "final training"), (spent.between, "between trainings"))
-        told[1] = ", ".join(f"{100 * part / spent.total:.0f} % {name}" for part, name in parts if part)
-    return Answer("Time", duration(spent.total), "; ".join(part for part in told if part).capitalize() + ".")
+        texts[1] = ", ".join(f"{100 * part / spent.total:.0f} % {name}" for part, name in parts if part)
+    return Answer("Time", duration(spent.total), "; ".join(text for text in texts if text).capitalize() + ".")
 
 
 def _explored(run: Run) -> Answer:
@@ -191,16 +190,16 @@ def _explored(run: Run) -> Answer:
     grown = [t for t in facts.searched(run.trials) if t.proposal.morphs and t.id in lead]
     if len(grown) < 3:
         return Answer(question, "too early to say", "Fewer than 3 networks were grown from others.")
-    ahead = sum(t.parent == lead[t.id] for t in grown)
-    apart = facts.strides(run.trials)
-    middle = sorted(apart[t.id] for t in grown)[len(grown) // 2]
-    share = ahead / len(grown)
+    from_best = sum(t.parent == lead[t.id] for t in grown)
+    strides = facts.strides(run.trials)
+    median = sorted(strides[t.id] for t in grown)[len(grown) // 2]
+    share = from_best / len(grown)
     figure = "yes, mostly" if share < 0.35 else "yes and no" if share < 0.7 else "little"
     return Answer(
         question,
         figure,
-        f"{ahead} of {len(grown)} networks were grown from the best at the time, {len(grown) - ahead} from others; "
-        f"half of them are {middle:.1f} or more edits away from the best.",
+        f"{from_best} of {len(grown)} networks were grown from the best at the time, {len(grown) - from_best} from "
+        f"others; the median distance from the best is {median:.1f} edits.",
     )
 
 
@@ -210,51 +209,51 @@ def _converged(run: Run) -> Answer:
     scored = [t for t in search if t.score is not None and not t.slow]
     better = facts.improvements(search)
     if len(scored) < 8:
-        return Answer(question, "too early to say", f"Networks with a score: {len(scored)}, at least 8 are needed.")
+        return Answer(question, "too early to say", f"Networks with a score: {len(scored)}; at least 8 are needed.")
     spans = facts.timeline(search)
     last = better[-1]
     since = sum(spans[t.id][1] > spans[last.id][1] for t in scored)
     begin, end = min(b for b, _ in spans.values()), max(e for _, e in spans.values())
     share = (end - spans[last.id][1]) / (end - begin) if end > begin else 0.0
     figure = "it levelled off" if share >= 0.25 and since >= 4 else "not yet"
-    then = "so more time may not help" if figure != "not yet" else "so more time may well help"
+    then = "so more time may not help" if figure != "not yet" else "so more time may help"
     return Answer(
         question,
         figure,
-        f"The best score last rose with network {last.id}; the {since} scored after it, in the last "
+        f"The best score is that of network {last.id}; the {since} scored after it, in the last "
         f"{100 * share:.0f} % of the search, were no better, {then}.",
     )
 
 
-def _onward(run: Run) -> Answer:
-    kept, open_ones = sum(t.kept for t in run.trials), sum(t.outcome is None for t in run.trials)
+def _continuing(run: Run) -> Answer:
+    kept, unfinished = sum(t.kept for t in run.trials), sum(t.outcome is None for t in run.trials)
     name = run.about.get("estimator")
     name = name if isinstance(name, str) and name.isidentifier() else "ImageClassifier"
-    told = f"{name}(path={str(run.path)!r}, resume=True).fit(x, y, time_limit=...) continues, given the same "
-    told += f"settings; the weights of {kept} networks are kept, load_run(path).load_model_by_id(id) has them."
-    if open_ones:
-        told += f" {open_ones} {'training has' if open_ones == 1 else 'trainings have'} not finished."
-    return Answer("To continue", "resume=True", told)
+    text = f"{name}(path={str(run.path)!r}, resume=True).fit(x, y, time_limit=...) continues the search, given the "
+    text += f"same settings. The weights of {kept} networks are kept: load_run(path).load_model_by_id(id) loads them."
+    if unfinished:
+        text += f" {unfinished} {'training has' if unfinished == 1 else 'trainings have'} not finished."
+    return Answer("To continue", "resume=True", text)
 
 
 def about_words(about: Mapping[str, Any]) -> str:
-    """What run.json says of the run, in a line; whatever is not as expected is left out."""
+    """A one-line summary of run.json; values of unexpected types are left out."""
     data, decides = about.get("data"), about.get("decides")
-    told = [about.get("estimator")]
+    parts = [about.get("estimator")]
     if isinstance(data, Mapping):
         shape = data.get("shape")
         if isinstance(shape, (list, tuple)) and shape and all(type(n) is int for n in shape):
-            told.append(f"{shape[0]:,} examples of {' x '.join(map(str, shape[1:]))}")
-        told += [
-            f"{data[kind]} {kind}"
-            for kind in ("classes", "tags", "amounts")
+            parts.append(f"{shape[0]:,} examples of {' x '.join(map(str, shape[1:]))}")
+        parts += [
+            f"{data[kind]} {noun}"
+            for kind, noun in (("classes", "classes"), ("tags", "tags"), ("amounts", "targets"))
             if type(data.get(kind)) is int and data[kind] > 1
         ]
-        told.append("a teacher" if data.get("taught") is True else None)
+        parts.append("with a teacher" if data.get("taught") is True else None)
     if isinstance(decides, Mapping) and isinstance(decides.get("search_type"), str):
-        told.append(f"{decides['search_type']} search")
-    told += [about.get("device"), f"seed {about['seed']}" if type(about.get("seed")) is int else None]
-    return " · ".join(part for part in told if isinstance(part, str) and part)
+        parts.append(f"{decides['search_type']} search")
+    parts += [about.get("device"), f"seed {about['seed']}" if type(about.get("seed")) is int else None]
+    return " · ".join(part for part in parts if isinstance(part, str) and part)
 
 
 # -- panels
@@ -262,9 +261,10 @@ def about_words(about: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure of the page with a caption that says how to read it. empty: what to say where there is nothing to draw.
+    """A figure of the page, with a caption that says how to read it.
 
-    inside: markup that is made here. wide: as wide as the page.
+    empty: text shown instead if there is nothing to draw. inside: markup of a figure that Python draws. wide: whether
+    it spans the page.
     """
 
     name: str
@@ -285,6 +285,7 @@ class Panel:
 
 
 def panels(run: Run, best: Trial | None) -> list[Panel]:
+    """The figures of the page, in their order."""
     trials = run.trials
     unscored = "" if any(t.score is not None for t in trials) else "No network has a score yet."
     curves = "" if any(t.outcome and t.outcome.curve for t in trials) else "No network has a learning curve yet."
@@ -309,19 +310,19 @@ def panels(run: Run, best: Trial | None) -> list[Panel]:
 
 
 _PROGRESS = (
-    "The line is the best of the search so far, the band the 95 % interval of an accuracy; dots are networks, when "
-    "their training ended; diamonds are final trainings. Where the line is flat nothing better was found."
+    "The line is the best of the search so far, the band the 95 % confidence interval of an accuracy; dots are "
+    "networks at the end of their training, diamonds final trainings. Where the line is flat, nothing better was found."
 )
 _CURVES = "Each line is a network's validation score over its own epochs, coloured by how well it ended; up is better."
 _TREE = (
-    "Each network stands below the one whose weights it started with, together with what was done to that one, its "
-    "score, and how much better (+) or worse (-) that made it."
+    "Each network stands below its parent, whose weights it started with. Rows show its morphs, the change "
+    "of the score from the parent's, and the score."
 )
 _STRIDES = (
-    "How many edits each new network was from the best one at the time: low ones refine what is known, high ones try "
-    "something else. From left to right in the order they were tried."
+    "Edit distance of each new network from the best one at the time: small distances exploit, large ones explore. "
+    "From left to right in the order they were tried."
 )
-_NO_STRIDES = "No network was tried after another had a score."
+_NO_STRIDES = "No network was started after another had a score."
 _KINDS = (
     "Each dot is a network: its gain over the network that it was grown from, by the kind of morph; the tick is the "
     "median. A network that was grown is also trained for longer than its parent: a morph has helped where it gained "
@@ -331,22 +332,22 @@ _SETTING = "Each dot is a network of the search; up is better. Networks also dif
 SETTINGS = 8
 """Settings of the recipe that the page has a panel for, at most."""
 _LATENCY = (
-    "From one example, alone, to its outputs, as measured where the network was trained. Up is better, left is faster; "
-    "no network is better than those on the line in the same time or less."
+    "Time from a single example to its outputs, measured on the device that trained the network. Up is better, left is "
+    "faster; the line is the Pareto front: no network is better in the same time or less."
 )
-_PARETO = "Up is better, left is cheaper; no network is better than those on the line at the same cost or less."
+_PARETO = "Up is better, left is cheaper; the line is the Pareto front: no network is better at the same cost or less."
 
 
 def _map_panel(trials: Sequence[Trial]) -> Panel:
     plane = facts.plane(trials)
     caption = (
-        "Networks that take few edits to turn into each other are near each other; lines lead from each to those grown "
-        "from it, and the slider goes back in time. Clusters were exploited, lone networks explored."
+        "Networks at a small edit distance are near each other; lines connect parents and children, and the slider "
+        "goes back in time. Clusters come from exploitation, isolated networks from exploration."
     )
     if plane.fidelity is not None:
         caption += f" Distances on the map follow the edit distances with a correlation of {plane.fidelity:.2f}."
-    few = "" if len({t.graph.key for t in trials}) > 1 else "There is no more than one architecture yet."
-    return Panel("map", "Map of the architectures", caption, few)
+    too_few = "" if len({t.graph.key for t in trials}) > 1 else "There are fewer than 2 architectures so far."
+    return Panel("map", "Map of the architectures", caption, too_few)
 
 
 def _kinds_panel(trials: Sequence[Trial]) -> Panel:
@@ -367,55 +368,56 @@ def _setting_panels(trials: Sequence[Trial]) -> list[Panel]:
 
 
 def _belief_panel(trials: Sequence[Trial]) -> Panel:
-    told = facts.forecasts(trials)
+    predictions = facts.forecasts(trials)
     caption = (
-        "Bars are the surrogate's 95 % prediction intervals for each network before it was trained, dots the scores "
-        "it got, filled where inside; from left to right in the order they were tried."
+        "Bars are the surrogate's 95 % prediction intervals for each network before it was trained, dots the actual "
+        "scores, filled if inside; from left to right in the order they were tried."
     )
-    if told:
-        inside = sum(one.level <= 0.95 for one in told)
-        caption += f" {inside} of {len(told)} are inside"
-        rank = facts.rank_correlation([one.mean for one in told], [one.score for one in told])
+    if predictions:
+        inside = sum(prediction.level <= 0.95 for prediction in predictions)
+        caption += f" {inside} of {len(predictions)} are inside"
+        rank = facts.rank_correlation([p.mean for p in predictions], [p.score for p in predictions])
         caption += "." if rank is None else f"; predictions and scores have a rank correlation of {rank:.2f}."
-    return Panel("belief", "Predicted and actual scores", caption, "" if told else _NO_BELIEF)
+    return Panel("belief", "Predicted and actual scores", caption, "" if predictions else _NO_PREDICTIONS)
 
 
-_NO_BELIEF = "No searcher recorded a prediction for a network before it was trained."
+_NO_PREDICTIONS = "The searcher recorded no predicted scores."
 
 
 def _calibration_panel(trials: Sequence[Trial]) -> Panel:
-    told = facts.forecasts(trials)
+    predictions = facts.forecasts(trials)
     caption = (
-        "How many scores lie within prediction intervals that should hold a given share of them: on the diagonal the "
-        "surrogate is calibrated, below it overconfident. It predicts a network's mean score, without the noise "
-        "between one training and another."
+        "Coverage of the prediction intervals: the share of scores inside, against their nominal probability. On the "
+        "diagonal the surrogate is calibrated, below it overconfident. It predicts a network's mean score, without the "
+        "noise between one training and another."
     )
-    if told:
-        shares = ((level, facts.coverage(told, level)) for level in (0.5, 0.8, 0.95))
-        caption += " " + ", ".join(f"{100 * share:.0f} % in the {100 * level:.0f} %" for level, share in shares) + "."
-    few = "There are fewer than 3 predictions." if told else _NO_BELIEF
-    return Panel("calibration", "Is the surrogate calibrated?", caption, "" if len(told) > 2 else few)
+    if predictions:
+        shares = ((level, facts.coverage(predictions, level)) for level in (0.5, 0.8, 0.95))
+        parts = (f"{100 * share:.0f} % in the {100 * level:.0f} % intervals" for level, share in shares)
+        caption += f" {', '.join(parts)}."
+    too_few = "There are fewer than 3 predictions." if predictions else _NO_PREDICTIONS
+    return Panel("calibration", "Is the surrogate calibrated?", caption, "" if len(predictions) > 2 else too_few)
 
 
 def _ranking_panel(trials: Sequence[Trial]) -> Panel:
     ranking = facts.rank_by_epoch(trials)
-    caption = "How well the ranking after so many epochs agrees with the final one (rank correlation; 1: identical)."
+    title = "Epochs until the ranking is stable"
+    caption = "Rank correlation of the scores after each number of epochs with the final ones (1: the same ranking)."
     if ranking is None:
-        few = "Fewer than 3 networks were trained for equally many epochs, or for more than one."
-        return Panel("ranking", "Epochs until the ranking is right", caption, few)
-    settled = ranking.settled()
+        too_few = "Needs different scores of at least 3 networks trained for the same number of epochs, 2 or more."
+        return Panel("ranking", title, caption, too_few)
     caption += (
-        f" For {len(ranking.ids)} networks of {epochs_words(len(ranking.correlations))} the correlation is at least "
-        f"0.9 from epoch {settled} on."
+        f" For {len(ranking.ids)} networks of {epochs_words(len(ranking.correlations))} it is at least 0.9 from epoch "
+        f"{ranking.settled()} on."
     )
-    return Panel("ranking", "Epochs until the ranking is right", caption)
+    return Panel("ranking", title, caption)
 
 
 def _time_panel(trials: Sequence[Trial]) -> Panel:
     spent = facts.time_spent(trials)
     caption = (
-        f"Every block is a training; in the gaps the searcher was asked, weights were carried over and results "
-        f"written: {duration(spent.training)} of training, {duration(spent.final)} of final training (outlined), "
+        f"Each block is a training; in the gaps, networks were proposed, weights transferred and results written: "
+        f"{duration(spent.training)} of training, {duration(spent.final)} of final training (outlined), "
         f"{duration(spent.between)} between them."
     )
     return Panel("time", "Time spent", caption, "" if spent.total else "No training has ended yet.")
@@ -425,29 +427,29 @@ def _winner_panels(trials: Sequence[Trial], best: Trial | None, failures: Panel)
     if best is None:
         return [failures]
     line = lineage(trials, best)
-    drawn = layers_svg(best.graph, facts.introduced(trials, best), line[0].id)
+    drawing = layers_svg(best.graph, facts.introduced(trials, best), line[0].id)
     size = f"{best.graph.parameters:,} parameters, {best.graph.flops:,} FLOPs, depth {best.graph.depth}"
     return [
         Panel(
             "lineage",
             f"How network {best.id} came about",
-            "From the network it began as, step by step: what was done, its score, and what the step gained.",
+            "Its lineage from the first network on: morphs, the change of the score in each step, and the score.",
             wide=True,
         ),
         failures,
         Panel(
             "winner",
             f"Network {best.id}",
-            f"Its layers from top to bottom: the wider, the more channels; outlined: added by morphs; arcs are "
-            f"skip connections. {size}.",
-            inside=drawn,
+            f"Its layers from top to bottom: wider bars have more channels, outlined ones were added by morphs; "
+            f"lines on the left are skip connections. {size}.",
+            inside=drawing,
         ),
     ]
 
 
 def _failures_panel(trials: Sequence[Trial]) -> Panel:
     bad = facts.failures(trials)
-    caption = "Trainings that failed or diverged, and why; the search continues without them."
+    caption = "Trainings that failed, diverged or ran out of memory, and why; the search continues without them."
     return Panel("failures", "Failed trials", caption, "" if bad else "None.", wide=bool(bad))
 
 
@@ -455,7 +457,7 @@ def _failures_panel(trials: Sequence[Trial]) -> Panel:
 
 
 def content(run: Run, best: Trial | None) -> dict[str, Any]:
-    """All that the page draws, as JSON values. Columns have an entry for each trial, in the order of their ids."""
+    """The data that the page draws, as JSON values. Columns have one entry per trial, in the order of their ids."""
     trials = run.trials
     by_id = {trial.id: trial for trial in trials}
     spans, plane, strides = facts.timeline(trials), facts.plane(trials), facts.strides(trials)
@@ -463,12 +465,12 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
     shades = _shades(trials)
     recipes = list(dict.fromkeys(_recipe_words(trial.proposal.recipe) for trial in trials))
     errors = list(dict.fromkeys(t.outcome.error for t in trials if t.outcome is not None and t.outcome.error))
-    most = max(80, ERROR_TEXT // max(1, len(errors)))
+    error_length = max(80, ERROR_TEXT // max(1, len(errors)))
     points = max(4, CURVE_POINTS // max(1, len(trials)))
-    told = {one.id: one for one in facts.forecasts(trials)}
+    predictions = {prediction.id: prediction for prediction in facts.forecasts(trials)}
     gains = {trial.id: facts.gain(trial, by_id) for trial in trials}
     kinds = list(effects.gains_by_kind(trials))
-    nothing = Outcome("failed")
+    no_outcome = Outcome("failed")
     columns: dict[str, list[Any]] = {}
 
     def add(**values: Any) -> None:
@@ -476,13 +478,14 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
             columns.setdefault(name, []).append(_short(value, 7 if name in ("metric", "score") else 5))
 
     for trial in trials:
-        outcome = trial.outcome or nothing
+        outcome = trial.outcome or no_outcome
         low, high = outcome.interval or (None, None)
-        start = None if trial.parent is None else by_id.get(trial.parent)
-        before = None if start is None or start.outcome is None else start.outcome.metric
+        parent = None if trial.parent is None else by_id.get(trial.parent)
+        parent_metric = None if parent is None or parent.outcome is None else parent.outcome.metric
+        prediction = predictions.get(trial.id)
         add(
             id=trial.id,
-            parent=None if start is None else start.id,
+            parent=None if parent is None else parent.id,
             row=rows[trial.id][0],
             level=rows[trial.id][1],
             what=_cut(trial_words(trial)),
@@ -495,7 +498,7 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
             high=high,
             gain=gains[trial.id],
             kind=kinds.index(name) if not trial.final and (name := effects.kind(trial)) in kinds else None,
-            metric_gain=None if before is None or outcome.metric is None else outcome.metric - before,
+            metric_gain=None if parent_metric is None or outcome.metric is None else outcome.metric - parent_metric,
             shade=shades.get(trial.id),
             begin=spans[trial.id][0],
             end=spans[trial.id][1],
@@ -509,9 +512,9 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
             x=plane.positions[trial.id][0],
             y=plane.positions[trial.id][1],
             stride=strides.get(trial.id),
-            mean=told[trial.id].mean if trial.id in told else None,
-            sd=told[trial.id].sd if trial.id in told else None,
-            sureness=told[trial.id].level if trial.id in told else None,
+            mean=None if prediction is None else prediction.mean,
+            sd=None if prediction is None else prediction.sd,
+            sureness=None if prediction is None else prediction.level,
             why=_why(trial.proposal.why),
             recipe=recipes.index(_recipe_words(trial.proposal.recipe)),
             error=errors.index(outcome.error) if outcome.error else None,
@@ -522,8 +525,8 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
     places = ranking is not None and len(ranking.ids) * len(ranking.correlations) <= PLACES
     scores = {"metric": lambda t: t.outcome.metric if t.outcome else None, "score": lambda t: t.score}
     metrics = [t.outcome for t in trials if t.outcome is not None and t.outcome.metric is not None]
-    aims = {outcome.objective for outcome in metrics}
-    alike = [trial for trial in comparable(trials, run.data) if not trial.slow]
+    objectives = {outcome.objective for outcome in metrics}
+    candidates = [trial for trial in comparable(trials, run.data) if not trial.slow]
     return {
         "columns": columns,
         "best": None if best is None else best.id,
@@ -531,10 +534,10 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
         "share": bool(metrics) and all(outcome.interval is not None for outcome in metrics),
         "metric": bool(metrics),
         "measure": metrics[0].measure if len({outcome.measure for outcome in metrics}) == 1 else "metric",
-        "loss": aims.pop() if len(aims) == 1 else "loss",
+        "loss": objectives.pop() if len(objectives) == 1 else "loss",
         "by_metric": bool(metrics) and all(outcome.by_metric for outcome in metrics),
         "fronts": {
-            name: {kind: [t.id for t in front(alike, cost, of)] for kind, of in scores.items()}
+            name: {kind: [t.id for t in front(candidates, cost, of)] for kind, of in scores.items()}
             for name, cost in COSTS.items()
         },
         "kinds": kinds,
@@ -555,21 +558,20 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
             "places": ranking.places if places else [],
         },
         "recipes": recipes,
-        "errors": [text if len(text) <= most else "… " + text[-most:] for text in errors],
+        "errors": [text if len(text) <= error_length else "… " + text[-error_length:] for text in errors],
     }
 
 
 def _shades(trials: Sequence[Trial]) -> dict[int, int]:
-    """By id, the colour of a score: its place among all, so that one bad network does not make the others alike."""
+    """By id, the colour of a score: by its rank, so that one bad network does not give all others the same colour."""
     scores = sorted({trial.score for trial in trials if trial.score is not None})
     place = {score: i / max(1, len(scores) - 1) for i, score in enumerate(scores)}
-    last = SHADES - 1 if len(scores) == 1 else 0  # one alone is the best
+    last = SHADES - 1 if len(scores) == 1 else 0  # a single score is the best
     return {t.id: max(last, min(SHADES - 1, int(SHADES * place[t.score]))) for t in trials if t.score is not None}
 
 
 def _thinned(outcome: Outcome, most: int) -> list[float]:
-    """Epoch, score, metric of so many epochs of a curve, one after the other; the first, the best, and the last among
-    them."""
+    """A flat list of (epoch, score, metric) of about `most` epochs of a curve, with the first, best and last one."""
     n = len(outcome.curve)
     kept = set(range(n)) if n <= most else {round(i * (n - 1) / (most - 1)) for i in range(most)}
     kept |= {outcome.best_epoch - 1} & set(range(n))
@@ -577,46 +579,46 @@ def _thinned(outcome: Outcome, most: int) -> list[float]:
 
 
 def _brief(trial: Trial) -> str:
-    """What a trial tries, in a few words: its kinds of morphs, counted."""
+    """What a trial changes, in a few words: its kinds of morphs, with counts."""
     kinds = Counter(morph.tag.replace("_", " ") for morph in trial.proposal.morphs)
-    told = [kind if n == 1 else f"{n} {kind}" for kind, n in kinds.items()]
-    return ", ".join(told) if told else _cut(trial_words(trial))
+    texts = [kind if n == 1 else f"{n} {kind}" for kind, n in kinds.items()]
+    return ", ".join(texts) if texts else _cut(trial_words(trial))
 
 
 def _recipe_words(recipe: Recipe) -> str:
-    """The settings that matter most, and those that are not as usual."""
-    usual, told = Recipe(), [epochs_words(recipe.epochs)]
+    """The most important settings, and those that differ from their defaults."""
+    default, texts = Recipe(), [epochs_words(recipe.epochs)]
     for f in fields(recipe):
         value = getattr(recipe, f.name)
-        if f.name in ("optimizer", "lr", "batch_size") or (f.name != "epochs" and value != getattr(usual, f.name)):
+        if f.name in ("optimizer", "lr", "batch_size") or (f.name != "epochs" and value != getattr(default, f.name)):
             parts = [f"{p.name} {getattr(value, p.name)}" for p in fields(value)] if f.name == "augment" else [value]
-            told.append(f"{f.name.replace('_', ' ')} {' '.join(map(str, parts))}")
-    return ", ".join(told)
+            texts.append(f"{f.name.replace('_', ' ')} {' '.join(map(str, parts))}")
+    return ", ".join(texts)
 
 
 def _why(why: Mapping[str, Any]) -> str:
-    """What a searcher noted down about a proposal, as it is said to people; the belief is shown apart."""
-    told = []
+    """What a searcher recorded about a proposal, as text; the predicted score is shown separately."""
+    texts = []
     for name, value in why.items():
         if name in ("budget", "mean", "sd", "data", "recipe"):
             continue
         if name == "reason":
-            told.append(REASONS.get(value, str(value)) if isinstance(value, str) else _cut(repr(value)))
+            texts.append(REASONS.get(value, str(value)) if isinstance(value, str) else _cut(repr(value)))
         elif name == "nearest" and (pairs := nearest(value)):
-            told.append("nearest: " + ", ".join(f"{id} ({apart:.1f} edits)" for id, apart in pairs))
+            texts.append("nearest: " + ", ".join(f"{id} ({edits:.1f} edits)" for id, edits in pairs))
         elif name == "acquisition" and isinstance(value, str):
-            told.append(f"by {ACQUISITIONS.get(value, value)}")
+            texts.append(f"by {ACQUISITIONS.get(value, value)}")
         else:
-            told.append(f"{name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
-    return _cut("; ".join(_cut(part, 120) for part in told))
+            texts.append(f"{name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
+    return _cut("; ".join(_cut(text, 120) for text in texts))
 
 
-def _cut(text: str, most: int = _LONGEST) -> str:
+def _cut(text: str, most: int = _MAX_TEXT) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _short(value: Any, digits: int = 5) -> Any:
-    """A float to so many digits; anything else as it is."""
+    """A float rounded to so many digits, None if it is NaN or infinite; anything else as it is."""
     if not isinstance(value, float) or not math.isfinite(value):
         return None if isinstance(value, float) else value
     short = float(f"{value:.{digits}g}")
@@ -627,12 +629,12 @@ def _short(value: Any, digits: int = 5) -> Any:
 
 
 def _text(text: str) -> str:
-    """Text as HTML, also of paths whose names are no Unicode."""
+    """Text escaped for HTML; also of paths whose names are not valid Unicode."""
     return escape(text.encode("utf-8", "replace").decode())
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    """JSON that can stand in a script element, whatever it holds: plain ASCII without angle brackets."""
+    """JSON that is safe inside a script element: plain ASCII without angle brackets or ampersands."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 

@@ -1,4 +1,4 @@
-"""How far a search is: one live line in a terminal, one plain line per trial in a log."""
+"""Progress of a search: one live line in a terminal, one plain line per trial in a log."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from morphnas.train.recipe import Outcome
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-    monitor_interval = 0  # no thread beside the training
+    monitor_interval = 0  # no monitor thread
 
 
 class Progress:
-    """Shows what a search does. Told of trials and epochs; nothing that it does can change them.
+    """Displays the progress of a search, as an observer of its trials and epochs.
 
-    limit_seconds: of the whole search, counted from now; None: without an end.
-    file: where it is shown, by default the standard error. enabled: False makes it silent.
-    clock: seconds that only grow.
+    limit_seconds: time limit of the whole search, from now on; None: no limit.
+    file: where to print; None: standard error. enabled: False prints nothing.
+    clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Progress:
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limit, self._clock, self._begun = limit_seconds, clock, clock()
+        self._limit, self._clock, self._start = limit_seconds, clock, clock()
         self._file = (sys.stderr if file is None else file) if enabled else None
         self._bar: _Bar | None = None
-        self._now: dict[int, Trial] = {}  # those that run, the one that was told of last at the end
+        self._running: dict[int, Trial] = {}  # the one updated last at the end
         self._best: Outcome | None = None
         if self._file is not None and self._file.isatty():
             layout = "{desc}" if limit_seconds is None else "{bar:16} {desc}"
-            columns, rows = shutil.get_terminal_size()  # a usual size where a terminal does not know its own
+            columns, rows = shutil.get_terminal_size()  # a default where the terminal does not know its size
             self._bar = _Bar(
                 total=limit_seconds, file=self._file, leave=False, bar_format=layout, ncols=columns - 1, nrows=rows
             )
@@ -61,15 +61,15 @@ class Progress:
 
     @property
     def _elapsed(self) -> float:
-        return self._clock() - self._begun
+        return self._clock() - self._start
 
     def trial_begins(self, trial: Trial) -> None:
-        self._now[trial.id] = trial
+        self._running[trial.id] = trial
         self._show()
 
     def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
-        """An epoch of a trial is done; the outcome is the one so far."""
-        self._now[trial.id] = self._now.pop(trial.id, trial)
+        """An epoch of a trial is done. outcome: the one so far."""
+        self._running[trial.id] = self._running.pop(trial.id, trial)
         if self._bar is not None:
             self._show(f"epoch {outcome.epochs}", metric_words(outcome, named=True))
 
@@ -88,32 +88,32 @@ class Progress:
                 "" if status == "finished" else f"{status}: {error}" if error else status,
                 self._time(),
             )
-        self._now.pop(trial.id, None)
+        self._running.pop(trial.id, None)
         self._show()
 
     def tell(self, text: str) -> None:
-        """Show a text of its own lines."""
+        """Print a message on lines of its own."""
         if self._bar is not None:
             self._bar.clear()
         if self._file is not None:
             self._print(text)
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._bar is not None:
             self._bar.close()
         self._bar = self._file = None
 
     def _show(self, *parts: str) -> None:
-        """Redraw the live line: what matters first, since a terminal cuts its end."""
+        """Redraw the live line: the most important parts first, as a terminal cuts off its end."""
         if self._bar is not None:
             best = metric_words(self._best, named=True)
-            last = next(reversed(self._now.values()), None)
-            now = (f"trial {last.id}", *parts, trial_words(last)) if last is not None else ()
-            if len(self._now) > 1:
-                now = (f"{len(self._now)} at a time", *now)
+            last = next(reversed(self._running.values()), None)
+            current = (f"trial {last.id}", *parts, trial_words(last)) if last is not None else ()
+            if len(self._running) > 1:
+                current = (f"{len(self._running)} at a time", *current)
             self._bar.n = min(self._elapsed, self._limit or 0)
-            self._bar.set_description_str(_joined(self._time(), f"best {best}" if best else "", *now))
+            self._bar.set_description_str(_joined(self._time(), f"best {best}" if best else "", *current))
 
     def _print(self, *parts: str) -> None:
         print(_joined(*parts), file=self._file, flush=True)

@@ -1,4 +1,4 @@
-"""The best networks of a run in a few lines."""
+"""A summary of a run: its best networks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from morphnas.search.trial import comparable
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """The best networks of a run, the winner marked, as a table; `str` of it is for people. run: with these alone.
-    winner: id of what was trained to the end, which need not be among them. choice: what chose the final model."""
+    """The best networks of a run; its `str` is a table in which the winner is marked.
+
+    run: with only these networks. winner: id of the search's winner, which need not be among them. tried: number of
+    networks in the whole run. without_score: those of them without a score. choice: how the final model was chosen, see
+    `morphnas.report.facts.choice`.
+    """
 
     run: Run
     winner: int | None
@@ -29,8 +33,8 @@ class Results:
 
     def __str__(self) -> str:
         shown = len(self.run.trials)
-        lost = f", {self.without_score} of them without a score" if self.without_score else ""
-        head = f"{str(self.run.path)!r}: the best {shown} of {self.tried} networks{lost}"
+        unscored = f", {self.without_score} of them without a score" if self.without_score else ""
+        head = f"{str(self.run.path)!r}: the best {shown} of {self.tried} networks{unscored}"
         if not shown:
             return head
         final, lines = self.run.about.get("final"), [head, trials_table(self.run.trials, self.winner)]
@@ -44,14 +48,13 @@ class Results:
 
 
 def results_summary(run: Run, n: int = 10) -> Results:
-    """The n networks of a run with the best scores, the best first; its final trainings count as well, unless they were
-    for another metric or loss."""
+    """The n networks of a run with the best scores, the best first. Final trainings are included, unless they were for
+    another metric or loss."""
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a positive integer, not {n!r}")
     scored = [(trial.score, -trial.id, trial) for trial in comparable(run.trials, run.data)]
     best = tuple(trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2], reverse=True)[: int(n)])
     first = facts.best_of(run.trials, run.about)
     unscored = sum(trial.score is None for trial in run.trials)
-    told = facts.choice(run.about)
     winner = None if first is None else first.id
-    return Results(Run(run.path, run.about, best), winner, len(run.trials), unscored, told)
+    return Results(Run(run.path, run.about, best), winner, len(run.trials), unscored, facts.choice(run.about))

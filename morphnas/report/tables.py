@@ -1,4 +1,4 @@
-"""The trials of a search as a plain table."""
+"""The trials of a search as a plain-text table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from morphnas.search.trial import Trial
 
 
 def _epochs(trial: Trial) -> str:
-    """Epochs trained, and of how many where they were stopped early."""
+    """Epochs trained, with the planned number if the training stopped early."""
     if trial.outcome is None:
         return f"0/{trial.epochs}"
     done = trial.outcome.epochs
@@ -35,19 +35,19 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Trial], str]], ...] = (
 
 
 def trials_table(trials: Sequence[Trial] | RunLike, best: int | None = None, widest: int = 60) -> str:
-    """One line per trial, in columns; "*" marks the trial with the id `best`.
+    """A table with one line per trial; "*" marks the trial with the id `best`.
 
     trials: such as a run's `trials` or its `front()`; or a run, the estimator that it belongs to, or its folder.
+    widest: maximum width of a column.
 
-    epochs: its own, "3/8" if it was stopped early. metric: the accuracy, with its 95 % interval beside it, or another
-    metric. score: minus the log loss; left out if the metric is the score. What a trial tried is cut to `widest`
-    characters.
+    Columns: epochs: of this training, "3/8" if it stopped early. metric: the accuracy, with its 95 % confidence
+    interval beside it, or another metric. score: minus the log loss; left out if the metric is the score.
     """
     if isinstance(trials, (str, os.PathLike, Run)) or hasattr(trials, "load_searcher"):
         trials = run_of(trials).trials
     scored = [trial.outcome for trial in trials if trial.outcome and trial.outcome.metric is not None]
-    same = bool(scored) and all(outcome.by_metric for outcome in scored)
-    columns = [column for column in _COLUMNS if not (same and column[0] == "score")]
+    by_metric = bool(scored) and all(outcome.by_metric for outcome in scored)
+    columns = [column for column in _COLUMNS if not (by_metric and column[0] == "score")]
     rows = [[_cut(cell(trial), widest) for _, _, cell in columns] for trial in trials]
     header = [title for title, _, _ in columns]
     measures = {outcome.measure for outcome in scored}

@@ -1,4 +1,4 @@
-"""Values in words that people read quickly: figures, durations, morphs, results. Pure, and plain ASCII for any log."""
+"""Values as short texts: counts, durations, morphs, results. Pure functions, plain ASCII for any log."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from morphnas.train.recipe import Outcome
 
 FINAL_WORDS = {
     "inherited": "final: trained longer",
-    "inherited, unmoved": "final: trained longer, images not shifted",
-    "inherited, changed more": "final: trained longer, images changed more",
+    "inherited, unmoved": "final: trained longer, without shifts",
+    "inherited, changed more": "final: trained longer, with stronger augmentation",
     "fresh": "final: from fresh weights",
-    "fresh, unmoved": "final: from fresh weights, images not shifted",
-    "fresh, changed more": "final: from fresh weights, images changed more",
+    "fresh, unmoved": "final: from fresh weights, without shifts",
+    "fresh, changed more": "final: from fresh weights, with stronger augmentation",
     "everything": "final: on all examples",
 }
-"""What the final trainings are, by what `morphnas.run.final` calls them."""
+"""Descriptions of the final trainings, by their names in `morphnas.run.final`."""
 
-LINE = 160
-"""Characters of an error that are told in a line."""
+MAX_ERROR_LINE = 160
+"""Maximum number of characters of an error that is shown in one line."""
 _UNITS = ("", "k", "M", "G", "T")
 
 
 def count(value: int) -> str:
-    """A large number to three digits.
+    """A number to three significant digits.
 
     >>> count(987), count(12_345), count(999_999), count(1_200_000), count(43_210_000_000)
     ('987', '12.3k', '1.00M', '1.20M', '43.2G')
@@ -40,7 +40,7 @@ def count(value: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time to the second, below ten seconds to the tenth.
+    """A time to the second, below ten seconds to a tenth.
 
     >>> duration(3.21), duration(59.6), duration(3725)
     ('3.2 s', '1:00', '1:02:05')
@@ -68,13 +68,13 @@ def morph_words(morph: Morph) -> str:
 
 
 def trial_words(trial: Trial) -> str:
-    """What a trial tries: its morphs, its parent's network for longer, a network afresh, or a final training; and with
-    which settings, where these are searched, too."""
-    return "; ".join([_network_words(trial), *([searched] if (searched := searched_words(trial)) else [])])
+    """What a trial tries: morphs, longer training of its parent, a network from fresh weights, or a final training; and
+    the settings of its recipe, if these are searched."""
+    return "; ".join([_network_words(trial), *([settings] if (settings := searched_words(trial)) else [])])
 
 
 def searched_words(trial: Trial) -> str:
-    """Settings of its recipe that were searched, as "lr 0.1, dropout 0.25"; "" where none were."""
+    """Searched settings of the trial's recipe, such as "lr 0.1, dropout 0.25"; "" if none are searched."""
     settings = trial.proposal.why.get("recipe")
     if not isinstance(settings, Mapping):
         return ""
@@ -96,8 +96,9 @@ def _network_words(trial: Trial) -> str:
 
 
 def metric_words(outcome: Outcome | None, named: bool = False) -> str:
-    """The metric: as a percentage where it is an accuracy, else as a number, with its name if it is to be named; ""
-    where there is none.
+    """The metric: a percentage if it is an accuracy, else a number; "" if there is none.
+
+    named: whether a metric other than the accuracy is preceded by its name.
     """
     if outcome is None or outcome.metric is None:
         return ""
@@ -106,7 +107,7 @@ def metric_words(outcome: Outcome | None, named: bool = False) -> str:
 
 
 def measured_words(measure: str, value: float) -> str:
-    """A metric by its name.
+    """A metric with its name.
 
     >>> measured_words("accuracy", 0.98765), measured_words("f1_macro", 0.98765), measured_words("r2", -1234567.8)
     ('accuracy 98.77 %', 'f1_macro 0.9877', 'r2 -1.235e+06')
@@ -115,7 +116,7 @@ def measured_words(measure: str, value: float) -> str:
 
 
 def number_words(value: float) -> str:
-    """To four places, or to four digits where these say nothing of it.
+    """A number to four decimal places, or to four significant digits if it is too small or too large for that.
 
     >>> number_words(0.98765), number_words(-12.3), number_words(0.0000123), number_words(0.0)
     ('0.9877', '-12.3000', '1.23e-05', '0.0000')
@@ -124,7 +125,7 @@ def number_words(value: float) -> str:
 
 
 def gain_words(gain: float, measure: str) -> str:
-    """A difference of metrics.
+    """A difference of two values of a metric.
 
     >>> gain_words(0.0123, "accuracy"), gain_words(-0.0123, "R2"), gain_words(1.2e-6, "R2")
     ('+1.23 points', '-0.0123 of R2', '+1.2e-06 of R2')
@@ -135,7 +136,7 @@ def gain_words(gain: float, measure: str) -> str:
 
 
 def interval_words(outcome: Outcome | None) -> str:
-    """The metric's 95 % interval, e.g. "97.1-99.0"; "" where there is none."""
+    """The metric's 95 % confidence interval in percent, e.g. "97.1-99.0"; "" if there is none."""
     if outcome is None or outcome.interval is None:
         return ""
     low, high = outcome.interval
@@ -147,23 +148,25 @@ def epochs_words(epochs: int) -> str:
 
 
 def status_words(trial: Trial) -> str:
-    """How a trial ended, whether it was trained again at a lower rate since it diverged, and whether its network takes
-    longer for an example than it may."""
+    """How a trial ended, whether it was trained again at a lower learning rate because it diverged, and whether its
+    latency is above the limit."""
     if trial.outcome is None:
         return "running"
-    again, slow = ", tried again" if trial.outcome.retries else "", ", too slow" if trial.slow else ""
-    return trial.outcome.status + again + slow
+    retried, slow = ", tried again" if trial.outcome.retries else "", ", too slow" if trial.slow else ""
+    return trial.outcome.status + retried + slow
 
 
 def error_words(outcome: Outcome | None) -> str:
-    """What went wrong, in a line: the last one of a traceback, else the first; "" where nothing did."""
+    """The error in one line: the last line of a traceback, else the first line; "" if there is no error."""
     lines = (outcome.error or "").strip().splitlines() if outcome is not None else []
     line = lines[-1 if any(line.startswith('  File "') for line in lines) else 0].strip() if lines else ""
-    return line if len(line) <= LINE else line[: LINE - 3] + "..."
+    return line if len(line) <= MAX_ERROR_LINE else line[: MAX_ERROR_LINE - 3] + "..."
 
 
 def ends_words(trials: Sequence[Trial]) -> str:
-    """How many trials ended how, the most first: "5 finished, 1 out of memory"; "" where there are none."""
-    ends = Counter("running" if trial.outcome is None else trial.outcome.status for trial in trials)
+    """The numbers of trials by status, largest first: "5 finished, 1 out of memory"; "" if there are none."""
+    counts = Counter("running" if trial.outcome is None else trial.outcome.status for trial in trials)
     words = {"truncated": "cut short", "oom": "out of memory"}
-    return ", ".join(f"{n} {words.get(end, end)}" for end, n in sorted(ends.items(), key=lambda item: -item[1]))
+    return ", ".join(
+        f"{n} {words.get(status, status)}" for status, n in sorted(counts.items(), key=lambda item: -item[1])
+    )

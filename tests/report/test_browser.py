@@ -1,4 +1,4 @@
-"""The page of a run in a real browser: choosing, keys, sizes, dark mode; nothing is asked for or goes wrong."""
+"""The page of a run in a real browser: selecting, keys, sizes, dark mode; no requests and no errors."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ PANELS = (
     "tree",
     "map",
     "strides",
+    "kinds",
+    "setting-lr",
+    "setting-optimizer",
     "belief",
     "calibration",
     "parameters",
@@ -40,10 +43,11 @@ PANELS = (
 
 
 def searched() -> list[Trial]:
-    """A history with learning curves, beliefs and times, so that every panel has something to draw."""
+    """A history with learning curves, predictions and times, so that every panel has something to draw."""
     found = []
     for one in history():
         why = {"reason": "acquisition", "mean": -0.2, "sd": 0.1}
+        recipe = replace(one.proposal.recipe, lr=0.01 * 2**one.id, optimizer="adamw" if one.id % 2 else "sgd")
         outcome = one.outcome
         if outcome is not None and outcome.score is not None:
             curve = tuple(
@@ -53,7 +57,7 @@ def searched() -> list[Trial]:
         found.append(
             replace(
                 one,
-                proposal=replace(one.proposal, why=why if one.parent is not None else {}),
+                proposal=replace(one.proposal, recipe=recipe, why=why if one.parent is not None else {}),
                 outcome=outcome,
                 begun=30.0 * one.id,
             )
@@ -75,7 +79,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """The browser with a page of everything, 1400 pixels wide; at the end, nothing has gone wrong in it."""
+    """The browser with a full page, 1400 pixels wide; at the end, without errors or requests."""
     size(browser, 1400)
     media(browser, "light")
     file = write_report(
@@ -104,7 +108,7 @@ def key(browser: Any, name: str) -> None:
 
 
 def chosen(browser: Any) -> dict[str, str]:
-    """The panels that show a choice, and which network it is."""
+    """By panel, the network that is selected in it."""
     script = """return Object.fromEntries([...document.querySelectorAll('[role="option"][aria-selected="true"]')]
         .map(element => [element.closest('figure').id, element.dataset.id]))"""
     found: dict[str, str] = browser.execute_script(script)
@@ -124,7 +128,7 @@ def test_a_choice_is_seen_in_every_panel(opened: Any) -> None:
     assert opened.current_url.endswith("#2")
     opened.refresh()
     assert chosen(opened) == dict.fromkeys(PANELS, "2"), "a page that reloads itself keeps the choice"
-    opened.get("about:blank")  # the next test's page differs by more than what is behind #
+    opened.get("about:blank")  # so that the next test's page is loaded anew, not only its part after #
 
 
 def test_it_works_by_keyboard(opened: Any) -> None:
@@ -177,18 +181,18 @@ def test_a_metric_that_is_the_score_is_the_only_measure(browser: Any, tmp_path: 
         replace(t, outcome=replace(t.outcome, score=t.outcome.metric, measure="f1", objective="f1")) if t.outcome else t
         for t in searched()
     ]
-    believed = {"mean": 0.91, "sd": 0.02}
+    predicted = {"mean": 0.91, "sd": 0.02}
     for i, t in enumerate(own):
         if "mean" in t.proposal.why:
-            own[i] = replace(t, proposal=replace(t.proposal, why={**t.proposal.why, **believed}))
+            own[i] = replace(t, proposal=replace(t.proposal, why={**t.proposal.why, **predicted}))
     file = write_report(Run(Path("run"), {"best": 5}, tuple(own)), tmp_path / "own.html")
     browser.get(file.as_uri())
     assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
     assert not browser.find_element("id", "measure").is_displayed()
     browser.find_element("css selector", "#parameters [data-id='2']").click()
-    told = browser.find_element("id", "details").text
-    assert "f1" in told
-    assert "loss" not in told
+    details = browser.find_element("id", "details").text
+    assert "f1" in details
+    assert "loss" not in details
     assert "loss" not in browser.find_element("id", "belief").text
     ticks = [text.text for text in browser.find_elements("css selector", "#belief svg text")]
     assert "0.9" in ticks, ticks
@@ -205,7 +209,7 @@ def test_strings_of_the_run_are_text(opened: Any) -> None:
 
 
 def test_a_thousand_networks_open_at_once(browser: Any, tmp_path: Path) -> None:
-    """Within 5 s, on a machine that does other things as well."""
+    """Within 5 s, on a machine that is also busy with other things."""
     size(browser, 1400)
     basis = searched()[2]
     many = [replace(searched()[0], id=0)]

@@ -1,4 +1,4 @@
-"""Runs side by side: a run and its copy are the same, others are not, and what is said of a further run."""
+"""Comparing runs: a run and its copy are equal, others are not, and what is predicted of a further run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_run_and_its_copy_are_the_same() -> None:
     assert found.runs[0].curve == found.runs[1].curve
     assert all(sd == 0 for sd in found.sd if sd is not None)
     assert "no more different than chance would explain" in str(found)
-    assert "1 of 1 pairs are alike" in str(found)
+    assert "1 of 1 pairs at distance 0" in str(found)
     json.dumps(found.to_json(), allow_nan=False)
 
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'elsewhere' is not a run on the same data .* as 'run'"):
         compare_runs([good, run(history(), "elsewhere", data={"hash": "2"})])
     for other in (None, "text"):
-        with pytest.raises(ValueError, match="nothing says on which data 'elsewhere' is a run"):
+        with pytest.raises(ValueError, match="the data of the run 'elsewhere' are unknown"):
             compare_runs([good, run(history(), "elsewhere", data=other)])
     with pytest.raises(ValueError, match="'run' is named twice"):
         compare_runs([good, run(history(), "other", best=5), good])

@@ -1,4 +1,4 @@
-"""Drawings: the sources say what there is and what has changed, and become PDF files with it in them."""
+"""Drawings: the .dot sources show all layers and changes, and become PDF files with the same text."""
 
 from __future__ import annotations
 

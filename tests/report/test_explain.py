@@ -1,4 +1,4 @@
-"""What is said about why a network was tried."""
+"""Explanations of why a network was tried and what it gained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_of(trials: list[Trial], **about: Any) -> Run:
 
 
 def told(id: int, **why: Any) -> Explanation:
-    """Of a trial, with what its searcher is to have said of it."""
+    """The explanation of a trial, given what its searcher recorded."""
     trials = [replace(t, proposal=replace(t.proposal, why=why)) if t.id == id else t for t in TRIALS]
     return explain(run_of(trials), id)
 
@@ -81,7 +81,7 @@ def test_networks_that_are_equally_good_differ_by_more_than_chance_once_in_twent
             assert one.metric is not None
             assert other.metric is not None
             alarms += p * q * (abs(one.metric - other.metric) > noise)
-    assert alarms < 0.075  # Agresti and Caffo, of very unlike numbers
+    assert alarms < 0.075  # Agresti and Caffo, for very different sample sizes
 
 
 def test_a_gain_beyond_chance_is_told_from_one_within() -> None:
@@ -109,8 +109,8 @@ def test_what_was_expected() -> None:
     assert (step.expected, step.sd, step.nearest) == (-0.2, 0.05, ((0, 1.5),))
     text = str(step)
     assert "expected score -0.2000 +/- 0.0500, actually -0.1250" in text
-    assert "by the expected improvement, of 40" in text
-    assert "0 at 1.5" in text
+    assert "by expected improvement, out of 40" in text
+    assert "0 (1.5)" in text
 
 
 def test_the_winner_unless_another_is_asked_for() -> None:
@@ -129,7 +129,7 @@ def test_a_final_training_says_what_it_goes_on_from() -> None:
     assert explain(run, 9).steps[-1].reason == "a final training"
     told = explain(replace(run, about={**run.about, **chosen}), 9).steps[-1].reason
     assert told.startswith(
-        "a final training. Chosen by 54 examples which had stopped no training; scores there: -0.1 ("
+        "a final training. Chosen on 54 examples not used for early stopping; scores on them: -0.1 ("
     )
 
 

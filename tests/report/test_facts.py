@@ -1,4 +1,4 @@
-"""What is derived from trials: laws, and cases small enough to be checked by hand."""
+"""Facts derived from trials: properties, and cases small enough to be checked by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ numbers = st.floats(-5, 5)
 
 
 def begun(one: Trial, seconds: float) -> Trial:
-    """The trial, taken up so many seconds after the first."""
+    """The trial, started so many seconds after the first."""
     return replace(one, begun=seconds)
 
 
@@ -46,11 +46,11 @@ def test_what_chose_among_final_trainings_is_told() -> None:
     scores = {"13": -0.12, "16": -0.1, "nan": 1, "17": "high"}
     about: dict[str, Any] = {"chosen": {"17": {"examples": 150, "stopped": False, "scores": scores}}, "final": 17}
     assert facts.choice(about) == (
-        "Chosen by 150 examples which had stopped no training; scores there: -0.1 (network 16), -0.12 (network 13)"
+        "Chosen on 150 examples not used for early stopping; scores on them: -0.1 (network 16), -0.12 (network 13)"
     )
     about["chosen"]["20"] = {"examples": 40, "stopped": True, "scores": {"18": -1, "19": -2}}
     assert "(network 16)" in facts.choice(about), "what was compared since says nothing of it"
-    assert facts.choice(about | {"final": 20}).startswith("Chosen by 40 examples which had stopped the trainings, too;")
+    assert facts.choice(about | {"final": 20}).startswith("Chosen on 40 examples also used for early stopping;")
     for damaged in ({}, {"chosen": 3}, {"chosen": {"17": [1]}}, {"chosen": {"17": {"scores": {"16": 0.5}}}}):
         assert facts.choice(damaged | {"final": 17}) == ""
     assert facts.choice(about | {"final": 9}) == facts.choice({"chosen": about["chosen"]}) == ""
@@ -97,7 +97,7 @@ def test_the_share_inside_the_intervals() -> None:
         [believed(0, -0.25, 0.1), believed(1, -0.5, 0.1), believed(2, -0.35, 0.1), believed(3, 0, 0)]
     )
     assert [one.id for one in told] == [0, 1, 2], "without a deviation nothing is believed"
-    assert [round(one.surprise, 6) for one in told] == [0, 2.5, 1]
+    assert [round(one.z_score, 6) for one in told] == [0, 2.5, 1]
     assert facts.coverage(told, 0.95) == pytest.approx(2 / 3)
 
 

@@ -1,4 +1,4 @@
-"""Folding loses nothing: what is drawn once is what follows, and the edges are all told."""
+"""Folding loses nothing: unfolded, the repeats give all items and edges again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from morphnas.graph import cnn, resnet
 from morphnas.report.drawing import graph_dot
-from morphnas.report.folding import LEAST, folded
+from morphnas.report.folding import MIN_REPEATS, folded
 
 CHAIN = st.lists(st.sampled_from("ab"), max_size=14)
 
@@ -24,7 +24,7 @@ def test_unfolded_it_is_what_it_was(keys: list[str], data: st.DataObject) -> Non
     assert [i for repeat in repeats for i in range(repeat.start, repeat.end)] == list(range(len(keys)))
     told = set()
     for repeat in repeats:
-        assert repeat.times == 1 or repeat.times >= LEAST
+        assert repeat.times == 1 or repeat.times >= MIN_REPEATS
         for i in range(repeat.start, repeat.end):
             first, time = repeat.place(i)
             assert keys[first] == keys[i]

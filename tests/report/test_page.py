@@ -1,4 +1,4 @@
-"""The page of a run as text: what it says, and that nothing of it is taken for markup. `test_browser.py` opens it."""
+"""The page of a run as text: its contents, and that no string becomes markup. `test_browser.py` opens it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def data_of(text: str) -> dict[str, Any]:
 
 
 class Tags(HTMLParser):
-    """What a page is made of, as a browser takes it apart."""
+    """The tags of a page, as parsed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -117,14 +117,14 @@ def test_the_data_are_those_of_the_trials() -> None:
 
 
 def test_answers() -> None:
-    said = {answer.question: answer for answer in answers(run_of(best=5, time_limit=600.0))}
-    assert said["Best network"].figure == "96.00 %"
-    assert "3.5 points better than network 0" in said["Best network"].sentence
-    assert said["Networks tried"].figure == "8"
-    assert "1 running" in said["Networks tried"].sentence
-    assert "of 10:00 allowed" in said["Time"].sentence.lower()
-    assert said["Did it converge?"].figure == "too early to say"
-    assert "1 training has not finished" in said["To continue"].sentence
+    by_question = {answer.question: answer for answer in answers(run_of(best=5, time_limit=600.0))}
+    assert by_question["Best network"].figure == "96.00 %"
+    assert "3.5 points better than network 0" in by_question["Best network"].sentence
+    assert by_question["Networks tried"].figure == "8"
+    assert "1 running" in by_question["Networks tried"].sentence
+    assert "of 10:00 allowed" in by_question["Time"].sentence.lower()
+    assert by_question["Did it converge?"].figure == "too early to say"
+    assert "1 training has not finished" in by_question["To continue"].sentence
 
 
 def test_a_thousand_networks_stay_under_a_megabyte() -> None:

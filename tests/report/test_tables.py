@@ -1,4 +1,4 @@
-"""The table of trials: aligned, in figures that people read, and right."""
+"""The table of trials: aligned, with readable and correct numbers."""
 
 from __future__ import annotations
 
