@@ -66,8 +66,8 @@ def _class_counts(data: CheckedData) -> Iterator[Finding]:
         majority = f"{data.names[largest]!r} with {counts[largest]:,} examples ({percent(share)})"
         minority = f"{data.names[smallest]!r} with {counts[smallest]:,}"
         text = f"classes are imbalanced: {majority} is the largest, {minority} the smallest;"
-        text += " always predicting the largest has an"
-        text += f" accuracy of {percent(share)}; with sample_weight='balanced' all classes count alike"
+        text += f" always predicting the largest has an accuracy of {percent(share)};"
+        text += " with sample_weight='balanced' all classes count alike"
         numbers = {"largest": int(counts[largest]), "smallest": int(counts[smallest]), "share": float(share)}
         yield Finding("imbalance", warns, text, numbers)
     if not data.n_held_out:
