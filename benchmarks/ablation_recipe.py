@@ -1,12 +1,12 @@
-"""What each trick of the recipe is worth: one network, trained for the same seconds with and without it.
+"""Ablation of the training recipe: one network, trained for the same time with and without each part of it.
 
     python benchmarks/ablation_recipe.py --data mnist.npz --examples 6000 --seconds 20 --seeds 5 [--only average]
 
 The network is a starter, `cnn` of --width; --data is an .npz with x_train, y_train, x_test, y_test, of which --examples
 random training images (another draw for each seed) and up to 5,000 random test images are used; without --data
-scikit-learn's digits, a stratified fifth held out. The variants take turns within a seed, so that what else the machine
-does hits all alike. Appends to results/ablation_recipe.json the mean test accuracy of every variant, and the mean and
-the standard error of its difference from the base over seeds.
+scikit-learn's digits, a stratified fifth held out. The variants take turns within a seed, so that other load on the
+machine affects all of them. Appends to results/ablation_recipe.json the mean test accuracy of every variant, and the
+mean and the standard error of its difference from the base over seeds.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from morphnas.train.recipe import Augment, Recipe, usual_rate
 from morphnas.train.trainer import train, warm_up
 
 WIDE = {f"full rate of dense layers of up to {wide} inputs": wide for wide in (64, 1024, math.inf)}
-"""What is put in place of `morphnas.train.step.WIDE`."""
+"""Variants of the constant `morphnas.train.step.WIDE`."""
 LARGE = "convolutions begin 2.5 times as large"
 CHANGED = "shifted farther, and a part cut out"
-"""As `morphnas.run.final` changes coloured images where a network knows its own by heart."""
+"""The strong augmentation that `morphnas.run.final` uses if a network has memorised its training images."""
 MIRRORED = "mirror images are read as well"
 RESULTS = Path(__file__).parent / "results" / "ablation_recipe.json"
 
 
 def task(args: argparse.Namespace, seed: int) -> Task:
-    """What is trained on, and as the part that scores the test examples: they are looked at once, at the end."""
+    """The training examples, with the test examples as validation set; they are used once, at the end."""
     if args.data is None:
         x, x_test, y, y_test = digits(seed)
     else:
         rng = np.random.default_rng(seed)
         with np.load(args.data, allow_pickle=False) as file:
-            some = rng.permutation(len(file["y_train"]))[: args.examples]
-            x, y = file["x_train"][some], file["y_train"][some]
-            tested = rng.permutation(len(file["y_test"]))[:5000]
-            x_test, y_test = file["x_test"][tested], file["y_test"][tested]
+            indices = rng.permutation(len(file["y_train"]))[: args.examples]
+            x, y = file["x_train"][indices], file["y_train"][indices]
+            test_indices = rng.permutation(len(file["y_test"]))[:5000]
+            x_test, y_test = file["x_test"][test_indices], file["y_test"][test_indices]
     train_part, test_part = (
         Examples(channels_first(a), torch.from_numpy(b.astype(np.int64))) for a, b in ((x, y), (x_test, y_test))
     )
@@ -64,9 +64,9 @@ def task(args: argparse.Namespace, seed: int) -> Task:
 
 
 def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
-    """The base, and what differs from it in one thing."""
+    """The base recipe, and recipes that differ from it in one setting, by name."""
     change = base.augment
-    found = {
+    recipes = {
         "base": base,
         "float32": replace(base, precision="float32"),
         "eager": replace(base, cuda_graphs=False),
@@ -102,7 +102,7 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
         "twice the batch": replace(base, batch_size=base.batch_size * 2, lr=base.lr * 2**0.5),
         "no weight decay": replace(base, weight_decay=0.0),
     }
-    return found | ({"no flip": replace(base, augment=replace(change, flip=False)), MIRRORED: base} if flip else {})
+    return recipes | ({"no flip": replace(base, augment=replace(change, flip=False)), MIRRORED: base} if flip else {})
 
 
 def main() -> None:
@@ -124,18 +124,18 @@ def main() -> None:
     epochs: dict[str, list[int]] = {}
     pace: Pace | None = None
     for seed in range(args.seeds):
-        given = task(args, seed).to(args.device)
-        n = len(given.train)
-        recipe = default_recipe(n, args.device, None, tuple(given.train.x.shape[1:]))
-        pace = pace or measure(given, 0.4 if args.device.type == "cpu" else 20.0, recipe)
-        found = replace(recipe, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
-        base = replace(found, epochs=100_000, augment=Augment(flip=args.flip))
-        graph = cnn(tuple(given.train.x.shape[1:]), given.goal.outputs, width=args.width, depth=4)
-        for name, changed in variants(base, args.flip).items():
+        problem = task(args, seed).to(args.device)
+        n = len(problem.train)
+        recipe = default_recipe(n, args.device, None, tuple(problem.train.x.shape[1:]))
+        pace = pace or measure(problem, 0.4 if args.device.type == "cpu" else 20.0, recipe)
+        measured_recipe = replace(recipe, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
+        base = replace(measured_recipe, epochs=100_000, augment=Augment(flip=args.flip))
+        graph = cnn(tuple(problem.train.x.shape[1:]), problem.goal.outputs, width=args.width, depth=4)
+        for name, variant in variants(base, args.flip).items():
             if args.only and name != "base" and not name.startswith(tuple(args.only)):
                 continue
             deadline = Deadline.after(args.seconds)
-            module, _ = inherited(Job(graph, (), changed, args.seconds, seed), given, deadline)
+            module, _ = inherited(Job(graph, (), variant, args.seconds, seed), problem, deadline)
             if name == LARGE:
                 with torch.no_grad():
                     for weight in module.parameters():
@@ -143,9 +143,11 @@ def main() -> None:
             generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed)
             with patch.object(step, "WIDE", WIDE.get(name, step.WIDE)):
-                outcome = train(module, given, changed, deadline, generator, scored=False)
-            logits = predict(module, given.evaluation_set.x, given, mirrored=name == MIRRORED)
-            accuracies.setdefault(name, []).append((logits.argmax(1) == given.evaluation_set.y).double().mean().item())
+                outcome = train(module, problem, variant, deadline, generator, scored=False)
+            logits = predict(module, problem.evaluation_set.x, problem, mirrored=name == MIRRORED)
+            accuracies.setdefault(name, []).append(
+                (logits.argmax(1) == problem.evaluation_set.y).double().mean().item()
+            )
             epochs.setdefault(name, []).append(outcome.epochs)
     figures = {}
     for name, values in accuracies.items():

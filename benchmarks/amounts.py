@@ -1,15 +1,15 @@
-"""What `ImageRegressor.fit` reaches on held-out examples within a time limit, beside what else there is.
+"""R2 of `ImageRegressor.fit` on held-out examples within a time limit, compared with other regressors.
 
     python benchmarks/amounts.py [--time-limit 30] [--seeds 5] [--only angles friedman diabetes]
     python benchmarks/amounts.py --steep 1 0.125 0.03125 --time-limit 10 --seeds 3
 
-angles: scikit-learn's digits, each turned by -60 to 60 degrees, which are to be told; beside the network of
-`handwritten.py`, trained with Adam for as many seconds. friedman: 3,000 rows of 10 features (Friedman 1991, Annals of
-Statistics 19, 1-67, equation 60, with noise of deviation 1), diabetes: the 442 rows of scikit-learn's; beside
-scikit-learn's gradient boosting, its network and ridge regression, as they are there without settings. A fifth is held
-out by each seed. --steep: with other factors on squared errors than `SQUARED_ERROR_SCALE`, without the others:
-how many trainings diverge, or did before they were tried again at a lower rate. Appends to results/amounts.json R2 on
-the test part, mean and standard error, with the machine.
+angles: scikit-learn's digits, each rotated by -60 to 60 degrees, the target; compared with the network of
+`handwritten.py`, trained with Adam for the same time. friedman: 3,000 rows of 10 features (Friedman 1991, Annals of
+Statistics 19, 1-67, equation 60, with noise of deviation 1), diabetes: the 442 rows of scikit-learn's; compared with
+scikit-learn's gradient boosting, multi-layer perceptron and ridge regression with default settings. A fifth is held out
+for each seed. --steep: only morphnas, with other values of `SQUARED_ERROR_SCALE`: how many trainings diverged, or did
+before they were repeated at a lower learning rate. Appends to results/amounts.json R2 on the test part, mean and
+standard error, with the machine.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Data = tuple[Any, Any]
 
 
 def angles(seed: int) -> Data:
-    """Digits (n, 8, 8) uint8, turned, and by how many degrees."""
+    """Rotated digits (n, 8, 8) uint8, and their angles in degrees."""
     images = load_digits().images
     turned = np.random.default_rng(seed).uniform(-60, 60, len(images))
     x = np.stack([rotate(image, angle, reshape=False, order=1) for image, angle in zip(images, turned, strict=True)])
@@ -59,8 +59,8 @@ def friedman(seed: int) -> Data:
 
 
 def diabetes(_: int) -> Data:
-    found = load_diabetes()
-    return found.data, found.target
+    data = load_diabetes()
+    return data.data, data.target
 
 
 TASKS: dict[str, Callable[[int], Data]] = {"angles": angles, "friedman": friedman, "diabetes": diabetes}
@@ -79,32 +79,32 @@ def by_hand(x: Any, y: Any, seconds: float, seed: int) -> Callable[[Any], Any]:
 
 
 def others(x: Any, y: Any, seconds: float, seed: int) -> dict[str, Callable[[Any], Any]]:
-    """What predicts, by its name."""
+    """The predict functions of the other regressors, by name."""
     if x.ndim > 2:
         return {"by hand": by_hand(x, y, seconds, seed)}
-    several = {
+    models = {
         "gradient boosting": HistGradientBoostingRegressor(random_state=seed),
         "scikit-learn's network": make_pipeline(StandardScaler(), MLPRegressor(random_state=seed)),
         "ridge": make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 3, 13))),
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its network says that it could be trained longer
-        return {name: model.fit(x, y).predict for name, model in several.items()}
+        warnings.simplefilter("ignore")  # of the perceptron, which has not converged
+        return {name: model.fit(x, y).predict for name, model in models.items()}
 
 
-def one(task: str, seconds: float, seed: int, alone: bool) -> dict[str, Any]:
+def run_fit(task: str, seconds: float, seed: int, alone: bool) -> dict[str, Any]:
     x, y = TASKS[task](seed)
     x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, random_state=seed)
     with tempfile.TemporaryDirectory() as folder:
-        found = morphnas.ImageRegressor(Path(folder) / "run", random_state=seed, device="cpu")
-        begun = time.perf_counter()
-        found.fit(x_train, y_train, time_limit=seconds)
-        used = time.perf_counter() - begun
-        outcomes = [trial.outcome for trial in found.load_searcher().trials if trial.outcome is not None]
+        regressor = morphnas.ImageRegressor(Path(folder) / "run", random_state=seed, device="cpu")
+        start = time.perf_counter()
+        regressor.fit(x_train, y_train, time_limit=seconds)
+        used = time.perf_counter() - start
+        outcomes = [trial.outcome for trial in regressor.load_searcher().trials if trial.outcome is not None]
         row: dict[str, Any] = {"seed": seed, "seconds": round(used, 2), "steep": goal.SQUARED_ERROR_SCALE}
         row["statuses"] = [outcome.status for outcome in outcomes]
         row["diverged"] = sum(outcome.retries > 0 or outcome.status == "diverged" for outcome in outcomes)
-        row["r2"] = {"morphnas": round(found.score(x_test, y_test), 5)}
+        row["r2"] = {"morphnas": round(regressor.score(x_test, y_test), 5)}
     for name, predict in ({} if alone else others(x_train, y_train, seconds, seed)).items():
         row["r2"][name] = round(r2_score(y_test, predict(x_test)), 5)
     return row
@@ -125,7 +125,7 @@ def main() -> None:
             goal.SQUARED_ERROR_SCALE = steep
             rows = []
             for seed in range(seeds):
-                rows.append(one(task, seconds, seed, alone=bool(args.steep)))
+                rows.append(run_fit(task, seconds, seed, alone=bool(args.steep)))
                 print(task, rows[-1], flush=True)
             means = {}
             for name in rows[0]["r2"]:

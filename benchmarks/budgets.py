@@ -1,17 +1,17 @@
-"""What a search for every budget is worth, against searches for the best network and searches for one budget each.
+"""A search for the Pareto front, compared with searches for the best network and with a search for each budget.
 
     PYTHONPATH=. python benchmarks/budgets.py table [--seeds 40] [--networks 50]
     PYTHONPATH=. python benchmarks/budgets.py images --data mnist.npz [--examples 6000] [--time-limit 90] [--seeds 3]
 
-table: among the 6,561 networks of NAS-Bench-Macro (`searchers.py` says how searches are played there), for FLOPs and
-for parameters: points of mean accuracy that the best network trained lacks to the best of the table within the same
-budget, averaged over the doublings of the budget from the cheapest network of the table to the dearest, after every
-tenth network; also of a local search that trains a random neighbour of a random network of the front.
+table: on the 6,561 networks of NAS-Bench-Macro (simulated as in `searchers.py`), for FLOPs and for parameters: the
+difference in mean accuracy, in points, between the best network of the table within a budget and the best one trained,
+averaged over budgets that double from the cheapest network of the table to the most expensive, after every tenth
+network; also for a local search that trains a random neighbour of a random network of the front.
 
 images: `fit(search_type="pareto", refit=False)` for a time limit, and `final_fit(trial=...)` for a third of it of the
-network with the best score within each of three budgets: the FLOPs of the largest network that it began with, a
-quarter, and a sixteenth; against `fit(limits={"max_flops": ...})` for each budget, for two thirds of the limit, which
-takes as long in all. Accuracy on the test part, with the two in turns.
+network with the best score within each of three budgets: the FLOPs of the largest starter, a quarter, and a sixteenth;
+compared with `fit(limits={"max_flops": ...})` for each budget, for two thirds of the limit, which takes as long in
+total. Accuracy on the test part; both methods take turns.
 
 Both append to results/budgets.json.
 """
@@ -50,8 +50,8 @@ Make = Callable[[int], Searcher]
 
 @dataclass(frozen=True)
 class LocalSearcher(StartsFirst):
-    """The space's starts first; then a random neighbour of a random network of the front, or of any once these have
-    none left."""
+    """The starters first; then a random neighbour of a random network of the front, or of any network once those of the
+    front have none left."""
 
     cost: str = "flops"
 
@@ -76,18 +76,18 @@ def makes(cost: str) -> dict[str, Make]:
 
 
 def table(seeds: int, networks: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     steps = range(EVERY, networks + 1, EVERY)
     for cost in ("flops", "parameters"):
         for name, make in makes(cost).items():
             searches = [run(make(seed), networks, seed) for seed in range(seeds)]
             lacks = [[100 * shortfall(trials[:n], cost) for trials in searches] for n in steps]
-            found.setdefault(cost, {})[name] = {
-                "mean": [round(statistics.mean(each), 3) for each in lacks],
-                "standard_error": [round(statistics.stdev(each) / math.sqrt(seeds), 3) for each in lacks],
+            results.setdefault(cost, {})[name] = {
+                "mean": [round(statistics.mean(values), 3) for values in lacks],
+                "standard_error": [round(statistics.stdev(values) / math.sqrt(seeds), 3) for values in lacks],
             }
-            print(cost, name, found[cost][name], flush=True)
-    return {"what": "table", "seeds": seeds, "every": EVERY, "lacks": found}
+            print(cost, name, results[cost][name], flush=True)
+    return {"what": "table", "seeds": seeds, "every": EVERY, "lacks": results}
 
 
 def images(data: Path, examples: int, seconds: float, seeds: int) -> dict[str, Any]:
@@ -98,33 +98,33 @@ def images(data: Path, examples: int, seconds: float, seeds: int) -> dict[str, A
     tried: list[int] = []
     for seed in range(seeds):
         x_few, _, y_few, _ = train_test_split(x, y, train_size=examples, random_state=seed, stratify=y)
-        given: dict[str, Any] = {"random_state": seed, "device": "cpu"}
+        settings: dict[str, Any] = {"random_state": seed, "device": "cpu"}
         with tempfile.TemporaryDirectory() as folder:
-            begun = time.perf_counter()
-            found = morphnas.ImageClassifier(f"{folder}/all", search_type="pareto", refit=False, **given)
-            found.fit(x_few, y_few, time_limit=seconds)
-            searched = morphnas.load_run(found.path_)
+            start = time.perf_counter()
+            classifier = morphnas.ImageClassifier(f"{folder}/all", search_type="pareto", refit=False, **settings)
+            classifier.fit(x_few, y_few, time_limit=seconds)
+            searched = morphnas.load_run(classifier.path_)
             largest = max(t.graph.flops for t in searched.trials if t.proposal.why["reason"] == "start")
             budgets = [largest // share for share in SHARES]
             tried.append(len(searched.trials))
-            reached, took = [], []
+            reached, flops = [], []
             for budget in budgets:
                 affordable = [t for t in searched.front("flops") if t.kept and t.graph.flops <= budget]
-                found.final_fit(x_few, y_few, time_limit=seconds / len(SHARES), trial=affordable[-1].id)
-                reached.append(100 * found.evaluate(x_test, y_test))
-                took.append(found.network_.graph.flops)
+                classifier.final_fit(x_few, y_few, time_limit=seconds / len(SHARES), trial=affordable[-1].id)
+                reached.append(100 * classifier.evaluate(x_test, y_test))
+                flops.append(classifier.network_.graph.flops)
             accuracies["pareto"].append(reached)
-            sizes["pareto"].append(took)
-            one = time.perf_counter() - begun
-            reached, took = [], []
+            sizes["pareto"].append(flops)
+            seconds_for_all = time.perf_counter() - start
+            reached, flops = [], []
             for budget in budgets:
-                alone = morphnas.ImageClassifier(f"{folder}/{budget}", limits={"max_flops": budget}, **given)
-                alone.fit(x_few, y_few, time_limit=2 * seconds / len(SHARES))
-                reached.append(100 * alone.evaluate(x_test, y_test))
-                took.append(alone.network_.graph.flops)
+                single = morphnas.ImageClassifier(f"{folder}/{budget}", limits={"max_flops": budget}, **settings)
+                single.fit(x_few, y_few, time_limit=2 * seconds / len(SHARES))
+                reached.append(100 * single.evaluate(x_test, y_test))
+                flops.append(single.network_.graph.flops)
             accuracies["limits"].append(reached)
-            sizes["limits"].append(took)
-        print(seed, accuracies["pareto"][-1], accuracies["limits"][-1], f"{one:.0f} s", flush=True)
+            sizes["limits"].append(flops)
+        print(seed, accuracies["pareto"][-1], accuracies["limits"][-1], f"{seconds_for_all:.0f} s", flush=True)
     columns = {name: list(zip(*rows, strict=True)) for name, rows in accuracies.items()}
     return {
         "what": "images",
@@ -134,10 +134,10 @@ def images(data: Path, examples: int, seconds: float, seeds: int) -> dict[str, A
         "seeds": seeds,
         "shares": SHARES,
         "networks": tried,
-        "accuracy": {name: [round(statistics.mean(each), 2) for each in rows] for name, rows in columns.items()},
+        "accuracy": {name: [round(statistics.mean(values), 2) for values in rows] for name, rows in columns.items()},
         "flops": sizes,
         "gain_of_pareto": [
-            gain(one, other) for one, other in zip(columns["limits"], columns["pareto"], strict=True)
+            gain(limited, pareto) for limited, pareto in zip(columns["limits"], columns["pareto"], strict=True)
         ],
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a training step costs on this machine, and how well a graph's `work` predicts it.
+"""The duration of training steps on this machine, and how well a graph's `work` predicts it.
 
 Times steps of starters of many widths and three image sizes, fits seconds = a * FLOPs + b * activation bytes + c *
 nodes with weights that make errors relative, and compares the ratios b / a and c / a with those that `Graph.work` uses.
@@ -43,20 +43,20 @@ def networks(shape: Shape, widths: tuple[int, ...]) -> dict[str, Graph]:
 
 
 def step_seconds(graph: Graph, repeats: int, precision: Precision) -> float:
-    """The fastest of some training steps: what the network costs when nobody else uses the machine."""
+    """The duration of the fastest of several training steps, least affected by other load on the machine."""
     module = to_module(graph).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=True)
     x, y = torch.randn(BATCH, *graph.shapes["x"]), torch.randint(0, 10, (BATCH,))
     times = []
     for _ in range(2 + repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         with computing(precision, x.device):
             outputs = module(x)
         loss = F.cross_entropy(outputs.float(), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return min(times[2:])
 
 
@@ -84,8 +84,9 @@ def main() -> None:
     if flop:
         print(f"FLOPs per byte {byte / flop:.1f} (used: {FLOPS_PER_BYTE})")
         print(f"FLOPs per node and example {node / flop / BATCH:,.0f} (used: {FLOPS_PER_NODE:,})")
-    for name, one, other, took in zip(names, errors, flops_only, measured, strict=True):
-        print(f"{name:32} {1e3 * took:8.2f} ms   predicted / measured {one:5.2f}   by FLOPs alone {other:5.2f}")
+    for name, by_work, by_flops, step_time in zip(names, errors, flops_only, measured, strict=True):
+        ratios = f"predicted / measured {by_work:5.2f}   by FLOPs alone {by_flops:5.2f}"
+        print(f"{name:32} {1e3 * step_time:8.2f} ms   {ratios}")
     if not args.smoke:
         spread = {
             key: dict(zip(("min", "quarter", "median", "three_quarters", "max"),
@@ -100,7 +101,7 @@ def main() -> None:
             "flops_per_byte": byte / flop if flop else None,
             "flops_per_node_and_example": node / flop / BATCH if flop else None,
             "predicted_over_measured": spread,
-            "milliseconds": {name: round(1e3 * took, 3) for name, took in zip(names, measured, strict=True)},
+            "milliseconds": {name: round(1e3 * step_time, 3) for name, step_time in zip(names, measured, strict=True)},
         }
         append(RESULTS, result)
 

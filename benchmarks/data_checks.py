@@ -1,12 +1,12 @@
-"""What `morphnas.examine` finds: defects planted in real data at several rates, and false alarms on data as they are.
+"""Evaluate `morphnas.examine`: defects planted in real data at several rates, and false alarms on unmodified data.
 
     python benchmarks/data_checks.py --data digits.npz mnist.npz fashion_mnist.npz cifar10.npz
 
 --data: .npz files with x_train, y_train, x_test, y_test. A defect counts as warned of when a finding of its kind warns,
-and as told of when there is one that does not; what else is warned of is named beside it. The data as they are, and
-random parts of them, are looked at too: every warning there is false, or true of the data themselves. --smoke:
-scikit-learn's digits, the highest rates, nothing written. Appends to results/data_checks.json what was found, and the
-seconds that looking took.
+and as told of when there is one that does not; other warnings are listed with it. The unmodified data, and random
+subsets of them, are checked too: each warning there is a false alarm, or a property of the data. --smoke:
+scikit-learn's digits, the highest rates, nothing written. Appends to results/data_checks.json the findings, and the
+duration of the checks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Defect = Callable[[Data, float, np.random.Generator], Data]
 
 
 def picked(n: int, rate: float, rng: np.random.Generator) -> Array:
-    """At least one of n, by chance."""
+    """Random indices of a share `rate` of n, at least one."""
     return rng.choice(n, max(1, round(rate * n)), replace=False)
 
 
@@ -67,7 +67,7 @@ def constant(data: Data, rate: float, rng: np.random.Generator) -> Data:
 
 
 def range_(data: Data, rate: float, rng: np.random.Generator) -> Data:
-    """Some images from 0 to 1."""
+    """A share of the images is scaled to 0 to 1."""
     (x, y), held = data
     x = x.astype(np.float32)
     x[picked(len(x), rate, rng)] /= 255
@@ -75,7 +75,7 @@ def range_(data: Data, rate: float, rng: np.random.Generator) -> Data:
 
 
 def signal(data: Data, rate: float, rng: np.random.Generator) -> Data:
-    """Some labels of other images; all at 1."""
+    """A share of the labels is permuted; all at rate 1."""
     (x, y), (v, w) = data
     y, where = y.copy(), picked(len(y), rate, rng)
     y[where] = y[rng.permutation(where)]
@@ -83,7 +83,7 @@ def signal(data: Data, rate: float, rng: np.random.Generator) -> Data:
 
 
 def imbalance(data: Data, rate: float, rng: np.random.Generator) -> Data:
-    """One class is so much of the data."""
+    """One class makes up a share `rate` of the data."""
     x, y = data[0]
     one, others = np.flatnonzero(y == 3), np.flatnonzero(y != 3)
     n = min(len(x) // 2, int(len(one) / rate))
@@ -92,14 +92,14 @@ def imbalance(data: Data, rate: float, rng: np.random.Generator) -> Data:
 
 
 def unjudged(data: Data, rate: float, _: np.random.Generator) -> Data:
-    """validation_data without one of ten classes, or without more."""
+    """validation_data without a share of the ten classes, at least one."""
     (x, y), (v, w) = data
     kept = w >= max(1, round(10 * rate))
     return (x, y), (v[kept], w[kept])
 
 
 def mixture(data: Data, rate: float, rng: np.random.Generator) -> Data:
-    """That share of validation_data is from data that are sorted by class."""
+    """A share of validation_data comes from data sorted by class."""
     (x, y), (v, w) = data
     order = np.argsort(w, kind="stable")
     half = len(w) // 2
@@ -108,7 +108,7 @@ def mixture(data: Data, rate: float, rng: np.random.Generator) -> Data:
 
 
 def preparation(data: Data, rate: float, rng: np.random.Generator) -> Data:
-    """That share of validation_data from 0 to 1."""
+    """A share of validation_data is scaled to 0 to 1."""
     (x, y), (v, w) = data
     v = v.astype(np.float32)
     v[picked(len(v), rate, rng)] /= 255
@@ -116,7 +116,7 @@ def preparation(data: Data, rate: float, rng: np.random.Generator) -> Data:
 
 
 def axes(data: Data, rate: float, rng: np.random.Generator) -> Data:
-    """Colour images of planes, taken for rows of pixels."""
+    """A share of the colour images is stored channels first, but read as channels last."""
     (x, y), (v, w) = data
     x = x.copy()
     where = picked(len(x), rate, rng)
@@ -125,7 +125,7 @@ def axes(data: Data, rate: float, rng: np.random.Generator) -> Data:
 
 
 def labels(data: Data, rate: float, rng: np.random.Generator) -> Data:
-    """Amounts: that many different ones for every example."""
+    """Labels like regression targets: `rate` distinct values per example."""
     (x, y), _ = data
     y = rng.integers(0, max(2, round(rate * len(y))), len(y))
     return (x, y), (x[:0], y[:0])
@@ -149,8 +149,8 @@ DEFECTS: dict[str, tuple[Defect, tuple[float, ...]]] = {
 
 def load(file: Path | None) -> Data:
     if file is None:
-        found = load_digits()
-        x, y = (found.images * (255 / 16)).round().astype(np.uint8), found.target
+        digits = load_digits()
+        x, y = (digits.images * (255 / 16)).round().astype(np.uint8), digits.target
         return (x[:1437], y[:1437]), (x[1437:], y[1437:])
     with np.load(file, allow_pickle=False) as held:
         return (held["x_train"], held["y_train"].astype(int)), (held["x_test"], held["y_test"].astype(int))
@@ -162,22 +162,22 @@ def examined(data: Data, seed: int = 0) -> morphnas.Findings:
 
 
 def planted(data: Data, rng: np.random.Generator, most: int) -> dict[str, Any]:
-    """What is found of every defect at every rate."""
-    found: dict[str, Any] = {}
+    """The findings for every defect at every rate."""
+    results: dict[str, Any] = {}
     for kind, (defect, rates) in DEFECTS.items():
         if kind == "axes" and data[0][0].ndim < 4:
             continue
         for rate in rates[-most:]:
             findings = examined(defect(data, rate, rng))
-            mine = [finding for finding in findings.found if finding.kind == kind]
-            verdict = "warned" if any(f.warns for f in mine) else "told" if mine else "missed"
+            of_kind = [finding for finding in findings.found if finding.kind == kind]
+            verdict = "warned" if any(f.warns for f in of_kind) else "told" if of_kind else "missed"
             others = sorted({f.kind for f in findings.found if f.warns} - {kind})
-            found.setdefault(kind, {})[str(rate)] = verdict if not others else [verdict, *others]
-    return found
+            results.setdefault(kind, {})[str(rate)] = verdict if not others else [verdict, *others]
+    return results
 
 
 def left_alone(data: Data, rng: np.random.Generator, repeats: int) -> dict[str, Any]:
-    """Warnings and other findings of the data as they are: whole, with validation_data, and random parts of them."""
+    """Findings for the unmodified data: all of it, with validation_data, and random subsets."""
     x, y = data[0]
     empty = (x[:0], y[:0])
     whole = [examined(((x, y), empty)), examined(data)]

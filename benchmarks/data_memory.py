@@ -1,16 +1,16 @@
-"""Examples in a mapped file against examples in memory: what the process holds, and how fast it trains.
+"""Examples in a mapped file compared with examples in memory: memory of the process, and training speed.
 
     python benchmarks/data_memory.py [--repeats 10] [--smoke]
 
 130,000 random images (32, 32, 3), read from a memory map, as bytes (400 MB) and as floats (1.6 GB), are prepared and
 trained on (`cnn` of width 8, batches of 128). Writes results/data_memory.json, medians with least and most:
 
-* MB that a process had allocated at most (RssAnon, beyond what it had after a small problem of the same kind) while it
-  prepared and trained for 4 seconds, and seconds to prepare; a new process each time, three in memory and in a file;
+* peak memory in MB (RssAnon, beyond that after a small problem of the same kind) while a process prepared the data and
+  trained for 4 seconds, and seconds to prepare; a new process each time, three in memory and three in a file;
 * the ratio of images per second, file to memory and memory to itself, of trainings for 2 seconds in turns, with the
   file's pages in memory;
-* thousands of images per second that batches alone are gathered at from the file of bytes, in random order as they are
-  and sorted, when its pages are in memory (warm) and when they have all been sent out right before (cold).
+* the rate at which batches are gathered from the uint8 file, in thousands of images per second, in random order and
+  sorted, with the file's pages in memory (warm) and just after all of them have been paged out (cold).
 
 Linux only.
 """
@@ -48,14 +48,14 @@ PAGEOUT = 21  # Linux' MADV_PAGEOUT
 ROOMS = {"memory": Room(2**60), "file": Room(1)}
 
 
-def held() -> int:
-    """Bytes that this process has allocated and touched; pages of files do not count."""
+def allocated() -> int:
+    """Bytes that this process has allocated and page_in; pages of files do not count."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.partition("RssAnon:")[2].split()[0])
 
 
 class Peak:
-    """The most that was held since the last reset."""
+    """The maximum of `allocated` since the last reset."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -63,7 +63,7 @@ class Peak:
 
     def _watch(self) -> None:
         while True:
-            self.bytes = max(self.bytes, held())
+            self.bytes = max(self.bytes, allocated())
             time.sleep(0.005)
 
 
@@ -73,20 +73,20 @@ def prepared(path: Path, room: Room, n: int | None = None) -> Task:
 
 
 def speed(task: Task, seconds: float) -> float:
-    """Images per second of a training that lasts so long, scoring not counted."""
+    """Images per second of a training of this duration, without scoring."""
     module, recipe = to_module(cnn((3, 32, 32), 10, width=8)), Recipe(epochs=1000, batch_size=BATCH)
     return train(module, task, recipe, Deadline.after(seconds), torch.Generator().manual_seed(0)).images_per_second
 
 
-def one(path: Path, room: Room, seconds: float) -> dict[str, float]:
-    """What it takes to prepare the images of a file, and to train on them."""
+def measure_process(path: Path, room: Room, seconds: float) -> dict[str, float]:
+    """Peak memory of preparing the images of a file and training on them, and seconds to prepare."""
     warm_up()
     peak = Peak()
     speed(prepared(path, room, 2000), seconds)
-    before, begun = held(), time.perf_counter()
+    before, start = allocated(), time.perf_counter()
     peak.bytes = 0
     task = prepared(path, room)
-    preparing = time.perf_counter() - begun
+    preparing = time.perf_counter() - start
     speed(task, seconds)
     return {"MB": (peak.bytes - before) / 1e6, "seconds_to_prepare": preparing}
 
@@ -94,7 +94,7 @@ def one(path: Path, room: Room, seconds: float) -> dict[str, float]:
 def compared(path: Path, seconds: float, repeats: int) -> dict[str, dict[str, float]]:
     """Ratios of images per second, of trainings in turns."""
     memory, file = (prepared(path, room) for room in ROOMS.values())
-    touched(file.train.x)
+    page_in(file.train.x)
     seen = [[speed(task, seconds) for task in (memory, file, memory)] for _ in range(repeats + 1)][1:]
     return {
         "file / memory": spread([b / a for a, b, _ in seen]),
@@ -102,29 +102,29 @@ def compared(path: Path, seconds: float, repeats: int) -> dict[str, dict[str, fl
     }
 
 
-def sent_out(x: torch.Tensor) -> bool:
-    """Whether the system has sent all pages of the tensor's file out of memory."""
+def page_out(x: torch.Tensor) -> bool:
+    """Page out the tensor's file; whether the system did so."""
     os.sync()
     return not ctypes.CDLL(None).madvise(ctypes.c_void_p(x.data_ptr()), ctypes.c_size_t(x.nbytes), PAGEOUT)
 
 
-def touched(x: torch.Tensor) -> None:
-    """Have all pages of the tensor's file in memory."""
+def page_in(x: torch.Tensor) -> None:
+    """Bring all pages of the tensor's file into memory."""
     for part in x.split(10_000):
         part.max()
 
 
 def gathered(x: torch.Tensor, cold: bool, in_order: bool, batches: int, seed: int) -> float:
-    """Thousands of images per second."""
+    """Gather batches; thousands of images per second."""
     if cold:
-        sent_out(x)
+        page_out(x)
     else:
-        touched(x)
+        page_in(x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).split(BATCH)[:batches]
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for index in order:
         x[index.sort().values if in_order else index]
-    return sum(map(len, order)) / (time.perf_counter() - begun) / 1000
+    return sum(map(len, order)) / (time.perf_counter() - start) / 1000
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -140,10 +140,10 @@ def main() -> None:
     parser.add_argument("--one", nargs=3, metavar=("FILE", "ROOM", "SECONDS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one(Path(args.one[0]), ROOMS[args.one[1]], float(args.one[2]))))
+        print(json.dumps(measure_process(Path(args.one[0]), ROOMS[args.one[1]], float(args.one[2]))))
         return
     n, repeats, processes, seconds = (3000, 1, 1, 0.5) if args.smoke else (130_000, args.repeats, 3, 2.0)
-    found: dict[str, Any] = {"n": repeats, "processes": processes, "images": n}
+    summary: dict[str, Any] = {"n": repeats, "processes": processes, "images": n}
     with tempfile.TemporaryDirectory() as folder:
         for kind in (np.uint8, np.float32):
             path, random = Path(folder) / f"{kind.__name__}.npy", np.random.default_rng(0)
@@ -157,26 +157,26 @@ def main() -> None:
                 for place, results in seen.items():
                     command = [sys.executable, __file__, "--one", str(path), place, str(2 * seconds)]
                     results.append(json.loads(subprocess.check_output(command, text=True)))
-            found[kind.__name__] = {"data_MB": round(x.nbytes / 1e6)} | {
+            summary[kind.__name__] = {"data_MB": round(x.nbytes / 1e6)} | {
                 place: {name: spread([result[name] for result in results]) for name in results[0]}
                 for place, results in seen.items()
             }
-            found[kind.__name__]["ratio_of_images_per_second"] = compared(path, seconds, repeats)
+            summary[kind.__name__]["ratio_of_images_per_second"] = compared(path, seconds, repeats)
             path.unlink()
         images = Room(1, Path(folder)).empty((n, 3, 32, 32), torch.uint8)
         for pixels in images.split(10_000):
             pixels.random_(0, 256)
         batches = min(n // BATCH, 100)
-        found["thousand_images_per_second_gathered"] = {
+        summary["thousand_images_per_second_gathered"] = {
             f"{'cold' if cold else 'warm'}, {'sorted' if in_order else 'as drawn'}": spread(
                 [gathered(images, cold, in_order, batches, seed) for seed in range(repeats)]
             )
-            for cold in ((True, False) if sent_out(images) else (False,))
+            for cold in ((True, False) if page_out(images) else (False,))
             for in_order in (False, True)
         }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(summary, indent=1))
     if not args.smoke:
-        RESULTS.write_text(json.dumps(describe() | found, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(describe() | summary, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python benchmarks/deadline.py [--smoke]
 
-Fits on synthetic images: 60 limits of 2 to 20 s and 4 of 60 to 120 s, drawn with seed 0. In turn nothing is wrong, one
-step in twenty takes 0.1 to 0.3 s more, memory runs out above 24 examples, an epoch outlasts the limit, scoring takes a
-millisecond an example more. For every fit: the seconds beyond the limit, the share of the limit that was used, and
-whether `predict_proba` gives finite probabilities of the right shape. Writes results/deadline.json, with the machine;
---smoke: four short fits, nothing is written. Ends with status 1 when a model was not usable.
+Fits on synthetic images: 60 limits of 2 to 20 s and 4 of 60 to 120 s, drawn with seed 0. In turn there is no fault, one
+step in twenty takes 0.1 to 0.3 s longer, memory runs out above 24 examples, an epoch takes longer than the limit, or
+scoring takes a millisecond longer per example. For every fit: the seconds beyond the limit, the share of the limit that
+was used, and whether `predict_proba` gives finite probabilities of the right shape. Writes results/deadline.json, with
+the machine; --smoke: four short fits, nothing is written. Ends with status 1 when a model was not usable.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def images(n: int, seed: int) -> tuple[Any, Any]:
     return x, y
 
 
-def one(seed: int, limit: float, fault: str) -> dict[str, Any]:
-    """A fit in which something goes wrong, and how it ended."""
+def run_fit(seed: int, limit: float, fault: str) -> dict[str, Any]:
+    """Run a fit with an injected fault, and report how it ended."""
 
     def broken(*args: Any) -> nn.Module:
         module = to_module(*args)
@@ -83,11 +83,11 @@ def one(seed: int, limit: float, fault: str) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore", UserWarning)  # too short to score a network
+        warnings.simplefilter("ignore", UserWarning)  # the limit may be too short to score a network
         classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu")
-        begun = time.perf_counter()
+        start = time.perf_counter()
         classifier.fit(x, y, time_limit=limit)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         probabilities = classifier.predict_proba(x[:100])
         trials = classifier.load_searcher().trials
     usable = probabilities.shape == (100, len(np.unique(y))) and bool(np.isfinite(probabilities).all())
@@ -114,7 +114,7 @@ def main() -> None:
         limits, faults = [2.0, 2.5, 3.0, 3.5], list(FAULTS[1:])
     fits = []
     for seed, (limit, fault) in enumerate(zip(limits, faults, strict=True)):
-        fits.append(one(seed, float(limit), fault))
+        fits.append(run_fit(seed, float(limit), fault))
         print(fits[-1], flush=True)
     overruns = [fit["overrun_seconds"] for fit in fits]
     allowed = [max(1.0, 0.005 * fit["limit"]) for fit in fits]

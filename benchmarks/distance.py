@@ -1,13 +1,13 @@
-"""What it costs to compare networks of about 60 layers, and to ask for the next one.
+"""The cost of distances between networks of about 60 layers, and of the next proposal.
 
     PYTHONPATH=. python benchmarks/distance.py [--repeats 7] [--smoke]
 
-The histories are made up: three starters (convolutional, residual, dense) grown to 60 layers by random morphs, then
-every trial one or two random morphs of an earlier one. Writes results/distance.json, all in the same run: milliseconds
-for one candidate against n = 100 and 1,000 networks, when it comes alone, when 16 children of one parent come together,
-as in the search (`child`, per candidate), and by the plain reference (`tests/reference.py`); the ratios; what else a
-candidate costs (growing, recognising, sketching it); and seconds for one `ask` of the Bayesian searcher after n trials,
-the first, which sees their networks for the first time, and later ones. Medians and quartiles over the repeats.
+The histories are synthetic: three starters (convolutional, residual, dense) grown to 60 layers by random morphs, then
+trials that are one or two random morphs of an earlier one. Writes results/distance.json, all from the same run:
+milliseconds for the distances of one candidate to n = 100 and 1,000 networks, alone, for 16 children of one parent at
+once, as in the search (`child`, per candidate), and by the reference implementation (`tests/reference.py`); the ratios;
+the other costs of a candidate (growing, key, work, sketch); and seconds for one `ask` of the Bayesian searcher after n
+trials, the first time, when nothing is cached, and later. Medians and quartiles over the repeats.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ RESULTS = Path(__file__).parent / "results" / "distance.json"
 LAYERS, SIBLINGS = 60, 16
 SHAPE = (3, 32, 32)
 MORPHS = tuple(morph for morph in Limits.morphs if morph != "wider_all")
-"""Of the histories: widths that double without a limit would soon be no widths."""
+"""Morphs of the histories, without the one that doubles all widths, which would grow without limit."""
 MORPHED = MorphSpace((), MORPHS)
 
 
 def grown(graph: Graph, layers: int, rng: np.random.Generator) -> Graph:
-    while len(sketch(graph)) <= layers:  # the input stands among them
+    while len(sketch(graph)) <= layers:  # includes the input
         _, graph = next(children(MORPHED, Limits(), graph, rng))
     return graph
 
@@ -70,9 +70,9 @@ def history(n: int, layers: int) -> tuple[MorphSpace, list[Trial]]:
 def seconds(work: Callable[[], object], repeats: int) -> list[float]:
     times = []
     for _ in range(repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return times
 
 
@@ -82,7 +82,7 @@ def middle(times: list[float], unit: float = 1.0, digits: int = 3) -> dict[str, 
 
 
 def candidates(trials: list[Trial], n: int, repeats: int) -> dict[str, object]:
-    """Of one candidate against n networks."""
+    """Milliseconds for the distances of one candidate to n networks."""
     parent, rng = trials[n // 2].graph, np.random.default_rng(1)
     siblings = [graph for _, graph in itertools.islice(children(MORPHED, Limits(), parent, rng), SIBLINGS)]
     columns, rows = [t.sketch for t in trials[:n]], [sketch(graph) for graph in siblings]
@@ -102,7 +102,7 @@ def candidates(trials: list[Trial], n: int, repeats: int) -> dict[str, object]:
 
 
 def building(trials: list[Trial], repeats: int) -> dict[str, object]:
-    """Milliseconds a candidate costs besides its distances."""
+    """Milliseconds for the other steps of evaluating a candidate."""
     parent = trials[len(trials) // 2].graph
     morphs = [morph for morph, _ in itertools.islice(
         children(MORPHED, Limits(), parent, np.random.default_rng(1)), SIBLINGS
@@ -112,24 +112,24 @@ def building(trials: list[Trial], repeats: int) -> dict[str, object]:
     }  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in ("grow", *steps)}
     for _ in range(repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         graphs = [morph.grow(parent) for morph in morphs]
-        times["grow"].append((time.perf_counter() - begun) / SIBLINGS)
+        times["grow"].append((time.perf_counter() - start) / SIBLINGS)
         for name, step in steps.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             for graph in graphs:
                 step(graph)
-            times[name].append((time.perf_counter() - begun) / SIBLINGS)
+            times[name].append((time.perf_counter() - start) / SIBLINGS)
     return {name: middle(values, 1e3) for name, values in times.items()}
 
 
 def asking(space: MorphSpace, trials: list[Trial], repeats: int) -> dict[str, object]:
-    """Seconds of one proposal after these trials."""
+    """Seconds for one proposal after these trials."""
     searcher = BayesianSearcher(space, Recipe(epochs=6))
-    fresh = [[replace(t, graph=Graph(t.graph.nodes)) for t in trials] for _ in range(max(2, repeats // 2))]
+    histories = [[replace(t, graph=Graph(t.graph.nodes)) for t in trials] for _ in range(max(2, repeats // 2))]
     budget = Budget(math.inf)
-    first = [seconds(partial(searcher.ask, some, budget), 1)[0] for some in fresh]
-    later = seconds(partial(searcher.ask, fresh[0], budget), repeats)
+    first = [seconds(partial(searcher.ask, copies, budget), 1)[0] for copies in histories]
+    later = seconds(partial(searcher.ask, histories[0], budget), repeats)
     return {"n": len(trials), "candidates": searcher.candidates, "first": middle(first), "later": middle(later)}
 
 
@@ -141,7 +141,7 @@ def main() -> None:
     layers, sizes, repeats = (12, (10, 20), 2) if args.smoke else (LAYERS, (100, 1_000), args.repeats)
     space, trials = history(sizes[-1], layers)
     counts = [len(t.sketch) - 1 for t in trials], [sum(sum(token.skips) for token in t.sketch) for t in trials]
-    found = {
+    results = {
         "repeats": repeats,
         "networks": {
             name: [min(values), round(statistics.median(values)), max(values)]
@@ -153,9 +153,9 @@ def main() -> None:
         "milliseconds_of_a_candidate": building(trials, repeats),
         "seconds_of_ask": [asking(space, trials[:n], repeats) for n in sizes],
     }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(results, indent=1))
     if not args.smoke:
-        RESULTS.write_text(json.dumps(describe() | found, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(describe() | results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What it costs to run trials in other processes and on Ray, and what several workers gain.
+"""The overhead of running trials in worker processes and on Ray, and the speedup by several workers.
 
     python benchmarks/executors.py [--smoke]
 
-Trials of a tiny network, from the weights of its parent: milliseconds per trial in this process, in another one, and in
-an actor of a private Ray instance, one trial after the other, each in rounds that take turns. The overhead is what they
-take beyond this process. And trials that sleep half a second, on 4 workers against one. Medians over the rounds,
-and quartiles. Writes results/executors.json, with the machine; --smoke: few and short, nothing is written.
+Trials of a tiny network with inherited weights: milliseconds per trial in this process, in a worker process, and in an
+actor of a private Ray instance, one trial after the other, in rounds that take turns. The overhead is the difference to
+this process. Then trials that sleep for half a second, on 4 workers and on one. Medians and quartiles over the rounds.
+Writes results/executors.json, with the machine; --smoke: few and short, nothing is written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Sleepy(Wider):
-    """Takes its time, and none of a processor's."""
+    """A morph that sleeps, without using the CPU."""
 
     def carry(self, *args: Any) -> Any:
         time.sleep(0.5)
@@ -57,14 +57,14 @@ def job(*morphs: Wider) -> Job:
 
 
 def seconds(executor: Executor, jobs: Sequence[Job], at_once: bool = False) -> float:
-    """Wall seconds for the jobs, given one after the other or all together."""
-    begun = time.perf_counter()
+    """Wall-clock seconds for the jobs, submitted one after the other or all at once."""
+    start = time.perf_counter()
     if at_once:
         results = [future.result() for future in [executor.submit(one) for one in jobs]]
     else:
         results = [executor.submit(one).result() for one in jobs]
     assert all(outcome.status == "finished" for outcome, _ in results), results
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
@@ -79,16 +79,16 @@ def ready(executor: Executor) -> None:
 
 
 def overhead(executors: dict[str, Executor], rounds: int, trials: int) -> dict[str, Any]:
-    took: dict[str, list[float]] = {name: [] for name in executors}
+    times: dict[str, list[float]] = {name: [] for name in executors}
     for _ in range(rounds):
         for name, executor in executors.items():
-            took[name].append(1000 * seconds(executor, [job()] * trials) / trials)
-    beyond = {name: [a - b for a, b in zip(took[name], took["serial"], strict=True)] for name in took}
+            times[name].append(1000 * seconds(executor, [job()] * trials) / trials)
+    overheads = {name: [a - b for a, b in zip(times[name], times["serial"], strict=True)] for name in times}
     return {
         "rounds": rounds,
         "trials_per_round": trials,
-        "milliseconds_per_trial": {name: quartiles(values) for name, values in took.items()},
-        "overhead_milliseconds": {name: quartiles(values) for name, values in beyond.items() if name != "serial"},
+        "milliseconds_per_trial": {name: quartiles(values) for name, values in times.items()},
+        "overhead_milliseconds": {name: quartiles(values) for name, values in overheads.items() if name != "serial"},
     }
 
 

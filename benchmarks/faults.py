@@ -1,17 +1,17 @@
-"""What is lost when something goes wrong: faults are injected into fits, and into the files of runs.
+"""Fault injection into fits and into the files of runs: what is lost.
 
     python benchmarks/faults.py [--smoke] [--only NAME ...]
 
-Every row of the table `FAULTS` injects one kind of fault so many times and counts what came of it. Drivers are forked
+Every row of the table `FAULTS` injects one kind of fault several times and counts the effects. Drivers are forked
 processes that fit on 300 of scikit-learn's digits, with networks of two channels; a finished trial is acknowledged once
-the driver has shown it, which is after it was committed. Lost are acknowledged trials whose files are not there to the
-byte after the fault, or that differ after the run was gone on with. A hang is what takes more than `PATIENCE` seconds
-longer than it should; an execution is an audit event of code that is run, a process that is started or a pickle that is
-read while files are read; a wrong error is no ValueError, or does not say which file or why. Runs that were killed and
-gone on with are compared with an unbroken one, trial by trial.
+the driver has printed it, which is after it was committed. Lost are acknowledged trials whose files are not byte for
+byte the same after the fault, or that differ after the run was resumed. A hang takes more than `PATIENCE` seconds
+longer than it should; an execution is an audit event, while files are read, of code that is run, a process that is
+started or a pickle that is loaded; a wrong error is not a ValueError, or does not name the file or the cause. Runs that
+were killed and resumed are compared with an uninterrupted one, trial by trial.
 
 Writes results/faults.json, with the machine; with --only, these rows of it; --smoke: few of each, nothing is written.
-Ends with status 1 when anything was lost, hung, executed, or said badly.
+Exits with status 1 if anything was lost, hung or executed, or if an error was wrong.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ from tests.fuzzing import mutated, read
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 PATIENCE = 60.0
-"""Seconds beyond which nobody waits for a driver to end, or for a file to be read."""
+"""Seconds beyond the expected time after which a driver, or reading a file, counts as hung."""
 MEMORY = 2 * 2**30
-"""Bytes that reading a damaged file may allocate beyond what the process has."""
+"""Bytes that reading a damaged file may allocate in addition to what the process uses."""
 CUTS = 100
-"""Offsets at which a file of each kind is cut off, at most."""
+"""Maximum number of offsets at which a file of each kind is truncated."""
 ARGS: dict[str, Any] = {
     "default_model_width": 2,
     "default_model_len": 2,
@@ -80,7 +80,7 @@ def digits() -> tuple[Any, Any]:
 
 
 def fit(path: Path, *, trials: int = 6, seconds: float = 3600.0, often: bool = True, **more: Any) -> None:
-    """A fit that goes on with what is in the folder; `often`: with a checkpoint after every epoch."""
+    """Run a fit, or resume the one in the folder. often: write a checkpoint after every epoch."""
     if often:
         checkpoints.EVERY, checkpoints.SHARE = 0.0, 1e9
     settings: Row = {
@@ -95,9 +95,9 @@ def fit(path: Path, *, trials: int = 6, seconds: float = 3600.0, often: bool = T
 # -- drivers
 
 
-def _drive(path: Path, said: Path, setup: Callable[[], None] | None, settings: Row) -> None:
-    """In a process of its own: what it shows and what it dies of goes into a file."""
-    with said.open("a", buffering=1, encoding="utf-8") as file:
+def _drive(path: Path, log: Path, setup: Callable[[], None] | None, settings: Row) -> None:
+    """The target of a driver process: its output and its final error go to the log file."""
+    with log.open("a", buffering=1, encoding="utf-8") as file:
         sys.stderr = file
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if setup:
@@ -110,20 +110,20 @@ def _drive(path: Path, said: Path, setup: Callable[[], None] | None, settings: R
 
 
 def driver(path: Path, setup: Callable[[], None] | None = None, **settings: Any) -> BaseProcess:
-    said = path.with_suffix(".said")
-    process = multiprocessing.get_context("fork").Process(target=_drive, args=(path, said, setup, settings))
+    log = path.with_suffix(".said")
+    process = multiprocessing.get_context("fork").Process(target=_drive, args=(path, log, setup, settings))
     process.start()
     return process
 
 
 def acknowledged(path: Path) -> set[int]:
-    """Ids of the trials that drivers have shown as ended."""
-    said = path.with_suffix(".said")
-    return set(map(int, re.findall(r"^trial (\d+):", said.read_text(), re.MULTILINE))) if said.exists() else set()
+    """Ids of the trials that drivers have printed as finished."""
+    log = path.with_suffix(".said")
+    return set(map(int, re.findall(r"^trial (\d+):", log.read_text(), re.MULTILINE))) if log.exists() else set()
 
 
 def ended(process: BaseProcess, seconds: float = 0.0) -> bool:
-    """Whether it ends in time; it is killed if it does not."""
+    """Whether the process ends in time; it is killed if not."""
     process.join(seconds + PATIENCE)
     if hung := process.is_alive():
         process.kill()
@@ -132,7 +132,7 @@ def ended(process: BaseProcess, seconds: float = 0.0) -> bool:
 
 
 def table(run: Run) -> list[Any]:
-    """What must be the same when a run is broken off and gone on with: all but the seconds."""
+    """What an interrupted and resumed run must share with an uninterrupted one: everything but durations."""
     rows = []
     for trial in run.trials:
         curve = tuple((e.loss, e.score, e.metric) for e in trial.outcome.curve) if trial.outcome else None
@@ -144,35 +144,35 @@ def table(run: Run) -> list[Any]:
 
 
 def trial_files(path: Path, id: int) -> dict[str, bytes]:
-    """What was committed; a trial that ended before it had weights has none."""
+    """The committed files of a trial; one that ended before it had weights has no file of them."""
     folder = path / "trials" / f"{id:05d}"
-    found = {name: (folder / name).read_bytes() for name in ("proposal.json", "trial.json")}
-    kept = json.loads(found["trial.json"])["kept"]
-    return found | ({"weights.safetensors": (folder / "weights.safetensors").read_bytes()} if kept else {})
+    files = {name: (folder / name).read_bytes() for name in ("proposal.json", "trial.json")}
+    kept = json.loads(files["trial.json"])["kept"]
+    return files | ({"weights.safetensors": (folder / "weights.safetensors").read_bytes()} if kept else {})
 
 
 def lost(path: Path, known: dict[int, dict[str, bytes]]) -> int:
-    """How many acknowledged trials cannot be read, or are not what they were; `known` is told what there is now."""
-    gone, run = 0, load_run(path) if (path / "run.json").exists() else None
+    """Number of acknowledged trials that are unreadable or have changed; updates `known`, their files by id."""
+    count, run = 0, load_run(path) if (path / "run.json").exists() else None
     for id in acknowledged(path):
         try:
             assert run is not None
-            found = trial_files(path, id)
-            if "weights.safetensors" in found:
+            files = trial_files(path, id)
+            if "weights.safetensors" in files:
                 run.load_model_by_id(id)
             assert run.trial(id).outcome is not None
-            before = known.get(id, found)
-            gone += before != found and not gone_on_with(before, found)
-            known[id] = found
+            before = known.get(id, files)
+            count += before != files and not was_continued(before, files)
+            known[id] = files
         except (AssertionError, OSError, ValueError):
-            gone += 1
-    return gone
+            count += 1
+    return count
 
 
-def gone_on_with(before: dict[str, bytes], now: dict[str, bytes]) -> bool:
-    """Whether a trial that a stop had cut short has been trained for no less since."""
-    was, found = (json.loads(files["trial.json"])["outcome"] for files in (before, now))
-    return bool(was.get("error") == STOPPED and found["epochs"] >= was["epochs"])
+def was_continued(before: dict[str, bytes], now: dict[str, bytes]) -> bool:
+    """Whether a trial that was cut short by a stop has since been trained for at least as many epochs."""
+    old, new = (json.loads(files["trial.json"])["outcome"] for files in (before, now))
+    return bool(old.get("error") == STOPPED and new["epochs"] >= old["epochs"])
 
 
 @contextlib.contextmanager
@@ -185,14 +185,14 @@ def folder() -> Iterator[Path]:
 
 
 def killed(smoke: bool) -> Row:
-    """kill -9 at random moments: again and again in searches, which are completed then, and once in fits with final
-    trainings."""
+    """kill -9 at random moments: repeatedly in searches, which are completed afterwards, and once in fits with final
+    training."""
     rng, row, trials = random.Random(0), Counter[str](), 16
     with folder() as base:
         fit(base / "warm", trials=2)
-        begun = time.monotonic()
+        start = time.monotonic()
         fit(base / "unbroken", trials=trials)
-        whole, expected = time.monotonic() - begun, table(load_run(base / "unbroken"))
+        whole, expected = time.monotonic() - start, table(load_run(base / "unbroken"))
         while row["injected"] < (3 if smoke else 40):
             path, known = base / f"run{row['runs']}", dict[int, dict[str, bytes]]()
             row["runs"] += 1
@@ -239,7 +239,7 @@ def _predicts(path: Path) -> bool:
 
 
 def signalled(number: signal.Signals, status: int, smoke: bool) -> Row:
-    """The signal once, at random moments after the first trial: the model is there, and the run goes on."""
+    """One signal at a random moment after the first trial: there must be a model, and the run must be resumable."""
     rng, row, waits = random.Random(int(number)), Counter[str](), list[float]()
     with folder() as base:
         for i in range(2 if smoke else 15):
@@ -248,11 +248,11 @@ def signalled(number: signal.Signals, status: int, smoke: bool) -> Row:
             while process.is_alive() and not acknowledged(path):
                 time.sleep(0.02)
             time.sleep(rng.uniform(0, 3))
-            begun = time.monotonic()
+            start = time.monotonic()
             os.kill(process.pid or 0, number)
             row["injected"] += 1
             row["hangs"] += not ended(process)
-            waits.append(time.monotonic() - begun)
+            waits.append(time.monotonic() - start)
             row["another exit status"] += process.exitcode != status
             row["no model"] += not _predicts(path)
             row["open trials"] += any(trial.outcome is None for trial in load_run(path).trials)
@@ -265,7 +265,7 @@ def signalled(number: signal.Signals, status: int, smoke: bool) -> Row:
 
 
 def two_drivers(smoke: bool) -> Row:
-    """A second driver on the folder of one that runs, is refused and names it; when the first is dead it is let in."""
+    """A second driver on the same folder raises an error that names the first; after that has died, one may resume."""
     row = Counter[str]()
     with folder() as base:
         for i in range(1 if smoke else 5):
@@ -275,8 +275,8 @@ def two_drivers(smoke: bool) -> Row:
                 time.sleep(0.02)
             second = driver(path, trials=60)
             row["hangs"] += not ended(second)
-            said = path.with_suffix(".said").read_text()
-            row["wrong errors"] += f"is being written by process {first.pid} on " not in said
+            log = path.with_suffix(".said").read_text()
+            row["wrong errors"] += f"is being written by process {first.pid} on " not in log
             row["injected"] += 1
             first.kill()
             first.join()
@@ -293,36 +293,36 @@ def two_drivers(smoke: bool) -> Row:
 
 
 def disk_full(smoke: bool) -> Row:
-    """No space left: on a file system of a few hundred kB where one can be mounted, else at the n-th write."""
+    """No space left: on a file system of a few hundred kB if one can be mounted, else from the n-th write on."""
     row = Counter[str]()
     with folder() as base:
         for i in range(2 if smoke else 12):
-            where, known = base / f"disk{i}", dict[int, dict[str, bytes]]()
-            where.mkdir()
+            mount_point, known = base / f"disk{i}", dict[int, dict[str, bytes]]()
+            mount_point.mkdir()
             size = f"{120 + 40 * i}k"
-            mounted = _mounted(where, size)
-            path = where / "run"
+            mounted = _mounted(mount_point, size)
+            path = mount_point / "run"
             try:
                 setup = None if mounted else partial(_failing_write, 8 + 3 * i)
                 process = driver(path, setup, trials=60, seconds=60.0)
                 row["hangs"] += not ended(process, 60.0)
-                said = path.with_suffix(".said").read_text() if path.with_suffix(".said").exists() else ""
+                log = path.with_suffix(".said").read_text() if path.with_suffix(".said").exists() else ""
                 row["injected"] += 1
                 row["on a real file system" if mounted else "by failing writes"] += 1
                 row["wrong errors"] += process.exitcode != 3 or not re.search(
-                    r"raised RunError: .*(cannot be written|left).*", said
+                    r"raised RunError: .*(cannot be written|left).*", log
                 )
                 row["lost"] += lost(path, known)
                 row["acknowledged"] += len(known)
                 if mounted:
-                    subprocess.run(["mount", "-o", "remount,size=64m", str(where)], check=True)
+                    subprocess.run(["mount", "-o", "remount,size=64m", str(mount_point)], check=True)
                 before = len(known)
                 row["hangs"] += not ended(driver(path, trials=before + 2))
                 row["lost"] += lost(path, known)
                 row["did not go on"] += len([t for t in _trials(path) if t.outcome]) != before + 2
             finally:
                 if mounted:
-                    subprocess.run(["umount", str(where)], check=False)
+                    subprocess.run(["umount", str(mount_point)], check=False)
     return dict(row)
 
 
@@ -334,7 +334,7 @@ def _mounted(where: Path, size: str) -> bool:
 
 
 def _failing_write(n: int) -> None:
-    """From the n-th file on, the disk is full."""
+    """From the n-th file on, `fsync` reports a full disk."""
     sync, count = os.fsync, iter(range(10**9))
 
     def fsync(fd: Any) -> None:
@@ -346,7 +346,7 @@ def _failing_write(n: int) -> None:
 
 
 def removed(smoke: bool) -> Row:
-    """The folder goes away, or may not be written to any more, while a network is trained."""
+    """The run folder is moved away while a network is trained."""
     row = Counter[str]()
     with folder() as base:
         for i in range(1 if smoke else 6):
@@ -369,7 +369,7 @@ def removed(smoke: bool) -> Row:
 
 
 def trained_with(hook: Callable[[int], None], statuses: tuple[str, ...], smoke: bool) -> Row:
-    """Steps that fail, in every third network: that is its outcome, and the search goes on."""
+    """Training steps fail in every third network, which must be its outcome, and the search must continue."""
     row, step, job = Counter[str](), Step.__call__, work
     with folder() as base:
         for i in range(1 if smoke else 3):
@@ -389,12 +389,12 @@ def trained_with(hook: Callable[[int], None], statuses: tuple[str, ...], smoke: 
 
             with mock.patch.object(executors, "work", working), contextlib.redirect_stderr(io.StringIO()):
                 fit(path, trials=9, seconds=60.0, often=False)
-            found = [trial.outcome for trial in load_run(path).trials if trial.outcome]
-            bad = [outcome for outcome in found if outcome.status != "finished"]
+            outcomes = [trial.outcome for trial in load_run(path).trials if trial.outcome]
+            bad = [outcome for outcome in outcomes if outcome.status != "finished"]
             row["injected"] += len(bad)
             row["wrong errors"] += sum(o.status not in statuses or not o.error for o in bad) + (not bad)
-            row["acknowledged"] += len(found)
-            row["lost"] += len(load_run(path).trials) - len(found)
+            row["acknowledged"] += len(outcomes)
+            row["lost"] += len(load_run(path).trials) - len(outcomes)
             row["no model"] += not _predicts(path)
     return dict(row)
 
@@ -408,24 +408,24 @@ def _out_of_memory(_: int) -> None:
 
 def _workers() -> list[int]:
     """Process ids of this process's workers."""
-    said = subprocess.run(
+    output = subprocess.run(
         ["pgrep", "-P", str(os.getpid()), "-f", "morphnas.run.worker"], capture_output=True, text=True, check=False
     )
-    return list(map(int, said.stdout.split()))
+    return list(map(int, output.stdout.split()))
 
 
 def workers_with(number: signal.Signals, times: int, seconds: float, smoke: bool) -> Row:
-    """The signal to a worker that is at work, at random moments, so many times in each of some fits: one network fails
-    and says so, another worker comes, and the search goes on to its end in time."""
+    """Signal a busy worker at random moments, `times` times in each of several fits: one network must fail with an
+    error, another worker must replace it, and the search must end in time."""
     rng, row = random.Random(int(number)), Counter[str]()
     fits = 1 if smoke else 3
     with folder() as base:
         for i in range(fits):
-            path, over = base / f"run{i}", threading.Event()
+            path, done = base / f"run{i}", threading.Event()
 
-            def shoot(path: Path = path, over: threading.Event = over) -> None:
+            def shoot(path: Path = path, done: threading.Event = done) -> None:
                 left = times
-                while left and not over.is_set():
+                while left and not done.is_set():
                     time.sleep(rng.uniform(0.5, 3.0))
                     busy = sum(trial.outcome is None for trial in _trials(path))
                     if busy and (alive := _workers()):
@@ -436,11 +436,11 @@ def workers_with(number: signal.Signals, times: int, seconds: float, smoke: bool
 
             shooter = threading.Thread(target=shoot)
             shooter.start()
-            begun = time.monotonic()
+            start = time.monotonic()
             with contextlib.redirect_stderr(io.StringIO()):
                 fit(path, trials=10_000, seconds=seconds, often=False, executor="process", devices=2)
-            row["hangs"] += time.monotonic() - begun > seconds + 15.0
-            over.set()
+            row["hangs"] += time.monotonic() - start > seconds + 15.0
+            done.set()
             shooter.join()
             trials = _trials(path)
             failed = [t.outcome for t in trials if t.outcome is not None and t.outcome.status == "failed"]
@@ -478,7 +478,7 @@ def _listen(event: str, _: Any) -> None:
 
 
 def a_run(path: Path) -> None:
-    """A run that was killed: with a file of every kind, also checkpoints."""
+    """Create a run that was killed, with a file of every kind, including checkpoints."""
     with contextlib.redirect_stderr(io.StringIO()):
         fit(path, trials=3, refit=True, seconds=4.0)
         finish = Store.finish
@@ -495,7 +495,7 @@ def a_run(path: Path) -> None:
 
 
 def names(path: Path) -> dict[str, list[str]]:
-    """The files of a run, by their kinds."""
+    """The files of a run, by file name."""
     kinds: dict[str, list[str]] = {}
     for file in sorted(path.rglob("*")):
         if file.is_file():
@@ -508,7 +508,7 @@ class Late(BaseException):
 
 
 def reading(path: Path, name: str, row: Counter[str], expected: Run) -> None:
-    """Read a damaged folder in all ways there are, and count what came of it."""
+    """Read a damaged folder in every way, and count the effects in `row`."""
     global _listening  # noqa: PLW0603  # an audit hook stays for ever
 
     def late(*_: object) -> None:
@@ -517,16 +517,16 @@ def reading(path: Path, name: str, row: Counter[str], expected: Run) -> None:
     row["injected"] += 1
     signal.signal(signal.SIGALRM, late)
     signal.alarm(int(PATIENCE))
-    begun, _listening = time.process_time(), True
+    start, _listening = time.process_time(), True
     try:
-        said = read(path)
+        messages = read(path)
         _listening = False
-        refused = [words for words in said.values() if words]
+        refused = [words for words in messages.values() if words]
         row["refused" if refused else "read"] += 1
         row["errors without a cause"] += sum(len(words) < 20 for words in refused)
         own = int(name.split("/")[1]) if name.startswith("trials/") else None
-        found = {trial.id: trial for trial in load_run(path).trials} if name != "run.json" else {}
-        row["lost"] += sum(found.get(t.id) != t for t in expected.trials if found and t.outcome and t.id != own)
+        trials = {trial.id: trial for trial in load_run(path).trials} if name != "run.json" else {}
+        row["lost"] += sum(trials.get(t.id) != t for t in expected.trials if trials and t.outcome and t.id != own)
     except Late:
         row["hangs"] += 1
     except MemoryError:
@@ -537,11 +537,11 @@ def reading(path: Path, name: str, row: Counter[str], expected: Run) -> None:
     finally:
         _listening = False
         signal.alarm(0)
-    row["slowest, in ms"] = max(row["slowest, in ms"], round(1000 * (time.process_time() - begun)))
+    row["slowest, in ms"] = max(row["slowest, in ms"], round(1000 * (time.process_time() - start)))
 
 
-def damaged(each: Callable[[Path, Path, Counter[str], Run], None]) -> Row:
-    """A run, its copy to be damaged, and the limits within which it must be read."""
+def damaged(damage: Callable[[Path, Path, Counter[str], Run], None]) -> Row:
+    """Apply `damage` to a copy of a run, and read it within the memory limit."""
     row = Counter[str]()
     with folder() as base, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -554,7 +554,7 @@ def damaged(each: Callable[[Path, Path, Counter[str], Run], None]) -> Row:
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
         _heard.clear()
         try:
-            each(base / "run", base / "copy", row, load_run(base / "run"))
+            damage(base / "run", base / "copy", row, load_run(base / "run"))
         finally:
             resource.setrlimit(resource.RLIMIT_AS, before)
             logging.getLogger("morphnas").setLevel(logging.NOTSET)
@@ -565,11 +565,11 @@ def damaged(each: Callable[[Path, Path, Counter[str], Run], None]) -> Row:
 
 
 def truncated(smoke: bool) -> Row:
-    """Files of every kind, cut off at many offsets."""
+    """Files of every kind, truncated at many offsets."""
 
-    def each(run: Path, copy: Path, row: Counter[str], expected: Run) -> None:
-        for found in names(run).values():
-            name = found[0]
+    def damage(run: Path, copy: Path, row: Counter[str], expected: Run) -> None:
+        for files in names(run).values():
+            name = files[0]
             data = (run / name).read_bytes()
             for at in sorted(set(np.linspace(0, len(data), 8 if smoke else CUTS, endpoint=False).astype(int).tolist())):
                 (copy / name).write_bytes(data[:at])
@@ -577,15 +577,15 @@ def truncated(smoke: bool) -> Row:
             (copy / name).write_bytes(data)
             row["kinds of files"] += 1
 
-    return damaged(each)
+    return damaged(damage)
 
 
 def fuzzed(suffix: str, smoke: bool) -> Row:
-    """Files with mutated bytes, structures, values, headers."""
+    """Files with mutated bytes, structures, values or headers."""
 
-    def each(run: Path, copy: Path, row: Counter[str], expected: Run) -> None:
+    def damage(run: Path, copy: Path, row: Counter[str], expected: Run) -> None:
         rng = random.Random(suffix)
-        kinds = [found for kind, found in names(run).items() if kind.endswith(suffix)]
+        kinds = [files for kind, files in names(run).items() if kind.endswith(suffix)]
         for _ in range(60 if smoke else 6000):
             name = rng.choice(rng.choice(kinds))
             data = (run / name).read_bytes()
@@ -596,7 +596,7 @@ def fuzzed(suffix: str, smoke: bool) -> Row:
             reading(copy, name, row, expected)
             (copy / name).write_bytes(data)
 
-    return damaged(each)
+    return damaged(damage)
 
 
 FAULTS: dict[str, Callable[[bool], Row]] = {
@@ -616,7 +616,7 @@ FAULTS: dict[str, Callable[[bool], Row]] = {
     "JSON fuzzed": lambda smoke: fuzzed(".json", smoke),
     "safetensors fuzzed": lambda smoke: fuzzed(".safetensors", smoke),
 }
-"""What is injected."""
+"""Faults by name: functions of --smoke that return a row of counts."""
 BAD = (
     "lost", "hangs", "executions", "huge allocations", "wrong errors", "errors without a cause", "no model",
     "unlike the unbroken run", "another exit status", "open trials", "did not go on", "refused when the first was dead",
@@ -635,11 +635,11 @@ def main() -> None:
 
     rows: dict[str, Row] = {}
     for name in args.only:
-        begun = time.monotonic()
+        start = time.monotonic()
         rows[name] = dict.fromkeys(("injected", "lost", "hangs", "executions", "wrong errors"), 0) | FAULTS[name](
             args.smoke
         )
-        rows[name]["seconds"] = round(time.monotonic() - begun, 1)
+        rows[name]["seconds"] = round(time.monotonic() - start, 1)
         print(name, rows[name], flush=True)
     if not args.smoke and args.only != list(FAULTS) and RESULTS.exists():
         rows = json.loads(RESULTS.read_text(encoding="utf-8"))["faults"] | rows

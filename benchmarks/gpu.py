@@ -1,23 +1,23 @@
-"""How fast one GPU trains, and with what share of its arithmetic; how much memory that takes, and what happens without.
+"""Training on a GPU: speed, share of its peak arithmetic, memory, and behaviour when memory is scarce or shared.
 
     python benchmarks/gpu.py speed [--run FOLDER] [--seconds 3] [--widths 16 64] [--more 512] [--device cuda]
     python benchmarks/gpu.py memory --data cifar10.npz [--seconds 40] [--device cuda]
     python benchmarks/gpu.py shared [--seconds 60] [--processes 2] [--device cuda]
 
-speed: networks are trained on 50,000 images of noise (3, 32, 32), each in several ways in turn: "plain", a loop as it
-is written by hand around the same module, with the images on the device, bfloat16 and channels_last; our steps in
-float32; with channels_last; in bfloat16; recorded as CUDA graphs; with Muon; with torch.compile. All others are of
-SGD. Networks are the starters of several widths and, with --run, the best one of a run on such images. --more: recorded
-steps of batches of so many images, too. --compiled: names of the networks that are compiled, which takes half a minute
-each. For each way: images per second, the share of the arithmetic that a product of two matrices of 8,192 rows in
-bfloat16 was measured to get out of the device, the memory at its most, and what `Graph.peak_bytes` says of it. A way
-that fails is told with its error. A pass forward and backward is taken for three times `Graph.flops`.
+speed: networks are trained on 50,000 images of noise (3, 32, 32), each in several ways: "plain", a handwritten loop
+around the same module, with the images on the device, bfloat16 and channels_last; our steps in float32; with
+channels_last; in bfloat16; with CUDA graphs; with Muon instead of SGD; with torch.compile. Networks are the starters of
+several widths and, with --run, the best one of a run on such images. --more: further batch sizes, with CUDA graphs.
+--compiled: names of the networks that are compiled, which takes half a minute each. For each way: images per second,
+the share of the peak FLOP/s, as measured for a product of two bfloat16 matrices of 8,192 rows, the peak memory, and the
+estimate of `Graph.peak_bytes`; or the error, if it fails. A forward and backward pass counts as three times
+`Graph.flops`.
 
-memory: a fit in batches of 4,096 with a hundredth of the device's memory: how its trials ended, and with how many
-examples at a time.
+memory: a fit in batches of 4,096 with a hundredth of the device's memory: the outcomes of its trials, and their
+micro-batches.
 
-shared: residual networks of width 128 are trained on noise by so many processes for each of several ways at the same
-time, until they are ended or the GPU ends them: how many steps each made, and what stopped it.
+shared: residual networks of width 128 are trained on noise by several processes for each of several ways at the same
+time, until the time is over or the GPU fails: the number of steps of each process, and its error.
 
 Appends to results/gpu.json; --smoke: a moment each on whatever device there is, nothing written.
 """
@@ -60,11 +60,11 @@ RESULTS = Path(__file__).parent / "results" / "gpu.json"
 SHAPE, CLASSES = (3, 32, 32), 10
 CHANGES = Augment(shift=SHIFT, flip=True)
 Loop = Callable[[], Tensor]
-"""A step, and its loss."""
+"""Makes a training step and returns its loss."""
 
 
 def plain(module: nn.Module, task: Task, recipe: Recipe) -> Loop:
-    """Written by hand: nothing of ours but the module."""
+    """A handwritten loop that uses nothing of morphnas but the module."""
     generator, device, size = torch.Generator().manual_seed(0), task.device, recipe.batch_size
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
@@ -82,7 +82,7 @@ def plain(module: nn.Module, task: Task, recipe: Recipe) -> Loop:
         return loss.detach()
 
     def moved(x: Tensor) -> Tensor:
-        """All by as much, up to a pixel, and half of them mirrored: what is quick on a GPU."""
+        """Shift the whole batch by up to a pixel, and mirror half of it, which is fast on a GPU."""
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
         down, right = torch.randint(0, 3, (2,), generator=generator).tolist()
         cut = padded[:, :, down : down + SHAPE[1], right : right + SHAPE[2]]
@@ -111,10 +111,10 @@ def channels_last(module: nn.Module) -> nn.Module:
 
 
 def ways(module: nn.Module, task: Task, recipe: Recipe) -> dict[str, Callable[[], Loop]]:
-    """What makes each way's loop, of a module of its own."""
+    """Functions that make the loop of each way for the module."""
     eager = replace(recipe, optimizer="sgd", precision="float32", cuda_graphs=False)
     half, recorded = replace(eager, precision="bfloat16"), replace(eager, precision="bfloat16", cuda_graphs=True)
-    turned = [replace(each, optimizer="muon") for each in (half, recorded)]
+    with_muon = [replace(each, optimizer="muon") for each in (half, recorded)]
 
     def compiled() -> nn.Module:
         return torch.compile(channels_last(module))  # type: ignore[return-value]
@@ -125,44 +125,44 @@ def ways(module: nn.Module, task: Task, recipe: Recipe) -> dict[str, Callable[[]
         "channels_last": lambda: ours(channels_last(module), task, eager),
         "bfloat16": lambda: ours(channels_last(module), task, half),
         "CUDA graph": lambda: ours(channels_last(module), task, recorded),
-        "Muon": lambda: ours(channels_last(module), task, turned[0]),
-        "Muon, CUDA graph": lambda: ours(channels_last(module), task, turned[1]),
+        "Muon": lambda: ours(channels_last(module), task, with_muon[0]),
+        "Muon, CUDA graph": lambda: ours(channels_last(module), task, with_muon[1]),
         "compiled": lambda: ours(compiled(), task, half),
         "compiled, CUDA graph": lambda: ours(compiled(), task, recorded),
     }
 
 
 def timed(loop: Loop, seconds: float, size: int) -> dict[str, Any]:
-    """Images per second, after as many steps as it takes to get going; and how long these took at most."""
-    first = []
+    """Images per second after a warm-up, and seconds of the first step and of the slowest other one of the warm-up."""
+    first_steps = []
     for _ in range(2 * EAGER):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         loop().item()
-        first.append(time.perf_counter() - begun)
-    begun, done, loss = time.perf_counter(), 0, torch.zeros(())
-    while time.perf_counter() - begun < seconds:
+        first_steps.append(time.perf_counter() - start)
+    start, done, loss = time.perf_counter(), 0, torch.zeros(())
+    while time.perf_counter() - start < seconds:
         for _ in range(10):
             loss = loop()
         done += 10
-        loss.item()  # ten steps ahead at most
-    took = time.perf_counter() - begun
+        loss.item()  # wait, so that the host is at most ten steps ahead
+    took = time.perf_counter() - start
     return {
         "images_per_second": round(done * size / took),
-        "first_step_seconds": round(first[0], 3),
-        "slowest_of_the_others": round(max(first[1:]), 3),
+        "first_step_seconds": round(first_steps[0], 3),
+        "slowest_of_the_others": round(max(first_steps[1:]), 3),
     }
 
 
 def peak(device: torch.device, rows: int) -> float:
-    """Floating point operations per second of a product of matrices in bfloat16."""
-    one, other = (torch.randn(rows, rows, device=device, dtype=torch.bfloat16) for _ in range(2))
+    """FLOP/s of a matrix product in bfloat16."""
+    a, b = (torch.randn(rows, rows, device=device, dtype=torch.bfloat16) for _ in range(2))
     times = []
     for _ in range(10):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(5):
-            product = one @ other
+            product = a @ b
         product[0, 0].item()
-        times.append((time.perf_counter() - begun) / 5)
+        times.append((time.perf_counter() - start) / 5)
     return float(2 * rows**3 / statistics.median(times))
 
 
@@ -179,14 +179,14 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     if args.run:
         best = max((t for t in load_run(args.run).trials if t.score is not None), key=lambda t: t.score or 0.0)
         networks[f"best of {args.run.name}"] = best.graph
-    most = peak(device, 256 if args.smoke else 8192)
-    found: dict[str, Any] = {}
+    peak_flops = peak(device, 256 if args.smoke else 8192)
+    results: dict[str, Any] = {}
     for name, graph in networks.items():
         rows: dict[str, Any] = {}
-        several = [(way, way, recipe) for way in ways(to_module(graph).train(), task, recipe)]
-        several += [(f"{kind}, batches of {size}", kind, replace(recipe, batch_size=size))
+        runs = [(way, way, recipe) for way in ways(to_module(graph).train(), task, recipe)]
+        runs += [(f"{kind}, batches of {size}", kind, replace(recipe, batch_size=size))
                     for size in args.more for kind in ("CUDA graph", "Muon, CUDA graph")]  # fmt: skip
-        for way, kind, how in several:
+        for way, kind, how in runs:
             if kind.startswith("compiled") and (args.smoke or name not in args.compiled):
                 continue
             module = to_module(graph).to(device).train()
@@ -196,19 +196,19 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
             held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
             try:
                 row = timed(ways(module, task, how)[kind](), args.seconds, how.batch_size)
-            except Exception as error:  # told, and the others go on
+            except Exception as error:  # recorded, so that the other ways still run
                 rows[way] = {"error": f"{type(error).__name__}: {error}"[:300]}
                 print(f"{name:24s} {way:22s} {rows[way]}", flush=True)
                 continue
-            row["share_of_peak"] = round(3 * graph.flops * row["images_per_second"] / most, 4)
+            row["share_of_peak"] = round(3 * graph.flops * row["images_per_second"] / peak_flops, 4)
             if device.type == "cuda":
                 row["peak_bytes"] = torch.cuda.max_memory_allocated(device) - held
             rows[way] = row
             print(f"{name:24s} {way:22s} {row}", flush=True)
-        found[name] = {"flops": graph.flops, "parameters": graph.parameters,
+        results[name] = {"flops": graph.flops, "parameters": graph.parameters,
                        "estimated_bytes": graph.peak_bytes(recipe.batch_size), "ways": rows}  # fmt: skip
     return {"batch_size": recipe.batch_size, "optimizer": recipe.optimizer, "seconds": args.seconds,
-            "bfloat16_flops_per_second": round(most), "networks": found}  # fmt: skip
+            "bfloat16_flops_per_second": round(peak_flops), "networks": results}  # fmt: skip
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
@@ -225,9 +225,9 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
             Path(folder) / "run", device=str(args.device), random_state=0,
             searcher_args={"trainer_args": {"batch_size": size}},
         )  # fmt: skip
-        begun = time.perf_counter()
+        start = time.perf_counter()
         classifier.fit(x, y, time_limit=args.seconds)
-        took = time.perf_counter() - begun
+        took = time.perf_counter() - start
         outcomes = [t.outcome for t in classifier.load_searcher().trials if t.outcome is not None]
     return {
         "examples": len(y), "batch_size": size, "share_of_memory": share, "seconds": args.seconds,
@@ -243,18 +243,18 @@ SHARED = {
     f"{way}, batches of {size}": (way, size)
     for way, size in (("Muon, CUDA graph", 512), ("Muon, CUDA graph", 128), ("CUDA graph", 512), ("Muon", 512))
 }
-"""Ways to train in processes that share a GPU: one of `ways`, and a batch's size."""
+"""Ways to train in processes that share a GPU: one of `ways`, and the batch size."""
 
 
 def shared(args: argparse.Namespace) -> dict[str, Any]:
-    """Processes of this script, each of which has a way of its own."""
+    """Run processes of this script, each for one way, at the same time."""
     rows: dict[str, Any] = {name: [] for name in SHARED}
-    there: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+    processes: list[tuple[str, subprocess.Popen[bytes], Path]] = []
     with tempfile.TemporaryDirectory() as folder:
 
         def steps(log: Path) -> int:
-            said = log.read_text(errors="replace")  # whose last line may not be written to its end yet
-            return max(map(int, re.findall(r"^steps (\d+)\n", said, re.MULTILINE)), default=0)
+            output = log.read_text(errors="replace")  # the last line may be incomplete
+            return max(map(int, re.findall(r"^steps (\d+)\n", output, re.MULTILINE)), default=0)
 
         try:
             for i in range(args.processes):
@@ -263,29 +263,29 @@ def shared(args: argparse.Namespace) -> dict[str, Any]:
                     command = [sys.executable, __file__, "alone", "--way", name, "--device", str(args.device)]
                     with log.open("w") as out:
                         more = ["--smoke"] if args.smoke else []
-                        there.append((name, subprocess.Popen([*command, *more], stdout=out, stderr=out), log))
+                        processes.append((name, subprocess.Popen([*command, *more], stdout=out, stderr=out), log))
             until = time.perf_counter() + args.seconds
-            while time.perf_counter() < until and any(process.poll() is None for _, process, _ in there):
+            while time.perf_counter() < until and any(process.poll() is None for _, process, _ in processes):
                 time.sleep(0.2)
-                if args.smoke and all(steps(log) for _, _, log in there):
+                if args.smoke and all(steps(log) for _, _, log in processes):
                     break
-            ended = [process.poll() is not None for _, process, _ in there]
+            ended = [process.poll() is not None for _, process, _ in processes]
         finally:
-            for _, process, _ in there:
+            for _, process, _ in processes:
                 process.kill()
                 process.wait()
-        for (name, _, log), stopped in zip(there, ended, strict=True):
-            said = log.read_text(errors="replace").splitlines()
-            error = next((line[:200] for line in reversed(said) if "Error:" in line), None) if stopped else None
+        for (name, _, log), stopped in zip(processes, ended, strict=True):
+            output = log.read_text(errors="replace").splitlines()
+            error = next((line[:200] for line in reversed(output) if "Error:" in line), None) if stopped else None
             rows[name].append({"steps": steps(log), "stopped": stopped, "error": error})
             print(f"{name:36s} {rows[name][-1]}", flush=True)
     if args.smoke and not all(row["steps"] for several in rows.values() for row in several):
         raise SystemExit("some processes made no step")
-    return {"seconds": args.seconds, "processes": len(there), "ways": rows}
+    return {"seconds": args.seconds, "processes": len(processes), "ways": rows}
 
 
 def alone(args: argparse.Namespace) -> None:
-    """One of these processes: trains until it is ended, or whoever began it is gone."""
+    """One of these processes: train until it is killed or its parent has ended."""
     kind, size = SHARED[args.way]
     parent = os.getppid()
     n, width = (2_000, 4) if args.smoke else (20_480, 128)
@@ -328,10 +328,10 @@ def main() -> None:
         return
     if args.seconds is None:
         args.seconds = {"speed": (3.0, 0.05), "memory": (40.0, 3.0), "shared": (60.0, 120.0)}[args.what][args.smoke]
-    found = {"speed": speed, "memory": memory, "shared": shared}[args.what](args)
-    print(json.dumps({name: value for name, value in found.items() if name != "networks"}))
+    result = {"speed": speed, "memory": memory, "shared": shared}[args.what](args)
+    print(json.dumps({name: value for name, value in result.items() if name != "networks"}))
     if not args.smoke:
-        append(args.results, {"what": args.what} | found)
+        append(args.results, {"what": args.what} | result)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The network that a good engineer writes by hand, trained for a given time without a search: what a search must beat.
+"""A handwritten baseline network, trained for a given time without a search.
 
-Four 3x3 convolutions with batch norm and relu, pooled twice, and a dense layer; Nesterov SGD under one cycle that ends
-with the time, label smoothing, weight decay, random shifts, and mirrored images where a mirror keeps the label. As wide
-as leaves time for about 20 epochs. It uses nothing of morphnas. No part is held out: every image is trained on, and the
-last weights are kept.
+Four 3x3 convolutions with batch norm and relu, pooled twice, and a dense layer; Nesterov SGD with a one-cycle learning
+rate that ends with the time, label smoothing, weight decay, random shifts, and horizontal flips if those keep the
+label. The width is the largest that allows about 20 epochs. It uses nothing of morphnas. Nothing is held out: all
+images are trained on, and the last weights are used.
 
     python benchmarks/handwritten.py --data mnist.npz --seconds 100
 """
@@ -57,12 +57,12 @@ def moved(x: Tensor, reach: int, flip: bool, generator: torch.Generator) -> Tens
 def fit(
     x: NDArray[np.uint8], y: NDArray[Any], seconds: float, flip: bool, seed: int, amounts: bool = False
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """Train for so many seconds from now. x: (n, h, w) or (n, h, w, c). Returns the network, and mean and deviation.
+    """Train for `seconds` from now. x: (n, h, w) or (n, h, w, c). Returns the network, and mean and std of the pixels.
 
-    amounts: y (n,) are no labels, but of mean 0 and deviation 1; then it is Adam and the squared error. Of tags, y
-    (n, k) of 0 and 1, it is the binary cross-entropy of each.
+    y: (n,) labels, or multi-label (n, k) of 0 and 1, trained with the binary cross-entropy. amounts: y (n,) is a
+    standardised regression target; then AdamW minimises the squared error.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     tags = np.ndim(y) == 2
@@ -96,21 +96,21 @@ def fit(
             return model, torch.optim.AdamW(groups, lr=0.001)
         return model, torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
 
-    for width in WIDTHS:  # as wide as leaves time for the epochs
+    for width in WIDTHS:  # the largest that leaves time for the epochs
         model, optimizer = made(width)
         step(model, optimizer, torch.arange(min(batch, n)))
-        tried = time.perf_counter()
+        step_start = time.perf_counter()
         for _ in range(3):
             step(model, optimizer, torch.arange(min(batch, n)))
-        one = (time.perf_counter() - tried) / 3
-        if one * math.ceil(n / batch) * EPOCHS <= seconds - (time.perf_counter() - begun):
+        step_seconds = (time.perf_counter() - step_start) / 3
+        if step_seconds * math.ceil(n / batch) * EPOCHS <= seconds - (time.perf_counter() - start):
             break
     model, optimizer = made(width)
     first, done = time.perf_counter(), 0
     peak = (0.003 if amounts else 0.2) * math.sqrt(batch / 64)
     while True:
         for index in torch.randperm(n, generator=generator).split(batch):
-            progress = (time.perf_counter() - first) / (seconds - 1.1 * one - (first - begun))
+            progress = (time.perf_counter() - first) / (seconds - 1.1 * step_seconds - (first - start))
             if progress >= 1:
                 print(f"by hand: width {width}, {done * batch / n:.1f} epochs")
                 return model, mean, std
@@ -140,9 +140,9 @@ def main() -> None:
     args = parser.parse_args()
     with np.load(args.data, allow_pickle=False) as file:
         x_train, y_train, x_test, y_test = (file[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-    begun = time.perf_counter()
+    start = time.perf_counter()
     trained = fit(x_train, y_train, args.seconds, args.flip, args.seed)
-    took = time.perf_counter() - begun
+    took = time.perf_counter() - start
     print(f"{took:.1f} s, test accuracy {accuracy(*trained, x_test, y_test):.4%}")
 
 

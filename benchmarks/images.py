@@ -1,14 +1,13 @@
-"""What `ImageClassifier.fit` reaches on held-out images within a time limit, beside a network written by hand.
+"""Test accuracy of `ImageClassifier.fit` within a time limit, compared with a handwritten network.
 
     python benchmarks/images.py --data mnist.npz --time-limit 300 [--seeds 3] [--device cpu] [--flip]
     python benchmarks/images.py --digits --time-limit 60 --seeds 5
 
---data: an .npz with x_train, y_train, x_test, y_test; the test part is looked at once per seed, after the fit.
---search: none, or how: with none the two starters are trained for a moment each, and the best one for the rest.
+--data: an .npz with x_train, y_train, x_test, y_test; the test part is used once per seed, after the fit.
+--search: a searcher, or none: then the two starters are trained briefly, and the better one for the remaining time.
 --digits: scikit-learn's digits, a stratified fifth held out by each seed (random_state = seed). The network of
-`handwritten.py` is trained for the same seconds in the same run, right after each fit; --flip tells it, and it
-alone, that mirrored images keep their label. Results are appended to results/images.json, with the machine, the mean
-and the spread over seeds.
+`handwritten.py` is trained for the same time in the same run, right after each fit; --flip enables horizontal flips in
+it only. Results are appended to results/images.json, with the machine, the mean and the spread over seeds.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ RESULTS = Path(__file__).parent / "results" / "images.json"
 
 def digits(seed: int) -> tuple[Any, Any, Any, Any]:
     """x_train, x_test, y_train, y_test of scikit-learn's digits, a stratified fifth held out."""
-    found = load_digits()
-    images = (found.images * (255 / 16)).round().astype(np.uint8)
+    data = load_digits()
+    images = (data.images * (255 / 16)).round().astype(np.uint8)
     parts: tuple[Any, Any, Any, Any] = tuple(
-        train_test_split(images, found.target, test_size=0.2, stratify=found.target, random_state=seed)
+        train_test_split(images, data.target, test_size=0.2, stratify=data.target, random_state=seed)
     )
     return parts
 
@@ -57,17 +56,17 @@ def data(args: argparse.Namespace, seed: int) -> tuple[Any, Any, Any, Any]:
         return file["x_train"], file["x_test"], file["y_train"], file["y_test"]
 
 
-def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """A fit and what came of it."""
+def run_fit(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Run a fit, and report its results."""
     x_train, x_test, y_train, y_test = data(args, seed)
     with tempfile.TemporaryDirectory() as folder:
-        way: dict[str, Any] = {"max_trials": 2} if args.search == "none" else {"search_type": args.search}
-        classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device=args.device, **way)
+        settings: dict[str, Any] = {"max_trials": 2} if args.search == "none" else {"search_type": args.search}
+        classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device=args.device, **settings)
         worked: list[tuple[float, float]] = []
         with patch.object(executors, "work", timed(work, worked)):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             classifier.fit(x_train, y_train, time_limit=args.time_limit)
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - start
         trials = classifier.load_searcher().trials
         searched = [trial for trial in trials if not trial.final]
         best = next(trial for trial in trials if trial.id == classifier.best_trial_)
@@ -97,30 +96,30 @@ def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def timed(work: Callable[..., Any], worked: list[tuple[float, float]]) -> Callable[..., Any]:
-    """The work, whose beginnings and ends are noted down."""
+    """A wrapper of `work` that appends the start and end of each call to `worked`."""
 
     def working(*args: Any, **more: Any) -> Any:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             return work(*args, **more)
         finally:
-            worked.append((begun, time.perf_counter()))
+            worked.append((start, time.perf_counter()))
 
     return working
 
 
 def between(worked: list[tuple[float, float]], seconds: float) -> float:
-    """The part of the time in which the device had nothing to do between two works, since the next was not known."""
+    """The share of the time in which the device was idle between two jobs, waiting for the next proposal."""
     return round(sum(later[0] - earlier[1] for earlier, later in pairwise(worked)) / seconds, 4)
 
 
 def share(trials: Sequence[Trial], seconds: float) -> float:
-    """The part of the time that the trials' trainings took."""
+    """The share of the time that training the trials took."""
     return round(math.fsum(trial.outcome.seconds for trial in trials if trial.outcome is not None) / seconds, 3)
 
 
 def by_hand(args: argparse.Namespace, seed: int) -> float:
-    """Test accuracy of the network written by hand, trained for as long on as many threads as the fit chose among."""
+    """Test accuracy of the handwritten network, trained for the same time on the same threads."""
     x_train, x_test, y_train, y_test = data(args, seed)
     trained = handwritten.fit(x_train, y_train, args.time_limit, args.flip, seed)
     return round(handwritten.accuracy(*trained, x_test, y_test), 5)
@@ -152,7 +151,7 @@ def main() -> None:
 
     fits, hand = [], []
     for seed in range(args.seeds):
-        fits.append(one(args, seed))
+        fits.append(run_fit(args, seed))
         print(fits[-1], flush=True)
         if args.device == "cpu":
             hand.append(by_hand(args, seed))

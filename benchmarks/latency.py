@@ -1,11 +1,11 @@
-"""Whether networks are as fast as a limit says, and what that costs: `limits={"max_latency_ms": ...}`.
+"""Whether networks keep a latency limit, and its cost in accuracy: `limits={"max_latency_ms": ...}`.
 
     python benchmarks/latency.py [--limits 0.5 0.3 0.2] [--time-limit 30] [--seeds 3]
 
-Fits on scikit-learn's digits, a stratified fifth held out by each seed. For every limit: the accuracy on the test part;
-the winner's latency as the run has it, and as it is measured anew after the fit, of the module that is handed over, one
-example at a time; how many networks were tried, and how many of them turned out too slow; and the ratio of what was
-predicted of a network, by those before it, to what was measured. Appends to results/latency.json.
+Fits on scikit-learn's digits, a stratified fifth held out by each seed. For every limit: the test accuracy; the
+winner's latency as recorded in the run, and as measured again after the fit with the exported module, one example at a
+time; how many networks were tried, and how many of them were too slow; and the ratio of the latency predicted for a
+network, from those before it, to the measured one. Appends to results/latency.json.
 """
 
 from __future__ import annotations
@@ -29,44 +29,44 @@ from morphnas.search.trial import Trial
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 
 
-def anew(module: torch.nn.Module, x: Any) -> float:
-    """Milliseconds for one example, raw values in and outputs out, the median of 200."""
+def measure_latency(module: torch.nn.Module, x: Any) -> float:
+    """Milliseconds from raw values to outputs for one example, the median of 200."""
     times = []
     with torch.no_grad():
         for i in range(200):
             example = x[i % len(x)][None]
-            begun = time.perf_counter()
+            start = time.perf_counter()
             module(example)
-            times.append(1000 * (time.perf_counter() - begun))
+            times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)
 
 
 def predictions(trials: Sequence[Trial], limits: morphnas.Limits) -> list[float]:
-    """Predicted over measured latencies of networks that were proposed with some before them."""
-    found = []
+    """Ratios of predicted to measured latency of the morphed networks."""
+    ratios = []
     for i, trial in enumerate(trials):
         if trial.outcome is not None and trial.outcome.latency and trial.proposal.morphs:
-            found.append(updated_limits(limits, trials[:i]).latency(trial.graph) / trial.outcome.latency)
-    return found
+            ratios.append(updated_limits(limits, trials[:i]).latency(trial.graph) / trial.outcome.latency)
+    return ratios
 
 
-def one(most: float, seconds: float, seed: int) -> dict[str, Any]:
+def run_fit(limit: float, seconds: float, seed: int) -> dict[str, Any]:
     x_train, x_test, y_train, y_test = digits(seed)
     with tempfile.TemporaryDirectory() as folder:
-        found = morphnas.ImageClassifier(
-            Path(folder) / "run", limits={"max_latency_ms": most}, random_state=seed, device="cpu"
+        classifier = morphnas.ImageClassifier(
+            Path(folder) / "run", limits={"max_latency_ms": limit}, random_state=seed, device="cpu"
         ).fit(x_train, y_train, time_limit=seconds)
-        run = found.load_searcher()
+        run = classifier.load_searcher()
         trials = [t for t in run.trials if not t.final]
-        best = run.trial(found.best_trial_)
+        best = run.trial(classifier.best_trial_)
         limits = morphnas.Limits(**run.about["plan"]["limits"])
     assert best.outcome is not None
     return {
-        "seed": seed, "test_accuracy": round(found.evaluate(x_test, y_test), 5),
+        "seed": seed, "test_accuracy": round(classifier.evaluate(x_test, y_test), 5),
         "parameters": best.graph.parameters, "networks": len(trials),
         "too_slow": sum(t.outcome is not None and t.outcome.slow for t in trials),
         "latency_ms": round(1000 * (best.outcome.latency or 0.0), 4),
-        "latency_anew_ms": round(anew(found.to_module(), torch.from_numpy(x_test)[:, None]), 4),
+        "latency_anew_ms": round(measure_latency(classifier.to_module(), torch.from_numpy(x_test)[:, None]), 4),
         "predicted_over_measured": [round(ratio, 3) for ratio in predictions(trials, limits)],
     }  # fmt: skip
 
@@ -80,22 +80,22 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="one seed, one generous limit, 5 s, nothing written")
     args = parser.parse_args()
     limits, seconds, seeds = ([20.0], 5.0, 1) if args.smoke else (args.limits, args.time_limit, args.seeds)
-    for most in limits:
+    for limit in limits:
         fits, refused = [], []
         for seed in range(seeds):
             try:
-                fits.append(one(most, seconds, seed))
-                print(most, fits[-1], flush=True)
-            except ValueError as error:  # no first network is so fast
+                fits.append(run_fit(limit, seconds, seed))
+                print(limit, fits[-1], flush=True)
+            except ValueError as error:  # no starter is within the limit
                 refused.append(str(error))
-                print(most, error, flush=True)
+                print(limit, error, flush=True)
         if not fits:
             if not args.smoke:
-                append(args.results, {"max_latency_ms": most, "time_limit": seconds, "n": 0, "refused": refused})
+                append(args.results, {"max_latency_ms": limit, "time_limit": seconds, "n": 0, "refused": refused})
             continue
         ratios = [ratio for fit in fits for ratio in fit["predicted_over_measured"]]
         result = {
-            "max_latency_ms": most, "time_limit": seconds, "n": len(fits), "refused": refused,
+            "max_latency_ms": limit, "time_limit": seconds, "n": len(fits), "refused": refused,
             "test_accuracy": round(statistics.mean(fit["test_accuracy"] for fit in fits), 5),
             "latency_ms": round(statistics.mean(fit["latency_ms"] for fit in fits), 4),
             "latency_anew_ms": round(statistics.mean(fit["latency_anew_ms"] for fit in fits), 4),

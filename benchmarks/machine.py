@@ -1,4 +1,4 @@
-"""What benchmarks share: the data they are given, what they were run on, and how results are added to a file."""
+"""Shared by the benchmarks: checking data files, describing the machine, and appending results to a file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import torch
 
 
 def npz(text: str) -> Path:
-    """What argparse makes of --data: the path of an .npz; of anything else, an error that says what is wanted."""
+    """The argparse type of --data: the path of an .npz with training and test data; else an error with the cause."""
     try:
         with np.load(text, allow_pickle=False) as file:
             missing = [name for name in ("x_train", "y_train", "x_test", "y_test") if name not in file.files]
     except OSError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    except (ValueError, EOFError, TypeError):  # numpy's words are about other kinds of files
+    except (ValueError, EOFError, TypeError):  # NumPy's message is about other kinds of files
         raise argparse.ArgumentTypeError(f"{text} is no .npz") from None
     if missing:
         raise argparse.ArgumentTypeError(f"{text} has no {', '.join(missing)}")
@@ -50,13 +50,13 @@ def describe() -> dict[str, object]:
 
 
 def append(path: Path, result: dict[str, Any]) -> None:
-    """Add a result to the list in a JSON file, behind what it was measured on."""
+    """Append a result, with a description of the machine, to the list in a JSON file."""
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     path.write_text(json.dumps([*earlier, describe() | result], indent=1) + "\n", encoding="utf-8")
 
 
 def gain(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-    """The mean of paired differences, and its standard error (None of a single pair), as JSON values."""
+    """The mean of paired differences and its standard error (None for a single pair), as JSON values."""
     gains = [b - a for a, b in zip(before, after, strict=True)]
     error = round(statistics.stdev(gains) / len(gains) ** 0.5, 5) if len(gains) > 1 else None
     return {"n": len(gains), "gain": round(statistics.mean(gains), 5), "standard_error": error}

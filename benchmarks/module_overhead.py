@@ -1,8 +1,8 @@
-"""What a network costs as a graph turned into a module, against the same network written by hand.
+"""The overhead of a module made from a graph, compared with the same network as a handwritten nn.Module.
 
 Forward and backward passes of `to_module(graph)` and of an ordinary nn.Module of the same sizes are timed in turns, and
-the hand-written module against a copy of itself beside it, which shows what such a ratio is worth on the machine. Goal:
-a ratio of at most 1.03 for cnn, resnet and densenet.
+also the handwritten module against a copy of itself, which shows the noise of such a ratio on the machine. Goal: a
+ratio of at most 1.03 for cnn, resnet and densenet.
 
     OMP_NUM_THREADS=1 python benchmarks/module_overhead.py            writes results/module_overhead.json
     python benchmarks/module_overhead.py --smoke                      a quick pass that writes nothing
@@ -119,7 +119,7 @@ class DenseNet(nn.Module):
 
 
 class Draft:
-    """A graph as it is written down, one node after the other."""
+    """Builds a graph node by node."""
 
     def __init__(self) -> None:
         self.nodes = [Node("x", Input(SHAPE))]
@@ -187,7 +187,7 @@ NETWORKS: dict[str, tuple[Callable[[], Graph], Callable[[], nn.Module]]] = {
 
 
 def same_weights(source: nn.Module, target: nn.Module) -> None:
-    """Give `target` the weights of `source`: those of a shape come in the same order in both."""
+    """Copy the weights of `source` to `target`, in which those of equal shape are in the same order."""
     shapes: dict[tuple[int, ...], list[Tensor]] = {}
     for value in source.state_dict().values():
         shapes.setdefault(tuple(value.shape), []).append(value)
@@ -199,15 +199,15 @@ def same_weights(source: nn.Module, target: nn.Module) -> None:
 def step(module: nn.Module, x: Tensor, y: Tensor) -> float:
     """Seconds of a forward and a backward pass."""
     module.zero_grad(set_to_none=True)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     F.cross_entropy(module(x), y).backward()
     if x.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def compare(one: nn.Module, other: nn.Module, x: Tensor, y: Tensor, pairs: int) -> dict[str, Any]:
-    """Both modules in turns, each first as often as second.
+    """Time both modules in turns, each first as often as second.
 
     ratio: the median over the pairs of one / other; quartiles: of the same. fastest: the ratio of the fastest passes.
     """

@@ -1,9 +1,10 @@
-"""What making a step of Muon orthogonal takes in float32 and in bfloat16, by the size of the matrix.
+"""Duration of the orthogonalisation in Muon in float32 and in bfloat16, by the size of the matrix.
 
     OMP_NUM_THREADS=1 python benchmarks/muon.py
 
-`morphnas.train.muon.orthogonal` of filters as matrices, in turns, the fastest of some; on the device that is asked for.
-Appends to results/muon.json the microseconds, with the machine; `HALVED` in `morphnas.train.muon` is from there.
+Times `morphnas.train.muon.orthogonal` of filters as matrices, both precisions in turns, the fastest of several runs, on
+--device. Appends to results/muon.json the microseconds, with the machine; `HALVED` in `morphnas.train.muon` is based on
+them.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ SHAPES = [(8, 72), (16, 144), (32, 288), (64, 576), (96, 864), (128, 1152), (256
 
 
 def microseconds(matrix: torch.Tensor, halved: bool, repeats: int) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with torch.autocast(matrix.device.type, torch.bfloat16, enabled=halved):
         for _ in range(repeats):
-            found = muon.orthogonal(matrix)
-    found.sum().item()  # waits for the device
-    return (time.perf_counter() - begun) / repeats * 1e6
+            result = muon.orthogonal(matrix)
+    result.sum().item()  # waits for the device
+    return (time.perf_counter() - start) / repeats * 1e6
 
 
 def main() -> None:
@@ -43,8 +44,8 @@ def main() -> None:
         times: dict[bool, list[float]] = {False: [], True: []}
         with patch.object(muon, "HALVED", 0):
             for _ in range(2 if args.smoke else 12):
-                for halved, several in times.items():
-                    several.append(microseconds(matrix, halved, 20))
+                for halved, values in times.items():
+                    values.append(microseconds(matrix, halved, 20))
         float32, bfloat16 = (round(min(times[halved][1:]), 1) for halved in (False, True))
         rows.append({"shape": list(shape), "float32": float32, "bfloat16": bfloat16})
         print(rows[-1], flush=True)

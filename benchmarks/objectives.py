@@ -1,17 +1,17 @@
-"""What a metric and a loss of the user's own are worth, by what they ask for, on held-out examples.
+"""The benefit of user-defined metrics and losses, measured by what they optimise, on held-out examples.
 
     python benchmarks/objectives.py [--time-limit 30] [--seeds 5] [--only imbalanced outliers quantile]
 
 imbalanced: scikit-learn's digits of which training has 100 % of the even ones and 6 % of the odd ones; balanced
 accuracy on as many of each: with nothing set, with metric="balanced_accuracy", with sample_weight="balanced", and with
-both. outliers: digits turned by -60 to 60 degrees, which are to be told, where 15 % of the training labels are angles
-of others; mean absolute error in degrees on labels that are right: as it is, and with metric="neg_mean_absolute_error",
-with loss=torch.nn.L1Loss(), and with both. quantile: 3,000 rows of 10 features (Friedman 1991, Annals of Statistics 19,
+both. outliers: digits rotated by -60 to 60 degrees, the target, where 15 % of the training labels are angles of other
+images; mean absolute error in degrees on correct labels: with nothing set, with metric="neg_mean_absolute_error", with
+loss=torch.nn.L1Loss(), and with both. quantile: 3,000 rows of 10 features (Friedman 1991, Annals of Statistics 19,
 1-67, equation 60), with noise from an exponential distribution of scale 5, and the pinball loss of the 90 % quantile
-(Koenker and Bassett 1978, Econometrica 46, 33-50): the share of y below what is predicted, and that loss; beside
-scikit-learn's gradient boosting of the same quantile and of the mean. A fifth is held out by each seed. Settings take
-turns. Appends to results/objectives.json mean and standard error, and of the differences from the first setting, with
-the machine.
+(Koenker and Bassett 1978, Econometrica 46, 33-50): the share of y below the predictions, and that loss;
+compared with scikit-learn's gradient boosting of the same quantile and of the mean. A fifth is held out by each seed.
+Settings take turns. Appends to results/objectives.json mean and standard error of the measures, and of the differences
+from the first setting, with the machine.
 """
 
 from __future__ import annotations
@@ -38,56 +38,56 @@ import morphnas
 
 RESULTS = Path(__file__).parent / "results" / "objectives.json"
 RARE, WRONG, QUANTILE = 0.06, 0.15, 0.9
-Found = dict[str, dict[str, float]]
+Results = dict[str, dict[str, float]]
 
 
 def fitted(kind: Any, x: Any, y: Any, seconds: float, seed: int, settings: dict[str, Any]) -> Callable[[Any], Any]:
-    """What predicts."""
+    """The predict method of a fitted estimator."""
     weight = settings.get("sample_weight")
-    own = {name: value for name, value in settings.items() if name != "sample_weight"}
+    arguments = {name: value for name, value in settings.items() if name != "sample_weight"}
     with tempfile.TemporaryDirectory() as folder:
-        found = kind(Path(folder) / "run", random_state=seed, device="cpu", **own)
-        begun = time.perf_counter()
-        found.fit(x, y, time_limit=seconds, sample_weight=weight)
-        assert time.perf_counter() - begun < seconds + 2
-        predict: Callable[[Any], Any] = found.predict
+        estimator = kind(Path(folder) / "run", random_state=seed, device="cpu", **arguments)
+        start = time.perf_counter()
+        estimator.fit(x, y, time_limit=seconds, sample_weight=weight)
+        assert time.perf_counter() - start < seconds + 2
+        predict: Callable[[Any], Any] = estimator.predict
         return predict
 
 
-def imbalanced(seconds: float, seed: int) -> Found:
-    given = load_digits()
-    x, y = (given.images * (255 / 16)).round().astype(np.uint8), given.target
+def imbalanced(seconds: float, seed: int) -> Results:
+    digits = load_digits()
+    x, y = (digits.images * (255 / 16)).round().astype(np.uint8), digits.target
     x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, random_state=seed, stratify=y)
     few = (y_train % 2 == 0) | (np.random.default_rng(seed).random(len(y_train)) < RARE)
-    found = {}
+    results = {}
     metric: dict[str, Any] = {"metric": "balanced_accuracy"}
     weight: dict[str, Any] = {"sample_weight": "balanced"}
     for name, settings in {"as it is": {}, "metric": metric, "weights": weight, "both": metric | weight}.items():
         predict = fitted(morphnas.ImageClassifier, x_train[few], y_train[few], seconds, seed, settings)
-        found[name] = {"balanced_accuracy": balanced_accuracy_score(y_test, predict(x_test))}
-    return found
+        results[name] = {"balanced_accuracy": balanced_accuracy_score(y_test, predict(x_test))}
+    return results
 
 
-def outliers(seconds: float, seed: int) -> Found:
+def outliers(seconds: float, seed: int) -> Results:
     x, y = angles(seed)
     x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, random_state=seed)
     rng = np.random.default_rng(seed)
     wrong = rng.random(len(y_train)) < WRONG
     y_train = np.where(wrong, rng.permutation(y_train), y_train)
-    found = {}
+    results = {}
     metric: dict[str, Any] = {"metric": "neg_mean_absolute_error"}
     loss: dict[str, Any] = {"loss": torch.nn.L1Loss()}
     for name, settings in {"as it is": {}, "metric": metric, "loss": loss, "both": metric | loss}.items():
         predict = fitted(morphnas.ImageRegressor, x_train, y_train, seconds, seed, settings)
-        found[name] = {"mean_absolute_error": mean_absolute_error(y_test, predict(x_test))}
-    return found
+        results[name] = {"mean_absolute_error": mean_absolute_error(y_test, predict(x_test))}
+    return results
 
 
-def pinball(said: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return torch.maximum(QUANTILE * (y - said), (1 - QUANTILE) * (said - y))
+def pinball(predicted: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.maximum(QUANTILE * (y - predicted), (1 - QUANTILE) * (predicted - y))
 
 
-def quantile(seconds: float, seed: int) -> Found:
+def quantile(seconds: float, seed: int) -> Results:
     x, y = make_friedman1(3000, 10, random_state=seed)
     y += np.random.default_rng(seed).exponential(5, len(y))
     x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, random_state=seed)
@@ -106,7 +106,11 @@ def quantile(seconds: float, seed: int) -> Found:
     }
 
 
-TASKS: dict[str, Callable[[float, int], Found]] = {"imbalanced": imbalanced, "outliers": outliers, "quantile": quantile}
+TASKS: dict[str, Callable[[float, int], Results]] = {
+    "imbalanced": imbalanced,
+    "outliers": outliers,
+    "quantile": quantile,
+}
 
 
 def spread(values: list[float]) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""What other libraries find in the same seconds, on the same images and the same CPU thread, turn about within a seed.
+"""Comparison with other libraries: the same time, images and CPU thread, in turns within a seed.
 
     python benchmarks/others.py --python venv-others/bin/python --time-limit 60 --seeds 3
     python benchmarks/others.py --python ... --data fashion_mnist.npz --examples 6000 --time-limit 120 --seeds 3
@@ -7,22 +7,22 @@
 --python: of an environment with torch and the packages in `results/others.json`, of those versions (AutoKeras 3.0 does
 not run with the newest Keras), where the others run; without it only morphnas and the network of `handwritten.py` do.
 --data, --examples: as for `search_pays.py`; without them scikit-learn's digits, a stratified fifth held out. Every
-contender is a process of its own, which gets raw uint8 images and labels, and is to have a model when the time is over;
-its clock begins after its imports, so that only preparing, searching and training counts. With --flip those whose
-training is written here (all but morphnas and AutoKeras, which find out for themselves) mirror images at random. What
-is done for a time limit where a library has none:
+contender runs in its own process, gets raw uint8 images and labels, and must have a model when the time is over; its
+clock starts after its imports, so that only preparing, searching and training count. With --flip the contenders whose
+training is written here (all but morphnas and AutoKeras, which decide themselves) use random horizontal flips. How the
+time limit is enforced for libraries without one:
 
-* AutoKeras: `ImageClassifier(max_trials=3)`, its three first architectures, and its own final training; a callback ends
+* AutoKeras: `ImageClassifier(max_trials=3)`, its first three architectures, and its own final training; a callback ends
   each of the four trainings after a quarter of the time.
-* KerasTuner: `BayesianOptimization` over a convolutional network (depth, width, dropout, rate) for six tenths of the
-  time, each trial at most a tenth of it; then the best one is trained on everything under a cosine rate.
-* Optuna: TPE and the median pruner over a convolutional network in PyTorch (depth, width, rate, decay, batch, shifts by
-  8 % of the side, before CIFAR-10's results by a pixel) for six tenths of the time, five epochs a trial; then the best
-  one is trained on all under one cycle.
+* KerasTuner: `BayesianOptimization` over a convolutional network (depth, width, dropout, learning rate) for six tenths
+  of the time, each trial for at most a tenth; then the best one is trained on all examples with a cosine schedule.
+* Optuna: TPE and the median pruner over a convolutional network in PyTorch (depth, width, learning rate, weight decay,
+  batch size, shifts by 8 % of the side, before CIFAR-10's results by a pixel) for six tenths of the time, five epochs
+  per trial; then the best one is trained on all examples with a one-cycle schedule.
 
 Appends to results/others.json the test accuracy of every fit, seconds beyond the limit, networks tried, parameters,
-peak memory and seconds of imports (which the constructor of morphnas's classifier has part in), and the mean and
-standard error over seeds.
+peak memory and seconds of imports (including the constructor of morphnas's classifier), and the mean and standard error
+over seeds.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-BEGUN = time.perf_counter()
+PROCESS_START = time.perf_counter()
 RESULTS = Path(__file__).parent / "results" / "others.json"
 SEARCH = 0.6
-"""Share of the time that libraries without a time limit search for."""
+"""Share of the time for the search of libraries without a time limit."""
 HELD = 0.15
-"""Share of the images that they hold out to choose by; what morphnas does by itself."""
+"""Share of the images that they hold out to compare networks; morphnas chooses it itself."""
 ALONE = ("morphnas", "by hand")
 PACKAGES = ("optuna", "keras-tuner", "autokeras", "keras", "tensorflow-cpu", "tensorboard", "torch")
 
 Fitted = tuple[Callable[[Any], Any], dict[str, Any]]
-"""What predicts classes (n,), and what is to be told: networks, parameters."""
+"""A function that predicts classes (n,), and figures to report: networks, parameters."""
 
 
 # -- contenders: (x uint8, y, seconds, seed, flip), the clock running
@@ -105,8 +105,8 @@ def autokeras(x: Any, y: Any, seconds: float, seed: int, _flip: bool) -> Fitted:
     classifier = ak.ImageClassifier(int(y.max()) + 1, max_trials=3, overwrite=True, directory=folder, seed=seed)
     classifier.fit(x, y, validation_split=HELD, callbacks=[Quarter()], verbose=0)
     model = classifier.export_model()
-    told = {"networks": len(classifier.tuner.oracle.trials), "parameters": model.count_params()}
-    return lambda images: classifier.predict(images, verbose=0).astype(int).ravel(), told
+    info = {"networks": len(classifier.tuner.oracle.trials), "parameters": model.count_params()}
+    return lambda images: classifier.predict(images, verbose=0).astype(int).ravel(), info
 
 
 def keras_tuner(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted:
@@ -136,7 +136,7 @@ def keras_tuner(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted
         return model
 
     class Until(keras.callbacks.Callback):  # type: ignore[misc]
-        """Ends a training in time, and with the search's time the search."""
+        """Ends a training in time, and the search when its time is over."""
 
         def __init__(self, most: float, end: float, decays: bool = False) -> None:
             super().__init__()
@@ -145,13 +145,13 @@ def keras_tuner(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted
         def on_train_begin(self, logs: Any = None) -> None:
             if clock() > self.last:
                 raise kt.errors.FatalError("the time is over")
-            self.begun = clock()
+            self.start = clock()
             self.rate = float(self.model.optimizer.learning_rate)
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            end = min(self.begun + self.most, self.last)
+            end = min(self.start + self.most, self.last)
             if self.decays:
-                done = min(1.0, (clock() - self.begun) / (end - self.begun))
+                done = min(1.0, (clock() - self.start) / (end - self.start))
                 self.model.optimizer.learning_rate = self.rate * 0.5 * (1 + math.cos(math.pi * done))
             if clock() > end:
                 self.model.stop_training = True
@@ -166,8 +166,8 @@ def keras_tuner(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted
     model = build(tuner.get_best_hyperparameters()[0])
     last = Until(seconds, 0.99 * seconds, decays=True)
     model.fit(x, y, epochs=100_000, batch_size=64, verbose=0, callbacks=[last])
-    told = {"networks": len(tuner.oracle.trials), "parameters": model.count_params()}
-    return lambda images: np.argmax(model.predict(images.reshape(-1, *shape), verbose=0), 1), told
+    info = {"networks": len(tuner.oracle.trials), "parameters": model.count_params()}
+    return lambda images: np.argmax(model.predict(images.reshape(-1, *shape), verbose=0), 1), info
 
 
 def optuna(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted:
@@ -182,8 +182,8 @@ def optuna(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted:
     torch.set_num_threads(1)
 
     def tensor(images: Any) -> Any:
-        found = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).float()
-        return ((found - mean) / std).contiguous(memory_format=torch.channels_last)
+        values = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).float()
+        return ((values - mean) / std).contiguous(memory_format=torch.channels_last)
 
     mean, std, reach = float(x.mean()), float(x.std()), max(1, round(0.08 * x.shape[1]))
     images, labels = tensor(x), torch.from_numpy(y)
@@ -203,7 +203,7 @@ def optuna(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted:
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def epoch(model: Any, optimizer: Any, part: Any, params: dict[str, Any], progress: Callable[[], float]) -> bool:
-        """One pass, the rate under one cycle of the progress; whether it came to its end before the progress did."""
+        """Train an epoch, with a one-cycle learning rate by `progress`; False if progress reached 1 before its end."""
         model.train()
         for index in part[torch.randperm(len(part))].split(params["batch"]):
             if (done := progress()) >= 1:
@@ -248,13 +248,13 @@ def optuna(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted:
         }  # fmt: skip
         model = network(params)
         optimizer, part = sgd(model, params), torch.arange(held, len(x))
-        begun, value, epochs = clock(), 0.0, 5
+        start, value, epochs = clock(), 0.0, 5
         for i in range(epochs):
             progress = (i + 0.5) / epochs
             whole = epoch(model, optimizer, part, params, partial(until, progress))
             value = float((predict(model, images[:held]) == labels[:held]).float().mean())
             trial.report(value, i)
-            if not whole or trial.should_prune() or clock() - begun > 0.2 * seconds:
+            if not whole or trial.should_prune() or clock() - start > 0.2 * seconds:
                 break
         trial.set_user_attr("parameters", sum(p.numel() for p in model.parameters()))
         return value
@@ -265,45 +265,49 @@ def optuna(x: Any, y: Any, seconds: float, seed: int, flip: bool) -> Fitted:
     study.optimize(objective, timeout=SEARCH * seconds)
     params = study.best_trial.params
     model = network(params)
-    optimizer, begun = sgd(model, params), clock()
+    optimizer, start = sgd(model, params), clock()
     end = 0.98 * seconds
-    while epoch(model, optimizer, torch.arange(len(x)), params, lambda: (clock() - begun) / (end - begun)):
+    while epoch(model, optimizer, torch.arange(len(x)), params, lambda: (clock() - start) / (end - start)):
         pass
-    told = {"networks": len(study.trials), "parameters": sum(p.numel() for p in model.parameters())}
-    return lambda given: predict(model, tensor(given)).numpy(), told
+    info = {"networks": len(study.trials), "parameters": sum(p.numel() for p in model.parameters())}
+    return lambda given: predict(model, tensor(given)).numpy(), info
 
 
 CONTENDERS: dict[str, Callable[[Any, Any, float, int, bool], Fitted]] = {
     "morphnas": morphnas, "by hand": by_hand, "optuna": optuna, "keras tuner": keras_tuner, "autokeras": autokeras,
 }  # fmt: skip
-STARTED = [0.0]
+CLOCK_START = [0.0]
 
 
 def begin() -> Callable[[], float]:
-    """The imports are done: the time counts from now."""
-    STARTED[0] = time.perf_counter()
-    return lambda: time.perf_counter() - STARTED[0]
+    """Start the clock, after the imports."""
+    CLOCK_START[0] = time.perf_counter()
+    return lambda: time.perf_counter() - CLOCK_START[0]
 
 
 def child(name: str, file: Path, seconds: float, seed: int, flip: bool) -> None:
-    """Fit a contender, and print as JSON what came of it."""
+    """Fit a contender, and print its results as JSON."""
     import numpy as np
 
     with np.load(file) as npz:
         x, y, x_test, y_test = (npz[part] for part in ("x_train", "y_train", "x_test", "y_test"))
-    predict, told = CONTENDERS[name](x, y, seconds, seed, flip)
-    used = time.perf_counter() - STARTED[0]
+    predict, info = CONTENDERS[name](x, y, seconds, seed, flip)
+    used = time.perf_counter() - CLOCK_START[0]
     accuracy = float((np.asarray(predict(x_test)).ravel() == y_test).mean())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    told |= {"test_accuracy": round(accuracy, 5), "seconds": round(used, 2), "imports": round(STARTED[0] - BEGUN, 2)}
-    print(json.dumps(told | {"peak_bytes": memory}), flush=True)
+    info |= {
+        "test_accuracy": round(accuracy, 5),
+        "seconds": round(used, 2),
+        "imports": round(CLOCK_START[0] - PROCESS_START, 2),
+    }
+    print(json.dumps(info | {"peak_bytes": memory}), flush=True)
 
 
 # -- the benchmark
 
 
 def fit(name: str, args: argparse.Namespace, file: Path, seed: int) -> dict[str, Any]:
-    """A contender's process: what it prints, or its error."""
+    """Run a contender's process; what it prints, or its error."""
     python = sys.executable if name in ALONE else args.python
     given = ["--data", str(file), "--time-limit", str(args.time_limit), "--seed", str(seed)]
     given += ["--flip"] if args.flip else []
@@ -317,8 +321,8 @@ def fit(name: str, args: argparse.Namespace, file: Path, seed: int) -> dict[str,
         return {"error": f"no answer after {most['timeout']:g} s"}
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"}
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found | {"beyond": round(max(0.0, found["seconds"] - args.time_limit), 2)}
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result | {"beyond": round(max(0.0, result["seconds"] - args.time_limit), 2)}
 
 
 def main() -> None:
@@ -357,16 +361,16 @@ def main() -> None:
             for name in names:
                 fits[name].append(fit(name, args, file, seed))
                 print(seed, name, fits[name][-1], flush=True)
-    found = {}
-    for name, several in fits.items():
-        good = [one["test_accuracy"] for one in several if "error" not in one]
+    results = {}
+    for name, rows in fits.items():
+        good = [row["test_accuracy"] for row in rows if "error" not in row]
         error = statistics.stdev(good) / len(good) ** 0.5 if len(good) > 1 else None
-        found[name] = {
+        results[name] = {
             "test_accuracy": statistics.mean(good) if good else None,
             "standard_error": error,
-            "fits": several,
+            "fits": rows,
         }
-        print(f"{name:12s} {found[name]['test_accuracy']} +- {error}", flush=True)
+        print(f"{name:12s} {results[name]['test_accuracy']} +- {error}", flush=True)
     if args.smoke:
         return
     versions = {}
@@ -378,7 +382,7 @@ def main() -> None:
         "data": data, "examples": len(x_train), "time_limit": args.time_limit, "n": args.seeds, "flip": args.flip,
         "others": versions,
     }  # fmt: skip
-    append(RESULTS, about | {"contenders": found})
+    append(RESULTS, about | {"contenders": results})
 
 
 if __name__ == "__main__":

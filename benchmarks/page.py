@@ -1,10 +1,10 @@
-"""How large the page of a run is, how long it takes to write, and how long a browser takes to open it.
+"""The size of a run's page, the time to write it, and the time a browser needs to open it.
 
     python benchmarks/page.py
 
-The run is made up: networks that grow from each other by single morphs, each with a learning curve of 6 epochs and a
-belief. Chromium, without a screen, opens the page --repeats times, from the start of the navigation to the end of its
-load event, when everything is drawn. Writes results/page.json; without a browser, or its driver, no seconds of it.
+The run is synthetic: networks that grow from each other by single morphs, each with a learning curve of 6 epochs and a
+predicted score. Headless Chromium opens the page --repeats times, timed from the start of the navigation to the end of
+the load event, when everything is drawn. Writes results/page.json; without a browser or its driver, not these times.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EPOCHS = 6
 
 
 def searched(n: int) -> Run:
-    """A run of n networks."""
+    """A synthetic run of n networks."""
     draw, shape = random.Random(0), (3, 32, 32)
     starts = [cnn(shape, 10, width=16), resnet(shape, 10, width=16), densenet(shape, 10, width=8)]
     limits = Limits(max_depth=60, max_params=3_000_000)
@@ -57,7 +57,7 @@ def searched(n: int) -> Run:
 
 
 def opened(file: Path, repeats: int) -> list[float]:
-    """Seconds until the page is there; none without a browser."""
+    """Seconds to open the page, of each repetition; empty without a browser."""
     browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if not (browser and driver):
         return []
@@ -67,17 +67,17 @@ def opened(file: Path, repeats: int) -> list[float]:
     options.binary_location = browser
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000"):
         options.add_argument(argument)
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     script = "return performance.timing.loadEventEnd - performance.timing.navigationStart"
     try:
         seconds = []
         for _ in range(repeats):
-            found.get("about:blank")
-            found.get(file.as_uri())
-            seconds.append(found.execute_script(script) / 1000)
+            session.get("about:blank")
+            session.get(file.as_uri())
+            seconds.append(session.execute_script(script) / 1000)
         return seconds
     finally:
-        found.quit()
+        session.quit()
 
 
 def main() -> None:
@@ -92,11 +92,15 @@ def main() -> None:
     for n in args.networks:
         run = searched(n)
         with tempfile.TemporaryDirectory() as folder:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             file = write_report(run, Path(folder) / "page.html")
-            wrote = time.perf_counter() - begun
+            write_seconds = time.perf_counter() - start
             seconds = opened(file, args.repeats)
-            page: dict[str, Any] = {"networks": n, "bytes": file.stat().st_size, "seconds_to_write": round(wrote, 3)}
+            page: dict[str, Any] = {
+                "networks": n,
+                "bytes": file.stat().st_size,
+                "seconds_to_write": round(write_seconds, 3),
+            }
         if seconds:
             page |= {"seconds_to_open": round(statistics.median(seconds), 3), "slowest": round(max(seconds), 3)}
         print(page, flush=True)

@@ -1,17 +1,17 @@
-r"""Which rate, first convolution, last block and changes of images suit how many examples and epochs: whole trainings.
+r"""Learning rate, first convolution, depth and augmentation by number of examples and epochs, in complete trainings.
 
     python benchmarks/rates.py --data cifar10.npz --examples 50000 --epochs 6 --seeds 2 [--flip] [--only "whole, half"]
     python benchmarks/rates.py --data cifar10.npz --examples 20000 --epochs 8 --flip --only \
         "whole, eased" "short, eased"
 
-A residual network reads images at their size ("whole", of --width) or pools its first convolution ("pooled", twice as
-wide, which costs as many FLOPs), or is whole but without its last residual block ("short"). It is trained at the usual
-rate of short trainings ("full"), at half of it ("half"), or as `fit` does ("eased", see `Recipe.lr_examples`). Images
-are shifted by a pixel of 32; "farther": by two, and a quarter of their sides is cut out; "far": by four, and the same,
-as `fit` does where it finds that images are known by heart. --data:
-an .npz with x_train, y_train, x_test, y_test, of which --examples random training images are used, another draw for
-each seed, and 5,000 test images. Appends to results/rates.json the test accuracy and log loss of each, read as the
-final model does (both sides where images are mirrored), and the seconds that it took.
+A residual network works at full resolution ("whole", of --width), pools after its first convolution ("pooled", twice as
+wide, which costs as many FLOPs), or has full resolution but lacks its last residual block ("short"). It is trained with
+the usual learning rate of short trainings ("full"), with half of it ("half"), or as `fit` does ("eased", see
+`Recipe.lr_examples`). Images are shifted by a pixel of 32; "farther": by two, with a cutout of a quarter of their
+sides; "far": by four, with the same cutout, the strong augmentation that `fit` uses if training images are memorised.
+--data: an .npz with x_train, y_train, x_test, y_test, of which --examples random training images are used, another draw
+for each seed, and 5,000 test images. Appends to results/rates.json the test accuracy and log loss of each, predicted as
+by the final model (with test-time augmentation if there are flips), and the training time in seconds.
 """
 
 from __future__ import annotations
@@ -80,33 +80,33 @@ def main() -> None:
     losses: dict[str, list[float]] = {way: [] for way in args.only}
     seconds: dict[str, list[float]] = {way: [] for way in args.only}
     for seed in range(args.seeds):
-        given = task(args, seed)
-        assert given.valid is not None
-        shape, n = tuple(given.train.x.shape[1:]), len(given.train)
-        recipe = default_recipe(n, given.device, None, shape)
-        pace = measure(given, 0.4, recipe)
+        problem = task(args, seed)
+        assert problem.valid is not None
+        shape, n = tuple(problem.train.x.shape[1:]), len(problem.train)
+        recipe = default_recipe(n, problem.device, None, shape)
+        pace = measure(problem, 0.4, recipe)
         recipe = replace(recipe, precision=pace.precision, epochs=args.epochs)
         rates = {"full": {"lr_examples": None}, "half": {"lr_examples": None, "lr": recipe.lr / 2}, "eased": {}}
         for way in args.only:
-            stem, rate, *farther = way.split(", ")
-            change = replace(CHANGES[farther[0] if farther else ""], flip=args.flip)
+            stem, rate, *shifts = way.split(", ")
+            change = replace(CHANGES[shifts[0] if shifts else ""], flip=args.flip)
             with patch.object(starters, "READ_WHOLE", 1 if stem == "pooled" else 1024):
-                graph = resnet(shape, given.goal.outputs, width=args.width * (1 + (stem == "pooled")))
+                graph = resnet(shape, problem.goal.outputs, width=args.width * (1 + (stem == "pooled")))
             graph = without_last(graph) if stem == "short" else graph
-            mine = replace(recipe, augment=change, **rates[rate])  # type: ignore[arg-type]
-            module, _ = inherited(Job(graph, (), mine, 1e9, seed), given)
+            way_recipe = replace(recipe, augment=change, **rates[rate])  # type: ignore[arg-type]
+            module, _ = inherited(Job(graph, (), way_recipe, 1e9, seed), problem)
             torch.manual_seed(seed)
-            begun = time.perf_counter()
-            train(module, given, mine, NEVER, torch.Generator().manual_seed(seed), scored=False)
-            seconds[way].append(time.perf_counter() - begun)
-            x, y = given.valid.x, given.valid.y
-            said = predict(module, x, given, 512, NEVER).softmax(1)
+            started = time.perf_counter()
+            train(module, problem, way_recipe, NEVER, torch.Generator().manual_seed(seed), scored=False)
+            seconds[way].append(time.perf_counter() - started)
+            x, y = problem.valid.x, problem.valid.y
+            probabilities = predict(module, x, problem, 512, NEVER).softmax(1)
             if args.flip:
-                said = (said + predict(module, x.flip(-1), given, 512, NEVER).softmax(1)) / 2
-            accuracies[way].append((said.argmax(1) == y).double().mean().item())
-            losses[way].append(nll_loss(said.clamp(min=1e-7).log(), y.long()).item())
-            told = f"{accuracies[way][-1]:.4f}, log loss {losses[way][-1]:.4f}, after {seconds[way][-1]:.0f} s"
-            print(f"{way}: {told}, {graph.flops / 1e6:.0f} MFLOPs", flush=True)
+                probabilities = (probabilities + predict(module, x.flip(-1), problem, 512, NEVER).softmax(1)) / 2
+            accuracies[way].append((probabilities.argmax(1) == y).double().mean().item())
+            losses[way].append(nll_loss(probabilities.clamp(min=1e-7).log(), y.long()).item())
+            message = f"{accuracies[way][-1]:.4f}, log loss {losses[way][-1]:.4f}, after {seconds[way][-1]:.0f} s"
+            print(f"{way}: {message}, {graph.flops / 1e6:.0f} MFLOPs", flush=True)
     result = {
         "data": None if args.data is None else args.data.stem,
         "examples": args.examples,
@@ -114,9 +114,9 @@ def main() -> None:
         "n": args.seeds,
         "width": args.width,
         "accuracies": accuracies,
-        "mean_test_accuracy": {way: statistics.mean(several) for way, several in accuracies.items()},
-        "mean_log_loss": {way: statistics.mean(several) for way, several in losses.items()},
-        "seconds": {way: statistics.mean(several) for way, several in seconds.items()},
+        "mean_test_accuracy": {way: statistics.mean(values) for way, values in accuracies.items()},
+        "mean_log_loss": {way: statistics.mean(values) for way, values in losses.items()},
+        "seconds": {way: statistics.mean(values) for way, values in seconds.items()},
     }
     if not args.smoke:
         append(RESULTS, result)

@@ -1,11 +1,11 @@
-"""Which of torchvision's networks `from_module` reads, for images of 224 x 224 and with fresh weights.
+"""Which of torchvision's networks `from_module` can read, for images of 224 x 224 and with fresh weights.
 
     python benchmarks/reading.py
     python benchmarks/reading.py --models resnet18 regnet_y_400mf
 
-Needs torchvision, which nothing else here does; of its compiled operations, which do not load with every build of
-torch, these networks need none. What is read is compared with the module by `from_module` itself. Writes to
-results/reading.json, for every network, how many nodes and parameters were read, or why it was not.
+Needs torchvision, unlike all other benchmarks; but none of its compiled operations, which do not load with every build
+of torch. `from_module` itself compares the result with the module. Writes to results/reading.json, for every network,
+the numbers of nodes and parameters, or the error.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ COMPILED = (
     "nms", "qnms", "qroi_align", "roi_align", "_roi_align_backward", "roi_pool", "_roi_pool_backward", "ps_roi_align",
     "_ps_roi_align_backward", "ps_roi_pool", "_ps_roi_pool_backward", "deform_conv2d", "_deform_conv2d_backward",
 )  # fmt: skip
-"""Operations that torchvision cannot be imported without."""
+"""Operations that must be defined for torchvision to be imported."""
 
 
 def models() -> Any:
     """The module torchvision.models."""
     try:
         import torchvision
-    except (ImportError, RuntimeError):  # its compiled part was made for another torch
+    except (ImportError, RuntimeError):  # its compiled part was built for another torch
         library = torch.library.Library("torchvision", "DEF")
         for name in COMPILED:
             library.define(f"{name}(Tensor x) -> Tensor")
@@ -51,18 +51,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
     args = parser.parse_args()
-    there = models()
-    found: dict[str, Any] = {}
+    available = models()
+    results: dict[str, Any] = {}
     for name in args.models:
         more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         try:
-            graph = from_module(getattr(there, name)(weights=None, **more), (3, 224, 224)).graph
-            found[name] = {"nodes": len(graph.nodes), "parameters": graph.parameters}
+            graph = from_module(getattr(available, name)(weights=None, **more), (3, 224, 224)).graph
+            results[name] = {"nodes": len(graph.nodes), "parameters": graph.parameters}
         except ModuleError as error:
-            found[name] = {"error": str(error)[:200]}
-        print(name, found[name], flush=True)
+            results[name] = {"error": str(error)[:200]}
+        print(name, results[name], flush=True)
     about = describe() | {"torchvision": importlib.metadata.version("torchvision")}
-    RESULTS.write_text(json.dumps(about | {"networks": found}, indent=1) + "\n", encoding="utf-8")
+    RESULTS.write_text(json.dumps(about | {"networks": results}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""Whether searching pays: the same seconds of `ImageClassifier.fit` with each searcher, and without a search.
+"""Whether searching pays off: `ImageClassifier.fit` with each searcher and without a search, for the same time.
 
     python benchmarks/search_pays.py --data fashion_mnist.npz --examples 6000 --time-limit 60 --seeds 3
     python benchmarks/search_pays.py --time-limit 60 --seeds 3
     python benchmarks/search_pays.py --between bayesian small
 
-Without a search ("none") the starters, as large as the time allows, are trained as children are, and the best one gets
-all of the time that is left: what `fit` does by itself where the limit has no room for a search. "as it is" is what
-`fit` does by itself. Every other way begins with starters of a first width of 8 (or --width), which leave time for a
-search: "small" without one, searchers by their names, and the Bayesian search changed in one thing: "fresh weights" for
-children, "no promotion", "3 epochs" or "12 epochs" of a child, or the "best score" as the winner instead of the best
-posterior mean. "judged" is "none" with half of the last training's time for comparing ways to train before it. "by
-hand" is the network of `handwritten.py`.
+Without a search ("none") the starters, as large as the time allows, are trained like children, and the best
+one gets all of the remaining time: the default of `fit` if the limit has no room for a search. "as it is" is the
+default of `fit`. All other ways start from starters of width 8 (or --width), which leave time for a search: "small"
+without one, searchers by name, and the Bayesian search with one change: "fresh weights" for children, "no promotion",
+"3 epochs" or "12 epochs" for a child, or the "best score" as the winner instead of the best posterior mean. "judged" is
+"none" with half of the final training's time for comparing ways to train before it. "by hand" is the network of
+`handwritten.py`.
 
 --data: an .npz with x_train, y_train, x_test and y_test, of which --examples random training images (another draw for
 each seed) and all test images are used; without it scikit-learn's digits, a stratified fifth held out. The ways take
-turns within a seed, so that what else the machine does hits all alike. Appends to results/search_pays.json the test
+turns within a seed, so that other load on the machine affects all of them. Appends to results/search_pays.json the test
 accuracy of every fit, and for every way the mean, and the mean and the standard error over seeds of its difference from
-"none". With --ensemble also that of the ensemble of so many networks of the same fit, at most: "ensemble_gain" is over
-the fit's final network, "ensemble_gain_over_none" over the ensemble that "none" has.
+"none". With --ensemble also that of an ensemble of at most so many networks of the same fit: "ensemble_gain" is
+relative to the fit's final network, "ensemble_gain_over_none" to the ensemble of "none".
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from morphnas.search import BayesianSearcher, Budget, Promote, Proposal, Searche
 
 RESULTS = Path(__file__).parent / "results" / "search_pays.json"
 STARTERS = 2
-"""Networks that a search on images begins with."""
+"""Number of starters of a search on images."""
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """The networks that a searcher proposes, from fresh weights."""
+    """A searcher whose proposals are trained from fresh weights."""
 
     searcher: Searcher
 
@@ -104,24 +104,24 @@ def part(args: argparse.Namespace, seed: int) -> tuple[Any, Any, Any, Any]:
         (x_train, y_train), (x_test, y_test) = (
             products(x, y, n, rng) for x, y, n in ((x_train, y_train, args.examples), (x_test, y_test, len(y_test)))
         )
-    some = rng.permutation(len(y_train))[: args.examples]
+    indices = rng.permutation(len(y_train))[: args.examples]
     if args.rows:
         x_train, x_test = (x.reshape(len(x), -1) for x in (x_train, x_test))
-    return x_train[some], x_test, y_train[some], y_test
+    return x_train[indices], x_test, y_train[indices], y_test
 
 
 def products(x: Any, y: Any, n: int, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Images (n, height, width, 3) whose colours are grey images each, and the last digits of their labels' products.
+    """Images (n, height, width, 3) whose channels are grey images, labelled by the last digit of the product of labels.
 
-    MultNIST is made so (Geada et al. 2024, "Insights from the use of previously unseen neural architecture search
-    datasets", CVPR): what networks there are for photographs says little about it.
+    Like MultNIST (Geada et al. 2024, "Insights from the use of previously unseen neural architecture search datasets",
+    CVPR), on which networks designed for photographs are not necessarily good.
     """
     three = rng.integers(len(x), size=(n, 3))
     return np.moveaxis(x[three], 1, -1), y[three].prod(1) % 10
 
 
 def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """A fit by a way of searching, and what came of it."""
+    """Run a fit in one of the ways, and report its results."""
     x_train, x_test, y_train, y_test = part(args, seed)
     if way == "by hand":
         trained = handwritten.fit(x_train, y_train, args.time_limit, args.flip, seed)
@@ -138,7 +138,7 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
             classifier.fit(x_train, y_train, time_limit=args.time_limit)
         run = classifier.load_searcher()
         trials = run.trials
-        together = round(classifier.evaluate(x_test, y_test), 5)
+        ensemble_accuracy = round(classifier.evaluate(x_test, y_test), 5)
         classifier.network_ = run.load_model_by_id(classifier.final_trial_)
         searched = [trial for trial in trials if not trial.final]
         best = next(trial for trial in trials if trial.id == classifier.best_trial_)
@@ -147,11 +147,11 @@ def fit(way: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
             "networks": len(searched),
             "morphs_of_winner": sum(len(trial.proposal.morphs) for trial in lineage(trials, best)),
             "winner_parameters": best.graph.parameters,
-        } | ({"ensemble_accuracy": together, "members": len(classifier.members_)} if args.ensemble > 1 else {})
+        } | ({"ensemble_accuracy": ensemble_accuracy, "members": len(classifier.members_)} if args.ensemble > 1 else {})
 
 
 def gain(name: str, differences: Sequence[float]) -> dict[str, float | None]:
-    """Their mean under that name, and its standard error."""
+    """The mean of the differences, under `name`, and its standard error."""
     error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
     return {
         name: round(statistics.mean(differences), 5),
@@ -160,8 +160,8 @@ def gain(name: str, differences: Sequence[float]) -> dict[str, float | None]:
 
 
 def between(results: Path, way: str, other: str) -> None:
-    """Print what a way gains over another, for all data on which both were tried: the latest fit of every seed."""
-    found: dict[tuple[Any, ...], dict[int, tuple[float, float]]] = {}
+    """Print the gain of one way over another on all data with results of both, from the latest fit of every seed."""
+    accuracies: dict[tuple[Any, ...], dict[int, tuple[float, float]]] = {}
     for entry in json.loads(results.read_text(encoding="utf-8")):
         if way in entry["ways"] and other in entry["ways"]:
             about = ("data", "examples", "time_limit", "rows", "products", "max_params")
@@ -169,8 +169,8 @@ def between(results: Path, way: str, other: str) -> None:
             pairs = zip(*(entry["ways"][name]["fits"] for name in (way, other)), strict=True)
             for seed, pair in enumerate(pairs, start=entry.get("first_seed", 0)):
                 one, two = (fit["test_accuracy"] for fit in pair)
-                found.setdefault(kind, {})[seed] = one, two
-    for kind, by_seed in found.items():
+                accuracies.setdefault(kind, {})[seed] = one, two
+    for kind, by_seed in accuracies.items():
         ones, twos = zip(*by_seed.values(), strict=True)
         means = {way: round(statistics.mean(ones), 5), other: round(statistics.mean(twos), 5)}
         print(kind, means, gain("gain", [a - b for a, b in by_seed.values()]), f"n = {len(by_seed)}")
@@ -204,20 +204,20 @@ def main() -> None:
         for way in dict.fromkeys(("none", *args.ways)):
             fits.setdefault(way, []).append(fit(way, args, seed))
             print(seed, way, fits[way][-1], flush=True)
-    found = {}
-    for way, several in fits.items():
-        pairs = zip(several, fits["none"], strict=True)
-        found[way] = {
-            "mean_test_accuracy": round(statistics.mean(one["test_accuracy"] for one in several), 5),
+    summary = {}
+    for way, values in fits.items():
+        pairs = zip(values, fits["none"], strict=True)
+        summary[way] = {
+            "mean_test_accuracy": round(statistics.mean(one["test_accuracy"] for one in values), 5),
             **gain("gain", [one["test_accuracy"] - none["test_accuracy"] for one, none in pairs]),
         }
-        if "ensemble_accuracy" in several[0]:
-            pairs = zip(several, fits["none"], strict=True)
+        if "ensemble_accuracy" in values[0]:
+            pairs = zip(values, fits["none"], strict=True)
             over_none = [one["ensemble_accuracy"] - none["ensemble_accuracy"] for one, none in pairs]
-            found[way] |= gain("ensemble_gain", [one["ensemble_accuracy"] - one["test_accuracy"] for one in several])
-            found[way] |= gain("ensemble_gain_over_none", over_none)
-        found[way]["fits"] = several
-        print(f"{way:12s} { ({name: value for name, value in found[way].items() if name != 'fits'}) }", flush=True)
+            summary[way] |= gain("ensemble_gain", [one["ensemble_accuracy"] - one["test_accuracy"] for one in values])
+            summary[way] |= gain("ensemble_gain_over_none", over_none)
+        summary[way]["fits"] = values
+        print(f"{way:12s} { ({name: value for name, value in summary[way].items() if name != 'fits'}) }", flush=True)
     if not args.smoke:
         about = {
             "data": "digits" if args.data is None else args.data.stem, "time_limit": args.time_limit, "n": args.seeds,
@@ -225,7 +225,7 @@ def main() -> None:
             "examples": None if args.data is None else args.examples, "rows": args.rows, "products": args.products,
             **({} if args.max_params is None else {"max_params": args.max_params}),
         }  # fmt: skip
-        append(args.results, about | {"ways": found})
+        append(args.results, about | {"ways": summary})
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""How soon searchers find good networks among the 6,561 of NAS-Bench-Macro, where nothing need be trained.
+"""How soon searchers find good networks among the 6,561 of NAS-Bench-Macro, a table of trained networks.
 
     PYTHONPATH=. python benchmarks/searchers.py [--seeds 40] [--networks 100] [--ablation] [--smoke]
 
-Every search begins with the same four networks and may add, remove, grow and shrink blocks (`tests/table.py`). It is
-told one of a network's three trainings, drawn by the seed. Regret: points of mean accuracy that are lacking to the best
-of the table, `chosen` for the network that the library would then choose (`winner`), `trained` for the best of those
-trained so far. The first cannot fall much below .08: single trainings differ by more than the best networks.
+Every search starts with the same four networks and may add, remove, grow and shrink blocks (`tests/table.py`). Its
+scores are those of one of a network's three trainings, drawn by the seed. Regret: difference to the best mean accuracy
+of the table, in points, `chosen` for the network that the library would then choose (`winner`), `trained` for the best
+of those trained so far. The former cannot fall much below .08, since single trainings differ by more than the best
+networks.
 
 Writes docs/img/regret.svg and results/searchers.json: the mean regrets after every fifth network, their standard errors
-over seeds, and how many networks the Bayesian search needs to be as good as each of the others is after all. Grid
-search and successive halving are left out, for the table has no such networks, and but one length of training.
---ablation instead changes one thing of the Bayesian search at a time, and writes results/searchers_ablation.json; there
---networks 50 tells as much as 100.
+over seeds, and how many networks the Bayesian search needs to reach the final regret of each other searcher. Grid
+search and successive halving are left out, since the table has no such networks and only one length of training.
+--ablation instead varies one setting of the Bayesian search at a time, and writes results/searchers_ablation.json;
+--networks 50 is enough there.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ Make = Callable[[int], Searcher]
 """A searcher from a seed."""
 
 Change = Callable[[], AbstractContextManager[object]]
-"""What the library does otherwise meanwhile."""
+"""Makes a context in which the library is modified."""
 
 SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "bayesian": BayesianSearcher,
@@ -77,19 +78,19 @@ def replaced(module: ModuleType, **values: Any) -> Change:
 
 
 def variants(candidates: int) -> dict[str, tuple[Make, Change]]:
-    """The Bayesian search, and what differs from it in one thing."""
+    """The Bayesian search, and variants that differ from it in one setting, by name."""
 
     def changed(**settings: object) -> tuple[Make, Change]:
         return of(BayesianSearcher, **{"candidates": candidates} | settings), nullcontext
 
-    def otherwise(*changes: Change) -> tuple[Make, Change]:
-        def all_of() -> AbstractContextManager[object]:
+    def with_changes(*changes: Change) -> tuple[Make, Change]:
+        def apply_all() -> AbstractContextManager[object]:
             stack = contextlib.ExitStack()
             for change in changes:
                 stack.enter_context(change())
             return stack
 
-        return changed()[0], all_of
+        return changed()[0], apply_all
 
     def kernel(nu: float) -> Change:
         return replaced(kernels, Matern=lambda *args, **_: Matern(*args, nu=nu))
@@ -97,11 +98,11 @@ def variants(candidates: int) -> dict[str, tuple[Make, Change]]:
     blind = {"sketch": without_resolution}
     return {
         "base": changed(),
-        "kernel: Matern 1/2": otherwise(kernel(0.5)),
-        "kernel: squared exponential": otherwise(kernel(math.inf)),
-        "noise fixed at .001": otherwise(replaced(kernels, WhiteKernel=lambda *_: WhiteKernel(1e-3, "fixed"))),
-        "no standardisation": otherwise(replaced(surrogate, standardise=lambda scores: (scores, 0.0, 1.0))),
-        "no resolution in the tokens": otherwise(replaced(trial, **blind), replaced(guided, **blind)),
+        "kernel: Matern 1/2": with_changes(kernel(0.5)),
+        "kernel: squared exponential": with_changes(kernel(math.inf)),
+        "noise fixed at .001": with_changes(replaced(kernels, WhiteKernel=lambda *_: WhiteKernel(1e-3, "fixed"))),
+        "no standardisation": with_changes(replaced(surrogate, standardise=lambda scores: (scores, 0.0, 1.0))),
+        "no resolution in the tokens": with_changes(replaced(trial, **blind), replaced(guided, **blind)),
         "skip_weight .25": changed(skip_weight=0.25),
         "predictions from the start": changed(startup=0),
         "expected improvement from the start": changed(explore=0),
@@ -117,49 +118,49 @@ Curves = dict[str, dict[str, list[float]]]
 
 
 def objective_errors(make: Make, seed: int, networks: int, change: Change) -> list[tuple[float, float]]:
-    """Points lacking, of the network chosen and of the best trained, after every EVERY networks."""
+    """Regrets of the network chosen and of the best trained, after every EVERY networks."""
     with change():
         trials = run(make(seed), networks, seed)
-    found = []
+    errors = []
     for n in range(EVERY, networks + 1, EVERY):
         top = max(map(true_accuracy, trials[:n]))
-        found.append((100 * (best() - true_accuracy(winner(trials[:n]))), 100 * (best() - top)))
-    return found
+        errors.append((100 * (best() - true_accuracy(winner(trials[:n]))), 100 * (best() - top)))
+    return errors
 
 
 def curves(name: str, make: Make, seeds: int, networks: int, change: Change = nullcontext) -> Curves:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     searches = [objective_errors(make, seed, networks, change) for seed in range(seeds)]
-    seconds = (time.perf_counter() - begun) / seeds
-    found = {}
+    seconds = (time.perf_counter() - start) / seeds
+    result = {}
     for i, kind in enumerate(("chosen", "trained")):
         columns = [[search[step][i] for search in searches] for step in range(len(searches[0]))]
-        found[kind] = {
+        result[kind] = {
             "mean": [round(statistics.mean(values), 4) for values in columns],
             "standard_error": [round(statistics.stdev(values) / math.sqrt(seeds), 4) for values in columns],
         }
-    said = [
+    summary = [
         f"{kind} {half['mean'][len(searches[0]) // 2 - 1]:.3f} halfway, {half['mean'][-1]:.3f} +- "
-        f"{half['standard_error'][-1]:.3f}" for kind, half in found.items()
+        f"{half['standard_error'][-1]:.3f}" for kind, half in result.items()
     ]  # fmt: skip
-    print(f"{name:36s} {'  '.join(said)}  {seconds:.1f} s a search", flush=True)
-    return found
+    print(f"{name:36s} {'  '.join(summary)}  {seconds:.1f} s a search", flush=True)
+    return result
 
 
-def first_as_good(found: Mapping[str, Curves], name: str, kind: str) -> int | None:
-    """After how many networks the Bayesian search has the mean regret that the other has after all of its own."""
-    enough = found[name][kind]["mean"][-1]
-    means = enumerate(found["bayesian"][kind]["mean"], start=1)
+def first_as_good(regrets: Mapping[str, Curves], name: str, kind: str) -> int | None:
+    """Number of networks after which the Bayesian search reaches the final mean regret of another searcher."""
+    enough = regrets[name][kind]["mean"][-1]
+    means = enumerate(regrets["bayesian"][kind]["mean"], start=1)
     return next((EVERY * i for i, mean in means if mean <= enough), None)
 
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#666666")
 
 
-def picture(found: Mapping[str, Curves], seeds: int) -> str:
-    """Regret against networks trained as SVG: of the network chosen, in bands of a standard error; dashed, trained."""
+def picture(regrets: Mapping[str, Curves], seeds: int) -> str:
+    """An SVG plot of regret by networks trained: `chosen` with bands of a standard error, and `trained`, dashed."""
     wide, high, left, bottom, right, top = 640, 400, 60, 350, 540, 20
-    n = len(next(iter(found.values()))["chosen"]["mean"])
+    n = len(next(iter(regrets.values()))["chosen"]["mean"])
     low, most = 0.01, 3.0  # of the logarithmic axis
 
     def at(i: int, regret: float) -> str:
@@ -183,7 +184,7 @@ def picture(found: Mapping[str, Curves], seeds: int) -> str:
     for i in range(3, n, 4):
         x = at(i, low).split(",")[0]
         drawn.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{EVERY * (i + 1)}</text>')
-    for place, ((name, both), colour) in enumerate(zip(found.items(), COLOURS, strict=True)):
+    for place, ((name, both), colour) in enumerate(zip(regrets.items(), COLOURS, strict=True)):
         chosen = both["chosen"]
         pairs = list(enumerate(zip(chosen["mean"], chosen["standard_error"], strict=True)))
         band = [at(i, m + e) for i, (m, e) in pairs] + [at(i, m - e) for i, (m, e) in reversed(pairs)]
@@ -207,25 +208,25 @@ def main() -> None:
     seeds, networks = (2, 10) if args.smoke else (args.seeds, args.networks)
     about = describe() | {"seeds": seeds, "networks": networks, "every": EVERY, "table": "NAS-Bench-Macro, CIFAR-10"}
     if args.ablation:
-        found = {
+        regrets = {
             name: curves(name, make, seeds, networks, change)
             for name, (make, change) in variants(args.candidates).items()
         }
-        written = {"searchers_ablation.json": about | {"candidates": args.candidates, "regret": found}}
+        written = {"searchers_ablation.json": about | {"candidates": args.candidates, "regret": regrets}}
     else:
-        found = {name: curves(name, of(kind), seeds, networks) for name, kind in SEARCHERS.items()}
+        regrets = {name: curves(name, of(kind), seeds, networks) for name, kind in SEARCHERS.items()}
         needed = {
-            name: {kind: first_as_good(found, name, kind) for kind in ("chosen", "trained")}
-            for name in found if name != "bayesian"
+            name: {kind: first_as_good(regrets, name, kind) for kind in ("chosen", "trained")}
+            for name in regrets if name != "bayesian"
         }  # fmt: skip
         print(f"networks until the Bayesian search is as good as the others after {networks}: {needed}")
-        written = {"searchers.json": about | {"regret": found, "bayesian_needs": needed}}
+        written = {"searchers.json": about | {"regret": regrets, "bayesian_needs": needed}}
     if args.smoke:
         return
     for name, result in written.items():
         (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if not args.ablation:
-        PICTURE.write_text(picture(found, seeds), encoding="utf-8")
+        PICTURE.write_text(picture(regrets, seeds), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""How large a network should be for the time there is: networks of several sizes, each trained for the same seconds.
+"""The best size of a network for a given time: networks of several sizes, each trained for the same time.
 
     python benchmarks/sizes.py --data cifar10.npz --examples 6000 --seconds 36 --seeds 2 [--flip --shift 0.03]
     python benchmarks/sizes.py --data cifar10.npz --seconds 200 --seeds 2 --flip --shift 0.03 --only "cnn, width 48" +
     python benchmarks/sizes.py --data cifar10.npz --examples 2000 --side 20 --seconds 20 --widths 12 24 48 --only \
         "pooled: cnn" "whole: cnn" "pooled: res" "whole: res"
 
-With "+" begin the names of networks that morphs make of a plain one: what shape is worth at equal seconds. --side: of
-images that the given ones are reduced to, by the mean over areas; then with "pooled" begin those of starters that pool
-what their first convolution gives, and with "whole" those that do not, see `READ_WHOLE` in `morphnas.graph.starters`.
-The final trainings of a run get about this long: `morphnas.run.plan` sizes starters by what is found here. --data: an
-.npz with x_train, y_train, x_test, y_test, see `ablation_recipe.py`, whose splits and recipe these are; without it
-scikit-learn's digits. The networks take turns within a seed. Appends to results/sizes.json the passes over the data and
-the test accuracies of every network.
+Names with "+" are networks made from a plain one by morphs, to measure the effect of shape at equal time. --side:
+images are reduced to this side by area averaging; then starters named "pooled" pool after their first convolution, and
+those named "whole" do not, see `READ_WHOLE` in `morphnas.graph.starters`. The final trainings of a run take about as
+long as these: `morphnas.run.plan` sizes starters by these results. --data: an .npz with x_train, y_train, x_test,
+y_test, see `ablation_recipe.py`, whose splits and recipe these are; without it scikit-learn's digits. The networks take
+turns within a seed. Appends to results/sizes.json the epochs and the test accuracies of every network.
 """
 
 from __future__ import annotations
@@ -56,26 +55,26 @@ RESULTS = Path(__file__).parent / "results" / "sizes.json"
 
 
 def networks(shape: Shape, n_classes: int, widths: Sequence[int], both: bool) -> dict[str, Graph]:
-    """both: starters whose first convolution is pooled, and those where it is not."""
+    """Starters by name. both: variants with and without pooling after the first convolution."""
     if not both:
         return starters_of(shape, n_classes, widths)
-    found: dict[str, Graph] = {}
+    graphs: dict[str, Graph] = {}
     for words, least in (("pooled", 1), ("whole", 1 + min(shape[1:]))):
         with patch.object(starters, "READ_WHOLE", least):
-            found |= {f"{words}: {name}": graph for name, graph in starters_of(shape, n_classes, widths).items()}
-    return found
+            graphs |= {f"{words}: {name}": graph for name, graph in starters_of(shape, n_classes, widths).items()}
+    return graphs
 
 
 def starters_of(shape: Shape, n_classes: int, widths: Sequence[int]) -> dict[str, Graph]:
-    found = {f"cnn, width {w}": cnn(shape, n_classes, width=w, depth=4) for w in widths or (8, 16, 24, 32, 48, 64)}
-    return found | {
+    graphs = {f"cnn, width {w}": cnn(shape, n_classes, width=w, depth=4) for w in widths or (8, 16, 24, 32, 48, 64)}
+    return graphs | {
         **{f"resnet, width {w}": resnet(shape, n_classes, width=w, depth=2) for w in widths or (16, 24, 32, 48)},
         **{f"densenet, width {w}": densenet(shape, n_classes, width=w, depth=6) for w in widths or (16, 32, 48)},
     }
 
 
 def morphed(shape: Shape, n_classes: int) -> dict[str, Graph]:
-    """What a search could come to from a plain network of width 32, and from one of width 24."""
+    """Networks that a search could reach from plain networks of width 32 and 24, by name."""
     plain, narrow = (cnn(shape, n_classes, width=w, depth=4) for w in (32, 24))
     first, second, third, last = (node.name for node in plain.nodes if isinstance(node.op, ReLU))
     deeper, skips, residual, wide = plain, plain, plain, narrow
@@ -103,11 +102,11 @@ def morphed(shape: Shape, n_classes: int) -> dict[str, Graph]:
     }
 
 
-def reduced(given: Task, side: int) -> Task:
+def reduced(problem: Task, side: int) -> Task:
     def smaller(part: Examples) -> Examples:
         return Examples(F.interpolate(part.x.float(), size=(side, side), mode="area").round().to(part.x.dtype), part.y)
 
-    return Task.of(smaller(given.train), smaller(given.evaluation_set), given.goal)
+    return Task.of(smaller(problem.train), smaller(problem.evaluation_set), problem.goal)
 
 
 def main() -> None:
@@ -133,42 +132,43 @@ def main() -> None:
     if args.smoke:
         args.seconds, args.seeds = 0.5, 1
     warm_up()
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for seed in range(args.seeds):
-        given = task(args, seed)
+        problem = task(args, seed)
         if args.side is not None:
-            given = reduced(given, args.side)
-        given = given.to(args.device)
-        shape = tuple(given.train.x.shape[1:])
-        default = default_recipe(len(given.train), args.device, None, shape)
-        pace = measure(given, 0.4 if args.device.type == "cpu" else 20.0, default)
-        found_out = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
-        recipe = replace(found_out, epochs=100_000, augment=Augment(args.shift, args.flip))
-        graphs = networks(shape, given.goal.outputs, args.widths, args.side is not None) | morphed(
-            shape, given.goal.outputs
+            problem = reduced(problem, args.side)
+        problem = problem.to(args.device)
+        shape = tuple(problem.train.x.shape[1:])
+        default = default_recipe(len(problem.train), args.device, None, shape)
+        pace = measure(problem, 0.4 if args.device.type == "cpu" else 20.0, default)
+        measured_recipe = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
+        recipe = replace(measured_recipe, epochs=100_000, augment=Augment(args.shift, args.flip))
+        graphs = networks(shape, problem.goal.outputs, args.widths, args.side is not None) | morphed(
+            shape, problem.goal.outputs
         )
         for name, graph in graphs.items():
             if not name.startswith(tuple(args.only)):
                 continue
             deadline, generator = Deadline.after(args.seconds), torch.Generator().manual_seed(seed)
-            module, _ = inherited(Job(graph, (), recipe, args.seconds, seed), given, deadline)
-            outcome = train(module, given, recipe, deadline, generator, scored=False)
+            module, _ = inherited(Job(graph, (), recipe, args.seconds, seed), problem, deadline)
+            outcome = train(module, problem, recipe, deadline, generator, scored=False)
             right = (
-                predict(module, given.evaluation_set.x, given, mirrored=args.flip).argmax(1) == given.evaluation_set.y
+                predict(module, problem.evaluation_set.x, problem, mirrored=args.flip).argmax(1)
+                == problem.evaluation_set.y
             )
             about = {"parameters": graph.parameters, "work": graph.work, "passes": [], "test_accuracy": []}
-            one = found.setdefault(name, about)
-            one["passes"].append(round(outcome.images_per_second * outcome.seconds / len(given.train), 1))
-            one["test_accuracy"].append(round(right.double().mean().item(), 5))
-            print(seed, name, one["passes"][-1], one["test_accuracy"][-1], flush=True)
-    for name, one in found.items():
-        print(f"{name:28s} {one['parameters']:>9,} parameters {statistics.mean(one['test_accuracy']):.4f}")
+            row = results.setdefault(name, about)
+            row["passes"].append(round(outcome.images_per_second * outcome.seconds / len(problem.train), 1))
+            row["test_accuracy"].append(round(right.double().mean().item(), 5))
+            print(seed, name, row["passes"][-1], row["test_accuracy"][-1], flush=True)
+    for name, row in results.items():
+        print(f"{name:28s} {row['parameters']:>9,} parameters {statistics.mean(row['test_accuracy']):.4f}")
     if not args.smoke:
         settings = {
-            "data": "digits" if args.data is None else args.data.stem, "examples": len(given.train),
+            "data": "digits" if args.data is None else args.data.stem, "examples": len(problem.train),
             "side": args.side, "seconds": args.seconds, "flip": args.flip, "shift": args.shift, "n": args.seeds,
         }  # fmt: skip
-        append(args.results, settings | {"networks": found})
+        append(args.results, settings | {"networks": results})
 
 
 if __name__ == "__main__":

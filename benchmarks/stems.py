@@ -1,12 +1,12 @@
-"""What first filters that whiten, and are not trained, should become when a morph widens a network.
+"""How whitening first filters, which are not trained, should be widened by a morph.
 
     python benchmarks/stems.py --data cifar10.npz [--examples 4000] [--epochs 6] [--width 8] [--seeds 5]
 
-A plain network of --width is trained for so many epochs; then `WiderAll(200)` doubles its widths, and the child is
-trained for as many again: with filters along further directions ("further", as `fit` does), with repeated ones
-("repeated", as Net2Net does for all layers), or with repeated ones that are trained from then on ("trained"). --data:
-as in `rates.py`, of which another draw of images is used for each seed. Appends to results/stems.json the accuracy on
-5,000 test images, mirrored sides included, and the gains over "repeated".
+A plain network of --width is trained for --epochs; then `WiderAll(200)` doubles its widths, and the child is trained
+for as many: with filters along further directions ("further", as `fit` does), with repeated ones ("repeated", as
+Net2Net does for all layers), or with repeated ones that are trained from then on ("trained"). --data: as in `rates.py`,
+with another draw of images for each seed. Appends to results/stems.json the accuracy on 5,000 test images, with
+test-time augmentation by horizontal flips, and the gains over "repeated".
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ WAYS = ("repeated", "further", "trained")
 
 
 def trained(job: Job, task: Task) -> Network:
-    """The network that a job leaves; RuntimeError if it fails."""
+    """Run a job; its trained network, or RuntimeError if it fails."""
     outcome, weights = working.work(job, task)
     if weights is None:
         raise RuntimeError(outcome.error)
-    begins = job.start if not isinstance(job.start, Network) else job.start.graph
+    graph = job.start if not isinstance(job.start, Network) else job.start.graph
     for morph in job.morphs:
-        begins = morph.grow(begins)
-    return Network(begins, weights)
+        graph = morph.grow(graph)
+    return Network(graph, weights)
 
 
 def child(parent: Network, task: Task, recipe: Recipe, way: str, seed: int) -> Network:
@@ -73,19 +73,19 @@ def main() -> None:
     warm_up()
     accuracies: dict[str, list[float]] = {way: [] for way in WAYS}
     for seed in range(args.seeds):
-        given = task(args, seed)
-        assert given.valid is not None
-        shape = tuple(given.train.x.shape[1:])
-        recipe = default_recipe(len(given.train), given.device, None, shape)
-        recipe = replace(recipe, precision=measure(given, 0.4, recipe).precision, epochs=args.epochs, whiten=True)
+        problem = task(args, seed)
+        assert problem.valid is not None
+        shape = tuple(problem.train.x.shape[1:])
+        recipe = default_recipe(len(problem.train), problem.device, None, shape)
+        recipe = replace(recipe, precision=measure(problem, 0.4, recipe).precision, epochs=args.epochs, whiten=True)
         recipe = replace(recipe, augment=replace(recipe.augment, shift=0.0, flip=True))
-        parent = trained(Job(cnn(shape, given.goal.outputs, width=args.width), (), recipe, 1e9, seed), given)
+        parent = trained(Job(cnn(shape, problem.goal.outputs, width=args.width), (), recipe, 1e9, seed), problem)
         for way in WAYS:
-            network = child(parent, given, recipe, way, seed)
-            module, x = to_module(network.graph, network.weights), given.valid.x
-            said = sum(predict(module, each, given, 512, NEVER).softmax(1) for each in (x, x.flip(-1)))
-            assert isinstance(said, torch.Tensor)
-            accuracies[way].append((said.argmax(1) == given.valid.y).double().mean().item())
+            network = child(parent, problem, recipe, way, seed)
+            module, x = to_module(network.graph, network.weights), problem.valid.x
+            probabilities = sum(predict(module, images, problem, 512, NEVER).softmax(1) for images in (x, x.flip(-1)))
+            assert isinstance(probabilities, torch.Tensor)
+            accuracies[way].append((probabilities.argmax(1) == problem.valid.y).double().mean().item())
             print(f"{way}: {accuracies[way][-1]:.4f}", flush=True)
     result = {
         "data": None if args.data is None else args.data.stem,
@@ -94,7 +94,7 @@ def main() -> None:
         "width": args.width,
         "n": args.seeds,
         "accuracies": accuracies,
-        "mean_test_accuracy": {way: statistics.mean(several) for way, several in accuracies.items()},
+        "mean_test_accuracy": {way: statistics.mean(values) for way, values in accuracies.items()},
         "gains": {way: gain(accuracies["repeated"], accuracies[way]) for way in WAYS[1:]},
     }
     print(result["gains"])

@@ -1,23 +1,23 @@
-"""How well surrogates rank networks that they have not seen, after n of the 6,561 of NAS-Bench-Macro, or of a run.
+"""How well surrogates rank unseen networks after observing n of the 6,561 of NAS-Bench-Macro, or n of a run.
 
     PYTHONPATH=. python benchmarks/surrogate.py [--seeds 40] [--ablation] [--smoke]
     PYTHONPATH=. python benchmarks/surrogate.py --train 300 [--data cifar10.npz --examples 2000]
 
-All are taught the scores of the same n random networks (one of the three trainings each, drawn by the seed) and asked
-for 300 others, by the same distances to all that they have seen. With --train a random search without promotions trains
-so many networks on scikit-learn's digits, or on --data, from starters of width 8; the others are all that it trained
-besides the n, and the truth is the one score that each has:
+All surrogates are fitted to the scores of the same n random networks (one of the three trainings each, drawn by the
+seed) and predict 300 others, from the same distances to the observed ones. With --train a random search without
+promotions trains so many networks on scikit-learn's digits, or on --data, from starters of width 8; then the others are
+all that it trained besides the n, and the truth is their only score. The surrogates are:
 
 * the library's: a Gaussian process, Matern 5/2, on the distances to landmarks (`morphnas/search/surrogate.py`),
-* `exp(-d / l)` with the spectrum clipped: K = Q L Q' of the distances among the n, the negative part of L left out, and
-  the matching map of others, phi(x) = L^(-1/2) Q' k(x), k(x, y) = phi(x) . phi(y) and what is missing to 1 added to the
-  variance; l in median(d) x 1/8 .. 4 and noise in .001 .. .3 by marginal likelihood,
-* the mean of the 5 nearest.
+* a Gaussian process with kernel `exp(-d / l)`, its spectrum clipped: K = Q L Q' of the n networks without the negative
+  part of L, extended to others by phi(x) = L^(-1/2) Q' k(x), k(x, y) = phi(x) . phi(y), with the difference to 1 added
+  to the variance; l in median(d) x 1/8 .. 4 and noise in .001 .. .3 by marginal likelihood,
+* the mean of the 5 nearest networks.
 
 Writes results/surrogate.json, or adds to results/surrogate_runs.json: Spearman's rank correlation with the mean
 accuracy of the three trainings, and the log likelihood of the scores of another training of the 300 under the predicted
 normal distributions, noise included, in nats; means over seeds and their standard errors. --ablation adds variants of
-the library's.
+the library's surrogate.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ HELD_OUT, EPOCHS = 300, 8.0
 
 Array = NDArray[np.float64]
 Predict = Callable[[Array, Array, Array], tuple[Array, Array]]
-"""From distances (n + k, n) of all to those seen, their scores (n,), and the epochs (n + k,) that all have had, to mean
-and deviation (k,) of the others' scores, noise included."""
+"""From distances (n + k, n) of all networks to the observed ones, scores (n,) of these, and epochs (n + k,) of all, to
+mean and standard deviation (k,) of the others' scores, noise included."""
 
 
 def ours(count: int = 64) -> Predict:
@@ -79,7 +79,7 @@ def clipped(d: Array, scores: Array, _: Array) -> tuple[Array, Array]:
             k = phi[:n] @ phi[:n].T + np.diag(rest[:n] + noise)
             factor = np.linalg.cholesky(k)
             white = np.linalg.solve(factor, targets)
-            amplitude = float(white @ white) / n  # of the whole kernel, likeliest in closed form
+            amplitude = float(white @ white) / n  # of the whole kernel, its maximum likelihood estimate
             likelihood = -n / 2 * math.log(amplitude) - np.log(np.diag(factor)).sum()
             if likelihood > best[0]:
                 across = np.linalg.solve(factor, phi[:n] @ phi[n:].T)
@@ -101,13 +101,13 @@ SURROGATES: dict[str, Predict] = {"landmarks": ours(), "exp(-d/l) clipped": clip
 
 
 def score(key: str, seed: int) -> float:
-    found = outcome(key, seed).score
-    assert found is not None
-    return found
+    value = outcome(key, seed).score
+    assert value is not None
+    return value
 
 
-def judged(mean: Array, sd: Array, truth: list[float], scores: list[float]) -> tuple[float, float]:
-    """Rank correlation with the truth, and log likelihood of the scores."""
+def metrics(mean: Array, sd: Array, truth: list[float], scores: list[float]) -> tuple[float, float]:
+    """Spearman's rank correlation with the truth, and mean log likelihood of the scores."""
     rank = float(spearmanr(mean, truth)[0])
     return rank if math.isfinite(rank) else 0.0, float(norm.logpdf(scores, mean, sd).mean())
 
@@ -115,11 +115,11 @@ def judged(mean: Array, sd: Array, truth: list[float], scores: list[float]) -> t
 def measured(predict: Predict, d: Array, keys: list[str], n: int, seed: int) -> tuple[float, float]:
     scores = np.array([score(key, seed) for key in keys[:n]])
     again = [score(key, seed + 1_000) for key in keys[n:]]
-    return judged(*predict(d, scores, np.full(len(keys), EPOCHS)), [accuracy(key) for key in keys[n:]], again)
+    return metrics(*predict(d, scores, np.full(len(keys), EPOCHS)), [accuracy(key) for key in keys[n:]], again)
 
 
 def trials(n: int, seed: int, ablation: bool) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Every surrogate's two figures for one seed."""
+    """The two metrics of every surrogate for one seed."""
     rng = np.random.default_rng(seed)
     keys = [KEYS[i] for i in rng.choice(len(KEYS), n + HELD_OUT, replace=False)]
     sketches = [sketch(network(key)) for key in keys]
@@ -136,7 +136,7 @@ def trials(n: int, seed: int, ablation: bool) -> Iterator[tuple[str, tuple[float
 
 
 def trained(args: argparse.Namespace) -> list[tuple[Sketch, float, float]]:
-    """Networks that a random search has trained: with the score of each, and how many epochs it counts as trained."""
+    """Sketch, score and fidelity in epochs of the networks that a random search has trained."""
     x, _, y, _ = part(args, 0)
     with tempfile.TemporaryDirectory() as folder:
         classifier = morphnas.ImageClassifier(
@@ -148,20 +148,20 @@ def trained(args: argparse.Namespace) -> list[tuple[Sketch, float, float]]:
             random_state=0,
             device="cpu",
         )
-        found = classifier.fit(x, y, time_limit=10.0 * args.train).load_searcher().trials
-    epochs = fidelities(found)
-    finished = [t for t in found if t.outcome is not None and t.outcome.status == "finished"]
+        run_trials = classifier.fit(x, y, time_limit=10.0 * args.train).load_searcher().trials
+    epochs = fidelities(run_trials)
+    finished = [t for t in run_trials if t.outcome is not None and t.outcome.status == "finished"]
     return [(t.sketch, t.score, epochs[t.id]) for t in finished if t.score is not None]
 
 
 def of_run(known: list[tuple[Sketch, float, float]], n: int, seed: int) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Every surrogate's two figures after n networks of a run, for one seed."""
+    """The two metrics of every surrogate after n networks of a run, for one seed."""
     mixed = [known[i] for i in np.random.default_rng(seed).permutation(len(known))]
     sketches = [one for one, _, _ in mixed]
     scores, epochs = ([one[i] for one in mixed] for i in (1, 2))
     d = distances(sketches, sketches[:n])
     for name, predict in SURROGATES.items():
-        yield name, judged(*predict(d, np.array(scores[:n]), np.array(epochs)), scores[n:], scores[n:])
+        yield name, metrics(*predict(d, np.array(scores[:n]), np.array(epochs)), scores[n:], scores[n:])
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -185,10 +185,10 @@ def main() -> None:
         parser.error("--train takes 15 networks or more, of which 10 are learnt from")
     if args.ablation and args.train:
         parser.error("--ablation is of the table")
-    seeds, asked = (2, [10, 20]) if args.smoke else (args.seeds, [10, 20, 50, 100, 200])
+    seeds, requested = (2, [10, 20]) if args.smoke else (args.seeds, [10, 20, 50, 100, 200])
     known = trained(args) if args.train else []
-    sizes = tuple(n for n in asked if not known or n <= 0.8 * len(known))
-    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    sizes = tuple(n for n in requested if not known or n <= 0.8 * len(known))
+    results: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for n in sizes:
         figures: dict[str, list[tuple[float, float]]] = {}
         for seed in range(seeds):
@@ -196,15 +196,15 @@ def main() -> None:
                 figures.setdefault(name, []).append(pair)
         for name, pairs in figures.items():
             ranks, likelihoods = (spread([pair[i] for pair in pairs]) for i in (0, 1))
-            found.setdefault(name, {})[str(n)] = {"rank_correlation": ranks, "log_likelihood": likelihoods}
+            results.setdefault(name, {})[str(n)] = {"rank_correlation": ranks, "log_likelihood": likelihoods}
             print(f"n {n:3d}  {name:20s} rank {ranks['mean']:.3f} +- {ranks['standard_error']:.3f}", end="  ")
             print(f"log likelihood {likelihoods['mean']:.3f} +- {likelihoods['standard_error']:.3f}", flush=True)
     if not args.smoke and known:
         of = {"data": "digits"} if args.data is None else {"data": args.data.stem, "examples": args.examples}
-        append(RUNS, of | {"seeds": seeds, "networks": len(known), "skip_weight": SKIP_COST, "surrogates": found})
+        append(RUNS, of | {"seeds": seeds, "networks": len(known), "skip_weight": SKIP_COST, "surrogates": results})
     elif not args.smoke:
         about = {"seeds": seeds, "held_out": HELD_OUT, "skip_weight": SKIP_COST, "table": "NAS-Bench-Macro, CIFAR-10"}
-        RESULTS.write_text(json.dumps(describe() | about | {"surrogates": found}, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(describe() | about | {"surrogates": results}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""What `ImageClassifier.fit` reaches where an example has several tags or none, beside a network by hand.
+"""`ImageClassifier.fit` on multi-label images within a time limit, compared with a handwritten network.
 
     python benchmarks/tags.py [--time-limit 30] [--seeds 3] [--data mnist.npz]
 
-Each of 4,000 images has four places in two rows, six of ten of which hold an image of the ten classes, halved in size;
-its tags say which classes are there. Of scikit-learn's digits (not halved), a fifth of which is for the 4,000 test
-images alone, or of an .npz with x_train, y_train, x_test, y_test. By hand is the network of `handwritten.py`, trained
-for as many seconds on the binary cross-entropy. Appends to results/tags.json the share of test images all of whose tags
-are right, the mean average precision and the F1 score, both means over tags, with standard errors and the machine.
+Each of 4,000 images is a 2 x 2 grid whose cells contain, with probability 0.6, an image of one of ten classes, halved
+in size; its labels are the classes in the grid. The images are scikit-learn's digits (not halved), a fifth of which is
+used only for the 4,000 test images, or those of an .npz with x_train, y_train, x_test, y_test. The handwritten network
+is that of `handwritten.py`, trained for the same time with the binary cross-entropy. Appends to results/tags.json the
+share of test images with all labels right, the mean average precision and the F1 score, both averaged over labels, with
+standard errors and the machine.
 """
 
 from __future__ import annotations
@@ -35,53 +36,53 @@ SHARE = 0.6
 
 
 def pieces(data: Path | None, seed: int) -> list[tuple[Any, Any]]:
-    """Images (n, h, w) uint8 and classes, to train on and to test."""
+    """Images (n, h, w) uint8 and classes, for training and for testing."""
     if data is None:
         x, y = (load_digits().images * (255 / 16)).round().astype(np.uint8), load_digits().target
         parts = train_test_split(x, y, test_size=0.2, random_state=seed, stratify=y)
         return [(parts[0], parts[2]), (parts[1], parts[3])]
     with np.load(data, allow_pickle=False) as file:
-        several = [(file[f"x_{part}"], file[f"y_{part}"].ravel()) for part in ("train", "test")]
-    halved = [x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).mean((2, 4, 5)) for x, _ in several]
-    return [(x.round().astype(np.uint8), y) for x, (_, y) in zip(halved, several, strict=True)]
+        splits = [(file[f"x_{part}"], file[f"y_{part}"].ravel()) for part in ("train", "test")]
+    halved = [x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).mean((2, 4, 5)) for x, _ in splits]
+    return [(x.round().astype(np.uint8), y) for x, (_, y) in zip(halved, splits, strict=True)]
 
 
 def composed(x: Any, y: Any, n: int, seed: int) -> tuple[Any, Any]:
-    """Images (n, 2 h, 2 w) uint8 of up to four of those given, and which classes are on them, (n, classes)."""
+    """Grids (n, 2 h, 2 w) uint8 of up to four of the images, and which classes they contain, (n, classes)."""
     rng = np.random.default_rng(seed)
     h, w = x.shape[1:]
-    chosen, there = rng.integers(0, len(x), (n, 4)), rng.random((n, 4)) < SHARE
-    tiles = np.where(there[:, :, None, None], x[chosen], 0).astype(np.uint8)
+    chosen, present = rng.integers(0, len(x), (n, 4)), rng.random((n, 4)) < SHARE
+    tiles = np.where(present[:, :, None, None], x[chosen], 0).astype(np.uint8)
     images = tiles.reshape(n, 2, 2, h, w).transpose(0, 1, 3, 2, 4).reshape(n, 2 * h, 2 * w)
     tags = np.zeros((n, int(y.max()) + 1), dtype=np.int64)
-    rows, places = np.nonzero(there)
+    rows, places = np.nonzero(present)
     tags[rows, y[chosen[rows, places]]] = 1
     return images, tags
 
 
-def measured(y: Any, chances: Any) -> dict[str, float]:
-    said = (chances >= 0.5).astype(int)
+def measured(y: Any, probabilities: Any) -> dict[str, float]:
+    predicted = (probabilities >= 0.5).astype(int)
     return {
-        "all_right": round(accuracy_score(y, said), 5),
-        "mean_average_precision": round(average_precision_score(y, chances), 5),
-        "f1": round(f1_score(y, said, average="macro"), 5),
+        "all_right": round(accuracy_score(y, predicted), 5),
+        "mean_average_precision": round(average_precision_score(y, probabilities), 5),
+        "f1": round(f1_score(y, predicted, average="macro"), 5),
     }
 
 
-def one(data: Path | None, n: int, seconds: float, seed: int) -> dict[str, Any]:
+def run_fit(data: Path | None, n: int, seconds: float, seed: int) -> dict[str, Any]:
     train, test = (composed(*part, n, 2 * seed + i) for i, part in enumerate(pieces(data, seed)))
     with tempfile.TemporaryDirectory() as folder:
-        found = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu")
-        begun = time.perf_counter()
-        found.fit(*train, time_limit=seconds)
-        row: dict[str, Any] = {"seed": seed, "seconds": round(time.perf_counter() - begun, 2)}
-        row["networks"] = len(found.load_searcher().trials)
-        row["morphnas"] = measured(test[1], found.predict_proba(test[0]))
+        classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu")
+        start = time.perf_counter()
+        classifier.fit(*train, time_limit=seconds)
+        row: dict[str, Any] = {"seed": seed, "seconds": round(time.perf_counter() - start, 2)}
+        row["networks"] = len(classifier.load_searcher().trials)
+        row["morphnas"] = measured(test[1], classifier.predict_proba(test[0]))
     model, mean, std = handwritten.fit(*train, seconds, False, seed)
     with torch.no_grad():
         images = (handwritten.channels_first(test[0]).float() - mean) / std
-        chances = torch.cat([model.eval()(part).sigmoid() for part in images.split(1000)]).numpy()
-    return row | {"by_hand": measured(test[1], chances)}
+        probabilities = torch.cat([model.eval()(part).sigmoid() for part in images.split(1000)]).numpy()
+    return row | {"by_hand": measured(test[1], probabilities)}
 
 
 def main() -> None:
@@ -95,7 +96,7 @@ def main() -> None:
     seconds, seeds, n = (4.0, 1, 500) if args.smoke else (args.time_limit, args.seeds, 4000)
     rows = []
     for seed in range(seeds):
-        rows.append(one(args.data, n, seconds, seed))
+        rows.append(run_fit(args.data, n, seconds, seed))
         print(rows[-1], flush=True)
     means = dict[str, Any]()
     for name in ("morphnas", "by_hand"):

@@ -1,12 +1,12 @@
-"""What a large network is worth as the teacher of a small one: `fit(x, y, teacher=classifier)`.
+"""The gain by knowledge distillation from a large network: `fit(x, y, teacher=classifier)`.
 
     python benchmarks/teacher.py --data cifar10.npz [--examples 10000] [--max-params 40000] [--time-limit 60]
 
-For every seed so many random training images (or `--teacher-examples`, these among them) are learned in `--teacher`
-seconds without a bound. Then two fits of the same seconds find networks of at most so many parameters for the images,
-one by y alone and one that agrees with the first as well, which has been asked before ("asked": the seconds that this
-took); in turns, which of them is first. All are asked for all test images. Without --data, and with --smoke,
-scikit-learn's digits. Appends to results/teacher.json.
+For every seed a teacher is fitted to `--examples` random training images (or `--teacher-examples`, which include them)
+for `--teacher` seconds, without a limit on its size. Then two fits of equal time find networks of at most
+`--max-params` parameters for the images, one from y alone and one also from the teacher's predictions, which are made
+before ("asked": the seconds that takes); which of the two is first alternates. All are evaluated on all test images.
+Without --data, and with --smoke, scikit-learn's digits. Appends to results/teacher.json.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ RESULTS = Path(__file__).parent / "results" / "teacher.json"
 def fitted(
     x: Any, y: Any, seconds: float, seed: int, limits: dict[str, Any] | None = None, teacher: Any = None
 ) -> morphnas.ImageClassifier:
-    """What such a fit has found; its run is not kept."""
+    """A fitted classifier; its run is not kept."""
     with tempfile.TemporaryDirectory() as folder:
-        found = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, limits=limits, device="cpu")
-        return found.fit(x, y, time_limit=seconds, teacher=teacher)
+        classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, limits=limits, device="cpu")
+        return classifier.fit(x, y, time_limit=seconds, teacher=teacher)
 
 
 def main() -> None:
@@ -59,32 +59,32 @@ def main() -> None:
             y_train, y_test = file["y_train"].ravel(), file["y_test"].ravel()
     accuracies: dict[str, list[float]] = {"teacher": [], "alone": [], "taught": []}
     parameters: dict[str, list[int]] = {name: [] for name in accuracies}
-    asked: list[float] = []
+    prediction_seconds: list[float] = []
 
-    def note(name: str, found: morphnas.ImageClassifier) -> None:
-        accuracies[name].append(round(found.evaluate(x_test, y_test), 5))
-        parameters[name].append(found.network_.graph.parameters)
+    def note(name: str, classifier: morphnas.ImageClassifier) -> None:
+        accuracies[name].append(round(classifier.evaluate(x_test, y_test), 5))
+        parameters[name].append(classifier.network_.graph.parameters)
         print(name, f"{accuracies[name][-1]:.2%}, {parameters[name][-1]:,} parameters", flush=True)
 
     for seed in range(args.seeds):
         order = np.random.default_rng(seed).permutation(len(y_train))
-        learned, some = order[: args.teacher_examples or args.examples], order[: args.examples]
-        x, y, bound = x_train[some], y_train[some], {"max_params": args.max_params}
+        learned, indices = order[: args.teacher_examples or args.examples], order[: args.examples]
+        x, y, bound = x_train[indices], y_train[indices], {"max_params": args.max_params}
         teacher = fitted(x_train[learned], y_train[learned], args.teacher, seed)
         note("teacher", teacher)
-        begun = time.perf_counter()
-        said = teacher.predict_proba(x)
-        asked.append(round(time.perf_counter() - begun, 2))
+        start = time.perf_counter()
+        teacher_outputs = teacher.predict_proba(x)
+        prediction_seconds.append(round(time.perf_counter() - start, 2))
         for name in sorted(["alone", "taught"], reverse=seed % 2 == 1):
-            known = said if name == "taught" else None
-            note(name, fitted(x, y, args.time_limit, seed, limits=bound, teacher=known))
+            outputs = teacher_outputs if name == "taught" else None
+            note(name, fitted(x, y, args.time_limit, seed, limits=bound, teacher=outputs))
     result = {
         "data": args.data.stem if args.data else "digits", "examples": min(args.examples, len(y_train)),
         "max_params": args.max_params, "time_limit": args.time_limit, "teacher_seconds": args.teacher,
         "teacher_examples": min(args.teacher_examples or args.examples, len(y_train)),
         "share": TEACHER_SHARE, "cooled": DISTILLATION_TEMPERATURE, **gain(accuracies["alone"], accuracies["taught"]),
         "test_accuracies": accuracies,
-        "parameters": parameters, "asked": asked,
+        "parameters": parameters, "asked": prediction_seconds,
     }  # fmt: skip
     print(result, flush=True)
     if not args.smoke:

@@ -1,12 +1,12 @@
-"""What a temperature is worth that a hardly trained network has found for the final one, which has seen all examples.
+"""The benefit of a calibration temperature from a briefly trained network for the final network.
 
     python benchmarks/temperature.py [--data mnist.npz fashion_mnist.npz cifar10.npz] [--time-limit 12] [--seeds 3]
 
-Short fits of few examples, where nothing is compared before the last training: what the search has trained for a moment
-stands in for the final network, since that has learned the examples held out. On scikit-learn's data, and on 600 and
-2,000 images of each file of --data: the log loss on test examples with probabilities at that network's temperature
-("full"), as `fit` has it ("fit"), as they come ("none"), and at the best one for the test examples themselves. Appends
-to results/temperature.json the means over seeds.
+In short fits of few examples, in which nothing is compared before the final training, the temperature comes from a
+network of the search, which was trained briefly, since the final network has been trained on the held-out examples. On
+scikit-learn's data, and on 600 and 2,000 images of each file of --data: the log loss on test examples with that
+network's temperature ("full"), with the one that `fit` uses ("fit"), without one ("none"), and with the best one for
+the test examples ("best"). Appends to results/temperature.json the means over seeds.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def of_file(path: Path, n: int, seed: int) -> Parts:
 
 
 def sets(files: list[Path]) -> dict[str, Callable[[int], Parts]]:
-    """By name, the parts that a seed makes."""
+    """Functions from a seed to the splits of a data set, by name."""
     digits, wine, cancer = datasets.load_digits(), datasets.load_wine(), datasets.load_breast_cancer()
     noisy = datasets.make_classification(800, 20, n_informative=5, flip_y=0.3, random_state=0)
-    found: dict[str, Callable[[int], Parts]] = {
+    splits: dict[str, Callable[[int], Parts]] = {
         "digits, 300": lambda seed: split(digits.images, digits.target, seed, 300),
         "digits": lambda seed: split(digits.images, digits.target, seed),
         "wine": lambda seed: split(wine.data, wine.target, seed),
@@ -59,33 +59,33 @@ def sets(files: list[Path]) -> dict[str, Callable[[int], Parts]]:
     }
     for path in files:
         for n in (600, 2000):
-            found[f"{path.stem}, {n}"] = partial(of_file, path, n)
-    return found
+            splits[f"{path.stem}, {n}"] = partial(of_file, path, n)
+    return splits
 
 
 def losses(parts: Parts, seconds: float, seed: int) -> dict[str, float] | None:
-    """On the test part, by temperature; None where another network than one of the search has told it."""
+    """Log losses on the test part by temperature; None if that did not come from a network of the search."""
     x, x_test, y, y_test = parts
-    told, usual = dict[bool, float](), Classification.temperature
+    temperatures, original = dict[bool, float](), Classification.temperature
 
     def noted(*args: Any, **settings: Any) -> float:
-        told[settings.get("cautious", True)] = usual(*args, **settings)
-        return told[settings.get("cautious", True)]
+        temperatures[settings.get("cautious", True)] = original(*args, **settings)
+        return temperatures[settings.get("cautious", True)]
 
     with tempfile.TemporaryDirectory() as folder, patch.object(Classification, "temperature", noted):
         fitted = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu")
         fitted.fit(x, y, time_limit=seconds)
         own = fitted._model.temperature  # noqa: SLF001
         logits = np.log(np.clip(fitted.predict_proba(x_test), 1e-12, 1)) * own
-    if False not in told:
+    if False not in temperatures:
         return None
 
     def at(temperature: float) -> float:
-        said = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
-        return float(log_loss(y_test, said / said.sum(1, keepdims=True), labels=fitted.classes_))
+        likelihoods = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
+        return float(log_loss(y_test, likelihoods / likelihoods.sum(1, keepdims=True), labels=fitted.classes_))
 
     best = min(map(at, np.geomspace(0.1, 10, 100)))
-    return {"full": at(told[True]), "fit": at(own), "none": at(1.0), "best": best}
+    return {"full": at(temperatures[True]), "fit": at(own), "none": at(1.0), "best": best}
 
 
 def main() -> None:
@@ -95,20 +95,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--smoke", action="store_true", help="one fit of 4 s, nothing written")
     args = parser.parse_args()
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, parts in sets(args.data).items():
         if args.smoke and name != "digits, 300":
             continue
         seeds = range(1 if args.smoke else args.seeds)
-        came = [came for seed in seeds if (came := losses(parts(seed), 4.0 if args.smoke else args.time_limit, seed))]
-        if came:
-            found[name] = {way: round(statistics.mean(one[way] for one in came), 4) for way in came[0]} | {
-                "n": len(came),
-                "fit_to_none": round(math.exp(statistics.mean(math.log(o["fit"] / o["none"]) for o in came)), 3),
+        fits = [fits for seed in seeds if (fits := losses(parts(seed), 4.0 if args.smoke else args.time_limit, seed))]
+        if fits:
+            results[name] = {way: round(statistics.mean(fit[way] for fit in fits), 4) for way in fits[0]} | {
+                "n": len(fits),
+                "fit_to_none": round(math.exp(statistics.mean(math.log(o["fit"] / o["none"]) for o in fits)), 3),
             }
-            print(name, found[name], flush=True)
+            print(name, results[name], flush=True)
     if not args.smoke:
-        append(RESULTS, {"seconds": args.time_limit, "log_loss": found})
+        append(RESULTS, {"seconds": args.time_limit, "log_loss": results})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images per second of our training loop against two loops written by hand, for the same network in the same run.
+"""Images per second of our training loop and of two handwritten loops, for the same network in the same run.
 
     python benchmarks/throughput.py [--repeats 10] [--smoke]
 
@@ -102,24 +102,24 @@ def main() -> None:
     for repeat in range(repeats + 1):
         for name, loop in LOOPS.items():
             model = to_module(graph).train()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             loop(model, task)
             if repeat:  # the first one warms up
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.perf_counter() - start)
     ratios = {}
     for name in ("plain", "optimised", "optimised again"):
         against = "optimised" if name == "optimised again" else "ours"
         all_of = sorted(b / a for a, b in zip(seconds[against], seconds[name], strict=True))
         low, middle, high = statistics.quantiles(all_of, n=4)
         ratios[f"{against} / {name}"] = {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
-    found = {
+    result = {
         "n": repeats,
         "images_per_second": {name: round(n / statistics.median(values)) for name, values in seconds.items()},
         "ratios_of_images_per_second": ratios,
     }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(result, indent=1))
     if not args.smoke:
-        RESULTS.write_text(json.dumps(describe() | found, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(describe() | result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

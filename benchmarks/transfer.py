@@ -1,11 +1,11 @@
-"""What a network that has learned other classes is worth to begin with: `initial_networks=[classifier.network_]`.
+"""The gain by starting from a network trained on other classes: `initial_networks=[classifier.network_]`.
 
     python benchmarks/transfer.py --data cifar10.npz [--source 300] [--time-limit 60] [--examples 500 2000] [--seeds 3]
 
-The classes with even numbers are learned from all their images, in `--source` seconds. Then, for every seed, so many
-images of the other classes are given to two fits of the same seconds, one that begins afresh and one that begins with
-the network found before; in turns, which of them is first. Both are asked for the test images of these classes. Without
---data, and with --smoke, scikit-learn's digits. Appends to results/transfer.json.
+A classifier is fitted to all images of the classes with even numbers for `--source` seconds. Then, for every seed, two
+fits of equal time get `--examples` images of the other classes, one from scratch and one starting from that network;
+which of the two is first alternates. Both are evaluated on the test images of these classes. Without --data, and with
+--smoke, scikit-learn's digits. Appends to results/transfer.json.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ import morphnas
 RESULTS = Path(__file__).parent / "results" / "transfer.json"
 
 
-def fitted(x: Any, y: Any, seconds: float, seed: int, given: list[morphnas.Network] | None) -> morphnas.ImageClassifier:
-    """What such a fit has found; its run is not kept."""
+def fitted(
+    x: Any, y: Any, seconds: float, seed: int, networks: list[morphnas.Network] | None
+) -> morphnas.ImageClassifier:
+    """A fitted classifier; its run is not kept."""
     with tempfile.TemporaryDirectory() as folder:
-        found = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, initial_networks=given, device="cpu")
-        return found.fit(x, y, time_limit=seconds)
+        classifier = morphnas.ImageClassifier(
+            Path(folder) / "run", random_state=seed, initial_networks=networks, device="cpu"
+        )
+        return classifier.fit(x, y, time_limit=seconds)
 
 
 def main() -> None:
@@ -56,11 +60,11 @@ def main() -> None:
     for n in args.examples:
         accuracies: dict[str, list[float]] = {"afresh": [], "transferred": []}
         for seed in range(args.seeds):
-            some = np.random.default_rng(seed).choice(new, n, replace=False)
+            indices = np.random.default_rng(seed).choice(new, n, replace=False)
             for name in sorted(accuracies, reverse=seed % 2 == 1):
-                given = None if name == "afresh" else [source.network_]
-                found = fitted(x_train[some], y_train[some], args.time_limit, seed, given)
-                accuracies[name].append(round(found.evaluate(x_test[tested], y_test[tested]), 5))
+                networks = None if name == "afresh" else [source.network_]
+                classifier = fitted(x_train[indices], y_train[indices], args.time_limit, seed, networks)
+                accuracies[name].append(round(classifier.evaluate(x_test[tested], y_test[tested]), 5))
                 print(n, seed, name, f"{accuracies[name][-1]:.2%}", flush=True)
         result = {
             "data": args.data.stem if args.data else "digits", "examples": n, "time_limit": args.time_limit,

@@ -1,14 +1,14 @@
-"""What it is worth to search hyperparameters with the networks: fits of equal seconds with and without, in turn.
+"""The gain by searching hyperparameters along with networks: fits of equal time with and without it, in turns.
 
     python benchmarks/tuning.py [--time-limit 30] [--seeds 3] [--only mixture] [--data fashion=fashion_mnist.npz]
 
-Rows of features, of which 40 % are held out by each seed. mixture: 2,500 rows of 40 features, 20 of which say nothing,
-of four classes in several clusters each, 5 % of the labels wrong (scikit-learn's make_classification). friedman: 2,500
-rows of 10 features (Friedman 1991, Annals of Statistics 19, 1-67, equation 60, with noise of deviation 1). diabetes,
-cancer: the 442 and 569 rows of scikit-learn's. digits: its 1,797 images as rows. NAME=FILE: 2,500 images of an .npz
-with x_train, y_train, x_test, y_test, as rows. Beside them gradient boosting, scikit-learn's without settings. "set":
-as fits are; "light": with a tenth of their weight decay; "searched": with the ranges of WAYS. Appends to
-results/tuning.json the accuracy or R2 on the held-out part, the gains over "set" with their standard errors, and how
+Rows of features, of which 40 % are held out for each seed. mixture: 2,500 rows of 40 features, 20 of which are
+uninformative, of four classes in several clusters each, 5 % of the labels wrong (scikit-learn's make_classification).
+friedman: 2,500 rows of 10 features (Friedman 1991, Annals of Statistics 19, 1-67, equation 60, with noise of deviation
+1). diabetes, cancer: the 442 and 569 rows of scikit-learn's. digits: its 1,797 images as rows. NAME=FILE: 2,500 images
+of an .npz with x_train, y_train, x_test, y_test, as rows. Compared with scikit-learn's gradient boosting with default
+settings. "set": the defaults of `fit`; "light": a tenth of their weight decay; "searched": the ranges of WAYS. Appends
+to results/tuning.json the accuracy or R2 on the held-out part, the gains over "set" with their standard errors, and how
 many networks were tried.
 """
 
@@ -62,32 +62,32 @@ ROWS: dict[str, Any] = {
 
 def images(path: Path, seed: int) -> Data:
     with np.load(path, allow_pickle=False) as file:
-        some = np.random.default_rng(seed).permutation(len(file["y_train"]))[:2500]
-        return file["x_train"][some].reshape(len(some), -1), file["y_train"][some], True
+        indices = np.random.default_rng(seed).permutation(len(file["y_train"]))[:2500]
+        return file["x_train"][indices].reshape(len(indices), -1), file["y_train"][indices], True
 
 
-def one(data: Data, seconds: float, seed: int) -> dict[str, Any]:
+def run_fits(data: Data, seconds: float, seed: int) -> dict[str, Any]:
     x, y, classes = data
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.4, random_state=seed, stratify=y if classes else None)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for way, trainer_args in WAYS.items():
         with tempfile.TemporaryDirectory() as folder:
             kind = morphnas.ImageClassifier if classes else morphnas.ImageRegressor
             model = kind(Path(folder) / "run", random_state=seed, searcher_args={"trainer_args": trainer_args})
-            begun = time.perf_counter()
+            start = time.perf_counter()
             model.fit(x, y, time_limit=seconds)
-            took = time.perf_counter() - begun
+            took = time.perf_counter() - start
             run = model.load_searcher()
             recipe = run.trial(run.get_best_model_id()).proposal.recipe
-            found[way] = {
+            results[way] = {
                 "score": model.score(x_test, y_test),
                 "seconds": took,
                 "networks": sum(not trial.final for trial in run.trials),
                 "winner": {name: getattr(recipe, name) for name in ("lr", "weight_decay", "dropout")},
             }
     boosting = HistGradientBoostingClassifier if classes else HistGradientBoostingRegressor
-    found["gradient boosting"] = {"score": boosting(random_state=seed).fit(x, y).score(x_test, y_test)}
-    return found
+    results["gradient boosting"] = {"score": boosting(random_state=seed).fit(x, y).score(x_test, y_test)}
+    return results
 
 
 def main() -> None:
@@ -100,17 +100,17 @@ def main() -> None:
     args = parser.parse_args()
     if args.smoke:
         args.time_limit, args.seeds, args.only = 8.0, 1, args.only[:1]
-    given = {name: npz(file) for name, _, file in (text.partition("=") for text in args.data)}
+    files = {name: npz(file) for name, _, file in (text.partition("=") for text in args.data)}
     sets: dict[str, Any] = {name: ROWS[name] for name in args.only}
-    sets |= {name: partial(images, path) for name, path in given.items()}
+    sets |= {name: partial(images, path) for name, path in files.items()}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", morphnas.DataWarning)
     for name, make in sets.items():
-        fits = [one(make(seed), args.time_limit, seed) for seed in range(args.seeds)]
+        fits = [run_fits(make(seed), args.time_limit, seed) for seed in range(args.seeds)]
         scores = {way: [fit[way]["score"] for fit in fits] for way in fits[0]}
-        for way, several in scores.items():
-            print(f"{name}, {way}: {statistics.mean(several):.4f}", [fit[way] for fit in fits], flush=True)
-        means = {way: statistics.mean(several) for way, several in scores.items()}
+        for way, values in scores.items():
+            print(f"{name}, {way}: {statistics.mean(values):.4f}", [fit[way] for fit in fits], flush=True)
+        means = {way: statistics.mean(values) for way, values in scores.items()}
         result = {"data": name, "time_limit": args.time_limit, "n": args.seeds, "score": means}
         result |= {"searched_over_set": gain(scores["set"], scores["searched"])}
         result |= {"light_over_set": gain(scores["set"], scores["light"]), "fits": fits}

@@ -1,11 +1,11 @@
-"""What it takes to write large networks down: a checkpoint of a training, and all that follows the last training.
+"""The time to write large networks: a checkpoint of a training, and all that follows the final training.
 
     python benchmarks/writing.py [--widths 1024 2048 4096] [--repeats 5] [--smoke]
 
-Networks of two dense layers as wide as given. "checkpoint": from the training's tensors to the file (a network, the
-mean of it, the best so far and the optimizer's). "last": the weights written, read four times, as by the comparison
-with the network before and by what finds the temperature, and written as the model. Writes results/writing.json:
-seconds for each byte of weights, medians and quartiles.
+Networks of two dense layers of --widths. "checkpoint": from the training's tensors to the file (weights, their
+average, the best weights so far and the optimizer state). "last": the weights are written, read four times, as for the
+comparison with the previous network and for the temperature, and written as the model. Writes results/writing.json:
+seconds per byte of weights, medians and quartiles.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ RESULTS = Path(__file__).parent / "results" / "writing.json"
 
 
 def checkpoint(width: int, repeats: int, folder: Path) -> list[float]:
-    """Seconds of each."""
+    """Seconds of each checkpoint."""
     generator, times = torch.Generator().manual_seed(0), list[float]()
     part = Examples(torch.randn(64, width, generator=generator), torch.arange(64) % 2)
     graph = mlp((width,), 2, width=width)
     keeper = Keeper(folder / "checkpoint", {}, weights=0)
 
     def keep(make: Callable[[], Checkpoint]) -> None:
-        keeper._next = 0.0  # noqa: SLF001  # it is time for one
-        begun = time.perf_counter()
+        keeper._next = 0.0  # noqa: SLF001  # a checkpoint is due
+        start = time.perf_counter()
         keeper(make)
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
 
     recipe = Recipe(epochs=repeats + 1, batch_size=16)
     task = Task.of(part, part, Classification(2))
@@ -59,16 +59,16 @@ def checkpoint(width: int, repeats: int, folder: Path) -> list[float]:
 
 
 def last(width: int, repeats: int, folder: Path) -> list[float]:
-    """Seconds of each."""
+    """Seconds of each repetition."""
     graph, times = mlp((width,), 2, width=width), list[float]()
     weights, store = fresh_weights(graph), Store.create(folder / "run", {})
     for _ in range(repeats):
         trial = store.claim(Proposal(graph, (), Recipe()))
-        begun = time.perf_counter()
+        start = time.perf_counter()
         store.finish(trial.id, Outcome("finished", 0.5, epochs=1), weights)
         networks = [store.network(trial.id) for _ in range(4)]
         store.write_model(networks[-1], {})
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     store.close()
     return times
 
@@ -81,7 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.smoke:
         args.widths, args.repeats = [64], 2
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "repeats": args.repeats,
         "assumed": {"checkpoint": checkpoints.WRITING, "last": fitting.SAVING},
         "widths": {},
@@ -93,14 +93,14 @@ def main() -> None:
                 "checkpoint": checkpoint(width, args.repeats, Path(folder)),
                 "last": last(width, args.repeats, Path(folder)),
             }
-        told = {name: [q / size for q in statistics.quantiles(times, n=4)] for name, times in ways.items()}
-        found["widths"][width] = {"bytes": size} | {
+        quartiles = {name: [q / size for q in statistics.quantiles(times, n=4)] for name, times in ways.items()}
+        results["widths"][width] = {"bytes": size} | {
             name: {"median": f"{median:.2g}", "quartiles": [f"{low:.2g}", f"{high:.2g}"]}
-            for name, (low, median, high) in told.items()
+            for name, (low, median, high) in quartiles.items()
         }
-        print(width, found["widths"][width], flush=True)
+        print(width, results["widths"][width], flush=True)
     if not args.smoke:
-        RESULTS.write_text(json.dumps(describe() | found, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(describe() | results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where examples are held: in memory, or in a file, mapped, where they would take too much of it."""
+"""Where examples are stored: in memory, or in a memory-mapped file if they are too large for it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from morphnas.train.data import Examples
 
 log = logging.getLogger("morphnas")
 
-SHARE = 0.5
-"""Of the free memory, what examples may take, and what a training may."""
+FREE_MEMORY_SHARE = 0.5
+"""Share of the free memory that the examples may take, and that the trainings may take."""
 
 _CPU = torch.device("cpu")
 _ALIGNED = 64
@@ -30,28 +30,28 @@ _ALIGNED = 64
 
 @dataclass(frozen=True)
 class Room:
-    """What examples may take, and where they are when that is not enough.
+    """How much memory examples may take, and where the files are for those that need more.
 
-    memory: bytes, of main memory and of a GPU's; None: half of what is free when they come. folder: one whose disk
-    takes files, as it is, or as the nearest of its parents that exists; None: the system's temporary one.
+    memory: bytes, both of main memory and of a GPU; None: half of what is free when they are stored. folder: where
+    files are created, or in its nearest parent that exists; None: the system's temporary folder.
     """
 
     memory: int | None = None
     folder: Path | None = None
 
-    def most(self, device: torch.device = _CPU) -> float:
-        """Bytes that examples may take on the device."""
-        return SHARE * free_memory(device) if self.memory is None else self.memory
+    def byte_limit(self, device: torch.device = _CPU) -> float:
+        """How many bytes examples may take on the device."""
+        return FREE_MEMORY_SHARE * free_memory(device) if self.memory is None else self.memory
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor to write examples to: in memory, or else in a file. OSError where that does not fit on its disk."""
+        """An uninitialised tensor in memory or, if too large, in a mapped file; OSError if the disk is too full."""
         size = math.prod(shape) * dtype.itemsize
-        if size <= self.most():
+        if size <= self.byte_limit():
             return torch.empty(tuple(shape), dtype=dtype)
         return self._file(size).view(dtype).reshape(tuple(shape))
 
-    def filed(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """The arrays with their values in a file instead of memory; those of objects as they are."""
+    def to_file(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Move the values of arrays to a mapped file; arrays of objects stay as they are."""
         sizes = [0 if array.dtype.hasobject else array.nbytes for array in arrays]
         if not any(sizes):
             return list(arrays)
@@ -65,29 +65,29 @@ class Room:
                 moved[i][...] = array
         return moved
 
-    def placed(self, examples: Examples, device: torch.device) -> Examples:
-        """The examples on the device; where they do not fit there, x stays, and batches are moved one by one."""
-        return examples.to(device, x=examples.x.nbytes <= self.most(device))
+    def to_device(self, examples: Examples, device: torch.device) -> Examples:
+        """Move the examples to the device; if they do not fit, x stays where it is and batches are moved one by one."""
+        return examples.to(device, x=examples.x.nbytes <= self.byte_limit(device))
 
     @property
     def disk(self) -> Path:
-        """The folder that files are made in: what there is of `folder`, or the system's temporary one."""
+        """The folder in which files are created: `folder` or its nearest existing parent, or the temporary folder."""
         folder = Path(tempfile.gettempdir()) if self.folder is None else self.folder.absolute()
-        return next(there for there in (folder, *folder.parents) if there.is_dir())
+        return next(parent for parent in (folder, *folder.parents) if parent.is_dir())
 
     def _file(self, size: int) -> Tensor:
-        """A tensor (size,) uint8 in a file that has no name any more, so that it goes with the tensor, come what may.
+        """A tensor (size,) uint8 in a mapped file that is unlinked at once, so that it cannot outlive the tensor.
 
-        OSError where it does not fit on the disk.
+        OSError if the disk has no space for it.
         """
         folder = self.disk
         if size > (free := shutil.disk_usage(folder).free):
             hint = "path, or the environment's TMPDIR without one, says where"
-            words = f"examples that memory is too small for need {size:,} bytes on disk, {free:,} are free ({hint})"
+            words = f"examples that do not fit into memory need {size:,} bytes on disk, {free:,} are free ({hint})"
             raise OSError(errno.ENOSPC, words, str(folder))
         log.info("examples of %.2f GB are kept in a file in %s while they are needed", size / 1e9, folder)
         with tempfile.NamedTemporaryFile(prefix="morphnas-", dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):  # a disk that gets full is an error here, in a mapped page a signal
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, but a signal in a mapped page
                 os.posix_fallocate(file.fileno(), 0, size)
             return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8)
 
@@ -96,27 +96,30 @@ ROOM = Room()
 
 
 def memory_for(own: int | None, device: torch.device, at_a_time: int = 1) -> int | None:
-    """Bytes that each of so many trainings should take at most: the user's own limit, else on a CPU, where a process
-    that wants more than there is may be killed, a share of what is free. None: a GPU says when there is too little."""
+    """How many bytes each of `at_a_time` trainings may take; None: no limit.
+
+    It is the user's limit `own`, or else, on a CPU, where a process that needs too much may be killed, a share of the
+    free memory. A GPU needs no limit: it raises an error when it is out of memory.
+    """
     free = math.inf if own is not None or device.type == "cuda" else free_memory()
-    return own if free == math.inf else int(SHARE * free / at_a_time)
+    return own if free == math.inf else int(FREE_MEMORY_SHARE * free / at_a_time)
 
 
 def free_memory(device: torch.device = _CPU, root: Path = Path("/")) -> float:
-    """Bytes that a program can still have on a device, as far as the system says. root: of its files, for the CPU."""
+    """Bytes that this process can still allocate on a device, inf if unknown. root: where /proc and /sys are found."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, to be used again
-        return torch.cuda.mem_get_info(device)[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch's allocator
+        return torch.cuda.mem_get_info(device)[0] + cached
     try:
         kilobytes = _counts(root / "proc" / "meminfo")["MemAvailable:"]
     except (OSError, KeyError):
         pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
         return pages * os.sysconf("SC_PAGE_SIZE") if pages != math.inf else math.inf
-    return min(1024 * kilobytes, _left_to_the_container(root))
+    return min(1024 * kilobytes, _free_in_container(root))
 
 
-def _left_to_the_container(root: Path) -> float:
-    """What this process's control groups (version 2) leave it: less than all where it is in a container or a job."""
+def _free_in_container(root: Path) -> float:
+    """Bytes that the control groups (version 2) of this process, as of a container, leave it; inf: no limit."""
     left, groups = math.inf, root / "sys" / "fs" / "cgroup"
     try:
         lines = (root / "proc" / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
@@ -125,16 +128,16 @@ def _left_to_the_container(root: Path) -> float:
         return left
     for group in (own, *own.parents):
         try:
-            most = int((group / "memory.max").read_text(encoding="utf-8"))
+            limit = int((group / "memory.max").read_text(encoding="utf-8"))
             used = int((group / "memory.current").read_text(encoding="utf-8"))
             counts = _counts(group / "memory.stat")
-        except (OSError, ValueError):  # it has no limit: "max"
+        except (OSError, ValueError):  # no limit: "max"
             continue
-        left = min(left, most - used + counts.get("active_file", 0) + counts.get("inactive_file", 0))
+        left = min(left, limit - used + counts.get("active_file", 0) + counts.get("inactive_file", 0))
     return max(0, left)
 
 
 def _counts(path: Path) -> dict[str, int]:
-    """A file of lines "name number ..."."""
+    """Parse a file of lines "name number ..."."""
     lines = map(str.split, path.read_text(encoding="utf-8").splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1}

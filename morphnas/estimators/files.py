@@ -1,4 +1,4 @@
-"""Images in files, decoded by Pillow in threads: folders with a sub-folder per class, and lists in CSV files."""
+"""Read image files with Pillow, in threads: from folders with a sub-folder per class, or listed in a CSV file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from morphnas.run.store import user_path
 
 T = TypeVar("T")
 
-_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
-"""The EXIF tag that says how an image is to be turned, and the values for which its sides change places."""
+_ORIENTATION, _TRANSPOSED = 0x0112, (5, 6, 7, 8)
+"""The EXIF tag of the orientation, and its values for which width and height are exchanged."""
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev"}
-"""Names of folders that hold a part of a data set."""
-_NO_IMAGES = {".bufr", ".eps", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf", ".ps"}
-"""Suffixes that Pillow knows, of files which mostly are none, or which it cannot read."""
+"""Folder names that are splits of a data set rather than classes."""
+_NOT_IMAGES = {".bufr", ".eps", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf", ".ps"}
+"""Suffixes registered with Pillow for files that usually are not images, or that it cannot read."""
 
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Images that are decoded when a slice of them is asked for: (h, w) where they are grey, else (h, w, 3), upright.
+    """Image files that are decoded when sliced: (h, w) if grey, else (h, w, 3), upright by their EXIF orientation.
 
-    ValueError that names the file for one that cannot be read.
+    A file that cannot be read raises ValueError with its name.
     """
 
     paths: Sequence[Path]
@@ -40,20 +40,21 @@ class Files:
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The images' shapes, from the heads of the files alone."""
-        return self._each(_shape_turned, self.paths)
+        """The shapes of the images, from the file headers only."""
+        return self._map(_upright_shape, self.paths)
 
     def __getitem__(self, part: slice) -> list[NDArray[Any]]:
-        return self._each(_turned, self.paths[part])
+        return self._map(_upright_pixels, self.paths[part])
 
-    def _each(self, what: Callable[[Any], T], paths: Iterable[Path]) -> list[T]:
+    def _map(self, function: Callable[[Any], T], paths: Iterable[Path]) -> list[T]:
+        """Apply a function to the opened images, in threads."""
         pillow = _pillow()
 
         def read(path: Path) -> T:
             try:
                 with pillow.open(path) as image:
-                    return what(image)
-            except Exception as error:  # whatever a decoder trips over
+                    return function(image)
+            except Exception as error:  # decoders raise errors of many kinds
                 raise ValueError(f"{str(path)!r} cannot be read as an image: {error}") from error
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1) if self.parallel else 1) as threads:
@@ -61,26 +62,26 @@ class Files:
 
 
 def pixels(image: Any) -> NDArray[Any]:
-    """A PIL image as (h, w) where it is grey, else as (h, w, 3) without alpha."""
+    """A PIL image as an array (h, w) if it is grey, else (h, w, 3), without alpha."""
     return np.asarray(image.convert(_mode(image)))
 
 
-def _turned(image: Any) -> NDArray[Any]:
-    """The `pixels` of a file's image as viewers show it: turned as its EXIF orientation says."""
+def _upright_pixels(image: Any) -> NDArray[Any]:
+    """The `pixels` of an image after applying its EXIF orientation."""
     from PIL import ImageOps
 
     return pixels(ImageOps.exif_transpose(image))
 
 
-def _shape_turned(image: Any) -> tuple[int, ...]:
-    """The shape of what `_turned` gives, for which nothing is decoded."""
+def _upright_shape(image: Any) -> tuple[int, ...]:
+    """The shape of `_upright_pixels`, without decoding."""
     size = (image.height, image.width)
-    size = size[::-1] if image.getexif().get(_ORIENTATION) in _LYING else size
+    size = size[::-1] if image.getexif().get(_ORIENTATION) in _TRANSPOSED else size
     return (*size, 3) if _mode(image) == "RGB" else size
 
 
 def _mode(image: Any) -> str:
-    """Pillow's word for what an image becomes: 16 and 32 bits a pixel stay."""
+    """The Pillow mode an image is converted to: L, RGB, or its own if it has 16 or 32 bits per pixel."""
     if image.mode in ("1", "L", "LA", "La"):
         return "L"
     mode: str = image.mode
@@ -95,29 +96,29 @@ def _pillow() -> Any:
     return Image
 
 
-def _below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """All in a folder and its sub-folders, links among them, but no link to a folder that it lies in."""
+def _walk(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path]:
+    """All files and folders below a folder, following links except those to a folder that contains them."""
     real = folder.resolve()
-    for file in () if real in above else folder.iterdir():
+    for file in () if real in parents else folder.iterdir():
         if not file.name.startswith(".") and file.name != "__MACOSX":
             yield file
             if file.is_dir():
-                yield from _below(file, (*above, real))
+                yield from _walk(file, (*parents, real))
 
 
 def folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
     """The images below a folder, sorted by path, and their classes: the names of its sub-folders, None without any.
 
-    Links are followed; hidden files, what macOS adds to archives, and files with no suffix of images are passed over.
-    ValueError when there are no images at all, none in a sub-folder, or some beside the sub-folders, or when these are
-    not classes, but parts of a data set with sub-folders of their own.
+    Links are followed; hidden files, `__MACOSX` folders and files without an image suffix are skipped. Raises
+    ValueError if there are no images at all or none in a sub-folder, if there are images beside the sub-folders, or if
+    the sub-folders are splits (train, test, ...) with sub-folders of their own rather than classes.
     """
     root = user_path(path)
     if not root.is_dir():
         raise ValueError(f"{str(root)!r} is not a folder of images")
     pillow = _pillow()
-    suffixes = {suffix for suffix, kind in pillow.registered_extensions().items() if kind in pillow.OPEN} - _NO_IMAGES
-    below = sorted(_below(root, ()))
+    suffixes = {suffix for suffix, kind in pillow.registered_extensions().items() if kind in pillow.OPEN} - _NOT_IMAGES
+    below = sorted(_walk(root, ()))
     images = [file for file in below if file.suffix.lower() in suffixes and file.is_file()]
     if not images:
         raise ValueError(f"the folder {str(root)!r} holds no images")
@@ -129,9 +130,10 @@ def folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
     parts = [file.relative_to(root).parts for file in images]
     labels = [part[0] for part in parts]
     if {name.lower() for name in labels} <= SPLITS and min(map(len, parts)) > 2:
-        one = str(root / max(set(labels), key=labels.count))
-        found = ", ".join(sorted(set(labels)))
-        raise ValueError(f"{str(root)!r} holds parts of a data set ({found}), no classes: give one of them, as {one!r}")
+        largest = str(root / max(set(labels), key=labels.count))
+        names = ", ".join(sorted(set(labels)))
+        hint = f"give one of them, as {largest!r}"
+        raise ValueError(f"{str(root)!r} holds parts of a data set ({names}), not classes: {hint}")
     if empty := {file.name for file in below if file.is_dir() and file.parent == root} - set(labels):
         raise ValueError(f"the folder {str(root / min(empty))!r} holds no images")
     return Files(images), labels
@@ -142,8 +144,8 @@ def load_image_dataset(
 ) -> tuple[NDArray[Any] | list[NDArray[Any]], NDArray[np.str_]]:
     """Images and labels listed in a CSV file with a header line, whose first two columns are file name and label.
 
-    x: (n, h, w) or (n, h, w, 3) if all images have the same shape, else a list of them, which `fit` takes too. y: (n,)
-    strings. parallel: read in threads. ValueError names the line or the file that cannot be read.
+    Returns x, (n, h, w) or (n, h, w, 3) if all images have the same shape, else a list of images, which `fit` accepts
+    too; and y, (n,) strings. parallel: read in threads. Raises ValueError with the row or the file that cannot be read.
     """
     files, _, labels = images_of(csv_file_path, images_path, parallel)
     images = files[:]
@@ -157,7 +159,7 @@ def images_of(
     parallel: bool = True,
     labelled: bool = True,
 ) -> tuple[Files, list[str], list[str]]:
-    """The images that a CSV file lists, their names in it, and their labels, none unless asked for."""
+    """The image files listed in a CSV file, their names as listed, and their labels (empty unless `labelled`)."""
     try:
         with user_path(csv_file_path).open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file, skipinitialspace=True)
@@ -166,11 +168,11 @@ def images_of(
         raise ValueError(f"{str(csv_file_path)!r} cannot be read as CSV: {error}") from error
     if len(rows) < 2:
         raise ValueError(f"{str(csv_file_path)!r} lists no images: its first row is read as the header")
-    (_, head), *rows = rows
+    (_, header), *rows = rows
     root = user_path(images_path)
-    if (root / head[0]).is_file():
-        words = f"the first row of {str(csv_file_path)!r} is taken for the head, though it names an image: {head}"
-        warnings.warn(words, stacklevel=3)
+    if (root / header[0]).is_file():
+        text = f"the first row of {str(csv_file_path)!r} is read as the header, though it names an image: {header}"
+        warnings.warn(text, stacklevel=3)
     for i, row in rows if labelled else ():
         if len(row) < 2 or not row[1].strip():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A user's examples as the data doctor looks at them, and the words for what it finds."""
+"""The data as the checks of `data_checks.py` and `target_checks.py` see it, findings, and helpers for their texts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.targets import MultiLabelTarget
 from morphnas.train.deadline import Deadline
 
-FEW = 50
-"""Examples below which nothing is said of shares."""
+MIN_EXAMPLES = 50
+"""Examples from which on checks that need statistics are run."""
 
 _PIECE = 2**22
+"""Approximate number of values in a chunk."""
 _BYTES = 2**26
+"""Memory for examples as float32."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found. kind: a word for programs. warns: whether it matters; else it is good to know.
+    """One result of the checks.
 
-    text: for people. numbers: what was counted, JSON values; `examples` in it are places in x or validation_data.
+    kind: a fixed identifier. warns: whether it is a warning, else information. text: the message. numbers: figures
+    behind it, JSON values; `examples` are positions such as "x[3]" or "validation_data[0]".
     """
 
     kind: str
@@ -42,53 +45,55 @@ class Finding:
 
 
 def rounded(values: NDArray[np.float64], decimals: Sequence[int]) -> NDArray[np.float64]:
-    """(n, k) numbers to so many decimals of each column; where that is beyond float64, as they are."""
+    """Round the columns of (n, k) values to `decimals`; values for which that overflows stay as they are."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        found = np.stack([np.round(column, d) for column, d in zip(values.T, decimals, strict=True)], axis=1)
-    return np.where(np.isfinite(found), found, values)
+        result = np.stack([np.round(column, d) for column, d in zip(values.T, decimals, strict=True)], axis=1)
+    return np.where(np.isfinite(result), result, values)
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
-    """A problem's examples, those of x first and then those of validation_data, where there is one.
+class CheckedData:
+    """A problem's examples: those of x, in the order of the splits, then those of validation_data, if given.
 
-    parts: their values, (n, *shape) each. y: (n,) indices of what they are, of all. names: that those stand for. order:
-    which example of x each is. train: how many of them are trained on, the first ones. own: how many of
-    validation_data. weighted: whether they count for more and for less. said: what y are. numbers: (n, k) where they
-    are not classes: tags, 0 or 1, or amounts in deviations from their mean.
+    parts: the values of x, and of validation_data, (n, *shape) each. y: (n,) indices into `names` of all examples.
+    names: the distinct classes, tag sets or regression values. order: index in x of each example of x. n_train: size of
+    the training set, which comes first. n_validation: size of validation_data. weighted: whether there are sample
+    weights. y_kind: the kind of y. codes: (n, k) encoded y of multi-label (0 and 1) and regression data (standardised);
+    None for classes.
     """
 
     parts: tuple[Tensor, ...]
     y: NDArray[np.int64]
     order: NDArray[np.intp]
-    train: int
-    own: int
+    n_train: int
+    n_validation: int
     weighted: bool
     names: list[Any]
-    said: Literal["labels", "tags", "amounts"]
-    numbers: NDArray[np.float32] | None = None
+    y_kind: Literal["labels", "tags", "amounts"]
+    codes: NDArray[np.float32] | None = None
 
     @staticmethod
-    def of(problem: Problem) -> Given:
+    def of(problem: Problem) -> CheckedData:
+        """The data of a problem."""
         task = problem.task
         whole = task.train if problem.everything is None else problem.everything
         own = task.valid if problem.everything is None else None
-        several = [whole] if own is None else [whole, own]
-        y = np.concatenate([examples.y.cpu().numpy() for examples in several])
-        parts = tuple(examples.x for examples in several)
-        own_ones, weighted = 0 if own is None else len(own), task.train.weights is not None
-        counts = (problem.order, len(task.train), own_ones, weighted)
+        sets = [whole] if own is None else [whole, own]
+        y = np.concatenate([examples.y.cpu().numpy() for examples in sets])
+        parts = tuple(examples.x for examples in sets)
+        n_validation, weighted = 0 if own is None else len(own), task.train.weights is not None
+        shared = (problem.order, len(task.train), n_validation, weighted)
         target = problem.target
         if isinstance(target, ClassTarget):
-            return Given(parts, y, *counts, target.classes.tolist(), "labels")
-        different, index = np.unique(y, axis=0, return_inverse=True)
+            return CheckedData(parts, y, *shared, target.classes.tolist(), "labels")
+        distinct, index = np.unique(y, axis=0, return_inverse=True)
         if isinstance(target, MultiLabelTarget):
-            sets = [tuple(np.flatnonzero(row).tolist()) for row in different]
-            return Given(parts, index.reshape(-1), *counts, sets, "tags", y)
-        decimals = [5 - math.floor(math.log10(std)) for std in target.std]  # as far as they tell amounts apart
-        rows = [tuple(row) for row in rounded(target.decode(different), decimals).tolist()]
+            tag_sets = [tuple(np.flatnonzero(row).tolist()) for row in distinct]
+            return CheckedData(parts, index.reshape(-1), *shared, tag_sets, "tags", y)
+        decimals = [5 - math.floor(math.log10(std)) for std in target.std]  # enough to tell values apart
+        rows = [tuple(row) for row in rounded(target.decode(distinct), decimals).tolist()]
         names = [row[0] if target.flat else row for row in rows]
-        return Given(parts, index.reshape(-1), *counts, names, "amounts", y)
+        return CheckedData(parts, index.reshape(-1), *shared, names, "amounts", y)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -98,50 +103,52 @@ class Given:
         return self.parts[0].ndim == 4
 
     @property
-    def what(self) -> str:
-        """What the examples are."""
+    def noun(self) -> str:
+        """What to call the examples in texts."""
         return {2: "rows", 4: "images"}.get(self.parts[0].ndim, "examples")
 
     @property
-    def held(self) -> int:
-        """How many stop, score and choose."""
-        return len(self) - self.train
+    def n_held_out(self) -> int:
+        """Number of examples that are not in the training set."""
+        return len(self) - self.n_train
 
-    def place(self, row: int) -> str:
-        """Where the user finds an example."""
+    def position(self, row: int) -> str:
+        """Where example `row` is in the user's data."""
         n = len(self.order)
         return f"x[{self.order[row]}]" if row < n else f"validation_data[{row - n}]"
 
     def pieces(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """All examples, those held out first, a piece at a time: the row of the first, and (k, *shape) on the CPU."""
+        """All examples in chunks, held-out ones first: the row of the first example, and (k, *shape) on the CPU."""
         size = max(1, _PIECE // math.prod(self.parts[0].shape[1:]))
         n = len(self.order)
-        spans = [(self.parts[-1], n, n + self.own), (self.parts[0], self.train, n), (self.parts[0], 0, self.train)]
-        for x, first, end in spans:
+        x, own_x, n_train = self.parts[0], self.parts[-1], self.n_train
+        spans = [(own_x, n, n + self.n_validation), (x, n_train, n), (x, 0, n_train)]
+        for values, first, end in spans:
             offset = n if first == n else 0
             for start in range(first, end, size):
-                yield start, x[start - offset : min(end, start + size) - offset].cpu().numpy()
+                yield start, values[start - offset : min(end, start + size) - offset].cpu().numpy()
 
-    def some(self, most: int) -> Tensor:
-        """At most so many of the examples to train on, from all over them, as float32 on the CPU."""
-        return self.at(spread(np.arange(self.train), min(most, self.affordable)))
+    def sample(self, limit: int) -> Tensor:
+        """At most `limit` evenly spaced examples of the training set, as float32 on the CPU."""
+        return self.take(evenly_spaced(np.arange(self.n_train), min(limit, self.max_floats)))
 
     @property
-    def affordable(self) -> int:
-        """How many examples may be held as float32."""
+    def max_floats(self) -> int:
+        """How many examples fit into the memory for examples as float32."""
         return max(1, _BYTES // (4 * math.prod(self.parts[0].shape[1:])))
 
-    def at(self, index: NDArray[np.intp]) -> Tensor:
-        """Those examples of x, as float32 on the CPU."""
-        there = torch.from_numpy(index).to(self.parts[0].device)
-        return self.parts[0][there].cpu().to(torch.float32)
+    def take(self, rows: NDArray[np.intp]) -> Tensor:
+        """These examples of x as float32 on the CPU."""
+        index = torch.from_numpy(rows).to(self.parts[0].device)
+        return self.parts[0][index].cpu().to(torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """What was counted of every example that was looked at. index: (m,) which they are, in order. digest: (m,) uint64.
+class ExampleStats:
+    """Statistics of the m examples that were read in time.
 
-    low, high: (m, channels) of values. nonzero: share of all values.
+    index: (m,) their rows, ascending. digest: (m,) uint64 hashes of their values. low, high: (m, channels) minimum and
+    maximum. nonzero: share of all values.
     """
 
     index: NDArray[np.intp]
@@ -151,49 +158,49 @@ class Rows:
     nonzero: float
 
     @property
-    def blank(self) -> NDArray[np.bool_]:
-        """(m,) whether an image has one value, or one for each channel. Of a single pixel all have."""
+    def constant(self) -> NDArray[np.bool_]:
+        """(m,) whether all pixels of an image are equal; always true of a single pixel."""
         constant: NDArray[np.bool_] = (self.low == self.high).all(1)
         return constant
 
     @property
-    def top(self) -> NDArray[np.float32]:
-        """(m,) largest values, without their signs."""
+    def max_abs(self) -> NDArray[np.float32]:
+        """(m,) largest absolute values."""
         largest: NDArray[np.float32] = np.maximum(np.abs(self.low), np.abs(self.high)).max(1)
         return largest
 
 
-def rows_of(given: Given, deadline: Deadline) -> Rows:
-    """Every example looked at once, as far as the deadline allows: at least a piece."""
+def example_stats(data: CheckedData, deadline: Deadline) -> ExampleStats:
+    """Read the examples once, until the deadline, but at least one chunk."""
     index, digests, lows, highs, nonzero, values = [], [], [], [], 0, 0
-    for start, x in given.pieces():
+    for start, x in data.pieces():
         flat = np.ascontiguousarray(x).reshape(len(x), -1)
         index.append(np.arange(start, start + len(x)))
         digests.append(b"".join([hashlib.blake2b(row.data, digest_size=8).digest() for row in flat]))
-        planes = flat.reshape(len(x), x.shape[1], -1) if given.images else flat[:, None]
+        planes = flat.reshape(len(x), x.shape[1], -1) if data.images else flat[:, None]
         lows.append(planes.min(2).astype(np.float32))
         highs.append(planes.max(2).astype(np.float32))
         nonzero += int(np.count_nonzero(flat))
         values += flat.size
         if deadline.passed:
             break
-    where = np.concatenate(index)
-    order = np.argsort(where)
+    rows = np.concatenate(index)
+    order = np.argsort(rows)
     digest = np.frombuffer(b"".join(digests), dtype=np.uint64)
     low, high = np.concatenate(lows), np.concatenate(highs)
-    return Rows(where[order], digest[order], low[order], high[order], nonzero / values)
+    return ExampleStats(rows[order], digest[order], low[order], high[order], nonzero / values)
 
 
-def spread(index: NDArray[np.intp], most: int) -> NDArray[np.intp]:
-    """At most so many of them, at equal distances."""
-    return index[np.unique(np.linspace(0, len(index) - 1, min(most, len(index))).astype(np.intp))]
+def evenly_spaced(index: NDArray[np.intp], limit: int) -> NDArray[np.intp]:
+    """At most `limit` evenly spaced elements of `index`."""
+    return index[np.unique(np.linspace(0, len(index) - 1, min(limit, len(index))).astype(np.intp))]
 
 
-# -- words
+# -- texts
 
 
 def percent(share: float) -> str:
-    """A share to two digits or to tenths, never 0 or all where it is not.
+    """A share in percent, to tenths or two digits; 0 and 100 only if exact.
 
     >>> percent(0.123), percent(0.00012), percent(0.99975), percent(1.0)
     ('12.3 %', '0.012 %', '99.98 %', '100.0 %')
@@ -204,28 +211,31 @@ def percent(share: float) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def some(names: Sequence[Any], what: str = "class") -> str:
-    """The first classes, or tags, by name, and how many there are."""
-    more = f" and {len(names) - 5:,} others" if len(names) > 5 else ""
-    several = {"class": "classes"}.get(what, f"{what}s")
-    return f"{several if len(names) > 1 else what} {', '.join(map(repr, names[:5]))}{more}"
+def name_list(names: Sequence[Any], noun: str = "class") -> str:
+    """The noun with the first five names, and the number of others."""
+    others = f" and {len(names) - 5:,} others" if len(names) > 5 else ""
+    nouns = {"class": "classes"}.get(noun, f"{noun}s")
+    return f"{nouns if len(names) > 1 else noun} {', '.join(map(repr, names[:5]))}{others}"
 
 
-def plural(one: str, more: str) -> Callable[[int], str]:
-    return lambda count: one if count == 1 else more
+def verb(singular: str, plural: str) -> Callable[[int], str]:
+    """A function that returns the form of the verb for a count."""
+    return lambda count: singular if count == 1 else plural
 
 
-def number_of(things: str, count: int) -> str:
-    """
+def number_of(nouns: str, count: int) -> str:
+    """A count with its noun.
+
     >>> number_of("images", 1), number_of("images", 3000)
     ('1 image', '3,000 images')
     """
-    return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
+    return f"{count:,} {nouns.removesuffix('s') if count == 1 else nouns}"
 
 
-are, have = plural("is", "are"), plural("has", "have")
-repeat, occur = plural("repeats", "repeat"), plural("occurs", "occur")
+are, have = verb("is", "are"), verb("has", "have")
+repeat, occur = verb("repeats", "repeat"), verb("occurs", "occur")
 
 
-def counted(count: int, share: float, places: Sequence[str]) -> dict[str, Any]:
-    return {"count": count, "share": float(share), "examples": list(places)}
+def count_numbers(count: int, share: float, positions: Sequence[str]) -> dict[str, Any]:
+    """`Finding.numbers` of a check that counts examples."""
+    return {"count": count, "share": float(share), "examples": list(positions)}

@@ -1,4 +1,4 @@
-"""A user's examples as a problem to learn: checked, split, on the device. Everything wrong with them is said here."""
+"""Turn the user's data into a learning problem: validated, preprocessed, split, and on the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from morphnas.estimators.data_memory import ROOM, Room
 from morphnas.estimators.distillation import Teacher, taught_by
 from morphnas.estimators.placement import is_positive
-from morphnas.estimators.sources import EXAMPLES, Source, brings_labels, opened
+from morphnas.estimators.sources import EXAMPLES, Source, may_contain_labels, opened
 from morphnas.estimators.splits import Groups, Split, groups_of, split
 from morphnas.estimators.targets import ReadY, RegressionTarget, SampleWeight, Target, classes_of, weights_of
 from morphnas.run.store import data_name
@@ -29,45 +29,48 @@ from morphnas.train.deadline import NEVER, Deadline
 
 log = logging.getLogger("morphnas")
 
-_LARGEST = 128 * 128
-"""Pixels that images of mixed sizes are brought to at most."""
-_TINY = float(np.finfo(np.float32).tiny)
-_COARSE, _EXACT = 1e-4, 1e-12
-"""Spread of a feature beside its size from which on float32 is good enough, and up to which it is mere rounding."""
+_MAX_PIXELS = 128 * 128
+"""Upper limit on the pixels of the common size that images of mixed sizes are resized to."""
+_MIN_FLOAT32 = float(np.finfo(np.float32).tiny)
+_MAX_RELATIVE_SPREAD, _MIN_RELATIVE_SPREAD = 1e-4, 1e-12
+"""Range of (max - min) / max(abs) in which an offset is subtracted from a feature: above it, float32 is precise enough;
+below it, the differences are rounding errors."""
 _LUMA = (0.299, 0.587, 0.114)
-"""How much red, green and blue are in grey (ITU-R BT.601)."""
+"""Weights of red, green and blue in the grey value (ITU-R BT.601)."""
 
 ImageSize = int | Sequence[int]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns a user's examples into a network's input, without the batch axis."""
+    """How raw examples become network inputs. Shapes are without the batch axis."""
 
     given: tuple[int, ...]
-    """Shape of one example as the user gives it."""
+    """Shape of one raw example, channels last."""
     shape: tuple[int, ...]
-    """Shape of one example for the network, channels first."""
+    """Shape of one network input, channels first."""
     resized: bool = False
-    """Whether images of other sizes are resized."""
+    """Whether images of other sizes are resized to this shape."""
     columns: tuple[str, ...] | None = None
-    """Names of a data frame's columns: other frames must have the same ones in the same order."""
+    """Column names of the data frame that was fitted on; other frames must have the same ones in the same order."""
     offset: tuple[float, ...] | None = None
-    """What is taken off rows in float64, (d,), because float32 would hardly tell values apart that are large beside
-    their spread, as times in seconds. None: nothing is."""
+    """(d,) values subtracted from rows in float64, before they become float32, which can hardly resolve features whose
+    values are large relative to their spread, such as timestamps in seconds. None: nothing is subtracted."""
 
     @staticmethod
     def found(
         source: Source, image_shape: Sequence[int] | None, image_size: ImageSize | None, axes: int | None = None
     ) -> Preprocessing:
-        """What examples are: rows, images (h, w) or (h, w, c), volumes (d, h, w, c), or what `axes` says; ValueError
-        for anything else.
+        """Infer the preprocessing from the shapes of the examples and the user's settings.
+
+        Examples are rows (d,), images (h, w) or (h, w, c), volumes (d, h, w, c), or what `axes` (1: sequences, 2:
+        images, 3: volumes) says. Raises ValueError for anything else.
         """
         if axes is not None and (isinstance(axes, bool) or axes not in (1, 2, 3)):
             raise ValueError(f"axes must be None, 1 (sequences), 2 (images) or 3 (volumes), not {axes!r:.100}")
         image_shape = _checked_shape(image_shape)
         if axes in (1, 3):
-            return Preprocessing._along(source, image_shape, image_size, axes)
+            return Preprocessing._sequences_or_volumes(source, image_shape, image_size, axes)
         if image_size is not None or not source.uniform:
             return Preprocessing._resizing(source, image_shape, _checked_size(image_size))
         given = source.shapes[0]
@@ -87,7 +90,7 @@ class Preprocessing:
         elif len(given) in (2, 3):
             image = given
         elif len(given) == 4 and axes is None:
-            return Preprocessing._along(source, None, None, 3)
+            return Preprocessing._sequences_or_volumes(source, None, None, 3)
         else:
             images = "images (n, h, w) or (n, h, w, channels), or rows with image_shape"
             wanted = EXAMPLES if axes is None else images
@@ -98,10 +101,13 @@ class Preprocessing:
         return Preprocessing(given, (1, *image) if len(image) == 2 else (image[2], *image[:2]))
 
     @staticmethod
-    def _along(
+    def _sequences_or_volumes(
         source: Source, image_shape: Sequence[int] | None, image_size: ImageSize | None, axes: int
     ) -> Preprocessing:
-        """Spans (length) or (length, channels), volumes (d, h, w) or (d, h, w, channels); of rows by image_shape."""
+        """For sequences (length,) or (length, channels), and volumes (d, h, w) or (d, h, w, channels).
+
+        With `image_shape`, rows are reshaped to it. ValueError for shapes that differ or do not fit.
+        """
         what, sizes = {1: ("sequences", "(length,)"), 3: ("volumes", "(depth, height, width)")}[axes]
         if image_size is not None or not source.uniform:
             raise ValueError(f"{what} in x must all have the same shape: only images are resized")
@@ -116,7 +122,7 @@ class Preprocessing:
 
     @staticmethod
     def _resizing(source: Source, image_shape: Sequence[int] | None, size: tuple[int, int] | None) -> Preprocessing:
-        """For images of mixed shapes, or for those of a size that is asked for."""
+        """For images of mixed shapes, or with a requested `size` (height, width)."""
         shapes = set(source.shapes)
         if image_shape is not None:
             raise ValueError(
@@ -125,23 +131,23 @@ class Preprocessing:
         if any(len(shape) not in (2, 3) for shape in shapes):
             shape = (len(source), *source.shapes[0])
             raise ValueError(f"image_size is for images (n, h, w) or (n, h, w, channels), but x has shape {shape}")
-        depths = {_channels(shape) for shape in shapes}
-        if len(depths) > 1 and not depths <= {1, 3, 4}:
-            raise ValueError(f"x holds images of {sorted(depths)} channels: they must be equal, or 1, 3 and 4")
+        channel_counts = {_channels(shape) for shape in shapes}
+        if len(channel_counts) > 1 and not channel_counts <= {1, 3, 4}:
+            raise ValueError(f"x holds images of {sorted(channel_counts)} channels: they must be equal, or 1, 3 and 4")
         sizes = {shape[:2] for shape in shapes}
         resized = size is not None or len(sizes) > 1
         height, width = size or (_median_size(source.shapes) if resized else min(sizes))
-        channels = 3 if len(depths) > 1 else min(depths)
+        channels = 3 if len(channel_counts) > 1 else min(channel_counts)
         if resized:
-            places = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{min(sizes)}"
-            log.info("images of %s pixels are resized to (%d, %d)", places, height, width)
-        if len(depths) > 1:
-            log.info("images of %s channels are converted to RGB", sorted(depths))
+            size_range = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{min(sizes)}"
+            log.info("images of %s pixels are resized to (%d, %d)", size_range, height, width)
+        if len(channel_counts) > 1:
+            log.info("images of %s channels are converted to RGB", sorted(channel_counts))
         return Preprocessing((height, width, channels), (channels, height, width), resized)
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Preprocessing:
-        """What was written down of one; ValueError when it is none."""
+        """The preprocessing stored as JSON; ValueError if `data` is invalid."""
         given, shape, resized, columns = data["given"], data["shape"], data.get("resized", False), data.get("columns")
         offset = data.get("offset")
         for sizes in (given, shape):
@@ -162,9 +168,10 @@ class Preprocessing:
         return Preprocessing(tuple(given), tuple(shape), resized, columns, offset)
 
     def __call__(self, source: Source, place: Tensor | None = None, room: Room = ROOM) -> Tensor:
-        """The examples as a tensor (n, *shape), uint8 where they fit, else float32; example i is at place[i].
+        """The examples as a tensor (n, *shape), uint8 if all values fit, else float32; example i is at place[i].
 
-        In memory, or in a file where that has no room. ValueError that says what is wrong with them.
+        The tensor is in memory, or in a mapped file if `room` does not allow that. Raises ValueError for invalid
+        examples.
         """
         shape, start = (len(source), *self.shape), 0
         whole = torch.empty(0, dtype=torch.uint8)
@@ -179,31 +186,35 @@ class Preprocessing:
         return whole
 
     def pieces(self, source: Source) -> Iterator[Tensor]:
-        """The examples, read a piece at a time: (k, *shape), uint8 or float32."""
+        """Read and preprocess the examples in chunks (k, *shape), uint8 or float32."""
         if self.columns and source.columns and self.columns != source.columns:
             words = "The feature names should match those that were passed during fit"  # scikit-learn's
-            raise ValueError(f"{words}: {source.name} {_unlike(source.columns, self.columns)}")
+            raise ValueError(f"{words}: {source.name} {_column_difference(source.columns, self.columns)}")
         for start, arrays in source.pieces():
-            yield torch.cat([self._one(array, source.name, start + i) for i, array in enumerate(arrays)])
+            yield torch.cat([self._preprocess(array, source.name, start + i) for i, array in enumerate(arrays)])
 
-    def _one(self, x: NDArray[Any], name: str, start: int) -> Tensor:
-        """Examples (k, ...) of one shape as (k, *shape)."""
+    def _preprocess(self, x: NDArray[Any], name: str, start: int) -> Tensor:
+        """Examples (k, ...) of equal shape as a tensor (k, *shape).
+
+        name, start: of the data, and the index of the first example, for error messages.
+        """
         fits = x.shape[1:] == self.given
         if not fits and self.resized and self.shape[0] > 1 and x.ndim == 3 and x.shape[2] in (1, 3, 4):
             raise ValueError(f"{name} looks like one image of shape {x.shape}: add an axis in front, {name}[None]")
         if not fits and (len(self.shape) != 3 or x.ndim not in (3, 4)):
-            raise ValueError(self._unfit(x, name))
+            raise ValueError(self._shape_error(x, name))
         if len(self.shape) == 1:
             return _tensor(_numbers(x, name, start, self.offset, self.columns))
         channels, *size = self.shape
         coloured = _channels(x.shape[1:]) == channels or (_channels(x.shape[1:]) in (1, 3, 4) and channels in (1, 3))
         if not fits and not (coloured and (self.resized or list(x.shape[1:3]) == size)):
-            raise ValueError(self._unfit(x, name))
+            raise ValueError(self._shape_error(x, name))
         x = x.reshape(len(x), *size, channels) if fits else x if x.ndim == 4 else x[..., None]
-        images = _coloured(_tensor(np.moveaxis(_numbers(x, name, start), -1, 1)), channels)
-        return images if list(images.shape[2:]) == size else _scaled(images, size)
+        images = _convert_channels(_tensor(np.moveaxis(_numbers(x, name, start), -1, 1)), channels)
+        return images if list(images.shape[2:]) == size else _resize(images, size)
 
-    def _unfit(self, x: NDArray[Any], name: str) -> str:
+    def _shape_error(self, x: NDArray[Any], name: str) -> str:
+        """The error message for examples whose shape the preprocessing does not accept."""
         if x.shape == self.given or (self.resized and x.ndim == 2):
             return f"{name} looks like one example of shape {x.shape}: add an axis in front, {name}[None]"
         if x.ndim == 2 and len(self.given) == 1:  # scikit-learn's words
@@ -232,19 +243,19 @@ def _checked_size(image_size: ImageSize | None) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[1])
 
 
-def _unlike(columns: Sequence[str], known: Sequence[str]) -> str:
-    """How columns differ from those of the fit, in words."""
+def _column_difference(columns: Sequence[str], fitted: Sequence[str]) -> str:
+    """A description of how column names differ from those of the fit."""
 
-    def some(names: Sequence[str]) -> str:
+    def named(names: Sequence[str]) -> str:
         more = f" and {len(names) - 5:,} others" if len(names) > 5 else ""
         return f"the column{'s' if len(names) > 1 else ''} {', '.join(map(repr, names[:5]))}{more}"
 
-    lacking, besides = ([*(Counter(a) - Counter(b)).elements()] for a, b in ((known, columns), (columns, known)))
-    told = [f"lacks {some(lacking)}"] * bool(lacking) + [f"has {some(besides)} besides"] * bool(besides)
-    if told:
-        return " and ".join(told)
-    found, wanted = next(pair for pair in zip(columns, known, strict=True) if pair[0] != pair[1])
-    return f"has the same columns in another order, first {found!r} where that had {wanted!r}"
+    missing, extra = ([*(Counter(a) - Counter(b)).elements()] for a, b in ((fitted, columns), (columns, fitted)))
+    differences = [f"lacks {named(missing)}"] * bool(missing) + [f"has {named(extra)} besides"] * bool(extra)
+    if differences:
+        return " and ".join(differences)
+    actual, expected = next(pair for pair in zip(columns, fitted, strict=True) if pair[0] != pair[1])
+    return f"has the same columns in another order, first {actual!r} where that had {expected!r}"
 
 
 def _channels(shape: tuple[int, ...]) -> int:
@@ -252,27 +263,28 @@ def _channels(shape: tuple[int, ...]) -> int:
 
 
 def _median_size(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
-    """The median height and width, both made smaller where that is more than `_LARGEST` pixels."""
+    """The median height and width, scaled down to at most `_MAX_PIXELS` pixels."""
     sides = np.median([shape[:2] for shape in shapes], axis=0)
-    sides = sides * min(1.0, math.sqrt(_LARGEST / math.prod(sides)))
+    sides = sides * min(1.0, math.sqrt(_MAX_PIXELS / math.prod(sides)))
     return max(1, int(sides[0] + 1e-9)), max(1, int(sides[1] + 1e-9))
 
 
 def _real(x: NDArray[Any], name: str, columns: Sequence[str] | None = None) -> NDArray[Any]:
-    """The values as they are; ValueError where they are no real numbers. columns: names of a data frame's."""
+    """The values as real numbers; ValueError if they are not. columns: column names, for error messages."""
     if x.dtype == object:
         try:
             x = x.astype(np.float64)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} holds objects that are no numbers: {_culprit(x, columns) or error}") from None
+            cause = _non_numeric(x, columns) or error
+            raise ValueError(f"{name} holds objects that are not numbers: {cause}") from None
     if x.dtype.kind not in "buif":
         word = "Complex data not supported: " if x.dtype.kind == "c" else ""
         raise ValueError(f"{word}{name} must hold numbers, but its dtype is {x.dtype}")
     return x
 
 
-def _culprit(x: NDArray[Any], columns: Sequence[str] | None) -> str:
-    """The first value of rows that is no number, and what column it is in; "" of what are no rows."""
+def _non_numeric(x: NDArray[Any], columns: Sequence[str] | None) -> str:
+    """A description of the first non-numeric value in rows (n, d), its column and a remedy; "" for other shapes."""
     for i, column in enumerate(x.T if x.ndim == 2 else ()):
         for value in column:
             try:
@@ -289,20 +301,23 @@ def _culprit(x: NDArray[Any], columns: Sequence[str] | None) -> str:
 
 
 def _offset(source: Source) -> tuple[float, ...] | None:
-    """See `Preprocessing`, of rows: the lowest values."""
+    """`Preprocessing.offset` of rows: the minimum of each feature that needs one, else 0; None if no feature needs one.
+
+    ValueError for features whose values are too small for float32.
+    """
     pieces = (_real(x, source.name, source.columns) for _, (x,) in source.pieces())
-    with np.errstate(invalid="ignore"):  # of NaN and infinity, which are refused later
+    with np.errstate(invalid="ignore"):  # NaN and infinity, which raise an error later
         lows, highs = zip(*((x.min(0).astype(np.float64), x.max(0).astype(np.float64)) for x in pieces), strict=True)
         low, high = np.min(lows, axis=0), np.max(highs, axis=0)
         size, spread = np.maximum(np.abs(low), np.abs(high)), high - low
-    if (lost := np.flatnonzero((size > 0) & (size < _TINY))).size:
-        column = repr(source.columns[lost[0]]) if source.columns else lost[0]
+    if (tiny := np.flatnonzero((size > 0) & (size < _MIN_FLOAT32))).size:
+        column = repr(source.columns[tiny[0]]) if source.columns else tiny[0]
         raise ValueError(
-            f"{source.name}: the values of feature {column} are too small for float32, {size[lost[0]]:.3g} at most: "
+            f"{source.name}: the values of feature {column} are too small for float32, {size[tiny[0]]:.3g} at most: "
             "multiply them by a constant"
         )
-    large = (_EXACT * size < spread) & (spread < _COARSE * size)
-    return tuple(np.where(large, low, 0.0).tolist()) if large.any() else None
+    needed = (_MIN_RELATIVE_SPREAD * size < spread) & (spread < _MAX_RELATIVE_SPREAD * size)
+    return tuple(np.where(needed, low, 0.0).tolist()) if needed.any() else None
 
 
 def _numbers(
@@ -312,14 +327,16 @@ def _numbers(
     offset: tuple[float, ...] | None = None,
     columns: Sequence[str] | None = None,
 ) -> NDArray[Any]:
-    """The values as uint8 where they fit, else as float32. start, columns: what errors call the first example, and a
-    data frame's columns."""
+    """The values as uint8 if they fit, else as float32 less `offset`; ValueError for NaN and infinity.
+
+    name, start, columns: of the data, the index of the first example, and column names, for error messages.
+    """
     x = _real(x, name, columns)
     if offset is not None:
         x = x - np.array(offset)
     elif x.dtype.kind in "bui" and (x.dtype == np.uint8 or (x.min() >= 0 and x.max() <= 255)):
         return x.astype(np.uint8, copy=False)
-    with np.errstate(over="ignore"):  # found right below
+    with np.errstate(over="ignore"):  # overflow to infinity raises right below
         x = x.astype(np.float32, copy=False)
     if not (finite := np.isfinite(x)).all():
         where = start + int(np.argwhere(~finite.reshape(len(finite), -1).all(1))[0, 0])
@@ -329,11 +346,11 @@ def _numbers(
 
 
 def _tensor(x: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.require(x, requirements=["C", "W"]))  # torch warns of memory that is read-only
+    return torch.from_numpy(np.require(x, requirements=["C", "W"]))  # torch warns about read-only memory
 
 
-def _coloured(images: Tensor, channels: int) -> Tensor:
-    """Images (k, c, h, w) as (k, channels, h, w): grey to RGB, RGB to grey, RGBA without alpha."""
+def _convert_channels(images: Tensor, channels: int) -> Tensor:
+    """Convert images (k, c, h, w) to (k, channels, h, w): grey to RGB, RGB to grey, RGBA without alpha."""
     if images.shape[1] == channels:
         return images
     if images.shape[1] == 1:
@@ -341,28 +358,28 @@ def _coloured(images: Tensor, channels: int) -> Tensor:
     if channels == 3:
         return images[:, :3]
     grey = torch.einsum("kchw,c->khw", images[:, :3].to(torch.float32), torch.tensor(_LUMA))[:, None]
-    return _like(grey, images)
+    return _as_dtype_of(images, grey)
 
 
-def _scaled(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Images (k, c, h, w) of another size, (k, c, *size)."""
+def _resize(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize images (k, c, h, w) to (k, c, *size), bilinearly with antialiasing."""
     pixels = images.to(torch.float32)
-    return _like(F.interpolate(pixels, size=list(size), mode="bilinear", antialias=True), images)
+    return _as_dtype_of(images, F.interpolate(pixels, size=list(size), mode="bilinear", antialias=True))
 
 
-def _like(pixels: Tensor, images: Tensor) -> Tensor:
-    """Computed pixels as whole numbers again where the images are."""
+def _as_dtype_of(images: Tensor, pixels: Tensor) -> Tensor:
+    """Float pixels, rounded to uint8 if the images are uint8."""
     return pixels.round().clamp(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is to be learnt.
+    """A learning problem: data, splits, target and preprocessing.
 
-    task: the part to train on and the part to stop and score by. chooser: examples that choose among final models and
-    do nothing else; None: too few. everything: all that may be trained on at last; None: the task trains on it already.
-    fingerprint: tells the data from others, JSON values. order: which of the examples given the parts hold, one after
-    the other.
+    task: the training set, and the validation set for early stopping and scores. chooser: held-out examples that are
+    only used to choose among final models; None if there are too few. everything: all examples that the final training
+    may use; None if the task's training set has them all. fingerprint: identifies the data, as JSON values. order:
+    (n,) indices of the user's examples in the order of the splits: training set, validation set, chooser.
     """
 
     target: Target
@@ -390,9 +407,9 @@ class Problem:
         teacher: Teacher = None,
         deadline: Deadline = NEVER,
     ) -> Problem:
-        """The problem that a user's examples pose. read: what y is.
+        """Build the problem from the arguments of `fit`. read: infers the target from y and encodes y.
 
-        ValueError for those that pose none, TimeoutError for those that take too long to read.
+        Raises ValueError for invalid data, TimeoutError if reading them takes until the deadline.
         """
         source, y = opened(x, y, "x", room, axes, deadline)
         if groups is not None and validation_data is not None:
@@ -410,21 +427,21 @@ class Problem:
         if validation_data is not None:
             several = isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3)
             own_x, own_y, *own_weight = validation_data if several else (validation_data, None)
-            if several or brings_labels(own_x):
+            if several or may_contain_labels(own_x):
                 own_x, own_y = opened(own_x, own_y, "validation_data", room, axes, deadline)
             if own_y is None:
                 words = "(x, y) or (x, y, sample_weight)"
                 raise ValueError(f"validation_data must be {words}, or a Dataset or a folder with labels")
             own = examples(own_x, own_y, preprocessing, target, room)
             if own_weight:
-                counted = weights_of(own_weight[0], len(own), own.y.numpy(), target)
-                own = replace(own, weights=None if counted is None else torch.from_numpy(counted))
-            elif isinstance(sample_weight, str) and weights is not None:  # as much as those of its class in x
+                own_weights = weights_of(own_weight[0], len(own), own.y.numpy(), target)
+                own = replace(own, weights=None if own_weights is None else torch.from_numpy(own_weights))
+            elif isinstance(sample_weight, str) and weights is not None:  # the weights of the classes in x
                 by_class = np.zeros(target.goal.outputs, dtype=np.float32)
                 by_class[codes] = weights
                 own = replace(own, weights=torch.from_numpy(by_class)[own.y])
-        together, taught = groups_of(groups, len(source)), taught_by(teacher, source, target)
-        return Problem.of(source, codes, weights, together, taught, own, target, preprocessing, seed, device, room)
+        group_ids, taught = groups_of(groups, len(source)), taught_by(teacher, source, target)
+        return Problem.of(source, codes, weights, group_ids, taught, own, target, preprocessing, seed, device, room)
 
     @staticmethod
     def of(
@@ -440,28 +457,30 @@ class Problem:
         device: torch.device,
         room: Room = ROOM,
     ) -> Problem:
-        """The problem of examples, y as networks learn it, what each counts for, which belong together, and what a
-        teacher's outputs are; own: those to stop and score by.
+        """Build the problem from a source and encoded y.
 
-        All are held once, ordered by the parts, which are views of them: on the device, in main memory where that is
-        too small, or in a file where both are.
+        weights: (n,) sample weights. groups: (n,) group numbers. taught: the teacher's outputs. own: the user's
+        validation set; None: examples are held out.
+
+        All examples are stored once, in the order of the splits, which are views of that storage: on the device, in
+        main memory if the device is too small, or in a mapped file if both are.
         """
-        everything = Split(np.arange(len(codes)), None, None)
-        parts = everything if own is not None else split(target.strata(codes), seed, groups)
+        unsplit = Split(np.arange(len(codes)), None, None)
+        parts = unsplit if own is not None else split(target.strata(codes), seed, groups)
         order = np.concatenate([part for part in (parts.train, parts.valid, parts.chooser) if part is not None])
         place = torch.from_numpy(np.argsort(order))
         x = preprocessing(source, place, room)
         about = fingerprint(x, codes, weights, place, target, preprocessing, groups, taught is not None)
         if own is not None:
-            hashed = _hashed(own.x, own.y.numpy(), None if own.weights is None else own.weights.numpy())
-            about["validation"] = {"shape": [len(own), *preprocessing.given], "hash": hashed}
-        counted, said = (None if of is None else torch.from_numpy(of[order]) for of in (weights, taught))
-        whole = room.placed(Examples(x, torch.from_numpy(codes[order]), counted, said), device)
+            own_hash = _hash(own.x, own.y.numpy(), None if own.weights is None else own.weights.numpy())
+            about["validation"] = {"shape": [len(own), *preprocessing.given], "hash": own_hash}
+        ordered = (None if values is None else torch.from_numpy(values[order]) for values in (weights, taught))
+        whole = room.to_device(Examples(x, torch.from_numpy(codes[order]), *ordered), device)
         first = len(parts.train)
         last = first if parts.valid is None else first + len(parts.valid)
         valid = None if parts.valid is None else whole[first:last]
         if own is not None:
-            valid = room.placed(own, device)
+            valid = room.to_device(own, device)
         chooser = None if parts.chooser is None else whole[last:]
         task = Task.of(whole[:first], valid, target.goal)
         for part in (task.train, valid, chooser):
@@ -471,25 +490,25 @@ class Problem:
 
     @property
     def name(self) -> str:
-        """Tells the examples trained on, and those held out, from others."""
+        """A name that identifies the data: the training set and the held-out examples."""
         return data_name(self.fingerprint)
 
     @property
     def bytes_in_memory(self) -> int:
-        """That the examples take of memory, or of a GPU's: 0 of those in a file."""
-        several = [self.everything or self.task.train]
+        """Bytes that the examples take in main or GPU memory; those in a mapped file do not count."""
+        parts = [self.everything or self.task.train]
         if self.everything is None and self.task.valid is not None:
-            several.append(self.task.valid)
-        return sum(part.x.nbytes for part in several if part.x.untyped_storage().filename is None)
+            parts.append(self.task.valid)
+        return sum(part.x.nbytes for part in parts if part.x.untyped_storage().filename is None)
 
     @property
     def chance(self) -> float:
-        """The metric of always saying the same."""
+        """The metric of the best constant prediction."""
         return self.task.goal.chance(self.task.train.y, self.task.train.weights)
 
 
 def examples(source: Source, y: Any, preprocessing: Preprocessing, target: Target, room: Room = ROOM) -> Examples:
-    """Further examples of a problem whose preprocessing and target are known; ValueError when they do not fit it."""
+    """Preprocess and encode further examples as in the fit; ValueError if they do not match it."""
     try:
         codes = target.encode(y, len(source))
     except ValueError as error:
@@ -507,33 +526,32 @@ def fingerprint(
     groups: NDArray[np.int64] | None = None,
     taught: bool = False,
 ) -> dict[str, Any]:
-    """What tells data apart: shape, classes, tags or amounts, and a hash over (at most about 64 MB of) the examples,
-    and y, weights and groups, and whether there is a teacher.
+    """What identifies the data: shape, dtype, kind of target, and a hash of y, weights, groups, whether there is a
+    teacher, and the examples (at most about 64 MB of them).
 
-    x: example i is x[place[i]]. The order that the parts put them in makes no difference.
+    x: example i is x[place[i]], so that the order of the splits makes no difference.
     """
     shape, dtype = [len(x), *preprocessing.given], str(x.dtype).removeprefix("torch.")
-    said = {name: value for name, value in target.to_json().items() if name != "names"}  # which change nothing
-    names = repr(said).encode() + (b"" if groups is None else groups.tobytes()) + b"taught" * taught
-    hashed = _hashed(x, codes, weights, place, names)
+    about_y = {name: value for name, value in target.to_json().items() if name != "names"}  # names have no effect
+    prefix = repr(about_y).encode() + (b"" if groups is None else groups.tobytes()) + b"taught" * taught
     return {
         "shape": shape,
         "dtype": dtype,
         **target.goal.to_json(),
         **({"taught": True} if taught else {}),
-        "hash": hashed,
+        "hash": _hash(x, codes, weights, place, prefix),
     }
 
 
-def _hashed(
+def _hash(
     x: Tensor,
     codes: NDArray[Any],
     weights: NDArray[np.float32] | None = None,
     place: Tensor | None = None,
-    names: bytes = b"",
+    prefix: bytes = b"",
 ) -> str:
     place = torch.arange(len(x)) if place is None else place
-    digest = hashlib.blake2b(names, digest_size=16)
+    digest = hashlib.blake2b(prefix, digest_size=16)
     for part in place[:: max(1, x.nbytes // 2**26)].split(256):
         digest.update(x[part].numpy().data)
     digest.update(codes.data)

@@ -1,4 +1,4 @@
-"""Labels of any hashable kind to class indices and back, kept as JSON."""
+"""Encode labels of any hashable type as class indices, decode them, and store the classes as JSON."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ from morphnas.estimators.sources import as_array, refuse_masked
 from morphnas.train.goal import Classification, Goal
 
 _UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as")
-KINDS = {
+DTYPES = {
     "object", "str", "bytes",
     *(np.dtype(code).name for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]),
     *(f"{time}64[{unit}]" for time in ("datetime", "timedelta") for unit in _UNITS),
 }  # fmt: skip
-"""Names of the kinds of numpy arrays that labels are kept as: what numpy makes of other text is its own business."""
+"""Names of the NumPy dtypes that stored classes may have; other names in a file are refused."""
 
 
-class Named(ABC):
-    """What y of labels and of tags have in common: outputs are logits, and judged by what they get right."""
+class LabelTarget(ABC):
+    """What single-label and multi-label targets have in common: outputs are logits, and the metric is accuracy."""
 
     @property
     @abstractmethod
     def goal(self) -> Goal: ...
 
     def measured(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
-        """The accuracy of outputs for y as networks learn it: the share of examples of which nothing is wrong."""
+        """The accuracy of outputs for encoded y; multi-label: the share of examples with all labels right."""
         return float(np.average((self.goal.errors(outputs, codes) == 0).numpy(), weights=weights))
 
     def words(self, measured: float) -> str:
         return f"accuracy {measured:.2%}"
 
     def decoded(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
-        """The node, added to the module's graph, of calibrated logits."""
+        """Add a node to the module's graph that computes calibrated logits, and return it."""
         return module.graph.call_function(torch.div, (outputs, temperature))
 
 
 @dataclass(frozen=True, eq=False)
-class ClassTarget(Named):
-    """The classes, sorted, (k,): a plain array where the labels are of one kind, else one of objects."""
+class ClassTarget(LabelTarget):
+    """A single label per example. classes: (k,) sorted; of dtype object if the labels have several types."""
 
     classes: NDArray[Any]
 
     @staticmethod
     def found(y: ArrayLike, n: int) -> tuple[ClassTarget, NDArray[np.int64]]:
-        """The labels in y, (n,) or (n, 1), and every example's class index; ValueError for what are no labels."""
+        """Infer the classes from labels y, (n,) or (n, 1), and encode y, (n,); ValueError for invalid labels."""
         column = _column(y, n)
         if column.dtype != object:
             if column.dtype.kind == "f":
@@ -63,104 +63,102 @@ class ClassTarget(Named):
                 except ValueError as error:
                     raise ValueError(f"{error} To predict numbers, use ImageRegressor, or regression=True.") from None
             classes, index = np.unique(column, return_inverse=True)
-            labels, codes = ClassTarget(classes), index.reshape(-1).astype(np.int64)
+            target, codes = ClassTarget(classes), index.reshape(-1).astype(np.int64)
         else:
-            values = list(hashed(column, "y"))
+            values = list(hashable_values(column, "y"))
             classes = np.empty(len(set(values)), dtype=object)
             classes[:] = _sorted(set(values))
             if all(isinstance(value, str) for value in classes):
                 texts = classes.astype(str)
-                classes = texts if texts.tolist() == classes.tolist() else classes  # numpy cuts what ends in "\0"
-            labels = ClassTarget(classes)
-            codes = np.array([labels._index[value] for value in values], dtype=np.int64)
-        if len(labels.classes) < 2:
-            raise ValueError(f"y holds one class only, {labels.classes.tolist()[0]!r}: a classifier needs at least 2")
-        labels.to_json()  # raises for labels that cannot be kept
-        return labels, codes
+                classes = texts if texts.tolist() == classes.tolist() else classes  # NumPy drops trailing "\0"
+            target = ClassTarget(classes)
+            codes = np.array([target._index[value] for value in values], dtype=np.int64)
+        if len(target.classes) < 2:
+            raise ValueError(f"y holds one class only, {target.classes.tolist()[0]!r}: a classifier needs at least 2")
+        target.to_json()  # raises for labels that cannot be stored
+        return target, codes
 
     @cached_property
     def _index(self) -> dict[Hashable, int]:
         return {label: i for i, label in enumerate(self.classes.tolist())}
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.int64]:
-        """Class indices (n,); ValueError for labels that are not among the classes."""
+        """Class indices (n,) of labels y; ValueError for labels that are not among the classes."""
         values = self.read(y, n)
         unseen = {value for value in values if value not in self._index}
         if unseen:
-            some = ", ".join(map(repr, _sorted(unseen)[:5]))
+            examples = ", ".join(map(repr, _sorted(unseen)[:5]))
             known = self.classes.tolist()[:20]
-            raise ValueError(f"y holds labels that fit did not see: {some}; the classes are {known}")
+            raise ValueError(f"y holds labels that fit did not see: {examples}; the classes are {known}")
         return np.array([self._index[value] for value in values], dtype=np.int64)
 
     def read(self, y: ArrayLike, n: int) -> list[Hashable]:
-        """The n labels in y, (n,) or (n, 1), whatever fit has seen; times in its unit. ValueError for what are none."""
-        column, kind = _column(y, n), self.classes.dtype
-        if column.dtype.kind == kind.kind and kind.kind in "mM":
-            told = column.astype(kind)
-            column = told if (told == column).all() else column  # not of a unit in which they would be others
-        return list(hashed(column, "y")) if column.dtype == object else column.tolist()
+        """The n labels in y, (n,) or (n, 1), known or not; times in the fit's unit. ValueError if they are invalid."""
+        column, dtype = _column(y, n), self.classes.dtype
+        if column.dtype.kind == dtype.kind and dtype.kind in "mM":
+            converted = column.astype(dtype)
+            column = converted if (converted == column).all() else column  # unless that unit cannot hold them
+        return list(hashable_values(column, "y")) if column.dtype == object else column.tolist()
 
     @property
     def goal(self) -> Goal:
         return Classification(len(self.classes))
 
     def probabilities(self, outputs: Tensor) -> NDArray[np.float64]:
-        """Of each class, (n, k), for outputs (n, k)."""
-        chances: NDArray[np.float64] = outputs.double().softmax(1).numpy()
-        return chances
+        """Class probabilities (n, k) from logits (n, k)."""
+        probabilities: NDArray[np.float64] = outputs.double().softmax(1).numpy()
+        return probabilities
 
     def likeliest(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
-        """The likeliest class of each example, (n,)."""
+        """(n,) the most probable class of each example."""
         labels: NDArray[Any] = self.classes[probabilities.argmax(1)]
         return labels
 
     def strata(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Groups (n,) of examples that parts are held out of alike: the classes."""
+        """(n,) strata for stratified splits: the classes."""
         return codes
 
     def to_json(self) -> dict[str, Any]:
-        """The name of a kind in `KINDS`, and the values; ValueError for labels that cannot be kept."""
-        kind = self.classes.dtype
-        name = {"U": "str", "S": "bytes"}.get(kind.kind, kind.name)
-        if name not in KINDS:
-            raise ValueError(f"labels of the kind {kind} cannot be saved")
-        values = self.classes.astype(np.int64) if kind.kind in "mM" else self.classes
+        """The dtype, one of `DTYPES`, and the classes; ValueError for labels that cannot be stored."""
+        dtype = self.classes.dtype
+        name = {"U": "str", "S": "bytes"}.get(dtype.kind, dtype.name)
+        if name not in DTYPES:
+            raise ValueError(f"labels of dtype {dtype} cannot be saved")
+        values = self.classes.astype(np.int64) if dtype.kind in "mM" else self.classes
         return {"dtype": name, "values": [_to_json(value) for value in values.tolist()]}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> ClassTarget:
-        """The labels that `to_json` described; ValueError when they are none."""
+        """The target stored by `to_json`; ValueError if `data` is invalid."""
         name, values = data["dtype"], data["values"]
-        if not (isinstance(name, str) and name in KINDS and isinstance(values, list)):
+        if not (isinstance(name, str) and name in DTYPES and isinstance(values, list)):
             raise ValueError(f"labels of {name!r:.40} cannot be read")
-        kind = np.dtype(name)
-        if kind.kind == "O":
+        dtype = np.dtype(name)
+        if dtype.kind == "O":
             classes = np.empty(len(values), dtype=object)
             classes[:] = [_from_json(value) for value in values]
-        elif kind.kind in "mM":
-            classes = np.array(values, dtype=np.int64).astype(kind)
+        elif dtype.kind in "mM":
+            classes = np.array(values, dtype=np.int64).astype(dtype)
         else:
-            classes = np.array([_from_json(value) for value in values], dtype=kind)  # texts as wide as they need
+            classes = np.array([_from_json(value) for value in values], dtype=dtype)  # strings get the width they need
         if classes.ndim != 1 or len(classes) < 2 or len({repr(value) for value in classes.tolist()}) < len(classes):
             raise ValueError("labels must be a list of different ones, at least 2")
         return ClassTarget(classes)
 
 
-def check_there(y: Any, hint: str) -> None:
-    """ValueError where there is no y, or a part of it is masked."""
+def check_present(y: Any, hint: str) -> None:
+    """Raise ValueError if y is None or partly masked."""
     if y is None:
         raise ValueError(f"y is missing: this estimator requires y to be passed, but the target y is None; {hint}")
     refuse_masked(y, "y")
 
 
 def _column(y: ArrayLike, n: int) -> NDArray[Any]:
-    """y as (n,); ValueError for other lengths, several columns and missing labels."""
-    hint = (
-        "only a Dataset of (image, label), or with parts that are so named, and a folder of sub-folders bring their own"
-    )
-    check_there(y, hint)
+    """Labels y as an array (n,); ValueError for other lengths, several columns and missing labels."""
+    hint = "only a Dataset of (image, label), or with keys of these names, and a folder of sub-folders contain labels"
+    check_present(y, hint)
     try:
-        column = listed(y)
+        column = label_array(y)
     except ValueError as error:
         hint = "for several labels per example pass (n, k) of 0 and 1, as from scikit-learn's MultiLabelBinarizer"
         raise ValueError(f"y cannot be converted to an array of labels: {error}; {hint}") from None
@@ -192,33 +190,35 @@ def _column(y: ArrayLike, n: int) -> NDArray[Any]:
     return column
 
 
-def listed(y: Any) -> NDArray[Any]:
-    """As numpy does, but a list of tuples, of an enumeration's texts or of mixed kinds stays a column of objects."""
+def label_array(y: Any) -> NDArray[Any]:
+    """y as an array, as NumPy converts it, but lists of tuples, of string enumerations and of mixed types, and strings
+    that NumPy would change, become an array of objects."""
     if isinstance(y, (list, tuple)):
         kinds = {type(value) for value in y}
         numbers = all(issubclass(kind, (int, float, np.number)) for kind in kinds)
-        named = any(issubclass(kind, str) and kind not in (str, np.str_) for kind in kinds)  # of which numpy cuts texts
-        named |= any(value[-1:] in ("\0", b"\0") for value in y if isinstance(value, (str, bytes)))  # it cuts that, too
-        if kinds & {tuple, frozenset} or named or (len(kinds) > 1 and not numbers):
+        unsafe = any(issubclass(kind, str) and kind not in (str, np.str_) for kind in kinds)  # NumPy cuts their strings
+        unsafe |= any(value[-1:] in ("\0", b"\0") for value in y if isinstance(value, (str, bytes)))  # NumPy drops it
+        if kinds & {tuple, frozenset} or unsafe or (len(kinds) > 1 and not numbers):
             column = np.empty(len(y), dtype=object)
             column[:] = list(y)
             return column
     return as_array(y) if isinstance(y, torch.Tensor) else np.asarray(y)
 
 
-def hashed(column: NDArray[Any], name: str) -> Iterable[Hashable]:
-    """The values of a column; ValueError for one that cannot be told from others."""
+def hashable_values(column: NDArray[Any], name: str) -> Iterable[Hashable]:
+    """The values of an array (n,); ValueError for values that are missing, NaN or not hashable."""
     for i, value in enumerate(column.tolist()):
         if not isinstance(value, Hashable):
             raise ValueError(f"{name}[{i}] is not a label, because it cannot be hashed: {value!r:.80}")
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name}[{i}] is NaN")
-        if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas'
+        if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas
             raise ValueError(f"{name}[{i}] is {value}")
         yield value
 
 
 def _sorted(values: Iterable[Hashable]) -> list[Hashable]:
+    """The values in order, by type and `repr` if they cannot be compared."""
     values = list(values)
     try:
         return sorted(values)  # type: ignore[type-var]
@@ -227,7 +227,7 @@ def _sorted(values: Iterable[Hashable]) -> list[Hashable]:
 
 
 def _to_json(value: Any) -> Any:
-    """JSON for a label: numbers, strings, booleans and None as they are, tuples and bytes tagged."""
+    """A label as JSON: numbers, strings, booleans and None as they are, tuples and bytes with a type tag."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,6 +1,4 @@
-"""What the data doctor finds in y: labels that are none, unequal classes, tags that nothing has, amounts that few
-examples decide.
-"""
+"""Checks of y: labels that are not classes, imbalance, labels without examples, outliers in regression targets."""
 
 from __future__ import annotations
 
@@ -8,117 +6,117 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from morphnas.estimators.findings import FEW, Finding, Given, percent, some
+from morphnas.estimators.findings import MIN_EXAMPLES, CheckedData, Finding, name_list, percent
 
-MANY = 500
-"""Examples of which a class should be large enough to hold some out."""
+MIN_EXAMPLES_FOR_HELD_OUT_CLASSES = 500
+"""Examples from which on it is a warning if a class has no held-out example."""
 MAJORITY = 0.9
 """Share of the largest class from which on the accuracy says little."""
-UNEQUAL = (10, 100)
-"""Times that the largest class is as large as the smallest: told of, warned of."""
-MIXED = 0.2
-"""Total variation distance between the classes of x and of validation_data, beyond what chance makes it."""
-ONE_HOT = 0.95
-"""Share of the examples with exactly one tag from which on tags look like labels."""
-FAR = 0.5
-"""Share of all squared deviations that a hundredth of the amounts has, from which on it decides what is learnt."""
-MOVED = 0.5
-"""Deviations between the means of the amounts of x and of validation_data."""
-KINDS = 20
-"""Different whole numbers, at most, that look like classes where each occurs as often at least."""
+IMBALANCE_RATIOS = (10, 100)
+"""Ratio of the largest class to the smallest from which on imbalance is reported, and is a warning."""
+MAX_CLASS_DISTANCE = 0.2
+"""Total variation distance between the classes of x and of validation_data, beyond what chance explains."""
+ONE_HOT_SHARE = 0.95
+"""Share of multi-label examples with exactly one label, from which on y looks like one-hot labels."""
+MAX_OUTLIER_SHARE = 0.5
+"""Share of the total squared deviation that 1 % of the regression targets may have before they dominate training."""
+MAX_MEAN_DIFFERENCE = 0.5
+"""Difference between the means of regression targets of x and of validation_data, in standard deviations."""
+MAX_INTEGER_CLASSES = 20
+"""Distinct integers up to which regression targets look like classes, and examples of each, on average, at least."""
 
 
-def look(given: Given) -> Iterator[Finding]:
-    """What is found in y."""
-    by_kind = {"labels": (_labels, _classes, _mixture), "tags": (_tags,), "amounts": (_amounts,)}
-    for findings in by_kind[given.said]:
-        yield from findings(given)
+def check_target(data: CheckedData) -> Iterator[Finding]:
+    """Run the checks for the kind of y."""
+    by_kind = {"labels": (_label_types, _class_counts, _class_shift), "tags": (_tags,), "amounts": (_regression,)}
+    for check in by_kind[data.y_kind]:
+        yield from check(data)
 
 
-def _labels(given: Given) -> Iterator[Finding]:
-    """Labels that are amounts or names of examples rather than classes."""
-    y, n = given.y[: len(given.order)], len(given.order)
-    counts = np.bincount(y, minlength=len(given.names))
+def _label_types(data: CheckedData) -> Iterator[Finding]:
+    """Labels that look like regression targets or names of examples rather than classes."""
+    y, n = data.y[: len(data.order)], len(data.order)
+    counts = np.bincount(y, minlength=len(data.names))
     k, typical = len(counts), float(np.median(counts))
-    if n < FEW or k < 20 or typical > 3:
+    if n < MIN_EXAMPLES or k < 20 or typical > 3:
         return
-    numeric = all(isinstance(name, (int, float)) and not isinstance(name, bool) for name in given.names)
-    in_a_row = numeric and np.ptp(given.names) == k - 1
-    if numeric and in_a_row and counts.min() >= 0.5 * counts.max() and typical > 1:
-        return  # classes that are numbered, with few examples each
+    numeric = all(isinstance(name, (int, float)) and not isinstance(name, bool) for name in data.names)
+    consecutive = numeric and np.ptp(data.names) == k - 1
+    if numeric and consecutive and counts.min() >= 0.5 * counts.max() and typical > 1:
+        return  # numbered classes with few examples each
     looks = "are they numbers to predict, for an ImageRegressor?" if numeric else "are they names of examples?"
     text = f"y holds {k:,} different labels for {n:,} examples, half of them at most {typical:g} times: {looks}"
     yield Finding("labels", True, text, {"classes": k, "examples": n, "median": typical})
 
 
-def _classes(given: Given) -> Iterator[Finding]:
-    """Classes that are gone, that are much larger than others, and that nothing is held out of."""
-    n, k = len(given.order), len(given.names)
-    counts = np.bincount(given.y[:n], minlength=k)
-    if len(gone := np.flatnonzero(counts == 0)):  # of the fit, whose network is trained on other data
-        names, has = some([given.names[i] for i in gone]), "have" if len(gone) > 1 else "has"
+def _class_counts(data: CheckedData) -> Iterator[Finding]:
+    """Classes without examples, class imbalance, and classes without held-out examples."""
+    n, k = len(data.order), len(data.names)
+    counts = np.bincount(data.y[:n], minlength=k)
+    if len(gone := np.flatnonzero(counts == 0)):  # classes of the fit, if its network is trained further on other data
+        names, has = name_list([data.names[i] for i in gone]), "have" if len(gone) > 1 else "has"
         text = f"{names} {has} no example in x any more: further training will forget what they are like"
         yield Finding("gone", True, text, {"classes": len(gone)})
-    if n < FEW:
+    if n < MIN_EXAMPLES:
         return
     largest, smallest = int(counts.argmax()), int(np.where(counts, counts, n).argmin())
     share, ratio = counts[largest] / n, counts[largest] / counts[smallest]
-    if (ratio >= UNEQUAL[0] or share >= MAJORITY) and not given.weighted:
-        warns = bool(ratio >= UNEQUAL[1] or share >= MAJORITY)
-        most = f"{given.names[largest]!r} with {counts[largest]:,} examples ({percent(share)})"
-        least = f"{given.names[smallest]!r} with {counts[smallest]:,}"
-        text = (
-            f"classes are imbalanced: {most} is the largest, {least} the smallest; always predicting the largest has an"
-        )
-        text += f" accuracy of {percent(share)}; with sample_weight='balanced' all classes count alike"
+    if (ratio >= IMBALANCE_RATIOS[0] or share >= MAJORITY) and not data.weighted:
+        warns = bool(ratio >= IMBALANCE_RATIOS[1] or share >= MAJORITY)
+        majority = f"{data.names[largest]!r} with {counts[largest]:,} examples ({percent(share)})"
+        minority = f"{data.names[smallest]!r} with {counts[smallest]:,}"
+        text = f"classes are imbalanced: {majority} is the largest, {minority} the smallest;"
+        text += f" always predicting the largest has an accuracy of {percent(share)};"
+        text += " with sample_weight='balanced' all classes count alike"
         numbers = {"largest": int(counts[largest]), "smallest": int(counts[smallest]), "share": float(share)}
         yield Finding("imbalance", warns, text, numbers)
-    if not given.held:
+    if not data.n_held_out:
         return
-    held = np.bincount(given.y[given.train :], minlength=k)
-    if len(missing := np.flatnonzero(held == 0)):
-        part = "validation_data" if given.own else "the held-out part"
-        names, has = some([given.names[i] for i in missing]), "have" if len(missing) > 1 else "has"
+    held_out = np.bincount(data.y[data.n_train :], minlength=k)
+    if len(missing := np.flatnonzero(held_out == 0)):
+        part = "validation_data" if data.n_validation else "the held-out part"
+        names, has = name_list([data.names[i] for i in missing]), "have" if len(missing) > 1 else "has"
         text = f"{names} {has} no example in {part}: scores cannot tell how well they are recognised"
-        warns = given.own > 0 or n >= MANY
+        warns = data.n_validation > 0 or n >= MIN_EXAMPLES_FOR_HELD_OUT_CLASSES
         yield Finding("unjudged", warns, text, {"classes": len(missing)})
 
 
-def _mixture(given: Given) -> Iterator[Finding]:
-    """validation_data in which classes are as frequent as in other data than x."""
-    n, k = len(given.order), len(given.names)
-    if min(n, given.own) < 4 * FEW:
+def _class_shift(data: CheckedData) -> Iterator[Finding]:
+    """validation_data with other class frequencies than x."""
+    n, k = len(data.order), len(data.names)
+    if min(n, data.n_validation) < 4 * MIN_EXAMPLES:
         return
-    shares = [np.bincount(y, minlength=k) / len(y) for y in (given.y[:n], given.y[n:])]
+    shares = [np.bincount(y, minlength=k) / len(y) for y in (data.y[:n], data.y[n:])]
     distance = 0.5 * float(np.abs(shares[0] - shares[1]).sum())
-    spread = (shares[0] * (1 - shares[0])) * (1 / n + 1 / given.own)
-    chance = 0.5 * float(np.sqrt(2 / np.pi * spread).sum())  # of two samples of the same data
-    if distance - 2 * chance < MIXED:
+    variance = (shares[0] * (1 - shares[0])) * (1 / n + 1 / data.n_validation)
+    chance = 0.5 * float(np.sqrt(2 / np.pi * variance).sum())  # expected distance of two samples of the same data
+    if distance - 2 * chance < MAX_CLASS_DISTANCE:
         return
     i = int(np.abs(shares[0] - shares[1]).argmax())
-    one = f"{given.names[i]!r} is {percent(shares[0][i])} of x and {percent(shares[1][i])} of validation_data"
-    text = f"class frequencies differ between validation_data and x: {one}; was sorted data split?"
+    largest = f"{data.names[i]!r} is {percent(shares[0][i])} of x and {percent(shares[1][i])} of validation_data"
+    text = f"class frequencies differ between validation_data and x: {largest}; was sorted data split?"
     yield Finding("mixture", True, text, {"distance": distance, "by_chance": chance})
 
 
-def _tags(given: Given) -> Iterator[Finding]:
-    """Tags that no example has, or all have: of all, or of those that scores are of."""
-    y = given.numbers
-    if y is None or len(given.order) < FEW:
+def _tags(data: CheckedData) -> Iterator[Finding]:
+    """Labels of multi-label data that no or all training examples have, or no held-out one; y that looks one-hot."""
+    y = data.codes
+    if y is None or len(data.order) < MIN_EXAMPLES:
         return
-    trained, held = (part.sum(0) for part in (y[: given.train], y[given.train :]))
-    never, always = np.flatnonzero(trained == 0), np.flatnonzero(trained == given.train)
+    trained, held_out = (part.sum(0) for part in (y[: data.n_train], y[data.n_train :]))
+    never, always = np.flatnonzero(trained == 0), np.flatnonzero(trained == data.n_train)
     for tags, have in ((never, "no training example has"), (always, "all training examples have")):
         if len(tags):
-            text = f"{have} {some(tags.tolist(), 'label')}: nothing to learn about {'it' if len(tags) == 1 else 'them'}"
+            them = "it" if len(tags) == 1 else "them"
+            text = f"{have} {name_list(tags.tolist(), 'label')}: nothing to learn about {them}"
             yield Finding("constant_tags", True, text, {"tags": tags.tolist()})
-    if given.held and len(unjudged := np.flatnonzero((held == 0) & (trained > 0))):
-        part = "in validation_data" if given.own else "that is held out"
-        they = "it is" if len(unjudged) == 1 else "they are"
-        text = f"no example {part} has {some(unjudged.tolist(), 'label')}: scores ignore how well {they} recognised"
-        yield Finding("unjudged", bool(given.own), text, {"tags": unjudged.tolist()})
+    if data.n_held_out and len(missing := np.flatnonzero((held_out == 0) & (trained > 0))):
+        part = "in validation_data" if data.n_validation else "that is held out"
+        they = "it is" if len(missing) == 1 else "they are"
+        text = f"no example {part} has {name_list(missing.tolist(), 'label')}: scores ignore how well {they} recognised"
+        yield Finding("unjudged", bool(data.n_validation), text, {"tags": missing.tolist()})
     single = int((y.sum(1) == 1).sum())
-    if single >= ONE_HOT * len(y):
+    if single >= ONE_HOT_SHARE * len(y):
         text = (
             f"{single:,} of {len(y):,} examples have exactly one label: if y should be one-hot, the others lack theirs,"
         )
@@ -126,38 +124,36 @@ def _tags(given: Given) -> Iterator[Finding]:
         yield Finding("one_hot", True, text, {"single": single, "examples": len(y)})
 
 
-def _amounts(given: Given) -> Iterator[Finding]:
-    """Amounts that look like classes, that few examples decide, or that validation_data has others of."""
-    n, y = len(given.order), given.numbers
-    if y is None or n < FEW:
+def _regression(data: CheckedData) -> Iterator[Finding]:
+    """Regression targets that look like classes, are dominated by few examples, or differ in validation_data."""
+    n, y = len(data.order), data.codes
+    if y is None or n < MIN_EXAMPLES:
         return
-    mine, theirs = y[:n], y[n:]
-    counts = np.bincount(given.y[:n])
-    different = int((counts > 0).sum())
-    whole = all(isinstance(name, float) and name.is_integer() for name in given.names)
-    if whole and different <= KINDS and n >= KINDS * different:
-        text = f"y holds only {different} different whole numbers: if they are classes, use ImageClassifier"
-        yield Finding("classes", False, text, {"different": different})
-    squares = np.sort(np.square(mine, dtype=np.float64), axis=0)[::-1]
+    x_codes, own_codes = y[:n], y[n:]
+    counts = np.bincount(data.y[:n])
+    distinct = int((counts > 0).sum())
+    integer = all(isinstance(name, float) and name.is_integer() for name in data.names)
+    if integer and distinct <= MAX_INTEGER_CLASSES and n >= MAX_INTEGER_CLASSES * distinct:
+        text = f"y holds only {distinct} different whole numbers: if they are classes, use ImageClassifier"
+        yield Finding("classes", False, text, {"different": distinct})
+    squares = np.sort(np.square(x_codes, dtype=np.float64), axis=0)[::-1]
     shares = squares[: max(1, n // 100)].sum(0) / np.maximum(squares.sum(0), 1e-300)
     worst = int(shares.argmax())
-    if shares[worst] >= FAR:
-        row = int(np.abs(mine[:, worst]).argmax())
-        which = "" if y.shape[1] == 1 else f" (column {worst})"
-        text = (
-            f"{max(1, n // 100):,} of {n:,} values of y{which} have {percent(shares[worst])} of all squared deviations,"
-        )
-        text += (
-            f" the farthest, y[{given.order[row]}], is {abs(mine[row, worst]):.3g} standard deviations from the mean:"
-        )
+    if shares[worst] >= MAX_OUTLIER_SHARE:
+        row = int(np.abs(x_codes[:, worst]).argmax())
+        column = "" if y.shape[1] == 1 else f" (column {worst})"
+        text = f"{max(1, n // 100):,} of {n:,} values of y{column} have {percent(shares[worst])} of all squared"
+        text += f" deviations, the farthest, y[{data.order[row]}], is {abs(x_codes[row, worst]):.3g} standard"
+        text += " deviations from the mean:"
         text += " they dominate what is learnt. Are they right? Logarithms of y may be easier to learn"
-        yield Finding("far", True, text, {"share": float(shares[worst]), "examples": [given.place(row)]})
-    if len(theirs) < FEW:
+        yield Finding("far", True, text, {"share": float(shares[worst]), "examples": [data.position(row)]})
+    if len(own_codes) < MIN_EXAMPLES:
         return
-    apart = np.abs(mine.mean(0) - theirs.mean(0))
-    chance = np.sqrt(mine.var(0) / n + theirs.var(0) / len(theirs))
-    if (most := int((apart - 4 * chance).argmax())) >= 0 and apart[most] - 4 * chance[most] > MOVED:
-        text = f"the mean of y in validation_data is {apart[most]:.2g} standard deviations away from that in x: were"
-        yield Finding(
-            "moved", True, f"{text} sorted data split, or is it in other units?", {"deviations": float(apart[most])}
-        )
+    difference = np.abs(x_codes.mean(0) - own_codes.mean(0))
+    error = np.sqrt(x_codes.var(0) / n + own_codes.var(0) / len(own_codes))
+    column_index = int((difference - 4 * error).argmax())
+    largest = difference[column_index]
+    if largest - 4 * error[column_index] > MAX_MEAN_DIFFERENCE:
+        text = f"the mean of y in validation_data is {largest:.2g} standard deviations away from that in x: was"
+        text += " sorted data split, or is it in other units?"
+        yield Finding("moved", True, text, {"deviations": float(largest)})

@@ -1,4 +1,4 @@
-"""What y is: labels of classes (`labels.py`), or tags or amounts, here; as networks learn it, and back."""
+"""Targets: multi-label and regression y (single labels are in `labels.py`), encoded for training and decoded."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, fx
 
-from morphnas.estimators.labels import ClassTarget, Named, check_there, listed
+from morphnas.estimators.labels import ClassTarget, LabelTarget, check_present, label_array
 from morphnas.estimators.sources import as_array, refuse_masked
 from morphnas.train.goal import Goal, MultiLabel, Regression
 from morphnas.train.recipe import is_number
 
-STRATA = 20
-"""Groups of examples of like amounts, or tags, that parts are held out of alike, at most, and of as many examples at
-least."""
+MAX_STRATA = MIN_STRATUM_SIZE = 20
+"""Strata for splits of multi-label and regression data: their number, at most, and examples in each, at least."""
 
 
 @dataclass(frozen=True, eq=False)
-class MultiLabelTarget(Named):
-    """Which of k tags every example has: several, one or none (scikit-learn's "multilabel-indicator").
+class MultiLabelTarget(LabelTarget):
+    """Multi-label y: each example has any subset of k labels, called tags (scikit-learn's "multilabel-indicator").
 
-    names: of the tags, those of a data frame's columns; () where they have none.
+    names: of the tags, from a data frame's columns; () if there are none.
     """
 
     k: int
@@ -36,30 +35,30 @@ class MultiLabelTarget(Named):
 
     @staticmethod
     def found(y: ArrayLike, n: int) -> tuple[MultiLabelTarget, NDArray[np.float32]]:
-        """The tags in y, (n, k) of 0 and 1, and y as networks learn it; ValueError for what is none."""
-        tags = MultiLabelTarget(_table_of(y).shape[1], _names_of(y))
-        codes = tags.encode(y, n)
+        """Infer the tags from y, (n, k) of 0 and 1, and encode y; ValueError if it is invalid or all rows are equal."""
+        target = MultiLabelTarget(_as_table(y).shape[1], _column_names(y))
+        codes = target.encode(y, n)
         if (codes == codes[0]).all():
             raise ValueError(f"there is nothing to learn: y is {codes[0].astype(int).tolist()} for all {n:,} samples")
-        return tags, codes
+        return target, codes
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
-        """As networks learn them, (n, k); ValueError for others than those of the fit."""
-        check_there(y, "only a Dataset of (image, tags) brings its own")
-        there, names = _table_of(y), _names_of(y)
+        """y as float32 (n, k) for training; ValueError if it is not 0 and 1 for the tags of the fit."""
+        check_present(y, "only a Dataset of (image, tags) contains them")
+        table, names = _as_table(y), _column_names(y)
         if names and self.names and names != self.names:
             raise ValueError(f"the columns of y must be {self.names!r:.200}, as in the fit, not {names!r:.200}")
-        if there.shape != (n, self.k):
+        if table.shape != (n, self.k):
             raise ValueError(
-                f"y must be ({n}, {self.k}), one column for each label (multi-label), but its shape is {there.shape}"
+                f"y must be ({n}, {self.k}), one column for each label (multi-label), but its shape is {table.shape}"
             )
-        if not _flags(there):
+        if not _is_binary(table):
             raise ValueError("y must be 0 or 1 everywhere: whether an example has a label")
-        return there.astype(np.float32, order="C")
+        return table.astype(np.float32, order="C")
 
     @property
     def classes(self) -> NDArray[Any]:
-        """The names of the tags, or their numbers."""
+        """The names of the tags, or else their indices."""
         return np.array(self.names) if self.names else np.arange(self.k)
 
     @property
@@ -67,16 +66,16 @@ class MultiLabelTarget(Named):
         return MultiLabel(self.k)
 
     def probabilities(self, outputs: Tensor) -> NDArray[np.float64]:
-        """Of each tag, (n, k), for outputs (n, k)."""
-        chances: NDArray[np.float64] = outputs.double().sigmoid().numpy()
-        return chances
+        """Probabilities (n, k) of the tags from logits (n, k)."""
+        probabilities: NDArray[np.float64] = outputs.double().sigmoid().numpy()
+        return probabilities
 
     def likeliest(self, probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Which tags are likelier than not, (n, k) of 0 and 1."""
+        """Predicted tags (n, k) of 0 and 1: those with a probability of at least 0.5."""
         return (probabilities >= 0.5).astype(np.int64)
 
     def strata(self, codes: NDArray[Any]) -> NDArray[np.int64]:
-        """Groups (n,) of examples of like tags, so that parts are held out of all alike."""
+        """(n,) strata of examples with similar tags, for stratified splits."""
         return _strata(codes - codes.mean(0))
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +83,7 @@ class MultiLabelTarget(Named):
 
     @staticmethod
     def from_json(data: Any) -> MultiLabelTarget:
-        """The tags that `to_json` described; ValueError when they are none."""
+        """The target stored by `to_json`; ValueError if `data` is invalid."""
         k = data.get("tags") if isinstance(data, Mapping) else None
         if not isinstance(k, int) or isinstance(k, bool) or k < 2:
             raise ValueError(f"{data!r:.100} does not say how many tags there are")
@@ -96,9 +95,9 @@ class MultiLabelTarget(Named):
 
 @dataclass(frozen=True, eq=False)
 class RegressionTarget:
-    """One amount for every example, or several: networks learn them in deviations from the mean of the fit's y.
+    """Regression with k values per example: networks learn them standardised.
 
-    mean, std: (k,) float64 each; the deviation of an amount that is always the same counts as 1.
+    mean, std: (k,) float64 of the y of the fit; std is 1 for constant columns.
     """
 
     mean: NDArray[np.float64]
@@ -108,51 +107,51 @@ class RegressionTarget:
     def found(
         y: ArrayLike, n: int, weights: NDArray[np.float32] | None = None
     ) -> tuple[RegressionTarget, NDArray[np.float32]]:
-        """The amounts in y, (n,), (n, 1) or (n, k), and as networks learn them, (n, k); ValueError for what is none.
+        """Infer mean and std from y, (n,), (n, 1) or (n, k), and encode y, (n, k); ValueError for invalid y.
 
-        weights: (n,) what each example counts for; None: all alike.
+        weights: (n,) sample weights of mean and std; None: all are 1.
         """
         table = amounts_of(y, n)
-        counted, counts = (table, None) if weights is None else (table[weights > 0], weights[weights > 0])
+        rows, row_weights = (table, None) if weights is None else (table[weights > 0], weights[weights > 0])
         with np.errstate(over="ignore"):
-            mean = np.average(counted, axis=0, weights=counts)
-            std = np.sqrt(np.average((counted - mean) ** 2, axis=0, weights=counts))
+            mean = np.average(rows, axis=0, weights=row_weights)
+            std = np.sqrt(np.average((rows - mean) ** 2, axis=0, weights=row_weights))
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
             raise ValueError("y holds numbers that are too large: their squares overflow float64")
-        same = counted.max(0) - counted.min(0) <= 4 * np.finfo(np.float64).eps * np.abs(mean)
-        if (std[~same] ** 2 == 0).any():
+        constant = rows.max(0) - rows.min(0) <= 4 * np.finfo(np.float64).eps * np.abs(mean)
+        if (std[~constant] ** 2 == 0).any():
             raise ValueError("y holds numbers that are too small: the squares of their deviations are 0 in float64")
-        if same.all():
+        if constant.all():
             raise ValueError(f"there is nothing to learn: y is {table[0].tolist()} for all {n:,} samples")
-        values = RegressionTarget(mean, np.where(same, 1.0, std))
-        return values, values._coded(table)
+        target = RegressionTarget(mean, np.where(constant, 1.0, std))
+        return target, target._standardised(table)
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
-        """As networks learn them, (n, k); ValueError for amounts that do not go with those of the fit."""
+        """y standardised for training, (n, k) float32; ValueError if it does not match the y of the fit."""
         table = amounts_of(y, n)
         if table.shape[1] != len(self.mean):
             raise ValueError(f"y has {table.shape[1]} numbers for each example, but fit saw {len(self.mean)}")
-        return self._coded(table)
+        return self._standardised(table)
 
-    def _coded(self, table: NDArray[np.float64]) -> NDArray[np.float32]:
-        coded = (table - self.mean) / self.std
-        if not (np.abs(coded) < 1e30).all():
+    def _standardised(self, table: NDArray[np.float64]) -> NDArray[np.float32]:
+        codes = (table - self.mean) / self.std
+        if not (np.abs(codes) < 1e30).all():
             raise ValueError("y holds numbers that are too large compared with those of the fit")
-        return coded.astype(np.float32)
+        return codes.astype(np.float32)
 
     def decode(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
-        """The amounts (n, k) that outputs (n, k) stand for."""
-        amounts: NDArray[np.float64] = outputs.astype(np.float64) * self.std + self.mean
-        return amounts
+        """Undo the standardisation of outputs (n, k)."""
+        values: NDArray[np.float64] = outputs.astype(np.float64) * self.std + self.mean
+        return values
 
     def amounts(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
-        """The same as users have them: (n,) where there is one amount."""
-        amounts = self.decode(outputs)
-        return amounts[:, 0] if self.flat else amounts
+        """Predictions from outputs (n, k): decoded, and (n,) if k is 1."""
+        values = self.decode(outputs)
+        return values[:, 0] if self.flat else values
 
     @property
     def flat(self) -> bool:
-        """Whether there is one amount, so that predictions are (n,) instead of (n, k)."""
+        """Whether there is one value per example, so that predictions are (n,) instead of (n, k)."""
         return len(self.mean) == 1
 
     @property
@@ -160,7 +159,7 @@ class RegressionTarget:
         return Regression(len(self.mean))
 
     def measured(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
-        """The mean squared error, over several amounts alike."""
+        """The mean squared error in the units of y, averaged over its columns."""
         errors = (outputs - codes).double().numpy() * self.std
         return float(np.average(np.square(errors).mean(1), weights=weights))
 
@@ -168,7 +167,10 @@ class RegressionTarget:
         return f"mean squared error {measured:.4g}"
 
     def decoded(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
-        """The node, added to the module's graph, of amounts, in float64: they may be large beside their spread."""
+        """Add a node to the module's graph that decodes the outputs, and return it.
+
+        It computes in float64, since values of y may be large relative to their spread.
+        """
         graph = module.graph
         module.register_buffer("unit", torch.from_numpy(self.std))
         module.register_buffer("centre", torch.from_numpy(self.mean))
@@ -176,7 +178,7 @@ class RegressionTarget:
         return graph.call_function(torch.add, (scaled, graph.get_attr("centre")))
 
     def strata(self, codes: NDArray[Any]) -> NDArray[np.int64]:
-        """Groups (n,) of examples of like amounts, so that parts are held out of all alike."""
+        """(n,) strata of examples with similar values, for stratified splits."""
         return _strata(codes)
 
     def to_json(self) -> dict[str, Any]:
@@ -184,7 +186,7 @@ class RegressionTarget:
 
     @staticmethod
     def from_json(data: Any) -> RegressionTarget:
-        """The values that `to_json` described; ValueError when they are none."""
+        """The target stored by `to_json`; ValueError if `data` is invalid."""
         amounts = data.get("amounts") if isinstance(data, Mapping) else None
         if not isinstance(amounts, Mapping) or set(amounts) != {"mean", "std"}:
             raise ValueError(f"{data!r:.100} does not say what the amounts are")
@@ -198,19 +200,19 @@ class RegressionTarget:
 
 
 Target = ClassTarget | MultiLabelTarget | RegressionTarget
-"""What the y of a fit turned out to be."""
+"""The kind of y in a fit, and how it is encoded."""
 
 ReadY = Callable[[ArrayLike, int], tuple[Target, NDArray[Any]]]
-"""Says what the y of so many examples is, and gives it as networks learn it; ValueError for what it cannot be."""
+"""Infers the target from y and the number of examples, and encodes y; ValueError for invalid y."""
 
 SampleWeight = ArrayLike | Literal["balanced"] | None
-"""What examples count for: (n,) numbers from 0 on, or of labels "balanced": each class as much as the others."""
+"""Sample weights: (n,) non-negative numbers, or "balanced" for labels: all classes have the same total weight."""
 
 
 def weights_of(sample_weight: SampleWeight, n: int, codes: NDArray[Any], target: Target) -> NDArray[np.float32] | None:
-    """What n examples count for, (n,), 1 on average; None: all alike. ValueError for what cannot be that.
+    """Sample weights (n,) with mean 1; None if all are equal. ValueError for invalid weights.
 
-    codes: y as networks learn it.
+    codes: encoded y.
     """
     if sample_weight is None:
         return None
@@ -226,7 +228,7 @@ def weights_of(sample_weight: SampleWeight, n: int, codes: NDArray[Any], target:
 
 
 def given_weights(sample_weight: ArrayLike, n: int) -> NDArray[np.float64]:
-    """What n examples count for, (n,), as it was given; ValueError for what cannot be that."""
+    """The sample weights (n,) as given; ValueError for invalid weights."""
     refuse_masked(sample_weight, "sample_weight")
     try:
         weights = as_array(sample_weight) if isinstance(sample_weight, torch.Tensor) else sample_weight
@@ -241,52 +243,52 @@ def given_weights(sample_weight: ArrayLike, n: int) -> NDArray[np.float64]:
 
 
 def classes_of(y: ArrayLike, n: int) -> tuple[ClassTarget | MultiLabelTarget, NDArray[Any]]:
-    """The labels, one for each example, or the tags, several or none, in the y of a classifier; ValueError for others.
+    """The target of a classifier, single-label or multi-label, and encoded y; ValueError for invalid y.
 
-    y: (n,) or (n, 1) labels; (n, k) of 0 and 1 for tags, which may be sparse. Where each example has just one, they are
-    taken for labels that are one-hot, which is an error.
+    y: (n,) or (n, 1) labels; (n, k) of 0 and 1 for multi-label data, which may be sparse. If all rows of such a matrix
+    have exactly one 1, they are taken for one-hot labels, which is an error.
     """
     try:
-        there = np.empty(0) if y is None else _table_of(y)
-    except ValueError:  # which says more below
-        there = np.empty(0)
-    several = there.ndim == 2 and there.shape[1] > 1 and len(there) > 0 and _flags(there)
-    return MultiLabelTarget.found(y, n) if several and (there.sum(1) != 1).any() else ClassTarget.found(y, n)
+        table = np.empty(0) if y is None else _as_table(y)
+    except ValueError:  # raised again below, with a better message
+        table = np.empty(0)
+    binary = table.ndim == 2 and table.shape[1] > 1 and len(table) > 0 and _is_binary(table)
+    return MultiLabelTarget.found(y, n) if binary and (table.sum(1) != 1).any() else ClassTarget.found(y, n)
 
 
-def _table_of(y: Any) -> NDArray[Any]:
-    """As `listed`; sparse matrices as they would be, and numbers in columns of several kinds as numbers."""
-    values = listed(y.toarray() if hasattr(y, "toarray") else y)
+def _as_table(y: Any) -> NDArray[Any]:
+    """As `label_array`, but sparse matrices become dense, and numeric columns of several dtypes float64."""
+    values = label_array(y.toarray() if hasattr(y, "toarray") else y)
     if values.ndim == 2 and values.dtype == object:
         with contextlib.suppress(TypeError, ValueError):
             return values.astype(np.float64)
     return values
 
 
-def _names_of(y: Any) -> tuple[str, ...]:
-    """Those of a data frame's columns, if all are texts, and different."""
+def _column_names(y: Any) -> tuple[str, ...]:
+    """The column names of a data frame, if all are distinct strings; else ()."""
     names = tuple(getattr(y, "columns", ()))
     return names if all(isinstance(name, str) for name in names) and len({*names}) == len(names) else ()
 
 
-def _flags(values: NDArray[Any]) -> bool:
+def _is_binary(values: NDArray[Any]) -> bool:
     return values.dtype.kind in "buif" and bool(((values == 0) | (values == 1)).all())
 
 
 def _strata(codes: NDArray[Any]) -> NDArray[np.int64]:
-    """Groups (n,) of examples with like values (n, k), of mean 0: by these, or by their first principal component."""
-    along = codes[:, 0]
+    """(n,) quantiles of centred codes (n, k), or, if k is not 1, of their first principal component."""
+    component = codes[:, 0]
     if codes.shape[1] > 1:
-        along = codes @ randomized_svd(codes, n_components=1, random_state=0)[2][0]
-    groups = max(1, min(STRATA, len(codes) // STRATA))
-    place = np.empty(len(codes), dtype=np.int64)
-    place[np.argsort(along, kind="stable")] = np.arange(len(codes))
-    return place * groups // len(codes)
+        component = codes @ randomized_svd(codes, n_components=1, random_state=0)[2][0]
+    n_strata = max(1, min(MAX_STRATA, len(codes) // MIN_STRATUM_SIZE))
+    rank = np.empty(len(codes), dtype=np.int64)
+    rank[np.argsort(component, kind="stable")] = np.arange(len(codes))
+    return rank * n_strata // len(codes)
 
 
 def amounts_of(y: ArrayLike, n: int) -> NDArray[np.float64]:
-    """y as (n, k) float64; ValueError that says what is wrong with it."""
-    check_there(y, "only a Dataset of (image, amount) brings its own")
+    """Regression values y as float64 (n, k); ValueError for invalid y."""
+    check_present(y, "only a Dataset of (image, number) contains it")
     if isinstance(y, (list, tuple)):
         y = [item.tolist() if isinstance(item, torch.Tensor) else item for item in y]
     try:
@@ -298,7 +300,7 @@ def amounts_of(y: ArrayLike, n: int) -> NDArray[np.float64]:
         word = "Complex data not supported: " if values.dtype.kind == "c" else ""
         raise ValueError(f"{word}y must hold numbers, but its dtype is {values.dtype}; {hint}")
     try:
-        table = values.astype(np.float64, order="C")  # texts as they are in a CSV file, too
+        table = values.astype(np.float64, order="C")  # also of strings, as from a CSV file
     except (TypeError, ValueError) as error:
         raise ValueError(f"y must hold numbers: {error}; {hint}") from None
     if table.ndim == 1:
@@ -313,7 +315,7 @@ def amounts_of(y: ArrayLike, n: int) -> NDArray[np.float64]:
 
 
 def target_from_json(data: Any) -> Target:
-    """The target that `to_json` described; ValueError when it is none."""
+    """The target stored by `to_json`; ValueError if `data` is invalid."""
     kinds: dict[str, type[RegressionTarget | MultiLabelTarget]] = {
         "amounts": RegressionTarget,
         "tags": MultiLabelTarget,

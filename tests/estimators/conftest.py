@@ -1,4 +1,4 @@
-"""Small data, and a classifier fitted on it once for all tests that only look."""
+"""Small data, and a classifier that is fitted once for all tests that do not modify it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Data = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def stripes(n: int, seed: int = 0, size: int = 6) -> Data:
-    """Images of stripes, which lie (class 0), stand (1) or are missing (2), with noise: (n, size, size) uint8."""
+    """Noisy images (n, size, size) uint8 of horizontal (class 0), vertical (1) or no stripes (2)."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3
     x = rng.integers(0, 90, (n, size, size))
@@ -34,9 +34,9 @@ def data() -> Data:
 
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory, data: Data) -> morphnas.ImageClassifier:
-    """Fitted by at most 7 networks. Not to be changed."""
+    """A classifier fitted with at most 7 networks, which tests must not modify."""
     path = Path(tmp_path_factory.mktemp("runs")) / "run"
     settings = {"default_model_width": 8, "trainer_args": {"batch_size": 128}}
-    limits = {"max_flops": 2_000_000}  # final trainings are soon over
+    limits = {"max_flops": 2_000_000}  # keeps final trainings short
     classifier = morphnas.ImageClassifier(path, searcher_args=settings, limits=limits, max_trials=7, random_state=0)
-    return classifier.fit(*data, time_limit=200)  # there is room for seven on slow machines, too
+    return classifier.fit(*data, time_limit=200)  # enough for seven networks on slow machines

@@ -1,4 +1,4 @@
-"""Spans and volumes: examples of one and of three axes, with channels and without."""
+"""Sequences and volumes: examples with one and three axes, with and without channels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Options = dict[str, Any]
 
 
 def waves(n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Noisy sines (n, 32) of three frequencies, the class, at random phases."""
+    """Noisy sine waves (n, 32) of random phase; the class is one of three frequencies."""
     y = np.arange(n) % 3
     phases = 2 * np.pi * RNG.random((n, 1))
     turns = np.array([2, 4, 7])[y][:, None] * np.arange(32) / 32
@@ -31,7 +31,7 @@ def waves(n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def blocks(n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Noise (n, 6, 5, 4), brighter in one of three layers of depth, the class."""
+    """Noise (n, 6, 5, 4), brighter in one of three layers along the depth, which is the class."""
     y = np.arange(n) % 3
     x = RNG.normal(size=(n, 6, 5, 4))
     for i, kind in enumerate(y):

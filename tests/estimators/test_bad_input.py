@@ -1,4 +1,4 @@
-"""Wrong input is refused before anything is trained or written, in words that say what to do."""
+"""Invalid input raises errors that say what to do, before anything is trained or written."""
 
 from __future__ import annotations
 
@@ -85,16 +85,16 @@ class Entries(Dataset[Any]):
         (_with(MIXED, 5, np.zeros((0, 6))), Y, r"x\[5\] is empty, its shape is \(0, 6\)"),
         (_with(MIXED, 5, np.zeros((6, 6, 2))), Y, r"images of \[1, 2\] channels"),
         (_with(MIXED, 5, np.full((4, 4), np.nan)), Y, r"first in x\[5\]"),
-        (_with(MIXED, 5, np.full((4, 4), {})), Y, "no numbers"),
+        (_with(MIXED, 5, np.full((4, 4), {})), Y, "not numbers"),
         (X.astype(complex), Y, "Complex data not supported"),
         (X.astype(str), Y, "must hold numbers, but its dtype is <U"),
-        ([["a", None]] * 60, Y, "no numbers"),
+        ([["a", None]] * 60, Y, "not numbers"),
         ({"a": 1}, Y, r"rows \(n, d\) or images .*, not {'a': 1}"),
         (TensorDataset(torch.zeros(2, 1, 6, 6), torch.zeros(2), torch.zeros(2)), None, "not a tuple of length 3"),
         (Entries(), None, "the parts picture, label: one must be named image or img or pixel_values"),
         (None, Y, r"rows \(n, d\) or images .*, not None"),
         (map(abs, X), Y, "x must be rows .*, not <map object"),
-        (["a.png", None], [0, 1], r"x\[1\] is no name of a file, as others are, but None"),
+        (["a.png", None], [0, 1], r"x\[1\] is not a file name, as others are, but None"),
         (["a.png", "b.png"], [0, 1], "'a.png' cannot be read as an image: .*No such file"),
         (np.array(["a.png", "b.png"]), [0, 1], "'a.png' cannot be read as an image"),
         ([Path("a.png"), Path("b.png")], [0, 1], "'a.png' cannot be read as an image"),

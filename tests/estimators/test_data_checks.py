@@ -1,4 +1,4 @@
-"""What is found in data that something is wrong with, and that nothing is found in others."""
+"""The data checks report what is wrong with data, and nothing for sound data."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from sklearn.datasets import load_digits
 import morphnas
 from morphnas import DataWarning, Findings, ImageClassifier, examine
 from morphnas.estimators import data_checks
-from morphnas.estimators import findings as given_module
+from morphnas.estimators import findings as findings_module
 from morphnas.estimators.data_memory import Room
-from morphnas.estimators.findings import Finding, Given
+from morphnas.estimators.findings import CheckedData, Finding
 from morphnas.estimators.inputs import Problem
 from tests.estimators.conftest import stripes
 
@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {"default_model_width": 2, "default_model_len": 1}
 
 
 def the(findings: Findings, kind: str) -> Finding:
-    """The finding of a kind, which is the only one."""
+    """The only finding of a kind."""
     (found,) = (finding for finding in findings.found if finding.kind == kind)
     return found
 
@@ -45,7 +45,7 @@ def some(n: int, seed: int = 0) -> Array:
 
 
 def smooth(n: int, size: tuple[int, int], seed: int = 0) -> Array:
-    """Colour images (n, *size, 3) as of blurred noise, each channel by itself."""
+    """Colour images (n, *size, 3) of noise that is blurred separately in each channel."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, *size, 3))
     for axis in (1, 2):
@@ -88,7 +88,7 @@ def test_of_a_few_random_examples_nothing_is_said(seed: int, n: int, classes: in
 
 
 def brute(findings_of: Array, y: Array, train: set[int], places: list[int]) -> dict[str, int]:
-    """Counted example by example: leaks, contradictions and repetitions."""
+    """Count leaks, contradictory labels and duplicates example by example."""
     groups: dict[bytes, list[int]] = {}
     for i in places:
         groups.setdefault(findings_of[i].tobytes(), []).append(i)
@@ -210,7 +210,7 @@ def test_features_with_long_tails(deviation: float, found: list[int]) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 3))
     x[:, 1] = np.exp(deviation * x[:, 1])
-    x[:, 2] = np.where(rng.random(400) < 0.1, 100 * x[:, 2], 0)  # mostly nothing, as counts are
+    x[:, 2] = np.where(rng.random(400) < 0.1, 100 * x[:, 2], 0)  # mostly zeros, like counts
     findings = [finding for finding in examine(x, x[:, 0] > 0).found if finding.kind == "tails"]
     assert [finding.numbers["features"] for finding in findings] == ([found] if found else [])
     assert all("feature 1 has a few values" in finding.text for finding in findings)
@@ -332,7 +332,7 @@ def test_what_fit_refuses_is_refused() -> None:
 
 
 def test_without_time_a_part_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(given_module, "_PIECE", 64 * 100)
+    monkeypatch.setattr(findings_module, "_PIECE", 64 * 100)
     found = examine(np.concatenate([X, X]), np.concatenate([Y, Y]), time_limit=1e-9)
     assert found.looked == 100
     assert "100 of 3,594 examples (out of time)" in str(found)
@@ -342,7 +342,7 @@ def test_pieces_and_files_make_no_difference(monkeypatch: pytest.MonkeyPatch, tm
     x = np.concatenate([X, X[:100]])
     y = np.concatenate([Y, (Y[:100] + 1) % 10])
     whole = examine(x, y)
-    monkeypatch.setattr(given_module, "_PIECE", 64 * 77)
+    monkeypatch.setattr(findings_module, "_PIECE", 64 * 77)
     problem = Problem.found(x, y, None, None, 0, torch.device("cpu"), room=Room(memory=1, folder=tmp_path))
     assert problem.bytes_in_memory == 0
     assert data_checks.look(problem).found == whole.found
@@ -374,11 +374,11 @@ def test_words() -> None:
 
 
 def test_large_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(given_module, "_PIECE", 10)
-    monkeypatch.setattr(given_module, "_BYTES", 10 * 4 * 64)
-    given = Given.of(Problem.found(X, Y, None, None, 0, torch.device("cpu")))
-    assert {len(piece) for _, piece in given.pieces()} == {1}
-    assert len(given.some(500)) == 10
+    monkeypatch.setattr(findings_module, "_PIECE", 10)
+    monkeypatch.setattr(findings_module, "_BYTES", 10 * 4 * 64)
+    data = CheckedData.of(Problem.found(X, Y, None, None, 0, torch.device("cpu")))
+    assert {len(piece) for _, piece in data.pieces()} == {1}
+    assert len(data.sample(500)) == 10
 
 
 @pytest.mark.parametrize(

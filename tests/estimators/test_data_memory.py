@@ -1,4 +1,4 @@
-"""Examples in a file, where memory has no room for them, are what they would be in memory, and leave nothing behind."""
+"""Examples stored in a file, for lack of memory, equal those in memory, and leave no files behind."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
 }
 X, Y = stripes(600)
 LATE = X.astype(np.int32)
-LATE[598] += 200  # the last piece is too large for bytes
+LATE[598] += 200  # values in the last chunk do not fit into uint8
 KINDS: dict[str, Any] = {"uint8": X, "float32": X / np.float32(255), "late": LATE}
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -44,7 +44,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The system's temporary folder, for a test."""
+    """A folder that is the system's temporary folder during a test."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -54,7 +54,7 @@ def found(x: Any, room: Room, y: Any = Y, validation_data: Any = None) -> Proble
 
 
 def mapped(folder: Path) -> list[str]:
-    """The files for examples in a folder that this process has mapped, without a name."""
+    """The unlinked files for examples in a folder that this process has mapped."""
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if f" {folder}/morphnas-" in line]
 
 
@@ -89,7 +89,7 @@ def test_a_problem_in_a_file_is_the_one_in_memory(
 
 @given(st.integers(1, 40), st.sampled_from([(7,), (3, 4), (5, 2, 3)]), st.integers(0, 40), st.integers(0, 2**32 - 1))
 def test_what_a_file_holds_is_what_memory_holds(n: int, shape: tuple[int, ...], late: int, seed: int) -> None:
-    """late: the first example that is no byte."""
+    """late: the first example whose values do not fit into uint8."""
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 256, (n, *shape)).astype(np.int32)
     x[late:] += 300
@@ -108,7 +108,7 @@ def test_what_a_file_holds_is_what_memory_holds(n: int, shape: tuple[int, ...], 
 def test_a_dataset_that_yields_more_than_there_is_room_for(
     batched: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("morphnas.estimators.sources._LOOSE", 3000)
+    monkeypatch.setattr("morphnas.estimators.sources._MIN_FILE_BYTES", 3000)
     data: Any = TensorDataset(torch.from_numpy(X / np.float32(9))[:, None], torch.from_numpy(Y))
     data = DataLoader(data, batch_size=50) if batched else data
     images, labels = opened(data, None, "x", Room(1))
@@ -127,13 +127,13 @@ def test_arrays_of_many_kinds_go_into_a_file() -> None:
         np.arange(7, dtype=np.uint8), np.array([{}, None]), np.zeros((0, 3)), np.arange(6.0).reshape(2, 3).T,
         np.array([True]), np.array(3, np.int16), np.array(["a", "bc"]),
     ]  # fmt: skip
-    moved = Room(1).filed(arrays)
+    moved = Room(1).to_file(arrays)
     for array, other in zip(arrays, moved, strict=True):
         assert array.dtype == other.dtype
         assert array.shape == other.shape
         assert (array == other).all()
         assert other.flags.aligned
-    assert Room(1).filed(arrays[1:3])[0] is arrays[1], "nothing to write"
+    assert Room(1).to_file(arrays[1:3])[0] is arrays[1], "nothing to write"
 
 
 # -- the same networks
@@ -153,7 +153,7 @@ def fitted(x: Any, path: Path, memory: int | None, **more: Any) -> ImageClassifi
 @linux
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fit_on_a_file_finds_the_networks_found_in_memory(kind: str, tmp_path: Path) -> None:
-    """Two trials, the second one by morphs of the first or from another start, to the last bit."""
+    """Two trials, the second a morph of the first or another starter, are bitwise equal."""
     x = KINDS[kind]
     expected, classifier = fitted(x, tmp_path / "memory", 2**40), fitted(x, tmp_path / "file", 1)
     assert not mapped(tmp_path)
@@ -170,7 +170,7 @@ def test_a_fit_on_a_file_finds_the_networks_found_in_memory(kind: str, tmp_path:
 
 @linux
 def test_final_fit_and_prediction_keep_to_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("morphnas.estimators.sources._LOOSE", 3000)
+    monkeypatch.setattr("morphnas.estimators.sources._MIN_FILE_BYTES", 3000)
     data = TensorDataset(torch.from_numpy(X)[:, None], torch.from_numpy(Y))
     results = []
     for memory in (2**40, 1):
@@ -227,7 +227,7 @@ def test_a_disk_that_others_fill_meanwhile_is_an_error(tmp_path: Path, monkeypat
 
 @linux
 def test_files_are_reserved_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a page of a file with holes finds no place on the disk, the process is killed."""
+    """Writing a mapped page of a sparse file to a full disk would kill the process."""
     blocks, fallocate = [], os.posix_fallocate
 
     def spied(file: int, start: int, size: int) -> None:
@@ -250,20 +250,20 @@ def test_data_memory_is_checked(memory: Any) -> None:
 
 def test_half_of_what_is_free_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "free_memory", lambda device: {"cpu": 1000, "meta": 600}[device.type])
-    assert Room().most() == 500
-    assert Room().most(torch.device("meta")) == 300
-    assert Room(7).most() == Room(7).most(torch.device("meta")) == 7
+    assert Room().byte_limit() == 500
+    assert Room().byte_limit(torch.device("meta")) == 300
+    assert Room(7).byte_limit() == Room(7).byte_limit(torch.device("meta")) == 7
 
 
 def test_examples_stay_where_they_are_when_a_device_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "free_memory", lambda device: {"cpu": 2**40, "meta": 2 * 600 * 36}[device.type])
     device = torch.device("meta")
     examples = Examples(torch.from_numpy(X), torch.from_numpy(Y))
-    fits = Room().placed(examples, device)
+    fits = Room().to_device(examples, device)
     assert (fits.x.device.type, fits.y.device.type) == ("meta", "meta")
-    wide = Room().placed(Examples(examples.x.float(), examples.y), device)
+    wide = Room().to_device(Examples(examples.x.float(), examples.y), device)
     assert (wide.x.device.type, wide.y.device.type) == ("cpu", "meta")
-    assert Room(1).placed(examples, CPU).x is examples.x
+    assert Room(1).to_device(examples, CPU).x is examples.x
 
 
 def test_a_gpu_is_asked_for_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +276,7 @@ def test_a_gpu_is_asked_for_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def machine(root: Path, available: str = "MemAvailable:    2000 kB", groups: dict[str, str] | None = None) -> Path:
-    """The files in which Linux says how much memory is free. groups: file names below /sys/fs/cgroup and contents."""
+    """The files that report free memory on Linux. groups: file names below /sys/fs/cgroup and their contents."""
     files = {"proc/meminfo": f"MemTotal: 9999 kB\n{available}\nHugePages_Total: 0\n"}
     if groups is not None:
         files["proc/self/cgroup"] = "1:name=systemd:/elsewhere\n0::/job/step\n"
@@ -321,8 +321,8 @@ def test_where_nothing_says_there_is_no_bound(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
 def test_more_data_take_no_more_memory(late: bool, tmp_path: Path) -> None:
-    """What a process has allocated, in a fit on 400 MB of bytes, or on 1.6 GB of floats, which the last example makes
-    them, against a fit on a tenth of them."""
+    """Memory that a fit on 400 MB of uint8 allocates, or on 1.6 GB of floats, due to the last example, compared with a
+    fit on a tenth of the data."""
     script = """
         import sys, threading, time
         from pathlib import Path
@@ -344,7 +344,7 @@ def test_more_data_take_no_more_memory(late: bool, tmp_path: Path) -> None:
                 path, max_trials=1, random_state=0, searcher_args=args, data_memory=10**6, refit=False
             )
             classifier.fit(x, np.arange(len(x)) % 3, time_limit=60)
-        fit(10_000, None)  # what the allocator keeps of a first fit is not the second one's
+        fit(10_000, None)  # excludes what the allocator keeps from the first fit
         peaks[0] = 0
         fit(10_000, sys.argv[2])
         few, peaks[0] = peaks[0], 0
@@ -360,7 +360,7 @@ def test_more_data_take_no_more_memory(late: bool, tmp_path: Path) -> None:
     del x
     command = [sys.executable, "-c", textwrap.dedent(script), *(str(tmp_path / name) for name in ("x.npy", "a", "b"))]
     root = Path(morphnas.__file__).parent.parent
-    for again in range(3):  # the allocator's own noise is tens of megabytes, either way
+    for again in range(3):  # the allocator's noise is tens of megabytes
         if again:
             shutil.rmtree(tmp_path / "a")
             shutil.rmtree(tmp_path / "b")
@@ -372,7 +372,7 @@ def test_more_data_take_no_more_memory(late: bool, tmp_path: Path) -> None:
 
 
 def test_where_little_memory_is_free_trainings_are_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Searches and final trainings alike, as far as the graph tells what they take."""
+    """Both in searches and final trainings, by the memory estimated from the graph."""
     x, y = stripes(150)
     args = {"default_model_width": 4, "default_model_len": 1, "trainer_args": {"epochs": 1}}
     made = ImageClassifier(tmp_path / "run", max_trials=1, device="cpu", searcher_args=args, random_state=0)

@@ -1,4 +1,4 @@
-"""Examples that belong together are held out together."""
+"""Examples of a group are never split between training and held-out examples."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_as_many_are_held_out_of_every_class() -> None:
 
 
 def test_what_leaks_through_groups_is_not_scored(tmp_path: Path) -> None:
-    """Each group has images of its own, and labels that the images say nothing about."""
+    """The images of a group are similar and share a label, which is random."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), 5)
     x = rng.integers(0, 200, (60, 6, 6))[groups] + rng.integers(0, 20, (300, 6, 6))

@@ -1,4 +1,4 @@
-"""Whatever holds a user's images poses the problem that the same images in one array pose."""
+"""Images from any source give the same problem as the same images in an array."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Stream(IterableDataset[Any]):
 
 
 def first(x: NDArray[Any]) -> list[torch.Tensor]:
-    """Images as torchvision gives them, channels first."""
+    """Images as torchvision returns them, channels first."""
     return [torch.from_numpy(image).movedim(-1, 0) for image in x]
 
 
@@ -109,7 +109,7 @@ class SlowStream(IterableDataset[Any]):
 
 
 class SlowArray:
-    """An array on a distant disk: a piece takes six seconds."""
+    """An array on a slow disk: reading a chunk takes six seconds."""
 
     shape, dtype = (60, 256, 256, 3), np.dtype("uint8")
 
@@ -225,14 +225,14 @@ def test_so_are_features_that_are_constant_at_first(monkeypatch: pytest.MonkeyPa
 
 
 def test_other_features_stay_as_they_are() -> None:
-    rounded = np.full(60, 0.3) + np.where(Y == 0, 0, 5e-17)  # as sums in another order are
+    rounded = np.full(60, 0.3) + np.where(Y == 0, 0, 5e-17)  # rounding errors, as of sums in another order
     rows = np.stack([rounded, 1000 + RNG.normal(size=60), RNG.normal(size=60)], 1)
     assert found(rows, Y).preprocessing.offset is None
     assert found(X.reshape(60, 36), Y).task.train.x.dtype == torch.uint8
 
 
 class Slices:
-    """What h5py, zarr and others have in common."""
+    """The part of the array interface that h5py, zarr and others share."""
 
     def __init__(self, x: NDArray[Any]) -> None:
         self.x, self.shape, self.dtype, self.longest = x, x.shape, x.dtype, 0
@@ -274,7 +274,7 @@ def test_pandas() -> None:
 
 
 class Frame:
-    """As those of polars, which are not pandas' and have no `dtype`."""
+    """A data frame like those of polars, without `dtype` or `iloc`."""
 
     shape = (60, 2)
 
@@ -345,7 +345,7 @@ def test_datasets_and_loaders() -> None:
 @pytest.mark.parametrize("size", [7, None])
 @pytest.mark.parametrize("half", [False, True])
 def test_a_loader_that_shuffles_is_read_in_the_order_of_its_dataset(size: int | None, half: bool) -> None:
-    """So that it is the same data the next time, and y of its own goes with its examples."""
+    """So that reading is repeatable, and a separate y is aligned with the examples."""
     pairs, order = Pairs(first(RGB), Y), list(range(0, 60, 2 if half else 1))
     shuffled: Any = {"sampler": SubsetRandomSampler(order[::-1])} if half else {"shuffle": True}
     same(found(DataLoader(pairs, batch_size=size, **shuffled)), found(RGB[order], Y[order]))
@@ -367,7 +367,7 @@ def test_a_dataset_of_pil_images() -> None:
 
 
 class Columns:
-    """As Hugging Face's: no class of torch's, but with columns."""
+    """A dataset like Hugging Face's: not a subclass of PyTorch's, but with columns."""
 
     def __init__(self, streamed: bool = False, **columns: Any) -> None:
         self.columns, self.column_names = columns, list(columns)
@@ -398,7 +398,7 @@ def test_a_dataset_whose_examples_have_named_parts(streamed: bool, names: tuple[
 def test_parts_beside_the_image_and_its_label_are_passed_over_if_these_have_the_usual_names() -> None:
     same(found(Columns(index=range(60), label=Y.tolist(), image=RGB)), found(RGB, Y))
     several = Columns(image=RGB, coarse=Y, fine=Y)
-    with pytest.raises(ValueError, match=r"y is missing: .* or with parts that are so named"):
+    with pytest.raises(ValueError, match=r"y is missing: .* or with keys of these names"):
         found(several)
     assert len(opened(several, None, "x")[0]) == 60, "which suffices for predictions"
     parts = type("Parts", (dict,), {"column_names": {}})(train=several, test=several)
@@ -498,7 +498,7 @@ def test_tensors_that_look_channels_last_are_warned_of() -> None:
 
 
 def test_labels_come_once() -> None:
-    same(found(TensorDataset(torch.from_numpy(X)[:, None]), Y), found(X[..., None], Y))  # which brings none
+    same(found(TensorDataset(torch.from_numpy(X)[:, None]), Y), found(X[..., None], Y))  # without labels
     with pytest.raises(ValueError, match="x contains its own labels"):
         found(Pairs(RGB, Y), Y)
     with pytest.raises(ValueError, match="y is missing"):
@@ -524,7 +524,7 @@ def test_mixed_sizes_are_brought_to_the_median(caplog: pytest.LogCaptureFixture)
 def test_mixed_sizes_are_bounded_and_equal_ones_are_left() -> None:
     large = [np.zeros((300 + i % 2, 1200), np.uint8) for i in range(60)]
     shape = found(large, Y).preprocessing.shape
-    assert shape == (1, 64, 255)  # 300.5 by 1200 to 128 * 128 pixels in all
+    assert shape == (1, 64, 255)  # 300.5 x 1200 is scaled down to 128 * 128 pixels in total
     assert found([x[:150, :150] for x in large], Y).preprocessing.shape == (1, 150, 150)
 
 
@@ -612,7 +612,7 @@ def test_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_photos_are_upright(tmp_path: Path, orientation: int) -> None:
-    """As viewers show them, whichever way the camera was held."""
+    """As viewers show them, for every EXIF orientation."""
     pillow = pytest.importorskip("PIL.Image")
     photo = pillow.fromarray(RGB[0])
     exif = photo.getexif()
@@ -647,11 +647,11 @@ def test_files_of_every_kind(tmp_path: Path) -> None:
 def test_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:
     for part in ("train", "Test"):
         drawn(tmp_path / part, list(X), ["cat", "dog"] * 30)
-    with pytest.raises(ValueError, match=r"holds parts of a data set \(Test, train\), no classes: give one of them"):
+    with pytest.raises(ValueError, match=r"holds parts of a data set \(Test, train\), not classes: give one of them"):
         found(tmp_path)
     found(tmp_path / "train")
     drawn(tmp_path / "bird", list(X), ["young", "old"] * 30)
-    found(tmp_path)  # of three classes, whatever the others are called
+    found(tmp_path)  # has three classes, whatever their names
 
 
 def test_a_folder_without_classes_has_no_order_for_y(tmp_path: Path) -> None:
@@ -680,7 +680,7 @@ def test_bad_folders_of_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"broken\.png' cannot be read as an image"):
         found(tmp_path)
     whole = (tmp_path / "cat" / "00.png").read_bytes()
-    (tmp_path / "dog" / "broken.png").write_bytes(whole[:-30])  # its head is good
+    (tmp_path / "dog" / "broken.png").write_bytes(whole[:-30])  # the header is intact
     with pytest.raises(ValueError, match=r"broken\.png' cannot be read as an image"):
         found(tmp_path)
     (tmp_path / "dog" / "broken.png").write_bytes(whole)
@@ -739,7 +739,7 @@ def test_blanks_behind_commas_belong_to_no_label_and_a_first_row_that_is_no_head
     table.write_text("\n".join(["file, label", *rows]))
     assert morphnas.load_image_dataset(table, tmp_path)[1].tolist() == ["label 0", "label 1", "label 2"]
     table.write_text("\n".join(rows))
-    words = r"first row of .* is taken for the head, though it names an image: \['00.png', 'label 0'\]"
+    words = r"first row of .* is read as the header, though it names an image: \['00.png', 'label 0'\]"
     with pytest.warns(UserWarning, match=words):
         x, _ = morphnas.load_image_dataset(table, tmp_path)
     assert len(x) == 2
@@ -788,7 +788,7 @@ def test_fit_on_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_preparing_takes_less_than_twice_the_data(tmp_path: Path) -> None:
-    """Pages of the memory map that were read count too, so that one copy beside it is all there may be."""
+    """Pages of the memory map that were read count too, so that there may be only one copy besides."""
     script = """
         import resource, sys
         import numpy as np, torch
@@ -797,7 +797,7 @@ def test_preparing_takes_less_than_twice_the_data(tmp_path: Path) -> None:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         x = np.lib.format.open_memmap(sys.argv[1], mode="r")
         y = np.arange(len(x)) % 10
-        small = Problem.found(x[:100], y[:100], None, None, 0, torch.device("cpu"))  # what is loaded when first used
+        small = Problem.found(x[:100], y[:100], None, None, 0, torch.device("cpu"))  # for lazy imports
         before = peak()
         problem = Problem.found(x, y, None, None, 0, torch.device("cpu"))
         assert len(problem.task.train) + len(problem.task.valid) + len(problem.chooser) == len(x)
@@ -807,7 +807,7 @@ def test_preparing_takes_less_than_twice_the_data(tmp_path: Path) -> None:
     x = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(30_000, 36, 36, 3))
     x[:] = 7
     x.flush()
-    # a process inherits the peak of the one that starts it, so that a small one stands between
+    # a process inherits the peak memory of the one that starts it, so a small process is started in between
     small = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)"
     command = [sys.executable, "-c", small, sys.executable, "-c", textwrap.dedent(script), str(path)]
     root = Path(morphnas.__file__).parent.parent

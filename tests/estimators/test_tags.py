@@ -1,4 +1,4 @@
-"""Examples of several tags or none: they are learnt, told, stored, exported, looked into and gone on with."""
+"""Multi-label data: fitting, prediction, storing, export, data checks and resuming."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def data() -> Tagged:
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory, data: Tagged) -> ImageClassifier:
-    """Not to be changed."""
+    """A fitted classifier that tests must not modify."""
     path = tmp_path_factory.mktemp("runs") / "run"
     return ImageClassifier(path, max_trials=3, random_state=0, searcher_args=SMALL).fit(*data, time_limit=5)
 

@@ -1,4 +1,4 @@
-"""Examples that count for more and for less: in trainings, in scores, in what a run remembers."""
+"""Sample weights: in training, in scores, and in stored runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_weights_go_with_their_examples(tmp_path: Path) -> None:
 
 def test_weights_that_are_alike_are_none() -> None:
     assert problem(np.full(300, 0.2)).fingerprint == problem(None).fingerprint
-    assert problem("balanced").task.train.weights is None  # there are as many of each class
+    assert problem("balanced").task.train.weights is None  # the classes are balanced
     assert problem(np.arange(300)).fingerprint["hash"] != problem(None).fingerprint["hash"]
 
 
@@ -124,7 +124,7 @@ def test_amounts_have_no_balance() -> None:
 
 @pytest.mark.slow
 def test_what_counts_for_nothing_is_not_learnt(tmp_path: Path) -> None:
-    """Two thirds of the labels are wrong, and are known to be."""
+    """Two thirds of the labels are wrong and have weight 0."""
     right = np.arange(300) // 3 % 3 == 0
     y = np.where(right, Y, (Y + 1) % 3)
     found = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, searcher_args=SMALL)
@@ -142,7 +142,7 @@ def test_what_counts_for_nothing_is_not_learnt(tmp_path: Path) -> None:
 
 
 def test_a_rare_class_is_found_where_classes_are_balanced(tmp_path: Path) -> None:
-    """Two classes that overlap, one of them rare: who counts mistakes alike never says the rare one."""
+    """Of two overlapping classes, the rare one is never predicted if all errors count the same."""
     rng = np.random.default_rng(0)
     y = (np.arange(1200) % 12 == 0).astype(int)
     x = rng.normal(size=(1200, 6)) + 0.5 * y[:, None]
@@ -188,7 +188,7 @@ def test_where_there_is_no_time_to_ask_a_model_is_as_sure_as_it_is() -> None:
 
 
 def test_examples_without_weight_leave_no_trace() -> None:
-    """In what the others are normalised by: pixels, and what a regressor is to say."""
+    """Neither in the normalisation of pixels nor in that of regression targets."""
     y, weights = np.random.default_rng(0).normal(size=300), np.ones(300)
     x = X.astype(np.float32)
     x[::7], y[::7], weights[::7] = 1e4, -1e6, 0
