@@ -1,4 +1,4 @@
-"""Damage to files: mutated bytes, JSON and safetensors, and what must come of reading them."""
+"""Fuzzing of a run's files: mutations of bytes, JSON and safetensors, and all functions that read them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from morphnas.run.checkpoints import Keeper
 from morphnas.run.plan import Plan
 from morphnas.run.store import Store, load_run
 
-ODD: list[Any] = [
+ODD_VALUES: list[Any] = [
     None, True, False, -1, 0, 1, 2, 255, 10**12, 10**30, -(10**30), 2**31, 2**63, 0.5, -0.0, 1e-300, 1e308, "", "x",
     "NaN", "../..", "/etc/passwd", "a" * 5000, "\0", "import os", "conv", "<U2147483647", "O", "i4,i4", [], {}, [[]],
     [None], [1] * 500, {"op": "input", "size": [10**9, 10**9]}, {"": ""}, [10**12] * 3,
 ]  # fmt: skip
-"""Values to find in place of others."""
+"""Values that replace others in JSON."""
 
 
 def flipped(data: bytes, rng: random.Random) -> bytes:
-    """Bytes with a few of them changed, cut out, repeated or cut off."""
+    """The data with a few bytes changed, removed, repeated, or the rest cut off."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
         at, more = rng.randrange(len(out) + 1), rng.choice((1, 1, 2, 8, 64))
@@ -42,45 +42,45 @@ def flipped(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-def _places(data: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The ways to all values inside."""
+def _paths(data: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths (tuples of keys and indices) to all values nested in the data."""
     inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    return [way] * bool(way) + [place for key, value in inner for place in _places(value, (*way, key))]
+    return [prefix] * bool(prefix) + [path for key, value in inner for path in _paths(value, (*prefix, key))]
 
 
-def _at(data: Any, way: tuple[Any, ...]) -> Any:
-    for key in way:
+def _at(data: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
         data = data[key]
     return data
 
 
 def restructured(data: Any, rng: random.Random) -> Any:
-    """JSON values of which a few are others, are missing, come twice, or are nested deeply."""
+    """The JSON value with a few nested values replaced, removed, repeated, added or deeply nested."""
     data = copy.deepcopy(data)
     for _ in range(rng.choice((1, 1, 2, 3))):
-        if not (places := _places(data)):
+        if not (paths := _paths(data)):
             return data
-        *where, key = rng.choice(places)
-        holder = _at(data, tuple(where))
+        *parent, key = rng.choice(paths)
+        holder = _at(data, tuple(parent))
         match rng.randrange(6):
             case 0:
                 del holder[key]
             case 1:
-                holder[key] = copy.deepcopy(_at(data, rng.choice(places)))
+                holder[key] = copy.deepcopy(_at(data, rng.choice(paths)))
             case 2:
                 for _ in range(rng.choice((3, 70, 500))):
                     holder[key] = [holder[key]] if rng.random() < 0.5 else {"a": holder[key]}
             case 3 if isinstance(holder, list):
                 holder.extend(copy.deepcopy(holder) * rng.choice((1, 5)))
             case 3:
-                holder[str(rng.choice(ODD))[:40]] = rng.choice(ODD)
+                holder[str(rng.choice(ODD_VALUES))[:40]] = rng.choice(ODD_VALUES)
             case _:
-                holder[key] = copy.deepcopy(rng.choice(ODD))
+                holder[key] = copy.deepcopy(rng.choice(ODD_VALUES))
     return data
 
 
 def mutated(data: bytes, name: str, rng: random.Random) -> bytes:
-    """A file's content, damaged: by its bytes, or by what it says."""
+    """The content of the file `name`, damaged: its bytes or, if JSON or safetensors, its structure."""
     if rng.random() < 0.35:
         return flipped(data, rng)
     if name.endswith(".json"):
@@ -94,9 +94,9 @@ def mutated(data: bytes, name: str, rng: random.Random) -> bytes:
         header["__metadata__"]["checkpoint"] = json.dumps(inner)
     else:
         header = restructured(header, rng)
-        some = [entry for entry in header.values() if isinstance(entry, dict) and "dtype" in entry]
-        if some and rng.random() < 0.5:
-            rng.choice(some)["dtype"] = rng.choice(("F64", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "X", "C64"))
+        specs = [entry for entry in header.values() if isinstance(entry, dict) and "dtype" in entry]
+        if specs and rng.random() < 0.5:
+            rng.choice(specs)["dtype"] = rng.choice(("F64", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "X", "C64"))
     text = json.dumps(header).encode()
     size = rng.choice((len(text), len(text), len(text), 0, 1, 2**63, 2**40, len(text) + 1, len(data)))
     return size.to_bytes(8, "little") + text + rest
@@ -133,16 +133,16 @@ READERS: dict[str, Callable[[Path], object]] = {
     "networks": _networks, "tables": _tables, "plan": _plan, "resume": _resumed, "checkpoints": _checkpoints,
     "model": morphnas.ImageClassifier.load,
 }  # fmt: skip
-"""All that reads a run's folder."""
+"""All functions that read a run folder."""
 
 
 def read(path: Path) -> dict[str, str]:
-    """What every reader says to a folder: "" where it reads it, else the error; only a ValueError may be one."""
-    said = {}
+    """The result of every reader: "" if it reads the folder, else the message of its ValueError. Others propagate."""
+    messages = {}
     for name, reader in READERS.items():
         try:
             reader(path)
-            said[name] = ""
+            messages[name] = ""
         except ValueError as error:
-            said[name] = str(error) or "nothing"
-    return said
+            messages[name] = str(error) or "nothing"
+    return messages

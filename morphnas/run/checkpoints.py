@@ -1,4 +1,4 @@
-"""The file from which an interrupted training goes on: written now and then, removed when its trial is committed."""
+"""Checkpoint files, from which interrupted trainings continue; removed when their trial is committed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ log = logging.getLogger("morphnas")
 
 FORMAT = 1
 EVERY = 10.0
-"""Seconds between two checkpoints, at least."""
+"""Least number of seconds between two checkpoints."""
 SHARE = 0.02
-"""Of the time, what writing checkpoints may take."""
+"""Largest share of the time that writing checkpoints may take."""
 WRITING = 2e-8
-"""Seconds for each byte of a network's weights that writing its first checkpoint is expected to take: it holds them
-about three times. Twice what an idle disk took (`benchmarks/writing.py`)."""
+"""Expected seconds, per byte of the network's weights, of writing its first checkpoint, which holds them about three
+times. Twice what an idle disk took (`benchmarks/writing.py`)."""
 _FIRST = "first."
+"""Prefix of the tensors of `Saved.first`."""
 
 Result = tuple[Outcome, Weights | None]
+"""Of a job: its outcome, and the weights of the best epoch if there are any."""
 
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """What a checkpoint's file holds. first: the result of the training that diverged, where this one follows it."""
+    """Contents of a checkpoint file. first: the result of the first training if this is its repetition, see `work`."""
 
     checkpoint: Checkpoint
     first: Result | None
@@ -40,10 +42,12 @@ class Saved:
 
 @dataclass
 class Keeper:
-    """Writes a work's checkpoints to a file, seldom enough to cost little; to none where `path` is None.
+    """Writes the checkpoints of a job to a file, at intervals such that they take at most `SHARE` of the time.
 
-    job: JSON values that tell the work from others. weights: bytes of the network's. A disk that cannot be written to
-    costs the checkpoints, not the training.
+    If a checkpoint cannot be written, a warning is logged, no more are written, and the training goes on.
+
+    path: None: no checkpoints. job: JSON values that identify the job. first: see `Saved`. weights: size in bytes of
+    the network's weights.
     """
 
     path: Path | None
@@ -56,17 +60,17 @@ class Keeper:
         self._next = self.clock() + max(EVERY, self.weights * WRITING / SHARE)
 
     def __call__(self, make: Callable[[], Checkpoint]) -> None:
-        """Write the checkpoint that `make` makes, when it is time for one."""
-        begun = self.clock()
-        if self.path is None or begun < self._next:
+        """Write the checkpoint that `make` returns, if one is due."""
+        start = self.clock()
+        if self.path is None or start < self._next:
             return
         try:
             self._write(self.path, make())
         except RunError as error:
             log.warning("no more checkpoints of this training: %s", error)
             self.path = None
-        cost = self.clock() - begun
-        self._next = begun + cost + max(EVERY, cost / SHARE)
+        cost = self.clock() - start
+        self._next = start + cost + max(EVERY, cost / SHARE)
 
     def _write(self, path: Path, checkpoint: Checkpoint) -> None:
         facts: dict[str, Any] = {"format": FORMAT, "job": self.job, "facts": checkpoint.facts, "first": None}
@@ -78,7 +82,7 @@ class Keeper:
         write_tensors(path, tensors, {"checkpoint": json.dumps(facts, allow_nan=False)})
 
     def load(self) -> Saved | None:
-        """The checkpoint that is there, if it is one of this work; what else is there is said and not used."""
+        """The checkpoint in the file; None, with a warning in the log, if it is damaged or belongs to another job."""
         if self.path is None or not self.path.exists():
             return None
         try:
@@ -88,15 +92,15 @@ class Keeper:
             return None
 
     def _read(self, path: Path) -> Saved:
-        tensors, said = read_tensors(path)
-        facts = parse_json(said.get("checkpoint", "null"))
+        tensors, metadata = read_tensors(path)
+        facts = parse_json(metadata.get("checkpoint", "null"))
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-            raise RunError(f"{path} is no checkpoint that this version reads")
+            raise RunError(f"{path} is not a checkpoint that this version can read")
         if facts.get("job") != json.loads(json.dumps(self.job)):
-            raise RunError(f"{path} is of another training")
-        first = None
-        if (before := facts.get("first")) is not None:
+            raise RunError(f"{path} belongs to another training")
+        result = None
+        if (first := facts.get("first")) is not None:
             weights = {name.removeprefix(_FIRST): v for name, v in tensors.items() if name.startswith(_FIRST)}
-            first = Outcome.from_json(before["outcome"]), weights if before["kept"] is True else None
-        own = {name: value for name, value in tensors.items() if not name.startswith(_FIRST)}
-        return Saved(Checkpoint(facts["facts"], own), first)
+            result = Outcome.from_json(first["outcome"]), weights if first["kept"] is True else None
+        current = {name: value for name, value in tensors.items() if not name.startswith(_FIRST)}
+        return Saved(Checkpoint(facts["facts"], current), result)

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster: an actor for each worker, which has the task and is replaced when it dies."""
+"""An executor on a Ray cluster: each worker is an actor, which holds the task and is replaced if it dies."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ from typing import Any
 import torch
 
 from morphnas.run.checkpoints import Result
-from morphnas.run.executors import Lost, Supervised
+from morphnas.run.executors import Supervised, WorkerLost
 from morphnas.run.extras import extra_missing
 from morphnas.run.jobs import DeviceLost, Job
-from morphnas.run.transport import Answer, done, sealed, task_of, tensors, unsealed
+from morphnas.run.transport import (
+    Message,
+    deserialise_result,
+    run_serialised_job,
+    serialise_job,
+    task_from_tensors,
+    task_to_tensors,
+)
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
@@ -30,10 +37,10 @@ from morphnas.train.trainer import EachEpoch, warm_up
 log = logging.getLogger("morphnas")
 
 RETRIES = 2
-"""Times that a job is done again whose worker was lost, which on a cluster need not be the job's fault; and times that
-a cluster is asked again."""
+"""How often a job is run again after its worker was lost, which on a cluster need not be the job's fault, and how often
+a connection to a cluster is tried again."""
 
-TOKENS = (
+AUTH_HINT = (
     "from Ray 2.60 on all nodes and this process must agree on tokens: either all have RAY_AUTH_MODE=token and the "
     "same token, or all have RAY_AUTH_MODE=disabled"
 )
@@ -41,7 +48,7 @@ TOKENS = (
 
 def ray_executor(
     task: Task,
-    everything: Examples | None = None,
+    all_examples: Examples | None = None,
     *,
     address: str | None = None,
     workers: int | None = None,
@@ -50,37 +57,41 @@ def ray_executor(
 ) -> Supervised:
     """An executor whose workers are actors on a Ray cluster.
 
+    all_examples: training and validation set, for trainings that are not scored; None: those use the training set.
     address: of the cluster, as `ray.init` takes it; None: a private one on this machine, which ends with the executor.
-    A cluster that this process has joined already is used as it is. workers: at most; None: as many as the cluster has
-    room for, of which each takes so many `cpus`, or `gpus`, of which it may be a share. everything: examples for the
-    trainings that nobody judges. ImportError without Ray, ConnectionError where there is no cluster, ValueError where
-    it has no room for a worker.
+    If this process has joined a cluster already, that one is used.
+    workers: most workers; None: as many as the cluster has resources for.
+    cpus, gpus: reserved for each worker, possibly fractions; with `gpus`, no CPUs are reserved.
+
+    ImportError without Ray, ConnectionError without a cluster, ValueError if it has no resources for a worker.
     """
     ray = found()
-    leave = _join(ray, address) if not ray.is_initialized() else _stay
+    disconnect = _connect(ray, address) if not ray.is_initialized() else _stay_connected
     try:
-        there = ray.cluster_resources()
-        have, need = (there.get("GPU", 0), gpus) if gpus else (there.get("CPU", 0), cpus)
+        resources = ray.cluster_resources()
+        have, need = (resources.get("GPU", 0), gpus) if gpus else (resources.get("CPU", 0), cpus)
         room = int(have / need + 1e-6)
         if not room:
             kind = "GPUs" if gpus else "CPUs"
             raise ValueError(f"the Ray cluster has {have:g} {kind}, but each trial needs {need:g} of them")
-        held = ray.put(_arrays(tensors(task, everything)))
+        task_ref = ray.put(_to_arrays(task_to_tensors(task, all_examples)))
     except BaseException:
-        leave()
+        disconnect()
         raise
-    kind = ray.remote(_Remote).options(num_cpus=0 if gpus else cpus, num_gpus=gpus, max_restarts=0, max_concurrency=2)
-    makes = [lambda: _Actor(ray, kind, held, max(1, int(cpus)))] * min(room, workers or room)
-    ahead = bool(gpus) or len(makes) > 1
-    return Supervised(makes, ahead, RETRIES, leave)
+    actor_class = ray.remote(_RemoteWorker).options(
+        num_cpus=0 if gpus else cpus, num_gpus=gpus, max_restarts=0, max_concurrency=2
+    )
+    factories = [lambda: _Actor(ray, actor_class, task_ref, max(1, int(cpus)))] * min(room, workers or room)
+    ahead = bool(gpus) or len(factories) > 1
+    return Supervised(factories, ahead, RETRIES, disconnect)
 
 
-def _stay() -> None:
-    """Leave the cluster to whoever joined it."""
+def _stay_connected() -> None:
+    """Does not disconnect: the user's own code joined the cluster."""
 
 
 def found() -> Any:
-    """Ray, if it is there."""
+    """The module `ray`; ImportError, which says how to install it, if it is missing."""
     try:
         import ray
     except ImportError as error:
@@ -89,7 +100,7 @@ def found() -> Any:
 
 
 def reachable(address: str) -> None:
-    """ConnectionError where nobody listens at an address host:port, which Ray itself takes minutes to find out."""
+    """ConnectionError if nothing listens at host:port or ray://host:port, which takes Ray itself minutes to report."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
         return
@@ -99,17 +110,20 @@ def reachable(address: str) -> None:
         raise ConnectionError(f"no Ray cluster answers at {address}: {error}") from error
 
 
-def _join(ray: Any, address: str | None) -> Callable[[], None]:
-    """Connect to a cluster; what leaves it again. Its variables RAY_* Ray keeps: it goes by them from then on."""
+def _connect(ray: Any, address: str | None) -> Callable[[], None]:
+    """Connect to a cluster; returns the function that disconnects.
+
+    Environment variables RAY_* that Ray sets are left as they are, since it reads them from then on.
+    """
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     where = {"address": address} if address else {"address": "local", "include_dashboard": False}
 
-    def leave() -> None:
-        with _manners():
+    def disconnect() -> None:
+        with _quiet_ray():
             ray.shutdown()
 
     def join() -> None:
-        """Tried again where the process that Ray's client server has for each client died at birth, as some do."""
+        """With retries: the process that Ray's client server forks for each client sometimes dies as it starts."""
         for _ in range(RETRIES):
             with suppress(ConnectionAbortedError):
                 ray.init(**where, **quiet)
@@ -118,130 +132,137 @@ def _join(ray: Any, address: str | None) -> Callable[[], None]:
 
     before = os.environ.get("PYTHONBREAKPOINT")
     try:
-        with _manners():
+        with _quiet_ray():
             if address:
                 reachable(address)
             join()
     except ConnectionError as error:
         if address and "no Ray cluster" in str(error):
             raise
-        raise ConnectionError(f"no Ray cluster answers at {address or 'this machine'}: {error}. {TOKENS}") from error
+        raise ConnectionError(f"no Ray cluster answers at {address or 'this machine'}: {error}. {AUTH_HINT}") from error
     except Exception as error:
         raise ConnectionError(
-            f"the Ray cluster at {address or 'this machine'} cannot be used: {error}. {TOKENS}"
+            f"the Ray cluster at {address or 'this machine'} cannot be used: {error}. {AUTH_HINT}"
         ) from error
     finally:
-        os.environ.pop("PYTHONBREAKPOINT", None)  # Ray's own debugger
+        os.environ.pop("PYTHONBREAKPOINT", None)  # which Ray sets to its own debugger
         if before is not None:
             os.environ["PYTHONBREAKPOINT"] = before
-    return leave
+    return disconnect
 
 
 @contextmanager
-def _manners() -> Iterator[None]:
-    """Keeps Ray from saying what concerns nobody here, and from handling SIGTERM instead of whoever does."""
-    said, main = logging.getLogger("ray"), threading.current_thread() is threading.main_thread()
-    level, handler = said.level, signal.getsignal(signal.SIGTERM)
-    said.setLevel(logging.ERROR)
+def _quiet_ray() -> Iterator[None]:
+    """Suppress Ray's warnings and log messages below errors, and restore the SIGTERM handler that Ray replaces."""
+    logger, main = logging.getLogger("ray"), threading.current_thread() is threading.main_thread()
+    level, handler = logger.level, signal.getsignal(signal.SIGTERM)
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        said.setLevel(level)
+        logger.setLevel(level)
         if main:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _arrays(held: dict[str, Any]) -> dict[str, Any]:
-    """The same with arrays for tensors: the workers of a node have those in common."""
+def _to_arrays(data: dict[str, Any]) -> dict[str, Any]:
+    """The data with NumPy arrays instead of tensors: workers on one node share their memory."""
 
     def array(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(array, value))
         return value.numpy() if isinstance(value, torch.Tensor) else value
 
-    return {name: array(value) for name, value in held.items()}
+    return {name: array(value) for name, value in data.items()}
 
 
-def _tensors(held: dict[str, Any]) -> dict[str, Any]:
+def _to_tensors(data: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_to_arrays`."""
+
     def tensor(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(tensor, value))
         return torch.from_numpy(value) if hasattr(value, "dtype") else value
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to examples
-        return {name: tensor(value) for name, value in held.items()}
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # examples are only read
+        return {name: tensor(value) for name, value in data.items()}
 
 
-class _Remote:
-    """A worker, where it runs. While one thread of it waits for an answer, another one can hear of a stop."""
+class _RemoteWorker:
+    """The actor on the cluster. It handles two calls at a time: `stop` also gets through while `answer` blocks.
 
-    def __init__(self, held: dict[str, Any], threads: int, paths: list[str]) -> None:
-        sys.path.extend(path for path in paths if path not in sys.path)  # to classes of the user's own, if on this node
+    paths: the driver's `sys.path`, so that the user's modules can be imported if they exist on this node.
+    """
+
+    def __init__(self, data: dict[str, Any], threads: int, paths: list[str]) -> None:
+        sys.path.extend(path for path in paths if path not in sys.path)
         import ray
 
         gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
-        self._task, self._everything = task_of(_tensors(held), torch.device("cuda" if gpu else "cpu"))
+        self._task, self._all_examples = task_from_tensors(_to_tensors(data), torch.device("cuda" if gpu else "cpu"))
         self._threads = threads
-        self._answers: SimpleQueue[Answer] = SimpleQueue()
+        self._messages: SimpleQueue[Message] = SimpleQueue()
         self._stop = Stop()
         warm_up()
 
     def ready(self) -> None:
-        """Answers when the worker is."""
+        """Returns once the actor has been constructed."""
 
-    def begin(self, parcel: bytes) -> None:
+    def begin(self, job: bytes) -> None:
+        """Start a job in a thread; `answer` returns its epochs and its result."""
         self._stop = Stop()
-        threading.Thread(target=self._do, args=(parcel, self._stop), daemon=True).start()
+        threading.Thread(target=self._run, args=(job, self._stop), daemon=True).start()
 
     def stop(self) -> None:
         self._stop.asked = True
 
-    def answer(self) -> list[Answer]:
-        """What there is to say, when there is something."""
-        said = [self._answers.get()]
-        while not self._answers.empty():
-            said.append(self._answers.get())
-        return said
+    def answer(self) -> list[Message]:
+        """Block until there is a message; returns all there are."""
+        messages = [self._messages.get()]
+        while not self._messages.empty():
+            messages.append(self._messages.get())
+        return messages
 
-    def _do(self, parcel: bytes, stop: Stop) -> None:
+    def _run(self, job: bytes, stop: Stop) -> None:
         torch.set_num_threads(self._threads)
         try:
-            self._answers.put(done(parcel, self._task, self._everything, self._answers.put, stop))
+            self._messages.put(run_serialised_job(job, self._task, self._all_examples, self._messages.put, stop))
         except DeviceLost:
             log.exception("the worker ends")
-            os._exit(1)  # the worker in its place can use the device
+            os._exit(1)  # the worker that replaces it can use the device again
 
 
 class _Actor:
-    """A worker, as seen from here."""
+    """The driver's handle of a `_RemoteWorker`. task_ref: the task in Ray's object store, see `_to_arrays`."""
 
-    def __init__(self, ray: Any, kind: Any, held: Any, threads: int) -> None:
+    def __init__(self, ray: Any, actor_class: Any, task_ref: Any, threads: int) -> None:
         self._ray = ray
-        self._actor = kind.remote(held, threads, sys.path)
+        self._actor = actor_class.remote(task_ref, threads, sys.path)
         self._ready = False
 
     def ready(self) -> None:
         if not self._ready:
-            self._asked(self._actor.ready)
+            self._call(self._actor.ready)
             self._ready = True
 
     def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
-        self._actor.begin.remote(sealed(replace(job, checkpoint=None)))  # its file is of this machine
+        self._actor.begin.remote(serialise_job(replace(job, checkpoint=None)))  # a file on this machine
         while True:
-            for answer in self._asked(self._actor.answer):
-                if not isinstance(answer, Outcome):
-                    return unsealed(answer)
+            for message in self._call(self._actor.answer):
+                if not isinstance(message, Outcome):
+                    return deserialise_result(message)
                 if each_epoch:
-                    each_epoch(answer)
+                    each_epoch(message)
 
-    def _asked(self, method: Any) -> Any:
+    def _call(self, method: Any) -> Any:
+        """Call the actor's method and wait for what it returns; WorkerLost if the actor has died."""
         try:
             return self._ray.get(method.remote())
         except self._ray.exceptions.RayError as error:
-            raise Lost(f"the worker is gone: {' '.join(str(error).split())[:2000]}") from error
+            raise WorkerLost(f"the worker is lost: {' '.join(str(error).split())[:2000]}") from error
 
     def stop(self) -> None:
         with suppress(Exception):  # Ray, or the actor, may be gone

@@ -1,7 +1,7 @@
-"""Where jobs run: in this process, or in processes of this machine that are replaced when they die or hang.
+"""Executors: jobs run in this process, or in worker processes on this machine that are replaced if they die or hang.
 
-A worker that raises, exits, is killed or does not answer in time is the failure of one trial. So every worker has a
-thread here that waits for it alone, and nobody else waits for that worker. (`cluster.py` has the same for Ray.)
+A worker that raises, exits, is killed or does not answer in time costs one trial only: each worker has its own
+supervising thread here, and nothing else waits for it. (`cluster.py` does the same for Ray.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 
 from morphnas.run.checkpoints import Result
 from morphnas.run.jobs import DeviceLost, Job, grace
-from morphnas.run.transport import Answer, part_for, sealed, unsealed, write_task
+from morphnas.run.transport import Message, deserialise_result, serialise_job, task_for_job, write_task
 from morphnas.run.work import work
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
@@ -38,38 +38,41 @@ from morphnas.train.trainer import EachEpoch
 
 log = logging.getLogger("morphnas")
 
-AGAIN = 10.0
-"""Seconds between two tries to start a worker, where others are there."""
-STANDARD = [sysconfig.get_path("stdlib"), str(Path(sysconfig.get_path("platstdlib"), "lib-dynload"))]
-"""Where Python's own modules are: a worker looks there first, so that a `types.py` beside the user's script does not
-stand for Python's own."""
-HEARS = 0.5
-"""Seconds after which a worker that is still being sent its job, and is to stop, is suspended, or hangs."""
-TRIES = 5
-"""How often in a row a worker is tried to be started, where others are there, before it is given up."""
+RESTART_DELAY = 10.0
+"""Seconds between two attempts to start a worker, if other workers are available."""
+STANDARD_LIBRARY = [sysconfig.get_path("stdlib"), str(Path(sysconfig.get_path("platstdlib"), "lib-dynload"))]
+"""Folders of Python's standard library, which come first in a worker's `sys.path`, so that a `types.py` beside the
+user's script does not shadow the standard module."""
+STOP_TIMEOUT = 0.5
+"""Seconds that `_Process.stop` waits for a job that is still being sent; after them the worker counts as hung and is
+killed."""
+MAX_START_ATTEMPTS = 5
+"""Consecutive failed starts after which a worker is given up, if other workers are available."""
 
 
 class SerialExecutor:
-    """Runs each job in this process, before `submit` returns. Ctrl-C comes through to the caller, and so does
-    DeviceGone, after which this process can do no job: the trial stays open.
+    """Runs each job in this process before `submit` returns.
 
-    everything: examples for the trainings that nobody judges; None: those of the task.
+    KeyboardInterrupt propagates to the caller, and so does `DeviceLost`, after which this process cannot run any job:
+    the trial stays open.
+
+    all_examples: training and validation set, for trainings that are not scored; None: those use the training set.
     """
 
     workers = 1
 
-    def __init__(self, task: Task, everything: Examples | None = None) -> None:
-        self._task, self._everything = task, everything
+    def __init__(self, task: Task, all_examples: Examples | None = None) -> None:
+        self._task, self._all_examples = task, all_examples
 
     @property
     def ahead(self) -> bool:
-        """On a CPU asking would take from the training what it gains."""
+        """False on a CPU: asking the searcher during a training would slow that down by as much as it saves."""
         return self._task.device.type != "cpu"
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
         future: Future[Result] = Future()
         try:
-            future.set_result(work(job, part_for(job, self._task, self._everything), each_epoch))
+            future.set_result(work(job, task_for_job(job, self._task, self._all_examples), each_epoch))
         except DeviceLost:
             raise
         except Exception as error:
@@ -77,101 +80,106 @@ class SerialExecutor:
         return future
 
     def stop(self) -> None:
-        """Jobs have a stop of their own, since `submit` is only back when they are done."""
+        """Nothing to do: `submit` blocks until the job is done, which is ended by `Job.stop`."""
 
     def shutdown(self) -> None:
         pass
 
 
-class Lost(Exception):
-    """A worker ended without an answer; says how."""
+class WorkerLost(Exception):
+    """A worker ended without returning a result; the message says how it ended."""
 
 
-class Unheard(Lost):
-    """A worker ended before it had a job."""
+class JobNotReceived(WorkerLost):
+    """A worker ended before it had received its job."""
 
 
 class Worker(Protocol):
-    """One that does a job at a time, somewhere else."""
+    """A worker outside this process, as its supervising thread sees it. Runs one job at a time."""
 
     def ready(self) -> None:
-        """Return when it has started; Lost when it is gone."""
+        """Block until it has started; WorkerLost if it ended instead."""
         ...
 
     def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
-        """What came of the job; Lost when the worker is gone, Unheard if it was before it had all of the job."""
+        """Run the job and return its result; WorkerLost if the worker ends, JobNotReceived if it ends before it has
+        received the whole job."""
         ...
 
     def stop(self) -> None:
-        """Have the job that it does end early, if it has one and can hear."""
+        """Ask it to end its current job early, if it has one and still reads its messages."""
         ...
 
     def kill(self) -> None:
-        """End it, whatever it does: what waits for it, in another thread, then raises Lost."""
+        """End it, whatever it does: a `ready` or `run` that waits for it in another thread then raises WorkerLost."""
         ...
 
     def close(self) -> None:
-        """Kill it, and leave nothing behind."""
+        """Kill it and release its resources."""
         ...
 
 
 @dataclass(frozen=True)
-class _Order:
+class _QueuedJob:
     job: Job
     each_epoch: EachEpoch | None
     future: Future[Result]
     deadline: Deadline
     stops: int
-    begun: bool = False
+    """`Supervised._stops` when the job was submitted."""
+    started: bool = False
     attempt: int = 0
 
 
 @dataclass
 class Supervised:
-    """Workers that do not share this process, each with a thread that hands it jobs and replaces it when it is lost.
+    """An executor with workers outside this process, each with a thread that hands it jobs and replaces it if lost.
 
-    Jobs are taken by workers that are there, not by those that are still to come; where none can be started, they fail.
-    A worker that cannot be started is given up after `TRIES`, unless all the others cannot, either.
-    make: what begins to start a worker, one for each at a time. retries: how often a job is done again whose worker was
-    lost. at_the_end: is called when all workers are gone.
+    Only workers that have started take jobs; if none can be started, jobs fail. A worker that cannot be started is
+    given up after `MAX_START_ATTEMPTS`, unless none of the others can be started either.
+
+    factories: one for each worker; each call begins to start a worker. retries: how often a job is run again after its
+    worker was lost. on_shutdown: called once all workers have ended.
     """
 
-    make: Sequence[Callable[[], Worker]]
+    factories: Sequence[Callable[[], Worker]]
     ahead: bool
     retries: int = 0
-    at_the_end: Callable[[], None] = lambda: None
-    _orders: SimpleQueue[_Order | None] = field(default_factory=SimpleQueue, init=False)
+    on_shutdown: Callable[[], None] = lambda: None
+    _queue: SimpleQueue[_QueuedJob | None] = field(default_factory=SimpleQueue, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _alive: list[Worker] = field(default_factory=list, init=False)
-    _missing: set[threading.Thread] = field(default_factory=set, init=False)
-    """Those whose worker could not be started the last time."""
+    _without_worker: set[threading.Thread] = field(default_factory=set, init=False)
+    """Threads whose last attempt to start a worker failed."""
     _given_up: set[threading.Thread] = field(default_factory=set, init=False)
-    """Those of them that do not try again."""
+    """Those of `_without_worker` that have ended and do not try again."""
     _closed: threading.Event = field(default_factory=threading.Event, init=False)
     _stops: int = field(default=0, init=False)
-    """How often jobs were stopped: those from before are not done again."""
+    """Number of `stop` calls: jobs submitted before the latest one are not retried."""
 
     def __post_init__(self) -> None:
-        self._threads = [threading.Thread(target=self._serve, args=(make,), daemon=True) for make in self.make]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(factory,), daemon=True) for factory in self.factories
+        ]
         for thread in self._threads:
             thread.start()
 
     @property
     def workers(self) -> int:
-        return len(self.make) - len(self._given_up)
+        return len(self.factories) - len(self._given_up)
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
-        order = _Order(job, each_epoch, Future(), Deadline.after(job.seconds), self._stops)
-        self._orders.put(order)
+        queued = _QueuedJob(job, each_epoch, Future(), Deadline.after(job.seconds), self._stops)
+        self._queue.put(queued)
         if self._closed.is_set():
-            order.future.cancel()
-        return order.future
+            queued.future.cancel()
+        return queued.future
 
     def stop(self) -> None:
         with self._lock:
             alive = list(self._alive)
         self._stops += 1
-        for worker in alive:  # which may take a moment
+        for worker in alive:  # without the lock: each may take up to `STOP_TIMEOUT`
             worker.stop()
 
     def shutdown(self) -> None:
@@ -181,102 +189,104 @@ class Supervised:
             for worker in self._alive:
                 worker.kill()
         for _ in self._threads:
-            self._orders.put(None)
+            self._queue.put(None)
         for thread in self._threads:
             thread.join()
-        while not self._orders.empty():
-            if (order := self._orders.get()) and not order.future.cancel():
-                self._failed(order, "the executor was shut down")
+        while not self._queue.empty():
+            if (queued := self._queue.get()) and not queued.future.cancel():
+                self._fail(queued, "the executor was shut down")
         if not closed:
-            self.at_the_end()
+            self.on_shutdown()
 
-    def _serve(self, make: Callable[[], Worker]) -> None:
+    def _serve(self, factory: Callable[[], Worker]) -> None:
         worker: Worker | None = None
-        here, failures = threading.current_thread(), 0
+        thread, failures = threading.current_thread(), 0
         while not self._closed.is_set():
-            missing = ""
+            start_error = ""
             try:
-                worker = worker or self._started(make)
+                worker = worker or self._start_worker(factory)
                 worker.ready()
-                self._missing.discard(here)
+                self._without_worker.discard(thread)
                 failures = 0
-            except Lost as lost:
-                self._drop(worker)
-                worker, missing, failures = None, str(lost), failures + 1
-                if here not in self._missing and not self._closed.is_set():
+            except WorkerLost as lost:
+                self._discard(worker)
+                worker, start_error, failures = None, str(lost), failures + 1
+                if thread not in self._without_worker and not self._closed.is_set():
                     log.warning("a worker cannot be started: %s", lost)
-                self._missing.add(here)
-                if self._others:
-                    if failures >= TRIES:
+                self._without_worker.add(thread)
+                if self._others_available:
+                    if failures >= MAX_START_ATTEMPTS:
                         log.warning("a worker is given up after %d failed starts: %s", failures, lost)
-                        self._given_up.add(here)
+                        self._given_up.add(thread)
                         return
-                    self._closed.wait(AGAIN)
+                    self._closed.wait(RESTART_DELAY)
                     continue
-            if (order := self._orders.get()) is None:
+            if (queued := self._queue.get()) is None:
                 break
-            if worker is None and self._others:  # another one has started meanwhile
-                self._orders.put(order)
+            if worker is None and self._others_available:  # another worker has started in the meantime
+                self._queue.put(queued)
                 continue
-            if not (order.begun or order.future.set_running_or_notify_cancel()):
+            if not (queued.started or queued.future.set_running_or_notify_cancel()):
                 continue
-            order = replace(order, begun=True)
+            queued = replace(queued, started=True)
             if worker is None:
-                self._lost(order, missing)
-            elif not self._done(order, worker):
-                self._drop(worker)
+                self._retry_or_fail(queued, start_error)
+            elif not self._run_job(queued, worker):
+                self._discard(worker)
                 worker = None
-        self._drop(worker)
+        self._discard(worker)
 
     @property
-    def _others(self) -> bool:
-        """Whether there is a thread whose worker has started, or may yet."""
-        return len(self._missing) < len(self.make)
+    def _others_available(self) -> bool:
+        """Whether any thread has a worker that has started or is still starting."""
+        return len(self._without_worker) < len(self.factories)
 
-    def _done(self, order: _Order, worker: Worker) -> bool:
-        """Have a job done; whether the worker is of use any longer."""
-        late = threading.Event()
+    def _run_job(self, queued: _QueuedJob, worker: Worker) -> bool:
+        """Run a job on the worker and set its future; returns whether the worker can be used again."""
+        timed_out = threading.Event()
         try:
-            with _patient(worker, order.deadline.left + grace(order.job.seconds), late):
-                order.future.set_result(worker.run(replace(order.job, seconds=order.deadline.left), order.each_epoch))
+            with _kill_after(worker, queued.deadline.left + grace(queued.job.seconds), timed_out):
+                job = replace(queued.job, seconds=queued.deadline.left)
+                queued.future.set_result(worker.run(job, queued.each_epoch))
                 return True
-        except Lost as lost:
-            if late.is_set():
-                seconds = f"{order.job.seconds:.3g} s"
-                self._failed(
-                    order, f"no answer within the {seconds} there were: the worker hung and was ended ({lost})"
-                )
+        except WorkerLost as lost:
+            if timed_out.is_set():
+                limit = f"the job's limit of {queued.job.seconds:.3g} s"
+                self._fail(queued, f"no result within {limit}: the worker hung and was killed ({lost})")
             else:
-                self._lost(order, str(lost), begun=not isinstance(lost, Unheard))
-        except Exception:  # of each_epoch, or the job cannot travel; what the worker does is not known
-            self._failed(order, traceback.format_exc()[-4000:])
+                self._retry_or_fail(queued, str(lost), received=not isinstance(lost, JobNotReceived))
+        except Exception:  # of each_epoch, or the job cannot be serialised; the worker's state is unknown
+            self._fail(queued, traceback.format_exc()[-4000:])
         return False
 
-    def _lost(self, order: _Order, error: str, begun: bool = True) -> None:
-        """The job's worker is gone: another one may do it. begun: whether that one had it, and may be gone for it."""
-        attempt = order.attempt + begun
-        ends = self._closed.is_set() or self._stops > order.stops
-        if attempt <= self.retries and not order.deadline.passed and not ends:
-            self._orders.put(replace(order, attempt=attempt))
+    def _retry_or_fail(self, queued: _QueuedJob, error: str, received: bool = True) -> None:
+        """Queue a job again whose worker was lost, or set its future to a failure if it has no attempt or time left.
+
+        received: whether the worker had received the job, which may then be the cause; only this counts as an attempt.
+        """
+        attempt = queued.attempt + received
+        ending = self._closed.is_set() or self._stops > queued.stops
+        if attempt <= self.retries and not queued.deadline.passed and not ending:
+            self._queue.put(replace(queued, attempt=attempt))
         else:
-            self._failed(order, error)
+            self._fail(queued, error)
 
     @staticmethod
-    def _failed(order: _Order, error: str) -> None:
-        order.future.set_result((Outcome("failed", error=error), None))
+    def _fail(queued: _QueuedJob, error: str) -> None:
+        queued.future.set_result((Outcome("failed", error=error), None))
 
-    def _started(self, make: Callable[[], Worker]) -> Worker:
+    def _start_worker(self, factory: Callable[[], Worker]) -> Worker:
         with self._lock:
             if self._closed.is_set():
-                raise Lost("the executor was shut down")
+                raise WorkerLost("the executor was shut down")
             try:
-                worker = make()
+                worker = factory()
             except Exception as error:
-                raise Lost(f"no worker could be started: {type(error).__name__}: {error}") from error
+                raise WorkerLost(f"no worker could be started: {type(error).__name__}: {error}") from error
             self._alive.append(worker)
             return worker
 
-    def _drop(self, worker: Worker | None) -> None:
+    def _discard(self, worker: Worker | None) -> None:
         if worker:
             with self._lock:
                 self._alive.remove(worker)
@@ -284,14 +294,14 @@ class Supervised:
 
 
 @contextlib.contextmanager
-def _patient(worker: Worker, seconds: float, late: threading.Event) -> Iterator[None]:
-    """Kills the worker when that many seconds pass inside, and then sets the event."""
+def _kill_after(worker: Worker, seconds: float, timed_out: threading.Event) -> Iterator[None]:
+    """Set the event and kill the worker if the body takes longer than `seconds`."""
 
-    def give_up() -> None:
-        late.set()
+    def on_timeout() -> None:
+        timed_out.set()
         worker.kill()
 
-    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), give_up)
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), on_timeout)
     timer.daemon = True
     timer.start()
     try:
@@ -303,49 +313,50 @@ def _patient(worker: Worker, seconds: float, late: threading.Event) -> Iterator[
 def process_executor(
     task: Task, devices: Sequence[torch.device], threads: int = 1, folder: str | os.PathLike[str] | None = None
 ) -> Supervised:
-    """An executor with a process on each device; one that is named twice has two.
+    """An executor with one worker process for each entry of `devices`, which may repeat a device.
 
-    threads: of each process. folder: where the examples are put into a file that all map, until the end; None: the
-    system's temporary folder. Scripts need no `__main__` guard: processes begin with the package, not with the script.
+    threads: of each process. folder: where the examples are written to a file that all processes memory-map, removed
+    at shutdown; None: the system's temporary folder. Scripts need no `__main__` guard, since worker processes import
+    the package, not the script.
     """
-    place = Path(tempfile.mkdtemp(prefix="morphnas-", dir=folder))
+    task_folder = Path(tempfile.mkdtemp(prefix="morphnas-", dir=folder))
     try:
-        write_task(place / "task.pt", task)
+        write_task(task_folder / "task.pt", task)
     except BaseException as error:
-        shutil.rmtree(place, ignore_errors=True)
-        if isinstance(error, (OSError, RuntimeError)):  # torch has an error of its own for a disk that is full
+        shutil.rmtree(task_folder, ignore_errors=True)
+        if isinstance(error, (OSError, RuntimeError)):  # torch raises RuntimeError if the disk is full
             raise OSError(
-                f"the examples for the worker processes cannot be written to {place.parent}: {error}"
+                f"the examples for the worker processes cannot be written to {task_folder.parent}: {error}"
             ) from error
         raise
-    makes = [lambda device=device: _Process(place, device, threads) for device in devices]
+    factories = [lambda device=device: _Process(task_folder, device, threads) for device in devices]
     ahead = len(devices) > 1 or any(device.type != "cpu" for device in devices)
-    return Supervised(makes, ahead, at_the_end=lambda: shutil.rmtree(place, ignore_errors=True))
+    return Supervised(factories, ahead, on_shutdown=lambda: shutil.rmtree(task_folder, ignore_errors=True))
 
 
 class _Process:
-    """A process that runs `worker.py`, which ends when this one does."""
+    """A worker process, which runs `worker.py` and ends when this process does."""
 
-    def __init__(self, place: Path, device: torch.device, threads: int) -> None:
-        paths = [*STANDARD, *(path or os.getcwd() for path in sys.path)]  # noqa: PTH109
-        begin = f"import sys; sys.path[:] = {paths!r}; import morphnas.run.worker; morphnas.run.worker.main()"
+    def __init__(self, task_folder: Path, device: torch.device, threads: int) -> None:
+        paths = [*STANDARD_LIBRARY, *(path or os.getcwd() for path in sys.path)]  # noqa: PTH109
+        code = f"import sys; sys.path[:] = {paths!r}; import morphnas.run.worker; morphnas.run.worker.main()"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `close`
         self._ready = False
         self._sending = threading.Lock()
-        answers, pipe = os.pipe()
-        self._answers = os.fdopen(answers, "rb")
+        read_end, write_end = os.pipe()
+        self._messages = os.fdopen(read_end, "rb")
         try:
             self._process = subprocess.Popen(  # noqa: S603  # this interpreter, with our own arguments
-                [sys.executable, "-P", "-c", begin, str(place), str(device), str(threads), str(pipe)],
+                [sys.executable, "-P", "-c", code, str(task_folder), str(device), str(threads), str(write_end)],
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,
-                pass_fds=[pipe],
+                pass_fds=[write_end],
                 env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-                start_new_session=True,  # Ctrl-C is for this process, which tells its workers itself
+                start_new_session=True,  # Ctrl-C reaches this process only, which then stops its workers
             )
         finally:
-            os.close(pipe)
+            os.close(write_end)
 
     def ready(self) -> None:
         if not self._ready:
@@ -353,18 +364,18 @@ class _Process:
             self._ready = True
 
     def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
-        self._send(sealed(job))
-        while isinstance(answer := self._receive(), Outcome):
+        self._send(serialise_job(job))
+        while isinstance(message := self._receive(), Outcome):
             if each_epoch:
-                each_epoch(answer)
-        return unsealed(answer)
+                each_epoch(message)
+        return deserialise_result(message)
 
     def stop(self) -> None:
-        if not self._sending.acquire(timeout=HEARS):  # it does not take its job either
+        if not self._sending.acquire(timeout=STOP_TIMEOUT):  # it does not read its job either
             self.kill()
             return
         try:
-            with contextlib.suppress(Lost):
+            with contextlib.suppress(WorkerLost):
                 self._write(None)
         finally:
             self._sending.release()
@@ -375,39 +386,39 @@ class _Process:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        for pipe in filter(None, (self._process.stdin, self._answers, self._log)):
-            with contextlib.suppress(OSError):  # what was still to be written
+        for pipe in filter(None, (self._process.stdin, self._messages, self._log)):
+            with contextlib.suppress(OSError):  # closing flushes what was still to be written
                 pipe.close()
 
-    def _send(self, parcel: bytes) -> None:
+    def _send(self, job: bytes) -> None:
         with self._sending:
-            self._write(parcel)
+            self._write(job)
 
-    def _write(self, parcel: bytes | None) -> None:
+    def _write(self, data: bytes | None) -> None:
         assert self._process.stdin is not None
         try:
-            pickle.dump(parcel, self._process.stdin)
+            pickle.dump(data, self._process.stdin)
             self._process.stdin.flush()
         except (OSError, ValueError) as error:
-            raise Unheard(self._last_words()) from error
+            raise JobNotReceived(self._describe_end()) from error
 
-    def _receive(self) -> Answer:
+    def _receive(self) -> Message:
         try:
-            answer: Answer = pickle.load(self._answers)  # noqa: S301  # our own process
+            message: Message = pickle.load(self._messages)  # noqa: S301  # our own process
         except Exception as error:
-            raise Lost(self._last_words()) from error
-        return answer
+            raise WorkerLost(self._describe_end()) from error
+        return message
 
-    def _last_words(self) -> str:
-        """How the process ended, and what it said."""
+    def _describe_end(self) -> str:
+        """How the process ended, and the end of its output."""
         try:
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:
-            return "the worker closed its pipe, or said what cannot be read"
+            return "the worker closed its pipe, or sent a message that cannot be read"
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 3000))
-        said = self._log.read().decode(errors="replace").strip()
+        output = self._log.read().decode(errors="replace").strip()
         how = f"ended with exit code {code}"
         if code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
             how += ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
-        return f"the worker {how}" + (f"; its last words: {said}" if said else "")
+        return f"the worker {how}" + (f"; its last words: {output}" if output else "")

@@ -1,8 +1,11 @@
-"""What is said where packages are missing that only some users need: the extras in setup.py."""
+"""The error for missing optional dependencies, the extras in setup.py."""
 
 from __future__ import annotations
 
 
 def extra_missing(what: str, extra: str) -> ImportError:
-    """The error of what cannot be done without an extra, which says how to install that."""
+    """The error to raise if an extra is not installed, with the command that installs it.
+
+    what: states what needs it, such as "trials run on a cluster by Ray".
+    """
     return ImportError(f"{what}: pip install -e '.[{extra}]' in your clone of morphnas")

@@ -1,7 +1,7 @@
-"""Files of a run: written so that they are whole at any moment, read without trust in what they hold.
+"""Reading and writing the files of a run: writes are atomic, and the contents of files are not trusted.
 
-JSON of bounded size and depth, and safetensors: neither can execute code. Only regular files are opened, so that
-nothing waits for a pipe, and none that a link inside the folder puts outside of it.
+Files are JSON of bounded size and depth, or safetensors: neither can execute code. Only regular files are opened, so
+that reading never blocks on a pipe, and none outside the run's folder that a link inside it points to.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from morphnas.graph.module import check_weights
 MAX_JSON_BYTES = 32 * 2**20
 MAX_DEPTH = 64
 MAX_HEADER = 32 * 2**20
-"""Bytes of the JSON that says where a safetensors file has which tensor."""
+"""Largest size in bytes of the JSON header of a safetensors file."""
 
 
 class RunError(ValueError):
-    """A folder is not the run that was expected, cannot be used, or holds a file that cannot be read."""
+    """A folder is not the expected run, cannot be used, or holds a file that cannot be read."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """RunError, which names the path, where what is done inside fails for its disk or its folder."""
+    """Turn an OSError of the body into a RunError that names the path."""
     try:
         yield
     except OSError as error:
@@ -41,18 +41,18 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that at any moment the old or the new content is there, whole; RunError when that fails."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a file atomically: at any moment it holds either the old or the new content. RunError if that fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
@@ -65,21 +65,21 @@ def _sync_folder(path: Path) -> None:
             os.close(handle)
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """What a regular file of at most so many bytes holds; RunError, with the file's name, when it is none."""
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The contents of a file; RunError, which names it, unless it is a regular file of at most `max_bytes`."""
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise RunError(f"{path} cannot be read: it is not a file")
-        if about.st_size > most:
-            raise RunError(f"{path} is too large: {about.st_size:,} bytes")
+        if status.st_size > max_bytes:
+            raise RunError(f"{path} is too large: {status.st_size:,} bytes")
         return path.read_bytes()
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def inside(path: Path, folder: Path) -> Path:
-    """The path; RunError where links lead it out of the folder."""
+    """The path itself; RunError if links make it point outside the folder."""
     try:
         if path.resolve().is_relative_to(folder.resolve()):
             return path
@@ -96,33 +96,35 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; RunError, with the file's name, when there is none."""
-    data = read_bytes(path, MAX_JSON_BYTES)
+    """The JSON object in a file; RunError, which names the file, if it holds none or is nested too deeply."""
+    content = read_bytes(path, MAX_JSON_BYTES)
     try:
-        found = parse_json(data)
+        data = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(data, dict):
         raise RunError(f"{path} is not a JSON object")
-    if _deeper(found, MAX_DEPTH):
+    if _deeper_than(MAX_DEPTH, data):
         raise RunError(f"{path} is nested more than {MAX_DEPTH} deep")
-    return found
+    return data
 
 
 def parse_json(data: bytes | str) -> Any:
-    """A JSON value; ValueError for text that is none, or not in UTF-8: other encodings are Python's to find out and to
-    import."""
-    return json.loads(data if isinstance(data, str) else data.decode(), parse_constant=_refused)
+    """A JSON value; ValueError for text that is not JSON, contains NaN or Infinity, or is not UTF-8.
+
+    Decoded here, since `json.loads` detects other encodings in bytes and imports code for them.
+    """
+    return json.loads(data if isinstance(data, str) else data.decode(), parse_constant=_refuse_constant)
 
 
-def _refused(word: str) -> float:
+def _refuse_constant(word: str) -> float:
     raise ValueError(f"{word} is not JSON")
 
 
-def _deeper(data: object, most: int) -> bool:
-    """Whether objects and lists lie in each other for more than so many levels."""
+def _deeper_than(max_depth: int, data: object) -> bool:
+    """Whether objects and lists are nested more than `max_depth` levels deep."""
     level: list[Any] = [data]
-    for _ in range(most):
+    for _ in range(max_depth):
         inner: list[Any] = []
         for value in level:
             items = value.values() if isinstance(value, dict) else value
@@ -136,41 +138,41 @@ def _deeper(data: object, most: int) -> bool:
 # -- tensors
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """A safetensors file; about: text that its header holds."""
-    write_bytes(path, save(dict(tensors), metadata=None if about is None else dict(about)))
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file. metadata: text values in its header."""
+    write_bytes(path, save(dict(tensors), metadata=None if metadata is None else dict(metadata)))
 
 
-def read_tensors(path: Path, most: int = 2**40) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file of at most so many bytes, and the text in its header; RunError when it is none.
+def read_tensors(path: Path, max_bytes: int = 2**40) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of a safetensors file; RunError if it is none, or larger than `max_bytes`.
 
-    Read as a whole instead of being mapped: what happens to the file later is of no matter, and an error of the disk is
-    an error instead of a signal.
+    Read as a whole instead of memory-mapped, so that later changes of the file have no effect, and a disk error raises
+    an exception instead of a signal.
     """
-    data = read_bytes(path, most)
+    data = read_bytes(path, max_bytes)
     try:
         length = int.from_bytes(data[:8], "little")
         if not 0 < length <= min(MAX_HEADER, len(data) - 8):
             raise ValueError(f"its header has {length:,} bytes, the file {len(data):,}")
         header = parse_json(data[8 : 8 + length])
-        about = header.get("__metadata__") or {}
-        if not all(isinstance(value, str) for value in about.values()):
-            raise ValueError("its header holds something else than text")
-        return load(data), about
-    except Exception as error:  # safetensors raises its own kinds, which are no public API
+        metadata = header.get("__metadata__") or {}
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its header has metadata other than text")
+        return load(data), metadata
+    except Exception as error:  # safetensors raises exceptions of its own, which are not public API
         raise RunError(f"{path} holds no tensors: {error}") from error
 
 
 def read_weights(path: Path, graph: Graph) -> Weights:
-    """The graph's weights from a safetensors file; RunError when they cannot be read or are not the graph's."""
-    wanted = graph.weight_shapes
-    most = 2**20 + sum(256 + len(name) + 8 * torch.Size(shape).numel() for name, shape in wanted.items())
+    """The graph's weights from a safetensors file; RunError if they cannot be read or do not fit the graph."""
+    shapes = graph.weight_shapes
+    max_bytes = 2**20 + sum(256 + len(name) + 8 * torch.Size(shape).numel() for name, shape in shapes.items())
     try:
-        weights, _ = read_tensors(path, most)
+        weights, _ = read_tensors(path, max_bytes)
         check_weights(graph, weights)
         for name, value in weights.items():
-            whole = name.endswith(".num_batches_tracked")
-            if value.dtype not in ((torch.int64,) if whole else (torch.float32, torch.float64)):
+            is_counter = name.endswith(".num_batches_tracked")
+            if value.dtype not in ((torch.int64,) if is_counter else (torch.float32, torch.float64)):
                 raise ValueError(f"{name} is of {value.dtype}")
     except ValueError as error:
         raise RunError(f"{path} does not hold this network's weights: {error}") from error

@@ -1,4 +1,4 @@
-"""A run's trials as rows of plain values, and as pandas data frames."""
+"""A run's trials as rows of plain values and as pandas data frames."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from typing import Any
 from morphnas.search.trial import Trial
 from morphnas.train.recipe import Epoch, Outcome
 
-_OPEN = Outcome("failed")
-"""Has no result, like a trial that is not finished."""
-_TRIAL = (
+_NO_OUTCOME = Outcome("failed")
+"""Stands for the outcome of a trial that is not finished: all results are None or 0."""
+_OWN_COLUMNS = (
     "id", "parent", "morphs", "reason", "final", "depth", "parameters", "flops", "epochs", "epochs_planned", "seconds",
     "score", "measure", "metric", "metric_low", "metric_high", "status", "retries", "images_per_second", "latency",
     "peak_bytes", "morph_error", "kept", "key", "error",
 )  # fmt: skip
-SETTINGS = ("batch_size", "optimizer", "lr", "weight_decay", "dropout", "label_smoothing", "augment")
-"""Of a recipe, what a table of trials has columns of as well."""
-TRIAL = (*_TRIAL, *SETTINGS)
-"""Columns of a table of trials."""
-CURVE = ("trial", "epoch", *(field.name for field in fields(Epoch)))
-"""Columns of a table of learning curves."""
+RECIPE_COLUMNS = ("batch_size", "optimizer", "lr", "weight_decay", "dropout", "label_smoothing", "augment")
+"""Fields of a trial's recipe that are columns, too."""
+TRIAL_COLUMNS = (*_OWN_COLUMNS, *RECIPE_COLUMNS)
+"""Columns of the table of trials."""
+CURVE_COLUMNS = ("trial", "epoch", *(field.name for field in fields(Epoch)))
+"""Columns of the table of learning curves."""
 
 
 def trial_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """A row for every trial, those that run or failed too; what a trial does not have is None.
+    """One row per trial, including those that are running or failed; values that a trial does not have are None.
 
-    parent: whose weights it began with. morphs: as text. reason: the searcher's. final: what a training of the final
-    model is for. depth: layers of the longest path. flops: per example. epochs, epochs_planned: of its own. seconds: of
-    the training. score: see `Outcome`. metric: of the kind `measure`, metric_low and metric_high the ends of the
-    95 % interval of an accuracy. latency: seconds from one example to its outputs. morph_error: how far the morphs
-    changed its start's outputs. kept: whether its weights are there. key: equal for equal networks. The others are
-    settings of the recipe; augment as text.
+    parent: id of the trial whose weights it started from. morphs: as text. reason: the searcher's. final: purpose of a
+    final training. depth: layers of the longest path. flops: per example. epochs, epochs_planned: of this trial alone.
+    seconds: of the training. score: see `Outcome`. metric: value of the metric named in `measure`; metric_low and
+    metric_high: 95 % interval of an accuracy. latency: seconds from one example to its outputs. morph_error: how far
+    the morphs changed the parent's outputs. kept: whether its weights are stored. key: equal for equal networks. The
+    other columns are fields of the recipe; augment as text.
     """
     return [_row(trial) for trial in trials]
 
 
 def _row(trial: Trial) -> dict[str, Any]:
-    outcome, graph, why = trial.outcome or _OPEN, trial.graph, trial.proposal.why
+    outcome, graph, why = trial.outcome or _NO_OUTCOME, trial.graph, trial.proposal.why
     low, high = outcome.interval or (None, None)
     status = "running" if trial.outcome is None else outcome.status
     measure = None if outcome.metric is None else outcome.measure
@@ -48,13 +48,13 @@ def _row(trial: Trial) -> dict[str, Any]:
         graph.depth, graph.parameters, graph.flops, outcome.epochs, trial.epochs, outcome.seconds or None,
         outcome.score, measure, outcome.metric, low, high, status, outcome.retries, outcome.images_per_second or None,
         outcome.latency, outcome.peak_bytes, outcome.morph_error, trial.kept, graph.key, outcome.error,
-        *(getattr(recipe, name) for name in SETTINGS[:-1]), str(recipe.augment),
+        *(getattr(recipe, name) for name in RECIPE_COLUMNS[:-1]), str(recipe.augment),
     )  # fmt: skip
-    return dict(zip(TRIAL, values, strict=True))
+    return dict(zip(TRIAL_COLUMNS, values, strict=True))
 
 
 def curve_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """A row for every epoch of a trial that is scored: trial, epoch (from 1), and the fields of `Epoch`."""
+    """One row per entry of the trials' learning curves: trial, epoch (from 1), and the fields of `Epoch`."""
     return [
         {"trial": trial.id, "epoch": number, **asdict(epoch)}
         for trial in trials
@@ -64,7 +64,7 @@ def curve_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 def frame(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Any:
-    """The rows as a pandas.DataFrame; ImportError, which says what to install, without pandas."""
+    """The rows as a pandas.DataFrame; ImportError, which says how to install it, without pandas."""
     try:
         import pandas
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: once asks the work to stop and be kept, twice ends it at once."""
+"""Ctrl-C and SIGTERM: the first signal requests a stop that keeps the results so far, the second ends at once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from typing import Any
 
 from morphnas.train.deadline import Stop
 
-_USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-"""The signals, and what Python does with them: where somebody has other plans for one, it is theirs."""
+_DEFAULT_HANDLERS: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+"""The signals that are handled, with Python's default handlers: those with another handler are left alone."""
 
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """What the first signal asks to stop; afterwards the handlers are as they were.
+    """A `Stop` that the first signal sets; the handlers are restored afterwards.
 
-    After a SIGTERM it ends the process by SystemExit, with the status that shells give one (143), once the inside has
-    come to its end. In other threads than the main one signals are nobody's business.
+    After a SIGTERM, SystemExit is raised once the body has ended, with status 143, as shells report it. Outside the
+    main thread no signals are handled.
     """
     stop = Stop()
     terminated = False
@@ -35,10 +38,10 @@ def stopping() -> Iterator[Stop]:
         else:
             raise KeyboardInterrupt
 
-    mine = []
+    handled = []
     if threading.current_thread() is threading.main_thread():
-        mine = [number for number, usual in _USUAL.items() if signal.getsignal(number) == usual]
-    for number in mine:
+        handled = [number for number, default in _DEFAULT_HANDLERS.items() if signal.getsignal(number) == default]
+    for number in handled:
         signal.signal(number, handle)
     try:
         yield stop
@@ -46,7 +49,7 @@ def stopping() -> Iterator[Stop]:
         if not terminated:
             raise
     finally:
-        for number in mine:
-            signal.signal(number, _USUAL[number])
+        for number in handled:
+            signal.signal(number, _DEFAULT_HANDLERS[number])
     if terminated:
         raise SystemExit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What a driver and its workers say to each other: jobs, where they run, and what comes of them."""
+"""The interface between a driver and its workers: jobs, the executors that run them, and their results."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from morphnas.train.trainer import EachEpoch
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A proposal as a worker gets it: with the weights of its start, if that has any.
+    """A proposal as a worker gets it, with the weights of its start if that has any.
 
-    seconds: that the work may take. scored: whether the evaluation set is scored after every epoch, see `train`.
-    micro: examples to have in memory at a time; None: whole batches.
-    checkpoint: the file, if it is within reach, that the work is gone on from, and can be later.
-    stop: ends the work early, where it is done in this process.
-    max_latency: seconds from one example to its outputs from which on a network is too slow; None: none is.
+    seconds: time limit of the job. scored: whether the evaluation set is scored after every epoch, see `train`.
+    micro: size of the micro-batches; None: whole batches.
+    checkpoint: file that checkpoints are written to, and that an interrupted job continues from; None: none.
+    stop: ends the job early if it runs in this process.
+    max_latency: seconds from one example to its outputs above which a network is too slow; None: no limit.
     """
 
     start: Graph | Network
@@ -50,21 +50,24 @@ class Job:
 
 
 class DeviceLost(RunError):
-    """The device does nothing any more for this process."""
+    """The device is lost: it refuses all further work from this process."""
 
-    def left(self, store: Store, trial: Trial, again: bool) -> DeviceLost:
-        """What a fit says of it. The trial stays open, to be gone on with; where it was so before it has failed."""
-        if again:
+    def for_user(self, store: Store, trial: Trial, resumed: bool) -> DeviceLost:
+        """The error that `fit` raises, with a hint on how to resume. The trial stays open, to be continued.
+
+        resumed: whether an earlier driver had started the trial; if so, it is recorded as failed instead.
+        """
+        if resumed:
             store.finish(trial.id, Outcome("failed", error=str(self)), None)
-        kept = f"what was trained is kept in {store.path}, and a new process can go on with resume=True"
-        return DeviceLost(f"{self}: {kept}")
+        hint = f"what was trained is kept in {store.path}, and a new process can go on with resume=True"
+        return DeviceLost(f"{self}: {hint}")
 
 
 class Executor(Protocol):
-    """Where jobs run; it is made for one task, which it gives to its workers once.
+    """Runs jobs of one task, which its workers get once.
 
-    workers: how many jobs at a time. ahead: whether the next proposal is asked for while they run, so that no worker
-    waits for it, instead of after the result.
+    workers: number of jobs that run at a time. ahead: whether the searcher is asked for the next proposal while jobs
+    run, so that no worker is idle meanwhile, instead of after a result.
     """
 
     @property
@@ -74,47 +77,52 @@ class Executor(Protocol):
     def ahead(self) -> bool: ...
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
-        """Begin a job. What goes wrong with it, or with whoever does it, is an outcome. A worker that has begun it is
-        waited for as long as its seconds and their `grace`. each_epoch is called in this process, from any thread.
+        """Start a job. An error of the job or its worker becomes a "failed" outcome.
+
+        A worker that has started it has `job.seconds` plus their `grace` to return the result. each_epoch: called in
+        this process, from any thread.
         """
         ...
 
     def stop(self) -> None:
-        """Have workers elsewhere end what they do with what they have. In this process the job's own stop does that."""
+        """Have workers in other processes end their jobs early, with the results so far.
+
+        Jobs in this process are ended by their `Job.stop`.
+        """
         ...
 
     def shutdown(self) -> None:
-        """Give up what is running and let the workers go. May be called twice."""
+        """Abandon running jobs and end the workers. May be called twice."""
         ...
 
 
-class _Raised(BaseException):
-    """What an observer raised in the midst of a training: no error of the network's."""
+class _CallbackError(BaseException):
+    """Wraps an exception of an observer, so that it does not count as a failure of the training that called it."""
 
 
-def submitted(executor: Executor, job: Job, each_epoch: EachEpoch) -> Future[Result]:
-    """See `Executor.submit`; what each_epoch raises comes out here where it is called before that is back."""
+def submit(executor: Executor, job: Job, each_epoch: EachEpoch) -> Future[Result]:
+    """Like `executor.submit`, but if each_epoch raises before that returns, the exception is raised here."""
 
-    def passing(outcome: Outcome) -> None:
+    def wrapped(outcome: Outcome) -> None:
         try:
             each_epoch(outcome)
         except Exception as error:
-            raise _Raised(error) from None
+            raise _CallbackError(error) from None
 
     try:
-        return executor.submit(job, passing)
-    except _Raised as raised:
-        error: Exception = raised.args[0]
+        return executor.submit(job, wrapped)
+    except _CallbackError as wrapper:
+        error: Exception = wrapper.args[0]
     raise error
 
 
 def grace(seconds: float) -> float:
-    """Seconds that an answer may come late, of work that was given so many, before nobody waits for it any more."""
+    """Seconds after its time limit of `seconds` within which the result of a job is still waited for."""
     return min(10.0, max(1.0, 0.02 * seconds))
 
 
 def result_of(future: Future[Result]) -> Result:
-    """What came of a job that is done, also where whoever should have done it raised."""
+    """The result of a future that is done; a "failed" outcome if it was cancelled or holds an exception."""
     if future.cancelled():
         return Outcome("failed", error="no worker had started, or was free, before the deadline"), None
     if (error := future.exception()) is not None:
@@ -123,17 +131,17 @@ def result_of(future: Future[Result]) -> Result:
 
 
 def micro_batch(graph: Graph, batch_size: int, max_memory: int | None, trials: Sequence[Trial]) -> int | None:
-    """Examples to have in memory at a time, so that training takes at most `max_memory` bytes; None: whole batches.
+    """Size of the micro-batches with which a training takes at most `max_memory` bytes; None: whole batches.
 
-    As far as estimates go, which are corrected by what the trials took; never fewer than a step can do with.
+    Based on `Graph.peak_bytes`, corrected by the memory that the trials took; at least `SMALLEST`.
     """
     size = batch_size
-    cap = math.inf if max_memory is None else max_memory / memory_ratio(trials)
-    while size > SMALLEST and graph.peak_bytes(size) > cap:
+    limit = math.inf if max_memory is None else max_memory / memory_ratio(trials)
+    while size > SMALLEST and graph.peak_bytes(size) > limit:
         size = max(SMALLEST, size // 2)
     return None if size == batch_size else size
 
 
 def trial_seed(seed: int, id: int) -> int:
-    """The seed of a trial's weights and batches: of the run's seed and the trial's id alone."""
+    """The seed of a trial's weights and batches, a function of the run's seed and the trial's id alone."""
     return (seed * 1_000_003 + id * 7_919 + 17) % (2**63)

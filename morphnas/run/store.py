@@ -1,14 +1,14 @@
-"""The run's folder: an append-only history of trials on disk, and the read-only view of it.
+"""The run folder: an append-only history of trials on disk, and a read-only view of it.
 
-    run.json                   what the run is: settings, seed, data, versions, machine, best trial
-    starts/<key>.safetensors   weights that a first network was given to begin with, by the key of its graph
+    run.json                   facts about the run: settings, seed, data, versions, machine, best trial
+    starts/<key>.safetensors   weights that the user supplied for a starter, by the key of its graph
     trials/00007/proposal.json written when the trial is claimed; the folder's name is the id
-    trials/00007/checkpoint.safetensors   while it is trained, to go on from
+    trials/00007/checkpoint.safetensors   present while the trial is open or cut short, to continue from
     trials/00007/weights.safetensors
-    trials/00007/trial.json    written last: with it the trial is finished
-    model/model.json           what predict needs, names the file of its weights; written after it
+    trials/00007/trial.json    written last: it commits the trial
+    model/model.json           what predict needs, and the name of its weights file, which is written first
 
-Every file is written under a temporary name, synced and renamed. Nothing that is read can execute code.
+Every file is written under a temporary name, synced and renamed. Reading cannot execute code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from morphnas.graph import Graph, Network, Weights
 from morphnas.graph.graph import bounded
 from morphnas.graph.morphs import UnknownMorph, stored_morph
 from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors, writing
-from morphnas.run.frames import CURVE, TRIAL, curve_rows, frame, trial_rows
+from morphnas.run.frames import CURVE_COLUMNS, TRIAL_COLUMNS, curve_rows, frame, trial_rows
 from morphnas.search.network_surrogate import winner
 from morphnas.search.pareto import COSTS, check_cost, front
 from morphnas.search.trial import Proposal, Trial, comparable, grow_proposal
@@ -81,12 +81,12 @@ def proposal_from_json(data: Mapping[str, Any]) -> Proposal:
 
 
 def user_path(name: str | os.PathLike[str]) -> Path:
-    """The path that a user means: "~" is the home folder, where there is one. ValueError for what is no path."""
+    """A user's argument as a path, with "~" expanded if possible. ValueError if it is not a path."""
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"expected the path of a folder or file, not {name!r:.100}")
     if isinstance(name, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
         raise ValueError(f"{name!r:.100} is an address, not the path of a folder or file on this machine")
-    path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser fails where nobody is called so
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser fails if there is no such user
     try:
         path.exists()
     except OSError as error:
@@ -103,34 +103,32 @@ def _trial_folder(path: Path, id: int) -> Path:
     return path / "trials" / f"{id:05d}"
 
 
-def _ids(folders: Path) -> list[str]:
-    """Names of the trials' folders, in order."""
+def _trial_names(trials: Path) -> list[str]:
+    """Names of the trials' folders inside the folder `trials`, in order of their ids."""
     try:
-        names = [entry.name for entry in folders.iterdir()] if folders.is_dir() else []
+        names = [entry.name for entry in trials.iterdir()] if trials.is_dir() else []
         return sorted((n for n in names if _ID.fullmatch(n) and n == f"{int(n):05d}"), key=int)
     except OSError as error:
-        raise RunError(f"{folders} cannot be read: {error.strerror or error}") from error
+        raise RunError(f"{trials} cannot be read: {error.strerror or error}") from error
 
 
 def _read_trials(path: Path) -> Iterator[Trial]:
-    """All trials that can be read, in order; a warning names what cannot."""
+    """All trials that can be read, in order of their ids; a warning names each that cannot."""
     graphs: dict[int, Graph] = {}
-    elsewhere: dict[str, None] = {}
-    folders = path / "trials"
-    names = _ids(folders)
-    for name in names:
-        folder = folders / name
+    unknown_kinds: dict[str, None] = {}
+    for name in _trial_names(path / "trials"):
+        folder = path / "trials" / name
         if not (folder / "proposal.json").exists():
-            continue  # claimed by a driver that died before it wrote anything
+            continue  # the driver died between creating the folder and writing the proposal
         try:
             data = read_json(inside(folder / "proposal.json", path))
             proposal = proposal_from_json(data)
             if proposal.parent is not None and proposal.parent >= int(name):
                 raise ValueError(f"it starts from trial {proposal.parent}, which is no earlier one")
-            done = (folder / "trial.json").exists()
+            committed = (folder / "trial.json").exists()
             unknown = any(isinstance(morph, UnknownMorph) for morph in proposal.morphs)
-            own = "graph" in data and (done or unknown)  # which stays, whatever happens to the start
-            graph = Graph.from_json(data["graph"]) if own else bounded(grow_proposal(proposal, graphs))
+            use_stored = "graph" in data and (committed or unknown)  # readable even if the parent is damaged
+            graph = Graph.from_json(data["graph"]) if use_stored else bounded(grow_proposal(proposal, graphs))
             since, begun = data.get("since"), data.get("begun")
             trial = Trial(
                 int(name),
@@ -139,7 +137,7 @@ def _read_trials(path: Path) -> Iterator[Trial]:
                 since=since if isinstance(since, int) else 0,
                 begun=begun if is_number(begun) else None,
             )
-            if done:
+            if committed:
                 end = read_json(inside(folder / "trial.json", path))
                 if end.get("format") != FORMAT:
                     raise ValueError(f"trial.json has format {end.get('format')!r}, this version reads {FORMAT}")
@@ -150,42 +148,45 @@ def _read_trials(path: Path) -> Iterator[Trial]:
             warnings.warn(f"trial {name} in {path} is left out: {error}", stacklevel=3)
             continue
         graphs[trial.id] = trial.graph
-        elsewhere |= dict.fromkeys(m.tag for m in trial.proposal.morphs if isinstance(m, UnknownMorph))
+        unknown_kinds |= dict.fromkeys(m.tag for m in trial.proposal.morphs if isinstance(m, UnknownMorph))
         yield trial
-    if elsewhere:
-        kinds = ", ".join(elsewhere)
+    if unknown_kinds:
+        kinds = ", ".join(unknown_kinds)
         warnings.warn(f"{path} has morphs of a kind that is not defined here: {kinds:.100}", stacklevel=3)
 
 
 class Store:
-    """The folder of a run, held by the one driver that may write to it. Use `create` or `resume`, and `close`."""
+    """A run folder, locked by the one driver that may write to it. Use `create` or `resume`, and then `close`.
+
+    about: the contents of run.json.
+    """
 
     def __init__(self, path: Path, lock: FileLock, about: Mapping[str, Any]) -> None:
         self.path = path
         self.about: Mapping[str, Any] = about
         self._lock = lock
         self._trials: dict[int, Trial] = {}
-        self._since: tuple[int, float] | None = None  # the first trial that is taken up here, and when
+        self._since: tuple[int, float] | None = None  # id and time of the first trial claimed by this driver
         self._writer = ThreadPoolExecutor(1, "morphnas-write")
-        self._writing: tuple[int, Future[None]] | None = None  # of which trial
-        self._reopened: dict[int, Trial] = {}
+        self._pending_write: tuple[int, Future[None]] | None = None  # of the trial with this id
+        self._reopened: dict[int, Trial] = {}  # as they were before
 
     @classmethod
     def create(cls, path: Path, about: Mapping[str, Any], overwrite: bool = False) -> Self:
-        """A new run in an empty or new folder; with `overwrite` an earlier run's files, and only those, are removed.
+        """A new run in an empty or new folder; with `overwrite`, only the files of an earlier run are removed first.
 
-        RunError for a folder that holds a run (without `overwrite`), that holds other files, or cannot be written.
+        RunError if the folder holds a run (without `overwrite`) or other files, or cannot be written to.
         """
         try:
             cls.check(path, overwrite=overwrite)
         except RunError:
             if holds_run(path):
-                _let_go(path, _locked(path))  # raises, and names the process, where one is writing to it
+                _release(path, _acquire_lock(path))  # raises the clearer error if a process is writing to it
             raise
-        store = cls(path, _locked(path), {"format": FORMAT, **about, "host": socket.gethostname()})
+        store = cls(path, _acquire_lock(path), {"format": FORMAT, **about, "host": socket.gethostname()})
         try:
             with writing(path):
-                if holds_run(path):  # nobody is to go on with what is left of it, if this is interrupted
+                if holds_run(path):  # so that nothing resumes its remains if this is interrupted
                     write_json(path / "run.json", {"format": FORMAT})
                 for name in ("trials", "model", "graphs", "starts"):
                     shutil.rmtree(path / name, ignore_errors=True)
@@ -198,7 +199,7 @@ class Store:
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """The run that the folder holds, to be carried on."""
+        """The run in the folder, to be continued."""
         try:
             about = load_about(path)
         except RunError as error:
@@ -206,12 +207,12 @@ class Store:
                 raise
             hint = "without it the run cannot be resumed; its trials and its model still load"
             raise RunError(f"{error}: {hint}") from error
-        store = cls(path, _locked(path), about)
+        store = cls(path, _acquire_lock(path), about)
         try:
             for folder in (path, path / "model", *(path / "trials").glob("*")):
-                for unfinished in folder.glob(".*.tmp"):  # of a driver that died while it wrote
-                    inside(unfinished, path).unlink(missing_ok=True)
-            for left in path.glob("morphnas-????????"):  # of its workers, where these were killed as well
+                for temporary in folder.glob(".*.tmp"):  # left by a driver that died while writing
+                    inside(temporary, path).unlink(missing_ok=True)
+            for left in path.glob("morphnas-????????"):  # folders of `process_executor`, if workers were killed, too
                 if left.is_dir() and not left.is_symlink() and {e.name for e in left.iterdir()} <= {"task.pt"}:
                     shutil.rmtree(left, ignore_errors=True)
             store._trials = {trial.id: trial for trial in _read_trials(path)}
@@ -222,7 +223,7 @@ class Store:
 
     @staticmethod
     def check(path: Path, overwrite: bool = False, resume: bool = False) -> None:
-        """RunError when a run cannot be begun (or, with `resume`, carried on) in this folder. Leaves nothing behind."""
+        """RunError if no run can be created (or, with `resume`, continued) in this folder. Creates no files."""
         if path.is_symlink() and not path.exists():
             raise RunError(f"path {str(path)!r} is a link to something that does not exist")
         if path.exists() and not path.is_dir():
@@ -233,27 +234,27 @@ class Store:
                     f"{str(path)!r} holds a run already: resume=True continues it, overwrite=True replaces it, "
                     "or choose another path"
                 )
-        elif path.is_dir() and (other := sorted(entry.name for entry in path.iterdir() if not _of_no_run(entry))):
+        elif path.is_dir() and (other := sorted(entry.name for entry in path.iterdir() if not _is_leftover(entry))):
             raise RunError(f"{str(path)!r} holds other files ({', '.join(other[:3])}): choose an empty or new folder")
         parent = next(folder for folder in (path, *path.resolve().parents) if folder.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise RunError(f"{str(parent)!r} cannot be written to: choose another path for the run")
 
     def close(self) -> None:
-        """Let the run go, when all is written. What could not be was told by what came before, and is logged here."""
+        """Wait for pending writes and release the lock. An error of the last write is only logged here."""
         try:
             self._writer.shutdown()
         finally:
-            if self._writing is None:
-                _let_go(self.path, self._lock)
-            else:  # not before, also where this is interrupted
-                self._writing[1].add_done_callback(lambda _: _let_go(self.path, self._lock))
-        if self._writing is not None and (error := self._writing[1].exception()):
+            if self._pending_write is None:
+                _release(self.path, self._lock)
+            else:  # not before the write has ended, even if waiting for it is interrupted
+                self._pending_write[1].add_done_callback(lambda _: _release(self.path, self._lock))
+        if self._pending_write is not None and (error := self._pending_write[1].exception()):
             log.error("%s", error)
 
     @property
     def trials(self) -> list[Trial]:
-        """All trials in the order of their ids, running ones included."""
+        """All trials in order of their ids, including running ones."""
         return list(self._trials.values())
 
     def trial(self, id: int) -> Trial:
@@ -263,41 +264,42 @@ class Store:
             raise RunError(f"there is no trial {id!r:.100} in {self.path}, or it cannot be read") from None
 
     def claim(self, proposal: Proposal) -> Trial:
-        """Give the proposal an id and write it down: after what it starts from."""
+        """Give the proposal an id and write it to disk, after its parent."""
         if proposal.parent is not None:
             self.written(proposal.parent)
         graph = grow_proposal(proposal, {trial.id: trial.graph for trial in self._trials.values()})
         id = max(self._trials, default=-1) + 1
-        while (_trial_folder(self.path, id) / "proposal.json").exists():  # of a trial that could not be read
+        while (_trial_folder(self.path, id) / "proposal.json").exists():  # a trial that could not be read
             id += 1
         with writing(self.path):
             inside(_trial_folder(self.path, id), self.path).mkdir(exist_ok=True)
-        first, then = self._since = self._since or (id, time.monotonic())
-        begun = round(time.monotonic() - then, 3)
+        first, start_time = self._since = self._since or (id, time.monotonic())
+        begun = round(time.monotonic() - start_time, 3)
         data = proposal_to_json(proposal) | {"since": first, "begun": begun}
-        if proposal.morphs or proposal.parent is not None:  # to be read whatever happens to the start, or the morphs
+        if proposal.morphs or proposal.parent is not None:  # readable even if the parent or a morph's class is missing
             data["graph"] = graph.to_json()
         write_json(_trial_folder(self.path, id) / "proposal.json", data)
         self._trials[id] = Trial(id, proposal, graph, since=first, begun=begun)
         return self._trials[id]
 
-    def finish(self, id: int, outcome: Outcome, weights: Weights | None, behind: bool = False) -> Trial:
-        """Commit what came of a trial: the weights first, the outcome last.
+    def finish(self, id: int, outcome: Outcome, weights: Weights | None, in_background: bool = False) -> Trial:
+        """Commit the result of a trial: the weights first, the outcome last.
 
-        behind: whether in a thread of its own, so that nobody waits for the disk. Whatever needs the files waits, and
-        raises what went wrong with them.
+        Of a reopened trial the earlier result is kept instead if this one has no weights or fewer epochs.
+
+        in_background: write in a separate thread. Methods that need the files wait for it and raise its errors.
         """
         self.written()
-        before = self._reopened.pop(id, None)
-        if before is not None and before.outcome is not None:
-            if weights is None or outcome.epochs < before.outcome.epochs:
-                self._trials[id] = before
-                return before
-            if self.about.get("final") == id:  # the model is of another network from now on
+        earlier = self._reopened.pop(id, None)
+        if earlier is not None and earlier.outcome is not None:
+            if weights is None or outcome.epochs < earlier.outcome.epochs:
+                self._trials[id] = earlier
+                return earlier
+            if self.about.get("final") == id:  # its network has changed, so the model is out of date
                 self.note(best=None, final=None, members=None)
         ended = replace(self._trials[id], outcome=outcome, kept=weights is not None)
-        if behind:
-            self._writing = id, self._writer.submit(self._commit, ended, weights)
+        if in_background:
+            self._pending_write = id, self._writer.submit(self._commit, ended, weights)
         else:
             self._commit(ended, weights)
         self._trials[id] = ended
@@ -322,38 +324,38 @@ class Store:
                 self.checkpoint(trial.id).unlink(missing_ok=True)
 
     def reopen(self, id: int) -> None:
-        """Have a trial that a stop has ended be gone on with, from its checkpoint if there is one.
+        """Reopen a trial that was cut short, to continue it, from its checkpoint if there is one.
 
-        What it came to is only replaced when `finish` has a network that was trained for no less.
+        Its result is only replaced when `finish` gets a network that was trained for at least as many epochs.
         """
         self._reopened[id] = self._trials[id]
         self._trials[id] = replace(self._trials[id], outcome=None, kept=False)
 
     def put_back(self) -> None:
-        """Take those that were reopened, and not finished since, for what they were."""
+        """Restore the results of trials that were reopened and not finished since."""
         self._trials |= self._reopened
         self._reopened.clear()
 
     def written(self, id: int | None = None) -> None:
-        """Wait for what is being written (of that trial); RunError where that could not be, and ever after."""
-        if self._writing is not None:
-            trial, writing = self._writing
-            if id in (None, trial) or writing.done():
-                writing.result()
+        """Wait for the pending write (only if it is of trial `id`); RunError, in all later calls too, if it failed."""
+        if self._pending_write is not None:
+            trial_id, future = self._pending_write
+            if id in (None, trial_id) or future.done():
+                future.result()
 
     def checkpoint(self, id: int) -> Path:
-        """Where a training that is interrupted leaves what it goes on from."""
+        """Path of a trial's checkpoint file."""
         return _trial_folder(self.path, id) / "checkpoint.safetensors"
 
     def drop_weights(self, id: int) -> None:
-        """Remove a trial's weights: nothing starts from it any more."""
+        """Delete a trial's weights, so that nothing can start from it any more."""
         self.written(id)
         with writing(self.path):
             (_trial_folder(self.path, id) / "weights.safetensors").unlink(missing_ok=True)
         self.forget_weights(id)
 
     def forget_weights(self, id: int | None) -> None:
-        """Start nothing from a trial any more whose weights cannot be read; its files stay as they are."""
+        """Mark a trial whose weights cannot be read as not kept, so that nothing starts from it; its files remain."""
         if id in self._trials:
             self._trials[id] = replace(self._trials[id], kept=False)
 
@@ -362,34 +364,37 @@ class Store:
         return load_network(self.path, self.trial(id))
 
     def give(self, network: Network) -> None:
-        """Let trials that start from the network's graph begin with its weights."""
-        file = self._given(network.graph)
+        """Store weights that trials which start from the network's graph are to begin with."""
+        file = self._start_file(network.graph)
         with writing(self.path):
             inside(file.parent, self.path).mkdir(exist_ok=True)
         write_tensors(file, network.weights)
 
-    def _given(self, graph: Graph) -> Path:
+    def _start_file(self, graph: Graph) -> Path:
         return self.path / "starts" / f"{graph.key}.safetensors"
 
     def gives(self, start: Graph | int) -> bool:
-        """Whether there are weights that were given for this start."""
-        return isinstance(start, Graph) and self._given(start).is_file()
+        """Whether weights were stored by `give` for this start."""
+        return isinstance(start, Graph) and self._start_file(start).is_file()
 
     def start(self, start: Graph | int) -> Graph | Network:
-        """What a proposal starts from, with its weights where there are any; RunError where they cannot be read."""
+        """What a proposal starts from, with its weights if there are any; RunError if they cannot be read."""
         if not isinstance(start, Graph):
             return self.network(start)
-        file = inside(self._given(start), self.path)
+        file = inside(self._start_file(start), self.path)
         return Network(start, read_weights(file, start)) if self.gives(start) else start
 
     def note(self, **facts: Any) -> None:
-        """Add facts to run.json."""
+        """Add facts to run.json, or replace them."""
         self.written()
         self.about = {**self.about, **facts}
         write_json(self.path / "run.json", self.about)
 
     def write_model(self, network: Network, about: Mapping[str, Any]) -> None:
-        """Make a network the one that predicts: its weights under a new name, then the file that names them."""
+        """Make a network the model that predicts: write its weights under a new name, then the file that names them.
+
+        about: further entries of model.json.
+        """
         folder = self.path / "model"
         with writing(folder):
             inside(folder, self.path).mkdir(exist_ok=True)
@@ -402,8 +407,8 @@ class Store:
             (folder / stale).unlink(missing_ok=True)
 
 
-def _of_no_run(entry: Path) -> bool:
-    """Whether a file may be left over from a run of which nothing was written."""
+def _is_leftover(entry: Path) -> bool:
+    """Whether a file may be left over from a run that was interrupted before run.json was written."""
     empty = entry.name == "trials" and entry.is_dir() and not any(entry.iterdir())
     return empty or entry.name in ("lock", "holder") or entry.name.startswith(".run.json.")
 
@@ -412,29 +417,29 @@ _HOLDER = re.compile(r"process (\d+) on (.+)")
 
 
 def being_written(path: Path) -> bool:
-    """Whether a process writes to a run, by what it has left there: one on another machine may be gone since."""
+    """Whether a process is writing to the run, according to the file `holder`; on another machine it may have ended."""
     try:
-        found = _HOLDER.fullmatch((path / "holder").read_text())
-        if found is not None and found[2] == socket.gethostname() and os.name == "posix":
-            os.kill(int(found[1]), 0)  # does nothing to it
+        holder = _HOLDER.fullmatch((path / "holder").read_text())
+        if holder is not None and holder[2] == socket.gethostname() and os.name == "posix":
+            os.kill(int(holder[1]), 0)  # only tests whether the process exists
     except PermissionError:
         return True
     except (OSError, UnicodeDecodeError, OverflowError):
         return False
-    return found is not None
+    return holder is not None
 
 
-def _let_go(path: Path, lock: FileLock) -> None:
-    with contextlib.suppress(OSError):  # the folder may be gone
+def _release(path: Path, lock: FileLock) -> None:
+    with contextlib.suppress(OSError):  # the folder may have been deleted
         (path / "holder").unlink()
     lock.release()
 
 
-def _locked(path: Path) -> FileLock:
-    """The run's lock, which the system lets go of when its holder dies; RunError names the holder."""
+def _acquire_lock(path: Path) -> FileLock:
+    """The run's lock, which the system releases if its holder dies; RunError, which names the holder, if taken."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / "lock", timeout=0, thread_local=False)  # whichever thread closes the store
+        lock = FileLock(path / "lock", timeout=0, thread_local=False)  # any thread may close the store
         lock.acquire()
         (path / "holder").write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout:
@@ -448,7 +453,7 @@ def _locked(path: Path) -> FileLock:
 
 
 def load_about(path: Path) -> dict[str, Any]:
-    """What run.json says; RunError when the folder holds no run, or one of another version."""
+    """The contents of run.json; RunError if the folder holds no run, or one in another format."""
     if not holds_run(path):
         raise RunError(f"{str(path)!r} holds no run: there is no run.json in it")
     about = read_json(inside(path / "run.json", path))
@@ -467,21 +472,25 @@ def load_network(path: Path, trial: Trial) -> Network:
 
 
 def data_name(fingerprint: object) -> str:
-    """What tells a run's examples, and those held out, from others, by what run.json says of them; "" for nothing."""
+    """A string that identifies the training data and a validation set given by the user; "" if it is not known.
+
+    fingerprint: the entry "data" of run.json.
+    """
     if not isinstance(fingerprint, Mapping):
         return ""
-    own = fingerprint.get("validation")
-    return str(fingerprint.get("hash", "")) + (f", {own.get('hash')}" if isinstance(own, Mapping) else "")
+    validation = fingerprint.get("validation")
+    suffix = f", {validation.get('hash')}" if isinstance(validation, Mapping) else ""
+    return str(fingerprint.get("hash", "")) + suffix
 
 
 def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
-    """The network that predicts, and what was written down with it."""
+    """The network that predicts, and the contents of model.json."""
     about = read_json(inside(path / "model" / "model.json", path))
     if about.get("format") != FORMAT:
         raise RunError(f"{path / 'model'} has format {about.get('format')!r}, this version reads {FORMAT}")
     name = about.get("weights")
     if not isinstance(name, str) or Path(name).name != name:
-        raise RunError(f"{path / 'model' / 'model.json'} names {name!r} as its weights, which is no file beside it")
+        raise RunError(f"{path / 'model' / 'model.json'} names {name!r} as its weights, which is not a file beside it")
     try:
         graph = Graph.from_json(about.get("graph"))
     except ValueError as error:
@@ -491,7 +500,7 @@ def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A read-only view of a run's folder; `load_run` reads it again."""
+    """A read-only view of a run folder at the time of `load_run`. about: the contents of run.json."""
 
     path: Path
     about: Mapping[str, Any]
@@ -502,8 +511,8 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One entry per trial that has a score: model_id, loss (see `Outcome.loss`), metric_value, measure (what that
-        is) and more."""
+        """One entry per trial with a score: model_id, loss (see `Outcome.loss`), metric_value, measure (the metric's
+        name) and more."""
         return [
             {
                 "model_id": t.id,
@@ -526,11 +535,11 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The name of the data that the search was on."""
+        """Identifies the data of the search, see `data_name`."""
         return data_name(self.about.get("data"))
 
     def front(self, cost: str = "flops") -> list[Trial]:
-        """The Pareto front: the trials that no other beats at the same cost or less, the cheapest first.
+        """The Pareto front: trials with a better score than all others of the same or lower cost, the cheapest first.
 
         Only trials whose scores are comparable with the search's. cost: "parameters", "flops", or "latency", as
         measured; ValueError for others.
@@ -538,12 +547,12 @@ class Run:
         return front(comparable(self.trials, self.data), COSTS[check_cost(cost)], lambda trial: trial.score)
 
     def trials_dataframe(self) -> Any:
-        """A pandas.DataFrame with a row for every trial, see `trial_rows`; ImportError without pandas."""
-        return frame(trial_rows(self.trials), TRIAL).astype({"parent": "Int64"})
+        """A pandas.DataFrame with one row per trial, see `trial_rows`; ImportError without pandas."""
+        return frame(trial_rows(self.trials), TRIAL_COLUMNS).astype({"parent": "Int64"})
 
     def curves(self) -> Any:
-        """A pandas.DataFrame with a row for every epoch of every trial: trial, epoch, seconds, loss, score, metric."""
-        return frame(curve_rows(self.trials), CURVE)
+        """A pandas.DataFrame with one row per epoch of each trial: trial, epoch, seconds, loss, score, metric."""
+        return frame(curve_rows(self.trials), CURVE_COLUMNS)
 
     @cached_property
     def _by_id(self) -> dict[int, Trial]:
@@ -553,16 +562,16 @@ class Run:
         try:
             return self._by_id[operator.index(model_id)]
         except (KeyError, TypeError):
-            words = f"there is no model {model_id!r:.100} in {self.path}; its ids are {sorted(self._by_id)}"
-            raise RunError(words) from None
+            message = f"there is no model {model_id!r:.100} in {self.path}; its ids are {sorted(self._by_id)}"
+            raise RunError(message) from None
 
     def get_best_model_id(self) -> int:
-        """Id of the search's winner, of what there is while it goes on; RunError before there is one."""
+        """Id of the search's winner, or of the best so far while it runs; RunError if no trial has a score yet."""
         if isinstance(best := self.about.get("best"), int):
             return best
-        if (ahead := winner([trial for trial in self.trials if not trial.final])) is None:
+        if (leader := winner([trial for trial in self.trials if not trial.final])) is None:
             raise RunError(f"{self.path} has no network with a score yet")
-        return ahead.id
+        return leader.id
 
     def get_metric_value_by_id(self, model_id: int) -> float | None:
         outcome = self.trial(model_id).outcome
@@ -582,25 +591,25 @@ class HasRun(Protocol):
 
 
 RunLike = Run | HasRun | str | os.PathLike[str]
-"""A run, the fitted estimator that it belongs to, or its folder."""
+"""A run, a fitted estimator, or a run folder."""
 
 
-def run_of(what: RunLike) -> Run:
-    """The run that is meant; RunError where there is none, ValueError for anything else."""
-    if isinstance(what, Run):
-        return what
-    if isinstance(what, (str, os.PathLike)):
-        return load_run(what)
-    if not callable(getattr(what, "load_searcher", None)):
-        hint = "; the folder of a fit without path is clf.path_" if what is None else ""
-        raise ValueError(f"expected a Run, a fitted estimator or the folder of a run, not {what!r:.100}{hint}")
-    return what.load_searcher()
+def run_of(source: RunLike) -> Run:
+    """The run of a run, estimator or folder; RunError if there is none, ValueError for any other argument."""
+    if isinstance(source, Run):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return load_run(source)
+    if not callable(getattr(source, "load_searcher", None)):
+        hint = "; the folder of a fit without path is clf.path_" if source is None else ""
+        raise ValueError(f"expected a Run, a fitted estimator or the folder of a run, not {source!r:.100}{hint}")
+    return source.load_searcher()
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """The run in a folder, also while it is being written; RunError if there is none.
+    """The run in a folder, which may still be running; RunError if there is none.
 
-    If run.json cannot be read, there is a warning: the trials are still available.
+    If run.json is damaged, a warning is issued and the trials are read without it.
     """
     folder = user_path(path)
     try:
@@ -614,7 +623,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
 
 def _other_version(path: Path) -> bool:
-    """Whether run.json is whole, and of a version that says so."""
+    """Whether run.json is readable and states a format, in which case it is not damaged."""
     try:
         return "format" in read_json(inside(path / "run.json", path))
     except RunError:
@@ -622,11 +631,11 @@ def _other_version(path: Path) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """What a run was made with."""
+    """Versions of Python, the platform and the libraries that results depend on."""
     import numpy
     import scipy
     import sklearn
     import torch
 
-    found = {module.__name__: str(module.__version__) for module in (torch, numpy, scipy, sklearn)}
-    return {"python": platform.python_version(), "platform": platform.platform()} | found
+    libraries = {module.__name__: str(module.__version__) for module in (torch, numpy, scipy, sklearn)}
+    return {"python": platform.python_version(), "platform": platform.platform()} | libraries

@@ -1,4 +1,4 @@
-"""Trials that workers are at: handed out, listened to, and written down."""
+"""Running trials: submitted to an executor, followed, and written to the store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 
 from morphnas.graph import Graph, Network, Weights
 from morphnas.run.checkpoints import Result
-from morphnas.run.jobs import DeviceLost, Executor, Job, grace, micro_batch, result_of, submitted, trial_seed
+from morphnas.run.jobs import DeviceLost, Executor, Job, grace, micro_batch, result_of, submit, trial_seed
 from morphnas.run.observers import Observer
 from morphnas.run.pruning import prune
 from morphnas.run.store import Store
@@ -20,15 +20,15 @@ from morphnas.train.recipe import Outcome
 
 @dataclass(eq=False)
 class Trainings:
-    """The trials that an executor's workers have: `begin` hands one out, `hear` waits for news of any of them.
+    """The trials that run on an executor: `begin` submits one, `hear` waits for the next event of any of them.
 
-    What comes back is written down, in the thread that made this, where the observer is told as well. A worker that
-    does not answer soon after the deadline is not waited for: its trial has failed. When a stop is asked for, trials
-    end as far as they have come, `STOPPED`, which `Store.reopen` undoes; final ones without a score, and those of
-    workers that have not begun, or do not answer soon, stay open, to be gone on with.
+    Results are written to the store, and the observer is called, in the thread that created this object. A worker
+    that returns no result soon after the deadline is not waited for: its trial has failed. When a stop is requested,
+    trials end with the result so far and the error `STOPPED`, which `Store.reopen` undoes. Trials stay open, to be
+    continued, if they are final and have no score, if no worker has started them, or if it does not respond soon.
 
-    seed: the run's. max_memory: bytes that a training should take at most. max_latency: see `Job`. keep: see
-    `morphnas.run.pruning`.
+    seed: of the run. max_memory: bytes that a training should take at most. max_latency: see `Job`. keep: see
+    `morphnas.run.pruning.prune`.
     """
 
     store: Store
@@ -43,9 +43,9 @@ class Trainings:
 
     def __post_init__(self) -> None:
         self._running: dict[int, Future[Result]] = {}
-        self._news: SimpleQueue[tuple[Trial, Outcome | Future[Result]]] = SimpleQueue()
-        self._late = grace(self.deadline.left) + 0.5  # an executor that keeps to its word is earlier
-        self._end, self._parting = self.deadline.earlier(-self._late), NEVER
+        self._events: SimpleQueue[tuple[Trial, Outcome | Future[Result]]] = SimpleQueue()
+        self._grace = grace(self.deadline.left) + 0.5  # longer than the executor's own time limit of a job
+        self._give_up_at, self._stop_deadline = self.deadline.earlier(-self._grace), NEVER
         self._thread = threading.get_ident()
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class Trainings:
         return len(self) >= self.executor.workers
 
     def begin(self, trial: Trial, start: Graph | Network, again: bool = False, scored: bool = True) -> None:
-        """Hand a trial's training to a worker. again: an earlier driver had begun it. scored: see `Job`."""
+        """Submit a trial's training. again: an earlier driver had started it. scored: see `Job`."""
         if self.observer:
             self.observer.trial_begins(trial)
         recipe = trial.proposal.recipe
@@ -73,66 +73,66 @@ class Trainings:
             max_latency=self.max_latency,
         )
         try:
-            future = submitted(self.executor, job, lambda outcome: self._epoch_done(trial, outcome))
+            future = submit(self.executor, job, lambda outcome: self._epoch_done(trial, outcome))
         except DeviceLost as error:
-            raise error.left(self.store, trial, again) from error
+            raise error.for_user(self.store, trial, again) from error
         self._running[trial.id] = future
-        future.add_done_callback(lambda future: self._news.put((trial, future)))
+        future.add_done_callback(lambda future: self._events.put((trial, future)))
 
     def fail(self, trial: Trial, error: str) -> None:
-        """Write down that a trial has failed without being begun."""
+        """Record that a trial has failed before it was submitted."""
         if self.observer:
             self.observer.trial_begins(trial)
         self._finish(trial, Outcome("failed", error=error), None)
 
     def hear(self) -> bool:
-        """Wait for what workers say, for a moment at most. False where nothing that runs is waited for any more."""
+        """Wait for an event, for at most `POLL` seconds, and handle it. False if no running trial is waited for."""
         if not self._running:
             return False
-        until = self._end if self.deadline.passed else self.deadline
+        until = self._give_up_at if self.deadline.passed else self.deadline
         if self.deadline.stopped:
-            if self._parting is NEVER:
-                self._parting = Deadline.after(self._late, self.deadline.clock)
+            if self._stop_deadline is NEVER:
+                self._stop_deadline = Deadline.after(self._grace, self.deadline.clock)
                 self.executor.stop()
-                self._cancel()
-            until = self._parting
+                self._cancel_queued()
+            until = self._stop_deadline
         try:
-            trial, told = self._news.get(timeout=min(until.left, POLL))
+            trial, event = self._events.get(timeout=min(until.left, POLL))
         except Empty:
-            return not until.passed or self._overdue()
-        if isinstance(told, Outcome):
-            self._epoch_done(trial, told)
+            return not until.passed or self._handle_overdue()
+        if isinstance(event, Outcome):
+            self._epoch_done(trial, event)
             return True
         del self._running[trial.id]
-        if self.deadline.stopped and told.cancelled():
-            return True  # it is to be gone on with
-        outcome, weights = result_of(told)
+        if self.deadline.stopped and event.cancelled():
+            return True  # the trial stays open
+        outcome, weights = result_of(event)
         if self.deadline.stopped and outcome.status == "truncated":
             if trial.final and outcome.score is None:
-                return True  # so is this one
+                return True  # the trial stays open
             outcome = replace(outcome, error=STOPPED)
         self._finish(trial, outcome, weights)
         return True
 
     def _epoch_done(self, trial: Trial, outcome: Outcome) -> None:
-        """Tell the observer, in this thread only."""
+        """Call the observer; from another thread, leave that to `hear`."""
         if threading.get_ident() != self._thread:
-            self._news.put((trial, outcome))
+            self._events.put((trial, outcome))
         elif self.observer:
             self.observer.epoch_done(trial, outcome)
 
     def _finish(self, trial: Trial, outcome: Outcome, weights: Weights | None) -> None:
-        ended = self.store.finish(trial.id, outcome, weights, behind=self.executor.ahead)
+        ended = self.store.finish(trial.id, outcome, weights, in_background=self.executor.ahead)
         prune(self.store, self.keep)
         if self.observer:
             self.observer.trial_ends(ended)
 
-    def _overdue(self) -> bool:
-        """What to do when no answer has come in time. Whether to wait on."""
+    def _handle_overdue(self) -> bool:
+        """Cancel or fail the trials that are still running after the deadline; returns whether to keep waiting."""
         if self.deadline.stopped:
-            return not self._parting.passed
-        if not self._end.passed:
-            self._cancel()
+            return not self._stop_deadline.passed
+        if not self._give_up_at.passed:
+            self._cancel_queued()
             return True
         for id in self._running:
             error = "no worker gave an answer by the deadline"
@@ -140,6 +140,6 @@ class Trainings:
         self._running.clear()
         return False
 
-    def _cancel(self) -> None:
+    def _cancel_queued(self) -> None:
         for future in list(self._running.values()):
-            future.cancel()  # no effect where a worker has begun
+            future.cancel()  # no effect on jobs that a worker has started

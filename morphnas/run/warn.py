@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line, however deep inside they come from."""
+"""Warnings that point at the line of the user's code that called the library."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 import warnings
 from pathlib import Path
 
-_INSIDE = (str(Path(__file__).parents[1]), contextlib.__file__)
+_INTERNAL = (str(Path(__file__).parents[1]), contextlib.__file__)
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the innermost line that is not the library's."""
+    """Issue a UserWarning at the innermost frame outside this library."""
     level, frame = 1, sys._getframe()  # noqa: SLF001  # as warnings itself does
-    while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
+    while frame is not None and frame.f_code.co_filename.startswith(_INTERNAL):
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]  # which may be None
     warnings.warn(message, stacklevel=level)

@@ -1,4 +1,4 @@
-"""What a worker does with a job: grow the network, prove that it computes what its start did, train it."""
+"""What a worker does with a job: apply the morphs, check that they preserve the network's function, and train it."""
 
 from __future__ import annotations
 
@@ -38,27 +38,30 @@ from morphnas.train.whitening import whitening
 log = logging.getLogger("morphnas")
 
 PROOF = 1e-3
-"""Largest difference of a child's outputs from its start's, relative to the largest output, in float32."""
-CALMER = 4.0
-"""A training that diverged is done again at a learning rate so many times lower."""
-TIMED = 0.1
-"""Seconds for measuring how long a network takes for one example, at most."""
-LEAST_SIDE = 16
-"""Pixels along each side of images whose patches are worth whitening."""
-_PROBES = 64
-_CALIBRATION = 512
+"""Largest difference between the outputs of child and parent that is accepted, relative to the largest output, in
+float32."""
+RETRY_LR_DIVISOR = 4.0
+"""Divisor of the learning rate when a training that diverged is repeated."""
+LATENCY_SECONDS = 0.1
+"""Time limit in seconds for measuring a network's latency."""
+MIN_SIDE_TO_WHITEN = 16
+"""Smallest height and width, in pixels, of images whose first convolution whitens patches."""
+_PROBE_EXAMPLES = 64
+"""Examples on which the outputs of child and parent are compared."""
+_CALIBRATION_EXAMPLES = 512
+"""Most examples from which statistics of new batch norms and whitening filters are estimated."""
 
 
 def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
-    """Grow the network, prove that it still computes what its start did, and train it.
+    """Apply the job's morphs to its start, check that they preserve the outputs, and train the network.
 
-    When that diverges it is done once more at a lower learning rate, in what is left of the time, and the better one of
-    the two counts. Returns the outcome and the weights of the best epoch; None for weights when the work failed. Any
-    error is an outcome, but for DeviceGone, which is nothing of the network's; KeyboardInterrupt passes.
+    A training that diverges is repeated once at a lower learning rate, in the remaining time, and the better of the two
+    is returned. Returns the outcome and the weights of the best epoch, or None for the weights if the job failed. Any
+    error becomes an outcome, except for `DeviceLost`, which is not the network's fault; KeyboardInterrupt propagates.
     """
     deadline = Deadline.after(job.seconds, stop=job.stop)
-    begins = job.start if isinstance(job.start, Graph) else job.start.graph
-    keeper = Keeper(job.checkpoint, _identity(job, task), weights=4 * begins.parameters)
+    start_graph = job.start if isinstance(job.start, Graph) else job.start.graph
+    keeper = Keeper(job.checkpoint, _identity(job, task), weights=4 * start_graph.parameters)
     saved = keeper.load()
     if saved is None or saved.first is None:
         first, saved = _attempt(job, task, deadline, each_epoch, keeper, saved), None
@@ -66,20 +69,20 @@ def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
         first = saved.first
     if first[0].status != "diverged" or (deadline.passed and saved is None):
         return first
-    calmer = replace(job.recipe, lr=max(LEAST_RATE, job.recipe.lr / CALMER))
+    retry_recipe = replace(job.recipe, lr=max(LEAST_RATE, job.recipe.lr / RETRY_LR_DIVISOR))
     keeper.first = first
-    second = _attempt(replace(job, recipe=calmer), task, deadline, each_epoch, keeper, saved)
+    second = _attempt(replace(job, recipe=retry_recipe), task, deadline, each_epoch, keeper, saved)
     outcome, weights = max(second, first, key=_goodness)
     return replace(outcome, retries=1, error=outcome.error or first[0].error), weights
 
 
 def _identity(job: Job, task: Task) -> dict[str, Any]:
-    """What tells a work's checkpoint from those of others, as far as a trial's folder leaves that open."""
+    """JSON values by which a job's checkpoint is recognised, beyond the trial's folder that holds it."""
     return {"recipe": job.recipe.to_json(), "seed": job.seed, "scored": job.scored, "examples": len(task.train)}
 
 
 def _goodness(result: Result) -> tuple[bool, float, bool, int]:
-    """Of two trainings of a network the one with the larger goodness counts."""
+    """Sort key of the trainings of one network: the result with the larger value is kept."""
     outcome, weights = result
     score = -math.inf if outcome.score is None else outcome.score
     return weights is not None, score, outcome.status != "diverged", outcome.epochs
@@ -88,7 +91,8 @@ def _goodness(result: Result) -> tuple[bool, float, bool, int]:
 def _attempt(
     job: Job, task: Task, deadline: Deadline, each_epoch: EachEpoch | None, keeper: Keeper, saved: Saved | None
 ) -> Result:
-    """See `work`. saved: what to go on from; where that turns out to be another's, the training begins anew."""
+    """One training of `work`. saved: the checkpoint to continue from; if it turns out to belong to another training,
+    this one starts from the beginning."""
     try:
         with torch.random.fork_rng([task.device] if task.device.type == "cuda" else []):
             torch.manual_seed(job.seed)  # dropout draws from torch's own random state
@@ -96,8 +100,8 @@ def _attempt(
             if difference is not None and not difference <= PROOF:
                 names = ", ".join(map(str, job.morphs))
                 message = f"the morphs {names} changed the network's outputs by {difference:.2g} of the largest"
-                known = difference if math.isfinite(difference) else None
-                return Outcome("failed", morph_error=known, error=message), None
+                morph_error = difference if math.isfinite(difference) else None
+                return Outcome("failed", morph_error=morph_error, error=message), None
             generator = torch.Generator().manual_seed(job.seed)
             outcome = train(
                 module,
@@ -114,11 +118,11 @@ def _attempt(
             )
             if job.scored and outcome.score is not None:
                 try:
-                    outcome = _asked(outcome, module, job, task, deadline)
+                    outcome = _with_measurements(outcome, module, job, task, deadline)
                 except Exception as error:
                     if is_device_lost(task.device):
                         raise
-                    log.warning("a network was trained, but cannot be asked more than its score: %s", error)
+                    log.warning("a network was scored, but further measurements of it failed: %s", error)
             return replace(outcome, morph_error=difference), weights_of(module)
     except CheckpointMismatch as error:
         log.warning("a training starts again, because its checkpoint belongs to another one: %s", error)
@@ -135,16 +139,16 @@ def _attempt(
 
 
 def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Module, float | None]:
-    """The network to train, on the task's device, and how far morphs changed its outputs (None: there were none).
+    """The network to train, on the task's device, and how far its morphs changed the outputs (None: no morphs).
 
-    Batch norms that are new get the statistics of a batch, of fewer examples where time is short. OutOfTime when the
-    deadline comes before that is done. Where the recipe whitens, fresh first filters do that, no first filters get
-    gradients, and where they become more, those are of further directions.
+    New batch norms get the statistics of a batch of training examples, fewer if time or memory is short. OutOfTime if
+    the deadline comes before that is done. If the recipe whitens, the first filters of a network with fresh weights are
+    whitening filters, first filters get no gradients, and morphs that add some add further whitening directions.
     """
     if isinstance(job.start, Graph):
         weights = fresh_weights(job.start, torch.Generator().manual_seed(job.seed))
         if job.recipe.whiten and (stems := first_filters(job.start)):
-            x = _some(task, job.seed)
+            x = _sample_images(task, job.seed)
             weights |= {name: whitening(x, weights[name]).cpu() for name in stems}
         start = Network(job.start, weights)
     else:
@@ -163,39 +167,43 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
     if not job.morphs:
         return module, None
     new = [node.name for node in graph.nodes if node.name not in start.graph and f"{node.name}.running_mean" in weights]
-    probes, begun = task.evaluation_set.x[:_PROBES], deadline.left
+    probes, seconds_left = task.evaluation_set.x[:_PROBE_EXAMPLES], deadline.left
     with full_precision(task.device):
         before = predict(start.to_module().to(task.device), probes, task, job.chunk, deadline)
     if new:
-        pace = 2 * (begun - deadline.left) / max(1, len(before))  # in training mode, and of the child
-        most = int(min(_CALIBRATION, job.chunk, deadline.left / pace if pace else math.inf))
-        if most < 2:
+        # seconds per example; twice those of `before`, since the child is larger and runs in training mode
+        pace = 2 * (seconds_left - deadline.left) / max(1, len(before))
+        n = int(min(_CALIBRATION_EXAMPLES, job.chunk, deadline.left / pace if pace else math.inf))
+        if n < 2:
             raise OutOfTime("the deadline came before the network was calibrated")
-        some = torch.randperm(len(task.train), generator=generator)
+        order = torch.randperm(len(task.train), generator=generator)
         while True:
             try:
-                calibrate(module, new, task.normalised(task.train[some[:most]].x))
+                calibrate(module, new, task.normalised(task.train[order[:n]].x))
                 break
             except Exception as error:
-                if most <= SMALLEST or not is_out_of_memory(error):
+                if n <= SMALLEST or not is_out_of_memory(error):
                     raise
-            most = max(SMALLEST, most // 2)
+            n = max(SMALLEST, n // 2)
     with full_precision(task.device):
         after = predict(module, probes, task, job.chunk, deadline)
     if len(before) < len(probes) or len(after) < len(probes):
-        raise OutOfTime("the deadline came before the network was proved to be what its morphs promise")
+        raise OutOfTime("the deadline came before the network was compared with its parent")
     return module, ((after - before).abs().max() / before.abs().max().clamp(min=1e-12)).item()
 
 
-def _some(task: Task, seed: int) -> Tensor:
-    """Normalised images, as many as suffice to tell what their patches look like."""
-    some = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:_CALIBRATION]
-    return task.normalised(task.train[some].x)
+def _sample_images(task: Task, seed: int) -> Tensor:
+    """A random sample of normalised training images, large enough to estimate the statistics of their patches."""
+    order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))
+    return task.normalised(task.train[order[:_CALIBRATION_EXAMPLES]].x)
 
 
 def _carried(morph: Morph, graph: Graph, weights: Weights, generator: torch.Generator, job: Job, task: Task) -> Weights:
-    """See `Morph.carry`. First filters that are not trained become more by those that whiten along further directions,
-    since repeated ones would stay what they are."""
+    """The weights after the morph, see `Morph.carry`.
+
+    First filters that are not trained are widened by whitening filters along further directions, since copies of the
+    old ones would stay identical to them.
+    """
     stems = first_filters(graph) if job.recipe.whiten and isinstance(morph, Widening) else []
     if not stems:
         return morph.carry(graph, weights, generator)
@@ -204,50 +212,56 @@ def _carried(morph: Morph, graph: Graph, weights: Weights, generator: torch.Gene
     for stem in stems:
         old, new = weights[stem], grown[stem]
         if (n := len(old)) < len(new):
-            found = whitening(_some(task, job.seed), new).to(new.device)
-            grown[stem] = torch.cat([old, found[n:] * (old.norm() / found[:n].norm().clamp(min=1e-12))])
+            filters = whitening(_sample_images(task, job.seed), new).to(new.device)
+            grown[stem] = torch.cat([old, filters[n:] * (old.norm() / filters[:n].norm().clamp(min=1e-12))])
     return grown
 
 
 def first_filters(graph: Graph) -> list[str]:
-    """Names of the weights of convolutions over patches of the input, where it is images large enough to whiten."""
+    """Names of the weights of convolutions that read patches of the input and may whiten them.
+
+    Empty unless the input is images of at least `MIN_SIDE_TO_WHITEN` pixels per side.
+    """
     shape = graph.shapes[graph.input.name]
-    if len(shape) != 3 or min(shape[1:]) < LEAST_SIDE:
+    if len(shape) != 3 or min(shape[1:]) < MIN_SIDE_TO_WHITEN:
         return []
-    readers = (graph[name] for name in graph.consumers[graph.input.name])
+    consumers = (graph[name] for name in graph.consumers[graph.input.name])
     return [
         f"{node.name}.weight"
-        for node in readers
+        for node in consumers
         if isinstance(node.op, Conv) and node.op.kernel > 1 and not node.op.rigid
     ]
 
 
-def _asked(outcome: Outcome, module: nn.Module, job: Job, task: Task, deadline: Deadline) -> Outcome:
-    """The outcome with what else is to be known of a network that has a score: mirrored images, and its latency."""
+def _with_measurements(outcome: Outcome, module: nn.Module, job: Job, task: Task, deadline: Deadline) -> Outcome:
+    """The outcome of a scored network, with its latency and, if `flip` is undecided, its metric on mirrored images."""
     if job.recipe.augment.flip is None:
         outcome = measure_mirrored(outcome, module, task, job.chunk, deadline)
-    to_memory_format(module, torch.contiguous_format)  # as it is used
-    seconds = latency(module, task, min(TIMED, 0.01 * deadline.left))
+    to_memory_format(module, torch.contiguous_format)  # the format that predictions use
+    seconds = latency(module, task, min(LATENCY_SECONDS, 0.01 * deadline.left))
     return replace(outcome, latency=seconds, slow=seconds > (job.max_latency or math.inf))
 
 
 def measure_mirrored(outcome: Outcome, module: nn.Module, task: Task, chunk: int, deadline: Deadline) -> Outcome:
-    """The outcome with the usual metric on examples as they are and mirrored; without where there is no axis to mirror,
-    no time, or an output is no number."""
-    usual = replace(task, goal=task.goal.standard)
+    """The outcome with the standard metric on the evaluation set as it is (`upright`) and mirrored (`mirrored`).
+
+    Unchanged if examples have no axis to mirror, an output is NaN or infinite, or time runs out.
+    """
+    standard = replace(task, goal=task.goal.standard)
     if task.evaluation_set.x.ndim < 3:
         return outcome
     try:
-        mirrored = evaluate(_Mirror(module), task.evaluation_set, usual, chunk, deadline)[1]
-        own = outcome.by_metric or outcome.metric is None
-        upright = evaluate(module, task.evaluation_set, usual, chunk, deadline)[1] if own else outcome.metric
+        mirrored = evaluate(_Mirror(module), task.evaluation_set, standard, chunk, deadline)[1]
+        upright = outcome.metric
+        if upright is None or outcome.by_metric:  # a user-defined metric, or undefined
+            upright = evaluate(module, task.evaluation_set, standard, chunk, deadline)[1]
         return replace(outcome, upright=upright, mirrored=mirrored)
     except (Diverged, OutOfTime):
         return outcome
 
 
 class _Mirror(nn.Module):
-    """The network on mirrored examples, of which no copy is made as a whole."""
+    """The network applied to mirrored examples, which are flipped batch by batch instead of copying the whole set."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""A worker's process: jobs come by its standard input, with None to stop the last, and answers go by a pipe of their
-own, since whatever Python loads as it starts may print.
+"""A worker process: reads jobs from its standard input, or None to stop the current one, and writes messages to a pipe.
 
-Its arguments are FOLDER DEVICE THREADS ANSWERS: FOLDER holds the task, ANSWERS is the number of the pipe's file
-descriptor. When its input ends, whoever started it is gone: it takes the folder away and ends.
+It does not use its standard output, since whatever Python loads at its start may print there.
+
+Its arguments are FOLDER DEVICE THREADS PIPE: FOLDER holds the task, PIPE is the pipe's file descriptor. The end of its
+input means that the driver has ended: it removes the folder and exits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import BinaryIO
 
 import torch
 
-from morphnas.run.transport import Answer, Ready, done, read_task
+from morphnas.run.transport import Message, Ready, read_task, run_serialised_job
 from morphnas.train.deadline import Stop
 from morphnas.train.trainer import warm_up
 
@@ -27,37 +28,36 @@ from morphnas.train.trainer import warm_up
 def main() -> None:
     folder, device = Path(sys.argv[1]), torch.device(sys.argv[2])
     threads, pipe = int(sys.argv[3]), int(sys.argv[4])
-    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(pipe, "wb")
+    jobs_pipe, message_pipe = os.fdopen(os.dup(0), "rb"), os.fdopen(pipe, "wb")
     os.set_inheritable(pipe, False)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     faulthandler.enable()
-    parcels: SimpleQueue[tuple[bytes, Stop]] = SimpleQueue()
-    threading.Thread(target=_receive, args=(jobs, parcels, folder), daemon=True).start()
+    jobs: SimpleQueue[tuple[bytes, Stop]] = SimpleQueue()
+    threading.Thread(target=_receive, args=(jobs_pipe, jobs, folder), daemon=True).start()
 
-    def answer(said: Answer) -> None:
-        pickle.dump(said, answers)
-        answers.flush()
+    def send(message: Message) -> None:
+        pickle.dump(message, message_pipe)
+        message_pipe.flush()
 
     torch.set_num_threads(threads)
     task = read_task(folder / "task.pt", device)
     warm_up()
-    answer(Ready())
+    send(Ready())
     while True:
-        parcel, stop = parcels.get()
-        answer(done(parcel, task, None, answer, stop))
+        job, stop = jobs.get()
+        send(run_serialised_job(job, task, None, send, stop))
 
 
-def _receive(jobs: BinaryIO, parcels: SimpleQueue[tuple[bytes, Stop]], folder: Path) -> None:
-    """In a thread, so that the end of the driver is the end of this process in the midst of a job, too."""
+def _receive(pipe: BinaryIO, jobs: SimpleQueue[tuple[bytes, Stop]], folder: Path) -> None:
+    """Queue the jobs that arrive. Runs in a thread, so that this process ends with the driver even during a job."""
     stop = Stop()
     try:
         while True:
-            if (parcel := pickle.load(jobs)) is None:  # noqa: S301  # of the driver
+            if (job := pickle.load(pipe)) is None:  # noqa: S301  # from the driver
                 stop.asked = True
             else:
                 stop = Stop()
-                parcels.put((parcel, stop))
+                jobs.put((job, stop))
     except (EOFError, OSError, pickle.UnpicklingError):
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)

@@ -1,4 +1,4 @@
-"""Stand-ins for what a search deals with: executors, searchers, observers, workers and trials."""
+"""Test doubles of executors, searchers, observers and workers, and examples of trials."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def same_weights(one: Network, other: Weights) -> bool:
 
 
 def files(path: Path) -> dict[str, bytes]:
-    """What every file below a folder holds."""
+    """The contents of all files below a folder, by relative path."""
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
@@ -87,7 +87,7 @@ class Threads:
 
 @contextmanager
 def from_file(file: Path, source: str) -> Iterator[Any]:
-    """The module with that source, from a file that is nowhere on the path, as long as it is needed."""
+    """A module loaded from a new file with that source, which no entry of `sys.path` leads to; unloaded afterwards."""
     file.write_text(source, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
@@ -103,7 +103,7 @@ def from_file(file: Path, source: str) -> Iterator[Any]:
 
 @dataclass
 class Script:
-    """Proposes what it was given, by the number of trials there are, and remembers what it was asked."""
+    """A searcher that makes the given proposals in order, and records the arguments of `ask`."""
 
     proposals: Sequence[Proposal | None]
     asked: list[tuple[tuple[Trial, ...], Budget]] = field(default_factory=list)
@@ -115,7 +115,7 @@ class Script:
 
 @dataclass
 class Notes:
-    """Writes down what it is told."""
+    """An observer that records its calls."""
 
     told: list[tuple[str, int]] = field(default_factory=list)
 
@@ -133,7 +133,7 @@ class Notes:
 
 @dataclass
 class Workers:
-    """In place of `work`: trains nothing, and every job ends as it is told to."""
+    """Replaces `work`: trains nothing, records the jobs, and returns the outcomes of `ends`."""
 
     ends: Callable[[Job], Outcome] = lambda _: GOOD
     jobs: list[Job] = field(default_factory=list)
@@ -148,7 +148,7 @@ class Workers:
 
 
 def comparable(trials: Sequence[Trial]) -> list[tuple[Any, ...]]:
-    """What must be the same when a search is repeated: all but the seconds."""
+    """All that must be equal when a search is repeated: everything except times."""
     return [
         (
             t.id,

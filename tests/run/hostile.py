@@ -1,4 +1,4 @@
-"""A morph that does what no morph should."""
+"""A morph that fails in various ways, for tests of executors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from morphnas.graph import Graph, Morph, Weights
 
 @dataclass(frozen=True)
 class Hostile(Morph):
-    """Changes nothing; but whoever carries it out comes to grief."""
+    """Leaves the network as it is, but `carry` raises, exits, hangs or kills its process, depending on `way`."""
 
     way: str
     tag = "hostile"

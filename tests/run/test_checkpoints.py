@@ -1,4 +1,4 @@
-"""Checkpoints of trials: written seldom, read with care, and gone when the trial is there."""
+"""Checkpoint files: when they are written, what they restore, damaged ones, and their removal."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_work_goes_on_from_its_file(tmp_path: Path, often: None) -> None:
 def test_a_second_try_goes_on_and_knows_of_the_first(
     tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first training diverges, the second is interrupted; the better of the two counts, as without that."""
+    """The first training diverges, the second is interrupted; the better of the two is returned, as without that."""
     rates = list[float]()
 
     def diverging(net: nn.Module, task: object, recipe: Recipe, *args: object, **more: object) -> Outcome:
@@ -248,8 +248,8 @@ def test_what_a_checkpoint_holds_can_be_looked_into(tmp_path: Path, often: None)
     job = Job(NET, (), LONG, 600, 1, checkpoint=tmp_path / "checkpoint.safetensors")
     with pytest.raises(Killed):
         work(job, TASK, killed_after(2))
-    tensors, said = files.read_tensors(tmp_path / "checkpoint.safetensors")
-    facts = json.loads(said["checkpoint"])
+    tensors, metadata = files.read_tensors(tmp_path / "checkpoint.safetensors")
+    facts = json.loads(metadata["checkpoint"])
     assert facts["facts"]["epoch"] == 2
     assert facts["job"]["recipe"] == LONG.to_json()
     assert {name.split(".")[0] for name in tensors} == {

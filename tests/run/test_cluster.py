@@ -1,4 +1,4 @@
-"""Ray: the contract, a cluster of two nodes, and what happens when somebody dies."""
+"""Tests of the executor on Ray: the contract, a cluster of two nodes, and failures of workers, nodes and drivers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.run.doubles import GRAPH, RECIPE, Notes, Script, files, proposals, st
 from tests.run.hostile import Hostile
 
 ROOT = Path(__file__).parents[2]
-# Ray leaves processes and files to be collected, and says so of itself
+# Ray leaves processes and files open, which Python warns of when they are garbage collected
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -61,7 +61,7 @@ def test_a_cluster_that_refuses_again_and_again_is_no_cluster(monkeypatch: pytes
     assert tried == [address] * (RETRIES + 1)
 
 
-# -- for real
+# -- with Ray
 
 
 @pytest.fixture(scope="class")
@@ -140,7 +140,7 @@ def test_two_nodes_share_twenty_trials_and_one_worker_is_killed(cluster: Any, tm
 @pytest.mark.slow
 def test_trials_of_a_node_that_is_lost_are_done_by_another(cluster: Any, tmp_path: Path) -> None:
     class Losing(Notes):
-        """Takes a node away when three trials have ended."""
+        """An observer that removes a node when three trials have ended."""
 
         def trial_ends(self, trial: Trial) -> None:
             super().trial_ends(trial)
@@ -161,12 +161,12 @@ def test_trials_of_a_node_that_is_lost_are_done_by_another(cluster: Any, tmp_pat
 
 @pytest.mark.slow
 def test_a_cluster_is_reached_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By Ray's client, whose process is no node of the cluster. The process that serves it dies at the first try, as
-    Ray's now and then do: they are forks of one with many threads."""
+    """Through Ray's client, from a process that is not part of the cluster. The server process for the client dies at
+    the first attempt, as happens now and then with Ray: it is forked from a process with many threads."""
     utils = pytest.importorskip("ray.cluster_utils")
     died = tmp_path / "died"
     (tmp_path / "sitecustomize.py").write_text(DYING.format(died=str(died)))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # of the cluster's processes
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")  # for the cluster's processes
     monkeypatch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "10")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

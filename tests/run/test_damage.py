@@ -1,4 +1,4 @@
-"""Whatever the files of a run hold: what is read is valid or refused in words, and the rest is still there."""
+"""Damaged files of a run: contents are valid or refused with an error message, and other files can still be read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TINY = {"default_model_width": 2, "default_model_len": 2, "trainer_args": {"epoc
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with files of every kind, a checkpoint of an open trial among them. Not to be changed."""
+    """A run with files of every kind, including a checkpoint of an open trial. Must not be changed."""
     path = Path(tmp_path_factory.mktemp("damage")) / "run"
     classifier = morphnas.ImageClassifier(path, max_trials=3, random_state=0, searcher_args=TINY, refit=False)
     classifier.fit(*stripes(60), time_limit=60)
@@ -124,7 +124,7 @@ def test_lost_weights_of_the_winner_are_said_and_another_wins(copied: Path) -> N
     assert again.best_trial_ != best
 
 
-# -- what is too large, too deep, or elsewhere
+# -- values that are too large or too deeply nested, and files outside the folder
 
 
 def test_json_that_is_too_deep_or_no_json_is_refused(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_nobody_waits_for_a_pipe(copied: Path) -> None:
 
 
 def test_what_is_written_can_be_read() -> None:
-    """The longest curve that a recipe allows is within what is read."""
+    """The longest curve that a recipe allows is within the size limit of files that are read."""
     longest = Recipe(epochs=100_000)
     entry = {
         "seconds": 12345.123456789012,
@@ -262,7 +262,7 @@ def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "latin-1"])
 def test_json_is_in_utf_8(tmp_path: Path, encoding: str) -> None:
-    """Python would find out another encoding, and import code for it."""
+    """Python would detect another encoding, and import code for it."""
     (tmp_path / "run.json").write_bytes('{"name": "\u00fc"}'.encode(encoding))
     with pytest.raises(RunError, match=r"run\.json is not JSON"):
         read_json(tmp_path / "run.json")

@@ -1,4 +1,4 @@
-"""Every executor against its contract, and what each does besides."""
+"""Tests of the executors: their common contract, supervision of workers, and searches that use them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from morphnas.graph import Graph, Limits, Network, Weights, Wider, mlp
 from morphnas.run import executors as module
 from morphnas.run.checkpoints import Result
-from morphnas.run.executors import Lost, SerialExecutor, Supervised, Unheard, process_executor
+from morphnas.run.executors import JobNotReceived, SerialExecutor, Supervised, WorkerLost, process_executor
 from morphnas.run.files import write_tensors
 from morphnas.run.jobs import Executor, Job
 from morphnas.run.proposing import Asker
@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 class TestInThisProcess(ExecutorContract):
     @pytest.fixture(params=[SerialExecutor, Threads])
     def executor(self, request: pytest.FixtureRequest) -> Iterator[Executor]:
-        """Threads are a double that the tests of the search use: it has to be like the real ones."""
+        """`Threads` is a double used in tests of the search, so it must fulfil the contract, too."""
         made: Executor = request.param(TASK)
         yield made
         made.shutdown()
@@ -92,8 +92,10 @@ def test_the_serial_executor_is_done_when_submit_returns() -> None:
 
 @pytest.mark.slow
 def test_a_process_whose_device_is_gone_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first job fails for a reason of its own, in a process in which no device answers any more."""
-    (tmp_path / "sitecustomize.py").write_text("from morphnas.run import work\nwork.is_gone = lambda device: True\n")
+    """The first job raises an error in a process that then believes its device to be lost."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from morphnas.run import work\nwork.is_device_lost = lambda device: True\n"
+    )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     executor = process_executor(TASK, [CPU], 1)
     try:
@@ -106,12 +108,12 @@ def test_a_process_whose_device_is_gone_is_replaced(tmp_path: Path, monkeypatch:
         executor.shutdown()
 
 
-# -- supervision, with workers that are no processes
+# -- supervision, with workers that are not processes
 
 
 @dataclass
 class Puppet:
-    """A worker that does what it is told to: answer, die, or hang until it is killed."""
+    """A worker that acts by the next of `ways`: answers, dies, or hangs until it is killed."""
 
     ways: list[str]
     killed: threading.Event = field(default_factory=threading.Event)
@@ -121,20 +123,20 @@ class Puppet:
     def ready(self) -> None:
         if self.ways[:1] == ["absent"]:
             assert self.killed.wait(60)
-            raise Lost("the worker never came")
+            raise WorkerLost("the worker never came")
         if self.ways[:1] == ["broken"]:
             self.ways.pop(0)
-            raise Lost("the worker has no memory")
+            raise WorkerLost("the worker has no memory")
 
     def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
         way = self.ways.pop(0)
         if way == "die":
-            raise Lost("the worker was killed")
+            raise WorkerLost("the worker was killed")
         if way == "gone":
-            raise Unheard("the worker was killed before")
+            raise JobNotReceived("the worker was killed before")
         if way == "hang":
             assert self.killed.wait(60)
-            raise Lost("the worker was killed")
+            raise WorkerLost("the worker was killed")
         if each_epoch:
             each_epoch(GOOD)
         return GOOD, weights()
@@ -152,7 +154,7 @@ class Puppet:
 
 @dataclass
 class Troupe:
-    """Makes puppets, and remembers them."""
+    """Makes puppets that share a list of ways, and records them."""
 
     ways: list[str]
     made: list[Puppet] = field(default_factory=list)
@@ -246,7 +248,7 @@ def test_jobs_fail_where_no_worker_can_be_started(workers: int) -> None:
 def test_a_worker_that_cannot_be_started_leaves_the_jobs_to_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "AGAIN", 0.01)
+    monkeypatch.setattr(module, "RESTART_DELAY", 0.01)
     broken, whole = Troupe(["broken"] * 3 + ["answer"] * 100), Troupe(["answer"] * 100)
     executor = Supervised([broken, whole], ahead=False)
     found = list[Outcome]()
@@ -264,26 +266,26 @@ def test_a_worker_that_cannot_be_started_leaves_the_jobs_to_others(
 def test_a_worker_that_can_never_be_started_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "AGAIN", 0.01)
+    monkeypatch.setattr(module, "RESTART_DELAY", 0.01)
     broken, whole = Troupe(["broken"] * 1000), Troupe(["answer"] * 3 + ["die"] + ["broken"] * 1000)
     executor = Supervised([broken, broken, whole], ahead=False)
     until = time.monotonic() + 60
     while executor.workers > 1 and time.monotonic() < until:
         time.sleep(0.01)
     assert executor.workers == 1
-    assert len(broken.made) == 2 * module.TRIES
+    assert len(broken.made) == 2 * module.MAX_START_ATTEMPTS
     given_up = "a worker is given up after 5 failed starts: the worker has no memory"
     assert [record.getMessage() for record in caplog.records].count(given_up) == 2
     assert [executor.submit(job()).result(60)[0] for _ in range(3)] == [GOOD] * 3
     errors = [executor.submit(job()).result(60)[0].error for _ in range(10)]
     assert errors == ["the worker was killed"] + ["the worker has no memory"] * 9, "the last one is not given up"
     assert executor.workers == 1
-    assert len(broken.made) == 2 * module.TRIES
+    assert len(broken.made) == 2 * module.MAX_START_ATTEMPTS
     executor.shutdown()
 
 
 def test_who_waits_to_fail_leaves_a_job_to_one_that_has_started_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AGAIN", 0.01)
+    monkeypatch.setattr(module, "RESTART_DELAY", 0.01)
     executor = Supervised([Troupe(["broken"] * 1000), Troupe(["broken", *["answer"] * 50])], ahead=False)
     found = [executor.submit(job()).result(60)[0] for _ in range(50)]
     executor.shutdown()
@@ -318,7 +320,7 @@ def test_a_worker_that_cannot_be_made_is_a_failed_trial() -> None:
 
 @dataclass
 class Mute:
-    """Takes jobs, and is never heard of again."""
+    """An executor that accepts jobs and never returns a result."""
 
     workers = 2
     ahead = False
@@ -372,7 +374,7 @@ def test_a_process_that_dies_idle_costs_no_job(process: Supervised) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="suspends a process the POSIX way")
 def test_a_stop_does_not_wait_for_a_process_that_does_not_take_its_job(process: Supervised) -> None:
-    """It is suspended, and a pipe holds less than a network's weights."""
+    """The process is suspended, and the weights do not fit into the pipe's buffer."""
     graph = mlp((6,), 2, width=400, depth=2)
     start = Network(graph, random_weights(graph, 0))
     process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
@@ -389,7 +391,7 @@ def test_a_stop_does_not_wait_for_a_process_that_does_not_take_its_job(process: 
 
 
 def test_a_stop_reaches_a_process(tmp_path: Path, process: Supervised) -> None:
-    """Its trial ends as far as it has come, and the process is of use again."""
+    """Its trial ends with the result so far, and the process can be used again."""
     stop, long = Stop(), replace(proposals(1)[0], recipe=replace(RECIPE, epochs=100_000))
     process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
     begun = time.monotonic()
@@ -405,7 +407,7 @@ def test_a_stop_reaches_a_process(tmp_path: Path, process: Supervised) -> None:
 
 @dataclass
 class Asking(Notes):
-    """Asks for a stop when an epoch is done."""
+    """An observer that requests a stop when an epoch is done."""
 
     stop: Stop = field(default_factory=Stop)
 
@@ -414,7 +416,7 @@ class Asking(Notes):
 
 
 def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The history that it is asked with has the trial that runs."""
+    """The history that the searcher gets includes the running trial."""
     script, jobs = Script(proposals(4)), []
     usual, meanwhile = sys.getswitchinterval(), set[float]()
 
@@ -434,12 +436,12 @@ def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, m
     running = [[t.outcome is None for t in asked].count(True) for asked, _ in script.asked]
     assert running[:4] == [0, 1, 1, 1]
     assert [len(asked) for asked, _ in script.asked][:4] == [0, 1, 2, 3]
-    assert max(meanwhile) < usual / 10, "asking does not hold up who trains"
+    assert max(meanwhile) < usual / 10, "asking does not block the thread that trains"
     assert sys.getswitchinterval() == usual
 
 
 def test_searches_at_a_time_leave_python_as_it_was(tmp_path: Path) -> None:
-    """Whichever of those that ask ahead ends first."""
+    """Whichever of several `Asker`s ends first."""
     usual = sys.getswitchinterval()
     with store_of(tmp_path / "run") as store:
         one, other = (Asker(Script([]), store, True, time.monotonic) for _ in range(2))
@@ -474,7 +476,7 @@ def test_nobody_waits_for_a_proposal_after_the_deadline(tmp_path: Path, monkeypa
 def test_nobody_waits_for_the_disk_while_proposals_are_asked_for_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights are written, and those that the next network starts from are read, while others are trained."""
+    """Weights are written, and those that the next network starts from are read, while another network trains."""
     first, second, third = proposals(3)
     script = Script([first, second, Proposal(0, (), RECIPE), third])
     began = [threading.Event() for _ in script.proposals]
@@ -511,7 +513,7 @@ def test_nobody_waits_for_the_disk_while_proposals_are_asked_for_ahead(
 
 
 def test_one_process_searches_as_this_one_does(tmp_path: Path, process: Supervised) -> None:
-    """And tells of every epoch, in this thread."""
+    """And calls the observer after every epoch, in this thread."""
     searcher, found = RandomSearcher(MorphSpace((GRAPH,)), RECIPE, Limits(max_params=2000), seed=1), []
     for name, executor in (("serial", SerialExecutor(TASK)), ("process", process)):
         notes = Notes()
@@ -521,7 +523,7 @@ def test_one_process_searches_as_this_one_does(tmp_path: Path, process: Supervis
     assert found[0] == found[1]
 
 
-# -- tasks that travel
+# -- tasks in files
 
 
 @pytest.mark.parametrize("valid", [0, 30])
@@ -560,7 +562,7 @@ from tests.run.doubles import GRAPH, RECIPE, weights
 from tests.train.tasks import blobs
 
 @dataclass(frozen=True)
-class Slow(Wider):  # of this script, which no worker runs
+class Slow(Wider):  # defined in this script, which no worker runs
     def carry(self, graph, weights, generator):
         print("carrying")
         time.sleep(SECONDS)
@@ -620,17 +622,17 @@ def test_a_script_may_lie_beside_a_module_with_the_name_of_one_of_pythons(
         executor.shutdown()
 
 
-@pytest.mark.parametrize("said", [b"hello", b"cno_module\nno_name\n.", b"\x80\x05K"])
+@pytest.mark.parametrize("output", [b"hello", b"cno_module\nno_name\n.", b"\x80\x05K"])
 def test_an_answer_that_cannot_be_read_is_that_of_a_lost_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: bytes
 ) -> None:
     program, python = tmp_path / "program.py", tmp_path / "python"
-    program.write_text(f"import os, sys; os.write(int(sys.argv[-1]), {said!r}); print('goodbye'); sys.exit(3)")
+    program.write_text(f"import os, sys; os.write(int(sys.argv[-1]), {output!r}); print('goodbye'); sys.exit(3)")
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{program}" "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     worker = module._Process(tmp_path, CPU, 1)
-    with pytest.raises(Lost, match="ended with exit code 3; its last words: goodbye"):
+    with pytest.raises(WorkerLost, match="ended with exit code 3; its last words: goodbye"):
         worker.ready()
     worker.close()
 
@@ -641,7 +643,7 @@ def test_workers_end_with_their_driver(tmp_path: Path) -> None:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "script\n"
         worker = Path("/proc", driver.stdout.readline().strip())
-        time.sleep(15)  # it is in the midst of the job
+        time.sleep(15)  # until it is running the job
         assert worker.is_dir()
         driver.kill()
     until = time.monotonic() + 20
@@ -653,7 +655,7 @@ def test_workers_end_with_their_driver(tmp_path: Path) -> None:
 
 @dataclass
 class Full(Mute):
-    """Has no worker that is free, and somebody asks for a stop."""
+    """An executor without a free worker; a stop is requested as soon as a job is submitted."""
 
     stopped: Stop = field(default_factory=Stop)
 
@@ -672,7 +674,7 @@ def test_a_job_that_no_worker_has_begun_when_a_stop_is_asked_for_stays_open(tmp_
 def test_what_starts_from_weights_that_were_removed_meanwhile_is_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two starts the second is better: keep=1 removes the weights of the first, a child of which is asked for."""
+    """Of two starters the second is better: keep=1 removes the weights of the first, of which a child was proposed."""
     outcomes, asked = iter([replace(GOOD, score=-0.9), GOOD, GOOD]), threading.Event()
 
     class Best(Script):
@@ -698,7 +700,7 @@ def test_what_starts_from_weights_that_were_removed_meanwhile_is_asked_for_again
 
 
 def test_ctrl_c_in_the_terminal_does_not_reach_processes(process: Supervised) -> None:
-    """The driver, which is told, tells them."""
+    """Only the driver gets the signal, and then stops its workers."""
     process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
     (worker,) = process._alive
     assert isinstance(worker, module._Process)

@@ -1,4 +1,4 @@
-"""A run as data frames."""
+"""Tests of a run's tables and data frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from morphnas.run.frames import CURVE, TRIAL, curve_rows, trial_rows
+from morphnas.run.frames import CURVE_COLUMNS, TRIAL_COLUMNS, curve_rows, trial_rows
 from morphnas.run.store import Run
 from morphnas.train.recipe import Epoch, Outcome
 from tests.report.history import history, trial
@@ -20,7 +20,7 @@ def test_a_row_for_every_trial() -> None:
     rows = trial_rows(TRIALS)
     assert [row["id"] for row in rows] == [t.id for t in TRIALS]
     for row, t in zip(rows, TRIALS, strict=True):
-        assert tuple(row) == TRIAL
+        assert tuple(row) == TRIAL_COLUMNS
         assert row["parent"] == t.parent
         assert row["score"] == t.score
         assert row["status"] == ("running" if t.outcome is None else t.outcome.status)
@@ -36,7 +36,7 @@ def test_a_row_for_every_epoch() -> None:
     assert [(row["trial"], row["epoch"], row["score"]) for row in rows if row["trial"] == 9] == [
         (9, 1, -1), (9, 2, -1 / 2), (9, 3, -1 / 3)
     ]  # fmt: skip
-    assert all(tuple(row) == CURVE for row in rows)
+    assert all(tuple(row) == CURVE_COLUMNS for row in rows)
 
 
 @pytest.mark.parametrize("trials", [(), tuple(TRIALS)])
@@ -44,7 +44,7 @@ def test_frames_have_their_columns_whatever_there_is(trials: tuple) -> None:
     pytest.importorskip("pandas")
     run = Run(Path("run"), {}, trials)
     frame, curves = run.trials_dataframe(), run.curves()
-    assert (tuple(frame.columns), tuple(curves.columns)) == (TRIAL, CURVE)
+    assert (tuple(frame.columns), tuple(curves.columns)) == (TRIAL_COLUMNS, CURVE_COLUMNS)
     assert len(frame) == len(trials)
     if trials:
         assert np.nanmax(frame["score"].astype(float)) == max(t.score for t in trials if t.score is not None)

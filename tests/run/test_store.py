@@ -1,4 +1,4 @@
-"""The run's folder: what is written is read again, whatever happens in between, and other files are left alone."""
+"""Tests of the run folder: what is written is read again after crashes and damage, and other files are left alone."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_notes_are_added_to_what_is_known(path: Path) -> None:
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Or, when the power fails, the new name may stand for an empty file; and then the folder's entry is synced."""
+    """Otherwise a power failure may leave an empty file under the new name. The folder is synced after the rename."""
     calls: list[str] = []
     sync, put = os.fsync, os.replace
 
@@ -249,11 +249,11 @@ def test_what_json_cannot_hold_is_not_written(path: Path) -> None:
 
 
 class Crash(BaseException):
-    """The process is killed; nothing after this line runs in it."""
+    """Simulates that the process is killed at this line."""
 
 
 def session(path: Path, reached: Callable[[str], None]) -> None:
-    """Two trials, and a model of each; goes on from wherever the folder is."""
+    """Two trials, and a model of each; continues from the current state of the folder."""
     store = Store.resume(path) if (path / "run.json").exists() else Store.create(path, {"seed": 1})
     try:
         for i, proposal in enumerate(proposals(2)):
@@ -272,7 +272,7 @@ def session(path: Path, reached: Callable[[str], None]) -> None:
 
 
 def crashes(monkeypatch: pytest.MonkeyPatch, path: Path, at: int, before: bool) -> list[str]:
-    """Run the session until the `at`-th file is about to be, or was just, put in place; what it got done till then."""
+    """Run the session until right before or after the `at`-th rename of a file; returns the steps completed by then."""
     done: list[str] = []
     count = iter(range(10_000))
     put = os.replace
@@ -326,7 +326,7 @@ def test_a_crash_at_any_write_loses_no_finished_trial(
                 network, about = load_model(path)
                 assert about["of"] in (max(models), max(models) + 1)
                 assert same_weights(network, weights(about["of"], network.graph))
-        session(path, lambda _: None)  # a new process goes on
+        session(path, lambda _: None)  # a new process continues
         assert not temporary(path)
         again = load_run(path)
         assert comparable(again.trials) == comparable(expected.trials)
@@ -337,7 +337,7 @@ def test_a_crash_at_any_write_loses_no_finished_trial(
 
 
 def test_an_id_that_was_claimed_by_name_only_is_given_again(path: Path) -> None:
-    """A crash between the folder and what is written in it changes no id of the trials after it."""
+    """A crash between creating the folder and writing the proposal does not change later ids."""
     with store_of(path) as store:
         store.claim(proposals(1)[0])
         (path / "trials" / "00001").mkdir()
@@ -347,7 +347,7 @@ def test_an_id_that_was_claimed_by_name_only_is_given_again(path: Path) -> None:
 
 
 def test_a_trial_that_starts_from_no_earlier_one_is_left_out(path: Path) -> None:
-    """Parents that lead in a circle would have no end."""
+    """Otherwise parents could form a cycle."""
     with store_of(path) as store:
         for proposal in proposals(4):
             store.finish(store.claim(proposal).id, GOOD, weights(graph=grow_proposal(proposal, {})))
@@ -422,19 +422,19 @@ def test_what_is_written_behind_is_waited_for_where_it_is_needed(monkeypatch: py
             store.claim(proposal)
         with monkeypatch.context() as patch:
             patch.setattr(reading, "write_bytes", slow)
-            ended = store.finish(0, GOOD, weights(), behind=True)
+            ended = store.finish(0, GOOD, weights(), in_background=True)
             assert store.trials[0] == ended
             assert ended.kept
             assert load_run(path).trials[0].outcome is None
             go.set()
             assert same_weights(store.network(0), weights())
             assert load_run(path).trials[0] == ended
-            store.finish(1, GOOD, weights(1, store.trials[1].graph), behind=True)
+            store.finish(1, GOOD, weights(1, store.trials[1].graph), in_background=True)
     assert [trial.kept for trial in load_run(path).trials] == [True, True]
 
 
 def test_the_run_is_held_until_all_is_written(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """Also where somebody presses Ctrl-C while it is waited for."""
+    """Even if Ctrl-C is pressed while waiting for it."""
     go, write = threading.Event(), reading.write_bytes
 
     def slow(file: Path, data: bytes) -> None:
@@ -448,7 +448,7 @@ def test_the_run_is_held_until_all_is_written(monkeypatch: pytest.MonkeyPatch, p
     store.claim(proposals(1)[0])
     with monkeypatch.context() as patch:
         patch.setattr(reading, "write_bytes", slow)
-        store.finish(0, GOOD, weights(), behind=True)
+        store.finish(0, GOOD, weights(), in_background=True)
         patch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.close()
@@ -456,7 +456,7 @@ def test_the_run_is_held_until_all_is_written(monkeypatch: pytest.MonkeyPatch, p
             Store.resume(path)
         go.set()
         store.written()
-        while store._lock.is_locked:  # the thread that has written lets it go in a moment
+        while store._lock.is_locked:  # the writing thread releases it soon after
             time.sleep(0.001)
     with resumed(path) as again:
         assert again.trials[0].kept
@@ -474,7 +474,7 @@ def test_a_full_disk_behind_is_told_by_whatever_comes_next(
         store.claim(proposal)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        store.finish(0, GOOD, weights(), behind=True)
+        store.finish(0, GOOD, weights(), in_background=True)
         calls: list[Callable[[], object]] = [
             lambda: store.finish(1, GOOD, weights()), lambda: store.network(0), lambda: store.drop_weights(0),
             lambda: store.claim(Proposal(0, (), RECIPE)), lambda: store.note(final=0), store.written,
@@ -482,9 +482,9 @@ def test_a_full_disk_behind_is_told_by_whatever_comes_next(
         for call in calls:
             with failing:
                 call()
-        store.close()  # does not hide what the driver may be ending for
+        store.close()  # does not raise, which could hide the error that ends the driver
     assert "weights.safetensors cannot be written" in caplog.text
-    with resumed(path) as store:  # which was let go all the same
+    with resumed(path) as store:  # the lock was released all the same
         assert [trial.outcome for trial in store.trials] == [None, None]
 
 
@@ -575,7 +575,7 @@ def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_folder_where_a_run_could_not_begin_can_be_used_again(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """A crash right after the lock was taken leaves its files, which are nobody's."""
+    """A crash right after the lock was taken leaves files that belong to no run."""
 
     def crash(*_: object) -> None:
         raise Crash
@@ -604,7 +604,7 @@ def test_a_run_that_could_not_be_written_is_let_go_of(monkeypatch: pytest.Monkey
             Store.resume(path)
     with resumed(path):
         pass
-    del error, other  # whoever looks at an error keeps what it came from alive
+    del error, other  # their tracebacks keep the stores alive
 
 
 @pytest.mark.parametrize("make", [Store.resume, load_run])
@@ -698,7 +698,7 @@ def four(path: Path) -> Path:
 
 
 def loaded(path: Path) -> tuple[list[int], list[str]]:
-    """The ids that can be read, and the warnings on the way; a resume says the same."""
+    """The ids that can be read, and the warnings issued; resuming must give the same."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ids = [t.id for t in load_run(path).trials]
@@ -776,7 +776,7 @@ def test_weights_of_another_network_are_refused(four: Path) -> None:
 
 
 def test_weights_that_were_removed_are_no_start(four: Path) -> None:
-    """To save room, a person may delete weights."""
+    """A user may delete weights to save disk space."""
     (four / "trials" / "00001" / "weights.safetensors").unlink()
     run = load_run(four)
     assert [t.kept for t in run.trials] == [True, False, True, True]
@@ -827,7 +827,7 @@ def test_a_model_whose_graph_is_none_is_a_run_error(four: Path) -> None:
         load_model(four)
 
 
-# -- looking
+# -- reading runs
 
 
 def test_a_run_is_read_while_it_is_written(path: Path) -> None:
@@ -841,7 +841,7 @@ def test_a_run_is_read_while_it_is_written(path: Path) -> None:
         with pytest.raises(RunError, match="trial 0 has no weights: still running"):
             run.load_model_by_id(0)
         store.finish(0, GOOD, weights())
-        assert run.trials[0].outcome is None  # a view is of one moment
+        assert run.trials[0].outcome is None  # a view does not change
         assert load_run(path).trials[0].outcome == GOOD
 
 
@@ -899,7 +899,7 @@ def test_versions_are_json() -> None:
 
 
 def test_trials_know_which_driver_took_them_up(path: Path) -> None:
-    """The seconds that searchers note down are of one clock from that trial on."""
+    """Times recorded in trials are relative to the driver's start, from that trial on."""
     with store_of(path) as store:
         for proposal in proposals(3):
             store.claim(proposal)
@@ -941,7 +941,7 @@ def test_a_run_is_being_written_until_it_is_closed(path: Path) -> None:
 
 
 def test_whether_a_fit_was_killed_is_known_on_its_own_machine_alone(tmp_path: Path) -> None:
-    """There may be no process of that number here because it is on another one."""
+    """The process id means nothing if the process is on another machine."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for host, writes in ((socket.gethostname(), False), ("elsewhere", True)):

@@ -1,4 +1,4 @@
-"""What a worker does with a job: grow, prove, train; and whatever goes wrong is an outcome."""
+"""Tests of `work`: morphs, the check of their outputs, training, and errors that become outcomes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SHORT = Recipe(epochs=2, batch_size=16, lr=0.1)
 
 
 def parent(name: str) -> Network:
-    """A network as a first trial leaves it."""
+    """A network trained from fresh weights."""
     outcome, trained = work(Job(GRAPHS[name], (), SHORT, 600, 1), TASK)
     assert outcome.status == "finished"
     assert outcome.morph_error is None
@@ -73,7 +73,7 @@ def same(one: Weights | None, other: Weights | None) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-# -- what is inherited
+# -- inherited weights
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -100,12 +100,12 @@ def test_morphs_are_proved_in_full_precision(monkeypatch: pytest.MonkeyPatch) ->
         yield
         inside[0] = False
 
-    def asked(*args: Any) -> Tensor:
+    def noted_predict(*args: Any) -> Tensor:
         seen.append(inside[0])
         return predict(*args)
 
     monkeypatch.setattr(module, "full_precision", noted)
-    monkeypatch.setattr(module, "predict", asked)
+    monkeypatch.setattr(module, "predict", noted_predict)
     inherited(Job(parent("cnn"), (Wider("conv_1", 7),), SHORT, 600, 1), TASK)
     assert seen == [True, True]
 
@@ -114,7 +114,7 @@ def test_several_morphs_are_carried_out_in_order() -> None:
     start, graph = parent("cnn"), GRAPHS["cnn"]
     deeper = next(morph for morph in neighbours(graph) if isinstance(morph, Deeper))
     graph = deeper.grow(graph)
-    wider = [morph for morph in neighbours(graph) if isinstance(morph, Wider)][1]  # of what the first one made
+    wider = [morph for morph in neighbours(graph) if isinstance(morph, Wider)][1]  # of the layer that `deeper` adds
     graph = wider.grow(graph)
     outcome, found = work(Job(start, (deeper, wider), SHORT, 600, 2), TASK)
     assert outcome.status == "finished"
@@ -154,13 +154,13 @@ def test_fresh_weights_are_of_the_jobs_seed() -> None:
     assert not same(found[0], found[2])
 
 
-# -- the same again
+# -- reproducibility
 
 
 @pytest.mark.parametrize("graph", [GRAPHS["cnn"], cnn((2, 8, 8), 3, width=4, depth=2, dropout=0.5)])
 @pytest.mark.parametrize("grown", [False, True])
 def test_equal_jobs_have_equal_outcomes(graph: Graph, grown: bool) -> None:
-    """Dropout included, and without a trace in the random numbers of others."""
+    """Including dropout, and without changing torch's global random state."""
     recipe = replace(SHORT, augment=Augment(0.2, True, 0.3))
     start = Network(graph, fresh_weights(graph, seeded())) if grown else graph
     job = Job(start, tuple(one_of_each(graph)[:2]) if grown else (), recipe, 600, 3)
@@ -181,12 +181,12 @@ def test_equal_jobs_have_equal_outcomes(graph: Graph, grown: bool) -> None:
     assert not same(first, third)
 
 
-# -- morphs that break what they promise
+# -- morphs that do not preserve the network's function
 
 
 @dataclass(frozen=True)
 class Broken(Deeper):
-    """Scales one of its own weights afterwards."""
+    """Scales one of the weights it has added, so that outputs change."""
 
     factor: float = 1.5
     tag = "broken"
@@ -239,7 +239,7 @@ def test_an_error_is_an_outcome_with_its_trace() -> None:
 
 
 def test_nothing_of_a_training_is_left_in_memory() -> None:
-    """But for what it gave, on a GPU too, where what is left of many would take all there is."""
+    """Except for its result; on a GPU the remains of many trainings would fill the memory."""
     start = parent("cnn")
     job = Job(start, (one_of_each(start.graph)[0],), replace(SHORT, average=1.0), 600, 2)
 
@@ -300,7 +300,7 @@ def test_a_device_that_is_gone_is_no_failure_of_the_network(monkeypatch: pytest.
 
 
 def test_torch_says_no_memory_as_expected() -> None:
-    """What a CPU out of memory looks like is nowhere documented."""
+    """The message of a CPU that is out of memory is not documented."""
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
         torch.empty(2**55, dtype=torch.uint8)
 
@@ -329,7 +329,7 @@ def _poisoned() -> Task:
 
 
 def test_mirrored_images_are_asked_about_when_flips_are_undecided() -> None:
-    """The place of the stripe is the class, so that a mirrored one is mistaken for another."""
+    """The position of the stripe is the class, so mirrored images are classified wrongly."""
     recipe = Recipe(epochs=6, batch_size=16, lr=0.1, augment=Augment(flip=None))
     outcome, found = work(Job(GRAPHS["cnn"], (), recipe, 600, 1), TASK)
     assert outcome.metric is not None
@@ -353,7 +353,7 @@ def test_flat_features_have_no_mirror_image() -> None:
     assert outcome.mirrored is None
 
 
-# -- training that nobody judges
+# -- trainings that are not scored
 
 
 def test_nobody_judges_where_none_is_asked() -> None:
@@ -365,7 +365,7 @@ def test_nobody_judges_where_none_is_asked() -> None:
 
 
 def test_a_module_on_the_device_is_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights come back on the CPU and in the usual memory order, whatever the trainer made of them."""
+    """Weights are returned on the CPU and contiguous, whatever memory format the trainer uses."""
     _, found = work(Job(GRAPHS["cnn"], (), SHORT, 600, 1), TASK)
     assert found is not None
     assert all(value.device.type == "cpu" and value.is_contiguous() for value in found.values())
@@ -373,12 +373,12 @@ def test_a_module_on_the_device_is_what_is_trained(monkeypatch: pytest.MonkeyPat
     assert module.work is work
 
 
-# -- a second try at a lower rate
+# -- a second training at a lower learning rate
 
 
 @dataclass
 class Trainings:
-    """In place of `train`: ends as told, in turn, and remembers the rates."""
+    """Replaces `train`: returns the given outcomes in turn, and records the learning rates."""
 
     ends: list[Outcome]
     rates: list[float] = field(default_factory=list)
@@ -436,7 +436,7 @@ def test_a_network_that_cannot_be_asked_more_is_kept(
     assert (outcome.status, outcome.slow, outcome.latency) == ("finished", False, None)
     assert outcome.score is not None
     assert found is not None
-    assert "cannot be asked more than its score: no room" in caplog.text
+    assert "further measurements of it failed: no room" in caplog.text
     monkeypatch.setattr(module, "is_device_lost", lambda _: True)
     with pytest.raises(DeviceLost):
         work(Job(GRAPH, (), recipe, 600, 1), blobs())
@@ -452,7 +452,7 @@ def test_there_is_no_second_try_without_time(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def small(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Memory is out above so many examples in training."""
+    """Simulate running out of memory above `most` examples in training mode."""
 
     def check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if layer.training and len(inputs[0]) > most:
@@ -529,7 +529,7 @@ def test_growing_stops_at_the_deadline() -> None:
     outcome, found = work(job, TASK)
     assert (outcome.status, found) == ("truncated", None)
     assert outcome.error == "the deadline came before the network was grown"
-    for looks in range(2, 12):  # at every look at the clock a second passes
+    for looks in range(2, 12):  # a second passes at every reading of the clock
         clock = Clock(tick=1.0)
         with pytest.raises(OutOfTime, match="the deadline came before the network was"):
             inherited(job, TASK, Deadline(clock.now + looks, clock))
@@ -591,7 +591,7 @@ def test_first_filters_are_the_training_images_and_stay_while_all_else_learns() 
     "morphs", [(Wider("conv_1", 12),), (WiderAll(), WiderAll(120)), (Deeper("relu_3"), WiderAll())]
 )
 def test_children_keep_them_and_start_from_what_their_parents_compute(morphs: tuple[Morph, ...]) -> None:
-    """Wider ones have filters along further directions: repeated ones would never differ, as they are not trained."""
+    """Widening adds filters along further directions: copies would stay identical, since they are not trained."""
     graph = cnn((3, 16, 16), 3, width=8)
     _, trained = work(Job(graph, (), WHITE, 600, 1), LARGE)
     assert trained is not None
@@ -604,8 +604,8 @@ def test_children_keep_them_and_start_from_what_their_parents_compute(morphs: tu
     assert torch.equal(filters[:8], trained["conv_1.weight"])
     assert len(filters) > 8
     lengths = filters.flatten(1).norm(dim=1)
-    apart = (filters.flatten(1) @ filters.flatten(1).T) / (lengths[:, None] * lengths)
-    assert (apart - torch.eye(len(filters))).abs().max() < 0.4
+    similarity = (filters.flatten(1) @ filters.flatten(1).T) / (lengths[:, None] * lengths)
+    assert (similarity - torch.eye(len(filters))).abs().max() < 0.4
     assert lengths[8:].min() > lengths[:8].min() / 3
 
 
@@ -615,7 +615,7 @@ def test_without_that_first_filters_learn() -> None:
 
 
 def test_of_large_images_fewer_patches_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the filters are nearly those of all: neighbours say little more."""
+    """And the filters are nearly those of all patches: neighbouring patches are similar."""
     smooth = torch.nn.functional.avg_pool2d(torch.randn(64, 3, 42, 42, generator=seeded(1)), 3, 1)
     like, looked_at = torch.randn(27, 3, 3, 3, generator=seeded(2)), list[int]()
     all_of_them = whitening(smooth, like)
@@ -628,10 +628,10 @@ def test_of_large_images_fewer_patches_are_looked_at(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Tensor, "unfold", counted)
     monkeypatch.setattr("morphnas.train.whitening.PATCHES", 40_000)
-    some = whitening(smooth, like)
+    of_sample = whitening(smooth, like)
     assert 10_000 < looked_at[-1] <= 40_000 < 64 * 38 * 38
     patches = smooth.unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
-    for filters in (all_of_them, some):
+    for filters in (all_of_them, of_sample):
         seen = patches @ filters.flatten(1)[:13].T
         found = seen.T @ seen / len(seen)
         assert torch.allclose(found / found.diagonal().mean(), torch.eye(13), atol=0.15)
@@ -646,7 +646,7 @@ def test_whitening_filters_are_as_long_as_those_they_replace(filters: int, kerne
 
 
 def test_mirrored_images_are_asked_about_by_the_usual_metric() -> None:
-    """The user's own may be on another scale."""
+    """A user-defined metric may be on another scale."""
 
     class Mine:
         name = "own"
