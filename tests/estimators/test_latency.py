@@ -66,7 +66,7 @@ def test_the_winner_is_fast_enough_and_reads_no_mirror_images(
     assert not made.mirrors_
     assert all(t.outcome is not None and not t.outcome.slow for t in run.trials)
     assert {entry["latency"] > 0 for entry in run.history} == {True}
-    assert "from one example, alone" in write_report(run).read_text().lower()
+    assert "from a single example to its outputs" in write_report(run).read_text().lower()
     with pytest.raises(ValueError, match=r"no first network meets them; the smallest one has .* ms of latency"):
         ImageClassifier(tmp_path / "other", limits={"max_latency_ms": 5.0}, **more).fit(*data, time_limit=10)
 
