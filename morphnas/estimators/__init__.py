@@ -1,20 +1,36 @@
-"""Estimators: scikit-learn's conventions and the legacy names in one class each."""
+"""The estimators, which follow scikit-learn's conventions and keep the method names of AutoKeras 0.x."""
 
 from __future__ import annotations
 
 import os
 
 from morphnas.estimators.classifier import ImageClassifier
-from morphnas.estimators.model import written
+from morphnas.estimators.model import read_stored_model
 from morphnas.estimators.regressor import ImageRegressor
 from morphnas.run.store import user_path
 
 
 def load(path: str | os.PathLike[str]) -> ImageClassifier | ImageRegressor:
-    """The estimator of the run in a folder, of either kind, ready to predict; RunError if there is none."""
-    target = written(user_path(path))[1].get("target")
-    amounts = isinstance(target, dict) and "amounts" in target
-    return ImageRegressor.load(path) if amounts else ImageClassifier.load(path)
+    """Load the fitted estimator of a run, ready to predict.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run folder.
+
+    Returns
+    -------
+    ImageClassifier or ImageRegressor
+        Whichever was fitted, see its `load`.
+
+    Raises
+    ------
+    RunError
+        If the folder holds no model.
+    """
+    target = read_stored_model(user_path(path))[1].get("target")
+    is_regression = isinstance(target, dict) and "amounts" in target
+    return ImageRegressor.load(path) if is_regression else ImageClassifier.load(path)
 
 
 __all__ = ["ImageClassifier", "ImageRegressor", "load"]

@@ -1,4 +1,4 @@
-"""What each morph of a network's lineage is worth: the network trained with all of them, and without one at a time."""
+"""Ablation of morphs: a network trained with all morphs of its lineage, and without one at a time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from morphnas import __version__
 from morphnas.estimators.data_memory import Room, memory_for
 from morphnas.estimators.distillation import Teacher
 from morphnas.estimators.inputs import Problem
-from morphnas.estimators.objective import Loss, Metric, aimed, check_loss, check_metric, check_said
+from morphnas.estimators.objective import Loss, Metric, check_functions_given, check_loss, check_metric, with_objective
 from morphnas.estimators.placement import torch_device
-from morphnas.estimators.settings import restored, time_limit_seconds
+from morphnas.estimators.settings import restored_settings, time_limit_seconds
 from morphnas.estimators.splits import Groups
 from morphnas.estimators.targets import RegressionTarget, SampleWeight, classes_of
 from morphnas.graph import Graph, GraphError, Morph, Network, Node
@@ -36,13 +36,14 @@ from morphnas.train.recipe import Outcome, Recipe
 
 
 @dataclass(frozen=True)
-class Undone:
-    """A morph of a lineage, by the trial that brought it, and what the network is worth with it and without it.
+class MorphEffect:
+    """The effect of a morph on a network.
 
-    gone: morphs that do not fit where this one is missing, and were left out as well. gain, metric_gain: of the scores
-    (minus the log loss) and of the metrics, with it less without it, the mean over `n` pairs of trainings that ended
-    well; None where there are none, and `why` that is. standard_error: of the gain; None for fewer than 2. parameters:
-    that it costs.
+    trial: id of the trial that added the morph. morph: in words. gone: later morphs that need this one and were left
+    out as well. n: number of pairs of trainings, with and without the morph, that finished. gain, metric_gain: mean
+    differences of the scores (without a metric or loss of the user, minus the log loss) and of the metrics, positive if
+    the morph helps; None if n is 0, for the reason `why`. standard_error: of the gain; None if n is below 2.
+    parameters: that the morph, and those gone with it, add.
     """
 
     trial: int
@@ -58,14 +59,17 @@ class Undone:
 
 @dataclass(frozen=True, repr=False)
 class Ablation:
-    """What each morph is worth, in the order of the lineage; `str` of it is for people. ancestor: the trial it begins
-    with. epochs: that every network was trained for. measure: what the metric is."""
+    """The effects of all morphs of a network, in the order of its lineage; `str` of it is a summary for people.
+
+    trial: id of the network. ancestor: id of the first trial of the lineage. epochs: of each training. measure: name of
+    the metric.
+    """
 
     trial: int
     ancestor: int
     epochs: int
     measure: str
-    morphs: tuple[Undone, ...]
+    morphs: tuple[MorphEffect, ...]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,15 +77,15 @@ class Ablation:
     def __str__(self) -> str:
         begin = f"network {self.trial}, from {self.ancestor}, trained for {self.epochs} epochs with all its morphs, "
         lines = [f"{begin}less without"]
-        for one in self.morphs:
-            if one.gain is None:
-                told = one.why
+        for effect in self.morphs:
+            if effect.gain is None:
+                result = effect.why
             else:
-                sure = "" if one.standard_error is None else f", standard error {one.standard_error:.4f}"
-                points = "" if one.metric_gain is None else f"; {gain_words(one.metric_gain, self.measure)}"
-                told = f"score {one.gain:+.4f} (n = {one.n}{sure}){points}"
-            gone = f", and with it {'; '.join(one.gone)}" if one.gone else ""
-            lines.append(f"  {one.morph} (of {one.trial}; {one.parameters:+,} parameters){gone}: {told}")
+                error = "" if effect.standard_error is None else f", standard error {effect.standard_error:.4f}"
+                points = "" if effect.metric_gain is None else f"; {gain_words(effect.metric_gain, self.measure)}"
+                result = f"score {effect.gain:+.4f} (n = {effect.n}{error}){points}"
+            gone = f", and with it {'; '.join(effect.gone)}" if effect.gone else ""
+            lines.append(f"  {effect.morph} (of {effect.trial}; {effect.parameters:+,} parameters){gone}: {result}")
         return "\n".join(lines if self.morphs else [f"network {self.trial} has no morphs to undo"])
 
     __repr__ = __str__
@@ -103,14 +107,42 @@ def ablate(
     metric: Metric = None,
     loss: Loss = None,
 ) -> Ablation:
-    """What each morph of a network's lineage is worth: undo one at a time, and train the rest like the whole.
+    """Measure the effect of each morph of a network: leave out one at a time, and train the rest in the same way.
 
-    Every network begins with the weights of the lineage's first one (or, if these were not kept, with fresh ones), gets
-    all remaining morphs at once, and is trained for as many epochs as the lineage was, with the network's own recipe.
-    x, y, validation_data, sample_weight, groups, teacher: those of the fit, as are metric and loss if these are
-    functions, which a run does not store. trial: the network's id; None: the search's winner. time_limit: seconds,
-    within which as many of `repeats` rounds are done as fit. The run is not changed. RunError for other data,
-    ValueError for what cannot be used, TimeoutError for data that take all of the time to read.
+    Every network starts with the weights of the first network of the lineage (or, if these were not kept, with fresh
+    ones), gets all remaining morphs at once, and is trained with the network's own recipe for as many epochs as the
+    lineage was. The run is not changed.
+
+    Parameters
+    ----------
+    run : str, Path, Run, ImageClassifier or ImageRegressor
+        The run, its folder, or its estimator.
+    x, y, validation_data, sample_weight, groups, teacher
+        Those of the fit.
+    trial : int, optional
+        Id of the network. None: the winner of the search.
+    time_limit : float
+        Seconds, within which as many of the `repeats` rounds are done as fit.
+    repeats : int
+        Maximum number of trainings of each network, with different seeds.
+    device : str or torch.device, optional
+        None: a GPU if there is one.
+    metric, loss : optional
+        Those of the fit, if these are functions, which a run does not store.
+
+    Returns
+    -------
+    Ablation
+        The effect of each morph. Print it, or use its fields.
+
+    Raises
+    ------
+    RunError
+        If the data is not that of the run.
+    ValueError
+        If an argument or the data is invalid.
+    TimeoutError
+        If reading the data takes all of the time limit.
     """
     with usual_modes():
         deadline = Deadline.after(time_limit_seconds(time_limit, None))
@@ -120,33 +152,35 @@ def ablate(
         run = run_of(run)
         network = run.trial(run.get_best_model_id() if trial is None else trial)
         problem = _problem(run, x, y, validation_data, sample_weight, groups, teacher, torch_device(device), deadline)
-        metric = metric or restored(run.about.get("settings")).get("metric")
+        metric = metric or restored_settings(run.about.get("settings")).get("metric")
         check_metric(metric)
         check_loss(loss)
-        check_said(run.about.get("settings"), metric, loss)
-        problem = aimed(problem, metric, loss, deadline)
+        check_functions_given(run.about.get("settings"), metric, loss)
+        problem = with_objective(problem, metric, loss, deadline)
         memory = memory_for(Plan.of_run(run.about, __version__).limits.max_memory, problem.task.device)
-        line = lineage(run.trials, network)
-        brought = [(one.id, morph) for one in line[1:] for morph in one.proposal.morphs]
-        morphs = [morph for _, morph in brought]
-        start = run.load_model_by_id(line[0].id) if line[0].kept else line[0].graph
+        ancestors = lineage(run.trials, network)
+        morphs_by_trial = [(trial.id, morph) for trial in ancestors[1:] for morph in trial.proposal.morphs]
+        morphs = [morph for _, morph in morphs_by_trial]
+        start = run.load_model_by_id(ancestors[0].id) if ancestors[0].kept else ancestors[0].graph
         graph = start.graph if isinstance(start, Network) else start
         recipe = decide_flip(network.proposal.recipe, run.trials, problem.chance)
-        recipe = replace(recipe, epochs=max(1, sum(one.epochs for one in line[1:]) or network.epochs))
-        ways = [_replayed(graph, morphs, skip) for skip in (None, *range(len(morphs)))]
-        whole, *parts = (_grown(graph, kept) for kept, _ in ways)
-        seed, outcomes = int(run.about.get("seed", 0)), [list[Outcome]() for _ in ways]
-        for turn in range(repeats if morphs else 0):
-            for found, (kept, _), part in zip(outcomes, ways, (None, *parts), strict=True):
+        recipe = replace(recipe, epochs=max(1, sum(trial.epochs for trial in ancestors[1:]) or network.epochs))
+        variants = [_replay_without(graph, morphs, skip) for skip in (None, *range(len(morphs)))]
+        whole, *ablated = (_grow(graph, kept) for kept, _ in variants)
+        seed, outcomes = int(run.about.get("seed", 0)), [list[Outcome]() for _ in variants]
+        for i in range(repeats if morphs else 0):
+            for results, (kept, _), part in zip(outcomes, variants, (None, *ablated), strict=True):
                 if deadline.passed:
                     break
                 if part is None or part.key != whole.key:
-                    found.append(_trained(run, memory, start, kept, recipe, problem, deadline, trial_seed(seed, turn)))
-        undone = [
-            _undone(id, morph, gone, outcomes[0], found, whole, part)
-            for (id, morph), (_, gone), found, part in zip(brought, ways[1:], outcomes[1:], parts, strict=True)
+                    results.append(_train(run, memory, start, kept, recipe, problem, deadline, trial_seed(seed, i)))
+        effects = [
+            _effect(id, morph, gone, outcomes[0], results, whole, part)
+            for (id, morph), (_, gone), results, part in zip(
+                morphs_by_trial, variants[1:], outcomes[1:], ablated, strict=True
+            )
         ]
-        return Ablation(network.id, line[0].id, recipe.epochs, problem.task.goal.measure, tuple(undone))
+        return Ablation(network.id, ancestors[0].id, recipe.epochs, problem.task.goal.measure, tuple(effects))
 
 
 def _problem(
@@ -189,13 +223,14 @@ def _problem(
     return problem
 
 
-def _replayed(graph: Graph, morphs: Sequence[Morph], skip: int | None) -> tuple[list[Morph], tuple[str, ...]]:
-    """The morphs without one, as far as they fit, and words for those that do not.
+def _replay_without(graph: Graph, morphs: Sequence[Morph], skip: int | None) -> tuple[list[Morph], tuple[str, ...]]:
+    """The morphs without the one at `skip`, as far as they still apply, and descriptions of those that do not.
 
-    New nodes are named by what there is, so that without a morph later ones have other names: morphs are told those.
+    New nodes are named after the nodes that exist, so that without a morph the nodes of later ones have other names:
+    the morphs returned refer to those names.
     """
     whole = part = graph
-    names = {node.name: node.name for node in graph.nodes}  # of the whole network, in the part
+    names = {node.name: node.name for node in graph.nodes}  # from the whole network to the part
     kept: list[Morph] = []
     gone = []
     for i, morph in enumerate(morphs):
@@ -204,32 +239,32 @@ def _replayed(graph: Graph, morphs: Sequence[Morph], skip: int | None) -> tuple[
             continue
         sites = {f.name: value for f in fields(morph) if isinstance(value := getattr(morph, f.name), str)}
         try:
-            again = replace(morph, **{field: names[site] for field, site in sites.items()})
-            grown = again.grow(part)
+            renamed = replace(morph, **{field: names[site] for field, site in sites.items()})
+            grown = renamed.grow(part)
         except (KeyError, GraphError):
             gone.append(morph_words(morph))
             continue
-        added, there = _added(whole, before), _added(grown, part)
-        if [node.op.tag for node in added] != [node.op.tag for node in there]:
+        new_in_whole, new_in_part = _new_nodes(whole, before), _new_nodes(grown, part)
+        if [node.op.tag for node in new_in_whole] != [node.op.tag for node in new_in_part]:
             gone.append(morph_words(morph))
             continue
-        names |= {node.name: other.name for node, other in zip(added, there, strict=True)}
+        names |= {node.name: other.name for node, other in zip(new_in_whole, new_in_part, strict=True)}
         part = grown
-        kept.append(again)
+        kept.append(renamed)
     return kept, tuple(gone)
 
 
-def _added(graph: Graph, before: Graph) -> list[Node]:
+def _new_nodes(graph: Graph, before: Graph) -> list[Node]:
     return [node for node in graph.nodes if node.name not in before]
 
 
-def _grown(graph: Graph, morphs: Sequence[Morph]) -> Graph:
+def _grow(graph: Graph, morphs: Sequence[Morph]) -> Graph:
     for morph in morphs:
         graph = morph.grow(graph)
     return graph
 
 
-def _trained(
+def _train(
     run: Run,
     memory: int | None,
     start: Graph | Network,
@@ -239,12 +274,12 @@ def _trained(
     deadline: Deadline,
     seed: int,
 ) -> Outcome:
-    graph = _grown(start.graph if isinstance(start, Network) else start, morphs)
+    graph = _grow(start.graph if isinstance(start, Network) else start, morphs)
     micro = micro_batch(graph, recipe.batch_size, memory, run.trials)
     return work(Job(start, tuple(morphs), recipe, deadline.left, seed, micro=micro), problem.task)[0]
 
 
-def _undone(
+def _effect(
     trial: int,
     morph: Morph,
     gone: tuple[str, ...],
@@ -252,16 +287,16 @@ def _undone(
     without: Sequence[Outcome],
     network: Graph,
     part: Graph,
-) -> Undone:
-    """whole, without: what came of trainings, those of one turn, with the same seed, at the same place."""
-    turns = list(zip(whole, without, strict=False))  # the last one may have ended midway
-    pairs = [(a, b) for a, b in turns if all(o.status == "finished" and o.score is not None for o in (a, b))]
-    failed = sorted({o.status for turn in turns for o in turn if o.status not in ("finished", "truncated")})
+) -> MorphEffect:
+    """The effect of a morph. whole, without: outcomes of the network and of the part, paired by their seeds."""
+    rounds = list(zip(whole, without, strict=False))  # the last round may be incomplete
+    pairs = [(a, b) for a, b in rounds if all(o.status == "finished" and o.score is not None for o in (a, b))]
+    failed = sorted({o.status for pair in rounds for o in pair if o.status not in ("finished", "truncated")})
     why = f"trainings failed ({', '.join(failed)})" if failed else "no time"
     why = "the network is the same without it" if part.key == network.key else why
     gains = [(a.score or 0.0) - (b.score or 0.0) for a, b in pairs]
     metrics = [a.metric - b.metric for a, b in pairs if a.metric is not None and b.metric is not None]
-    return Undone(
+    return MorphEffect(
         trial=trial,
         morph=morph_words(morph),
         gone=gone,

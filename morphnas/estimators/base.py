@@ -1,4 +1,4 @@
-"""What the estimators have in common: three lines from arrays to a trained network."""
+"""The base class of the estimators: fitting, final training, evaluation, loading and inspection."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from morphnas.estimators.distillation import Teacher, taught_by
 from morphnas.estimators.fitting import Fitting
 from morphnas.estimators.inputs import ImageSize, Problem, examples
 from morphnas.estimators.model import Model, scales_of
-from morphnas.estimators.objective import Loss, Metric, Scorer, aimed, check_metric, check_said
+from morphnas.estimators.objective import Loss, Metric, Scorer, check_functions_given, check_metric, with_objective
 from morphnas.estimators.placement import torch_device
 from morphnas.estimators.settings import (
     MakeSearcher,
     Settings,
-    changed,
     check_unchanged,
     chosen_seed,
-    decisive,
+    fixed_settings,
     plain,
-    restored,
+    restored_settings,
     room,
     time_limit_seconds,
+    with_trainer_args,
 )
-from morphnas.estimators.sizes import Sizes, take_threads
+from morphnas.estimators.sizes import Sizes, use_fastest_threads
 from morphnas.estimators.sources import Source, opened
 from morphnas.estimators.space import SearchSpace
 from morphnas.estimators.splits import Groups, groups_of
@@ -72,12 +72,12 @@ log = logging.getLogger("morphnas")
 
 
 class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """What `ImageClassifier` and `ImageRegressor` have in common; `ImageClassifier` documents the arguments."""
+    """Base class of `ImageClassifier` and `ImageRegressor`; `ImageClassifier` documents the parameters."""
 
-    _kinds: ClassVar[tuple[type[Target], ...]]
-    """What y may be."""
+    _target_types: ClassVar[tuple[type[Target], ...]]
+    """The targets that a subclass can predict."""
     _metric_of_fit: str | None = None
-    """Where that was a function, of which a run keeps the name alone."""
+    """Name of the metric of a loaded run if that was a function: a run stores only its name."""
 
     def __init__(
         self,
@@ -152,52 +152,56 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         groups: Groups = None,
         teacher: Teacher = None,
     ) -> Self:
-        """Search for a network, and train the best one, within a time limit.
+        """Search for a network and train the best one, within a time limit.
 
-        Ctrl-C, once, ends it early: the best network so far becomes the model, and a warning says how to continue. It
-        raises KeyboardInterrupt the second time, or if no network is trained yet. SIGTERM does the same, and then ends
-        the process by SystemExit.
+        Ctrl-C, pressed once, ends the fit early: the best network so far becomes the model, and a warning says how to
+        continue. Pressed twice, or before any network is trained, it raises KeyboardInterrupt. SIGTERM has the same
+        effect as Ctrl-C and then ends the process by SystemExit.
 
         Parameters
         ----------
         x : array-like, Dataset, DataLoader, or path
-            (n, h, w) or (n, h, w, channels), or rows (n, d); uint8 or any real numbers; an array, a memory map, an h5py
-            dataset, a data frame, a list of images or of names of image files. Images of mixed sizes are resized to
-            `image_size`, or to the median height and width, at most 128 * 128 pixels; grey and RGB ones become RGB. Or,
-            without y, a torch Dataset or DataLoader of (image, y), whose tensors are channels first, one of mappings
-            with an "image" and a "label", such as a Hugging Face dataset, or a folder with a sub-folder of image files
-            for each class.
+            Images (n, h, w) or (n, h, w, channels), or rows (n, d), uint8 or any real numbers: an array, memory map,
+            h5py dataset or data frame, or a list of images or of image file names. Images of mixed sizes are resized to
+            `image_size`, or to the median height and width, at most 128 * 128 pixels; if grey and RGB images are mixed,
+            all become RGB. Or, without y: a torch Dataset or DataLoader of (image, y) with tensors channels first; a
+            dataset of mappings with an "image" and a "label", such as a Hugging Face dataset; or a folder with a
+            sub-folder of image files for each class. Sequences and volumes: see `axes`.
         y : array-like, optional
-            (n,) or (n, 1) labels: numbers, strings, bytes, booleans or tuples of them; or multi-label y, (n, k) of 0
-            and 1; for a regressor numbers, (n,) or (n, k).
+            Labels (n,) or (n, 1): numbers, strings, bytes, booleans or tuples of them. Multi-label: (n, k) of 0 and 1.
+            For a regressor: numbers, (n,) or (n, k).
         time_limit : float, optional
-            Seconds, everything included. None: the constructor's.
+            Seconds that the fit may take in all. None: the `time_limit` of the constructor.
         validation_data : tuple, Dataset, or path, optional
-            (x, y), or (x, y, sample_weight), to stop training, score and choose by, instead of a part of x; never
-            trained on.
+            (x, y) or (x, y, sample_weight): the validation set for early stopping, scoring and choosing networks, which
+            is never trained on. None: part of x is held out.
         each_epoch : callable, optional
             Called with a `morphnas.EpochReport` after every epoch of every network, in this thread, even if networks
-            are trained in other processes; its time is part of the limit. If it raises `morphnas.StopFit`, the fit ends
-            as after one Ctrl-C, without the warning. Any other exception is only logged.
+            are trained in other processes. Its time counts towards the limit. If it raises `morphnas.StopFit`, the fit
+            ends as after one Ctrl-C, without the warning; any other exception is only logged.
         sample_weight : array-like or "balanced", optional
-            (n,) non-negative numbers, the weight of each example in training and in scores; "balanced", for labels: all
-            classes count alike, however many examples they have. Examples of validation_data without weights get those
-            of their class if x is balanced, else equal ones.
+            Weights (n,), non-negative, of the examples in training and in scores. "balanced", for labels only: all
+            classes have the same total weight. If validation_data has no weights, its examples get the weight of their
+            class if this is "balanced", and equal weights otherwise.
         groups : array-like, optional
-            (n,) which examples belong together, such as those of one patient, one video or one plant: examples held out
-            for stopping, scoring and choosing are then of groups that are not trained on, and so show what to expect of
-            new groups.
+            Group (n,) of each example, such as its patient, video or plant. Examples are held out by whole groups, so
+            that scores are an estimate for new groups.
         teacher : estimator or array-like, optional
-            A model whose predictions networks learn as well as y, for example a small network from a large one
-            (knowledge distillation: Hinton, Vinyals and Dean 2015, arXiv:1503.02531): any fitted model with
-            `predict_proba` (for regression `predict`), which is called on x; or its predictions for x, probabilities
+            A model whose predictions networks learn in addition to y (knowledge distillation: Hinton, Vinyals and Dean
+            2015, arXiv:1503.02531), for example to train a small network from a large one. Any fitted model with
+            `predict_proba` (for regression `predict`), which is called on x; or its predictions for x: probabilities
             (n, classes) in the order of the sorted labels, (n, k) for multi-label data, or numbers (n, k) for
-            regression. Scores are by y alone.
+            regression. Scores are computed from y alone.
+
+        Returns
+        -------
+        self
+            The fitted estimator.
 
         Raises
         ------
         ValueError
-            For what cannot be used, before anything is trained or written.
+            If an argument or the data is invalid; raised before anything is trained or written.
         RunError
             If `path` holds a run that is not to be resumed, or one with other data or settings; if no network could be
             trained.
@@ -208,11 +212,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         Warns
         -----
         DataWarning
-            For everything in the data that looks wrong, see `examine`.
+            For suspicious data, see `morphnas.examine`.
 
         Examples
         --------
-        Curves in TensorBoard:
+        Learning curves in TensorBoard:
 
         >>> writer = torch.utils.tensorboard.SummaryWriter("logs")  # doctest: +SKIP
         >>> def each_epoch(report):
@@ -223,99 +227,104 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             seconds = time_limit_seconds(time_limit, self.time_limit)
             deadline = Deadline.after(seconds)
             settings = Settings.of(self)
-            deadline = deadline.earlier(min(settings.place.parting, 0.1 * seconds))
+            deadline = deadline.earlier(min(settings.place.shutdown_seconds, 0.1 * seconds))
             _check_callable(each_epoch)
-            path = None if self.path is None else user_path(self.path).absolute()  # whoever calls chdir meanwhile
-            decides = decisive(self.get_params(deep=False))
-            before = self._before(path, decides)
-            seed = chosen_seed(self.random_state) if before is None else _seed(before)
+            # absolute, as a callback may change the working directory
+            path = None if self.path is None else user_path(self.path).absolute()
+            fixed = fixed_settings(self.get_params(deep=False))
+            previous = self._run_to_resume(path, fixed)
+            seed = chosen_seed(self.random_state) if previous is None else _stored_seed(previous)
             problem = self._problem(x, y, validation_data, settings, seed, sample_weight, groups, teacher, deadline)
             settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
-            if before is not None and before.get("data") != problem.fingerprint:
+            if previous is not None and previous.get("data") != problem.fingerprint:
                 same = "the same x, y, sample_weight, groups and teacher, and the same validation_data"
                 raise RunError(f"{str(path)!r} holds a run on other data: to resume it, give {same}")
             findings = data_checks.glance(problem, deadline.left)
             data_checks.warn(findings)
 
-            with _threads() as all_threads:
+            with _restored_threads() as all_threads:
                 torch.set_num_threads(settings.place.threads or all_threads)
-                planned, sizes = self._planned(problem, settings, before, deadline)
+                plan, sizes = self._plan(problem, settings, previous, deadline)
                 about = {
                     "estimator": type(self).__name__,
                     "settings": {name: plain(value) for name, value in self.get_params(deep=False).items()},
-                    "decides": decides,
+                    "decides": fixed,
                     "time_limit": seconds,
                     "seed": seed,
                     "data": problem.fingerprint,
                     "scales": {problem.name: problem.task.scale},
                     "versions": {"morphnas": __version__, **versions()},
                     "device": str(settings.device),
-                    "plan": planned.to_json(),
+                    "plan": plan.to_json(),
                     "findings": findings.to_json(),
                 }
                 folder = path or Path(tempfile.mkdtemp(prefix="morphnas-"))
-                opened_run = _opened(folder, about, before is not None, self.overwrite)
-                with self._running(opened_run, deadline, seconds, each_epoch) as (store, deadline, shown, calls):
-                    torch.set_num_threads(planned.threads)
-                    self._forget()
+                open_store = _open_store(folder, about, previous is not None, self.overwrite)
+                with self._running(open_store, deadline, seconds, each_epoch) as (store, deadline, progress, calls):
+                    torch.set_num_threads(plan.threads)
+                    self._clear_fitted()
                     self.path_ = str(folder.absolute())
                     for network in settings.networks:
                         store.give(network)
                     log.info("the run is kept in %s", folder)
-                    if before is not None:
+                    if previous is not None:
                         store.note(findings=findings.to_json())
-                    say = shown.tell if self.verbose else _logged
+                    tell = progress.tell if self.verbose else _log_info
                     for finding in findings.found:
                         if not finding.warns:
-                            say(str(finding))
-                    fitting = Fitting(store, problem, planned, settings, seed, deadline, self.refit)
-                    end = fitting.search_end()
+                            tell(str(finding))
+                    fitting = Fitting(store, problem, plan, settings, seed, deadline, self.refit)
+                    search_end = fitting.search_end()
                     for_search, small = (None, False) if sizes is None else sizes.for_search(seconds)
-                    most = None if self.max_trials is None else int(self.max_trials)
-                    forecast = fitting.forecast(end, say, most, for_search, small)
+                    max_trials = None if self.max_trials is None else int(self.max_trials)
+                    forecast = fitting.forecast(search_end, tell, max_trials, for_search, small)
                     fitting.warn_of_settings()
                     fitting.warn_of_large_images()
-                    observer = Observers((shown, forecast, calls))
-                    with fitting.searched(end, observer, all_threads, most) as executor:
-                        if deadline.stopped and not fitting.scored:
+                    observer = Observers((progress, forecast, calls))
+                    with fitting.search(search_end, observer, all_threads, max_trials) as executor:
+                        if deadline.stopped and not fitting.has_scored_network:
                             error = StopFit if calls.stopped else KeyboardInterrupt
                             raise error("no network was trained yet")
-                        found = fitting.finished(executor, observer)
-                    self._finish(fitting, *found)
-                    shown.tell(trials_table(store.trials, best=self.best_trial_))
+                        best, final = fitting.finish(executor, observer)
+                    self._finish(fitting, best, final)
+                    progress.tell(trials_table(store.trials, best=self.best_trial_))
                     if deadline.stopped and not calls.stopped:
-                        self._interrupted()
+                        self._warn_interrupted()
             return self
 
-    def _planned(
-        self, problem: Problem, settings: Settings, before: Mapping[str, Any] | None, deadline: Deadline
+    def _plan(
+        self, problem: Problem, settings: Settings, previous: Mapping[str, Any] | None, deadline: Deadline
     ) -> tuple[Plan, Sizes | None]:
-        """The plan of a run, as run.json has it where there was one before, or what is measured, and planned, now."""
+        """The plan in run.json if a run is resumed, else a new one, with the measurements that it is based on."""
         sizes = None
-        if before is None:
+        if previous is None:
             sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left, self.refit)
-        planned = Plan.of_run(before or {}, __version__) if sizes is None else sizes.plan(deadline.left)
-        if not settings.records and "cuda_graphs" not in settings.trainer_args:  # a run may have begun elsewhere
-            planned = replace(planned, recipe=replace(planned.recipe, cuda_graphs=False))
-        return planned, sizes
+        plan = Plan.of_run(previous or {}, __version__) if sizes is None else sizes.plan(deadline.left)
+        # the run may have been started where GPUs were not shared
+        if not settings.allows_cuda_graphs and "cuda_graphs" not in settings.trainer_args:
+            plan = replace(plan, recipe=replace(plan.recipe, cuda_graphs=False))
+        return plan, sizes
 
-    def _forget(self) -> None:
-        """What an earlier fit has found: a fit that does not come to its end leaves no model of another run."""
+    def _clear_fitted(self) -> None:
+        """Delete the attributes of an earlier fit, so that a fit that fails does not leave the model of another run."""
         for name in [
             n for n in vars(self) if n in ("_model", "_metric_of_fit") or (n.endswith("_") and not n.startswith("_"))
         ]:
             delattr(self, name)
 
-    def _before(self, path: Path | None, decides: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What run.json says of the run to go on with; None: one is begun. RunError where neither can be."""
+    def _run_to_resume(self, path: Path | None, fixed: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The contents of run.json if the run in `path` is to be resumed; None if a new run starts.
+
+        RunError if the folder allows neither, or if `fixed` (see `fixed_settings`) differs from the run's.
+        """
         if path is not None:
             Store.check(path, overwrite=self.overwrite, resume=bool(self.resume))
-        before = load_about(path) if path is not None and self.resume and holds_run(path) else None
-        if before is None and self.resume is True:
+        previous = load_about(path) if path is not None and self.resume and holds_run(path) else None
+        if previous is None and self.resume is True:
             raise RunError(f'{str(path)!r} holds no run to resume; resume="auto" starts one if there is none')
-        if before is not None:
-            check_unchanged(path, before.get("decides", {}), decides)
-        return before
+        if previous is not None:
+            check_unchanged(path, previous.get("decides", {}), fixed)
+        return previous
 
     def final_fit(
         self,
@@ -332,31 +341,38 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         teacher: Teacher = None,
         trial: int | None = None,
     ) -> Self:
-        """Train the search's winner on the given data, within a time limit.
+        """Train the winner of the search further on the given data, within a time limit.
 
-        Adds trials to the run and changes none.
+        Adds trials to the run and changes none. On the same data, the model is kept if the new one was trained for less
+        (if it is another network, for less than half as long), unless `retrain`, a number of epochs or a `trial` other
+        than the winner is given.
 
         Parameters
         ----------
         x_train, y_train
             What `fit` takes as x and y.
         x_test, y_test : optional
-            The same: evaluated at the end (`test_metric_`) and never used to stop or to choose.
+            Test set, in the same forms: evaluated at the end (`test_metric_`), never used to stop or to choose.
         trainer_args : dict, optional
             Any fields of `Recipe` except examples, or the legacy keys lr, max_iter_num and max_no_improvement_num.
         retrain : bool
-            From fresh weights only.
+            Train from fresh weights only.
         time_limit : float, optional
-            Seconds. None: as long as the fit had.
+            Seconds that the training may take in all. None: the time limit of the fit.
         each_epoch, sample_weight, groups, teacher : optional
-            As for `fit`; those given to `fit` are not remembered.
+            As for `fit`; the values given to `fit` are not used here.
         trial : int, optional
-            Id of a network of the run to train instead; it becomes `best_trial_`.
+            Id of another network of the run to train instead of the winner; it becomes `best_trial_`.
+
+        Returns
+        -------
+        self
+            The estimator.
 
         Raises
         ------
         ValueError
-            For what cannot be used, including labels that fit did not see.
+            If an argument or the data is invalid, including labels that `fit` did not see.
         RunError
             If the run has no such trial, or not its weights.
         """
@@ -365,86 +381,85 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             _check_callable(each_epoch)
             settings = Settings.of(self)
             about = load_about(Path(self.path_))
-            check_said(about.get("settings"), self.metric, self.loss)
+            check_functions_given(about.get("settings"), self.metric, self.loss)
             seconds = time_limit_seconds(time_limit, about.get("time_limit"))
             deadline = Deadline.after(seconds)
-            changed(Recipe(), trainer_args or {})
+            with_trainer_args(Recipe(), trainer_args or {})
             place, space, args = settings.place, settings.room, dict(trainer_args or {})
-            deadline = deadline.earlier(min(place.parting, 0.1 * seconds))
+            deadline = deadline.earlier(min(place.shutdown_seconds, 0.1 * seconds))
             if "examples" in args:
                 raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
-            known = self._model
+            model = self._model
             source, y_train = opened(x_train, y_train, "x_train", space, self._axes, deadline)
-            codes, test = known.target.encode(y_train, len(source)), None
-            weights = weights_of(sample_weight, len(source), codes, known.target)
+            codes, test = model.target.encode(y_train, len(source)), None
+            weights = weights_of(sample_weight, len(source), codes, model.target)
             if x_test is not None:
-                tested, y_test = opened(x_test, y_test, "x_test", space, self._axes, deadline)
+                test_source, y_test = opened(x_test, y_test, "x_test", space, self._axes, deadline)
                 if y_test is not None:
-                    test = examples(tested, y_test, known.preprocessing, known.target, space)
+                    test = examples(test_source, y_test, model.preprocessing, model.target, space)
             if test is None and (x_test is not None or y_test is not None):
                 raise ValueError("final_fit needs both x_test and y_test, or neither")
-            seed = _seed(about)
-            together, taught = groups_of(groups, len(source)), taught_by(teacher, source, known.target)
-            how = (known.target, known.preprocessing, seed, place.device, space)
-            problem = Problem.of(source, codes, weights, together, taught, None, *how)
-            problem = aimed(problem, self.metric, self.loss, deadline)
+            seed = _stored_seed(about)
+            group_codes, teacher_outputs = groups_of(groups, len(source)), taught_by(teacher, source, model.target)
+            options = (model.target, model.preprocessing, seed, place.device, space)
+            problem = Problem.of(source, codes, weights, group_codes, teacher_outputs, None, *options)
+            problem = with_objective(problem, self.metric, self.loss, deadline)
             findings = data_checks.glance(problem, deadline.left)
-            opened_run = _opened(Path(self.path_), {}, True, False)
-            running = self._running(opened_run, deadline, seconds, each_epoch)
-            with _threads() as all_threads, running as (store, deadline, shown, calls):
-                planned = Plan.of_run(about, __version__)
-                if place.workers:  # of which the run had one's share
-                    take_threads(problem.task, planned.recipe, all_threads, deadline.left)
+            open_store = _open_store(Path(self.path_), {}, True, False)
+            running = self._running(open_store, deadline, seconds, each_epoch)
+            with _restored_threads() as all_threads, running as (store, deadline, progress, calls):
+                plan = Plan.of_run(about, __version__)
+                if place.workers:  # the plan's number of threads is a worker's share of the cores
+                    use_fastest_threads(problem.task, plan.recipe, all_threads, deadline.left)
                 else:
-                    torch.set_num_threads(planned.threads)
+                    torch.set_num_threads(plan.threads)
                 data_checks.warn(findings.beyond(about.get("findings")))
                 best = store.trial(self.best_trial_ if trial is None else trial)
                 if trial is not None:
-                    store.network(best.id)  # raises where its weights are not there
-                given = {name: value for name, value in settings.trainer_args.items() if name == "lr"}
-                if not settings.records:
-                    given["cuda_graphs"] = settings.trainer_args.get("cuda_graphs", False)
-                fitting = Fitting(store, problem, planned, settings, seed, deadline, refit=True)
-                own = fitting.recipe_of(best, store.trials)
-                recipe = changed(own, given | args, len(problem.task.train))
-                if recipe.augment.flip is None:  # as the winner has found out
-                    recipe = replace(recipe, augment=replace(recipe.augment, flip=own.augment.flip))
-                before = {trial.id for trial in store.trials}
+                    store.network(best.id)  # raises RunError if its weights are missing
+                inherited_args = {name: value for name, value in settings.trainer_args.items() if name == "lr"}
+                if not settings.allows_cuda_graphs:
+                    inherited_args["cuda_graphs"] = settings.trainer_args.get("cuda_graphs", False)
+                fitting = Fitting(store, problem, plan, settings, seed, deadline, refit=True)
+                best_recipe = fitting.recipe_of(best, store.trials)
+                recipe = with_trainer_args(best_recipe, inherited_args | args, len(problem.task.train))
+                if recipe.augment.flip is None:  # use what was decided for the winner
+                    recipe = replace(recipe, augment=replace(recipe.augment, flip=best_recipe.augment.flip))
+                ids_before = {trial.id for trial in store.trials}
                 store.note(scales={problem.name: problem.task.scale} | scales_of(store.about))
-                own_length = bool({"epochs", "max_iter_num"} & args.keys())
+                epochs_given = bool({"epochs", "max_iter_num"} & args.keys())
                 executor = place.final(problem.task, problem.everything)
                 try:
-                    final = fitting.final(
+                    final = fitting.train_final(
                         best,
                         recipe,
                         executor,
-                        Observers((shown, calls)),
+                        Observers((progress, calls)),
                         retrain=retrain,
-                        epochs=recipe.epochs if own_length else None,
-                        tested=0 if test is None else len(test),
+                        epochs=recipe.epochs if epochs_given else None,
+                        n_test=0 if test is None else len(test),
                     )
                 finally:
                     executor.shutdown()
-                tried = {one.id for one in store.trials if one.outcome is not None}
-                if tried <= before and final.id == best.id and not deadline.stopped:
+                ended_ids = {other.id for other in store.trials if other.outcome is not None}
+                if ended_ids <= ids_before and final.id == best.id and not deadline.stopped:
                     warnings.warn("nothing was trained: there was no time for a batch", stacklevel=2)
-                found = best, final
-                if trial in (None, store.about.get("best")):  # another network is to be the model in any case
-                    name = None if retrain or own_length else problem.name
-                    found = model_to_keep(store, *found, problem.task, problem.everything, name)
-                self._finish(fitting, *found)
+                if trial in (None, store.about.get("best")):  # another network becomes the model in any case
+                    name = None if retrain or epochs_given else problem.name
+                    best, final = model_to_keep(store, best, final, problem.task, problem.everything, name)
+                self._finish(fitting, best, final)
                 if deadline.stopped and not calls.stopped:
-                    self._interrupted()
-                self.__dict__.pop("test_metric_", None)  # of the model before
+                    self._warn_interrupted()
+                self.__dict__.pop("test_metric_", None)  # of the previous model
                 if test is not None:
-                    self.test_metric_ = self._tested(test)
-                    shown.tell(f"{self.words(self.test_metric_)} on the {len(test):,} test examples")
+                    self.test_metric_ = self._test_metric(test)
+                    progress.tell(f"{self.words(self.test_metric_)} on the {len(test):,} test examples")
             return self
 
-    def _tested(self, test: Examples) -> float:
-        """What `evaluate` says; NaN where a metric of the user's own says nothing, after all this training."""
+    def _test_metric(self, test: Examples) -> float:
+        """See `evaluate`; NaN, with a warning, if the metric is undefined: that should not cost a finished training."""
         try:
-            return self._judged(self._outputs([test.x]), test.y)
+            return self._measure(self._outputs([test.x]), test.y)
         except UndefinedMetric as error:
             warnings.warn(f"x_test, y_test: {error}", stacklevel=3)
             return math.nan
@@ -452,18 +467,18 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     # -- using
 
     def evaluate(self, x_test: Any, y_test: ArrayLike | None = None, sample_weight: SampleWeight = None) -> float:
-        """How good the predictions are for examples with known y; ValueError for a y that does not match the fit's."""
+        """The quality of predictions on examples with known y, see the subclasses."""
         with usual_modes():
             if self.metric is None and self._metric_of_fit is not None:
                 words = f"the fit's metric, {self._metric_of_fit:.100}, is not stored: this is the usual one;"
                 warnings.warn(f"{words} set metric again to measure by it", stacklevel=2)
-            source, y_test = self._asked(x_test, y_test)
+            source, y_test = self._open(x_test, y_test)
             codes = self._model.target.encode(y_test, len(source))
             weights = weights_of(sample_weight, len(source), codes, self._model.target)
-            return self._judged(self._predicted(source), torch.from_numpy(codes), weights)
+            return self._measure(self._predict_outputs(source), torch.from_numpy(codes), weights)
 
-    def _judged(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
-        """What `evaluate` says of outputs, on the CPU, of examples with this y, as networks learn it."""
+    def _measure(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
+        """The value of `evaluate` for outputs (n, outputs) on the CPU. y: encoded as for training."""
         if self.metric is None:
             return self._model.target.measured(outputs, y, weights)
         check_metric(self.metric)
@@ -472,58 +487,97 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         )
 
     def words(self, measured: float) -> str:
-        """A value of `evaluate` in words."""
+        """Format a value of `evaluate` as text, such as "accuracy 97.20%".
+
+        Parameters
+        ----------
+        measured : float
+            The value.
+
+        Returns
+        -------
+        str
+            The name of the metric and the value.
+        """
         if self.metric is None:
             return self._model.target.words(measured)
         return measured_words(Scorer(self.metric, self._model.target).name, measured)
 
-    def _asked(self, x: Any, y: Any = None) -> tuple[Source, Any]:
-        """Examples of whatever `fit` takes, and their y (None: unknown); NotFittedError where there was no fit."""
+    def _open(self, x: Any, y: Any = None) -> tuple[Source, Any]:
+        """The examples in whatever `fit` takes, and their y (None: unknown); NotFittedError before a fit."""
         self._check_fitted()
         return opened(x, y, "x_test", room(self), self._axes)
 
     def to_module(self, trial: int | None = None) -> fx.GraphModule:
         """The final network as a plain PyTorch module in evaluation mode.
 
-        It takes raw examples, channels first, (n, channels, h, w) or (n, d), of any real dtype. A classifier's returns
-        logits (n, classes) in the order of `classes_`; their softmax (for multi-label data their sigmoid) is what
-        `predict_proba` returns. A regressor's returns numbers (n, k), float64. Preprocessing is included, and nothing
-        of morphnas is needed. Rows that float32 would round, such as times in seconds, must be float64.
+        The module takes raw examples, channels first, (n, channels, h, w) or (n, d), of any real dtype. It contains the
+        preprocessing and does not depend on morphnas. A classifier's module returns calibrated logits (n, classes) in
+        the order of `classes_`, whose softmax (for multi-label data sigmoid) is what `predict_proba` returns; a
+        regressor's returns numbers (n, k) float64. Rows of numbers that float32 would round, such as times in seconds,
+        must be float64.
 
-        trial: id of another network of the run to return instead. It evaluates no mirror images, and is not calibrated.
-        RunError if it, or its weights, are missing.
+        Parameters
+        ----------
+        trial : int, optional
+            Id of another network of the run to return instead; without calibration and test-time augmentation.
+
+        Returns
+        -------
+        torch.fx.GraphModule
+            The module.
+
+        Raises
+        ------
+        RunError
+            If the run has no such trial, or not its weights.
         """
         with usual_modes():
             self._check_fitted()
-            model = self._in_use
+            model = self._current_model
             if trial is not None:
                 run = self.load_searcher()
                 model = replace(model, network=run.load_model_by_id(trial), mirrors=False, temperature=1.0)
-                one = run.trial(trial)
-                data = one.proposal.why.get("data") if one.final else run.data
+                chosen = run.trial(trial)
+                data = chosen.proposal.why.get("data") if chosen.final else run.data
                 if (scale := scales_of(run.about).get(str(data))) is not None:
-                    model = model.scaled(scale)  # the model may have seen other data since
+                    model = model.with_scale(scale)  # the model may have been trained on other data since
             return model.to_module()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The estimator of the run in a folder, ready to predict; RunError if there is none of this kind.
+        """Load the fitted estimator of a run, ready to predict.
 
-        It has the settings of the fit that matter later: limits, keep, ensemble and a metric that has a name for
-        `final_fit` and `evaluate`; augment, image_shape, image_size, axes and max_memory for another fit.
+        It has those settings of the fit that matter later: limits, keep, ensemble, and a metric given by name, for
+        `final_fit` and `evaluate`; augment, image_shape, image_size, axes and max_memory, for another fit.
+
+        Parameters
+        ----------
+        path : str or Path
+            The run folder.
+
+        Returns
+        -------
+        ImageClassifier or ImageRegressor
+            An instance of this class.
+
+        Raises
+        ------
+        RunError
+            If the folder holds no model, or one of the other kind of estimator.
         """
         with usual_modes():
             folder = user_path(path)
             model, settings = Model.stored(folder), None
-            if not isinstance(model.target, cls._kinds):
+            if not isinstance(model.target, cls._target_types):
                 raise RunError(f"{folder} holds the run of another estimator than {cls.__name__}: use morphnas.load")
-            with contextlib.suppress(RunError):  # a model may be there without a run
+            with contextlib.suppress(RunError):  # the folder may hold a model without a run
                 settings = load_about(folder).get("settings")
-            estimator = cls(path=folder, **restored(settings))
+            estimator = cls(path=folder, **restored_settings(settings))
             estimator.path_ = str(folder.absolute())
-            estimator._set(model)
-            had = settings.get("metric") if isinstance(settings, dict) else None
-            estimator._metric_of_fit = had if estimator.metric is None else None
+            estimator._set_model(model)
+            metric = settings.get("metric") if isinstance(settings, dict) else None
+            estimator._metric_of_fit = metric if estimator.metric is None else None
             return estimator
 
     # -- looking
@@ -537,10 +591,25 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         sample_weight: SampleWeight = None,
         groups: Groups = None,
     ) -> SearchSpace:
-        """What `fit` with the same arguments would begin with, what one step may change, and what to expect of it.
+        """The search space and the plan of a fit, before it.
 
-        Trains nothing except for the few steps that measure this machine, and writes nothing. Print it, or use its
-        fields.
+        Writes nothing, and trains nothing except for a few steps that measure the speed of this machine.
+
+        Parameters
+        ----------
+        x, y, time_limit, validation_data, sample_weight, groups
+            As for `fit`.
+
+        Returns
+        -------
+        SearchSpace
+            Starters, allowed morphs, limits, training recipe, and how many networks, and how much disk and memory to
+            expect. Print it, or use its fields.
+
+        Raises
+        ------
+        ValueError
+            If an argument or the data is invalid.
         """
         with usual_modes():
             seconds = time_limit_seconds(time_limit, self.time_limit)
@@ -548,42 +617,76 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             seed = chosen_seed(self.random_state)
             problem = self._problem(x, y, validation_data, settings, seed, sample_weight, groups)
             settings = settings.adapted(problem.preprocessing.shape, problem.task.goal.outputs)
-            with _threads() as all_threads:
+            with _restored_threads() as all_threads:
                 torch.set_num_threads(settings.place.threads or all_threads)
                 sizes = Sizes.measured(problem.task, settings, self.augment, seconds, self.refit)
-                planned = sizes.plan(seconds)
-                most = planned.most(self.max_trials) if self.refit else self.max_trials
+                plan = sizes.plan(seconds)
+                max_trials = plan.most(self.max_trials) if self.refit else self.max_trials
                 for_search, small = sizes.for_search(seconds)
-                terms = Terms(most, self.refit, for_search=for_search, small=small)
-                return SearchSpace.of(planned, problem, settings, seconds, terms)
+                terms = Terms(max_trials, self.refit, for_search=for_search, small=small)
+                return SearchSpace.of(plan, problem, settings, seconds, terms)
 
     def results_summary(self, n: int = 10) -> Results:
-        """The n best networks of the run, the best first. Print it, or use its fields."""
+        """The best networks of the run.
+
+        Parameters
+        ----------
+        n : int
+            Number of networks.
+
+        Returns
+        -------
+        Results
+            The networks, best first. Print it, or use its fields.
+        """
         return results_summary(self.load_searcher(), n)
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The networks tried, one dict each with model_id, loss, metric_value and more."""
+        """The scored networks of the run, one dict each with model_id, loss, metric_value and more."""
         return self.load_searcher().history
 
     def trials_dataframe(self) -> Any:
-        """The networks tried as a pandas.DataFrame, see `Run.trials_dataframe`."""
+        """All trials of the run, see `Run.trials_dataframe`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per trial.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        """
         return self.load_searcher().trials_dataframe()
 
     def get_best_model_id(self) -> int:
-        """Id of the search's winner."""
+        """Trial id of the winner, the best network of the search.
+
+        Returns
+        -------
+        int
+            `best_trial_`.
+        """
         self._check_fitted()
         return self.best_trial_
 
     def load_searcher(self) -> Run:
-        """The run: `.history`, `.load_model_by_id(i)`, `.load_best_model()`, `.trials`."""
+        """Read the run from its folder.
+
+        Returns
+        -------
+        Run
+            With `history`, `trials`, `load_model_by_id(id)`, `load_best_model()` and more.
+        """
         self._check_fitted()
         return load_run(self.path_)
 
-    # -- inside
+    # -- internal
 
     @staticmethod
-    def _read(y: ArrayLike, n: int) -> tuple[Target, NDArray[Any]]:
+    def _read_y(y: ArrayLike, n: int) -> tuple[Target, NDArray[Any]]:
         """See `ReadY`."""
         raise NotImplementedError
 
@@ -608,40 +711,40 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             settings.device,
             image_size=self.image_size,
             room=settings.room,
-            read=self._read,
+            read=self._read_y,
             sample_weight=sample_weight,
             axes=self.axes,
             groups=groups,
             teacher=teacher,
             deadline=deadline,
         )
-        return aimed(problem, self.metric, self.loss, deadline, settings.place.apart)
+        return with_objective(problem, self.metric, self.loss, deadline, settings.place.uses_other_processes)
 
     @contextlib.contextmanager
     def _running(
         self,
-        opened_run: contextlib.AbstractContextManager[Store],
+        open_store: contextlib.AbstractContextManager[Store],
         deadline: Deadline,
         seconds: float,
         each_epoch: EachEpochReport | None,
     ) -> Iterator[tuple[Store, Deadline, Progress, EpochCalls]]:
-        """An open run to train something in, until the deadline or a signal, what is shown, and what is called."""
-        progress = contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))
-        with stopping() as stop, opened_run as store, progress as shown:
+        """The open store, the deadline, which signals and `StopFit` bring forward, and the two observers."""
+        closing_progress = contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))
+        with stopping() as stop, open_store as store, closing_progress as progress:
             calls = EpochCalls(each_epoch, store.path, stop)
-            yield store, deadline.heeding(stop), shown, calls
+            yield store, deadline.heeding(stop), progress, calls
             calls.close()
 
     def _finish(self, fitting: Fitting, best: Trial, final: Trial) -> None:
-        """Predict with the final trial's network from now on."""
-        self._set(fitting.model(best, final, getattr(self, "_model", None)))
+        """Make the network of the final trial the model, and prune the weights that `keep` does not cover."""
+        self._set_model(fitting.model(best, final, getattr(self, "_model", None)))
         prune(fitting.store, fitting.settings.keep)
 
-    def _interrupted(self) -> None:
+    def _warn_interrupted(self) -> None:
         how = f"{type(self).__name__}(path={self.path_!r}, resume=True, ...).fit(...)"
         warnings.warn(f"interrupted: the model is the best network so far; continue with {how}", stacklevel=3)
 
-    def _set(self, model: Model) -> None:
+    def _set_model(self, model: Model) -> None:
         self._model = model
         self.network_, self.mirrors_ = model.network, model.mirrors
         self.best_trial_, self.final_trial_, self.members_ = model.best, model.trial, dict(model.members)
@@ -652,27 +755,27 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     @property
     def _axes(self) -> int | None:
-        """Of an example that it was fitted on, besides channels; None: rows, which have none."""
+        """Number of axes of an example of the fit, not counting channels; None for rows, which have none."""
         return len(self._model.preprocessing.shape) - 1 or None
 
-    def _predicted(self, source: Source) -> Tensor:
-        """The examples' outputs, read and computed piece by piece."""
+    def _predict_outputs(self, source: Source) -> Tensor:
+        """Outputs (n, outputs) of the model for the examples, which are read piece by piece."""
         with usual_modes():
             return self._outputs(self._model.preprocessing.pieces(source))
 
     def _outputs(self, pieces: Iterable[Tensor]) -> Tensor:
-        """The model's, (n, outputs) on the CPU. pieces: (k, *shape) each, the first of which is looked at."""
-        several = iter(pieces)
-        data_checks.warn_of_others(first := next(several), self._model.range, stacklevel=6)
-        return self._in_use.outputs(itertools.chain([first], several), torch_device(self.device))
+        """Outputs (n, outputs) of the model, on the CPU. pieces: (k, *shape) each; the first one's range is checked."""
+        remaining = iter(pieces)
+        data_checks.warn_of_others(first := next(remaining), self._model.range, stacklevel=6)
+        return self._current_model.outputs(itertools.chain([first], remaining), torch_device(self.device))
 
     @property
-    def _in_use(self) -> Model:
-        """The model as the user has set it."""
-        own = self._model
-        if own.network is self.network_ and own.mirrors is self.mirrors_:
-            return own
-        return replace(own, network=self.network_, mirrors=self.mirrors_)
+    def _current_model(self) -> Model:
+        """The model with `network_` and `mirrors_`, which the user may have set."""
+        model = self._model
+        if model.network is self.network_ and model.mirrors is self.mirrors_:
+            return model
+        return replace(model, network=self.network_, mirrors=self.mirrors_)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
@@ -684,8 +787,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             raise NotFittedError(f"This {name} instance is not fitted yet. {hint}")
 
 
-def _seed(about: Mapping[str, Any]) -> int:
-    """The run's seed; RunError where run.json does not hold it."""
+def _stored_seed(about: Mapping[str, Any]) -> int:
+    """The seed in run.json; RunError if it is missing or invalid."""
     seed = about.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise RunError(f"run.json does not hold the seed of a run, but {seed!r:.100}")
@@ -697,13 +800,13 @@ def _check_callable(each_epoch: Any) -> None:
         raise ValueError(f"each_epoch must be None or a function of a morphnas.EpochReport, not {each_epoch!r:.100}")
 
 
-def _logged(text: str) -> None:
+def _log_info(text: str) -> None:
     log.info("%s", text)
 
 
 @contextlib.contextmanager
-def _threads() -> Iterator[int]:
-    """Leaves torch's number of threads as it was."""
+def _restored_threads() -> Iterator[int]:
+    """Yield torch's number of threads, and restore it at the end."""
     threads = torch.get_num_threads()
     try:
         yield threads
@@ -712,7 +815,7 @@ def _threads() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, about: Mapping[str, Any], resume: bool, overwrite: bool) -> Iterator[Store]:
+def _open_store(path: Path, about: Mapping[str, Any], resume: bool, overwrite: bool) -> Iterator[Store]:
     store = Store.resume(path) if resume else Store.create(path, about, overwrite)
     try:
         yield store

@@ -1,4 +1,4 @@
-"""What a teacher says of examples: another model, which networks are to agree with as well as with y."""
+"""Outputs of a teacher for knowledge distillation: another model, whose predictions networks learn as well as y."""
 
 from __future__ import annotations
 
@@ -14,71 +14,73 @@ from morphnas.estimators.sources import Source, as_array, refuse_masked
 from morphnas.estimators.targets import RegressionTarget, Target
 
 Teacher = Any
-"""A fitted model with `predict_proba`, and `classes_` for labels, or for amounts with `predict`; or what it says."""
+"""A fitted model with `predict_proba` (for labels also `classes_`; for regression `predict`), or its predictions."""
 
-SUREST = 1e-6
-"""Probability that counts as none."""
-ROUNDING = 1e-3
-"""By which probabilities may miss a sum of 1."""
+MIN_PROBABILITY = 1e-6
+"""Probabilities of a teacher are clipped at this distance from 0 and 1, so that logits are finite."""
+SUM_TOLERANCE = 1e-3
+"""Largest deviation of the sum of an example's probabilities from 1."""
 
 
 def taught_by(teacher: Teacher, source: Source, target: Target) -> NDArray[np.float32] | None:
-    """What a teacher's outputs are, (n, outputs), as the target's goal reads them; None where there is none.
+    """The teacher's predictions for the examples as outputs (n, outputs) of the target's goal; None without a teacher.
 
-    It is asked of the raw examples, a piece at a time. ValueError for what does not go with the examples and y.
+    A fitted model is called on the raw examples, piece by piece. ValueError for predictions that do not fit the
+    examples and y.
     """
     if teacher is None:
         return None
-    asks = "predict" if isinstance(target, RegressionTarget) else "predict_proba"
-    if ask := getattr(teacher, asks, None):
+    method = "predict" if isinstance(target, RegressionTarget) else "predict_proba"
+    if predict := getattr(teacher, method, None):
         try:
-            frame = hasattr(source.items, "obj")  # of pandas: a teacher may know its columns by name
-            asked = ([items] for _, items in source.slices()) if frame else (parts for _, parts in source.pieces())
-            pieces = [_table(ask(part)) for parts in asked for part in parts]
+            is_frame = hasattr(source.items, "obj")  # pandas: the teacher may refer to columns by name
+            pieces = ([items] for _, items in source.slices()) if is_frame else (parts for _, parts in source.pieces())
+            tables = [_as_table(predict(part)) for parts in pieces for part in parts]
         except TimeoutError:
             raise
-        except Exception as error:  # whatever it raises for examples that it was not made for
-            raise ValueError(f"the teacher's {asks} fails on {source.name}: {error}") from error
-        said = np.concatenate(pieces)
+        except Exception as error:  # the teacher may raise anything for examples of another kind than its own
+            raise ValueError(f"the teacher's {method} fails on {source.name}: {error}") from error
+        predictions = np.concatenate(tables)
     elif isinstance(teacher, (str, os.PathLike)):
         raise ValueError(f"teacher must be a fitted model, not its path: use morphnas.load({str(teacher)!r})")
     elif hasattr(teacher, "fit") or isinstance(teacher, torch.nn.Module):
-        raise ValueError(f"a teacher needs {asks}, which {type(teacher).__name__} does not have")
+        raise ValueError(f"a teacher needs {method}, which {type(teacher).__name__} does not have")
     else:
-        said = _table(teacher)
+        predictions = _as_table(teacher)
     if isinstance(target, RegressionTarget):
-        return target.encode(said, len(source))
+        return target.encode(predictions, len(source))
     if isinstance(target, ClassTarget) and hasattr(teacher, "classes_"):
-        said = said[:, _columns(teacher.classes_, target)] if said.shape[1:] == np.shape(teacher.classes_) else said
-    wanted = (len(source), target.goal.outputs)
-    if said.shape != wanted:
+        same_shape = predictions.shape[1:] == np.shape(teacher.classes_)
+        predictions = predictions[:, _class_columns(teacher.classes_, target)] if same_shape else predictions
+    shape = (len(source), target.goal.outputs)
+    if predictions.shape != shape:
         what = "of n examples and k classes" if isinstance(target, ClassTarget) else "of n examples and k labels"
-        raise ValueError(f"a teacher's probabilities must be {wanted}, {what}, but these are {said.shape}")
-    if not (np.isfinite(said).all() and said.min() >= 0 and said.max() <= 1 + ROUNDING):
+        raise ValueError(f"a teacher's probabilities must be {shape}, {what}, but these are {predictions.shape}")
+    if not (np.isfinite(predictions).all() and predictions.min() >= 0 and predictions.max() <= 1 + SUM_TOLERANCE):
         raise ValueError("a teacher's probabilities must be numbers from 0 to 1")
-    likely = np.clip(said, SUREST, 1 - SUREST)
+    clipped = np.clip(predictions, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     if not isinstance(target, ClassTarget):
-        return (np.log(likely) - np.log1p(-likely)).astype(np.float32)
-    if not np.allclose(said.sum(1), 1, atol=ROUNDING):
+        return (np.log(clipped) - np.log1p(-clipped)).astype(np.float32)
+    if not np.allclose(predictions.sum(1), 1, atol=SUM_TOLERANCE):
         raise ValueError("a teacher's probabilities must sum to 1 for every example")
-    return np.log(likely).astype(np.float32)
+    return np.log(clipped).astype(np.float32)
 
 
-def _table(said: Any) -> NDArray[np.float64]:
-    """(n, outputs), from (n,) too, and from scikit-learn's list of (n, 2) of no and yes for every tag."""
-    refuse_masked(said, "teacher")
-    said = as_array(said) if isinstance(said, torch.Tensor) else said
+def _as_table(predictions: Any) -> NDArray[np.float64]:
+    """Predictions as (n, outputs): from that shape, from (n,), or from scikit-learn's list of (n, 2) for each label."""
+    refuse_masked(predictions, "teacher")
+    values = as_array(predictions) if isinstance(predictions, torch.Tensor) else predictions
     try:
-        several = isinstance(said, list) and len(said) > 0 and all(np.ndim(one) == 2 for one in said)
-        table = np.stack([np.asarray(one)[:, -1] for one in said], 1) if several else np.asarray(said)
+        is_list = isinstance(values, list) and len(values) > 0 and all(np.ndim(part) == 2 for part in values)
+        table = np.stack([np.asarray(part)[:, -1] for part in values], 1) if is_list else np.asarray(values)
         table = table.astype(np.float64)
     except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"teacher must be a fitted model or numbers, not {said!r:.100}: {error}") from None
+        raise ValueError(f"teacher must be a fitted model or numbers, not {values!r:.100}: {error}") from None
     return table[:, None] if table.ndim == 1 else table
 
 
-def _columns(classes: Any, target: ClassTarget) -> list[int]:
-    """Where the target's classes are among a teacher's; ValueError where these are not the same."""
+def _class_columns(classes: Any, target: ClassTarget) -> list[int]:
+    """The columns of a teacher with these classes in the order of the target's; ValueError if the classes differ."""
     theirs, ours = list(np.asarray(classes).tolist()), list(target.classes.tolist())
     if missing := [label for label in ours if label not in theirs]:
         raise ValueError(f"the teacher does not know the class {missing[0]!r}")

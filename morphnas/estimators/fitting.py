@@ -1,4 +1,4 @@
-"""A fit from the plan to the final model, within one deadline: `base.py` checks, opens and tells around it."""
+"""A fit from its plan to the final model, within one deadline; `base.py` checks the arguments and opens the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from morphnas.estimators.data_memory import memory_for
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.model import Model
 from morphnas.estimators.settings import Settings
-from morphnas.estimators.sizes import take_threads
+from morphnas.estimators.sizes import use_fastest_threads
 from morphnas.graph import Network
 from morphnas.report.words import error_words
 from morphnas.run.ensemble import asked, assembled, elect
@@ -40,45 +40,46 @@ from morphnas.train.recipe import Recipe
 log = logging.getLogger("morphnas")
 
 SAVING = 1.5e-8
-"""Seconds for each byte of weights that writing them down twice at last, and reading them four times, takes, with some
-room (`benchmarks/writing.py`)."""
-COMPARED = 0.25
-"""Share of the time that comparing the first networks may take, where nothing else is searched."""
+"""Seconds per byte of weights for writing them twice and reading them four times at the end of a fit, with a margin
+(`benchmarks/writing.py`)."""
+COMPARISON_SHARE = 0.25
+"""Largest share of the time for comparing the starters, if there is no search beyond them."""
+MIN_STEPS, LARGE_IMAGE = 100, 64
+"""Training steps below which a fit warns, and the length in pixels that all sides of the images must have for that."""
 
 
-def tried(trials: Sequence[Trial]) -> int:
-    """Networks that a search has tried: one that was trained on is the same."""
+def count_networks(trials: Sequence[Trial]) -> int:
+    """Number of networks tried by a search: promotions, which train the same network further, are not counted."""
     return sum(not (trial.final or is_promotion(trial)) for trial in trials)
 
 
-FEW_STEPS, LARGE = 100, 64
-"""Training steps below which a fit tells that there are few, and the sides of images, in pixels, from which on."""
-
-
 @dataclass(frozen=True)
-class Firsts:
-    """A searcher's first networks: so many, and one of them with weights. Those trained on count once; what is grown
-    from one, where there is no time for another, does not take its place."""
+class StartersOnly:
+    """A searcher that proposes `count` networks of another one, and further ones only if all of these have failed.
+
+    Promotions are not counted. Proposals with morphs, which the other searcher makes if there is no time for another
+    starter, are dropped, unless there is no network yet.
+    """
 
     searcher: Searcher
-    networks: int
+    count: int
 
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
-        there = any(trial.kept or trial.outcome is None for trial in trials)
-        if tried(trials) >= self.networks and there:
+        has_network = any(trial.kept or trial.outcome is None for trial in trials)
+        if count_networks(trials) >= self.count and has_network:
             return None
         proposal = self.searcher.ask(trials, budget)
-        return None if proposal and proposal.morphs and there else proposal
+        return None if proposal and proposal.morphs and has_network else proposal
 
 
 @dataclass(frozen=True, eq=False)
 class Fitting:
-    """A run that is being fitted until `deadline`. refit: whether its winner is trained longer."""
+    """The search and the final trainings of a run, until `deadline`. refit: whether the winner is trained longer."""
 
     store: Store
     problem: Problem
-    planned: Plan
+    plan: Plan
     settings: Settings
     seed: int
     deadline: Deadline
@@ -86,60 +87,62 @@ class Fitting:
 
     @cached_property
     def searcher(self) -> Searcher:
-        planned = self.planned
-        space = MorphSpace(planned.starts, planned.limits.morphs)
-        searcher = self.settings.searcher(space, recipe=planned.recipe, limits=planned.limits, seed=self.seed)
-        if self.compares:
-            return Firsts(searcher, len(planned.starts))
+        plan = self.plan
+        space = MorphSpace(plan.starts, plan.limits.morphs)
+        searcher = self.settings.searcher(space, recipe=plan.recipe, limits=plan.limits, seed=self.seed)
+        if self.starters_only:
+            return StartersOnly(searcher, len(plan.starts))
         patience = self.settings.search_patience
         return searcher if patience is None else Patient(searcher, patience)
 
     @cached_property
-    def compares(self) -> bool:
-        """Whether nothing is searched: the first networks are compared, and the best has the rest of the time."""
-        return self.refit and not self.planned.searches
+    def starters_only(self) -> bool:
+        """Whether only the starters are compared, without a search, and the best one gets the rest of the time."""
+        return self.refit and not self.plan.searches
 
     def warn_of_settings(self) -> None:
-        """Where the user has set how to search, and nothing is searched."""
-        if not (self.compares and (asked := self.settings.of_searches)):
+        """Warn of search settings that have no effect because there is no time for a search."""
+        if not (self.starters_only and (ignored := self.settings.search_only_settings)):
             return
-        words = f"there is no time to search, so there is no effect of {asked}: allow more"
+        message = f"there is no time to search, so these settings have no effect: {ignored}; allow more time"
         if self.settings.width is None or self.settings.width > SMALL_WIDTH:
-            words += f", or make the first networks small: searcher_args={ {'default_model_width': SMALL_WIDTH} }"
-        warn(words)
+            message += f", or make the first networks small: searcher_args={ {'default_model_width': SMALL_WIDTH} }"
+        warn(message)
 
     def warn_of_large_images(self) -> None:
-        """Where large images leave time for so few training steps that hardly anything can be learnt."""
-        planned, shape = self.planned, self.problem.preprocessing.shape
-        if len(shape) < 3 or min(shape[1:]) < LARGE or not planned.seconds_per_flop:
+        """Warn if large images leave time for fewer than `MIN_STEPS` training steps of the cheapest starter."""
+        plan, shape = self.plan, self.problem.preprocessing.shape
+        if len(shape) < 3 or min(shape[1:]) < LARGE_IMAGE or not plan.seconds_per_flop:
             return
-        n = min(planned.recipe.examples or len(self.problem.task.train), len(self.problem.task.train))
-        epoch = planned.seconds_per_flop * min(graph.work for graph in planned.starts)
-        count = int(self.deadline.left / epoch * steps(n, planned.recipe.batch_size))
-        if count < FEW_STEPS:
+        n = min(plan.recipe.examples or len(self.problem.task.train), len(self.problem.task.train))
+        seconds_per_epoch = plan.seconds_per_flop * min(graph.work for graph in plan.starts)
+        count = int(self.deadline.left / seconds_per_epoch * steps(n, plan.recipe.batch_size))
+        if count < MIN_STEPS:
             size = "x".join(map(str, shape[1:]))
-            words = f"there is time for about {count} training steps on images of {size}, which hardly train a network"
-            log.warning("%s: smaller images (image_size=), or a longer time_limit, allow more", words)
+            message = f"there is time for about {count} training steps on images of {size}"
+            hint = "smaller images (image_size=), or a longer time_limit, allow more"
+            log.warning("%s, which hardly train a network: %s", message, hint)
 
     def search_end(self) -> Deadline:
-        """When the final trainings begin at the latest.
+        """The latest start of the final trainings.
 
-        First networks that are only compared may take longer than the plan says: all of them are to be trained on a
-        machine that is slower than it seemed.
+        A comparison of the starters may take longer than planned, so that all are trained even on a machine that is
+        slower than measured.
         """
         if not self.refit:
             return self.deadline.earlier(0.02 * min(self.deadline.left, 25))
-        share = COMPARED if self.compares else self.planned.search_share
-        return self.deadline.earlier((1 - share) * self.deadline.left)  # of little time, preparing has taken much
+        share = COMPARISON_SHARE if self.starters_only else self.plan.search_share
+        # a share of the time left, as preparing the data may have taken much of a short limit
+        return self.deadline.earlier((1 - share) * self.deadline.left)
 
     @cached_property
     def max_memory(self) -> int | None:
-        """See `memory_for`: of a search's training."""
-        return memory_for(self.planned.limits.max_memory, self.settings.device, self.settings.place.at_a_time)
+        """Bytes for each training of the search, see `memory_for`."""
+        return memory_for(self.plan.limits.max_memory, self.settings.device, self.settings.place.at_a_time)
 
     @property
-    def scored(self) -> bool:
-        """Whether any network can be used."""
+    def has_scored_network(self) -> bool:
+        """Whether there is a network with weights and a score."""
         return any(trial.kept and trial.score is not None for trial in self.store.trials)
 
     def forecast(
@@ -150,13 +153,13 @@ class Fitting:
         for_search: float | None,
         small: bool,
     ) -> Forecast:
-        """The observer that says what a search until `end` comes to. for_search, small: see `Expectation`."""
+        """The observer that reports what to expect of a search until `end`. for_search, small: see `Expectation`."""
         place = self.settings.place
         terms = Terms(
-            max_trials=self.planned.most(max_trials) if self.compares else max_trials,
+            max_trials=self.plan.most(max_trials) if self.starters_only else max_trials,
             finals=self.refit,
             workers=place.at_a_time,
-            apart=place.apart,
+            apart=place.uses_other_processes,
             ladder=Ladder.of(self.searcher),
             keep=self.settings.keep,
             data=self.problem.bytes_in_memory,
@@ -164,86 +167,88 @@ class Fitting:
             small=small,
         )
         gpu = self.settings.device.type == "cuda"
-        return Forecast(self.store, self.planned, lambda: end.left, terms, tell, gpu)
+        return Forecast(self.store, self.plan, lambda: end.left, terms, tell, gpu)
 
     @contextlib.contextmanager
-    def searched(
+    def search(
         self, end: Deadline, observer: Observer, all_threads: int, max_trials: int | None = None
     ) -> Iterator[Executor]:
-        """Search until `end`; what is given is what runs the final trainings, with `all_threads` of this process."""
-        store, planned, place = self.store, self.planned, self.settings.place
-        slowest = planned.limits.max_latency_ms
-        searching = partial(
+        """Search until `end`, then yield the executor for the final trainings, with `all_threads` of this process."""
+        store, plan, place = self.store, self.plan, self.settings.place
+        max_latency_ms = plan.limits.max_latency_ms
+        make_search = partial(
             Search,
             store,
             self.searcher,
             seed=self.seed,
             chance=self.problem.chance,
-            guess=planned.seconds_per_flop,
+            guess=plan.seconds_per_flop,
             limits=self.settings.limits,
             max_memory=self.max_memory,
-            max_latency=None if slowest is None else slowest / 1000,
+            max_latency=None if max_latency_ms is None else max_latency_ms / 1000,
             keep=self.settings.keep,
             observer=observer,
         )
-        threads = min(planned.threads, place.threads or planned.threads)
+        threads = min(plan.threads, place.threads or plan.threads)
         task, everything = self.problem.task, self.problem.everything
         executor = place.executor(task, everything, threads, store.path)
         try:
-            searching(executor, end, max_trials=max_trials).run()
-            missed = len(planned.starts) - tried(store.trials) if self.compares else 0
+            make_search(executor, end, max_trials=max_trials).run()
+            missed = len(plan.starts) - count_networks(store.trials) if self.starters_only else 0
             if missed > 0 and max_trials is None and not end.stopped:
                 level = logging.WARNING if self.settings.initial else logging.INFO
-                log.log(level, "%d of the %d first networks did not fit into the time", missed, len(planned.starts))
-            alone = SerialExecutor(task, everything)
-            nothing = not (self.deadline.stopped or any(trial.kept for trial in store.trials))
-            if nothing and not isinstance(executor, SerialExecutor):  # no worker came in time
-                half = self.deadline.earlier(0.5 * self.deadline.left)
-                tries = sum(not trial.final for trial in store.trials)
-                searching(alone, half, max_trials=tries + 1).run()
-            if place.workers:  # the final trainings have this machine for themselves
+                log.log(level, "%d of the %d first networks did not fit into the time", missed, len(plan.starts))
+            serial = SerialExecutor(task, everything)
+            no_network = not (self.deadline.stopped or any(trial.kept for trial in store.trials))
+            if no_network and not isinstance(executor, SerialExecutor):  # no worker started in time
+                fallback_end = self.deadline.earlier(0.5 * self.deadline.left)
+                n_trials = sum(not trial.final for trial in store.trials)
+                make_search(serial, fallback_end, max_trials=n_trials + 1).run()
+            if place.workers:  # the final trainings use this process alone
                 executor.shutdown()
-                executor = alone
-                take_threads(task, planned.recipe, all_threads, self.deadline.left)
+                executor = serial
+                use_fastest_threads(task, plan.recipe, all_threads, self.deadline.left)
             yield executor
         finally:
             executor.shutdown()
 
-    def finished(self, executor: Executor, observer: Observer) -> tuple[Trial, Trial]:
-        """The search's winner, and the final model's trial: the winner's own without `refit`.
+    def finish(self, executor: Executor, observer: Observer) -> tuple[Trial, Trial]:
+        """The winner of the search, and the trial of the final network, which without `refit` is the winner itself.
 
-        RunError where no network could be trained.
+        RunError if no network could be trained.
         """
-        best, searched = self._winner()
-        self._warn_of_failures(searched)
+        best, search_trials = self._winner()
+        self._warn_of_failures(search_trials)
         final, problem = best, self.problem
         if self.refit:
-            final = self.final(best, self.recipe_of(best, searched), executor, observer)
+            final = self.train_final(best, self.recipe_of(best, search_trials), executor, observer)
         best, final = model_to_keep(self.store, best, final, problem.task, problem.everything, problem.name)
         if best.score is None and self.store.trial(final.scored_by).score is None:
-            said = None if best.outcome is None else best.outcome.error
-            why = "the time limit was too short to score a network"
-            why = why if said is None else f"no network has a score: {said}"
-            what = "the model is hardly trained" if final.id == best.id else "how good the model is, is unknown"
-            warn(f"{why}: {what}")
-        told = [t.outcome.metric for t in self.store.trials if t.outcome is not None and t.outcome.metric is not None]
+            error = None if best.outcome is None else best.outcome.error
+            reason = "the time limit was too short to score a network"
+            reason = reason if error is None else f"no network has a score: {error}"
+            effect = "the model is hardly trained" if final.id == best.id else "the quality of the model is unknown"
+            warn(f"{reason}: {effect}")
+        outcomes = [trial.outcome for trial in self.store.trials if trial.outcome is not None]
+        metrics = [outcome.metric for outcome in outcomes if outcome.metric is not None]
         goal, chance = problem.task.goal, problem.chance
-        if told and goal.measure == goal.standard.measure and max(told) <= chance and problem.task.valid is not None:
-            words = f"no network is better than always the same answer, which has {goal.measure} {chance:.4g}"
-            log.warning("%s (the best of them: %.4g): is there anything about y in x?", words, max(told))
+        usual_metric = goal.measure == goal.standard.measure
+        if metrics and usual_metric and max(metrics) <= chance and problem.task.valid is not None:
+            message = f"no network is better than a constant prediction, which has {goal.measure} {chance:.4g}"
+            log.warning("%s (best network: %.4g): does x hold any information about y?", message, max(metrics))
         return best, final
 
     def recipe_of(self, best: Trial, trials: Sequence[Trial]) -> Recipe:
-        """The network's recipe, with `flip` decided: by it, where no training of these trials had the time to ask."""
+        """The recipe of a network, with `flip` decided: by `best` itself if none of these trials had time for it."""
         store, problem = self.store, self.problem
         recipe, outcome = decide_flip(best.proposal.recipe, trials, problem.chance), best.outcome
         if recipe.augment.flip is not None or not best.kept or outcome is None or outcome.metric is None:
             return recipe
         module = store.network(best.id).to_module().to(problem.task.device)
-        told = measure_mirrored(outcome, module, problem.task, chunk(outcome.micro_batch), self.deadline)
-        return decide_flip(recipe, [replace(best, outcome=told)], problem.chance)
+        outcome = measure_mirrored(outcome, module, problem.task, chunk(outcome.micro_batch), self.deadline)
+        return decide_flip(recipe, [replace(best, outcome=outcome)], problem.chance)
 
-    def final(
+    def train_final(
         self,
         best: Trial,
         recipe: Recipe,
@@ -252,73 +257,75 @@ class Fitting:
         *,
         retrain: bool = False,
         epochs: int | None = None,
-        tested: int = 0,
+        n_test: int = 0,
     ) -> Trial:
-        """The trial of the final network, see `Final`. tested: examples that it is asked about after everything."""
-        problem, planned = self.problem, self.planned
-        before = {trial.id for trial in self.store.trials}
+        """The trial of the final network, see `Final`. n_test: examples that will be predicted after all trainings."""
+        problem, plan = self.problem, self.plan
+        ids_before = {trial.id for trial in self.store.trials}
+        n_predictions = predictions_at_end(problem, recipe, self.settings.ensemble, n_test)
         final = Final(
             self.store,
             best,
             executor,
             problem.task,
             recipe,
-            saving(self.deadline, best, readings(problem, recipe, self.settings.ensemble, tested)),
+            deadline_before_saving(self.deadline, best, n_predictions),
             chooser=problem.chooser,
             everything=problem.everything,
             seed=self.seed,
             retrain=retrain,
             judged=self.settings.ensemble > 1,
             epochs=epochs,
-            guess=planned.seconds_per_flop,
-            max_memory=memory_for(planned.limits.max_memory, self.settings.device),
+            guess=plan.seconds_per_flop,
+            max_memory=memory_for(plan.limits.max_memory, self.settings.device),
             data=problem.name,
             observer=observer,
         ).run()
-        made = [t.outcome for t in self.store.trials if t.id not in before and t.outcome is not None]
-        if made and all(outcome.status not in USABLE for outcome in made):
-            warn(f"nothing was gained, as the training came to nothing: {error_words(made[0])}")
-        elif failed := [outcome for outcome in made if outcome.status == "failed"]:
-            words = f"{len(failed)} of {len(made)} final trainings failed"
-            warn(f"{words}, so that the model may be worse: {error_words(failed[0])}")
+        outcomes = [t.outcome for t in self.store.trials if t.id not in ids_before and t.outcome is not None]
+        if outcomes and all(outcome.status not in USABLE for outcome in outcomes):
+            warn(f"no final training succeeded, so that nothing was gained: {error_words(outcomes[0])}")
+        elif failed := [outcome for outcome in outcomes if outcome.status == "failed"]:
+            message = f"{len(failed)} of {len(outcomes)} final trainings failed"
+            warn(f"{message}, so that the model may be worse: {error_words(failed[0])}")
         return final
 
-    def model(self, best: Trial, final: Trial, before: Model | None = None) -> Model:
-        """The model of the final trial's network, or of an ensemble around it, written down. before: the one in use.
+    def model(self, best: Trial, final: Trial, previous: Model | None = None) -> Model:
+        """The model of the final trial's network, or of an ensemble that contains it, written to the run folder.
 
-        The run's own stays where it is that trial's, and an ensemble where one is asked for, of no more members.
+        The model in the folder is kept if it is of that trial, and of as many networks as `ensemble` allows. previous:
+        the model of the estimator so far.
         """
         store = self.store
-        model = self._stored(final) or self._made(best, final, before)
+        model = self._stored_model(final) or self._build_model(best, final, previous)
         store.note(best=model.best, final=model.trial, members=model.shares)
         if not self.deadline.stopped:
             close_open_finals(store)
             store.note(settled=max(trial.id for trial in store.trials))
         return model
 
-    def _stored(self, final: Trial) -> Model | None:
+    def _stored_model(self, final: Trial) -> Model | None:
         with contextlib.suppress(RunError):
             model = Model.stored(self.store.path) if final.id == self.store.about.get("final") else None
             if model and model.trial == final.id and self.settings.allows(len(model.members)):
                 return model
         return None
 
-    def _made(self, best: Trial, final: Trial, before: Model | None) -> Model:
+    def _build_model(self, best: Trial, final: Trial, previous: Model | None) -> Model:
         store, problem, limits = self.store, self.problem, self.settings.limits
-        task, mirrored = problem.task, mirrors(final.proposal.recipe, problem.task)
-        mirrored = mirrored and limits.max_latency_ms is None  # mirror images take as long again
-        given = (problem.chooser, self.settings.ensemble, mirrored, self.deadline)
-        shares = elect(store, final, task, *given, data=problem.name, limits=limits)
-        judge = store.trial(final.scored_by)
-        fresh = judge.final and judge.parent is None
-        if (
-            may_have_seen(store, best, problem.name) and not fresh
-        ):  # the one before is from examples that were not known then
-            temperature = 1.0 if before is None else before.temperature
+        task, mirrored = problem.task, predicts_mirrored(final.proposal.recipe, problem.task)
+        mirrored = mirrored and limits.max_latency_ms is None  # mirror images double the latency
+        options = (problem.chooser, self.settings.ensemble, mirrored, self.deadline)
+        shares = elect(store, final, task, *options, data=problem.name, limits=limits)
+        scorer = store.trial(final.scored_by)
+        scorer_is_fresh = scorer.final and scorer.parent is None
+        if may_have_seen(store, best, problem.name) and not scorer_is_fresh:
+            # the previous temperature was measured on examples that the network had not seen then
+            temperature = 1.0 if previous is None else previous.temperature
         else:
-            brief = None if judge.id == final.id or judge.final or judge.outcome is None else judge.outcome.epochs
-            judged = assembled(store, shares, {final.id: judge.id})
-            temperature = calibration_temperature(judged, task, mirrored, self.deadline.heeding(None), brief)
+            is_proxy = scorer.id != final.id and not scorer.final
+            proxy_epochs = scorer.outcome.epochs if is_proxy and scorer.outcome is not None else None
+            network = assembled(store, shares, {final.id: scorer.id})
+            temperature = calibration_temperature(network, task, mirrored, self.deadline.heeding(None), proxy_epochs)
         model = Model(
             network=assembled(store, shares),
             target=problem.target,
@@ -337,36 +344,37 @@ class Fitting:
 
     @staticmethod
     def _warn_of_failures(trials: Sequence[Trial]) -> None:
-        ended = [trial.outcome for trial in trials if trial.outcome is not None]
-        failed = [outcome for outcome in ended if outcome.status == "failed"]
+        outcomes = [trial.outcome for trial in trials if trial.outcome is not None]
+        failed = [outcome for outcome in outcomes if outcome.status == "failed"]
         if not failed:
             return
-        words = f"{len(failed)} of the search's {len(ended)} trainings failed, the first with: {error_words(failed[0])}"
-        if 2 * len(failed) >= len(ended):
-            warn(words)
+        counts = f"{len(failed)} of the search's {len(outcomes)} trainings failed"
+        message = f"{counts}, the first with: {error_words(failed[0])}"
+        if 2 * len(failed) >= len(outcomes):
+            warn(message)
         else:
-            log.warning("%s", words)
+            log.warning("%s", message)
 
     def _winner(self) -> tuple[Trial, list[Trial]]:
-        """The best network that can be read, and all that the search has tried."""
+        """The best network whose weights can be read, and all trials of the search."""
         while True:
-            searched = [trial for trial in self.store.trials if not trial.final]
-            best = winner(searched)
-            if best is None or not best.kept or _readable(self.store, best):
+            trials = [trial for trial in self.store.trials if not trial.final]
+            best = winner(trials)
+            if best is None or not best.kept or _is_readable(self.store, best):
                 break
         if best is not None and best.kept:
             if best.outcome is not None and best.outcome.slow:
-                most, took = self.planned.limits.max_latency_ms, 1000 * (best.outcome.latency or 0.0)
-                warn(f"no network is as fast as {most:g} ms: the fastest takes {took:.3g} ms")
-            return best, searched
-        if (kept := next((trial for trial in searched if trial.kept), None)) is None:
-            error = next((t.outcome.error for t in searched if t.outcome and t.outcome.error), "none was tried")
+                allowed, latency = self.plan.limits.max_latency_ms, 1000 * (best.outcome.latency or 0.0)
+                warn(f"no network is as fast as {allowed:g} ms: the fastest takes {latency:.3g} ms")
+            return best, trials
+        if (kept := next((trial for trial in trials if trial.kept), None)) is None:
+            error = next((t.outcome.error for t in trials if t.outcome and t.outcome.error), "none was tried")
             raise RunError(f"no network could be trained; the run is in {self.store.path}, the first error: {error}")
-        return kept, searched
+        return kept, trials
 
 
-def _readable(store: Store, trial: Trial) -> bool:
-    """Whether a trial's weights can be read; if not, a warning says so, and they count as lost."""
+def _is_readable(store: Store, trial: Trial) -> bool:
+    """Whether the weights of a trial can be read; if not, warn, and mark them as lost."""
     try:
         store.network(trial.id)
     except RunError as error:
@@ -376,39 +384,43 @@ def _readable(store: Store, trial: Trial) -> bool:
     return True
 
 
-def calibration_temperature(judged: Network, task: Task, mirrors: bool, deadline: Deadline, brief: int | None) -> float:
-    """What makes outputs as sure as they may be, of a network that was not trained on the validation part.
+def calibration_temperature(
+    network: Network, task: Task, mirrors: bool, deadline: Deadline, proxy_epochs: int | None
+) -> float:
+    """The temperature that calibrates the outputs of a network that was not trained on the validation set.
 
-    On as many of its examples as there is time for; 1 if these are too few to say. brief: the epochs of a network that
-    stands in for one which was trained far longer. What it says counts the less the fewer they are, and that it may
-    make mistakes which it did not make on a few examples is no reason to doubt the other (`benchmarks/temperature.py`).
+    Measured on as many validation examples as there is time for; 1 if these are fewer than 30 and not all.
+
+    proxy_epochs: epochs of a network that stands in for a final network trained far longer; None: it is the final
+    network, or one trained as long. The temperature of a proxy has the less effect the fewer epochs it was trained for,
+    and is not raised to allow for mistakes that the few examples do not show (`benchmarks/temperature.py`).
     """
     if task.valid is None:
         return 1.0
-    outputs = predict(judged.to_module().to(task.device), task.valid.x, task, deadline=deadline, mirrored=mirrors)
+    outputs = predict(network.to_module().to(task.device), task.valid.x, task, deadline=deadline, mirrored=mirrors)
     if len(outputs) < min(len(task.valid), 30):
         return 1.0
-    asked = task.valid[: len(outputs)]
-    temperature = task.goal.temperature(outputs, asked.y, asked.weights)
-    if brief is None:
+    predicted = task.valid[: len(outputs)]
+    temperature = task.goal.temperature(outputs, predicted.y, predicted.weights)
+    if proxy_epochs is None:
         return temperature
-    sure = task.goal.temperature(outputs, asked.y, asked.weights, cautious=False)
-    return float(min(temperature, max(1.0, sure)) ** min(1.0, 0.5 + 0.1 * (brief - 1)))
+    incautious = task.goal.temperature(outputs, predicted.y, predicted.weights, cautious=False)
+    return float(min(temperature, max(1.0, incautious)) ** min(1.0, 0.5 + 0.1 * (proxy_epochs - 1)))
 
 
-def mirrors(recipe: Recipe, task: Task) -> bool:
-    """Whether a network that was trained so reads mirror images as well: where there is an axis to mirror."""
+def predicts_mirrored(recipe: Recipe, task: Task) -> bool:
+    """Whether predictions of a network trained by this recipe also use mirror images: if it was trained with flips."""
     return recipe.augment.flip is True and task.train.x.ndim > 2
 
 
-def readings(problem: Problem, recipe: Recipe, ensemble: int, more: int = 0) -> int:
-    """Examples that are passed through networks after the last training: for the temperature, an ensemble, and more."""
-    once = len(problem.task.evaluation_set) + asked(ensemble, problem.task, problem.chooser) + more
-    return once * (1 + mirrors(recipe, problem.task))
+def predictions_at_end(problem: Problem, recipe: Recipe, ensemble: int, n_test: int = 0) -> int:
+    """Number of examples to predict after the last training: for calibration, for an ensemble, and `n_test` more."""
+    n = len(problem.task.evaluation_set) + asked(ensemble, problem.task, problem.chooser) + n_test
+    return n * (1 + predicts_mirrored(recipe, problem.task))
 
 
-def saving(deadline: Deadline, best: Trial, examples: int) -> Deadline:
-    """The deadline less what it takes to write the model down, and to pass examples once through the best network."""
+def deadline_before_saving(deadline: Deadline, best: Trial, examples: int) -> Deadline:
+    """The deadline less the time for writing the model, and for one pass of so many examples through `best`."""
     speed = best.outcome.images_per_second if best.outcome else 0.0
     scoring = 0.5 * examples / speed if speed else 0.0
     writing = min(0.5, 0.02 * deadline.left) + min(4 * best.graph.parameters * SAVING, 0.1 * deadline.left)

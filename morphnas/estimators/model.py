@@ -1,4 +1,4 @@
-"""What a fit ends with and predictions need: a network, how it reads examples, and what its outputs mean."""
+"""The model that a fit results in: a network, the preprocessing of examples, and the meaning of the outputs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from morphnas.train.predict import predict
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The network that predicts, an ensemble perhaps, and what goes with it. ValueError where that does not fit.
+    """The network that makes predictions, which may be an ensemble, and all that predictions need besides.
 
-    best, trial: ids of the search's winner, and of the final training. members: shares of networks, by the ids of their
-    trials. mean, std: of the channels or features of the examples that were trained on. range: of images, see
-    `morphnas.estimators.data_checks.range_of`. mirrors: whether mirror images are read as well. temperature: what
-    outputs are divided by.
+    best, trial: trial ids of the winner and of the final network. members: weights of the networks of an ensemble, by
+    trial id. mean, std: of each channel or feature of the training examples. range: of the training images, see
+    `morphnas.estimators.data_checks.range_of`. mirrors: whether outputs are averaged with those of mirror images.
+    temperature: what outputs are divided by. ValueError for values that are invalid or do not fit the network.
     """
 
     network: Network
@@ -61,13 +61,13 @@ class Model:
 
     @property
     def scale(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation, float32, of a shape that examples (n, *shape) can be normalised by."""
+        """Mean and standard deviation, float32, in a shape that broadcasts to examples (n, *shape)."""
         shape = (-1, *[1] * (len(self.preprocessing.shape) - 1))
         mean, std = (torch.tensor(values, dtype=torch.float32).reshape(shape) for values in (self.mean, self.std))
         return mean, std
 
-    def scaled(self, scale: Any) -> Self:
-        """The same for examples of another mean and deviation, as run.json names them; RunError for what is neither."""
+    def with_scale(self, scale: Any) -> Self:
+        """The model with another (mean, std), as run.json holds them; RunError if these are invalid."""
         try:
             mean, std = map(tuple, scale)
             return replace(self, mean=mean, std=std)
@@ -76,65 +76,65 @@ class Model:
 
     @cached_property
     def _module(self) -> nn.Module:
-        """The network as predictions use it: to make it takes longer than to ask it about an example."""
+        """The network as a module, cached because building it takes longer than a prediction."""
         return self.network.to_module().eval()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_module"}
 
     def outputs(self, pieces: Iterable[Tensor], device: torch.device) -> Tensor:
-        """The network's for pieces of examples (k, *shape), (n, outputs) on the CPU, as sure as they may be."""
+        """Calibrated outputs (n, outputs) on the CPU. pieces: preprocessed examples, (k, *shape) each."""
         module = self._module.to(device)
-        empty = torch.empty(0, *self.preprocessing.shape, device=device)
-        nothing = Examples(empty, torch.empty(0, dtype=torch.int64, device=device))
+        x = torch.empty(0, *self.preprocessing.shape, device=device)
+        no_examples = Examples(x, torch.empty(0, dtype=torch.int64, device=device))
         mean, std = (values.to(device) for values in self.scale)
-        task = Task(nothing, None, self.target.goal, mean, std)
+        task = Task(no_examples, None, self.target.goal, mean, std)
         parts = [predict(module, piece, task, mirrored=self.mirrors).cpu() for piece in pieces]
         return torch.cat(parts) / self.temperature
 
     def to_module(self) -> fx.GraphModule:
-        """All of it as a plain module from raw examples to what outputs stand for: see `ImageEstimator.to_module`."""
+        """The model as a plain module that takes raw examples, see `ImageEstimator.to_module`."""
         mean, std = self.scale
         module = self.network.to_module()
         graph = module.graph
-        pixels = next(node for node in graph.nodes if node.op == "placeholder")
-        readers = list(pixels.users)
+        x = next(node for node in graph.nodes if node.op == "placeholder")
+        users = list(x.users)
         module.register_buffer("mean", mean)
         module.register_buffer("std", std)
-        with graph.inserting_before(readers[0]):
-            raw = pixels
+        with graph.inserting_before(users[0]):
+            raw = x
             if (offset := self.preprocessing.offset) is not None:
                 module.register_buffer("offset", torch.tensor(offset, dtype=torch.float64))
-                raw = graph.call_function(torch.sub, (graph.call_method("double", (pixels,)), graph.get_attr("offset")))
-            # as the weights are, also where somebody has them in half precision
+                raw = graph.call_function(torch.sub, (graph.call_method("double", (x,)), graph.get_attr("offset")))
+            # in the dtype of the buffers, so that the module can be converted to half precision
             centre = graph.get_attr("mean")
             centred = graph.call_function(torch.sub, (graph.call_method("to", (raw, centre)), centre))
             scaled = graph.call_function(torch.div, (centred, graph.get_attr("std")))
-            most = clip_limit(mean)
-            scaled = graph.call_function(torch.clamp, (scaled, -most, most))
-            if self.mirrors:  # after all images, all of them mirrored
+            limit = clip_limit(mean)
+            scaled = graph.call_function(torch.clamp, (scaled, -limit, limit))
+            if self.mirrors:  # the images, followed by all mirror images
                 scaled = graph.call_function(torch.cat, ((scaled, graph.call_method("flip", (scaled, -1))),))
-        for reader in readers:
-            reader.replace_input_with(pixels, scaled)
+        for user in users:
+            user.replace_input_with(x, scaled)
         output = next(node for node in graph.nodes if node.op == "output")
-        said = output.args[0]
-        assert isinstance(said, fx.Node)
+        outputs = output.args[0]
+        assert isinstance(outputs, fx.Node)
         with graph.inserting_before(output):
             if self.mirrors:
-                both = graph.call_method("reshape", (said, (2, -1, self.target.goal.outputs)))
-                said = graph.call_method("mean", (both, 0))
-            output.args = (self.target.decoded(module, said, self.temperature),)
+                both = graph.call_method("reshape", (outputs, (2, -1, self.target.goal.outputs)))
+                outputs = graph.call_method("mean", (both, 0))
+            output.args = (self.target.decoded(module, outputs, self.temperature),)
         graph.lint()
         module.recompile()
         return module.eval()
 
     @property
     def shares(self) -> dict[str, float]:
-        """Those of the members, as JSON has them."""
+        """The weights of the members, with the keys that JSON needs."""
         return {str(id): share for id, share in self.members.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """All but the network."""
+        """All fields except the network, as JSON values."""
         return {
             "trial": self.trial,
             "best": self.best,
@@ -150,8 +150,8 @@ class Model:
 
     @classmethod
     def stored(cls, folder: Path) -> Self:
-        """The model of a run's folder; RunError, which says what to do, where there is none that can be read."""
-        network, data = written(folder)
+        """Read the model in a run folder; RunError, with a hint what to do, if it is missing or damaged."""
+        network, data = read_stored_model(folder)
         try:
             return cls(
                 network=network,
@@ -171,15 +171,15 @@ class Model:
 
 
 def scales_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Means and deviations of the data that networks of a run were trained on, by name, as run.json has them."""
-    return dict(found) if isinstance(found := about.get("scales"), Mapping) else {}
+    """The (mean, std) of each data set that networks of a run were trained on, by its name, from run.json."""
+    return dict(scales) if isinstance(scales := about.get("scales"), Mapping) else {}
 
 
-def written(folder: Path) -> tuple[Network, dict[str, Any]]:
-    """What is in a run's model/; RunError, which says what to do, where that cannot be read."""
+def read_stored_model(folder: Path) -> tuple[Network, dict[str, Any]]:
+    """The network and the JSON data in model/ of a run folder; RunError, with a hint what to do, if unreadable."""
     try:
         return load_model(folder)
     except RunError as error:
-        load_about(folder)  # where there is no run at all, that is what is to be said
+        load_about(folder)  # raises if there is no run at all, which is the better message then
         hint = "fit with resume=True writes it again, and load_run(path).load_model_by_id(id) returns any network"
         raise RunError(f"{error}; {hint}") from error

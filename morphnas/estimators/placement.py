@@ -1,4 +1,4 @@
-"""Where trials run: the arguments `executor`, `devices` and `per_trial`, checked."""
+"""Where trials run: the checked arguments `executor`, `device`, `devices` and `per_trial`."""
 
 from __future__ import annotations
 
@@ -23,41 +23,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """device: that this process computes on. workers: devices of processes; none: trials run in this process.
+    """Where trials run: in this process, in worker processes, or on a Ray cluster.
 
-    ray: whether they run on a Ray cluster, at the address (None: a private one), at most so many at a time, each with
-    a share of GPUs or else of CPUs.
+    device: of this process. workers: device of each worker process; empty: no worker processes. ray: whether trials run
+    on a Ray cluster. address: of the cluster; None: a private one. max_workers: on the cluster; None: as many as it has
+    room for. cpus, gpus: what each trial takes on the cluster.
     """
 
     device: torch.device
     workers: tuple[torch.device, ...] = ()
     ray: bool = False
     address: str | None = None
-    most: int | None = None
+    max_workers: int | None = None
     cpus: float = 1
     gpus: float = 0
 
     @staticmethod
     def of(estimator: ImageEstimator) -> Place:
-        """ValueError that names the argument that cannot be used; ImportError without Ray, ConnectionError without a
-        cluster."""
+        """The place that an estimator's arguments mean.
+
+        ValueError that names an invalid argument; ImportError without Ray, ConnectionError without a cluster.
+        """
         kind, devices, share = estimator.executor, estimator.devices, estimator.per_trial
         if kind is not None and not (isinstance(kind, str) and (kind in ("process", "ray", "auto") or ":" in kind)):
             names = 'None, "process", "ray", or the address of a Ray cluster ("auto", "host:port", "ray://host:port")'
             raise ValueError(f"executor must be {names}, not {kind!r}")
         named = tuple(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else ()
-        most = devices if is_positive(devices) else None
-        if devices is not None and not (named or most):
+        count = devices if is_positive(devices) else None
+        if devices is not None and not (named or count):
             raise ValueError(f"devices must be None, a positive integer or a list of devices, not {devices!r}")
-        number = isinstance(share, (int, float, np.number)) and not isinstance(share, bool)
-        if share is not None and not (number and 0 < share < math.inf):
+        is_number = isinstance(share, (int, float, np.number)) and not isinstance(share, bool)
+        if share is not None and not (is_number and 0 < share < math.inf):
             raise ValueError(f"per_trial must be None or a positive number, of CPUs or GPUs, not {share!r}")
         if kind is None and devices is not None:
             raise ValueError('devices is for executor="process" or "ray"; otherwise use device')
         if kind in (None, "process") and share is not None:
             raise ValueError('per_trial is for a Ray cluster: executor="ray" or its address')
         if kind == "process":
-            workers = tuple(map(torch_device, named)) or _workers(torch_device(estimator.device), most)
+            workers = tuple(map(torch_device, named)) or _worker_devices(torch_device(estimator.device), count)
             return Place(workers[0] if estimator.device is None else torch_device(estimator.device), workers)
         device = torch_device(estimator.device)
         if kind is None:
@@ -69,41 +72,41 @@ class Place:
         found()
         address = None if kind == "ray" else kind
         if address is not None:
-            _check(address)
+            _check_address(address)
         share, gpu = 1 if share is None else float(share), device.type == "cuda"
-        return Place(device, (), True, address, most, 1 if gpu else share, share if gpu else 0)
+        return Place(device, (), True, address, count, 1 if gpu else share, share if gpu else 0)
 
     @property
-    def apart(self) -> bool:
+    def uses_other_processes(self) -> bool:
         """Whether trials run in other processes."""
         return bool(self.workers) or self.ray
 
     @property
     def at_a_time(self) -> int:
-        """Trials at a time, as far as is known before a cluster is asked: then at least two."""
-        return len(self.workers) or (self.most or 2 if self.ray else 1)
+        """Number of trials at a time; on a cluster without `max_workers`, whose size is not known yet, 2."""
+        return len(self.workers) or (self.max_workers or 2 if self.ray else 1)
 
     @property
-    def shared(self) -> bool:
-        """Whether a GPU has several trials at a time."""
-        several = [(device.type, device.index or 0) for device in self.workers if device.type != "cpu"]
-        return len(set(several)) < len(several) or 0 < self.gpus < 1
+    def shares_gpu(self) -> bool:
+        """Whether several trials run on one GPU at a time."""
+        gpus = [(device.type, device.index or 0) for device in self.workers if device.type != "cpu"]
+        return len(set(gpus)) < len(gpus) or 0 < self.gpus < 1
 
     @property
-    def parting(self) -> float:
-        """Seconds that it takes to let go of the workers at the end."""
+    def shutdown_seconds(self) -> float:
+        """Seconds that it takes to shut the workers down."""
         return 2.0 if self.ray else 0.0
 
     @property
     def threads(self) -> int | None:
-        """That a worker may have on a CPU which it shares with others; None: as many as there are."""
+        """Threads of each worker on a CPU that several may share; None: no limit."""
         if self.ray:
             return max(1, int(self.cpus))
-        shared = [device for device in self.workers if device.type == "cpu"]
-        return min(torch.get_num_threads(), max(1, cores() // len(shared))) if shared else None
+        on_cpu = [device for device in self.workers if device.type == "cpu"]
+        return min(torch.get_num_threads(), max(1, cores() // len(on_cpu))) if on_cpu else None
 
     def executor(self, task: Task, everything: Examples | None, threads: int, folder: Path) -> Executor:
-        """What runs the trials of a search."""
+        """The executor for the trials of a search. threads, folder: of worker processes, see `process_executor`."""
         if self.ray:
             return self.final(task, everything)
         if not self.workers:
@@ -111,31 +114,31 @@ class Place:
         return process_executor(task, self.workers, threads, folder)
 
     def final(self, task: Task, everything: Examples | None) -> Executor:
-        """What runs the final trainings, one at a time: they have this machine for themselves, or the cluster."""
+        """The executor for the final trainings, one at a time: this process, or the cluster."""
         if not self.ray:
             return SerialExecutor(task, everything)
-        shares: dict[str, Any] = {"workers": self.most, "cpus": self.cpus, "gpus": self.gpus}
+        shares: dict[str, Any] = {"workers": self.max_workers, "cpus": self.cpus, "gpus": self.gpus}
         return ray_executor(task, everything, address=self.address, **shares)
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _workers(device: torch.device, devices: int | None) -> tuple[torch.device, ...]:
-    """As many devices of that kind as are asked for, or as there are: a CPU stands for each of its cores."""
+def _worker_devices(device: torch.device, count: int | None) -> tuple[torch.device, ...]:
+    """A device of that kind for each of `count` workers; None: one for each GPU, or for each core of the CPU."""
     if device.type == "cpu":
-        return (device,) * (cores() if devices is None else int(devices))
-    there = torch.cuda.device_count() if device.index is None else 1
-    if devices is not None and devices > there:
-        raise ValueError(f"devices={devices} are not available: torch sees {there} {str(device)!r} device(s)")
+        return (device,) * (cores() if count is None else int(count))
+    available = torch.cuda.device_count() if device.index is None else 1
+    if count is not None and count > available:
+        raise ValueError(f"devices={count} are not available: torch sees {available} {str(device)!r} device(s)")
     if device.index is not None:
         return (device,)
-    return tuple(torch.device("cuda", i) for i in range(devices or there))
+    return tuple(torch.device("cuda", i) for i in range(count or available))
 
 
-def _check(address: str) -> None:
+def _check_address(address: str) -> None:
     try:
         reachable(address)
     except ValueError:
@@ -145,18 +148,18 @@ def _check(address: str) -> None:
 
 
 def is_positive(value: object) -> TypeGuard[int]:
-    """Whether it is a positive whole number, NumPy's too."""
+    """Whether a value is a positive integer, of Python or NumPy."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) > 0
 
 
 def torch_device(device: str | torch.device | None) -> torch.device:
-    """The device meant (None: a GPU if there is one); ValueError when it is not there."""
+    """The device (None: a GPU if there is one); ValueError if it is unknown or not available."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f'device must be "cpu", "cuda" or "cuda:<number>", not {device!r}: {error}') from None
-    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
+    if parsed.type == "cuda" and (not torch.cuda.is_available() or (parsed.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device {device!r} is not available: torch sees {torch.cuda.device_count()} CUDA devices")
-    return found
+    return parsed

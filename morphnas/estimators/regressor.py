@@ -14,45 +14,93 @@ from morphnas.estimators.targets import RegressionTarget, SampleWeight, amounts_
 
 
 class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Finds a neural network that predicts numbers from images, or from rows of numbers, within a time limit.
+    """Image regressor whose neural network is found by a search within a time limit.
 
-    Arguments, attributes and methods are those of `ImageClassifier`, except for `classes_`, `multilabel_` and
-    `predict_proba`. y is one finite number for each example, (n,) or (n, 1), or several, (n, k). Networks learn their
-    deviations from the mean, by the mean squared error; several targets count alike. The metric of networks is the
-    coefficient of determination, R2, which `score` returns too; their score is minus the log loss of normal
-    distributions around the predictions, as wide as their errors. `evaluate` and `test_metric_` are mean squared
-    errors, in the squared units of y.
+    A scikit-learn estimator. y is one finite number for each example, (n,) or (n, 1), or several, (n, k). Networks
+    learn the standardised y by the mean squared error, all targets with equal weight. Without a `metric` or `loss`, the
+    score of a network is the mean log likelihood of y under normal distributions around the predictions, with the
+    variance of their errors; the coefficient of determination, R2, is shown beside it.
 
-    metric: as for `ImageClassifier`, for example "neg_mean_absolute_error"; `evaluate` then returns it. loss: a
-    function or a module of predictions and y, both (n,), or (n, k) for several targets, float64 and in the units of y,
-    for example `torch.nn.L1Loss()`.
+    Parameters not listed here, attributes and methods are those of `ImageClassifier`, except for `classes_`,
+    `multilabel_` and `predict_proba`.
+
+    Parameters
+    ----------
+    metric : str or callable, optional
+        As for `ImageClassifier`, for example "neg_mean_absolute_error". None: networks are chosen by their score, and
+        `evaluate` returns the mean squared error.
+    loss : callable, optional
+        As for `ImageClassifier`, but outputs are predictions: a function or module of predictions and y, both (n,), or
+        (n, k) for several targets, float64 and in the units of y, for example `torch.nn.L1Loss()`. None: mean squared
+        error.
     """
 
-    _kinds = (RegressionTarget,)
+    _target_types = (RegressionTarget,)
 
     def predict(self, x_test: Any) -> NDArray[np.float64]:
-        """Numbers (n,), or (n, k) if fit was given several, of examples (n, ...), or anything else `fit` takes."""
-        source, _ = self._asked(x_test)
-        return self._values.amounts(self._predicted(source).numpy())
+        """Predict numbers.
+
+        Parameters
+        ----------
+        x_test
+            Examples (n, ...), or anything else that `fit` takes as x.
+
+        Returns
+        -------
+        ndarray
+            Predictions (n,) float64 in the units of y, or (n, k) if `fit` was given several targets.
+        """
+        source, _ = self._open(x_test)
+        return self._target.amounts(self._predict_outputs(source).numpy())
 
     def evaluate(self, x_test: Any, y_test: Any = None, sample_weight: SampleWeight = None) -> float:
-        """The mean squared error over examples with known y, in the squared units of y; or the `metric`.
+        """Mean squared error on examples with known y, or the `metric` if one is set.
 
-        sample_weight: (n,) numbers, the weight of each example.
+        Parameters
+        ----------
+        x_test, y_test
+            What `fit` takes as x and y.
+        sample_weight : array-like, optional
+            Weights (n,) of the examples.
+
+        Returns
+        -------
+        float
+            The mean squared error, in the squared units of y and averaged over targets, or the `metric`.
+
+        Raises
+        ------
+        ValueError
+            If y_test does not have as many targets as the y of `fit`.
         """
         return super().evaluate(x_test, y_test, sample_weight)
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:  # noqa: N803  # scikit-learn's
-        """The coefficient of determination, R2, as in scikit-learn."""
-        said = self.predict(X)
-        weights = None if sample_weight is None else given_weights(sample_weight, len(said))
-        return float(r2_score(amounts_of(y, len(said)), said, sample_weight=weights))
+        """Coefficient of determination, R2, as scikit-learn defines it, whatever the `metric`.
+
+        Parameters
+        ----------
+        X
+            As for `predict`.
+        y : array-like
+            Numbers (n,), or (n, k) for several targets.
+        sample_weight : array-like, optional
+            Weights (n,) of the examples.
+
+        Returns
+        -------
+        float
+            R2, averaged over targets.
+        """
+        predicted = self.predict(X)
+        weights = None if sample_weight is None else given_weights(sample_weight, len(predicted))
+        return float(r2_score(amounts_of(y, len(predicted)), predicted, sample_weight=weights))
 
     @staticmethod
-    def _read(y: ArrayLike, n: int) -> tuple[RegressionTarget, NDArray[Any]]:
+    def _read_y(y: ArrayLike, n: int) -> tuple[RegressionTarget, NDArray[Any]]:
         return RegressionTarget.found(y, n)
 
     @property
-    def _values(self) -> RegressionTarget:
+    def _target(self) -> RegressionTarget:
         assert isinstance(self._model.target, RegressionTarget)
         return self._model.target

@@ -1,4 +1,4 @@
-"""The constructor's arguments of an estimator, checked."""
+"""The constructor arguments of the estimators: their checks, and how run.json stores them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sklearn.utils import check_random_state
 from torch import nn
 
 from morphnas.estimators.data_memory import Room
-from morphnas.estimators.objective import check_loss, check_metric, recordable
+from morphnas.estimators.objective import check_loss, check_metric, is_capturable
 from morphnas.estimators.placement import Place, is_positive
 from morphnas.graph import Graph, GraphError, Limits, Network, Shape
 from morphnas.graph.graph import MAX_NODES
@@ -40,28 +40,32 @@ if TYPE_CHECKING:
 DAY = 24 * 3600.0
 _LEGACY_RECIPE = {"max_iter_num": "epochs", "max_no_improvement_num": "patience"}
 _LEGACY_SEARCH = ("t_min", "beta", "kernel_lambda")
-DECISIVE = (
+FIXED = (
     "augment", "searcher_args", "search_type", "random_state", "image_shape", "image_size", "axes", "limits",
     "max_memory", "initial_networks", "metric", "loss",
 )  # fmt: skip
-"""Arguments that decide what a run tries; the others may change when it is gone on with."""
+"""Arguments that determine what a run tries: they must not change when it is resumed, as the others may."""
 LIMITS = tuple(f.name for f in fields(Limits) if f.name != "pace")
-"""Names of those that users set; the pace of the machine is measured."""
-_SIZES = ("trainer_args", "default_model_len", "default_model_width")
-DEEPEST = MAX_NODES // 20
-"""Of `default_model_len`: a residual network has ten nodes for each, and morphs add more."""
+"""The fields of `Limits` that users set; the pace of the machine is measured."""
+_OWN_SEARCHER_ARGS = ("trainer_args", "default_model_len", "default_model_width")
+"""The searcher_args that are not passed to the searcher."""
+MAX_MODEL_LEN = MAX_NODES // 20
+"""Largest `default_model_len`: a residual network has ten nodes for each unit of it, and morphs add more."""
 
 MakeSearcher = Callable[..., Searcher]
-"""Called as ``(space, recipe=..., limits=..., seed=...)`` and with what searcher_args hold besides."""
+"""Makes a searcher; called as ``(space, recipe=..., limits=..., seed=...)`` and with the other searcher_args."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the arguments mean. room: for examples. depth, width: of all starters; None: what is affordable. initial:
-    networks to start from instead, those with weights begin with them. place: where trials run. keep: how many
-    networks' weights; None: all. ensemble: networks of the final model, at most. ranges: of the recipe's settings that
-    are searched; trainer_args: those that are set. search_patience: see `Patient`. records: whether a GPU may replay
-    recorded steps. of_searches: the arguments that only a search heeds, in words; "" where there are none.
+    """The checked arguments.
+
+    device: of this process. place: where trials run. room: memory and disk for examples. searcher: makes the searcher.
+    keep: number of networks whose weights are kept; None: all. ensemble: maximum number of networks in the final model.
+    ranges: fields of the recipe that are searched. trainer_args: fields of the recipe that are set. depth, width: of
+    all starters; None: as the time limit allows. initial: starters to use instead, with their weights if they have any.
+    search_patience: see `Patient`. allows_cuda_graphs: whether training steps may be captured as CUDA graphs.
+    search_only_settings: the arguments given that only affect a search, as text; "" if there are none.
     """
 
     device: torch.device
@@ -77,24 +81,24 @@ class Settings:
     width: int | None
     initial: tuple[Graph | Network, ...]
     search_patience: int | None
-    records: bool
-    of_searches: str
+    allows_cuda_graphs: bool
+    search_only_settings: str
 
     @staticmethod
     def of(estimator: ImageEstimator) -> Settings:
-        """ValueError that names the argument that cannot be used."""
+        """The settings of an estimator; ValueError that names an invalid argument."""
         _check_flags(estimator)
         args: dict[str, Any] = dict(estimator.searcher_args or {})
         ranges, trainer_args = _ranges(args.pop("trainer_args", None) or {})
-        changed(Recipe(), trainer_args)
+        with_trainer_args(Recipe(), trainer_args)
         if estimator.augment is not None and "augment" in trainer_args:
             raise ValueError("augment is given twice: as an argument, and in trainer_args")
         depth, width = args.pop("default_model_len", None), args.pop("default_model_width", None)
         for name, size in (("default_model_len", depth), ("default_model_width", width)):
             if size is not None and not is_positive(size):
                 raise ValueError(f"searcher_args: {name} must be a positive integer, not {size!r}")
-        if depth is not None and depth > DEEPEST:
-            raise ValueError(f"searcher_args: default_model_len must be at most {DEEPEST}, not {depth:,}")
+        if depth is not None and depth > MAX_MODEL_LEN:
+            raise ValueError(f"searcher_args: default_model_len must be at most {MAX_MODEL_LEN}, not {depth:,}")
         depth, width = (None if size is None else int(size) for size in (depth, width))
         for name in _LEGACY_SEARCH:
             if args.pop(name, None) is not None:
@@ -102,15 +106,15 @@ class Settings:
                     f"searcher_args: {name} belongs to AutoKeras's old kernel and has no effect", stacklevel=4
                 )
         searcher = _searcher(estimator.search_type, args, ranges)
-        given = estimator.initial_networks
-        if given is not None and not (
-            isinstance(given, Sequence) and all(isinstance(n, Graph | Network) for n in given)
+        networks = estimator.initial_networks
+        if networks is not None and not (
+            isinstance(networks, Sequence) and all(isinstance(n, Graph | Network) for n in networks)
         ):
             kinds = "morphnas.Graph and morphnas.Network (use from_module for a PyTorch module)"
-            raise ValueError(f"initial_networks must be None or a list of {kinds}, not {given!r:.100}")
-        initial = tuple(given or ())
+            raise ValueError(f"initial_networks must be None or a list of {kinds}, not {networks!r:.100}")
+        initial = tuple(networks or ())
         for i, network in enumerate(initial):
-            if isinstance(network, Network) and not all(map(_usable, network.weights.values())):
+            if isinstance(network, Network) and not all(map(_is_trainable, network.weights.values())):
                 raise ValueError(f"initial_networks[{i}] has weights that are not finite float32 numbers")
         limits = _limits(estimator.limits)
         if estimator.max_memory is not None:
@@ -125,9 +129,9 @@ class Settings:
         patience = None if estimator.search_patience is None else int(estimator.search_patience)
         kind = estimator.search_type
         name = repr(kind) if isinstance(kind, str) else getattr(kind, "__name__", repr(kind))
-        searches = [] if kind in (None, BayesianSearcher) else [f"search_type={name:.60}"]
-        searches += [f"ranges in trainer_args ({', '.join(ranges)})"] if ranges else []
-        searches += ["limits of morphs"] if limits.morphs != Limits().morphs else []
+        search_only = [] if kind in (None, BayesianSearcher) else [f"search_type={name:.60}"]
+        search_only += [f"ranges in trainer_args ({', '.join(ranges)})"] if ranges else []
+        search_only += ["limits of morphs"] if limits.morphs != Limits().morphs else []
         return Settings(
             device=place.device,
             place=place,
@@ -142,53 +146,53 @@ class Settings:
             width=width,
             initial=initial,
             search_patience=patience,
-            records=not place.shared and recordable(estimator.loss),
-            of_searches=" and ".join(searches),
+            allows_cuda_graphs=not place.shares_gpu and is_capturable(estimator.loss),
+            search_only_settings=" and ".join(search_only),
         )
 
     def allows(self, members: int) -> bool:
-        """Whether a model of so many networks is what `ensemble` asks for."""
+        """Whether a model of so many networks is what the argument `ensemble` asks for."""
         return members == 1 if self.ensemble == 1 else 1 < members <= self.ensemble
 
     def adapted(self, shape: Shape, outputs: int) -> Settings:
-        """Those with the weights of initial networks for examples of that shape; ValueError where they cannot be."""
+        """The settings with initial networks adapted to examples of this shape; ValueError if that is impossible."""
         initial = list[Graph | Network]()
-        for i, given in enumerate(self.initial):
+        for i, network in enumerate(self.initial):
             try:
-                initial.append(given.adapted(shape, outputs) if isinstance(given, Network) else given)
+                initial.append(network.adapted(shape, outputs) if isinstance(network, Network) else network)
             except GraphError as error:
                 raise ValueError(f"initial_networks[{i}] cannot be adapted to the examples: {error}") from error
-        found = replace(self, initial=tuple(initial))
-        keys = [graph.key for graph in found.graphs]
-        if twice := [i for i, key in enumerate(keys) if key in keys[:i]] if found.networks else []:
-            raise ValueError(f"initial_networks[{twice[0]}] has the same architecture as an earlier one")
-        return found
+        settings = replace(self, initial=tuple(initial))
+        keys = [graph.key for graph in settings.graphs]
+        if repeated := [i for i, key in enumerate(keys) if key in keys[:i]] if settings.networks else []:
+            raise ValueError(f"initial_networks[{repeated[0]}] has the same architecture as an earlier one")
+        return settings
 
     @property
     def graphs(self) -> list[Graph]:
-        """Those of the initial networks."""
-        return [given.graph if isinstance(given, Network) else given for given in self.initial]
+        """The graphs of the initial networks."""
+        return [network.graph if isinstance(network, Network) else network for network in self.initial]
 
     @property
     def networks(self) -> list[Network]:
         """The initial networks that have weights."""
-        return [given for given in self.initial if isinstance(given, Network)]
+        return [network for network in self.initial if isinstance(network, Network)]
 
 
-def _usable(weight: torch.Tensor) -> bool:
-    """Whether a network's weight, or a counter beside its weights, can be trained on from."""
-    kinds = weight.dtype == torch.float32 or not weight.is_floating_point()
-    return kinds and not weight.is_meta and bool(weight.isfinite().all())
+def _is_trainable(weight: torch.Tensor) -> bool:
+    """Whether training can start from a weight: finite float32, or an integer buffer such as a batch counter."""
+    valid_dtype = weight.dtype == torch.float32 or not weight.is_floating_point()
+    return valid_dtype and not weight.is_meta and bool(weight.isfinite().all())
 
 
 def _check_flags(estimator: ImageEstimator) -> None:
-    path, most, args = estimator.path, estimator.max_trials, estimator.searcher_args
+    path, args = estimator.path, estimator.searcher_args
     for name in ("max_memory", "data_memory"):
         if (memory := getattr(estimator, name)) is not None and not is_positive(memory):
             raise ValueError(f"{name} must be None or a positive integer, of bytes, not {memory!r}")
     if path is not None and not (isinstance(path, (str, os.PathLike)) and str(path)):
         raise ValueError(f"path must be None or the name of a folder, not {path!r}")
-    for name, number in (("max_trials", most), ("search_patience", estimator.search_patience)):
+    for name, number in (("max_trials", estimator.max_trials), ("search_patience", estimator.search_patience)):
         if number is not None and not is_positive(number):
             raise ValueError(f"{name} must be None or a positive integer, not {number!r}")
     if args is not None and not (isinstance(args, Mapping) and isinstance(args.get("trainer_args") or {}, Mapping)):
@@ -203,8 +207,8 @@ def _check_flags(estimator: ImageEstimator) -> None:
         raise ValueError(f'resume must be True, False or "auto", not {estimator.resume!r}')
     if estimator.keep != "all" and not is_positive(estimator.keep):
         raise ValueError(f'keep must be "all" or a positive integer, not {estimator.keep!r}')
-    if estimator.keep != "all" and estimator.search_type in KEEPING_ALL:
-        why = KEEPING_ALL[estimator.search_type]
+    if estimator.keep != "all" and estimator.search_type in NEEDS_ALL_WEIGHTS:
+        why = NEEDS_ALL_WEIGHTS[estimator.search_type]
         raise ValueError(f'keep must be "all" for search_type="{estimator.search_type}": {why}')
     if not is_positive(estimator.ensemble):
         raise ValueError(f"ensemble must be a positive integer, not {estimator.ensemble!r}")
@@ -215,7 +219,7 @@ def _check_flags(estimator: ImageEstimator) -> None:
 
 
 def room(estimator: ImageEstimator) -> Room:
-    """For the examples that the estimator is given: on the disk of its run, where memory is too small."""
+    """Memory and disk for the estimator's examples: what does not fit in memory goes to the disk of the run."""
     memory, path = estimator.data_memory, estimator.path
     return Room(None if memory is None else int(memory), None if path is None else user_path(path))
 
@@ -231,7 +235,7 @@ def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
 
 
 def _ranges(trainer_args: Mapping[str, Any]) -> tuple[Ranges, dict[str, Any]]:
-    """Those of the settings that are to be searched, and the others, by their names today."""
+    """The fields that are to be searched, and the others, with legacy names replaced."""
     args = {_LEGACY_RECIPE.get(name, name): value for name, value in trainer_args.items()}
     try:
         ranges = ranges_of(args)
@@ -241,8 +245,11 @@ def _ranges(trainer_args: Mapping[str, Any]) -> tuple[Ranges, dict[str, Any]]:
 
 
 def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any], ranges: Ranges) -> MakeSearcher:
-    """Named searchers come with promotion around them, but for the one that has it and the one that wants more than the
-    best; a callable is taken as it is. Where there are ranges, recipes are searched, too."""
+    """The function that makes the searcher.
+
+    Searchers given by name are wrapped in `Promote`, except for "halving", which promotes itself, and "pareto", which
+    looks for more than the best score. With ranges, searchers are wrapped in `Tuned`.
+    """
     kind = "bayesian" if kind is None else kind
     if not (kind in SEARCHERS if isinstance(kind, str) else callable(kind)):
         raise ValueError(f"search_type must be one of {', '.join(SEARCHERS)}, or a callable, not {kind!r}")
@@ -250,12 +257,12 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any], ranges: 
     if is_dataclass(make):
         known = sorted({f.name for f in fields(make)} - {"space", "recipe", "limits", "seed"})
         if unknown := sorted(set(args) - set(known), key=str):
-            raise ValueError(f"searcher_args: unknown {unknown}, there are {', '.join([*known, *_SIZES])}")
+            raise ValueError(f"searcher_args: unknown {unknown}, there are {', '.join([*known, *_OWN_SEARCHER_ARGS])}")
 
     if ranges and kind == "pareto":
         raise ValueError(f"trainer_args: search_type='pareto' does not search {', '.join(ranges)}")
 
-    def made(space: Space, *, recipe: Recipe, **settings: Any) -> Searcher:
+    def make_wrapped(space: Space, *, recipe: Recipe, **settings: Any) -> Searcher:
         searcher = make(space, recipe=recipe, **settings, **args)
         if not callable(getattr(searcher, "ask", None)):
             raise ValueError(
@@ -266,26 +273,26 @@ def _searcher(kind: str | MakeSearcher | None, args: Mapping[str, Any], ranges: 
 
     if isinstance(kind, str):
         try:
-            made(MorphSpace(()), recipe=Recipe())
+            make_wrapped(MorphSpace(()), recipe=Recipe())
         except ValueError as error:
             raise ValueError(f"searcher_args: {error}") from error
-    return made
+    return make_wrapped
 
 
-def changed(recipe: Recipe, trainer_args: Mapping[str, Any], n: int | None = None) -> Recipe:
-    """The recipe with fields replaced, which may have their legacy names; ValueError for others.
+def with_trainer_args(recipe: Recipe, trainer_args: Mapping[str, Any], n: int | None = None) -> Recipe:
+    """The recipe with fields replaced, which may have their legacy names; ValueError for unknown ones.
 
-    Another optimizer or batch size has its own learning rate, unless one is given: this holds however long a training.
-    n: the examples there are, of which batches are at most; None: that is not known.
+    A new optimizer or batch size comes with its usual learning rate, unless `lr` is given. A given `lr` holds however
+    long the training. n: number of examples, which bounds the batch size; None: unknown.
     """
     if not isinstance(trainer_args, Mapping):
         raise ValueError(f"trainer_args must be a dict, not {trainer_args!r:.100}")
     names = [f.name for f in fields(Recipe)]
     args = {_LEGACY_RECIPE.get(name, name): value for name, value in trainer_args.items()}
     if unknown := sorted(set(args) - set(names), key=str):
-        there = f"there are {', '.join(names)} and the legacy {', '.join(_LEGACY_RECIPE)}"
-        late = "; fit and final_fit take a time_limit" if "timeout" in unknown else ""
-        raise ValueError(f"trainer_args: unknown {unknown}, {there}{late}")
+        known = f"there are {', '.join(names)} and the legacy {', '.join(_LEGACY_RECIPE)}"
+        hint = "; fit and final_fit take a time_limit" if "timeout" in unknown else ""
+        raise ValueError(f"trainer_args: unknown {unknown}, {known}{hint}")
     if "lr" in args:
         args = {"lr_examples": None, **args}
     recipe = replace(recipe, **args)
@@ -297,7 +304,7 @@ def changed(recipe: Recipe, trainer_args: Mapping[str, Any], n: int | None = Non
 
 
 def time_limit_seconds(given: float | None, default: float | None) -> float:
-    """The first that is not None, else a day; ValueError unless it is a positive number."""
+    """The first of the two that is not None, else 24 hours; ValueError unless it is a positive number."""
     seconds = given if given is not None else default if default is not None else DAY
     number = isinstance(seconds, (int, float, np.number)) and not isinstance(seconds, bool)
     if not number or not 0 < seconds < math.inf:
@@ -306,7 +313,7 @@ def time_limit_seconds(given: float | None, default: float | None) -> float:
 
 
 def chosen_seed(random_state: int | np.random.RandomState | None) -> int:
-    """A seed from 0 to 2**31 - 1; without a random state another one each time, and no global state is touched."""
+    """A seed from 0 to 2**31 - 1, drawn anew if random_state is None; global random states are left alone."""
     if random_state is None:
         return secrets.randbelow(2**31)
     if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool) and 0 <= random_state < 2**31:
@@ -318,67 +325,70 @@ def chosen_seed(random_state: int | np.random.RandomState | None) -> int:
         raise ValueError(f"random_state must be {words}, not {random_state!r:.80}: {error}") from None
 
 
-def decisive(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that decide what a run tries, as run.json keeps them, with None where it means the default."""
-    found = {name: params[name] for name in DECISIVE}
-    found |= {name: found[name] or None for name in ("searcher_args", "initial_networks")}
-    found["search_type"] = found["search_type"] or "bayesian"
-    args = found["searcher_args"] or {}
+def fixed_settings(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments in `FIXED` as run.json stores them ("decides"), with one form for equivalent values."""
+    values = {name: params[name] for name in FIXED}
+    values |= {name: values[name] or None for name in ("searcher_args", "initial_networks")}
+    values["search_type"] = values["search_type"] or "bayesian"
+    args = values["searcher_args"] or {}
     ranges, others = _ranges(args.get("trainer_args") or {})
-    if ranges:  # in words, since JSON has no tuples
-        found["searcher_args"] = {**args, "trainer_args": others | {name: str(each) for name, each in ranges.items()}}
-    found["limits"] = None if found["limits"] is None else _limits(found["limits"])
-    if isinstance(found["image_size"], (int, np.integer)):
-        found["image_size"] = [found["image_size"]] * 2
-    if not isinstance(found["random_state"], (int, np.integer)):
-        found["random_state"] = None
-    own = {name: _described(found[name]) for name in ("metric", "loss") if callable(found[name])}
-    return {name: plain(value) for name, value in found.items()} | own
+    if ranges:  # as text, since JSON does not tell tuples from lists
+        values["searcher_args"] = {**args, "trainer_args": others | {name: str(each) for name, each in ranges.items()}}
+    values["limits"] = None if values["limits"] is None else _limits(values["limits"])
+    if isinstance(values["image_size"], (int, np.integer)):
+        values["image_size"] = [values["image_size"]] * 2
+    if not isinstance(values["random_state"], (int, np.integer)):
+        values["random_state"] = None
+    functions = {name: _function_digest(values[name]) for name in ("metric", "loss") if callable(values[name])}
+    return {name: plain(value) for name, value in values.items()} | functions
 
 
-KEEPING_ALL = {
+NEEDS_ALL_WEIGHTS = {
     "pareto": "whatever is best for its cost is wanted",
     "evolution": "it needs the weights of the latest networks, good or not",
     "climbing": "it needs the weights of where it stands",
 }
-"""Why some searches need all networks' weights."""
+"""Searches that need the weights of all networks, and why."""
 RESTORED = ("augment", "image_shape", "image_size", "axes", "limits", "max_memory", "keep", "ensemble", "metric")
-"""Arguments that matter to whoever goes on with a model that is loaded."""
+"""Arguments that a loaded estimator takes over from the fit."""
 
 
-def restored(settings: Any) -> dict[str, Any]:
-    """Of settings, as run.json keeps them, those that matter later on; none of what is no settings."""
-    found = {name: settings[name] for name in RESTORED if name in settings} if isinstance(settings, Mapping) else {}
-    if isinstance(limits := found.get("limits"), Mapping):
-        found["limits"] = {name: value for name, value in limits.items() if name in LIMITS and value is not None}
-    if found.get("metric") not in get_scorer_names():  # a function, of which there is only a description
-        found["metric"] = None
-    return found
+def restored_settings(settings: Any) -> dict[str, Any]:
+    """The arguments in `RESTORED` from the settings in run.json; none if these are damaged."""
+    args = {name: settings[name] for name in RESTORED if name in settings} if isinstance(settings, Mapping) else {}
+    if isinstance(limits := args.get("limits"), Mapping):
+        args["limits"] = {name: value for name, value in limits.items() if name in LIMITS and value is not None}
+    if args.get("metric") not in get_scorer_names():  # a function, of which only the name is stored
+        args["metric"] = None
+    return args
 
 
 def check_unchanged(path: Path | None, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """RunError that names the arguments which are not those that the run was begun with.
+    """RunError that names the fixed arguments which differ from those that the run was started with.
 
-    Without a random state a run keeps the one that it has.
+    An estimator without a random state continues with that of the run.
     """
     if now["random_state"] is None:
         now = {**now, "random_state": before.get("random_state")}
     before = {"metric": None, "loss": None, **before}
-    if changed_ones := [name for name in DECISIVE if name in before and before[name] != now[name]]:
-        pairs = {name: (_unlike(before[name], now[name]), _unlike(now[name], before[name])) for name in changed_ones}
-        words = ", ".join(f"{name} was {was!r:.80} and is {new!r:.80}" for name, (was, new) in pairs.items())
-        raise RunError(f"{str(path)!r} holds a run with other settings: {words}; use the same, or choose another path")
+    if differing := [name for name in FIXED if name in before and before[name] != now[name]]:
+        pairs = ((name, before[name], now[name]) for name in differing)
+        changes = ", ".join(
+            f"{name} was {_difference(old, new)!r:.80} and is {_difference(new, old)!r:.80}" for name, old, new in pairs
+        )
+        hint = "use the same, or choose another path"
+        raise RunError(f"{str(path)!r} holds a run with other settings: {changes}; {hint}")
 
 
-def _unlike(value: Any, other: Any) -> Any:
-    """What of a setting is not in the other one: of a dict its entries, of all else the whole."""
+def _difference(value: Any, other: Any) -> Any:
+    """The part of a setting that differs from another value: some entries of a dict, the whole of anything else."""
     if isinstance(value, Mapping) and isinstance(other, Mapping | None):
-        return {name: each for name, each in value.items() if (other or {}).get(name) != each}
+        return {name: entry for name, entry in value.items() if (other or {}).get(name) != entry}
     return value
 
 
 def plain(value: Any) -> Any:
-    """A setting as run.json keeps it, for people."""
+    """A setting as a JSON value that people can read."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Graph):
@@ -397,28 +407,28 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def _described(value: Any) -> str:
-    """A function or a module as far as words can tell: its name, and the numbers, texts and tensors in it."""
-    told = repr(value)  # of what is made of settings these, and else where it is in memory
-    name = f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in told else told
+def _function_digest(value: Any) -> str:
+    """The name of a function or module, and a hash of the plain values and tensors that it contains, if any."""
+    text = repr(value)  # names the settings of an object, unless it is the default one with the address
+    name = f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in text else text
     if hasattr(value, "__qualname__"):
         name = f"{value.__module__}.{value.__qualname__}"
-    held: list[Any] = []
-    with suppress(Exception):  # of a module that is not whole yet, or a function that calls itself
+    contents: list[Any] = []
+    with suppress(Exception):  # such as for a module that is not initialised, or a recursive closure
         if isinstance(value, nn.Module):
             for part in value.modules():
-                held += [item for item in vars(part).items() if not item[0].startswith("_") and _is_plain(item[1])]
+                contents += [item for item in vars(part).items() if not item[0].startswith("_") and _is_plain(item[1])]
             for key, tensor in value.state_dict().items():
-                held.append((key, hashlib.sha256(save({"": tensor.detach().cpu().contiguous()})).hexdigest()))
+                contents.append((key, hashlib.sha256(save({"": tensor.detach().cpu().contiguous()})).hexdigest()))
         elif isinstance(value, FunctionType):
             code = value.__code__
             constants = [*code.co_consts, *code.co_names, *(value.__defaults__ or ())]
-            closed = inspect.getclosurevars(value).nonlocals.items()
-            held = [item for item in (*enumerate(constants), *closed) if _is_plain(item[1])]
-    return name if not held else f"{name} {hashlib.sha256(repr(held).encode()).hexdigest()[:16]}"
+            closure = inspect.getclosurevars(value).nonlocals.items()
+            contents = [item for item in (*enumerate(constants), *closure) if _is_plain(item[1])]
+    return name if not contents else f"{name} {hashlib.sha256(repr(contents).encode()).hexdigest()[:16]}"
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether its repr tells all of it."""
-    several = isinstance(value, (list, tuple)) and all(map(_is_plain, value))
-    return several or isinstance(value, (bool, int, float, str, type(None)))
+    """Whether the repr of a value determines it."""
+    is_plain_list = isinstance(value, (list, tuple)) and all(map(_is_plain, value))
+    return is_plain_list or isinstance(value, (bool, int, float, str, type(None)))

@@ -1,4 +1,4 @@
-"""What this machine allows: how large the networks of a fit are to be, and with how many threads they are trained."""
+"""The plan of a fit from measurements of this machine: sizes of networks, and number of threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from morphnas.estimators.settings import Settings, changed
+from morphnas.estimators.settings import Settings, with_trainer_args
 from morphnas.graph import Shape
 from morphnas.run.expectation import SMALL_WIDTH, seconds_for_search
 from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_latency, plan
@@ -17,9 +17,10 @@ from morphnas.train.step import RECORDERS
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the networks of a run follow from, but for its seconds: examples, settings, and this machine's pace.
+    """All that a plan depends on except the time limit: examples, settings, and the speed of this machine.
 
-    shape, outputs, n: of the examples trained on. recipe: of children. finals: whether the winner is trained longer.
+    shape: of an example. outputs: of a network. n: number of training examples. recipe: of the trainings of the search.
+    finals: whether the winner is trained longer.
     """
 
     shape: Shape
@@ -32,23 +33,23 @@ class Sizes:
 
     @staticmethod
     def measured(task: Task, settings: Settings, augment: bool | None, seconds: float, finals: bool = True) -> Sizes:
-        """The pace is measured in about 1 % of the seconds on a CPU; on a GPU in as long as two ways take."""
+        """Measure the speed: on a CPU in about 1 % of `seconds`, on a GPU until two kinds of steps are compared."""
         n, shape = len(task.train), tuple(task.train.x.shape[1:])
         default = default_recipe(n, settings.device, augment, shape)
-        spare = min(0.8, 0.01 * max(seconds, 1e-3))  # preparing the data may have taken all
-        spare *= 1 if settings.device.type == "cpu" else 4
-        memory = settings.limits.max_memory
-        pace = measure(task, spare, changed(default, settings.trainer_args, n), settings.records, memory)
-        found = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
-        recipe = changed(found, settings.trainer_args, n)
+        budget = min(0.8, 0.01 * max(seconds, 1e-3))  # preparing the data may have left no time
+        budget *= 1 if settings.device.type == "cpu" else 4
+        recipe, memory = with_trainer_args(default, settings.trainer_args, n), settings.limits.max_memory
+        pace = measure(task, budget, recipe, settings.allows_cuda_graphs, memory)
+        fastest = replace(default, precision=pace.precision, cuda_graphs=pace.cuda_graphs)
+        recipe = with_trainer_args(fastest, settings.trainer_args, n)
         if settings.limits.max_latency_ms is not None:
-            limits = replace(settings.limits, pace=(*measure_latency(task, spare), 0.0))
+            limits = replace(settings.limits, pace=(*measure_latency(task, budget), 0.0))
             settings = replace(settings, limits=limits)
         return Sizes(shape, task.goal.outputs, n, settings, recipe, pace, finals)
 
     def plan(self, seconds: float, width: int | None = None) -> Plan:
-        """That of a run of so many seconds. width: of the first networks, where the user has given none."""
-        own = self.settings
+        """The plan of a run of so many seconds. width: of the starters, unless the user has set it."""
+        settings = self.settings
         return plan(
             self.shape,
             self.outputs,
@@ -56,32 +57,35 @@ class Sizes:
             self.recipe,
             max(seconds, 1e-3),
             self.pace,
-            own.limits,
-            depth=own.depth,
-            width=own.width or width,
-            initial=own.graphs,
-            workers=own.place.at_a_time,
-            device=own.device,
+            settings.limits,
+            depth=settings.depth,
+            width=settings.width or width,
+            initial=settings.graphs,
+            workers=settings.place.at_a_time,
+            device=settings.device,
             finals=self.finals,
         )
 
     def for_search(self, seconds: float) -> tuple[float | None, bool]:
-        """A limit in which something is searched, where in this one nothing is, and whether smaller networks would
-        leave time for it, see `Expectation`; None and False where there is a search, or no final training after it."""
-        longer = seconds_for_search(self.plan, seconds) if self.finals else None
-        if longer is None:
+        """What would allow a search if this time limit allows none, see `Expectation`.
+
+        The time limit for one, and whether small networks would leave time for it in this limit. (None, False) if there
+        is a search, or no final training.
+        """
+        search_limit = seconds_for_search(self.plan, seconds) if self.finals else None
+        if search_limit is None:
             return None, False
         try:
-            return longer, self.plan(seconds, SMALL_WIDTH).searches
-        except ValueError:  # the limits have no room for networks of that width
-            return longer, False
+            return search_limit, self.plan(seconds, SMALL_WIDTH).searches
+        except ValueError:  # the limits exclude networks of that width
+            return search_limit, False
 
 
-def take_threads(task: Task, recipe: Recipe, most: int, seconds: float) -> None:
-    """Have this process compute with as many threads as are fastest, where others that shared the machine are gone.
+def use_fastest_threads(task: Task, recipe: Recipe, max_threads: int, seconds: float) -> None:
+    """Set torch's number of threads to the fastest, once workers that shared the machine have ended.
 
-    most: threads. seconds: that are left.
+    seconds: time left.
     """
-    torch.set_num_threads(most)
-    if task.device.type not in RECORDERS:  # there it does not matter how many
+    torch.set_num_threads(max_threads)
+    if task.device.type not in RECORDERS:  # devices that capture steps do not depend on the number
         torch.set_num_threads(measure(task, min(0.8, 0.01 * seconds), recipe).threads)

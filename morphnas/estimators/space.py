@@ -1,4 +1,4 @@
-"""What a search could try, told before it begins."""
+"""The search space and the expected effort of a search, before it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from morphnas.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Start:
-    """A network that a search begins with. neighbours: what one morph makes of it, by kind, within the limits."""
+class Starter:
+    """A starter. neighbours: number of networks one morph away and within the limits, by the kind of morph."""
 
     key: str
     depth: int
@@ -35,14 +35,15 @@ class Start:
 
 @dataclass(frozen=True, repr=False)
 class SearchSpace:
-    """What a search of so many `seconds` begins with and may do; `str` of it is for people.
+    """The space and the plan of a search; `str` of it is a summary for people.
 
-    morphs: what each kind that is allowed does. limits: what networks may come to. recipe: of a child, but for what
-    is searched: ranges. expected: how many networks, how much disk and memory.
+    seconds: time limit of the fit. starts: the starters. morphs: a description of each allowed kind of morph. limits:
+    on the size of networks. recipe: of each training of the search, except for the fields in ranges, which are
+    searched. expected: number of networks, disk space and memory.
     """
 
     seconds: float
-    starts: tuple[Start, ...]
+    starts: tuple[Starter, ...]
     morphs: Mapping[str, str]
     limits: Limits
     recipe: Recipe
@@ -51,7 +52,7 @@ class SearchSpace:
 
     @staticmethod
     def of(plan: Plan, problem: Problem, settings: Settings, seconds: float, terms: Terms) -> SearchSpace:
-        """terms: as far as the settings and the problem do not say them."""
+        """The search space of a fit. terms: the fields that do not follow from the settings and the problem."""
         space: Space = MorphSpace(plan.starts, plan.limits.morphs)
         searcher = settings.searcher(space, recipe=plan.recipe, limits=plan.limits, seed=0)
         terms = replace(
@@ -63,12 +64,12 @@ class SearchSpace:
         )
         free = shutil.disk_usage(settings.room.disk).free
         expected = expectation(plan, (), plan.search_share * seconds, terms, free=free)
-        space = _space(searcher) or space
-        starts = tuple(_start(graph, space, plan.limits) for graph in plan.starts)
-        found = {tag: MORPHS[tag] for start in starts for tag in start.neighbours}
-        kinds = {tag: MORPHS[tag] for tag in plan.limits.morphs} if isinstance(space, MorphSpace) else found
-        does = {tag: _what(kind) for tag, kind in kinds.items()}
-        return SearchSpace(seconds, starts, does, plan.limits, plan.recipe, settings.ranges, expected)
+        space = _space_of(searcher) or space
+        starts = tuple(_starter(graph, space, plan.limits) for graph in plan.starts)
+        used_tags = [tag for start in starts for tag in start.neighbours]
+        kinds = {tag: MORPHS[tag] for tag in (plan.limits.morphs if isinstance(space, MorphSpace) else used_tags)}
+        descriptions = {tag: _description(kind) for tag, kind in kinds.items()}
+        return SearchSpace(seconds, starts, descriptions, plan.limits, plan.recipe, settings.ranges, expected)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,12 +81,12 @@ class SearchSpace:
             kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in start.neighbours.items())
             lines.append(f"  {size}; one step leads to {sum(start.neighbours.values())} networks: {kinds or 'none'}")
         lines.append("a step is one or several of these, and preserves what the network computes:")
-        lines += [f"  {kind.replace('_', ' ')}: {does}" for kind, does in self.morphs.items()]
+        lines += [f"  {kind.replace('_', ' ')}: {description}" for kind, description in self.morphs.items()]
         sizes = {
             name: value for name, value in asdict(self.limits).items() if name.startswith("max_") and value is not None
         }
-        told = ", ".join(f"{name} {value:,}" for name, value in sizes.items())
-        lines.append(f"limits: {told or 'none'}")
+        limits = ", ".join(f"{name} {value:,}" for name, value in sizes.items())
+        lines.append(f"limits: {limits or 'none'}")
         part = "" if self.recipe.examples is None else f" of {self.recipe.examples:,} examples"
         rate = f"{self.recipe.optimizer}, rate {self.recipe.lr:.3g}, batches of {self.recipe.batch_size}"
         lines.append(f"a child is trained for {epochs_words(self.recipe.epochs)}{part}: {rate}")
@@ -96,23 +97,23 @@ class SearchSpace:
     __repr__ = __str__
 
 
-def _space(searcher: Any) -> Space | None:
-    """That of a searcher, also of one around it; a user's own may be another than what it was given."""
+def _space_of(searcher: Any) -> Space | None:
+    """The space of a searcher or of the one that it wraps; a user's searcher may have another than it was given."""
     while not hasattr(searcher, "space") and hasattr(searcher, "searcher"):
         searcher = searcher.searcher
-    found: Space | None = getattr(searcher, "space", None)
-    return found
+    space: Space | None = getattr(searcher, "space", None)
+    return space
 
 
-def _what(kind: type[Morph]) -> str:
-    """The first sentence of what is written about it, without what follows a colon."""
+def _description(kind: type[Morph]) -> str:
+    """The first sentence of a morph's docstring, up to a colon."""
     return re.split(r"[.:](?:\s|$)", " ".join((kind.__doc__ or "").split()))[0]
 
 
-def _start(graph: Graph, space: Space, limits: Limits) -> Start:
+def _starter(graph: Graph, space: Space, limits: Limits) -> Starter:
     kinds = Counter[str]()
     for morph in space.neighbours(graph):
         with suppress(MorphError):
             if limits.refuse(morph.grow(graph)) is None:
                 kinds[morph.tag] += 1
-    return Start(graph.key, graph.depth, graph.parameters, graph.flops, dict(kinds))
+    return Starter(graph.key, graph.depth, graph.parameters, graph.flops, dict(kinds))

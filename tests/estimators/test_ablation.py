@@ -1,4 +1,4 @@
-"""Undoing morphs: what is left is trained as the whole was, and the run stays as it is."""
+"""Ablation of morphs: the remaining network is trained as the whole one, and the run is not changed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.utils.data import TensorDataset
 import morphnas
 from morphnas import ImageClassifier, RunError, ablate, load_run
 from morphnas.estimators import ablation
-from morphnas.estimators.ablation import Undone, _replayed, _undone
-from morphnas.estimators.objective import aimed
+from morphnas.estimators.ablation import MorphEffect, _effect, _replay_without
+from morphnas.estimators.objective import with_objective
 from morphnas.graph import Deeper, Graph, Wider, cnn
 from morphnas.report.words import morph_words
 from morphnas.run.jobs import Job
@@ -53,7 +53,7 @@ def test_every_morph_is_undone_once(run: Path, data: Data) -> None:
     assert found.epochs == sum(trial.epochs for trial in line[1:])
     for i, one in enumerate(found.morphs):
         left = line[0].graph
-        for morph in _replayed(left, morphs, i)[0]:
+        for morph in _replay_without(left, morphs, i)[0]:
             left = morph.grow(left)
         assert one.parameters == line[-1].graph.parameters - left.parameters
         if left.key == line[-1].graph.key:
@@ -75,9 +75,9 @@ def test_morphs_that_need_the_one_undone_go_with_it() -> None:
     first = Deeper("relu_3")
     (inner,) = (n.name for n in first.grow(graph).nodes if n.name not in graph and n.op.tag == "conv")
     morphs = [first, Wider("conv_4", 8), Wider(inner, 8)]
-    assert _replayed(graph, morphs, None) == (morphs, ())
-    assert _replayed(graph, morphs, 0) == ([morphs[1]], (morph_words(morphs[2]),))
-    assert _replayed(graph, morphs, 1) == ([morphs[0], morphs[2]], ())
+    assert _replay_without(graph, morphs, None) == (morphs, ())
+    assert _replay_without(graph, morphs, 0) == ([morphs[1]], (morph_words(morphs[2]),))
+    assert _replay_without(graph, morphs, 1) == ([morphs[0], morphs[2]], ())
 
 
 def test_later_morphs_find_their_nodes_under_other_names() -> None:
@@ -85,7 +85,7 @@ def test_later_morphs_find_their_nodes_under_other_names() -> None:
     first, second = Deeper("relu_3"), Deeper("relu_6")
     whole = second.grow(first.grow(graph))
     inner = [node.name for node in whole.nodes if node.name not in graph and node.op.tag == "conv"]
-    kept, gone = _replayed(graph, [first, second, Wider(inner[1], 8)], 0)
+    kept, gone = _replay_without(graph, [first, second, Wider(inner[1], 8)], 0)
     (alone,) = (n.name for n in second.grow(graph).nodes if n.name not in graph and n.op.tag == "conv")
     assert (kept, gone) == ([second, Wider(alone, 8)], ())
     assert alone != inner[1]
@@ -118,10 +118,10 @@ def test_without_time_it_says_so(run: Path, data: Data, monkeypatch: pytest.Monk
 
     def late(problem: Any, *rest: Any) -> Any:
         clock.now += 60
-        return aimed(problem, *rest)
+        return with_objective(problem, *rest)
 
     monkeypatch.setattr(ablation, "Deadline", SimpleNamespace(after=after))
-    monkeypatch.setattr(ablation, "aimed", late)
+    monkeypatch.setattr(ablation, "with_objective", late)
     found = ablate(run, *data, grown(run), time_limit=60, device="cpu")
     assert all((one.n, one.gain, one.metric_gain) == (0, None, None) for one in found.morphs)
     assert "no time" in str(found)
@@ -138,8 +138,8 @@ def test_turns_are_paired_and_failures_told() -> None:
     morph = Wider("conv_4", 8)
     wide = morph.grow(graph)
 
-    def undone(whole: list[Outcome], without: list[Outcome], part: Graph = graph) -> Undone:
-        return _undone(1, morph, (), whole, without, wide, part)
+    def undone(whole: list[Outcome], without: list[Outcome], part: Graph = graph) -> MorphEffect:
+        return _effect(1, morph, (), whole, without, wide, part)
 
     good = [Outcome("finished", score, score) for score in (-1.0, -2.0, -3.0)]
     worse = [Outcome("finished", score - 0.5, score) for score in (-1.0, -2.0, -3.0)]

@@ -1,4 +1,4 @@
-"""The classifier as its users meet it: fit, use, look into, load elsewhere, train on."""
+"""The public behaviour of the classifier: fit, predict, inspect, load in another process, train further."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ import morphnas
 from morphnas import ImageClassifier, Limits, RunError, legacy, load_run
 from morphnas.cli import main
 from morphnas.estimators import data_checks
-from morphnas.estimators.fitting import COMPARED, Firsts, Fitting, calibration_temperature, readings, saving
+from morphnas.estimators.fitting import (
+    COMPARISON_SHARE,
+    Fitting,
+    StartersOnly,
+    calibration_temperature,
+    deadline_before_saving,
+    predictions_at_end,
+)
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.settings import Settings
 from morphnas.estimators.sources import Source
@@ -180,11 +187,12 @@ def test_a_search_has_its_share_of_what_preparing_has_left(tmp_path: Path, monke
     shares, forecast = [], Fitting.forecast
 
     def seen(self: Fitting, end: Deadline, *given: Any, **more: Any) -> Any:
-        shares.append((end.left / self.deadline.left, COMPARED if self.compares else self.planned.search_share))
+        planned = COMPARISON_SHARE if self.starters_only else self.plan.search_share
+        shares.append((end.left / self.deadline.left, planned))
         return forecast(self, end, *given, **more)
 
     def slow(problem: Any, deadline: Deadline) -> Any:
-        time.sleep(0.5)  # of the real clock, which the limit is of
+        time.sleep(0.5)  # in real time, as the time limit is
         return look(problem, deadline)
 
     look = data_checks.look
@@ -210,7 +218,9 @@ def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_p
 
     path = tmp_path / "run"
     classifier = ImageClassifier(path, search_type=Asked, initial_networks=[first, second], device="cpu")
-    with pytest.warns(UserWarning, match="there is no time to search, so there is no effect of search_type=Asked"):
+    with pytest.warns(
+        UserWarning, match="there is no time to search, so these settings have no effect: search_type=Asked"
+    ):
         classifier.fit(*stripes(200), time_limit=12)
     tried = [trial.graph.key for trial in classifier.load_searcher().trials if not trial.final]
     assert tried == [first.key, second.key]
@@ -221,7 +231,7 @@ def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_p
 
 
 def test_first_networks_that_fail_are_made_up_for() -> None:
-    searcher = Firsts(Counting(), 2)
+    searcher = StartersOnly(Counting(), 2)
     graph = cnn((1, 6, 6), 3, width=4)
     proposal = Proposal(graph, (), Recipe())
     failed = [Trial(i, proposal, graph, Outcome("failed")) for i in range(2)]
@@ -239,8 +249,8 @@ def test_nothing_grown_takes_the_place_of_a_first_network_that_there_is_no_time_
             return Proposal(start, (Wider("conv_1", 8),), Recipe())
 
     done = Trial(0, Proposal(start, (), Recipe()), start, Outcome("finished"), kept=True)
-    assert Firsts(Growing(), 2).ask([done], Budget(10.0)) is None
-    assert Firsts(Growing(), 2).ask([], Budget(10.0)) is not None, "better than no network"
+    assert StartersOnly(Growing(), 2).ask([done], Budget(10.0)) is None
+    assert StartersOnly(Growing(), 2).ask([], Budget(10.0)) is not None, "better than no network"
 
 
 class Counting:
@@ -265,7 +275,7 @@ def test_any_network_of_the_run_is_handed_over_as_it_was_scored(fitted: ImageCla
 
 
 def test_a_feature_that_hardly_varied_decides_nothing(tmp_path: Path) -> None:
-    """It is 0 but for one example, and in a new one a thousand times as far away as it was there."""
+    """It is 0 except for one training example; in the test examples it deviates a thousand times as much."""
     rng = np.random.default_rng(0)
     y = np.arange(400) % 2
     x = rng.normal(size=(400, 30)) + y[:, None]
@@ -281,7 +291,7 @@ def test_a_feature_that_hardly_varied_decides_nothing(tmp_path: Path) -> None:
 
 
 def test_what_was_trained_on_mirrored_images_reads_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then an image and its mirror image are predicted alike, also by the model that was written down."""
+    """Then predictions for an image and its mirror image are equal, also with the stored model."""
     monkeypatch.setattr("morphnas.run.final.LONGEST", 12)
     x, y = stripes(90)
     classifier = ImageClassifier(
@@ -302,9 +312,9 @@ def test_what_was_trained_on_mirrored_images_reads_them_too(tmp_path: Path, monk
 def test_flips_are_decided_where_no_training_had_the_time_to_ask(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stripes are the same classes in a mirror."""
+    """Mirror images of stripes are of the same class."""
     monkeypatch.setattr("morphnas.run.work.measure_mirrored", lambda outcome, *_: outcome)
-    longer = {"trainer_args": {"epochs": 20}}  # so that the network can tell
+    longer = {"trainer_args": {"epochs": 20}}  # so that the network is accurate enough to decide
     classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, searcher_args=longer)
     classifier.fit(*data, time_limit=40)
     (first, *_, last) = classifier.load_searcher().trials
@@ -512,7 +522,7 @@ def test_a_model_is_not_given_up_for_one_that_was_trained_for_less(
         assert same(ImageClassifier(path, **settings, resume=True).fit(*data, time_limit=9))
         assert same(morphnas.load(path).final_fit(*data, time_limit=9))
     assert same(ImageClassifier(path, **settings, resume=True, refit=False).fit(*data, time_limit=9))
-    with monkeypatch.context() as patch:  # as where all final trainings fail
+    with monkeypatch.context() as patch:  # as if all final trainings had failed
         patch.setattr(Final, "run", lambda final: final.winner)
         with pytest.warns(UserWarning, match="nothing was trained: there was no time for a batch"):
             assert same(morphnas.load(path).final_fit(*data, time_limit=9))
@@ -564,7 +574,7 @@ def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
 
 
 def test_limits_below_the_width_that_searches_begin_with(data: Data, tmp_path: Path) -> None:
-    """Where there is no time for a search, and no room for the small networks that would leave it."""
+    """If there is no time for a search, and limits exclude the small networks that would leave time for one."""
     classifier = ImageClassifier(tmp_path / "run", limits={"max_params": 500}, random_state=0)
     assert classifier.fit(*data, time_limit=3).network_.graph.parameters <= 500
 
@@ -675,12 +685,12 @@ def test_nobody_is_told_that_a_model_knows_nothing_if_it_does(tmp_path: Path, ca
     settings: dict[str, Any] = {"max_trials": 1, "random_state": 0, "refit": False, "device": "cpu"}
     args = {"default_model_width": 4, "default_model_len": 1, "trainer_args": {"epochs": 6}}
     ImageClassifier(tmp_path / "run", **settings, searcher_args=args).fit(x, y, time_limit=20)
-    assert "always the same answer" not in caplog.text
+    assert "constant prediction" not in caplog.text
     rng = np.random.default_rng(0)
     noise, y = rng.normal(size=(300, 6, 6)), (rng.random(300) < 0.8).astype(int)
     args["trainer_args"] = {"epochs": 1, "lr": 1e-8}
     ImageClassifier(tmp_path / "other", **settings, searcher_args=args).fit(noise, y, time_limit=20)
-    assert "no network is better than always the same answer, which has accuracy 0.8" in caplog.text
+    assert "no network is better than a constant prediction, which has accuracy 0.8" in caplog.text
 
 
 @pytest.mark.parametrize(("side", "seconds", "few"), [(64, 2.0, True), (64, 2000.0, False), (32, 2.0, False)])
@@ -759,7 +769,7 @@ def test_a_fit_that_fails_leaves_no_model_of_another(
     classifier.fit(np.random.default_rng(0).normal(size=(60, 4)), [0, 1] * 30, time_limit=4)
     assert classifier.n_features_in_ == 4
     with monkeypatch.context() as patch:
-        patch.setattr(Fitting, "finished", lambda *_: (_ for _ in ()).throw(RunError("the disk is full")))
+        patch.setattr(Fitting, "finish", lambda *_: (_ for _ in ()).throw(RunError("the disk is full")))
         with pytest.raises(RunError, match="full"):
             classifier.set_params(path=tmp_path / "other").fit(*data, time_limit=4)
     assert classifier.path_ == str(tmp_path / "other")
@@ -937,7 +947,7 @@ def test_time_is_kept_for_writing_a_model_down() -> None:
         trial = Trial(
             0, Proposal(graph, (), Recipe()), graph, Outcome("finished", 0.5, epochs=1, images_per_second=1e9)
         )
-        return seconds - saving(clock.deadline(seconds), trial, 0).left
+        return seconds - deadline_before_saving(clock.deadline(seconds), trial, 0).left
 
     assert 0.5 <= kept(8) < 0.51
     assert 2.0 < kept(5000) < 3.0  # 120 MB
@@ -945,7 +955,7 @@ def test_time_is_kept_for_writing_a_model_down() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "wrong", "heats"),
+    ("scale", "wrong", "bounds"),
     [
         (8.0, 0, [(1.2, 4.0), (1.0, 1.0), (1.0, 1.0)]),
         (1.0, 0, [(0.25, 0.5), (0.25, 0.5), (0.5, 0.75)]),
@@ -953,28 +963,29 @@ def test_time_is_kept_for_writing_a_model_down() -> None:
     ],
 )
 def test_a_network_that_stands_in_for_another_says_how_sure_that_may_be_the_more_the_longer_it_was_trained(
-    scale: float, wrong: int, heats: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
+    scale: float, wrong: int, bounds: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sure of itself and right on 30 examples, which is no proof; doubtful and right; sure of itself and wrong: each of
-    the network itself, and after 6 epochs and after 1 of another."""
+    """Confident and right on 30 examples, which is no proof; not confident and right; confident and wrong. In each case
+    for the final network itself, and for a proxy trained for 6 epochs and for 1."""
     y = torch.arange(30) % 3
-    said = y.clone()
-    said[:wrong] = (said[:wrong] + 1) % 3
+    predicted = y.clone()
+    predicted[:wrong] = (predicted[:wrong] + 1) % 3
     held_out = Examples(torch.zeros(30, 4), y)
     task = Task(held_out, held_out, Classification(3), torch.zeros(4), torch.ones(4))
     monkeypatch.setattr(
-        "morphnas.estimators.fitting.predict", lambda *_, **__: scale * torch.nn.functional.one_hot(said, 3).double()
+        "morphnas.estimators.fitting.predict",
+        lambda *_, **__: scale * torch.nn.functional.one_hot(predicted, 3).double(),
     )
     graph = mlp((4,), 3, width=2)
     network = Network(graph, fresh_weights(graph, torch.Generator().manual_seed(0)))
-    found = [calibration_temperature(network, task, False, NEVER, brief) for brief in (None, 6, 1)]
-    for heat, (low, high) in zip(found, heats, strict=True):
-        assert low <= heat <= high
+    temperatures = [calibration_temperature(network, task, False, NEVER, epochs) for epochs in (None, 6, 1)]
+    for temperature, (low, high) in zip(temperatures, bounds, strict=True):
+        assert low <= temperature <= high
 
 
 def test_mirror_images_are_read_in_time_of_their_own(data: Data) -> None:
     problem = Problem.found(*data, None, None, 0, torch.device("cpu"))
-    plain, mirrored = (readings(problem, Recipe(augment=Augment(flip=flip)), 1) for flip in (False, True))
+    plain, mirrored = (predictions_at_end(problem, Recipe(augment=Augment(flip=flip)), 1) for flip in (False, True))
     assert mirrored == 2 * plain > 0
 
 
@@ -997,12 +1008,12 @@ def test_what_a_search_alone_heeds_is_told_where_there_is_none(
     settings: dict[str, Any], words: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "ENOUGH", 1000)
-    with pytest.warns(UserWarning, match=f"there is no time to search, so there is no effect of {words}"):
+    with pytest.warns(UserWarning, match=f"there is no time to search, so these settings have no effect: {words}"):
         ImageClassifier(tmp_path / "run", device="cpu", **settings).fit(*data, time_limit=2)
 
 
 def test_a_final_fit_looks_at_its_data(tmp_path: Path) -> None:
-    """And tells what the fit has not told."""
+    """It warns of what the fit has not warned of."""
     x, y = stripes(300)
     found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
     found.fit(x, y, time_limit=10)
@@ -1014,7 +1025,7 @@ def test_a_final_fit_looks_at_its_data(tmp_path: Path) -> None:
 
 
 def test_what_the_winner_may_know_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a final fit holds out others than the fit: then only what begins from fresh weights can be scored."""
+    """If a final fit holds out other examples than the fit, only trainings from fresh weights can be scored."""
     monkeypatch.setattr("morphnas.run.final.LONGEST", 6)
     x, y = stripes(300)
     own = stripes(60, seed=1)
@@ -1022,11 +1033,11 @@ def test_what_the_winner_may_know_chooses_nothing(tmp_path: Path, monkeypatch: p
     found.fit(x, y, time_limit=10, validation_data=own)
     asked: list[int | None] = []
 
-    def heat(judged: Network, task: Task, mirrors: bool, deadline: Deadline, brief: int | None) -> float:
-        asked.append(brief)
+    def temperature(network: Network, task: Task, mirrors: bool, deadline: Deadline, epochs: int | None) -> float:
+        asked.append(epochs)
         return 2.0
 
-    monkeypatch.setattr("morphnas.estimators.fitting.calibration_temperature", heat)
+    monkeypatch.setattr("morphnas.estimators.fitting.calibration_temperature", temperature)
     before, many = found._model.temperature, len(load_run(found.path_).trials)
     for data in ((x, y), (x[::-1], y[::-1]), (np.concatenate([x, own[0]]), np.concatenate([y, own[1]]))):
         found.final_fit(data[0], data[1], time_limit=10)
@@ -1045,7 +1056,7 @@ def test_what_the_winner_may_know_chooses_nothing(tmp_path: Path, monkeypatch: p
 def test_batches_larger_than_the_data_are_all_of_it(
     args: dict[str, Any], data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the learning rate of that many, and trained to the end."""
+    """With the learning rate for that batch size, and trained to the end."""
     monkeypatch.setattr("morphnas.run.final.LONGEST", 20)
     settings: dict[str, Any] = {"default_model_width": 4, "trainer_args": args}
     found = ImageClassifier(tmp_path / "run", searcher_args=settings, max_trials=1, device="cpu", random_state=0)
@@ -1062,7 +1073,7 @@ def test_batches_larger_than_the_data_are_all_of_it(
 def test_a_network_that_came_to_no_epoch_is_trained_by_what_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there was no time for a first network, nothing else is tried in its place: it is what there is to train."""
+    """If there was no time for a starter's first epoch, no other network is tried: it is trained further itself."""
     monkeypatch.setattr("morphnas.run.final.LONGEST", 8)
     x, y = stripes(300)
     starts = [cnn((1, 6, 6), 3, width=8, depth=2)]
@@ -1080,7 +1091,7 @@ def test_a_network_that_came_to_no_epoch_is_trained_by_what_follows(
 
 
 def test_what_was_found_on_other_data_is_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks read examples by the moments of those they were trained on; fronts hold scores of the search's data."""
+    """Networks normalise by their own training data; Pareto fronts hold scores on the data of the search only."""
     monkeypatch.setattr("morphnas.run.final.LONGEST", 4)
     x, y = stripes(300)
     found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
@@ -1115,7 +1126,7 @@ def test_a_final_fit_mirrors_as_the_fit_has_found_out(tmp_path: Path) -> None:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, which: Callable[[Job], bool]) -> None:
-    """Trainings of such jobs fail."""
+    """Make the trainings of the jobs selected by `which` fail."""
 
     def work_or_fail(job: Job, *rest: Any, **more: Any) -> Any:
         failed = Outcome("failed", error='Traceback\n  File "x.py"\nno luck')
@@ -1148,14 +1159,16 @@ def test_a_final_training_that_fails_is_told_of(data: Data, tmp_path: Path, monk
 
 def test_a_final_fit_that_comes_to_nothing_says_so(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
     found = morphnas.load(shutil.copytree(fitted.path_, tmp_path / "run"))
-    with pytest.warns(UserWarning, match="nothing was gained, as the training came to nothing: the training l") as told:
+    with pytest.warns(
+        UserWarning, match="no final training succeeded, so that nothing was gained: the training l"
+    ) as told:
         found.final_fit(*data, trainer_args={"lr": 1e5, "optimizer": "sgd"}, time_limit=4)
     assert [one.filename for one in told] == [__file__]
     assert found.final_trial_ == fitted.final_trial_
 
 
 def test_validation_data_make_no_other_examples_to_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A final fit takes none: a model that was trained for longer stays all the same."""
+    """A final fit has no validation data; still, the model that was trained for longer is kept."""
     monkeypatch.setattr("morphnas.run.final.LONGEST", 12)
     x, y = stripes(200)
     found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu")
@@ -1166,7 +1179,7 @@ def test_validation_data_make_no_other_examples_to_train_on(tmp_path: Path, monk
 
 
 def test_a_run_stays_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Data) -> None:
-    """Whoever changes the working folder meanwhile."""
+    """Even if the working folder is changed during the fit."""
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "one")

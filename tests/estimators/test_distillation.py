@@ -1,4 +1,4 @@
-"""Networks that agree with a teacher as well as with y: who may be one, what it is asked, and what is refused."""
+"""Knowledge distillation: valid and invalid teachers, how they are called, and fits with one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 import morphnas
 from morphnas import ImageClassifier, ImageRegressor, RunError, load_run
 from morphnas.cli import main
-from morphnas.estimators.distillation import SUREST, taught_by
+from morphnas.estimators.distillation import MIN_PROBABILITY, taught_by
 from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.sources import Source
 from morphnas.estimators.targets import MultiLabelTarget, RegressionTarget
@@ -37,7 +37,7 @@ def chances(n: int = 6, k: int = 3) -> NDArray[np.float64]:
 
 
 class Oracle:
-    """Knows the classes in an order of its own."""
+    """A teacher with its classes in another order."""
 
     classes_ = np.array(list("cab"))
 
@@ -57,7 +57,7 @@ def test_numbers_are_what_a_teacher_says() -> None:
     assert said is not None
     assert said.dtype == np.float32
     assert np.exp(said) == pytest.approx(chances(), rel=1e-5)
-    outputs = torch.from_numpy(chances()).requires_grad_()  # as a module of PyTorch gives them
+    outputs = torch.from_numpy(chances()).requires_grad_()  # as the output of a PyTorch module
     assert taught_by(outputs, SOURCE, LETTERS) == pytest.approx(said)
     assert taught_by(None, SOURCE, LETTERS) is None
 
@@ -77,14 +77,14 @@ def test_a_model_that_knows_columns_by_name_is_asked_of_a_frame() -> None:
     teacher.fit(frame, list("abcabc"))
     said = taught_by(teacher, Source.of(frame, "x"), LETTERS)
     assert said is not None
-    assert np.exp(said) == pytest.approx(teacher.predict_proba(frame), abs=2 * SUREST)
+    assert np.exp(said) == pytest.approx(teacher.predict_proba(frame), abs=2 * MIN_PROBABILITY)
 
 
 def test_what_is_sure_stays_a_number() -> None:
     said = taught_by(np.eye(3)[[0, 1, 2, 0, 1, 2]], SOURCE, LETTERS)
     assert said is not None
     assert np.isfinite(said).all()
-    assert said.min() == pytest.approx(np.log(SUREST))
+    assert said.min() == pytest.approx(np.log(MIN_PROBABILITY))
     tags = taught_by(np.eye(2)[[0, 1, 0, 1, 0, 1]], SOURCE, MultiLabelTarget(2))
     assert tags is not None
     assert np.isfinite(tags).all()
@@ -94,7 +94,7 @@ def test_what_is_sure_stays_a_number() -> None:
 def test_tags_and_amounts_are_read_as_they_are_learnt() -> None:
     y = np.random.default_rng(2).integers(0, 2, (6, 2))
     y[:2] = [[0, 1], [1, 0]]
-    teacher = MultiOutputClassifier(LogisticRegression()).fit(X / 255, y)  # says a list of (n, 2)
+    teacher = MultiOutputClassifier(LogisticRegression()).fit(X / 255, y)  # returns a list of (n, 2)
     source = Source.of(X / 255, "x")
     tags = taught_by(teacher, source, MultiLabelTarget(2))
     assert tags is not None
@@ -164,7 +164,7 @@ def mostly_wrong(truth: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def test_networks_learn_what_a_teacher_says_and_are_scored_by_y(data: Data, tmp_path: Path) -> None:
-    """Where y are wrong more often than not, and in one way."""
+    """With y that are mostly wrong, in a systematic way."""
     x, truth = data
     said, y = np.eye(3)[truth] * 0.94 + 0.02, mostly_wrong(truth)
     clf = ImageClassifier(tmp_path / "run", refit=False, **LONGER).fit(x, y, time_limit=60, teacher=said)

@@ -1,4 +1,4 @@
-"""`fit(each_epoch=f)`: f sees every epoch, can end the fit, and can do no harm."""
+"""`fit(each_epoch=f)`: f is called after every epoch, can end the fit, and its errors do no harm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def classifier(path: Path, **more: Any) -> ImageClassifier:
 
 
 class Writer:
-    """Of the interface of `torch.utils.tensorboard.SummaryWriter`, as far as it is used."""
+    """The part of the interface of `torch.utils.tensorboard.SummaryWriter` that is used."""
 
     def __init__(self) -> None:
         self.scalars: dict[str, list[tuple[int, float]]] = defaultdict(list)

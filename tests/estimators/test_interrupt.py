@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and kill -9: what a fit leaves, how it is gone on with, and that the world stays as it was."""
+"""Ctrl-C, SIGTERM and kill -9: what a fit leaves behind, how it is resumed, and that global state is restored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import torch
 
 import morphnas
 from morphnas import ImageClassifier
-from morphnas.estimators.settings import decisive
+from morphnas.estimators.settings import fixed_settings
 from morphnas.graph import cnn, resnet
 from morphnas.report.progress import Progress
 from morphnas.run import checkpoints, executors, final, plan
@@ -52,7 +52,7 @@ def classifier(path: Path, **more: Any) -> ImageClassifier:
 
 
 class At:
-    """Does something when the search, or whoever else, is told of the n-th thing of a kind."""
+    """Calls `act` when the method `kind` of a class, by default an observer, is called for the n-th time."""
 
     def __init__(
         self, patch: pytest.MonkeyPatch, kind: str, n: int, act: Callable[[], object], who: type = Progress
@@ -76,7 +76,7 @@ def press(number: int = signal.SIGINT) -> Callable[[], None]:
 def test_a_fit_without_time_to_search_does_not_search_when_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither after its final trainings, nor where it ended before them."""
+    """Neither if it ended after its final trainings, nor if it ended before them."""
     monkeypatch.setattr(plan, "ENOUGH", 1000)
     monkeypatch.setattr(final, "LONGEST", 2)
     path, data = tmp_path / "run", stripes(120)
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_the_fit_with_what_it_has(data: Data, tmp_path: Path) -> Non
     classifier(tmp_path / "whole").fit(*data)
     whole = load_run(tmp_path / "whole").trials
     assert whole[1].epochs == 3
-    assert comparable(load_run(path).trials) == comparable(whole)  # as if nobody had pressed anything
+    assert comparable(load_run(path).trials) == comparable(whole)  # as without the interruption
 
 
 @posix
@@ -169,7 +169,7 @@ def test_ctrl_c_twice_ends_it_at_once(data: Data, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("epochs", [5, 14])
 def test_a_device_that_is_gone_ends_the_fit_and_nothing_is_lost(data: Data, tmp_path: Path, epochs: int) -> None:
-    """In the second network, and in a final training: both are gone on with."""
+    """In the second network, and in a final training: both are resumed."""
     path, whole, more = tmp_path / "run", tmp_path / "unbroken", {"refit": True, "max_trials": 4}
 
     def launch() -> None:
@@ -411,7 +411,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_settings_are_the_same_when_they_have_been_read_again(settings: dict[str, Any]) -> None:
-    decides = decisive(ImageClassifier(**settings).get_params(deep=False))
+    decides = fixed_settings(ImageClassifier(**settings).get_params(deep=False))
     assert json.loads(json.dumps(decides)) == decides
 
 
@@ -465,7 +465,7 @@ def test_other_validation_data_are_other_data(data: Data, tmp_path: Path) -> Non
 
 
 def world() -> dict[str, Any]:
-    """What belongs to the user."""
+    """Global state, which belongs to the user."""
     root = logging.getLogger()
     return {
         "python": random.getstate(),

@@ -1,4 +1,4 @@
-"""Networks that must be fast: what is too slow is not tried, does not win, and is told of."""
+"""Limits on latency: networks that are too slow are not tried, do not win, and are reported."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_an_ensemble_is_not_for_those_in_a_hurry(data: Data, tmp_path: Path) -> 
 def test_the_winner_is_fast_enough_and_reads_no_mirror_images(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine on which a node takes 1 ms: first networks of 23 nodes do not fit, those of fewer layers do."""
+    """On a machine on which a node takes 1 ms: starters of 23 nodes exceed the limit, shallower ones do not."""
     monkeypatch.setattr(sizes, "measure_latency", lambda *_: (1e-3, 0.0))
     more: dict[str, Any] = {"augment": True, "random_state": 0, "max_trials": 2, "searcher_args": SMALL}
     made = ImageClassifier(tmp_path / "run", limits={"max_latency_ms": 20.0}, **more).fit(*data, time_limit=10)

@@ -85,7 +85,7 @@ def test_a_fit_is_the_same_in_every_mode(mode: str, usual: ImageClassifier, tmp_
 
 
 def test_steps_in_bfloat16_see_the_weights_as_they_are_in_every_mode(tmp_path: Path) -> None:
-    """torch.autocast keeps what it has cast until the outermost one ends."""
+    """torch.autocast caches cast weights until the outermost context ends."""
     args: dict[str, Any] = {"default_model_width": 4, "trainer_args": {"epochs": 3, "precision": "bfloat16"}}
     settings = ARGS | {"searcher_args": args}
     usual = ImageClassifier(tmp_path / "usual", **settings).fit(X, Y, time_limit=60)

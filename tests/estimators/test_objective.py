@@ -1,4 +1,4 @@
-"""A metric and a loss of the user's own: what they mean, that they decide, and which are refused."""
+"""User-defined metrics and losses: their meaning, their effect on the search, and which are refused."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from morphnas import EpochReport, ImageClassifier, ImageRegressor, RunError
 from morphnas.cli import main
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import ClassTarget
-from morphnas.estimators.objective import SURE, Scorer, UserLoss, _scaled, aimed
-from morphnas.estimators.settings import Settings, check_unchanged, decisive
+from morphnas.estimators.objective import CONFIDENT_LOGIT, Scorer, UserLoss, _with_loss_scale, with_objective
+from morphnas.estimators.settings import Settings, check_unchanged, fixed_settings
 from morphnas.estimators.targets import MultiLabelTarget, RegressionTarget, Target, classes_of
 from morphnas.run.transport import read_task, send_by_value, write_task
 from morphnas.train.data import Examples
@@ -171,12 +171,12 @@ LOSSES: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize("times", [1.0, 1e-4, 1e4])
 def test_a_loss_is_as_steep_as_the_usual_one_whatever_its_unit(y: Any, loss: Any, times: float) -> None:
     found = problem(y)
-    goal = goal_of(aimed(found, None, lambda outputs, y: times * loss(outputs, y)))
+    goal = goal_of(with_objective(found, None, lambda outputs, y: times * loss(outputs, y)))
     part = found.task.train
     outputs = outputs_for(len(part), goal.outputs, seed=3)
     assert slope(goal, outputs, part.y) == pytest.approx(slope(goal.standard, outputs, part.y), rel=0.25)
     assert goal.baseline_loss >= goal.standard.baseline_loss
-    alike = goal_of(aimed(found, None, loss))
+    alike = goal_of(with_objective(found, None, loss))
     assert goal.loss(outputs, part.y).item() == pytest.approx(alike.loss(outputs, part.y).item(), rel=1e-4)
     score, metric = goal.score_and_metric(outputs, part.y)
     assert score == pytest.approx(times * alike.score_and_metric(outputs, part.y)[0], rel=1e-4)
@@ -188,14 +188,14 @@ def test_a_loss_is_as_steep_as_the_usual_one_whatever_its_unit(y: Any, loss: Any
 @given(seed=st.integers(0, 100))
 def test_the_usual_losses_given_as_ones_own_are_what_they_were(y: Any, loss: Any, seed: int) -> None:
     found = problem(y)
-    goal, part = goal_of(aimed(found, None, loss)), found.task.train
+    goal, part = goal_of(with_objective(found, None, loss)), found.task.train
     outputs = outputs_for(len(part), goal.outputs, seed)
     assert goal.loss(outputs, part.y).item() == pytest.approx(goal.standard.loss(outputs, part.y).item(), rel=1e-4)
 
 
 def test_a_loss_of_each_example_is_weighed() -> None:
     found = problem(sample_weight=np.linspace(0, 3, 150))
-    goal, part = goal_of(aimed(found, None, partial(F.cross_entropy, reduction="none"))), found.task.train
+    goal, part = goal_of(with_objective(found, None, partial(F.cross_entropy, reduction="none"))), found.task.train
     outputs = outputs_for(len(part), 3)
     assert goal.loss(outputs, part.y, part.weights).item() == pytest.approx(
         goal.standard.loss(outputs, part.y, part.weights).item(), rel=1e-5
@@ -203,9 +203,11 @@ def test_a_loss_of_each_example_is_weighed() -> None:
 
 
 def test_a_goal_of_ones_own_travels(tmp_path: Path) -> None:
-    """By value: a worker does not run the script that a function is from."""
+    """Functions are pickled by value: a worker does not import the script that defines them."""
     shift = 3.0
-    found = aimed(problem(), lambda estimator, x, y: shift + np.mean(estimator.predict(x) == y), nn.CrossEntropyLoss())
+    found = with_objective(
+        problem(), lambda estimator, x, y: shift + np.mean(estimator.predict(x) == y), nn.CrossEntropyLoss()
+    )
     write_task(tmp_path / "task.pt", found.task)
     goal, here, part = read_task(tmp_path / "task.pt", CPU).goal, found.task.goal, found.task.train
     outputs = outputs_for(len(part), 3)
@@ -215,7 +217,7 @@ def test_a_goal_of_ones_own_travels(tmp_path: Path) -> None:
 
 
 class Placed(nn.Module):
-    """A loss that says where it is."""
+    """A loss that records its device."""
 
     place = "cuda:1"
 
@@ -225,7 +227,7 @@ class Placed(nn.Module):
 
 
 def test_a_loss_travels_without_its_device() -> None:
-    """Which another process may not have, or has under another number."""
+    """Another process may not have that device, or has it under another number."""
     here = UserLoss(Placed(), WORDS)
     there = pickle.loads(cloudpickle.dumps(here))
     assert (there.loss.place, here.loss.place) == ("cpu", "cuda:1")  # type: ignore[attr-defined]
@@ -246,12 +248,12 @@ def elsewhere() -> Examples:
 
 
 def test_a_loss_is_tried_on_the_cpu() -> None:
-    """Where what it refuses is an error: a GPU does nothing any more for a process that asked it for that."""
+    """An invalid value raises an error there, but makes a GPU refuse all further work of the process."""
     goal, lost = CustomGoal(MultiLabel(3)), UserLoss(nn.BCEWithLogitsLoss(), MultiLabelTarget(3))
-    scale = _scaled(replace(goal, criterion=lost), elsewhere()).scale
-    assert scale == pytest.approx(goal_of(aimed(problem(TAGS), None, nn.BCEWithLogitsLoss())).scale)
+    scale = _with_loss_scale(replace(goal, criterion=lost), elsewhere()).scale
+    assert scale == pytest.approx(goal_of(with_objective(problem(TAGS), None, nn.BCEWithLogitsLoss())).scale)
     with pytest.raises(ValueError, match="RuntimeError: all elements of input should be between 0 and 1"):
-        _scaled(replace(goal, criterion=UserLoss(nn.BCELoss(), MultiLabelTarget(3))), elsewhere())
+        _with_loss_scale(replace(goal, criterion=UserLoss(nn.BCELoss(), MultiLabelTarget(3))), elsewhere())
 
 
 def test_a_loss_that_has_tensors_on_the_device_is_tried_there() -> None:
@@ -262,7 +264,7 @@ def test_a_loss_that_has_tensors_on_the_device_is_tried_there() -> None:
         raise RuntimeError("Expected all tensors to be on the same device")
 
     with pytest.raises(ValueError, match="same device"):
-        _scaled(CustomGoal(MultiLabel(3), criterion=UserLoss(own, MultiLabelTarget(3))), elsewhere())
+        _with_loss_scale(CustomGoal(MultiLabel(3), criterion=UserLoss(own, MultiLabelTarget(3))), elsewhere())
     assert asked == [("cpu", "cpu"), ("meta", "meta")]
 
 
@@ -272,8 +274,8 @@ def test_a_loss_that_has_tensors_on_the_device_is_tried_there() -> None:
      (partial(F.cross_entropy, reduction="none"), False)],
 )  # fmt: skip
 def test_steps_with_functions_of_a_user_are_not_recorded(loss: Any, may: bool) -> None:
-    """A recording would do each time what they did once."""
-    assert Settings.of(ImageClassifier(loss=loss)).records is may
+    """A replayed CUDA graph would repeat what they did in the captured call."""
+    assert Settings.of(ImageClassifier(loss=loss)).allows_cuda_graphs is may
 
 
 # -- fits
@@ -290,7 +292,7 @@ def test_the_metric_is_the_score_everywhere(tmp_path: Path, capsys: pytest.Captu
         assert (outcome.measure, outcome.objective, outcome.loss) == ("f1_macro", "f1_macro", None)
         assert outcome.score == outcome.metric
         assert all(epoch.score == epoch.metric for epoch in outcome.curve)
-    assert outcomes[0].upright is not None  # what mirroring is decided by stays the accuracy
+    assert outcomes[0].upright is not None  # flips are still decided by the accuracy
     assert {report.validation_loss for report in reports} == {None}
     assert [entry["loss"] for entry in run.history] == [None] * len(outcomes)
     truth = metrics.f1_score(Y, classifier.predict(X), average="macro")
@@ -326,10 +328,10 @@ def test_the_metric_is_the_score_everywhere(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_metric_decides(tmp_path: Path) -> None:
-    """Of networks that are searched, one that is worse by its log loss wins where the metric says so."""
+    """The network with the best metric wins, even if its log loss is worse."""
 
     def small(estimator: Any, x: Any, y: Any) -> float:
-        """As good as outputs are small, beside being right."""
+        """Accuracy, with a small penalty on the size of outputs."""
         return float(np.mean(estimator.predict(x) == y) - np.abs(x).mean() / 1e3)
 
     classifier = ImageClassifier(tmp_path / "run", metric=small, searcher_args=SMALL, max_trials=4, random_state=0,
@@ -340,7 +342,7 @@ def test_the_metric_decides(tmp_path: Path) -> None:
     assert run.trial(classifier.best_trial_).score == best
     assert run.about["settings"]["metric"].endswith(".small")
     loaded = morphnas.load(tmp_path / "run")
-    assert loaded.metric is None  # nothing of a function is kept
+    assert loaded.metric is None  # functions are not stored
     with pytest.warns(UserWarning, match=r"the fit's metric, .*small, is not stored: this is the usual one; set"):
         assert loaded.evaluate(X, Y) != classifier.evaluate(X, Y)
     assert loaded.set_params(metric=small).evaluate(X, Y) == classifier.evaluate(X, Y)
@@ -350,7 +352,7 @@ def test_the_metric_decides(tmp_path: Path) -> None:
 
 
 def test_a_search_that_finds_nothing_better_ends(tmp_path: Path) -> None:
-    """There is nothing better than 1."""
+    """1 is the largest value of this metric."""
 
     def alike(estimator: Any, x: Any, y: Any) -> float:
         return float(np.mean(estimator.predict(x) == y) > 0.4)
@@ -386,7 +388,7 @@ def test_a_quantile_is_learnt_by_its_loss(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_other_processes_train_on_a_loss_and_a_metric_of_ones_own(tmp_path: Path) -> None:
-    """The same networks, as good as here."""
+    """The same networks, with the same scores as in this process."""
     found = []
     for executor in (None, "process"):
         classifier = ImageClassifier(
@@ -413,7 +415,7 @@ def test_the_command_line_takes_a_metric(tmp_path: Path, capsys: pytest.CaptureF
     assert "metric must be one of scikit-learn's scorers" in capsys.readouterr().err
 
 
-# -- what a user may do besides
+# -- resuming, comparing and special cases
 
 
 def sevens(estimator: Any, x: Any, y: Any) -> float:
@@ -449,7 +451,7 @@ class Shifted(nn.Module):
     ],
 )
 def test_what_is_asked_for_decides_what_a_run_tries(one: dict[str, Any], other: dict[str, Any]) -> None:
-    alike, also, unlike = (decisive(ImageClassifier(**each).get_params()) for each in (one, one, other))
+    alike, also, unlike = (fixed_settings(ImageClassifier(**each).get_params()) for each in (one, one, other))
     assert alike == also
     assert alike != unlike
     check_unchanged(Path("run"), alike, also)
@@ -471,7 +473,7 @@ def test_a_loaded_model_is_not_trained_on_for_something_else_without_a_word(tmp_
 
 
 def test_scores_of_different_kinds_are_not_compared(tmp_path: Path) -> None:
-    """A winner by accuracy, whose score is above 0, beside trainings for the log loss, whose scores are below."""
+    """A winner by accuracy, with a positive score, and trainings for the log loss, with negative scores."""
     classifier = ImageClassifier(tmp_path / "run", metric="accuracy", searcher_args=SMALL, max_trials=2, refit=False,
                                  random_state=0)  # fmt: skip
     classifier.fit(X, Y, time_limit=30)
@@ -480,7 +482,7 @@ def test_scores_of_different_kinds_are_not_compared(tmp_path: Path) -> None:
     run = classifier.load_searcher()
     last = run.trials[-1]
     assert last.parent is not None
-    before = run.trial(last.parent).outcome  # which is better by far, whatever their scores
+    before = run.trial(last.parent).outcome  # it is far better, whatever the scores
     assert before is not None
     assert before.score is not None
     assert (before.objective, before.score < 0) == ("log loss", True)
@@ -501,7 +503,7 @@ def test_a_test_part_that_cannot_be_measured_costs_no_training(tmp_path: Path) -
 
 
 def test_a_metric_that_says_nothing_of_some_networks_costs_none(tmp_path: Path) -> None:
-    """Whose trainings go on, and whose other epochs are scored."""
+    """Their trainings continue, and their other epochs are scored."""
     calls: list[int] = []
 
     def moody(estimator: Any, x: Any, y: Any) -> float:
@@ -519,7 +521,7 @@ def test_a_metric_that_says_nothing_of_some_networks_costs_none(tmp_path: Path) 
 def test_where_a_metric_says_nothing_of_any_network_that_is_told(tmp_path: Path) -> None:
 
     def gone(estimator: Any, x: Any, y: Any) -> float:
-        if np.abs(x).max() != SURE:  # of a network, not when it is tried
+        if np.abs(x).max() != CONFIDENT_LOGIT:  # for a network, not in the check of the metric
             raise KeyError("Miller")
         return sevens(estimator, x, y)
 
@@ -538,10 +540,10 @@ def test_a_slow_metric_does_not_take_the_time_before_it_begins() -> None:
         clock.now += 0.5
         return sevens(estimator, x, y)
 
-    aimed(found, slow, None, clock.deadline(10))
-    assert len(calls) == 2  # right answers and wrong ones
+    with_objective(found, slow, None, clock.deadline(10))
+    assert len(calls) == 2  # correct and wrong outputs
     calls.clear()
-    aimed(found, slow, None, clock.deadline(1000))
+    with_objective(found, slow, None, clock.deadline(1000))
     assert len(calls) == 5
 
 
@@ -550,17 +552,21 @@ def test_metrics_that_say_nothing_of_answers_that_are_all_the_same() -> None:
         said = estimator.predict(x)
         return float(np.corrcoef(said, y)[0, 1]) if said.std() else float("nan")
 
-    aimed(problem(AMOUNTS), pearson, None)
-    aimed(problem(np.floor(AMOUNTS) % 3), "neg_mean_poisson_deviance", None)  # right answers of 0 have none
-    aimed(problem(), lambda estimator, x, y: sevens(estimator, x, y) ** 0 - 1e-12 * sevens(estimator, x, y), None)
+    with_objective(problem(AMOUNTS), pearson, None)
+    with_objective(
+        problem(np.floor(AMOUNTS) % 3), "neg_mean_poisson_deviance", None
+    )  # undefined for some correct outputs
+    with_objective(
+        problem(), lambda estimator, x, y: sevens(estimator, x, y) ** 0 - 1e-12 * sevens(estimator, x, y), None
+    )
     own = (X[Y == 0][:20], Y[Y == 0][:20])
-    aimed(Problem.found(X, Y, own, None, 0, CPU), "accuracy", None)  # of one class there are no wrong answers
+    with_objective(Problem.found(X, Y, own, None, 0, CPU), "accuracy", None)  # one class: no wrong outputs
 
 
 @pytest.mark.parametrize("spread", [1e-15, 1.0, 1e12])
 def test_amounts_of_any_size_have_a_loss(spread: float) -> None:
     found = problem(AMOUNTS * spread)
-    goal, part = goal_of(aimed(found, None, nn.MSELoss())), found.task.train
+    goal, part = goal_of(with_objective(found, None, nn.MSELoss())), found.task.train
     outputs = outputs_for(len(part), 1)
     assert goal.loss(outputs, part.y).item() == pytest.approx(goal.standard.loss(outputs, part.y).item(), rel=1e-3)
     assert goal.loss(outputs, part.y).dtype == torch.float32
@@ -577,19 +583,19 @@ def test_a_loss_changes_neither_y_nor_the_random_numbers_of_others() -> None:
         return lost
 
     before = torch.get_rng_state()
-    found = aimed(problem(), None, inplace)
+    found = with_objective(problem(), None, inplace)
     assert torch.equal(before, torch.get_rng_state())
     part, goal = found.task.train, goal_of(found)
     counts, outputs = torch.bincount(part.y), outputs_for(len(part), 3)
     goal.loss(outputs, part.y)
     assert torch.equal(torch.bincount(part.y), counts)
     assert torch.equal(outputs, outputs_for(len(part), 3))
-    assert goal.scale == goal_of(aimed(problem(), None, inplace)).scale
+    assert goal.scale == goal_of(with_objective(problem(), None, inplace)).scale
 
 
 def test_parameters_of_a_loss_stay_as_they_are() -> None:
     shifted = Shifted(0.0)
-    goal = goal_of(aimed(problem(), None, shifted))
+    goal = goal_of(with_objective(problem(), None, shifted))
     goal.loss(outputs_for(30, 3).requires_grad_(), torch.arange(30) % 3).backward()
     assert shifted.scale.grad is None
     assert shifted.scale.requires_grad
@@ -597,7 +603,7 @@ def test_parameters_of_a_loss_stay_as_they_are() -> None:
 
 def test_losses_are_weighted_means() -> None:
     y, outputs, weights = torch.arange(30) % 3, outputs_for(30, 3), torch.linspace(0, 1, 30)  # not 1 on average
-    goal = goal_of(aimed(problem(), None, partial(F.cross_entropy, reduction="none")))
+    goal = goal_of(with_objective(problem(), None, partial(F.cross_entropy, reduction="none")))
     assert goal.score_and_metric(outputs, y, weights)[0] == pytest.approx(
         goal.standard.score_and_metric(outputs, y, weights)[0], rel=1e-5
     )
@@ -619,15 +625,15 @@ def test_losses_of_each_example_tell_what_is_regretted() -> None:
 @pytest.mark.parametrize("labels", [[("a", 1), ("b", 2), ("c", 3)], [b"a", b"b", b"c"], ["a", 1, b"c"]])
 def test_labels_that_scikit_learn_does_not_take_are_measured_all_the_same(labels: list[Any]) -> None:
     found = problem([labels[i] for i in Y])
-    goal, part = goal_of(aimed(found, "f1_macro", None)), found.task.train
+    goal, part = goal_of(with_objective(found, "f1_macro", None)), found.task.train
     outputs = outputs_for(len(part), 3)
     codes, said = part.y.numpy(), outputs.argmax(1).numpy()
     assert goal.score_and_metric(outputs, part.y)[0] == pytest.approx(metrics.f1_score(codes, said, average="macro"))
 
 
 def test_a_loss_with_weights_has_the_outputs_in_their_precision() -> None:
-    """Also where an ensemble is elected, in float64."""
-    goal = goal_of(aimed(problem(), None, nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))))
+    """Also in ensemble selection, which uses float64."""
+    goal = goal_of(with_objective(problem(), None, nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))))
     y, outputs = torch.arange(30) % 3, outputs_for(30, 3)
     assert goal.score_and_metric(outputs.double(), y) == pytest.approx(goal.score_and_metric(outputs, y), rel=1e-5)
     assert goal.loss(outputs.double(), y).item() == pytest.approx(goal.loss(outputs, y).item(), rel=1e-5)
@@ -652,7 +658,7 @@ def test_runs_for_different_losses_are_not_compared(tmp_path: Path) -> None:
                                    random_state=0, refit=False)  # fmt: skip
         reports: list[EpochReport] = []
         runs.append(regressor.fit(X, 1000 * AMOUNTS, time_limit=20, each_epoch=reports.append))
-        for report in reports:  # in the units of y, both
+        for report in reports:  # both in the units of y
             assert report.validation_loss is not None
             assert 0.2 < report.loss / report.validation_loss < 5
     with pytest.raises(ValueError, match=r"chosen by different metrics or losses, .*lambda.*lambda"):
@@ -663,7 +669,7 @@ def test_runs_for_different_losses_are_not_compared(tmp_path: Path) -> None:
 
 
 class Stateful:
-    """Cannot be handed to another process."""
+    """A loss that cannot be pickled."""
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(outputs, y)
@@ -713,22 +719,22 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
 def test_what_a_metric_cannot_score_is_named() -> None:
     for y, name, what in ((np.array(list("abc"))[Y], "r2", "labels"), (TAGS, "f1", "tags"), (AMOUNTS, "f1", "amounts")):
         with pytest.raises(ValueError, match=f"^metric: {name} cannot score these {what}: .*: ValueError: ") as caught:
-            aimed(problem(y), name, None)
+            with_objective(problem(y), name, None)
         assert what != "labels" or "could not convert string to float" in str(caught.value)
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), lambda outputs, y: F.cross_entropy(outputs, y / 2)])
 def test_a_loss_of_labels_is_none_of_tags(loss: Any) -> None:
     with pytest.raises(ValueError, match=r"loss: .* all logits of an example are raised alike, .*BCEWithLogitsLoss"):
-        aimed(problem(TAGS), None, loss)
+        with_objective(problem(TAGS), None, loss)
     for own in (nn.BCEWithLogitsLoss(), nn.MultiLabelSoftMarginLoss()):
-        aimed(problem(TAGS), None, own)
+        with_objective(problem(TAGS), None, own)
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.NLLLoss(), nn.BCEWithLogitsLoss()])
 def test_a_loss_of_labels_is_none_of_amounts(loss: Any) -> None:
     with pytest.raises(ValueError, match=r"loss: .* is for classification; for regression use torch.nn.MSELoss"):
-        aimed(problem(AMOUNTS / AMOUNTS.max()), None, loss)
+        with_objective(problem(AMOUNTS / AMOUNTS.max()), None, loss)
 
 
 @pytest.mark.parametrize(
@@ -746,8 +752,8 @@ def test_weights_need_losses_and_metrics_that_take_them(options: dict[str, Any],
 def test_metrics_of_amounts_are_tried_in_their_units() -> None:
     with pytest.raises(ValueError, match=r"neg_mean_squared_log_error cannot be computed"):
         ImageRegressor(metric="neg_mean_squared_log_error").fit(X, AMOUNTS - 100, time_limit=5)
-    aimed(problem(AMOUNTS), "neg_mean_squared_log_error", None)
-    aimed(problem(AMOUNTS), "neg_max_error", None)
+    with_objective(problem(AMOUNTS), "neg_mean_squared_log_error", None)
+    with_objective(problem(AMOUNTS), "neg_max_error", None)
 
 
 RIGHT = ["f1_macro", "recall_macro", "precision_weighted", "jaccard_micro", "accuracy", "roc_auc_ovr",
@@ -758,7 +764,7 @@ RIGHT = ["f1_macro", "recall_macro", "precision_weighted", "jaccard_micro", "acc
     ("name", "y"), [*((name, y) for name in RIGHT for y in (Y, TAGS)), ("neg_log_loss", Y), ("top_k_accuracy", Y)]
 )
 def test_metrics_that_are_right_are_taken(name: str, y: Any) -> None:
-    aimed(problem(y), name, None)
+    with_objective(problem(y), name, None)
 
 
 targets: list[Target] = [WORDS, MultiLabelTarget(2), RegressionTarget(np.zeros(1), np.ones(1))]

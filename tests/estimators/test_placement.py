@@ -1,4 +1,4 @@
-"""Where trials run: what the arguments mean, and a fit with processes."""
+"""Where trials run: the arguments `executor`, `devices` and `per_trial`, and a fit with worker processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from morphnas import ImageClassifier
 from morphnas.estimators import placement as module
 from morphnas.estimators import sizes
-from morphnas.estimators.fitting import Firsts
+from morphnas.estimators.fitting import StartersOnly
 from morphnas.estimators.placement import Place
 from morphnas.graph import cnn, resnet
 from morphnas.run.plan import Pace
@@ -85,8 +85,8 @@ def test_gpus_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(Place.of(ImageClassifier(executor="process")).workers) == 3
     assert Place.of(ImageClassifier(executor="process", device="cuda:1")).workers == (second,)
     assert Place.of(ImageClassifier(executor="process", devices=["cuda:1", "cuda:1"])) == Place(second, (second,) * 2)
-    assert not Place.of(both).shared
-    assert Place.of(ImageClassifier(executor="process", devices=["cuda:1", "cuda:0", "cuda:1"])).shared
+    assert not Place.of(both).shares_gpu
+    assert Place.of(ImageClassifier(executor="process", devices=["cuda:1", "cuda:0", "cuda:1"])).shares_gpu
     with pytest.raises(ValueError, match="devices=4 are not available: torch sees 3"):
         Place.of(ImageClassifier(executor="process", devices=4))
 
@@ -94,7 +94,7 @@ def test_gpus_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shares_of_a_cluster() -> None:
     pytest.importorskip("ray")
     assert placed(executor="ray") == Place(CPU, ray=True)
-    assert placed(executor="ray", devices=3, per_trial=2) == Place(CPU, ray=True, most=3, cpus=2)
+    assert placed(executor="ray", devices=3, per_trial=2) == Place(CPU, ray=True, max_workers=3, cpus=2)
     assert placed(executor="ray", per_trial=2).threads == 2
     assert placed(executor="auto").address == "auto"
 
@@ -102,7 +102,7 @@ def test_shares_of_a_cluster() -> None:
 def test_a_run_that_goes_on_where_a_gpu_is_shared_records_no_steps(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its plan says, which may be of another machine."""
+    """Even if its plan, which may be from another machine, has CUDA graphs."""
     about = tmp_path / "run" / "run.json"
     settings: dict[str, Any] = {"random_state": 0, "refit": False, "device": "cpu"}
     ImageClassifier(tmp_path / "run", max_trials=1, **settings).fit(*data)
@@ -110,7 +110,7 @@ def test_a_run_that_goes_on_where_a_gpu_is_shared_records_no_steps(
     plan["plan"]["recipe"]["cuda_graphs"] = True
     about.write_text(json.dumps(plan))
     for trials, shared in ((2, False), (3, True)):
-        monkeypatch.setattr(Place, "shared", shared)
+        monkeypatch.setattr(Place, "shares_gpu", shared)
         ImageClassifier(tmp_path / "run", max_trials=trials, resume=True, **settings).fit(*data)
         assert load_run(tmp_path / "run").trials[-1].proposal.recipe.cuda_graphs != shared
 
@@ -121,7 +121,7 @@ def test_networks_that_are_trained_on_count_once() -> None:
     first = Trial(0, Proposal(graph, (), Recipe()), graph, done, kept=True)
     longer = replace(first, id=1, proposal=Proposal(0, (), Recipe(epochs=24)))
     final = replace(first, id=2, proposal=Proposal(graph, (), Recipe(), {"final": "fresh"}))
-    searcher = Firsts(RandomSearcher(MorphSpace((graph, resnet((1, 6, 6), 3, width=4)))), 2)
+    searcher = StartersOnly(RandomSearcher(MorphSpace((graph, resnet((1, 6, 6), 3, width=4)))), 2)
     assert searcher.ask([first, longer, final], Budget(60.0)) is not None, "the second one is still to come"
     assert searcher.ask([first, longer, final, replace(first, id=3)], Budget(60.0)) is None
 
@@ -131,7 +131,7 @@ def test_networks_that_are_trained_on_count_once() -> None:
 def test_how_fast_a_device_is_that_records_is_measured_once(
     records: bool, times: int, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU again before the final trainings, which have all its threads: no others have any."""
+    """On a CPU once more, before the final trainings, which use the threads of all workers."""
     asked: list[Task] = []
 
     def measured(task: Task, *_: Any, **__: Any) -> Pace:

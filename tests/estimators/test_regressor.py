@@ -1,4 +1,4 @@
-"""The regressor as its users meet it: amounts are learnt, told, stored, exported, looked into and gone on with."""
+"""The public behaviour of the regressor: fit, predict, score, store, export, inspect and resume."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_learns_and_predicts(fitted: ImageRegressor) -> None:
     assert fitted.score(x, y) == pytest.approx(r2_score(y, found))
     assert fitted.score(x, torch.tensor(y, requires_grad=True)) == fitted.score(x, y) > 0.8
     assert fitted.evaluate(x, y) == pytest.approx(mean_squared_error(y, found), rel=1e-3)
-    assert not fitted.mirrors_  # the mirror image says something else
+    assert not fitted.mirrors_  # the mirror image has another y
     assert not hasattr(fitted, "classes_")
 
 
@@ -223,7 +223,7 @@ def test_amounts_far_from_0_are_no_constant() -> None:
 
 @pytest.mark.parametrize("k", [2, 500])
 def test_parts_have_like_amounts_where_there_are_many(k: int) -> None:
-    """In groups along the direction in which most of them differ."""
+    """Stratified along the first principal component."""
     rng = np.random.default_rng(0)
     along = rng.permutation(400)
     codes = along[:, None] * rng.uniform(0.5, 2, k) + rng.normal(0, 0.1, (400, k))

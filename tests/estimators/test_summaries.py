@@ -1,4 +1,4 @@
-"""What is told before a fit and after it."""
+"""Summaries before and after a fit."""
 
 from __future__ import annotations
 

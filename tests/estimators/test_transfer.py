@@ -19,7 +19,7 @@ from tests.estimators.conftest import Data, stripes
 STILL: dict[str, Any] = {
     "trainer_args": {"epochs": 1, "lr": 1e-12, "precision": "float32", "augment": morphnas.Augment()}
 }
-"""Trainings that move no weights to speak of, but for the statistics of batch norms."""
+"""Trainings that hardly change weights, except for the statistics of batch norms."""
 
 
 def one(path: Path, given: Any, **more: Any) -> ImageClassifier:

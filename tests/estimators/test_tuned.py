@@ -1,4 +1,4 @@
-"""Hyperparameters that are searched: what is given, what is tried, and what people see of it."""
+"""Search of hyperparameters: the ranges given, the values tried, and how they are reported."""
 
 from __future__ import annotations
 
