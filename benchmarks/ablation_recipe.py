@@ -25,20 +25,20 @@ from images import digits
 from machine import append, npz
 
 from morphnas.graph import cnn
-from morphnas.run.final import CUTOUT_MORE, SHIFT_MORE
+from morphnas.run.final import STRONG_CUTOUT, STRONG_SHIFT
 from morphnas.run.jobs import Job
 from morphnas.run.plan import Pace, default_recipe, measure
-from morphnas.run.work import inherited
+from morphnas.run.work import grow_network
 from morphnas.train import step
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.goal import Classification
 from morphnas.train.predict import predict
-from morphnas.train.recipe import Augment, Recipe, usual_rate
-from morphnas.train.trainer import train, warm_up
+from morphnas.train.recipe import Augment, Recipe, default_learning_rate
+from morphnas.train.trainer import load_optimizers, train
 
-WIDE = {f"full rate of dense layers of up to {wide} inputs": wide for wide in (64, 1024, math.inf)}
-"""Variants of the constant `morphnas.train.step.WIDE`."""
+FULL_RATE_FAN_IN = {f"full rate of dense layers of up to {wide} inputs": wide for wide in (64, 1024, math.inf)}
+"""Variants of the constant `morphnas.train.step.FULL_RATE_FAN_IN`."""
 LARGE = "convolutions begin 2.5 times as large"
 CHANGED = "shifted farther, and a part cut out"
 """The strong augmentation that `morphnas.run.final` uses if a network has memorised its training images."""
@@ -72,7 +72,9 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
         "eager": replace(base, cuda_graphs=False),
         "sgd": replace(base, optimizer="sgd"),
         **{
-            f"adamw{words}": replace(base, optimizer="adamw", lr=factor * usual_rate("adamw", base.batch_size))
+            f"adamw{words}": replace(
+                base, optimizer="adamw", lr=factor * default_learning_rate("adamw", base.batch_size)
+            )
             for words, factor in (
                 ("", 1.0),
                 (" at half its rate", 0.5),
@@ -82,7 +84,7 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
         },
         "shift 0.03": replace(base, augment=replace(change, shift=0.03)),
         "shift 0.1": replace(base, augment=replace(change, shift=0.1)),
-        CHANGED: replace(base, augment=replace(change, shift=SHIFT_MORE, cutout=CUTOUT_MORE)),
+        CHANGED: replace(base, augment=replace(change, shift=STRONG_SHIFT, cutout=STRONG_CUTOUT)),
         "rotate 10": replace(base, augment=replace(change, rotate=10.0)),
         "zoom 0.1": replace(base, augment=replace(change, zoom=0.1)),
         "brightness 0.2": replace(base, augment=replace(change, brightness=0.2)),
@@ -96,7 +98,7 @@ def variants(base: Recipe, flip: bool) -> dict[str, Recipe]:
         "half the rate": replace(base, lr=base.lr / 2),
         "twice the rate": replace(base, lr=base.lr * 2),
         LARGE: base,
-        **dict.fromkeys(WIDE, base),
+        **dict.fromkeys(FULL_RATE_FAN_IN, base),
         "trained first filters" if base.whiten else "whitening first filters": replace(base, whiten=not base.whiten),
         "half the batch": replace(base, batch_size=max(1, base.batch_size // 2), lr=base.lr / 2**0.5),
         "twice the batch": replace(base, batch_size=base.batch_size * 2, lr=base.lr * 2**0.5),
@@ -119,7 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.smoke:
         args.seconds, args.seeds = 0.5, 1
-    warm_up()
+    load_optimizers()
     accuracies: dict[str, list[float]] = {}
     epochs: dict[str, list[int]] = {}
     pace: Pace | None = None
@@ -135,14 +137,14 @@ def main() -> None:
             if args.only and name != "base" and not name.startswith(tuple(args.only)):
                 continue
             deadline = Deadline.after(args.seconds)
-            module, _ = inherited(Job(graph, (), variant, args.seconds, seed), problem, deadline)
+            module, _ = grow_network(Job(graph, (), variant, args.seconds, seed), problem, deadline)
             if name == LARGE:
                 with torch.no_grad():
                     for weight in module.parameters():
                         weight.mul_(2.5 if weight.ndim > 2 else 1.0)
             generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed)
-            with patch.object(step, "WIDE", WIDE.get(name, step.WIDE)):
+            with patch.object(step, "FULL_RATE_FAN_IN", FULL_RATE_FAN_IN.get(name, step.FULL_RATE_FAN_IN)):
                 outcome = train(module, problem, variant, deadline, generator, scored=False)
             logits = predict(module, problem.evaluation_set.x, problem, mirrored=name == MIRRORED)
             accuracies.setdefault(name, []).append(

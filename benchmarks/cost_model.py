@@ -26,7 +26,7 @@ from scipy.optimize import nnls
 from morphnas.graph import Graph, Shape, cnn, densenet, resnet, to_module
 from morphnas.graph.graph import FLOPS_PER_BYTE, FLOPS_PER_NODE
 from morphnas.train.recipe import Precision
-from morphnas.train.step import computing
+from morphnas.train.step import autocast_to
 
 RESULTS = Path(__file__).parent / "results" / "cost_model.json"
 BATCH = 64
@@ -50,7 +50,7 @@ def step_seconds(graph: Graph, repeats: int, precision: Precision) -> float:
     times = []
     for _ in range(2 + repeats):
         start = time.perf_counter()
-        with computing(precision, x.device):
+        with autocast_to(precision, x.device):
             outputs = module(x)
         loss = F.cross_entropy(outputs.float(), y)
         optimizer.zero_grad()

@@ -34,18 +34,18 @@ import numpy as np
 import torch
 from machine import describe
 
-from morphnas.estimators.data_memory import Room
+from morphnas.estimators.data_memory import DataMemory
 from morphnas.estimators.inputs import Problem
 from morphnas.graph import cnn, to_module
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
-from morphnas.train.trainer import train, warm_up
+from morphnas.train.trainer import load_optimizers, train
 
 RESULTS = Path(__file__).parent / "results" / "data_memory.json"
 BATCH = 128
 PAGEOUT = 21  # Linux' MADV_PAGEOUT
-ROOMS = {"memory": Room(2**60), "file": Room(1)}
+ROOMS = {"memory": DataMemory(2**60), "file": DataMemory(1)}
 
 
 def allocated() -> int:
@@ -67,9 +67,9 @@ class Peak:
             time.sleep(0.005)
 
 
-def prepared(path: Path, room: Room, n: int | None = None) -> Task:
+def prepared(path: Path, room: DataMemory, n: int | None = None) -> Task:
     x = np.lib.format.open_memmap(path, mode="r")[:n]
-    return Problem.found(x, np.arange(len(x)) % 10, None, None, 0, torch.device("cpu"), None, room).task
+    return Problem.infer(x, np.arange(len(x)) % 10, None, None, 0, torch.device("cpu"), None, room).task
 
 
 def speed(task: Task, seconds: float) -> float:
@@ -78,9 +78,9 @@ def speed(task: Task, seconds: float) -> float:
     return train(module, task, recipe, Deadline.after(seconds), torch.Generator().manual_seed(0)).images_per_second
 
 
-def measure_process(path: Path, room: Room, seconds: float) -> dict[str, float]:
+def measure_process(path: Path, room: DataMemory, seconds: float) -> dict[str, float]:
     """Peak memory of preparing the images of a file and training on them, and seconds to prepare."""
-    warm_up()
+    load_optimizers()
     peak = Peak()
     speed(prepared(path, room, 2000), seconds)
     before, start = allocated(), time.perf_counter()
@@ -163,7 +163,7 @@ def main() -> None:
             }
             summary[kind.__name__]["ratio_of_images_per_second"] = compared(path, seconds, repeats)
             path.unlink()
-        images = Room(1, Path(folder)).empty((n, 3, 32, 32), torch.uint8)
+        images = DataMemory(1, Path(folder)).empty((n, 3, 32, 32), torch.uint8)
         for pixels in images.split(10_000):
             pixels.random_(0, 256)
         batches = min(n // BATCH, 100)

@@ -82,7 +82,7 @@ def digits() -> tuple[Any, Any]:
 def fit(path: Path, *, trials: int = 6, seconds: float = 3600.0, often: bool = True, **more: Any) -> None:
     """Run a fit, or resume the one in the folder. often: write a checkpoint after every epoch."""
     if often:
-        checkpoints.EVERY, checkpoints.SHARE = 0.0, 1e9
+        checkpoints.MIN_INTERVAL, checkpoints.MAX_TIME_SHARE = 0.0, 1e9
     settings: Row = {
         "random_state": 0, "resume": "auto", "searcher_args": ARGS, "refit": False, "verbose": True,
         "limits": {"max_params": 20_000},  # an hour has room for networks that take minutes

@@ -51,14 +51,14 @@ from morphnas.graph import Graph, cnn, resnet, to_module
 from morphnas.run.plan import default_recipe
 from morphnas.run.store import load_run
 from morphnas.train.augment import Draw
-from morphnas.train.data import Examples, Task, steps
+from morphnas.train.data import Examples, Task, batch_count
 from morphnas.train.goal import Classification
-from morphnas.train.recipe import SHIFT, Augment, Recipe
-from morphnas.train.step import EAGER, Step
+from morphnas.train.recipe import DEFAULT_SHIFT, Augment, Recipe
+from morphnas.train.step import EAGER_STEPS, Step
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 SHAPE, CLASSES = (3, 32, 32), 10
-CHANGES = Augment(shift=SHIFT, flip=True)
+CHANGES = Augment(shift=DEFAULT_SHIFT, flip=True)
 Loop = Callable[[], Tensor]
 """Makes a training step and returns its loss."""
 
@@ -100,7 +100,7 @@ def ours(module: nn.Module, task: Task, recipe: Recipe) -> Loop:
         while True:
             order = torch.randperm(len(task.train), generator=generator)
             epoch = Draw.of(order, SHAPE, recipe.augment, generator).to(task.device, task.train.x.device)
-            yield from epoch.split(steps(len(order), recipe.batch_size))
+            yield from epoch.split(batch_count(len(order), recipe.batch_size))
 
     batches = draws()
     return lambda: step(next(batches), 0.2)
@@ -135,7 +135,7 @@ def ways(module: nn.Module, task: Task, recipe: Recipe) -> dict[str, Callable[[]
 def timed(loop: Loop, seconds: float, size: int) -> dict[str, Any]:
     """Images per second after a warm-up, and seconds of the first step and of the slowest other one of the warm-up."""
     first_steps = []
-    for _ in range(2 * EAGER):
+    for _ in range(2 * EAGER_STEPS):
         start = time.perf_counter()
         loop().item()
         first_steps.append(time.perf_counter() - start)
@@ -252,7 +252,7 @@ def shared(args: argparse.Namespace) -> dict[str, Any]:
     processes: list[tuple[str, subprocess.Popen[bytes], Path]] = []
     with tempfile.TemporaryDirectory() as folder:
 
-        def steps(log: Path) -> int:
+        def batch_count(log: Path) -> int:
             output = log.read_text(errors="replace")  # the last line may be incomplete
             return max(map(int, re.findall(r"^steps (\d+)\n", output, re.MULTILINE)), default=0)
 
@@ -267,7 +267,7 @@ def shared(args: argparse.Namespace) -> dict[str, Any]:
             until = time.perf_counter() + args.seconds
             while time.perf_counter() < until and any(process.poll() is None for _, process, _ in processes):
                 time.sleep(0.2)
-                if args.smoke and all(steps(log) for _, _, log in processes):
+                if args.smoke and all(batch_count(log) for _, _, log in processes):
                     break
             ended = [process.poll() is not None for _, process, _ in processes]
         finally:
@@ -277,7 +277,7 @@ def shared(args: argparse.Namespace) -> dict[str, Any]:
         for (name, _, log), stopped in zip(processes, ended, strict=True):
             output = log.read_text(errors="replace").splitlines()
             error = next((line[:200] for line in reversed(output) if "Error:" in line), None) if stopped else None
-            rows[name].append({"steps": steps(log), "stopped": stopped, "error": error})
+            rows[name].append({"steps": batch_count(log), "stopped": stopped, "error": error})
             print(f"{name:36s} {rows[name][-1]}", flush=True)
     if args.smoke and not all(row["steps"] for several in rows.values() for row in several):
         raise SystemExit("some processes made no step")

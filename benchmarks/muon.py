@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/muon.py
 
 Times `morphnas.train.muon.orthogonal` of filters as matrices, both precisions in turns, the fastest of several runs, on
---device. Appends to results/muon.json the microseconds, with the machine; `HALVED` in `morphnas.train.muon` is based on
-them.
+--device. Appends to results/muon.json the microseconds, with the machine; `BFLOAT16_MIN_SIZE` in `morphnas.train.muon`
+is based on them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     for shape in SHAPES[:2] if args.smoke else SHAPES:
         matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
         times: dict[bool, list[float]] = {False: [], True: []}
-        with patch.object(muon, "HALVED", 0):
+        with patch.object(muon, "BFLOAT16_MIN_SIZE", 0):
             for _ in range(2 if args.smoke else 12):
                 for halved, values in times.items():
                     values.append(microseconds(matrix, halved, 20))

@@ -30,20 +30,20 @@ from machine import append, npz
 from torch.nn.functional import nll_loss
 
 from morphnas.graph import Graph, resnet, starters
-from morphnas.run.final import CUTOUT_MORE, SHIFT_MORE
+from morphnas.run.final import STRONG_CUTOUT, STRONG_SHIFT
 from morphnas.run.jobs import Job
 from morphnas.run.plan import default_recipe, measure
-from morphnas.run.work import inherited
+from morphnas.run.work import grow_network
 from morphnas.train.deadline import NEVER
 from morphnas.train.predict import predict
-from morphnas.train.recipe import SHIFT, Augment
-from morphnas.train.trainer import train, warm_up
+from morphnas.train.recipe import DEFAULT_SHIFT, Augment
+from morphnas.train.trainer import load_optimizers, train
 
 RESULTS = Path(__file__).parent / "results" / "rates.json"
 CHANGES = {
-    "": Augment(shift=SHIFT),
-    "farther": Augment(shift=0.0625, cutout=CUTOUT_MORE),
-    "far": Augment(shift=SHIFT_MORE, cutout=CUTOUT_MORE),
+    "": Augment(shift=DEFAULT_SHIFT),
+    "farther": Augment(shift=0.0625, cutout=STRONG_CUTOUT),
+    "far": Augment(shift=STRONG_SHIFT, cutout=STRONG_CUTOUT),
 }
 STEMS, RATES = ("whole", "pooled", "short"), ("full", "half", "eased")
 WAYS = tuple(", ".join(filter(None, way)) for way in product(STEMS, RATES, CHANGES))
@@ -75,7 +75,7 @@ def main() -> None:
     if args.smoke:
         args.examples, args.epochs, args.seeds, args.width = 200, 1, 1, 2
     torch.set_num_threads(1)
-    warm_up()
+    load_optimizers()
     accuracies: dict[str, list[float]] = {way: [] for way in args.only}
     losses: dict[str, list[float]] = {way: [] for way in args.only}
     seconds: dict[str, list[float]] = {way: [] for way in args.only}
@@ -90,11 +90,11 @@ def main() -> None:
         for way in args.only:
             stem, rate, *shifts = way.split(", ")
             change = replace(CHANGES[shifts[0] if shifts else ""], flip=args.flip)
-            with patch.object(starters, "READ_WHOLE", 1 if stem == "pooled" else 1024):
+            with patch.object(starters, "MIN_SIZE_FOR_POOLED_STEM", 1 if stem == "pooled" else 1024):
                 graph = resnet(shape, problem.goal.outputs, width=args.width * (1 + (stem == "pooled")))
             graph = without_last(graph) if stem == "short" else graph
             way_recipe = replace(recipe, augment=change, **rates[rate])  # type: ignore[arg-type]
-            module, _ = inherited(Job(graph, (), way_recipe, 1e9, seed), problem)
+            module, _ = grow_network(Job(graph, (), way_recipe, 1e9, seed), problem)
             torch.manual_seed(seed)
             started = time.perf_counter()
             train(module, problem, way_recipe, NEVER, torch.Generator().manual_seed(seed), scored=False)

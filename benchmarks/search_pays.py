@@ -74,7 +74,7 @@ def luckiest(trials: Sequence[Trial]) -> Trial | None:
 
 
 def judged(*args: Any, **settings: Any) -> Final:
-    return Final(*args, **settings | {"judged": True})
+    return Final(*args, **settings | {"needs_score": True})
 
 
 CHANGES: dict[str, dict[str, Any]] = {

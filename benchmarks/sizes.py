@@ -7,10 +7,10 @@
 
 Names with "+" are networks made from a plain one by morphs, to measure the effect of shape at equal time. --side:
 images are reduced to this side by area averaging; then starters named "pooled" pool after their first convolution, and
-those named "whole" do not, see `READ_WHOLE` in `morphnas.graph.starters`. The final trainings of a run take about as
-long as these: `morphnas.run.plan` sizes starters by these results. --data: an .npz with x_train, y_train, x_test,
-y_test, see `ablation_recipe.py`, whose splits and recipe these are; without it scikit-learn's digits. The networks take
-turns within a seed. Appends to results/sizes.json the epochs and the test accuracies of every network.
+those named "whole" do not, see `MIN_SIZE_FOR_POOLED_STEM` in `morphnas.graph.starters`. The final trainings of a run
+take about as long as these: `morphnas.run.plan` sizes starters by these results. --data: an .npz with x_train, y_train,
+x_test, y_test, see `ablation_recipe.py`, whose splits and recipe these are; without it scikit-learn's digits. The
+networks take turns within a seed. Appends to results/sizes.json the epochs and the test accuracies of every network.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from morphnas.graph import (
 )
 from morphnas.run.jobs import Job
 from morphnas.run.plan import default_recipe, measure
-from morphnas.run.work import inherited
+from morphnas.run.work import grow_network
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment
-from morphnas.train.trainer import train, warm_up
+from morphnas.train.trainer import load_optimizers, train
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
 
@@ -60,7 +60,7 @@ def networks(shape: Shape, n_classes: int, widths: Sequence[int], both: bool) ->
         return starters_of(shape, n_classes, widths)
     graphs: dict[str, Graph] = {}
     for words, least in (("pooled", 1), ("whole", 1 + min(shape[1:]))):
-        with patch.object(starters, "READ_WHOLE", least):
+        with patch.object(starters, "MIN_SIZE_FOR_POOLED_STEM", least):
             graphs |= {f"{words}: {name}": graph for name, graph in starters_of(shape, n_classes, widths).items()}
     return graphs
 
@@ -131,7 +131,7 @@ def main() -> None:
         parser.error(f"--side must be at least a pixel, not {args.side}")
     if args.smoke:
         args.seconds, args.seeds = 0.5, 1
-    warm_up()
+    load_optimizers()
     results: dict[str, dict[str, Any]] = {}
     for seed in range(args.seeds):
         problem = task(args, seed)
@@ -150,7 +150,7 @@ def main() -> None:
             if not name.startswith(tuple(args.only)):
                 continue
             deadline, generator = Deadline.after(args.seconds), torch.Generator().manual_seed(seed)
-            module, _ = inherited(Job(graph, (), recipe, args.seconds, seed), problem, deadline)
+            module, _ = grow_network(Job(graph, (), recipe, args.seconds, seed), problem, deadline)
             outcome = train(module, problem, recipe, deadline, generator, scored=False)
             right = (
                 predict(module, problem.evaluation_set.x, problem, mirrored=args.flip).argmax(1)

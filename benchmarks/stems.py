@@ -30,7 +30,7 @@ from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Recipe
-from morphnas.train.trainer import warm_up
+from morphnas.train.trainer import load_optimizers
 
 RESULTS = Path(__file__).parent / "results" / "stems.json"
 WAYS = ("repeated", "further", "trained")
@@ -54,7 +54,7 @@ def child(parent: Network, task: Task, recipe: Recipe, way: str, seed: int) -> N
     job = Job(parent, (WiderAll(200),), replace(recipe, whiten=way != "trained"), 1e9, seed)
     if way == "further":
         return trained(job, task)
-    with patch.object(working, "_carried", carried):
+    with patch.object(working, "carry_weights", carried):
         return trained(job, task)
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     if args.smoke:
         args.examples, args.epochs, args.seeds, args.width = 200, 1, 1, 2
     torch.set_num_threads(1)
-    warm_up()
+    load_optimizers()
     accuracies: dict[str, list[float]] = {way: [] for way in WAYS}
     for seed in range(args.seeds):
         problem = task(args, seed)

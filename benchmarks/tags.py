@@ -107,7 +107,7 @@ def main() -> None:
     print(means)
     if not args.smoke:
         what = "digits" if args.data is None else args.data.stem
-        how = {"of": what, "read_whole": starters.READ_WHOLE, "time_limit": seconds}
+        how = {"of": what, "read_whole": starters.MIN_SIZE_FOR_POOLED_STEM, "time_limit": seconds}
         append(args.results, how | {"n": seeds, "images": n, "means": means, "fits": rows})
 
 

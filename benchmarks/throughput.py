@@ -30,7 +30,7 @@ from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
 from morphnas.train.goal import Classification
 from morphnas.train.recipe import Augment, Recipe
-from morphnas.train.trainer import train, warm_up
+from morphnas.train.trainer import load_optimizers, train
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 BATCH, REACH, RATE = 64, 3, 0.05
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="few images, two repeats, nothing written")
     args = parser.parse_args()
     n, repeats = (640, 2) if args.smoke else (6000, args.repeats)
-    warm_up()
+    load_optimizers()
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8, generator=generator)
     task = Task.of(Examples(x, torch.arange(n) % 10), None, Classification(10))

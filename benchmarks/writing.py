@@ -25,7 +25,7 @@ from machine import describe
 from morphnas.estimators import fitting
 from morphnas.graph import fresh_weights, mlp, to_module
 from morphnas.run import checkpoints
-from morphnas.run.checkpoints import Keeper
+from morphnas.run.checkpoints import CheckpointWriter
 from morphnas.run.store import Store
 from morphnas.search import Proposal
 from morphnas.train.checkpoint import Checkpoint
@@ -43,7 +43,7 @@ def checkpoint(width: int, repeats: int, folder: Path) -> list[float]:
     generator, times = torch.Generator().manual_seed(0), list[float]()
     part = Examples(torch.randn(64, width, generator=generator), torch.arange(64) % 2)
     graph = mlp((width,), 2, width=width)
-    keeper = Keeper(folder / "checkpoint", {}, weights=0)
+    keeper = CheckpointWriter(folder / "checkpoint", {}, weights=0)
 
     def keep(make: Callable[[], Checkpoint]) -> None:
         keeper._next = 0.0  # noqa: SLF001  # a checkpoint is due
@@ -83,7 +83,7 @@ def main() -> None:
         args.widths, args.repeats = [64], 2
     results: dict[str, Any] = {
         "repeats": args.repeats,
-        "assumed": {"checkpoint": checkpoints.WRITING, "last": fitting.SAVING},
+        "assumed": {"checkpoint": checkpoints.SECONDS_PER_BYTE, "last": fitting.SAVING},
         "widths": {},
     }
     for width in args.widths:

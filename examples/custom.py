@@ -49,7 +49,7 @@ class Ladder:
             for morph in self.space.neighbours(trial.graph):
                 graph = morph.grow(trial.graph)
                 affordable = budget.predict(graph, self.recipe.epochs) <= budget.seconds
-                if graph.key not in seen and affordable and self.limits.refuse(graph) is None:
+                if graph.key not in seen and affordable and self.limits.violation(graph) is None:
                     return Proposal(trial.id, (morph,), self.recipe, {"reason": "one rung up"})
         return None
 

@@ -49,7 +49,7 @@ class Spread(Insertion):
         ops = [Depthwise(self.kernel), BatchNorm(), ReLU()]
         return chain(graph, self.after, ops), self.after, list(graph.consumers[self.after])
 
-    def begin(self, op: Op, *inputs: Shape) -> Weights:
+    def initial_weights(self, op: Op, *inputs: Shape) -> Weights:
         """The weights that keep the function: kernels that are 1 in the middle, and a batch norm that does nothing."""
         if isinstance(op, BatchNorm):
             return op.neutral(*inputs)

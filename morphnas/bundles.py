@@ -23,7 +23,7 @@ import morphnas
 from morphnas.report import facts
 from morphnas.report.page import about_words
 from morphnas.report.words import ends_words, status_words, trial_words
-from morphnas.run.files import RunError, inside, parse_json, read_bytes, write_bytes, writing
+from morphnas.run.files import RunError, check_inside, explain_write_errors, parse_json, read_bytes, write_bytes
 from morphnas.run.store import Run, RunLike, holds_run, load_run, run_of, user_path, versions
 from morphnas.train.recipe import LOG_LOSS
 
@@ -91,7 +91,7 @@ def bundle(run: RunLike, out: str | os.PathLike[str]) -> Path:
         file.comment = _COMMENT
         for name, text in (summary | texts).items():
             file.writestr(name, anonymise(text).encode("utf-8", "surrogateescape"))
-    with writing(target):
+    with explain_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, content.getvalue())
     return target
@@ -174,7 +174,7 @@ def _texts(folder: Path, names: Iterable[str], run: Run, problems: list[str]) ->
     room = MAX_TOTAL_BYTES
     for name in sorted(names, key=_importance(run)):
         try:
-            data = read_bytes(inside(folder / name, folder), MAX_FILE_BYTES)
+            data = read_bytes(check_inside(folder / name, folder), MAX_FILE_BYTES)
         except RunError as error:
             problems.append(str(error))
             continue

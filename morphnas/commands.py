@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 import morphnas
 from morphnas.bundles import machine
-from morphnas.estimators.files import Files, folder, images_of
+from morphnas.estimators.files import Files, image_folder, images_in_csv
 from morphnas.estimators.settings import LIMITS
 from morphnas.estimators.targets import MultiLabelTarget
 from morphnas.report.page import about_words
 from morphnas.report.summary import results_summary
 from morphnas.report.words import metric_words
-from morphnas.run.store import being_written, user_path
+from morphnas.run.store import is_being_written, user_path
 from morphnas.search.trial import lineage
 
 LONGEST_PAUSE = 86_400
@@ -71,10 +71,10 @@ def _examples(path: Path, images: Path | None, part: str, labelled: bool = True)
     if path.suffix.lower() == ".csv":
         if images is None:
             raise CommandError(f"{path} lists image files: give their folder with --images")
-        listed, names, labels = images_of(path, images, labelled=labelled)
+        listed, names, labels = images_in_csv(path, images, labelled=labelled)
         return listed, np.array(labels) if labelled else None, names
     if path.is_dir():
-        files, classes = folder(path)
+        files, classes = image_folder(path)
         return files, classes, [str(file) for file in files.paths]
     if path.suffix.lower() != ".npz":
         raise CommandError(f"{path} is not an .npz, a .csv or a folder of images")
@@ -152,7 +152,7 @@ def fit(args: argparse.Namespace) -> Answer:
     if test_set is not None:
         try:
             result[f"test_{metric}"] = estimator.evaluate(*test_set)
-            lines.append(f"the model on the test set: {estimator.words(result[f'test_{metric}'])}")
+            lines.append(f"the model on the test set: {estimator.format_metric(result[f'test_{metric}'])}")
         except ValueError as error:
             print(f"morphnas: warning: the model cannot be evaluated on the test set: {error}", file=sys.stderr)
     lines.append(f"for a report: morphnas report {estimator.path_}")
@@ -179,7 +179,9 @@ def evaluate(args: argparse.Namespace) -> Answer:
     if y is None:
         raise CommandError(f"{data} holds no labels")
     value = estimator.evaluate(x, y)
-    return Answer(f"{estimator.words(value)} on {len(y):,} examples", {_measure(estimator): value, "examples": len(y)})
+    return Answer(
+        f"{estimator.format_metric(value)} on {len(y):,} examples", {_measure(estimator): value, "examples": len(y)}
+    )
 
 
 def _measure(estimator: morphnas.ImageClassifier | morphnas.ImageRegressor) -> str:
@@ -204,7 +206,7 @@ def predict(args: argparse.Namespace) -> Answer:
     probabilities = estimator.predict_proba(x)
     labels = estimator.classes_.tolist()
     if estimator.multilabel_:
-        predictions = MultiLabelTarget(len(labels)).likeliest(probabilities)
+        predictions = MultiLabelTarget(len(labels)).most_probable(probabilities)
         return _multi_label_answer(probabilities, predictions, names, labels)
     best = probabilities.argmax(1)
     rows = [(name, labels[i], f"{row[i]:.6f}") for name, i, row in zip(names, best, probabilities, strict=True)]
@@ -281,7 +283,7 @@ def report(args: argparse.Namespace) -> Answer:
     if args.live is not None and not 0 < args.live <= LONGEST_PAUSE:
         raise CommandError(f"--live needs seconds above 0, at most {LONGEST_PAUSE:,}, not {args.live:g}")
     run = morphnas.load_run(args.path)
-    while args.live is not None and being_written(run.path):
+    while args.live is not None and is_being_written(run.path):
         file = morphnas.write_report(run, args.out, reload=args.live)
         print(f"morphnas: {file}, {len(run.trials)} networks; Ctrl-C ends the updates", file=sys.stderr)
         time.sleep(args.live)

@@ -114,7 +114,7 @@ class SearcherContract:
         limits = Limits(max_params=TableSpace().starts[3].parameters, max_depth=14)
         trials = run(make(TableSpace(), limits, 0), 20)
         assert len(trials) > 10
-        assert all(limits.refuse(t.graph) is None for t in trials)
+        assert all(limits.violation(t.graph) is None for t in trials)
 
     def test_proposes_nothing_that_cannot_finish(self, make: Make, history: Sequence[Trial]) -> None:
         searcher = make(TableSpace(), Limits(), 0)
@@ -270,7 +270,7 @@ class ExecutorContract:
         with ThreadPoolExecutor(1) as here:
             running = here.submit(executor.submit, long, lambda _: told.set())
             assert told.wait(60)
-            begun, stop.asked = time.monotonic(), True
+            begun, stop.requested = time.monotonic(), True
             executor.stop()
             outcome, trained = running.result(120).result(120)
         assert time.monotonic() - begun < 5

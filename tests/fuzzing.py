@@ -11,7 +11,7 @@ from typing import Any
 
 import morphnas
 from morphnas.report.tables import trials_table
-from morphnas.run.checkpoints import Keeper
+from morphnas.run.checkpoints import CheckpointWriter
 from morphnas.run.plan import Plan
 from morphnas.run.store import Store, load_run
 
@@ -126,7 +126,7 @@ def _resumed(path: Path) -> None:
 
 def _checkpoints(path: Path) -> None:
     for file in path.glob("trials/*/checkpoint.safetensors"):
-        Keeper(file, {}).load()
+        CheckpointWriter(file, {}).load()
 
 
 READERS: dict[str, Callable[[Path], object]] = {

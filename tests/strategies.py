@@ -251,7 +251,7 @@ def _draw(graph: Graph, rng: random.Random, limits: Limits) -> Morph | None:
             if isinstance(morph, WiderAll):
                 morph = WiderAll(rng.randint(101, 250))
             with suppress(MorphError):
-                if limits.refuse(morph.grow(graph)) is None:
+                if limits.violation(morph.grow(graph)) is None:
                     return morph
     return None
 

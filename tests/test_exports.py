@@ -240,11 +240,11 @@ def test_bad_input_leaves_nothing_behind(
     with pytest.raises(OSError, match="file"):
         export(fitted, tmp_path / "file" / "net.py")
 
-    def computing(found: torch.Tensor) -> Any:
+    def autocast_to(found: torch.Tensor) -> Any:
         return lambda _: lambda x: found.expand(len(x), -1)
 
     for wrong in (torch.zeros(3), torch.full((3,), torch.nan), torch.zeros(7)):
-        monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, computing(wrong)))
+        monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, autocast_to(wrong)))
         with pytest.raises(ExportError, match="computes something else"):
             export(fitted, tmp_path / "new" / "folder" / "net.py")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

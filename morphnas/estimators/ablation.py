@@ -13,14 +13,14 @@ import torch
 from numpy.typing import ArrayLike
 
 from morphnas import __version__
-from morphnas.estimators.data_memory import Room, memory_for
+from morphnas.estimators.data_memory import DataMemory, memory_for
 from morphnas.estimators.distillation import Teacher
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.objective import Loss, Metric, check_functions_given, check_loss, check_metric, with_objective
 from morphnas.estimators.placement import torch_device
 from morphnas.estimators.settings import restored_settings, time_limit_seconds
 from morphnas.estimators.splits import Groups
-from morphnas.estimators.targets import RegressionTarget, SampleWeight, classes_of
+from morphnas.estimators.targets import RegressionTarget, SampleWeight, classification_target
 from morphnas.graph import Graph, GraphError, Morph, Network, Node
 from morphnas.report.words import gain_words, morph_words
 from morphnas.run.files import RunError
@@ -163,7 +163,7 @@ def ablate(
         morphs = [morph for _, morph in morphs_by_trial]
         start = run.load_model_by_id(ancestors[0].id) if ancestors[0].kept else ancestors[0].graph
         graph = start.graph if isinstance(start, Network) else start
-        recipe = decide_flip(network.proposal.recipe, run.trials, problem.chance)
+        recipe = decide_flip(network.proposal.recipe, run.trials, problem.baseline_metric)
         recipe = replace(recipe, epochs=max(1, sum(trial.epochs for trial in ancestors[1:]) or network.epochs))
         variants = [_replay_without(graph, morphs, skip) for skip in (None, *range(len(morphs)))]
         whole, *ablated = (_grow(graph, kept) for kept, _ in variants)
@@ -199,7 +199,7 @@ def _problem(
         raise RunError(f"run.json of {str(run.path)!r} does not hold the settings of the run")
     size = settings.get("image_size")
     size = (int(size[0]), int(size[1])) if isinstance(size, list) else size
-    problem = Problem.found(
+    problem = Problem.infer(
         x,
         y,
         validation_data,
@@ -207,8 +207,8 @@ def _problem(
         seed,
         device,
         image_size=size,
-        room=Room(None, Path(run.path)),
-        read=RegressionTarget.found if "amounts" in (run.about.get("data") or {}) else classes_of,
+        data_memory=DataMemory(None, Path(run.path)),
+        read=RegressionTarget.infer if "amounts" in (run.about.get("data") or {}) else classification_target,
         sample_weight=sample_weight,
         axes=settings.get("axes"),
         groups=groups,

@@ -23,9 +23,9 @@ from torch import Tensor, fx
 
 from morphnas import __version__
 from morphnas.estimators import data_checks
-from morphnas.estimators.distillation import Teacher, taught_by
+from morphnas.estimators.distillation import Teacher, teacher_outputs
 from morphnas.estimators.fitting import Fitting
-from morphnas.estimators.inputs import ImageSize, Problem, examples
+from morphnas.estimators.inputs import ImageSize, Problem, prepare_examples
 from morphnas.estimators.model import Model, scales_of
 from morphnas.estimators.objective import Loss, Metric, Scorer, check_functions_given, check_metric, with_objective
 from morphnas.estimators.placement import torch_device
@@ -34,15 +34,15 @@ from morphnas.estimators.settings import (
     Settings,
     check_unchanged,
     chosen_seed,
+    data_memory,
     fixed_settings,
     plain,
     restored_settings,
-    room,
     time_limit_seconds,
     with_trainer_args,
 )
 from morphnas.estimators.sizes import Sizes, use_fastest_threads
-from morphnas.estimators.sources import Source, opened
+from morphnas.estimators.sources import Source, open_data
 from morphnas.estimators.space import SearchSpace
 from morphnas.estimators.splits import Groups, groups_of
 from morphnas.estimators.targets import SampleWeight, Target, weights_of
@@ -52,9 +52,9 @@ from morphnas.report.summary import Results, results_summary
 from morphnas.report.tables import trials_table
 from morphnas.report.words import measured_words
 from morphnas.run.epochs import EachEpochReport, EpochCalls, StopFit
-from morphnas.run.expectation import Terms
+from morphnas.run.expectation import SearchConditions
 from morphnas.run.files import RunError
-from morphnas.run.interrupt import stopping
+from morphnas.run.interrupt import stop_on_signals
 from morphnas.run.observers import Observers
 from morphnas.run.plan import Plan
 from morphnas.run.pruning import prune
@@ -66,7 +66,7 @@ from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import UndefinedMetric
 from morphnas.train.modes import usual_modes
 from morphnas.train.recipe import Recipe
-from morphnas.train.trainer import warm_up
+from morphnas.train.trainer import load_optimizers
 
 log = logging.getLogger("morphnas")
 
@@ -137,7 +137,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self.per_trial = per_trial
         self.metric = metric
         self.loss = loss
-        warm_up()
+        load_optimizers()
 
     # -- fitting
 
@@ -239,7 +239,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             if previous is not None and previous.get("data") != problem.fingerprint:
                 same = "the same x, y, sample_weight, groups and teacher, and the same validation_data"
                 raise RunError(f"{str(path)!r} holds a run on other data: to resume it, give {same}")
-            findings = data_checks.glance(problem, deadline.left)
+            findings = data_checks.quick_check(problem, deadline.left)
             data_checks.warn(findings)
 
             with _restored_threads() as all_threads:
@@ -265,10 +265,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     self._clear_fitted()
                     self.path_ = str(folder.absolute())
                     for network in settings.networks:
-                        store.give(network)
+                        store.add_start_weights(network)
                     log.info("the run is kept in %s", folder)
                     if previous is not None:
-                        store.note(findings=findings.to_json())
+                        store.update_about(findings=findings.to_json())
                     tell = progress.tell if self.verbose else _log_info
                     for finding in findings.found:
                         if not finding.warns:
@@ -385,26 +385,27 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             seconds = time_limit_seconds(time_limit, about.get("time_limit"))
             deadline = Deadline.after(seconds)
             with_trainer_args(Recipe(), trainer_args or {})
-            place, space, args = settings.place, settings.room, dict(trainer_args or {})
+            place, space, args = settings.place, settings.data_memory, dict(trainer_args or {})
             deadline = deadline.earlier(min(place.shutdown_seconds, 0.1 * seconds))
             if "examples" in args:
                 raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
             model = self._model
-            source, y_train = opened(x_train, y_train, "x_train", space, self._axes, deadline)
+            source, y_train = open_data(x_train, y_train, "x_train", space, self._axes, deadline)
             codes, test = model.target.encode(y_train, len(source)), None
             weights = weights_of(sample_weight, len(source), codes, model.target)
             if x_test is not None:
-                test_source, y_test = opened(x_test, y_test, "x_test", space, self._axes, deadline)
+                test_source, y_test = open_data(x_test, y_test, "x_test", space, self._axes, deadline)
                 if y_test is not None:
-                    test = examples(test_source, y_test, model.preprocessing, model.target, space)
+                    test = prepare_examples(test_source, y_test, model.preprocessing, model.target, space)
             if test is None and (x_test is not None or y_test is not None):
                 raise ValueError("final_fit needs both x_test and y_test, or neither")
             seed = _stored_seed(about)
-            group_codes, teacher_outputs = groups_of(groups, len(source)), taught_by(teacher, source, model.target)
+            group_codes = groups_of(groups, len(source))
+            taught = teacher_outputs(teacher, source, model.target)
             options = (model.target, model.preprocessing, seed, place.device, space)
-            problem = Problem.of(source, codes, weights, group_codes, teacher_outputs, None, *options)
+            problem = Problem.from_source(source, codes, weights, group_codes, taught, None, *options)
             problem = with_objective(problem, self.metric, self.loss, deadline)
-            findings = data_checks.glance(problem, deadline.left)
+            findings = data_checks.quick_check(problem, deadline.left)
             open_store = _open_store(Path(self.path_), {}, True, False)
             running = self._running(open_store, deadline, seconds, each_epoch)
             with _restored_threads() as all_threads, running as (store, deadline, progress, calls):
@@ -413,7 +414,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     use_fastest_threads(problem.task, plan.recipe, all_threads, deadline.left)
                 else:
                     torch.set_num_threads(plan.threads)
-                data_checks.warn(findings.beyond(about.get("findings")))
+                data_checks.warn(findings.new_kinds(about.get("findings")))
                 best = store.trial(self.best_trial_ if trial is None else trial)
                 if trial is not None:
                     store.network(best.id)  # raises RunError if its weights are missing
@@ -426,9 +427,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 if recipe.augment.flip is None:  # use what was decided for the winner
                     recipe = replace(recipe, augment=replace(recipe.augment, flip=best_recipe.augment.flip))
                 ids_before = {trial.id for trial in store.trials}
-                store.note(scales={problem.name: problem.task.scale} | scales_of(store.about))
+                store.update_about(scales={problem.name: problem.task.scale} | scales_of(store.about))
                 epochs_given = bool({"epochs", "max_iter_num"} & args.keys())
-                executor = place.final(problem.task, problem.everything)
+                executor = place.final(problem.task, problem.all_examples)
                 try:
                     final = fitting.train_final(
                         best,
@@ -446,14 +447,14 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                     warnings.warn("nothing was trained: there was no time for a batch", stacklevel=2)
                 if trial in (None, store.about.get("best")):  # another network becomes the model in any case
                     name = None if retrain or epochs_given else problem.name
-                    best, final = model_to_keep(store, best, final, problem.task, problem.everything, name)
+                    best, final = model_to_keep(store, best, final, problem.task, problem.all_examples, name)
                 self._finish(fitting, best, final)
                 if deadline.stopped and not calls.stopped:
                     self._warn_interrupted()
                 self.__dict__.pop("test_metric_", None)  # of the previous model
                 if test is not None:
                     self.test_metric_ = self._test_metric(test)
-                    progress.tell(f"{self.words(self.test_metric_)} on the {len(test):,} test examples")
+                    progress.tell(f"{self.format_metric(self.test_metric_)} on the {len(test):,} test examples")
             return self
 
     def _test_metric(self, test: Examples) -> float:
@@ -480,13 +481,13 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def _measure(self, outputs: Tensor, y: Tensor, weights: NDArray[np.float32] | None = None) -> float:
         """The value of `evaluate` for outputs (n, outputs) on the CPU. y: encoded as for training."""
         if self.metric is None:
-            return self._model.target.measured(outputs, y, weights)
+            return self._model.target.metric(outputs, y, weights)
         check_metric(self.metric)
         return Scorer(self.metric, self._model.target)(
             outputs, y, None if weights is None else torch.from_numpy(weights)
         )
 
-    def words(self, measured: float) -> str:
+    def format_metric(self, measured: float) -> str:
         """Format a value of `evaluate` as text, such as "accuracy 97.20%".
 
         Parameters
@@ -500,13 +501,13 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             The name of the metric and the value.
         """
         if self.metric is None:
-            return self._model.target.words(measured)
+            return self._model.target.format_metric(measured)
         return measured_words(Scorer(self.metric, self._model.target).name, measured)
 
     def _open(self, x: Any, y: Any = None) -> tuple[Source, Any]:
         """The examples in whatever `fit` takes, and their y (None: unknown); NotFittedError before a fit."""
         self._check_fitted()
-        return opened(x, y, "x_test", room(self), self._axes)
+        return open_data(x, y, "x_test", data_memory(self), self._axes)
 
     def to_module(self, trial: int | None = None) -> fx.GraphModule:
         """The final network as a plain PyTorch module in evaluation mode.
@@ -621,9 +622,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 torch.set_num_threads(settings.place.threads or all_threads)
                 sizes = Sizes.measured(problem.task, settings, self.augment, seconds, self.refit)
                 plan = sizes.plan(seconds)
-                max_trials = plan.most(self.max_trials) if self.refit else self.max_trials
+                max_trials = plan.max_networks(self.max_trials) if self.refit else self.max_trials
                 for_search, small = sizes.for_search(seconds)
-                terms = Terms(max_trials, self.refit, for_search=for_search, small=small)
+                terms = SearchConditions(max_trials, self.refit, for_search=for_search, small=small)
                 return SearchSpace.of(plan, problem, settings, seconds, terms)
 
     def results_summary(self, n: int = 10) -> Results:
@@ -687,7 +688,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     @staticmethod
     def _read_y(y: ArrayLike, n: int) -> tuple[Target, NDArray[Any]]:
-        """See `ReadY`."""
+        """See `InferTarget`."""
         raise NotImplementedError
 
     def _problem(
@@ -702,7 +703,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         teacher: Teacher = None,
         deadline: Deadline = NEVER,
     ) -> Problem:
-        problem = Problem.found(
+        problem = Problem.infer(
             x,
             y,
             validation_data,
@@ -710,7 +711,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             seed,
             settings.device,
             image_size=self.image_size,
-            room=settings.room,
+            data_memory=settings.data_memory,
             read=self._read_y,
             sample_weight=sample_weight,
             axes=self.axes,
@@ -730,9 +731,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     ) -> Iterator[tuple[Store, Deadline, Progress, EpochCalls]]:
         """The open store, the deadline, which signals and `StopFit` bring forward, and the two observers."""
         closing_progress = contextlib.closing(Progress(seconds, enabled=bool(self.verbose)))
-        with stopping() as stop, open_store as store, closing_progress as progress:
+        with stop_on_signals() as stop, open_store as store, closing_progress as progress:
             calls = EpochCalls(each_epoch, store.path, stop)
-            yield store, deadline.heeding(stop), progress, calls
+            yield store, deadline.with_stop(stop), progress, calls
             calls.close()
 
     def _finish(self, fitting: Fitting, best: Trial, final: Trial) -> None:
@@ -766,7 +767,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def _outputs(self, pieces: Iterable[Tensor]) -> Tensor:
         """Outputs (n, outputs) of the model, on the CPU. pieces: (k, *shape) each; the first one's range is checked."""
         remaining = iter(pieces)
-        data_checks.warn_of_others(first := next(remaining), self._model.range, stacklevel=6)
+        data_checks.warn_if_range_differs(first := next(remaining), self._model.range, stacklevel=6)
         return self._current_model.outputs(itertools.chain([first], remaining), torch_device(self.device))
 
     @property

@@ -12,7 +12,13 @@ from sklearn.metrics import accuracy_score
 from morphnas.estimators.base import ImageEstimator
 from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.model import Model
-from morphnas.estimators.targets import MultiLabelTarget, RegressionTarget, SampleWeight, classes_of, given_weights
+from morphnas.estimators.targets import (
+    MultiLabelTarget,
+    RegressionTarget,
+    SampleWeight,
+    checked_weights,
+    classification_target,
+)
 
 
 class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -155,7 +161,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
             Labels (n,); for multi-label data (n, k) of 0 and 1, where 1 means a probability of at least 0.5.
         """
         probabilities = self.predict_proba(x_test)
-        return self._target.likeliest(probabilities)
+        return self._target.most_probable(probabilities)
 
     def predict_proba(self, x_test: Any) -> NDArray[np.float64]:
         """Predict class probabilities.
@@ -214,7 +220,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
             The accuracy; for multi-label data, the fraction of examples with all labels right.
         """
         predicted = self.predict(X)
-        weights = None if sample_weight is None else given_weights(sample_weight, len(predicted))
+        weights = None if sample_weight is None else checked_weights(sample_weight, len(predicted))
         if isinstance(self._target, MultiLabelTarget):
             return float(accuracy_score(self._target.encode(y, len(predicted)), predicted, sample_weight=weights))
         right = [a == b for a, b in zip(self._target.read(y, len(predicted)), predicted.tolist(), strict=True)]
@@ -222,7 +228,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
 
     @staticmethod
     def _read_y(y: ArrayLike, n: int) -> tuple[ClassTarget | MultiLabelTarget, NDArray[Any]]:
-        return classes_of(y, n)
+        return classification_target(y, n)
 
     @property
     def _target(self) -> ClassTarget | MultiLabelTarget:

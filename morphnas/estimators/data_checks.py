@@ -38,7 +38,7 @@ from morphnas.estimators.findings import (
 )  # fmt: skip
 from morphnas.estimators.inputs import ImageSize, Problem
 from morphnas.estimators.splits import Groups
-from morphnas.estimators.targets import RegressionTarget, SampleWeight, classes_of
+from morphnas.estimators.targets import RegressionTarget, SampleWeight, classification_target
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.modes import usual_modes
 
@@ -82,7 +82,7 @@ LONG_TAILED = 0.3
 """Interquartile range in standard deviations, below which a feature has long tails: 1.35 for a normal distribution, .67
 for a lognormal one whose logarithms have standard deviation 1, .07 for one where that is 2."""
 _SAMPLED, _RANGE_SAMPLED = 500, 200
-"""Examples that the checks of a sample, and `range_of` and `warn_of_others`, look at."""
+"""Examples that the checks of a sample, and `range_of` and `warn_if_range_differs`, look at."""
 
 
 class DataWarning(UserWarning):
@@ -113,7 +113,7 @@ class Findings:
         """The findings that are warnings."""
         return tuple(finding for finding in self.found if finding.warns)
 
-    def beyond(self, before: Any) -> Findings:
+    def new_kinds(self, before: Any) -> Findings:
         """The findings whose kinds are not in `before`, the "findings" of run.json for earlier data."""
         found = before.get("found", ()) if isinstance(before, Mapping) else ()
         kinds = {finding.get("kind") for finding in found if isinstance(finding, Mapping)}
@@ -149,7 +149,7 @@ def examine(
     for checking examples; None: all are checked. ValueError for what cannot be trained on at all.
     """
     with usual_modes():
-        problem = Problem.found(
+        problem = Problem.infer(
             x,
             y,
             validation_data,
@@ -157,12 +157,12 @@ def examine(
             random_state,
             torch.device("cpu"),
             image_size=image_size,
-            read=RegressionTarget.found if regression else classes_of,
+            read=RegressionTarget.infer if regression else classification_target,
             sample_weight=sample_weight,
             axes=axes,
             groups=groups,
         )
-        return look(problem, NEVER if time_limit is None else Deadline.after(time_limit))
+        return check(problem, NEVER if time_limit is None else Deadline.after(time_limit))
 
 
 def warn(findings: Findings, stacklevel: int = 3) -> None:
@@ -180,7 +180,7 @@ def range_of(images: Tensor) -> list[float]:
     return [ends.min().item(), ends.max().item(), ends.abs().amax(1).quantile(0.01).item()] if len(ends) else []
 
 
-def warn_of_others(images: Tensor, fitted: Sequence[float], stacklevel: int = 3) -> None:
+def warn_if_range_differs(images: Tensor, fitted: Sequence[float], stacklevel: int = 3) -> None:
     """Warn if images to predict have another range than `fitted`, the `range_of` the images of the fit."""
     ends = _ends(images)
     if not len(ends) or not fitted:
@@ -198,12 +198,12 @@ def _ends(images: Tensor) -> Tensor:
     return torch.stack([low, high], 1)[low < high].double()
 
 
-def glance(problem: Problem, seconds: float) -> Findings:
+def quick_check(problem: Problem, seconds: float) -> Findings:
     """Run `look` for a small share of the `seconds` of a fit."""
-    return look(problem, Deadline.after(min(MAX_SECONDS, MAX_TIME_SHARE * seconds)))
+    return check(problem, Deadline.after(min(MAX_SECONDS, MAX_TIME_SHARE * seconds)))
 
 
-def look(problem: Problem, deadline: Deadline = NEVER) -> Findings:
+def check(problem: Problem, deadline: Deadline = NEVER) -> Findings:
     """Run all checks on a problem's examples, until the deadline. ValueError if all examples are the same."""
     start = time.perf_counter()
     data = CheckedData.of(problem)

@@ -29,7 +29,7 @@ _ALIGNED = 64
 
 
 @dataclass(frozen=True)
-class Room:
+class DataMemory:
     """How much memory examples may take, and where the files are for those that need more.
 
     memory: bytes, both of main memory and of a GPU; None: half of what is free when they are stored. folder: where
@@ -92,17 +92,17 @@ class Room:
             return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8)
 
 
-ROOM = Room()
+DEFAULT_DATA_MEMORY = DataMemory()
 
 
-def memory_for(own: int | None, device: torch.device, at_a_time: int = 1) -> int | None:
-    """How many bytes each of `at_a_time` trainings may take; None: no limit.
+def memory_for(own: int | None, device: torch.device, parallel_trials: int = 1) -> int | None:
+    """How many bytes each of `parallel_trials` trainings may take; None: no limit.
 
     It is the user's limit `own`, or else, on a CPU, where a process that needs too much may be killed, a share of the
     free memory. A GPU needs no limit: it raises an error when it is out of memory.
     """
     free = math.inf if own is not None or device.type == "cuda" else free_memory()
-    return own if free == math.inf else int(FREE_MEMORY_SHARE * free / at_a_time)
+    return own if free == math.inf else int(FREE_MEMORY_SHARE * free / parallel_trials)
 
 
 def free_memory(device: torch.device = _CPU, root: Path = Path("/")) -> float:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from morphnas.estimators.labels import ClassTarget
-from morphnas.estimators.sources import Source, as_array, refuse_masked
+from morphnas.estimators.sources import Source, as_array, check_not_masked
 from morphnas.estimators.targets import RegressionTarget, Target
 
 Teacher = Any
@@ -22,7 +22,7 @@ SUM_TOLERANCE = 1e-3
 """Largest deviation of the sum of an example's probabilities from 1."""
 
 
-def taught_by(teacher: Teacher, source: Source, target: Target) -> NDArray[np.float32] | None:
+def teacher_outputs(teacher: Teacher, source: Source, target: Target) -> NDArray[np.float32] | None:
     """The teacher's predictions for the examples as outputs (n, outputs) of the target's goal; None without a teacher.
 
     A fitted model is called on the raw examples, piece by piece. ValueError for predictions that do not fit the
@@ -68,7 +68,7 @@ def taught_by(teacher: Teacher, source: Source, target: Target) -> NDArray[np.fl
 
 def _as_table(predictions: Any) -> NDArray[np.float64]:
     """Predictions as (n, outputs): from that shape, from (n,), or from scikit-learn's list of (n, 2) for each label."""
-    refuse_masked(predictions, "teacher")
+    check_not_masked(predictions, "teacher")
     values = as_array(predictions) if isinstance(predictions, torch.Tensor) else predictions
     try:
         is_list = isinstance(values, list) and len(values) > 0 and all(np.ndim(part) == 2 for part in values)

@@ -106,7 +106,7 @@ def _walk(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path]:
                 yield from _walk(file, (*parents, real))
 
 
-def folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
+def image_folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]:
     """The images below a folder, sorted by path, and their classes: the names of its sub-folders, None without any.
 
     Links are followed; hidden files, `__MACOSX` folders and files without an image suffix are skipped. Raises
@@ -147,13 +147,13 @@ def load_image_dataset(
     Returns x, (n, h, w) or (n, h, w, 3) if all images have the same shape, else a list of images, which `fit` accepts
     too; and y, (n,) strings. parallel: read in threads. Raises ValueError with the row or the file that cannot be read.
     """
-    files, _, labels = images_of(csv_file_path, images_path, parallel)
+    files, _, labels = images_in_csv(csv_file_path, images_path, parallel)
     images = files[:]
     same = len({image.shape for image in images}) == 1
     return np.stack(images) if same else images, np.array(labels)
 
 
-def images_of(
+def images_in_csv(
     csv_file_path: str | os.PathLike[str],
     images_path: str | os.PathLike[str],
     parallel: bool = True,

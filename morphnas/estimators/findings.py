@@ -76,8 +76,8 @@ class CheckedData:
     def of(problem: Problem) -> CheckedData:
         """The data of a problem."""
         task = problem.task
-        whole = task.train if problem.everything is None else problem.everything
-        own = task.valid if problem.everything is None else None
+        whole = task.train if problem.all_examples is None else problem.all_examples
+        own = task.valid if problem.all_examples is None else None
         sets = [whole] if own is None else [whole, own]
         y = np.concatenate([examples.y.cpu().numpy() for examples in sets])
         parts = tuple(examples.x for examples in sets)
@@ -92,7 +92,7 @@ class CheckedData:
             return CheckedData(parts, index.reshape(-1), *shared, tag_sets, "tags", y)
         decimals = [5 - math.floor(math.log10(std)) for std in target.std]  # enough to tell values apart
         rows = [tuple(row) for row in rounded(target.decode(distinct), decimals).tolist()]
-        names = [row[0] if target.flat else row for row in rows]
+        names = [row[0] if target.single_output else row for row in rows]
         return CheckedData(parts, index.reshape(-1), *shared, names, "amounts", y)
 
     def __len__(self) -> int:

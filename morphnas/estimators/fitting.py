@@ -16,11 +16,11 @@ from morphnas.estimators.settings import Settings
 from morphnas.estimators.sizes import use_fastest_threads
 from morphnas.graph import Network
 from morphnas.report.words import error_words
-from morphnas.run.ensemble import asked, assembled, elect
+from morphnas.run.ensemble import build_ensemble, count_evaluated, select_members
 from morphnas.run.executors import SerialExecutor
-from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, Terms
+from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, SearchConditions
 from morphnas.run.files import RunError
-from morphnas.run.final import USABLE, Final, close_open_finals, may_have_seen
+from morphnas.run.final import USABLE_STATUSES, Final, close_open_finals, may_have_seen
 from morphnas.run.jobs import Executor
 from morphnas.run.observers import Observer
 from morphnas.run.plan import Plan
@@ -32,9 +32,9 @@ from morphnas.run.work import measure_mirrored
 from morphnas.search import Patient, winner
 from morphnas.search.promote import is_promotion
 from morphnas.search.trial import Budget, MorphSpace, Proposal, Searcher, Trial
-from morphnas.train.data import Task, steps
+from morphnas.train.data import Task, batch_count
 from morphnas.train.deadline import Deadline
-from morphnas.train.predict import chunk, predict
+from morphnas.train.predict import evaluation_batch_size, predict
 from morphnas.train.recipe import Recipe
 
 log = logging.getLogger("morphnas")
@@ -116,7 +116,7 @@ class Fitting:
             return
         n = min(plan.recipe.examples or len(self.problem.task.train), len(self.problem.task.train))
         seconds_per_epoch = plan.seconds_per_flop * min(graph.work for graph in plan.starts)
-        count = int(self.deadline.left / seconds_per_epoch * steps(n, plan.recipe.batch_size))
+        count = int(self.deadline.left / seconds_per_epoch * batch_count(n, plan.recipe.batch_size))
         if count < MIN_STEPS:
             size = "x".join(map(str, shape[1:]))
             message = f"there is time for about {count} training steps on images of {size}"
@@ -138,7 +138,7 @@ class Fitting:
     @cached_property
     def max_memory(self) -> int | None:
         """Bytes for each training of the search, see `memory_for`."""
-        return memory_for(self.plan.limits.max_memory, self.settings.device, self.settings.place.at_a_time)
+        return memory_for(self.plan.limits.max_memory, self.settings.device, self.settings.place.parallel_trials)
 
     @property
     def has_scored_network(self) -> bool:
@@ -155,11 +155,11 @@ class Fitting:
     ) -> Forecast:
         """The observer that reports what to expect of a search until `end`. for_search, small: see `Expectation`."""
         place = self.settings.place
-        terms = Terms(
-            max_trials=self.plan.most(max_trials) if self.starters_only else max_trials,
+        terms = SearchConditions(
+            max_trials=self.plan.max_networks(max_trials) if self.starters_only else max_trials,
             finals=self.refit,
-            workers=place.at_a_time,
-            apart=place.uses_other_processes,
+            workers=place.parallel_trials,
+            separate_processes=place.uses_other_processes,
             ladder=Ladder.of(self.searcher),
             keep=self.settings.keep,
             data=self.problem.bytes_in_memory,
@@ -181,7 +181,7 @@ class Fitting:
             store,
             self.searcher,
             seed=self.seed,
-            chance=self.problem.chance,
+            baseline_metric=self.problem.baseline_metric,
             guess=plan.seconds_per_flop,
             limits=self.settings.limits,
             max_memory=self.max_memory,
@@ -190,15 +190,15 @@ class Fitting:
             observer=observer,
         )
         threads = min(plan.threads, place.threads or plan.threads)
-        task, everything = self.problem.task, self.problem.everything
-        executor = place.executor(task, everything, threads, store.path)
+        task, all_examples = self.problem.task, self.problem.all_examples
+        executor = place.executor(task, all_examples, threads, store.path)
         try:
             make_search(executor, end, max_trials=max_trials).run()
             missed = len(plan.starts) - count_networks(store.trials) if self.starters_only else 0
             if missed > 0 and max_trials is None and not end.stopped:
                 level = logging.WARNING if self.settings.initial else logging.INFO
                 log.log(level, "%d of the %d first networks did not fit into the time", missed, len(plan.starts))
-            serial = SerialExecutor(task, everything)
+            serial = SerialExecutor(task, all_examples)
             no_network = not (self.deadline.stopped or any(trial.kept for trial in store.trials))
             if no_network and not isinstance(executor, SerialExecutor):  # no worker started in time
                 fallback_end = self.deadline.earlier(0.5 * self.deadline.left)
@@ -222,7 +222,7 @@ class Fitting:
         final, problem = best, self.problem
         if self.refit:
             final = self.train_final(best, self.recipe_of(best, search_trials), executor, observer)
-        best, final = model_to_keep(self.store, best, final, problem.task, problem.everything, problem.name)
+        best, final = model_to_keep(self.store, best, final, problem.task, problem.all_examples, problem.name)
         if best.score is None and self.store.trial(final.scored_by).score is None:
             error = None if best.outcome is None else best.outcome.error
             reason = "the time limit was too short to score a network"
@@ -231,22 +231,24 @@ class Fitting:
             warn(f"{reason}: {effect}")
         outcomes = [trial.outcome for trial in self.store.trials if trial.outcome is not None]
         metrics = [outcome.metric for outcome in outcomes if outcome.metric is not None]
-        goal, chance = problem.task.goal, problem.chance
+        goal, baseline_metric = problem.task.goal, problem.baseline_metric
         usual_metric = goal.measure == goal.standard.measure
-        if metrics and usual_metric and max(metrics) <= chance and problem.task.valid is not None:
-            message = f"no network is better than a constant prediction, which has {goal.measure} {chance:.4g}"
+        if metrics and usual_metric and max(metrics) <= baseline_metric and problem.task.valid is not None:
+            message = f"no network is better than a constant prediction, which has {goal.measure} {baseline_metric:.4g}"
             log.warning("%s (best network: %.4g): does x hold any information about y?", message, max(metrics))
         return best, final
 
     def recipe_of(self, best: Trial, trials: Sequence[Trial]) -> Recipe:
         """The recipe of a network, with `flip` decided: by `best` itself if none of these trials had time for it."""
         store, problem = self.store, self.problem
-        recipe, outcome = decide_flip(best.proposal.recipe, trials, problem.chance), best.outcome
+        recipe, outcome = decide_flip(best.proposal.recipe, trials, problem.baseline_metric), best.outcome
         if recipe.augment.flip is not None or not best.kept or outcome is None or outcome.metric is None:
             return recipe
         module = store.network(best.id).to_module().to(problem.task.device)
-        outcome = measure_mirrored(outcome, module, problem.task, chunk(outcome.micro_batch), self.deadline)
-        return decide_flip(recipe, [replace(best, outcome=outcome)], problem.chance)
+        outcome = measure_mirrored(
+            outcome, module, problem.task, evaluation_batch_size(outcome.micro_batch), self.deadline
+        )
+        return decide_flip(recipe, [replace(best, outcome=outcome)], problem.baseline_metric)
 
     def train_final(
         self,
@@ -270,11 +272,11 @@ class Fitting:
             problem.task,
             recipe,
             deadline_before_saving(self.deadline, best, n_predictions),
-            chooser=problem.chooser,
-            everything=problem.everything,
+            selection_set=problem.selection_set,
+            all_examples=problem.all_examples,
             seed=self.seed,
             retrain=retrain,
-            judged=self.settings.ensemble > 1,
+            needs_score=self.settings.ensemble > 1,
             epochs=epochs,
             guess=plan.seconds_per_flop,
             max_memory=memory_for(plan.limits.max_memory, self.settings.device),
@@ -282,7 +284,7 @@ class Fitting:
             observer=observer,
         ).run()
         outcomes = [t.outcome for t in self.store.trials if t.id not in ids_before and t.outcome is not None]
-        if outcomes and all(outcome.status not in USABLE for outcome in outcomes):
+        if outcomes and all(outcome.status not in USABLE_STATUSES for outcome in outcomes):
             warn(f"no final training succeeded, so that nothing was gained: {error_words(outcomes[0])}")
         elif failed := [outcome for outcome in outcomes if outcome.status == "failed"]:
             message = f"{len(failed)} of {len(outcomes)} final trainings failed"
@@ -297,10 +299,10 @@ class Fitting:
         """
         store = self.store
         model = self._stored_model(final) or self._build_model(best, final, previous)
-        store.note(best=model.best, final=model.trial, members=model.shares)
+        store.update_about(best=model.best, final=model.trial, members=model.shares)
         if not self.deadline.stopped:
             close_open_finals(store)
-            store.note(settled=max(trial.id for trial in store.trials))
+            store.update_about(settled=max(trial.id for trial in store.trials))
         return model
 
     def _stored_model(self, final: Trial) -> Model | None:
@@ -314,8 +316,8 @@ class Fitting:
         store, problem, limits = self.store, self.problem, self.settings.limits
         task, mirrored = problem.task, predicts_mirrored(final.proposal.recipe, problem.task)
         mirrored = mirrored and limits.max_latency_ms is None  # mirror images double the latency
-        options = (problem.chooser, self.settings.ensemble, mirrored, self.deadline)
-        shares = elect(store, final, task, *options, data=problem.name, limits=limits)
+        options = (problem.selection_set, self.settings.ensemble, mirrored, self.deadline)
+        shares = select_members(store, final, task, *options, data=problem.name, limits=limits)
         scorer = store.trial(final.scored_by)
         scorer_is_fresh = scorer.final and scorer.parent is None
         if may_have_seen(store, best, problem.name) and not scorer_is_fresh:
@@ -324,10 +326,10 @@ class Fitting:
         else:
             is_proxy = scorer.id != final.id and not scorer.final
             proxy_epochs = scorer.outcome.epochs if is_proxy and scorer.outcome is not None else None
-            network = assembled(store, shares, {final.id: scorer.id})
-            temperature = calibration_temperature(network, task, mirrored, self.deadline.heeding(None), proxy_epochs)
+            network = build_ensemble(store, shares, {final.id: scorer.id})
+            temperature = calibration_temperature(network, task, mirrored, self.deadline.with_stop(None), proxy_epochs)
         model = Model(
-            network=assembled(store, shares),
+            network=build_ensemble(store, shares),
             target=problem.target,
             preprocessing=problem.preprocessing,
             best=best.id,
@@ -415,7 +417,7 @@ def predicts_mirrored(recipe: Recipe, task: Task) -> bool:
 
 def predictions_at_end(problem: Problem, recipe: Recipe, ensemble: int, n_test: int = 0) -> int:
     """Number of examples to predict after the last training: for calibration, for an ensemble, and `n_test` more."""
-    n = len(problem.task.evaluation_set) + asked(ensemble, problem.task, problem.chooser) + n_test
+    n = len(problem.task.evaluation_set) + count_evaluated(ensemble, problem.task, problem.selection_set) + n_test
     return n * (1 + predicts_mirrored(recipe, problem.task))
 
 

@@ -17,13 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from morphnas.estimators.data_memory import ROOM, Room
-from morphnas.estimators.distillation import Teacher, taught_by
-from morphnas.estimators.placement import is_positive
-from morphnas.estimators.sources import EXAMPLES, Source, may_contain_labels, opened
+from morphnas.estimators.data_memory import DEFAULT_DATA_MEMORY, DataMemory
+from morphnas.estimators.distillation import Teacher, teacher_outputs
+from morphnas.estimators.placement import is_positive_int
+from morphnas.estimators.sources import EXAMPLES, Source, may_contain_labels, open_data
 from morphnas.estimators.splits import Groups, Split, groups_of, split
-from morphnas.estimators.targets import ReadY, RegressionTarget, SampleWeight, Target, classes_of, weights_of
-from morphnas.run.store import data_name
+from morphnas.estimators.targets import (
+    InferTarget,
+    RegressionTarget,
+    SampleWeight,
+    Target,
+    classification_target,
+    weights_of,
+)
+from morphnas.run.store import data_id
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER, Deadline
 
@@ -58,7 +65,7 @@ class Preprocessing:
     values are large relative to their spread, such as timestamps in seconds. None: nothing is subtracted."""
 
     @staticmethod
-    def found(
+    def infer(
         source: Source, image_shape: Sequence[int] | None, image_size: ImageSize | None, axes: int | None = None
     ) -> Preprocessing:
         """Infer the preprocessing from the shapes of the examples and the user's settings.
@@ -167,19 +174,21 @@ class Preprocessing:
             offset = tuple(offset)
         return Preprocessing(tuple(given), tuple(shape), resized, columns, offset)
 
-    def __call__(self, source: Source, place: Tensor | None = None, room: Room = ROOM) -> Tensor:
+    def __call__(
+        self, source: Source, place: Tensor | None = None, data_memory: DataMemory = DEFAULT_DATA_MEMORY
+    ) -> Tensor:
         """The examples as a tensor (n, *shape), uint8 if all values fit, else float32; example i is at place[i].
 
-        The tensor is in memory, or in a mapped file if `room` does not allow that. Raises ValueError for invalid
+        The tensor is in memory, or in a mapped file if `data_memory` does not allow that. Raises ValueError for invalid
         examples.
         """
         shape, start = (len(source), *self.shape), 0
         whole = torch.empty(0, dtype=torch.uint8)
         for piece in self.pieces(source):
             if not start:
-                whole = room.empty(shape, piece.dtype)
+                whole = data_memory.empty(shape, piece.dtype)
             elif piece.dtype != torch.uint8 and whole.dtype == torch.uint8:
-                whole = room.empty(shape, torch.float32).copy_(whole)
+                whole = data_memory.empty(shape, torch.float32).copy_(whole)
             where = slice(start, start + len(piece))
             whole[where if place is None else place[where]] = piece.to(whole.dtype)
             start += len(piece)
@@ -228,7 +237,7 @@ def _checked_shape(image_shape: Sequence[int] | None) -> tuple[int, ...] | None:
     if image_shape is None:
         return None
     sizes = image_shape if isinstance(image_shape, (tuple, list, np.ndarray)) else ()
-    if not len(sizes) or not all(map(is_positive, sizes)):
+    if not len(sizes) or not all(map(is_positive_int, sizes)):
         words = "(height, width) or (height, width, channels)"
         raise ValueError(f"image_shape must be {words}, or as axes say, in whole numbers, not {image_shape!r:.100}")
     return tuple(int(size) for size in sizes)
@@ -238,7 +247,7 @@ def _checked_size(image_size: ImageSize | None) -> tuple[int, int] | None:
     if image_size is None:
         return None
     sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
-    if len(sides) != 2 or not all(map(is_positive, sides)):
+    if len(sides) != 2 or not all(map(is_positive_int, sides)):
         raise ValueError(f"image_size must be a positive integer or (height, width), not {image_size!r}")
     return int(sides[0]), int(sides[1])
 
@@ -376,22 +385,22 @@ def _as_dtype_of(images: Tensor, pixels: Tensor) -> Tensor:
 class Problem:
     """A learning problem: data, splits, target and preprocessing.
 
-    task: the training set, and the validation set for early stopping and scores. chooser: held-out examples that are
-    only used to choose among final models; None if there are too few. everything: all examples that the final training
-    may use; None if the task's training set has them all. fingerprint: identifies the data, as JSON values. order:
-    (n,) indices of the user's examples in the order of the splits: training set, validation set, chooser.
+    task: the training set, and the validation set for early stopping and scores. selection_set: held-out examples that
+    are only used to choose among final models; None if there are too few. all_examples: all examples that the final
+    training may use; None if the task's training set has them all. fingerprint: identifies the data, as JSON values.
+    order: (n,) indices of the user's examples in the order of the splits: training set, validation set, selection_set.
     """
 
     target: Target
     preprocessing: Preprocessing
     task: Task
-    chooser: Examples | None
-    everything: Examples | None
+    selection_set: Examples | None
+    all_examples: Examples | None
     fingerprint: dict[str, Any]
     order: NDArray[np.intp]
 
     @staticmethod
-    def found(
+    def infer(
         x: Any,
         y: Any,
         validation_data: Any,
@@ -399,8 +408,8 @@ class Problem:
         seed: int,
         device: torch.device,
         image_size: ImageSize | None = None,
-        room: Room = ROOM,
-        read: ReadY = classes_of,
+        data_memory: DataMemory = DEFAULT_DATA_MEMORY,
+        read: InferTarget = classification_target,
         sample_weight: SampleWeight = None,
         axes: int | None = None,
         groups: Groups = None,
@@ -411,28 +420,28 @@ class Problem:
 
         Raises ValueError for invalid data, TimeoutError if reading them takes until the deadline.
         """
-        source, y = opened(x, y, "x", room, axes, deadline)
+        source, y = open_data(x, y, "x", data_memory, axes, deadline)
         if groups is not None and validation_data is not None:
             raise ValueError(
                 "groups and validation_data exclude each other: with validation_data nothing of x is held out"
             )
-        preprocessing = replace(Preprocessing.found(source, image_shape, image_size, axes), columns=source.columns)
+        preprocessing = replace(Preprocessing.infer(source, image_shape, image_size, axes), columns=source.columns)
         if len(preprocessing.shape) == 1:
             preprocessing = replace(preprocessing, offset=_offset(source))
         target, codes = read(y, len(source))
         weights = weights_of(sample_weight, len(source), codes, target)
         if weights is not None and isinstance(target, RegressionTarget):
-            target, codes = RegressionTarget.found(y, len(source), weights)
+            target, codes = RegressionTarget.infer(y, len(source), weights)
         own = None
         if validation_data is not None:
             several = isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3)
             own_x, own_y, *own_weight = validation_data if several else (validation_data, None)
             if several or may_contain_labels(own_x):
-                own_x, own_y = opened(own_x, own_y, "validation_data", room, axes, deadline)
+                own_x, own_y = open_data(own_x, own_y, "validation_data", data_memory, axes, deadline)
             if own_y is None:
                 words = "(x, y) or (x, y, sample_weight)"
                 raise ValueError(f"validation_data must be {words}, or a Dataset or a folder with labels")
-            own = examples(own_x, own_y, preprocessing, target, room)
+            own = prepare_examples(own_x, own_y, preprocessing, target, data_memory)
             if own_weight:
                 own_weights = weights_of(own_weight[0], len(own), own.y.numpy(), target)
                 own = replace(own, weights=None if own_weights is None else torch.from_numpy(own_weights))
@@ -440,11 +449,13 @@ class Problem:
                 by_class = np.zeros(target.goal.outputs, dtype=np.float32)
                 by_class[codes] = weights
                 own = replace(own, weights=torch.from_numpy(by_class)[own.y])
-        group_ids, taught = groups_of(groups, len(source)), taught_by(teacher, source, target)
-        return Problem.of(source, codes, weights, group_ids, taught, own, target, preprocessing, seed, device, room)
+        group_ids, taught = groups_of(groups, len(source)), teacher_outputs(teacher, source, target)
+        return Problem.from_source(
+            source, codes, weights, group_ids, taught, own, target, preprocessing, seed, device, data_memory
+        )
 
     @staticmethod
-    def of(
+    def from_source(
         source: Source,
         codes: NDArray[Any],
         weights: NDArray[np.float32] | None,
@@ -455,7 +466,7 @@ class Problem:
         preprocessing: Preprocessing,
         seed: int,
         device: torch.device,
-        room: Room = ROOM,
+        data_memory: DataMemory = DEFAULT_DATA_MEMORY,
     ) -> Problem:
         """Build the problem from a source and encoded y.
 
@@ -467,53 +478,55 @@ class Problem:
         """
         unsplit = Split(np.arange(len(codes)), None, None)
         parts = unsplit if own is not None else split(target.strata(codes), seed, groups)
-        order = np.concatenate([part for part in (parts.train, parts.valid, parts.chooser) if part is not None])
+        order = np.concatenate([part for part in (parts.train, parts.valid, parts.selection_set) if part is not None])
         place = torch.from_numpy(np.argsort(order))
-        x = preprocessing(source, place, room)
+        x = preprocessing(source, place, data_memory)
         about = fingerprint(x, codes, weights, place, target, preprocessing, groups, taught is not None)
         if own is not None:
             own_hash = _hash(own.x, own.y.numpy(), None if own.weights is None else own.weights.numpy())
             about["validation"] = {"shape": [len(own), *preprocessing.given], "hash": own_hash}
         ordered = (None if values is None else torch.from_numpy(values[order]) for values in (weights, taught))
-        whole = room.to_device(Examples(x, torch.from_numpy(codes[order]), *ordered), device)
+        whole = data_memory.to_device(Examples(x, torch.from_numpy(codes[order]), *ordered), device)
         first = len(parts.train)
         last = first if parts.valid is None else first + len(parts.valid)
         valid = None if parts.valid is None else whole[first:last]
         if own is not None:
-            valid = room.to_device(own, device)
-        chooser = None if parts.chooser is None else whole[last:]
+            valid = data_memory.to_device(own, device)
+        selection_set = None if parts.selection_set is None else whole[last:]
         task = Task.of(whole[:first], valid, target.goal)
-        for part in (task.train, valid, chooser):
+        for part in (task.train, valid, selection_set):
             if part is not None and part.weights is not None and not part.weights.any():
                 raise ValueError("sample_weight is 0 for all examples of a split: too few examples have a weight")
-        return Problem(target, preprocessing, task, chooser, None if parts.valid is None else whole, about, order)
+        return Problem(target, preprocessing, task, selection_set, None if parts.valid is None else whole, about, order)
 
     @property
     def name(self) -> str:
         """A name that identifies the data: the training set and the held-out examples."""
-        return data_name(self.fingerprint)
+        return data_id(self.fingerprint)
 
     @property
     def bytes_in_memory(self) -> int:
         """Bytes that the examples take in main or GPU memory; those in a mapped file do not count."""
-        parts = [self.everything or self.task.train]
-        if self.everything is None and self.task.valid is not None:
+        parts = [self.all_examples or self.task.train]
+        if self.all_examples is None and self.task.valid is not None:
             parts.append(self.task.valid)
         return sum(part.x.nbytes for part in parts if part.x.untyped_storage().filename is None)
 
     @property
-    def chance(self) -> float:
+    def baseline_metric(self) -> float:
         """The metric of the best constant prediction."""
-        return self.task.goal.chance(self.task.train.y, self.task.train.weights)
+        return self.task.goal.baseline_metric(self.task.train.y, self.task.train.weights)
 
 
-def examples(source: Source, y: Any, preprocessing: Preprocessing, target: Target, room: Room = ROOM) -> Examples:
+def prepare_examples(
+    source: Source, y: Any, preprocessing: Preprocessing, target: Target, data_memory: DataMemory = DEFAULT_DATA_MEMORY
+) -> Examples:
     """Preprocess and encode further examples as in the fit; ValueError if they do not match it."""
     try:
         codes = target.encode(y, len(source))
     except ValueError as error:
         raise ValueError(f"{source.name}: {error}") from None
-    return Examples(preprocessing(source, None, room), torch.from_numpy(codes))
+    return Examples(preprocessing(source, None, data_memory), torch.from_numpy(codes))
 
 
 def fingerprint(

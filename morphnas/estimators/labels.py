@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, fx
 
-from morphnas.estimators.sources import as_array, refuse_masked
+from morphnas.estimators.sources import as_array, check_not_masked
 from morphnas.train.goal import Classification, Goal
 
 _UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as")
@@ -34,14 +34,14 @@ class LabelTarget(ABC):
     @abstractmethod
     def goal(self) -> Goal: ...
 
-    def measured(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
+    def metric(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
         """The accuracy of outputs for encoded y; multi-label: the share of examples with all labels right."""
         return float(np.average((self.goal.errors(outputs, codes) == 0).numpy(), weights=weights))
 
-    def words(self, measured: float) -> str:
+    def format_metric(self, measured: float) -> str:
         return f"accuracy {measured:.2%}"
 
-    def decoded(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
+    def add_decoding(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
         """Add a node to the module's graph that computes calibrated logits, and return it."""
         return module.graph.call_function(torch.div, (outputs, temperature))
 
@@ -53,7 +53,7 @@ class ClassTarget(LabelTarget):
     classes: NDArray[Any]
 
     @staticmethod
-    def found(y: ArrayLike, n: int) -> tuple[ClassTarget, NDArray[np.int64]]:
+    def infer(y: ArrayLike, n: int) -> tuple[ClassTarget, NDArray[np.int64]]:
         """Infer the classes from labels y, (n,) or (n, 1), and encode y, (n,); ValueError for invalid labels."""
         column = _column(y, n)
         if column.dtype != object:
@@ -109,7 +109,7 @@ class ClassTarget(LabelTarget):
         probabilities: NDArray[np.float64] = outputs.double().softmax(1).numpy()
         return probabilities
 
-    def likeliest(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
+    def most_probable(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
         """(n,) the most probable class of each example."""
         labels: NDArray[Any] = self.classes[probabilities.argmax(1)]
         return labels
@@ -150,7 +150,7 @@ def check_present(y: Any, hint: str) -> None:
     """Raise ValueError if y is None or partly masked."""
     if y is None:
         raise ValueError(f"y is missing: this estimator requires y to be passed, but the target y is None; {hint}")
-    refuse_masked(y, "y")
+    check_not_masked(y, "y")
 
 
 def _column(y: ArrayLike, n: int) -> NDArray[Any]:

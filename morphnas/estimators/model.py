@@ -123,7 +123,7 @@ class Model:
             if self.mirrors:
                 both = graph.call_method("reshape", (outputs, (2, -1, self.target.goal.outputs)))
                 outputs = graph.call_method("mean", (both, 0))
-            output.args = (self.target.decoded(module, outputs, self.temperature),)
+            output.args = (self.target.add_decoding(module, outputs, self.temperature),)
         graph.lint()
         module.recompile()
         return module.eval()

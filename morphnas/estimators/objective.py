@@ -109,7 +109,7 @@ class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
     def predict(self, x: NDArray[Any]) -> NDArray[Any]:
         probabilities = self.predict_proba(x)
         if isinstance(self.target, MultiLabelTarget):
-            return self.target.likeliest(probabilities)
+            return self.target.most_probable(probabilities)
         labels: NDArray[Any] = self.classes_[probabilities.argmax(1)]
         return labels
 
@@ -121,7 +121,7 @@ class _Regressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit
         self.target = target
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float64]:
-        return self.target.amounts(x)
+        return self.target.predictions(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +160,8 @@ class Scorer:
     def _decode(self, y: NDArray[Any]) -> NDArray[Any]:
         """y as the user gave it."""
         if isinstance(self.target, RegressionTarget):
-            std = self.target.std[0] if self.target.flat else self.target.std
-            values = self.target.amounts(y)
+            std = self.target.std[0] if self.target.single_output else self.target.std
+            values = self.target.predictions(y)
             return np.where(np.abs(values) < ROUNDING * std, 0.0, values)
         labels: NDArray[Any] = self._classes[y] if isinstance(self.target, ClassTarget) else y.astype(np.int64)
         return labels
@@ -215,7 +215,7 @@ class UserLoss:
             mean, std = (_constant(tuple(v.tolist()), outputs.device) for v in (self.target.mean, self.target.std))
             outputs, y = (values.double() * std + mean for values in (outputs, y))
             y = torch.where(y.abs() < ROUNDING * std, 0.0, y)
-            if self.target.flat:
+            if self.target.single_output:
                 outputs, y = outputs[:, 0], y[:, 0]
         else:
             outputs, y = outputs.float().clone(), y.clone()  # float32, like the tensors that a loss may hold

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 import torch
 
-from morphnas.run.cluster import found, ray_executor, reachable
+from morphnas.run.cluster import check_reachable, import_ray, ray_executor
 from morphnas.run.executors import SerialExecutor, process_executor
 from morphnas.run.jobs import Executor
 from morphnas.train.data import Examples, Task
@@ -49,7 +49,7 @@ class Place:
             names = 'None, "process", "ray", or the address of a Ray cluster ("auto", "host:port", "ray://host:port")'
             raise ValueError(f"executor must be {names}, not {kind!r}")
         named = tuple(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else ()
-        count = devices if is_positive(devices) else None
+        count = devices if is_positive_int(devices) else None
         if devices is not None and not (named or count):
             raise ValueError(f"devices must be None, a positive integer or a list of devices, not {devices!r}")
         is_number = isinstance(share, (int, float, np.number)) and not isinstance(share, bool)
@@ -69,7 +69,7 @@ class Place:
             raise ValueError(
                 "on a Ray cluster, which knows its own devices, devices must be None or a number of workers"
             )
-        found()
+        import_ray()
         address = None if kind == "ray" else kind
         if address is not None:
             _check_address(address)
@@ -82,7 +82,7 @@ class Place:
         return bool(self.workers) or self.ray
 
     @property
-    def at_a_time(self) -> int:
+    def parallel_trials(self) -> int:
         """Number of trials at a time; on a cluster without `max_workers`, whose size is not known yet, 2."""
         return len(self.workers) or (self.max_workers or 2 if self.ray else 1)
 
@@ -105,20 +105,20 @@ class Place:
         on_cpu = [device for device in self.workers if device.type == "cpu"]
         return min(torch.get_num_threads(), max(1, cores() // len(on_cpu))) if on_cpu else None
 
-    def executor(self, task: Task, everything: Examples | None, threads: int, folder: Path) -> Executor:
+    def executor(self, task: Task, all_examples: Examples | None, threads: int, folder: Path) -> Executor:
         """The executor for the trials of a search. threads, folder: of worker processes, see `process_executor`."""
         if self.ray:
-            return self.final(task, everything)
+            return self.final(task, all_examples)
         if not self.workers:
-            return SerialExecutor(task, everything)
+            return SerialExecutor(task, all_examples)
         return process_executor(task, self.workers, threads, folder)
 
-    def final(self, task: Task, everything: Examples | None) -> Executor:
+    def final(self, task: Task, all_examples: Examples | None) -> Executor:
         """The executor for the final trainings, one at a time: this process, or the cluster."""
         if not self.ray:
-            return SerialExecutor(task, everything)
+            return SerialExecutor(task, all_examples)
         shares: dict[str, Any] = {"workers": self.max_workers, "cpus": self.cpus, "gpus": self.gpus}
-        return ray_executor(task, everything, address=self.address, **shares)
+        return ray_executor(task, all_examples, address=self.address, **shares)
 
 
 def cores() -> int:
@@ -140,14 +140,14 @@ def _worker_devices(device: torch.device, count: int | None) -> tuple[torch.devi
 
 def _check_address(address: str) -> None:
     try:
-        reachable(address)
+        check_reachable(address)
     except ValueError:
         raise ValueError(
             f"executor {address!r} is not the address of a Ray cluster, such as host:port or ray://host:port"
         ) from None
 
 
-def is_positive(value: object) -> TypeGuard[int]:
+def is_positive_int(value: object) -> TypeGuard[int]:
     """Whether a value is a positive integer, of Python or NumPy."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) > 0
 

@@ -10,7 +10,7 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 
 from morphnas.estimators.base import ImageEstimator
-from morphnas.estimators.targets import RegressionTarget, SampleWeight, amounts_of, given_weights
+from morphnas.estimators.targets import RegressionTarget, SampleWeight, checked_weights, regression_values
 
 
 class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -51,7 +51,7 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
             Predictions (n,) float64 in the units of y, or (n, k) if `fit` was given several targets.
         """
         source, _ = self._open(x_test)
-        return self._target.amounts(self._predict_outputs(source).numpy())
+        return self._target.predictions(self._predict_outputs(source).numpy())
 
     def evaluate(self, x_test: Any, y_test: Any = None, sample_weight: SampleWeight = None) -> float:
         """Mean squared error on examples with known y, or the `metric` if one is set.
@@ -93,12 +93,12 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
             R2, averaged over targets.
         """
         predicted = self.predict(X)
-        weights = None if sample_weight is None else given_weights(sample_weight, len(predicted))
-        return float(r2_score(amounts_of(y, len(predicted)), predicted, sample_weight=weights))
+        weights = None if sample_weight is None else checked_weights(sample_weight, len(predicted))
+        return float(r2_score(regression_values(y, len(predicted)), predicted, sample_weight=weights))
 
     @staticmethod
     def _read_y(y: ArrayLike, n: int) -> tuple[RegressionTarget, NDArray[Any]]:
-        return RegressionTarget.found(y, n)
+        return RegressionTarget.infer(y, n)
 
     @property
     def _target(self) -> RegressionTarget:

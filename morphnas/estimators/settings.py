@@ -22,9 +22,9 @@ from sklearn.metrics import get_scorer_names
 from sklearn.utils import check_random_state
 from torch import nn
 
-from morphnas.estimators.data_memory import Room
+from morphnas.estimators.data_memory import DataMemory
 from morphnas.estimators.objective import check_loss, check_metric, is_capturable
-from morphnas.estimators.placement import Place, is_positive
+from morphnas.estimators.placement import Place, is_positive_int
 from morphnas.graph import Graph, GraphError, Limits, Network, Shape
 from morphnas.graph.graph import MAX_NODES
 from morphnas.run.files import RunError
@@ -32,7 +32,7 @@ from morphnas.run.store import user_path
 from morphnas.search import SEARCHERS, BayesianSearcher, Promote, Tuned, ranges_of
 from morphnas.search.trial import MorphSpace, Searcher, Space
 from morphnas.search.tuned import Ranges
-from morphnas.train.recipe import Recipe, at_usual_rate
+from morphnas.train.recipe import Recipe, with_default_learning_rate
 
 if TYPE_CHECKING:
     from morphnas.estimators.base import ImageEstimator
@@ -60,17 +60,17 @@ MakeSearcher = Callable[..., Searcher]
 class Settings:
     """The checked arguments.
 
-    device: of this process. place: where trials run. room: memory and disk for examples. searcher: makes the searcher.
-    keep: number of networks whose weights are kept; None: all. ensemble: maximum number of networks in the final model.
-    ranges: fields of the recipe that are searched. trainer_args: fields of the recipe that are set. depth, width: of
-    all starters; None: as the time limit allows. initial: starters to use instead, with their weights if they have any.
-    search_patience: see `Patient`. allows_cuda_graphs: whether training steps may be captured as CUDA graphs.
+    device: of this process. place: where trials run. data_memory: where prepared examples are kept. searcher: makes the
+    searcher. keep: number of networks whose weights are kept; None: all. ensemble: maximum number of networks in the
+    final model. ranges: fields of the recipe that are searched. trainer_args: fields of the recipe that are set. depth,
+    width: of all starters; None: as the time limit allows. initial: starters to use instead, with their weights if they
+    have any. search_patience: see `Patient`. allows_cuda_graphs: whether training steps may be captured as CUDA graphs.
     search_only_settings: the arguments given that only affect a search, as text; "" if there are none.
     """
 
     device: torch.device
     place: Place
-    room: Room
+    data_memory: DataMemory
     limits: Limits
     searcher: MakeSearcher
     keep: int | None
@@ -95,7 +95,7 @@ class Settings:
             raise ValueError("augment is given twice: as an argument, and in trainer_args")
         depth, width = args.pop("default_model_len", None), args.pop("default_model_width", None)
         for name, size in (("default_model_len", depth), ("default_model_width", width)):
-            if size is not None and not is_positive(size):
+            if size is not None and not is_positive_int(size):
                 raise ValueError(f"searcher_args: {name} must be a positive integer, not {size!r}")
         if depth is not None and depth > MAX_MODEL_LEN:
             raise ValueError(f"searcher_args: default_model_len must be at most {MAX_MODEL_LEN}, not {depth:,}")
@@ -121,7 +121,7 @@ class Settings:
             if limits.max_memory is not None:
                 raise ValueError("max_memory is given twice: as an argument, and in limits")
             limits = replace(limits, max_memory=int(estimator.max_memory))
-        place, space = Place.of(estimator), room(estimator)
+        place, space = Place.of(estimator), data_memory(estimator)
         if limits.max_latency_ms is not None and int(estimator.ensemble) > 1:
             raise ValueError(
                 "ensemble and the limit max_latency_ms exclude each other: it takes as long as all its networks"
@@ -135,7 +135,7 @@ class Settings:
         return Settings(
             device=place.device,
             place=place,
-            room=space,
+            data_memory=space,
             limits=limits,
             searcher=searcher,
             keep=None if estimator.keep == "all" else int(estimator.keep),
@@ -188,12 +188,12 @@ def _is_trainable(weight: torch.Tensor) -> bool:
 def _check_flags(estimator: ImageEstimator) -> None:
     path, args = estimator.path, estimator.searcher_args
     for name in ("max_memory", "data_memory"):
-        if (memory := getattr(estimator, name)) is not None and not is_positive(memory):
+        if (memory := getattr(estimator, name)) is not None and not is_positive_int(memory):
             raise ValueError(f"{name} must be None or a positive integer, of bytes, not {memory!r}")
     if path is not None and not (isinstance(path, (str, os.PathLike)) and str(path)):
         raise ValueError(f"path must be None or the name of a folder, not {path!r}")
     for name, number in (("max_trials", estimator.max_trials), ("search_patience", estimator.search_patience)):
-        if number is not None and not is_positive(number):
+        if number is not None and not is_positive_int(number):
             raise ValueError(f"{name} must be None or a positive integer, not {number!r}")
     if args is not None and not (isinstance(args, Mapping) and isinstance(args.get("trainer_args") or {}, Mapping)):
         raise ValueError(f"searcher_args, and trainer_args in it, must be dicts, not {args!r}")
@@ -205,12 +205,12 @@ def _check_flags(estimator: ImageEstimator) -> None:
         raise ValueError(f"overwrite must be True or False, not {estimator.overwrite!r}")
     if estimator.resume not in (True, False, "auto"):
         raise ValueError(f'resume must be True, False or "auto", not {estimator.resume!r}')
-    if estimator.keep != "all" and not is_positive(estimator.keep):
+    if estimator.keep != "all" and not is_positive_int(estimator.keep):
         raise ValueError(f'keep must be "all" or a positive integer, not {estimator.keep!r}')
     if estimator.keep != "all" and estimator.search_type in NEEDS_ALL_WEIGHTS:
         why = NEEDS_ALL_WEIGHTS[estimator.search_type]
         raise ValueError(f'keep must be "all" for search_type="{estimator.search_type}": {why}')
-    if not is_positive(estimator.ensemble):
+    if not is_positive_int(estimator.ensemble):
         raise ValueError(f"ensemble must be a positive integer, not {estimator.ensemble!r}")
     if estimator.resume and estimator.overwrite:
         raise ValueError("resume and overwrite exclude each other")
@@ -218,10 +218,10 @@ def _check_flags(estimator: ImageEstimator) -> None:
         raise ValueError("resume=True needs the path of the run to resume")
 
 
-def room(estimator: ImageEstimator) -> Room:
+def data_memory(estimator: ImageEstimator) -> DataMemory:
     """Memory and disk for the estimator's examples: what does not fit in memory goes to the disk of the run."""
     memory, path = estimator.data_memory, estimator.path
-    return Room(None if memory is None else int(memory), None if path is None else user_path(path))
+    return DataMemory(None if memory is None else int(memory), None if path is None else user_path(path))
 
 
 def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
@@ -300,7 +300,7 @@ def with_trainer_args(recipe: Recipe, trainer_args: Mapping[str, Any], n: int | 
         recipe = replace(recipe, batch_size=min(recipe.batch_size, n))
     if "lr" in args:
         return recipe
-    return at_usual_rate(recipe) if {"optimizer", "batch_size"} & args.keys() else recipe
+    return with_default_learning_rate(recipe) if {"optimizer", "batch_size"} & args.keys() else recipe
 
 
 def time_limit_seconds(given: float | None, default: float | None) -> float:

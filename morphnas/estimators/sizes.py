@@ -12,7 +12,7 @@ from morphnas.run.expectation import SMALL_WIDTH, seconds_for_search
 from morphnas.run.plan import Pace, Plan, default_recipe, measure, measure_latency, plan
 from morphnas.train.data import Task
 from morphnas.train.recipe import Recipe
-from morphnas.train.step import RECORDERS
+from morphnas.train.step import GRAPH_RECORDERS
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Sizes:
             depth=settings.depth,
             width=settings.width or width,
             initial=settings.graphs,
-            workers=settings.place.at_a_time,
+            workers=settings.place.parallel_trials,
             device=settings.device,
             finals=self.finals,
         )
@@ -87,5 +87,5 @@ def use_fastest_threads(task: Task, recipe: Recipe, max_threads: int, seconds: f
     seconds: time left.
     """
     torch.set_num_threads(max_threads)
-    if task.device.type not in RECORDERS:  # devices that capture steps do not depend on the number
+    if task.device.type not in GRAPH_RECORDERS:  # devices that capture steps do not depend on the number
         torch.set_num_threads(measure(task, min(0.8, 0.01 * seconds), recipe).threads)

@@ -22,8 +22,8 @@ from torch.utils.data import (
     default_collate,
 )
 
-from morphnas.estimators.data_memory import ROOM, Room
-from morphnas.estimators.files import Files, folder, pixels
+from morphnas.estimators.data_memory import DEFAULT_DATA_MEMORY, DataMemory
+from morphnas.estimators.files import Files, image_folder, pixels
 from morphnas.run.store import user_path
 from morphnas.train.deadline import NEVER, Deadline
 
@@ -37,7 +37,7 @@ _MIN_FILE_BYTES = 2**26
 """Bytes of a Dataset's images collected in memory before they are moved to a file, so that there are few files."""
 
 
-def refuse_masked(values: Any, name: str) -> None:
+def check_not_masked(values: Any, name: str) -> None:
     """Raise ValueError for arrays with masked values: converted to plain arrays, they would lose the mask."""
     if np.ma.is_masked(values):
         masked = int(np.sum(np.ma.getmask(values)))
@@ -74,7 +74,7 @@ class Source:
             raise ValueError(f"{name} is a sparse matrix, but must be dense: use {name}.toarray()")
         if isinstance(x, torch.Tensor) and x.layout is not torch.strided:
             raise ValueError(f"{name} is a sparse tensor, but must be dense: use {name}.to_dense()")
-        refuse_masked(x, name)
+        check_not_masked(x, name)
         if isinstance(x, Mapping):  # such as an HDF5 file or a loaded .npz file
             raise ValueError(f"{name} must be {EXAMPLES}, not {x!r:.80}")
         if isinstance(x, Files):
@@ -113,7 +113,7 @@ class Source:
     @staticmethod
     def _of_images(images: Sequence[Any], name: str, axes: int | None) -> Source:
         for i, item in enumerate(images):
-            refuse_masked(item, f"{name}[{i}]")
+            check_not_masked(item, f"{name}[{i}]")
         items = [image(item, axes) for item in images]
         return _validated(Source(name, [item.shape for item in items], items))
 
@@ -177,8 +177,13 @@ def _too_few_axes(name: str, shape: tuple[int, ...]) -> str:
     return f"{name} must be {EXAMPLES}, but its shape is {shape}. {hint}"
 
 
-def opened(
-    x: Any, y: Any, name: str, room: Room = ROOM, axes: int | None = None, deadline: Deadline = NEVER
+def open_data(
+    x: Any,
+    y: Any,
+    name: str,
+    data_memory: DataMemory = DEFAULT_DATA_MEMORY,
+    axes: int | None = None,
+    deadline: Deadline = NEVER,
 ) -> tuple[Source, Any]:
     """The examples and their labels: y, or those in a Dataset, a DataLoader or a folder; None if there are none.
 
@@ -187,11 +192,11 @@ def opened(
     if not may_contain_labels(x):
         return replace(Source.of(x, name, axes), deadline=deadline), y
     if _is_dataset(x):
-        x, labels = _read_dataset(x, name, room, axes, deadline)
+        x, labels = _read_dataset(x, name, data_memory, axes, deadline)
         if not x:
             raise ValueError(f"{name} is empty, it yields no examples")
     else:
-        x, labels = folder(x)
+        x, labels = image_folder(x)
     if y is not None and labels is not None:
         raise ValueError(f"{name} contains its own labels, so y must not be given")
     if y is not None and isinstance(x, Files):
@@ -212,14 +217,14 @@ def _is_dataset(x: Any) -> bool:
 
 
 def _read_dataset(
-    data: Any, name: str, room: Room, axes: int | None, deadline: Deadline
+    data: Any, name: str, data_memory: DataMemory, axes: int | None, deadline: Deadline
 ) -> tuple[list[NDArray[Any]], list[Any] | None]:
     """Read a Dataset or DataLoader once: all images, and their labels (None if it yields images only).
 
-    Whenever the images in memory exceed the limit of `room`, they are moved to a file.
+    Whenever the images in memory exceed the limit of `data_memory`, they are moved to a file.
     """
     data = _unshuffled(data) if isinstance(data, DataLoader) else data
-    n_in_files, bytes_in_memory, limit = 0, 0, max(_MIN_FILE_BYTES, room.byte_limit())
+    n_in_files, bytes_in_memory, limit = 0, 0, max(_MIN_FILE_BYTES, data_memory.byte_limit())
     images: list[NDArray[Any]] = []
     labels: list[Any] = []
     batched = isinstance(data, DataLoader) and data.batch_sampler is not None
@@ -238,7 +243,7 @@ def _read_dataset(
         images.extend(arrays)
         bytes_in_memory += sum(array.nbytes for array in arrays)
         if bytes_in_memory > limit:
-            images[n_in_files:] = room.to_file(images[n_in_files:])
+            images[n_in_files:] = data_memory.to_file(images[n_in_files:])
             n_in_files, bytes_in_memory = len(images), 0
         if len(pair) == 2:
             labels.extend(_plain_labels(pair[1], collated) if batched else [_plain_labels(pair[1])])

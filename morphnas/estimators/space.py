@@ -15,7 +15,7 @@ from morphnas.estimators.settings import Settings
 from morphnas.graph import Graph, Limits, Morph, MorphError
 from morphnas.graph.morphs import MORPHS
 from morphnas.report.words import count, duration, epochs_words
-from morphnas.run.expectation import Expectation, Ladder, Terms, expectation
+from morphnas.run.expectation import Expectation, Ladder, SearchConditions, expectation
 from morphnas.run.plan import Plan
 from morphnas.search.trial import MorphSpace, Space
 from morphnas.search.tuned import Ranges
@@ -51,18 +51,18 @@ class SearchSpace:
     expected: Expectation
 
     @staticmethod
-    def of(plan: Plan, problem: Problem, settings: Settings, seconds: float, terms: Terms) -> SearchSpace:
+    def of(plan: Plan, problem: Problem, settings: Settings, seconds: float, terms: SearchConditions) -> SearchSpace:
         """The search space of a fit. terms: the fields that do not follow from the settings and the problem."""
         space: Space = MorphSpace(plan.starts, plan.limits.morphs)
         searcher = settings.searcher(space, recipe=plan.recipe, limits=plan.limits, seed=0)
         terms = replace(
             terms,
-            workers=settings.place.at_a_time,
+            workers=settings.place.parallel_trials,
             ladder=Ladder.of(searcher),
             keep=settings.keep,
             data=problem.bytes_in_memory,
         )
-        free = shutil.disk_usage(settings.room.disk).free
+        free = shutil.disk_usage(settings.data_memory.disk).free
         expected = expectation(plan, (), plan.search_share * seconds, terms, free=free)
         space = _space_of(searcher) or space
         starts = tuple(_starter(graph, space, plan.limits) for graph in plan.starts)
@@ -114,6 +114,6 @@ def _starter(graph: Graph, space: Space, limits: Limits) -> Starter:
     kinds = Counter[str]()
     for morph in space.neighbours(graph):
         with suppress(MorphError):
-            if limits.refuse(morph.grow(graph)) is None:
+            if limits.violation(morph.grow(graph)) is None:
                 kinds[morph.tag] += 1
     return Starter(graph.key, graph.depth, graph.parameters, graph.flops, dict(kinds))

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
 from morphnas.estimators.labels import hashable_values, label_array
-from morphnas.estimators.sources import refuse_masked
+from morphnas.estimators.sources import check_not_masked
 
 Groups = ArrayLike | None
 """(n,) the group of each example; None: examples are independent."""
@@ -20,18 +20,18 @@ N_GROUP_SPLITS = 50
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Indices of the training set, the validation set and the chooser, see `Problem`."""
+    """Indices of the training set, the validation set and the selection_set, see `Problem`."""
 
     train: NDArray[np.intp]
     valid: NDArray[np.intp] | None
-    chooser: NDArray[np.intp] | None
+    selection_set: NDArray[np.intp] | None
 
 
 def groups_of(groups: Groups, n: int) -> NDArray[np.int64] | None:
     """Encode the groups of n examples as integers from 0, in order of appearance; ValueError if they are invalid."""
     if groups is None:
         return None
-    refuse_masked(groups, "groups")
+    check_not_masked(groups, "groups")
     column = label_array(groups)
     if column.shape != (n,):
         raise ValueError(f"groups must be ({n},), the group of each example, but their shape is {column.shape}")
@@ -43,7 +43,8 @@ def groups_of(groups: Groups, n: int) -> NDArray[np.int64] | None:
 
 
 def split(strata: NDArray[np.int64], seed: int, groups: NDArray[np.int64] | None = None) -> Split:
-    """Hold out a stratified 15 % of the examples, at most 5,000; from 500 examples on, half of them are the chooser.
+    """Hold out a stratified 15 % of the examples, at most 5,000; from 500 examples on, half of them are the
+    selection_set.
 
     The only example of a stratum (such as a class) is in the training set. If there are fewer than 50 other examples,
     nothing is held out. groups: examples of a group are never split; ValueError if a stratum then has no training

@@ -15,7 +15,7 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, fx
 
 from morphnas.estimators.labels import ClassTarget, LabelTarget, check_present, label_array
-from morphnas.estimators.sources import as_array, refuse_masked
+from morphnas.estimators.sources import as_array, check_not_masked
 from morphnas.train.goal import Goal, MultiLabel, Regression
 from morphnas.train.recipe import is_number
 
@@ -34,7 +34,7 @@ class MultiLabelTarget(LabelTarget):
     names: tuple[str, ...] = ()
 
     @staticmethod
-    def found(y: ArrayLike, n: int) -> tuple[MultiLabelTarget, NDArray[np.float32]]:
+    def infer(y: ArrayLike, n: int) -> tuple[MultiLabelTarget, NDArray[np.float32]]:
         """Infer the tags from y, (n, k) of 0 and 1, and encode y; ValueError if it is invalid or all rows are equal."""
         target = MultiLabelTarget(_as_table(y).shape[1], _column_names(y))
         codes = target.encode(y, n)
@@ -70,7 +70,7 @@ class MultiLabelTarget(LabelTarget):
         probabilities: NDArray[np.float64] = outputs.double().sigmoid().numpy()
         return probabilities
 
-    def likeliest(self, probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+    def most_probable(self, probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
         """Predicted tags (n, k) of 0 and 1: those with a probability of at least 0.5."""
         return (probabilities >= 0.5).astype(np.int64)
 
@@ -104,14 +104,14 @@ class RegressionTarget:
     std: NDArray[np.float64]
 
     @staticmethod
-    def found(
+    def infer(
         y: ArrayLike, n: int, weights: NDArray[np.float32] | None = None
     ) -> tuple[RegressionTarget, NDArray[np.float32]]:
         """Infer mean and std from y, (n,), (n, 1) or (n, k), and encode y, (n, k); ValueError for invalid y.
 
         weights: (n,) sample weights of mean and std; None: all are 1.
         """
-        table = amounts_of(y, n)
+        table = regression_values(y, n)
         rows, row_weights = (table, None) if weights is None else (table[weights > 0], weights[weights > 0])
         with np.errstate(over="ignore"):
             mean = np.average(rows, axis=0, weights=row_weights)
@@ -128,7 +128,7 @@ class RegressionTarget:
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
         """y standardised for training, (n, k) float32; ValueError if it does not match the y of the fit."""
-        table = amounts_of(y, n)
+        table = regression_values(y, n)
         if table.shape[1] != len(self.mean):
             raise ValueError(f"y has {table.shape[1]} numbers for each example, but fit saw {len(self.mean)}")
         return self._standardised(table)
@@ -144,13 +144,13 @@ class RegressionTarget:
         values: NDArray[np.float64] = outputs.astype(np.float64) * self.std + self.mean
         return values
 
-    def amounts(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
+    def predictions(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
         """Predictions from outputs (n, k): decoded, and (n,) if k is 1."""
         values = self.decode(outputs)
-        return values[:, 0] if self.flat else values
+        return values[:, 0] if self.single_output else values
 
     @property
-    def flat(self) -> bool:
+    def single_output(self) -> bool:
         """Whether there is one value per example, so that predictions are (n,) instead of (n, k)."""
         return len(self.mean) == 1
 
@@ -158,15 +158,15 @@ class RegressionTarget:
     def goal(self) -> Goal:
         return Regression(len(self.mean))
 
-    def measured(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
+    def metric(self, outputs: Tensor, codes: Tensor, weights: NDArray[np.float32] | None = None) -> float:
         """The mean squared error in the units of y, averaged over its columns."""
         errors = (outputs - codes).double().numpy() * self.std
         return float(np.average(np.square(errors).mean(1), weights=weights))
 
-    def words(self, measured: float) -> str:
+    def format_metric(self, measured: float) -> str:
         return f"mean squared error {measured:.4g}"
 
-    def decoded(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
+    def add_decoding(self, module: fx.GraphModule, outputs: fx.Node, temperature: float) -> fx.Node:
         """Add a node to the module's graph that decodes the outputs, and return it.
 
         It computes in float64, since values of y may be large relative to their spread.
@@ -202,7 +202,7 @@ class RegressionTarget:
 Target = ClassTarget | MultiLabelTarget | RegressionTarget
 """The kind of y in a fit, and how it is encoded."""
 
-ReadY = Callable[[ArrayLike, int], tuple[Target, NDArray[Any]]]
+InferTarget = Callable[[ArrayLike, int], tuple[Target, NDArray[Any]]]
 """Infers the target from y and the number of examples, and encodes y; ValueError for invalid y."""
 
 SampleWeight = ArrayLike | Literal["balanced"] | None
@@ -223,13 +223,13 @@ def weights_of(sample_weight: SampleWeight, n: int, codes: NDArray[Any], target:
             hint = "" if labels or sample_weight != "balanced" else ": only labels, one for each example, are balanced"
             raise ValueError(f"sample_weight must be {words}, not {sample_weight!r:.100}{hint}")
         sample_weight = compute_sample_weight("balanced", codes)
-    weights = given_weights(sample_weight, n)
+    weights = checked_weights(sample_weight, n)
     return None if (weights == weights[0]).all() else (weights / weights.mean()).astype(np.float32)
 
 
-def given_weights(sample_weight: ArrayLike, n: int) -> NDArray[np.float64]:
+def checked_weights(sample_weight: ArrayLike, n: int) -> NDArray[np.float64]:
     """The sample weights (n,) as given; ValueError for invalid weights."""
-    refuse_masked(sample_weight, "sample_weight")
+    check_not_masked(sample_weight, "sample_weight")
     try:
         weights = as_array(sample_weight) if isinstance(sample_weight, torch.Tensor) else sample_weight
         weights = np.asarray(weights, dtype=np.float64)
@@ -242,7 +242,7 @@ def given_weights(sample_weight: ArrayLike, n: int) -> NDArray[np.float64]:
     return weights
 
 
-def classes_of(y: ArrayLike, n: int) -> tuple[ClassTarget | MultiLabelTarget, NDArray[Any]]:
+def classification_target(y: ArrayLike, n: int) -> tuple[ClassTarget | MultiLabelTarget, NDArray[Any]]:
     """The target of a classifier, single-label or multi-label, and encoded y; ValueError for invalid y.
 
     y: (n,) or (n, 1) labels; (n, k) of 0 and 1 for multi-label data, which may be sparse. If all rows of such a matrix
@@ -253,7 +253,7 @@ def classes_of(y: ArrayLike, n: int) -> tuple[ClassTarget | MultiLabelTarget, ND
     except ValueError:  # raised again below, with a better message
         table = np.empty(0)
     binary = table.ndim == 2 and table.shape[1] > 1 and len(table) > 0 and _is_binary(table)
-    return MultiLabelTarget.found(y, n) if binary and (table.sum(1) != 1).any() else ClassTarget.found(y, n)
+    return MultiLabelTarget.infer(y, n) if binary and (table.sum(1) != 1).any() else ClassTarget.infer(y, n)
 
 
 def _as_table(y: Any) -> NDArray[Any]:
@@ -286,7 +286,7 @@ def _strata(codes: NDArray[Any]) -> NDArray[np.int64]:
     return rank * n_strata // len(codes)
 
 
-def amounts_of(y: ArrayLike, n: int) -> NDArray[np.float64]:
+def regression_values(y: ArrayLike, n: int) -> NDArray[np.float64]:
     """Regression values y as float64 (n, k); ValueError for invalid y."""
     check_present(y, "only a Dataset of (image, number) contains it")
     if isinstance(y, (list, tuple)):

@@ -1,7 +1,7 @@
 """Network architectures, weights and morphs as values, independent of clock, disk, device and global random state."""
 
 from morphnas.graph.blend import blend
-from morphnas.graph.graph import SMALLEST, Graph, GraphError, Node
+from morphnas.graph.graph import MIN_MICRO_BATCH, Graph, GraphError, Node
 from morphnas.graph.module import Network, WeightsError, fresh_weights, to_module, weights_of
 from morphnas.graph.morphs import (
     AddSkip,
@@ -59,7 +59,7 @@ __all__ = [
     "Activation", "Add", "AddSkip", "AvgPool", "BatchNorm", "Concat", "ConcatSkip", "Conv", "Deeper", "Dense",
     "Depthwise", "Dropout", "Flatten", "GELU", "Gate", "GlobalPool", "Graph", "GraphError", "Hardsigmoid", "Hardswish",
     "Input", "Insertion", "LeakyReLU", "Limits", "MaxPool", "ModuleError", "Morph", "MorphError", "Network", "Node",
-    "Op", "ReLU", "ReLU6", "Route", "SMALLEST", "Shape", "ShapeError", "SiLU", "Sigmoid", "Tanh", "Weights",
+    "Op", "ReLU", "ReLU6", "Route", "MIN_MICRO_BATCH", "Shape", "ShapeError", "SiLU", "Sigmoid", "Tanh", "Weights",
     "WeightsError", "Widening", "Wider", "WiderAll", "blend", "chain", "cnn", "densenet", "fresh_weights",
     "from_module", "inherit", "mlp", "morph_from_json", "narrowed", "neighbours", "resnet", "sites", "to_module",
     "weights_of", "width_group",

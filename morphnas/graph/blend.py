@@ -12,7 +12,7 @@ from morphnas.graph.module import Network
 from morphnas.graph.ops import Concat, Dense
 
 
-def blended(graphs: Sequence[Graph]) -> tuple[Graph, list[dict[str, str]]]:
+def blend_graphs(graphs: Sequence[Graph]) -> tuple[Graph, list[dict[str, str]]]:
     """The graph of a `blend` of networks with these graphs, and for each of them its node names -> names in the blend.
 
     ValueError if their input shapes differ or their outputs are not flat and of one width.
@@ -47,7 +47,7 @@ def blend(networks: Sequence[Network], shares: Sequence[float]) -> Network:
         raise ValueError(f"a blend needs at least one network, each with its share, not {given}")
     if len(networks) == 1 and shares[0] == 1:
         return networks[0]
-    graph, names = blended([network.graph for network in networks])
+    graph, names = blend_graphs([network.graph for network in networks])
     weights = dict[str, Tensor]()
     for network, new_names in zip(networks, names, strict=True):
         for name, value in network.weights.items():

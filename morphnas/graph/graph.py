@@ -31,7 +31,7 @@ MAX_EDGES = 100_000
 MAX_VALUES = 10**9
 """Largest number of weights, and of activation values per example, of a network that is read from a file: for larger
 ones nothing is allocated."""
-SMALLEST = 8
+MIN_MICRO_BATCH = 8
 """Smallest micro-batch of a training step: batch norm learns little from fewer examples."""
 WEIGHT_COPIES = 6
 """Copies of the weights in training: the weights, their gradients, two optimizer states, the best weights so far and
@@ -176,17 +176,17 @@ class Graph:
                 masks[node.name] |= masks[name] | self._bits[name]
         return masks
 
-    def leads(self, start: str, end: str) -> bool:
+    def has_path(self, start: str, end: str) -> bool:
         """Whether a path leads from the node `start` to another, `end`."""
         return bool(self._ancestors[end] & self._bits[start])
 
     def path(self, start: str, end: str) -> tuple[Node, ...]:
         """The nodes of one path from `start` (excluded) to `end` (included); GraphError if there is none."""
-        if not self.leads(start, end):
+        if not self.has_path(start, end):
             raise GraphError(f"no path leads from {start!r} to {end!r}")
         node, steps = self[end], [self[end]]
         while start not in node.inputs:
-            node = self[next(name for name in node.inputs if self.leads(start, name))]
+            node = self[next(name for name in node.inputs if self.has_path(start, name))]
             steps.append(node)
         return tuple(reversed(steps))
 
@@ -317,7 +317,7 @@ class Graph:
     @staticmethod
     def from_json(data: Any) -> Graph:
         """The graph from the data of `to_json`; GraphError for another format, or an invalid or too large network (see
-        `bounded`)."""
+        `check_size`)."""
         if not isinstance(data, Mapping) or data.get("format") != FORMAT or not isinstance(data.get("nodes"), list):
             raise GraphError(f'a graph is {{"format": {FORMAT}, "nodes": [...]}}, this is something else')
         nodes = []
@@ -333,10 +333,10 @@ class Graph:
             except ValueError as error:
                 raise GraphError(f"{name}: {error}") from None
             nodes.append(Node(name, op, tuple(inputs)))
-        return bounded(Graph(tuple(nodes)))
+        return check_size(Graph(tuple(nodes)))
 
 
-def bounded(graph: Graph) -> Graph:
+def check_size(graph: Graph) -> Graph:
     """The graph itself, which was read from a file; GraphError if it exceeds `MAX_EDGES` or `MAX_VALUES`."""
     if (edges := sum(len(node.inputs) for node in graph.nodes)) > MAX_EDGES:
         raise GraphError(f"the nodes of a graph from a file have at most {MAX_EDGES:,} inputs, not {edges:,}")

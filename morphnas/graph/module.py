@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from morphnas.graph.graph import Graph, GraphError
 from morphnas.graph.ops import AvgPool, Concat, Conv, Dense, GlobalPool, Input, MaxPool, Op, Shape, Weights
 
-NORMALISED = 0.4
+NORMALISED_INIT_SCALE = 0.4
 """Factor on the initial weights of layers whose scale a batch norm cancels; with it their variance is about that of
 PyTorch's default initialisation."""
 
@@ -24,13 +24,13 @@ class WeightsError(ValueError):
 def fresh_weights(graph: Graph, generator: torch.Generator | None = None) -> Weights:
     """Initial weights, drawn from `generator` (default: seed 0), by ``<node>.<tensor>``.
 
-    Those of layers read only by batch norms, possibly after pooling, are scaled by `NORMALISED`: their scale does not
-    affect the output, and a training step changes smaller weights relatively more.
+    Those of layers read only by batch norms, possibly after pooling, are scaled by `NORMALISED_INIT_SCALE`: their scale
+    does not affect the output, and a training step changes smaller weights relatively more.
     """
     generator = generator or torch.Generator().manual_seed(0)
     weights = {}
     for node in graph.nodes:
-        scale = NORMALISED if node.op.mixes and _is_normalised(graph, node.name) else 1.0
+        scale = NORMALISED_INIT_SCALE if node.op.mixes and _is_normalised(graph, node.name) else 1.0
         for name, value in node.op.init(*graph.input_shapes(node), generator=generator).items():
             weights[f"{node.name}.{name}"] = value * scale if scale != 1 else value
     return weights
@@ -147,7 +147,7 @@ class Network:
                 weights[name] = fresh[name]
             elif (
                 isinstance(node.op, Conv)
-                and not node.op.rigid
+                and not node.op.fixed_channels
                 and node.inputs == (first.name,)
                 and value.ndim == len(needed)
             ):

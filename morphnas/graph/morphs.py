@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from morphnas.graph.graph import SMALLEST, Graph, GraphError, Node
+from morphnas.graph.graph import MIN_MICRO_BATCH, Graph, GraphError, Node
 from morphnas.graph.kinds import describe_kinds, register, type_name
 from morphnas.graph.ops import (
     MAX_SIZE,
@@ -54,8 +54,8 @@ class Limits:
     """Upper bounds on the size of a network (None: no bound), and `morphs`, the tags of the allowed morphs.
 
     max_work: bound on `Graph.work`, the cost of training on one example. max_memory: bytes, bound on `Graph.peak_bytes`
-    of the smallest possible micro-batch (`SMALLEST`). max_latency_ms: bound on the `latency` predicted for a single
-    example, in milliseconds. pace: seconds per node, FLOP and parameter on this machine, which a fit measures.
+    of the smallest possible micro-batch (`MIN_MICRO_BATCH`). max_latency_ms: bound on the `latency` predicted for a
+    single example, in milliseconds. pace: seconds per node, FLOP and parameter on this machine, which a fit measures.
     """
 
     max_params: int | None = None
@@ -93,7 +93,7 @@ class Limits:
         if unknown := [tag for tag in self.morphs if tag not in MORPHS]:
             raise ValueError(f"limits: unknown morphs {unknown}: {describe_kinds(MORPHS)}")
 
-    def refuse(self, graph: Graph) -> str | None:
+    def violation(self, graph: Graph) -> str | None:
         """A message on the first limit that the graph exceeds; None if it is within all of them."""
         sizes: tuple[tuple[str, Callable[[], int], int | None], ...] = (
             ("parameters", lambda: graph.parameters, self.max_params),
@@ -102,7 +102,7 @@ class Limits:
             ("layers of depth", lambda: graph.depth, self.max_depth),
             ("channels of width", lambda: _max_width(graph), self.max_width),
             ("activation bytes", lambda: graph.activation_bytes, self.max_activation_bytes),
-            ("bytes of memory in training", lambda: graph.peak_bytes(SMALLEST), self.max_memory),
+            ("bytes of memory in training", lambda: graph.peak_bytes(MIN_MICRO_BATCH), self.max_memory),
         )
         for unit, measure, limit in sizes:
             if limit is not None and (value := measure()) > limit:
@@ -243,13 +243,13 @@ def _gather(
 @dataclass(frozen=True)
 class Insertion(Morph):
     """A morph that inserts new nodes between a node and some of its readers. Subclasses define which (`plan`) and their
-    weights (`begin`)."""
+    weights (`initial_weights`)."""
 
     def plan(self, graph: Graph) -> tuple[list[Node], str, list[str]]:
         """The arguments of `Graph.splice`; MorphError if the morph does not fit."""
         raise NotImplementedError
 
-    def begin(self, op: Op, *inputs: Shape) -> Weights:
+    def initial_weights(self, op: Op, *inputs: Shape) -> Weights:
         """The weights of a new node that preserve the function; if empty, it gets the initial weights of its op."""
         return {}
 
@@ -261,7 +261,9 @@ class Insertion(Morph):
 
     def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
         grown = self.grow(graph)
-        fresh = {node.name: self.begin(node.op, *grown.input_shapes(node)) for node in _new_nodes(graph, grown)}
+        fresh = {
+            node.name: self.initial_weights(node.op, *grown.input_shapes(node)) for node in _new_nodes(graph, grown)
+        }
         return inherit(graph, grown, weights, generator, fresh=fresh)
 
 
@@ -295,7 +297,7 @@ class Deeper(Insertion):
                 raise MorphError(f"{self}: {error}") from None
         return chain(graph, self.after, ops), self.after, readers
 
-    def begin(self, op: Op, *inputs: Shape) -> Weights:
+    def initial_weights(self, op: Op, *inputs: Shape) -> Weights:
         if isinstance(op, Producer):
             return op.identity(*inputs)
         return op.neutral(*inputs) if isinstance(op, BatchNorm) else {}
@@ -440,7 +442,7 @@ class AddSkip(Insertion):
         ops = [*_resolution_ops(self, graph, self.start, target), match, BatchNorm(), Add()]
         return _branch(graph, self.start, ops, target), target, [self.end]
 
-    def begin(self, op: Op, *inputs: Shape) -> Weights:
+    def initial_weights(self, op: Op, *inputs: Shape) -> Weights:
         return op.neutral(*inputs, scale=0.0) if isinstance(op, BatchNorm) else {}
 
 
@@ -522,7 +524,7 @@ def morph_from_json(data: Any) -> Morph:
     return MORPHS[tag](**settings)
 
 
-def check_stored(morph: Morph) -> None:
+def check_storable(morph: Morph) -> None:
     """MorphError for a morph that would not be equal after it was stored and read again."""
     if isinstance(morph, UnknownMorph):
         return
@@ -541,7 +543,7 @@ def neighbours(graph: Graph, limits: Limits | None = None) -> Iterator[Morph]:
             morph.check(graph)
         except MorphError:
             continue
-        if limits is None or limits.refuse(morph.grow(graph)) is None:
+        if limits is None or limits.violation(morph.grow(graph)) is None:
             yield morph
 
 
@@ -559,7 +561,7 @@ def sites(graph: Graph) -> list[str]:
 
 def _activation_pairs(graph: Graph) -> Iterator[tuple[str, str]]:
     """All pairs of activations of which the first leads to the second."""
-    return ((start, end) for start, end in itertools.combinations(sites(graph), 2) if graph.leads(start, end))
+    return ((start, end) for start, end in itertools.combinations(sites(graph), 2) if graph.has_path(start, end))
 
 
 def _rounded_width(width: int) -> int:
@@ -601,7 +603,7 @@ def width_group(graph: Graph, name: str) -> frozenset[str]:
         op = graph[tensor].op
         if tensor == graph.output.name:
             raise MorphError(f"{name}: its width is that of the network's output")
-        if op.rigid:
+        if op.fixed_channels:
             raise MorphError(f"{name}: the channels of {tensor} are in groups")
         if isinstance(op, Elementwise) and is_part:
             raise MorphError(f"{name}: its channels are a part of what {tensor} joins")
@@ -615,7 +617,7 @@ def width_group(graph: Graph, name: str) -> frozenset[str]:
             else:
                 waiting.extend((source, False) for source in graph[tensor].inputs)
         for reader in graph.consumers[tensor]:
-            if graph[reader].op.rigid or not graph[reader].op.mixes:
+            if graph[reader].op.fixed_channels or not graph[reader].op.mixes:
                 waiting.append((reader, is_part or _changes_channels(graph, reader)))
     return frozenset(group)
 
@@ -637,9 +639,9 @@ def _can_widen_input(graph: Graph, name: str) -> bool:
     waiting, seen = [name], set[str]()
     while waiting:
         node = graph[waiting.pop()]
-        if (node.op.mixes and not node.op.rigid) or node.name in seen:
+        if (node.op.mixes and not node.op.fixed_channels) or node.name in seen:
             continue
-        if node.op.rigid or isinstance(node.op, Elementwise) or node is graph.output:
+        if node.op.fixed_channels or isinstance(node.op, Elementwise) or node is graph.output:
             return False
         seen.add(node.name)
         waiting.extend(graph.consumers[node.name])
@@ -673,7 +675,7 @@ def _has_direct_path(graph: Graph, start: str, end: str) -> bool:
 
 
 def _check_skip(morph: Morph, graph: Graph, start: str, end: str) -> None:
-    if not graph.leads(start, end):
+    if not graph.has_path(start, end):
         raise MorphError(f"{morph}: {start} does not lead to {end}")
     if _has_direct_path(graph, start, end):
         raise MorphError(
@@ -683,7 +685,7 @@ def _check_skip(morph: Morph, graph: Graph, start: str, end: str) -> None:
 
 def _resolution_ops(morph: Morph, graph: Graph, start: str, end: str) -> list[Op]:
     """Ops without weights that change the resolution as those between two nodes do; MorphError if there are none."""
-    ops = [op for node in graph.path(start, end) if (op := node.op.mirror()) is not None]
+    ops = [op for node in graph.path(start, end) if (op := node.op.shortcut_op()) is not None]
     shape = graph.shapes[start]
     with suppress(ShapeError):
         for op in ops:

@@ -116,7 +116,7 @@ class Op:
     """Whether output channels mix input channels, so that the output width is set by the op, not by its input."""
     normalises: ClassVar[bool] = False
     """Whether the output does not depend on the scale of the input."""
-    unseen: ClassVar[frozenset[str]] = frozenset()
+    resolution_settings: ClassVar[frozenset[str]] = frozenset()
     """Settings that only affect the resolution of the output."""
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """For every weight tensor the meaning of its leading axes: "out" or "in" channels."""
@@ -161,7 +161,7 @@ class Op:
         return graph.call_module(name, args)
 
     @property
-    def rigid(self) -> bool:
+    def fixed_channels(self) -> bool:
         """Whether the channels of its inputs and output cannot change."""
         return False
 
@@ -169,11 +169,11 @@ class Op:
         """Route of the output's channels, given for every input its route and its shape before the widening."""
         return inputs[0][0]
 
-    def mirror(self) -> Op | None:
+    def shortcut_op(self) -> Op | None:
         """An op without weights that changes the resolution in the same way, for a parallel branch; None: no change."""
         return None
 
-    def usual(self, setting: str) -> Any:
+    def default_of(self, setting: str) -> Any:
         """The default of a setting; `dataclasses.MISSING` if it has none."""
         return next(f.default for f in fields(self) if f.name == setting)
 
@@ -257,7 +257,7 @@ class _Sliding(Op):
     stride: int
     padding: int
     bias: bool
-    unseen = frozenset({"padding"})
+    resolution_settings = frozenset({"padding"})
 
     def __post_init__(self) -> None:
         """Sets the default padding and checks the settings.
@@ -278,8 +278,8 @@ class _Sliding(Op):
                 f"{self.tag}: a stride of {self.stride} leaves pixels unread by a kernel of {self.kernel}: pool first"
             )
 
-    def usual(self, setting: str) -> Any:
-        return self.kernel // 2 if setting == "padding" and self.kernel % 2 else super().usual(setting)
+    def default_of(self, setting: str) -> Any:
+        return self.kernel // 2 if setting == "padding" and self.kernel % 2 else super().default_of(setting)
 
     def _channels(self, shape: Shape) -> tuple[int, int, int]:
         """(input channels, output channels, groups)."""
@@ -302,7 +302,7 @@ class _Sliding(Op):
         conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(inputs[0]) - 1]
         return conv(c_in, c_out, self.kernel, self.stride, self.padding, groups=groups, bias=self.bias)
 
-    def mirror(self) -> Op | None:
+    def shortcut_op(self) -> Op | None:
         changes = self.stride > 1 or 2 * self.padding != self.kernel - 1
         return AvgPool(self.kernel, self.stride, self.padding) if changes else None
 
@@ -330,7 +330,7 @@ class Conv(_Sliding, Producer):
             raise ValueError(f"conv: {self.filters} filters cannot be split into {self.groups} equal groups")
 
     @property
-    def rigid(self) -> bool:
+    def fixed_channels(self) -> bool:
         return self.groups > 1
 
     @property
@@ -547,7 +547,7 @@ class _Pool(Op):
     stride: int = 2
     padding: int = 0
     ceil: bool = False
-    unseen = frozenset({"padding", "ceil"})
+    resolution_settings = frozenset({"padding", "ceil"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -561,7 +561,7 @@ class _Pool(Op):
     def flops(self, *inputs: Shape) -> int:
         return int(math.prod(self.shape(*inputs)) * self.size ** (len(inputs[0]) - 1))
 
-    def mirror(self) -> Op | None:
+    def shortcut_op(self) -> Op | None:
         return self
 
 
@@ -609,7 +609,7 @@ class GlobalPool(Op):
         positions = tuple(range(2, 1 + len(inputs[0])))  # the batch is axis 0, the channels are axis 1
         return graph.create_node("call_method", "mean", (*args, positions), name=name)
 
-    def mirror(self) -> Op | None:
+    def shortcut_op(self) -> Op | None:
         return self
 
 

@@ -44,7 +44,7 @@ from morphnas.graph.ops import (
 )
 from morphnas.graph.starters import Draft
 
-PROOF = 1e-4
+OUTPUT_TOLERANCE = 1e-4
 """Largest difference between the outputs of a network and of the module it was read from, relative to the largest
 output."""
 _N_PROBES = 4
@@ -73,8 +73,8 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     return logits. The module is not changed. input_shape: of one example, channels first, (channels, *spatial) or
     (features,).
 
-    The outputs of both are compared on random examples: ModuleError if they differ by more than `PROOF` of the largest,
-    or if the module contains an operation that networks cannot express.
+    The outputs of both are compared on random examples: ModuleError if they differ by more than `OUTPUT_TOLERANCE` of
+    the largest, or if the module contains an operation that networks cannot express.
     """
     if not isinstance(module, nn.Module):
         raise ModuleError(f"a torch.nn.Module is needed, not {module!r:.100}")
@@ -105,7 +105,7 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
             f"it gives {module_shape} for an example, and as a network {network_shape}: flatten its output"
         )
     difference = ((outputs - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
-    if not difference <= PROOF:
+    if not difference <= OUTPUT_TOLERANCE:
         raise ModuleError(f"the network read from it computes something else: outputs differ by {difference:.2g}")
     return network
 

@@ -28,7 +28,7 @@ from morphnas.graph.ops import (
 _MIN_POOLED_SIZE = 4
 """A starter halves the resolution only while at least this many positions remain along every axis."""
 
-READ_WHOLE = 64
+MIN_SIZE_FOR_POOLED_STEM = 64
 """Positions along the smallest axis from which the first convolution is pooled. For smaller images it is not: networks
 of half the width then cost as much and learn more (`benchmarks/rates.py`)."""
 
@@ -66,10 +66,10 @@ class Draft:
     def block(self, width: int, last: bool) -> int:
         """Add conv-bn-relu, pooled if the resolution allows; returns the width for the next block.
 
-        For images smaller than `READ_WHOLE` a pooled block has twice the given width. For larger ones the width doubles
-        after a pooled block instead, and the last block is not pooled.
+        For images smaller than `MIN_SIZE_FOR_POOLED_STEM` a pooled block has twice the given width. For larger ones the
+        width doubles after a pooled block instead, and the last block is not pooled.
         """
-        large = min(self.shapes[self.nodes[0].name][1:]) >= READ_WHOLE
+        large = min(self.shapes[self.nodes[0].name][1:]) >= MIN_SIZE_FOR_POOLED_STEM
         pool = self.can_pool and not (large and last)
         width *= 1 + (pool and not large)
         self.conv_bn(width, pool=pool)
@@ -78,9 +78,10 @@ class Draft:
 
     @property
     def can_pool(self) -> bool:
-        """Whether the resolution is large enough for pooling; right after the input only from `READ_WHOLE` on."""
+        """Whether the resolution is large enough for pooling; right after the input only from
+        `MIN_SIZE_FOR_POOLED_STEM` on."""
         first = self.last == self.nodes[0].name
-        return min(self.shapes[self.last][1:]) >= max(READ_WHOLE if first else 0, 2 * _MIN_POOLED_SIZE)
+        return min(self.shapes[self.last][1:]) >= max(MIN_SIZE_FOR_POOLED_STEM if first else 0, 2 * _MIN_POOLED_SIZE)
 
     def graph(self) -> Graph:
         return Graph(tuple(self.nodes))
@@ -117,8 +118,8 @@ def mlp(input_shape: Shape, n_classes: int, width: int = 128, depth: int = 2, dr
 def cnn(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dropout: float = 0.0) -> Graph:
     """`depth` blocks of conv-bn-relu, pooled while the resolution allows.
 
-    For images smaller than `READ_WHOLE` all but the first are pooled, and each pooled block doubles the width. For
-    larger ones all but the last are pooled, and the width doubles after each of them.
+    For images smaller than `MIN_SIZE_FOR_POOLED_STEM` all but the first are pooled, and each pooled block doubles the
+    width. For larger ones all but the last are pooled, and the width doubles after each of them.
     """
     _check_positive(n_classes=n_classes, width=width, depth=depth)
     draft = Draft(_check_spatial(input_shape))
@@ -154,7 +155,7 @@ def densenet(input_shape: Shape, n_classes: int, width: int = 16, depth: int = 6
     (Huang et al. 2016, arXiv:1608.06993).
 
     Up to three blocks, with a 1x1 convolution and pooling between them while the resolution allows; the stem is pooled
-    for images from `READ_WHOLE` on.
+    for images from `MIN_SIZE_FOR_POOLED_STEM` on.
     """
     _check_positive(n_classes=n_classes, width=width, depth=depth)
     draft = Draft(_check_spatial(input_shape))

@@ -130,13 +130,17 @@ def _settings(op: Op, before: Op) -> str:
     """The informative settings: integers above 1, those that differ from the default, and changed ones."""
     texts = []
     for f in fields(op):
-        value, default = getattr(op, f.name), op.usual(f.name)
+        value, default = getattr(op, f.name), op.default_of(f.name)
         old = getattr(before, f.name, value)
         if isinstance(value, tuple):
             continue  # shown by the output shape
         if old != value:
             texts.append(f"{f.name} {old} → {value}")
-        elif default is MISSING or value != default or (type(value) is int and value > 1 and f.name not in op.unseen):
+        elif (
+            default is MISSING
+            or value != default
+            or (type(value) is int and value > 1 and f.name not in op.resolution_settings)
+        ):
             texts.append(f.name if value is True else f"{f.name} {value}" if value is not False else f"no {f.name}")
     return ", ".join(texts)
 

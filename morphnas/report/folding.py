@@ -29,7 +29,7 @@ def grouped(graph: Graph, origin: Callable[[str], object]) -> list[list[Node]]:
             and len(graph.consumers[source]) == 1
             and graph.shapes[source] == graph.shapes[node.name]
             and all(len(shape) < 2 for shape in node.op.tensors(*graph.input_shapes(node)).values())
-            and node.op.mirror() is None
+            and node.op.shortcut_op() is None
             and origin(source) == origin(node.name)
         )
         if joins:

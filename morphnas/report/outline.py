@@ -106,7 +106,7 @@ def _settings(op: Op) -> str:
     """The kernel size, and the numbers that differ from their defaults."""
     texts = []
     for f in fields(op):
-        value, default = getattr(op, f.name), op.usual(f.name)
+        value, default = getattr(op, f.name), op.default_of(f.name)
         if not isinstance(value, (bool, tuple)) and (default is MISSING or value != default or f.name == "kernel"):
             texts.append(f"{f.name} {value}")
     return ", ".join(texts)

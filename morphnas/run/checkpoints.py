@@ -18,11 +18,11 @@ from morphnas.train.recipe import Outcome
 log = logging.getLogger("morphnas")
 
 FORMAT = 1
-EVERY = 10.0
+MIN_INTERVAL = 10.0
 """Least number of seconds between two checkpoints."""
-SHARE = 0.02
+MAX_TIME_SHARE = 0.02
 """Largest share of the time that writing checkpoints may take."""
-WRITING = 2e-8
+SECONDS_PER_BYTE = 2e-8
 """Expected seconds, per byte of the network's weights, of writing its first checkpoint, which holds them about three
 times. Twice what an idle disk took (`benchmarks/writing.py`)."""
 _FIRST = "first."
@@ -41,8 +41,8 @@ class Saved:
 
 
 @dataclass
-class Keeper:
-    """Writes the checkpoints of a job to a file, at intervals such that they take at most `SHARE` of the time.
+class CheckpointWriter:
+    """Writes the checkpoints of a job to a file, at intervals such that they take at most `MAX_TIME_SHARE` of the time.
 
     If a checkpoint cannot be written, a warning is logged, no more are written, and the training goes on.
 
@@ -57,7 +57,7 @@ class Keeper:
     weights: int = 0
 
     def __post_init__(self) -> None:
-        self._next = self.clock() + max(EVERY, self.weights * WRITING / SHARE)
+        self._next = self.clock() + max(MIN_INTERVAL, self.weights * SECONDS_PER_BYTE / MAX_TIME_SHARE)
 
     def __call__(self, make: Callable[[], Checkpoint]) -> None:
         """Write the checkpoint that `make` returns, if one is due."""
@@ -70,7 +70,7 @@ class Keeper:
             log.warning("no more checkpoints of this training: %s", error)
             self.path = None
         cost = self.clock() - start
-        self._next = start + cost + max(EVERY, cost / SHARE)
+        self._next = start + cost + max(MIN_INTERVAL, cost / MAX_TIME_SHARE)
 
     def _write(self, path: Path, checkpoint: Checkpoint) -> None:
         facts: dict[str, Any] = {"format": FORMAT, "job": self.job, "facts": checkpoint.facts, "first": None}

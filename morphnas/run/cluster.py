@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from morphnas.run.checkpoints import Result
-from morphnas.run.executors import Supervised, WorkerLost
+from morphnas.run.executors import SupervisedExecutor, WorkerLost
 from morphnas.run.extras import extra_missing
 from morphnas.run.jobs import DeviceLost, Job
 from morphnas.run.transport import (
@@ -32,7 +32,7 @@ from morphnas.run.transport import (
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
-from morphnas.train.trainer import EachEpoch, warm_up
+from morphnas.train.trainer import EachEpoch, load_optimizers
 
 log = logging.getLogger("morphnas")
 
@@ -54,7 +54,7 @@ def ray_executor(
     workers: int | None = None,
     cpus: float = 1,
     gpus: float = 0,
-) -> Supervised:
+) -> SupervisedExecutor:
     """An executor whose workers are actors on a Ray cluster.
 
     all_examples: training and validation set, for trainings that are not scored; None: those use the training set.
@@ -65,7 +65,7 @@ def ray_executor(
 
     ImportError without Ray, ConnectionError without a cluster, ValueError if it has no resources for a worker.
     """
-    ray = found()
+    ray = import_ray()
     disconnect = _connect(ray, address) if not ray.is_initialized() else _stay_connected
     try:
         resources = ray.cluster_resources()
@@ -83,14 +83,14 @@ def ray_executor(
     )
     factories = [lambda: _Actor(ray, actor_class, task_ref, max(1, int(cpus)))] * min(room, workers or room)
     ahead = bool(gpus) or len(factories) > 1
-    return Supervised(factories, ahead, RETRIES, disconnect)
+    return SupervisedExecutor(factories, ahead, RETRIES, disconnect)
 
 
 def _stay_connected() -> None:
     """Does not disconnect: the user's own code joined the cluster."""
 
 
-def found() -> Any:
+def import_ray() -> Any:
     """The module `ray`; ImportError, which says how to install it, if it is missing."""
     try:
         import ray
@@ -99,7 +99,7 @@ def found() -> Any:
     return ray
 
 
-def reachable(address: str) -> None:
+def check_reachable(address: str) -> None:
     """ConnectionError if nothing listens at host:port or ray://host:port, which takes Ray itself minutes to report."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
@@ -134,7 +134,7 @@ def _connect(ray: Any, address: str | None) -> Callable[[], None]:
     try:
         with _quiet_ray():
             if address:
-                reachable(address)
+                check_reachable(address)
             join()
     except ConnectionError as error:
         if address and "no Ray cluster" in str(error):
@@ -206,7 +206,7 @@ class _RemoteWorker:
         self._threads = threads
         self._messages: SimpleQueue[Message] = SimpleQueue()
         self._stop = Stop()
-        warm_up()
+        load_optimizers()
 
     def ready(self) -> None:
         """Returns once the actor has been constructed."""
@@ -217,7 +217,7 @@ class _RemoteWorker:
         threading.Thread(target=self._run, args=(job, self._stop), daemon=True).start()
 
     def stop(self) -> None:
-        self._stop.asked = True
+        self._stop.requested = True
 
     def answer(self) -> list[Message]:
         """Block until there is a message; returns all there are."""

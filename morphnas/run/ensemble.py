@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from morphnas.graph import Limits, Network, blend
-from morphnas.graph.blend import blended
+from morphnas.graph.blend import blend_graphs
 from morphnas.run.predictions import trial_outputs
-from morphnas.run.store import Store, data_name
+from morphnas.run.store import Store, data_id
 from morphnas.search.trial import Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline
@@ -29,19 +29,20 @@ MAX_EXAMPLES = 2000
 """Maximum number of held-out examples that they are evaluated on."""
 
 
-def asked(size: int, task: Task, chooser: Examples | None) -> int:
-    """Examples that `elect` passes through networks, and one pass of the evaluation set through each further member."""
+def count_evaluated(size: int, task: Task, selection_set: Examples | None) -> int:
+    """Examples that `select_members` passes through networks, and one pass of the evaluation set through each further
+    member."""
     if size <= 1:
         return 0
-    held_out = len(task.evaluation_set) + (0 if chooser is None else len(chooser))
+    held_out = len(task.evaluation_set) + (0 if selection_set is None else len(selection_set))
     return LIBRARY_SIZE * min(MAX_EXAMPLES, held_out) + (min(size, ROUNDS) - 1) * len(task.evaluation_set)
 
 
-def elect(
+def select_members(
     store: Store,
     final: Trial,
     task: Task,
-    chooser: Examples | None,
+    selection_set: Examples | None,
     size: int,
     mirrors: bool,
     deadline: Deadline,
@@ -74,7 +75,7 @@ def elect(
         t for t in store.trials if t.kept and t.score is not None and _data(store, t) == data and t.id != scored.id
     ]
     others.sort(key=lambda t: (not t.final, -(t.score or 0.0), t.id))
-    parts = [part[:MAX_EXAMPLES] for part in (task.valid, chooser) if part is not None]
+    parts = [part[:MAX_EXAMPLES] for part in (task.valid, selection_set) if part is not None]
     x, y = (torch.cat(tensors)[:MAX_EXAMPLES] for tensors in ([part.x for part in parts], [part.y for part in parts]))
     part_weights = [part.weights for part in parts if part.weights is not None]
     weights = torch.cat(part_weights)[:MAX_EXAMPLES] if part_weights else None
@@ -96,7 +97,7 @@ def elect(
 
     def fits(ids: Sequence[int]) -> bool:
         """Whether these networks together are within the limits."""
-        return limits is None or limits.refuse(blended([store.trial(id).graph for id in ids])[0]) is None
+        return limits is None or limits.violation(blend_graphs([store.trial(id).graph for id in ids])[0]) is None
 
     votes = Counter([scored.id])
     while (n := votes.total()) < ROUNDS and not deadline.passed:
@@ -117,7 +118,7 @@ def _single(final: Trial, reason: str) -> dict[int, float]:
     return {final.id: 1.0}
 
 
-def assembled(store: Store, shares: Mapping[int, float], instead: Mapping[int, int] | None = None) -> Network:
+def build_ensemble(store: Store, shares: Mapping[int, float], instead: Mapping[int, int] | None = None) -> Network:
     """The ensemble of networks with these shares, as one network. instead: ids to use in place of others."""
     replacements = instead or {}
     return blend([store.network(replacements.get(id, id)) for id in shares], list(shares.values()))
@@ -125,4 +126,4 @@ def assembled(store: Store, shares: Mapping[int, float], instead: Mapping[int, i
 
 def _data(store: Store, trial: Trial) -> str:
     """The name of the data that it was trained on, which is the same for all trials of a search."""
-    return str(trial.proposal.why.get("data", "")) if trial.final else data_name(store.about.get("data"))
+    return str(trial.proposal.why.get("data", "")) if trial.final else data_id(store.about.get("data"))

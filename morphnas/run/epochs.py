@@ -99,7 +99,7 @@ class EpochCalls:
             self.function(EpochReport.of(self.run, trial, outcome))
         except StopFit as reason:
             log.info("the fit was asked to end after epoch %d of trial %d: %s", outcome.epochs, trial.id, reason)
-            self.stopped = self.stop.asked = True
+            self.stopped = self.stop.requested = True
         except Exception:
             if not self.failed:
                 log.exception("each_epoch raised after epoch %d of trial %d; fit continues", outcome.epochs, trial.id)

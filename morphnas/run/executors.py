@@ -65,7 +65,7 @@ class SerialExecutor:
         self._task, self._all_examples = task, all_examples
 
     @property
-    def ahead(self) -> bool:
+    def asks_ahead(self) -> bool:
         """False on a CPU: asking the searcher during a training would slow that down by as much as it saves."""
         return self._task.device.type != "cpu"
 
@@ -126,13 +126,13 @@ class _QueuedJob:
     future: Future[Result]
     deadline: Deadline
     stops: int
-    """`Supervised._stops` when the job was submitted."""
+    """`SupervisedExecutor._stops` when the job was submitted."""
     started: bool = False
     attempt: int = 0
 
 
 @dataclass
-class Supervised:
+class SupervisedExecutor:
     """An executor with workers outside this process, each with a thread that hands it jobs and replaces it if lost.
 
     Only workers that have started take jobs; if none can be started, jobs fail. A worker that cannot be started is
@@ -143,7 +143,7 @@ class Supervised:
     """
 
     factories: Sequence[Callable[[], Worker]]
-    ahead: bool
+    asks_ahead: bool
     retries: int = 0
     on_shutdown: Callable[[], None] = lambda: None
     _queue: SimpleQueue[_QueuedJob | None] = field(default_factory=SimpleQueue, init=False)
@@ -312,7 +312,7 @@ def _kill_after(worker: Worker, seconds: float, timed_out: threading.Event) -> I
 
 def process_executor(
     task: Task, devices: Sequence[torch.device], threads: int = 1, folder: str | os.PathLike[str] | None = None
-) -> Supervised:
+) -> SupervisedExecutor:
     """An executor with one worker process for each entry of `devices`, which may repeat a device.
 
     threads: of each process. folder: where the examples are written to a file that all processes memory-map, removed
@@ -331,7 +331,7 @@ def process_executor(
         raise
     factories = [lambda device=device: _Process(task_folder, device, threads) for device in devices]
     ahead = len(devices) > 1 or any(device.type != "cpu" for device in devices)
-    return Supervised(factories, ahead, on_shutdown=lambda: shutil.rmtree(task_folder, ignore_errors=True))
+    return SupervisedExecutor(factories, ahead, on_shutdown=lambda: shutil.rmtree(task_folder, ignore_errors=True))
 
 
 class _Process:

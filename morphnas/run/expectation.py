@@ -69,9 +69,9 @@ class Expectation:
     times are used; 0: the plan alone is. seconds_per_network: mean, of one worker. final_share: share of the time for
     the final trainings. disk: bytes that the run folder will have; to_write: those of them that are still to be
     written; free: bytes that are free on its disk. memory: bytes that this process and its workers need, or on a GPU
-    the examples and trainings. for_search: seconds of a time limit that has room for a search (`ENOUGH` networks, see
-    `morphnas.run.plan`); None: this one has, or none that is known. small: whether starters of width `SMALL_WIDTH`
-    would leave time for a search in this limit.
+    the examples and trainings. for_search: seconds of a time limit that has room for a search (`MIN_SEARCH_NETWORKS`
+    networks, see `morphnas.run.plan`); None: this one has, or none that is known. small: whether starters of width
+    `SMALL_WIDTH` would leave time for a search in this limit.
     """
 
     networks: int
@@ -125,18 +125,18 @@ class Ladder:
 
 
 @dataclass(frozen=True)
-class Terms:
+class SearchConditions:
     """The conditions of a search beside its plan.
 
     max_trials: of the search; None: unlimited. finals: whether the winner is trained longer. workers: number that train
-    at a time. apart: whether they are other processes. ladder: promotions. keep: number of networks whose weights are
-    kept; None: all. data: bytes of memory for the examples. for_search, small: see `Expectation`.
+    at a time. separate_processes: whether they are other processes. ladder: promotions. keep: number of networks whose
+    weights are kept; None: all. data: bytes of memory for the examples. for_search, small: see `Expectation`.
     """
 
     max_trials: int | None = None
     finals: bool = True
     workers: int = 1
-    apart: bool = False
+    separate_processes: bool = False
     ladder: Ladder = Ladder()
     keep: int | None = None
     data: int = 0
@@ -148,7 +148,7 @@ def expectation(
     plan: Plan,
     trials: Sequence[Trial],
     left: float,
-    terms: Terms,
+    terms: SearchConditions,
     *,
     free: int,
     process: int = 0,
@@ -185,7 +185,7 @@ def expectation(
     training = max(_training_bytes(plan, trials, graph) for graph in graphs)
     if not process:
         memory = data + workers * MAX_GROWTH * training
-    elif terms.apart:
+    elif terms.separate_processes:
         memory = process + workers * (process - data + MAX_GROWTH * training)
     else:
         memory = process + (MAX_GROWTH - 1) * training
@@ -328,7 +328,7 @@ class Forecast:
     store: Store
     plan: Plan
     left: Callable[[], float]
-    terms: Terms
+    terms: SearchConditions
     report: Callable[[str], None]
     gpu: bool = False
     clock: Callable[[], float] = time.monotonic
@@ -388,7 +388,7 @@ class Forecast:
 
     def _note(self, found: Expectation) -> None:
         self._noted = self.clock()
-        self.store.note(expected=found.to_json())
+        self.store.update_about(expected=found.to_json())
 
 
 def peak_memory() -> int:

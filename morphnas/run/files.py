@@ -32,7 +32,7 @@ class RunError(ValueError):
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn an OSError of the body into a RunError that names the path."""
     try:
         yield
@@ -78,7 +78,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def inside(path: Path, folder: Path) -> Path:
+def check_inside(path: Path, folder: Path) -> Path:
     """The path itself; RunError if links make it point outside the folder."""
     try:
         if path.resolve().is_relative_to(folder.resolve()):

@@ -22,24 +22,24 @@ from morphnas.run.observers import Observer
 from morphnas.run.plan import is_colour
 from morphnas.run.predictions import chunk_size, load_module, trial_outputs
 from morphnas.run.pruning import is_pending_final
-from morphnas.run.store import Store, data_name
+from morphnas.run.store import Store, data_id
 from morphnas.run.trainings import Trainings
 from morphnas.search.trial import STOPPED, Proposal, Trial, lineage
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.goal import UndefinedMetric
 from morphnas.train.predict import predict
-from morphnas.train.recipe import LEAST_RATE, SHIFT, Outcome, Recipe
-from morphnas.train.trainer import SHORT
+from morphnas.train.recipe import DEFAULT_SHIFT, MIN_LEARNING_RATE, Outcome, Recipe
+from morphnas.train.trainer import MAX_EPOCHS_WITHOUT_PATIENCE
 
 log = logging.getLogger("morphnas")
 
-LONGEST, LONGEST_STRONG = 60, 240
+MAX_FINAL_EPOCHS, MAX_FINAL_EPOCHS_STRONG = 60, 240
 """Maximum epochs of a final training, and of one with strong augmentation. More than 120 of the latter are an
 assumption about GPUs that have the time for them, not measured."""
 MAX_COMPARED_SHARE = 0.5
 """Largest share of the time for trainings that are compared, if a training on all examples follows."""
-MIN_COMPARED_EPOCHS = SHORT + 1
+MIN_COMPARED_EPOCHS = MAX_EPOCHS_WITHOUT_PATIENCE + 1
 """Epochs that each of two compared trainings must have time for; otherwise all time goes into the training on all
 examples."""
 RESTART_RATIO = 2
@@ -60,14 +60,14 @@ images then get strong augmentation; on grey ones it costs accuracy (`benchmarks
 STRONG_PASSES = 40
 """Passes from which on the training on all examples has strong augmentation if nothing was compared before it: 5,000
 images lose nothing by then (`benchmarks/rates.py`), and 1,000 gain (`benchmarks/ablation_recipe.py`)."""
-SHIFT_MORE, CUTOUT_MORE = 0.125, 0.25
+STRONG_SHIFT, STRONG_CUTOUT = 0.125, 0.25
 """Shift and cutout of strong augmentation; a recipe with a larger value keeps it."""
 
 WORSE_STANDARD_ERRORS = 1.64
 """The last training is no longer than the winner's own if the loss of each longer training is higher by more than this
 many standard errors (5 %, one-sided)."""
 
-USABLE = ("finished", "truncated")
+USABLE_STATUSES = ("finished", "truncated")
 """Statuses of trainings whose network can be used."""
 NO_SHIFT, STRONG = ", unmoved", ", changed more"
 """Suffixes of a variant's name, without shifts and with strong augmentation."""
@@ -79,13 +79,13 @@ Variant = tuple[str, Graph | int, Recipe]
 class Final:
     """The final trainings: `run` trains the winner longer, one training after the other.
 
-    executor: made for `task` and `everything`. task: its training set trains, its validation set scores and stops.
-    chooser: the selection set, held-out examples that scored and stopped nothing so far, to choose among the winner and
-    the compared trainings (None: the validation set chooses). everything: all examples, for the last training (None:
-    there is none). retrain: only from fresh weights. judged: whether a score is needed for the network that the last
-    training starts from, although getting it takes half of the time. epochs: of each training, instead of as many as
-    there is time for. guess: seconds per FLOP of an epoch of the search, used if the winner has finished none.
-    max_memory: bytes that a training may take. data: name of the data, see `data_name`.
+    executor: made for `task` and `all_examples`. task: its training set trains, its validation set scores and stops.
+    selection_set: the selection set, held-out examples that scored and stopped nothing so far, to choose among the
+    winner and the compared trainings (None: the validation set chooses). all_examples: for the last training (None:
+    there is none). retrain: only from fresh weights. needs_score: whether a score is needed for the network that the
+    last training starts from, although getting it takes half of the time. epochs: of each training, instead of as many
+    as there is time for. guess: seconds per FLOP of an epoch of the search, used if the winner has finished none.
+    max_memory: bytes that a training may take. data: name of the data, see `data_id`.
     """
 
     store: Store
@@ -95,11 +95,11 @@ class Final:
     recipe: Recipe
     deadline: Deadline
     _: KW_ONLY
-    chooser: Examples | None = None
-    everything: Examples | None = None
+    selection_set: Examples | None = None
+    all_examples: Examples | None = None
     seed: int = 0
     retrain: bool = False
-    judged: bool = False
+    needs_score: bool = False
     epochs: int | None = None
     guess: float = 0.0
     max_memory: int | None = None
@@ -119,22 +119,27 @@ class Final:
         """
         if self.winner.outcome is None:
             return self.winner
-        if self.everything is not None and (interrupted := self._find_interrupted(self.everything)):
-            return self._train_last(interrupted.proposal, self.store.trial(interrupted.scored_by), self.everything)
+        if self.all_examples is not None and (interrupted := self._find_interrupted(self.all_examples)):
+            return self._train_last(interrupted.proposal, self.store.trial(interrupted.scored_by), self.all_examples)
         compared = self._compare(*self._plan_variants())
         # the winner's score cannot be compared if it may have been trained on the examples that are held out here
-        without_winner = self.retrain or (self.everything is None and may_have_seen(self.store, self.winner, self.data))
+        without_winner = self.retrain or (
+            self.all_examples is None and may_have_seen(self.store, self.winner, self.data)
+        )
         results = compared if without_winner else [self.winner, *compared]
         results = [trial for trial in results if trial.kept and trial.score is not None] or [self.winner]
-        chosen, scores = _choose(self.store, results, self.task, self.chooser, self.deadline)
+        chosen, scores = _choose(self.store, results, self.task, self.selection_set, self.deadline)
         if chosen is self.winner and without_winner:
             return chosen
         longer = [trial for trial in results if trial is not self.winner]
-        final = chosen if self.everything is None else self._train_on_all(chosen, self.everything, longer)
+        final = chosen if self.all_examples is None else self._train_on_all(chosen, self.all_examples, longer)
         if scores:
-            held_out = {"examples": len(self.chooser or self.task.evaluation_set), "stopped": self.chooser is None}
+            held_out = {
+                "examples": len(self.selection_set or self.task.evaluation_set),
+                "stopped": self.selection_set is None,
+            }
             notes = {**dict(self.store.about.get("chosen") or {}), str(final.id): {**held_out, "scores": scores}}
-            self.store.note(chosen=notes)
+            self.store.update_about(chosen=notes)
         return final
 
     # -- trainings that are compared
@@ -142,12 +147,12 @@ class Final:
     def _plan_variants(self) -> tuple[list[Variant], float]:
         """The variants to train and compare, and the share of the time left that they get together."""
         longest = self.epochs or _max_epochs(self.recipe)
-        if self.everything is None:
+        if self.all_examples is None:
             share = 1.0
-        elif self.judged or self.retrain:
+        elif self.needs_score or self.retrain:
             share = MAX_COMPARED_SHARE
         else:
-            needed = longest / max(longest, self._passes(self.deadline.left, self.everything, scored=False))
+            needed = longest / max(longest, self._passes(self.deadline.left, self.all_examples, scored=False))
             share = min(MAX_COMPARED_SHARE, 1 - needed)
         variants = _variants(self.winner, replace(self.recipe, epochs=longest), self.retrain)
         while len(variants) > 1:
@@ -156,10 +161,10 @@ class Final:
                 break
             variants = variants[:-1]
         skip = len(variants) == 1
-        if skip and self.judged:  # one is enough for a score
+        if skip and self.needs_score:  # one is enough for a score
             skip = self._passes(share * self.deadline.left, self.task.train) < min(MIN_COMPARED_EPOCHS, longest)
         skip = skip or may_have_seen(self.store, self.winner, self.data)
-        return ([] if skip and self.everything is not None and not self.retrain else variants), share
+        return ([] if skip and self.all_examples is not None and not self.retrain else variants), share
 
     def _compare(self, variants: list[Variant], share: float) -> list[Trial]:
         """Train the variants, as many as there is time for, each in an equal part of that share of the time.
@@ -182,7 +187,7 @@ class Final:
             done.append(trial)
             outcome = trial.outcome
             if (
-                outcome and outcome.epochs and outcome.status in USABLE
+                outcome and outcome.epochs and outcome.status in USABLE_STATUSES
             ):  # the winner may have been trained by another worker
                 self._per_example, self._scoring = _costs(trial, self.task, self.guess)
             augmentable = self._strong_allowed and bool(variants) and variants[0][0].endswith(NO_SHIFT)
@@ -195,7 +200,7 @@ class Final:
 
     # -- the training on all examples
 
-    def _train_on_all(self, chosen: Trial, everything: Examples, longer: Sequence[Trial]) -> Trial:
+    def _train_on_all(self, chosen: Trial, all_examples: Examples, longer: Sequence[Trial]) -> Trial:
         """The trial of the chosen network trained on all examples, or the chosen trial if that fails or is no use.
 
         longer: the longer trainings among which it was chosen.
@@ -205,33 +210,33 @@ class Final:
             return chosen
         if base.best_epoch < 1 and (base.epochs or chosen is not self.winner):
             return chosen
-        passes = self._passes(self.deadline.left, everything, scored=False)
-        recipe = self._last_recipe(chosen, base, passes, len(everything), longer)
+        passes = self._passes(self.deadline.left, all_examples, scored=False)
+        recipe = self._last_recipe(chosen, base, passes, len(all_examples), longer)
         if recipe is None:
             return chosen
         why = {"final": "everything", **self._about, "score_of": chosen.id}
-        return self._train_last(Proposal(chosen.id, (), recipe, why), chosen, everything)
+        return self._train_last(Proposal(chosen.id, (), recipe, why), chosen, all_examples)
 
-    def _train_last(self, proposal: Proposal, chosen: Trial, everything: Examples) -> Trial:
+    def _train_last(self, proposal: Proposal, chosen: Trial, all_examples: Examples) -> Trial:
         """The trial of the training on all examples, or the chosen one if it fails or has made the network worse."""
         valid = self.task.valid
         check = 0.0 if valid is None else min(CHECK_PASSES * self._scoring, MAX_CHECK_SHARE * self.deadline.left)
-        last = self._train(proposal, self.deadline.earlier(check), everything, scored=False)
-        usable = last.kept and last.outcome is not None and last.outcome.status in USABLE
+        last = self._train(proposal, self.deadline.earlier(check), all_examples, scored=False)
+        usable = last.kept and last.outcome is not None and last.outcome.status in USABLE_STATUSES
         cut = last.outcome is None or last.outcome.status != "finished"
         if not usable or (cut and self.deadline.stopped):  # after a stop its learning rate has not decayed
             return chosen
         return chosen if _has_degraded(self.store, chosen, last, self.task, self.deadline) else last
 
-    def _find_interrupted(self, everything: Examples) -> Trial | None:
+    def _find_interrupted(self, all_examples: Examples) -> Trial | None:
         """A training on all examples that an earlier driver had started, to be continued before anything is compared.
 
         None if there is time now for one more than `RESTART_RATIO` times as long.
         """
         if self.retrain or self.epochs is not None:
             return None
-        kept, n = {trial.id for trial in self.store.trials if trial.kept}, len(everything)
-        passes = PLANNED_SPEEDUP * self._passes(self.deadline.left, everything, scored=False)
+        kept, n = {trial.id for trial in self.store.trials if trial.kept}, len(all_examples)
+        passes = PLANNED_SPEEDUP * self._passes(self.deadline.left, all_examples, scored=False)
         for trial in reversed(self.store.trials):
             why, recipe = trial.proposal.why, trial.proposal.recipe
             same = why.get("final") == "everything" and {**why, **self._about} == why and trial.parent in kept
@@ -257,12 +262,12 @@ class Final:
         if sized is None:
             return None
         lr = self.recipe.lr * min(1.0, min(passes, most) / FULL_RATE_PASSES)
-        return replace(sized, lr=max(LEAST_RATE, lr), patience=None)
+        return replace(sized, lr=max(MIN_LEARNING_RATE, lr), patience=None)
 
     def _all_worse(self, longer: Sequence[Trial], chosen: Trial) -> bool:
         """Whether the mean loss of each longer training exceeds that of the chosen trial, by `WORSE_STANDARD_ERRORS`
         standard errors of the difference on the selection set."""
-        examples = self.chooser or self.task.valid
+        examples = self.selection_set or self.task.valid
         if examples is None:
             return False
         losses = _losses(self.store, [chosen, *longer], examples, self.task, self.deadline)
@@ -294,8 +299,8 @@ class Final:
             self.store, self.executor, end, seed=self.seed, max_memory=self.max_memory, observer=self.observer
         )
         network = start if isinstance(start, Graph) else self.store.network(start)
-        trainings.begin(trial, network, again=started is not None, scored=scored)
-        while trainings.hear():
+        trainings.submit(trial, network, resumed=started is not None, scored=scored)
+        while trainings.wait():
             pass
         return self.store.trial(trial.id)
 
@@ -307,7 +312,7 @@ def may_have_seen(store: Store, winner: Trial, data: str) -> bool:
     that start from its weights cannot be compared then.
     """
     ancestors = lineage(store.trials, winner)
-    other = data_name(store.about.get("data")) != data
+    other = data_id(store.about.get("data")) != data
     return other or any(trial.proposal.why.get("final") == "everything" for trial in ancestors)
 
 
@@ -350,8 +355,8 @@ def _sized(recipe: Recipe, passes: float, n: int, epochs: int | None) -> Recipe 
 
 
 def _max_epochs(recipe: Recipe) -> int:
-    strong = recipe.augment.cutout >= CUTOUT_MORE and (recipe.augment.shift or 0.0) >= SHIFT_MORE
-    return LONGEST_STRONG if strong else LONGEST
+    strong = recipe.augment.cutout >= STRONG_CUTOUT and (recipe.augment.shift or 0.0) >= STRONG_SHIFT
+    return MAX_FINAL_EPOCHS_STRONG if strong else MAX_FINAL_EPOCHS
 
 
 def _variants(winner: Trial, recipe: Recipe, retrain: bool) -> list[Variant]:
@@ -361,7 +366,7 @@ def _variants(winner: Trial, recipe: Recipe, retrain: bool) -> list[Variant]:
     """
     start: Graph | int = winner.graph if retrain else winner.id
     variants = [("fresh" if retrain else "inherited", start, recipe)]
-    if _with_shift_decided(recipe).augment != recipe.augment and recipe.epochs > SHORT:
+    if _with_shift_decided(recipe).augment != recipe.augment and recipe.epochs > MAX_EPOCHS_WITHOUT_PATIENCE:
         no_shift = replace(recipe, augment=replace(recipe.augment, shift=0.0))
         variants.append((variants[0][0] + NO_SHIFT, start, no_shift))
     return variants if retrain else [*variants, ("fresh", winner.graph, recipe)]
@@ -370,7 +375,7 @@ def _variants(winner: Trial, recipe: Recipe, retrain: bool) -> list[Variant]:
 def _strongly_augmented(recipe: Recipe) -> Recipe:
     """The recipe with strong augmentation."""
     augment = recipe.augment
-    shift, cutout = max(SHIFT_MORE, augment.shift or 0.0), max(CUTOUT_MORE, augment.cutout)
+    shift, cutout = max(STRONG_SHIFT, augment.shift or 0.0), max(STRONG_CUTOUT, augment.cutout)
     return replace(recipe, augment=replace(augment, shift=shift, cutout=cutout))
 
 
@@ -393,10 +398,10 @@ def _has_memorised(store: Store, trial: Trial, task: Task, deadline: Deadline) -
 
 
 def _with_shift_decided(recipe: Recipe) -> Recipe:
-    """The recipe with an undecided shift set: `SHIFT` if the schedule is long enough to gain from it, else 0."""
+    """The recipe with an undecided shift set: to `DEFAULT_SHIFT` if the schedule is long enough for it, else 0."""
     if recipe.augment.shift is not None:
         return recipe
-    shift = SHIFT if recipe.epochs > SHORT else 0.0
+    shift = DEFAULT_SHIFT if recipe.epochs > MAX_EPOCHS_WITHOUT_PATIENCE else 0.0
     return replace(recipe, augment=replace(recipe.augment, shift=shift))
 
 
@@ -419,7 +424,7 @@ def _find_started(store: Store, proposal: Proposal, n: int) -> Trial | None:
         same = same and before.start == proposal.start
         if not same or without_length(before.recipe) != without_length(proposal.recipe):
             continue
-        if outcome is not None and not (outcome.status in USABLE and trial.kept and outcome.error != STOPPED):
+        if outcome is not None and not (outcome.status in USABLE_STATUSES and trial.kept and outcome.error != STOPPED):
             continue
         done = before.recipe if outcome is None else replace(before.recipe, epochs=max(1, outcome.epochs))
         if RESTART_RATIO * examples_seen(done) < examples_seen(proposal.recipe):
@@ -439,24 +444,26 @@ def _find_started(store: Store, proposal: Proposal, n: int) -> Trial | None:
 
 
 def _choose(
-    store: Store, results: list[Trial], task: Task, chooser: Examples | None, deadline: Deadline
+    store: Store, results: list[Trial], task: Task, selection_set: Examples | None, deadline: Deadline
 ) -> tuple[Trial, dict[str, float]]:
     """The best trial, and the scores on the examples that chose it, by id.
 
-    Trials are compared on the selection set `chooser`; by their own scores, and without such scores to return, if there
-    is none, or no time for it. Outputs are divided by the temperature that is calibrated on the validation set, as they
-    will be in use: a network that is trained longer, or with weaker augmentation, is more confident, for which alone
-    its log loss would be higher.
+    Trials are compared on the selection set `selection_set`; by their own scores, and without such scores to return, if
+    there is none, or no time for it. Outputs are divided by the temperature that is calibrated on the validation set,
+    as they will be in use: a network that is trained longer, or with weaker augmentation, is more confident, for which
+    alone its log loss would be higher.
     """
 
     worst = -math.inf, -math.inf
     objectives = {trial.outcome.objective for trial in results if trial.outcome is not None}
-    if chooser is None and objectives != {task.goal.objective}:  # scores of different objectives are not comparable
-        chooser = task.evaluation_set
+    if selection_set is None and objectives != {
+        task.goal.objective
+    }:  # scores of different objectives are not comparable
+        selection_set = task.evaluation_set
 
     def quality(trial: Trial) -> tuple[float, float]:
         """Higher is better: the score, and for equal scores minus the loss, or the id where nothing is evaluated."""
-        if chooser is None or trial.score is None or len(results) == 1:
+        if selection_set is None or trial.score is None or len(results) == 1:
             return worst if trial.score is None else (trial.score, trial.id)
         if (module := load_module(store, trial, task)) is None:
             return worst
@@ -467,12 +474,12 @@ def _choose(
                 raise OutOfTime("the deadline came before all networks were evaluated")
             return outputs
 
-        outputs, temperature = outputs_on(chooser), 1.0
+        outputs, temperature = outputs_on(selection_set), 1.0
         if not outputs.isfinite().all():
             return worst
         if task.valid is not None:
             temperature = task.goal.temperature(outputs_on(task.valid), task.valid.y, task.valid.weights)
-        args = outputs / temperature, chooser.y, chooser.weights
+        args = outputs / temperature, selection_set.y, selection_set.weights
         try:
             return task.goal.score_and_metric(*args)[0], -task.goal.loss(*args).item()
         except UndefinedMetric:
@@ -482,7 +489,7 @@ def _choose(
         qualities = {trial.id: quality(trial) for trial in results}
     except OutOfTime:
         return max(results, key=lambda trial: -math.inf if trial.score is None else trial.score), {}
-    evaluated = chooser is not None and len(results) > 1
+    evaluated = selection_set is not None and len(results) > 1
     scores = {str(id): score for id, (score, _) in qualities.items() if evaluated and math.isfinite(score)}
     return max(results, key=lambda trial: qualities[trial.id]), scores
 

@@ -19,7 +19,7 @@ _DEFAULT_HANDLERS: dict[signal.Signals, Any] = {
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def stop_on_signals() -> Iterator[Stop]:
     """A `Stop` that the first signal sets; the handlers are restored afterwards.
 
     After a SIGTERM, SystemExit is raised once the body has ended, with status 143, as shells report it. Outside the
@@ -31,8 +31,8 @@ def stopping() -> Iterator[Stop]:
     def handle(number: int, _: FrameType | None) -> None:
         nonlocal terminated
         terminated = terminated or number == signal.SIGTERM
-        if not stop.asked:
-            stop.asked = True
+        if not stop.requested:
+            stop.requested = True
         elif terminated:
             raise SystemExit(128 + signal.SIGTERM)
         else:

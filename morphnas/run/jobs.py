@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from morphnas.graph import SMALLEST, Graph, Morph, Network
+from morphnas.graph import MIN_MICRO_BATCH, Graph, Morph, Network
 from morphnas.run.checkpoints import Result
 from morphnas.run.files import RunError
 from morphnas.run.store import Store
 from morphnas.search.candidates import memory_ratio
 from morphnas.search.trial import Trial
 from morphnas.train.deadline import Stop
-from morphnas.train.predict import chunk
+from morphnas.train.predict import evaluation_batch_size
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.trainer import EachEpoch
 
@@ -44,9 +44,9 @@ class Job:
     max_latency: float | None = None
 
     @property
-    def chunk(self) -> int:
+    def evaluation_batch_size(self) -> int:
         """See `morphnas.train.predict.chunk`."""
-        return chunk(self.micro)
+        return evaluation_batch_size(self.micro)
 
 
 class DeviceLost(RunError):
@@ -66,15 +66,15 @@ class DeviceLost(RunError):
 class Executor(Protocol):
     """Runs jobs of one task, which its workers get once.
 
-    workers: number of jobs that run at a time. ahead: whether the searcher is asked for the next proposal while jobs
-    run, so that no worker is idle meanwhile, instead of after a result.
+    workers: number of jobs that run at a time. asks_ahead: whether the searcher is asked for the next proposal while
+    jobs run, so that no worker is idle meanwhile, instead of after a result.
     """
 
     @property
     def workers(self) -> int: ...
 
     @property
-    def ahead(self) -> bool: ...
+    def asks_ahead(self) -> bool: ...
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
         """Start a job. An error of the job or its worker becomes a "failed" outcome.
@@ -133,12 +133,12 @@ def result_of(future: Future[Result]) -> Result:
 def micro_batch(graph: Graph, batch_size: int, max_memory: int | None, trials: Sequence[Trial]) -> int | None:
     """Size of the micro-batches with which a training takes at most `max_memory` bytes; None: whole batches.
 
-    Based on `Graph.peak_bytes`, corrected by the memory that the trials took; at least `SMALLEST`.
+    Based on `Graph.peak_bytes`, corrected by the memory that the trials took; at least `MIN_MICRO_BATCH`.
     """
     size = batch_size
     limit = math.inf if max_memory is None else max_memory / memory_ratio(trials)
-    while size > SMALLEST and graph.peak_bytes(size) > limit:
-        size = max(SMALLEST, size // 2)
+    while size > MIN_MICRO_BATCH and graph.peak_bytes(size) > limit:
+        size = max(MIN_MICRO_BATCH, size // 2)
     return None if size == batch_size else size
 
 

@@ -18,10 +18,18 @@ from torch import Tensor, nn
 from morphnas.graph import Graph, Limits, Shape, cnn, mlp, resnet, to_module
 from morphnas.run.files import RunError
 from morphnas.train.augment import Draw
-from morphnas.train.data import Task, steps
+from morphnas.train.data import Task, batch_count
 from morphnas.train.predict import latency
-from morphnas.train.recipe import SHIFT, Augment, Optimizer, Precision, Recipe, at_usual_rate, known_fields
-from morphnas.train.step import EAGER, RECORDERS, Step, computing, to_memory_format
+from morphnas.train.recipe import (
+    DEFAULT_SHIFT,
+    Augment,
+    Optimizer,
+    Precision,
+    Recipe,
+    known_fields,
+    with_default_learning_rate,
+)
+from morphnas.train.step import EAGER_STEPS, GRAPH_RECORDERS, Step, autocast_to, to_memory_format
 
 log = logging.getLogger("morphnas")
 
@@ -37,16 +45,16 @@ TABULAR_WEIGHT_DECAY = 5e-3
 MIN_PASSES, MAX_PASSES = 5, 240
 """Passes over all examples that the final trainings of the largest starter should have time for: at least, and at most,
 as they could not use more."""
-AMPLE = 1e13
+AMPLE_COMPUTE = 1e13
 """Compute of the final trainings, in examples seen times FLOPs of `Graph.work`, above which the number of passes grows:
 as its cube root, the rest goes into larger networks."""
-MIN_SEEN, MIN_SEEN_COLOUR, AMPLE_FOR_FEW = 120_000, 60_000, 2.5e12
+MIN_SEEN, MIN_SEEN_COLOUR, AMPLE_COMPUTE_COLOUR = 120_000, 60_000, 2.5e12
 """Examples that the final trainings should see at least, repetitions counted, and the same for colour images: if there
 are few examples, all are seen more often. Within a minute, larger networks than that leads to are no better for grey
 images, and smaller ones leave time for a search and for comparing final trainings; for colour images smaller ones are
-worse (`benchmarks/sizes.py`). With more compute than the last of these, which is defined as `AMPLE` is, colour images
-are seen more often, as its cube root: longer trainings with strong augmentation then gain more than larger networks
-(`benchmarks/search_pays.py --width`)."""
+worse (`benchmarks/sizes.py`). With more compute than the last of these, which is defined as `AMPLE_COMPUTE` is, colour
+images are seen more often, as its cube root: longer trainings with strong augmentation then gain more than larger
+networks (`benchmarks/search_pays.py --width`)."""
 TYPICAL_WORK = 0.75
 """Approximate mean work of starters, as a share of the largest that is affordable."""
 MIN_FINAL_SHARE = 0.5
@@ -56,7 +64,7 @@ MIN_EPOCH_BATCHES = 16
 FINAL_PASSES = 45
 """Passes over all examples that the final trainings should have time for, with a network `MAX_GROWTH` times as large as
 a starter; and at least three quarters of those that `min_seen` makes."""
-FINAL_COLOURED, FINAL_SEEN_COLOUR = 120, 6_000_000
+FINAL_PASSES_COLOUR, FINAL_SEEN_COLOUR = 120, 6_000_000
 """The same for colour images, but no more passes than see so many examples in all: final trainings with strong
 augmentation gain more than a search, but have to be long, and compared with others (`benchmarks/search_pays.py`, for
 2,000 images; for many images, on a GPU, this is reasoned, not measured)."""
@@ -67,7 +75,7 @@ MAX_CHILD_COST = 2.0
 """Cost of the largest child allowed, relative to `CHILD_SHARE` of the time, or to a starter's cost if that is higher.
 Where starters have the largest width, final trainings may have time for networks of which a search could try only a
 few."""
-ENOUGH = 8
+MIN_SEARCH_NETWORKS = 8
 """Networks that a search should have time for. If it has not, only the starters are trained and the best of them gets
 the rest of the time, which is better than a search (`benchmarks/search_pays.py`)."""
 MAX_TIME_RATIO = 0.9
@@ -78,7 +86,7 @@ MIN_COLOUR_CHANNELS = 3
 WIDTHS = (256, 192, 128, 96, 64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 6, 4)
 """Widths of starters, of at least 8 for tabular data. Smaller ones cost as much (`benchmarks/cost_model.py`), and are
 only for limits that require them: `TINY_WIDTHS`."""
-WIDEST = {"cpu": 64}
+MAX_STARTER_WIDTH = {"cpu": 64}
 """Largest width of starters for images, by type of device; other devices have no such bound, as a narrow network leaves
 a GPU idle."""
 TINY_WIDTHS = (4, 2, 1)
@@ -87,7 +95,7 @@ STARTER_LATENCY_SHARE = 0.8
 training may be that far off (`benchmarks/latency.py`), and a search only makes networks slower."""
 PROBE_BYTES = 2**27
 """Memory that the small network which measures a CPU's speed may take."""
-BUSY = 128
+PROBE_WIDTH = 128
 """Width of the plain network that measures the speed of a device with CUDA graphs; some of its starters have it."""
 PROBE_LR = 2e-3
 """Highest learning rate at which captured steps are compared with eager ones: at usual rates, rounding differences
@@ -117,7 +125,7 @@ class Plan:
     threads: int
     searches: bool
 
-    def most(self, max_trials: int | None) -> int | None:
+    def max_networks(self, max_trials: int | None) -> int | None:
         """Maximum number of networks that a fit tries before its final trainings; None: unlimited."""
         starters = None if self.searches else len(self.starts)
         return min((n for n in (starters, max_trials) if n is not None), default=None)
@@ -199,7 +207,7 @@ def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True, max
     record: whether CUDA graphs may be used. They are not where processes share a GPU, which aborted some of those that
     replayed them (`benchmarks/gpu.py shared`).
     """
-    if task.device.type in RECORDERS:
+    if task.device.type in GRAPH_RECORDERS:
         return _measure_with_cuda_graphs(task, recipe, record)
     max_bytes = PROBE_BYTES if max_memory is None else min(PROBE_BYTES, max_memory)
     graph, n = _probe(tuple(task.train.x.shape[1:]), task.goal.outputs, recipe.batch_size, max_bytes)
@@ -212,7 +220,7 @@ def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True, max
 
     def step(precision: Precision) -> float:
         start = time.perf_counter()
-        with computing(precision, task.device):
+        with autocast_to(precision, task.device):
             outputs = module(x)
         task.goal.loss(outputs.float(), batch.y).backward()
         return time.perf_counter() - start
@@ -263,7 +271,9 @@ def _measure_with_cuda_graphs(task: Task, recipe: Recipe, record: bool) -> Pace:
     steps, the changes of the weights may differ by a tenth of their norm.
     """
     shape = tuple(task.train.x.shape[1:])
-    graph = cnn(shape, task.goal.outputs, width=BUSY) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=256)
+    graph = (
+        cnn(shape, task.goal.outputs, width=PROBE_WIDTH) if len(shape) > 1 else mlp(shape, task.goal.outputs, width=256)
+    )
     index = torch.arange(min(len(task.train), max(2, recipe.batch_size)))
     draw = Draw.of(index, shape, recipe.augment, torch.Generator().manual_seed(0))
     draw = draw.to(task.device, task.train.x.device)
@@ -281,7 +291,7 @@ def _measure_with_cuda_graphs(task: Task, recipe: Recipe, record: bool) -> Pace:
         module = copy.deepcopy(start)
         settings = replace(recipe, precision=precision, cuda_graphs=cuda_graphs)
         step, times, lr = Step(module, task, settings, mirrored=mirrored), [], min(0.1, PROBE_LR / recipe.lr)
-        for _ in range(EAGER + 1):
+        for _ in range(EAGER_STEPS + 1):
             step(draw, lr).item()
         for _ in range(3):
             before = time.perf_counter()
@@ -339,12 +349,14 @@ def default_recipe(n: int, device: torch.device, augment: bool | None, shape: Sh
     Whitening first filters help on colour images and hurt on grey ones (`benchmarks/ablation_recipe.py`).
     """
     size, spatial = batch_size(n, device), len(shape) > 1
-    shift = {None: None, True: SHIFT, False: 0.0}[augment]
+    shift = {None: None, True: DEFAULT_SHIFT, False: 0.0}[augment]
     augmentation = Augment(shift=shift, flip=None) if spatial and augment is not False else Augment()
     optimizer: Optimizer = "muon" if spatial else "sgd"
-    epochs = EPOCHS if spatial else max(EPOCHS, min(MAX_TABULAR_EPOCHS, math.ceil(TABULAR_STEPS / steps(n, size))))
+    epochs = (
+        EPOCHS if spatial else max(EPOCHS, min(MAX_TABULAR_EPOCHS, math.ceil(TABULAR_STEPS / batch_count(n, size))))
+    )
     recipe = Recipe(epochs=epochs, batch_size=size, optimizer=optimizer, whiten=is_colour(shape), augment=augmentation)
-    return at_usual_rate(recipe if spatial else replace(recipe, weight_decay=TABULAR_WEIGHT_DECAY))
+    return with_default_learning_rate(recipe if spatial else replace(recipe, weight_decay=TABULAR_WEIGHT_DECAY))
 
 
 def is_colour(shape: Shape) -> bool:
@@ -374,9 +386,9 @@ def plan(
     """The plan of a whole run of `seconds` on n examples of that shape.
 
     Networks are as large as possible if the final trainings are to see all examples `MIN_PASSES` times, and at least
-    `min_seen` examples; with more time they see them more often, see `AMPLE`. For few examples both larger and smaller
-    networks are worse after the same time on a CPU (`benchmarks/sizes.py`). Children see as many examples as they have
-    time for, in epochs that are a part of large data.
+    `min_seen` examples; with more time they see them more often, see `AMPLE_COMPUTE`. For few examples both larger and
+    smaller networks are worse after the same time on a CPU (`benchmarks/sizes.py`). Children see as many examples as
+    they have time for, in epochs that are a part of large data.
 
     recipe: of children; its `examples` are chosen here unless they are set. depth, width: of all starters, instead of
     affordable ones. initial: graphs to start from instead of starters. workers: number that train at a time; the final
@@ -386,7 +398,7 @@ def plan(
     """
     cost = max(pace.seconds_per_flop, 1e-30)
     room = MIN_FINAL_SHARE * seconds / cost  # work times passes
-    many, few = (max(1.0, n * room / ample) ** (1 / 3) for ample in (AMPLE, AMPLE_FOR_FEW))
+    many, few = (max(1.0, n * room / ample) ** (1 / 3) for ample in (AMPLE_COMPUTE, AMPLE_COMPUTE_COLOUR))
     passes = min(MAX_PASSES, max(MIN_PASSES * many, min_seen(shape) / n * (few if is_colour(shape) else 1.0)))
     largest = room / passes
     _check_initial(initial, shape, outputs, limits)
@@ -396,11 +408,11 @@ def plan(
     recipe = _with_length(recipe, n, CHILD_SHARE * seconds / (cost * typical))
     final = max(FINAL_PASSES, 0.75 * min_seen(shape) / n)
     if is_colour(shape):
-        final = max(final, min(FINAL_COLOURED, FINAL_SEEN_COLOUR / n))
+        final = max(final, min(FINAL_PASSES_COLOUR, FINAL_SEEN_COLOUR / n))
     expected = TYPICAL_WORK * largest  # whichever widths there are, so that similar machines have similar plans
     final *= cost * MAX_GROWTH * (expected if expected / 2 < typical < 2 * expected else typical) / seconds
     share = 1 - min(1.0 if workers == 1 else 0.6, max(MIN_FINAL_SHARE, final))
-    searches = share * workers >= ENOUGH * CHILD_SHARE
+    searches = share * workers >= MIN_SEARCH_NETWORKS * CHILD_SHARE
     if not searches:
         share = _share_of_starters(len(starts))
     part = 1.0 if recipe.examples is None else recipe.examples / n
@@ -428,7 +440,7 @@ def _starters(
     affordable: Sequence[int] = [w for w in WIDTHS if w >= 8]
     if len(shape) > 1:
         families = [(cnn, 1.0, 4), (resnet, 1.0, 2)]
-        affordable = [w for w in WIDTHS if w <= WIDEST.get(device.type, max(WIDTHS))]
+        affordable = [w for w in WIDTHS if w <= MAX_STARTER_WIDTH.get(device.type, max(WIDTHS))]
 
     def largest_of(make: Callable[..., Graph], default_depth: int, max_work: float, limits: Limits = limits) -> Graph:
         """The network of a family with the most parameters within the limits and the work, or if all are tiny, within
@@ -436,25 +448,25 @@ def _starters(
         """
         for widths in [(width,)] if width else [affordable, TINY_WIDTHS]:
             graphs = [_starter(make, shape, outputs, w, depth or default_depth) for w in widths]
-            if allowed := [graph for graph in graphs if limits.refuse(graph) is None]:
+            if allowed := [graph for graph in graphs if limits.violation(graph) is None]:
                 quick = [graph for graph in allowed if graph.work <= max_work or widths is TINY_WIDTHS]
                 return max(quick, key=lambda g: g.parameters) if quick else min(allowed, key=lambda g: g.work)
         return graphs[-1]
 
     deeper = [largest_of(make, default_depth, factor * largest) for make, factor, default_depth in families]
-    starts = [graph for graph in deeper if limits.refuse(graph) is None]
+    starts = [graph for graph in deeper if limits.violation(graph) is None]
     if not starts:
         shallow = [largest_of(make, 1, 0) for make, _, _ in families]
-        starts = [graph for graph in shallow if limits.refuse(graph) is None]
+        starts = [graph for graph in shallow if limits.violation(graph) is None]
     if not starts:
         tiny = min((*deeper, *shallow), key=lambda graph: (limits.latency(graph), graph.parameters))
-        raise ValueError(f"limits: no first network meets them; the smallest one has {limits.refuse(tiny)}")
+        raise ValueError(f"limits: no first network meets them; the smallest one has {limits.violation(tiny)}")
     if limits.max_latency_ms is not None and not depth:
         safe = replace(limits, max_latency_ms=STARTER_LATENCY_SHARE * limits.max_latency_ms)
         make, factor, default_depth = families[0]
         shallower = (largest_of(make, d, factor * largest, safe) for d in range(default_depth, 0, -1))
-        if all(map(safe.refuse, starts)):
-            starts += [graph for graph in shallower if safe.refuse(graph) is None][:1]
+        if all(map(safe.violation, starts)):
+            starts += [graph for graph in shallower if safe.violation(graph) is None][:1]
     return starts
 
 
@@ -489,5 +501,5 @@ def _check_initial(initial: Sequence[Graph], shape: Shape, outputs: int, limits:
             raise ValueError(f"initial_networks[{i}] takes inputs of shape {takes}, but the examples are {shape}")
         if gives != (outputs,):
             raise ValueError(f"initial_networks[{i}] gives {gives}, but {outputs} outputs are needed")
-        if (why := limits.refuse(graph)) is not None:
+        if (why := limits.violation(graph)) is not None:
             raise ValueError(f"initial_networks[{i}] exceeds the limits: {why}")

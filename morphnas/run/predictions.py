@@ -12,7 +12,7 @@ from morphnas.run.store import Store
 from morphnas.search.trial import Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline
-from morphnas.train.predict import chunk, predict
+from morphnas.train.predict import evaluation_batch_size, predict
 from morphnas.train.step import is_out_of_memory
 
 log = logging.getLogger("morphnas")
@@ -20,7 +20,7 @@ log = logging.getLogger("morphnas")
 
 def chunk_size(trial: Trial) -> int:
     """Examples to pass through a trial's network at a time."""
-    return chunk(None if trial.outcome is None else trial.outcome.micro_batch)
+    return evaluation_batch_size(None if trial.outcome is None else trial.outcome.micro_batch)
 
 
 def load_module(store: Store, trial: Trial, task: Task) -> nn.Module | None:

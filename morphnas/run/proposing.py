@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from morphnas.graph import Network
-from morphnas.graph.morphs import check_stored
+from morphnas.graph.morphs import check_storable
 from morphnas.run.files import RunError
 from morphnas.run.store import Store
 from morphnas.search.trial import Budget, Proposal, Searcher, Trial, grow_proposal
-from morphnas.train.deadline import POLL, Deadline
+from morphnas.train.deadline import POLL_SECONDS, Deadline
 
 SWITCH_INTERVAL = 1e-4
 """Seconds for which a thread that asks ahead may hold Python's global interpreter lock. The default is 5 ms, for which
@@ -88,7 +88,7 @@ class Asker:
                 raise TypeError(f"a searcher's ask returns a Proposal or None, not {answer!r:.100}")
             if answer is not None:
                 for morph in answer.morphs:
-                    check_stored(morph)
+                    check_storable(morph)
                 grow_proposal(answer, {trial.id: trial.graph for trial in trials})
         except Exception as error:
             raise SearcherError(f"the searcher failed: {type(error).__name__}: {error}") from error
@@ -106,7 +106,7 @@ class Asker:
         """
         pending, self._pending = self._pending, None
         while pending and not (pending.done() or deadline.passed):
-            wait([pending], min(deadline.left, POLL))
+            wait([pending], min(deadline.left, POLL_SECONDS))
         return pending.result() if pending and pending.done() else (None, None)
 
     def _ask_and_read(self, trials: Sequence[Trial], budget: Budget) -> tuple[Proposal | None, Network | None]:

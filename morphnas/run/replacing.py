@@ -16,7 +16,7 @@ MIN_TRAINING_RATIO = 0.5
 
 
 def model_to_keep(
-    store: Store, best: Trial, final: Trial, task: Task, everything: Examples | None, data: str | None
+    store: Store, best: Trial, final: Trial, task: Task, all_examples: Examples | None, data: str | None
 ) -> tuple[Trial, Trial]:
     """The winner of the search and the trial of the final model: `best` and `final`, or those of the existing model.
 
@@ -28,7 +28,7 @@ def model_to_keep(
     old_final, old_best = (known.get(store.about.get(name, -1)) for name in ("final", "best"))
     if old_final is None or old_best is None or old_final.id == final.id or not (old_final.final and old_final.kept):
         return best, final
-    sizes = len(task.train), len(everything or task.train)
+    sizes = len(task.train), len(all_examples or task.train)
     old_seen, new_seen = (_examples_seen(store, trial, sizes) for trial in (old_final, final))
     required = 1.0
     if data is not None and _same_examples(old_final.proposal.why.get("data"), data):
@@ -45,7 +45,7 @@ def model_to_keep(
 
 
 def _same_examples(name: object, other: str) -> bool:
-    """Whether two names of data are of the same training data, whatever is held out, see `data_name`."""
+    """Whether two names of data are of the same training data, whatever is held out, see `data_id`."""
     return isinstance(name, str) and name.partition(", ")[0] == other.partition(", ")[0]
 
 

@@ -34,13 +34,13 @@ MAX_FLIP_DROP = 0.03
 UNLIMITED = Limits()
 
 
-def decide_flip(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recipe:
+def decide_flip(recipe: Recipe, trials: Sequence[Trial], baseline_metric: float) -> Recipe:
     """The recipe with `flip` decided by the first network that is good enough, or unchanged if there is none.
 
     Flips are used unless its metric drops on mirrored images by more than `MAX_FLIP_DROP` plus 1.64 standard errors
     (5 %, one-sided; an upper bound on the error of a difference of two shares of the same examples). It is good enough
-    with a metric of at least 30 points above `chance`, or half of what is left above it. Until then networks are
-    trained without flips, and evaluated on mirrored images.
+    with a metric of at least 30 points above `baseline_metric`, or half of what is left above it. Until then networks
+    are trained without flips, and evaluated on mirrored images.
     """
     if recipe.augment.flip is not None:
         return recipe
@@ -48,7 +48,7 @@ def decide_flip(recipe: Recipe, trials: Sequence[Trial], chance: float) -> Recip
         outcome = trial.outcome
         if outcome is None or outcome.upright is None or outcome.mirrored is None:
             continue
-        if outcome.upright >= min(chance + 0.3, (1 + chance) / 2):
+        if outcome.upright >= min(baseline_metric + 0.3, (1 + baseline_metric) / 2):
             differing = min(1.0, 2 - outcome.upright - outcome.mirrored)
             error = math.sqrt(max(0.0, differing) / max(1, outcome.examples))
             flip = outcome.upright - outcome.mirrored < MAX_FLIP_DROP + 1.64 * error
@@ -89,7 +89,7 @@ class Search:
     _: KW_ONLY
     seed: int = 0
     max_trials: int | None = None
-    chance: float = 0.0
+    baseline_metric: float = 0.0
     guess: float = 0.0
     limits: Limits = UNLIMITED
     max_memory: int | None = None
@@ -114,7 +114,7 @@ class Search:
             keep=self.keep,
             observer=self.observer,
         )
-        self._asker = Asker(self.searcher, self.store, self.executor.ahead, self.deadline.clock)
+        self._asker = Asker(self.searcher, self.store, self.executor.asks_ahead, self.deadline.clock)
         self._started, self._refused = False, 0
 
     def run(self) -> None:
@@ -131,10 +131,10 @@ class Search:
                         self._begin(*job)
                 except SearcherError as error:
                     failed = error
-                if not self._trainings.hear():
+                if not self._trainings.wait():
                     break
-        self.store.put_back()
-        self.store.written()
+        self.store.restore_reopened()
+        self.store.wait_for_writes()
         if failed is None:
             return
         if not any(trial.kept for trial in self.store.trials):
@@ -187,8 +187,8 @@ class Search:
             proposal = asker.ask_now(others, self._budget(trials))  # may propose the failed ones again
         if proposal is None or (deadline.passed and not needed):
             return None
-        given = {"weights": "given"} if self.store.gives(proposal.start) else {}
-        recipe, why = decide_flip(proposal.recipe, trials, self.chance), {**proposal.why, **given}
+        given = {"weights": "given"} if self.store.has_start_weights(proposal.start) else {}
+        recipe, why = decide_flip(proposal.recipe, trials, self.baseline_metric), {**proposal.why, **given}
         return self.store.claim(replace(proposal, recipe=recipe, why=why)), network
 
     def _ask_ahead(self, trial: Trial) -> None:
@@ -200,7 +200,7 @@ class Search:
 
     def _begin(self, trial: Trial, network: Graph | Network | None) -> None:
         self._started = True
-        if (refused := self.limits.refuse(trial.graph)) is not None:
+        if (refused := self.limits.violation(trial.graph)) is not None:
             self._trainings.fail(trial, f"the proposed network exceeds the limits: {refused}")
             self._refused += 1
             if self._refused == MAX_REFUSED:
@@ -215,7 +215,7 @@ class Search:
             return
         if len(self._trainings) + 1 == self.executor.workers:
             self._ask_ahead(trial)
-        self._trainings.begin(trial, network, again=trial.id in self._interrupted)
+        self._trainings.submit(trial, network, resumed=trial.id in self._interrupted)
 
 
 def _usable(trial: Trial) -> bool:

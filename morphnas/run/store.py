@@ -34,9 +34,17 @@ from typing import Any, Protocol, Self
 from filelock import FileLock, Timeout
 
 from morphnas.graph import Graph, Network, Weights
-from morphnas.graph.graph import bounded
+from morphnas.graph.graph import check_size
 from morphnas.graph.morphs import UnknownMorph, stored_morph
-from morphnas.run.files import RunError, inside, read_json, read_weights, write_json, write_tensors, writing
+from morphnas.run.files import (
+    RunError,
+    check_inside,
+    explain_write_errors,
+    read_json,
+    read_weights,
+    write_json,
+    write_tensors,
+)
 from morphnas.run.frames import CURVE_COLUMNS, TRIAL_COLUMNS, curve_rows, frame, trial_rows
 from morphnas.search.network_surrogate import winner
 from morphnas.search.pareto import COSTS, check_cost, front
@@ -121,14 +129,14 @@ def _read_trials(path: Path) -> Iterator[Trial]:
         if not (folder / "proposal.json").exists():
             continue  # the driver died between creating the folder and writing the proposal
         try:
-            data = read_json(inside(folder / "proposal.json", path))
+            data = read_json(check_inside(folder / "proposal.json", path))
             proposal = proposal_from_json(data)
             if proposal.parent is not None and proposal.parent >= int(name):
                 raise ValueError(f"it starts from trial {proposal.parent}, which is no earlier one")
             committed = (folder / "trial.json").exists()
             unknown = any(isinstance(morph, UnknownMorph) for morph in proposal.morphs)
             use_stored = "graph" in data and (committed or unknown)  # readable even if the parent is damaged
-            graph = Graph.from_json(data["graph"]) if use_stored else bounded(grow_proposal(proposal, graphs))
+            graph = Graph.from_json(data["graph"]) if use_stored else check_size(grow_proposal(proposal, graphs))
             since, begun = data.get("since"), data.get("begun")
             trial = Trial(
                 int(name),
@@ -138,7 +146,7 @@ def _read_trials(path: Path) -> Iterator[Trial]:
                 begun=begun if is_number(begun) else None,
             )
             if committed:
-                end = read_json(inside(folder / "trial.json", path))
+                end = read_json(check_inside(folder / "trial.json", path))
                 if end.get("format") != FORMAT:
                     raise ValueError(f"trial.json has format {end.get('format')!r}, this version reads {FORMAT}")
                 outcome = Outcome.from_json(end.get("outcome", {}))
@@ -185,7 +193,7 @@ class Store:
             raise
         store = cls(path, _acquire_lock(path), {"format": FORMAT, **about, "host": socket.gethostname()})
         try:
-            with writing(path):
+            with explain_write_errors(path):
                 if holds_run(path):  # so that nothing resumes its remains if this is interrupted
                     write_json(path / "run.json", {"format": FORMAT})
                 for name in ("trials", "model", "graphs", "starts"):
@@ -211,7 +219,7 @@ class Store:
         try:
             for folder in (path, path / "model", *(path / "trials").glob("*")):
                 for temporary in folder.glob(".*.tmp"):  # left by a driver that died while writing
-                    inside(temporary, path).unlink(missing_ok=True)
+                    check_inside(temporary, path).unlink(missing_ok=True)
             for left in path.glob("morphnas-????????"):  # folders of `process_executor`, if workers were killed, too
                 if left.is_dir() and not left.is_symlink() and {e.name for e in left.iterdir()} <= {"task.pt"}:
                     shutil.rmtree(left, ignore_errors=True)
@@ -266,13 +274,13 @@ class Store:
     def claim(self, proposal: Proposal) -> Trial:
         """Give the proposal an id and write it to disk, after its parent."""
         if proposal.parent is not None:
-            self.written(proposal.parent)
+            self.wait_for_writes(proposal.parent)
         graph = grow_proposal(proposal, {trial.id: trial.graph for trial in self._trials.values()})
         id = max(self._trials, default=-1) + 1
         while (_trial_folder(self.path, id) / "proposal.json").exists():  # a trial that could not be read
             id += 1
-        with writing(self.path):
-            inside(_trial_folder(self.path, id), self.path).mkdir(exist_ok=True)
+        with explain_write_errors(self.path):
+            check_inside(_trial_folder(self.path, id), self.path).mkdir(exist_ok=True)
         first, start_time = self._since = self._since or (id, time.monotonic())
         begun = round(time.monotonic() - start_time, 3)
         data = proposal_to_json(proposal) | {"since": first, "begun": begun}
@@ -289,14 +297,14 @@ class Store:
 
         in_background: write in a separate thread. Methods that need the files wait for it and raise its errors.
         """
-        self.written()
+        self.wait_for_writes()
         earlier = self._reopened.pop(id, None)
         if earlier is not None and earlier.outcome is not None:
             if weights is None or outcome.epochs < earlier.outcome.epochs:
                 self._trials[id] = earlier
                 return earlier
             if self.about.get("final") == id:  # its network has changed, so the model is out of date
-                self.note(best=None, final=None, members=None)
+                self.update_about(best=None, final=None, members=None)
         ended = replace(self._trials[id], outcome=outcome, kept=weights is not None)
         if in_background:
             self._pending_write = id, self._writer.submit(self._commit, ended, weights)
@@ -331,12 +339,12 @@ class Store:
         self._reopened[id] = self._trials[id]
         self._trials[id] = replace(self._trials[id], outcome=None, kept=False)
 
-    def put_back(self) -> None:
+    def restore_reopened(self) -> None:
         """Restore the results of trials that were reopened and not finished since."""
         self._trials |= self._reopened
         self._reopened.clear()
 
-    def written(self, id: int | None = None) -> None:
+    def wait_for_writes(self, id: int | None = None) -> None:
         """Wait for the pending write (only if it is of trial `id`); RunError, in all later calls too, if it failed."""
         if self._pending_write is not None:
             trial_id, future = self._pending_write
@@ -349,8 +357,8 @@ class Store:
 
     def drop_weights(self, id: int) -> None:
         """Delete a trial's weights, so that nothing can start from it any more."""
-        self.written(id)
-        with writing(self.path):
+        self.wait_for_writes(id)
+        with explain_write_errors(self.path):
             (_trial_folder(self.path, id) / "weights.safetensors").unlink(missing_ok=True)
         self.forget_weights(id)
 
@@ -360,20 +368,20 @@ class Store:
             self._trials[id] = replace(self._trials[id], kept=False)
 
     def network(self, id: int) -> Network:
-        self.written(id)
+        self.wait_for_writes(id)
         return load_network(self.path, self.trial(id))
 
-    def give(self, network: Network) -> None:
+    def add_start_weights(self, network: Network) -> None:
         """Store weights that trials which start from the network's graph are to begin with."""
         file = self._start_file(network.graph)
-        with writing(self.path):
-            inside(file.parent, self.path).mkdir(exist_ok=True)
+        with explain_write_errors(self.path):
+            check_inside(file.parent, self.path).mkdir(exist_ok=True)
         write_tensors(file, network.weights)
 
     def _start_file(self, graph: Graph) -> Path:
         return self.path / "starts" / f"{graph.key}.safetensors"
 
-    def gives(self, start: Graph | int) -> bool:
+    def has_start_weights(self, start: Graph | int) -> bool:
         """Whether weights were stored by `give` for this start."""
         return isinstance(start, Graph) and self._start_file(start).is_file()
 
@@ -381,12 +389,12 @@ class Store:
         """What a proposal starts from, with its weights if there are any; RunError if they cannot be read."""
         if not isinstance(start, Graph):
             return self.network(start)
-        file = inside(self._start_file(start), self.path)
-        return Network(start, read_weights(file, start)) if self.gives(start) else start
+        file = check_inside(self._start_file(start), self.path)
+        return Network(start, read_weights(file, start)) if self.has_start_weights(start) else start
 
-    def note(self, **facts: Any) -> None:
+    def update_about(self, **facts: Any) -> None:
         """Add facts to run.json, or replace them."""
-        self.written()
+        self.wait_for_writes()
         self.about = {**self.about, **facts}
         write_json(self.path / "run.json", self.about)
 
@@ -396,8 +404,8 @@ class Store:
         about: further entries of model.json.
         """
         folder = self.path / "model"
-        with writing(folder):
-            inside(folder, self.path).mkdir(exist_ok=True)
+        with explain_write_errors(folder):
+            check_inside(folder, self.path).mkdir(exist_ok=True)
         old = {entry.name for entry in folder.glob("*.safetensors")}
         name = next(name for i in range(len(old) + 1) if (name := f"weights-{i}.safetensors") not in old)
         write_tensors(folder / name, network.weights)
@@ -416,7 +424,7 @@ def _is_leftover(entry: Path) -> bool:
 _HOLDER = re.compile(r"process (\d+) on (.+)")
 
 
-def being_written(path: Path) -> bool:
+def is_being_written(path: Path) -> bool:
     """Whether a process is writing to the run, according to the file `holder`; on another machine it may have ended."""
     try:
         holder = _HOLDER.fullmatch((path / "holder").read_text())
@@ -456,7 +464,7 @@ def load_about(path: Path) -> dict[str, Any]:
     """The contents of run.json; RunError if the folder holds no run, or one in another format."""
     if not holds_run(path):
         raise RunError(f"{str(path)!r} holds no run: there is no run.json in it")
-    about = read_json(inside(path / "run.json", path))
+    about = read_json(check_inside(path / "run.json", path))
     if about.get("format") != FORMAT:
         raise RunError(f"{path / 'run.json'} has format {about.get('format')!r}, but this version reads {FORMAT}")
     return about
@@ -467,11 +475,11 @@ def load_network(path: Path, trial: Trial) -> Network:
         status = "still running" if trial.outcome is None else trial.outcome.status
         why = f"{status}, but they were not kept" if status == "finished" else status
         raise RunError(f"trial {trial.id} has no weights: {why}")
-    file = inside(_trial_folder(path, trial.id) / "weights.safetensors", path)
+    file = check_inside(_trial_folder(path, trial.id) / "weights.safetensors", path)
     return Network(trial.graph, read_weights(file, trial.graph))
 
 
-def data_name(fingerprint: object) -> str:
+def data_id(fingerprint: object) -> str:
     """A string that identifies the training data and a validation set given by the user; "" if it is not known.
 
     fingerprint: the entry "data" of run.json.
@@ -485,7 +493,7 @@ def data_name(fingerprint: object) -> str:
 
 def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
     """The network that predicts, and the contents of model.json."""
-    about = read_json(inside(path / "model" / "model.json", path))
+    about = read_json(check_inside(path / "model" / "model.json", path))
     if about.get("format") != FORMAT:
         raise RunError(f"{path / 'model'} has format {about.get('format')!r}, this version reads {FORMAT}")
     name = about.get("weights")
@@ -495,7 +503,7 @@ def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
         graph = Graph.from_json(about.get("graph"))
     except ValueError as error:
         raise RunError(f"{path / 'model' / 'model.json'} holds no network: {error}") from error
-    return Network(graph, read_weights(inside(path / "model" / name, path), graph)), about
+    return Network(graph, read_weights(check_inside(path / "model" / name, path), graph)), about
 
 
 @dataclass(frozen=True, repr=False)
@@ -535,8 +543,8 @@ class Run:
 
     @property
     def data(self) -> str:
-        """Identifies the data of the search, see `data_name`."""
-        return data_name(self.about.get("data"))
+        """Identifies the data of the search, see `data_id`."""
+        return data_id(self.about.get("data"))
 
     def front(self, cost: str = "flops") -> list[Trial]:
         """The Pareto front: trials with a better score than all others of the same or lower cost, the cheapest first.
@@ -625,7 +633,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 def _other_version(path: Path) -> bool:
     """Whether run.json is readable and states a format, in which case it is not damaged."""
     try:
-        return "format" in read_json(inside(path / "run.json", path))
+        return "format" in read_json(check_inside(path / "run.json", path))
     except RunError:
         return False
 

@@ -14,13 +14,13 @@ from morphnas.run.observers import Observer
 from morphnas.run.pruning import prune
 from morphnas.run.store import Store
 from morphnas.search.trial import STOPPED, Trial
-from morphnas.train.deadline import NEVER, POLL, Deadline
+from morphnas.train.deadline import NEVER, POLL_SECONDS, Deadline
 from morphnas.train.recipe import Outcome
 
 
 @dataclass(eq=False)
 class Trainings:
-    """The trials that run on an executor: `begin` submits one, `hear` waits for the next event of any of them.
+    """The trials that run on an executor: `submit` starts one, `wait` waits for the next event of any of them.
 
     Results are written to the store, and the observer is called, in the thread that created this object. A worker
     that returns no result soon after the deadline is not waited for: its trial has failed. When a stop is requested,
@@ -55,8 +55,8 @@ class Trainings:
     def full(self) -> bool:
         return len(self) >= self.executor.workers
 
-    def begin(self, trial: Trial, start: Graph | Network, again: bool = False, scored: bool = True) -> None:
-        """Submit a trial's training. again: an earlier driver had started it. scored: see `Job`."""
+    def submit(self, trial: Trial, start: Graph | Network, resumed: bool = False, scored: bool = True) -> None:
+        """Submit a trial's training. resumed: an earlier driver had started it. scored: see `Job`."""
         if self.observer:
             self.observer.trial_begins(trial)
         recipe = trial.proposal.recipe
@@ -75,7 +75,7 @@ class Trainings:
         try:
             future = submit(self.executor, job, lambda outcome: self._epoch_done(trial, outcome))
         except DeviceLost as error:
-            raise error.for_user(self.store, trial, again) from error
+            raise error.for_user(self.store, trial, resumed) from error
         self._running[trial.id] = future
         future.add_done_callback(lambda future: self._events.put((trial, future)))
 
@@ -85,8 +85,9 @@ class Trainings:
             self.observer.trial_begins(trial)
         self._finish(trial, Outcome("failed", error=error), None)
 
-    def hear(self) -> bool:
-        """Wait for an event, for at most `POLL` seconds, and handle it. False if no running trial is waited for."""
+    def wait(self) -> bool:
+        """Wait for an event, for at most `POLL_SECONDS` seconds, and handle it. False if no running trial is waited
+        for."""
         if not self._running:
             return False
         until = self._give_up_at if self.deadline.passed else self.deadline
@@ -97,7 +98,7 @@ class Trainings:
                 self._cancel_queued()
             until = self._stop_deadline
         try:
-            trial, event = self._events.get(timeout=min(until.left, POLL))
+            trial, event = self._events.get(timeout=min(until.left, POLL_SECONDS))
         except Empty:
             return not until.passed or self._handle_overdue()
         if isinstance(event, Outcome):
@@ -115,14 +116,14 @@ class Trainings:
         return True
 
     def _epoch_done(self, trial: Trial, outcome: Outcome) -> None:
-        """Call the observer; from another thread, leave that to `hear`."""
+        """Call the observer; from another thread, leave that to `wait`."""
         if threading.get_ident() != self._thread:
             self._events.put((trial, outcome))
         elif self.observer:
             self.observer.epoch_done(trial, outcome)
 
     def _finish(self, trial: Trial, outcome: Outcome, weights: Weights | None) -> None:
-        ended = self.store.finish(trial.id, outcome, weights, in_background=self.executor.ahead)
+        ended = self.store.finish(trial.id, outcome, weights, in_background=self.executor.asks_ahead)
         prune(self.store, self.keep)
         if self.observer:
             self.observer.trial_ends(ended)

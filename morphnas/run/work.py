@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from morphnas.graph import (
-    SMALLEST,
+    MIN_MICRO_BATCH,
     Conv,
     Graph,
     Morph,
@@ -23,21 +23,21 @@ from morphnas.graph import (
     to_module,
     weights_of,
 )
-from morphnas.run.checkpoints import Keeper, Result, Saved
+from morphnas.run.checkpoints import CheckpointWriter, Result, Saved
 from morphnas.run.jobs import DeviceLost, Job
 from morphnas.train.calibrate import calibrate
 from morphnas.train.checkpoint import CheckpointMismatch
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime
 from morphnas.train.predict import Diverged, evaluate, full_precision, latency, predict
-from morphnas.train.recipe import LEAST_RATE, Outcome
+from morphnas.train.recipe import MIN_LEARNING_RATE, Outcome
 from morphnas.train.step import is_device_lost, is_out_of_memory, to_memory_format
 from morphnas.train.trainer import MAX_ERROR_LENGTH, EachEpoch, train
 from morphnas.train.whitening import whitening
 
 log = logging.getLogger("morphnas")
 
-PROOF = 1e-3
+MAX_MORPH_ERROR = 1e-3
 """Largest difference between the outputs of child and parent that is accepted, relative to the largest output, in
 float32."""
 RETRY_LR_DIVISOR = 4.0
@@ -61,7 +61,7 @@ def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
     """
     deadline = Deadline.after(job.seconds, stop=job.stop)
     start_graph = job.start if isinstance(job.start, Graph) else job.start.graph
-    keeper = Keeper(job.checkpoint, _identity(job, task), weights=4 * start_graph.parameters)
+    keeper = CheckpointWriter(job.checkpoint, _identity(job, task), weights=4 * start_graph.parameters)
     saved = keeper.load()
     if saved is None or saved.first is None:
         first, saved = _attempt(job, task, deadline, each_epoch, keeper, saved), None
@@ -69,7 +69,7 @@ def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
         first = saved.first
     if first[0].status != "diverged" or (deadline.passed and saved is None):
         return first
-    retry_recipe = replace(job.recipe, lr=max(LEAST_RATE, job.recipe.lr / RETRY_LR_DIVISOR))
+    retry_recipe = replace(job.recipe, lr=max(MIN_LEARNING_RATE, job.recipe.lr / RETRY_LR_DIVISOR))
     keeper.first = first
     second = _attempt(replace(job, recipe=retry_recipe), task, deadline, each_epoch, keeper, saved)
     outcome, weights = max(second, first, key=_goodness)
@@ -89,15 +89,20 @@ def _goodness(result: Result) -> tuple[bool, float, bool, int]:
 
 
 def _attempt(
-    job: Job, task: Task, deadline: Deadline, each_epoch: EachEpoch | None, keeper: Keeper, saved: Saved | None
+    job: Job,
+    task: Task,
+    deadline: Deadline,
+    each_epoch: EachEpoch | None,
+    keeper: CheckpointWriter,
+    saved: Saved | None,
 ) -> Result:
     """One training of `work`. saved: the checkpoint to continue from; if it turns out to belong to another training,
     this one starts from the beginning."""
     try:
         with torch.random.fork_rng([task.device] if task.device.type == "cuda" else []):
             torch.manual_seed(job.seed)  # dropout draws from torch's own random state
-            module, difference = inherited(job, task, deadline)
-            if difference is not None and not difference <= PROOF:
+            module, difference = grow_network(job, task, deadline)
+            if difference is not None and not difference <= MAX_MORPH_ERROR:
                 names = ", ".join(map(str, job.morphs))
                 message = f"the morphs {names} changed the network's outputs by {difference:.2g} of the largest"
                 morph_error = difference if math.isfinite(difference) else None
@@ -112,7 +117,7 @@ def _attempt(
                 each_epoch,
                 scored=job.scored,
                 micro=job.micro,
-                smallest=SMALLEST,
+                smallest=MIN_MICRO_BATCH,
                 keep=keeper,
                 saved=None if saved is None else saved.checkpoint,
             )
@@ -138,7 +143,7 @@ def _attempt(
         return Outcome("failed", error=traceback.format_exc()[-4000:]), None
 
 
-def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Module, float | None]:
+def grow_network(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Module, float | None]:
     """The network to train, on the task's device, and how far its morphs changed the outputs (None: no morphs).
 
     New batch norms get the statistics of a batch of training examples, fewer if time or memory is short. OutOfTime if
@@ -158,7 +163,7 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
     for morph in job.morphs:
         if deadline.passed:
             raise OutOfTime("the deadline came before the network was grown")
-        weights = _carried(morph, graph, weights, generator, job, task)
+        weights = carry_weights(morph, graph, weights, generator, job, task)
         graph = morph.grow(graph)
     module = to_module(graph, weights).to(task.device)
     if job.recipe.whiten:
@@ -169,11 +174,11 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
     new = [node.name for node in graph.nodes if node.name not in start.graph and f"{node.name}.running_mean" in weights]
     probes, seconds_left = task.evaluation_set.x[:_PROBE_EXAMPLES], deadline.left
     with full_precision(task.device):
-        before = predict(start.to_module().to(task.device), probes, task, job.chunk, deadline)
+        before = predict(start.to_module().to(task.device), probes, task, job.evaluation_batch_size, deadline)
     if new:
         # seconds per example; twice those of `before`, since the child is larger and runs in training mode
         pace = 2 * (seconds_left - deadline.left) / max(1, len(before))
-        n = int(min(_CALIBRATION_EXAMPLES, job.chunk, deadline.left / pace if pace else math.inf))
+        n = int(min(_CALIBRATION_EXAMPLES, job.evaluation_batch_size, deadline.left / pace if pace else math.inf))
         if n < 2:
             raise OutOfTime("the deadline came before the network was calibrated")
         order = torch.randperm(len(task.train), generator=generator)
@@ -182,11 +187,11 @@ def inherited(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Modu
                 calibrate(module, new, task.normalised(task.train[order[:n]].x))
                 break
             except Exception as error:
-                if n <= SMALLEST or not is_out_of_memory(error):
+                if n <= MIN_MICRO_BATCH or not is_out_of_memory(error):
                     raise
-            n = max(SMALLEST, n // 2)
+            n = max(MIN_MICRO_BATCH, n // 2)
     with full_precision(task.device):
-        after = predict(module, probes, task, job.chunk, deadline)
+        after = predict(module, probes, task, job.evaluation_batch_size, deadline)
     if len(before) < len(probes) or len(after) < len(probes):
         raise OutOfTime("the deadline came before the network was compared with its parent")
     return module, ((after - before).abs().max() / before.abs().max().clamp(min=1e-12)).item()
@@ -198,7 +203,9 @@ def _sample_images(task: Task, seed: int) -> Tensor:
     return task.normalised(task.train[order[:_CALIBRATION_EXAMPLES]].x)
 
 
-def _carried(morph: Morph, graph: Graph, weights: Weights, generator: torch.Generator, job: Job, task: Task) -> Weights:
+def carry_weights(
+    morph: Morph, graph: Graph, weights: Weights, generator: torch.Generator, job: Job, task: Task
+) -> Weights:
     """The weights after the morph, see `Morph.carry`.
 
     First filters that are not trained are widened by whitening filters along further directions, since copies of the
@@ -229,14 +236,14 @@ def first_filters(graph: Graph) -> list[str]:
     return [
         f"{node.name}.weight"
         for node in consumers
-        if isinstance(node.op, Conv) and node.op.kernel > 1 and not node.op.rigid
+        if isinstance(node.op, Conv) and node.op.kernel > 1 and not node.op.fixed_channels
     ]
 
 
 def _with_measurements(outcome: Outcome, module: nn.Module, job: Job, task: Task, deadline: Deadline) -> Outcome:
     """The outcome of a scored network, with its latency and, if `flip` is undecided, its metric on mirrored images."""
     if job.recipe.augment.flip is None:
-        outcome = measure_mirrored(outcome, module, task, job.chunk, deadline)
+        outcome = measure_mirrored(outcome, module, task, job.evaluation_batch_size, deadline)
     to_memory_format(module, torch.contiguous_format)  # the format that predictions use
     seconds = latency(module, task, min(LATENCY_SECONDS, 0.01 * deadline.left))
     return replace(outcome, latency=seconds, slow=seconds > (job.max_latency or math.inf))

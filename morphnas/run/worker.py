@@ -22,7 +22,7 @@ import torch
 
 from morphnas.run.transport import Message, Ready, read_task, run_serialised_job
 from morphnas.train.deadline import Stop
-from morphnas.train.trainer import warm_up
+from morphnas.train.trainer import load_optimizers
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
 
     torch.set_num_threads(threads)
     task = read_task(folder / "task.pt", device)
-    warm_up()
+    load_optimizers()
     send(Ready())
     while True:
         job, stop = jobs.get()
@@ -54,7 +54,7 @@ def _receive(pipe: BinaryIO, jobs: SimpleQueue[tuple[bytes, Stop]], folder: Path
     try:
         while True:
             if (job := pickle.load(pipe)) is None:  # noqa: S301  # from the driver
-                stop.asked = True
+                stop.requested = True
             else:
                 stop = Stop()
                 jobs.put((job, stop))

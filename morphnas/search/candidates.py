@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError
+from morphnas.graph import MIN_MICRO_BATCH, Graph, Limits, Morph, MorphError
 from morphnas.search.trial import Budget, MorphSpace, Proposal, Space, Trial
 from morphnas.train.recipe import Recipe
 
@@ -52,7 +52,7 @@ class Rules:
 
     def fits(self, graph: Graph) -> bool:
         """Whether the network is within the limits and is predicted to be trained in the time left."""
-        return self.limits.refuse(graph) is None and self.budget.predict(graph, self.epochs) <= self.budget.seconds
+        return self.limits.violation(graph) is None and self.budget.predict(graph, self.epochs) <= self.budget.seconds
 
     def new(self, graph: Graph) -> bool:
         return graph.key not in self.taken
@@ -65,7 +65,9 @@ def updated_limits(limits: Limits, trials: Sequence[Trial]) -> Limits:
     if limits.max_latency_ms is not None:
         limits = fit_latency_model(limits, trials)
     caps = [] if limits.max_memory is None else [int(limits.max_memory / memory_ratio(trials))]
-    caps += [t.graph.peak_bytes(SMALLEST) - 1 for t in trials if t.outcome is not None and t.outcome.status == "oom"]
+    caps += [
+        t.graph.peak_bytes(MIN_MICRO_BATCH) - 1 for t in trials if t.outcome is not None and t.outcome.status == "oom"
+    ]
     return replace(limits, max_memory=max(1, min(caps))) if caps else limits
 
 

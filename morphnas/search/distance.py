@@ -79,7 +79,7 @@ def sketch(graph: Graph) -> Sketch:
         visited: dict[str, tuple[str, bool]] = {}  # where the branch forks off, and whether it is a shortcut up to here
         for name in inputs[1:]:
             branch: list[str] = []
-            while not (name in visited or name == inputs[0] or graph.leads(name, inputs[0])):
+            while not (name in visited or name == inputs[0] or graph.has_path(name, inputs[0])):
                 branch.append(name)
                 name = previous[name]
             fork, shortcut = visited.get(name, (name, True))
@@ -118,11 +118,11 @@ def _token(op: Op, inputs: tuple[Shape, ...]) -> Token | None:
     if len(inputs) > 1 or isinstance(op, Activation):
         return None
     tensors = op.tensors(*inputs).values()
-    if not (any(len(shape) > 1 for shape in tensors) if tensors else fields(op) or op.mirror() is not None):
+    if not (any(len(shape) > 1 for shape in tensors) if tensors else fields(op) or op.shortcut_op() is not None):
         return None
     positions = op.shape(*inputs)[1:]
     side = math.prod(positions) ** (1 / max(1, len(positions)))
-    settings = (_log_size(getattr(op, f.name)) for f in fields(op) if f.name not in op.unseen)
+    settings = (_log_size(getattr(op, f.name)) for f in fields(op) if f.name not in op.resolution_settings)
     return Token(op.tag, (*settings, _log_size(side - 1)))
 
 

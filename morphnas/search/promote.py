@@ -65,7 +65,7 @@ class Promote:
 
 def _training_key(graph: Graph, recipe: Recipe) -> tuple[str, Recipe]:
     """Equal for equal trainings of equal networks. The horizontal flip is left out, as the run decides on it."""
-    return graph.key, recipe.with_open_flip
+    return graph.key, recipe.with_undecided_flip
 
 
 def is_promotion(trial: Trial) -> bool:

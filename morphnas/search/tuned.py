@@ -15,7 +15,7 @@ from morphnas.search.distance import sketch
 from morphnas.search.network_surrogate import INHERITED_EPOCH_WEIGHT, NetworkSurrogate
 from morphnas.search.surrogate import expected_improvement
 from morphnas.search.trial import Budget, Proposal, Searcher, Trial, check_numbers, grow_proposal
-from morphnas.train.recipe import Recipe, at_usual_rate
+from morphnas.train.recipe import Recipe, with_default_learning_rate
 
 UNTUNED = ("epochs", "examples", "lr_examples", "precision", "cuda_graphs", "patience")
 """Fields of a recipe that cannot be searched: how long a network is trained, what only matters in long trainings, and
@@ -165,7 +165,7 @@ class Tuned:
         done = {
             (trial.graph.key, self._searched_key(recipe))
             for trial in trials
-            for recipe in (trial.proposal.recipe, trial.proposal.recipe.with_open_flip)
+            for recipe in (trial.proposal.recipe, trial.proposal.recipe.with_undecided_flip)
         }
         candidates, sketches = list[tuple[Proposal, Recipe]](), []
         for option in proposals:
@@ -202,11 +202,11 @@ class Tuned:
         for name, values in self.ranges.items():
             old = None if near is None else getattr(near, name)
             if near is not None and not values.holds(old):
-                old = getattr(near.with_open_flip, name)
+                old = getattr(near.with_undecided_flip, name)
             keep = old is not None and values.holds(old) and rng.random() < 0.5
             settings[name] = old if keep else values.sample(rng, old)
         recipe = replace(self.recipe, **settings)
         if "lr" not in settings and {"optimizer", "batch_size"} & settings.keys():
-            base, usual = at_usual_rate(self.recipe), at_usual_rate(recipe)
+            base, usual = with_default_learning_rate(self.recipe), with_default_learning_rate(recipe)
             recipe = replace(usual, lr=usual.lr * self.recipe.lr / base.lr)
         return recipe

@@ -144,7 +144,7 @@ def moments(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return mean.to(torch.float32).reshape(shape), std.to(torch.float32).reshape(shape)
 
 
-def steps(n: int, size: int) -> int:
+def batch_count(n: int, size: int) -> int:
     """The number of batches of about `size` that n examples are split into; none has a single example, if n > 1."""
     return max(1, min(math.ceil(n / size), n // 2))
 

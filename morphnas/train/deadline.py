@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
-POLL = 0.5
+POLL_SECONDS = 0.5
 """Seconds between checks for a stop request while waiting for something else."""
 
 
@@ -23,7 +23,7 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Deadline:
     @property
     def stopped(self) -> bool:
         """Whether a stop was requested."""
-        return self.stop is not None and self.stop.asked
+        return self.stop is not None and self.stop.requested
 
     @property
     def left(self) -> float:
@@ -59,7 +59,7 @@ class Deadline:
         """The deadline `seconds` before this one."""
         return replace(self, at=self.at - seconds)
 
-    def heeding(self, stop: Stop | None) -> Deadline:
+    def with_stop(self, stop: Stop | None) -> Deadline:
         """This deadline with another stop flag; None: it passes by the clock alone."""
         return replace(self, stop=stop)
 

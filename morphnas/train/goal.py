@@ -100,7 +100,7 @@ class Goal(Protocol):
         """
         ...
 
-    def chance(self, y: Tensor, weights: Weights = None) -> float:
+    def baseline_metric(self, y: Tensor, weights: Weights = None) -> float:
         """The metric of the best constant prediction: chance level."""
         ...
 
@@ -164,7 +164,7 @@ class Classification(_StandardGoal):
         smoothing = cautious * min(1.0, self.outputs / (max(1, self.outputs - 1) * (len(y) + 2)))
         return best_temperature(outputs, lambda scaled: self.loss(scaled, y, weights, smoothing))
 
-    def chance(self, y: Tensor, weights: Weights = None) -> float:
+    def baseline_metric(self, y: Tensor, weights: Weights = None) -> float:
         """The share of the most frequent class."""
         counts = torch.bincount(y, weights)
         return float(counts.max() / counts.sum())
@@ -209,7 +209,7 @@ class MultiLabel(_StandardGoal):
         targets, smoothing = y.double(), cautious * 2 / (len(y) + 2)
         return best_temperature(outputs, lambda scaled: self.loss(scaled, targets, weights, smoothing))
 
-    def chance(self, y: Tensor, weights: Weights = None) -> float:
+    def baseline_metric(self, y: Tensor, weights: Weights = None) -> float:
         """The share of the most frequent combination of labels."""
         _, combination = torch.unique(y, dim=0, return_inverse=True)
         counts = torch.bincount(combination, weights)
@@ -269,7 +269,7 @@ class Regression(_StandardGoal):
         """1: outputs carry no confidence to calibrate."""
         return 1.0
 
-    def chance(self, y: Tensor, weights: Weights = None) -> float:
+    def baseline_metric(self, y: Tensor, weights: Weights = None) -> float:
         """0, the R2 of predicting the mean."""
         return 0.0
 
@@ -366,9 +366,9 @@ class CustomGoal:
     def temperature(self, outputs: Tensor, y: Tensor, weights: Weights = None, cautious: bool = True) -> float:
         return self.standard.temperature(outputs, y, weights, cautious)
 
-    def chance(self, y: Tensor, weights: Weights = None) -> float:
+    def baseline_metric(self, y: Tensor, weights: Weights = None) -> float:
         """Chance level of the standard metric."""
-        return self.standard.chance(y, weights)
+        return self.standard.baseline_metric(y, weights)
 
     def to_json(self) -> dict[str, Any]:
         return self.standard.to_json()
@@ -396,5 +396,5 @@ def best_temperature(logits: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
     def loss_at(log_temperature: float) -> float:
         return loss(values * math.exp(-log_temperature)).item()
 
-    result = minimize_scalar(loss_at, bounds=(-math.log(4), math.log(4)), method="bounded", options={"xatol": 1e-3})
+    result = minimize_scalar(loss_at, bounds=(-math.log(4), math.log(4)), method="check_size", options={"xatol": 1e-3})
     return math.exp(result.x)

@@ -13,7 +13,7 @@ from torch import Tensor
 MOMENTUM = 0.6
 """Of the weights that Muon updates."""
 
-HALVED = 96
+BFLOAT16_MIN_SIZE = 96
 """The smaller side of a matrix from which on a CPU that supports bfloat16 multiplies it faster in that: for smaller
 ones the conversion takes longer than it saves (`benchmarks/muon.py`)."""
 
@@ -77,7 +77,7 @@ def orthogonal(matrix: Tensor, rounds: int = 3) -> Tensor:
     x: Tensor = matrix / matrix.norm().clamp(min=1e-12)
     device = x.device.type
     autocast = torch.is_autocast_enabled(device)
-    small = autocast and device == "cpu" and min(x.shape) < HALVED
+    small = autocast and device == "cpu" and min(x.shape) < BFLOAT16_MIN_SIZE
     if autocast and not small:
         x = x.to(torch.get_autocast_dtype(device))
     if tall := len(x) > x.shape[1]:

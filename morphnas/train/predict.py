@@ -53,7 +53,7 @@ def evaluate(
     return score, metric
 
 
-def chunk(micro: int | None) -> int:
+def evaluation_batch_size(micro: int | None) -> int:
     """The batch size for forward passes alone.
 
     micro: the micro-batch size of training steps; None or 0: not limited.

@@ -20,14 +20,14 @@ Optimizer = Literal["sgd", "adamw", "muon"]
 
 LOG_LOSS = "log loss"
 """The objective without a user-defined metric or loss."""
-LEAST_RATE = 1e-12
+MIN_LEARNING_RATE = 1e-12
 """The lowest learning rate that a recipe may have."""
 MAX_EPOCHS = 100_000
 """The most epochs that a recipe may have."""
-LONG, FEW = 75_000, 10_000
+MUON_FULL_RATE_EXAMPLES, SMALL_TRAINING_SET = 75_000, 10_000
 """Examples seen in a training, counting repetitions, and size of the training set beyond which Muon's learning rate is
 lower: small training sets that are seen many times are memorised less at a high rate (`benchmarks/rates.py`)."""
-SHIFT = 0.03
+DEFAULT_SHIFT = 0.03
 """Default for `Augment.shift` where shifts are used: one pixel of 32."""
 
 
@@ -90,8 +90,9 @@ class Recipe:
     precision: of the forward and backward passes; weights, scores and predictions are float32 in any case.
     cuda_graphs: whether a GPU replays steps as CUDA graphs (see `morphnas.train.step`).
     lr: peak learning rate, for a batch's mean loss; it rises over `warmup` of the schedule and falls linearly to 0.
-    lr_examples: examples that a training may see at that rate. On a training set of n > `FEW` examples, the rate of a
-        training that sees more is multiplied by sqrt(max(lr_examples / seen, `FEW` / n)). None: no such factor.
+    lr_examples: examples that a training may see at that rate. On a training set of n > `SMALL_TRAINING_SET` examples,
+        the rate of a training that sees more is multiplied by sqrt(max(lr_examples / seen, `SMALL_TRAINING_SET` / n)).
+        None: no such factor.
     momentum: of SGD, also with muon for all parameters except convolutions, whose momentum is `muon.MOMENTUM`.
     weight_decay: on weights of two or more axes; coupled for sgd, decoupled for adamw. Convolutions that muon trains,
         whose weights keep their norm, have none.
@@ -130,7 +131,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _make_plain(self)
         for name, low, high in (
-            ("epochs", 1, MAX_EPOCHS), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000), ("lr", LEAST_RATE, 1e6),
+            ("epochs", 1, MAX_EPOCHS), ("examples", 2, 10**12), ("batch_size", 1, 1_000_000),
+            ("lr", MIN_LEARNING_RATE, 1e6),
             ("lr_examples", 1, 10**12),
             ("momentum", 0, 0.9999),
             ("weight_decay", 0, 1e6), ("dropout", 0, 0.99), ("label_smoothing", 0, 0.999), ("bias_rate", 1e-3, 1e3),
@@ -155,7 +157,7 @@ class Recipe:
             raise ValueError(f"recipe: augment must be an Augment, not {self.augment!r:.100}")
 
     @property
-    def with_open_flip(self) -> Recipe:
+    def with_undecided_flip(self) -> Recipe:
         """The recipe with `flip` None: as it was before the run decided whether to flip images."""
         return replace(self, augment=replace(self.augment, flip=None))
 
@@ -163,7 +165,7 @@ class Recipe:
         """Factor on `lr` for a training on n examples that sees `seen` with repetitions, see `lr_examples`."""
         if self.lr_examples is None:
             return 1.0
-        return math.sqrt(min(1.0, max(self.lr_examples / max(1.0, seen), FEW / n)))
+        return math.sqrt(min(1.0, max(self.lr_examples / max(1.0, seen), SMALL_TRAINING_SET / n)))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -176,7 +178,7 @@ class Recipe:
         )
 
 
-def usual_rate(optimizer: Optimizer, batch_size: int) -> float:
+def default_learning_rate(optimizer: Optimizer, batch_size: int) -> float:
     """The default learning rate, proportional to the square root of the batch size: 0.1 for batches of 64.
 
     AdamW's is a fifth of that (`benchmarks/ablation_recipe.py`).
@@ -184,13 +186,13 @@ def usual_rate(optimizer: Optimizer, batch_size: int) -> float:
     return (0.02 if optimizer == "adamw" else 0.1) * math.sqrt(batch_size / 64)
 
 
-def at_usual_rate(recipe: Recipe) -> Recipe:
+def with_default_learning_rate(recipe: Recipe) -> Recipe:
     """The recipe with the default learning rate for its optimizer and batch size.
 
     With Muon, `lr_examples` lowers it in long trainings on many examples.
     """
-    lr_examples = LONG if recipe.optimizer == "muon" else None
-    return replace(recipe, lr=usual_rate(recipe.optimizer, recipe.batch_size), lr_examples=lr_examples)
+    lr_examples = MUON_FULL_RATE_EXAMPLES if recipe.optimizer == "muon" else None
+    return replace(recipe, lr=default_learning_rate(recipe.optimizer, recipe.batch_size), lr_examples=lr_examples)
 
 
 @dataclass(frozen=True)

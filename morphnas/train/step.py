@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphnas.train.augment import Draw, augmented
-from morphnas.train.data import Task, steps
+from morphnas.train.data import Task, batch_count
 from morphnas.train.muon import Muon
 from morphnas.train.recipe import Precision, Recipe
 
@@ -23,13 +23,14 @@ log = logging.getLogger(__name__)
 
 LINEAR_LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 """Dense and convolutional layers."""
-WIDE = 256
-"""Fan-in beyond which weights of layers with a bias have a lower learning rate: by the factor `WIDE` / fan-in."""
+FULL_RATE_FAN_IN = 256
+"""Fan-in beyond which weights of layers with a bias have a lower learning rate: by the factor `FULL_RATE_FAN_IN` /
+fan-in."""
 
 TEACHER_SHARE = 0.5
 """Weight of the distillation loss in the training loss; the rest is the weight of the loss on y."""
 
-EAGER = 10
+EAGER_STEPS = 10
 """Eager steps before one is captured as a CUDA graph. They do initialisations that cannot be captured, and for short
 trainings a capture does not pay off."""
 
@@ -98,7 +99,7 @@ def _stream(device: torch.device, thread: int) -> torch.cuda.Stream:  # noqa: AR
     return torch.cuda.Stream(device)
 
 
-RECORDERS: dict[str, Callable[[torch.device], Callable[[Run, Draw], Run]]] = {"cuda": CudaGraphs}
+GRAPH_RECORDERS: dict[str, Callable[[torch.device], Callable[[Run, Draw], Run]]] = {"cuda": CudaGraphs}
 """Factories, by device type, of a training's recorder: a function that captures a step, as `CudaGraphs`."""
 
 
@@ -134,7 +135,7 @@ class Step:
         self._averages = [pair for pair in pairs if pair[0].is_floating_point()]
         self.fresh, self.recorded = True, False
         resident = task.train.x.device == task.device
-        recorder = RECORDERS.get(task.device.type) if recipe.cuda_graphs and resident else None
+        recorder = GRAPH_RECORDERS.get(task.device.type) if recipe.cuda_graphs and resident else None
         self._record = recorder(task.device) if recorder else None
         self._replays: dict[int, Run] = {}
         self._eager_steps, self._retry_capture = 0, True
@@ -161,7 +162,7 @@ class Step:
 
     def _captured(self, draw: Draw) -> Run | None:
         """Capture a step for batches of this length; None if it is too early for that, not possible, or it failed."""
-        if self._record is None or self._eager_steps < EAGER or len(draw) > self.micro:
+        if self._record is None or self._eager_steps < EAGER_STEPS or len(draw) > self.micro:
             return None
         try:
             self._replays[len(draw)] = self._record(self._run, draw)
@@ -202,8 +203,8 @@ class Step:
     def _run(self, draw: Draw) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with input_dropout(self.module, self.recipe.dropout):
-            loss = self._accumulate_gradients(draw.split(steps(len(draw), self.micro)))
-        with computing(self.recipe.precision, self.task.device):
+            loss = self._accumulate_gradients(draw.split(batch_count(len(draw), self.micro)))
+        with autocast_to(self.recipe.precision, self.task.device):
             self.optimizer.step()
         if self.mirrored is not None:
             self.mirrored[draw.index] ^= True  # flipped the next time if not this time
@@ -222,7 +223,7 @@ class Step:
             batch = self.task.train[draw.index]
             mirrored = None if self.mirrored is None else self.mirrored[draw.index]
             x = self.task.normalised(augmented(batch.x, draw, self.recipe.augment, mirrored))
-            with computing(self.recipe.precision, self.task.device):
+            with autocast_to(self.recipe.precision, self.task.device):
                 outputs = self.module(x).float()
             loss = self.task.goal.loss(outputs, batch.y, batch.weights, self.recipe.label_smoothing)
             if batch.teacher_outputs is not None:
@@ -250,7 +251,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
     Weight decay applies to weights alone: tensors of two or more axes. A step of gradient descent changes the outputs
     of a layer in proportion to its fan-in (Yang et al. 2022, arXiv:2203.03466, table 3), so wide layers with a bias,
-    which have no norm after them, have a lower learning rate (see `WIDE`), except with AdamW.
+    which have no norm after them, have a lower learning rate (see `FULL_RATE_FAN_IN`), except with AdamW.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     shares = dict.fromkeys((id(layer.bias) for layer in norms), recipe.bias_rate)
@@ -258,7 +259,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     biased = {id(layer.weight): layer.weight for layer in linear}
     grouped = {id(layer.weight) for layer in module.modules() if getattr(layer, "groups", 1) > 1}
     if recipe.optimizer != "adamw":
-        shares |= {id: min(1.0, WIDE / weight[0].numel()) for id, weight in biased.items()}
+        shares |= {id: min(1.0, FULL_RATE_FAN_IN / weight[0].numel()) for id, weight in biased.items()}
     groups: dict[tuple[float, float, bool], list[Tensor]] = {}
     for p in (p for p in module.parameters() if p.requires_grad):
         share, decay = shares.get(id(p), 1.0), recipe.weight_decay if p.ndim > 1 else 0.0
@@ -294,7 +295,7 @@ def input_dropout(module: nn.Module, p: float) -> Iterator[None]:
             hook.remove()
 
 
-def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+def autocast_to(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Autocast to a precision, for forward passes and Muon; weights, gradients and the loss stay float32."""
     if precision == "float32":
         return nullcontext()

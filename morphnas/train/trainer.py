@@ -15,14 +15,14 @@ from torch.func import functional_call
 
 from morphnas.train.augment import Draw
 from morphnas.train.checkpoint import Checkpoint, CheckpointCallback, CheckpointMismatch, TensorState, TrainingState
-from morphnas.train.data import ShuffledIndices, Task, steps
+from morphnas.train.data import ShuffledIndices, Task, batch_count
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.goal import Goal, UndefinedMetric
-from morphnas.train.predict import Diverged, chunk, evaluate
+from morphnas.train.predict import Diverged, evaluate, evaluation_batch_size
 from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
-from morphnas.train.step import Step, computing, is_out_of_memory, to_memory_format
+from morphnas.train.step import Step, autocast_to, is_out_of_memory, to_memory_format
 
-SHORT = 12
+MAX_EPOCHS_WITHOUT_PATIENCE = 12
 """Schedules of at most this many epochs have no patience: they end before an epoch without improvement means much."""
 
 LOW_RATE = 0.5
@@ -74,7 +74,7 @@ class Schedule:
         return replace(self, decay=progress, end=min(1.0, progress * last / epochs))
 
 
-def warm_up() -> None:
+def load_optimizers() -> None:
     """Import what PyTorch loads lazily with the first optimizer step: it takes seconds, outside of time limits."""
     torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0).step()
 
@@ -146,7 +146,7 @@ class _Training:
         self.module, self.task, self.recipe, self.deadline = module, task, recipe, deadline
         self.generator, self.scored, self.clock = generator, scored, deadline.clock
         n = min(recipe.examples or len(task.train), len(task.train))
-        self.per_epoch = steps(n, recipe.batch_size)
+        self.per_epoch = batch_count(n, recipe.batch_size)
         self.epoch_size = n - n % self.per_epoch  # batches of one length need one CUDA graph; the rest comes next epoch
         self.order = ShuffledIndices(len(task.train), self.epoch_size, generator)
         mirrored = torch.rand(len(task.train), generator=generator) < 0.5 if recipe.augment.flip else None
@@ -318,10 +318,14 @@ class _Training:
         metric: float | None = None
         if self.scored:
             start = self.clock()
-            deadline = self.deadline if state.best.score is not None else self.deadline.heeding(None)
+            deadline = self.deadline if state.best.score is not None else self.deadline.with_stop(None)
             try:
                 score, metric = evaluate(
-                    self.step.evaluated, self.task.evaluation_set, self.task, chunk(self.step.micro), deadline
+                    self.step.evaluated,
+                    self.task.evaluation_set,
+                    self.task,
+                    evaluation_batch_size(self.step.micro),
+                    deadline,
                 )
                 state.validation = max(1.2 * (self.clock() - start), 0.8 * state.validation)
                 state.curve = (*state.curve, Epoch(self.seconds, loss, score, metric))
@@ -356,7 +360,12 @@ class _Training:
         state, patience = self.state, self.recipe.patience
         if self.progress(state.epoch) <= self.recipe.warmup:
             state.stale = 0
-        if patience and self.recipe.epochs > SHORT and state.stale >= patience and state.decay is None:
+        if (
+            patience
+            and self.recipe.epochs > MAX_EPOCHS_WITHOUT_PATIENCE
+            and state.stale >= patience
+            and state.decay is None
+        ):
             state.last = last_epoch(state.epoch, self.recipe.epochs)
             schedule = self.schedule.with_final_decay(self.progress(state.epoch), state.epoch, state.last)
             state.decay, state.end = schedule.decay, schedule.end
@@ -393,7 +402,7 @@ def probe_step_seconds(module: nn.Module, task: Task, recipe: Recipe, clock: Cal
         with torch.random.fork_rng([task.device] if gpu else []):
             for _ in range(2):  # the first pass takes longer
                 start = clock()
-                with computing(recipe.precision, task.device):
+                with autocast_to(recipe.precision, task.device):
                     outputs = functional_call(module, buffers, task.normalised(batch.x))
                 task.goal.loss(outputs.float(), batch.y).backward()
                 if gpu:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-PATCHES = 2**20
+MAX_PATCHES = 2**20
 """Number of patches that the filters are computed from, about; of more, every few pixels along both axes are used."""
 
 EPSILON = 5e-4
@@ -27,7 +27,7 @@ def whitening(x: Tensor, like: Tensor) -> Tensor:
     """
     kernel = like.shape[2:]
     positions = math.prod(size - side + 1 for size, side in zip(x.shape[2:], kernel, strict=True))
-    step = max(1, math.ceil(math.sqrt(len(x) * positions / PATCHES)))
+    step = max(1, math.ceil(math.sqrt(len(x) * positions / MAX_PATCHES)))
     patches = x
     for axis, side in enumerate(kernel, start=2):
         patches = patches.unfold(axis, side, step)

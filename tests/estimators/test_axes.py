@@ -40,7 +40,7 @@ def blocks(n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def found(x: Any, image_shape: Any = None, image_size: Any = None, axes: int | None = None) -> Preprocessing:
-    return Preprocessing.found(Source.of(x, "x"), image_shape, image_size, axes)
+    return Preprocessing.infer(Source.of(x, "x"), image_shape, image_size, axes)
 
 
 @pytest.mark.parametrize(

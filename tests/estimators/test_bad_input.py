@@ -120,7 +120,7 @@ def test_a_file_of_arrays_is_no_array(tmp_path: Path) -> None:
 def test_what_pandas_puts_where_a_label_is_missing(name: str) -> None:
     missing = getattr(pytest.importorskip("pandas"), name)
     with pytest.raises(ValueError, match=r"y\[2\] is <?" + name):
-        ClassTarget.found(["a", "b", missing, "a"], 4)
+        ClassTarget.infer(["a", "b", missing, "a"], 4)
 
 
 @pytest.mark.parametrize("own", [(X, Y, None, 1), [*X], X, 0.2, {"x": X, "y": Y}, (X,)])
@@ -299,7 +299,7 @@ def test_labels_of_any_kind_come_back(labels: list[Any], column: bool) -> None:
         flat = np.empty((20, 1), dtype=object)
         flat[:, 0] = y
         y = flat
-    found, codes = ClassTarget.found(y, 20)
+    found, codes = ClassTarget.infer(y, 20)
     again = ClassTarget.from_json(json.loads(json.dumps(found.to_json())))
     assert again.classes.dtype == found.classes.dtype
     back = again.classes[codes]
@@ -312,27 +312,27 @@ def test_labels_of_any_kind_come_back(labels: list[Any], column: bool) -> None:
 def test_times_are_the_same_in_any_unit() -> None:
     days = np.array(["2020-01-01", "2021-02-03"] * 10, dtype="datetime64[D]")
     for fitted, asked in (("D", "ns"), ("ns", "D"), ("s", "ms")):
-        found, codes = ClassTarget.found(days.astype(f"datetime64[{fitted}]"), 20)
+        found, codes = ClassTarget.infer(days.astype(f"datetime64[{fitted}]"), 20)
         assert (found.encode(days.astype(f"datetime64[{asked}]"), 20) == codes).all()
         assert found.read(days.astype(f"datetime64[{asked}]"), 20) == found.classes[codes].tolist()
-    found, _ = ClassTarget.found(days, 20)
+    found, _ = ClassTarget.infer(days, 20)
     with pytest.raises(ValueError, match="labels that fit did not see"):
         found.encode(days.astype("datetime64[h]") + np.timedelta64(1, "h"), 20)
 
 
 def test_texts_that_numpy_would_cut_are_whole() -> None:
-    animals, codes = ClassTarget.found([*Animal] * 2, 4)
+    animals, codes = ClassTarget.infer([*Animal] * 2, 4)
     assert ClassTarget.from_json(json.loads(json.dumps(animals.to_json()))).classes.tolist() == ["cat", "dog"]
     assert codes.tolist() == [0, 1, 0, 1]
     for several in (np.array(["a", "a\0"] * 2, dtype=object), ["a", "a\0"] * 2, [b"a", b"a\0"] * 2):
-        ending, codes = ClassTarget.found(several, 4)
+        ending, codes = ClassTarget.infer(several, 4)
         assert ending.classes.tolist() == list(several[:2])
         assert codes.tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="this NumPy has no texts of its own")
 def test_texts_of_numpy_s_own_kind_are_texts() -> None:
-    found, codes = ClassTarget.found(np.array(["long text", "b"] * 2, dtype=np.dtypes.StringDType()), 4)
+    found, codes = ClassTarget.infer(np.array(["long text", "b"] * 2, dtype=np.dtypes.StringDType()), 4)
     assert found.classes.tolist() == ["b", "long text"]
     assert codes.tolist() == [1, 0, 1, 0]
 
@@ -345,7 +345,7 @@ def test_what_is_wrong_with_validation_data_is_said_of_them() -> None:
 
 
 def test_equal_labels_of_a_mixed_column_are_one_class() -> None:
-    found, codes = ClassTarget.found(np.array(["a", "b", "a"], dtype=object), 3)
+    found, codes = ClassTarget.infer(np.array(["a", "b", "a"], dtype=object), 3)
     assert found.classes.tolist() == ["a", "b"]
     assert codes.tolist() == [0, 1, 0]
 

@@ -57,7 +57,7 @@ from morphnas.search.trial import Budget, Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Classification
-from morphnas.train.recipe import LONG, Augment, Outcome, Recipe, usual_rate
+from morphnas.train.recipe import MUON_FULL_RATE_EXAMPLES, Augment, Outcome, Recipe, default_learning_rate
 from tests.estimators.conftest import Data, stripes
 from tests.train.tasks import Clock
 
@@ -124,7 +124,7 @@ def test_models_load_by_id_as_plain_modules(fitted: ImageClassifier) -> None:
 
 def test_the_reported_score_is_that_of_the_weights_kept(fitted: ImageClassifier, data: Data) -> None:
     run = fitted.load_searcher()
-    problem = Problem.found(*data, None, None, int(run.about["seed"]), torch.device("cpu"))
+    problem = Problem.infer(*data, None, None, int(run.about["seed"]), torch.device("cpu"))
     from morphnas.train.predict import evaluate
 
     threads = torch.get_num_threads()
@@ -195,8 +195,8 @@ def test_a_search_has_its_share_of_what_preparing_has_left(tmp_path: Path, monke
         time.sleep(0.5)  # in real time, as the time limit is
         return look(problem, deadline)
 
-    look = data_checks.look
-    monkeypatch.setattr(data_checks, "look", slow)
+    look = data_checks.check
+    monkeypatch.setattr(data_checks, "check", slow)
     monkeypatch.setattr(Fitting, "forecast", seen)
     ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY).fit(*stripes(60), time_limit=2)
     ((share, planned),) = shares
@@ -207,7 +207,7 @@ def test_a_search_has_its_share_of_what_preparing_has_left(tmp_path: Path, monke
 def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "ENOUGH", 1000)  # no limit has room for a search
+    monkeypatch.setattr(plan, "MIN_SEARCH_NETWORKS", 1000)  # no limit has room for a search
     first, second = cnn((1, 6, 6), 3, width=4), resnet((1, 6, 6), 3, width=4)
     asked: list[tuple[int, float]] = []
 
@@ -558,7 +558,7 @@ def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
     classifier = ImageClassifier(tmp_path / "run", limits=limits, max_trials=7, random_state=0, searcher_args=TINY)
     classifier.fit(*data)
     for trial in classifier.load_searcher().trials:
-        assert limits.refuse(trial.graph) is None
+        assert limits.violation(trial.graph) is None
         assert all(morph.tag in limits.morphs for morph in trial.proposal.morphs)
     with pytest.raises(ValueError, match=r"no first network meets them; the smallest one has [\d,]+ parameters"):
         ImageClassifier(limits={"max_params": 10}).fit(*data)
@@ -627,12 +627,12 @@ def test_split_holds_out_what_it_says() -> None:
     y = np.repeat(np.arange(10), 100)
     parts = split(y, 0)
     assert parts.valid is not None
-    assert parts.chooser is not None
-    assert sorted(np.concatenate([parts.train, parts.valid, parts.chooser])) == list(range(1000))
-    assert len(parts.valid) == len(parts.chooser) == 75
+    assert parts.selection_set is not None
+    assert sorted(np.concatenate([parts.train, parts.valid, parts.selection_set])) == list(range(1000))
+    assert len(parts.valid) == len(parts.selection_set) == 75
     assert (np.bincount(y[parts.train]) == 85).all()
     small = split(np.arange(100) % 4, 0)
-    assert small.chooser is None
+    assert small.selection_set is None
     assert small.valid is not None
     assert len(small.valid) == 15
     assert split(np.arange(49) % 4, 0).valid is None
@@ -642,10 +642,10 @@ def test_split_holds_out_what_it_says() -> None:
     for groups in (None, np.arange(len(y)) // 2):
         parts = split(y, 0, groups)
         assert parts.valid is not None
-        assert parts.chooser is not None
-        assert sorted(np.concatenate([parts.train, parts.valid, parts.chooser])) == list(range(1000))
+        assert parts.selection_set is not None
+        assert sorted(np.concatenate([parts.train, parts.valid, parts.selection_set])) == list(range(1000))
         assert set(single) <= set(parts.train), "the only ones of their classes are trained on"
-        assert 140 <= len(parts.valid) + len(parts.chooser) <= 160
+        assert 140 <= len(parts.valid) + len(parts.selection_set) <= 160
     assert split(np.arange(100), 0).train.tolist() == list(range(100))
     assert len(split(np.arange(100_000) % 4, 0).train) == 95_000
 
@@ -803,7 +803,7 @@ def test_another_optimizer_has_its_own_rate() -> None:
     assert recipe(optimizer="adamw").lr == pytest.approx(0.02)
     assert recipe(optimizer="adamw", batch_size=256).lr == pytest.approx(0.04)
     assert recipe(optimizer="adamw", lr=0.003).lr == 0.003
-    assert recipe().lr_examples == recipe(batch_size=256).lr_examples == LONG
+    assert recipe().lr_examples == recipe(batch_size=256).lr_examples == MUON_FULL_RATE_EXAMPLES
     for same in (recipe(optimizer="sgd"), recipe(optimizer="adamw", batch_size=32), recipe(lr=0.1)):
         assert same.lr_examples is None
     assert recipe(lr=0.1, lr_examples=50).lr_examples == 50
@@ -925,7 +925,7 @@ def test_for_an_ensemble_the_final_network_is_judged(
     asked: list[bool] = []
 
     def run(final: Final) -> Trial:
-        asked.append(final.judged)
+        asked.append(final.needs_score)
         return final.winner
 
     monkeypatch.setattr(Final, "run", run)
@@ -984,7 +984,7 @@ def test_a_network_that_stands_in_for_another_says_how_sure_that_may_be_the_more
 
 
 def test_mirror_images_are_read_in_time_of_their_own(data: Data) -> None:
-    problem = Problem.found(*data, None, None, 0, torch.device("cpu"))
+    problem = Problem.infer(*data, None, None, 0, torch.device("cpu"))
     plain, mirrored = (predictions_at_end(problem, Recipe(augment=Augment(flip=flip)), 1) for flip in (False, True))
     assert mirrored == 2 * plain > 0
 
@@ -1007,7 +1007,7 @@ def test_without_a_final_training_there_is_time_to_write_the_model(seconds: floa
 def test_what_a_search_alone_heeds_is_told_where_there_is_none(
     settings: dict[str, Any], words: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "ENOUGH", 1000)
+    monkeypatch.setattr(plan, "MIN_SEARCH_NETWORKS", 1000)
     with pytest.warns(UserWarning, match=f"there is no time to search, so these settings have no effect: {words}"):
         ImageClassifier(tmp_path / "run", device="cpu", **settings).fit(*data, time_limit=2)
 
@@ -1065,7 +1065,7 @@ def test_batches_larger_than_the_data_are_all_of_it(
     n = trials[0].proposal.recipe.batch_size
     assert n < len(data[0])
     assert all(trial.proposal.recipe.batch_size == n for trial in trials)
-    assert trials[0].proposal.recipe.lr == args.get("lr", usual_rate("muon", n))
+    assert trials[0].proposal.recipe.lr == args.get("lr", default_learning_rate("muon", n))
     assert found.final_trial_ != found.best_trial_
     assert found.score(*data) > 0.8
 

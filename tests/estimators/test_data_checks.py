@@ -19,7 +19,7 @@ import morphnas
 from morphnas import DataWarning, Findings, ImageClassifier, examine
 from morphnas.estimators import data_checks
 from morphnas.estimators import findings as findings_module
-from morphnas.estimators.data_memory import Room
+from morphnas.estimators.data_memory import DataMemory
 from morphnas.estimators.findings import CheckedData, Finding
 from morphnas.estimators.inputs import Problem
 from tests.estimators.conftest import stripes
@@ -114,8 +114,8 @@ def test_copies_are_counted_as_one_by_one(seed: int, n: int, different: int, own
     if own:
         found, train = examine(x[:m], y[:m], (x[m:], y[m:])), set(range(m))
     else:
-        problem = Problem.found(x, y, None, None, 0, torch.device("cpu"))
-        found, train = data_checks.look(problem), {int(i) for i in problem.order[: len(problem.task.train)]}
+        problem = Problem.infer(x, y, None, None, 0, torch.device("cpu"))
+        found, train = data_checks.check(problem), {int(i) for i in problem.order[: len(problem.task.train)]}
     expected = brute(x, y, train, list(range(n)))
     counted = {f.kind: f.numbers["count"] for f in found.found if f.kind in expected}
     assert counted == {kind: count for kind, count in expected.items() if count}
@@ -343,9 +343,9 @@ def test_pieces_and_files_make_no_difference(monkeypatch: pytest.MonkeyPatch, tm
     y = np.concatenate([Y, (Y[:100] + 1) % 10])
     whole = examine(x, y)
     monkeypatch.setattr(findings_module, "_PIECE", 64 * 77)
-    problem = Problem.found(x, y, None, None, 0, torch.device("cpu"), room=Room(memory=1, folder=tmp_path))
+    problem = Problem.infer(x, y, None, None, 0, torch.device("cpu"), data_memory=DataMemory(memory=1, folder=tmp_path))
     assert problem.bytes_in_memory == 0
-    assert data_checks.look(problem).found == whole.found
+    assert data_checks.check(problem).found == whole.found
 
 
 # -- as fit and others have it
@@ -376,7 +376,7 @@ def test_words() -> None:
 def test_large_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(findings_module, "_PIECE", 10)
     monkeypatch.setattr(findings_module, "_BYTES", 10 * 4 * 64)
-    data = CheckedData.of(Problem.found(X, Y, None, None, 0, torch.device("cpu")))
+    data = CheckedData.of(Problem.infer(X, Y, None, None, 0, torch.device("cpu")))
     assert {len(piece) for _, piece in data.pieces()} == {1}
     assert len(data.sample(500)) == 10
 

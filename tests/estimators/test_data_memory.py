@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import morphnas
 from morphnas import ImageClassifier
 from morphnas.estimators import data_memory as rooms
-from morphnas.estimators.data_memory import Room, free_memory, memory_for
+from morphnas.estimators.data_memory import DataMemory, free_memory, memory_for
 from morphnas.estimators.inputs import Preprocessing, Problem
 from morphnas.estimators.settings import Settings
-from morphnas.estimators.sources import Source, opened
+from morphnas.estimators.sources import Source, open_data
 from morphnas.train.data import Examples
 from tests.estimators.conftest import stripes
 
@@ -49,8 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def found(x: Any, room: Room, y: Any = Y, validation_data: Any = None) -> Problem:
-    return Problem.found(x, y, validation_data, None, 0, CPU, None, room)
+def found(x: Any, room: DataMemory, y: Any = Y, validation_data: Any = None) -> Problem:
+    return Problem.infer(x, y, validation_data, None, 0, CPU, None, room)
 
 
 def mapped(folder: Path) -> list[str]:
@@ -67,21 +67,21 @@ def test_a_problem_in_a_file_is_the_one_in_memory(
     kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("morphnas.estimators.sources._PIECE", 1)  # eight examples at a time
-    expected = found(KINDS[kind], Room(2**40))
+    expected = found(KINDS[kind], DataMemory(2**40))
     assert not mapped(folder)
     with caplog.at_level(logging.INFO, "morphnas"):
-        problem = found(KINDS[kind], Room(1))
+        problem = found(KINDS[kind], DataMemory(1))
     assert len(mapped(folder)) == 1, "a file that was too narrow is gone"
     assert f"are kept in a file in {folder}" in caplog.text
     assert not list(folder.iterdir()), "it has no name any more"
-    assert problem.everything is not None
-    assert expected.everything is not None
-    assert problem.everything.x.dtype == expected.everything.x.dtype
-    assert torch.equal(problem.everything.x, expected.everything.x)
+    assert problem.all_examples is not None
+    assert expected.all_examples is not None
+    assert problem.all_examples.x.dtype == expected.all_examples.x.dtype
+    assert torch.equal(problem.all_examples.x, expected.all_examples.x)
     assert problem.fingerprint == expected.fingerprint
     assert torch.equal(problem.task.mean, expected.task.mean)
     assert torch.equal(problem.task.std, expected.task.std)
-    storages = {part.x.untyped_storage().data_ptr() for part in (problem.task.train, problem.everything)}
+    storages = {part.x.untyped_storage().data_ptr() for part in (problem.task.train, problem.all_examples)}
     assert len(storages) == 1, "the parts are views"
     del problem
     assert not mapped(folder)
@@ -98,7 +98,7 @@ def test_what_a_file_holds_is_what_memory_holds(n: int, shape: tuple[int, ...], 
         patch.setattr("morphnas.estimators.sources._PIECE", 1)
         source = Source.of(x, "x")
         preprocessing = Preprocessing(shape, (1, *shape) if len(shape) == 2 else (shape[-1], *shape[:-1]))
-        in_memory, in_file = (preprocessing(source, place, Room(size)) for size in (2**40, 1))
+        in_memory, in_file = (preprocessing(source, place, DataMemory(size)) for size in (2**40, 1))
     assert in_memory.dtype == in_file.dtype
     assert torch.equal(in_memory, in_file)
 
@@ -111,13 +111,13 @@ def test_a_dataset_that_yields_more_than_there_is_room_for(
     monkeypatch.setattr("morphnas.estimators.sources._MIN_FILE_BYTES", 3000)
     data: Any = TensorDataset(torch.from_numpy(X / np.float32(9))[:, None], torch.from_numpy(Y))
     data = DataLoader(data, batch_size=50) if batched else data
-    images, labels = opened(data, None, "x", Room(1))
+    images, labels = open_data(data, None, "x", DataMemory(1))
     assert len(mapped(folder)) > 5
-    expected, _ = opened(data, None, "x", Room(2**40))
+    expected, _ = open_data(data, None, "x", DataMemory(2**40))
     for (_, piece), (_, other) in zip(images.pieces(), expected.pieces(), strict=True):
         assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(piece, other, strict=True))
     assert labels == Y.tolist()
-    assert found(data, Room(1), None).fingerprint == found(data, Room(2**40), None).fingerprint
+    assert found(data, DataMemory(1), None).fingerprint == found(data, DataMemory(2**40), None).fingerprint
     del images, piece
     assert not mapped(folder)
 
@@ -127,13 +127,13 @@ def test_arrays_of_many_kinds_go_into_a_file() -> None:
         np.arange(7, dtype=np.uint8), np.array([{}, None]), np.zeros((0, 3)), np.arange(6.0).reshape(2, 3).T,
         np.array([True]), np.array(3, np.int16), np.array(["a", "bc"]),
     ]  # fmt: skip
-    moved = Room(1).to_file(arrays)
+    moved = DataMemory(1).to_file(arrays)
     for array, other in zip(arrays, moved, strict=True):
         assert array.dtype == other.dtype
         assert array.shape == other.shape
         assert (array == other).all()
         assert other.flags.aligned
-    assert Room(1).to_file(arrays[1:3])[0] is arrays[1], "nothing to write"
+    assert DataMemory(1).to_file(arrays[1:3])[0] is arrays[1], "nothing to write"
 
 
 # -- the same networks
@@ -184,7 +184,7 @@ def test_final_fit_and_prediction_keep_to_the_room(tmp_path: Path, monkeypatch: 
 
 @linux
 def test_validation_data_are_kept_in_a_file_too(folder: Path) -> None:
-    problem = found(X, Room(1), Y, (X, Y))
+    problem = found(X, DataMemory(1), Y, (X, Y))
     assert len(mapped(folder)) == 2
     assert problem.task.valid is not None
     assert torch.equal(problem.task.valid.x, problem.task.train.x)
@@ -196,7 +196,7 @@ def test_nothing_is_left_after_an_error(folder: Path, monkeypatch: pytest.Monkey
     bad[-1, 0, 0] = np.nan
     monkeypatch.setattr("morphnas.estimators.sources._PIECE", 1)
     with pytest.raises(ValueError, match=r"first in x\[599\]"):
-        found(bad, Room(1))
+        found(bad, DataMemory(1))
     monkeypatch.setattr("morphnas.estimators.fitting.Search", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fitted(X, folder / "run", 1)
@@ -221,7 +221,7 @@ def test_a_disk_that_others_fill_meanwhile_is_an_error(tmp_path: Path, monkeypat
     disk = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk(2**60, 0, 2**60))
     with pytest.raises(OSError, match=r"No space left|File too large"):
-        Room(1, tmp_path).empty((2**58,), torch.uint8)
+        DataMemory(1, tmp_path).empty((2**58,), torch.uint8)
     assert not list(tmp_path.iterdir())
 
 
@@ -235,7 +235,7 @@ def test_files_are_reserved_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monk
         blocks.append(os.fstat(file).st_blocks)
 
     monkeypatch.setattr(os, "posix_fallocate", spied)
-    Room(1, tmp_path).empty((2**20,), torch.float32)
+    DataMemory(1, tmp_path).empty((2**20,), torch.float32)
     assert 512 * blocks[0] >= 2**22
 
 
@@ -250,20 +250,20 @@ def test_data_memory_is_checked(memory: Any) -> None:
 
 def test_half_of_what_is_free_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "free_memory", lambda device: {"cpu": 1000, "meta": 600}[device.type])
-    assert Room().byte_limit() == 500
-    assert Room().byte_limit(torch.device("meta")) == 300
-    assert Room(7).byte_limit() == Room(7).byte_limit(torch.device("meta")) == 7
+    assert DataMemory().byte_limit() == 500
+    assert DataMemory().byte_limit(torch.device("meta")) == 300
+    assert DataMemory(7).byte_limit() == DataMemory(7).byte_limit(torch.device("meta")) == 7
 
 
 def test_examples_stay_where_they_are_when_a_device_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "free_memory", lambda device: {"cpu": 2**40, "meta": 2 * 600 * 36}[device.type])
     device = torch.device("meta")
     examples = Examples(torch.from_numpy(X), torch.from_numpy(Y))
-    fits = Room().to_device(examples, device)
+    fits = DataMemory().to_device(examples, device)
     assert (fits.x.device.type, fits.y.device.type) == ("meta", "meta")
-    wide = Room().to_device(Examples(examples.x.float(), examples.y), device)
+    wide = DataMemory().to_device(Examples(examples.x.float(), examples.y), device)
     assert (wide.x.device.type, wide.y.device.type) == ("cpu", "meta")
-    assert Room(1).to_device(examples, CPU).x is examples.x
+    assert DataMemory(1).to_device(examples, CPU).x is examples.x
 
 
 def test_a_gpu_is_asked_for_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +389,7 @@ def test_where_little_memory_is_free_trainings_are_in_parts(monkeypatch: pytest.
 def test_trainings_that_run_at_a_time_share_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "free_memory", lambda: 1000.0)
     places: list[dict[str, Any]] = [{}, {"executor": "process", "devices": 2}]
-    at_a_time = [Settings.of(ImageClassifier(device="cpu", **place)).place.at_a_time for place in places]
-    assert [memory_for(None, CPU, n) for n in at_a_time] == [500, 250]
+    parallel_trials = [Settings.of(ImageClassifier(device="cpu", **place)).place.parallel_trials for place in places]
+    assert [memory_for(None, CPU, n) for n in parallel_trials] == [500, 250]
     assert memory_for(70, CPU, 2) == 70
     assert memory_for(None, torch.device("cuda")) is None

@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 import morphnas
 from morphnas import ImageClassifier, ImageRegressor, RunError, load_run
 from morphnas.cli import main
-from morphnas.estimators.distillation import MIN_PROBABILITY, taught_by
+from morphnas.estimators.distillation import MIN_PROBABILITY, teacher_outputs
 from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.sources import Source
 from morphnas.estimators.targets import MultiLabelTarget, RegressionTarget
@@ -28,7 +28,7 @@ from tests.estimators.conftest import Data, stripes
 SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 6}}
 X = np.random.default_rng(0).integers(0, 255, (6, 4)).astype(np.uint8)
 SOURCE = Source.of(X, "x")
-LETTERS = ClassTarget.found(np.array(list("abcabc")), 6)[0]
+LETTERS = ClassTarget.infer(np.array(list("abcabc")), 6)[0]
 
 
 def chances(n: int = 6, k: int = 3) -> NDArray[np.float64]:
@@ -53,18 +53,18 @@ class Oracle:
 
 
 def test_numbers_are_what_a_teacher_says() -> None:
-    said = taught_by(chances(), SOURCE, LETTERS)
+    said = teacher_outputs(chances(), SOURCE, LETTERS)
     assert said is not None
     assert said.dtype == np.float32
     assert np.exp(said) == pytest.approx(chances(), rel=1e-5)
     outputs = torch.from_numpy(chances()).requires_grad_()  # as the output of a PyTorch module
-    assert taught_by(outputs, SOURCE, LETTERS) == pytest.approx(said)
-    assert taught_by(None, SOURCE, LETTERS) is None
+    assert teacher_outputs(outputs, SOURCE, LETTERS) == pytest.approx(said)
+    assert teacher_outputs(None, SOURCE, LETTERS) is None
 
 
 def test_a_model_is_asked_of_the_raw_examples_and_its_classes_are_put_in_order() -> None:
     teacher = Oracle()
-    said = taught_by(teacher, SOURCE, LETTERS)
+    said = teacher_outputs(teacher, SOURCE, LETTERS)
     assert said is not None
     assert (np.concatenate(teacher.asked) == X).all()
     assert np.exp(said) == pytest.approx(chances()[:, [1, 2, 0]], rel=1e-5)
@@ -75,17 +75,17 @@ def test_a_model_that_knows_columns_by_name_is_asked_of_a_frame() -> None:
     frame = pandas.DataFrame(X, columns=list("abcd"))
     teacher = make_pipeline(ColumnTransformer([("some", "passthrough", ["d", "b"])]), LogisticRegression())
     teacher.fit(frame, list("abcabc"))
-    said = taught_by(teacher, Source.of(frame, "x"), LETTERS)
+    said = teacher_outputs(teacher, Source.of(frame, "x"), LETTERS)
     assert said is not None
     assert np.exp(said) == pytest.approx(teacher.predict_proba(frame), abs=2 * MIN_PROBABILITY)
 
 
 def test_what_is_sure_stays_a_number() -> None:
-    said = taught_by(np.eye(3)[[0, 1, 2, 0, 1, 2]], SOURCE, LETTERS)
+    said = teacher_outputs(np.eye(3)[[0, 1, 2, 0, 1, 2]], SOURCE, LETTERS)
     assert said is not None
     assert np.isfinite(said).all()
     assert said.min() == pytest.approx(np.log(MIN_PROBABILITY))
-    tags = taught_by(np.eye(2)[[0, 1, 0, 1, 0, 1]], SOURCE, MultiLabelTarget(2))
+    tags = teacher_outputs(np.eye(2)[[0, 1, 0, 1, 0, 1]], SOURCE, MultiLabelTarget(2))
     assert tags is not None
     assert np.isfinite(tags).all()
     assert (tags > 0).sum() == 6
@@ -96,13 +96,13 @@ def test_tags_and_amounts_are_read_as_they_are_learnt() -> None:
     y[:2] = [[0, 1], [1, 0]]
     teacher = MultiOutputClassifier(LogisticRegression()).fit(X / 255, y)  # returns a list of (n, 2)
     source = Source.of(X / 255, "x")
-    tags = taught_by(teacher, source, MultiLabelTarget(2))
+    tags = teacher_outputs(teacher, source, MultiLabelTarget(2))
     assert tags is not None
     wanted = np.stack([one[:, 1] for one in teacher.predict_proba(X / 255)], 1)
     assert 1 / (1 + np.exp(-tags)) == pytest.approx(wanted, rel=1e-4)
     amounts = np.arange(6.0)
-    values = RegressionTarget.found(amounts, 6)[0]
-    said = taught_by(Ridge().fit(X / 255, amounts), source, values)
+    values = RegressionTarget.infer(amounts, 6)[0]
+    said = teacher_outputs(Ridge().fit(X / 255, amounts), source, values)
     assert said is not None
     assert said.shape == (6, 1)
     assert values.decode(said)[:, 0] == pytest.approx(Ridge().fit(X / 255, amounts).predict(X / 255), rel=1e-4)
@@ -140,13 +140,13 @@ class Fails(Knows):
         ("run", LETTERS, "teacher must be a fitted model, not its path: use morphnas.load..run"),
         (object(), LETTERS, "teacher must be a fitted model or numbers"),
         (chances(6, 3), MultiLabelTarget(2), r"probabilities must be \(6, 2\).* labels, but these are \(6, 3\)"),
-        (chances(6, 2), RegressionTarget.found(np.arange(6.0), 6)[0], "2 numbers for each example, but fit saw 1"),
-        (chances(6, 1) * np.inf, RegressionTarget.found(np.arange(6.0), 6)[0], "NaN or infinity"),
+        (chances(6, 2), RegressionTarget.infer(np.arange(6.0), 6)[0], "2 numbers for each example, but fit saw 1"),
+        (chances(6, 1) * np.inf, RegressionTarget.infer(np.arange(6.0), 6)[0], "NaN or infinity"),
     ],
 )
 def test_what_cannot_be_a_teacher_is_refused_in_words(teacher: Any, target: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        taught_by(teacher, SOURCE, target)
+        teacher_outputs(teacher, SOURCE, target)
 
 
 # -- fits

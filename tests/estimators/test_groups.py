@@ -27,7 +27,7 @@ def test_no_group_is_in_two_parts(n: int, kinds: int, size: int, seed: int) -> N
     codes = groups_of(groups, n)
     assert codes is not None
     parts = split(strata, seed, codes)
-    indices = [part for part in (parts.train, parts.valid, parts.chooser) if part is not None]
+    indices = [part for part in (parts.train, parts.valid, parts.selection_set) if part is not None]
     assert sorted(np.concatenate(indices).tolist()) == list(range(n))
     assert sum(len(set(groups[part])) for part in indices) == len(set(groups))
     assert set(strata[parts.train]) == set(strata)
@@ -40,11 +40,11 @@ def test_as_many_are_held_out_of_every_class() -> None:
     strata = (groups % 4 == 0).astype(np.int64)
     parts = split(strata, 0, groups_of(groups, 2000))
     assert parts.valid is not None
-    assert parts.chooser is not None
-    held = np.concatenate([parts.valid, parts.chooser])
+    assert parts.selection_set is not None
+    held = np.concatenate([parts.valid, parts.selection_set])
     for kind in (0, 1):
         assert (strata[held] == kind).sum() == pytest.approx(0.15 * (strata == kind).sum(), rel=0.15)
-    assert len(parts.chooser) == pytest.approx(len(parts.valid), rel=0.2)
+    assert len(parts.selection_set) == pytest.approx(len(parts.valid), rel=0.2)
 
 
 def test_what_leaks_through_groups_is_not_scored(tmp_path: Path) -> None:

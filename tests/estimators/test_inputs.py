@@ -32,8 +32,8 @@ from morphnas import ImageClassifier
 from morphnas.estimators.files import Files
 from morphnas.estimators.inputs import Preprocessing, Problem
 from morphnas.estimators.labels import ClassTarget
-from morphnas.estimators.sources import Source, opened
-from morphnas.estimators.targets import RegressionTarget, classes_of
+from morphnas.estimators.sources import Source, open_data
+from morphnas.estimators.targets import RegressionTarget, classification_target
 from tests.estimators.conftest import stripes
 from tests.train.tasks import Clock
 
@@ -45,12 +45,12 @@ TINY: dict[str, Any] = {"default_model_width": 2, "trainer_args": {"epochs": 1}}
 
 
 def found(x: Any, y: Any = None, validation_data: Any = None, **options: Any) -> Problem:
-    return Problem.found(x, y, validation_data, options.pop("image_shape", None), 0, CPU, **options)
+    return Problem.infer(x, y, validation_data, options.pop("image_shape", None), 0, CPU, **options)
 
 
 def pixels(problem: Problem) -> torch.Tensor:
     """All examples, in the order of the problem."""
-    whole = problem.task.train if problem.everything is None else problem.everything
+    whole = problem.task.train if problem.all_examples is None else problem.all_examples
     return whole.x
 
 
@@ -164,18 +164,18 @@ def test_the_parts_are_views_of_one_tensor_and_the_users_array_is_left_alone() -
     x, y = stripes(600)
     before = x.copy()
     problem = found(x, y)
-    assert problem.everything is not None
+    assert problem.all_examples is not None
     assert problem.task.valid is not None
-    assert problem.chooser is not None
-    parts = [problem.task.train, problem.task.valid, problem.chooser]
-    assert {part.x.untyped_storage().data_ptr() for part in [*parts, problem.everything]} == {
-        problem.everything.x.untyped_storage().data_ptr()
+    assert problem.selection_set is not None
+    parts = [problem.task.train, problem.task.valid, problem.selection_set]
+    assert {part.x.untyped_storage().data_ptr() for part in [*parts, problem.all_examples]} == {
+        problem.all_examples.x.untyped_storage().data_ptr()
     }
-    assert sum(map(len, parts)) == len(problem.everything) == 600
+    assert sum(map(len, parts)) == len(problem.all_examples) == 600
     train, _ = train_test_split(np.arange(600), test_size=90, stratify=y, random_state=0)
     assert torch.equal(problem.task.train.x[:, 0], torch.from_numpy(x[train]))
     assert problem.task.train.y.tolist() == y[train].tolist()
-    problem.everything.x.zero_()
+    problem.all_examples.x.zero_()
     assert (x == before).all()
 
 
@@ -357,7 +357,7 @@ def test_a_loader_that_shuffles_is_read_in_the_order_of_its_dataset(size: int | 
 def test_a_loader_that_draws_is_read_as_it_comes() -> None:
     pairs = Pairs(first(RGB), Y.tolist())
     draws = RandomSampler(pairs, replacement=True, num_samples=90)
-    assert len(opened(DataLoader(pairs, sampler=draws, batch_size=4), None, "x")[0]) == 90
+    assert len(open_data(DataLoader(pairs, sampler=draws, batch_size=4), None, "x")[0]) == 90
 
 
 def test_a_dataset_of_pil_images() -> None:
@@ -391,7 +391,7 @@ def test_a_dataset_whose_examples_have_named_parts(streamed: bool, names: tuple[
     same(found(data), found(RGB, Y))
     if not streamed:
         same(found(DataLoader(Columns(**{names[0]: first(RGB), names[1]: Y.tolist()}), batch_size=7)), found(RGB, Y))  # type: ignore[arg-type]
-    source, y = opened(Columns(streamed, **{names[0]: RGB}), None, "x")
+    source, y = open_data(Columns(streamed, **{names[0]: RGB}), None, "x")
     assert (len(source), y) == (60, None)
 
 
@@ -400,7 +400,7 @@ def test_parts_beside_the_image_and_its_label_are_passed_over_if_these_have_the_
     several = Columns(image=RGB, coarse=Y, fine=Y)
     with pytest.raises(ValueError, match=r"y is missing: .* or with keys of these names"):
         found(several)
-    assert len(opened(several, None, "x")[0]) == 60, "which suffices for predictions"
+    assert len(open_data(several, None, "x")[0]) == 60, "which suffices for predictions"
     parts = type("Parts", (dict,), {"column_names": {}})(train=several, test=several)
     with pytest.raises(ValueError, match=r"x must be rows .* not {'train'"):
         found(parts)
@@ -444,7 +444,7 @@ def test_bad_datasets(data: Any, words: str) -> None:
 def test_several_amounts_of_a_loader_are_those_of_its_examples() -> None:
     pairs = [(torch.zeros(1, 6, 6), (float(i), (100 + i, f"{i}"))) for i in range(6)]
     for size in (2, 4):
-        _, y = opened(DataLoader(pairs, batch_size=size), None, "x")  # type: ignore[arg-type]
+        _, y = open_data(DataLoader(pairs, batch_size=size), None, "x")  # type: ignore[arg-type]
         assert y == [pair[1] for pair in pairs]
 
 
@@ -462,7 +462,7 @@ def test_one_image_is_not_taken_for_several(tmp_path: Path) -> None:
 
 def test_amounts_and_tags_may_be_the_columns_of_a_frame() -> None:
     pandas = pytest.importorskip("pandas")
-    for kind, read in ((float, RegressionTarget.found), (bool, classes_of)):
+    for kind, read in ((float, RegressionTarget.infer), (bool, classification_target)):
         table = np.stack([Y > 0, Y > 1], 1).astype(kind)
         frame = pandas.DataFrame({"one": table[:, 0], "two": table[:, 1]})
         for columns in (frame, np.asfortranarray(table)):
@@ -479,7 +479,7 @@ def test_tensors_may_want_gradients_and_be_of_kinds_that_numpy_has_not() -> None
         assert given.task.train.weights is not None
         assert plain.task.train.weights is not None
         assert torch.equal(given.task.train.weights, plain.task.train.weights)
-    amounts, codes = RegressionTarget.found(torch.tensor([1, 2, 4], dtype=torch.bfloat16, requires_grad=True), 3)
+    amounts, codes = RegressionTarget.infer(torch.tensor([1, 2, 4], dtype=torch.bfloat16, requires_grad=True), 3)
     assert amounts.decode(codes)[:, 0] == pytest.approx([1, 2, 4])
 
 
@@ -604,7 +604,7 @@ def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "dog").symlink_to(tmp_path.with_suffix(".dogs"))
     same(found(tmp_path), expected)
     (tmp_path / "cat" / "round").unlink()
-    source, labels = opened(tmp_path / "cat", None, "x_test")
+    source, labels = open_data(tmp_path / "cat", None, "x_test")
     assert labels is None, "a folder of images alone can be predicted"
     assert len(source) == 20
     assert Files(paths).shapes == [(6, 5, 3)] * 60
@@ -662,7 +662,7 @@ def test_a_folder_without_classes_has_no_order_for_y(tmp_path: Path) -> None:
         ValueError, match="x is a folder, whose files have no order for y to be in: give the files as a"
     ):
         found(tmp_path, Y[:12])
-    assert len(opened(tmp_path, None, "x")[0]) == 12
+    assert len(open_data(tmp_path, None, "x")[0]) == 12
 
 
 def test_bad_folders_of_images(tmp_path: Path) -> None:
@@ -797,10 +797,10 @@ def test_preparing_takes_less_than_twice_the_data(tmp_path: Path) -> None:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         x = np.lib.format.open_memmap(sys.argv[1], mode="r")
         y = np.arange(len(x)) % 10
-        small = Problem.found(x[:100], y[:100], None, None, 0, torch.device("cpu"))  # for lazy imports
+        small = Problem.infer(x[:100], y[:100], None, None, 0, torch.device("cpu"))  # for lazy imports
         before = peak()
-        problem = Problem.found(x, y, None, None, 0, torch.device("cpu"))
-        assert len(problem.task.train) + len(problem.task.valid) + len(problem.chooser) == len(x)
+        problem = Problem.infer(x, y, None, None, 0, torch.device("cpu"))
+        assert len(problem.task.train) + len(problem.task.valid) + len(problem.selection_set) == len(x)
         print((peak() - before) / x.nbytes, 2 + 64 * 2**20 / x.nbytes)
     """
     path = tmp_path / "x.npy"

@@ -27,7 +27,7 @@ from morphnas.report.progress import Progress
 from morphnas.run import checkpoints, executors, final, plan
 from morphnas.run import work as worker
 from morphnas.run.files import RunError
-from morphnas.run.interrupt import stopping
+from morphnas.run.interrupt import stop_on_signals
 from morphnas.run.store import load_run
 from morphnas.run.work import work
 from morphnas.search.trial import Trial
@@ -77,7 +77,7 @@ def test_a_fit_without_time_to_search_does_not_search_when_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither if it ended after its final trainings, nor if it ended before them."""
-    monkeypatch.setattr(plan, "ENOUGH", 1000)
+    monkeypatch.setattr(plan, "MIN_SEARCH_NETWORKS", 1000)
     monkeypatch.setattr(final, "LONGEST", 2)
     path, data = tmp_path / "run", stripes(120)
     starts = [cnn((1, 6, 6), 3, width=2), resnet((1, 6, 6), 3, width=2)]
@@ -221,23 +221,23 @@ def test_sigterm_keeps_the_model_and_ends_the_process_as_usual(data: Data, tmp_p
 @posix
 def test_handlers_are_installed_where_nobody_has_other_plans() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with stopping():
+    with stop_on_signals():
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    with pytest.raises(ZeroDivisionError), stopping():
+    with pytest.raises(ZeroDivisionError), stop_on_signals():
         _ = 1 / 0
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     heard: list[int] = []
     mine = lambda number, _: heard.append(number)  # noqa: E731
     try:
         signal.signal(signal.SIGTERM, mine)
-        with stopping() as stop:
+        with stop_on_signals() as stop:
             signal.raise_signal(signal.SIGTERM)
-        assert (heard, stop.asked) == ([signal.SIGTERM], False)
+        assert (heard, stop.requested) == ([signal.SIGTERM], False)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with stopping() as stop:
+        with stop_on_signals() as stop:
             signal.raise_signal(signal.SIGTERM)
-        assert not stop.asked
+        assert not stop.requested
     finally:
         signal.signal(signal.SIGTERM, before[1])
 
@@ -246,7 +246,7 @@ def test_another_thread_leaves_signals_alone(data: Data, tmp_path: Path) -> None
     seen: list[object] = []
 
     def fit() -> None:
-        with stopping():
+        with stop_on_signals():
             seen.append(signal.getsignal(signal.SIGINT))
         seen.append(classifier(tmp_path / "run", max_trials=1).fit(*data))
 
@@ -266,7 +266,7 @@ from morphnas.run import checkpoints
 from morphnas.report.progress import Progress
 from tests.estimators.conftest import stripes
 from tests.estimators.test_interrupt import classifier
-checkpoints.EVERY, checkpoints.SHARE = 0.0, 1e9
+checkpoints.MIN_INTERVAL, checkpoints.MAX_TIME_SHARE = 0.0, 1e9
 kind, left = sys.argv[2], int(sys.argv[3])
 before = getattr(Progress, kind)
 def told(*args):
@@ -314,8 +314,8 @@ def killed_in_a_final(path: Path, monkeypatch: pytest.MonkeyPatch, data: Data, d
     class Killed(BaseException):
         pass
 
-    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
-    monkeypatch.setattr(checkpoints, "SHARE", 1e9)
+    monkeypatch.setattr(checkpoints, "MIN_INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoints, "MAX_TIME_SHARE", 1e9)
 
     def working(job: Any, task: Any, each_epoch: Any) -> Any:
         names = [t.proposal.why.get("final") for t in load_run(path).trials if t.outcome is None]
@@ -356,7 +356,7 @@ def test_a_final_training_goes_on_from_its_checkpoint(
     assert [t.proposal.why.get("final") for t in after if t.final] == ["inherited", "fresh", "everything"]
     assert all(t.outcome is not None and t.outcome.status == "finished" for t in after)
     assert list(after[: len(before) - 1]) == before[:-1]
-    monkeypatch.setattr(checkpoints, "EVERY", 10.0)
+    monkeypatch.setattr(checkpoints, "MIN_INTERVAL", 10.0)
     unbroken = classifier(tmp_path / "unbroken", refit=True, max_trials=2).fit(*data, time_limit=300)
     assert comparable(after) == comparable(load_run(unbroken.path_).trials)
     assert (found.predict_proba(data[0]) == unbroken.predict_proba(data[0])).all()

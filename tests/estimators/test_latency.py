@@ -43,9 +43,9 @@ def test_a_pace_is_three_numbers(pace: Any) -> None:
 def test_networks_over_the_limit_are_refused_in_words() -> None:
     graph = cnn((1, 6, 6), 3, width=8)
     limits = Limits(max_latency_ms=1.0, pace=(1e-3, 0.0, 0.0))
-    assert limits.refuse(graph) == f"{len(graph.nodes)} ms of latency (predicted), at most 1 are allowed"
-    assert Limits(max_latency_ms=1.0).refuse(graph) is None  # nothing is known yet
-    assert Limits(pace=(1e-3, 0.0, 0.0)).refuse(graph) is None
+    assert limits.violation(graph) == f"{len(graph.nodes)} ms of latency (predicted), at most 1 are allowed"
+    assert Limits(max_latency_ms=1.0).violation(graph) is None  # nothing is known yet
+    assert Limits(pace=(1e-3, 0.0, 0.0)).violation(graph) is None
 
 
 def test_an_ensemble_is_not_for_those_in_a_hurry(data: Data, tmp_path: Path) -> None:

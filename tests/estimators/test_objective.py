@@ -28,7 +28,7 @@ from morphnas.estimators.inputs import Problem
 from morphnas.estimators.labels import ClassTarget
 from morphnas.estimators.objective import CONFIDENT_LOGIT, Scorer, UserLoss, _with_loss_scale, with_objective
 from morphnas.estimators.settings import Settings, check_unchanged, fixed_settings
-from morphnas.estimators.targets import MultiLabelTarget, RegressionTarget, Target, classes_of
+from morphnas.estimators.targets import MultiLabelTarget, RegressionTarget, Target, classification_target
 from morphnas.run.transport import read_task, send_by_value, write_task
 from morphnas.train.data import Examples
 from morphnas.train.goal import CustomGoal, Goal, MultiLabel, UndefinedMetric
@@ -44,8 +44,8 @@ TAGS = np.stack([Y == 0, Y > 0, np.arange(150) % 2 == 0], axis=1).astype(int)
 
 
 def problem(y: Any = Y, **options: Any) -> Problem:
-    read = RegressionTarget.found if np.asarray(y).dtype.kind == "f" else classes_of
-    return Problem.found(X, y, None, None, 0, CPU, read=read, **options)
+    read = RegressionTarget.infer if np.asarray(y).dtype.kind == "f" else classification_target
+    return Problem.infer(X, y, None, None, 0, CPU, read=read, **options)
 
 
 def outputs_for(n: int, k: int, seed: int = 0) -> Tensor:
@@ -55,7 +55,7 @@ def outputs_for(n: int, k: int, seed: int = 0) -> Tensor:
 # -- metrics
 
 
-def likeliest(outputs: Tensor) -> NDArray[Any]:
+def most_probable(outputs: Tensor) -> NDArray[Any]:
     labels: NDArray[Any] = WORDS.classes[outputs.argmax(1).numpy()]
     return labels
 
@@ -72,11 +72,14 @@ TWO = ClassTarget(np.array(["no", "yes"]))
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("f1_macro", lambda y, o, w: metrics.f1_score(y, likeliest(o), average="macro", sample_weight=w)),
-        ("balanced_accuracy", lambda y, o, w: metrics.balanced_accuracy_score(y, likeliest(o), sample_weight=w)),
+        ("f1_macro", lambda y, o, w: metrics.f1_score(y, most_probable(o), average="macro", sample_weight=w)),
+        ("balanced_accuracy", lambda y, o, w: metrics.balanced_accuracy_score(y, most_probable(o), sample_weight=w)),
         ("neg_log_loss", lambda y, o, w: -metrics.log_loss(y, chances(o), sample_weight=w)),
         ("roc_auc_ovr", lambda y, o, w: metrics.roc_auc_score(y, chances(o), multi_class="ovr", sample_weight=w)),
-        (make_scorer(metrics.zero_one_loss), lambda y, o, w: metrics.zero_one_loss(y, likeliest(o), sample_weight=w)),
+        (
+            make_scorer(metrics.zero_one_loss),
+            lambda y, o, w: metrics.zero_one_loss(y, most_probable(o), sample_weight=w),
+        ),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("weighted", [False, True])
@@ -114,7 +117,7 @@ def test_tags_are_measured_each_by_itself(k: int) -> None:
 @pytest.mark.parametrize("k", [1, 2])
 def test_amounts_are_measured_in_their_own_units(k: int) -> None:
     y = 1000 + 50 * np.random.default_rng(0).normal(size=(80, k))
-    values, codes = RegressionTarget.found(y, 80)
+    values, codes = RegressionTarget.infer(y, 80)
     outputs = torch.from_numpy(codes) + 0.3 * outputs_for(80, k)
     said = values.decode(outputs.numpy())
     assert Scorer("neg_mean_absolute_error", values)(outputs, torch.from_numpy(codes)) == pytest.approx(
@@ -560,7 +563,7 @@ def test_metrics_that_say_nothing_of_answers_that_are_all_the_same() -> None:
         problem(), lambda estimator, x, y: sevens(estimator, x, y) ** 0 - 1e-12 * sevens(estimator, x, y), None
     )
     own = (X[Y == 0][:20], Y[Y == 0][:20])
-    with_objective(Problem.found(X, Y, own, None, 0, CPU), "accuracy", None)  # one class: no wrong outputs
+    with_objective(Problem.infer(X, Y, own, None, 0, CPU), "accuracy", None)  # one class: no wrong outputs
 
 
 @pytest.mark.parametrize("spread", [1e-15, 1.0, 1e12])
@@ -779,7 +782,11 @@ def test_all_else_of_a_goal_is_as_usual(target: Target, own: str) -> None:
     outputs = outputs_for(30, usual.outputs)
     y = torch.arange(30) % 3 if isinstance(target, ClassTarget) else (outputs_for(30, usual.outputs, 1) > 0).float()
     assert goal.standard is usual.standard is usual
-    assert (goal.outputs, goal.to_json(), goal.chance(y)) == (usual.outputs, usual.to_json(), usual.chance(y))
+    assert (goal.outputs, goal.to_json(), goal.baseline_metric(y)) == (
+        usual.outputs,
+        usual.to_json(),
+        usual.baseline_metric(y),
+    )
     assert torch.equal(goal.errors(outputs, y), usual.errors(outputs, y))
     assert goal.temperature(outputs, y) == usual.temperature(outputs, y)
     assert goal.distillation_loss(outputs, outputs) == usual.distillation_loss(outputs, outputs)

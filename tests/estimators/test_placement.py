@@ -23,7 +23,7 @@ from morphnas.search import MorphSpace, RandomSearcher
 from morphnas.search.trial import Budget, Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.recipe import Outcome, Recipe
-from morphnas.train.step import RECORDERS
+from morphnas.train.step import GRAPH_RECORDERS
 from tests.estimators.conftest import Data
 
 CPU = torch.device("cpu")
@@ -140,7 +140,7 @@ def test_how_fast_a_device_is_that_records_is_measured_once(
 
     monkeypatch.setattr(sizes, "measure", measured)
     if records:
-        monkeypatch.setitem(RECORDERS, "cpu", lambda _: pytest.fail("nothing is recorded"))
+        monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: pytest.fail("nothing is recorded"))
     small = {"default_model_width": 4, "trainer_args": {"epochs": 1}}
     ImageClassifier(tmp_path, executor="process", devices=1, max_trials=1, searcher_args=small).fit(
         *data, time_limit=20

@@ -215,10 +215,10 @@ def test_amounts_that_cannot_be_used(y: Any, words: str, tmp_path: Path) -> None
 def test_amounts_far_from_0_are_no_constant() -> None:
     """Whole numbers around 1e15 are exact in float64."""
     y = np.arange(60) % 7 + 10**15
-    values, codes = RegressionTarget.found(y, 60)
-    assert np.array_equal(values.amounts(codes).round(), y)
+    values, codes = RegressionTarget.infer(y, 60)
+    assert np.array_equal(values.predictions(codes).round(), y)
     with pytest.raises(ValueError, match="nothing to learn"):
-        RegressionTarget.found(0.1 + np.arange(60) % 2 * 1e-17, 60)
+        RegressionTarget.infer(0.1 + np.arange(60) % 2 * 1e-17, 60)
 
 
 @pytest.mark.parametrize("k", [2, 500])
@@ -227,7 +227,7 @@ def test_parts_have_like_amounts_where_there_are_many(k: int) -> None:
     rng = np.random.default_rng(0)
     along = rng.permutation(400)
     codes = along[:, None] * rng.uniform(0.5, 2, k) + rng.normal(0, 0.1, (400, k))
-    strata = RegressionTarget.found(codes, 400)[0].strata(codes - codes.mean(0))
+    strata = RegressionTarget.infer(codes, 400)[0].strata(codes - codes.mean(0))
     assert any(np.array_equal(groups, along // 20) for groups in (strata, 19 - strata))
 
 
@@ -241,8 +241,8 @@ KINDS = [Y.tolist(), Y[:, None], Y.astype(str), [torch.tensor(v) for v in Y], to
 
 @pytest.mark.parametrize("given_y", KINDS, ids=lambda y: type(y).__name__)
 def test_amounts_come_in_many_kinds(given_y: Any) -> None:
-    values, codes = RegressionTarget.found(given_y, 60)
-    assert values.flat
+    values, codes = RegressionTarget.infer(given_y, 60)
+    assert values.single_output
     assert values.decode(codes)[:, 0] == pytest.approx(Y)
 
 
@@ -252,7 +252,7 @@ def test_amounts_come_in_many_kinds(given_y: Any) -> None:
 @given(st.integers(1, 3), st.integers(5, 300), st.integers(0, 99), st.floats(-1e6, 1e6), st.floats(1e-2, 1e6))
 def test_amounts_are_learnt_in_deviations_and_come_back(k: int, n: int, seed: int, mean: float, sd: float) -> None:
     y = mean + sd * np.random.default_rng(seed).normal(size=(n, k))
-    values, codes = RegressionTarget.found(y, n)
+    values, codes = RegressionTarget.infer(y, n)
     assert codes.dtype == np.float32
     assert codes.mean(0) == pytest.approx(0, abs=1e-3)
     assert codes.std(0) == pytest.approx(1, rel=1e-3)
@@ -275,7 +275,7 @@ def test_what_was_not_written_by_it_is_refused(amounts: Any) -> None:
 
 def test_parts_hold_amounts_of_all_sizes_alike() -> None:
     y = np.random.default_rng(0).exponential(size=2000)
-    values, codes = RegressionTarget.found(y, 2000)
+    values, codes = RegressionTarget.infer(y, 2000)
     means = [split(values.strata(codes), seed).valid for seed in range(5)]
     apart = [abs(codes[part].mean()) for part in means if part is not None]
     assert max(apart) < 0.1  # by chance alone .08 on average

@@ -19,7 +19,7 @@ from morphnas import DataWarning, ImageClassifier, RunError, examine, load_run
 from morphnas.cli import main
 from morphnas.estimators.inputs import Problem
 from morphnas.estimators.splits import split
-from morphnas.estimators.targets import MultiLabelTarget, classes_of, target_from_json
+from morphnas.estimators.targets import MultiLabelTarget, classification_target, target_from_json
 
 Tagged = tuple[NDArray[np.uint8], NDArray[np.int64]]
 SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 6}}
@@ -175,7 +175,7 @@ KINDS = {
 def test_tags_of_any_kind(kind: str, data: Tagged) -> None:
     _, y = data
     given = KINDS[kind](y)
-    target, codes = classes_of(given, len(y))
+    target, codes = classification_target(given, len(y))
     assert isinstance(target, MultiLabelTarget)
     assert codes.dtype == np.float32
     assert (codes == y).all()
@@ -205,7 +205,7 @@ def pairs_dataset(pairs: list[Any]) -> Any:
 
 def test_parts_are_held_out_alike(data: Tagged) -> None:
     _, y = data
-    target, codes = classes_of(y, 400)
+    target, codes = classification_target(y, 400)
     parts = split(target.strata(codes), seed=0)
     assert parts.valid is not None
     overall, held = y.mean(0), y[parts.valid].mean(0)
@@ -328,6 +328,6 @@ def test_from_the_command_line(tmp_path: Path, data: Tagged, capsys: pytest.Capt
 
 
 def test_a_problem_knows_its_chance(data: Tagged) -> None:
-    problem = Problem.found(*data, None, None, 0, torch.device("cpu"))
+    problem = Problem.infer(*data, None, None, 0, torch.device("cpu"))
     _, counts = np.unique(problem.task.train.y, axis=0, return_counts=True)
-    assert problem.chance == pytest.approx(counts.max() / counts.sum())
+    assert problem.baseline_metric == pytest.approx(counts.max() / counts.sum())

@@ -28,13 +28,13 @@ SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 6}
 
 
 def problem(sample_weight: Any, validation_data: Any = None, **options: Any) -> Problem:
-    return Problem.found(X, options.pop("y", Y), validation_data, None, 0, CPU, sample_weight=sample_weight, **options)
+    return Problem.infer(X, options.pop("y", Y), validation_data, None, 0, CPU, sample_weight=sample_weight, **options)
 
 
 def test_weights_go_with_their_examples(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).uniform(0, 3, 300)
     found = problem(weights)
-    parts = [found.task.train, found.task.valid, found.everything]
+    parts = [found.task.train, found.task.valid, found.all_examples]
     for part, order in zip(parts, (found.order[:255], found.order[255:], found.order), strict=True):
         assert part is not None
         assert part.weights is not None
@@ -56,11 +56,11 @@ def test_weights_that_are_alike_are_none() -> None:
 def test_balanced_classes_count_alike() -> None:
     few = np.concatenate([np.flatnonzero(Y == 0), np.flatnonzero(Y == 1)[:20], np.flatnonzero(Y == 2)[:60]])
     own = (X[:30], Y[:30])
-    found = Problem.found(X[few], Y[few], own, None, 0, CPU, sample_weight="balanced")
+    found = Problem.infer(X[few], Y[few], own, None, 0, CPU, sample_weight="balanced")
     assert found.task.train.weights is not None
     sums = torch.bincount(found.task.train.y, found.task.train.weights)
     assert sums.tolist() == pytest.approx([60, 60, 60])
-    assert found.chance == pytest.approx(1 / 3)
+    assert found.baseline_metric == pytest.approx(1 / 3)
     assert found.task.valid is not None
     assert found.task.valid.weights is not None
     of_class = [found.task.valid.weights[found.task.valid.y == i].unique().item() for i in range(3)]
@@ -119,7 +119,7 @@ def test_weights_that_cannot_be_learnt_from(sample_weight: Any, words: str, tmp_
 
 def test_amounts_have_no_balance() -> None:
     with pytest.raises(ValueError, match="None or numbers"):
-        problem("balanced", y=Y + 0.5 * X.mean((1, 2)), read=RegressionTarget.found)
+        problem("balanced", y=Y + 0.5 * X.mean((1, 2)), read=RegressionTarget.infer)
 
 
 @pytest.mark.slow
@@ -192,10 +192,10 @@ def test_examples_without_weight_leave_no_trace() -> None:
     y, weights = np.random.default_rng(0).normal(size=300), np.ones(300)
     x = X.astype(np.float32)
     x[::7], y[::7], weights[::7] = 1e4, -1e6, 0
-    found = problem(weights, y=y, read=RegressionTarget.found)
+    found = problem(weights, y=y, read=RegressionTarget.infer)
     assert isinstance(found.target, RegressionTarget)
     assert found.target.mean == pytest.approx([y[weights > 0].mean()])
     assert found.target.std == pytest.approx([y[weights > 0].std()])
-    found = Problem.found(x, Y, None, None, 0, CPU, sample_weight=weights)
+    found = Problem.infer(x, Y, None, None, 0, CPU, sample_weight=weights)
     assert found.task.mean.abs().max() < 255
     assert found.task.std.max() < 255

@@ -148,7 +148,7 @@ def test_looking_things_up() -> None:
     assert graph["conv_3"].op == Conv(4, bias=True)
     assert graph.consumers["relu_2"] == ("conv_3", "conv_4", "avgpool_8")
     assert graph.consumers["relu_13"] == ("add_14", "add_14")
-    before = {node.name for node in graph.nodes if graph.leads(node.name, "add_5")}
+    before = {node.name for node in graph.nodes if graph.has_path(node.name, "add_5")}
     assert before == {"x", "conv_1", "relu_2", "conv_3", "conv_4"}
     assert [node.name for node in graph.path("relu_6", "conv_12")] == [
         "maxpool_7", "concat_9", "bn_10", "relu_11", "conv_12",

@@ -29,7 +29,7 @@ from morphnas.graph import (
     to_module,
     weights_of,
 )
-from morphnas.graph.module import NORMALISED
+from morphnas.graph.module import NORMALISED_INIT_SCALE
 from tests.strategies import HAND_MADE, chain, examples, graphs, grow, plain, random_weights
 
 
@@ -144,7 +144,7 @@ def test_what_a_norm_undoes_begins_smaller() -> None:
     weights = fresh_weights(graph, own[0])
     for node in graph.nodes:
         for name, value in node.op.init(*graph.input_shapes(node), generator=own[1]).items():
-            scale = NORMALISED if node.op.tag == "conv" else 1.0
+            scale = NORMALISED_INIT_SCALE if node.op.tag == "conv" else 1.0
             assert torch.equal(weights[f"{node.name}.{name}"], scale * value)
     plainly = plain(Dense(4), ReLU(), Dense(2), shape=(3,))
     assert fresh_weights(plainly)["dense_1.weight"].std() > 0

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from morphnas.graph import (
-    SMALLEST,
+    MIN_MICRO_BATCH,
     Add,
     AddSkip,
     ConcatSkip,
@@ -105,7 +105,12 @@ def test_nothing_gets_smaller(graph: Graph, random: Random) -> None:
 
     def sizes(graph: Graph) -> list[float]:
         found = [graph.parameters, graph.flops, graph.work, graph.depth, graph.activation_bytes]
-        return [*found, graph.peak_bytes(SMALLEST), _max_width(graph), Limits(pace=(1, 1e-6, 1e-6)).latency(graph)]
+        return [
+            *found,
+            graph.peak_bytes(MIN_MICRO_BATCH),
+            _max_width(graph),
+            Limits(pace=(1, 1e-6, 1e-6)).latency(graph),
+        ]
 
     offered = list(neighbours(graph))
     for morph in random.sample(offered, min(10, len(offered))):
@@ -145,9 +150,9 @@ def test_limits_say_what_is_too_much() -> None:
         (Limits(max_width=8), "16 channels of width, at most 8"),
         (Limits(max_activation_bytes=1_000), "activation bytes, at most 1,000"),
     ):
-        assert words in str(limits.refuse(graph))
-    assert Limits().refuse(graph) is None
-    assert Limits(max_width=16).refuse(cnn((1, 8, 8), 1_000, width=8)) is None  # the output's width is not counted
+        assert words in str(limits.violation(graph))
+    assert Limits().violation(graph) is None
+    assert Limits(max_width=16).violation(cnn((1, 8, 8), 1_000, width=8)) is None  # the output's width is not counted
 
 
 @pytest.mark.parametrize(

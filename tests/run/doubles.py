@@ -70,7 +70,7 @@ def files(path: Path) -> dict[str, bytes]:
 class Threads:
     """Two workers in this process."""
 
-    workers, ahead = 2, False
+    workers, asks_ahead = 2, False
 
     def __init__(self, task: Task) -> None:
         self._task, self._pool = task, ThreadPoolExecutor(2)

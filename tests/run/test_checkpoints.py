@@ -15,7 +15,7 @@ from torch import nn
 from morphnas.graph import Graph, Weights, cnn
 from morphnas.run import checkpoints, files
 from morphnas.run import work as module
-from morphnas.run.checkpoints import Keeper
+from morphnas.run.checkpoints import CheckpointWriter
 from morphnas.run.files import RunError
 from morphnas.run.jobs import Job
 from morphnas.run.work import work
@@ -36,8 +36,8 @@ class Killed(BaseException):
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
-    monkeypatch.setattr(checkpoints, "SHARE", 1e9)
+    monkeypatch.setattr(checkpoints, "MIN_INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoints, "MAX_TIME_SHARE", 1e9)
 
 
 def killed_after(n: int) -> Callable[[Outcome], None]:
@@ -165,8 +165,8 @@ def test_a_damaged_checkpoint_is_said_and_not_used(
 # -- when
 
 
-def keeper(path: Path | None, clock: Clock) -> Keeper:
-    return Keeper(path, {"seed": 1}, clock)
+def keeper(path: Path | None, clock: Clock) -> CheckpointWriter:
+    return CheckpointWriter(path, {"seed": 1}, clock)
 
 
 def checkpoint() -> Checkpoint:
@@ -205,7 +205,7 @@ def test_slow_checkpoints_take_a_small_share_of_the_time(tmp_path: Path) -> None
 def test_a_large_network_is_written_down_for_the_first_time_when_that_is_a_small_share(tmp_path: Path) -> None:
     """100 MB of weights take about 2 s, which are 2 % of 100."""
     clock = Clock()
-    keep = Keeper(tmp_path / "c", {"seed": 1}, clock, weights=100_000_000)
+    keep = CheckpointWriter(tmp_path / "c", {"seed": 1}, clock, weights=100_000_000)
     clock.now += 99
     keep(lambda: pytest.fail("that would be too soon"))
     clock.now += 2

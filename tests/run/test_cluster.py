@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from morphnas import ImageClassifier, load_run
-from morphnas.run.cluster import RETRIES, ray_executor, reachable
-from morphnas.run.executors import Supervised
+from morphnas.run.cluster import RETRIES, check_reachable, ray_executor
+from morphnas.run.executors import SupervisedExecutor
 from morphnas.run.jobs import Executor, Job
 from morphnas.run.search import Search
 from morphnas.search.trial import Proposal, Trial
@@ -43,7 +43,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
 def test_where_nobody_listens_is_found_out_at_once(address: str) -> None:
     with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
-        reachable(address)
+        check_reachable(address)
 
 
 def test_a_cluster_that_refuses_again_and_again_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +65,12 @@ def test_a_cluster_that_refuses_again_and_again_is_no_cluster(monkeypatch: pytes
 
 
 @pytest.fixture(scope="class")
-def private() -> Iterator[Supervised]:
+def private() -> Iterator[SupervisedExecutor]:
     pytest.importorskip("ray")
-    everything = Examples(
+    all_examples = Examples(
         torch.cat([TASK.train.x, TASK.evaluation_set.x]), torch.cat([TASK.train.y, TASK.evaluation_set.y])
     )
-    made = ray_executor(TASK, everything, workers=1)
+    made = ray_executor(TASK, all_examples, workers=1)
     yield made
     made.shutdown()
     made.shutdown()
@@ -79,7 +79,7 @@ def private() -> Iterator[Supervised]:
 @pytest.mark.slow
 class TestRay(ExecutorContract, SurvivorContract):
     @pytest.fixture
-    def executor(self, private: Supervised) -> Executor:
+    def executor(self, private: SupervisedExecutor) -> Executor:
         return private
 
     def test_trainings_that_nobody_judges_are_on_everything(self, executor: Executor) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import morphnas
 from morphnas.graph import Graph, GraphError, Wider
 from morphnas.run import checkpoints
-from morphnas.run.files import MAX_DEPTH, RunError, inside, read_json, read_tensors, write_json
+from morphnas.run.files import MAX_DEPTH, RunError, check_inside, read_json, read_tensors, write_json
 from morphnas.run.store import Store, load_run
 from morphnas.search.trial import Proposal
 from morphnas.train.recipe import Outcome, Recipe
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classifier = morphnas.ImageClassifier(path, max_trials=3, random_state=0, searcher_args=TINY, refit=False)
     classifier.fit(*stripes(60), time_limit=60)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "EVERY", 0.0)
+        patch.setattr(checkpoints, "MIN_INTERVAL", 0.0)
         patch.setattr(checkpoints, "SHARE", 1e9)
         patch.setattr(Store, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         again = morphnas.ImageClassifier(path, max_trials=4, resume=True, searcher_args=TINY, refit=False)
@@ -217,7 +217,7 @@ def test_nothing_is_read_or_written_outside_the_folder(copied: Path, tmp_path: P
     with pytest.raises(RunError, match="cannot be read"):
         read_tensors(weights_file)
     (tmp_path / "link").symlink_to(copied)  # the folder itself may be one
-    assert inside(tmp_path / "link" / "run.json", tmp_path / "link")
+    assert check_inside(tmp_path / "link" / "run.json", tmp_path / "link")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
@@ -252,7 +252,7 @@ def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path: Path) -> None:
         for act in (
             lambda: store.finish(0, Outcome("failed"), weights()),
             lambda: store.claim(proposals(1)[0]),
-            lambda: store.note(best=0),
+            lambda: store.update_about(best=0),
         ):
             with pytest.raises(RunError, match=str(path)):
                 act()

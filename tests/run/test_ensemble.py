@@ -12,7 +12,7 @@ import torch
 from morphnas.graph import Dense, Graph, Input, Limits, Node
 from morphnas.run import ensemble as module
 from morphnas.run import predictions
-from morphnas.run.ensemble import asked, assembled, elect
+from morphnas.run.ensemble import build_ensemble, count_evaluated, select_members
 from morphnas.run.store import Store
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples, Task
@@ -51,13 +51,13 @@ def add(store: Store, weights: dict[str, torch.Tensor], score: float | None = -0
 
 
 def elected(store: Store, final: Trial, size: int = 3, **changes: Any) -> dict[int, float]:
-    given = {"task": TASK, "chooser": None, "mirrors": False, "deadline": Deadline.after(600)} | changes
-    return elect(store, final, size=size, **given)
+    given = {"task": TASK, "selection_set": None, "mirrors": False, "deadline": Deadline.after(600)} | changes
+    return select_members(store, final, size=size, **given)
 
 
 def loss(store: Store, shares: dict[int, float]) -> float:
     assert TASK.valid is not None
-    logits = assembled(store, shares).to_module()(TASK.normalised(TASK.valid.x)).detach().double()
+    logits = build_ensemble(store, shares).to_module()(TASK.normalised(TASK.valid.x)).detach().double()
     heat = TASK.goal.temperature(logits, TASK.valid.y)
     return torch.nn.functional.cross_entropy(logits / heat, TASK.valid.y).item()
 
@@ -167,10 +167,10 @@ def test_as_few_examples_are_read_as_the_time_was_kept_for(tmp_path: Path, monke
         final = add(store, SECOND)
         for _ in range(module.LIBRARY_SIZE + 3):
             add(store, SECOND)
-        assert final.id in elected(store, final, chooser=TASK.train)
-    assert sum(read) == asked(3, TASK, TASK.train) - 2 * len(TASK.evaluation_set) == module.LIBRARY_SIZE * 50
-    assert asked(1, TASK, None) == 0
-    assert asked(10**9, TASK, None) == asked(module.ROUNDS, TASK, None), "no more can have a vote"
+        assert final.id in elected(store, final, selection_set=TASK.train)
+    assert sum(read) == count_evaluated(3, TASK, TASK.train) - 2 * len(TASK.evaluation_set) == module.LIBRARY_SIZE * 50
+    assert count_evaluated(1, TASK, None) == 0
+    assert count_evaluated(10**9, TASK, None) == count_evaluated(module.ROUNDS, TASK, None), "no more can have a vote"
 
 
 def test_the_best_networks_are_asked_where_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_an_ensemble_is_within_the_limits(tmp_path: Path) -> None:
     """The ensemble as a whole, not each of its networks."""
     with store_of(tmp_path / "run") as store:
         final, good = add(store, FIRST), add(store, SECOND)
-        together = assembled(store, {final.id: 0.5, good.id: 0.5}).graph
+        together = build_ensemble(store, {final.id: 0.5, good.id: 0.5}).graph
         enough, few = (Limits(max_params=n) for n in (together.parameters, together.parameters - 1))
         assert set(elected(store, final, limits=enough)) == {final.id, good.id}
         assert elected(store, final, limits=few) == {final.id: 1.0}

@@ -75,7 +75,7 @@ def test_what_it_raises_is_logged_and_costs_nothing(caplog: pytest.LogCaptureFix
     for _ in range(3):
         made.epoch_done(child(), SO_FAR)
     made.close()
-    assert not made.stop.asked
+    assert not made.stop.requested
     first, last = caplog.records
     assert first.levelno == last.levelno == logging.ERROR
     assert "each_epoch raised after epoch 2 of trial 4" in first.getMessage()
@@ -94,7 +94,7 @@ def test_it_can_ask_to_stop() -> None:
     made = calls(enough)
     made.epoch_done(child(), SO_FAR)
     made.epoch_done(child(), SO_FAR)
-    assert made.stop.asked
+    assert made.stop.requested
     assert made.stopped
     assert told == [2], "it is not called again"
 
@@ -102,7 +102,7 @@ def test_it_can_ask_to_stop() -> None:
 def test_what_it_returns_is_of_no_matter() -> None:
     made = calls(lambda _: True)
     made.epoch_done(child(), SO_FAR)
-    assert not made.stop.asked
+    assert not made.stop.requested
     calls(None).epoch_done(child(), SO_FAR)
 
 
@@ -163,9 +163,9 @@ def test_an_outcome_with_the_last_epoch_is_read_again() -> None:
 
 
 class Elsewhere:
-    """A worker in another thread, as those of `Supervised` are."""
+    """A worker in another thread, as those of `SupervisedExecutor` are."""
 
-    workers, ahead = 1, False
+    workers, asks_ahead = 1, False
 
     def __init__(self, task: Task) -> None:
         self._task, self._pool = task, ThreadPoolExecutor(1)
@@ -201,7 +201,7 @@ def test_also_by_the_final_trainings(tmp_path: Path, kind: Callable[[Task], Exec
         Search(store, Script(proposals(1)), executor, Deadline.after(600)).run()
         winner, made = store.trials[0], EpochCalls(note, store.path, Stop())
         args = (TASK, RECIPE, Deadline.after(600))
-        Final(store, winner, executor, *args, everything=TASK.train, epochs=2, observer=made).run()
+        Final(store, winner, executor, *args, all_examples=TASK.train, epochs=2, observer=made).run()
     executor.shutdown()
     assert told == [
         (1, 1, "inherited"), (1, 2, "inherited"), (2, 1, "fresh"), (2, 2, "fresh"), (3, 1, "everything"),

@@ -20,7 +20,7 @@ import torch
 from morphnas.graph import Graph, Limits, Network, Weights, Wider, mlp
 from morphnas.run import executors as module
 from morphnas.run.checkpoints import Result
-from morphnas.run.executors import JobNotReceived, SerialExecutor, Supervised, WorkerLost, process_executor
+from morphnas.run.executors import JobNotReceived, SerialExecutor, SupervisedExecutor, WorkerLost, process_executor
 from morphnas.run.files import write_tensors
 from morphnas.run.jobs import Executor, Job
 from morphnas.run.proposing import Asker
@@ -53,7 +53,7 @@ class TestInThisProcess(ExecutorContract):
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[Supervised]:
+def process() -> Iterator[SupervisedExecutor]:
     made = process_executor(TASK, [CPU], torch.get_num_threads())
     yield made
     made.shutdown()
@@ -61,7 +61,7 @@ def process() -> Iterator[Supervised]:
 
 class TestProcesses(ExecutorContract, SurvivorContract):
     @pytest.fixture
-    def executor(self, process: Supervised) -> Executor:
+    def executor(self, process: SupervisedExecutor) -> Executor:
         return process
 
 
@@ -165,12 +165,12 @@ class Troupe:
 
 
 @pytest.fixture
-def supervised() -> Iterator[Callable[..., tuple[Supervised, Troupe]]]:
-    made: list[Supervised] = []
+def supervised() -> Iterator[Callable[..., tuple[SupervisedExecutor, Troupe]]]:
+    made: list[SupervisedExecutor] = []
 
-    def make(ways: list[str], retries: int = 0) -> tuple[Supervised, Troupe]:
+    def make(ways: list[str], retries: int = 0) -> tuple[SupervisedExecutor, Troupe]:
         troupe = Troupe(ways)
-        made.append(Supervised([troupe], ahead=False, retries=retries))
+        made.append(SupervisedExecutor([troupe], asks_ahead=False, retries=retries))
         return made[-1], troupe
 
     yield make
@@ -182,7 +182,7 @@ def job(seconds: float = 60) -> Job:
     return Job(GRAPH, (), RECIPE, seconds, 0)
 
 
-def test_a_lost_worker_is_replaced_at_once(supervised: Callable[..., tuple[Supervised, Troupe]]) -> None:
+def test_a_lost_worker_is_replaced_at_once(supervised: Callable[..., tuple[SupervisedExecutor, Troupe]]) -> None:
     executor, troupe = supervised(["die", "answer", "answer"])
     outcome, trained = executor.submit(job()).result(60)
     assert (outcome.status, outcome.error, trained) == ("failed", "the worker was killed", None)
@@ -190,14 +190,16 @@ def test_a_lost_worker_is_replaced_at_once(supervised: Callable[..., tuple[Super
     assert [puppet.closed for puppet in troupe.made] == [1, 0]
 
 
-def test_a_worker_that_dies_idle_costs_no_job(supervised: Callable[..., tuple[Supervised, Troupe]]) -> None:
+def test_a_worker_that_dies_idle_costs_no_job(supervised: Callable[..., tuple[SupervisedExecutor, Troupe]]) -> None:
     executor, troupe = supervised(["gone", "gone", "answer"])
     assert executor.submit(job()).result(60)[0] == GOOD
     assert [puppet.closed for puppet in troupe.made] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(("deaths", "status"), [(2, "finished"), (3, "failed")])
-def test_a_job_is_done_again(supervised: Callable[..., tuple[Supervised, Troupe]], deaths: int, status: str) -> None:
+def test_a_job_is_done_again(
+    supervised: Callable[..., tuple[SupervisedExecutor, Troupe]], deaths: int, status: str
+) -> None:
     executor, troupe = supervised(["die"] * deaths + ["answer"], retries=2)
     assert executor.submit(job()).result(60)[0].status == status
     executor.shutdown()
@@ -206,7 +208,7 @@ def test_a_job_is_done_again(supervised: Callable[..., tuple[Supervised, Troupe]
 
 
 def test_a_worker_that_hangs_is_given_up(
-    supervised: Callable[..., tuple[Supervised, Troupe]], monkeypatch: pytest.MonkeyPatch
+    supervised: Callable[..., tuple[SupervisedExecutor, Troupe]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "grace", lambda _: 0.05)
     executor, _ = supervised(["hang", "answer"], retries=2)
@@ -216,7 +218,9 @@ def test_a_worker_that_hangs_is_given_up(
     assert executor.submit(job()).result(60)[0] == GOOD
 
 
-def test_what_the_observer_raises_ends_the_trial_only(supervised: Callable[..., tuple[Supervised, Troupe]]) -> None:
+def test_what_the_observer_raises_ends_the_trial_only(
+    supervised: Callable[..., tuple[SupervisedExecutor, Troupe]],
+) -> None:
     def raising(_: Outcome) -> None:
         raise OSError("no space to write to")
 
@@ -228,7 +232,7 @@ def test_what_the_observer_raises_ends_the_trial_only(supervised: Callable[..., 
 
 def test_a_worker_that_never_comes_takes_no_jobs(caplog: pytest.LogCaptureFixture) -> None:
     absent, present = Troupe(["absent"]), Troupe(["answer"] * 5)
-    executor = Supervised([absent, present], ahead=False)
+    executor = SupervisedExecutor([absent, present], asks_ahead=False)
     assert [executor.submit(job()).result(60)[0] for _ in range(5)] == [GOOD] * 5
     waiting = executor.submit(job())
     executor.shutdown()
@@ -239,7 +243,7 @@ def test_a_worker_that_never_comes_takes_no_jobs(caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_jobs_fail_where_no_worker_can_be_started(workers: int) -> None:
-    executor = Supervised([Troupe(["broken"] * 100) for _ in range(workers)], ahead=False)
+    executor = SupervisedExecutor([Troupe(["broken"] * 100) for _ in range(workers)], asks_ahead=False)
     errors = [executor.submit(job()).result(60)[0].error for _ in range(3)]
     executor.shutdown()
     assert errors == ["the worker has no memory"] * 3
@@ -250,7 +254,7 @@ def test_a_worker_that_cannot_be_started_leaves_the_jobs_to_others(
 ) -> None:
     monkeypatch.setattr(module, "RESTART_DELAY", 0.01)
     broken, whole = Troupe(["broken"] * 3 + ["answer"] * 100), Troupe(["answer"] * 100)
-    executor = Supervised([broken, whole], ahead=False)
+    executor = SupervisedExecutor([broken, whole], asks_ahead=False)
     found = list[Outcome]()
     while len(broken.made) < 4 and len(found) < 100:
         found.append(executor.submit(job()).result(60)[0])
@@ -268,7 +272,7 @@ def test_a_worker_that_can_never_be_started_is_given_up(
 ) -> None:
     monkeypatch.setattr(module, "RESTART_DELAY", 0.01)
     broken, whole = Troupe(["broken"] * 1000), Troupe(["answer"] * 3 + ["die"] + ["broken"] * 1000)
-    executor = Supervised([broken, broken, whole], ahead=False)
+    executor = SupervisedExecutor([broken, broken, whole], asks_ahead=False)
     until = time.monotonic() + 60
     while executor.workers > 1 and time.monotonic() < until:
         time.sleep(0.01)
@@ -286,14 +290,16 @@ def test_a_worker_that_can_never_be_started_is_given_up(
 
 def test_who_waits_to_fail_leaves_a_job_to_one_that_has_started_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RESTART_DELAY", 0.01)
-    executor = Supervised([Troupe(["broken"] * 1000), Troupe(["broken", *["answer"] * 50])], ahead=False)
+    executor = SupervisedExecutor([Troupe(["broken"] * 1000), Troupe(["broken", *["answer"] * 50])], asks_ahead=False)
     found = [executor.submit(job()).result(60)[0] for _ in range(50)]
     executor.shutdown()
     assert GOOD in found
     assert found[found.index(GOOD) :] == [GOOD] * (50 - found.index(GOOD))
 
 
-def test_what_waits_when_it_is_shut_down_is_given_up(supervised: Callable[..., tuple[Supervised, Troupe]]) -> None:
+def test_what_waits_when_it_is_shut_down_is_given_up(
+    supervised: Callable[..., tuple[SupervisedExecutor, Troupe]],
+) -> None:
     executor, troupe = supervised(["hang"])
     first, second = executor.submit(job()), executor.submit(job())
     while not troupe.made or len(troupe.ways):
@@ -309,7 +315,7 @@ def test_a_worker_that_cannot_be_made_is_a_failed_trial() -> None:
     def broken() -> Puppet:
         raise OSError("too many processes")
 
-    executor = Supervised([broken], ahead=False)
+    executor = SupervisedExecutor([broken], asks_ahead=False)
     outcome, _ = executor.submit(job()).result(60)
     executor.shutdown()
     assert outcome.error == "no worker could be started: OSError: too many processes"
@@ -323,7 +329,7 @@ class Mute:
     """An executor that accepts jobs and never returns a result."""
 
     workers = 2
-    ahead = False
+    asks_ahead = False
     submitted: int = 0
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
@@ -355,7 +361,7 @@ def test_a_search_ends_when_nobody_answers(tmp_path: Path, monkeypatch: pytest.M
 def test_a_stop_that_nobody_hears_leaves_the_trial_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("morphnas.run.trainings.grace", lambda _: -0.3)
     stop, begun = Stop(), time.monotonic()
-    stop.asked = True
+    stop.requested = True
     with store_of(tmp_path / "run") as store:
         Search(store, Script(proposals(9)), Mute(), Deadline.after(600, stop=stop)).run()
         assert [trial.outcome for trial in store.trials] == [None]
@@ -363,7 +369,7 @@ def test_a_stop_that_nobody_hears_leaves_the_trial_open(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills a process the POSIX way")
-def test_a_process_that_dies_idle_costs_no_job(process: Supervised) -> None:
+def test_a_process_that_dies_idle_costs_no_job(process: SupervisedExecutor) -> None:
     process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
     (worker,) = process._alive
     assert isinstance(worker, module._Process)
@@ -373,7 +379,7 @@ def test_a_process_that_dies_idle_costs_no_job(process: Supervised) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="suspends a process the POSIX way")
-def test_a_stop_does_not_wait_for_a_process_that_does_not_take_its_job(process: Supervised) -> None:
+def test_a_stop_does_not_wait_for_a_process_that_does_not_take_its_job(process: SupervisedExecutor) -> None:
     """The process is suspended, and the weights do not fit into the pipe's buffer."""
     graph = mlp((6,), 2, width=400, depth=2)
     start = Network(graph, random_weights(graph, 0))
@@ -390,7 +396,7 @@ def test_a_stop_does_not_wait_for_a_process_that_does_not_take_its_job(process: 
     assert future.result(120)[0].status == "failed"
 
 
-def test_a_stop_reaches_a_process(tmp_path: Path, process: Supervised) -> None:
+def test_a_stop_reaches_a_process(tmp_path: Path, process: SupervisedExecutor) -> None:
     """Its trial ends with the result so far, and the process can be used again."""
     stop, long = Stop(), replace(proposals(1)[0], recipe=replace(RECIPE, epochs=100_000))
     process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
@@ -412,7 +418,7 @@ class Asking(Notes):
     stop: Stop = field(default_factory=Stop)
 
     def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
-        self.stop.asked = True
+        self.stop.requested = True
 
 
 def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +435,7 @@ def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, m
         return GOOD, weights(0, job.start)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "work", trained)
-    monkeypatch.setattr(SerialExecutor, "ahead", True)
+    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
     with store_of(tmp_path / "run") as store:
         Search(store, script, SerialExecutor(TASK), Deadline.after(60)).run()
         assert len(store.trials) == 4
@@ -464,7 +470,7 @@ def test_nobody_waits_for_a_proposal_after_the_deadline(tmp_path: Path, monkeypa
         return GOOD, weights(0, job.start)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "work", trained)
-    monkeypatch.setattr(SerialExecutor, "ahead", True)
+    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
     with store_of(tmp_path / "run") as store:
         begun = time.monotonic()
         Search(store, Slow(proposals(4)), SerialExecutor(TASK), Deadline.after(0.3)).run()
@@ -503,7 +509,7 @@ def test_nobody_waits_for_the_disk_while_proposals_are_asked_for_ahead(
     monkeypatch.setattr("morphnas.run.store.write_tensors", writing)
     monkeypatch.setattr(Store, "network", reading)
     monkeypatch.setattr(module, "work", trained)
-    monkeypatch.setattr(SerialExecutor, "ahead", True)
+    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
     with store_of(tmp_path / "run") as store:
         Search(store, script, SerialExecutor(TASK), Deadline.after(120)).run()
     assert written == [True] * 4, "each while the next one trained, the one that has the first one's weights as well"
@@ -512,7 +518,7 @@ def test_nobody_waits_for_the_disk_while_proposals_are_asked_for_ahead(
     assert [trial.kept for trial in load_run(tmp_path / "run").trials] == [True] * 4
 
 
-def test_one_process_searches_as_this_one_does(tmp_path: Path, process: Supervised) -> None:
+def test_one_process_searches_as_this_one_does(tmp_path: Path, process: SupervisedExecutor) -> None:
     """And calls the observer after every epoch, in this thread."""
     searcher, found = RandomSearcher(MorphSpace((GRAPH,)), RECIPE, Limits(max_params=2000), seed=1), []
     for name, executor in (("serial", SerialExecutor(TASK)), ("process", process)):
@@ -660,7 +666,7 @@ class Full(Mute):
     stopped: Stop = field(default_factory=Stop)
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
-        self.stopped.asked = True
+        self.stopped.requested = True
         return Future()
 
 
@@ -692,14 +698,14 @@ def test_what_starts_from_weights_that_were_removed_meanwhile_is_asked_for_again
         return outcome, weights(0, graph)
 
     monkeypatch.setattr(module, "work", trained)
-    monkeypatch.setattr(SerialExecutor, "ahead", True)
+    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
     with store_of(tmp_path / "run") as store:
         Search(store, Best(proposals(2)), SerialExecutor(TASK), Deadline.after(60), keep=1).run()
         assert [trial.parent for trial in store.trials] == [None, None, 1]
         assert store.trials[2].outcome == GOOD
 
 
-def test_ctrl_c_in_the_terminal_does_not_reach_processes(process: Supervised) -> None:
+def test_ctrl_c_in_the_terminal_does_not_reach_processes(process: SupervisedExecutor) -> None:
     """Only the driver gets the signal, and then stops its workers."""
     process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
     (worker,) = process._alive

@@ -21,7 +21,7 @@ from morphnas.run.expectation import (
     Expectation,
     Forecast,
     Ladder,
-    Terms,
+    SearchConditions,
     expectation,
     seconds_for_search,
     weight_bytes,
@@ -46,7 +46,9 @@ AMPLE = 10**12
 def expected(
     trials: Any = (), left: float = 60.0, overhead: float = 0.0, process: int = 0, **terms: Any
 ) -> Expectation:
-    return expectation(PLAN, list(trials), left, Terms(**terms), free=AMPLE, process=process, overhead=overhead)
+    return expectation(
+        PLAN, list(trials), left, SearchConditions(**terms), free=AMPLE, process=process, overhead=overhead
+    )
 
 
 def done(n: int, pace: float = 1.0, epochs: int = 6, **more: Any) -> list[Trial]:
@@ -96,8 +98,8 @@ def test_networks_that_are_trained_on_take_the_time_of_others() -> None:
 
 def test_networks_grow_until_the_limits() -> None:
     tight = replace(PLAN, limits=Limits(max_work=STARTS[0].work))
-    free = expectation(PLAN, done(3), 600.0, Terms(), free=AMPLE, overhead=0.0)
-    assert expectation(tight, done(3), 600.0, Terms(), free=AMPLE, overhead=0.0).networks > free.networks
+    free = expectation(PLAN, done(3), 600.0, SearchConditions(), free=AMPLE, overhead=0.0)
+    assert expectation(tight, done(3), 600.0, SearchConditions(), free=AMPLE, overhead=0.0).networks > free.networks
 
 
 @pytest.mark.parametrize("most", [1, 4])
@@ -151,7 +153,7 @@ def test_memory_is_that_of_every_worker() -> None:
     assert expected(data=2000).memory == one + 1000
     assert expected(data=1000, workers=3).memory == 1000 + 3 * (one - 1000)
     assert expected(process=10**9).memory > 10**9
-    assert expected(process=10**9, apart=True, workers=2).memory > 3 * 10**9
+    assert expected(process=10**9, separate_processes=True, workers=2).memory > 3 * 10**9
     assert 10**7 < module.peak_memory() < 10**12
 
 
@@ -209,7 +211,7 @@ def play(path: Path, n: int, clock: Clock, left: float = 60.0, epochs: bool = Fa
     """What is reported while n trials are trained, each for 5 seconds of the clock."""
     told: list[str] = []
     with store_of(path) as store:
-        begun, meant = clock(), Terms(**terms)
+        begun, meant = clock(), SearchConditions(**terms)
         forecast = Forecast(store, PLAN, lambda: max(0.0, left - (clock() - begun)), meant, told.append, clock=clock)
         for trial in done(n):
             claimed = store.claim(trial.proposal)
@@ -233,7 +235,7 @@ def test_networks_that_run_are_no_overhead(tmp_path: Path) -> None:
     """Of three workers, two have finished a network and started another, and one trains its first."""
     clock = Clock()
     with store_of(tmp_path / "run") as store:
-        forecast = Forecast(store, PLAN, lambda: 600.0, Terms(workers=3), lambda _: None, clock=clock)
+        forecast = Forecast(store, PLAN, lambda: 600.0, SearchConditions(workers=3), lambda _: None, clock=clock)
         claimed = [store.claim(Proposal(STARTS[i % 2], (), RECIPE)) for i in range(5)]
         for trial in claimed[:3]:
             forecast.trial_begins(trial)
@@ -244,7 +246,7 @@ def test_networks_that_run_are_no_overhead(tmp_path: Path) -> None:
             forecast.trial_begins(trial)
         clock.now += 2
         found = forecast.now()
-    same = expectation(PLAN, store.trials, 600.0, Terms(workers=3), free=found.free, overhead=0.0)
+    same = expectation(PLAN, store.trials, 600.0, SearchConditions(workers=3), free=found.free, overhead=0.0)
     assert found.networks == same.networks
 
 
@@ -264,7 +266,7 @@ def test_it_is_told_soon_where_there_is_little_time(tmp_path: Path, caplog: pyte
 def test_it_is_told_after_a_minute_of_the_first_network(tmp_path: Path) -> None:
     clock, told = Clock(), list[str]()
     with store_of(tmp_path / "run") as store:
-        forecast = Forecast(store, PLAN, lambda: 3600.0, Terms(), told.append, clock=clock)
+        forecast = Forecast(store, PLAN, lambda: 3600.0, SearchConditions(), told.append, clock=clock)
         trial = store.claim(Proposal(STARTS[0], (), RECIPE))
         for _ in range(5):
             clock.now += 20

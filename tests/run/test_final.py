@@ -19,7 +19,14 @@ from morphnas.run import executors, predictions
 from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
-from morphnas.run.final import CUTOUT_MORE, LONGEST, MIN_COMPARED_EPOCHS, PLANNED_SPEEDUP, SHIFT_MORE, Final
+from morphnas.run.final import (
+    MAX_FINAL_EPOCHS,
+    MIN_COMPARED_EPOCHS,
+    PLANNED_SPEEDUP,
+    STRONG_CUTOUT,
+    STRONG_SHIFT,
+    Final,
+)
 from morphnas.run.jobs import Job, trial_seed
 from morphnas.run.store import Store, load_run
 from morphnas.run.work import work
@@ -28,7 +35,7 @@ from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, Stop
 from morphnas.train.goal import CustomGoal, UndefinedMetric
 from morphnas.train.predict import evaluate
-from morphnas.train.recipe import SHIFT, Augment, Outcome, Recipe, Status
+from morphnas.train.recipe import DEFAULT_SHIFT, Augment, Outcome, Recipe, Status
 from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, files, proposals, resumed, same_weights, weights
 from tests.train.tasks import Clock, Timed, blobs
 
@@ -59,7 +66,7 @@ def searched(path: Path) -> Iterator[tuple[Store, Trial]]:
 
 
 def finish(store: Store, winner: Trial, **settings: Any) -> Trial:
-    given = {"chooser": CHOOSER, "everything": EVERYTHING, "recipe": RECIPE, "deadline": Deadline.after(600)}
+    given = {"selection_set": CHOOSER, "all_examples": EVERYTHING, "recipe": RECIPE, "deadline": Deadline.after(600)}
     given = given | {"epochs": 3} | settings
     task = given.pop("task", TASK)
     executor = SerialExecutor(task, given["everything"])  # type: ignore[arg-type]
@@ -74,12 +81,12 @@ def judged(store: Store, trial: Trial, by: Examples) -> float:
 # -- for real
 
 
-@pytest.mark.parametrize("chooser", [CHOOSER, None])
-def test_the_final_training_adds_trials_and_changes_none(path: Path, chooser: Examples | None) -> None:
+@pytest.mark.parametrize("selection_set", [CHOOSER, None])
+def test_the_final_training_adds_trials_and_changes_none(path: Path, selection_set: Examples | None) -> None:
     notes = Notes()
     with searched(path) as (store, winner):
         before, about = {name: data for name, data in files(path).items() if name != "run.json"}, dict(store.about)
-        last = finish(store, winner, chooser=chooser, observer=notes)
+        last = finish(store, winner, selection_set=selection_set, observer=notes)
         assert {name: data for name, data in files(path).items() if name in before} == before
         assert {name: value for name, value in store.about.items() if name != "chosen"} == about
         inherited, fresh, whole = store.trials[3:]
@@ -89,7 +96,7 @@ def test_the_final_training_adds_trials_and_changes_none(path: Path, chooser: Ex
         assert inherited.proposal.start == winner.id
         assert fresh.proposal.start == winner.graph
         assert [t.epochs for t in (inherited, fresh)] == [3, 3]
-        best = max((winner, inherited, fresh), key=lambda t: judged(store, t, chooser or TASK.evaluation_set))
+        best = max((winner, inherited, fresh), key=lambda t: judged(store, t, selection_set or TASK.evaluation_set))
         assert last == whole
         assert whole.proposal.start == whole.proposal.why["score_of"] == best.id
         assert load_run(path).trials == tuple(store.trials)
@@ -134,7 +141,7 @@ def test_a_winner_that_has_no_score_is_trained_longer_unless_it_diverged(
 def test_a_second_final_training_adds_to_the_first(path: Path) -> None:
     with searched(path) as (store, winner):
         finish(store, winner)
-        store.note(settled=4)
+        store.update_about(settled=4)
     before = files(path)
     with resumed(path) as store:
         last = finish(store, winner)
@@ -200,7 +207,7 @@ def test_trainings_that_came_to_nothing_say_nothing_of_how_long_to_train(
     monkeypatch.setattr(Final, "_passes", lambda *_, **__: 999.0)
     with won(path, replace(WELL, epochs=6, best_epoch=6)) as (store, winner):
         finish(store, winner, epochs=None)
-    assert [job.recipe.epochs for job in made.jobs] == [LONGEST] * 3
+    assert [job.recipe.epochs for job in made.jobs] == [MAX_FINAL_EPOCHS] * 3
 
 
 @pytest.mark.parametrize(("labels", "epochs"), [((1, 2), 6), ((1, 0), 52), ((0, 0), 52)])
@@ -212,7 +219,7 @@ def test_longer_trainings_that_all_came_to_clearly_less_are_no_reason_to_train_f
     monkeypatch.setattr(Final, "_passes", lambda *_, **__: 41.0)
     valid = all_of(0)
     with won(path, replace(WELL, epochs=6, best_epoch=6), label=0) as (store, winner):
-        finish(store, winner, task=replace(TASK, valid=valid), chooser=None, epochs=None)
+        finish(store, winner, task=replace(TASK, valid=valid), selection_set=None, epochs=None)
         assert [t.proposal.why["final"] for t in store.trials[1:]] == ["inherited", "fresh", "everything"]
         assert store.trials[-1].parent == winner.id
     assert [job.recipe.epochs for job in made.jobs][-1] == epochs
@@ -225,12 +232,12 @@ def test_on_other_data_without_held_out_examples_what_was_trained_on_these_is_th
     told(inherited=(BADLY, 0), fresh=(BADLY, 1))
     few = replace(TASK, valid=None)
     with won(path, WELL) as (store, winner):
-        store.note(data={"hash": "of the fit", "validation": None})
-        last = finish(store, winner, task=few, chooser=None, everything=None, data="others")
+        store.update_about(data={"hash": "of the fit", "validation": None})
+        last = finish(store, winner, task=few, selection_set=None, all_examples=None, data="others")
         assert last.proposal.why["data"] == "others"
         assert last in store.trials[1:]
         told(inherited=(Outcome("failed", error="no"), None), fresh=(Outcome("failed", error="no"), None))
-        assert finish(store, winner, task=few, chooser=None, everything=None, data="more").id == winner.id
+        assert finish(store, winner, task=few, selection_set=None, all_examples=None, data="more").id == winner.id
 
 
 def test_one_training_is_judged_where_an_ensemble_needs_to_know_how_good_the_last_is(
@@ -245,7 +252,7 @@ def test_one_training_is_judged_where_an_ensemble_needs_to_know_how_good_the_las
         (2 * MIN_COMPARED_EPOCHS - 2, ["everything"]),
     ):
         with won(path / str(seconds)) as (store, winner):
-            finish(store, winner, judged=True, epochs=None, deadline=clock.deadline(seconds))
+            finish(store, winner, needs_score=True, epochs=None, deadline=clock.deadline(seconds))
             assert [t.proposal.why["final"] for t in store.trials[1:]] == names
 
 
@@ -266,7 +273,7 @@ def test_retraining_is_from_fresh_weights_alone(path: Path) -> None:
 
 def test_without_everything_the_chosen_one_is_the_model(path: Path) -> None:
     with searched(path) as (store, winner):
-        last = finish(store, winner, everything=None)
+        last = finish(store, winner, all_examples=None)
         assert [t.proposal.why["final"] for t in store.trials[3:]] == ["inherited", "fresh"]
         candidates = [winner, *store.trials[3:]]
         assert last == max(candidates, key=lambda t: judged(store, t, CHOOSER))
@@ -362,7 +369,7 @@ def test_the_chooser_chooses(path: Path, told: Callable[..., Told], label: int, 
     """The inherited training has the better score, and predicts 0; that from fresh weights predicts 1."""
     told()
     with won(path, label=0) as (store, winner):
-        last = finish(store, winner, chooser=all_of(label), everything=None)
+        last = finish(store, winner, selection_set=all_of(label), all_examples=None)
         assert last.id == (0 if label == 0 else chosen)  # of equals the winner, which was there first
         noted = store.about["chosen"][str(last.id)]
         assert (noted["examples"], noted["stopped"]) == (6, False)
@@ -391,7 +398,7 @@ def test_the_chooser_goes_by_a_metric_of_the_users_own(
     told()
     task = replace(TASK, goal=CustomGoal(TASK.goal, Says(says)))
     with won(path, label=0) as (store, winner):
-        assert finish(store, winner, task=task, chooser=all_of(0), everything=None).id == chosen
+        assert finish(store, winner, task=task, selection_set=all_of(0), all_examples=None).id == chosen
 
 
 @pytest.mark.parametrize("stops", [True, False])
@@ -410,9 +417,11 @@ def test_the_chooser_is_asked_as_networks_are_used(
     monkeypatch.setattr(module, "predict", said)
     task = TASK if stops else replace(TASK, valid=None)
     task = replace(task, valid=replace(task.valid, y=torch.zeros(20, dtype=torch.int64)) if task.valid else None)
-    chooser = Examples(torch.zeros(40, 4), torch.zeros(40, dtype=torch.int64))
+    selection_set = Examples(torch.zeros(40, 4), torch.zeros(40, dtype=torch.int64))
     with won(path, label=0) as (store, winner):
-        assert finish(store, winner, task=task, chooser=chooser, everything=None).id == (0 if stops else 1)
+        assert finish(store, winner, task=task, selection_set=selection_set, all_examples=None).id == (
+            0 if stops else 1
+        )
 
 
 def test_a_network_that_cannot_be_read_is_not_chosen(
@@ -428,25 +437,25 @@ def test_a_network_that_cannot_be_read_is_not_chosen(
 
     monkeypatch.setattr(Store, "network", read)
     with won(path, label=1) as (store, winner):
-        assert finish(store, winner, chooser=all_of(0), everything=None).id == 0
+        assert finish(store, winner, selection_set=all_of(0), all_examples=None).id == 0
     assert "trial 1 cannot be evaluated: damaged" in caplog.text
 
 
 def test_the_score_chooses_where_there_is_no_chooser(path: Path, told: Callable[..., Told]) -> None:
     told()
     with won(path) as (store, winner):
-        assert finish(store, winner, chooser=None, everything=None).id == 1
+        assert finish(store, winner, selection_set=None, all_examples=None).id == 1
     told(inherited=(BADLY, 0), fresh=(replace(BADLY, score=-1.9), 1))
     with resumed(path) as store:
-        store.note(settled=2)
-        assert finish(store, winner, chooser=None, everything=None).id == 4
+        store.update_about(settled=2)
+        assert finish(store, winner, selection_set=None, all_examples=None).id == 4
 
 
 def test_the_winner_stays_where_nothing_is_better(path: Path, told: Callable[..., Told]) -> None:
     told(inherited=(BADLY, 0), fresh=(BADLY, 1))
     with won(path, WELL) as (store, winner):
-        assert finish(store, winner, chooser=None, everything=None) == winner
-        last = finish(store, winner, chooser=None)
+        assert finish(store, winner, selection_set=None, all_examples=None) == winner
+        last = finish(store, winner, selection_set=None)
         assert last.proposal.start == winner.id
 
 
@@ -462,8 +471,8 @@ def test_trainings_that_came_to_nothing_are_not_chosen(
 ) -> None:
     told(inherited=end, fresh=end)
     with won(path) as (store, winner):
-        for chooser in (None, all_of(1)):
-            assert finish(store, winner, chooser=chooser, everything=None, retrain=retrain) == winner
+        for selection_set in (None, all_of(1)):
+            assert finish(store, winner, selection_set=selection_set, all_examples=None, retrain=retrain) == winner
 
 
 @pytest.mark.parametrize(
@@ -477,9 +486,9 @@ def test_trainings_that_came_to_nothing_are_not_chosen(
 def test_what_went_wrong_on_everything_is_dropped(
     path: Path, told: Callable[..., Told], end: tuple[Outcome, int | None]
 ) -> None:
-    told(everything=end)
+    told(all_examples=end)
     with won(path) as (store, winner):
-        last = finish(store, winner, chooser=None)
+        last = finish(store, winner, selection_set=None)
         assert last.id == 1  # what it began from
         assert last.score == WELL.score
         assert [t.final for t in store.trials] == [False, True, True, True]
@@ -487,9 +496,9 @@ def test_what_went_wrong_on_everything_is_dropped(
 
 
 def test_what_time_ran_out_for_on_everything_is_used(path: Path, told: Callable[..., Told]) -> None:
-    told(everything=(Outcome("truncated", epochs=1, best_epoch=1), 1))  # the rate had come down by then
+    told(all_examples=(Outcome("truncated", epochs=1, best_epoch=1), 1))  # the rate had come down by then
     with won(path) as (store, winner):
-        assert finish(store, winner, chooser=None) == store.trials[3]
+        assert finish(store, winner, selection_set=None) == store.trials[3]
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -513,7 +522,7 @@ def test_where_nobody_can_tell_what_everything_did_it_is_used(
     with won(path, label=0) as (store, winner):
         assert finish(store, winner, task=replace(TASK, valid=None)).id == 3
         monkeypatch.setattr(predictions, "predict", lambda *_: torch.empty(0, 2))  # there was no time
-        last = finish(store, winner, task=replace(TASK, valid=all_of(0)), chooser=None)
+        last = finish(store, winner, task=replace(TASK, valid=all_of(0)), selection_set=None)
         assert last.proposal.why["final"] == "everything"
 
 
@@ -553,10 +562,10 @@ def test_everything_is_trained_on_as_the_rest_was_normalised(path: Path, told: C
 
 def test_epochs_are_what_there_is_time_for(path: Path, told: Callable[..., Told]) -> None:
     """They are planned somewhat faster than the winner's 2 epochs in 2 seconds, and cut by the deadline."""
-    made = told(everything=(WHOLE, 1))
+    made = told(all_examples=(WHOLE, 1))
     made.per_epoch = 1.0
     with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
-        finish(store, winner, deadline=made.clock.deadline(80), epochs=None, judged=True, chooser=None)
+        finish(store, winner, deadline=made.clock.deadline(80), epochs=None, needs_score=True, selection_set=None)
     inherited, fresh, whole = (job.recipe.epochs for job in made.jobs)
     assert 15 * PLANNED_SPEEDUP <= inherited <= 20 * PLANNED_SPEEDUP
     assert fresh == pytest.approx(inherited, abs=2)  # both ways get the same
@@ -592,16 +601,16 @@ def test_comparing_has_the_time_that_the_last_training_does_not_need(
     """much: the time, relative to that of the longest training on all examples."""
     made = told()
     made.per_epoch = 1.0
-    seconds = much * LONGEST * len(EVERYTHING) / len(TASK.train)
+    seconds = much * MAX_FINAL_EPOCHS * len(EVERYTHING) / len(TASK.train)
     with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
-        finish(store, winner, deadline=made.clock.deadline(seconds), epochs=None, chooser=None)
+        finish(store, winner, deadline=made.clock.deadline(seconds), epochs=None, selection_set=None)
     *compared, whole = made.jobs
     assert [job.scored for job in made.jobs] == [True] * len(compared) + [False]
     assert len(compared) == (2 if share else 0)
     assert sum(job.recipe.epochs for job in compared) == pytest.approx(
         share * seconds * PLANNED_SPEEDUP, rel=0.1, abs=1
     )
-    assert whole.recipe.epochs == LONGEST
+    assert whole.recipe.epochs == MAX_FINAL_EPOCHS
 
 
 def test_scoring_has_its_share_of_the_time(path: Path, told: Callable[..., Told]) -> None:
@@ -609,7 +618,7 @@ def test_scoring_has_its_share_of_the_time(path: Path, told: Callable[..., Told]
     made = told()
     speed = len(TASK.train) * 2 / 2.0
     with won(path, replace(BADLY, seconds=4.0, epochs=2, images_per_second=speed)) as (store, winner):
-        finish(store, winner, deadline=made.clock.deadline(24), epochs=None, everything=None)
+        finish(store, winner, deadline=made.clock.deadline(24), epochs=None, all_examples=None)
     assert [job.recipe.epochs for job in made.jobs] == [12 * PLANNED_SPEEDUP]
 
 
@@ -617,15 +626,15 @@ def test_final_trainings_say_how_long_those_after_them_take(path: Path, told: Ca
     """The first is four times as fast as the winner, which another worker trained: the next has as many more epochs."""
     made = told(inherited=(replace(WELL, seconds=0.5, epochs=2), 0), fresh=(replace(BADLY, seconds=0.5, epochs=2), 1))
     with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
-        finish(store, winner, deadline=made.clock.deadline(40), epochs=None, everything=None)
-    assert [job.recipe.epochs for job in made.jobs] == [20 * PLANNED_SPEEDUP, LONGEST]
+        finish(store, winner, deadline=made.clock.deadline(40), epochs=None, all_examples=None)
+    assert [job.recipe.epochs for job in made.jobs] == [20 * PLANNED_SPEEDUP, MAX_FINAL_EPOCHS]
 
 
 def test_long_trainings_are_long_enough(path: Path, told: Callable[..., Told]) -> None:
     made = told()
     with won(path) as (store, winner):
         finish(store, winner, epochs=None, deadline=Deadline.after(1e6))
-    assert [job.recipe.epochs for job in made.jobs[:2]] == [LONGEST, LONGEST]
+    assert [job.recipe.epochs for job in made.jobs[:2]] == [MAX_FINAL_EPOCHS, MAX_FINAL_EPOCHS]
 
 
 def test_with_little_time_all_of_it_is_for_everything(path: Path, told: Callable[..., Told]) -> None:
@@ -646,7 +655,7 @@ def test_with_little_time_and_nothing_more_to_train_on_fresh_weights_are_left_ou
     made = told()
     made.per_epoch = 1.0
     with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
-        finish(store, winner, deadline=made.clock.deadline(12), epochs=None, everything=None)
+        finish(store, winner, deadline=made.clock.deadline(12), epochs=None, all_examples=None)
         assert [t.proposal.why["final"] for t in store.trials[1:]] == ["inherited"]
     assert [job.recipe.epochs for job in made.jobs] == [12 * PLANNED_SPEEDUP]
 
@@ -656,7 +665,7 @@ def test_what_became_worse_by_training_is_trained_on_everything_for_no_longer_th
 ) -> None:
     made = told(inherited=(replace(WELL, epochs=30, best_epoch=12), 0))
     with won(path) as (store, winner):
-        finish(store, winner, chooser=None, epochs=40)
+        finish(store, winner, selection_set=None, epochs=40)
     assert [job.recipe.epochs for job in made.jobs] == [40, 40, 12]
     assert made.jobs[2].recipe.lr == RECIPE.lr
 
@@ -668,13 +677,13 @@ UNDECIDED = replace(RECIPE, augment=Augment(shift=None))
 def test_whether_images_are_shifted_is_found_out(path: Path, told: Callable[..., Told], unmoved: Outcome) -> None:
     made = told()
     middling = replace(GOOD, score=-0.5)
-    made.by_shift = {SHIFT: middling, 0.0: unmoved}
+    made.by_shift = {DEFAULT_SHIFT: middling, 0.0: unmoved}
     with won(path) as (store, winner):
-        finish(store, winner, chooser=None, recipe=UNDECIDED, epochs=20)
+        finish(store, winner, selection_set=None, recipe=UNDECIDED, epochs=20)
         ways = [t.proposal.why["final"] for t in store.trials[1:]]
     assert ways == ["inherited", "inherited, unmoved", "fresh", "everything"]
-    better = 0.0 if unmoved is WELL else SHIFT
-    assert [job.recipe.augment.shift for job in made.jobs] == [SHIFT, 0.0, SHIFT, better]
+    better = 0.0 if unmoved is WELL else DEFAULT_SHIFT
+    assert [job.recipe.augment.shift for job in made.jobs] == [DEFAULT_SHIFT, 0.0, DEFAULT_SHIFT, better]
 
 
 @pytest.mark.parametrize(
@@ -705,13 +714,13 @@ def test_images_that_are_known_by_heart_are_changed_more(
     monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))  # which ones are asked
     monkeypatch.setattr(module, "is_colour", lambda _: colours)
     with won(path) as (store, winner):
-        finish(store, winner, task=task, chooser=None, everything=None, recipe=UNDECIDED, epochs=20)
+        finish(store, winner, task=task, selection_set=None, all_examples=None, recipe=UNDECIDED, epochs=20)
         ways = [t.proposal.why["final"] for t in store.trials[1:]]
     more = ["inherited, changed more", "fresh, changed more"] if changed else ["inherited, unmoved", "fresh"]
     assert ways == ["inherited", *more]
     given = [(job.recipe.augment.shift, job.recipe.augment.cutout) for job in made.jobs]
-    strong = (SHIFT_MORE, CUTOUT_MORE)
-    assert given == [(SHIFT, 0.0), *([strong, strong] if changed else [(0.0, 0.0), (SHIFT, 0.0)])]
+    strong = (STRONG_SHIFT, STRONG_CUTOUT)
+    assert given == [(DEFAULT_SHIFT, 0.0), *([strong, strong] if changed else [(0.0, 0.0), (DEFAULT_SHIFT, 0.0)])]
 
 
 @pytest.mark.parametrize(
@@ -735,7 +744,7 @@ def test_and_where_nothing_was_compared_if_they_are_seen_often(
         finish(store, winner, recipe=recipe, data="which this run did not have", epochs=None)
         assert [t.proposal.why["final"] for t in store.trials[1:]] == ["everything"]
     shift, cutout = made.jobs[0].recipe.augment.shift, made.jobs[0].recipe.augment.cutout
-    assert ((shift, cutout) == (SHIFT_MORE, CUTOUT_MORE)) is changed
+    assert ((shift, cutout) == (STRONG_SHIFT, STRONG_CUTOUT)) is changed
 
 
 def test_short_final_trainings_do_not_shift(path: Path, told: Callable[..., Told]) -> None:
@@ -809,7 +818,7 @@ def test_scores_of_something_else_do_not_choose(path: Path, told: Callable[..., 
     told()
     other = replace(GOOD, score=0.9, metric=0.9, measure="f1_macro", objective="f1_macro")
     with won(path, other, label=1) as (store, winner):
-        last = finish(store, winner, task=replace(TASK, valid=all_of(0)), chooser=None, everything=None)
+        last = finish(store, winner, task=replace(TASK, valid=all_of(0)), selection_set=None, all_examples=None)
         assert last.id == 1
 
 
@@ -818,20 +827,20 @@ def test_what_a_stop_cut_short_on_everything_is_gone_on_with_and_what_had_ended_
     path: Path, told: Callable[..., Told], status: Status
 ) -> None:
     """The learning rate has decayed by the deadline, but not when a stop cuts a training."""
-    made, stop = told(everything=(Outcome(status, epochs=1, best_epoch=1), 1)), Stop()
+    made, stop = told(all_examples=(Outcome(status, epochs=1, best_epoch=1), 1)), Stop()
 
     class Stopping(Notes):
         def trial_begins(self, trial: Trial) -> None:
-            stop.asked = trial.proposal.why["final"] == "everything"
+            stop.requested = trial.proposal.why["final"] == "everything"
 
     with won(path) as (store, winner):
-        last = finish(store, winner, chooser=None, deadline=Deadline.after(600, stop=stop), observer=Stopping())
+        last = finish(store, winner, selection_set=None, deadline=Deadline.after(600, stop=stop), observer=Stopping())
         assert [job.scored for job in made.jobs] == [True, True, False]
         assert last == store.trials[1 if status == "truncated" else 3]
         if status == "truncated":
             assert store.trials[3].outcome is None
             told()
-            assert finish(store, winner, chooser=None).id == 3
+            assert finish(store, winner, selection_set=None).id == 3
 
 
 @pytest.mark.parametrize(("passes", "goes_on"), [(30.0, True), (90.0, False)])
@@ -856,10 +865,10 @@ def test_a_compared_training_that_a_stop_cut_short_says_so(path: Path, told: Cal
 
     class Stopping(Notes):
         def trial_begins(self, trial: Trial) -> None:
-            stop.asked = True
+            stop.requested = True
 
     with won(path) as (store, winner):
-        last = finish(store, winner, deadline=Deadline.after(600, stop=stop), observer=Stopping(), everything=None)
+        last = finish(store, winner, deadline=Deadline.after(600, stop=stop), observer=Stopping(), all_examples=None)
         assert store.trials[1].outcome == replace(WELL, status="truncated", error=STOPPED)
         assert last in store.trials
 
@@ -895,6 +904,6 @@ def test_how_sure_networks_are_is_said_by_what_counts(
     told()
     counted = replace(all_of(0), weights=torch.tensor([1.0, 2, 3, 4, 5, 6]))
     with won(path) as (store, winner):
-        finish(store, winner, task=replace(TASK, valid=counted), everything=None)
+        finish(store, winner, task=replace(TASK, valid=counted), all_examples=None)
     assert len(given) == 3
     assert all(weights is counted.weights for weights in given)

@@ -36,8 +36,8 @@ from morphnas.run.plan import (
 )
 from morphnas.train.augment import Draw
 from morphnas.train.data import Task
-from morphnas.train.recipe import SHIFT, Augment, Recipe
-from morphnas.train.step import RECORDERS, Run, Step
+from morphnas.train.recipe import DEFAULT_SHIFT, Augment, Recipe
+from morphnas.train.step import GRAPH_RECORDERS, Run, Step
 from tests.train.tasks import blobs, images
 
 SHAPES = [
@@ -92,7 +92,7 @@ def test_starters_are_within_the_limits(shape: tuple[int, ...], limits: dict[str
     for seconds in (1.0, 1e9):
         found = planned(shape, seconds, limits=Limits(**limits))
         assert found.starts
-        assert all(found.limits.refuse(graph) is None for graph in found.starts)
+        assert all(found.limits.violation(graph) is None for graph in found.starts)
 
 
 @pytest.mark.parametrize("shape", [(20,), (1, 8, 8)])
@@ -109,7 +109,7 @@ def test_a_first_network_is_surely_fast_enough(shape: tuple[int, ...], room: flo
     most = 1000 * min(map(Limits(pace=(1e-5, 0.0, 0.0)).latency, free)) * room
     limits = Limits(max_latency_ms=most, pace=(1e-5, 0.0, 0.0))
     found = planned(shape, limits=limits).starts
-    assert all(limits.refuse(graph) is None for graph in found)
+    assert all(limits.violation(graph) is None for graph in found)
     assert min(map(limits.latency, found)) <= STARTER_LATENCY_SHARE * most / 1000
     assert planned(shape, limits=limits, depth=2).starts[:1] == planned(shape, depth=2).starts[:1]
 
@@ -230,7 +230,7 @@ def test_images_are_read_whole_unless_they_are_large(make: Any, shape: tuple[int
 
 def test_networks_that_read_the_whole_cost_as_others_of_twice_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = cnn((3, 32, 32), 10, 16, 4)
-    monkeypatch.setattr(starters, "READ_WHOLE", 28)
+    monkeypatch.setattr(starters, "MIN_SIZE_FOR_POOLED_STEM", 28)
     pooled = cnn((3, 32, 32), 10, 32, 4)
     assert 0.8 < whole.flops / pooled.flops < 1.2
     assert whole.parameters < 0.4 * pooled.parameters
@@ -356,7 +356,7 @@ def test_many_first_networks_do_not_end_the_search(count: int, workers: int) -> 
     initial = [mlp((5,), 3, width=3 + i) for i in range(count)]
     assert planned((5,), 1e6, initial=initial, workers=workers).searches
     short = planned((5,), 2.0, initial=initial, n=100_000)
-    assert (short.searches, short.most(None)) == (False, count)
+    assert (short.searches, short.max_networks(None)) == (False, count)
     assert 0 < short.search_share <= 1
     assert Plan.of_run({"plan": json.loads(json.dumps(short.to_json()))}, "2.0") == short
 
@@ -449,7 +449,7 @@ def test_the_faster_precision_is_taken_however_busy_the_machine(
         yield
 
     threads_and_precisions = list(product((1, 2), ("float32", "bfloat16")))
-    monkeypatch.setattr(module, "computing", timed)
+    monkeypatch.setattr(module, "autocast_to", timed)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     assert measure(images(), 1e9, Recipe(batch_size=8)).precision == expected
 
@@ -493,9 +493,9 @@ def test_recorded_steps_may_differ_by_rounding_and_not_by_more(
             steps.append(self)
             super().__init__(*args, **settings)
 
-    monkeypatch.setitem(RECORDERS, "cpu", recorder)
+    monkeypatch.setitem(GRAPH_RECORDERS, "cpu", recorder)
     monkeypatch.setattr(module, "Step", Seen)
-    monkeypatch.setattr(module, "BUSY", 16)
+    monkeypatch.setattr(module, "PROBE_WIDTH", 16)
     monkeypatch.setattr(module, "MAX_TIME_RATIO", 0.0)  # however long they take
     task = images(64, 4, (3, 16, 16))
     with caplog.at_level(logging.INFO, "morphnas"):
@@ -522,7 +522,7 @@ def test_batches_grow_with_the_data(device: torch.device) -> None:
 def test_images_are_moved_unless_that_is_unwanted(augment: bool | None, shape: tuple[int, ...]) -> None:
     recipe = default_recipe(1000, DEVICES[0], augment, shape)
     if len(shape) > 1 and augment is not False:
-        assert recipe.augment.shift == (SHIFT if augment else None)
+        assert recipe.augment.shift == (DEFAULT_SHIFT if augment else None)
         assert recipe.augment.flip is None  # to be found out
     else:
         assert recipe.augment == Augment()
@@ -543,7 +543,7 @@ def test_children_are_bounded_by_time(seconds: float, width: int | None, device:
     """By the time that final trainings have for their passes, which are more if there is much time, and by that which a
     search has for one child."""
     n = 50_000
-    ample = n * module.MIN_FINAL_SHARE * seconds / (COST * module.AMPLE)
+    ample = n * module.MIN_FINAL_SHARE * seconds / (COST * module.AMPLE_COMPUTE)
     passes = min(module.MAX_PASSES, module.MIN_PASSES * max(1.0, ample) ** (1 / 3))
     assert (passes > module.MIN_PASSES, passes == module.MAX_PASSES) == (seconds > 60, seconds > 1e6)
     recipe = replace(RECIPE, epochs=epochs)
@@ -571,7 +571,9 @@ def test_time_for_few_networks_is_the_best_starters() -> None:
     """The search's share grows with the time, but is small if there is only time for a few networks."""
     shares = [planned((3, 32, 32), seconds, n=6_000).search_share for seconds in (1.0, 60.0, 1e3, 1e4, 1e5, 1e6)]
     assert shares[0] < 4 * module.CHILD_SHARE
-    assert all(share < 4 * module.CHILD_SHARE or share >= module.ENOUGH * module.CHILD_SHARE for share in shares)
+    assert all(
+        share < 4 * module.CHILD_SHARE or share >= module.MIN_SEARCH_NETWORKS * module.CHILD_SHARE for share in shares
+    )
     assert sorted(shares) == shares
     assert shares[-1] == 1 - module.MIN_FINAL_SHARE
 

@@ -92,7 +92,7 @@ def test_final_trainings_of_an_unfinished_fit_stay(store: Store) -> None:
     for i in (5, 6):
         claimed = store.claim(Proposal(0, (), RECIPE, {"final": "inherited", "of": 0}))
         store.finish(i, replace(GOOD, score=-9.0), weights(i, claimed.graph))
-    store.note(settled=5)
+    store.update_about(settled=5)
     prune(store, 1)
     assert [t.id for t in store.trials if t.kept] == [4, 6]
 

@@ -88,7 +88,7 @@ def test_what_a_stop_cut_short_is_trained_again_and_stays_where_nothing_better_c
     with store_of(path) as store:
         store.claim(Proposal(GRAPH, (), RECIPE))
         before = store.finish(0, replace(cut(2), score=-9.0), weights(3))
-        store.note(best=0, final=0, members={"0": 1.0})
+        store.update_about(best=0, final=0, members={"0": 1.0})
     with resumed(path) as store:
         (trial,) = run(store, Script([]))
         assert same_weights(store.network(0), weights(7 if replaced else 3))
@@ -106,7 +106,7 @@ def test_what_a_stop_cut_short_is_there_while_it_is_trained_again(path: Path) ->
         store.reopen(0)
         assert store.trial(0).outcome is None
         assert load_run(path).trials == (before,), "a driver that dies now has lost nothing"
-        store.put_back()
+        store.restore_reopened()
         assert store.trials == [before]
 
 
@@ -676,7 +676,7 @@ def test_the_search_settles_flips_for_the_trials_that_follow(path: Path, workers
     workers.ends = lambda job: replace(GOOD, upright=GOOD.metric, mirrored=0.8 if len(workers.jobs) > 1 else None)
     given = [replace(proposal, recipe=UNDECIDED) for proposal in proposals(4)]
     with store_of(path) as store:
-        trials = run(store, Script(given), chance=0.1)
+        trials = run(store, Script(given), baseline_metric=0.1)
     assert [job.recipe.augment.flip for job in workers.jobs] == [None, None, True, True]
     assert [t.proposal.recipe.augment.flip for t in trials] == [None, None, True, True]
 

@@ -33,7 +33,7 @@ from morphnas.run.files import RunError, read_json, write_bytes, write_json
 from morphnas.run.store import (
     FORMAT,
     Store,
-    being_written,
+    is_being_written,
     load_model,
     load_run,
     proposal_from_json,
@@ -105,12 +105,16 @@ def test_weights_that_were_given_are_begun_with(path: Path) -> None:
     given, other = Network(GRAPH, weights(5)), mlp((4,), 2, width=9, depth=1)
     with store_of(path) as store:
         assert store.start(GRAPH) is GRAPH
-        store.give(given)
+        store.add_start_weights(given)
     with resumed(path) as store:
         found = store.start(GRAPH)
         assert isinstance(found, Network)
         assert same_weights(found, weights(5))
-        assert (store.gives(GRAPH), store.gives(other), store.start(other)) == (True, False, other)
+        assert (store.has_start_weights(GRAPH), store.has_start_weights(other), store.start(other)) == (
+            True,
+            False,
+            other,
+        )
         (file,) = (path / "starts").iterdir()
         file.write_bytes(b"damaged")
         with pytest.raises(RunError, match="starts"):
@@ -118,7 +122,7 @@ def test_weights_that_were_given_are_begun_with(path: Path) -> None:
     with store_of(path.with_name("other")) as store:
         (store.path / "starts").symlink_to(path / "starts")
         with pytest.raises(RunError, match="leads out of"):
-            store.give(given)
+            store.add_start_weights(given)
     store = Store.create(path, {}, overwrite=True)
     assert store.start(GRAPH) is GRAPH
     store.close()
@@ -172,7 +176,7 @@ def test_a_run_with_morphs_that_are_defined_elsewhere_can_be_read(path: Path, mo
         store.finish(0, GOOD, weights())
         store.claim(Proposal(0, (Wider("dense_1", 9), own), RECIPE))
         store.finish(1, GOOD, weights(1, store.trial(1).graph))
-        store.note(best=1)
+        store.update_about(best=1)
         trials = store.trials
     assert list(load_run(path).trials) == trials  # the kind is known here
     monkeypatch.delitem(morphs_module.MORPHS, "hostile")
@@ -192,7 +196,7 @@ def test_no_temporary_file_and_no_pickle_is_left(path: Path) -> None:
         for i, proposal in enumerate(proposals(3)):
             store.claim(proposal)
             store.finish(i, GOOD, weights(i, proposal.start))  # type: ignore[arg-type]
-        store.note(best=1)
+        store.update_about(best=1)
         store.write_model(store.network(1), {"labels": [0, 1]})
         store.write_model(store.network(2), {"labels": [0, 1]})
     assert not temporary(path)
@@ -211,8 +215,8 @@ def test_no_temporary_file_and_no_pickle_is_left(path: Path) -> None:
 
 def test_notes_are_added_to_what_is_known(path: Path) -> None:
     with store_of(path, seed=1) as store:
-        store.note(best=4)
-        store.note(final=5, best=6)
+        store.update_about(best=4)
+        store.update_about(final=5, best=6)
     about = load_run(path).about
     assert (about["seed"], about["best"], about["final"]) == (1, 6, 5)
 
@@ -264,7 +268,7 @@ def session(path: Path, reached: Callable[[str], None]) -> None:
             if trial.outcome is None:
                 store.finish(trial.id, GOOD, weights(trial.id, trial.graph))
             reached(f"finished {i}")
-            store.note(best=trial.id)
+            store.update_about(best=trial.id)
             store.write_model(store.network(trial.id), {"of": trial.id})
             reached(f"model {i}")
     finally:
@@ -455,7 +459,7 @@ def test_the_run_is_held_until_all_is_written(monkeypatch: pytest.MonkeyPatch, p
         with pytest.raises(RunError, match="is being written by"):
             Store.resume(path)
         go.set()
-        store.written()
+        store.wait_for_writes()
         while store._lock.is_locked:  # the writing thread releases it soon after
             time.sleep(0.001)
     with resumed(path) as again:
@@ -477,7 +481,7 @@ def test_a_full_disk_behind_is_told_by_whatever_comes_next(
         store.finish(0, GOOD, weights(), in_background=True)
         calls: list[Callable[[], object]] = [
             lambda: store.finish(1, GOOD, weights()), lambda: store.network(0), lambda: store.drop_weights(0),
-            lambda: store.claim(Proposal(0, (), RECIPE)), lambda: store.note(final=0), store.written,
+            lambda: store.claim(Proposal(0, (), RECIPE)), lambda: store.update_about(final=0), store.wait_for_writes,
         ]  # fmt: skip
         for call in calls:
             with failing:
@@ -887,7 +891,7 @@ def test_the_best_model_while_a_search_goes_on(four: Path) -> None:
 
 def test_the_best_model(four: Path) -> None:
     with resumed(four) as store:
-        store.note(best=2)
+        store.update_about(best=2)
     run = load_run(str(four))
     assert run.get_best_model_id() == 2
     assert run.get_metric_value_by_id(2) == 0.8
@@ -936,8 +940,8 @@ def test_addresses_are_no_paths() -> None:
 
 def test_a_run_is_being_written_until_it_is_closed(path: Path) -> None:
     with store_of(path):
-        assert being_written(path)
-    assert not being_written(path)
+        assert is_being_written(path)
+    assert not is_being_written(path)
 
 
 def test_whether_a_fit_was_killed_is_known_on_its_own_machine_alone(tmp_path: Path) -> None:
@@ -946,6 +950,6 @@ def test_whether_a_fit_was_killed_is_known_on_its_own_machine_alone(tmp_path: Pa
     gone.wait()
     for host, writes in ((socket.gethostname(), False), ("elsewhere", True)):
         (tmp_path / "holder").write_text(f"process {gone.pid} on {host}")
-        assert being_written(tmp_path) is writes
+        assert is_being_written(tmp_path) is writes
     (tmp_path / "holder").write_text("nobody")
-    assert not being_written(tmp_path)
+    assert not is_being_written(tmp_path)

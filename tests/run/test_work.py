@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from morphnas.graph import (
-    SMALLEST,
+    MIN_MICRO_BATCH,
     AddSkip,
     ConcatSkip,
     Deeper,
@@ -37,7 +37,7 @@ from morphnas.graph import (
 )
 from morphnas.run import work as module
 from morphnas.run.jobs import DeviceLost, Job, micro_batch
-from morphnas.run.work import PROOF, inherited, work
+from morphnas.run.work import MAX_MORPH_ERROR, grow_network, work
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime
@@ -83,7 +83,7 @@ def test_a_child_begins_as_its_parent(name: str) -> None:
     morphs = one_of_each(start.graph)
     assert {type(morph) for morph in morphs} == {Deeper, Wider, WiderAll, AddSkip, ConcatSkip}
     for morph in morphs:
-        child, difference = inherited(Job(start, (morph,), SHORT, 600, 2), TASK)
+        child, difference = grow_network(Job(start, (morph,), SHORT, 600, 2), TASK)
         assert difference is not None
         assert difference <= 1e-4
         Network(morph.grow(start.graph), weights_of(child))
@@ -106,7 +106,7 @@ def test_morphs_are_proved_in_full_precision(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(module, "full_precision", noted)
     monkeypatch.setattr(module, "predict", noted_predict)
-    inherited(Job(parent("cnn"), (Wider("conv_1", 7),), SHORT, 600, 1), TASK)
+    grow_network(Job(parent("cnn"), (Wider("conv_1", 7),), SHORT, 600, 1), TASK)
     assert seen == [True, True]
 
 
@@ -133,7 +133,7 @@ def test_the_score_is_that_of_the_weights_returned() -> None:
 
 def test_training_on_has_nothing_to_prove() -> None:
     start = parent("cnn")
-    module, difference = inherited(Job(start, (), SHORT, 600, 2), TASK)
+    module, difference = grow_network(Job(start, (), SHORT, 600, 2), TASK)
     assert difference is None
     assert torch.equal(
         predict(module, TASK.evaluation_set.x, TASK), predict(start.to_module(), TASK.evaluation_set.x, TASK)
@@ -216,7 +216,7 @@ def test_a_broken_morph_fails_and_is_not_trained(family: type, factor: float) ->
     assert json.loads(json.dumps(outcome.to_json(), allow_nan=False))
     if math.isfinite(factor):
         assert outcome.morph_error is not None
-        assert outcome.morph_error > PROOF
+        assert outcome.morph_error > MAX_MORPH_ERROR
 
 
 @dataclass(frozen=True)
@@ -466,7 +466,9 @@ def small(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(module, "to_module", made)
 
 
-@pytest.mark.parametrize(("most", "status"), [(20, "finished"), (SMALLEST, "finished"), (SMALLEST - 1, "oom")])
+@pytest.mark.parametrize(
+    ("most", "status"), [(20, "finished"), (MIN_MICRO_BATCH, "finished"), (MIN_MICRO_BATCH - 1, "oom")]
+)
 def test_new_norms_get_the_statistics_of_as_many_examples_as_fit(
     monkeypatch: pytest.MonkeyPatch, most: int, status: str
 ) -> None:
@@ -477,10 +479,12 @@ def test_new_norms_get_the_statistics_of_as_many_examples_as_fit(
     assert (outcome.status, found is None) == (status, status == "oom")
     if found:
         assert outcome.morph_error is not None
-        assert outcome.morph_error < PROOF
+        assert outcome.morph_error < MAX_MORPH_ERROR
 
 
-@pytest.mark.parametrize(("most", "status"), [(99, "finished"), (SMALLEST, "finished"), (SMALLEST - 1, "oom")])
+@pytest.mark.parametrize(
+    ("most", "status"), [(99, "finished"), (MIN_MICRO_BATCH, "finished"), (MIN_MICRO_BATCH - 1, "oom")]
+)
 def test_a_network_is_out_of_memory_when_the_smallest_parts_are_too_large(
     monkeypatch: pytest.MonkeyPatch, most: int, status: str
 ) -> None:
@@ -497,19 +501,19 @@ def test_the_micro_batch_is_what_fits() -> None:
     assert micro_batch(graph, 64, graph.peak_bytes(64), []) is None
     assert micro_batch(graph, 64, graph.peak_bytes(64) - 1, []) == 32
     assert micro_batch(graph, 64, graph.peak_bytes(16), []) == 16
-    assert micro_batch(graph, 64, 1, []) == SMALLEST
+    assert micro_batch(graph, 64, 1, []) == MIN_MICRO_BATCH
     assert micro_batch(graph, 4, 1, []) is None
     measured = Outcome("finished", peak_bytes=2 * graph.peak_bytes(64), micro_batch=64)
     seen = [Trial(0, Proposal(graph, (), SHORT), graph, measured)]
     assert micro_batch(graph, 64, 2 * graph.peak_bytes(16), seen) == 16
-    assert micro_batch(graph, 64, graph.peak_bytes(16), seen) == SMALLEST
+    assert micro_batch(graph, 64, graph.peak_bytes(16), seen) == MIN_MICRO_BATCH
 
 
 def test_a_job_keeps_to_its_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch, 8)
     start = parent_of(GRAPHS["cnn"])
     morph = next(morph for morph in neighbours(start.graph) if isinstance(morph, Deeper))
-    assert Job(start, (morph,), SHORT, 600, 1, micro=2).chunk == 8
+    assert Job(start, (morph,), SHORT, 600, 1, micro=2).evaluation_batch_size == 8
     outcome, _ = work(Job(start, (morph,), SHORT, 600, 1, micro=2), TASK)  # calibrated within it, too
     assert outcome.status == "finished"
     assert outcome.micro_batch == 2
@@ -532,8 +536,8 @@ def test_growing_stops_at_the_deadline() -> None:
     for looks in range(2, 12):  # a second passes at every reading of the clock
         clock = Clock(tick=1.0)
         with pytest.raises(OutOfTime, match="the deadline came before the network was"):
-            inherited(job, TASK, Deadline(clock.now + looks, clock))
-    assert inherited(job, TASK, Clock(tick=1.0).deadline(1e6))[1] is not None
+            grow_network(job, TASK, Deadline(clock.now + looks, clock))
+    assert grow_network(job, TASK, Clock(tick=1.0).deadline(1e6))[1] is not None
 
 
 def test_calibration_takes_fewer_examples_when_time_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,7 +552,7 @@ def test_calibration_takes_fewer_examples_when_time_is_short(monkeypatch: pytest
     monkeypatch.setattr(module, "predict", slow)
     start = parent_of(GRAPHS["cnn"])
     morph = next(morph for morph in neighbours(start.graph) if isinstance(morph, Deeper))
-    inherited(Job(start, (morph,), SHORT, 0, 1), TASK, clock.deadline(14.8))
+    grow_network(Job(start, (morph,), SHORT, 0, 1), TASK, clock.deadline(14.8))
     assert sizes == [50]
 
 
@@ -571,7 +575,7 @@ def test_only_what_reads_patches_of_the_input_whitens() -> None:
 
 def test_first_filters_are_the_training_images_and_stay_while_all_else_learns() -> None:
     graph = cnn((3, 16, 16), 3, width=60)
-    begun, _ = inherited(Job(graph, (), WHITE, 600, 1), LARGE)
+    begun, _ = grow_network(Job(graph, (), WHITE, 600, 1), LARGE)
     before = weights_of(begun)
     outcome, after = work(Job(graph, (), WHITE, 600, 1), LARGE)
     assert (outcome.status, outcome.epochs) == ("finished", WHITE.epochs)
@@ -598,7 +602,7 @@ def test_children_keep_them_and_start_from_what_their_parents_compute(morphs: tu
     outcome, after = work(Job(Network(graph, trained), morphs, WHITE, 600, 2), LARGE)
     assert outcome.status == "finished", outcome.error
     assert outcome.morph_error is not None
-    assert outcome.morph_error < PROOF
+    assert outcome.morph_error < MAX_MORPH_ERROR
     assert after is not None
     filters = after["conv_1.weight"]
     assert torch.equal(filters[:8], trained["conv_1.weight"])
@@ -610,7 +614,7 @@ def test_children_keep_them_and_start_from_what_their_parents_compute(morphs: tu
 
 
 def test_without_that_first_filters_learn() -> None:
-    begun, _ = inherited(Job(cnn((3, 16, 16), 3, width=8), (), SHORT, 600, 1), LARGE)
+    begun, _ = grow_network(Job(cnn((3, 16, 16), 3, width=8), (), SHORT, 600, 1), LARGE)
     assert all(p.requires_grad for p in begun.parameters())
 
 

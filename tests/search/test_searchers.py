@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morphnas.graph import SMALLEST, Graph, Limits, Morph, MorphError, WiderAll, cnn, mlp, resnet
+from morphnas.graph import MIN_MICRO_BATCH, Graph, Limits, Morph, MorphError, WiderAll, cnn, mlp, resnet
 from morphnas.search import (
     SEARCHERS,
     BayesianSearcher,
@@ -403,7 +403,7 @@ def test_networks_as_large_as_one_that_ran_out_of_memory_are_refused() -> None:
     assert all(Rules.of([], Limits(), AMPLE, 6).fits(graph) for graph in (small, large, larger))
     assert updated_limits(Limits(max_params=9), []) == Limits(max_params=9)
     both = updated_limits(Limits(), [failed, ended(larger, Outcome("oom"), 1)])
-    assert both.max_memory == large.peak_bytes(SMALLEST) - 1
+    assert both.max_memory == large.peak_bytes(MIN_MICRO_BATCH) - 1
 
 
 @pytest.mark.parametrize("make", [RandomSearcher, EvolutionSearcher, BayesianSearcher])
@@ -418,7 +418,7 @@ def test_no_searcher_proposes_what_is_as_large_as_one_that_ran_out(make: type[Ra
         for morph in proposal.morphs:
             graph = morph.grow(graph)
         assert proposal.start == 0
-        assert graph.peak_bytes(SMALLEST) < starts[1].peak_bytes(SMALLEST)
+        assert graph.peak_bytes(MIN_MICRO_BATCH) < starts[1].peak_bytes(MIN_MICRO_BATCH)
 
 
 def test_estimates_are_corrected_by_what_was_measured() -> None:
@@ -430,7 +430,7 @@ def test_estimates_are_corrected_by_what_was_measured() -> None:
         for i, (n, ratio) in enumerate(sizes)
     ]
     assert memory_ratio(trials) == pytest.approx(1.5, rel=1e-3)
-    least = graph.peak_bytes(SMALLEST)
+    least = graph.peak_bytes(MIN_MICRO_BATCH)
     assert not Rules.of(trials, Limits(max_memory=int(1.4 * least)), AMPLE, 6).fits(graph)
     assert Rules.of(trials, Limits(max_memory=int(1.6 * least)), AMPLE, 6).fits(graph)
 

@@ -30,7 +30,7 @@ from morphnas.search import (
 from morphnas.search.distance import sketch
 from morphnas.search.network_surrogate import NetworkSurrogate, recipe_features
 from morphnas.search.promote import is_promotion
-from morphnas.train.recipe import Augment, Outcome, Recipe, usual_rate
+from morphnas.train.recipe import Augment, Outcome, Recipe, default_learning_rate
 from tests.table import TableSpace, grown, network, outcome_of, score
 
 AMPLE = Budget(math.inf)
@@ -187,14 +187,14 @@ def test_nothing_afresh_without_budget_or_beyond_the_limits() -> None:
 
 
 def test_the_rate_follows_an_optimizer_that_is_searched() -> None:
-    recipe = Recipe(lr=2 * usual_rate("sgd", 128), batch_size=128)
+    recipe = Recipe(lr=2 * default_learning_rate("sgd", 128), batch_size=128)
     ranges = ranges_of({"optimizer": ["sgd", "adamw"], "batch_size": (32, 512)})
     trials = search(Tuned(RandomSearcher(SPACE, recipe), ranges, recipe), 20)
     found = [t.proposal.recipe for t in trials]
     assert {r.optimizer for r in found} == {"sgd", "adamw"}
     for r in found:
         assert isinstance(r.batch_size, int)
-        assert r.lr == pytest.approx(2 * usual_rate(r.optimizer, r.batch_size))
+        assert r.lr == pytest.approx(2 * default_learning_rate(r.optimizer, r.batch_size))
 
 
 def test_a_belief_tells_recipes_apart() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from morphnas.train.augment import Draw, augmented
-from morphnas.train.data import ShuffledIndices, steps
+from morphnas.train.data import ShuffledIndices, batch_count
 from morphnas.train.recipe import Augment
 from tests.train.tasks import SHAPES, seeded
 
@@ -38,12 +38,12 @@ def changed(
 
 @given(st.integers(1, 400), st.integers(1, 80), st.integers(0, 2**32))
 def test_batches_hold_every_example_once(n: int, size: int, seed: int) -> None:
-    parts = [draw.index for draw in drawn(next(ShuffledIndices(n, n, seeded(seed)))).split(steps(n, size))]
+    parts = [draw.index for draw in drawn(next(ShuffledIndices(n, n, seeded(seed)))).split(batch_count(n, size))]
     lengths = [len(part) for part in parts]
     assert sorted(torch.cat(parts).tolist()) == list(range(n))
     assert max(lengths) - min(lengths) <= 1
     assert max(lengths) <= max(size, 3)
-    assert len(parts) == steps(n, size)
+    assert len(parts) == batch_count(n, size)
     if size > 2:
         assert len(parts) == math.ceil(n / size)
 
@@ -51,7 +51,7 @@ def test_batches_hold_every_example_once(n: int, size: int, seed: int) -> None:
 @given(st.integers(2, 400), st.integers(1, 80))
 def test_no_batch_holds_one_example_alone(n: int, size: int) -> None:
     """Batch norm cannot normalise a single example."""
-    assert min(len(part) for part in drawn(torch.arange(n)).split(steps(n, size))) > 1
+    assert min(len(part) for part in drawn(torch.arange(n)).split(batch_count(n, size))) > 1
 
 
 @pytest.mark.parametrize("shape", SHAPES)

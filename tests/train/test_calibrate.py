@@ -27,7 +27,7 @@ from morphnas.graph import (
     weights_of,
 )
 from morphnas.run.jobs import Job
-from morphnas.run.work import inherited
+from morphnas.run.work import grow_network
 from morphnas.train.calibrate import calibrate
 from morphnas.train.data import ShuffledIndices, Task
 from morphnas.train.deadline import Deadline
@@ -199,7 +199,7 @@ def trained(family: str) -> tuple[Network, Task]:
 
 def first_losses(start: Network, morphs: tuple[Morph, ...], task: Task, steps: int = 3) -> Losses:
     """Training-mode losses of the first steps of a training, as `train` takes them."""
-    module, _ = inherited(Job(start, morphs, RECIPE, 60, 7), task)
+    module, _ = grow_network(Job(start, morphs, RECIPE, 60, 7), task)
     optimizer, schedule = make_optimizer(module, RECIPE), Schedule(RECIPE.warmup)
     module.train()
     losses: Losses = []

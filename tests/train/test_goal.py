@@ -74,7 +74,7 @@ def test_the_best_that_can_be_said(goal: Goal) -> None:
 def test_who_knows_nothing_has_the_loss_of_ignorance_and_the_metric_of_chance(goal: Goal) -> None:
     y, outputs = truth(goal, 70 * 2), torch.zeros(140, goal.outputs)
     assert goal.loss(outputs, y).item() == pytest.approx(goal.baseline_loss, rel=1e-5)
-    assert goal.score_and_metric(outputs, y)[1] == pytest.approx(goal.chance(y), abs=1e-6)
+    assert goal.score_and_metric(outputs, y)[1] == pytest.approx(goal.baseline_metric(y), abs=1e-6)
 
 
 @every
@@ -97,7 +97,7 @@ def test_an_example_of_weight_three_counts_as_three(goal: Goal, counts: list[int
     score, metric = goal.score_and_metric(outputs[repeated], y[repeated])
     if len(repeated.unique()) > 1:  # the variance of a single example is a rounding error
         assert goal.score_and_metric(outputs, y, weights) == pytest.approx((score, metric), rel=1e-4, abs=1e-6)
-    assert goal.chance(y, weights) == pytest.approx(goal.chance(y[repeated]))
+    assert goal.baseline_metric(y, weights) == pytest.approx(goal.baseline_metric(y[repeated]))
     whole = Examples(outputs, y, weights.float())
     assert 1 <= whole.effective_size <= (times > 0).sum()
     assert Examples(outputs, y).effective_size == len(y) == Examples(outputs, y, torch.full((12,), 0.7)).effective_size

@@ -33,7 +33,7 @@ from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Classification, CustomGoal, Goal, MultiLabel, Regression
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Outcome, Recipe
-from morphnas.train.step import EAGER, Step, is_device_lost
+from morphnas.train.step import EAGER_STEPS, Step, is_device_lost
 from morphnas.train.trainer import train
 from tests.train.tasks import blobs, images, seeded
 
@@ -70,7 +70,7 @@ def test_replayed_steps_move_the_weights_as_others_do(make: Any, optimizer: Any,
     for graphs in (False, True):
         module = copy.deepcopy(start).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         step = Step(module, task, replace(recipe, cuda_graphs=graphs), mirrored=torch.arange(500) % 2 == 0)
-        losses = [step(draw, 0.2).item() for _ in range(EAGER + 5)]
+        losses = [step(draw, 0.2).item() for _ in range(EAGER_STEPS + 5)]
         assert bool(step._replays) == graphs
         assert losses[-1] < losses[0]
         pairs = zip(module.parameters(), start.parameters(), strict=True)
@@ -81,7 +81,7 @@ def test_replayed_steps_move_the_weights_as_others_do(make: Any, optimizer: Any,
 def test_a_step_does_not_wait_for_the_device(task: Task) -> None:
     step = Step(network(), task, RECIPE, mirrored=torch.arange(500) % 2 == 0)
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
-    for _ in range(EAGER + 2):
+    for _ in range(EAGER_STEPS + 2):
         step(draw, 0.2)
     eager = Step(network(), task, replace(RECIPE, cuda_graphs=False), mirrored=torch.arange(500) % 2 == 0)
     eager(draw, 0.2)
@@ -102,7 +102,7 @@ def test_random_numbers_and_memory_are_as_ever_after_a_recording_that_fails(
     recipe = replace(RECIPE, precision="float32", optimizer="sgd")
     step = Step(module, task, recipe, mirrored=torch.arange(500) % 2 == 0)
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
-    losses = [step(draw, 0.0).item() for _ in range(EAGER + 5)]
+    losses = [step(draw, 0.0).item() for _ in range(EAGER_STEPS + 5)]
     assert not step._replays
     assert "cannot be captured" in caplog.text
     assert len(set(losses)) == len(losses)
@@ -118,7 +118,7 @@ def test_losses_of_pytorch_given_as_ones_own_are_recorded(weights: torch.Tensor 
     lost = UserLoss(nn.CrossEntropyLoss(weights), ClassTarget(np.arange(3)))  # whose weights are not on the device
     step = Step(network(), replace(task, goal=CustomGoal(task.goal, criterion=lost)), replace(RECIPE, lr=0.01))
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
-    losses = [step(draw, 0.2).item() for _ in range(EAGER + 5)]
+    losses = [step(draw, 0.2).item() for _ in range(EAGER_STEPS + 5)]
     assert step._replays
     assert losses[-1] < losses[0]
 
@@ -133,18 +133,18 @@ def test_steps_with_weights_and_a_teacher_are_recorded(precision: Any, goal: Goa
     recipe = replace(RECIPE, precision=precision, lr=0.01)
     step = Step(network(), replace(task, train=train, goal=goal), recipe, mirrored=torch.arange(500) % 2 == 0)
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
-    losses = [step(draw, 0.2).item() for _ in range(EAGER + 5)]
+    losses = [step(draw, 0.2).item() for _ in range(EAGER_STEPS + 5)]
     assert step._replays
     assert losses[-1] < losses[0]
 
 
 def test_losses_of_amounts_in_their_units_are_recorded(task: Task) -> None:
-    values, codes = RegressionTarget.found(np.arange(500.0) % 7 + 1000, 500)
+    values, codes = RegressionTarget.infer(np.arange(500.0) % 7 + 1000, 500)
     own = CustomGoal(Regression(1), criterion=UserLoss(nn.L1Loss(), values))
     of = replace(task, train=replace(task.train, y=torch.from_numpy(codes).to(GPU)), goal=own)
     step = Step(to_module(cnn(SHAPE, 1, width=8)).to(GPU), of, replace(RECIPE, lr=0.01))
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
-    losses = [step(draw, 0.2).item() for _ in range(EAGER + 5)]
+    losses = [step(draw, 0.2).item() for _ in range(EAGER_STEPS + 5)]
     assert step._replays
     assert losses[-1] < losses[0]
 

@@ -13,7 +13,7 @@ from torch import nn
 from morphnas.graph import cnn, to_module
 from morphnas.train import step
 from morphnas.train.deadline import NEVER
-from morphnas.train.muon import HALVED, Muon, orthogonal
+from morphnas.train.muon import BFLOAT16_MIN_SIZE, Muon, orthogonal
 from morphnas.train.predict import evaluate
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import train
@@ -37,7 +37,7 @@ def test_nothing_is_turned_into_nothing() -> None:
 
 def test_small_matrices_stay_in_float32_on_a_cpu_and_large_ones_come_back_as_it() -> None:
     """Under autocast, which would multiply all of them in bfloat16: that takes longer for small ones."""
-    for rows, as_before in ((HALVED - 1, True), (HALVED, False)):
+    for rows, as_before in ((BFLOAT16_MIN_SIZE - 1, True), (BFLOAT16_MIN_SIZE, False)):
         matrix = torch.randn(rows, 4 * rows, generator=seeded())
         with torch.autocast("cpu", torch.bfloat16):
             found = orthogonal(matrix)

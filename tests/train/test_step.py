@@ -28,7 +28,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
 from morphnas.train.recipe import Augment, Optimizer, Recipe
-from morphnas.train.step import EAGER, RECORDERS, CudaGraphs, Run, Step, input_dropout
+from morphnas.train.step import EAGER_STEPS, GRAPH_RECORDERS, CudaGraphs, Run, Step, input_dropout
 from morphnas.train.trainer import train
 from tests.train.tasks import Clock, blobs, equal, images, linear, seeded, state
 
@@ -97,7 +97,7 @@ def changing(step: Step) -> list[Tensor]:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     found = Recorder()
-    monkeypatch.setitem(RECORDERS, "cpu", lambda _: found)
+    monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: found)
     return found
 
 
@@ -123,7 +123,7 @@ def test_replayed_steps_train_the_same_network(recorder: Recorder, family: str, 
     eager, replayed = both(module, task, recipe)
     assert equal(eager, replayed)
     assert recorder.lengths == [14]
-    assert recorder.replays == 8 * 6 - EAGER
+    assert recorder.replays == 8 * 6 - EAGER_STEPS
     assert not equal(replayed, state(module))
 
 
@@ -134,7 +134,7 @@ def test_in_bfloat16_and_without_a_judge(recorder: Recorder) -> None:
 
 
 def test_the_rate_is_read_at_every_replay(recorder: Recorder) -> None:
-    task, rates = images(), [1.0] * (EAGER + 2) + [0.0, 0.3]
+    task, rates = images(), [1.0] * (EAGER_STEPS + 2) + [0.0, 0.3]
     eager, replayed = (Step(to_module(cnn((2, 8, 8), 3, width=4)), task, replace(RECIPE, cuda_graphs=graphs))
                        for graphs in (False, True))  # fmt: skip
     draw = Draw.of(torch.arange(16), (2, 8, 8), RECIPE.augment, seeded())
@@ -158,7 +158,7 @@ def test_what_cannot_be_recorded_is_done_otherwise(
         raise RuntimeError("operation not permitted when stream is capturing")
 
     module = to_module(cnn((2, 8, 8), 3, width=4))
-    monkeypatch.setitem(RECORDERS, "cpu", lambda _: failing)
+    monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: failing)
     with caplog.at_level(logging.WARNING):
         assert equal(*both(module, images(), RECIPE))
     assert tries == [16]  # once, and never again in this training
@@ -252,11 +252,11 @@ def test_for_memory_a_recording_is_tried_again(recorder: Recorder, monkeypatch: 
         return recorder(run, draw)
 
     module = to_module(cnn((2, 8, 8), 3, width=4))
-    monkeypatch.setitem(RECORDERS, "cpu", lambda _: once)
+    monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: once)
     recipe = replace(RECIPE, epochs=9)
     assert equal(*both(module, images(), recipe))
     assert tries == [16, 16]
-    assert recorder.replays == 9 * 6 - 2 * EAGER
+    assert recorder.replays == 9 * 6 - 2 * EAGER_STEPS
 
 
 def test_nothing_recorded_outlives_its_training(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +267,7 @@ def test_nothing_recorded_outlives_its_training(recorder: Recorder, monkeypatch:
         made.append(weakref.ref(replay))
         return replay
 
-    monkeypatch.setitem(RECORDERS, "cpu", lambda _: noted)
+    monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: noted)
     kept: list[Any] = []
     forget = Step.release_graphs
 
@@ -289,7 +289,7 @@ def test_memory_that_is_out_later_is_halved_as_ever(monkeypatch: pytest.MonkeyPa
         raise torch.OutOfMemoryError("no room for a graph")
 
     full: list[int] = []
-    monkeypatch.setitem(RECORDERS, "cpu", lambda _: out)
+    monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: out)
     task, module = images(), to_module(cnn((2, 8, 8), 3, width=4))
 
     def room(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -319,7 +319,7 @@ def test_the_speed_is_that_of_replayed_steps(recorder: Recorder, monkeypatch: py
         return timed
 
     monkeypatch.setattr(Step, "_eager", whole)
-    monkeypatch.setitem(RECORDERS, "cpu", lambda _: record)
+    monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: record)
     outcome = train(linear(), blobs(), replace(RECIPE, epochs=9), clock.deadline(1e9), seeded())
     assert recorder.replays > 1
     assert outcome.images_per_second == pytest.approx(160)
@@ -356,9 +356,9 @@ def ticking(monkeypatch: pytest.MonkeyPatch, recorder: Recorder, replayed: float
 
         return timed
 
-    monkeypatch.setattr(plan, "BUSY", 8)
+    monkeypatch.setattr(plan, "PROBE_WIDTH", 8)
     monkeypatch.setattr(Step, "_eager", whole)
-    monkeypatch.setitem(RECORDERS, "cpu", lambda _: record)
+    monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: record)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
 
@@ -375,7 +375,7 @@ def test_recorded_steps_are_taken_unless_they_are_slower(
     pace = measure(task, 1e9, replace(RECIPE, augment=MANY))
     assert (pace.precision, pace.cuda_graphs) == ("bfloat16" if native else "float32", recorded)
     shape = tuple(task.train.x.shape[1:])
-    graph = mlp(shape, 2, width=256) if len(shape) == 1 else cnn(shape, 3, width=plan.BUSY)
+    graph = mlp(shape, 2, width=256) if len(shape) == 1 else cnn(shape, 3, width=plan.PROBE_WIDTH)
     assert pace.seconds_per_flop == pytest.approx((replayed if recorded else 1.0) / 16 / graph.work * 40)
 
 
@@ -399,12 +399,12 @@ def test_what_cannot_be_recorded_is_not_said_to_be(recorder: Recorder, monkeypat
     def failing(run: Run, draw: Draw) -> Run:
         raise RuntimeError("no graphs here")
 
-    monkeypatch.setitem(RECORDERS, "cpu", lambda _: failing)
+    monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: failing)
     assert not measure(task, 0.0, RECIPE).cuda_graphs
 
 
 def test_both_ways_are_tried_however_little_time_there_is(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "BUSY", 8)
+    monkeypatch.setattr(plan, "PROBE_WIDTH", 8)
     random = torch.get_rng_state()
     assert measure(images(), 0.0, RECIPE).seconds_per_flop > 0
     assert recorder.replays

@@ -403,7 +403,7 @@ def test_the_rate_is_lower_where_a_training_sees_more_examples(
     examples: int, few: int, share: float, planned: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """800 examples of 80, whether the schedule or the clock ends the training."""
-    monkeypatch.setattr(recipe_module, "FEW", few)
+    monkeypatch.setattr(recipe_module, "SMALL_TRAINING_SET", few)
     clock, task = Clock(), blobs()
     assert len(task.train) == 80
     recipe = replace(PLAIN, epochs=planned, batch_size=8, lr_examples=examples)
