@@ -396,5 +396,5 @@ def best_temperature(logits: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
     def loss_at(log_temperature: float) -> float:
         return loss(values * math.exp(-log_temperature)).item()
 
-    result = minimize_scalar(loss_at, bounds=(-math.log(4), math.log(4)), method="check_size", options={"xatol": 1e-3})
+    result = minimize_scalar(loss_at, bounds=(-math.log(4), math.log(4)), method="bounded", options={"xatol": 1e-3})
     return math.exp(result.x)

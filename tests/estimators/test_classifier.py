@@ -292,7 +292,7 @@ def test_a_feature_that_hardly_varied_decides_nothing(tmp_path: Path) -> None:
 
 def test_what_was_trained_on_mirrored_images_reads_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then predictions for an image and its mirror image are equal, also with the stored model."""
-    monkeypatch.setattr("morphnas.run.final.LONGEST", 12)
+    monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 12)
     x, y = stripes(90)
     classifier = ImageClassifier(
         tmp_path / "run", max_trials=1, searcher_args={"trainer_args": {"augment": morphnas.Augment(flip=True)}}
@@ -505,7 +505,7 @@ def test_a_model_is_not_given_up_for_one_that_was_trained_for_less(
 ) -> None:
     path, data = tmp_path / "run", stripes(200)
     settings: dict[str, Any] = {"random_state": 1, "searcher_args": TINY, "keep": 1, "max_trials": 1}
-    monkeypatch.setattr("morphnas.run.final.LONGEST", 12)
+    monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 12)
     first = ImageClassifier(path, **settings).fit(*data, time_limit=20)
     files = {file: file.read_bytes() for file in (path / "model").iterdir()}
     assert first.final_trial_ != first.best_trial_
@@ -518,7 +518,7 @@ def test_a_model_is_not_given_up_for_one_that_was_trained_for_less(
         return kept and told and (found.best_trial_, found.final_trial_) == (first.best_trial_, first.final_trial_)
 
     with monkeypatch.context() as patch:
-        patch.setattr("morphnas.run.final.LONGEST", 3)
+        patch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 3)
         assert same(ImageClassifier(path, **settings, resume=True).fit(*data, time_limit=9))
         assert same(morphnas.load(path).final_fit(*data, time_limit=9))
     assert same(ImageClassifier(path, **settings, resume=True, refit=False).fit(*data, time_limit=9))
@@ -897,7 +897,7 @@ def test_an_ensemble_is_one_network_wherever_it_goes(
     x, _ = data
     settings: dict[str, Any] = {"max_trials": 4, "random_state": 0, "refit": False}
     with monkeypatch.context() as patch:
-        patch.setattr("morphnas.estimators.fitting.elect", two)
+        patch.setattr("morphnas.estimators.fitting.select_members", two)
         found = ImageClassifier(tmp_path / "run", **settings, ensemble=2).fit(*data, time_limit=30)
     assert sorted(found.members_.values()) == [0.25, 0.75]
     assert found.members_[found.final_trial_] == 0.75
@@ -1026,7 +1026,7 @@ def test_a_final_fit_looks_at_its_data(tmp_path: Path) -> None:
 
 def test_what_the_winner_may_know_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a final fit holds out other examples than the fit, only trainings from fresh weights can be scored."""
-    monkeypatch.setattr("morphnas.run.final.LONGEST", 6)
+    monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 6)
     x, y = stripes(300)
     own = stripes(60, seed=1)
     found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
@@ -1057,7 +1057,7 @@ def test_batches_larger_than_the_data_are_all_of_it(
     args: dict[str, Any], data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the learning rate for that batch size, and trained to the end."""
-    monkeypatch.setattr("morphnas.run.final.LONGEST", 20)
+    monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 20)
     settings: dict[str, Any] = {"default_model_width": 4, "trainer_args": args}
     found = ImageClassifier(tmp_path / "run", searcher_args=settings, max_trials=1, device="cpu", random_state=0)
     found.fit(*data, time_limit=20)
@@ -1074,7 +1074,7 @@ def test_a_network_that_came_to_no_epoch_is_trained_by_what_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If there was no time for a starter's first epoch, no other network is tried: it is trained further itself."""
-    monkeypatch.setattr("morphnas.run.final.LONGEST", 8)
+    monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 8)
     x, y = stripes(300)
     starts = [cnn((1, 6, 6), 3, width=8, depth=2)]
     settings: dict[str, Any] = {"initial_networks": starts, "random_state": 0, "device": "cpu"}
@@ -1092,7 +1092,7 @@ def test_a_network_that_came_to_no_epoch_is_trained_by_what_follows(
 
 def test_what_was_found_on_other_data_is_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks normalise by their own training data; Pareto fronts hold scores on the data of the search only."""
-    monkeypatch.setattr("morphnas.run.final.LONGEST", 4)
+    monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 4)
     x, y = stripes(300)
     found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
     found.fit(x, y, time_limit=20)
@@ -1169,12 +1169,12 @@ def test_a_final_fit_that_comes_to_nothing_says_so(fitted: ImageClassifier, data
 
 def test_validation_data_make_no_other_examples_to_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A final fit has no validation data; still, the model that was trained for longer is kept."""
-    monkeypatch.setattr("morphnas.run.final.LONGEST", 12)
+    monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 12)
     x, y = stripes(200)
     found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu")
     found.fit(x, y, time_limit=20, validation_data=stripes(60, seed=1))
     before = found.final_trial_
-    monkeypatch.setattr("morphnas.run.final.LONGEST", 2)
+    monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 2)
     assert found.final_fit(x, y, time_limit=10).final_trial_ == before
 
 

@@ -78,7 +78,7 @@ def test_a_fit_without_time_to_search_does_not_search_when_it_goes_on(
 ) -> None:
     """Neither if it ended after its final trainings, nor if it ended before them."""
     monkeypatch.setattr(plan, "MIN_SEARCH_NETWORKS", 1000)
-    monkeypatch.setattr(final, "LONGEST", 2)
+    monkeypatch.setattr(final, "MAX_FINAL_EPOCHS", 2)
     path, data = tmp_path / "run", stripes(120)
     starts = [cnn((1, 6, 6), 3, width=2), resnet((1, 6, 6), 3, width=2)]
     settings: dict[str, Any] = {"initial_networks": starts, "device": "cpu", "random_state": 1}
@@ -329,7 +329,7 @@ def killed_in_a_final(path: Path, monkeypatch: pytest.MonkeyPatch, data: Data, d
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(executors, "work", working)
-        patch.setattr(final, "LONGEST", 6)
+        patch.setattr(final, "MAX_FINAL_EPOCHS", 6)
         with pytest.raises(Killed):
             classifier(path, refit=True, max_trials=2).fit(*data, time_limit=300)
     return list(load_run(path).trials)
@@ -341,7 +341,7 @@ def test_a_final_training_goes_on_from_its_checkpoint(
 ) -> None:
     """And those before it, which are done, are not done again."""
     before = killed_in_a_final(tmp_path / "run", monkeypatch, data, during)
-    monkeypatch.setattr(final, "LONGEST", 6)
+    monkeypatch.setattr(final, "MAX_FINAL_EPOCHS", 6)
     epochs: list[int] = []
     told = Progress.epoch_done
 
@@ -368,7 +368,7 @@ def test_a_final_training_that_can_be_much_longer_now_begins_anew(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     killed_in_a_final(tmp_path / "run", monkeypatch, data, "inherited")
-    monkeypatch.setattr(final, "LONGEST", 14)
+    monkeypatch.setattr(final, "MAX_FINAL_EPOCHS", 14)
     with caplog.at_level(logging.INFO, "morphnas"):
         classifier(tmp_path / "run", refit=True, max_trials=2, resume=True).fit(*data, time_limit=300)
     assert "is not continued: there is time for a much longer training now" in caplog.text
@@ -579,7 +579,7 @@ def test_only_weights_that_are_kept_are_there_while_it_searches_and_afterwards(
             seen.append(len(list(path.glob("trials/*/weights.safetensors"))))
 
     monkeypatch.setattr(Progress, "trial_ends", trial_ends)
-    monkeypatch.setattr(final, "LONGEST", 3)
+    monkeypatch.setattr(final, "MAX_FINAL_EPOCHS", 3)
     found = classifier(path, max_trials=6, keep=1, refit=True).fit(*data, time_limit=100)
     assert len(seen) == 6
     assert max(seen) <= 3

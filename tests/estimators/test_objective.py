@@ -304,7 +304,7 @@ def test_the_metric_is_the_score_everywhere(tmp_path: Path, capsys: pytest.Captu
     again = morphnas.load(tmp_path / "run")
     assert again.metric == "f1_macro"
     assert again.evaluate(X, Y) == pytest.approx(truth)
-    assert again.words(truth) == f"f1_macro {truth:.4f}"
+    assert again.format_metric(truth) == f"f1_macro {truth:.4f}"
     again.metric = make_scorer(metrics.accuracy_score)
     assert again.evaluate(X, Y) == again.score(X, Y)
     again.metric = "nothing"

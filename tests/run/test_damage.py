@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classifier.fit(*stripes(60), time_limit=60)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "MIN_INTERVAL", 0.0)
-        patch.setattr(checkpoints, "SHARE", 1e9)
+        patch.setattr(checkpoints, "MAX_TIME_SHARE", 1e9)
         patch.setattr(Store, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         again = morphnas.ImageClassifier(path, max_trials=4, resume=True, searcher_args=TINY, refit=False)
         with pytest.raises(KeyboardInterrupt):

@@ -69,7 +69,7 @@ def finish(store: Store, winner: Trial, **settings: Any) -> Trial:
     given = {"selection_set": CHOOSER, "all_examples": EVERYTHING, "recipe": RECIPE, "deadline": Deadline.after(600)}
     given = given | {"epochs": 3} | settings
     task = given.pop("task", TASK)
-    executor = SerialExecutor(task, given["everything"])  # type: ignore[arg-type]
+    executor = SerialExecutor(task, given["all_examples"])  # type: ignore[arg-type]
     return Final(store, winner, executor, task, **given).run()  # type: ignore[arg-type]
 
 
@@ -486,7 +486,7 @@ def test_trainings_that_came_to_nothing_are_not_chosen(
 def test_what_went_wrong_on_everything_is_dropped(
     path: Path, told: Callable[..., Told], end: tuple[Outcome, int | None]
 ) -> None:
-    told(all_examples=end)
+    told(everything=end)
     with won(path) as (store, winner):
         last = finish(store, winner, selection_set=None)
         assert last.id == 1  # what it began from
@@ -496,7 +496,7 @@ def test_what_went_wrong_on_everything_is_dropped(
 
 
 def test_what_time_ran_out_for_on_everything_is_used(path: Path, told: Callable[..., Told]) -> None:
-    told(all_examples=(Outcome("truncated", epochs=1, best_epoch=1), 1))  # the rate had come down by then
+    told(everything=(Outcome("truncated", epochs=1, best_epoch=1), 1))  # the rate had come down by then
     with won(path) as (store, winner):
         assert finish(store, winner, selection_set=None) == store.trials[3]
 
@@ -562,7 +562,7 @@ def test_everything_is_trained_on_as_the_rest_was_normalised(path: Path, told: C
 
 def test_epochs_are_what_there_is_time_for(path: Path, told: Callable[..., Told]) -> None:
     """They are planned somewhat faster than the winner's 2 epochs in 2 seconds, and cut by the deadline."""
-    made = told(all_examples=(WHOLE, 1))
+    made = told(everything=(WHOLE, 1))
     made.per_epoch = 1.0
     with won(path, replace(BADLY, seconds=2.0, epochs=2)) as (store, winner):
         finish(store, winner, deadline=made.clock.deadline(80), epochs=None, needs_score=True, selection_set=None)
@@ -827,7 +827,7 @@ def test_what_a_stop_cut_short_on_everything_is_gone_on_with_and_what_had_ended_
     path: Path, told: Callable[..., Told], status: Status
 ) -> None:
     """The learning rate has decayed by the deadline, but not when a stop cuts a training."""
-    made, stop = told(all_examples=(Outcome(status, epochs=1, best_epoch=1), 1)), Stop()
+    made, stop = told(everything=(Outcome(status, epochs=1, best_epoch=1), 1)), Stop()
 
     class Stopping(Notes):
         def trial_begins(self, trial: Trial) -> None:

@@ -631,7 +631,7 @@ def test_of_large_images_fewer_patches_are_looked_at(monkeypatch: pytest.MonkeyP
         return found
 
     monkeypatch.setattr(Tensor, "unfold", counted)
-    monkeypatch.setattr("morphnas.train.whitening.PATCHES", 40_000)
+    monkeypatch.setattr("morphnas.train.whitening.MAX_PATCHES", 40_000)
     of_sample = whitening(smooth, like)
     assert 10_000 < looked_at[-1] <= 40_000 < 64 * 38 * 38
     patches = smooth.unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
