@@ -379,7 +379,7 @@ def _measure_loss_scale(goal: CustomGoal, subset: Examples) -> CustomGoal:
             "multi-label data needs one that treats each label separately, such as torch.nn.BCEWithLogitsLoss()"
         )
     scale = loss_and_gradient(standard.loss)[1] / gradient
-    return replace(goal, scale=scale, baseline_loss=max(standard.baseline_loss, abs(scale * value)))
+    return replace(goal, scale=scale, criterion_baseline=max(standard.baseline_loss, abs(scale * value)))
 
 
 def _check_losses(losses: Tensor, n: int, weighted: bool) -> None:

@@ -311,14 +311,18 @@ class CustomGoal:
     is that of the standard goal.
 
     scale: factor on the user-defined loss in training, so that its gradients are as large as those of the standard loss
-    and the same learning rates suit it. baseline_loss: the baseline of the user-defined loss times `scale`.
+    and the same learning rates suit it. criterion_baseline: the baseline of the user-defined loss times `scale`.
     """
 
     standard: Goal
     metric: Metric | None = None
     criterion: Criterion | None = None
     scale: float = 1.0
-    baseline_loss: float = 1.0
+    criterion_baseline: float = 1.0
+
+    @property
+    def baseline_loss(self) -> float:
+        return self.standard.baseline_loss if self.criterion is None else self.criterion_baseline
 
     @property
     def outputs(self) -> int:

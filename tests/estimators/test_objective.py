@@ -782,6 +782,8 @@ def test_all_else_of_a_goal_is_as_usual(target: Target, own: str) -> None:
     outputs = outputs_for(30, usual.outputs)
     y = torch.arange(30) % 3 if isinstance(target, ClassTarget) else (outputs_for(30, usual.outputs, 1) > 0).float()
     assert goal.standard is usual.standard is usual
+    if own == "metric":
+        assert goal.baseline_loss == usual.baseline_loss, "trainings minimise the usual loss"
     assert (goal.outputs, goal.to_json(), goal.baseline_metric(y)) == (
         usual.outputs,
         usual.to_json(),
