@@ -549,8 +549,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Load the fitted estimator of a run, ready to predict.
 
-        It has those settings of the fit that matter later: limits, keep, ensemble, and a metric given by name, for
-        `final_fit` and `evaluate`; augment, image_shape, image_size, axes and max_memory, for another fit.
+        It has those constructor arguments of the fitted estimator that matter later: limits, keep, ensemble,
+        time_limit, random_state, and a metric given by name, for `final_fit` and `evaluate`; augment, image_shape,
+        image_size, axes and max_memory, for another fit.
 
         Parameters
         ----------

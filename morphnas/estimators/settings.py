@@ -32,7 +32,7 @@ from morphnas.run.store import user_path
 from morphnas.search import SEARCHERS, BayesianSearcher, Promote, Tuned, ranges_of
 from morphnas.search.trial import MorphSpace, Searcher, Space
 from morphnas.search.tuned import Ranges
-from morphnas.train.recipe import Recipe, with_default_learning_rate
+from morphnas.train.recipe import Recipe, is_number, with_default_learning_rate
 
 if TYPE_CHECKING:
     from morphnas.estimators.base import ImageEstimator
@@ -349,7 +349,10 @@ NEEDS_ALL_WEIGHTS = {
     "climbing": "it needs the weights of where it stands",
 }
 """Searches that need the weights of all networks, and why."""
-RESTORED = ("augment", "image_shape", "image_size", "axes", "limits", "max_memory", "keep", "ensemble", "metric")
+RESTORED = (
+    "augment", "image_shape", "image_size", "axes", "limits", "max_memory", "keep", "ensemble", "metric", "time_limit",
+    "random_state",
+)  # fmt: skip
 """Arguments that a loaded estimator takes over from the fit."""
 
 
@@ -360,6 +363,9 @@ def restored_settings(settings: Any) -> dict[str, Any]:
         args["limits"] = {name: value for name, value in limits.items() if name in LIMITS and value is not None}
     if args.get("metric") not in get_scorer_names():  # a function, of which only the name is stored
         args["metric"] = None
+    for name in ("time_limit", "random_state"):
+        if not is_number(args.get(name)):  # a random state that is an object is not stored
+            args[name] = None
     return args
 
 

@@ -784,11 +784,17 @@ def test_a_fit_that_fails_leaves_no_model_of_another(
 
 def test_who_loads_a_model_goes_on_with_its_settings(data: Data, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"limits": {"max_latency_ms": 1000.0}, "keep": 2, "image_size": 5, "augment": True}
-    ImageClassifier(tmp_path / "run", max_trials=1, refit=False, **settings).fit(*data, time_limit=4)
+    settings |= {"time_limit": 4.0, "random_state": 7}
+    ImageClassifier(tmp_path / "run", max_trials=1, refit=False, **settings).fit(*data)
     loaded = ImageClassifier.load(tmp_path / "run")
     assert {name: loaded.get_params(deep=False)[name] for name in settings} == settings | {"limits": loaded.limits}
     assert Settings.of(loaded).limits.max_latency_ms == 1000
     about = json.loads((tmp_path / "run" / "run.json").read_text())
+    damaged = about | {"settings": about["settings"] | {"time_limit": "long", "random_state": "RandomState(MT19937)"}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(damaged))
+    assert (
+        ImageClassifier.load(tmp_path / "run").time_limit is ImageClassifier.load(tmp_path / "run").random_state is None
+    )
     (tmp_path / "run" / "run.json").write_text(json.dumps(about | {"settings": ["hostile"]}))
     assert ImageClassifier.load(tmp_path / "run").keep == "all"
 
