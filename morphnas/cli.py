@@ -120,10 +120,10 @@ def _parser() -> argparse.ArgumentParser:
         help="give all classes equal weight (not for multi-label data or regression)",
     )
     sub.add_argument("--regression", action="store_true", help="predict numbers instead of classes")
-    sub.add_argument("--search-patience", type=int, help="end the search after so many networks without improvement")
+    sub.add_argument("--search-patience", type=int, help="end the search after so many trainings without improvement")
     sub.add_argument("--metric", help="a scikit-learn scorer to choose networks by (default: log loss)")
     sub.add_argument("--search", choices=SEARCHES, help="search strategy (default: bayesian)")
-    sub.add_argument("--max-trials", type=int, metavar="N", help="end the search after so many networks")
+    sub.add_argument("--max-trials", type=int, metavar="N", help="end the search after so many trainings")
     sub.add_argument("--seed", type=int, help="random seed, to repeat a search")
     sub.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     sub.add_argument(

@@ -119,7 +119,7 @@ def export(
 
     .py: readable PyTorch source, with its weights in a .safetensors file beside it; needs torch and safetensors, but
     not morphnas. .pt2: for `torch.export.load`, any batch size, float32. .onnx: any batch size, float32; needs the
-    extra: pip install -e '.[onnx]'. Both take float64 if `fit` had rows that float32 would round, such as times in
+    extra: pip install -e '.[onnx]'. All take float64 if `fit` had rows that float32 would round, such as times in
     seconds. what: a fitted estimator, a run or its folder, whose network takes raw examples, channels first, and
     returns logits, or a regressor's predictions; or a `Network`, which takes preprocessed examples. trial: id of
     another network of the run to export instead of its model, see `ImageClassifier.to_module`.

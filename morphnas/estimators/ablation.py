@@ -41,9 +41,9 @@ class MorphEffect:
 
     trial: id of the trial that added the morph. morph: in words. gone: later morphs that need this one and were left
     out as well. n: number of pairs of trainings, with and without the morph, that finished. gain, metric_gain: mean
-    differences of the scores (without a metric or loss of the user, minus the log loss) and of the metrics, positive if
-    the morph helps; None if n is 0, for the reason `why`. standard_error: of the gain; None if n is below 2.
-    parameters: that the morph, and those gone with it, add.
+    differences of the scores (minus the log loss, unless there is a user-defined metric or loss) and of the metrics,
+    positive if the morph helps; None if n is 0, for the reason `why`. standard_error: of the gain; None if n is below
+    2. parameters: number that the morph and those in `gone` add.
     """
 
     trial: int
@@ -110,8 +110,8 @@ def ablate(
     """Measure the effect of each morph of a network: leave out one at a time, and train the rest in the same way.
 
     Every network starts with the weights of the first network of the lineage (or, if these were not kept, with fresh
-    ones), gets all remaining morphs at once, and is trained with the network's own recipe for as many epochs as the
-    lineage was. The run is not changed.
+    ones), gets all remaining morphs at once, and is trained with the network's own recipe for as many epochs as all
+    later networks of the lineage together. The run is not changed.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def ablate(
     trial : int, optional
         Id of the network. None: the winner of the search.
     time_limit : float
-        Seconds, within which as many of the `repeats` rounds are done as fit.
+        Seconds that it may take in all; as many of the `repeats` rounds are done as fit.
     repeats : int
         Maximum number of trainings of each network, with different seeds.
     device : str or torch.device, optional
@@ -138,9 +138,9 @@ def ablate(
     Raises
     ------
     RunError
-        If the data is not that of the run.
+        If the data is not that of the run, or the run has no such trial or cannot be read.
     ValueError
-        If an argument or the data is invalid.
+        If an argument or the data is invalid, or if a function was the metric or loss of the fit and is not given.
     TimeoutError
         If reading the data takes all of the time limit.
     """

@@ -178,7 +178,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         each_epoch : callable, optional
             Called with a `morphnas.EpochReport` after every epoch of every network, in this thread, even if networks
             are trained in other processes. Its time counts towards the limit. If it raises `morphnas.StopFit`, the fit
-            ends as after one Ctrl-C, without the warning; any other exception is only logged.
+            ends as after one Ctrl-C, without the warning (with `StopFit` instead of KeyboardInterrupt if no network is
+            trained yet); any other exception is only logged.
         sample_weight : array-like or "balanced", optional
             Weights (n,), non-negative, of the examples in training and in scores. "balanced", for labels only: all
             classes have the same total weight. If validation_data has no weights, its examples get the weight of their
@@ -203,11 +204,13 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         ValueError
             If an argument or the data is invalid; raised before anything is trained or written.
         RunError
-            If `path` holds a run that is not to be resumed, or one with other data or settings; if no network could be
-            trained.
+            If `path` holds other files, a run that is not to be resumed, or one with other data or settings; if no
+            network could be trained.
         OSError
             If data that is too large for memory does not fit on the disk either. TimeoutError, a kind of OSError, if
-            reading the data takes all of the time limit.
+            reading the data takes all of the time limit. ConnectionError, another, if the Ray cluster is not reached.
+        ImportError
+            If an optional package is needed and not installed: Pillow for image files, Ray for a cluster.
 
         Warns
         -----
@@ -295,7 +298,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def _plan(
         self, problem: Problem, settings: Settings, previous: Mapping[str, Any] | None, deadline: Deadline
     ) -> tuple[Plan, Sizes | None]:
-        """The plan in run.json if a run is resumed, else a new one, with the measurements that it is based on."""
+        """The plan in run.json if a run is resumed; else a new one, and the measurements that it is based on."""
         sizes = None
         if previous is None:
             sizes = Sizes.measured(problem.task, settings, self.augment, deadline.left, self.refit)
@@ -343,9 +346,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     ) -> Self:
         """Train the winner of the search further on the given data, within a time limit.
 
-        Adds trials to the run and changes none. On the same data, the model is kept if the new one was trained for less
-        (if it is another network, for less than half as long), unless `retrain`, a number of epochs or a `trial` other
-        than the winner is given.
+        Adds trials to the run and changes none. On the same data, the existing model is kept if the new one has seen
+        fewer examples in its final trainings (if it is another network, fewer than half as many), unless `retrain`, a
+        number of epochs or a `trial` other than the winner is given.
 
         Parameters
         ----------
@@ -354,7 +357,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         x_test, y_test : optional
             Test set, in the same forms: evaluated at the end (`test_metric_`), never used to stop or to choose.
         trainer_args : dict, optional
-            Any fields of `Recipe` except examples, or the legacy keys lr, max_iter_num and max_no_improvement_num.
+            Any fields of `Recipe` except examples, or the legacy keys max_iter_num (epochs) and max_no_improvement_num
+            (patience). Fields left out are as in the winner's recipe, except that the length follows from the time.
         retrain : bool
             Train from fresh weights only.
         time_limit : float, optional
@@ -372,7 +376,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         Raises
         ------
         ValueError
-            If an argument or the data is invalid, including labels that `fit` did not see.
+            If an argument or the data is invalid, including labels that `fit` did not see; if `metric` or `loss` of the
+            fit was a function and is not set again after `load`.
         RunError
             If the run has no such trial, or not its weights.
         """
@@ -385,24 +390,24 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             seconds = time_limit_seconds(time_limit, about.get("time_limit"))
             deadline = Deadline.after(seconds)
             with_trainer_args(Recipe(), trainer_args or {})
-            place, space, args = settings.place, settings.data_memory, dict(trainer_args or {})
+            place, memory, args = settings.place, settings.data_memory, dict(trainer_args or {})
             deadline = deadline.earlier(min(place.shutdown_seconds, 0.1 * seconds))
             if "examples" in args:
                 raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
             model = self._model
-            source, y_train = open_data(x_train, y_train, "x_train", space, self._axes, deadline)
+            source, y_train = open_data(x_train, y_train, "x_train", memory, self._axes, deadline)
             codes, test = model.target.encode(y_train, len(source)), None
             weights = weights_of(sample_weight, len(source), codes, model.target)
             if x_test is not None:
-                test_source, y_test = open_data(x_test, y_test, "x_test", space, self._axes, deadline)
+                test_source, y_test = open_data(x_test, y_test, "x_test", memory, self._axes, deadline)
                 if y_test is not None:
-                    test = prepare_examples(test_source, y_test, model.preprocessing, model.target, space)
+                    test = prepare_examples(test_source, y_test, model.preprocessing, model.target, memory)
             if test is None and (x_test is not None or y_test is not None):
                 raise ValueError("final_fit needs both x_test and y_test, or neither")
             seed = _stored_seed(about)
             group_codes = groups_of(groups, len(source))
             taught = teacher_outputs(teacher, source, model.target)
-            options = (model.target, model.preprocessing, seed, place.device, space)
+            options = (model.target, model.preprocessing, seed, place.device, memory)
             problem = Problem.from_source(source, codes, weights, group_codes, taught, None, *options)
             problem = with_objective(problem, self.metric, self.loss, deadline)
             findings = data_checks.quick_check(problem, deadline.left)
@@ -549,9 +554,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Load the fitted estimator of a run, ready to predict.
 
-        It has those constructor arguments of the fitted estimator that matter later: limits, keep, ensemble,
-        time_limit, random_state, and a metric given by name, for `final_fit` and `evaluate`; augment, image_shape,
-        image_size, axes and max_memory, for another fit.
+        It has those constructor arguments of the fitted estimator that matter later: limits, keep, ensemble and a
+        metric given by name, for `final_fit` and `evaluate`; augment, image_shape, image_size, axes, max_memory,
+        time_limit and random_state, for another fit.
 
         Parameters
         ----------
@@ -645,7 +650,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The scored networks of the run, one dict each with model_id, loss, metric_value and more."""
+        """One dict per trial of the run that has a score, with model_id, loss, metric_value and more."""
         return self.load_searcher().history
 
     def trials_dataframe(self) -> Any:

@@ -36,7 +36,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     augment : bool, optional
         True: training images are shifted at random, and also flipped horizontally unless flips cost accuracy. False: no
         augmentation. None: as True, but images are shifted in the final trainings only, and only if shifts are found to
-        help there.
+        help there; if a network memorises its colour images, larger shifts and cutout are tried there too.
     resume : bool or "auto"
         True continues the run in `path`; "auto" continues it if there is one, and otherwise starts one.
     searcher_args : dict, optional
@@ -52,7 +52,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         Number of trainings after which the search ends; further training of an earlier network counts too. None: no
         limit.
     search_patience : int, optional
-        Number of successive trainings without improvement after which the search ends. None: no limit.
+        Number of successive trainings of the search without improvement after which it ends. None: no limit.
     random_state : int or numpy.random.RandomState, optional
         Seed of splits, initial weights, batches and proposals. None: a new one for each fit.
     device : str or torch.device, optional
@@ -91,7 +91,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
     ensemble : int
         Maximum number of networks in the final model. If more than 1, other networks of the run are averaged with the
         final one if that improves predictions on held-out examples. The result is one network, with the latency of all
-        its members together. See `members_`.
+        its members together, and within `limits` as a whole; not with a limit on the latency. See `members_`.
     overwrite : bool
         Replace the run in `path`.
     executor : str, optional
@@ -140,7 +140,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         the final network was trained with horizontal flips, unless latency is limited. May be set, to False for twice
         the speed.
     n_features_in_ : int
-        Number of features, if examples are rows.
+        Number of features, if x was (n, d).
     feature_names_in_ : ndarray
         Column names of x, if it was a data frame with strings as column names.
     """

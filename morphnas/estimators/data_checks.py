@@ -58,23 +58,26 @@ MIN_CONSTANT = 0.01
 MIN_OUT_OF_RANGE = 0.005
 """Share of images out of the usual range of values, from which on they are a warning."""
 RANGE_FACTOR = 50.0
-"""An image is out of range if its largest absolute value is this many times the median or more, or this small."""
+"""An image is out of range if its largest absolute value is at least this many times the median of all images', or at
+most the median divided by this."""
 EXTREME_FACTOR = 1000.0
 """Times the median for which one image is enough for a warning: after normalisation, all others would be almost 0."""
 MAX_RANGE_DIFFERENCE = 0.45
 """Largest difference between the ends of the value ranges of x and validation_data, as a share of the wider range."""
 PREDICTION_RANGE_FACTOR = 10.0
-"""Images to predict are out of range if their values are this many times larger or smaller than any of the fit."""
+"""Images to predict are out of range if the median of their largest absolute values is more than this many times the
+largest value of the fit, or less than that of the darkest 1 % of the fit's images divided by this."""
 MIN_NONZERO = 0.005
 """Share of non-zero values below which there is a warning."""
 MAX_ROUGHNESS_RATIO = 0.7
-"""Roughness of another reading of the axes, relative to the actual one, up to which the axes seem to be exchanged."""
+"""Roughness of another reading of the axes, relative to the actual one, below which the axes seem to be exchanged."""
 MIN_SIGNAL = 3.0
-"""Standard errors above chance that predictions by nearest neighbour or a linear model need to be a signal."""
+"""Standard errors above chance beyond which predictions by nearest neighbour or a linear model count as a signal."""
 SIGNAL_EXAMPLES = 2000
 """Examples that the check for a signal uses, at most; it needs half as many."""
 MIN_CLASS_EXAMPLES = 5
-"""Examples of a class that this check needs: with only one, the nearest neighbour never has the same class."""
+"""Examples per class that this check needs in its sample, or it is skipped: with only one, the nearest neighbour never
+has the same class."""
 MIN_FEATURES = 32
 """Values of an example from which on duplicates cannot be due to chance."""
 
@@ -82,7 +85,7 @@ LONG_TAILED = 0.3
 """Interquartile range in standard deviations, below which a feature has long tails: 1.35 for a normal distribution, .67
 for a lognormal one whose logarithms have standard deviation 1, .07 for one where that is 2."""
 _SAMPLED, _RANGE_SAMPLED = 500, 200
-"""Examples that the checks of a sample, and `range_of` and `warn_if_range_differs`, look at."""
+"""Maximum number of examples that the checks of a sample use, and that `range_of` and `warn_if_range_differs` use."""
 
 
 class DataWarning(UserWarning):
@@ -139,14 +142,34 @@ def examine(
 ) -> Findings:
     """Run the checks that `fit` runs first, without training anything: what is, or looks, wrong with the data.
 
-    They look for exact duplicates within the training data and across the splits, contradictory labels, constant
-    images, mixed value ranges, wrong axis orders, imbalanced, tiny and missing classes, classes that look like
-    regression targets, labels of multi-label data that no example has, regression targets dominated by few examples,
-    and y that cannot be predicted from the examples.
+    They look for exact duplicates within the training set and across the splits, contradictory labels, constant images,
+    mixed value ranges, wrong axis orders, features with long tails, imbalanced classes, classes without examples or
+    without held-out ones, classes that look like regression targets and the reverse, labels of multi-label data that no
+    or all examples have, regression targets dominated by few examples, validation_data that differs from x, and y that
+    cannot be predicted from the examples.
 
-    x, y, validation_data, sample_weight, groups, image_shape, image_size, axes: as for `ImageClassifier`. regression: y
-    are numbers, for an `ImageRegressor`. random_state: decides which examples would be held out. time_limit: seconds
-    for checking examples; None: all are checked. ValueError for what cannot be trained on at all.
+    Parameters
+    ----------
+    x, y, validation_data, sample_weight, groups
+        As for `ImageClassifier.fit`.
+    image_shape, image_size, axes : optional
+        As for `ImageClassifier`.
+    regression : bool
+        Whether y are numbers, for an `ImageRegressor`.
+    random_state : int
+        Seed that decides which examples would be held out.
+    time_limit : float, optional
+        Seconds for the checks, not counting reading the data. None: no limit.
+
+    Returns
+    -------
+    Findings
+        Warnings, and other findings, as text and as figures. Print it, or use its fields.
+
+    Raises
+    ------
+    ValueError
+        If the data cannot be trained on at all.
     """
     with usual_modes():
         problem = Problem.infer(
@@ -199,7 +222,7 @@ def _ends(images: Tensor) -> Tensor:
 
 
 def quick_check(problem: Problem, seconds: float) -> Findings:
-    """Run `look` for a small share of the `seconds` of a fit."""
+    """`check` within a small share of the `seconds` that a fit has left."""
     return check(problem, Deadline.after(min(MAX_SECONDS, MAX_TIME_SHARE * seconds)))
 
 
@@ -219,8 +242,8 @@ def check(problem: Problem, deadline: Deadline = NEVER) -> Findings:
     else:
         checks.append(_long_tails(data))
     findings = [*target_checks.check_target(data)]
-    for check in (*checks, _signal(data, deadline)):
-        findings += [] if deadline.passed else check
+    for found in (*checks, _signal(data, deadline)):
+        findings += [] if deadline.passed else found
     findings.sort(key=lambda finding: not finding.warns)
     return Findings(tuple(findings), len(data), len(stats.index), time.perf_counter() - start)
 
@@ -321,16 +344,16 @@ def _mixed_ranges(data: CheckedData, stats: ExampleStats) -> Iterator[Finding]:
 def _validation_range(data: CheckedData, stats: ExampleStats) -> Iterator[Finding]:
     """validation_data with another range of values than x."""
     varied = ~stats.constant
-    own = stats.index[varied] >= len(data.order)
-    if min(own.sum(), (~own).sum()) < 20:
+    is_validation = stats.index[varied] >= len(data.order)
+    if min(is_validation.sum(), (~is_validation).sum()) < 20:
         return
     low, high = stats.low[varied].min(1), stats.high[varied].max(1)
-    ends = [(float(np.median(low[part])), float(np.median(high[part]))) for part in (~own, own)]
+    ends = [(float(np.median(low[part])), float(np.median(high[part]))) for part in (~is_validation, is_validation)]
     span = max(end - start for start, end in ends)
     if max(abs(ends[0][i] - ends[1][i]) for i in (0, 1)) <= MAX_RANGE_DIFFERENCE * span:
         return
-    x_range, own_range = (f"{start:.4g} to {end:.4g}" for start, end in ends)
-    text = f"the median image of x has values from {x_range}, that of validation_data from {own_range}:"
+    x_range, validation_range = (f"{start:.4g} to {end:.4g}" for start, end in ends)
+    text = f"the median image of x has values from {x_range}, that of validation_data from {validation_range}:"
     text += " were both prepared alike?"
     yield Finding("preparation", True, text, {"x": list(ends[0]), "validation_data": list(ends[1])})
 

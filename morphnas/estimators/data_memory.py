@@ -95,14 +95,14 @@ class DataMemory:
 DEFAULT_DATA_MEMORY = DataMemory()
 
 
-def memory_for(own: int | None, device: torch.device, parallel_trials: int = 1) -> int | None:
+def memory_for(max_memory: int | None, device: torch.device, parallel_trials: int = 1) -> int | None:
     """How many bytes each of `parallel_trials` trainings may take; None: no limit.
 
-    It is the user's limit `own`, or else, on a CPU, where a process that needs too much may be killed, a share of the
-    free memory. A GPU needs no limit: it raises an error when it is out of memory.
+    It is `max_memory`, the user's limit for a training, or else, on a CPU, where a process that needs too much may be
+    killed, a share of the free memory. A GPU needs no limit: it raises an error when it is out of memory.
     """
-    free = math.inf if own is not None or device.type == "cuda" else free_memory()
-    return own if free == math.inf else int(FREE_MEMORY_SHARE * free / parallel_trials)
+    free = math.inf if max_memory is not None or device.type == "cuda" else free_memory()
+    return max_memory if free == math.inf else int(FREE_MEMORY_SHARE * free / parallel_trials)
 
 
 def free_memory(device: torch.device = _CPU, root: Path = Path("/")) -> float:
@@ -123,10 +123,10 @@ def _free_in_container(root: Path) -> float:
     left, groups = math.inf, root / "sys" / "fs" / "cgroup"
     try:
         lines = (root / "proc" / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
-        own = groups / next(line for line in lines if line.startswith("0::"))[3:].lstrip("/")
+        own_group = groups / next(line for line in lines if line.startswith("0::"))[3:].lstrip("/")
     except (OSError, StopIteration):
         return left
-    for group in (own, *own.parents):
+    for group in (own_group, *own_group.parents):
         try:
             limit = int((group / "memory.max").read_text(encoding="utf-8"))
             used = int((group / "memory.current").read_text(encoding="utf-8"))

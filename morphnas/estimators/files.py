@@ -142,10 +142,32 @@ def image_folder(path: str | os.PathLike[str]) -> tuple[Files, list[str] | None]
 def load_image_dataset(
     csv_file_path: str | os.PathLike[str], images_path: str | os.PathLike[str], parallel: bool = True
 ) -> tuple[NDArray[Any] | list[NDArray[Any]], NDArray[np.str_]]:
-    """Images and labels listed in a CSV file with a header line, whose first two columns are file name and label.
+    """Read the images and labels listed in a CSV file with a header line, whose columns are file name and label.
 
-    Returns x, (n, h, w) or (n, h, w, 3) if all images have the same shape, else a list of images, which `fit` accepts
-    too; and y, (n,) strings. parallel: read in threads. Raises ValueError with the row or the file that cannot be read.
+    Parameters
+    ----------
+    csv_file_path : str or Path
+        The CSV file, in UTF-8. Further columns are ignored.
+    images_path : str or Path
+        The folder that the file names are relative to.
+    parallel : bool
+        Read the images in threads.
+
+    Returns
+    -------
+    x : ndarray or list of ndarray
+        Images (n, h, w), or (n, h, w, 3) if they are in colour; a list if their shapes differ, which `fit` accepts too.
+    y : ndarray
+        Labels (n,), strings.
+
+    Raises
+    ------
+    ValueError
+        If the CSV file or an image cannot be read, or a row has no label; it names the row or the image.
+    OSError
+        If the CSV file cannot be opened.
+    ImportError
+        If Pillow is not installed.
     """
     files, _, labels = images_in_csv(csv_file_path, images_path, parallel)
     images = files[:]

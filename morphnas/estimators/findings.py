@@ -77,11 +77,11 @@ class CheckedData:
         """The data of a problem."""
         task = problem.task
         whole = task.train if problem.all_examples is None else problem.all_examples
-        own = task.valid if problem.all_examples is None else None
-        sets = [whole] if own is None else [whole, own]
+        validation = task.valid if problem.all_examples is None else None
+        sets = [whole] if validation is None else [whole, validation]
         y = np.concatenate([examples.y.cpu().numpy() for examples in sets])
         parts = tuple(examples.x for examples in sets)
-        n_validation, weighted = 0 if own is None else len(own), task.train.weights is not None
+        n_validation, weighted = 0 if validation is None else len(validation), task.train.weights is not None
         shared = (problem.order, len(task.train), n_validation, weighted)
         target = problem.target
         if isinstance(target, ClassTarget):
@@ -121,8 +121,8 @@ class CheckedData:
         """All examples in chunks, held-out ones first: the row of the first example, and (k, *shape) on the CPU."""
         size = max(1, _PIECE // math.prod(self.parts[0].shape[1:]))
         n = len(self.order)
-        x, own_x, n_train = self.parts[0], self.parts[-1], self.n_train
-        spans = [(own_x, n, n + self.n_validation), (x, n_train, n), (x, 0, n_train)]
+        x, validation_x, n_train = self.parts[0], self.parts[-1], self.n_train
+        spans = [(validation_x, n, n + self.n_validation), (x, n_train, n), (x, 0, n_train)]
         for values, first, end in spans:
             offset = n if first == n else 0
             for start in range(first, end, size):

@@ -55,7 +55,7 @@ def count_networks(trials: Sequence[Trial]) -> int:
 
 @dataclass(frozen=True)
 class StartersOnly:
-    """A searcher that proposes `count` networks of another one, and further ones only if all of these have failed.
+    """A searcher that passes on the first `count` networks of `searcher`, and more only if all of these have failed.
 
     Promotions are not counted. Proposals with morphs, which the other searcher makes if there is no time for another
     starter, are dropped, unless there is no network yet.
@@ -173,7 +173,10 @@ class Fitting:
     def search(
         self, end: Deadline, observer: Observer, all_threads: int, max_trials: int | None = None
     ) -> Iterator[Executor]:
-        """Search until `end`, then yield the executor for the final trainings, with `all_threads` of this process."""
+        """Search until `end`, then yield the executor for the final trainings.
+
+        all_threads: number of CPU threads that these may use, once the search's workers have ended.
+        """
         store, plan, place = self.store, self.plan, self.settings.place
         max_latency_ms = plan.limits.max_latency_ms
         make_search = partial(

@@ -386,9 +386,10 @@ class Problem:
     """A learning problem: data, splits, target and preprocessing.
 
     task: the training set, and the validation set for early stopping and scores. selection_set: held-out examples that
-    are only used to choose among final models; None if there are too few. all_examples: all examples that the final
-    training may use; None if the task's training set has them all. fingerprint: identifies the data, as JSON values.
-    order: (n,) indices of the user's examples in the order of the splits: training set, validation set, selection_set.
+    are only used to choose among final models; None if there are too few, or validation_data is given. all_examples:
+    all examples that the final training may use; None if the task's training set has them all. fingerprint: identifies
+    the data, as JSON values. order: (n,) indices in x of the examples in the order of the splits: training set,
+    validation set (unless validation_data is given), selection_set.
     """
 
     target: Target
@@ -432,26 +433,30 @@ class Problem:
         weights = weights_of(sample_weight, len(source), codes, target)
         if weights is not None and isinstance(target, RegressionTarget):
             target, codes = RegressionTarget.infer(y, len(source), weights)
-        own = None
+        validation = None
         if validation_data is not None:
             several = isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3)
-            own_x, own_y, *own_weight = validation_data if several else (validation_data, None)
-            if several or may_contain_labels(own_x):
-                own_x, own_y = open_data(own_x, own_y, "validation_data", data_memory, axes, deadline)
-            if own_y is None:
+            validation_x, validation_y, *validation_weight = validation_data if several else (validation_data, None)
+            if several or may_contain_labels(validation_x):
+                validation_x, validation_y = open_data(
+                    validation_x, validation_y, "validation_data", data_memory, axes, deadline
+                )
+            if validation_y is None:
                 words = "(x, y) or (x, y, sample_weight)"
                 raise ValueError(f"validation_data must be {words}, or a Dataset or a folder with labels")
-            own = prepare_examples(own_x, own_y, preprocessing, target, data_memory)
-            if own_weight:
-                own_weights = weights_of(own_weight[0], len(own), own.y.numpy(), target)
-                own = replace(own, weights=None if own_weights is None else torch.from_numpy(own_weights))
+            validation = prepare_examples(validation_x, validation_y, preprocessing, target, data_memory)
+            if validation_weight:
+                validation_weights = weights_of(validation_weight[0], len(validation), validation.y.numpy(), target)
+                validation = replace(
+                    validation, weights=None if validation_weights is None else torch.from_numpy(validation_weights)
+                )
             elif isinstance(sample_weight, str) and weights is not None:  # the weights of the classes in x
                 by_class = np.zeros(target.goal.outputs, dtype=np.float32)
                 by_class[codes] = weights
-                own = replace(own, weights=torch.from_numpy(by_class)[own.y])
+                validation = replace(validation, weights=torch.from_numpy(by_class)[validation.y])
         group_ids, taught = groups_of(groups, len(source)), teacher_outputs(teacher, source, target)
         return Problem.from_source(
-            source, codes, weights, group_ids, taught, own, target, preprocessing, seed, device, data_memory
+            source, codes, weights, group_ids, taught, validation, target, preprocessing, seed, device, data_memory
         )
 
     @staticmethod
@@ -461,7 +466,7 @@ class Problem:
         weights: NDArray[np.float32] | None,
         groups: NDArray[np.int64] | None,
         taught: NDArray[np.float32] | None,
-        own: Examples | None,
+        validation: Examples | None,
         target: Target,
         preprocessing: Preprocessing,
         seed: int,
@@ -470,28 +475,30 @@ class Problem:
     ) -> Problem:
         """Build the problem from a source and encoded y.
 
-        weights: (n,) sample weights. groups: (n,) group numbers. taught: the teacher's outputs. own: the user's
+        weights: (n,) sample weights. groups: (n,) group numbers. taught: the teacher's outputs. validation: the user's
         validation set; None: examples are held out.
 
         All examples are stored once, in the order of the splits, which are views of that storage: on the device, in
         main memory if the device is too small, or in a mapped file if both are.
         """
         unsplit = Split(np.arange(len(codes)), None, None)
-        parts = unsplit if own is not None else split(target.strata(codes), seed, groups)
+        parts = unsplit if validation is not None else split(target.strata(codes), seed, groups)
         order = np.concatenate([part for part in (parts.train, parts.valid, parts.selection_set) if part is not None])
         place = torch.from_numpy(np.argsort(order))
         x = preprocessing(source, place, data_memory)
         about = fingerprint(x, codes, weights, place, target, preprocessing, groups, taught is not None)
-        if own is not None:
-            own_hash = _hash(own.x, own.y.numpy(), None if own.weights is None else own.weights.numpy())
-            about["validation"] = {"shape": [len(own), *preprocessing.given], "hash": own_hash}
+        if validation is not None:
+            validation_hash = _hash(
+                validation.x, validation.y.numpy(), None if validation.weights is None else validation.weights.numpy()
+            )
+            about["validation"] = {"shape": [len(validation), *preprocessing.given], "hash": validation_hash}
         ordered = (None if values is None else torch.from_numpy(values[order]) for values in (weights, taught))
         whole = data_memory.to_device(Examples(x, torch.from_numpy(codes[order]), *ordered), device)
         first = len(parts.train)
         last = first if parts.valid is None else first + len(parts.valid)
         valid = None if parts.valid is None else whole[first:last]
-        if own is not None:
-            valid = data_memory.to_device(own, device)
+        if validation is not None:
+            valid = data_memory.to_device(validation, device)
         selection_set = None if parts.selection_set is None else whole[last:]
         task = Task.of(whole[:first], valid, target.goal)
         for part in (task.train, valid, selection_set):
@@ -540,7 +547,7 @@ def fingerprint(
     taught: bool = False,
 ) -> dict[str, Any]:
     """What identifies the data: shape, dtype, kind of target, and a hash of y, weights, groups, whether there is a
-    teacher, and the examples (at most about 64 MB of them).
+    teacher, and the examples (of large data every k-th, at most about 128 MB).
 
     x: example i is x[place[i]], so that the order of the splits makes no difference.
     """

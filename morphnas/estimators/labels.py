@@ -48,7 +48,10 @@ class LabelTarget(ABC):
 
 @dataclass(frozen=True, eq=False)
 class ClassTarget(LabelTarget):
-    """A single label per example. classes: (k,) sorted; of dtype object if the labels have several types."""
+    """A single label per example.
+
+    classes: (k,) sorted; of dtype object if the labels have several types, or one that NumPy lacks, such as tuples.
+    """
 
     classes: NDArray[Any]
 

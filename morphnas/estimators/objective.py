@@ -239,8 +239,8 @@ def with_objective(
     """The problem with a user-defined metric and loss as its goal, after a check of both on its examples.
 
     The metric is checked for about `METRIC_SHARE` of the time left. other_processes: whether the goal will be sent to
-    other processes. ValueError if a metric or loss cannot be computed, or is better for wrong outputs than for right
-    ones.
+    other processes. ValueError if a metric or loss cannot be computed, does not fit the kind of y, is better for wrong
+    outputs than for right ones, or cannot be sent.
     """
     if metric is None and loss is None:
         return problem
@@ -283,7 +283,10 @@ def _wrong_outputs(correct: Tensor) -> Iterator[Tensor]:
 
 
 def _try_metric(goal: CustomGoal, examples: Examples, until: Deadline) -> None:
-    """ValueError if the metric is undefined for all outputs, or not better for correct outputs than for wrong ones."""
+    """Try the metric on outputs that predict y, and on others that do not.
+
+    ValueError if it is undefined for all, lower for the correct ones than for some wrong ones, or the same for all.
+    """
     metric, y = goal.metric, examples.y.cpu()
     assert metric is not None
     weights, correct = None if examples.weights is None else examples.weights.cpu(), _correct_outputs(goal, y)
@@ -319,7 +322,7 @@ def _try_metric(goal: CustomGoal, examples: Examples, until: Deadline) -> None:
 
 
 def _with_loss_scale(goal: CustomGoal, subset: Examples) -> CustomGoal:
-    """The goal with the scale of its loss, measured on random outputs, and with its `baseline_loss`.
+    """The goal with the scale of its loss and its baseline, both measured on random outputs.
 
     On the CPU: an invalid value, such as a probability above 1, raises an error there, but on a GPU aborts all further
     work of the process. On the device of the examples only if the loss has tensors there.

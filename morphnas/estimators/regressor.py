@@ -18,8 +18,8 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
 
     A scikit-learn estimator. y is one finite number for each example, (n,) or (n, 1), or several, (n, k). Networks
     learn the standardised y by the mean squared error, all targets with equal weight. Without a `metric` or `loss`, the
-    score of a network is the mean log likelihood of y under normal distributions around the predictions, with the
-    variance of their errors; the coefficient of determination, R2, is shown beside it.
+    score of a network is the mean log likelihood of the standardised y under normal distributions around the
+    predictions, whose variance is the mean squared error; the coefficient of determination, R2, is shown beside it.
 
     Parameters not listed here, attributes and methods are those of `ImageClassifier`, except for `classes_`,
     `multilabel_` and `predict_proba`.
@@ -71,7 +71,7 @@ class ImageRegressor(RegressorMixin, ImageEstimator):  # type: ignore[misc]  # s
         Raises
         ------
         ValueError
-            If y_test does not have as many targets as the y of `fit`.
+            If y_test is not numbers, or does not have as many targets as the y of `fit`.
         """
         return super().evaluate(x_test, y_test, sample_weight)
 

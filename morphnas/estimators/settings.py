@@ -86,7 +86,7 @@ class Settings:
 
     @staticmethod
     def of(estimator: ImageEstimator) -> Settings:
-        """The settings of an estimator; ValueError that names an invalid argument."""
+        """The settings of an estimator; ValueError that names an invalid argument, other errors as `Place.of`."""
         _check_flags(estimator)
         args: dict[str, Any] = dict(estimator.searcher_args or {})
         ranges, trainer_args = _ranges(args.pop("trainer_args", None) or {})
@@ -121,7 +121,7 @@ class Settings:
             if limits.max_memory is not None:
                 raise ValueError("max_memory is given twice: as an argument, and in limits")
             limits = replace(limits, max_memory=int(estimator.max_memory))
-        place, space = Place.of(estimator), data_memory(estimator)
+        place = Place.of(estimator)
         if limits.max_latency_ms is not None and int(estimator.ensemble) > 1:
             raise ValueError(
                 "ensemble and the limit max_latency_ms exclude each other: it takes as long as all its networks"
@@ -135,7 +135,7 @@ class Settings:
         return Settings(
             device=place.device,
             place=place,
-            data_memory=space,
+            data_memory=data_memory(estimator),
             limits=limits,
             searcher=searcher,
             keep=None if estimator.keep == "all" else int(estimator.keep),
@@ -155,7 +155,10 @@ class Settings:
         return members == 1 if self.ensemble == 1 else 1 < members <= self.ensemble
 
     def adapted(self, shape: Shape, outputs: int) -> Settings:
-        """The settings with initial networks adapted to examples of this shape; ValueError if that is impossible."""
+        """The settings with initial networks adapted to examples of this shape and so many outputs.
+
+        ValueError if that is impossible, or if two initial networks, of which some have weights, are of one graph.
+        """
         initial = list[Graph | Network]()
         for i, network in enumerate(self.initial):
             try:
@@ -344,9 +347,9 @@ def fixed_settings(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 NEEDS_ALL_WEIGHTS = {
-    "pareto": "whatever is best for its cost is wanted",
-    "evolution": "it needs the weights of the latest networks, good or not",
-    "climbing": "it needs the weights of where it stands",
+    "pareto": "any network may be the best one of its cost",
+    "evolution": "it needs the weights of the latest networks, whatever their scores",
+    "climbing": "it needs the weights of its current network, which may not be among the best",
 }
 """Searches that need the weights of all networks, and why."""
 RESTORED = (

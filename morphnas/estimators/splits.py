@@ -43,12 +43,12 @@ def groups_of(groups: Groups, n: int) -> NDArray[np.int64] | None:
 
 
 def split(strata: NDArray[np.int64], seed: int, groups: NDArray[np.int64] | None = None) -> Split:
-    """Hold out a stratified 15 % of the examples, at most 5,000; from 500 examples on, half of them are the
-    selection_set.
+    """Hold out a stratified 15 % of the examples, at most 5,000, but at least as many as there are strata; from 500
+    examples on, half of them are the selection_set.
 
     The only example of a stratum (such as a class) is in the training set. If there are fewer than 50 other examples,
-    nothing is held out. groups: examples of a group are never split; ValueError if a stratum then has no training
-    example.
+    or too few for the number of strata, nothing is held out. groups: examples of a group are never split; ValueError if
+    a stratum then has no training example.
     """
     alone = np.bincount(strata)[strata] < 2
     if groups is not None:

@@ -15,15 +15,19 @@ MAJORITY = 0.9
 IMBALANCE_RATIOS = (10, 100)
 """Ratio of the largest class to the smallest from which on imbalance is reported, and is a warning."""
 MAX_CLASS_DISTANCE = 0.2
-"""Total variation distance between the classes of x and of validation_data, beyond what chance explains."""
+"""Total variation distance between the class frequencies of x and of validation_data, in excess of twice the distance
+expected by chance, from which on there is a warning."""
 ONE_HOT_SHARE = 0.95
 """Share of multi-label examples with exactly one label, from which on y looks like one-hot labels."""
 MAX_OUTLIER_SHARE = 0.5
-"""Share of the total squared deviation that 1 % of the regression targets may have before they dominate training."""
+"""Share of the total squared deviation that the most extreme 1 % of the regression targets have, from which on they
+dominate training."""
 MAX_MEAN_DIFFERENCE = 0.5
-"""Difference between the means of regression targets of x and of validation_data, in standard deviations."""
+"""Difference between the means of regression targets of x and of validation_data, in standard deviations and in excess
+of 4 standard errors, beyond which there is a warning."""
 MAX_INTEGER_CLASSES = 20
-"""Distinct integers up to which regression targets look like classes, and examples of each, on average, at least."""
+"""Regression targets look like classes if they are at most this many distinct integers, and have at least this many
+examples of each on average."""
 
 
 def check_target(data: CheckedData) -> Iterator[Finding]:
@@ -129,7 +133,7 @@ def _regression(data: CheckedData) -> Iterator[Finding]:
     n, y = len(data.order), data.codes
     if y is None or n < MIN_EXAMPLES:
         return
-    x_codes, own_codes = y[:n], y[n:]
+    x_codes, validation_codes = y[:n], y[n:]
     counts = np.bincount(data.y[:n])
     distinct = int((counts > 0).sum())
     integer = all(isinstance(name, float) and name.is_integer() for name in data.names)
@@ -147,10 +151,10 @@ def _regression(data: CheckedData) -> Iterator[Finding]:
         text += " deviations from the mean:"
         text += " they dominate what is learnt. Are they right? Logarithms of y may be easier to learn"
         yield Finding("far", True, text, {"share": float(shares[worst]), "examples": [data.position(row)]})
-    if len(own_codes) < MIN_EXAMPLES:
+    if len(validation_codes) < MIN_EXAMPLES:
         return
-    difference = np.abs(x_codes.mean(0) - own_codes.mean(0))
-    error = np.sqrt(x_codes.var(0) / n + own_codes.var(0) / len(own_codes))
+    difference = np.abs(x_codes.mean(0) - validation_codes.mean(0))
+    error = np.sqrt(x_codes.var(0) / n + validation_codes.var(0) / len(validation_codes))
     column_index = int((difference - 4 * error).argmax())
     largest = difference[column_index]
     if largest - 4 * error[column_index] > MAX_MEAN_DIFFERENCE:

@@ -281,7 +281,7 @@ def test_parts_hold_amounts_of_all_sizes_alike() -> None:
     assert max(apart) < 0.1  # by chance alone .08 on average
 
 
-# -- what the doctor says
+# -- data checks
 
 
 def kinds(*args: Any, **options: Any) -> dict[str, bool]:
