@@ -26,6 +26,7 @@ from morphnas.graph.ops import Input, Op, Shape, op_from_json
 
 FORMAT = 1
 MAX_NODES = 10_000
+"""Largest number of nodes of a network."""
 MAX_EDGES = 100_000
 """Largest total number of node inputs of a network that is read from a file."""
 MAX_VALUES = 10**9

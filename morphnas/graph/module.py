@@ -104,7 +104,7 @@ def weights_of(module: nn.Module) -> Weights:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Network:
-    """A trained network: the architecture and its weights."""
+    """A network's architecture and its weights; WeightsError if they do not match."""
 
     graph: Graph
     weights: Mapping[str, Tensor]
@@ -127,7 +127,7 @@ class Network:
         For transfer learning. The last layer, which must be dense for another number of outputs, gets initial weights
         if its shape changes, as do the last layers of the networks in a `blend`. First convolutions for another number
         of channels compute the same as before on images whose channels are all equal. GraphError if the network cannot
-        take such inputs, or if other layers would need weights of another shape.
+        take such inputs or have so many outputs, or if other layers would need weights of another shape.
         """
         head, first = self.graph.output, self.graph.input
         ops: dict[str, Op] = {first.name: Input(shape)}

@@ -1,9 +1,9 @@
 """Network morphisms: edits of a network that preserve its function, and the weights that preserve it.
 
 A morph is a small value with two interpretations: `grow` edits the graph (all that a searcher needs), `carry` computes
-the grown graph's weights from the old ones. Its sites are the activations of a network: a block is inserted after one,
-a skip connection leads from one to another. After Wei et al. 2016 (arXiv:1603.01670) and Chen et al. 2016, Net2Net
-(arXiv:1511.05641).
+the grown graph's weights from the old ones. Blocks are inserted after activations, skip connections lead from one
+activation to another, and convolutions and dense layers are widened. After Wei et al. 2016 (arXiv:1603.01670) and Chen
+et al. 2016, Net2Net (arXiv:1511.05641).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Limits:
 
     max_work: bound on `Graph.work`, the cost of training on one example. max_memory: bytes, bound on `Graph.peak_bytes`
     of the smallest possible micro-batch (`MIN_MICRO_BATCH`). max_latency_ms: bound on the `latency` predicted for a
-    single example, in milliseconds. pace: seconds per node, FLOP and parameter on this machine, which a fit measures.
+    single example, in milliseconds. pace: seconds per node, FLOP and parameter on this machine, measured in `fit`.
     """
 
     max_params: int | None = None
@@ -151,7 +151,7 @@ class Morph:
         raise NotImplementedError
 
     def check(self, graph: Graph) -> None:
-        """MorphError if the morph does not fit the graph; cheaper than `grow`."""
+        """MorphError if the morph does not fit the graph; subclasses may do this with less work than `grow`."""
         self.grow(graph)
 
     def carry(self, graph: Graph, weights: Mapping[str, Tensor], generator: torch.Generator) -> Weights:
@@ -419,7 +419,8 @@ def _repeated_channels(old: int, width: int, generator: torch.Generator) -> Rout
 
 @dataclass(frozen=True)
 class AddSkip(Insertion):
-    """Add an activation's output to the input of a later one, through a 1x1 convolution and a batch norm of scale 0.
+    """Add an activation's output to the input of a later one, through a 1x1 convolution (a dense layer where that input
+    is flat) and a batch norm of scale 0.
 
     Pooling and strides between them are repeated in the branch (strided convolutions as average pooling).
     """
@@ -450,7 +451,8 @@ class AddSkip(Insertion):
 class ConcatSkip(Insertion):
     """Concatenate an earlier activation to the input of the layers that read a later one, with weights 0 at first.
 
-    Pooling and strides between them are repeated in the branch. Readers that lead into a sum or a gate are unchanged.
+    Pooling and strides between them are repeated in the branch. Readers that lead into a sum, a gate, a grouped
+    convolution or the network's output without a layer that mixes channels before it are unchanged.
     """
 
     start: str

@@ -170,7 +170,8 @@ class Op:
         return inputs[0][0]
 
     def shortcut_op(self) -> Op | None:
-        """An op without weights that changes the resolution in the same way, for a parallel branch; None: no change."""
+        """An op without weights that changes the resolution in the same way, for a parallel branch; None if there is
+        none, or the resolution does not change."""
         return None
 
     def default_of(self, setting: str) -> Any:

@@ -74,7 +74,8 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     (features,).
 
     The outputs of both are compared on random examples: ModuleError if they differ by more than `OUTPUT_TOLERANCE` of
-    the largest, or if the module contains an operation that networks cannot express.
+    the largest, or if the module contains an operation that networks cannot express. ValueError if the input shape is
+    not one to four positive integers.
     """
     if not isinstance(module, nn.Module):
         raise ModuleError(f"a torch.nn.Module is needed, not {module!r:.100}")
@@ -240,8 +241,8 @@ def _require(setting: str, value: Any, required: Any) -> None:
 
 
 def _conv(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
-    """A 1x1 convolution with a stride becomes a max pooling of size 1 with the stride and a convolution without, one of
-    flat features a dense layer."""
+    """A depthwise convolution if every channel has its own filter; a dense layer if the input is flat; else a
+    convolution, which follows a max pooling of size 1 if a stride exceeds a kernel of 1."""
     tensors = reader.tensors(weight=kwargs["weight"], bias=kwargs["bias"])
     filters, kernel = tensors["weight"].shape[0], _uniform("kernel", tensors["weight"].shape[2:])
     stride, padding = _uniform("stride", kwargs["stride"]), kwargs["padding"]
@@ -281,9 +282,8 @@ def _batch_norm(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
         **tensors,
         "num_batches_tracked": torch.tensor(0),
     }
-    momentum = (
-        kwargs["momentum"] or BatchNorm().momentum
-    )  # exported as 0 if None, which means averaging over all batches
+    # exported as 0 if it is None, which means averaging over all batches
+    momentum = kwargs["momentum"] or BatchNorm().momentum
     return reader.add(BatchNorm(kwargs["eps"], momentum), source, **tensors)
 
 
@@ -351,7 +351,8 @@ def _dropout(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
 def _add(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
     _require("alpha", kwargs["alpha"], 1)
     terms = [kwargs["input"], kwargs["other"]]
-    terms = [value for value in terms if not (isinstance(value, (int, float)) and value == 0)]  # of Python's `sum`
+    # without the 0 that Python's `sum` starts with
+    terms = [value for value in terms if not (isinstance(value, (int, float)) and value == 0)]
     sources = [reader.examples(value) for value in terms]
     return reader.add(Add(), *sources) if len(sources) > 1 else sources[0]
 

@@ -57,7 +57,7 @@ class Draft:
 
     def conv_bn(self, filters: int, kernel: int = 3, source: str | None = None, pool: bool = False) -> str:
         """Add a convolution and a batch norm; pooling comes before the norm, which then, like the relu, processes a
-        quarter of the values."""
+        quarter of the values (with two spatial axes)."""
         self.add(Conv(filters, kernel), source or self.last)
         if pool:
             self.add(MaxPool())
@@ -66,7 +66,7 @@ class Draft:
     def block(self, width: int, last: bool) -> int:
         """Add conv-bn-relu, pooled if the resolution allows; returns the width for the next block.
 
-        For images smaller than `MIN_SIZE_FOR_POOLED_STEM` a pooled block has twice the given width. For larger ones the
+        For images smaller than `MIN_SIZE_FOR_POOLED_STEM` a pooled block has twice the given width. For others the
         width doubles after a pooled block instead, and the last block is not pooled.
         """
         large = min(self.shapes[self.nodes[0].name][1:]) >= MIN_SIZE_FOR_POOLED_STEM
@@ -119,7 +119,7 @@ def cnn(input_shape: Shape, n_classes: int, width: int = 32, depth: int = 3, dro
     """`depth` blocks of conv-bn-relu, pooled while the resolution allows.
 
     For images smaller than `MIN_SIZE_FOR_POOLED_STEM` all but the first are pooled, and each pooled block doubles the
-    width. For larger ones all but the last are pooled, and the width doubles after each of them.
+    width. For others all but the last are pooled, and the width doubles after each of them.
     """
     _check_positive(n_classes=n_classes, width=width, depth=depth)
     draft = Draft(_check_spatial(input_shape))

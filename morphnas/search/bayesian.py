@@ -16,8 +16,9 @@ from morphnas.search.trial import Proposal, Trial
 
 @dataclass(frozen=True)
 class BayesianSearcher(Guided):
-    """Trains the space's starts first, then maximises an acquisition function: the upper confidence bound until
-    `explore` trials have a score, then the expected improvement over the highest posterior mean of these trials."""
+    """Trains the space's starts first, then maximises an acquisition function (see `Guided`): the upper confidence
+    bound until `explore` trials have a score, then the expected improvement over the highest posterior mean of the
+    trials with a score."""
 
     def acquisition(self, scored: Sequence[Trial], mean: Array, exploring: bool) -> Acquisition:
         if exploring:

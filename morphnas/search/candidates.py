@@ -86,7 +86,7 @@ def fit_latency_model(limits: Limits, trials: Sequence[Trial]) -> Limits:
 
     By non-negative least squares of the relative errors if at least `MIN_NETWORKS_TO_FIT_LATENCY` networks were timed,
     otherwise the proportions of the three stay. Then all are scaled so that at least a share of `LATENCY_QUANTILE` of
-    the timed networks is no slower than predicted.
+    the timed networks is no slower than predicted. Unchanged if none was timed, or the prediction for one of them is 0.
     """
     timed = {t.graph.key: (t.graph, t.outcome.latency) for t in trials if t.outcome is not None and t.outcome.latency}
     if not timed:

@@ -148,9 +148,9 @@ def insertion_costs(tokens: Sequence[Token], skip_weight: float) -> Array:
 def substitution_costs(rows: Sequence[Token], columns: Sequence[Token], skip_weight: float) -> Array:
     """Cost of turning each row's layer into each column's, (len(rows), len(columns)).
 
-    Between layers of a kind `DOUBLING_COST` times the sum of the differences of their sizes, at most 1; between kinds
-    1. To this is added `skip_weight` times the difference of their numbers of skips or, if it is more, `DOUBLING_COST`
-    times the difference of their reach, at most 1.
+    First, the smaller of 1 and `DOUBLING_COST` times the sum of the differences of their sizes; 1 between layers of
+    different kinds. To this is added `skip_weight` times the larger of: the difference of their numbers of skips; and
+    the smaller of 1 and `DOUBLING_COST` times the difference of their reach.
     """
     sides, tokens = (rows, columns), (*rows, *columns)
     kinds = {kind: number / DOUBLING_COST for number, kind in enumerate(sorted({token.kind for token in tokens}))}

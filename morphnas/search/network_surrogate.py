@@ -23,7 +23,7 @@ NETWORK_NOISE_SHARE = 0.5
 the true scores of networks."""
 
 _MIN_TRIALS_FOR_POSTERIOR = 8
-"""With fewer trials to learn from, the winner is chosen by the best score."""
+"""With fewer finished trials the winner is chosen by the best score (see `winner`)."""
 
 
 def fidelities(trials: Sequence[Trial]) -> dict[int, float]:
@@ -44,8 +44,8 @@ def fidelities(trials: Sequence[Trial]) -> dict[int, float]:
 def recipe_features(recipe: Recipe) -> Array:
     """A recipe as a point, (s,), scaled so that distances roughly reflect how differently networks are trained.
 
-    Without the fields that set how long a network is trained, and without the horizontal flip, which is decided once
-    for the whole run.
+    Without the fields that cannot be searched (`morphnas.search.tuned.UNTUNED`), and without the horizontal flip, which
+    is decided once for the whole run.
     """
     augment = recipe.augment
     return np.array([
@@ -122,11 +122,12 @@ def _all_recipe_features(recipes: Sequence[Recipe]) -> Array:
 def winner(trials: Sequence[Trial]) -> Trial | None:
     """The trial with the best network; None if no trial has a score.
 
-    It has the highest posterior mean, since the best of many noisy scores is mostly luck; with fewer than 8 to choose
-    from, the best score. The mean is that of the trial's own network: with score = f + own + noise, f the surrogate, it
-    is f + NETWORK_NOISE_SHARE (score - f). Trials are compared by their expected scores after the epochs that they had:
-    where longer training helps, the surrogate has learnt it and the longest trained win, but a bad network does not win
-    for having been trained longest. Ties go to the longer trained, then to the earlier trial.
+    It has the highest posterior mean, since the best of many noisy scores is mostly luck; or the best score if fewer
+    than `_MIN_TRIALS_FOR_POSTERIOR` trials finished with a score (if none did: have a score). The mean is that of the
+    trial's own network: with score = f + own + noise, f the surrogate, it is f + NETWORK_NOISE_SHARE (score - f).
+    Trials are compared by their expected scores after the epochs that they had: where longer training helps, the
+    surrogate has learnt it and the longest trained win, but a bad network does not win for having been trained longest.
+    Ties go to the longer trained, then to the earlier trial.
 
     Only trials that finished and whose weights are kept are considered; if there are none, those whose weights are
     kept, then those that finished, then any with a score. Networks that exceed the latency limit are not considered

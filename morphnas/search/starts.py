@@ -29,7 +29,7 @@ class StartsFirst:
         check_numbers(self)
 
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
-        """See `Searcher`. None, too, while the starts are running and no trial has weights to start from."""
+        """See `Searcher`. Searchers that need a trial's weights also return None as long as no trial has any."""
         rules = Rules.of(trials, self.limits, budget, self.recipe.epochs)
         if budget.over:
             return None

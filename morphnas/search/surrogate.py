@@ -158,10 +158,11 @@ def median_distance(features: Array) -> float:
 
 
 def standardise(scores: Array) -> tuple[Array, float, float]:
-    """Scores (n,) with mean 0 and standard deviation 1, and the mean and standard deviation before.
+    """Scores (n,) with mean 0 and standard deviation 1, and the mean and standard deviation of the clipped scores.
 
-    Scores far below the others are clipped first: how bad a diverged network is says nothing about the good ones. The
-    bound comes from the quartiles or, if a quarter or more has diverged, from the median and the upper quartile alone.
+    If there are more than 3, scores far below the others are clipped first: how bad a diverged network is says nothing
+    about the good ones. The bound comes from the quartiles or, if a quarter or more has diverged, from the median and
+    the upper quartile alone.
     """
     if not len(scores):
         return scores, 0.0, 1.0

@@ -29,7 +29,7 @@ class Proposal:
     why: why the searcher proposed it, for users, as JSON values (NumPy's numbers and arrays are converted); numbers
         must be finite.
 
-    ValueError if an argument is of another type.
+    ValueError if an argument is invalid.
     """
 
     start: Graph | int
@@ -193,7 +193,8 @@ class Searcher(Protocol):
 
 
 def check_numbers(searcher: Any, *from_zero: str) -> None:
-    """Checks the numbers among the settings of a searcher, a dataclass; ValueError that names an invalid one.
+    """Checks the settings of a searcher, a dataclass, whose defaults are numbers or tuples of numbers; ValueError that
+    names an invalid one.
 
     Integers must be at least 1, except for the seed and those named in `from_zero`, which must be at least 0, as must
     floats. NumPy's numbers are converted to Python's.

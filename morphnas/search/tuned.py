@@ -120,8 +120,8 @@ class Tuned:
     Starts, and networks whose training is continued, keep their recipes. For every other proposal recipes are sampled,
     half of them uniformly and half near those of the best trials, and the one with the largest expected improvement is
     taken: for the network that the searcher proposes or for the best network so far, trained from fresh weights.
-    Before `startup` trials have a score it is a recipe near that of the best trial. If the searcher has nothing more to
-    propose, the best network is trained from fresh weights.
+    Before `startup` trials have a score all recipes are sampled near that of the best trial, and the first new one is
+    taken. If the searcher has nothing more to propose, the best network is trained from fresh weights.
 
     candidates: recipes sampled for each proposal. best: number of the best trials near whose recipes they are sampled.
     """
@@ -153,8 +153,8 @@ class Tuned:
         means = surrogate.predict_observed(fidelity)[0]
         ranking = [scored[i] for i in np.argsort(-means, kind="stable")]
         best = next((t.graph for t in ranking if rules.fits(t.graph)), None)
-        afresh = None if best is None else Proposal(best, (), self.recipe, {"reason": "afresh"})
-        proposals = [option for option in (proposal, afresh) if option is not None]
+        from_scratch = None if best is None else Proposal(best, (), self.recipe, {"reason": "afresh"})
+        proposals = [option for option in (proposal, from_scratch) if option is not None]
         if not proposals:
             return None
         startup = len(scored) < self.startup
@@ -196,7 +196,7 @@ class Tuned:
         """A random recipe: uniform if `near` is None, otherwise `near` with each setting changed with probability 1/2.
 
         Where the learning rate is not searched, but the optimizer or the batch size are, it keeps its ratio to the
-        usual one.
+        default one.
         """
         settings: dict[str, Any] = {}
         for name, values in self.ranges.items():
@@ -207,6 +207,6 @@ class Tuned:
             settings[name] = old if keep else values.sample(rng, old)
         recipe = replace(self.recipe, **settings)
         if "lr" not in settings and {"optimizer", "batch_size"} & settings.keys():
-            base, usual = with_default_learning_rate(self.recipe), with_default_learning_rate(recipe)
-            recipe = replace(usual, lr=usual.lr * self.recipe.lr / base.lr)
+            before, after = with_default_learning_rate(self.recipe), with_default_learning_rate(recipe)
+            recipe = replace(after, lr=after.lr * self.recipe.lr / before.lr)
         return recipe

@@ -34,7 +34,7 @@ class Draw:
 
     @staticmethod
     def of(index: Tensor, shape: Sequence[int], augment: Augment, generator: torch.Generator) -> Draw:
-        """Draw parameters for the training examples at `index`, which have the shape (channels, *spatial)."""
+        """Draw parameters for the training examples at `index`. shape: of one example, (channels, *spatial)."""
         n, spatial = len(index), shape[1:]
 
         def integers(ranges: Sequence[tuple[int, int]], enabled: bool) -> Tensor:
@@ -80,7 +80,7 @@ class Draw:
         return [Draw(*part) for part in zip(*columns, strict=True)]
 
     def copy_(self, other: Draw) -> None:
-        """Copy the values of another draw into these tensors, as a CUDA graph's inputs."""
+        """Copy the values of another draw into these tensors, which are the inputs of a CUDA graph."""
         for field in fields(self):
             getattr(self, field.name).copy_(getattr(other, field.name))
 

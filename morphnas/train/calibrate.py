@@ -12,10 +12,10 @@ from torch import Tensor, nn
 def calibrate(module: nn.Module, names: Iterable[str], x: Tensor) -> None:
     """Set the running statistics of the named batch norms to those of their inputs, and keep the network's function.
 
-    A new batch norm that is the identity in evaluation mode is not in training mode, where it normalises by the batch's
-    mean and variance. With these as its running statistics, and a weight and bias that undo them, it is in both modes
-    (on this batch). All other batch norms run in training mode, and keep their running statistics. The module is left
-    in training mode.
+    A new batch norm that is the identity in evaluation mode is not the identity in training mode, where it normalises
+    by the batch's mean and variance. With these as its running statistics, and a weight and bias that undo them, it is
+    the identity in both modes (on this batch). All other batch norms run in training mode, and keep their running
+    statistics. The module is left in training mode.
 
     names: of the batch norms to calibrate, as in `module.named_modules()`. x: a batch of normalised examples.
     """

@@ -31,8 +31,8 @@ class Checkpoint:
 
 
 CheckpointCallback = Callable[[Callable[[], Checkpoint]], None]
-"""Called after every epoch with a function that makes a checkpoint, which it calls only if it wants one: that takes
-time."""
+"""Called after every epoch after which the training continues, with a function that makes a checkpoint. It calls this
+function only if it wants a checkpoint, since making one takes time."""
 
 
 @dataclass
@@ -41,11 +41,11 @@ class TrainingState:
 
     best: the outcome so far, of the best weights. last: the epoch that the training ends with. micro: micro-batch size.
     decay, end: of the `Schedule`; decay is None until patience has run out. epoch: epochs done. stale: epochs after the
-    warm-up since the last improvement. calmed: whether the best score was taken at a low learning rate (see
+    warm-up since the last improvement. calmed: whether the learning rate was low at the best score (see
     `Schedule.is_low`). validation: expected seconds for scoring an epoch. trained: examples trained on so far. timed,
     training: examples, and the seconds that they took, since the last step that was captured as a CUDA graph: a capture
-    takes far longer than other steps. pace: seconds per example, of slow steps. usual: losses of the first steps.
-    curve: scored epochs. seconds: since the training began.
+    takes far longer than other steps. pace: seconds per example, of slow steps. usual: losses of the first 8 steps.
+    curve: as in `Outcome`. seconds: since the training began, without interruptions.
     """
 
     best: Outcome
@@ -122,7 +122,8 @@ class TensorState:
         """Restore all parts from the tensors of a checkpoint, and return its best weights, on the device.
 
         Tensors keep the memory format that they have here, so that results are bitwise the same. CheckpointMismatch if
-        names, shapes or dtypes differ: then the module, the optimizer and the shuffling are unchanged.
+        names, shapes or dtypes differ, or a value is invalid: then the module, the optimizer and the shuffling are
+        unchanged.
         """
         best = {name.removeprefix("best."): value for name, value in saved.items() if name.startswith("best.")}
         parameters = [p for group in self.step.optimizer.param_groups for p in group["params"]]

@@ -42,7 +42,7 @@ class Examples:
         return len(self.y)
 
     def __getitem__(self, index: Tensor | slice) -> Examples:
-        """The examples at an index tensor, all on the device; for a slice views, where they are."""
+        """The examples at an index tensor, all on the device; for a slice views, on the devices of the tensors."""
         if isinstance(index, slice):
             return self._map(self.x[index], lambda value: value[index])
         device = self.y.device
@@ -117,6 +117,7 @@ def moments(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over examples and positions, per channel, (channels, 1, ...) float32.
 
     weights: (n,) sample weights; None: equal.
+
     A constant channel gets a deviation of 1. Computed in float64, chunk by chunk through one buffer: allocating one for
     each chunk adds up where the heap gets fragmented.
     """
@@ -152,8 +153,8 @@ def batch_count(n: int, size: int) -> int:
 class ShuffledIndices:
     """Infinite iterator over the next `length` indices of concatenated random permutations of 0 .. n - 1.
 
-    So the numbers of times that two indices have come differ by 1 at most. Permutations are drawn when they are needed.
-    remaining: indices drawn and not returned yet.
+    So the numbers of times that two indices have been returned differ by at most 1. Permutations are drawn when they
+    are needed. remaining: indices drawn and not returned yet.
     """
 
     def __init__(self, n: int, length: int, generator: torch.Generator) -> None:

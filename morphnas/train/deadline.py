@@ -19,7 +19,7 @@ class OutOfTime(Exception):
 class Stop:
     """A flag that requests the work to end now, for this process only: executors pass it on to their workers.
 
-    asked: whether that has been requested.
+    requested: whether the work is to end.
     """
 
     def __init__(self) -> None:

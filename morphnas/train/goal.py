@@ -32,8 +32,8 @@ Weights = Tensor | None
 class Goal(Protocol):
     """What a network is trained for: loss, score, metric and calibration.
 
-    In all methods `outputs` are a network's (n, outputs) float, `y` the targets of the same n examples (their shape and
-    dtype depend on the goal), and `weights` their sample weights.
+    In all methods `outputs` are a network's outputs (n, outputs), float, `y` the targets of the same n examples (their
+    shape and dtype depend on the goal), and `weights` their sample weights.
     """
 
     @property
@@ -80,8 +80,8 @@ class Goal(Protocol):
     def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         """The score and the metric; higher is better for both.
 
-        Networks and epochs are compared by the score: minus the mean loss, or the user-defined metric. The metric is
-        what users are shown.
+        Networks and epochs are compared by the score: the user-defined metric; else minus the mean user-defined loss;
+        else minus the mean log loss (for regression, the mean log-likelihood). The metric is what users are shown.
         """
         ...
 
@@ -101,7 +101,7 @@ class Goal(Protocol):
         ...
 
     def baseline_metric(self, y: Tensor, weights: Weights = None) -> float:
-        """The metric of the best constant prediction: chance level."""
+        """The standard goal's metric of the best constant prediction: chance level."""
         ...
 
     def to_json(self) -> dict[str, Any]:
@@ -247,9 +247,9 @@ class Regression(_StandardGoal):
     def score_and_metric(self, outputs: Tensor, y: Tensor, weights: Weights = None) -> tuple[float, float]:
         """The mean log-likelihood, and the coefficient of determination R2, the mean over targets.
 
-        The likelihood is of normal distributions around the outputs whose variance is the mean squared error: so a
-        score shows half an error as well among small errors as among large ones. The R2 of a constant target is
-        relative to a variance of 1.
+        The likelihood is of normal distributions around the outputs whose variance is the mean squared error: so
+        halving all errors raises the score by the same amount whether they are small or large. The R2 of a constant
+        target is relative to a variance of 1.
         """
         targets = y.double()
         counts = torch.ones_like(targets[:, 0]) if weights is None else weights.double()

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 MOMENTUM = 0.6
-"""Of the weights that Muon updates."""
+"""Momentum of the weights that Muon updates."""
 
 BFLOAT16_MIN_SIZE = 96
-"""The smaller side of a matrix from which on a CPU that supports bfloat16 multiplies it faster in that: for smaller
-ones the conversion takes longer than it saves (`benchmarks/muon.py`)."""
+"""Length of the smaller side of a matrix from which products in bfloat16 are faster, on a CPU that supports it: for
+smaller matrices the conversion takes longer than it saves (`benchmarks/muon.py`)."""
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the Newton-Schulz iteration, each step of which brings singular values in (0, 1] nearer to 1. Jordan
-does five steps, three are done here."""
+"""Coefficients of the Newton-Schulz iteration. Each step multiplies small singular values by up to 3.4; once they are
+large they stay between about 0.7 and 1.2. Jordan does five steps, three are done here."""
 
 
 class Muon(torch.optim.SGD):
@@ -69,9 +69,9 @@ def _norms(tensors: list[Tensor]) -> Tensor:
 def orthogonal(matrix: Tensor, rounds: int = 3) -> Tensor:
     """Approximately orthogonalise a float32 matrix (rows, columns) by a Newton-Schulz iteration.
 
-    The result has nearly the same singular vectors, and singular values nearer to 1; zero stays zero. Computed in the
-    precision of `torch.autocast` if that is enabled and faster. See Bernstein and Newhouse 2024, arXiv:2409.20325,
-    appendix A.
+    The result has nearly the same singular vectors, and singular values near 1 except for small ones, see `_QUINTIC`;
+    zero stays zero. Computed in the precision of `torch.autocast` if that is enabled and faster. See Bernstein and
+    Newhouse 2024, arXiv:2409.20325, appendix A.
     """
     a, b, c = _QUINTIC
     x: Tensor = matrix / matrix.norm().clamp(min=1e-12)

@@ -18,8 +18,8 @@ from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.step import is_out_of_memory
 
 LATENCY_PASSES, LATENCY_PASSES_SECONDS = 8, 0.05
-"""Passes of one example that are timed even if `seconds` has passed, the first half of which is warm-up; and seconds
-after which there are no more of these."""
+"""Number of passes of one example to which a time limit of `LATENCY_PASSES_SECONDS` applies instead of `seconds`, see
+`latency`."""
 EXPORT_OVERHEAD = 1.05
 """Factor on measured latencies for exported modules, which do the preprocessing themselves (`benchmarks/latency.py`).
 """
@@ -65,8 +65,9 @@ def evaluation_batch_size(micro: int | None) -> int:
 def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
     """Seconds from one raw example to its outputs, including the normalisation and temperature of an exported module.
 
-    The median over passes of one example, times `EXPORT_OVERHEAD`. Passes are made for `seconds`, at most 200 (see
-    `LATENCY_PASSES`); the first ones, up to 4, are left out.
+    The median over 1 to 200 passes of one example, times `EXPORT_OVERHEAD`. They end once `seconds` have passed, but
+    the first `LATENCY_PASSES` once `LATENCY_PASSES_SECONDS` have. The first passes are warm-up and left out: half of
+    them, at most half of `LATENCY_PASSES`.
     """
     module.eval()
     x, limit = task.evaluation_set.x[:1].to(task.device), clip_limit(task.mean)
@@ -122,7 +123,8 @@ def predict(
 
     deadline: the result has the outputs of only the first examples, as many as there is time for.
     mirrored: return the mean outputs of every image and its mirror image (test-time augmentation).
-    When a batch does not fit into memory, the batch size is halved.
+    When a batch does not fit into memory, the batch size is halved; PyTorch's out-of-memory error if not even one
+    example fits.
     """
     module.eval()
     results = [torch.empty(0, task.goal.outputs, device=task.device)]

@@ -93,14 +93,15 @@ class Recipe:
     lr_examples: examples that a training may see at that rate. On a training set of n > `SMALL_TRAINING_SET` examples,
         the rate of a training that sees more is multiplied by sqrt(max(lr_examples / seen, `SMALL_TRAINING_SET` / n)).
         None: no such factor.
-    momentum: of SGD, also with muon for all parameters except convolutions, whose momentum is `muon.MOMENTUM`.
-    weight_decay: on weights of two or more axes; coupled for sgd, decoupled for adamw. Convolutions that muon trains,
+    momentum: of SGD; with muon, of all parameters except the convolutions that Muon trains (see
+        `morphnas.train.step.make_optimizer`), whose momentum is `muon.MOMENTUM`.
+    weight_decay: on weights of two or more axes; coupled for sgd, decoupled for adamw. Convolutions that Muon trains,
         whose weights keep their norm, have none.
     dropout: probability with which inputs of dense layers are set to 0 in training; not of a dense first layer, which
         reads the examples (Srivastava et al. 2014, JMLR 15, 1929-1958).
-    label_smoothing: probability mass spread over all classes, for classification.
+    label_smoothing: probability mass spread over all classes, for classification; multi-label: over present and absent.
     whiten: the first convolution, on images of at least 16 x 16 pixels, has filters that whiten patches (see
-        `morphnas.train.whitening`) and are not trained, nor in networks that inherit them.
+        `morphnas.train.whitening`). They are not trained, nor are those that a network inherits.
     bias_rate: factor on the learning rate of batch norm biases (Jordan 2024, arXiv:2404.00498, section 3.4).
     average: epochs over which weights are averaged exponentially; the averages are scored and kept. 0: no averaging
         (Polyak and Juditsky 1992, SIAM J. Control Optim. 30, 838-855).
@@ -158,7 +159,7 @@ class Recipe:
 
     @property
     def with_undecided_flip(self) -> Recipe:
-        """The recipe with `flip` None: as it was before the run decided whether to flip images."""
+        """The recipe with `flip` None, as it is before a run decides whether to flip images."""
         return replace(self, augment=replace(self.augment, flip=None))
 
     def lr_factor(self, seen: float, n: int) -> float:
@@ -221,19 +222,21 @@ class Outcome:
         None if no epoch could be scored.
     metric: the metric that users are shown. measure: its name: "accuracy", "R2", or that of the user-defined metric.
     objective: what the score is based on: "log loss", or the name of the user-defined metric or loss.
-    seconds: of training and validation. epochs: epochs started; best_epoch: the one whose weights are kept, from 1.
-    curve: one entry per scored epoch. examples: number that the score is based on; if weighted, the effective sample
+    seconds: of training and validation. images_per_second: examples trained on per second of training; 0: unknown.
+    epochs: epochs started; best_epoch: the one whose weights are kept, from 1; 0: none.
+    curve: one entry per evaluated epoch. examples: number that the score is based on; if weighted, the effective sample
         size. held_out: whether these are held-out examples. False if there are too few to hold any out: then the score
         is that of the training set.
     morph_error: largest difference of outputs between parent and child before training, relative to the largest output.
     upright, mirrored: accuracy or R2 on the validation images as they are, and mirrored, if measured.
-    peak_bytes: peak memory of the device during the training; 0: unknown, as on a CPU.
+    peak_bytes: peak device memory that the training took; 0: unknown, as on a CPU.
     error: error message.
     micro_batch: examples in memory at a time in the last steps; 0: there were no steps.
-    retries: additional trainings, because one of them diverged.
+    retries: number of repetitions of the training because it diverged.
     latency: seconds from a single example to its outputs, on the device that trained; None: not measured.
-    slow: whether that exceeds the limit.
-    training_loss, lr: mean loss of the last complete epoch, and the learning rate of its last step.
+    slow: whether the latency exceeds the limit.
+    training_loss, lr: mean loss of the last epoch that ended without an error, also if the deadline ended it, and the
+        learning rate of its last step.
     """
 
     status: Status

@@ -299,7 +299,8 @@ def autocast_to(precision: Precision, device: torch.device) -> AbstractContextMa
     """Autocast to a precision, for forward passes and Muon; weights, gradients and the loss stay float32."""
     if precision == "float32":
         return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)  # of weights, which change with every step
+    # without the cache of converted weights, which change with every step
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def to_memory_format(module: nn.Module, order: torch.memory_format) -> None:

@@ -31,19 +31,21 @@ LOW_RATE = 0.5
 PROBE_BELOW_SECONDS = 30.0
 """Remaining time below which the duration of a step is estimated before the first one is made."""
 
-MAX_ERROR_LENGTH = 2000
-"""Characters of an error message that an outcome holds, at most."""
-
 PROBE_EXAMPLES = 8
 """Number of examples that this estimate is made with."""
 
+MAX_ERROR_LENGTH = 2000
+"""Maximum number of characters of an out-of-memory error message in an outcome."""
+
 EachEpoch = Callable[[Outcome], None]
-"""Called after every epoch with the outcome so far. An exception that it raises ends the training."""
+"""Called with the outcome so far after every epoch, except one that ends the training without a result (by an error,
+divergence, or the deadline before its score). An exception that it raises ends the training."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate as a fraction of its peak, over the progress of a training from 0 to 1: up for `warmup`, down to 0.
+    """Learning rate as a fraction of its peak, over the progress of a training from 0 to 1: it rises linearly from 0.05
+    for the share `warmup` of the progress, then falls linearly to 0.
 
     decay: the progress at which patience ran out; from there the rate falls linearly to 0 at the progress `end`.
     """
@@ -80,7 +82,8 @@ def load_optimizers() -> None:
 
 
 def last_epoch(epochs: int, planned: int) -> int:
-    """The last epoch of a final decay that begins after `epochs`: it takes half as many epochs again, at least 3."""
+    """The last epoch of a final decay that begins after `epochs`: it takes half as many epochs again, at least 3, but
+    ends at the latest with the last planned epoch."""
     return min(planned, epochs + max(3, epochs // 2))
 
 
@@ -99,8 +102,8 @@ def train(
 ) -> Outcome:
     """Train the module in place; afterwards it holds the weights of the epoch that scored best.
 
-    Epochs after which the learning rate has come down to half its peak are preferred to all others: at a high rate
-    weights fluctuate, and which of them do well on a few hundred validation examples is luck.
+    Epochs after which the learning rate has come down to half its peak or less are preferred to all others: at a high
+    rate weights fluctuate, and which of them do well on a few hundred validation examples is luck.
 
     The learning rate follows the epochs or the clock, whichever is further, so that it has come down to 0 when the
     deadline ends the training. The outcome is then "truncated"; it is "diverged" when the loss explodes or becomes NaN
@@ -115,7 +118,7 @@ def train(
     micro, smallest: initial and smallest micro-batch size, see `Step`. Raises PyTorch's out-of-memory error when not
     even `smallest` examples fit, unless an epoch was completed before.
 
-    keep: called with every epoch's checkpoint, see `CheckpointCallback`.
+    keep: see `CheckpointCallback`.
 
     saved: a checkpoint to resume from. Module, task, recipe and generator must be as they were at the start. Unless the
     clock drives the schedule, the final weights are the same as without the interruption. PyTorch's global random state
@@ -419,7 +422,7 @@ def probe_step_seconds(module: nn.Module, task: Task, recipe: Recipe, clock: Cal
 def fetch_async(value: Tensor) -> Callable[[], float]:
     """Begin to copy a scalar to the host, and return a function that waits for it.
 
-    That waits for the work that the GPU was given before this call, not for later work.
+    The returned function waits for the work that the GPU was given before this call, not for later work.
     """
     if value.device.type != "cuda":
         number = value.item()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 MAX_PATCHES = 2**20
-"""Number of patches that the filters are computed from, about; of more, every few pixels along both axes are used."""
+"""Approximate maximum number of patches that the filters are computed from: if there are more, only those at every few
+pixels along both axes are used."""
 
 EPSILON = 5e-4
 """Added to the variance of patches of normalised images in every direction."""
