@@ -375,8 +375,9 @@ class WiderAll(Widening):
         return (cls(150), cls(200)) if len(width_groups(graph)) > 1 else ()
 
     def groups(self, graph: Graph) -> list[tuple[frozenset[str], int, int]]:
-        tied = _groups_with_widths(graph)
-        if self.percent <= 100 or not tied:
+        if self.percent <= 100:
+            raise MorphError(f"{self}: percent must be above 100")
+        if not (tied := _groups_with_widths(graph)):
             raise MorphError(f"{self}: there is no layer that it could widen")
         groups = [(group, old, max(old + 1, _rounded_width(old * self.percent // 100))) for group, old in tied]
         if max(width for _, _, width in groups) > MAX_SIZE:

@@ -78,8 +78,9 @@ class Search:
     except final trainings, which are left to `morphnas.run.final`. If there is no network yet, at least one trial is
     started, however short the time, so that there is one at the end. A worker gets its next job as soon as it is free.
 
-    baseline_metric: see `decide_flip`. guess: seconds per FLOP, until some are measured. limits: networks beyond these fail
-    without training, whoever proposes them. For the other settings, and trials that run at the end, see `Trainings`.
+    baseline_metric: see `decide_flip`. guess: seconds per FLOP, until some are measured. limits: networks beyond these
+    fail without training, whoever proposes them. For the other settings, and trials that run at the end, see
+    `Trainings`.
     """
 
     store: Store

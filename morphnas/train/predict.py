@@ -18,8 +18,8 @@ from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.step import is_out_of_memory
 
 LATENCY_PASSES, LATENCY_PASSES_SECONDS = 8, 0.05
-"""Number of passes of one example to which a time limit of `LATENCY_PASSES_SECONDS` applies instead of `seconds`, see
-`latency`."""
+"""Passes of one example that are measured even if they take longer than `seconds`, up to these seconds, see `latency`.
+"""
 EXPORT_OVERHEAD = 1.05
 """Factor on measured latencies for exported modules, which do the preprocessing themselves (`benchmarks/latency.py`).
 """
@@ -65,8 +65,8 @@ def evaluation_batch_size(micro: int | None) -> int:
 def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
     """Seconds from one raw example to its outputs, including the normalisation and temperature of an exported module.
 
-    The median over 1 to 200 passes of one example, times `EXPORT_OVERHEAD`. They end once `seconds` have passed, but
-    the first `LATENCY_PASSES` once `LATENCY_PASSES_SECONDS` have. The first passes are warm-up and left out: half of
+    The median over 1 to 200 passes of one example, times `EXPORT_OVERHEAD`. They end once `seconds` have passed, with
+    fewer than `LATENCY_PASSES` not before `LATENCY_PASSES_SECONDS`. The first passes are warm-up and left out: half of
     them, at most half of `LATENCY_PASSES`.
     """
     module.eval()
@@ -74,7 +74,7 @@ def latency(module: nn.Module, task: Task, seconds: float = 0.1) -> float:
     times, first = list[float](), time.perf_counter()
     while not times or (
         len(times) < 200
-        and time.perf_counter() - first < (seconds if len(times) >= LATENCY_PASSES else LATENCY_PASSES_SECONDS)
+        and time.perf_counter() - first < max(seconds, LATENCY_PASSES_SECONDS * (len(times) < LATENCY_PASSES))
     ):
         start = time.perf_counter()
         _ = module(((x.float() - task.mean) / task.std).clamp(-limit, limit)) / 1.0
