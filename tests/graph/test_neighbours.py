@@ -289,7 +289,7 @@ def test_widths_behind_a_concat_that_a_sum_reads() -> None:
         (Wider("conv_1", 4), "conv_1 has 4 channels already"),
         (Wider("conv_1", 2**31), "a layer has at most 2,147,483,647 channels"),
         (WiderAll(10**12), "a layer has at most 2,147,483,647 channels"),
-        (WiderAll(100), "there is no layer that it could widen"),
+        (WiderAll(100), "percent must be above 100"),
         (AddSkip("relu_11", "relu_2"), "relu_11 does not lead to relu_2"),
         (AddSkip("relu_2", "relu_2"), "relu_2 does not lead to relu_2"),
         (AddSkip("relu_6", "relu_11"), "without an activation between them"),
