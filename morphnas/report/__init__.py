@@ -1,4 +1,5 @@
-"""Reports on a run: tables, drawings, an HTML page and a progress display. What builds text writes no files."""
+"""Reports on a run: tables, drawings, an HTML page and a progress display. Functions that return text write no
+files."""
 
 from morphnas.report.compare import Comparison, compare_runs
 from morphnas.report.drawing import GraphvizMissing, draw, draw_trials, graph_dot, tree_dot, visualize, write_drawing

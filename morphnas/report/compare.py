@@ -54,18 +54,19 @@ class Entry:
 class Comparison:
     """A comparison of runs on the same data; its `str` is a report.
 
-    measure: what the winners are compared by, on the validation set: "accuracy", "score" (minus the log loss), or the
-    metric that the networks were chosen by. times: seconds at which the curves are evaluated, up to the end of the
-    shortest run. mean, sd: over runs, of the best value so far at these times; None until all runs have one. alike:
-    whether the runs have the same settings except for the seed, and distinct seeds, so that they are draws from the
-    same distribution. by_chance: p-value of the differences between the winners' accuracies (chi-squared test of
-    homogeneity, which misses some real differences if runs hold out the same examples); None if the values are not
-    accuracies. winners_apart: edit distances between the runs' winners, (runs, runs). typical: median distance between
-    networks of different runs. shared: Jaccard index of the sets of networks of two runs, the mean over pairs. nearest:
-    mean distance of a network to the nearest one of another run. next_better: probability that a further run's winner
-    has a higher value than all of these: 1 / (n + 1), as each of n + 1 runs that differ only by chance is equally
-    likely to be the best; None unless `alike`. next_value: 95 % prediction interval of its value, by Student's t for
-    one more draw from a normal distribution; None for n < 3, and unless `alike`.
+    measure: what the winners are compared by, on the validation set: "accuracy", "score" (minus the log loss or a
+    user-defined loss), or the metric that the networks were chosen by. times: seconds at which the curves are
+    evaluated, up to the end of the shortest run. mean, sd: over runs, of the best value so far at these times; None
+    until all runs have one. alike: whether the runs have the same settings except for the seed, and distinct seeds, so
+    that they are draws from the same distribution. by_chance: p-value of the differences between the winners'
+    accuracies (chi-squared test of homogeneity, which misses some real differences if runs hold out the same examples);
+    None if the values are not accuracies. winners_apart: edit distances between the runs' winners, (runs, runs).
+    typical: median distance between networks of different runs. shared: Jaccard index of the sets of networks of two
+    runs, the mean over pairs. nearest: mean distance of a network to the nearest one of another run. next_better:
+    probability that a further run's winner has a higher value than all of these: 1 / (n + 1), as each of n + 1 runs
+    that differ only by chance is equally likely to be the best; None unless `alike`. next_value: 95 % prediction
+    interval of its value, by Student's t for one more draw from a normal distribution; None for n < 3, and unless
+    `alike`.
     """
 
     runs: tuple[Entry, ...]
@@ -151,8 +152,8 @@ class Comparison:
 def compare_runs(runs: Sequence[RunLike]) -> Comparison:
     """Compare two or more runs on the same data: runs, their folders, or fitted estimators.
 
-    RunError for a folder without a run. ValueError for fewer than two runs, a run that is given twice, different data,
-    different metrics or losses, and a run in which no network has a score yet.
+    RunError for a folder without a run. ValueError for fewer than two runs, a run that is given twice, unknown or
+    different data, different metrics or losses, and a run in which no network has a score yet.
     """
     if not isinstance(runs, Sequence) or isinstance(runs, (str, bytes)) or len(runs) < 2:
         raise ValueError(f"at least two runs are needed to compare, not {runs!r:.200}")
@@ -260,7 +261,7 @@ def _best_so_far(trials: Sequence[Trial], times: np.ndarray[Any, Any], by_accura
 
 
 def _homogeneity_p_value(winners: Sequence[Trial]) -> float:
-    """The probability that accuracies differ as much by chance alone: chi-squared test of homogeneity."""
+    """The probability that accuracies differ at least as much by chance alone: chi-squared test of homogeneity."""
     outcomes = [best.outcome for best in winners if best.outcome is not None]
     correct = np.array([round((o.metric or 0.0) * o.examples) for o in outcomes])
     total = np.array([o.examples for o in outcomes])

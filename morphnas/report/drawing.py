@@ -55,7 +55,7 @@ _CHANGED = _Look("changed", "#feefc3", "#b06000", 2)
 
 
 def graph_dot(graph: Graph, title: str = "", parent: Graph | None = None, fold: bool = True) -> str:
-    """The network as a Graphviz source: one box per layer, with the norm and the activation that follow it.
+    """The network as a Graphviz source: one box per layer, with the norm, activation and dropout that follow.
 
     A box shows its nodes with their settings, and the shape of its output. Given the parent, new and changed nodes
     (another op under the same name) are highlighted, with a legend; edges that the parent lacks are thick. fold: layers

@@ -66,13 +66,13 @@ def varied_settings(trials: Sequence[Trial]) -> list[Setting]:
     named = {f.name: {id: getattr(recipe, f.name) for id, recipe in recipes.items()} for f in fields(Recipe)}
     del named["augment"]
     named |= {f.name: {id: getattr(r.augment, f.name) for id, r in recipes.items()} for f in fields(Augment)}
-    found = []
+    result = []
     for name, values in named.items():
         if name in (*UNTUNED, "shift", "flip") or len(set(values.values())) < 2:
             continue
         if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values()):
-            found.append(Setting(name, values))
+            result.append(Setting(name, values))
         else:
             words = {id: str(value) for id, value in values.items()}
-            found.append(Setting(name, {**words}, tuple(dict.fromkeys(words.values()))))
-    return found
+            result.append(Setting(name, {**words}, tuple(dict.fromkeys(words.values()))))
+    return result

@@ -46,11 +46,12 @@ ACQUISITIONS = {
 class Step:
     """A network of a lineage, and what it gained over its parent by its morphs and the training after them.
 
-    score: minus the log loss, or the metric if `by_metric`. gain: of the score over the parent's; None if either has
-    none. measure: name of the metric. noise: 95 % bound on the difference of the two accuracies by chance, if they were
-    measured on different examples; on the same ones, as here, chance explains less. clear: whether the accuracy changed
-    by more than that. expected, sd: predicted mean and standard deviation of the score at the time of the proposal;
-    None if the searcher predicts none. nearest: (id, edit distance) of the most similar networks known then.
+    score: minus the log loss (or a user-defined loss), or the metric if `by_metric`. gain, metric_gain: of score and
+    metric over the parent's; None if either has none. measure: name of the metric. noise: 95 % bound on the difference
+    of the two accuracies by chance, if they were measured on different examples; on the same ones, as here, chance
+    explains less. clear: whether the accuracy changed by more than that. expected, sd: predicted mean and standard
+    deviation of the score at the time of the proposal; None if the searcher predicts none. nearest: (id, edit distance)
+    of the most similar networks known then.
     """
 
     id: int

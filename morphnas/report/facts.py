@@ -44,7 +44,7 @@ def failures(trials: Sequence[Trial]) -> list[Trial]:
 
 def best_of(trials: Sequence[Trial], about: Mapping[str, Any]) -> Trial | None:
     """The search's winner: the one that run.json names, else the one that would be chosen now. If it has no score, the
-    final network takes its place, if that has one (its own, or see `Trial.scored_by`)."""
+    final training takes its place, or the trial that this is scored by (`Trial.scored_by`), if that has one."""
     by_id = {trial.id: trial for trial in trials}
     named = by_id.get(about.get("best", -1)) or winner(searched(trials))
     for trial in (named, by_id.get(about.get("final", -1))):
@@ -64,7 +64,7 @@ def members(about: Mapping[str, Any]) -> list[tuple[int, float]]:
 def _numbers_by_id(value: object) -> list[tuple[int, float]]:
     """The items of a JSON object that are ids with finite numbers; anything else is ignored."""
     pairs = value.items() if isinstance(value, Mapping) else ()
-    return [(int(id), found) for id, raw in pairs if str(id).isdecimal() and (found := number(raw)) is not None]
+    return [(int(id), finite) for id, raw in pairs if str(id).isdecimal() and (finite := number(raw)) is not None]
 
 
 def choice(about: Mapping[str, Any], trial: int | None = None) -> str:
@@ -329,7 +329,8 @@ def _correlation(a: Array, b: Array) -> float | None:
 
 
 def leaders(trials: Sequence[Trial]) -> dict[int, int]:
-    """By id of the search's trials, the best trial that had ended when they started; none before the first score."""
+    """By id of the search's trials, the best trial that had ended when they started, of those that are not too slow;
+    none before the first score."""
     spans = timeline(trials)
     ended = sorted(searched(trials), key=lambda t: (spans[t.id][1], t.id))
     result: dict[int, int] = {}

@@ -46,7 +46,8 @@ _MAX_TEXT = 240
 
 
 def page(run: Run, reload: float | None = None) -> str:
-    """The run as an HTML page. reload: seconds after which it reloads itself; None: never."""
+    """The run as an HTML page. reload: seconds after which it reloads itself; None: never. ValueError unless it is a
+    finite number above 0."""
     if reload is not None and not (facts.number(reload) and reload > 0):
         raise ValueError(f"reload must be None or seconds above 0, not {reload!r}")
     script, style = _asset("page.js"), _asset("page.css")
@@ -71,7 +72,8 @@ def write_report(run: RunLike, file: str | os.PathLike[str] | None = None, reloa
 
     run: a run, a fitted estimator, or the folder of a run. file: None: report.html in the run's folder; a folder:
     report.html in it. reload: seconds after which the page reloads itself, for a page that is rewritten while the
-    search runs. The file is replaced atomically; OSError if it cannot be written, RunError if there is no run.
+    search runs. The file is replaced atomically; OSError if it cannot be written, RunError if there is no run,
+    ValueError for an invalid `reload`.
     """
     run = run_of(run)
     target = run.path / "report.html" if file is None else user_path(file)
@@ -330,7 +332,7 @@ _KINDS = (
 )
 _SETTING = "Each dot is a network of the search; up is better. Networks also differ in their architecture."
 SETTINGS = 8
-"""Settings of the recipe that the page has a panel for, at most."""
+"""Maximum number of settings of the recipe that the page has a panel for."""
 _LATENCY = (
     "Time from a single example to its outputs, measured on the device that trained the network. Up is better, left is "
     "faster; the line is the Pareto front: no network is better in the same time or less."
@@ -563,11 +565,12 @@ def content(run: Run, best: Trial | None) -> dict[str, Any]:
 
 
 def _shades(trials: Sequence[Trial]) -> dict[int, int]:
-    """By id, the colour of a score: by its rank, so that one bad network does not give all others the same colour."""
+    """By id, the colour of a score, from 0 for the worst: by its rank, so that one bad network does not give all others
+    the same colour."""
     scores = sorted({trial.score for trial in trials if trial.score is not None})
     place = {score: i / max(1, len(scores) - 1) for i, score in enumerate(scores)}
-    last = SHADES - 1 if len(scores) == 1 else 0  # a single score is the best
-    return {t.id: max(last, min(SHADES - 1, int(SHADES * place[t.score]))) for t in trials if t.score is not None}
+    lowest = SHADES - 1 if len(scores) == 1 else 0  # a single score is the best
+    return {t.id: max(lowest, min(SHADES - 1, int(SHADES * place[t.score]))) for t in trials if t.score is not None}
 
 
 def _thinned(outcome: Outcome, most: int) -> list[float]:

@@ -49,7 +49,7 @@ class Results:
 
 def results_summary(run: Run, n: int = 10) -> Results:
     """The n networks of a run with the best scores, the best first. Final trainings are included, unless they were for
-    another metric or loss."""
+    another metric or loss, or on other data. ValueError unless n is a positive integer."""
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a positive integer, not {n!r}")
     scored = [(trial.score, -trial.id, trial) for trial in comparable(run.trials, run.data)]

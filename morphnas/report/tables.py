@@ -41,7 +41,8 @@ def trials_table(trials: Sequence[Trial] | RunLike, best: int | None = None, wid
     widest: maximum width of a column.
 
     Columns: epochs: of this training, "3/8" if it stopped early. metric: the accuracy, with its 95 % confidence
-    interval beside it, or another metric. score: minus the log loss; left out if the metric is the score.
+    interval beside it, or another metric. score: minus the log loss or a user-defined loss; left out if it is the
+    metric.
     """
     if isinstance(trials, (str, os.PathLike, Run)) or hasattr(trials, "load_searcher"):
         trials = run_of(trials).trials

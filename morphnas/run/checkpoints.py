@@ -1,4 +1,4 @@
-"""Checkpoint files, from which interrupted trainings continue; removed when their trial is committed."""
+"""Checkpoint files, from which interrupted trainings continue; removed with the commit of a trial not cut short."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ _FIRST = "first."
 """Prefix of the tensors of `Saved.first`."""
 
 Result = tuple[Outcome, Weights | None]
-"""Of a job: its outcome, and the weights of the best epoch if there are any."""
+"""The result of a job: its outcome, and the weights of the best epoch, or None if there are none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """Contents of a checkpoint file. first: the result of the first training if this is its repetition, see `work`."""
+    """Contents of a checkpoint file. first: the result of a training that diverged, if the checkpoint is of its
+    repetition (see `work`); else None."""
 
     checkpoint: Checkpoint
     first: Result | None
@@ -82,7 +83,8 @@ class CheckpointWriter:
         write_tensors(path, tensors, {"checkpoint": json.dumps(facts, allow_nan=False)})
 
     def load(self) -> Saved | None:
-        """The checkpoint in the file; None, with a warning in the log, if it is damaged or belongs to another job."""
+        """The checkpoint in the file, if there is one; also None, with a warning in the log, if it is damaged or
+        belongs to another job."""
         if self.path is None or not self.path.exists():
             return None
         try:

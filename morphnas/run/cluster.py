@@ -57,13 +57,14 @@ def ray_executor(
 ) -> SupervisedExecutor:
     """An executor whose workers are actors on a Ray cluster.
 
-    all_examples: training and validation set, for trainings that are not scored; None: those use the training set.
+    all_examples: training and held-out examples, for trainings that are not scored; None: those use the training set.
     address: of the cluster, as `ray.init` takes it; None: a private one on this machine, which ends with the executor.
     If this process has joined a cluster already, that one is used.
     workers: most workers; None: as many as the cluster has resources for.
     cpus, gpus: reserved for each worker, possibly fractions; with `gpus`, no CPUs are reserved.
 
-    ImportError without Ray, ConnectionError without a cluster, ValueError if it has no resources for a worker.
+    ImportError without Ray, ConnectionError if the cluster cannot be used, ValueError if it has no resources for a
+    worker.
     """
     ray = import_ray()
     disconnect = _connect(ray, address) if not ray.is_initialized() else _stay_connected
@@ -100,7 +101,10 @@ def import_ray() -> Any:
 
 
 def check_reachable(address: str) -> None:
-    """ConnectionError if nothing listens at host:port or ray://host:port, which takes Ray itself minutes to report."""
+    """ConnectionError if nothing listens at host:port or ray://host:port, which takes Ray itself minutes to report.
+
+    Addresses without a port, such as "auto", are not checked.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
         return
@@ -111,7 +115,7 @@ def check_reachable(address: str) -> None:
 
 
 def _connect(ray: Any, address: str | None) -> Callable[[], None]:
-    """Connect to a cluster; returns the function that disconnects.
+    """Connect to a cluster; returns the function that disconnects. ConnectionError if that fails.
 
     Environment variables RAY_* that Ray sets are left as they are, since it reads them from then on.
     """
@@ -258,7 +262,7 @@ class _Actor:
                     each_epoch(message)
 
     def _call(self, method: Any) -> Any:
-        """Call the actor's method and wait for what it returns; WorkerLost if the actor has died."""
+        """Call the actor's method and wait for what it returns; WorkerLost if it raises or the actor has died."""
         try:
             return self._ray.get(method.remote())
         except self._ray.exceptions.RayError as error:

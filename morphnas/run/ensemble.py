@@ -22,7 +22,8 @@ from morphnas.train.goal import UndefinedMetric
 log = logging.getLogger("morphnas")
 
 LIBRARY_SIZE = 12
-"""Maximum number of networks that members are selected from: the best by their scores."""
+"""Maximum number of networks that members are selected from: the final network, then other final trainings, then
+networks of the search; both by their scores, the best first."""
 ROUNDS = 10
 """Maximum number of votes, one of which is given in each round."""
 MAX_EXAMPLES = 2000
@@ -30,8 +31,8 @@ MAX_EXAMPLES = 2000
 
 
 def count_evaluated(size: int, task: Task, selection_set: Examples | None) -> int:
-    """Examples that `select_members` passes through networks, and one pass of the evaluation set through each further
-    member."""
+    """Maximum number of examples that are predicted for an ensemble of up to `size` networks: by `select_members`, and
+    then one pass over the evaluation set for each member beyond the first."""
     if size <= 1:
         return 0
     held_out = len(task.evaluation_set) + (0 if selection_set is None else len(selection_set))
@@ -55,12 +56,12 @@ def select_members(
     the first vote. Each further vote goes to the network, selected before or not, with which the mean of the outputs
     has the best score on held-out examples, at the calibration temperature of the mean so far; until the score no
     longer improves. If the final network was trained on these examples, `Trial.scored_by` stands in for it. The final
-    network is alone if only a network of the search, which is hardly trained, could stand in, or if there are no
-    held-out examples, or no time.
+    network is alone if only a network of the search, which is hardly trained, could stand in, if it was trained on
+    other data, or if there are no held-out examples, or no time.
 
-    mirrors: whether outputs are with test-time augmentation by horizontal flips. data: name of the task's data;
-    networks trained on other data, which may contain the examples held out here, are left out. limits: of the whole
-    ensemble; None: none.
+    mirrors: whether outputs are with test-time augmentation by horizontal flips. data: name of the task's data, see
+    `data_id`; networks trained on other data, which may contain the examples held out here, are left out. limits: of
+    the whole ensemble; None: none.
     """
     if size == 1:
         return {final.id: 1.0}
@@ -125,5 +126,5 @@ def build_ensemble(store: Store, shares: Mapping[int, float], instead: Mapping[i
 
 
 def _data(store: Store, trial: Trial) -> str:
-    """The name of the data that it was trained on, which is the same for all trials of a search."""
+    """The name of the data that a trial was trained on, which is the same for all trials of a search."""
     return str(trial.proposal.why.get("data", "")) if trial.final else data_id(store.about.get("data"))

@@ -22,14 +22,15 @@ class StopFit(Exception):
 class EpochReport:
     """A finished epoch of a trial.
 
-    run: the run's folder. trial: the trial's id. parent: the trial whose weights it began with; None: fresh weights.
-    morphs: the edits that made its network from the parent's, in words. final: the purpose of a final training, such as
-    "inherited", "fresh" or "everything"; None: it belongs to the search. epoch: from 1, of the planned `epochs`.
+    run: the run's folder. trial: the trial's id. parent: the trial whose weights it began with; None: no trial's.
+    morphs: the edits that made its network from its start, usually the parent's network, as text. final: the purpose of
+    a final training, such as "inherited", "fresh" or "everything"; None: it belongs to the search. epoch: from 1, of
+    the planned `epochs`.
 
     loss: mean training loss of the epoch, including label smoothing. validation_loss, metric: mean log loss (or
-    user-defined loss), and accuracy or another metric, on the validation set after the epoch; None if this training is
-    not scored, or, for the loss, if it is scored by a user-defined metric. lr: learning rate of the last step. seconds:
-    since the trial's training began.
+    user-defined loss), and accuracy or another metric, on the validation set (without one, on the training set) after
+    the epoch; None if this training is not scored or the score undefined, or, for the loss, if it is scored by a
+    user-defined metric. lr: learning rate of the last step. seconds: since the trial's training began.
     """
 
     run: Path

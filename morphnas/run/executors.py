@@ -56,7 +56,7 @@ class SerialExecutor:
     KeyboardInterrupt propagates to the caller, and so does `DeviceLost`, after which this process cannot run any job:
     the trial stays open.
 
-    all_examples: training and validation set, for trainings that are not scored; None: those use the training set.
+    all_examples: training and held-out examples, for trainings that are not scored; None: those use the training set.
     """
 
     workers = 1
@@ -80,7 +80,7 @@ class SerialExecutor:
         return future
 
     def stop(self) -> None:
-        """Nothing to do: `submit` blocks until the job is done, which is ended by `Job.stop`."""
+        """Nothing to do: jobs run in this process, where `Job.stop` ends them."""
 
     def shutdown(self) -> None:
         pass
@@ -138,8 +138,9 @@ class SupervisedExecutor:
     Only workers that have started take jobs; if none can be started, jobs fail. A worker that cannot be started is
     given up after `MAX_START_ATTEMPTS`, unless none of the others can be started either.
 
-    factories: one for each worker; each call begins to start a worker. retries: how often a job is run again after its
-    worker was lost. on_shutdown: called once all workers have ended.
+    factories: one for each worker; each call begins to start a worker. asks_ahead: see `Executor`. retries: how often a
+    job is run again after a worker that had received it was lost. on_shutdown: called once, after all workers have
+    ended.
     """
 
     factories: Sequence[Callable[[], Worker]]
@@ -242,7 +243,8 @@ class SupervisedExecutor:
         return len(self._without_worker) < len(self.factories)
 
     def _run_job(self, queued: _QueuedJob, worker: Worker) -> bool:
-        """Run a job on the worker and set its future; returns whether the worker can be used again."""
+        """Run a job on the worker, and set its future or queue it again; returns whether the worker can be used
+        again."""
         timed_out = threading.Event()
         try:
             with _kill_after(worker, queued.deadline.left + grace(queued.job.seconds), timed_out):
@@ -260,7 +262,8 @@ class SupervisedExecutor:
         return False
 
     def _retry_or_fail(self, queued: _QueuedJob, error: str, received: bool = True) -> None:
-        """Queue a job again whose worker was lost, or set its future to a failure if it has no attempt or time left.
+        """Queue a job again whose worker was lost; or set its future to a failure if it has no attempt or time left, or
+        `stop` or `shutdown` was called after it was submitted.
 
         received: whether the worker had received the job, which may then be the cause; only this counts as an attempt.
         """
@@ -317,7 +320,7 @@ def process_executor(
 
     threads: of each process. folder: where the examples are written to a file that all processes memory-map, removed
     at shutdown; None: the system's temporary folder. Scripts need no `__main__` guard, since worker processes import
-    the package, not the script.
+    the package, not the script. OSError if the examples cannot be written.
     """
     task_folder = Path(tempfile.mkdtemp(prefix="morphnas-", dir=folder))
     try:
@@ -371,7 +374,7 @@ class _Process:
         return deserialise_result(message)
 
     def stop(self) -> None:
-        if not self._sending.acquire(timeout=STOP_TIMEOUT):  # it does not read its job either
+        if not self._sending.acquire(timeout=STOP_TIMEOUT):  # the worker does not even read its job
             self.kill()
             return
         try:

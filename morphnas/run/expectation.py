@@ -30,13 +30,13 @@ log = logging.getLogger("morphnas")
 MEASURED_UNCERTAINTY = 1.25
 """Factor by which networks may take more or less time than predicted, if the times of some were measured."""
 PLANNED_UNCERTAINTY = 2.0
-"""The same if predictions are by the plan alone."""
+"""The same if predictions are made from the plan alone."""
 GROWTH = 0.4
 """Growth of the work from one child to the next, as a share of that of the network that the first one is made of."""
 SLOW_GROWTH, FAST_GROWTH = 0.15, 1.2
 """Lower and higher growth for the range of expectations: it differs that much between runs."""
 MAX_GROWTH_FACTOR = 10.0
-"""Largest work of children, relative to that network."""
+"""Largest work of children, relative to the network that the first one is made of."""
 RECENT_CHILDREN = 3
 """Number of the last children whose sizes predict that of the next one."""
 MIN_CHILD_FACTOR = 1.15
@@ -44,7 +44,7 @@ MIN_CHILD_FACTOR = 1.15
 FITTED_SHARE = 0.75
 """Share of the time left for a network that is chosen because larger ones do not fit into that time."""
 DEFAULT_OVERHEAD = 0.1
-"""Seconds between two networks, for asking, checking and storing, until they are measured."""
+"""Seconds between two networks, for proposing, checking and storing them, assumed until they are measured."""
 BYTES_PER_TRIAL = 20_000
 """Size of a trial's files without its weights."""
 MAX_FINALS = 4
@@ -52,7 +52,7 @@ MAX_FINALS = 4
 SMALL_WIDTH = 8
 """Width of starters that leaves time for more networks in a search."""
 MAX_REPORT_DELAY = 60.0
-"""Seconds after which the expectation is reported, even if not all starters are measured yet."""
+"""Seconds after which the expectation is reported, even if few networks are measured yet."""
 UPDATE_INTERVAL = 30.0
 """Seconds between two updates of the expectation in run.json."""
 MAX_NETWORKS = 10_000
@@ -65,13 +65,13 @@ MAX_TIME_LIMIT = 30 * 24 * 3600.0
 class Expectation:
     """What is expected of a search.
 
-    networks: number in all, including those that are done; fewest, most: its range. measured: number of trials whose
-    times are used; 0: the plan alone is. seconds_per_network: mean, of one worker. final_share: share of the time for
-    the final trainings. disk: bytes that the run folder will have; to_write: those of them that are still to be
-    written; free: bytes that are free on its disk. memory: bytes that this process and its workers need, or on a GPU
-    the examples and trainings. for_search: seconds of a time limit that has room for a search (`MIN_SEARCH_NETWORKS`
-    networks, see `morphnas.run.plan`); None: this one has, or none that is known. small: whether starters of width
-    `SMALL_WIDTH` would leave time for a search in this limit.
+    networks: number in all, including those that are done; fewest, most: its range. measured: number of finished
+    trials, which times are predicted from; 0: from the plan alone. seconds_per_network: mean, of one worker.
+    final_share: share of the time for the final trainings. disk: bytes that the run folder will have; to_write: those
+    of them that are still to be written; free: bytes that are free on its disk. memory: bytes that this process and its
+    workers need, or on a GPU the examples and trainings. for_search: seconds of a time limit that has room for a search
+    (`MIN_SEARCH_NETWORKS` networks, see `morphnas.run.plan`); None: this one has, or none that is known. small: whether
+    starters of width `SMALL_WIDTH` would leave time for a search in this limit.
     """
 
     networks: int
@@ -169,10 +169,10 @@ def expectation(
         untried.pop(trial.graph.key, None)
     finished = [t.outcome for t in done if t.outcome is not None and t.outcome.status == "finished"]
     per_flop = epochs * pace
-    next_work, max_growth = _child_work(plan, done)
+    base_work, max_growth = _child_work(plan, done)
     upcoming = _Upcoming(
         starts=tuple(per_flop * graph.work for graph in untried.values()),
-        child=per_flop * next_work,
+        child=per_flop * base_work,
         max_growth=max_growth,
         smallest=MIN_CHILD_FACTOR * per_flop * min(graph.work for graph in plan.starts),
         overhead=DEFAULT_OVERHEAD if overhead is None else overhead,
@@ -210,7 +210,7 @@ def expectation(
         fewest=min(fewest, networks),
         most=max(most, networks),
         measured=len(finished),
-        seconds_per_network=statistics.mean(all_seconds) if all_seconds else per_flop * next_work,
+        seconds_per_network=statistics.mean(all_seconds) if all_seconds else per_flop * base_work,
         final_share=1 - plan.search_share if terms.finals else 0.0,
         disk=int(disk),
         to_write=int(max(0, disk - written)),
@@ -320,9 +320,9 @@ def seconds_for_search(planned: Callable[[float], Plan], seconds: float) -> floa
 class Forecast:
     """An observer that reports what is expected of the search once, and keeps run.json up to date with it.
 
-    It is passed to `report` when three networks (or all starters) are measured, or after a minute, or a quarter of the
-    time. There is a warning if the disk is too small. left: returns the seconds that the search has left. gpu: whether
-    the memory that counts is a GPU's.
+    It is passed to `report` at the end of a trial once three trials (or as many as there are starters) have ended, or a
+    minute or a quarter of the time has passed, or at the end of an epoch after a minute. There is a warning if the disk
+    is too small. left: returns the seconds that the search has left. gpu: whether the memory that counts is a GPU's.
     """
 
     store: Store
@@ -386,9 +386,9 @@ class Forecast:
             hint = "" if seconds is None else f"; a search needs a limit of about {_seconds(seconds)}"
             log.warning("there is only time for one network, without any comparison%s", hint)
 
-    def _note(self, found: Expectation) -> None:
+    def _note(self, expected: Expectation) -> None:
         self._noted = self.clock()
-        self.store.update_about(expected=found.to_json())
+        self.store.update_about(expected=expected.to_json())
 
 
 def peak_memory() -> int:

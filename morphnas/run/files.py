@@ -28,7 +28,7 @@ MAX_HEADER = 32 * 2**20
 
 
 class RunError(ValueError):
-    """A folder is not the expected run, cannot be used, or holds a file that cannot be read."""
+    """A run, or a file or network of it, does not exist or cannot be used, read or written."""
 
 
 @contextlib.contextmanager
@@ -96,7 +96,8 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; RunError, which names the file, if it holds none or is nested too deeply."""
+    """The JSON object in a file; RunError, which names the file, if it cannot be read, holds none, or is too large or
+    nested too deeply."""
     content = read_bytes(path, MAX_JSON_BYTES)
     try:
         data = parse_json(content)
@@ -110,7 +111,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """A JSON value; ValueError for text that is not JSON, contains NaN or Infinity, or is not UTF-8.
+    """A JSON value; ValueError for text that is not JSON, contains NaN or Infinity, or is not UTF-8. RecursionError for
+    very deep nesting.
 
     Decoded here, since `json.loads` detects other encodings in bytes and imports code for them.
     """

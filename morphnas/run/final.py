@@ -40,8 +40,8 @@ assumption about GPUs that have the time for them, not measured."""
 MAX_COMPARED_SHARE = 0.5
 """Largest share of the time for trainings that are compared, if a training on all examples follows."""
 MIN_COMPARED_EPOCHS = MAX_EPOCHS_WITHOUT_PATIENCE + 1
-"""Epochs that each of two compared trainings must have time for; otherwise all time goes into the training on all
-examples."""
+"""Epochs that each of at least two compared trainings must have time for, or of one where a score is needed (see
+`Final`); otherwise all time goes into the training on all examples."""
 RESTART_RATIO = 2
 """An interrupted training is not continued if there is now time for one more than this many times as long."""
 PLANNED_SPEEDUP = 1.25
@@ -64,8 +64,8 @@ STRONG_SHIFT, STRONG_CUTOUT = 0.125, 0.25
 """Shift and cutout of strong augmentation; a recipe with a larger value keeps it."""
 
 WORSE_STANDARD_ERRORS = 1.64
-"""The last training is no longer than the winner's own if the loss of each longer training is higher by more than this
-many standard errors (5 %, one-sided)."""
+"""The last training is no longer than the winner's own if the loss of each longer training is higher than the winner's
+by more than this many standard errors (5 %, one-sided)."""
 
 USABLE_STATUSES = ("finished", "truncated")
 """Statuses of trainings whose network can be used."""
@@ -79,13 +79,13 @@ Variant = tuple[str, Graph | int, Recipe]
 class Final:
     """The final trainings: `run` trains the winner longer, one training after the other.
 
-    executor: made for `task` and `all_examples`. task: its training set trains, its validation set scores and stops.
-    selection_set: the selection set, held-out examples that scored and stopped nothing so far, to choose among the
-    winner and the compared trainings (None: the validation set chooses). all_examples: for the last training (None:
-    there is none). retrain: only from fresh weights. needs_score: whether a score is needed for the network that the
-    last training starts from, although getting it takes half of the time. epochs: of each training, instead of as many
-    as there is time for. guess: seconds per FLOP of an epoch of the search, used if the winner has finished none.
-    max_memory: bytes that a training may take. data: name of the data, see `data_id`.
+    executor: made for `task` and `all_examples`. task: its validation set is for scores and early stopping.
+    selection_set: held-out examples that were used for neither so far, to choose among the winner and the compared
+    trainings (None: the validation set chooses). all_examples: for the last training (None: there is none). retrain:
+    only from fresh weights. needs_score: whether a score is needed for the network that the last training starts from,
+    although getting it takes up to half of the time. epochs: maximum of each training, in whole passes, instead of
+    `MAX_FINAL_EPOCHS`. guess: seconds per FLOP of an epoch of the search, used if the winner has no epoch. max_memory:
+    bytes that a training may take. data: name of the data, see `data_id`.
     """
 
     store: Store
@@ -115,7 +115,8 @@ class Final:
 
         Each training is a new trial; none that is finished is changed. Trainings on the same data that an earlier
         driver started and no fit has used are taken up, finished ones as they are and interrupted ones from their
-        checkpoint, unless there is now time for a much longer one: those stay open until `close_open_finals`.
+        checkpoint, unless there is now time for a much longer training. Interrupted ones that are not taken up stay
+        open until `close_open_finals`.
         """
         if self.winner.outcome is None:
             return self.winner
@@ -186,9 +187,8 @@ class Final:
             trial = self._train(proposal, end, self.task.train, scored=True)
             done.append(trial)
             outcome = trial.outcome
-            if (
-                outcome and outcome.epochs and outcome.status in USABLE_STATUSES
-            ):  # the winner may have been trained by another worker
+            # measured anew, as the winner may have been trained by another worker
+            if outcome and outcome.epochs and outcome.status in USABLE_STATUSES:
                 self._per_example, self._scoring = _costs(trial, self.task, self.guess)
             augmentable = self._strong_allowed and bool(variants) and variants[0][0].endswith(NO_SHIFT)
             if augmentable and _has_memorised(self.store, trial, self.task, self.deadline):
@@ -218,7 +218,8 @@ class Final:
         return self._train_last(Proposal(chosen.id, (), recipe, why), chosen, all_examples)
 
     def _train_last(self, proposal: Proposal, chosen: Trial, all_examples: Examples) -> Trial:
-        """The trial of the training on all examples, or the chosen one if it fails or has made the network worse."""
+        """The trial of the training on all examples, or the chosen one if it fails, is stopped, or has made the network
+        worse."""
         valid = self.task.valid
         check = 0.0 if valid is None else min(CHECK_PASSES * self._scoring, MAX_CHECK_SHARE * self.deadline.left)
         last = self._train(proposal, self.deadline.earlier(check), all_examples, scored=False)
@@ -231,7 +232,7 @@ class Final:
     def _find_interrupted(self, all_examples: Examples) -> Trial | None:
         """A training on all examples that an earlier driver had started, to be continued before anything is compared.
 
-        None if there is time now for one more than `RESTART_RATIO` times as long.
+        None if there is none that can be used, or if there is time now for one more than `RESTART_RATIO` times as long.
         """
         if self.retrain or self.epochs is not None:
             return None
@@ -265,8 +266,9 @@ class Final:
         return replace(sized, lr=max(MIN_LEARNING_RATE, lr), patience=None)
 
     def _all_worse(self, longer: Sequence[Trial], chosen: Trial) -> bool:
-        """Whether the mean loss of each longer training exceeds that of the chosen trial, by `WORSE_STANDARD_ERRORS`
-        standard errors of the difference on the selection set."""
+        """Whether the mean loss of each longer training exceeds that of the chosen trial by more than
+        `WORSE_STANDARD_ERRORS` standard errors of the difference, on the selection set, or else the validation set.
+        False if that cannot be evaluated."""
         examples = self.selection_set or self.task.valid
         if examples is None:
             return False
@@ -289,7 +291,8 @@ class Final:
         return seconds / per_pass if per_pass else math.inf
 
     def _train(self, proposal: Proposal, end: Deadline, examples: Examples, scored: bool) -> Trial:
-        """The trial of a training, carried out now or taken up; still open if it was stopped and no worker answers."""
+        """The trial of a training until `end`, carried out now or taken up; still open if it was stopped and has no
+        result."""
         started = _find_started(self.store, proposal, len(examples))
         trial = started or self.store.claim(proposal)
         if trial.outcome is not None:
@@ -308,8 +311,8 @@ class Final:
 def may_have_seen(store: Store, winner: Trial, data: str) -> bool:
     """Whether a network may have been trained on examples that are held out of these data.
 
-    So it is if its run was on other data or held out others, or if it comes from a training on all examples. Trainings
-    that start from its weights cannot be compared then.
+    That is so if its run was on other data or held out other examples, or if it or an ancestor was trained on all
+    examples. Trainings that start from its weights cannot be compared then.
     """
     ancestors = lineage(store.trials, winner)
     other = data_id(store.about.get("data")) != data
@@ -326,7 +329,7 @@ def close_open_finals(store: Store) -> None:
 def _costs(trial: Trial, task: Task, guess: float) -> tuple[float, float]:
     """Seconds of training per example and of scoring per epoch, as measured in the trial.
 
-    guess: seconds per FLOP of an epoch, used if the trial has finished none.
+    guess: seconds per FLOP of an epoch, used if the trial has no epoch.
     """
     outcome = trial.outcome
     seen = min(trial.proposal.recipe.examples or len(task.train), len(task.train))
@@ -362,7 +365,8 @@ def _max_epochs(recipe: Recipe) -> int:
 def _variants(winner: Trial, recipe: Recipe, retrain: bool) -> list[Variant]:
     """The variants to compare, the most important first.
 
-    With and without shift if that is undecided; then, from the winner's weights and from fresh ones.
+    From the winner's weights (with `retrain`: from fresh ones); the same without shift, if that is undecided and the
+    schedule long enough for shifts; and from fresh weights, unless all are.
     """
     start: Graph | int = winner.graph if retrain else winner.id
     variants = [("fresh" if retrain else "inherited", start, recipe)]
@@ -382,7 +386,7 @@ def _strongly_augmented(recipe: Recipe) -> Recipe:
 def _has_memorised(store: Store, trial: Trial, task: Task, deadline: Deadline) -> bool:
     """Whether a network's error on training examples is below `MEMORISED_ERROR_RATIO` of that on held-out ones.
 
-    It is estimated on as many training examples as there are held-out ones.
+    It is estimated on at most as many training examples as there are held-out ones. False if it cannot be.
     """
     if task.valid is None or not trial.kept:
         return False
@@ -406,7 +410,7 @@ def _with_shift_decided(recipe: Recipe) -> Recipe:
 
 
 def _find_started(store: Store, proposal: Proposal, n: int) -> Trial | None:
-    """The same training on n examples, if an earlier driver has started it and no fit has used it yet.
+    """The same training on n examples, of whatever length, if an earlier driver started it and no fit has used it yet.
 
     None if there is none that can be read, or if there is time now for one more than `RESTART_RATIO` times as long.
     """
@@ -448,17 +452,15 @@ def _choose(
 ) -> tuple[Trial, dict[str, float]]:
     """The best trial, and the scores on the examples that chose it, by id.
 
-    Trials are compared on the selection set `selection_set`; by their own scores, and without such scores to return, if
-    there is none, or no time for it. Outputs are divided by the temperature that is calibrated on the validation set,
-    as they will be in use: a network that is trained longer, or with weaker augmentation, is more confident, for which
-    alone its log loss would be higher.
+    Trials are compared on the selection set, or without one on the evaluation set if any score has another objective
+    than the task. Otherwise, or if there is no time for that, they are compared by their own scores, and no scores are
+    returned. Outputs are divided by the temperature that is calibrated on the validation set, as they will be in use: a
+    network that is trained longer, or with weaker augmentation, is more confident, for which alone its log loss would
+    be higher.
     """
-
     worst = -math.inf, -math.inf
     objectives = {trial.outcome.objective for trial in results if trial.outcome is not None}
-    if selection_set is None and objectives != {
-        task.goal.objective
-    }:  # scores of different objectives are not comparable
+    if selection_set is None and objectives != {task.goal.objective}:  # such scores are not comparable
         selection_set = task.evaluation_set
 
     def quality(trial: Trial) -> tuple[float, float]:
@@ -497,9 +499,9 @@ def _choose(
 def _losses(
     store: Store, trials: Sequence[Trial], examples: Examples, task: Task, deadline: Deadline
 ) -> dict[int, Tensor]:
-    """The loss on each example, (n,), of the trials' networks with calibrated outputs, by id.
+    """The loss on each example, (n,), of the trials' networks, by id; outputs are calibrated on the same examples.
 
-    Those that there is no time for are left out.
+    Networks that cannot be loaded, or that there is no time for, are left out.
     """
     result: dict[int, Tensor] = {}
     for id, outputs in trial_outputs(store, trials, examples.x, task, deadline).items():
@@ -513,8 +515,8 @@ def _has_degraded(store: Store, before: Trial, after: Trial, task: Task, deadlin
     """Whether training on all examples has clearly made a network worse, on the validation examples.
 
     These were held out before and are trained on now. It is worse if its errors have risen on more of them than they
-    have fallen on, by more than two standard deviations (McNemar 1947, Psychometrika 12, 153-157): then some of all
-    examples differ from those trained on before, or the training went wrong. False if that cannot be evaluated.
+    have fallen on, by more than two standard deviations (McNemar 1947, Psychometrika 12, 153-157): then the examples
+    that were added differ from the others, or the training went wrong. False if that cannot be evaluated.
     """
     if task.valid is None:
         return False

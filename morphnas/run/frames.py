@@ -10,7 +10,7 @@ from morphnas.search.trial import Trial
 from morphnas.train.recipe import Epoch, Outcome
 
 _NO_OUTCOME = Outcome("failed")
-"""Stands for the outcome of a trial that is not finished: all results are None or 0."""
+"""Stands for the outcome of a trial that is still running: all results are None or 0."""
 _OWN_COLUMNS = (
     "id", "parent", "morphs", "reason", "final", "depth", "parameters", "flops", "epochs", "epochs_planned", "seconds",
     "score", "measure", "metric", "metric_low", "metric_high", "status", "retries", "images_per_second", "latency",
@@ -25,14 +25,15 @@ CURVE_COLUMNS = ("trial", "epoch", *(field.name for field in fields(Epoch)))
 
 
 def trial_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """One row per trial, including those that are running or failed; values that a trial does not have are None.
+    """One row per trial, including those that are running or failed; values that a trial does not have are None, or 0
+    for epochs, retries and peak_bytes.
 
     parent: id of the trial whose weights it started from. morphs: as text. reason: the searcher's. final: purpose of a
     final training. depth: layers of the longest path. flops: per example. epochs, epochs_planned: of this trial alone.
-    seconds: of the training. score: see `Outcome`. metric: value of the metric named in `measure`; metric_low and
-    metric_high: 95 % interval of an accuracy. latency: seconds from one example to its outputs. morph_error: how far
-    the morphs changed the parent's outputs. kept: whether its weights are stored. key: equal for equal networks. The
-    other columns are fields of the recipe; augment as text.
+    seconds: of training and validation. metric: value of the metric named in `measure`; metric_low and metric_high:
+    95 % interval of an accuracy. status: that of the outcome, or "running". latency: seconds from one example to its
+    outputs. morph_error: how far the morphs changed the parent's outputs. kept: whether its weights are stored. key:
+    equal for equal networks. augment: as text. For the other columns see `Outcome` and `Recipe`.
     """
     return [_row(trial) for trial in trials]
 

@@ -26,7 +26,7 @@ class Job:
     """A proposal as a worker gets it, with the weights of its start if that has any.
 
     seconds: time limit of the job. scored: whether the evaluation set is scored after every epoch, see `train`.
-    micro: size of the micro-batches; None: whole batches.
+    micro: size of the micro-batches, which is reduced if memory runs out; None: whole batches.
     checkpoint: file that checkpoints are written to, and that an interrupted job continues from; None: none.
     stop: ends the job early if it runs in this process.
     max_latency: seconds from one example to its outputs above which a network is too slow; None: no limit.
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def evaluation_batch_size(self) -> int:
-        """See `morphnas.train.predict.chunk`."""
+        """See `morphnas.train.predict.evaluation_batch_size`."""
         return evaluation_batch_size(self.micro)
 
 
@@ -66,8 +66,8 @@ class DeviceLost(RunError):
 class Executor(Protocol):
     """Runs jobs of one task, which its workers get once.
 
-    workers: number of jobs that run at a time. asks_ahead: whether the searcher is asked for the next proposal while
-    jobs run, so that no worker is idle meanwhile, instead of after a result.
+    workers: number of jobs that run at a time. asks_ahead: whether the searcher is asked for the next proposal, and
+    results are written, in other threads while jobs run, so that no worker is idle meanwhile.
     """
 
     @property
@@ -77,10 +77,10 @@ class Executor(Protocol):
     def asks_ahead(self) -> bool: ...
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
-        """Start a job. An error of the job or its worker becomes a "failed" outcome.
+        """Start a job. An error of the job or its worker becomes a "failed" outcome, see `result_of`.
 
-        A worker that has started it has `job.seconds` plus their `grace` to return the result. each_epoch: called in
-        this process, from any thread.
+        A worker outside this process has to return the result within `job.seconds` of this call, plus the `grace`.
+        each_epoch: called in this process, from any thread.
         """
         ...
 

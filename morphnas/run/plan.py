@@ -38,7 +38,7 @@ CHILD_SHARE = 0.04
 EPOCHS = 6
 """Epochs of a child, if there is time for them."""
 TABULAR_STEPS, MAX_TABULAR_EPOCHS = 250, 30
-"""Minimum training steps of a child on tabular data, where they cost next to nothing, and the epochs that may be used
+"""Minimum training steps of a child on tabular data, where they cost next to nothing, and the maximum number of epochs
 to reach it."""
 TABULAR_WEIGHT_DECAY = 5e-3
 """Weight decay on tabular data (`benchmarks/tuning.py`)."""
@@ -79,8 +79,8 @@ MIN_SEARCH_NETWORKS = 8
 """Networks that a search should have time for. If it has not, only the starters are trained and the best of them gets
 the rest of the time, which is better than a search (`benchmarks/search_pays.py`)."""
 MAX_TIME_RATIO = 0.9
-"""Time of another way to compute, relative to a simpler one, below which it is chosen: noise should not decide, so that
-the same run computes in the same way again."""
+"""Time of another way to compute, relative to the default one, below which it is chosen: noise should not decide, so
+that the same run computes in the same way again. The default is one thread in float32, on a GPU CUDA graphs."""
 MIN_COLOUR_CHANNELS = 3
 """Channels from which on images count as colour images; their first filters whiten."""
 WIDTHS = (256, 192, 128, 96, 64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 6, 4)
@@ -96,12 +96,12 @@ training may be that far off (`benchmarks/latency.py`), and a search only makes 
 PROBE_BYTES = 2**27
 """Memory that the small network which measures a CPU's speed may take."""
 PROBE_WIDTH = 128
-"""Width of the plain network that measures the speed of a device with CUDA graphs; some of its starters have it."""
+"""Width of the plain CNN that measures the speed of a device with CUDA graphs; some of its starters have it."""
 PROBE_LR = 2e-3
 """Highest learning rate at which captured steps are compared with eager ones: at usual rates, rounding differences
 alone lead to different weights after some steps."""
 QUEUED_STEPS = 5
-"""Steps that are queued on such a device before a value is read back, as in a training."""
+"""Steps that are queued on a device with CUDA graphs before a value is read back, as in a training."""
 _CPU = torch.device("cpu")
 MAX_THREADS = 1024
 """Largest number of threads that is accepted from a stored plan."""
@@ -145,7 +145,8 @@ class Plan:
     def of_run(about: Mapping[str, Any], version: str) -> Plan:
         """The plan in `about`, the content of run.json.
 
-        ValueError if there is no valid plan in it, RunError if it is by another version of morphnas than `version`.
+        ValueError if there is no valid plan in it, RunError if it has other fields, as plans of other versions of
+        morphnas have. version: of this morphnas.
         """
         try:
             data = about["plan"]
@@ -175,7 +176,7 @@ class Plan:
 
 
 def _check_fields(kind: type, part: Any, about: Mapping[str, Any], version: str) -> None:
-    """RunError that says what to do if a part of a stored plan has other fields than its class."""
+    """RunError that says what to do if a part of a stored plan lacks fields of its class or has others."""
     try:
         if part and isinstance(part, Mapping):
             known_fields(kind, part)
@@ -202,8 +203,9 @@ class Pace:
 def measure(task: Task, seconds: float, recipe: Recipe, record: bool = True, max_memory: int | None = None) -> Pace:
     """The fastest number of threads, precision and kind of steps on this machine, and their pace.
 
-    Times a few steps of a small network on real batches, for at most about `seconds`. On a CPU, batches are smaller and
-    large examples are cropped to a corner if they would take more than `PROBE_BYTES` or `max_memory`.
+    Times a few steps of a small network on real batches, for at most about `seconds`. Batches are smaller and large
+    examples are cropped to a corner if they would take more than `PROBE_BYTES` or `max_memory`. On a device with CUDA
+    graphs neither is used, see `_measure_with_cuda_graphs`.
     record: whether CUDA graphs may be used. They are not where processes share a GPU, which aborted some of those that
     replayed them (`benchmarks/gpu.py shared`).
     """
@@ -267,8 +269,8 @@ def _measure_with_cuda_graphs(task: Task, recipe: Recipe, record: bool) -> Pace:
     """The pace of a device with CUDA graphs, by whole training steps of a network that is large enough to keep it busy.
 
     In bfloat16 if the hardware supports it: its gain does not show in single steps, where the device mostly waits for
-    the host (`benchmarks/gpu.py`). Captured steps are used unless they are slower, or train differently: after the same
-    steps, the changes of the weights may differ by a tenth of their norm.
+    the host (`benchmarks/gpu.py`). Captured steps are used unless they are clearly slower (see `MAX_TIME_RATIO`), or
+    train differently: after the same steps, the changes of the weights may differ by a tenth of their norm.
     """
     shape = tuple(task.train.x.shape[1:])
     graph = (
@@ -338,14 +340,16 @@ def measure_latency(task: Task, seconds: float) -> tuple[float, float]:
 
 
 def batch_size(n: int, device: torch.device) -> int:
-    """Examples per step, a power of 2: an epoch of large data has about 400 steps, on a GPU about 100 (`gpu.py`)."""
+    """Examples per step: the smallest power of 2 with which an epoch has less than about 400 steps, on a GPU 100; but
+    from 64 to 128, on a GPU from 128 to 512 (`benchmarks/gpu.py`)."""
     smallest, largest, count = (128, 512, 100) if device.type == "cuda" else (64, 128, 400)
     return min(largest, max(smallest, 1 << (n // count).bit_length()))
 
 
 def default_recipe(n: int, device: torch.device, augment: bool | None, shape: Shape) -> Recipe:
-    """The recipe of children for n examples.
+    """The recipe of children for n examples of that shape.
 
+    augment: whether images are augmented by shifts and flips, of which flips are decided later; None: shifts are, too.
     Whitening first filters help on colour images and hurt on grey ones (`benchmarks/ablation_recipe.py`).
     """
     size, spatial = batch_size(n, device), len(shape) > 1
@@ -390,11 +394,11 @@ def plan(
     smaller networks are worse after the same time on a CPU (`benchmarks/sizes.py`). Children see as many examples as
     they have time for, in epochs that are a part of large data.
 
-    recipe: of children; its `examples` are chosen here unless they are set. depth, width: of all starters, instead of
-    affordable ones. initial: graphs to start from instead of starters. workers: number that train at a time; the final
-    trainings use one. device: that the pace was measured on. finals: whether the winner is trained longer, for which
-    networks must not grow too large. ValueError if no starter meets the limits, or if an initial graph does not meet
-    them or does not fit the examples.
+    recipe: of children; if there is no time for it, its `examples` are chosen here unless they are set, and its epochs
+    reduced. depth, width: of all starters, instead of affordable ones. initial: graphs to start from instead of
+    starters. workers: number that train at a time; the final trainings use one. device: that the pace was measured on.
+    finals: whether the winner is trained longer, for which networks must not grow too large. ValueError if no starter
+    meets the limits, or if an initial graph does not meet them or does not fit the examples.
     """
     cost = max(pace.seconds_per_flop, 1e-30)
     room = MIN_FINAL_SHARE * seconds / cost  # work times passes
@@ -434,7 +438,7 @@ def _starters(
     width: int | None,
     device: torch.device,
 ) -> list[Graph]:
-    """Starters of about that much work, within the limits, see `plan`."""
+    """Starters of up to about `largest` work (tabular data: one of twice that), within the limits, see `plan`."""
     families: list[tuple[Callable[..., Graph], float, int]] = [(mlp, 1.0, 2), (mlp, 2.0, 3), (mlp, 0.5, 1)]
     families.append((mlp, 1.0, 0))  # a linear model may be best for few noisy rows
     affordable: Sequence[int] = [w for w in WIDTHS if w >= 8]

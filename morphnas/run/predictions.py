@@ -24,7 +24,8 @@ def chunk_size(trial: Trial) -> int:
 
 
 def load_module(store: Store, trial: Trial, task: Task) -> nn.Module | None:
-    """A trial's network on the task's device; None if it cannot be read, or the device has no memory for it."""
+    """A trial's network on the task's device; None, with a warning in the log, if it cannot be read or the device has
+    no memory for it."""
     try:
         return store.network(trial.id).to_module().to(task.device)
     except Exception as error:
@@ -39,8 +40,8 @@ def trial_outputs(
 ) -> dict[int, Tensor]:
     """The outputs (n, outputs) of the trials' networks for raw examples (n, *shape), by id.
 
-    Networks that cannot be read are left out, as are those from the first one on that there is no time to evaluate on
-    all examples. mirrors: whether with test-time augmentation by horizontal flips.
+    Networks that cannot be loaded are left out, and so are the first one that there is not enough time for and all
+    after it. mirrors: whether with test-time augmentation by horizontal flips.
     """
     result = {}
     for trial in trials:

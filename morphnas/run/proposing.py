@@ -54,7 +54,8 @@ class SearcherError(RunError):
 class Asker:
     """Asks a searcher for proposals: now, or ahead in another thread, while all workers train.
 
-    seconds: duration of the last call of `ask_now`, by `clock`.
+    ahead: whether `ask_ahead` asks in another thread, or does nothing. seconds: duration of the last call of `ask_now`,
+    by `clock`.
     """
 
     def __init__(self, searcher: Searcher, store: Store, ahead: bool, clock: Callable[[], float]) -> None:
@@ -100,9 +101,10 @@ class Asker:
             self._pending = self._thread.submit(self._ask_and_read, trials, budget)
 
     def take(self, deadline: Deadline) -> tuple[Proposal | None, Network | None]:
-        """The proposal that was asked for ahead, and its parent's network if that could be read.
+        """The proposal that was asked for ahead, and its parent's network if it has one and that could be read.
 
-        None for both if nothing was asked for, or there is no answer by the deadline.
+        None for both if nothing was asked for, the searcher had no proposal, or there is no answer by the deadline.
+        SearcherError as for `ask_now`.
         """
         pending, self._pending = self._pending, None
         while pending and not (pending.done() or deadline.passed):

@@ -15,8 +15,8 @@ def trials_to_keep(trials: Sequence[Trial], k: int, about: Mapping[str, Any]) ->
     """Ids of the trials whose weights are kept: the k best, and all that something may still start from.
 
     The latter are the parents of running trials, the current winner, the best network trained from fresh weights, the k
-    best of each rung that were not promoted yet, the k best that are small enough to grow, and the last fit's result as
-    noted in run.json (`about`).
+    best of each rung that were not promoted yet, the k best of at most half the work of the largest, and the last fit's
+    result as noted in run.json (`about`).
     """
     searched = sorted(
         (t for t in trials if t.kept and t.score is not None and not t.final),
@@ -26,7 +26,7 @@ def trials_to_keep(trials: Sequence[Trial], k: int, about: Mapping[str, Any]) ->
     promoted = {t.parent for t in trials if is_promotion(t)}
     keep = {t.id for t in [*searched[:k], *[t for t in searched if t.parent is None][:1]]}
     max_work = max((t.graph.work for t in searched), default=0)
-    keep |= {t.id for t in [t for t in searched if 2 * t.graph.work <= max_work][:k]}  # larger ones may have no child
+    keep |= {t.id for t in [t for t in searched if 2 * t.graph.work <= max_work][:k]}  # larger ones may not grow
     for level in set(rung.values()):
         keep |= {t.id for t in [t for t in searched if rung[t.id] == level and t.id not in promoted][:k]}
     keep |= {t.parent for t in trials if t.parent is not None and (t.outcome is None or t.cut_short)}
@@ -38,7 +38,8 @@ def trials_to_keep(trials: Sequence[Trial], k: int, about: Mapping[str, Any]) ->
 
 
 def prune(store: Store, k: int | None) -> None:
-    """Remove the weights that `trials_to_keep` does not list, but none if k is None, or if no trial has a score."""
+    """Remove the weights that `trials_to_keep` does not list, except those of final trainings that a fit may still use.
+    Remove none if k is None, or if no trial with weights has a score."""
     kept = [t for t in store.trials if t.kept]
     if k is None or not any(t.score is not None for t in kept):
         return
@@ -49,6 +50,6 @@ def prune(store: Store, k: int | None) -> None:
 
 
 def is_pending_final(trial: Trial, about: Mapping[str, Any]) -> bool:
-    """Whether it is a final training that a fit may still use, since none has been completed after it."""
+    """Whether it is a final training that a fit may still use, since no fit has been completed after it."""
     settled = about.get("settled")
     return trial.final and not (isinstance(settled, int) and trial.id <= settled)

@@ -12,7 +12,8 @@ from morphnas.train.data import Examples, Task
 log = logging.getLogger("morphnas")
 
 MIN_TRAINING_RATIO = 0.5
-"""Training of another network, relative to that of the existing model, from which on it replaces that model."""
+"""Number of examples that the final trainings of another network have seen, relative to those of the existing model,
+from which on it replaces that model."""
 
 
 def model_to_keep(
@@ -22,7 +23,8 @@ def model_to_keep(
 
     A model of the same data is kept if its final trainings have seen more examples than those of the new one: of the
     same network at all, of another network more than 1 / `MIN_TRAINING_RATIO` times as many. A model of other data is
-    kept only if nothing was trained on these. data: name of the data; None: not the same.
+    kept only if there was no final training on the new data. A model whose weights cannot be read is replaced. data:
+    name of the new data, see `data_id`; None: they count as other data.
     """
     known = {trial.id: trial for trial in store.trials}
     old_final, old_best = (known.get(store.about.get(name, -1)) for name in ("final", "best"))

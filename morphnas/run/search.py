@@ -24,7 +24,7 @@ from morphnas.train.recipe import Recipe
 log = logging.getLogger("morphnas")
 
 MAX_FAILED_TRIALS = 9
-"""Failed trainings after which a search without any network ends."""
+"""Number of trials from which on failed ones are not repeated any more, although there is no usable network."""
 MAX_REFUSED = 50
 """Consecutive proposals beyond the limits after which the search ends."""
 RETRIED_STATUSES = ("failed", "diverged")
@@ -39,7 +39,7 @@ def decide_flip(recipe: Recipe, trials: Sequence[Trial], baseline_metric: float)
 
     Flips are used unless its metric drops on mirrored images by more than `MAX_FLIP_DROP` plus 1.64 standard errors
     (5 %, one-sided; an upper bound on the error of a difference of two shares of the same examples). It is good enough
-    with a metric of at least 30 points above `baseline_metric`, or half of what is left above it. Until then networks
+    with a metric of at least 30 points above `baseline_metric`, or half of the way from it to 1. Until then networks
     are trained without flips, and evaluated on mirrored images.
     """
     if recipe.augment.flip is not None:
@@ -74,9 +74,10 @@ class Search:
     """A search: `run` asks for proposals and trains them until the deadline, `max_trials` or the searcher ends it.
 
     Final trainings do not count as trials of the search, and are not passed to searchers.
-    Trials that an earlier driver claimed and did not finish, or that a stop cut short, run first, under their ids,
-    except final trainings, which are left to `morphnas.run.final`. If there is no network yet, at least one trial is
-    started, however short the time, so that there is one at the end. A worker gets its next job as soon as it is free.
+    Trials that an earlier driver claimed and did not finish, or that a stop cut short (unless others start from them),
+    run first, under their ids, except final trainings, which are left to `morphnas.run.final`. If there is no network
+    yet, at least one trial is started, however short the time, so that there is one at the end. A worker gets its next
+    job as soon as it is free.
 
     baseline_metric: see `decide_flip`. guess: seconds per FLOP, until some are measured. limits: networks beyond these
     fail without training, whoever proposes them. For the other settings, and trials that run at the end, see
@@ -119,7 +120,7 @@ class Search:
         self._started, self._refused = False, 0
 
     def run(self) -> None:
-        """Run the search. Errors of the store are raised, those in a trial are its outcome.
+        """Run the search. Errors of the store, and `DeviceLost`, are raised; those in a trial are its outcome.
 
         SearcherError if the searcher fails before any network is trained; later this ends the search with a warning.
         """

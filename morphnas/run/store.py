@@ -7,8 +7,9 @@
     trials/00007/weights.safetensors
     trials/00007/trial.json    written last: it commits the trial
     model/model.json           what predict needs, and the name of its weights file, which is written first
+    lock, holder               the lock of the driver that may write, and a text that names its process
 
-Every file is written under a temporary name, synced and renamed. Reading cannot execute code.
+All but the last two are written under a temporary name, synced and renamed. Reading cannot execute code.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class Store:
     def create(cls, path: Path, about: Mapping[str, Any], overwrite: bool = False) -> Self:
         """A new run in an empty or new folder; with `overwrite`, only the files of an earlier run are removed first.
 
-        RunError if the folder holds a run (without `overwrite`) or other files, or cannot be written to.
+        RunError if the folder holds a run (without `overwrite`) or other files, cannot be written to, or is locked.
         """
         try:
             cls.check(path, overwrite=overwrite)
@@ -207,7 +208,7 @@ class Store:
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """The run in the folder, to be continued."""
+        """The run in the folder, to be continued; RunError if there is none, or it cannot be read or written to."""
         try:
             about = load_about(path)
         except RunError as error:
@@ -272,7 +273,7 @@ class Store:
             raise RunError(f"there is no trial {id!r:.100} in {self.path}, or it cannot be read") from None
 
     def claim(self, proposal: Proposal) -> Trial:
-        """Give the proposal an id and write it to disk, after its parent."""
+        """Give the proposal an id and write it to disk, once its parent has been written."""
         if proposal.parent is not None:
             self.wait_for_writes(proposal.parent)
         graph = grow_proposal(proposal, {trial.id: trial.graph for trial in self._trials.values()})
@@ -382,7 +383,7 @@ class Store:
         return self.path / "starts" / f"{graph.key}.safetensors"
 
     def has_start_weights(self, start: Graph | int) -> bool:
-        """Whether weights were stored by `give` for this start."""
+        """Whether weights were stored by `add_start_weights` for this start."""
         return isinstance(start, Graph) and self._start_file(start).is_file()
 
     def start(self, start: Graph | int) -> Graph | Network:
@@ -492,7 +493,7 @@ def data_id(fingerprint: object) -> str:
 
 
 def load_model(path: Path) -> tuple[Network, dict[str, Any]]:
-    """The network that predicts, and the contents of model.json."""
+    """The network that predicts, and the contents of model.json; RunError if they cannot be read."""
     about = read_json(check_inside(path / "model" / "model.json", path))
     if about.get("format") != FORMAT:
         raise RunError(f"{path / 'model'} has format {about.get('format')!r}, this version reads {FORMAT}")
@@ -559,7 +560,8 @@ class Run:
         return frame(trial_rows(self.trials), TRIAL_COLUMNS).astype({"parent": "Int64"})
 
     def curves(self) -> Any:
-        """A pandas.DataFrame with one row per epoch of each trial: trial, epoch, seconds, loss, score, metric."""
+        """A pandas.DataFrame with one row per scored epoch of each trial, see `curve_rows`: trial, epoch, seconds,
+        loss, score, metric; ImportError without pandas."""
         return frame(curve_rows(self.trials), CURVE_COLUMNS)
 
     @cached_property

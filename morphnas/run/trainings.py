@@ -22,8 +22,8 @@ from morphnas.train.recipe import Outcome
 class Trainings:
     """The trials that run on an executor: `submit` starts one, `wait` waits for the next event of any of them.
 
-    Results are written to the store, and the observer is called, in the thread that created this object. A worker
-    that returns no result soon after the deadline is not waited for: its trial has failed. When a stop is requested,
+    Results are handed to the store, and the observer is called, in the thread that created this object. A worker that
+    returns no result soon after the deadline is not waited for: its trial has failed. When a stop is requested,
     trials end with the result so far and the error `STOPPED`, which `Store.reopen` undoes. Trials stay open, to be
     continued, if they are final and have no score, if no worker has started them, or if it does not respond soon.
 

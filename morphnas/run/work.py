@@ -41,7 +41,7 @@ MAX_MORPH_ERROR = 1e-3
 """Largest difference between the outputs of child and parent that is accepted, relative to the largest output, in
 float32."""
 RETRY_LR_DIVISOR = 4.0
-"""Divisor of the learning rate when a training that diverged is repeated."""
+"""Divisor of the learning rate for repeating a training that diverged."""
 LATENCY_SECONDS = 0.1
 """Time limit in seconds for measuring a network's latency."""
 MIN_SIDE_TO_WHITEN = 16
@@ -49,29 +49,30 @@ MIN_SIDE_TO_WHITEN = 16
 _PROBE_EXAMPLES = 64
 """Examples on which the outputs of child and parent are compared."""
 _CALIBRATION_EXAMPLES = 512
-"""Most examples from which statistics of new batch norms and whitening filters are estimated."""
+"""Maximum number of examples that the statistics for new batch norms and whitening filters are estimated from."""
 
 
 def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
     """Apply the job's morphs to its start, check that they preserve the outputs, and train the network.
 
     A training that diverges is repeated once at a lower learning rate, in the remaining time, and the better of the two
-    is returned. Returns the outcome and the weights of the best epoch, or None for the weights if the job failed. Any
-    error becomes an outcome, except for `DeviceLost`, which is not the network's fault; KeyboardInterrupt propagates.
+    is returned. Returns the outcome and the weights of the best epoch (those before the first one, if there was no time
+    for any), or None for the weights if the training failed, ran out of memory, or could not begin in time. Any error
+    becomes an outcome, except for `DeviceLost`, which is not the network's fault; KeyboardInterrupt propagates.
     """
     deadline = Deadline.after(job.seconds, stop=job.stop)
     start_graph = job.start if isinstance(job.start, Graph) else job.start.graph
-    keeper = CheckpointWriter(job.checkpoint, _identity(job, task), weights=4 * start_graph.parameters)
-    saved = keeper.load()
+    writer = CheckpointWriter(job.checkpoint, _identity(job, task), weights=4 * start_graph.parameters)
+    saved = writer.load()
     if saved is None or saved.first is None:
-        first, saved = _attempt(job, task, deadline, each_epoch, keeper, saved), None
+        first, saved = _attempt(job, task, deadline, each_epoch, writer, saved), None
     else:
         first = saved.first
     if first[0].status != "diverged" or (deadline.passed and saved is None):
         return first
     retry_recipe = replace(job.recipe, lr=max(MIN_LEARNING_RATE, job.recipe.lr / RETRY_LR_DIVISOR))
-    keeper.first = first
-    second = _attempt(replace(job, recipe=retry_recipe), task, deadline, each_epoch, keeper, saved)
+    writer.first = first
+    second = _attempt(replace(job, recipe=retry_recipe), task, deadline, each_epoch, writer, saved)
     outcome, weights = max(second, first, key=_goodness)
     return replace(outcome, retries=1, error=outcome.error or first[0].error), weights
 
@@ -93,7 +94,7 @@ def _attempt(
     task: Task,
     deadline: Deadline,
     each_epoch: EachEpoch | None,
-    keeper: CheckpointWriter,
+    writer: CheckpointWriter,
     saved: Saved | None,
 ) -> Result:
     """One training of `work`. saved: the checkpoint to continue from; if it turns out to belong to another training,
@@ -118,7 +119,7 @@ def _attempt(
                 scored=job.scored,
                 micro=job.micro,
                 smallest=MIN_MICRO_BATCH,
-                keep=keeper,
+                keep=writer,
                 saved=None if saved is None else saved.checkpoint,
             )
             if job.scored and outcome.score is not None:
@@ -131,7 +132,7 @@ def _attempt(
             return replace(outcome, morph_error=difference), weights_of(module)
     except CheckpointMismatch as error:
         log.warning("a training starts again, because its checkpoint belongs to another one: %s", error)
-        return _attempt(job, task, deadline, each_epoch, keeper, None)
+        return _attempt(job, task, deadline, each_epoch, writer, None)
     except OutOfTime as error:
         return Outcome("truncated", error=str(error)), None
     except Exception as error:
@@ -144,11 +145,13 @@ def _attempt(
 
 
 def grow_network(job: Job, task: Task, deadline: Deadline = NEVER) -> tuple[nn.Module, float | None]:
-    """The network to train, on the task's device, and how far its morphs changed the outputs (None: no morphs).
+    """The network to train, on the task's device, and the largest change of outputs by its morphs, relative to the
+    largest output (None: no morphs).
 
     New batch norms get the statistics of a batch of training examples, fewer if time or memory is short. OutOfTime if
-    the deadline comes before that is done. If the recipe whitens, the first filters of a network with fresh weights are
-    whitening filters, first filters get no gradients, and morphs that add some add further whitening directions.
+    the deadline comes before the outputs are compared. If the recipe whitens, the first filters of a network with fresh
+    weights are whitening filters, first filters get no gradients, and morphs that add some add further whitening
+    directions.
     """
     if isinstance(job.start, Graph):
         weights = fresh_weights(job.start, torch.Generator().manual_seed(job.seed))
