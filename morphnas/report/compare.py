@@ -256,7 +256,9 @@ def _value(trial: Trial, by_accuracy: bool) -> float:
 
 def _best_so_far(trials: Sequence[Trial], times: np.ndarray[Any, Any], by_accuracy: bool) -> list[float | None]:
     spans = facts.timeline(trials)
-    ended = sorted((spans[t.id][1], _value(t, by_accuracy)) for t in trials if t.score is not None)
+    scored = [t for t in trials if t.score is not None]
+    allowed = [t for t in scored if not t.slow] or scored
+    ended = sorted((spans[t.id][1], _value(t, by_accuracy)) for t in allowed)
     return [max((value for end, value in ended if end <= time), default=None) for time in times]
 
 

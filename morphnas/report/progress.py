@@ -76,8 +76,9 @@ class Progress:
     def trial_ends(self, trial: Trial) -> None:
         outcome = trial.outcome
         if outcome is not None and outcome.score is not None:
-            best = self._best.score if self._best is not None else None
-            self._best = outcome if best is None or outcome.score > best else self._best
+            best = self._best
+            if best is None or best.score is None or (not outcome.slow, outcome.score) > (not best.slow, best.score):
+                self._best = outcome
         if self._bar is None and self._file is not None:
             metric, interval = metric_words(outcome, named=True), interval_words(outcome)
             status, error = status_words(trial), error_words(outcome)

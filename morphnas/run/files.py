@@ -101,7 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
     content = read_bytes(path, MAX_JSON_BYTES)
     try:
         data = parse_json(content)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RunError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise RunError(f"{path} is not a JSON object")
@@ -111,12 +111,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """A JSON value; ValueError for text that is not JSON, contains NaN or Infinity, or is not UTF-8. RecursionError for
-    very deep nesting.
+    """A JSON value; ValueError for text that is not JSON, contains NaN or Infinity, is nested too deeply, or is not
+    UTF-8.
 
     Decoded here, since `json.loads` detects other encodings in bytes and imports code for them.
     """
-    return json.loads(data if isinstance(data, str) else data.decode(), parse_constant=_refuse_constant)
+    try:
+        return json.loads(data if isinstance(data, str) else data.decode(), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _refuse_constant(word: str) -> float:

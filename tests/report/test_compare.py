@@ -52,6 +52,16 @@ def test_a_run_and_its_copy_are_the_same() -> None:
     json.dumps(found.to_json(), allow_nan=False)
 
 
+def test_networks_that_are_too_slow_are_in_no_curve() -> None:
+    """They cannot win either, unless all are."""
+    good, fast = scored(0, LARGE, -0.1, 0.97), scored(1, SMALL, -0.5, 0.85)
+    assert good.outcome is not None
+    slow = replace(good, outcome=replace(good.outcome, slow=True))
+    for trials, expected in (([slow, fast], 0.85), ([slow], 0.97)):
+        (one, _) = compare_runs([run(trials), run(trials, "copy")]).runs
+        assert {value for value in one.curve if value is not None} == {expected}
+
+
 def test_others_differ() -> None:
     one, other = run([scored(0, LARGE, -0.1, 0.97)]), run([scored(0, SMALL, -0.9, 0.7)], "other")
     found = compare_runs([one, other])

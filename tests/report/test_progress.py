@@ -90,6 +90,19 @@ def test_a_terminal_gets_one_live_line_that_goes_away(monkeypatch: pytest.Monkey
     assert threading.active_count() == threads
 
 
+def test_a_network_that_is_too_slow_is_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    terminal, (first, second, better, *_) = Terminal(), history()
+    assert better.outcome is not None
+    progress = Progress(600, terminal, clock=Clock())
+    for one in (replace(better, outcome=replace(better.outcome, slow=True)), second, first):
+        progress.trial_begins(one)
+        progress.trial_ends(one)
+    progress.close()
+    states = [state.strip() for state in terminal.getvalue().split("\r")]
+    assert "best 92.50 %" in [state for state in states if "best" in state][-1]
+
+
 def test_without_a_limit_it_says_how_long_it_has_taken() -> None:
     for file in (io.StringIO(), Terminal()):
         clock = Clock()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from morphnas.graph import Graph, Weights, cnn
@@ -146,7 +147,7 @@ def test_a_checkpoint_of_another_work_is_said_and_not_used(
     assert "starts again" in caplog.text
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage" * 9, b"\xff" * 8 + b"{}", "half", "other format"])
+@pytest.mark.parametrize("data", [b"", b"garbage" * 9, b"\xff" * 8 + b"{}", "half", "other format", "deep"])
 def test_a_damaged_checkpoint_is_said_and_not_used(
     tmp_path: Path, often: None, caplog: pytest.LogCaptureFixture, data: bytes | str
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_damaged_checkpoint_is_said_and_not_used(
         work(job, TASK, killed_after(2))
     whole = file.read_bytes()
     made = {"half": whole[: len(whole) // 2], "other format": whole.replace(b'format\\": 1', b'format\\": 2', 1)}
+    made["deep"] = save({"x": torch.zeros(1)}, {"checkpoint": "[" * 200_000 + "]" * 200_000})
     file.write_bytes(made[data] if isinstance(data, str) else data)
     with caplog.at_level(logging.WARNING, "morphnas"):
         assert same(work(job, TASK), work(replace(job, checkpoint=None), TASK))
