@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 
 import morphnas
 from morphnas.estimators import fitting
-from morphnas.run.expectation import Forecast, peak_memory
+from morphnas.run.expectation import ExpectationReporter, peak_memory
 
 RESULTS = Path(__file__).parent / "results" / "expectation.json"
 FITS = (
@@ -45,12 +45,12 @@ def run_fit(data: str, n: int, seconds: float, width: int, seed: int) -> dict[st
         x, y = digits.images[:n], digits.target[:n]
     forecasts: list[dict[str, Any]] = []
 
-    class RecordedForecast(Forecast):
+    class RecordedForecast(ExpectationReporter):
         def _note(self, found: Any) -> None:
             forecasts.append(found.to_json())
             super()._note(found)
 
-    with tempfile.TemporaryDirectory() as folder, patch.object(fitting, "Forecast", RecordedForecast):
+    with tempfile.TemporaryDirectory() as folder, patch.object(fitting, "ExpectationReporter", RecordedForecast):
         args = {"default_model_width": width} if width else None
         classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu", searcher_args=args)
         classifier.fit(x, y, time_limit=seconds)

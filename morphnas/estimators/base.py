@@ -630,8 +630,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 plan = sizes.plan(seconds)
                 max_trials = plan.max_networks(self.max_trials) if self.refit else self.max_trials
                 for_search, small = sizes.for_search(seconds)
-                terms = SearchConditions(max_trials, self.refit, for_search=for_search, small=small)
-                return SearchSpace.of(plan, problem, settings, seconds, terms)
+                conditions = SearchConditions(max_trials, self.refit, for_search=for_search, small=small)
+                return SearchSpace.of(plan, problem, settings, seconds, conditions)
 
     def results_summary(self, n: int = 10) -> Results:
         """The best networks of the run.

@@ -18,7 +18,7 @@ from morphnas.graph import Network
 from morphnas.report.words import error_words
 from morphnas.run.ensemble import build_ensemble, count_evaluated, select_members
 from morphnas.run.executors import SerialExecutor
-from morphnas.run.expectation import SMALL_WIDTH, Forecast, Ladder, SearchConditions
+from morphnas.run.expectation import SMALL_WIDTH, ExpectationReporter, Ladder, SearchConditions
 from morphnas.run.files import RunError
 from morphnas.run.final import USABLE_STATUSES, Final, close_open_finals, may_have_seen
 from morphnas.run.jobs import Executor
@@ -152,10 +152,10 @@ class Fitting:
         max_trials: int | None,
         for_search: float | None,
         small: bool,
-    ) -> Forecast:
+    ) -> ExpectationReporter:
         """The observer that reports what to expect of a search until `end`. for_search, small: see `Expectation`."""
         place = self.settings.place
-        terms = SearchConditions(
+        conditions = SearchConditions(
             max_trials=self.plan.max_networks(max_trials) if self.starters_only else max_trials,
             finals=self.refit,
             workers=place.parallel_trials,
@@ -167,7 +167,7 @@ class Fitting:
             small=small,
         )
         gpu = self.settings.device.type == "cuda"
-        return Forecast(self.store, self.plan, lambda: end.left, terms, tell, gpu)
+        return ExpectationReporter(self.store, self.plan, lambda: end.left, conditions, tell, gpu)
 
     @contextlib.contextmanager
     def search(

@@ -51,19 +51,21 @@ class SearchSpace:
     expected: Expectation
 
     @staticmethod
-    def of(plan: Plan, problem: Problem, settings: Settings, seconds: float, terms: SearchConditions) -> SearchSpace:
-        """The search space of a fit. terms: the fields that do not follow from the settings and the problem."""
+    def of(
+        plan: Plan, problem: Problem, settings: Settings, seconds: float, conditions: SearchConditions
+    ) -> SearchSpace:
+        """The search space of a fit. conditions: the fields that do not follow from the settings and the problem."""
         space: Space = MorphSpace(plan.starts, plan.limits.morphs)
         searcher = settings.searcher(space, recipe=plan.recipe, limits=plan.limits, seed=0)
-        terms = replace(
-            terms,
+        conditions = replace(
+            conditions,
             workers=settings.place.parallel_trials,
             ladder=Ladder.of(searcher),
             keep=settings.keep,
             data=problem.bytes_in_memory,
         )
         free = shutil.disk_usage(settings.data_memory.disk).free
-        expected = expectation(plan, (), plan.search_share * seconds, terms, free=free)
+        expected = expectation(plan, (), plan.search_share * seconds, conditions, free=free)
         space = _space_of(searcher) or space
         starts = tuple(_starter(graph, space, plan.limits) for graph in plan.starts)
         used_tags = [tag for start in starts for tag in start.neighbours]

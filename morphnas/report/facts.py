@@ -94,10 +94,10 @@ def timeline(trials: Sequence[Trial]) -> dict[int, Span]:
     zero, latest, since = 0.0, 0.0, -1
     for trial in trials:
         start = latest
-        if trial.begun is not None:
-            if trial.since != since:
-                zero, since = latest - trial.begun, trial.since
-            start = zero + trial.begun
+        if trial.started is not None:
+            if trial.driver_start != since:
+                zero, since = latest - trial.started, trial.driver_start
+            start = zero + trial.started
         spans[trial.id] = (start, start + (0.0 if trial.outcome is None else trial.outcome.seconds))
         latest = max(latest, spans[trial.id][1])
     return spans

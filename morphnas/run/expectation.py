@@ -148,7 +148,7 @@ def expectation(
     plan: Plan,
     trials: Sequence[Trial],
     left: float,
-    terms: SearchConditions,
+    conditions: SearchConditions,
     *,
     free: int,
     process: int = 0,
@@ -159,7 +159,7 @@ def expectation(
     free: bytes that are free on the disk. process: bytes of memory of this process, with the examples; 0: only a GPU's
     memory counts. overhead: seconds between two trials; None: not measured yet.
     """
-    data, workers, ladder = terms.data, terms.workers, terms.ladder
+    data, workers, ladder = conditions.data, conditions.workers, conditions.ladder
     searched = [trial for trial in trials if not trial.final]
     done = [trial for trial in searched if trial.outcome is not None]
     pace = seconds_per_flop(searched, plan.seconds_per_flop)
@@ -180,12 +180,12 @@ def expectation(
         ladder=ladder,
         on_rung=tuple(sum(t.epochs == epochs * ladder.factor**rung for t in done) for rung in range(ladder.rungs + 1)),
     )
-    trials_left = math.inf if terms.max_trials is None else max(0, terms.max_trials - len(done))
+    trials_left = math.inf if conditions.max_trials is None else max(0, conditions.max_trials - len(done))
     graphs = [*(t.graph for t in searched), *plan.starts]
     training = max(_training_bytes(plan, trials, graph) for graph in graphs)
     if not process:
         memory = data + workers * MAX_GROWTH * training
-    elif terms.separate_processes:
+    elif conditions.separate_processes:
         memory = process + workers * (process - data + MAX_GROWTH * training)
     else:
         memory = process + (MAX_GROWTH - 1) * training
@@ -200,10 +200,10 @@ def expectation(
     written = sum(weight_bytes(t.graph) for t in trials if t.kept)
     mean_seconds = per_flop * statistics.mean(graph.work for graph in graphs)
     kept = written + mean_weights * max(float(len(seconds)), sum(seconds) / mean_seconds if mean_seconds else 0.0)
-    if terms.keep is not None:
-        kept = min(kept, mean_weights * (terms.keep * (ladder.rungs + 1) + 2))
+    if conditions.keep is not None:
+        kept = min(kept, mean_weights * (conditions.keep * (ladder.rungs + 1) + 2))
     largest = max(map(weight_bytes, graphs))
-    disk = kept + networks * BYTES_PER_TRIAL + largest * (1 + (MAX_FINALS if terms.finals else 0))
+    disk = kept + networks * BYTES_PER_TRIAL + largest * (1 + (MAX_FINALS if conditions.finals else 0))
     all_seconds = [*seconds, *(outcome.seconds for outcome in finished)]
     return Expectation(
         networks=networks,
@@ -211,13 +211,13 @@ def expectation(
         most=max(most, networks),
         measured=len(finished),
         seconds_per_network=statistics.mean(all_seconds) if all_seconds else per_flop * base_work,
-        final_share=1 - plan.search_share if terms.finals else 0.0,
+        final_share=1 - plan.search_share if conditions.finals else 0.0,
         disk=int(disk),
         to_write=int(max(0, disk - written)),
         free=free,
         memory=int(memory),
-        for_search=terms.for_search,
-        small=terms.small,
+        for_search=conditions.for_search,
+        small=conditions.small,
     )
 
 
@@ -317,7 +317,7 @@ def seconds_for_search(planned: Callable[[float], Plan], seconds: float) -> floa
 
 
 @dataclass
-class Forecast:
+class ExpectationReporter:
     """An observer that reports what is expected of the search once, and keeps run.json up to date with it.
 
     It is passed to `report` at the end of a trial once three trials (or as many as there are starters) have ended, or a
@@ -328,7 +328,7 @@ class Forecast:
     store: Store
     plan: Plan
     left: Callable[[], float]
-    terms: SearchConditions
+    conditions: SearchConditions
     report: Callable[[str], None]
     gpu: bool = False
     clock: Callable[[], float] = time.monotonic
@@ -347,12 +347,14 @@ class Forecast:
         overhead = None
         if len(ended) > 1:
             now = self.clock()
-            available = sum(now - start for start in sorted(self._started.values())[: self.terms.workers])
+            available = sum(now - start for start in sorted(self._started.values())[: self.conditions.workers])
             worked = sum(outcome.seconds for outcome in ended)
             worked += sum(now - self._started[t.id] for t in trials if t.outcome is None and t.id in self._started)
             overhead = max(0.0, available - worked) / len(ended)
         free, process = shutil.disk_usage(self.store.path).free, 0 if self.gpu else peak_memory()
-        return expectation(self.plan, trials, self.left(), self.terms, free=free, process=process, overhead=overhead)
+        return expectation(
+            self.plan, trials, self.left(), self.conditions, free=free, process=process, overhead=overhead
+        )
 
     def trial_begins(self, trial: Trial) -> None:
         self._started[trial.id] = self.clock()
@@ -378,10 +380,10 @@ class Forecast:
         self.report(str(expected))
         if expected.to_write > expected.free:
             to_write, free = _bytes(expected.to_write), _bytes(expected.free)
-            hint = ": keep=5 keeps only the weights of the best networks" if self.terms.keep is None else ""
+            hint = ": keep=5 keeps only the weights of the best networks" if self.conditions.keep is None else ""
             text = f"the run is expected to write {to_write} more, but {free} are free on the disk of"
             warnings.warn(f"{text} {str(self.store.path)!r}{hint}", stacklevel=2)
-        if expected.networks == 1 and len(self.plan.starts) > 1 and self.terms.max_trials is None:
+        if expected.networks == 1 and len(self.plan.starts) > 1 and self.conditions.max_trials is None:
             seconds = expected.for_search
             hint = "" if seconds is None else f"; a search needs a limit of about {_seconds(seconds)}"
             log.warning("there is only time for one network, without any comparison%s", hint)

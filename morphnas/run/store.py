@@ -143,8 +143,8 @@ def _read_trials(path: Path) -> Iterator[Trial]:
                 int(name),
                 proposal,
                 graph,
-                since=since if isinstance(since, int) else 0,
-                begun=begun if is_number(begun) else None,
+                driver_start=since if isinstance(since, int) else 0,
+                started=begun if is_number(begun) else None,
             )
             if committed:
                 end = read_json(check_inside(folder / "trial.json", path))
@@ -288,7 +288,7 @@ class Store:
         if proposal.morphs or proposal.parent is not None:  # readable even if the parent or a morph's class is missing
             data["graph"] = graph.to_json()
         write_json(_trial_folder(self.path, id) / "proposal.json", data)
-        self._trials[id] = Trial(id, proposal, graph, since=first, begun=begun)
+        self._trials[id] = Trial(id, proposal, graph, driver_start=first, started=begun)
         return self._trials[id]
 
     def finish(self, id: int, outcome: Outcome, weights: Weights | None, in_background: bool = False) -> Trial:

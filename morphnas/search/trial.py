@@ -74,8 +74,8 @@ def _plain(value: Any) -> Any:
 class Trial:
     """A proposal that a driver process has started. outcome: None while it runs. kept: whether its weights are stored.
 
-    since: id of the first trial that the same driver started. begun: seconds from the start of that trial to the start
-    of this one; None if unknown.
+    driver_start: id of the first trial that the same driver started. started: seconds from the start of that trial to
+    the start of this one; None if unknown.
     """
 
     id: int
@@ -83,8 +83,8 @@ class Trial:
     graph: Graph
     outcome: Outcome | None = None
     kept: bool = False
-    since: int = field(default=0, compare=False)
-    begun: float | None = field(default=None, compare=False)
+    driver_start: int = field(default=0, compare=False)
+    started: float | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         start = "" if self.parent is None else f", from {self.parent}"

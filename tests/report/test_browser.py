@@ -59,7 +59,7 @@ def searched() -> list[Trial]:
                 one,
                 proposal=replace(one.proposal, recipe=recipe, why=why if one.parent is not None else {}),
                 outcome=outcome,
-                begun=30.0 * one.id,
+                started=30.0 * one.id,
             )
         )
     return [*found, trial(8, found[0], outcome=Outcome("failed", error=f"Traceback\n{EVIL}"))]

@@ -27,7 +27,7 @@ numbers = st.floats(-5, 5)
 
 def begun(one: Trial, seconds: float) -> Trial:
     """The trial, started so many seconds after the first."""
-    return replace(one, begun=seconds)
+    return replace(one, started=seconds)
 
 
 def test_times_follow_from_when_trials_were_taken_up() -> None:
@@ -35,7 +35,7 @@ def test_times_follow_from_when_trials_were_taken_up() -> None:
     assert facts.timeline([first, second]) == {0: (0.0, 12.34), 1: (20.0, 32.34)}
     spent = facts.time_spent([first, second])
     assert (spent.training, spent.final, spent.between) == pytest.approx((24.68, 0.0, 7.66))
-    resumed = facts.timeline([first, replace(second, since=1)])
+    resumed = facts.timeline([first, replace(second, driver_start=1)])
     assert resumed[1] == (12.34, 24.68), "another driver's clock says nothing of the first one's"
     assert facts.timeline([trial(0, SMALL), trial(1, LARGE)])[1] == (12.34, 24.68), (
         "one after the other, where none says"

@@ -19,7 +19,7 @@ from morphnas.graph import Limits, cnn
 from morphnas.run import expectation as module
 from morphnas.run.expectation import (
     Expectation,
-    Forecast,
+    ExpectationReporter,
     Ladder,
     SearchConditions,
     expectation,
@@ -212,7 +212,9 @@ def play(path: Path, n: int, clock: Clock, left: float = 60.0, epochs: bool = Fa
     told: list[str] = []
     with store_of(path) as store:
         begun, meant = clock(), SearchConditions(**terms)
-        forecast = Forecast(store, PLAN, lambda: max(0.0, left - (clock() - begun)), meant, told.append, clock=clock)
+        forecast = ExpectationReporter(
+            store, PLAN, lambda: max(0.0, left - (clock() - begun)), meant, told.append, clock=clock
+        )
         for trial in done(n):
             claimed = store.claim(trial.proposal)
             forecast.trial_begins(claimed)
@@ -235,7 +237,9 @@ def test_networks_that_run_are_no_overhead(tmp_path: Path) -> None:
     """Of three workers, two have finished a network and started another, and one trains its first."""
     clock = Clock()
     with store_of(tmp_path / "run") as store:
-        forecast = Forecast(store, PLAN, lambda: 600.0, SearchConditions(workers=3), lambda _: None, clock=clock)
+        forecast = ExpectationReporter(
+            store, PLAN, lambda: 600.0, SearchConditions(workers=3), lambda _: None, clock=clock
+        )
         claimed = [store.claim(Proposal(STARTS[i % 2], (), RECIPE)) for i in range(5)]
         for trial in claimed[:3]:
             forecast.trial_begins(trial)
@@ -266,7 +270,7 @@ def test_it_is_told_soon_where_there_is_little_time(tmp_path: Path, caplog: pyte
 def test_it_is_told_after_a_minute_of_the_first_network(tmp_path: Path) -> None:
     clock, told = Clock(), list[str]()
     with store_of(tmp_path / "run") as store:
-        forecast = Forecast(store, PLAN, lambda: 3600.0, SearchConditions(), told.append, clock=clock)
+        forecast = ExpectationReporter(store, PLAN, lambda: 3600.0, SearchConditions(), told.append, clock=clock)
         trial = store.claim(Proposal(STARTS[0], (), RECIPE))
         for _ in range(5):
             clock.now += 20
@@ -277,13 +281,13 @@ def test_it_is_told_after_a_minute_of_the_first_network(tmp_path: Path) -> None:
 
 def test_it_is_looked_at_again_from_time_to_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[int] = []
-    note = Forecast._note
+    note = ExpectationReporter._note
 
-    def noted(self: Forecast, found: Expectation) -> None:
+    def noted(self: ExpectationReporter, found: Expectation) -> None:
         notes.append(found.measured)
         note(self, found)
 
-    monkeypatch.setattr(Forecast, "_note", noted)
+    monkeypatch.setattr(ExpectationReporter, "_note", noted)
     assert len(play(tmp_path / "run", 20, Clock(), 600.0)) == 1
     assert notes == [3, 9, 15], "every 30 seconds, of 5 for a network"
 

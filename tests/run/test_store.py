@@ -910,8 +910,8 @@ def test_trials_know_which_driver_took_them_up(path: Path) -> None:
     with resumed(path) as store:
         for proposal in proposals(5)[3:]:
             store.claim(proposal)
-        assert [trial.since for trial in store.trials] == [0, 0, 0, 3, 3]
-    assert [trial.since for trial in load_run(path).trials] == [0, 0, 0, 3, 3]
+        assert [trial.driver_start for trial in store.trials] == [0, 0, 0, 3, 3]
+    assert [trial.driver_start for trial in load_run(path).trials] == [0, 0, 0, 3, 3]
 
 
 def test_a_trial_that_cannot_be_read_is_not_written_over(path: Path) -> None:
