@@ -34,7 +34,7 @@ def test_a_searcher_and_a_space_of_ones_own(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.slow
 def test_a_morph_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
-    OWN_MORPH["main"](["--time-limit", "20"])
+    OWN_MORPH["main"](["--time-limit", "60"])
     output = capsys.readouterr().out
     assert "spread" in output
     assert float(output.split()[-1].rstrip("%")) > 80
