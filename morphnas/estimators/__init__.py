@@ -11,23 +11,7 @@ from morphnas.run.store import user_path
 
 
 def load(path: str | os.PathLike[str]) -> ImageClassifier | ImageRegressor:
-    """Load the fitted estimator of a run, ready to predict.
-
-    Parameters
-    ----------
-    path : str or Path
-        The run folder.
-
-    Returns
-    -------
-    ImageClassifier or ImageRegressor
-        Whichever was fitted, see its `load`.
-
-    Raises
-    ------
-    RunError
-        If the folder holds no model.
-    """
+    """Load whichever estimator was fitted in the run folder `path`, see its `load`. RunError if there is no model."""
     target = read_stored_model(user_path(path))[1].get("target")
     is_regression = isinstance(target, dict) and "amounts" in target
     return ImageRegressor.load(path) if is_regression else ImageClassifier.load(path)

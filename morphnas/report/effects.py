@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from morphnas.report.facts import gain, searched
@@ -47,7 +47,7 @@ class Setting:
     """
 
     name: str
-    values: dict[int, float | str]
+    values: Mapping[int, float | str]
     options: tuple[str, ...] = ()
 
     @property
@@ -74,5 +74,5 @@ def varied_settings(trials: Sequence[Trial]) -> list[Setting]:
             result.append(Setting(name, values))
         else:
             words = {id: str(value) for id, value in values.items()}
-            result.append(Setting(name, {**words}, tuple(dict.fromkeys(words.values()))))
+            result.append(Setting(name, words, tuple(dict.fromkeys(words.values()))))
     return result

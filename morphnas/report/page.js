@@ -369,7 +369,8 @@ function kinds() {
 }
 function settings() {
   for (const setting of data.settings) {
-    const name = `setting-${setting.name}`, at = trial => setting.values[trials.indexOf(trial)], words = value => String(+value.toPrecision(3));
+    const values = new Map(trials.map((trial, i) => [trial.id, setting.values[i]]));
+    const name = `setting-${setting.name}`, at = trial => values.get(trial.id), words = value => String(+value.toPrecision(3));
     const list = trials.filter(trial => valueOf(trial) !== null && at(trial) !== null);
     if (!list.length || !plot(name)) continue;
     const note = trial => `${brief(trial)}, ${setting.name.replaceAll("_", " ")} ${at(trial)}`;
@@ -377,8 +378,8 @@ function settings() {
       strips(name, list, setting.options, valueOf, trial => setting.options.indexOf(at(trial)), {text: value => valueText(value, 0), label: measured()}, note);
       continue;
     }
-    const values = list.map(at), low = Math.min(...values), high = Math.max(...values);
-    const chart = frame(name, {x: setting.log ? [low / 1.15, high * 1.15] : span(values, true), log: setting.log, y: span(list.map(valueOf)), xText: words,
+    const drawn = list.map(at), [low, high] = [Math.min(...drawn), Math.max(...drawn)];
+    const chart = frame(name, {x: setting.log ? [low / 1.15, high * 1.15] : span(drawn, true), log: setting.log, y: span(list.map(valueOf)), xText: words,
       xName: `${setting.name.replaceAll("_", " ")}${setting.log ? ", logarithmic" : ""}`, yText: valueText});
     points(name, chart, [...list].sort((a, b) => (a.shade ?? -1) - (b.shade ?? -1)), trial => [chart.x(at(trial)), chart.y(valueOf(trial))], note);
   }

@@ -299,7 +299,7 @@ def panels(run: Run, best: Trial | None) -> list[Panel]:
         _map_panel(trials),
         Panel("strides", "Exploring or exploiting", _STRIDES, "" if facts.strides(trials) else _NO_STRIDES),
         _kinds_panel(trials),
-        *_setting_panels(trials),
+        *_setting_panels(trials, unscored),
         _belief_panel(trials),
         _calibration_panel(trials),
         Panel("parameters", "Score against parameters", _PARETO, unscored),
@@ -330,7 +330,7 @@ _KINDS = (
     "median. A network that was grown is also trained for longer than its parent: a morph has helped where it gained "
     "more than training the same network longer did."
 )
-_SETTING = "Each dot is a network of the search; up is better. Networks also differ in their architecture."
+_SETTING = "Each dot is a network of the search; {side} is better. Networks also differ in their architecture."
 SETTINGS = 8
 """Maximum number of settings of the recipe that the page has a panel for."""
 _LATENCY = (
@@ -359,13 +359,16 @@ def _kinds_panel(trials: Sequence[Trial]) -> Panel:
     return Panel("kinds", "What each kind of morph gained", _KINDS + (f" Networks: {counts}." if gains else ""), few)
 
 
-def _setting_panels(trials: Sequence[Trial]) -> list[Panel]:
-    """One for each setting of the recipe that the search varied."""
-    settings = effects.varied_settings(trials)[:SETTINGS]
+def _setting_panels(trials: Sequence[Trial], unscored: str) -> list[Panel]:
+    """One for each setting of the recipe that the search varied; those that are not numbers are drawn as rows."""
     return [
-        Panel(f"setting-{setting.name}", f"Score against {setting.name.replace('_', ' ')}", _SETTING)
-        for setting in settings
-        if any(trial.score is not None for trial in trials)
+        Panel(
+            f"setting-{setting.name}",
+            f"Score against {setting.name.replace('_', ' ')}",
+            _SETTING.format(side="right" if setting.options else "up"),
+            unscored,
+        )
+        for setting in effects.varied_settings(trials)[:SETTINGS]
     ]
 
 

@@ -84,8 +84,9 @@ that the same run computes in the same way again. The default is one thread in f
 MIN_COLOUR_CHANNELS = 3
 """Channels from which on images count as colour images; their first filters whiten."""
 WIDTHS = (256, 192, 128, 96, 64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 7, 6, 5, 4)
-"""Widths of starters, of at least 8 for tabular data. Smaller ones cost as much (`benchmarks/cost_model.py`), and are
-only for limits that require them: `TINY_WIDTHS`."""
+"""Widths of starters, of at least 8 for tabular data; all narrow ones, to fill tight limits (`benchmarks/search_pays.py
+--max-params`). Smaller ones cost as much (`benchmarks/cost_model.py`), and are only for limits that require them:
+`TINY_WIDTHS`."""
 MAX_STARTER_WIDTH = {"cpu": 64}
 """Largest width of starters for images, by type of device; other devices have no such bound, as a narrow network leaves
 a GPU idle."""

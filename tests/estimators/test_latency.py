@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from morphnas import ImageClassifier, Limits, load_run, write_report
 from morphnas.cli import main
 from morphnas.estimators import sizes
 from morphnas.graph import cnn
 from morphnas.run.plan import measure_latency
+from morphnas.train import predict
 from morphnas.train.deadline import Deadline
 from tests.estimators.conftest import Data
-from tests.train.tasks import blobs, images
+from tests.train.tasks import Clock, blobs, images
 
 SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 2}}
 
@@ -26,6 +28,29 @@ def test_what_an_example_takes_here_is_measured(task: Any) -> None:
     assert 0 <= per_node < 0.1
     assert 0 <= per_flop < 1e-3
     assert per_node + per_flop > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "each", "passes"),
+    [(1.0, 0.02, 50), (1.0, 0.001, 200), (0.001, 0.001, 8), (0.001, 0.02, 3), (0.001, 1.0, 1)],
+)
+def test_slow_networks_are_timed_as_long_as_fast_ones(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, each: float, passes: int
+) -> None:
+    """With little time at least 8 passes, if these take less than 50 ms."""
+    clock, done = Clock(), list[int]()
+
+    class Slow(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            done.append(len(x))
+            clock.now += each
+            return x
+
+    monkeypatch.setattr("time.perf_counter", clock)
+    found = predict.latency(Slow(), blobs(), seconds)
+    assert found == pytest.approx(predict.EXPORT_OVERHEAD * each)
+    assert set(done) == {1}
+    assert abs(len(done) - passes) <= 1, "the clock adds fractions"
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "fast", True])

@@ -272,6 +272,7 @@ def test_a_share_between_whole_numbers_need_not_be_whole() -> None:
         ({"optimizer": []}, "a choice is of two"),
         ({"augment": [Augment(), 3]}, "augment must be an Augment"),
         ({"epochs": (3, 9)}, "epochs is not searched"),
+        ({"lr_examples": (10_000, 100_000)}, "lr_examples is not searched"),
         ({"precision": ["float32", "bfloat16"]}, "precision is not searched"),
         ({"speed": (1, 2)}, "speed: "),
     ],
