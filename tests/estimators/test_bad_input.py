@@ -1,4 +1,4 @@
-"""Invalid input raises errors that say what to do, before anything is trained or written."""
+"""Errors for invalid input: they say what to do, and come before anything is trained or written."""
 
 from __future__ import annotations
 
@@ -26,28 +26,26 @@ X, Y = stripes(60)
 GRAPH = mlp((1, 6, 6), 3)
 
 
-def changed(x: Any, place: Any, value: Any) -> Any:
-    x = np.array(x, dtype=float)
-    x[place] = value
-    return x
+FLOATS = X.astype(float)
+MIXED_SIZES = np.empty(60, dtype=object)
+MIXED_SIZES[:] = [np.zeros((6, 6 + i % 2)) for i in range(60)]
 
 
-MIXED = np.empty(60, dtype=object)
-MIXED[:] = [np.zeros((6, 6 + i % 2)) for i in range(60)]
-
-
-def _with(x: NDArray[Any], place: int, value: Any) -> NDArray[Any]:
+def with_value(x: NDArray[Any], index: int | tuple[int, ...], value: Any) -> NDArray[Any]:
+    """A copy of x with one value replaced."""
     x = x.copy()
-    x[place] = value
+    x[index] = value
     return x
 
 
-class Animal(str, enum.Enum):  # noqa: UP042  # whose str is "Animal.CAT"
+class Animal(str, enum.Enum):  # noqa: UP042  # str() of a member is "Animal.CAT"
     CAT = "cat"
     DOG = "dog"
 
 
-class Entries(Dataset[Any]):
+class UnknownKeys(Dataset[Any]):
+    """A dataset whose image is under a key that is not recognised."""
+
     def __len__(self) -> int:
         return 3
 
@@ -56,11 +54,11 @@ class Entries(Dataset[Any]):
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "words"),
+    ("x", "y", "message"),
     [
-        (changed(X, (7, 0, 0), np.nan), Y, r"NaN or infinity.*first in x\[7\]"),
-        (changed(X, (3, 0, 0), np.inf), Y, r"NaN or infinity.*first in x\[3\]"),
-        (changed(X, (3, 0, 0), 1e300), Y, "too large for float32"),
+        (with_value(FLOATS, (7, 0, 0), np.nan), Y, r"NaN or infinity.*first in x\[7\]"),
+        (with_value(FLOATS, (3, 0, 0), np.inf), Y, r"NaN or infinity.*first in x\[3\]"),
+        (with_value(FLOATS, (3, 0, 0), 1e300), Y, "too large for float32"),
         (X[0, 0], Y[:6], r"rows \(n, d\) or images .* but its shape is \(6,\)"),
         (X[:, :, :, None, None, None], Y, r"its shape is \(60, 6, 6, 1, 1, 1\)"),
         (X, Y[:-1], "x has 60 examples but y has 59 labels"),
@@ -73,7 +71,7 @@ class Entries(Dataset[Any]):
         (X, [*"ab" * 29, "a", None], r"y\[59\] is None"),
         (X, np.array(["2020-01-01", "NaT"] * 30, "datetime64[D]"), "y contains NaT"),
         (np.ma.masked_equal(X, X[3, 0, 0]), Y, r"x is an array with [\d,]+ masked values"),
-        (_with(MIXED, 5, np.ma.masked_all((6, 6))), Y, r"x\[5\] is an array with 36 masked values"),
+        (with_value(MIXED_SIZES, 5, np.ma.masked_all((6, 6))), Y, r"x\[5\] is an array with 36 masked values"),
         (X, np.ma.masked_equal(Y, 2), "y is an array with 20 masked values"),
         (X, [{}] * 60, "cannot be hashed"),
         (X, [("a", np.nan), ("b", 1.0)] * 30, "a label holds nan, which cannot be saved"),
@@ -81,17 +79,17 @@ class Entries(Dataset[Any]):
         (X, [datetime.date(2020, 1, 1 + i % 2) for i in range(60)], "cannot be saved"),
         (X[:0], Y[:0], "empty"),
         (np.zeros((60, 0)), Y, "empty"),
-        (_with(MIXED, 5, "cat.png"), Y, r"x\[5\] is not an image .*: its shape is \(\)"),
-        (_with(MIXED, 5, np.zeros((0, 6))), Y, r"x\[5\] is empty, its shape is \(0, 6\)"),
-        (_with(MIXED, 5, np.zeros((6, 6, 2))), Y, r"images of \[1, 2\] channels"),
-        (_with(MIXED, 5, np.full((4, 4), np.nan)), Y, r"first in x\[5\]"),
-        (_with(MIXED, 5, np.full((4, 4), {})), Y, "not numbers"),
+        (with_value(MIXED_SIZES, 5, "cat.png"), Y, r"x\[5\] is not an image .*: its shape is \(\)"),
+        (with_value(MIXED_SIZES, 5, np.zeros((0, 6))), Y, r"x\[5\] is empty, its shape is \(0, 6\)"),
+        (with_value(MIXED_SIZES, 5, np.zeros((6, 6, 2))), Y, r"images of \[1, 2\] channels"),
+        (with_value(MIXED_SIZES, 5, np.full((4, 4), np.nan)), Y, r"first in x\[5\]"),
+        (with_value(MIXED_SIZES, 5, np.full((4, 4), {})), Y, "not numbers"),
         (X.astype(complex), Y, "Complex data not supported"),
         (X.astype(str), Y, "must hold numbers, but its dtype is <U"),
         ([["a", None]] * 60, Y, "not numbers"),
         ({"a": 1}, Y, r"rows \(n, d\) or images .*, not {'a': 1}"),
         (TensorDataset(torch.zeros(2, 1, 6, 6), torch.zeros(2), torch.zeros(2)), None, "not a tuple of length 3"),
-        (Entries(), None, "the parts picture, label: one must be named image or img or pixel_values"),
+        (UnknownKeys(), None, "the parts picture, label: one must be named image or img or pixel_values"),
         (None, Y, r"rows \(n, d\) or images .*, not None"),
         (map(abs, X), Y, "x must be rows .*, not <map object"),
         (["a.png", None], [0, 1], r"x\[1\] is not a file name, as others are, but None"),
@@ -103,41 +101,40 @@ class Entries(Dataset[Any]):
         (X, iter(Y), r"y must be \(n,\) or \(n, 1\), not <.*iterator"),
     ],
 )  # fmt: skip
-def test_bad_data(tmp_path: Path, x: Any, y: Any, words: str) -> None:
+def test_fit_rejects_invalid_data(tmp_path: Path, x: Any, y: Any, message: str) -> None:
     path = tmp_path / "run"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         ImageClassifier(path).fit(x, y)
     assert not path.exists(), "nothing is written"
 
 
-def test_a_file_of_arrays_is_no_array(tmp_path: Path) -> None:
+def test_fit_rejects_npz_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "digits.npz", x=X)
     with np.load(tmp_path / "digits.npz") as file, pytest.raises(ValueError, match=r"rows .*, not NpzFile"):
         ImageClassifier().fit(file, Y)
 
 
 @pytest.mark.parametrize("name", ["NA", "NaT"])
-def test_what_pandas_puts_where_a_label_is_missing(name: str) -> None:
-    missing = getattr(pytest.importorskip("pandas"), name)
+def test_missing_pandas_label_is_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=r"y\[2\] is <?" + name):
-        ClassTarget.infer(["a", "b", missing, "a"], 4)
+        ClassTarget.infer(["a", "b", getattr(pd, name), "a"], 4)
 
 
-@pytest.mark.parametrize("own", [(X, Y, None, 1), [*X], X, 0.2, {"x": X, "y": Y}, (X,)])
-def test_validation_data_that_are_no_pair(own: Any) -> None:
+@pytest.mark.parametrize("validation_data", [(X, Y, None, 1), [*X], X, 0.2, {"x": X, "y": Y}, (X,)])
+def test_validation_data_must_be_a_pair(validation_data: Any) -> None:
     with pytest.raises(ValueError, match=r"validation_data must be \(x, y\)"):
-        ImageClassifier().fit(X, Y, validation_data=own)
+        ImageClassifier().fit(X, Y, validation_data=validation_data)
 
 
 @pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf"), "60", True])
-def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
+def test_fit_rejects_invalid_time_limit(tmp_path: Path, limit: Any) -> None:
     with pytest.raises(ValueError, match="time_limit must be a positive number of seconds"):
         ImageClassifier(tmp_path / "run").fit(X, Y, time_limit=limit)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"max_trials": 0}, "max_trials must be None or a positive integer"),
         ({"max_trials": 2.5}, "max_trials"),
@@ -211,22 +208,29 @@ def test_bad_time_limit(tmp_path: Path, limit: Any) -> None:
             "augment is given twice: as an argument, and in trainer_args",
         ),
         ({"max_memory": 10**6, "limits": {"max_memory": 10**5}}, "max_memory is given twice"),
+        *(
+            ({"max_memory": memory}, "max_memory must be None or a positive integer")
+            for memory in (0, -1, 1.5, True, "1 GB")
+        ),
+        *(({"ensemble": size}, "ensemble must be a positive integer") for size in (0, -1, True, "all", 1.5, None)),
+        *(({"keep": n}, 'keep must be "all" or a positive integer') for n in (0, -1, True, "best", 1.5, None)),
     ],
 )
-def test_bad_arguments(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+def test_fit_rejects_invalid_settings(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     path = tmp_path / "run"
-    path.mkdir() if options.get("resume") is True else None
-    with pytest.raises(ValueError, match=words):
+    if options.get("resume") is True:
+        path.mkdir()
+    with pytest.raises(ValueError, match=message):
         ImageClassifier(path, **options).fit(X, Y)
     assert not path.exists() or not list(path.iterdir()), "nothing is written"
 
 
-def test_rows_are_not_resized() -> None:
+def test_image_size_is_rejected_for_rows() -> None:
     with pytest.raises(ValueError, match=r"image_size is for images .*, but x has shape \(60, 36\)"):
         ImageClassifier(image_size=6).fit(X.reshape(60, 36), Y)
 
 
-def test_what_makes_no_searcher(tmp_path: Path, data: Data) -> None:
+def test_search_type_must_return_a_searcher(tmp_path: Path, data: Data) -> None:
     classifier = ImageClassifier(tmp_path / "run", search_type=lambda *_, **__: 5, max_trials=1)  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=r"search_type must make a searcher, with a method ask\(trials, budget\), not 5"
@@ -235,12 +239,12 @@ def test_what_makes_no_searcher(tmp_path: Path, data: Data) -> None:
 
 
 @pytest.mark.parametrize("path", [5, "", b"run"])
-def test_bad_path(path: Any) -> None:
+def test_fit_rejects_invalid_path(path: Any) -> None:
     with pytest.raises(ValueError, match="path must be None or the name of a folder"):
         ImageClassifier(path).fit(X, Y)
 
 
-def test_bad_folders(tmp_path: Path) -> None:
+def test_unusable_run_folders_are_rejected(tmp_path: Path) -> None:
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "cat.png").write_bytes(b"cat")
@@ -257,21 +261,21 @@ def test_bad_folders(tmp_path: Path) -> None:
         ImageClassifier.load(foreign)
 
 
-def test_bad_input_when_predicting(fitted: ImageClassifier, data: Data) -> None:
+def test_predict_and_evaluate_reject_invalid_input(fitted: ImageClassifier, data: Data) -> None:
     x, y = data
     with pytest.raises(ValueError, match=r"shape \(6, 5\), but the model was fitted on \(6, 6\)"):
         fitted.predict(x[:, :, :5])
     with pytest.raises(ValueError, match=r"one example of shape \(6, 6\): add an axis in front, x_test\[None\]"):
         fitted.predict(x[0])
     with pytest.raises(ValueError, match="NaN"):
-        fitted.predict(changed(x, (0, 0, 0), np.nan))
+        fitted.predict(with_value(x.astype(float), (0, 0, 0), np.nan))
     with pytest.raises(ValueError, match="fit did not see: 8, 9; the classes are"):
         fitted.evaluate(x[:2], [8, 9])
     with pytest.raises(ValueError, match="150 examples but y has 149"):
         fitted.evaluate(x, y[1:])
 
 
-def test_looks_that_are_doubtful_are_warned_of(tmp_path: Path) -> None:
+def test_doubtful_shapes_and_settings_warn(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"default_model_width": 2, "trainer_args": {"epochs": 1}}
     args: dict[str, Any] = {"max_trials": 1, "searcher_args": sizes, "refit": False}
     with pytest.warns(UserWarning, match=r"image_shape=\(8, 8\)"):
@@ -292,101 +296,101 @@ def test_looks_that_are_doubtful_are_warned_of(tmp_path: Path) -> None:
         list(np.array(["2020-01-01", "2021-02-03"], dtype="datetime64[D]")),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("column", [False, True])
-def test_labels_of_any_kind_come_back(labels: list[Any], column: bool) -> None:
+@pytest.mark.parametrize("as_column", [False, True])
+def test_labels_of_any_type_round_trip(labels: list[Any], as_column: bool) -> None:
+    def plain(label: Any) -> Any:
+        return label if isinstance(label, tuple) else np.asarray(label).tolist()
+
     y: Any = [labels[i % len(labels)] for i in range(20)]
-    if column and not any(isinstance(label, tuple) for label in labels):
-        flat = np.empty((20, 1), dtype=object)
-        flat[:, 0] = y
-        y = flat
-    found, codes = ClassTarget.infer(y, 20)
-    again = ClassTarget.from_json(json.loads(json.dumps(found.to_json())))
-    assert again.classes.dtype == found.classes.dtype
-    back = again.classes[codes]
-    assert [np.asarray(v).tolist() if not isinstance(v, tuple) else v for v in back] == [
-        np.asarray(v).tolist() if not isinstance(v, tuple) else v for v in (labels[i % len(labels)] for i in range(20))
-    ]
-    assert (again.encode(y, 20) == codes).all()
+    expected = [plain(label) for label in y]
+    if as_column:
+        y = np.empty((20, 1), dtype=object)
+        for i in range(20):
+            y[i, 0] = labels[i % len(labels)]
+    target, codes = ClassTarget.infer(y, 20)
+    loaded = ClassTarget.from_json(json.loads(json.dumps(target.to_json())))
+    assert loaded.classes.dtype == target.classes.dtype
+    assert [plain(label) for label in loaded.classes[codes]] == expected
+    assert (loaded.encode(y, 20) == codes).all()
 
 
-def test_times_are_the_same_in_any_unit() -> None:
+def test_datetime_labels_match_in_any_unit() -> None:
     days = np.array(["2020-01-01", "2021-02-03"] * 10, dtype="datetime64[D]")
-    for fitted, asked in (("D", "ns"), ("ns", "D"), ("s", "ms")):
-        found, codes = ClassTarget.infer(days.astype(f"datetime64[{fitted}]"), 20)
-        assert (found.encode(days.astype(f"datetime64[{asked}]"), 20) == codes).all()
-        assert found.read(days.astype(f"datetime64[{asked}]"), 20) == found.classes[codes].tolist()
-    found, _ = ClassTarget.infer(days, 20)
+    for fit_unit, unit in (("D", "ns"), ("ns", "D"), ("s", "ms")):
+        target, codes = ClassTarget.infer(days.astype(f"datetime64[{fit_unit}]"), 20)
+        assert (target.encode(days.astype(f"datetime64[{unit}]"), 20) == codes).all()
+        assert target.read(days.astype(f"datetime64[{unit}]"), 20) == target.classes[codes].tolist()
+    target, _ = ClassTarget.infer(days, 20)
     with pytest.raises(ValueError, match="labels that fit did not see"):
-        found.encode(days.astype("datetime64[h]") + np.timedelta64(1, "h"), 20)
+        target.encode(days.astype("datetime64[h]") + np.timedelta64(1, "h"), 20)
 
 
-def test_texts_that_numpy_would_cut_are_whole() -> None:
+def test_string_labels_are_not_truncated() -> None:
     animals, codes = ClassTarget.infer([*Animal] * 2, 4)
     assert ClassTarget.from_json(json.loads(json.dumps(animals.to_json()))).classes.tolist() == ["cat", "dog"]
     assert codes.tolist() == [0, 1, 0, 1]
-    for several in (np.array(["a", "a\0"] * 2, dtype=object), ["a", "a\0"] * 2, [b"a", b"a\0"] * 2):
-        ending, codes = ClassTarget.infer(several, 4)
-        assert ending.classes.tolist() == list(several[:2])
+    for labels in (np.array(["a", "a\0"] * 2, dtype=object), ["a", "a\0"] * 2, [b"a", b"a\0"] * 2):
+        target, codes = ClassTarget.infer(labels, 4)
+        assert target.classes.tolist() == list(labels[:2])
         assert codes.tolist() == [0, 1, 0, 1]
 
 
-@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="this NumPy has no texts of its own")
-def test_texts_of_numpy_s_own_kind_are_texts() -> None:
-    found, codes = ClassTarget.infer(np.array(["long text", "b"] * 2, dtype=np.dtypes.StringDType()), 4)
-    assert found.classes.tolist() == ["b", "long text"]
+@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="this NumPy has no StringDType")
+def test_numpy_string_dtype_labels_are_read() -> None:
+    target, codes = ClassTarget.infer(np.array(["long text", "b"] * 2, dtype=np.dtypes.StringDType()), 4)
+    assert target.classes.tolist() == ["b", "long text"]
     assert codes.tolist() == [1, 0, 1, 0]
 
 
-def test_what_is_wrong_with_validation_data_is_said_of_them() -> None:
+def test_validation_data_errors_name_validation_data() -> None:
     with pytest.raises(ValueError, match="validation_data: y holds labels that fit did not see: 2"):
         ImageClassifier().fit(X[Y < 2], Y[Y < 2], validation_data=(X, Y))
     with pytest.raises(ValueError, match="validation_data: x has 60 examples but y has 59 labels"):
         ImageClassifier().fit(X, Y, validation_data=(X, Y[1:]))
 
 
-def test_equal_labels_of_a_mixed_column_are_one_class() -> None:
-    found, codes = ClassTarget.infer(np.array(["a", "b", "a"], dtype=object), 3)
-    assert found.classes.tolist() == ["a", "b"]
+def test_equal_labels_in_object_array_are_one_class() -> None:
+    target, codes = ClassTarget.infer(np.array(["a", "b", "a"], dtype=object), 3)
+    assert target.classes.tolist() == ["a", "b"]
     assert codes.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
-    ("trainer_args", "words"),
+    ("trainer_args", "message"),
     [
         ("lr", "trainer_args must be a dict, not 'lr'"),
         (["lr"], "trainer_args must be a dict"),
         ({"lr": -1}, "lr must be"),
+        ({"examples": 20}, "final_fit trains on all examples, it takes no 'examples'"),
     ],
 )
-def test_settings_of_the_final_training(fitted: ImageClassifier, data: Data, trainer_args: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_final_fit_rejects_invalid_trainer_args(
+    fitted: ImageClassifier, data: Data, trainer_args: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         fitted.final_fit(*data, trainer_args=trainer_args)
 
 
-def test_the_size_of_first_networks_may_be_a_number_of_numpy() -> None:
+def test_numpy_starter_sizes_become_python_integers() -> None:
     sizes = {"default_model_len": np.int64(1), "default_model_width": np.uint8(3)}
-    found = Settings.of(ImageClassifier(searcher_args=sizes))
-    assert (type(found.depth), type(found.width)) == (int, int)
-
-
-def test_the_final_training_is_on_all_examples(fitted: ImageClassifier, data: Data) -> None:
-    with pytest.raises(ValueError, match="final_fit trains on all examples, it takes no 'examples'"):
-        fitted.final_fit(*data, trainer_args={"examples": 20})
+    settings = Settings.of(ImageClassifier(searcher_args=sizes))
+    assert (settings.depth, settings.width) == (1, 3)
+    assert (type(settings.depth), type(settings.width)) == (int, int)
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         (["red", "blue"], "column 'colour' has 'red'; encode it first"),
         ([pd.NA, 1], "column 'colour' has <NA>; fill in missing values first"),
     ],
 )
-def test_the_column_that_is_no_numbers_is_named(values: list[Any], words: str) -> None:
+def test_non_numeric_column_is_named(values: list[Any], message: str) -> None:
     frame = pd.DataFrame({"size": np.arange(60), "colour": pd.array(values * 30, dtype=object)})
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         ImageClassifier(device="cpu").fit(frame, Y, time_limit=1)
 
 
-def test_amounts_to_examine_are_said_to_be_such() -> None:
+def test_examine_suggests_regression_for_continuous_y() -> None:
     with pytest.raises(ValueError, match="regression=True"):
         morphnas.examine(np.random.default_rng(0).random((60, 8, 8)), np.linspace(0, 1, 60))

@@ -1,16 +1,18 @@
-"""The public behaviour of the classifier: fit, predict, inspect, load in another process, train further."""
+"""The classifier: fit, predict, inspect, load in another process, train further."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import logging
 import pickle
 import shutil
 import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,12 +59,16 @@ from morphnas.search.trial import Budget, Proposal, Trial
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Classification
+from morphnas.train.predict import evaluate
 from morphnas.train.recipe import MUON_FULL_RATE_EXAMPLES, Augment, Outcome, Recipe, default_learning_rate
 from tests.estimators.conftest import Data, stripes
+from tests.run.doubles import Script
 from tests.train.tasks import Clock
 
+TINY = {"default_model_width": 4, "trainer_args": {"max_iter_num": 2}}
 
-def test_learns_and_predicts(fitted: ImageClassifier) -> None:
+
+def test_fit_learns_and_predict_returns_classes(fitted: ImageClassifier) -> None:
     x, y = stripes(90, seed=1)
     assert fitted.evaluate(x, y) == fitted.score(x, y) == (fitted.predict(x) == y).mean() > 0.9
     probabilities = fitted.predict_proba(x)
@@ -73,7 +79,8 @@ def test_learns_and_predicts(fitted: ImageClassifier) -> None:
 
 
 @pytest.mark.slow
-def test_an_estimator_is_built_with_all_imports_done_so_that_no_time_limit_pays_for_them() -> None:
+def test_constructor_completes_all_imports() -> None:
+    """Later imports would count towards the time limit of a fit."""
     code = """
         import sys
         import torch
@@ -86,7 +93,7 @@ def test_an_estimator_is_built_with_all_imports_done_so_that_no_time_limit_pays_
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
-def test_history_has_what_legacy_scripts_read(fitted: ImageClassifier) -> None:
+def test_history_has_fields_of_legacy_scripts(fitted: ImageClassifier) -> None:
     history = fitted.history
     assert [entry["model_id"] for entry in history] == sorted(entry["model_id"] for entry in history)
     best = fitted.get_best_model_id()
@@ -100,7 +107,7 @@ def test_history_has_what_legacy_scripts_read(fitted: ImageClassifier) -> None:
     assert any(t.proposal.morphs for t in searched)
 
 
-def test_children_are_proved_to_begin_as_their_parents_end(fitted: ImageClassifier) -> None:
+def test_children_start_with_function_of_parent(fitted: ImageClassifier) -> None:
     children = [t for t in fitted.load_searcher().trials if t.proposal.morphs]
     assert children
     for trial in children:
@@ -122,11 +129,9 @@ def test_models_load_by_id_as_plain_modules(fitted: ImageClassifier) -> None:
         run.load_model_by_id(99)
 
 
-def test_the_reported_score_is_that_of_the_weights_kept(fitted: ImageClassifier, data: Data) -> None:
+def test_stored_weights_reproduce_reported_score(fitted: ImageClassifier, data: Data) -> None:
     run = fitted.load_searcher()
     problem = Problem.infer(*data, None, None, int(run.about["seed"]), torch.device("cpu"))
-    from morphnas.train.predict import evaluate
-
     threads = torch.get_num_threads()
     torch.set_num_threads(int(run.about["plan"]["threads"]))
     try:
@@ -141,29 +146,29 @@ def test_the_reported_score_is_that_of_the_weights_kept(fitted: ImageClassifier,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_module_may_be_of_another_precision(fitted: ImageClassifier, kind: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_module_works_in_other_precisions(fitted: ImageClassifier, dtype: torch.dtype) -> None:
     raw = torch.from_numpy(stripes(40, seed=2)[0])[:, None]
     with torch.no_grad():
-        expected, found = fitted.to_module()(raw), fitted.to_module().to(kind)
-        for given in (raw, raw.to(kind)):
-            logits = found(given)
-            assert logits.dtype == kind
+        expected, module = fitted.to_module()(raw), fitted.to_module().to(dtype)
+        for x in (raw, raw.to(dtype)):
+            logits = module(x)
+            assert logits.dtype == dtype
             assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 @pytest.mark.parametrize("mirrors", [True, False])
-def test_module_takes_raw_pixels_and_needs_nothing_of_ours(
+def test_exported_module_takes_raw_pixels_without_morphnas(
     fitted: ImageClassifier, tmp_path: Path, mirrors: bool
 ) -> None:
     x, _ = stripes(40, seed=2)
-    fitted = ImageClassifier.load(fitted.path_)
-    fitted.mirrors_ = mirrors
-    module = fitted.to_module()
+    classifier = ImageClassifier.load(fitted.path_)
+    classifier.mirrors_ = mirrors
+    module = classifier.to_module()
     raw = torch.from_numpy(x)[:, None]
     with torch.no_grad():
         assert torch.allclose(
-            module(raw).double().softmax(1), torch.from_numpy(fitted.predict_proba(x)), rtol=0, atol=1e-5
+            module(raw).double().softmax(1), torch.from_numpy(classifier.predict_proba(x)), rtol=0, atol=1e-5
         )
     program = torch.export.export(
         module, (raw[:2],), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=1000)},), strict=False
@@ -177,88 +182,77 @@ def test_module_takes_raw_pixels_and_needs_nothing_of_ours(
         sys.modules["morphnas"] = None
         data = numpy.load(sys.argv[1] + "/x.npz")
         network = torch.export.load(sys.argv[1] + "/net.pt2").module()
-        got = network(torch.from_numpy(data["raw"])).detach().numpy()
-        assert abs(got - data["expected"]).max() < 1e-5
+        logits = network(torch.from_numpy(data["raw"])).detach().numpy()
+        assert abs(logits - data["expected"]).max() < 1e-5
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True, cwd=tmp_path)
 
 
-def test_a_search_has_its_share_of_what_preparing_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shares, forecast = [], Fitting.forecast
+def test_search_share_applies_to_time_left_after_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares, forecast, check = [], Fitting.forecast, data_checks.check
 
-    def seen(self: Fitting, end: Deadline, *given: Any, **more: Any) -> Any:
+    def forecast_and_record(self: Fitting, end: Deadline, *args: Any, **kwargs: Any) -> Any:
         planned = COMPARISON_SHARE if self.starters_only else self.plan.search_share
         shares.append((end.left / self.deadline.left, planned))
-        return forecast(self, end, *given, **more)
+        return forecast(self, end, *args, **kwargs)
 
-    def slow(problem: Any, deadline: Deadline) -> Any:
-        time.sleep(0.5)  # in real time, as the time limit is
-        return look(problem, deadline)
+    def slow_check(problem: Any, deadline: Deadline) -> Any:
+        time.sleep(0.5)  # in real time, like the time limit
+        return check(problem, deadline)
 
-    look = data_checks.check
-    monkeypatch.setattr(data_checks, "check", slow)
-    monkeypatch.setattr(Fitting, "forecast", seen)
+    monkeypatch.setattr(data_checks, "check", slow_check)
+    monkeypatch.setattr(Fitting, "forecast", forecast_and_record)
     ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY).fit(*stripes(60), time_limit=2)
     ((share, planned),) = shares
     assert share == pytest.approx(planned, abs=0.02)
 
 
 @pytest.mark.slow
-def test_first_networks_are_all_compared_also_on_a_machine_that_is_slower_than_planned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan, "MIN_SEARCH_NETWORKS", 1000)  # no limit has room for a search
+def test_starters_get_more_time_than_planned_without_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that all are compared even on a machine that is slower than measured."""
+    monkeypatch.setattr(plan, "MIN_SEARCH_NETWORKS", 1000)  # no time limit allows a search
     first, second = cnn((1, 6, 6), 3, width=4), resnet((1, 6, 6), 3, width=4)
-    asked: list[tuple[int, float]] = []
+    requests: list[tuple[int, float]] = []  # number of trials and seconds left
 
-    class Asked(RandomSearcher):
+    class Recording(RandomSearcher):
         def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
-            asked.append((len(trials), budget.seconds))
+            requests.append((len(trials), budget.seconds))
             return super().ask(trials, budget)
 
     path = tmp_path / "run"
-    classifier = ImageClassifier(path, search_type=Asked, initial_networks=[first, second], device="cpu")
+    classifier = ImageClassifier(path, search_type=Recording, initial_networks=[first, second], device="cpu")
     with pytest.warns(
-        UserWarning, match="there is no time to search, so these settings have no effect: search_type=Asked"
+        UserWarning, match="there is no time to search, so these settings have no effect: search_type=Recording"
     ):
         classifier.fit(*stripes(200), time_limit=12)
-    tried = [trial.graph.key for trial in classifier.load_searcher().trials if not trial.final]
-    assert tried == [first.key, second.key]
-    assert [n for n, _ in asked] == [0, 1], "for nothing else, though there was time"
+    searched = [trial.graph.key for trial in classifier.load_searcher().trials if not trial.final]
+    assert searched == [first.key, second.key]
+    assert [n for n, _ in requests] == [0, 1], "no further network, although there was time"
     planned = plan.Plan.of_run(load_about(path), morphnas.__version__)
-    assert asked[0][1] > 1.5 * 12 * planned.search_share, "there is more than what they are thought to take"
+    assert requests[0][1] > 1.5 * 12 * planned.search_share
     assert load_about(path)["expected"]["networks"] == 2
 
 
-def test_first_networks_that_fail_are_made_up_for() -> None:
-    searcher = StartersOnly(Counting(), 2)
+def test_starters_only_replaces_failed_starters() -> None:
     graph = cnn((1, 6, 6), 3, width=4)
     proposal = Proposal(graph, (), Recipe())
+    searcher = StartersOnly(Script([proposal] * 4), 2)
     failed = [Trial(i, proposal, graph, Outcome("failed")) for i in range(2)]
     budget = Budget(10.0)
     assert searcher.ask(failed, budget) is not None, "there is no network yet"
     assert searcher.ask([*failed, Trial(2, proposal, graph, Outcome("finished"), kept=True)], budget) is None
-    assert searcher.ask([failed[0], Trial(1, proposal, graph)], budget) is None, "one may come yet"
+    assert searcher.ask([failed[0], Trial(1, proposal, graph)], budget) is None, "the open trial may still succeed"
 
 
-def test_nothing_grown_takes_the_place_of_a_first_network_that_there_is_no_time_for() -> None:
+def test_starters_only_drops_proposals_with_morphs() -> None:
     start = cnn((1, 6, 6), 3, width=4)
-
-    class Growing:
-        def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
-            return Proposal(start, (Wider("conv_1", 8),), Recipe())
-
     done = Trial(0, Proposal(start, (), Recipe()), start, Outcome("finished"), kept=True)
-    assert StartersOnly(Growing(), 2).ask([done], Budget(10.0)) is None
-    assert StartersOnly(Growing(), 2).ask([], Budget(10.0)) is not None, "better than no network"
+    searcher = StartersOnly(Script([Proposal(start, (Wider("conv_1", 8),), Recipe())] * 2), 2)
+    assert searcher.ask([done], Budget(10.0)) is None
+    assert searcher.ask([], Budget(10.0)) is not None, "better than no network"
 
 
-class Counting:
-    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
-        return Proposal(cnn((1, 6, 6), 3, width=4), (), Recipe())
-
-
-def test_any_network_of_the_run_is_handed_over_as_it_was_scored(fitted: ImageClassifier) -> None:
+def test_module_of_any_trial_matches_its_network(fitted: ImageClassifier) -> None:
     x, y = stripes(200, seed=2)
     raw, run = torch.from_numpy(x)[:, None], load_run(fitted.path_)
     for trial in [t for t in run.trials if t.kept][:3]:
@@ -269,13 +263,13 @@ def test_any_network_of_the_run_is_handed_over_as_it_was_scored(fitted: ImageCla
             torch.testing.assert_close(logits, bare((raw.float() - mean) / std))
         if trial.outcome is not None and trial.outcome.metric is not None:
             accuracy = (logits.argmax(1).numpy() == y).mean()
-            assert accuracy == pytest.approx(trial.outcome.metric, abs=0.25), "on other examples of the same kind"
+            assert accuracy == pytest.approx(trial.outcome.metric, abs=0.25), "other examples of the same distribution"
     with pytest.raises(RunError, match="there is no model 999"):
         fitted.to_module(999)
 
 
-def test_a_feature_that_hardly_varied_decides_nothing(tmp_path: Path) -> None:
-    """It is 0 except for one training example; in the test examples it deviates a thousand times as much."""
+def test_nearly_constant_feature_does_not_dominate(tmp_path: Path) -> None:
+    """A feature that is 0 except in one training example, and a thousand times as large in the test examples."""
     rng = np.random.default_rng(0)
     y = np.arange(400) % 2
     x = rng.normal(size=(400, 30)) + y[:, None]
@@ -290,32 +284,32 @@ def test_a_feature_that_hardly_varied_decides_nothing(tmp_path: Path) -> None:
     torch.testing.assert_close(logits.double().softmax(1), expected, rtol=0, atol=1e-5)
 
 
-def test_what_was_trained_on_mirrored_images_reads_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then predictions for an image and its mirror image are equal, also with the stored model."""
+def test_model_trained_with_flips_averages_mirror_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions for an image and its mirror image are equal, also by the stored model."""
     monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 12)
     x, y = stripes(90)
     classifier = ImageClassifier(
         tmp_path / "run", max_trials=1, searcher_args={"trainer_args": {"augment": morphnas.Augment(flip=True)}}
     ).fit(x, y, time_limit=15)
     loaded = ImageClassifier.load(tmp_path / "run")
-    for one in (classifier, loaded):
-        assert one.mirrors_
-        assert np.allclose(one.predict_proba(x), one.predict_proba(x[:, :, ::-1]), atol=1e-6)
-    both = loaded._outputs([torch.from_numpy(x)[:, None]])
+    for model in (classifier, loaded):
+        assert model.mirrors_
+        assert np.allclose(model.predict_proba(x), model.predict_proba(x[:, :, ::-1]), atol=1e-6)
+    averaged = loaded._outputs([torch.from_numpy(x)[:, None]])
     loaded.mirrors_ = False
-    apart = [loaded._outputs([torch.from_numpy(np.ascontiguousarray(a))[:, None]]) for a in (x, x[:, :, ::-1])]
-    assert torch.allclose(both, torch.stack(apart).mean(0), atol=1e-5)
-    assert not torch.allclose(apart[0], apart[1], atol=1e-3)
+    separate = [loaded._outputs([torch.from_numpy(np.ascontiguousarray(a))[:, None]]) for a in (x, x[:, :, ::-1])]
+    assert torch.allclose(averaged, torch.stack(separate).mean(0), atol=1e-5)
+    assert not torch.allclose(separate[0], separate[1], atol=1e-3)
 
 
 @pytest.mark.slow
-def test_flips_are_decided_where_no_training_had_the_time_to_ask(
+def test_flip_is_decided_even_if_no_search_trial_measured_it(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mirror images of stripes are of the same class."""
+    """It is enabled: mirror images of stripes are of the same class."""
     monkeypatch.setattr("morphnas.run.work.measure_mirrored", lambda outcome, *_: outcome)
-    longer = {"trainer_args": {"epochs": 20}}  # so that the network is accurate enough to decide
-    classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, searcher_args=longer)
+    args = {"trainer_args": {"epochs": 20}}  # so that the network is accurate enough to decide
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, searcher_args=args)
     classifier.fit(*data, time_limit=40)
     (first, *_, last) = classifier.load_searcher().trials
     assert first.outcome is not None and first.outcome.mirrored is None
@@ -323,16 +317,16 @@ def test_flips_are_decided_where_no_training_had_the_time_to_ask(
     assert classifier.mirrors_
 
 
-def test_rows_have_no_mirror_images() -> None:
+def test_rows_are_not_mirrored() -> None:
     y = np.arange(90) % 3
     rows = np.random.default_rng(0).normal(size=(90, 5)) + y[:, None] * np.arange(5)
-    mirrored = {"trainer_args": {"augment": morphnas.Augment(flip=True)}}
-    classifier = ImageClassifier(max_trials=1, random_state=0, searcher_args=mirrored).fit(rows, y, time_limit=15)
+    args = {"trainer_args": {"augment": morphnas.Augment(flip=True)}}
+    classifier = ImageClassifier(max_trials=1, random_state=0, searcher_args=args).fit(rows, y, time_limit=15)
     assert not classifier.mirrors_
 
 
 @pytest.mark.slow
-def test_loads_in_a_fresh_process(fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_model_loads_in_fresh_process(fitted: ImageClassifier, tmp_path: Path) -> None:
     x, _ = stripes(30, seed=3)
     np.savez(tmp_path / "x.npz", x=x, expected=fitted.predict_proba(x), labels=fitted.predict(x))
     script = """
@@ -346,7 +340,7 @@ def test_loads_in_a_fresh_process(fitted: ImageClassifier, tmp_path: Path) -> No
     subprocess.run(command, check=True, cwd=Path(morphnas.__file__).parent.parent)
 
 
-def test_final_fit_adds_trials_and_changes_none(
+def test_final_fit_adds_trials_and_changes_no_others(
     fitted: ImageClassifier, data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = tmp_path / "copy"
@@ -360,17 +354,17 @@ def test_final_fit_adds_trials_and_changes_none(
     new = [t for t in load_run(copy).trials if t.id >= len({path.parent for path in before})]
     assert new
     assert all(t.final for t in new)
-    assert new[0].parent is None, "retrain begins with fresh weights"
+    assert new[0].parent is None, "retrain starts from fresh weights"
     assert max(t.epochs for t in new) == 3
     assert ImageClassifier.load(copy).final_trial_ == classifier.final_trial_
-    spoilt = f"trial {new[-1].scored_by}, which has not seen these, is used instead" in caplog.text
-    assert classifier.final_trial_ == (new[-1].scored_by if spoilt else new[-1].id)
+    degraded = f"trial {new[-1].scored_by}, which has not seen these, is used instead" in caplog.text
+    assert classifier.final_trial_ == (new[-1].scored_by if degraded else new[-1].id)
     classifier.set_params(searcher_args={"trainer_args": {"lr": 0.007}})
     classifier.final_fit(*data, trainer_args={"epochs": 1, "batch_size": 32}, time_limit=10)
-    assert not hasattr(classifier, "test_metric_"), "it was of the model before"
+    assert not hasattr(classifier, "test_metric_"), "it belonged to the previous model"
     recipes = [t.proposal.recipe for t in load_run(copy).trials if t.id > new[-1].id]
     assert {recipe.batch_size for recipe in recipes} == {32}
-    assert max(recipe.lr for recipe in recipes) == 0.007, "a rate that is given holds for the whole run"
+    assert max(recipe.lr for recipe in recipes) == 0.007, "a learning rate that was set is kept"
     with pytest.raises(ValueError, match="fit did not see: 7"):
         classifier.final_fit(data[0], np.full(len(data[1]), 7))
     with pytest.raises(ValueError, match="both x_test and y_test"):
@@ -379,7 +373,7 @@ def test_final_fit_adds_trials_and_changes_none(
         classifier.final_fit(*data, trainer_args={"epoch": 3})
 
 
-def test_any_network_of_a_run_can_be_trained_to_its_end(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
+def test_final_fit_trains_any_trial_of_the_run(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(fitted.path_, copy)
     classifier = ImageClassifier.load(copy)
@@ -393,11 +387,11 @@ def test_any_network_of_a_run_can_be_trained_to_its_end(fitted: ImageClassifier,
     assert classifier.network_.graph.key == other.graph.key
     assert load_run(copy).trial(classifier.final_trial_).proposal.why["of"] == other.id
     assert ImageClassifier.load(copy).best_trial_ == load_run(copy).get_best_model_id() == other.id
-    told = f"the model is network {classifier.final_trial_}, which is network {other.id} after"
-    assert told in str(classifier.results_summary(1)), "also where others have better scores"
-    for none in (1000, [1], "1"):
+    message = f"the model is network {classifier.final_trial_}, which is network {other.id} after"
+    assert message in str(classifier.results_summary(1)), "even if other networks have better scores"
+    for unknown in (1000, [1], "1"):
         with pytest.raises(RunError, match=r"no trial .*1.* in"):
-            classifier.final_fit(*data, trial=none)  # type: ignore[arg-type]
+            classifier.final_fit(*data, trial=unknown)  # type: ignore[arg-type]
     (copy / "trials" / f"{front[0].id:05d}" / "weights.safetensors").unlink()
     with pytest.raises(RunError, match="weights"):
         classifier.final_fit(*data, trial=front[0].id)
@@ -407,21 +401,18 @@ def test_any_network_of_a_run_can_be_trained_to_its_end(fitted: ImageClassifier,
 
 @pytest.mark.slow
 def test_equal_seeds_give_equal_runs(tmp_path: Path) -> None:
-    tables = []
+    runs = []
     args = {**TINY, "trainer_args": {"epochs": 2, "precision": "float32"}}
     for name in ("a", "b"):
         ImageClassifier(tmp_path / name, max_trials=5, random_state=3, searcher_args=args).fit(*stripes(60))
-        tables.append([
+        runs.append([
             (t.id, t.proposal.start, t.proposal.morphs, t.outcome.score)  # type: ignore[union-attr]
             for t in load_run(tmp_path / name).trials
         ])  # fmt: skip
-    assert tables[0] == tables[1]
+    assert runs[0] == runs[1]
 
 
-TINY = {"default_model_width": 4, "trainer_args": {"max_iter_num": 2}}
-
-
-def test_settings_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+def test_settings_may_be_numpy_numbers(tmp_path: Path) -> None:
     numbers = {"max_trials": 1, "random_state": 3, "axes": 2, "keep": 1, "ensemble": 1, "max_memory": 10**9}
     sizes = {"default_model_width": 4, "trainer_args": {"epochs": 1}}
     args: dict[str, Any] = {name: np.int64(number) for name, number in numbers.items()}
@@ -432,7 +423,7 @@ def test_settings_may_be_numbers_of_numpy(tmp_path: Path) -> None:
     assert len(load_run(tmp_path / "run").trials) == 1
 
 
-def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_expanded_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     classifier = ImageClassifier("~/run", max_trials=1, searcher_args=TINY, refit=False)
@@ -441,20 +432,20 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: p
     run = load_run("~/run")
     np.savez(tmp_path / "home" / "data.npz", x=stripes(3)[0])
     assert main(["predict", "~/run", "~/data.npz"]) == 0
-    legacy.ImageClassifier.load("~/run").export_autokeras_model("~/made/exported")
-    assert legacy.pickle_from_file("~/made/exported").network_.graph == morphnas.load("~/run").network_.graph
+    legacy.ImageClassifier.load("~/run").export_autokeras_model("~/output/exported")
+    assert legacy.pickle_from_file("~/output/exported").network_.graph == morphnas.load("~/run").network_.graph
     for write, name in (
         (morphnas.write_report, "page.html"),
         (morphnas.bundle, "run.zip"),
         (morphnas.draw, "tree.dot"),
     ):
-        write("~/run", f"~/made/{name}")
-    morphnas.export("~/run", "~/made/net.py")
-    morphnas.compare_runs(["~/run", replace(run, path=tmp_path / "copy")]).draw("~/made/curves.svg")
+        write("~/run", f"~/output/{name}")
+    morphnas.export("~/run", "~/output/net.py")
+    morphnas.compare_runs(["~/run", replace(run, path=tmp_path / "copy")]).draw("~/output/curves.svg")
     with contextlib.suppress(morphnas.GraphvizMissing):
-        morphnas.visualize(run, "~/made/graphs")
-    made = {"page.html", "run.zip", "tree.dot", "net.py", "net.safetensors", "curves.svg", "graphs", "exported"}
-    assert {path.name for path in (tmp_path / "home" / "made").iterdir()} == made
+        morphnas.visualize(run, "~/output/graphs")
+    expected = {"page.html", "run.zip", "tree.dot", "net.py", "net.safetensors", "curves.svg", "graphs", "exported"}
+    assert {path.name for path in (tmp_path / "home" / "output").iterdir()} == expected
     with pytest.raises(ValueError, match=rf"{tmp_path}/home/photos' is not a folder of images"):
         classifier.predict("~/photos")
     with pytest.raises(OSError, match=f"{tmp_path}/home/list.csv"):
@@ -462,7 +453,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
-def test_a_run_of_another_version_is_read_but_not_gone_on_with(tmp_path: Path) -> None:
+def test_run_of_another_version_loads_but_does_not_resume(tmp_path: Path) -> None:
     path, data = tmp_path / "run", stripes(60)
     ImageClassifier(path, max_trials=1, searcher_args=TINY, refit=False).fit(*data)
     about = json.loads((path / "run.json").read_text())
@@ -470,17 +461,17 @@ def test_a_run_of_another_version_is_read_but_not_gone_on_with(tmp_path: Path) -
     about["versions"]["morphnas"] = "0.0.1"
     about["plan"].pop("searches")
     (path / "run.json").write_text(json.dumps(about))
-    words = r"another version of morphnas \(0\.0\.1, this is .*searches missing.*load still reads its model"
-    with pytest.raises(RunError, match=words):
+    message = r"another version of morphnas \(0\.0\.1, this is .*searches missing.*load still reads its model"
+    with pytest.raises(RunError, match=message):
         ImageClassifier(path, resume=True, max_trials=1, searcher_args=TINY).fit(*data)
     loaded = ImageClassifier.load(path)
     assert loaded.predict(data[0]).shape == (60,)
-    with pytest.raises(RunError, match=words):
+    with pytest.raises(RunError, match=message):
         loaded.final_fit(*data, time_limit=2)
     assert load_run(path).load_model_by_id(0).graph == loaded.network_.graph
 
 
-def test_resumes(tmp_path: Path) -> None:
+def test_resume_continues_run_on_same_data(tmp_path: Path) -> None:
     path, data = tmp_path / "run", stripes(60)
     first = ImageClassifier(path, resume="auto", max_trials=2, random_state=1, searcher_args=TINY).fit(*data)
     with pytest.raises(RunError, match=r"resume=True continues it, overwrite=True replaces it"):
@@ -500,7 +491,7 @@ def test_resumes(tmp_path: Path) -> None:
     assert len(load_run(path).trials) == 1
 
 
-def test_a_model_is_not_given_up_for_one_that_was_trained_for_less(
+def test_model_is_not_replaced_by_shorter_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, data = tmp_path / "run", stripes(200)
@@ -510,39 +501,40 @@ def test_a_model_is_not_given_up_for_one_that_was_trained_for_less(
     files = {file: file.read_bytes() for file in (path / "model").iterdir()}
     assert first.final_trial_ != first.best_trial_
 
-    def same(found: ImageClassifier) -> bool:
-        kept = {file: file.read_bytes() for file in (path / "model").iterdir()} == files
-        told = f"trial {first.final_trial_} stays the model" in caplog.text
+    def is_unchanged(classifier: ImageClassifier) -> bool:
+        same_files = {file: file.read_bytes() for file in (path / "model").iterdir()} == files
+        logged = f"trial {first.final_trial_} stays the model" in caplog.text
         caplog.clear()
-        load_run(path).load_model_by_id(first.final_trial_)
-        return kept and told and (found.best_trial_, found.final_trial_) == (first.best_trial_, first.final_trial_)
+        load_run(path).load_model_by_id(first.final_trial_)  # its weights are still there
+        ids = (classifier.best_trial_, classifier.final_trial_)
+        return same_files and logged and ids == (first.best_trial_, first.final_trial_)
 
     with monkeypatch.context() as patch:
         patch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 3)
-        assert same(ImageClassifier(path, **settings, resume=True).fit(*data, time_limit=9))
-        assert same(morphnas.load(path).final_fit(*data, time_limit=9))
-    assert same(ImageClassifier(path, **settings, resume=True, refit=False).fit(*data, time_limit=9))
-    with monkeypatch.context() as patch:  # as if all final trainings had failed
+        assert is_unchanged(ImageClassifier(path, **settings, resume=True).fit(*data, time_limit=9))
+        assert is_unchanged(morphnas.load(path).final_fit(*data, time_limit=9))
+    assert is_unchanged(ImageClassifier(path, **settings, resume=True, refit=False).fit(*data, time_limit=9))
+    with monkeypatch.context() as patch:  # no final training takes place
         patch.setattr(Final, "run", lambda final: final.winner)
         with pytest.warns(UserWarning, match="nothing was trained: there was no time for a batch"):
-            assert same(morphnas.load(path).final_fit(*data, time_limit=9))
-    found = morphnas.load(path).final_fit(*data, trainer_args={"epochs": 2}, time_limit=9)
-    assert found.final_trial_ != first.final_trial_, "it was asked for"
+            assert is_unchanged(morphnas.load(path).final_fit(*data, time_limit=9))
+    other = morphnas.load(path).final_fit(*data, trainer_args={"epochs": 2}, time_limit=9)
+    assert other.final_trial_ != first.final_trial_, "the number of epochs was requested"
     assert not path.joinpath("trials", f"{first.final_trial_:05d}", "weights.safetensors").exists()
     (path / "model" / "model.json").write_text("{}")
-    again = ImageClassifier(path, **settings, resume=True).fit(*data, time_limit=9)
-    assert again.score(*data) == morphnas.load(path).score(*data)
+    resumed = ImageClassifier(path, **settings, resume=True).fit(*data, time_limit=9)
+    assert resumed.score(*data) == morphnas.load(path).score(*data), "a damaged model is replaced"
 
 
 @pytest.mark.parametrize("search", [*SEARCHERS, morphnas.RandomSearcher])
-def test_other_searchers(data: Data, tmp_path: Path, search: Any) -> None:
+def test_fit_with_every_search_type(data: Data, tmp_path: Path, search: Any) -> None:
     classifier = ImageClassifier(tmp_path / "run", search_type=search, max_trials=6, searcher_args=TINY, refit=False)
     classifier.fit(*data)
     assert classifier.best_trial_ == classifier.final_trial_
     assert len(classifier.load_searcher().trials) == 6
 
 
-def test_searches_from_graphs_given(data: Data, tmp_path: Path) -> None:
+def test_search_starts_from_initial_networks(data: Data, tmp_path: Path) -> None:
     graphs = [cnn((1, 6, 6), 3, width=3, depth=1), mlp((1, 6, 6), 3, width=5)]
     classifier = ImageClassifier(
         tmp_path / "run", initial_networks=graphs, search_type="random", max_trials=4, searcher_args=TINY, refit=False
@@ -553,42 +545,39 @@ def test_searches_from_graphs_given(data: Data, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_network_exceeds_the_limits(data: Data, tmp_path: Path) -> None:
+def test_no_network_exceeds_limits(data: Data, tmp_path: Path) -> None:
     limits = Limits(max_params=3000, max_depth=5, morphs=("deeper", "wider"))
     classifier = ImageClassifier(tmp_path / "run", limits=limits, max_trials=7, random_state=0, searcher_args=TINY)
     classifier.fit(*data)
     for trial in classifier.load_searcher().trials:
         assert limits.violation(trial.graph) is None
         assert all(morph.tag in limits.morphs for morph in trial.proposal.morphs)
-    with pytest.raises(ValueError, match=r"no first network meets them; the smallest one has [\d,]+ parameters"):
+    message = r"no first network meets them; the smallest one has [\d,]+ parameters"
+    with pytest.raises(ValueError, match=message) as error:
         ImageClassifier(limits={"max_params": 10}).fit(*data)
-    with pytest.raises(ValueError, match="no first network meets them") as error:
-        ImageClassifier(limits={"max_params": 10}).fit(*data)
-    least = int(str(error.value).partition(" has ")[2].partition(" parameters")[0].replace(",", ""))
-    smallest = ImageClassifier(limits={"max_params": least}, max_trials=1, refit=False).fit(*data, time_limit=5)
-    assert smallest.network_.graph.parameters <= least
+    minimum = int(str(error.value).partition(" has ")[2].partition(" parameters")[0].replace(",", ""))
+    smallest = ImageClassifier(limits={"max_params": minimum}, max_trials=1, refit=False).fit(*data, time_limit=5)
+    assert smallest.network_.graph.parameters <= minimum
     with pytest.raises(ValueError, match=r"limits: unknown \[3, 'max_param'\]"):
         ImageClassifier(limits={"max_param": 3, 3: 4}).fit(*data, time_limit=1)  # type: ignore[dict-item]
     with pytest.raises(ValueError, match=r"limits: unknown .'max_param'"):
         ImageClassifier(limits={"max_param": 10}).fit(*data)
 
 
-def test_limits_below_the_width_that_searches_begin_with(data: Data, tmp_path: Path) -> None:
-    """If there is no time for a search, and limits exclude the small networks that would leave time for one."""
+def test_tight_limits_are_met_without_time_to_search(data: Data, tmp_path: Path) -> None:
+    """Limits that exclude the starters which are small enough to leave time for a search."""
     classifier = ImageClassifier(tmp_path / "run", limits={"max_params": 500}, random_state=0)
     assert classifier.fit(*data, time_limit=3).network_.graph.parameters <= 500
 
 
 @pytest.mark.parametrize("limit", [1e-4, 0.02, 0.3, 2.0])
-def test_short_limits_leave_a_usable_model(data: Data, tmp_path: Path, limit: float) -> None:
-    import warnings
-
+def test_short_time_limit_gives_usable_model(data: Data, tmp_path: Path, limit: float) -> None:
     classifier = ImageClassifier(tmp_path / "run", random_state=0)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the time limit was too short")
         classifier.fit(*data, time_limit=limit)
-    assert time.perf_counter() - begun < limit + 3  # a stop within seconds; how exactly is measured in benchmarks
+    assert time.perf_counter() - start < limit + 3  # it ends within seconds; benchmarks measure how precisely
     probabilities = classifier.predict_proba(data[0])
     assert probabilities.shape == (150, 3)
     assert np.isfinite(probabilities).all()
@@ -599,7 +588,7 @@ def test_short_limits_leave_a_usable_model(data: Data, tmp_path: Path, limit: fl
     [((5,), {}), ((1,), {}), ((1, 1), {}), ((7, 5), {}), ((6, 6, 3), {}), ((36,), {"image_shape": (6, 6)}),
      ((108,), {"image_shape": (6, 6, 3)})],
 )  # fmt: skip
-def test_every_shape_of_example(tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+def test_fit_accepts_examples_of_any_shape(tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     y = np.arange(60) % 2
     x = rng.normal(size=(60, *shape)) + 3 * y.reshape(-1, *[1] * len(shape))
@@ -612,18 +601,18 @@ def test_every_shape_of_example(tmp_path: Path, shape: tuple[int, ...], options:
     )
 
 
-def test_validation_data_is_only_looked_at(data: Data, tmp_path: Path) -> None:
-    own = stripes(45, seed=8)
+def test_validation_data_is_not_trained_on(data: Data, tmp_path: Path) -> None:
+    validation_data = stripes(45, seed=8)
     classifier = ImageClassifier(tmp_path / "run", max_trials=2, random_state=0, searcher_args=TINY)
-    classifier.fit(*data, validation_data=own)
+    classifier.fit(*data, validation_data=validation_data)
     trials = classifier.load_searcher().trials
     assert all(t.outcome.examples == 45 for t in trials if t.score is not None)  # type: ignore[union-attr]
     assert not any(t.proposal.why.get("final") == "everything" for t in trials)
     with pytest.raises(ValueError, match=r"validation_data must be \(x, y\) or"):
-        ImageClassifier().fit(*data, validation_data=own[0])
+        ImageClassifier().fit(*data, validation_data=validation_data[0])
 
 
-def test_split_holds_out_what_it_says() -> None:
+def test_split_sizes_and_strata() -> None:
     y = np.repeat(np.arange(10), 100)
     parts = split(y, 0)
     assert parts.valid is not None
@@ -644,13 +633,13 @@ def test_split_holds_out_what_it_says() -> None:
         assert parts.valid is not None
         assert parts.selection_set is not None
         assert sorted(np.concatenate([parts.train, parts.valid, parts.selection_set])) == list(range(1000))
-        assert set(single) <= set(parts.train), "the only ones of their classes are trained on"
+        assert set(single) <= set(parts.train), "the only example of a class is trained on"
         assert 140 <= len(parts.valid) + len(parts.selection_set) <= 160
     assert split(np.arange(100), 0).train.tolist() == list(range(100))
     assert len(split(np.arange(100_000) % 4, 0).train) == 95_000
 
 
-def test_follows_scikit_learn(data: Data, tmp_path: Path) -> None:
+def test_works_with_scikit_learn_tools(data: Data, tmp_path: Path) -> None:
     x, y = data
     quick = ImageClassifier(max_trials=1, random_state=0, searcher_args=TINY, refit=False)
     assert clone(quick).get_params() == quick.get_params()
@@ -664,23 +653,23 @@ def test_follows_scikit_learn(data: Data, tmp_path: Path) -> None:
         clone(quick).predict(x)
 
 
-def test_the_network_is_made_once_for_all_predictions(
+def test_module_is_built_once_for_all_predictions(
     fitted: ImageClassifier, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other, made, to_module = pickle.loads(pickle.dumps(fitted)), list[Network](), Network.to_module
+    copy, converted, to_module = pickle.loads(pickle.dumps(fitted)), list[Network](), Network.to_module
 
-    def counted(network: Network) -> torch.fx.GraphModule:
-        made.append(network)
+    def count_and_convert(network: Network) -> fx.GraphModule:
+        converted.append(network)
         return to_module(network)
 
-    monkeypatch.setattr(Network, "to_module", counted)
+    monkeypatch.setattr(Network, "to_module", count_and_convert)
     for _ in range(3):
-        assert np.array_equal(other.predict_proba(data[0][:5]), fitted.predict_proba(data[0][:5]))
-    assert len(made) <= 2, "one for each"
-    assert len(pickle.dumps(other)) == len(pickle.dumps(pickle.loads(pickle.dumps(fitted))))
+        assert np.array_equal(copy.predict_proba(data[0][:5]), fitted.predict_proba(data[0][:5]))
+    assert len(converted) <= 2, "one for each estimator"
+    assert len(pickle.dumps(copy)) == len(pickle.dumps(pickle.loads(pickle.dumps(fitted)))), "pickled without module"
 
 
-def test_nobody_is_told_that_a_model_knows_nothing_if_it_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_constant_prediction_warning_only_for_useless_models(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     x, y = stripes(300)
     settings: dict[str, Any] = {"max_trials": 1, "random_state": 0, "refit": False, "device": "cpu"}
     args = {"default_model_width": 4, "default_model_len": 1, "trainer_args": {"epochs": 6}}
@@ -693,26 +682,24 @@ def test_nobody_is_told_that_a_model_knows_nothing_if_it_does(tmp_path: Path, ca
     assert "no network is better than a constant prediction, which has accuracy 0.8" in caplog.text
 
 
-@pytest.mark.parametrize(("side", "seconds", "few"), [(64, 2.0, True), (64, 2000.0, False), (32, 2.0, False)])
-def test_images_that_are_too_large_for_the_time_are_told_of(
-    side: int, seconds: float, few: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("side", "seconds", "warns"), [(64, 2.0, True), (64, 2000.0, False), (32, 2.0, False)])
+def test_images_too_large_for_time_limit_are_reported(
+    side: int, seconds: float, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A step takes a tenth of a second."""
+    """A training step takes 0.1 seconds."""
     graph = cnn((1, side, side), 2, width=2, depth=1)
     task = SimpleNamespace(train=range(24))
     problem = SimpleNamespace(preprocessing=SimpleNamespace(shape=(1, side, side)), task=task)
     planned = SimpleNamespace(recipe=Recipe(batch_size=64), starts=(graph,), seconds_per_flop=0.1 / graph.work)
-    nothing: Any = None
-    made: Any = (nothing, problem, planned, nothing, 0, Clock().deadline(seconds), True)
-    fitting = Fitting(*made)
-    fitting.warn_of_large_images()
-    told = "there is time for about 20 training steps on images of 64x64, which hardly train a network"
-    assert (told in caplog.text) is few
+    args: Any = (None, problem, planned, None, 0, Clock().deadline(seconds), True)
+    Fitting(*args).warn_of_large_images()
+    message = "there is time for about 20 training steps on images of 64x64, which hardly train a network"
+    assert (message in caplog.text) is warns
 
 
-def test_can_be_pickled_and_keeps_no_pickle(fitted: ImageClassifier, data: Data) -> None:
-    other = pickle.loads(pickle.dumps(fitted))
-    assert (other.predict_proba(data[0]) == fitted.predict_proba(data[0])).all()
+def test_estimator_pickles_but_run_holds_no_pickle(fitted: ImageClassifier, data: Data) -> None:
+    copy = pickle.loads(pickle.dumps(fitted))
+    assert (copy.predict_proba(data[0]) == fitted.predict_proba(data[0])).all()
     for path in Path(fitted.path_).rglob("*"):
         if path.is_file() and path.suffix == ".json":
             json.loads(path.read_text())
@@ -720,7 +707,7 @@ def test_can_be_pickled_and_keeps_no_pickle(fitted: ImageClassifier, data: Data)
             assert path.suffix == ".safetensors" or path.name in ("lock", "holder")
 
 
-def test_columns_are_told_by_their_names(tmp_path: Path) -> None:
+def test_column_names_must_match_those_of_fit(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     x = pandas.DataFrame(np.random.default_rng(0).normal(size=(80, 3)), columns=list("abc"))
     y = (x["a"] > 0).to_numpy()
@@ -729,7 +716,7 @@ def test_columns_are_told_by_their_names(tmp_path: Path) -> None:
     for model in (classifier, ImageClassifier.load(tmp_path / "run")):
         assert model.feature_names_in_.tolist() == ["a", "b", "c"]
         assert (model.predict(x) == model.predict(x.to_numpy())).all()
-        for other, words in (
+        for frame, difference in (
             (x[["c", "b", "a"]], "has the same columns in another order, first 'c' where that had 'a'"),
             (x.rename(columns={"c": "d"}), "lacks the column 'c' and has the column 'd' besides"),
             (x[["a", "b"]], "lacks the column 'c'"),
@@ -738,8 +725,8 @@ def test_columns_are_told_by_their_names(tmp_path: Path) -> None:
             (x[["a", "b", "c", "a"]], "has the column 'a' besides"),
             (x.assign(**{f"z{i}": 0 for i in range(8)}), "'z0', 'z1', 'z2', 'z3', 'z4' and 3 others besides"),
         ):
-            with pytest.raises(ValueError, match=f"feature names should match .* {words}$"):
-                model.predict(other)
+            with pytest.raises(ValueError, match=f"feature names should match .* {difference}$"):
+                model.predict(frame)
     with pytest.raises(ValueError, match="feature names should match"):
         ImageClassifier(**args).fit(x, y, validation_data=(x[["c", "b", "a"]], y), time_limit=5)
 
@@ -749,7 +736,7 @@ def test_columns_are_told_by_their_names(tmp_path: Path) -> None:
     [np.array([0, 1] * 30, dtype=object), [(0, "a"), (1, "b")] * 30, [b"a", b"b"] * 30],
     ids=["object", "tuple", "bytes"],
 )
-def test_labels_of_any_kind_are_scored(y: Any, tmp_path: Path) -> None:
+def test_score_accepts_labels_of_any_type(y: Any, tmp_path: Path) -> None:
     x, _ = stripes(60)
     args: dict[str, Any] = {"max_trials": 1, "random_state": 0, "refit": False, "time_limit": 4}
     classifier = ImageClassifier(tmp_path / "run", **args).fit(x, y)
@@ -757,13 +744,11 @@ def test_labels_of_any_kind_are_scored(y: Any, tmp_path: Path) -> None:
     assert classifier.score(x, y) == classifier.evaluate(x, y)
     assert classifier.score(x, y, weights) == pytest.approx(classifier.evaluate(x, y, weights))
     assert classifier.score(x, ["another"] * 60) == 0
-    if not isinstance(y[0], bytes):  # which scikit-learn refuses
+    if not isinstance(y[0], bytes):  # scikit-learn rejects bytes
         assert np.isfinite(cross_val_score(ImageClassifier(**args), x, y, cv=2)).all()
 
 
-def test_a_fit_that_fails_leaves_no_model_of_another(
-    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_fit_discards_previous_model(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args: dict[str, Any] = {"max_trials": 1, "random_state": 0, "refit": False}
     classifier = ImageClassifier(tmp_path / "one", **args)
     classifier.fit(np.random.default_rng(0).normal(size=(60, 4)), [0, 1] * 30, time_limit=4)
@@ -782,7 +767,7 @@ def test_a_fit_that_fails_leaves_no_model_of_another(
     assert not hasattr(classifier, "n_features_in_")
 
 
-def test_who_loads_a_model_goes_on_with_its_settings(data: Data, tmp_path: Path) -> None:
+def test_load_restores_settings(data: Data, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"limits": {"max_latency_ms": 1000.0}, "keep": 2, "image_size": 5, "augment": True}
     settings |= {"time_limit": 4.0, "random_state": 7}
     ImageClassifier(tmp_path / "run", max_trials=1, refit=False, **settings).fit(*data)
@@ -792,14 +777,13 @@ def test_who_loads_a_model_goes_on_with_its_settings(data: Data, tmp_path: Path)
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     damaged = about | {"settings": about["settings"] | {"time_limit": "long", "random_state": "RandomState(MT19937)"}}
     (tmp_path / "run" / "run.json").write_text(json.dumps(damaged))
-    assert (
-        ImageClassifier.load(tmp_path / "run").time_limit is ImageClassifier.load(tmp_path / "run").random_state is None
-    )
+    loaded = ImageClassifier.load(tmp_path / "run")
+    assert loaded.time_limit is loaded.random_state is None
     (tmp_path / "run" / "run.json").write_text(json.dumps(about | {"settings": ["hostile"]}))
     assert ImageClassifier.load(tmp_path / "run").keep == "all"
 
 
-def test_another_optimizer_has_its_own_rate() -> None:
+def test_default_learning_rate_depends_on_optimizer() -> None:
     data = stripes(400)  # more than a batch of 256
 
     def recipe(**args: Any) -> Recipe:
@@ -810,12 +794,12 @@ def test_another_optimizer_has_its_own_rate() -> None:
     assert recipe(optimizer="adamw", batch_size=256).lr == pytest.approx(0.04)
     assert recipe(optimizer="adamw", lr=0.003).lr == 0.003
     assert recipe().lr_examples == recipe(batch_size=256).lr_examples == MUON_FULL_RATE_EXAMPLES
-    for same in (recipe(optimizer="sgd"), recipe(optimizer="adamw", batch_size=32), recipe(lr=0.1)):
-        assert same.lr_examples is None
+    for other in (recipe(optimizer="sgd"), recipe(optimizer="adamw", batch_size=32), recipe(lr=0.1)):
+        assert other.lr_examples is None
     assert recipe(lr=0.1, lr_examples=50).lr_examples == 50
 
 
-def test_a_searcher_is_made_by_the_names_of_its_arguments(data: Data, tmp_path: Path) -> None:
+def test_search_type_is_called_with_keyword_arguments(data: Data, tmp_path: Path) -> None:
     def make(space: Any, *, seed: int, limits: Limits, recipe: Recipe) -> RandomSearcher:
         return RandomSearcher(space, recipe, limits, seed)
 
@@ -824,32 +808,30 @@ def test_a_searcher_is_made_by_the_names_of_its_arguments(data: Data, tmp_path: 
     assert len(classifier.fit(*data, time_limit=5).history) == 2
 
 
-def test_reports_take_the_estimator_its_run_and_its_folder(fitted: ImageClassifier, tmp_path: Path) -> None:
-    for what in (fitted, fitted.load_searcher(), fitted.path_):
-        assert str(morphnas.explain(what)) == str(morphnas.explain(fitted))
-        assert morphnas.write_report(what, tmp_path / "page.html").exists()
-        assert morphnas.draw(what, tmp_path / "tree.dot").exists()
+def test_reports_accept_estimator_run_or_folder(fitted: ImageClassifier, tmp_path: Path) -> None:
+    for source in (fitted, fitted.load_searcher(), fitted.path_):
+        assert str(morphnas.explain(source)) == str(morphnas.explain(fitted))
+        assert morphnas.write_report(source, tmp_path / "page.html").exists()
+        assert morphnas.draw(source, tmp_path / "tree.dot").exists()
         copy = replace(fitted.load_searcher(), path=tmp_path / "copy")
-        assert len(morphnas.compare_runs([what, copy]).runs) == 2
+        assert len(morphnas.compare_runs([source, copy]).runs) == 2
 
 
 def _numpy_state() -> Any:
     return np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
 
 
-def test_leaves_the_world_as_it_was(tmp_path: Path) -> None:
-    import logging
-
-    threads, state, drawn = torch.get_num_threads(), torch.get_rng_state(), _numpy_state()
+def test_fit_keeps_threads_random_states_and_log_handlers(tmp_path: Path) -> None:
+    threads, torch_state, numpy_state = torch.get_num_threads(), torch.get_rng_state(), _numpy_state()
     handlers = list(logging.getLogger().handlers)
     ImageClassifier(tmp_path / "run", max_trials=5, searcher_args=TINY).fit(*stripes(60))
     assert torch.get_num_threads() == threads
-    assert torch.equal(torch.get_rng_state(), state)
-    assert (_numpy_state() == drawn).all()
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert (_numpy_state() == numpy_state).all()
     assert logging.getLogger().handlers == handlers
 
 
-def test_tells_what_it_does_when_asked_to(data: Data, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_verbose_logs_progress_to_stderr(data: Data, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ImageClassifier(tmp_path / "quiet", max_trials=1, searcher_args=TINY, refit=False).fit(*data)
     assert capfd.readouterr() == ("", "")
     ImageClassifier(tmp_path / "loud", verbose=True, max_trials=1, searcher_args=TINY, refit=False).fit(*data)
@@ -857,107 +839,96 @@ def test_tells_what_it_does_when_asked_to(data: Data, tmp_path: Path, capfd: pyt
     assert not out
     assert "trial 0: start" in err
     assert "accuracy" in err
-    assert "\r" not in err, "a log file gets whole lines"
+    assert "\r" not in err, "whole lines, as for a log file"
 
 
 # -- memory
 
 
-def test_a_cap_on_memory_bounds_networks_and_what_is_in_memory_at_a_time(data: Data, tmp_path: Path) -> None:
-    cap = 600_000
-    classifier = ImageClassifier(tmp_path / "run", max_trials=4, random_state=0, max_memory=cap, refit=False)
+def test_max_memory_bounds_networks_and_micro_batches(data: Data, tmp_path: Path) -> None:
+    limit = 600_000
+    classifier = ImageClassifier(tmp_path / "run", max_trials=4, random_state=0, max_memory=limit, refit=False)
     classifier.fit(*data, time_limit=15)
     trials = classifier.load_searcher().trials
     for trial in trials:
-        assert trial.graph.peak_bytes(8) <= cap
+        assert trial.graph.peak_bytes(8) <= limit
     trained = [(t.graph, t.outcome.micro_batch) for t in trials if t.outcome is not None and t.outcome.micro_batch]
-    for graph, part in trained:
-        assert graph.peak_bytes(part) <= cap < graph.peak_bytes(2 * part), "as many examples as the cap allows"
+    for graph, n in trained:
+        assert graph.peak_bytes(n) <= limit < graph.peak_bytes(2 * n), "as many examples as the limit allows"
     assert trained
     assert classifier.score(*data) > 0.6
 
 
-@pytest.mark.parametrize("cap", [0, -1, 1.5, True, "1 GB"])
-def test_a_cap_that_is_none_is_refused(cap: Any, data: Data) -> None:
-    with pytest.raises(ValueError, match="max_memory must be None or a positive integer"):
-        ImageClassifier(max_memory=cap).fit(*data, time_limit=5)
-
-
-def test_a_cap_that_no_starter_meets_is_refused(data: Data, tmp_path: Path) -> None:
+def test_max_memory_below_all_starters_is_rejected(data: Data, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no first network meets them; the smallest one has .* bytes of memory"):
         ImageClassifier(tmp_path / "run", max_memory=1000).fit(*data, time_limit=5)
     assert not (tmp_path / "run").exists()
 
 
-# -- an ensemble
+# -- ensembles
 
 
 @pytest.mark.slow
-def test_an_ensemble_is_one_network_wherever_it_goes(
-    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def two(store: Store, final: Trial, *_: object, **__: object) -> dict[int, float]:
+def test_ensemble_predicts_as_one_network(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def select_two(store: Store, final: Trial, *_: object, **__: object) -> dict[int, float]:
         other = next(trial.id for trial in store.trials if trial.kept and trial.id != final.id)
         return {final.id: 0.75, other: 0.25}
 
     x, _ = data
     settings: dict[str, Any] = {"max_trials": 4, "random_state": 0, "refit": False}
     with monkeypatch.context() as patch:
-        patch.setattr("morphnas.estimators.fitting.select_members", two)
-        found = ImageClassifier(tmp_path / "run", **settings, ensemble=2).fit(*data, time_limit=30)
-    assert sorted(found.members_.values()) == [0.25, 0.75]
-    assert found.members_[found.final_trial_] == 0.75
+        patch.setattr("morphnas.estimators.fitting.select_members", select_two)
+        classifier = ImageClassifier(tmp_path / "run", **settings, ensemble=2).fit(*data, time_limit=30)
+    assert sorted(classifier.members_.values()) == [0.25, 0.75]
+    assert classifier.members_[classifier.final_trial_] == 0.75
     run = load_run(tmp_path / "run")
-    assert found.network_.graph.parameters > sum(run.trial(id).graph.parameters for id in found.members_)
-    probabilities = found.predict_proba(x)
+    assert classifier.network_.graph.parameters > sum(run.trial(id).graph.parameters for id in classifier.members_)
+    probabilities = classifier.predict_proba(x)
     loaded = ImageClassifier.load(tmp_path / "run")
-    assert loaded.members_ == found.members_
+    assert loaded.members_ == classifier.members_
     assert np.array_equal(loaded.predict_proba(x), probabilities)
-    module = found.to_module()
+    module = classifier.to_module()
     assert np.allclose(module(torch.from_numpy(x[:, None])).softmax(1).detach().numpy(), probabilities, atol=1e-5)
     assert morphnas.export(tmp_path / "run", tmp_path / "net.py").error < 1e-4
     assert "An ensemble predicts: with it, network" in morphnas.write_report(tmp_path / "run").read_text()
 
-    again = ImageClassifier(tmp_path / "run", **settings, resume=True).fit(*data, time_limit=5)
-    assert again.members_ == {again.final_trial_: 1.0}
-    again.set_params(ensemble=2).final_fit(*data, time_limit=1)
-    assert len(again.members_) <= 2
+    resumed = ImageClassifier(tmp_path / "run", **settings, resume=True).fit(*data, time_limit=5)
+    assert resumed.members_ == {resumed.final_trial_: 1.0}
+    resumed.set_params(ensemble=2).final_fit(*data, time_limit=1)
+    assert len(resumed.members_) <= 2
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_for_an_ensemble_the_final_network_is_judged(
+def test_ensemble_needs_score_of_final_network(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    asked: list[bool] = []
+    needs_score: list[bool] = []
 
     def run(final: Final) -> Trial:
-        asked.append(final.needs_score)
+        needs_score.append(final.needs_score)
         return final.winner
 
     monkeypatch.setattr(Final, "run", run)
-    found = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, ensemble=size).fit(*data, time_limit=5)
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, random_state=0, ensemble=size).fit(*data, time_limit=5)
     with pytest.warns(UserWarning, match="nothing was trained"):
-        found.final_fit(*data, time_limit=1)
-    assert asked == [size > 1] * 2
+        classifier.final_fit(*data, time_limit=1)
+    assert needs_score == [size > 1] * 2
 
 
-@pytest.mark.parametrize("size", [0, -1, True, "all", 1.5, None])
-def test_the_size_of_an_ensemble_is_a_number(size: Any, data: Data) -> None:
-    with pytest.raises(ValueError, match="ensemble must be a positive integer"):
-        ImageClassifier(ensemble=size).fit(*data)
+# -- time and calibration at the end of a fit
 
 
-def test_time_is_kept_for_writing_a_model_down() -> None:
-    def kept(width: int, seconds: float = 600.0) -> float:
+def test_final_trainings_leave_time_to_save_model() -> None:
+    def seconds_reserved(width: int, seconds: float = 600.0) -> float:
         graph, clock = mlp((1000,), 10, width=width), Clock()
         trial = Trial(
             0, Proposal(graph, (), Recipe()), graph, Outcome("finished", 0.5, epochs=1, images_per_second=1e9)
         )
         return seconds - deadline_before_saving(clock.deadline(seconds), trial, 0).left
 
-    assert 0.5 <= kept(8) < 0.51
-    assert 2.0 < kept(5000) < 3.0  # 120 MB
-    assert kept(5000, seconds=1.0) < 0.15, "of little time a tenth at most"
+    assert 0.5 <= seconds_reserved(8) < 0.51
+    assert 2.0 < seconds_reserved(5000) < 3.0  # 120 MB
+    assert seconds_reserved(5000, seconds=1.0) < 0.15, "about a tenth of a short time at most"
 
 
 @pytest.mark.parametrize(
@@ -968,11 +939,13 @@ def test_time_is_kept_for_writing_a_model_down() -> None:
         (8.0, 10, [(2.0, 4.0), (2.0, 4.0), (1.4, 2.0)]),
     ],
 )
-def test_a_network_that_stands_in_for_another_says_how_sure_that_may_be_the_more_the_longer_it_was_trained(
+def test_proxy_temperature_has_less_effect_after_fewer_epochs(
     scale: float, wrong: int, bounds: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Confident and right on 30 examples, which is no proof; not confident and right; confident and wrong. In each case
-    for the final network itself, and for a proxy trained for 6 epochs and for 1."""
+    """Outputs that are confident and right on 30 examples, which may be chance; unsure and right; confident and wrong.
+
+    bounds: for the final network itself, and for proxies trained for 6 epochs and for 1.
+    """
     y = torch.arange(30) % 3
     predicted = y.clone()
     predicted[:wrong] = (predicted[:wrong] + 1) % 3
@@ -989,208 +962,226 @@ def test_a_network_that_stands_in_for_another_says_how_sure_that_may_be_the_more
         assert low <= temperature <= high
 
 
-def test_mirror_images_are_read_in_time_of_their_own(data: Data) -> None:
+def test_mirrored_predictions_count_twice(data: Data) -> None:
     problem = Problem.infer(*data, None, None, 0, torch.device("cpu"))
     plain, mirrored = (predictions_at_end(problem, Recipe(augment=Augment(flip=flip)), 1) for flip in (False, True))
     assert mirrored == 2 * plain > 0
 
 
-@pytest.mark.parametrize(("seconds", "kept"), [(10.0, 0.2), (3600.0, 0.5)])
-def test_without_a_final_training_there_is_time_to_write_the_model(seconds: float, kept: float) -> None:
-    nothing: Any = None
-    fitting = Fitting(nothing, nothing, nothing, nothing, 0, Clock().deadline(seconds), refit=False)
-    assert fitting.search_end().left == pytest.approx(seconds - kept)
+@pytest.mark.parametrize(("seconds", "reserved"), [(10.0, 0.2), (3600.0, 0.5)])
+def test_search_without_final_training_leaves_time_to_save(seconds: float, reserved: float) -> None:
+    unused: Any = None
+    fitting = Fitting(unused, unused, unused, unused, 0, Clock().deadline(seconds), refit=False)
+    assert fitting.search_end().left == pytest.approx(seconds - reserved)
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "names"),
     [
         ({"search_type": "random"}, "search_type='random'"),
         ({"searcher_args": {"trainer_args": {"lr": (0.1, 0.5)}}}, r"ranges in trainer_args \(lr\)"),
         ({"limits": {"morphs": ("deeper",)}}, "limits of morphs"),
     ],
 )
-def test_what_a_search_alone_heeds_is_told_where_there_is_none(
-    settings: dict[str, Any], words: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_search_settings_without_time_to_search_warn(
+    settings: dict[str, Any], names: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "MIN_SEARCH_NETWORKS", 1000)
-    with pytest.warns(UserWarning, match=f"there is no time to search, so these settings have no effect: {words}"):
+    with pytest.warns(UserWarning, match=f"there is no time to search, so these settings have no effect: {names}"):
         ImageClassifier(tmp_path / "run", device="cpu", **settings).fit(*data, time_limit=2)
 
 
-def test_a_final_fit_looks_at_its_data(tmp_path: Path) -> None:
-    """It warns of what the fit has not warned of."""
+# -- final fits
+
+
+def test_final_fit_checks_its_data(tmp_path: Path) -> None:
+    """It warns of problems that the fit did not warn of."""
     x, y = stripes(300)
-    found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
-    found.fit(x, y, time_limit=10)
-    found.final_fit(x, y, time_limit=0.5)
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
+    classifier.fit(x, y, time_limit=10)
+    classifier.final_fit(x, y, time_limit=0.5)
     with pytest.warns(morphnas.DataWarning, match="class 2 has no example in x any more"):
-        found.final_fit(x[y != 2], y[y != 2], time_limit=0.5)
+        classifier.final_fit(x[y != 2], y[y != 2], time_limit=0.5)
     with pytest.raises(ValueError, match="there is one example only: there is nothing to learn from x"):
-        found.final_fit(x[:1], y[:1], time_limit=0.5)
+        classifier.final_fit(x[:1], y[:1], time_limit=0.5)
 
 
-def test_what_the_winner_may_know_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_final_fit_does_not_score_on_examples_seen_by_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a final fit holds out other examples than the fit, only trainings from fresh weights can be scored."""
     monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 6)
     x, y = stripes(300)
-    own = stripes(60, seed=1)
-    found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
-    found.fit(x, y, time_limit=10, validation_data=own)
-    asked: list[int | None] = []
+    held_out = stripes(60, seed=1)
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
+    classifier.fit(x, y, time_limit=10, validation_data=held_out)
+    measured: list[int | None] = []
 
     def temperature(network: Network, task: Task, mirrors: bool, deadline: Deadline, epochs: int | None) -> float:
-        asked.append(epochs)
+        measured.append(epochs)
         return 2.0
 
+    def kinds(start: int) -> set[str]:
+        """The kinds of the final trainings from that trial on."""
+        return {trial.proposal.why["final"] for trial in load_run(classifier.path_).trials[start:]}
+
     monkeypatch.setattr("morphnas.estimators.fitting.calibration_temperature", temperature)
-    before, many = found._model.temperature, len(load_run(found.path_).trials)
-    for data in ((x, y), (x[::-1], y[::-1]), (np.concatenate([x, own[0]]), np.concatenate([y, own[1]]))):
-        found.final_fit(data[0], data[1], time_limit=10)
-        trials = load_run(found.path_).trials[many:]
-        assert {trial.proposal.why["final"] for trial in trials} == {"everything"}
-        assert (asked, found._model.temperature) == ([], before)
-    found.final_fit(x, y, retrain=True, time_limit=10)
-    assert "fresh" in {trial.proposal.why["final"] for trial in load_run(found.path_).trials[many:]}
-    assert found._model.temperature == 2.0
-    last = load_run(found.path_).trials[-1]
-    found.final_fit(x, y, trial=last.id, time_limit=10)
-    assert {trial.proposal.why["final"] for trial in load_run(found.path_).trials[last.id + 1 :]} == {"everything"}
+    before, n_before = classifier._model.temperature, len(load_run(classifier.path_).trials)
+    both = np.concatenate([x, held_out[0]]), np.concatenate([y, held_out[1]])
+    for data in ((x, y), (x[::-1], y[::-1]), both):
+        classifier.final_fit(*data, time_limit=10)
+        assert kinds(n_before) == {"everything"}
+        assert (measured, classifier._model.temperature) == ([], before)
+    classifier.final_fit(x, y, retrain=True, time_limit=10)
+    assert "fresh" in kinds(n_before)
+    assert classifier._model.temperature == 2.0
+    last = load_run(classifier.path_).trials[-1]
+    classifier.final_fit(x, y, trial=last.id, time_limit=10)
+    assert kinds(last.id + 1) == {"everything"}
 
 
 @pytest.mark.parametrize("args", [{"batch_size": 100_000}, {"batch_size": 100_000, "lr": 0.1}])
-def test_batches_larger_than_the_data_are_all_of_it(
+def test_batch_size_is_limited_by_number_of_examples(
     args: dict[str, Any], data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the learning rate for that batch size, and trained to the end."""
+    """With the learning rate for that batch size, and a final training."""
     monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 20)
     settings: dict[str, Any] = {"default_model_width": 4, "trainer_args": args}
-    found = ImageClassifier(tmp_path / "run", searcher_args=settings, max_trials=1, device="cpu", random_state=0)
-    found.fit(*data, time_limit=20)
-    trials = load_run(found.path_).trials
+    classifier = ImageClassifier(tmp_path / "run", searcher_args=settings, max_trials=1, device="cpu", random_state=0)
+    classifier.fit(*data, time_limit=20)
+    trials = load_run(classifier.path_).trials
     n = trials[0].proposal.recipe.batch_size
     assert n < len(data[0])
     assert all(trial.proposal.recipe.batch_size == n for trial in trials)
     assert trials[0].proposal.recipe.lr == args.get("lr", default_learning_rate("muon", n))
-    assert found.final_trial_ != found.best_trial_
-    assert found.score(*data) > 0.8
+    assert classifier.final_trial_ != classifier.best_trial_
+    assert classifier.score(*data) > 0.8
 
 
-def test_a_network_that_came_to_no_epoch_is_trained_by_what_follows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If there was no time for a starter's first epoch, no other network is tried: it is trained further itself."""
+def test_starter_without_an_epoch_is_trained_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a final fit, and by a resumed fit: if there was no time for its first epoch, no other network is tried."""
     monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 8)
     x, y = stripes(300)
     starts = [cnn((1, 6, 6), 3, width=8, depth=2)]
     settings: dict[str, Any] = {"initial_networks": starts, "random_state": 0, "device": "cpu"}
     with pytest.warns(UserWarning, match="the time limit was too short to score a network: the model is hardly train"):
-        found = ImageClassifier(tmp_path / "run", **settings).fit(x, y, time_limit=0.01)
-    first = load_run(found.path_).trial(found.final_trial_)
+        classifier = ImageClassifier(tmp_path / "run", **settings).fit(x, y, time_limit=0.01)
+    first = load_run(classifier.path_).trial(classifier.final_trial_)
     assert first.outcome is not None
     assert first.outcome.epochs == 0
     shutil.copytree(tmp_path / "run", tmp_path / "other")
-    found.final_fit(x, y, trainer_args={"epochs": 8}, time_limit=60)
-    assert found.score(x, y) > 0.9
+    classifier.final_fit(x, y, trainer_args={"epochs": 8}, time_limit=60)
+    assert classifier.score(x, y) > 0.9
     resumed = ImageClassifier(tmp_path / "other", resume=True, **settings).fit(x, y, time_limit=20)
     assert resumed.score(x, y) > 0.9
 
 
-def test_what_was_found_on_other_data_is_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_final_fit_on_other_data_is_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks normalise by their own training data; Pareto fronts hold scores on the data of the search only."""
     monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 4)
     x, y = stripes(300)
-    found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
-    found.fit(x, y, time_limit=20)
-    raw, before, found.mirrors_ = torch.from_numpy(x)[:, None], load_run(found.path_), False
-    said, front = found.to_module()(raw) * found._model.temperature, before.front()
-    found.final_fit(x // 4, y, retrain=True, time_limit=20)
-    scored = [trial for trial in load_run(found.path_).trials if trial.score is not None]
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu", refit=False)
+    classifier.fit(x, y, time_limit=20)
+    raw, before, classifier.mirrors_ = torch.from_numpy(x)[:, None], load_run(classifier.path_), False
+    logits, front = classifier.to_module()(raw) * classifier._model.temperature, before.front()
+    classifier.final_fit(x // 4, y, retrain=True, time_limit=20)
+    scored = [trial for trial in load_run(classifier.path_).trials if trial.score is not None]
     assert len(scored) > 1
-    assert load_run(found.path_).front() == front
-    assert [one.id for one in found.results_summary().run.trials] == [0]
-    assert torch.allclose(found.to_module(0)(raw), said, atol=1e-5)
-    last, dark, found.mirrors_ = found._model, raw // 4, False
-    assert torch.allclose(found.to_module(last.trial)(dark), found.to_module()(dark) * last.temperature, atol=1e-4)
-    assert last.mean != before.about["scales"][before.data][0]
+    assert load_run(classifier.path_).front() == front
+    assert [trial.id for trial in classifier.results_summary().run.trials] == [0]
+    assert torch.allclose(classifier.to_module(0)(raw), logits, atol=1e-5)
+    model, darker, classifier.mirrors_ = classifier._model, raw // 4, False
+    assert torch.allclose(
+        classifier.to_module(model.trial)(darker), classifier.to_module()(darker) * model.temperature, atol=1e-4
+    )
+    assert model.mean != before.about["scales"][before.data][0]
     about = tmp_path / "run" / "run.json"
-    for wrong in ([[1.0], [0.0]], [[1.0]], 3, [["a"], [1.0]]):
-        about.write_text(json.dumps(json.loads(about.read_text()) | {"scales": {before.data: wrong}}))
+    for invalid in ([[1.0], [0.0]], [[1.0]], 3, [["a"], [1.0]]):
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"scales": {before.data: invalid}}))
         with pytest.raises(RunError, match=r"run\.json does not hold the mean and deviation of examples"):
-            found.to_module(0)
+            classifier.to_module(0)
     about.write_text(json.dumps(json.loads(about.read_text()) | {"scales": 3}))
-    found.to_module(0)
+    classifier.to_module(0)
 
 
-def test_a_final_fit_mirrors_as_the_fit_has_found_out(tmp_path: Path) -> None:
-    mirrored = {"default_model_width": 4, "trainer_args": {"augment": morphnas.Augment(flip=True), "epochs": 2}}
-    found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=mirrored, device="cpu", refit=False)
-    found.fit(*stripes(200), time_limit=20)
-    more = {"augment": morphnas.Augment(shift=None, flip=None, zoom=0.1), "epochs": 2}
-    assert found.final_fit(*stripes(200), trainer_args=more, time_limit=20).mirrors_
-    assert load_run(found.path_).trials[-1].proposal.recipe.augment.zoom == 0.1
+def test_final_fit_keeps_flip_decision_of_fit(tmp_path: Path) -> None:
+    args = {"default_model_width": 4, "trainer_args": {"augment": morphnas.Augment(flip=True), "epochs": 2}}
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=args, device="cpu", refit=False)
+    classifier.fit(*stripes(200), time_limit=20)
+    undecided = {"augment": morphnas.Augment(shift=None, flip=None, zoom=0.1), "epochs": 2}
+    assert classifier.final_fit(*stripes(200), trainer_args=undecided, time_limit=20).mirrors_
+    assert load_run(classifier.path_).trials[-1].proposal.recipe.augment.zoom == 0.1
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, which: Callable[[Job], bool]) -> None:
+# -- failed trainings
+
+
+def fail_trainings(monkeypatch: pytest.MonkeyPatch, which: Callable[[Job], bool]) -> None:
     """Make the trainings of the jobs selected by `which` fail."""
 
-    def work_or_fail(job: Job, *rest: Any, **more: Any) -> Any:
+    def work_or_fail(job: Job, *args: Any, **kwargs: Any) -> Any:
         failed = Outcome("failed", error='Traceback\n  File "x.py"\nno luck')
-        return (failed, None) if which(job) else work(job, *rest, **more)
+        return (failed, None) if which(job) else work(job, *args, **kwargs)
 
     monkeypatch.setattr("morphnas.run.executors.work", work_or_fail)
 
 
-def test_trainings_that_fail_are_told_of(
+def test_failed_search_trainings_warn(
     tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    failing(monkeypatch, lambda job: bool(job.morphs))
-    found = ImageClassifier(tmp_path, max_trials=4, searcher_args=TINY, device="cpu", refit=False, search_type="random")
-    with pytest.warns(UserWarning, match="2 of the search's 4 trainings failed, the first with: no luck") as told:
-        found.fit(*data, time_limit=20)
-    assert [one.filename for one in told] == [__file__]
-    fine, bad = Outcome("finished", -0.5, 0.8), Outcome("failed", error="out of luck")
-    few = [Trial(i, Proposal(mlp((4,), 2), (), Recipe()), mlp((4,), 2), bad if i == 3 else fine) for i in range(5)]
-    Fitting._warn_of_failures(few)
+    """With a warning if at least half of them fail, otherwise in the log."""
+    fail_trainings(monkeypatch, lambda job: bool(job.morphs))
+    classifier = ImageClassifier(
+        tmp_path, max_trials=4, searcher_args=TINY, device="cpu", refit=False, search_type="random"
+    )
+    with pytest.warns(UserWarning, match="2 of the search's 4 trainings failed, the first with: no luck") as warned:
+        classifier.fit(*data, time_limit=20)
+    assert [warning.filename for warning in warned] == [__file__]
+    graph, finished, failed = mlp((4,), 2), Outcome("finished", -0.5, 0.8), Outcome("failed", error="out of luck")
+    outcomes = [finished, finished, finished, failed, finished]
+    Fitting._warn_of_failures([
+        Trial(i, Proposal(graph, (), Recipe()), graph, outcome) for i, outcome in enumerate(outcomes)
+    ])  # fmt: skip
     assert "1 of the search's 5 trainings failed, the first with: out of luck" in caplog.text
 
 
-def test_a_final_training_that_fails_is_told_of(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing(monkeypatch, lambda job: not job.scored)
-    found = ImageClassifier(tmp_path, max_trials=1, searcher_args=TINY, device="cpu")
+def test_failed_final_training_warns(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_trainings(monkeypatch, lambda job: not job.scored)
+    classifier = ImageClassifier(tmp_path, max_trials=1, searcher_args=TINY, device="cpu")
     with pytest.warns(UserWarning, match=r"1 of \d final trainings failed, so that the model may be worse: no luck"):
-        found.fit(*data, time_limit=8)
-    assert found.evaluate(*data) > 0.3
+        classifier.fit(*data, time_limit=8)
+    assert classifier.evaluate(*data) > 0.3
 
 
-def test_a_final_fit_that_comes_to_nothing_says_so(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
-    found = morphnas.load(shutil.copytree(fitted.path_, tmp_path / "run"))
+def test_final_fit_warns_if_no_training_succeeds(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
+    classifier = morphnas.load(shutil.copytree(fitted.path_, tmp_path / "run"))
     with pytest.warns(
         UserWarning, match="no final training succeeded, so that nothing was gained: the training l"
-    ) as told:
-        found.final_fit(*data, trainer_args={"lr": 1e5, "optimizer": "sgd"}, time_limit=4)
-    assert [one.filename for one in told] == [__file__]
-    assert found.final_trial_ == fitted.final_trial_
+    ) as warned:
+        classifier.final_fit(*data, trainer_args={"lr": 1e5, "optimizer": "sgd"}, time_limit=4)
+    assert [warning.filename for warning in warned] == [__file__]
+    assert classifier.final_trial_ == fitted.final_trial_
 
 
-def test_validation_data_make_no_other_examples_to_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A final fit has no validation data; still, the model that was trained for longer is kept."""
+def test_final_fit_without_validation_data_keeps_longer_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that was trained for longer is kept, although a final fit has no validation data."""
     monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 12)
     x, y = stripes(200)
-    found = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu")
-    found.fit(x, y, time_limit=20, validation_data=stripes(60, seed=1))
-    before = found.final_trial_
+    classifier = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=TINY, device="cpu")
+    classifier.fit(x, y, time_limit=20, validation_data=stripes(60, seed=1))
+    before = classifier.final_trial_
     monkeypatch.setattr("morphnas.run.final.MAX_FINAL_EPOCHS", 2)
-    assert found.final_fit(x, y, time_limit=10).final_trial_ == before
+    assert classifier.final_fit(x, y, time_limit=10).final_trial_ == before
 
 
-def test_a_run_stays_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Data) -> None:
-    """Even if the working folder is changed during the fit."""
+def test_run_folder_survives_change_of_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Data
+) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "one")
-    found = ImageClassifier("run", max_trials=2, searcher_args=TINY, device="cpu", refit=False)
-    found.fit(*data, time_limit=20, each_epoch=lambda report: monkeypatch.chdir(tmp_path / "other"))
+    classifier = ImageClassifier("run", max_trials=2, searcher_args=TINY, device="cpu", refit=False)
+    classifier.fit(*data, time_limit=20, each_epoch=lambda report: monkeypatch.chdir(tmp_path / "other"))
     assert len(load_run(tmp_path / "one" / "run").trials) == 2
     assert not list((tmp_path / "other").iterdir())
-    assert found.predict(data[0][:2]).shape == (2,)
+    assert classifier.predict(data[0][:2]).shape == (2,)
