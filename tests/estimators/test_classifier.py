@@ -1026,8 +1026,8 @@ def test_final_fit_does_not_score_on_examples_seen_by_winner(tmp_path: Path, mon
     monkeypatch.setattr("morphnas.estimators.fitting.calibration_temperature", temperature)
     before, n_before = classifier._model.temperature, len(load_run(classifier.path_).trials)
     both = np.concatenate([x, held_out[0]]), np.concatenate([y, held_out[1]])
-    for data in ((x, y), (x[::-1], y[::-1]), both):
-        classifier.final_fit(*data, time_limit=10)
+    for other_x, other_y in ((x, y), (x[::-1], y[::-1]), both):
+        classifier.final_fit(other_x, other_y, time_limit=10)
         assert kinds(n_before) == {"everything"}
         assert (measured, classifier._model.temperature) == ([], before)
     classifier.final_fit(x, y, retrain=True, time_limit=10)
