@@ -1,4 +1,4 @@
-"""Small data, and a classifier that is fitted once for all tests that do not modify it."""
+"""A small data set, and a fitted classifier that is shared by the tests that do not modify it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def stripes(n: int, seed: int = 0, size: int = 6) -> Data:
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3
     x = rng.integers(0, 90, (n, size, size))
-    for i, kind in enumerate(y):
+    for i, label in enumerate(y):
         start = rng.integers(2)
-        if kind == 0:
+        if label == 0:
             x[i, start::2] += 120
-        elif kind == 1:
+        elif label == 1:
             x[i, :, start::2] += 120
     return x.astype(np.uint8), y
 

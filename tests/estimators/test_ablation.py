@@ -1,4 +1,4 @@
-"""Ablation of morphs: the remaining network is trained as the whole one, and the run is not changed."""
+"""Ablation: networks without one of their morphs are trained like the whole network; the run is not changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-import morphnas
 from morphnas import ImageClassifier, RunError, ablate, load_run
 from morphnas.estimators import ablation
 from morphnas.estimators.ablation import MorphEffect, _effect, _replay_without
@@ -21,7 +20,6 @@ from morphnas.graph import Deeper, Graph, Wider, cnn
 from morphnas.report.words import morph_words
 from morphnas.run.jobs import Job
 from morphnas.search.trial import lineage
-from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Outcome
 from tests.estimators.conftest import Data
 from tests.train.tasks import Clock
@@ -31,142 +29,138 @@ ARGS: dict[str, Any] = {"default_model_width": 2, "default_model_len": 1, "train
 
 @pytest.fixture(scope="module")
 def run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of 8 networks. Not to be changed."""
+    """A run of 8 networks, which tests must not modify."""
     path = Path(tmp_path_factory.mktemp("runs")) / "run"
-    made = ImageClassifier(path, max_trials=8, random_state=1, device="cpu", searcher_args=ARGS, refit=False)
-    made.fit(*data, time_limit=30)
+    classifier = ImageClassifier(path, max_trials=8, random_state=1, device="cpu", searcher_args=ARGS, refit=False)
+    classifier.fit(*data, time_limit=30)
     return path
 
 
-def grown(run: Path) -> int:
-    """Id of a network with morphs."""
+def id_with_morphs(run: Path) -> int:
+    """Id of the last network with morphs."""
     return next(trial.id for trial in reversed(load_run(run).trials) if trial.proposal.morphs)
 
 
 @pytest.mark.slow
-def test_every_morph_is_undone_once(run: Path, data: Data) -> None:
+def test_ablate_measures_effect_of_every_morph(run: Path, data: Data) -> None:
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    found = ablate(run, *data, grown(run), time_limit=60, repeats=2, device="cpu")
-    line = lineage(load_run(run).trials, load_run(run).trial(grown(run)))
-    morphs = [morph for trial in line for morph in trial.proposal.morphs]
-    assert [one.morph for one in found.morphs] == list(map(morph_words, morphs))
-    assert found.epochs == sum(trial.epochs for trial in line[1:])
-    for i, one in enumerate(found.morphs):
-        left = line[0].graph
-        for morph in _replay_without(left, morphs, i)[0]:
-            left = morph.grow(left)
-        assert one.parameters == line[-1].graph.parameters - left.parameters
-        if left.key == line[-1].graph.key:
-            assert (one.n, one.gain, one.why) == (0, None, "the network is the same without it")
+    result = ablate(run, *data, id_with_morphs(run), time_limit=60, repeats=2, device="cpu")
+    ancestors = lineage(load_run(run).trials, load_run(run).trial(id_with_morphs(run)))
+    morphs = [morph for trial in ancestors for morph in trial.proposal.morphs]
+    assert [effect.morph for effect in result.morphs] == list(map(morph_words, morphs))
+    assert result.epochs == sum(trial.epochs for trial in ancestors[1:])
+    for i, effect in enumerate(result.morphs):
+        remaining = ancestors[0].graph
+        for morph in _replay_without(remaining, morphs, i)[0]:
+            remaining = morph.grow(remaining)
+        assert effect.parameters == ancestors[-1].graph.parameters - remaining.parameters
+        if remaining.key == ancestors[-1].graph.key:
+            assert (effect.n, effect.gain, effect.why) == (0, None, "the network is the same without it")
         else:
-            assert one.n == 2
-            assert one.gain is not None
-            assert one.standard_error is not None
-    assert any(one.n for one in found.morphs)
+            assert effect.n == 2
+            assert effect.gain is not None
+            assert effect.standard_error is not None
+    assert any(effect.n for effect in result.morphs)
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
-    assert f"network {found.trial}, from {line[0].id}" in str(found)
-    json.dumps(found.to_json(), allow_nan=False)
-    again = ablate(load_run(run), *data, grown(run), time_limit=60, repeats=2, device="cpu")
-    assert again == found, "the same seeds, the same trainings"
+    assert f"network {result.trial}, from {ancestors[0].id}" in str(result)
+    json.dumps(result.to_json(), allow_nan=False)
+    repeated = ablate(load_run(run), *data, id_with_morphs(run), time_limit=60, repeats=2, device="cpu")
+    assert repeated == result, "results are reproducible"
 
 
-def test_morphs_that_need_the_one_undone_go_with_it() -> None:
+def test_replay_drops_morphs_that_need_the_skipped_one() -> None:
     graph = cnn((1, 6, 6), 3, width=4, depth=2)
     first = Deeper("relu_3")
-    (inner,) = (n.name for n in first.grow(graph).nodes if n.name not in graph and n.op.tag == "conv")
-    morphs = [first, Wider("conv_4", 8), Wider(inner, 8)]
+    (new_conv,) = (n.name for n in first.grow(graph).nodes if n.name not in graph and n.op.tag == "conv")
+    morphs = [first, Wider("conv_4", 8), Wider(new_conv, 8)]
     assert _replay_without(graph, morphs, None) == (morphs, ())
     assert _replay_without(graph, morphs, 0) == ([morphs[1]], (morph_words(morphs[2]),))
     assert _replay_without(graph, morphs, 1) == ([morphs[0], morphs[2]], ())
 
 
-def test_later_morphs_find_their_nodes_under_other_names() -> None:
+def test_replay_renames_nodes_of_later_morphs() -> None:
     graph = cnn((1, 6, 6), 3, width=4, depth=2)
     first, second = Deeper("relu_3"), Deeper("relu_6")
     whole = second.grow(first.grow(graph))
-    inner = [node.name for node in whole.nodes if node.name not in graph and node.op.tag == "conv"]
-    kept, gone = _replay_without(graph, [first, second, Wider(inner[1], 8)], 0)
-    (alone,) = (n.name for n in second.grow(graph).nodes if n.name not in graph and n.op.tag == "conv")
-    assert (kept, gone) == ([second, Wider(alone, 8)], ())
-    assert alone != inner[1]
+    new_convs = [node.name for node in whole.nodes if node.name not in graph and node.op.tag == "conv"]
+    kept, dropped = _replay_without(graph, [first, second, Wider(new_convs[1], 8)], 0)
+    (conv_without_first,) = (n.name for n in second.grow(graph).nodes if n.name not in graph and n.op.tag == "conv")
+    assert (kept, dropped) == ([second, Wider(conv_without_first, 8)], ())
+    assert conv_without_first != new_convs[1]
 
 
-def test_it_keeps_to_the_memory_of_the_fit(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, seen = tmp_path / "run", list[int | None]()
-    for given in ({"max_memory": 120_000}, {"limits": {"max_memory": 120_000}}):
-        made = ImageClassifier(
-            path, max_trials=3, device="cpu", searcher_args=ARGS, refit=False, overwrite=True, **given
-        )
-        made.fit(*data, time_limit=20)
+def test_ablate_uses_the_memory_limit_of_the_fit(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, micro_batches = tmp_path / "run", list[int | None]()
 
-        def trained(job: Job, *_: object) -> tuple[Outcome, None]:
-            seen.append(job.micro)
-            return Outcome("failed", error="no"), None
+    def failing_work(job: Job, *_: object) -> tuple[Outcome, None]:
+        micro_batches.append(job.micro)
+        return Outcome("failed", error="no"), None
 
+    settings: dict[str, Any] = {"max_trials": 3, "device": "cpu", "searcher_args": ARGS, "refit": False}
+    limits: list[dict[str, Any]] = [{"max_memory": 120_000}, {"limits": {"max_memory": 120_000}}]
+    for limit in limits:
+        ImageClassifier(path, overwrite=True, **settings | limit).fit(*data, time_limit=20)
         with monkeypatch.context() as patched:
-            patched.setattr("morphnas.estimators.ablation.work", trained)
-            ablate(path, *data, grown(path), time_limit=60, repeats=1, device="cpu")
-    assert seen
-    assert None not in seen
+            patched.setattr("morphnas.estimators.ablation.work", failing_work)
+            ablate(path, *data, id_with_morphs(path), time_limit=60, repeats=1, device="cpu")
+    assert micro_batches
+    assert None not in micro_batches
 
 
-def test_without_time_it_says_so(run: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablate_without_time_reports_no_effects(run: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
 
-    def after(seconds: float) -> Deadline:
-        return clock.deadline(seconds)
-
-    def late(problem: Any, *rest: Any) -> Any:
+    def slow_with_objective(problem: Any, *rest: Any) -> Any:
         clock.now += 60
         return with_objective(problem, *rest)
 
-    monkeypatch.setattr(ablation, "Deadline", SimpleNamespace(after=after))
-    monkeypatch.setattr(ablation, "with_objective", late)
-    found = ablate(run, *data, grown(run), time_limit=60, device="cpu")
-    assert all((one.n, one.gain, one.metric_gain) == (0, None, None) for one in found.morphs)
-    assert "no time" in str(found)
+    monkeypatch.setattr(ablation, "Deadline", SimpleNamespace(after=clock.deadline))
+    monkeypatch.setattr(ablation, "with_objective", slow_with_objective)
+    result = ablate(run, *data, id_with_morphs(run), time_limit=60, device="cpu")
+    assert all((effect.n, effect.gain, effect.metric_gain) == (0, None, None) for effect in result.morphs)
+    assert "no time" in str(result)
 
 
-def test_data_that_take_all_of_the_time_to_read_are_told(run: Path) -> None:
-    slow = TensorDataset(torch.zeros(60, 1, 8, 8), torch.zeros(60))
+def test_ablate_raises_if_reading_takes_the_whole_limit(run: Path) -> None:
+    dataset = TensorDataset(torch.zeros(60, 1, 8, 8), torch.zeros(60))
     with pytest.raises(TimeoutError, match="reading x has taken all of the time limit, after 0 of 60 examples"):
-        ablate(run, slow, trial=grown(run), time_limit=1e-6, device="cpu")
+        ablate(run, dataset, trial=id_with_morphs(run), time_limit=1e-6, device="cpu")
 
 
-def test_turns_are_paired_and_failures_told() -> None:
+def test_effect_pairs_trainings_and_explains_failures() -> None:
     graph = cnn((1, 6, 6), 3, width=4, depth=2)
     morph = Wider("conv_4", 8)
     wide = morph.grow(graph)
 
-    def undone(whole: list[Outcome], without: list[Outcome], part: Graph = graph) -> MorphEffect:
+    def effect(whole: list[Outcome], without: list[Outcome], part: Graph = graph) -> MorphEffect:
         return _effect(1, morph, (), whole, without, wide, part)
 
     good = [Outcome("finished", score, score) for score in (-1.0, -2.0, -3.0)]
     worse = [Outcome("finished", score - 0.5, score) for score in (-1.0, -2.0, -3.0)]
-    bad = Outcome("diverged")
-    assert (undone(good, worse).gain, undone(good, worse).n) == (0.5, 3)
-    missed = undone([bad, *good[1:]], [worse[0], bad, worse[2]])
-    assert (missed.gain, missed.n, missed.why) == (0.5, 1, "")
-    assert undone([bad], [worse[0]]).why == "trainings failed (diverged)"
-    assert undone(good, []).why == "no time"
-    assert undone(good, [], wide).why == "the network is the same without it"
-    assert undone(good, worse).parameters == wide.parameters - graph.parameters
+    diverged = Outcome("diverged")
+    assert (effect(good, worse).gain, effect(good, worse).n) == (0.5, 3)
+    partial = effect([diverged, *good[1:]], [worse[0], diverged, worse[2]])
+    assert (partial.gain, partial.n, partial.why) == (0.5, 1, "")
+    assert effect([diverged], [worse[0]]).why == "trainings failed (diverged)"
+    assert effect(good, []).why == "no time"
+    assert effect(good, [], wide).why == "the network is the same without it"
+    assert effect(good, worse).parameters == wide.parameters - graph.parameters
 
 
-def test_what_is_known_of_a_lineage_begins_where_its_files_can_be_read(run: Path, data: Data, tmp_path: Path) -> None:
+def test_lineage_begins_after_an_unreadable_parent(run: Path, data: Data, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    child = load_run(run).trial(grown(run))
+    child = load_run(run).trial(id_with_morphs(run))
     (tmp_path / "run" / "trials" / f"{child.parent:05d}" / "proposal.json").write_text("{")
     with pytest.warns(UserWarning, match="is left out"):
-        found = ablate(tmp_path / "run", *data, child.id, time_limit=5, device="cpu")
-    assert str(found) == f"network {child.id} has no morphs to undo"
+        result = ablate(tmp_path / "run", *data, child.id, time_limit=5, device="cpu")
+    assert str(result) == f"network {child.id} has no morphs to undo"
 
 
-def test_a_start_has_nothing_to_undo(run: Path, data: Data) -> None:
+def test_starter_has_no_morphs_to_ablate(run: Path, data: Data) -> None:
     assert str(ablate(run, *data, 0, time_limit=5, device="cpu")) == "network 0 has no morphs to undo"
 
 
-def test_what_cannot_be_used_is_refused(run: Path, data: Data) -> None:
+def test_ablate_rejects_invalid_arguments(run: Path, data: Data) -> None:
     x, y = data
     with pytest.raises(RunError, match="a run on other data"):
         ablate(run, x[:-1], y[:-1], time_limit=5, device="cpu")
@@ -176,4 +170,3 @@ def test_what_cannot_be_used_is_refused(run: Path, data: Data) -> None:
         ablate(run, x, y, time_limit=5, repeats=0)
     with pytest.raises(ValueError, match="time_limit must be a positive number"):
         ablate(run, x, y, time_limit=-1)
-    assert morphnas.ablate is ablate

@@ -1,4 +1,4 @@
-"""Whatever mode of PyTorch a caller is in, a fit is the same, and the mode is in effect again afterwards."""
+"""The result of a fit does not depend on the mode of PyTorch, which is restored afterwards."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ARGS: dict[str, Any] = {
     "device": "cpu",
     "random_state": 0,
     "max_trials": 1,
-    "refit": False,  # how long a final training is depends on the machine
+    "refit": False,  # the length of a final training depends on the machine
 }
 
 
 @contextlib.contextmanager
-def double() -> Iterator[None]:
+def default_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     try:
         yield
@@ -35,7 +35,7 @@ def double() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def elsewhere() -> Iterator[None]:
+def default_device_meta() -> Iterator[None]:
     torch.set_default_device("meta")
     try:
         yield
@@ -47,49 +47,49 @@ MODES: dict[str, Any] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "float64": double,
-    "default device": elsewhere,
+    "float64": default_float64,
+    "default device": default_device_meta,
     "device": lambda: torch.device("meta"),
 }
 
 
-def state() -> tuple[Any, ...]:
+def torch_modes() -> tuple[Any, ...]:
     grad = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     return *grad, torch.is_autocast_enabled("cpu"), torch.get_default_dtype(), torch.get_default_device()
 
 
 @pytest.fixture(scope="module")
-def usual(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
-    return ImageClassifier(tmp_path_factory.mktemp("usual") / "run", **ARGS).fit(X, Y, time_limit=30)
+def reference(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
+    return ImageClassifier(tmp_path_factory.mktemp("reference") / "run", **ARGS).fit(X, Y, time_limit=30)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_fit_is_the_same_in_every_mode(mode: str, usual: ImageClassifier, tmp_path: Path) -> None:
-    before = state()
+def test_fit_does_not_depend_on_the_torch_mode(mode: str, reference: ImageClassifier, tmp_path: Path) -> None:
+    before = torch_modes()
     with MODES[mode]():
-        there = state()
-        assert there != before
-        found = ImageClassifier(tmp_path / "run", **ARGS).fit(X, Y, time_limit=30)
-        said = found.predict_proba(X)
-        assert morphnas.load(tmp_path / "run").evaluate(X, Y) == found.evaluate(X, Y)
-        module = found.to_module()
-        morphnas.export(found, tmp_path / "net.py")
-        found.search_space_summary(X, Y, time_limit=5)
+        inside = torch_modes()
+        assert inside != before
+        clf = ImageClassifier(tmp_path / "run", **ARGS).fit(X, Y, time_limit=30)
+        probabilities = clf.predict_proba(X)
+        assert morphnas.load(tmp_path / "run").evaluate(X, Y) == clf.evaluate(X, Y)
+        module = clf.to_module()
+        morphnas.export(clf, tmp_path / "net.py")
+        clf.search_space_summary(X, Y, time_limit=5)
         morphnas.examine(X, Y)
-        found.final_fit(X, Y, trainer_args={"epochs": 1}, time_limit=20)
-        assert state() == there
-    assert state() == before
-    assert np.array_equal(said, usual.predict_proba(X))
+        clf.final_fit(X, Y, trainer_args={"epochs": 1}, time_limit=20)
+        assert torch_modes() == inside
+    assert torch_modes() == before
+    assert np.array_equal(probabilities, reference.predict_proba(X))
     module.train()(torch.from_numpy(X[:, None])).sum().backward()
     assert all(weight.grad is not None and weight.dtype == torch.float32 for weight in module.parameters())
 
 
-def test_steps_in_bfloat16_see_the_weights_as_they_are_in_every_mode(tmp_path: Path) -> None:
-    """torch.autocast caches cast weights until the outermost context ends."""
+def test_bfloat16_training_does_not_depend_on_autocast(tmp_path: Path) -> None:
+    """torch.autocast caches converted weights until the outermost context ends."""
     args: dict[str, Any] = {"default_model_width": 4, "trainer_args": {"epochs": 3, "precision": "bfloat16"}}
     settings = ARGS | {"searcher_args": args}
-    usual = ImageClassifier(tmp_path / "usual", **settings).fit(X, Y, time_limit=60)
+    reference = ImageClassifier(tmp_path / "reference", **settings).fit(X, Y, time_limit=60)
     with torch.autocast("cpu", torch.bfloat16):
-        found = ImageClassifier(tmp_path / "run", **settings).fit(X, Y, time_limit=60)
-    assert np.array_equal(found.predict_proba(X), usual.predict_proba(X))
-    assert not np.allclose(found.predict_proba(X), found.predict_proba(X)[:1]), "it has learned something"
+        clf = ImageClassifier(tmp_path / "run", **settings).fit(X, Y, time_limit=60)
+    assert np.array_equal(clf.predict_proba(X), reference.predict_proba(X))
+    assert not np.allclose(clf.predict_proba(X), clf.predict_proba(X)[:1]), "the network has learnt something"

@@ -1,4 +1,4 @@
-"""A notebook: cells run in another process, inside an event loop, with no script and no `__main__` guard."""
+"""Fits in a notebook: in another process, inside an event loop, without a script and a `__main__` guard."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ settings = dict(max_trials=4, random_state=0, refit=False, searcher_args=sizes, 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of the notebook's own machinery
-def test_a_fit_in_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of the notebook's kernel
+def test_fit_in_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
@@ -41,6 +41,6 @@ def test_a_fit_in_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         book, timeout=280, kernel_name="here", resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
-    said = ["".join(output.get("text", "") for output in cell.outputs) for cell in book.cells]
-    assert said[-1].strip() == "[(4, 'one'), (4, 'two')]"
-    assert all("accuracy" in text.lower() for text in said[1:3])
+    texts = ["".join(output.get("text", "") for output in cell.outputs) for cell in book.cells]
+    assert texts[-1].strip() == "[(4, 'one'), (4, 'two')]"
+    assert all("accuracy" in text.lower() for text in texts[1:3])

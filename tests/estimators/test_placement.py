@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from morphnas import ImageClassifier
-from morphnas.estimators import placement as module
-from morphnas.estimators import sizes
+from morphnas.estimators import placement, sizes
 from morphnas.estimators.fitting import StartersOnly
 from morphnas.estimators.placement import Place
 from morphnas.graph import cnn, resnet
@@ -29,7 +28,7 @@ from tests.estimators.conftest import Data
 CPU = torch.device("cpu")
 
 
-def placed(**settings: Any) -> Place:
+def place_of(**settings: Any) -> Place:
     return Place.of(ImageClassifier(**{"device": "cpu"} | settings))
 
 
@@ -50,7 +49,7 @@ def placed(**settings: Any) -> Place:
         ({"devices": 2}, "devices is for executor"),
     ],
 )
-def test_bad_arguments_are_refused(settings: dict[str, Any], message: str, data: Data, tmp_path: Path) -> None:
+def test_fit_rejects_invalid_placement(settings: dict[str, Any], message: str, data: Data, tmp_path: Path) -> None:
     if settings.get("executor") not in (None, "process", "threads", 3):
         pytest.importorskip("ray")
     with pytest.raises(ValueError, match=message):
@@ -58,24 +57,26 @@ def test_bad_arguments_are_refused(settings: dict[str, Any], message: str, data:
     assert not (tmp_path / "run").exists()
 
 
-def test_without_ray_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, data: Data, tmp_path: Path) -> None:
+def test_fit_without_ray_raises_before_it_creates_a_run(
+    monkeypatch: pytest.MonkeyPatch, data: Data, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install -e '\.\[ray\]' in your clone"):
         ImageClassifier(tmp_path / "run", executor="ray").fit(*data, time_limit=5)
     assert not (tmp_path / "run").exists()
 
 
-def test_devices_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "cores", lambda: 6)
+def test_cpu_workers_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "cores", lambda: 6)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    assert placed() == Place(CPU)
-    assert placed(executor="process").workers == (CPU,) * 6
-    assert placed(executor="process", devices=["cpu", "cpu"]).workers == (CPU, CPU)
-    assert [placed(executor="process", devices=n).threads for n in (1, 2, 4, 6, 8)] == [6, 3, 1, 1, 1]
-    assert placed().threads is None
+    assert place_of() == Place(CPU)
+    assert place_of(executor="process").workers == (CPU,) * 6
+    assert place_of(executor="process", devices=["cpu", "cpu"]).workers == (CPU, CPU)
+    assert [place_of(executor="process", devices=n).threads for n in (1, 2, 4, 6, 8)] == [6, 3, 1, 1, 1]
+    assert place_of().threads is None
 
 
-def test_gpus_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     first, second = torch.device("cuda:0"), torch.device("cuda:1")
@@ -91,65 +92,63 @@ def test_gpus_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         Place.of(ImageClassifier(executor="process", devices=4))
 
 
-def test_shares_of_a_cluster() -> None:
+def test_place_on_a_ray_cluster() -> None:
     pytest.importorskip("ray")
-    assert placed(executor="ray") == Place(CPU, ray=True)
-    assert placed(executor="ray", devices=3, per_trial=2) == Place(CPU, ray=True, max_workers=3, cpus=2)
-    assert placed(executor="ray", per_trial=2).threads == 2
-    assert placed(executor="auto").address == "auto"
+    assert place_of(executor="ray") == Place(CPU, ray=True)
+    assert place_of(executor="ray", devices=3, per_trial=2) == Place(CPU, ray=True, max_workers=3, cpus=2)
+    assert place_of(executor="ray", per_trial=2).threads == 2
+    assert place_of(executor="auto").address == "auto"
 
 
-def test_a_run_that_goes_on_where_a_gpu_is_shared_records_no_steps(
+def test_resume_on_a_shared_gpu_disables_cuda_graphs(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if its plan, which may be from another machine, has CUDA graphs."""
-    about = tmp_path / "run" / "run.json"
+    """Even if the plan of the run, which may be from another machine, uses CUDA graphs."""
+    run_json = tmp_path / "run" / "run.json"
     settings: dict[str, Any] = {"random_state": 0, "refit": False, "device": "cpu"}
     ImageClassifier(tmp_path / "run", max_trials=1, **settings).fit(*data)
-    plan = json.loads(about.read_text())
-    plan["plan"]["recipe"]["cuda_graphs"] = True
-    about.write_text(json.dumps(plan))
+    about = json.loads(run_json.read_text())
+    about["plan"]["recipe"]["cuda_graphs"] = True
+    run_json.write_text(json.dumps(about))
     for trials, shared in ((2, False), (3, True)):
         monkeypatch.setattr(Place, "shares_gpu", shared)
         ImageClassifier(tmp_path / "run", max_trials=trials, resume=True, **settings).fit(*data)
         assert load_run(tmp_path / "run").trials[-1].proposal.recipe.cuda_graphs != shared
 
 
-def test_networks_that_are_trained_on_count_once() -> None:
+def test_starters_only_does_not_count_promotions_or_finals() -> None:
     graph = cnn((1, 6, 6), 3, width=4)
-    done = Outcome("finished", -0.5, 0.8, epochs=1, best_epoch=1)
-    first = Trial(0, Proposal(graph, (), Recipe()), graph, done, kept=True)
-    longer = replace(first, id=1, proposal=Proposal(0, (), Recipe(epochs=24)))
+    outcome = Outcome("finished", -0.5, 0.8, epochs=1, best_epoch=1)
+    first = Trial(0, Proposal(graph, (), Recipe()), graph, outcome, kept=True)
+    promoted = replace(first, id=1, proposal=Proposal(0, (), Recipe(epochs=24)))
     final = replace(first, id=2, proposal=Proposal(graph, (), Recipe(), {"final": "fresh"}))
     searcher = StartersOnly(RandomSearcher(MorphSpace((graph, resnet((1, 6, 6), 3, width=4)))), 2)
-    assert searcher.ask([first, longer, final], Budget(60.0)) is not None, "the second one is still to come"
-    assert searcher.ask([first, longer, final, replace(first, id=3)], Budget(60.0)) is None
+    assert searcher.ask([first, promoted, final], Budget(60.0)) is not None, "the second starter is not trained yet"
+    assert searcher.ask([first, promoted, final, replace(first, id=3)], Budget(60.0)) is None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("records", "times"), [(False, 2), (True, 1)])
-def test_how_fast_a_device_is_that_records_is_measured_once(
-    records: bool, times: int, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("has_graphs", "times"), [(False, 2), (True, 1)])
+def test_speed_of_a_device_with_cuda_graphs_is_measured_once(
+    has_graphs: bool, times: int, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU once more, before the final trainings, which use the threads of all workers."""
-    asked: list[Task] = []
+    """On a CPU it is measured again before the final trainings, which use the threads of all workers."""
+    tasks: list[Task] = []
 
-    def measured(task: Task, *_: Any, **__: Any) -> Pace:
-        asked.append(task)
+    def fake_measure(task: Task, *_: Any, **__: Any) -> Pace:
+        tasks.append(task)
         return Pace(1e-11, 1, "float32")
 
-    monkeypatch.setattr(sizes, "measure", measured)
-    if records:
-        monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: pytest.fail("nothing is recorded"))
-    small = {"default_model_width": 4, "trainer_args": {"epochs": 1}}
-    ImageClassifier(tmp_path, executor="process", devices=1, max_trials=1, searcher_args=small).fit(
-        *data, time_limit=20
-    )
-    assert len(asked) == times
+    monkeypatch.setattr(sizes, "measure", fake_measure)
+    if has_graphs:
+        monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: pytest.fail("no graph should be captured"))
+    args = {"default_model_width": 4, "trainer_args": {"epochs": 1}}
+    ImageClassifier(tmp_path, executor="process", devices=1, max_trials=1, searcher_args=args).fit(*data, time_limit=20)
+    assert len(tasks) == times
 
 
 @pytest.mark.slow
-def test_a_fit_in_processes(data: Data, tmp_path: Path) -> None:
+def test_fit_with_worker_processes(data: Data, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"executor": "process", "devices": 2, "device": "cpu", "random_state": 0}
     classifier = ImageClassifier(tmp_path / "run", max_trials=6, **settings).fit(*data, time_limit=60)
     assert classifier.evaluate(*data) > 0.9
@@ -163,7 +162,7 @@ def test_a_fit_in_processes(data: Data, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the time limit was too short")
-def test_a_limit_in_which_no_process_starts_leaves_a_network(data: Data, tmp_path: Path) -> None:
+def test_fit_too_short_for_workers_to_start_keeps_a_network(data: Data, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"executor": "process", "devices": 1, "device": "cpu", "random_state": 0}
     classifier = ImageClassifier(tmp_path / "run", **settings)
     with pytest.warns(UserWarning, match="trainings failed, the first with: no worker had started, or was free"):

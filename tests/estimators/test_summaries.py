@@ -1,4 +1,4 @@
-"""Summaries before and after a fit."""
+"""Summaries of the search space and of the results of a fit."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from morphnas.report.summary import results_summary
 from tests.estimators.conftest import Data
 
 
-def test_the_search_space_is_told_before_a_fit(data: Data, tmp_path: Path) -> None:
+def test_search_space_summary_before_a_fit(data: Data, tmp_path: Path) -> None:
     path = tmp_path / "run"
     settings: dict[str, Any] = {"random_state": 0, "max_trials": 3, "limits": {"max_depth": 9}}
-    settings["searcher_args"] = {"default_model_width": 8}  # for which there is time on any machine
+    settings["searcher_args"] = {"default_model_width": 8}  # small enough for any machine
     classifier = ImageClassifier(path, device="cpu", **settings)
     space = classifier.search_space_summary(*data, time_limit=300)
     assert not path.exists()
     assert (space.seconds, space.limits.max_depth, space.expected.networks) == (300.0, 9, 3)
     assert list(space.morphs) == list(Limits().morphs)
     text = str(space)
-    for words in (
+    for phrase in (
         "a search within 5:00 begins with",
         "one step leads to",
         "wider all: Scale every convolution and dense layer whose width can change to `percent` of its output",
         "max_depth 9",
         "expected: about 3",
     ):
-        assert words in text
+        assert phrase in text
     json.dumps(space.to_json(), allow_nan=False)
     classifier.set_params(refit=False).fit(*data, time_limit=20)
-    starts = [t.graph for t in load_run(path).trials if t.parent is None and not t.proposal.why.get("final")]
-    assert len(starts) == len(space.starts)
+    starters = [t for t in load_run(path).trials if t.parent is None and not t.proposal.why.get("final")]
+    assert len(starters) == len(space.starts)
 
 
-def test_it_counts_what_one_step_leads_to(data: Data) -> None:
+def test_search_space_summary_counts_neighbours(data: Data) -> None:
     graph = cnn((1, *data[0].shape[1:3]), 3, width=8, depth=2)
     limits = {"morphs": ("deeper", "wider"), "max_params": 10 * graph.parameters}
     space = ImageClassifier(initial_networks=[graph], limits=limits, device="cpu").search_space_summary(
@@ -54,7 +54,7 @@ def test_it_counts_what_one_step_leads_to(data: Data) -> None:
     assert "skip:" not in str(space)
 
 
-def test_a_searcher_of_ones_own_may_have_its_own_space(data: Data) -> None:
+def test_search_space_summary_of_a_custom_searcher(data: Data) -> None:
     custom = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "custom.py"))
     graph = cnn((1, *data[0].shape[1:3]), 3, width=8, depth=2)
     space = ImageClassifier(initial_networks=[graph], search_type=custom["climb"], device="cpu").search_space_summary(
@@ -66,26 +66,26 @@ def test_a_searcher_of_ones_own_may_have_its_own_space(data: Data) -> None:
     assert list(space.morphs) == ["deeper"]
 
 
-def test_bad_data_are_refused_before_as_in_a_fit(data: Data) -> None:
+def test_search_space_summary_rejects_invalid_arguments(data: Data) -> None:
     with pytest.raises(ValueError, match="time_limit must be a positive number"):
         ImageClassifier(device="cpu").search_space_summary(*data, time_limit=0)
     with pytest.raises(ValueError, match="NaN"):
         ImageClassifier(device="cpu").search_space_summary(np.full(data[0].shape, np.nan), data[1])
 
 
-def test_the_best_are_told_first(fitted: ImageClassifier) -> None:
+def test_results_summary_lists_the_best_networks_first(fitted: ImageClassifier) -> None:
     run = fitted.load_searcher()
-    found = fitted.results_summary(3)
-    scores = [trial.score for trial in found.run.trials]
-    every = sorted((t.score for t in run.trials if t.score is not None), reverse=True)
-    assert scores == every[:3]
-    assert f"the best 3 of {len(run.trials)} networks" in str(found)
+    summary = fitted.results_summary(3)
+    scores = [trial.score for trial in summary.run.trials]
+    all_scores = sorted((t.score for t in run.trials if t.score is not None), reverse=True)
+    assert scores == all_scores[:3]
+    assert f"the best 3 of {len(run.trials)} networks" in str(summary)
     model = f"the model is network {fitted.final_trial_}, which is network {fitted.best_trial_} after its final"
-    assert model in str(found)
-    assert [entry["model_id"] for entry in found.to_json()] == [trial.id for trial in found.run.trials]
-    assert len(results_summary(run, 1000).run.trials) == len(every)
-    for bad in (0, -1, True, 2.5):
+    assert model in str(summary)
+    assert [entry["model_id"] for entry in summary.to_json()] == [trial.id for trial in summary.run.trials]
+    assert len(results_summary(run, 1000).run.trials) == len(all_scores)
+    for invalid in (0, -1, True, 2.5):
         with pytest.raises(ValueError, match="n must be a positive integer"):
-            fitted.results_summary(bad)  # type: ignore[arg-type]
+            fitted.results_summary(invalid)  # type: ignore[arg-type]
     with pytest.raises(NotFittedError):
         ImageClassifier().results_summary()

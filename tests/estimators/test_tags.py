@@ -1,4 +1,4 @@
-"""Multi-label data: fitting, prediction, storing, export, data checks and resuming."""
+"""Multi-label classification: fit, prediction, stored runs, export, data checks and resuming."""
 
 from __future__ import annotations
 
@@ -21,75 +21,75 @@ from morphnas.estimators.inputs import Problem
 from morphnas.estimators.splits import split
 from morphnas.estimators.targets import MultiLabelTarget, classification_target, target_from_json
 
-Tagged = tuple[NDArray[np.uint8], NDArray[np.int64]]
+MultiLabel = tuple[NDArray[np.uint8], NDArray[np.int64]]
 SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 6}}
 
 
-def tagged(n: int, seed: int = 0) -> Tagged:
+def labelled_images(n: int, seed: int = 0) -> MultiLabel:
     """Images (n, 8, 8) of noise: a bright row (tag 0), a bright column (1), a dark middle (2), in all combinations."""
     rng = np.random.default_rng(seed)
-    tags = rng.integers(0, 2, (n, 3))
+    y = rng.integers(0, 2, (n, 3))
     x = rng.integers(60, 120, (n, 8, 8))
-    for image, (row, column, middle) in zip(x, tags, strict=True):
+    for image, (row, column, middle) in zip(x, y, strict=True):
         image[1] += 120 * row
         image[:, 6] += 120 * column
         image[3:6, 2:5] -= 60 * middle
-    return x.clip(0, 255).astype(np.uint8), tags
+    return x.clip(0, 255).astype(np.uint8), y
 
 
 @pytest.fixture(scope="module")
-def data() -> Tagged:
-    return tagged(400)
+def data() -> MultiLabel:
+    return labelled_images(400)
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory, data: Tagged) -> ImageClassifier:
+def fitted(tmp_path_factory: pytest.TempPathFactory, data: MultiLabel) -> ImageClassifier:
     """A fitted classifier that tests must not modify."""
     path = tmp_path_factory.mktemp("runs") / "run"
     return ImageClassifier(path, max_trials=3, random_state=0, searcher_args=SMALL).fit(*data, time_limit=5)
 
 
-def test_learns_and_predicts(fitted: ImageClassifier) -> None:
-    x, y = tagged(200, seed=1)
-    found, chances = fitted.predict(x), fitted.predict_proba(x)
-    assert found.shape == chances.shape == (200, 3)
-    assert found.dtype == np.int64
-    assert (found == (chances >= 0.5)).all()
-    assert fitted.score(x, y) == accuracy_score(y, found) == pytest.approx(fitted.evaluate(x, y))
+def test_predict_score_and_evaluate(fitted: ImageClassifier) -> None:
+    x, y = labelled_images(200, seed=1)
+    predictions, probabilities = fitted.predict(x), fitted.predict_proba(x)
+    assert predictions.shape == probabilities.shape == (200, 3)
+    assert predictions.dtype == np.int64
+    assert (predictions == (probabilities >= 0.5)).all()
+    assert fitted.score(x, y) == accuracy_score(y, predictions) == pytest.approx(fitted.evaluate(x, y))
     assert fitted.score(x, y) > 0.9
     with pytest.raises(ValueError, match="sample_weight must be finite numbers"):
         fitted.score(x, y, np.full(200, np.nan))
-    for wrong in (y[:, 0], y[:, :2], y[1:]):
+    for invalid in (y[:, 0], y[:, :2], y[1:]):
         with pytest.raises(ValueError, match=r"y must be \(200, 3\), one column for each label"):
-            fitted.score(x, wrong)
+            fitted.score(x, invalid)
     assert fitted.multilabel_
     assert fitted.__sklearn_tags__().classifier_tags.multi_label
     assert fitted.classes_.tolist() == [0, 1, 2]
-    assert not np.allclose(chances.sum(1), 1), "each is told by itself"
+    assert not np.allclose(probabilities.sum(1), 1), "the probabilities of the labels are independent"
 
 
-def test_another_process_would_predict_the_same(fitted: ImageClassifier) -> None:
-    x, _ = tagged(20, seed=1)
-    again = morphnas.load(fitted.path_)
-    assert isinstance(again, ImageClassifier)
-    assert again.multilabel_
-    assert (again.predict_proba(x) == fitted.predict_proba(x)).all()
+def test_loaded_classifier_predicts_the_same(fitted: ImageClassifier) -> None:
+    x, _ = labelled_images(20, seed=1)
+    loaded = morphnas.load(fitted.path_)
+    assert isinstance(loaded, ImageClassifier)
+    assert loaded.multilabel_
+    assert (loaded.predict_proba(x) == fitted.predict_proba(x)).all()
     with pytest.raises(RunError, match="another estimator than ImageRegressor"):
         morphnas.ImageRegressor.load(fitted.path_)
 
 
-def test_the_module_and_what_is_exported_give_a_logit_for_each(fitted: ImageClassifier, tmp_path: Path) -> None:
-    x, _ = tagged(20, seed=1)
-    raw = torch.from_numpy(x)[:, None]
+def test_module_and_export_return_a_logit_for_each_label(fitted: ImageClassifier, tmp_path: Path) -> None:
+    x, _ = labelled_images(20, seed=1)
+    tensor = torch.from_numpy(x)[:, None]
     morphnas.export(fitted.path_, tmp_path / "net.py")
     assert "network(images).sigmoid()" in (tmp_path / "net.py").read_text()
     for module in (fitted.to_module(), runpy.run_path(str(tmp_path / "net.py"))["load"]()):
         with torch.no_grad():
-            assert module(raw).double().sigmoid().numpy() == pytest.approx(fitted.predict_proba(x), abs=1e-6)
+            assert module(tensor).double().sigmoid().numpy() == pytest.approx(fitted.predict_proba(x), abs=1e-6)
 
 
 @pytest.mark.slow
-def test_other_formats_say_what_outputs_are(fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_onnx_and_pt2_files_describe_their_outputs(fitted: ImageClassifier, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     morphnas.export(fitted.path_, tmp_path / "net.pt2")
     extra = {"labels.json": "", "gives.json": ""}
@@ -104,30 +104,31 @@ def test_other_formats_say_what_outputs_are(fitted: ImageClassifier, tmp_path: P
     assert {entry.key: entry.value for entry in model.metadata_props}["gives"] == "logits of tags"
 
 
-def test_tags_may_have_names(tmp_path: Path, data: Tagged, capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_of_a_data_frame_are_names_of_labels(
+    tmp_path: Path, data: MultiLabel, capsys: pytest.CaptureFixture[str]
+) -> None:
     pandas = pytest.importorskip("pandas")
     names = ["red", "very wide", "old"]
     x, y = data[0], pandas.DataFrame(data[1], columns=names)
     clf = ImageClassifier(tmp_path / "run", max_trials=1, searcher_args=SMALL, refit=False).fit(x, y, time_limit=20)
-    for found in (clf, morphnas.load(tmp_path / "run")):
-        assert isinstance(found, ImageClassifier)
-        assert found.classes_.tolist() == names
-        assert found.evaluate(x, y) == found.evaluate(x, data[1])
-    with pytest.raises(
-        ValueError, match=r"the columns of y must be .*, as in the fit, not \('old', 'red', 'very wide'\)"
-    ):
+    for classifier in (clf, morphnas.load(tmp_path / "run")):
+        assert isinstance(classifier, ImageClassifier)
+        assert classifier.classes_.tolist() == names
+        assert classifier.evaluate(x, y) == classifier.evaluate(x, data[1])
+    message = r"the columns of y must be .*, as in the fit, not \('old', 'red', 'very wide'\)"
+    with pytest.raises(ValueError, match=message):
         clf.evaluate(x, y[sorted(names)])
     morphnas.export(clf, tmp_path / "net.py")
     assert runpy.run_path(str(tmp_path / "net.py"))["LABELS"] == names
     np.savez(tmp_path / "x.npz", x=x[:30])
     assert main(["predict", str(tmp_path / "run"), str(tmp_path / "x.npz")]) == 0
-    head, *rows = capsys.readouterr().out.splitlines()
-    assert head == "example,tags,probability_red,probability_very wide,probability_old"
-    told = [[names[i] for i in np.flatnonzero(row)] for row in clf.predict(x[:30])]
-    assert [[tag for tag in row.split(",")[1].split("; ") if tag] for row in rows] == told
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header == "example,tags,probability_red,probability_very wide,probability_old"
+    expected = [[names[i] for i in np.flatnonzero(row)] for row in clf.predict(x[:30])]
+    assert [[tag for tag in row.split(",")[1].split("; ") if tag] for row in rows] == expected
 
 
-def test_what_is_told_is_of_examples_with_all_tags_right(fitted: ImageClassifier) -> None:
+def test_history_and_report_show_subset_accuracy(fitted: ImageClassifier) -> None:
     run = load_run(fitted.path_)
     entry = run.history[0]
     assert entry["measure"] == "accuracy"
@@ -138,19 +139,19 @@ def test_what_is_told_is_of_examples_with_all_tags_right(fitted: ImageClassifier
 
 
 @pytest.mark.slow
-def test_a_run_is_gone_on_with_and_trained_further(tmp_path: Path, data: Tagged) -> None:
-    made: dict[str, Any] = {"searcher_args": SMALL, "random_state": 0}
-    ImageClassifier(tmp_path / "run", max_trials=1, refit=False, **made).fit(*data, time_limit=20)
+def test_resume_final_fit_and_ablate(tmp_path: Path, data: MultiLabel) -> None:
+    settings: dict[str, Any] = {"searcher_args": SMALL, "random_state": 0}
+    ImageClassifier(tmp_path / "run", max_trials=1, refit=False, **settings).fit(*data, time_limit=20)
     with pytest.raises(RunError, match="other data"):
-        ImageClassifier(tmp_path / "run", resume=True, **made).fit(data[0], data[1][:, 0], time_limit=6)
-    more = ImageClassifier(tmp_path / "run", max_trials=3, resume=True, ensemble=2, refit=False, **made)
-    more.fit(*data, time_limit=20)
+        ImageClassifier(tmp_path / "run", resume=True, **settings).fit(data[0], data[1][:, 0], time_limit=6)
+    resumed = ImageClassifier(tmp_path / "run", max_trials=3, resume=True, ensemble=2, refit=False, **settings)
+    resumed.fit(*data, time_limit=20)
     assert len(load_run(tmp_path / "run").trials) == 3
-    test, truth = tagged(60, seed=2)
-    more.final_fit(*data, test, truth, time_limit=4)
-    assert more.test_metric_ == pytest.approx(more.evaluate(test, truth))
+    x_test, y_test = labelled_images(60, seed=2)
+    resumed.final_fit(*data, x_test, y_test, time_limit=4)
+    assert resumed.test_metric_ == pytest.approx(resumed.evaluate(x_test, y_test))
     with pytest.raises(ValueError, match=r"one column for each label .*, but its shape is \(400, 2\)"):
-        more.final_fit(data[0], data[1][:, :2], time_limit=5)
+        resumed.final_fit(data[0], data[1][:, :2], time_limit=5)
     assert morphnas.ablate(tmp_path / "run", *data, time_limit=3, repeats=1).measure == "accuracy"
 
 
@@ -158,7 +159,7 @@ def frame(y: Any) -> Any:
     return pytest.importorskip("pandas").DataFrame(y)
 
 
-KINDS = {
+TYPES_OF_Y = {
     "bool": lambda y: y.astype(bool),
     "float": lambda y: y.astype(float),
     "list": lambda y: y.tolist(),
@@ -166,22 +167,22 @@ KINDS = {
     "sparse": csr_matrix,
     "objects": lambda y: y.astype(object),
     "frame": frame,
-    "frame of nullable": lambda y: frame(y).astype("Int64"),
-    "frame of several kinds": lambda y: frame(y).astype({0: bool}),
+    "nullable frame": lambda y: frame(y).astype("Int64"),
+    "mixed frame": lambda y: frame(y).astype({0: bool}),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_tags_of_any_kind(kind: str, data: Tagged) -> None:
+@pytest.mark.parametrize("kind", TYPES_OF_Y)
+def test_target_accepts_many_types_of_y(kind: str, data: MultiLabel) -> None:
     _, y = data
-    given = KINDS[kind](y)
-    target, codes = classification_target(given, len(y))
+    converted = TYPES_OF_Y[kind](y)
+    target, codes = classification_target(converted, len(y))
     assert isinstance(target, MultiLabelTarget)
     assert codes.dtype == np.float32
     assert (codes == y).all()
 
 
-def test_a_dataset_of_images_and_tags_with_weights_in_groups(tmp_path: Path, data: Tagged) -> None:
+def test_fit_on_dataset_with_weights_and_groups(tmp_path: Path, data: MultiLabel) -> None:
     x, y = data
     pairs = [(torch.from_numpy(image)[None], torch.from_numpy(tags)) for image, tags in zip(x, y, strict=True)]
     groups, weights = np.arange(400) // 4, np.linspace(0.5, 2, 400)
@@ -203,36 +204,36 @@ def pairs_dataset(pairs: list[Any]) -> Any:
     return Pairs()
 
 
-def test_parts_are_held_out_alike(data: Tagged) -> None:
+def test_split_is_stratified_by_labels(data: MultiLabel) -> None:
     _, y = data
     target, codes = classification_target(y, 400)
     parts = split(target.strata(codes), seed=0)
     assert parts.valid is not None
-    overall, held = y.mean(0), y[parts.valid].mean(0)
-    assert np.abs(overall - held).max() < 0.2
+    overall, held_out = y.mean(0), y[parts.valid].mean(0)
+    assert np.abs(overall - held_out).max() < 0.2
     strata = target.strata(codes)
-    assert np.bincount(strata[parts.valid]).tolist() == [3] * 20, "3 of each 20 that are alike"
+    assert np.bincount(strata[parts.valid]).tolist() == [3] * 20, "3 of every 20 similar examples"
 
 
-def test_out_of_json_they_come_as_they_were() -> None:
-    again = target_from_json(json.loads(json.dumps(MultiLabelTarget(7).to_json())))
-    assert isinstance(again, MultiLabelTarget)
-    assert again.k == 7
+def test_target_is_restored_from_json() -> None:
+    restored = target_from_json(json.loads(json.dumps(MultiLabelTarget(7).to_json())))
+    assert isinstance(restored, MultiLabelTarget)
+    assert restored.k == 7
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", 2], "ab", None])
-def test_names_of_other_tags_are_refused(names: Any) -> None:
+def test_target_from_json_rejects_invalid_names(names: Any) -> None:
     with pytest.raises(ValueError, match="are not the names of 2 tags"):
         target_from_json({"tags": 2, "names": names})
 
 
-@pytest.mark.parametrize("told", [{"tags": 1}, {"tags": True}, {"tags": "3"}, {"tags": None}])
-def test_what_does_not_say_how_many_tags_is_refused(told: Any) -> None:
+@pytest.mark.parametrize("count", [1, True, "3", None])
+def test_target_from_json_rejects_invalid_counts(count: Any) -> None:
     with pytest.raises(ValueError, match="does not say how many tags there are"):
-        target_from_json(told)
+        target_from_json({"tags": count})
 
 
-Y = tagged(20)[1]
+Y = labelled_images(20)[1]
 
 
 @pytest.mark.parametrize(
@@ -251,13 +252,13 @@ Y = tagged(20)[1]
         (Y[:, :, None], r"y must be \(n,\) or \(n, 1\), but its shape"),
     ],
 )
-def test_what_are_no_tags_is_refused(y: Any, message: str) -> None:
+def test_fit_rejects_invalid_y(y: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ImageClassifier().fit(tagged(20)[0], y, time_limit=5)
+        ImageClassifier().fit(labelled_images(20)[0], y, time_limit=5)
 
 
-def test_other_values_than_the_fit_saw_are_refused(fitted: ImageClassifier) -> None:
-    x, y = tagged(20)
+def test_evaluate_rejects_invalid_y(fitted: ImageClassifier) -> None:
+    x, y = labelled_images(20)
     with pytest.raises(ValueError, match="y must be 0 or 1 everywhere"):
         fitted.evaluate(x, y * 2)
     with pytest.raises(ValueError, match=r"one column for each label .*, but its shape"):
@@ -266,21 +267,23 @@ def test_other_values_than_the_fit_saw_are_refused(fitted: ImageClassifier) -> N
         fitted.evaluate(x)
 
 
-def test_tags_that_say_nothing_are_found(data: Tagged) -> None:
+def test_constant_labels_are_found(data: MultiLabel) -> None:
     x, y = data
     y = np.column_stack([y, np.zeros(400, int), np.ones(400, int)])
-    found = {finding.numbers["tags"][0]: finding for finding in examine(x, y).found if finding.kind == "constant_tags"}
-    assert found[3].text == "no training example has label 3: nothing to learn about it"
-    assert found[4].text == "all training examples have label 4: nothing to learn about it"
+    findings = {
+        finding.numbers["tags"][0]: finding for finding in examine(x, y).found if finding.kind == "constant_tags"
+    }
+    assert findings[3].text == "no training example has label 3: nothing to learn about it"
+    assert findings[4].text == "all training examples have label 4: nothing to learn about it"
     assert not examine(x, data[1]).found
-    own = x[:50], np.where(np.arange(3) == 1, 0, data[1][:50])
-    kinds = [finding.kind for finding in examine(x[50:], data[1][50:], own).found]
+    validation_data = x[:50], np.where(np.arange(3) == 1, 0, data[1][:50])
+    kinds = [finding.kind for finding in examine(x[50:], data[1][50:], validation_data).found]
     assert kinds == ["unjudged"]
     with pytest.warns(DataWarning, match="no example in validation_data has label 1"):
-        ImageClassifier(max_trials=1, searcher_args=SMALL, refit=False).fit(x[50:], data[1][50:], 5, own)
+        ImageClassifier(max_trials=1, searcher_args=SMALL, refit=False).fit(x[50:], data[1][50:], 5, validation_data)
 
 
-def test_one_hot_labels_with_gaps_are_found(data: Tagged) -> None:
+def test_incomplete_one_hot_labels_are_found(data: MultiLabel) -> None:
     x, y = data
     rows = np.eye(8, dtype=int)[y @ [1, 2, 4]]
     rows[7] = 0
@@ -290,15 +293,15 @@ def test_one_hot_labels_with_gaps_are_found(data: Tagged) -> None:
     )
 
 
-def test_tags_that_have_nothing_to_do_with_the_images_are_found() -> None:
-    x, y = tagged(1500)
+def test_shuffled_labels_are_found() -> None:
+    x, y = labelled_images(1500)
     assert not examine(x, y).found
     (finding,) = examine(x, np.random.default_rng(0).permutation(y)).found
     assert finding.kind == "signal"
     assert "tags cannot be predicted from images better than by chance" in finding.text
 
 
-def test_copies_with_other_tags_are_found(data: Tagged) -> None:
+def test_contradictory_labels_are_found(data: MultiLabel) -> None:
     x, y = data[0].copy(), data[1].copy()
     x[200:260], y[200:260] = x[:60], 1 - y[:60]
     texts = [finding.text for finding in examine(x, y).found if finding.kind == "contradictory"]
@@ -306,28 +309,28 @@ def test_copies_with_other_tags_are_found(data: Tagged) -> None:
     assert "occur with different tags: x[" in texts[0]
 
 
-def test_from_the_command_line(tmp_path: Path, data: Tagged, capsys: pytest.CaptureFixture[str]) -> None:
+def test_multilabel_on_the_command_line(tmp_path: Path, data: MultiLabel, capsys: pytest.CaptureFixture[str]) -> None:
     x, y = data
     np.savez(tmp_path / "tags.npz", x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
     path, file = str(tmp_path / "run"), str(tmp_path / "tags.npz")
-    quick = ["--time-limit", "8", "--max-trials", "1", "--width", "8", "--seed", "0", "--no-refit", "--quiet", "--json"]
-    assert main(["fit", file, *quick, "--path", path]) == 0
-    found = json.loads(capsys.readouterr().out)
+    flags = ["--time-limit", "8", "--max-trials", "1", "--width", "8", "--seed", "0", "--no-refit", "--quiet", "--json"]
+    assert main(["fit", file, *flags, "--path", path]) == 0
+    result = json.loads(capsys.readouterr().out)
     clf = ImageClassifier.load(path)
-    assert found["test_accuracy"] == pytest.approx(clf.evaluate(x[:30], y[:30]))
+    assert result["test_accuracy"] == pytest.approx(clf.evaluate(x[:30], y[:30]))
     assert main(["predict", path, file]) == 0
-    head, *rows = capsys.readouterr().out.splitlines()
-    assert head == "example,tags,probability_0,probability_1,probability_2"
-    for row, said, chances in zip(rows, clf.predict(x[:30]), clf.predict_proba(x[:30]), strict=True):
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header == "example,tags,probability_0,probability_1,probability_2"
+    for row, predicted, probabilities in zip(rows, clf.predict(x[:30]), clf.predict_proba(x[:30]), strict=True):
         _, tags, *numbers = row.split(",")
-        assert [int(tag) for tag in tags.split()] == np.flatnonzero(said).tolist()
-        assert [float(number) for number in numbers] == pytest.approx(chances, abs=1e-6)
+        assert [int(tag) for tag in tags.split()] == np.flatnonzero(predicted).tolist()
+        assert [float(number) for number in numbers] == pytest.approx(probabilities, abs=1e-6)
     assert main(["predict", path, file, "--json"]) == 0
     (first, *_) = json.loads(capsys.readouterr().out)["examples"]
     assert first["tags"] == np.flatnonzero(clf.predict(x[:1])[0]).tolist()
 
 
-def test_a_problem_knows_its_chance(data: Tagged) -> None:
+def test_baseline_is_the_share_of_the_commonest_label_set(data: MultiLabel) -> None:
     problem = Problem.infer(*data, None, None, 0, torch.device("cpu"))
     _, counts = np.unique(problem.task.train.y, axis=0, return_counts=True)
     assert problem.baseline_metric == pytest.approx(counts.max() / counts.sum())

@@ -1,4 +1,4 @@
-"""Search of hyperparameters: the ranges given, the values tried, and how they are reported."""
+"""Search of hyperparameters: the given ranges, the values that are tried, and how they are reported."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def rows(n: int = 150) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return x, (x[:, 0] * x[:, 1] > 0).astype(int)
 
 
-def fitted(path: Path, **more: Any) -> ImageClassifier:
+def fit_classifier(path: Path, **options: Any) -> ImageClassifier:
     settings: dict[str, Any] = {"random_state": 1, "max_trials": 10, "searcher_args": ARGS}
-    return ImageClassifier(path, **(settings | more)).fit(*rows(), time_limit=600)
+    return ImageClassifier(path, **(settings | options)).fit(*rows(), time_limit=600)
 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
-    return fitted(tmp_path_factory.mktemp("tuned") / "run")
+    return fit_classifier(tmp_path_factory.mktemp("tuned") / "run")
 
 
-def test_what_is_tried_lies_within_the_ranges(classifier: ImageClassifier) -> None:
+def test_values_lie_in_the_ranges(classifier: ImageClassifier) -> None:
     run = classifier.load_searcher()
     searched = [t for t in run.trials if "recipe" in t.proposal.why]
     assert len(searched) >= 4
@@ -44,7 +44,7 @@ def test_what_is_tried_lies_within_the_ranges(classifier: ImageClassifier) -> No
     assert len({t.proposal.recipe.lr for t in searched}) == len({t.proposal.recipe for t in searched})
 
 
-def test_the_final_training_has_the_winners_settings(classifier: ImageClassifier) -> None:
+def test_final_training_uses_hyperparameters_of_the_winner(classifier: ImageClassifier) -> None:
     run = classifier.load_searcher()
     winner = run.trial(run.get_best_model_id()).proposal.recipe
     finals = [t.proposal.recipe for t in run.trials if t.final]
@@ -53,48 +53,48 @@ def test_the_final_training_has_the_winners_settings(classifier: ImageClassifier
         assert (recipe.dropout, recipe.optimizer) == (winner.dropout, winner.optimizer)
 
 
-def test_the_same_seed_tries_the_same(classifier: ImageClassifier, tmp_path: Path) -> None:
-    again = fitted(tmp_path / "again")
-    one, other = (c.load_searcher().trials for c in (classifier, again))
-    assert comparable(one) == comparable(other)
+def test_search_is_reproducible(classifier: ImageClassifier, tmp_path: Path) -> None:
+    repeated = fit_classifier(tmp_path / "again")
+    trials, repeated_trials = (fitted.load_searcher().trials for fitted in (classifier, repeated))
+    assert comparable(trials) == comparable(repeated_trials)
 
 
-def test_a_run_is_gone_on_with_as_if_it_had_not_ended(classifier: ImageClassifier, tmp_path: Path) -> None:
-    fitted(tmp_path / "run", max_trials=6, refit=False)
-    more = fitted(tmp_path / "run", resume=True, refit=False)
-    whole = [t for t in classifier.load_searcher().trials if not t.final]
-    assert comparable(more.load_searcher().trials) == comparable(whole)
+def test_resumed_search_equals_uninterrupted_search(classifier: ImageClassifier, tmp_path: Path) -> None:
+    fit_classifier(tmp_path / "run", max_trials=6, refit=False)
+    resumed = fit_classifier(tmp_path / "run", resume=True, refit=False)
+    expected = [t for t in classifier.load_searcher().trials if not t.final]
+    assert comparable(resumed.load_searcher().trials) == comparable(expected)
 
 
-def test_other_ranges_are_another_run(tmp_path: Path) -> None:
+def test_resume_rejects_other_ranges(tmp_path: Path) -> None:
     args = {"default_model_width": 4, "trainer_args": {"epochs": 1, "momentum": [0.5, 0.9]}}
-    fitted(tmp_path / "run", max_trials=1, refit=False, searcher_args=args)
-    for other in ((0.5, 0.9), [0.5, 0.8], 0.5):
-        changed = {"default_model_width": 4, "trainer_args": {"epochs": 1, "momentum": other}}
+    fit_classifier(tmp_path / "run", max_trials=1, refit=False, searcher_args=args)
+    for momentum in ((0.5, 0.9), [0.5, 0.8], 0.5):
+        changed = {"default_model_width": 4, "trainer_args": {"epochs": 1, "momentum": momentum}}
         with pytest.raises(morphnas.RunError, match="other settings: searcher_args"):
-            fitted(tmp_path / "run", resume=True, searcher_args=changed)
-    fitted(tmp_path / "run", max_trials=1, refit=False, resume=True, searcher_args=args)
+            fit_classifier(tmp_path / "run", resume=True, searcher_args=changed)
+    fit_classifier(tmp_path / "run", max_trials=1, refit=False, resume=True, searcher_args=args)
 
 
-def test_people_see_what_is_searched(classifier: ImageClassifier, tmp_path: Path) -> None:
-    words = str(classifier.search_space_summary(*rows(), time_limit=600))
-    assert "also searched: lr from 0.01 to 0.5, dropout from 0 to 0.5, optimizer sgd or adamw" in words
+def test_hyperparameters_are_shown_in_summaries_and_reports(classifier: ImageClassifier, tmp_path: Path) -> None:
+    summary = str(classifier.search_space_summary(*rows(), time_limit=600))
+    assert "also searched: lr from 0.01 to 0.5, dropout from 0 to 0.5, optimizer sgd or adamw" in summary
     run = classifier.load_searcher()
-    tried = next(t for t in run.trials if "recipe" in t.proposal.why)
-    assert f"lr {tried.proposal.recipe.lr}" in str(morphnas.explain(run, tried.id))
+    trial = next(t for t in run.trials if "recipe" in t.proposal.why)
+    assert f"lr {trial.proposal.recipe.lr}" in str(morphnas.explain(run, trial.id))
     page = morphnas.write_report(run, tmp_path / "page.html")
-    assert f"lr {tried.proposal.recipe.lr}" in Path(page).read_text()
+    assert f"lr {trial.proposal.recipe.lr}" in Path(page).read_text()
 
 
-def test_amounts_too(tmp_path: Path) -> None:
+def test_regressor_searches_hyperparameters(tmp_path: Path) -> None:
     x, _ = rows()
-    found = ImageRegressor(tmp_path / "run", random_state=0, max_trials=6, refit=False, searcher_args=ARGS)
-    found.fit(x, x.sum(1), time_limit=600)
-    assert any("recipe" in t.proposal.why for t in found.load_searcher().trials)
+    regressor = ImageRegressor(tmp_path / "run", random_state=0, max_trials=6, refit=False, searcher_args=ARGS)
+    regressor.fit(x, x.sum(1), time_limit=600)
+    assert any("recipe" in t.proposal.why for t in regressor.load_searcher().trials)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"searcher_args": {"trainer_args": {"lr": (0.5, 0.1)}}}, "trainer_args: lr: a range is two finite numbers"),
         ({"searcher_args": {"trainer_args": {"max_iter_num": (2, 4)}}}, "epochs is not searched"),
@@ -102,13 +102,13 @@ def test_amounts_too(tmp_path: Path) -> None:
         ({"searcher_args": ARGS, "search_type": "pareto"}, "search_type='pareto' does not search lr, dropout"),
     ],
 )
-def test_what_cannot_be_searched(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_fit_rejects_invalid_ranges(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
         ImageClassifier(tmp_path / "run", **changes).fit(*rows(), time_limit=5)
     assert not (tmp_path / "run").exists()
 
 
-def test_final_training_takes_one_value(classifier: ImageClassifier) -> None:
+def test_final_fit_rejects_ranges(classifier: ImageClassifier) -> None:
     x, y = rows()
     with pytest.raises(ValueError, match="lr must be a number"):
         classifier.final_fit(x, y, x, y, trainer_args={"lr": (0.1, 0.2)}, time_limit=5)
