@@ -1,4 +1,4 @@
-"""Test doubles of executors, searchers, observers and workers, and examples of trials."""
+"""Test doubles of executors, searchers, observers and `work`, example proposals and weights, and other helpers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import torch
 
 from morphnas.graph import Graph, Network, Weights, fresh_weights, mlp
 from morphnas.run import executors
@@ -23,7 +22,7 @@ from morphnas.search.trial import Budget, Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.trainer import EachEpoch
-from tests.train.tasks import seeded
+from tests.train.tasks import equal, seeded
 
 GRAPH = mlp((4,), 2, width=3, depth=1)
 RECIPE = Recipe(epochs=2, batch_size=16, lr=0.1)
@@ -41,7 +40,7 @@ def proposals(n: int) -> list[Proposal]:
 
 @contextmanager
 def store_of(path: Path, **about: Any) -> Iterator[Store]:
-    """A new run, closed at the end."""
+    """The store of a new run, closed at the end."""
     store = Store.create(path, about)
     try:
         yield store
@@ -51,6 +50,7 @@ def store_of(path: Path, **about: Any) -> Iterator[Store]:
 
 @contextmanager
 def resumed(path: Path) -> Iterator[Store]:
+    """The store of an existing run, closed at the end."""
     store = Store.resume(path)
     try:
         yield store
@@ -58,17 +58,17 @@ def resumed(path: Path) -> Iterator[Store]:
         store.close()
 
 
-def same_weights(one: Network, other: Weights) -> bool:
-    return one.weights.keys() == other.keys() and all(torch.equal(value, other[n]) for n, value in one.weights.items())
+def same_weights(network: Network, expected: Weights) -> bool:
+    return equal(dict(network.weights), expected)
 
 
 def files(path: Path) -> dict[str, bytes]:
-    """The contents of all files below a folder, by relative path."""
+    """The contents of all files in a folder and its subfolders, by relative path."""
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 class Threads:
-    """Two workers in this process."""
+    """An executor with two workers, threads of this process."""
 
     workers, asks_ahead = 2, False
 
@@ -76,7 +76,7 @@ class Threads:
         self._task, self._pool = task, ThreadPoolExecutor(2)
 
     def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
-        return self._pool.submit(executors.work, job, self._task, each_epoch)  # type: ignore[attr-defined]  # patched there
+        return self._pool.submit(executors.work, job, self._task, each_epoch)  # type: ignore[attr-defined]  # tests patch it there
 
     def stop(self) -> None:
         pass
@@ -87,7 +87,7 @@ class Threads:
 
 @contextmanager
 def from_file(file: Path, source: str) -> Iterator[Any]:
-    """A module loaded from a new file with that source, which no entry of `sys.path` leads to; unloaded afterwards."""
+    """A module loaded from a new file with this source, outside `sys.path`; unloaded afterwards."""
     file.write_text(source, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
@@ -103,19 +103,19 @@ def from_file(file: Path, source: str) -> Iterator[Any]:
 
 @dataclass
 class Script:
-    """A searcher that makes the given proposals in order, and records the arguments of `ask`."""
+    """A searcher that returns the given proposals in order, and records the arguments of `ask`."""
 
     proposals: Sequence[Proposal | None]
-    asked: list[tuple[tuple[Trial, ...], Budget]] = field(default_factory=list)
+    calls: list[tuple[tuple[Trial, ...], Budget]] = field(default_factory=list)
 
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
-        self.asked.append((tuple(trials), budget))
+        self.calls.append((tuple(trials), budget))
         return self.proposals[len(trials)] if len(trials) < len(self.proposals) else None
 
 
 @dataclass
 class Notes:
-    """An observer that records its calls."""
+    """An observer that records its calls: the event, and the id of the trial or the number of the epoch."""
 
     told: list[tuple[str, int]] = field(default_factory=list)
 
@@ -132,23 +132,28 @@ class Notes:
 
 
 @dataclass
-class Workers:
-    """Replaces `work`: trains nothing, records the jobs, and returns the outcomes of `ends`."""
+class FakeWork:
+    """Replaces `work`: records the jobs and returns `outcome_of(job)`, without training."""
 
-    ends: Callable[[Job], Outcome] = lambda _: GOOD
+    outcome_of: Callable[[Job], Outcome] = lambda _: GOOD
     jobs: list[Job] = field(default_factory=list)
 
     def __call__(self, job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights | None]:
         self.jobs.append(job)
-        outcome = self.ends(job)
+        outcome = self.outcome_of(job)
         graph = job.start if isinstance(job.start, Graph) else job.start.graph
         for morph in job.morphs:
             graph = morph.grow(graph)
         return outcome, None if outcome.status in ("failed", "oom") else weights(len(self.jobs), graph)
 
 
+def without_times(outcome: Outcome) -> Outcome:
+    curve = tuple(replace(epoch, seconds=0) for epoch in outcome.curve)
+    return replace(outcome, seconds=0, images_per_second=0, latency=None, curve=curve)
+
+
 def comparable(trials: Sequence[Trial]) -> list[tuple[Any, ...]]:
-    """All that must be equal when a search is repeated: everything except times."""
+    """What must be equal in two searches with the same settings: everything except times."""
     return [
         (
             t.id,
@@ -157,14 +162,7 @@ def comparable(trials: Sequence[Trial]) -> list[tuple[Any, ...]]:
             t.proposal.recipe,
             t.graph,
             t.kept,
-            t.outcome
-            and replace(
-                t.outcome,
-                seconds=0,
-                images_per_second=0,
-                latency=None,
-                curve=tuple(replace(e, seconds=0) for e in t.outcome.curve),
-            ),
+            t.outcome and without_times(t.outcome),
         )
         for t in trials
     ]

@@ -15,26 +15,30 @@ from morphnas.graph import Graph, Morph, Weights
 
 @dataclass(frozen=True)
 class Hostile(Morph):
-    """Leaves the network as it is, but `carry` raises, exits, hangs or kills its process, depending on `way`."""
+    """Does not change the network, but `carry` fails: it raises, exits, hangs or kills its process.
 
-    way: str
+    failure: "raise", "leave" (`sys.exit`), "exit" (`os._exit`), "hang", "kill", or "kill once PATH", which kills the
+    process only if the file does not exist, and creates it.
+    """
+
+    failure: str
     tag = "hostile"
 
     def grow(self, graph: Graph) -> Graph:
         return graph
 
     def carry(self, graph: Graph, weights: Any, generator: Any) -> Weights:
-        if self.way == "raise":
+        if self.failure == "raise":
             raise LookupError("no luck")
-        if self.way == "leave":
+        if self.failure == "leave":
             sys.exit(3)
-        if self.way == "exit":
+        if self.failure == "exit":
             os._exit(3)
-        if self.way == "hang":
+        if self.failure == "hang":
             time.sleep(3600)
-        if self.way == "kill":
+        if self.failure == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if not Path(once := self.way.removeprefix("kill once ")).exists():
-            Path(once).touch()
+        if not (marker := Path(self.failure.removeprefix("kill once "))).exists():
+            marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return dict(weights)

@@ -1,8 +1,9 @@
-"""Tests of the run folder: what is written is read again after crashes and damage, and other files are left alone."""
+"""Tests of the run folder: writing and reading, crashes and damaged files, the lock, and files of others."""
 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -27,8 +28,8 @@ from safetensors.torch import save
 from morphnas import explain, write_report
 from morphnas.graph import Conv, Deeper, MorphError, Network, ReLU, Wider, cnn, mlp
 from morphnas.graph import morphs as morphs_module
-from morphnas.run import files as reading
-from morphnas.run import store as module
+from morphnas.run import files as files_module
+from morphnas.run import store as store_module
 from morphnas.run.files import RunError, read_json, write_bytes, write_json
 from morphnas.run.store import (
     FORMAT,
@@ -66,42 +67,50 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def temporary(path: Path) -> list[Path]:
+def temporary_files(path: Path) -> list[Path]:
     return [file for file in path.rglob("*") if file.name.startswith(".") or file.name.endswith(".tmp")]
 
 
-def edited(file: Path, **changes: Any) -> None:
-    """Change entries of a JSON file behind the store's back."""
+def edit_json(file: Path, **changes: Any) -> None:
+    """Replace entries of a JSON file, without the store."""
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_a_trial_that_is_not_there_is_named(path: Path) -> None:
+def finish_trials(store: Store, n: int) -> None:
+    """Claim and finish the first `n` trials, each with weights seeded by its id."""
+    for i, proposal in enumerate(proposals(n)):
+        store.finish(i, GOOD, weights(i, store.claim(proposal).graph))
+
+
+def test_unknown_trial_id_raises(path: Path) -> None:
     with store_of(path) as store:
         trials = [store.claim(proposal) for proposal in proposals(2)]
         assert [store.trial(0), store.trial(1)] == store.trials == trials
-        for ask in (store.trial, store.network):
+        for method in (store.trial, store.network):
             with pytest.raises(RunError, match="there is no trial 2 in "):
-                ask(2)
+                method(2)
 
 
-def test_what_killed_workers_have_left_is_taken_away(path: Path, tmp_path: Path) -> None:
+def test_resume_removes_leftover_task_folders(path: Path, tmp_path: Path) -> None:
+    """Killed workers leave such folders; those that may hold other files, and links, are not removed."""
     Store.create(path, {}).close()
     names = ["morphnas-abcd_123", "morphnas-12345678", "morphnas-mine", "morphnas-a_run_of", "morphnas-linked_x"]
-    left, empty, mine, run, link = (path / name for name in names)
-    for folder in (left, empty, mine, run, tmp_path / "there"):
+    leftover, empty, mine, run, link = (path / name for name in names)
+    linked = tmp_path / "linked"
+    for folder in (leftover, empty, mine, run, linked):
         folder.mkdir()
-    for file in (left / "task.pt", mine / "task.pt", run / "run.json", tmp_path / "there" / "task.pt"):
+    for file in (leftover / "task.pt", mine / "task.pt", run / "run.json", linked / "task.pt"):
         file.touch()
-    link.symlink_to(tmp_path / "there")
+    link.symlink_to(linked)
     Store.resume(path).close()
     assert sorted(path.glob("morphnas-*")) == sorted([mine, run, link])
-    assert (tmp_path / "there" / "task.pt").exists()
+    assert (linked / "task.pt").exists()
 
 
-# -- what is written is read again
+# -- writing and reading
 
 
-def test_weights_that_were_given_are_begun_with(path: Path) -> None:
+def test_start_weights_survive_resume_but_not_overwrite(path: Path) -> None:
     given, other = Network(GRAPH, weights(5)), mlp((4,), 2, width=9, depth=1)
     with store_of(path) as store:
         assert store.start(GRAPH) is GRAPH
@@ -110,14 +119,12 @@ def test_weights_that_were_given_are_begun_with(path: Path) -> None:
         found = store.start(GRAPH)
         assert isinstance(found, Network)
         assert same_weights(found, weights(5))
-        assert (store.has_start_weights(GRAPH), store.has_start_weights(other), store.start(other)) == (
-            True,
-            False,
-            other,
-        )
+        assert store.has_start_weights(GRAPH)
+        assert not store.has_start_weights(other)
+        assert store.start(other) is other
         (file,) = (path / "starts").iterdir()
         file.write_bytes(b"damaged")
-        with pytest.raises(RunError, match="starts"):
+        with pytest.raises(RunError, match=f"{file.name} does not hold this network's weights"):
             store.start(GRAPH)
     with store_of(path.with_name("other")) as store:
         (store.path / "starts").symlink_to(path / "starts")
@@ -128,7 +135,7 @@ def test_weights_that_were_given_are_begun_with(path: Path) -> None:
     store.close()
 
 
-def test_a_run_is_read_as_it_was_written(path: Path) -> None:
+def test_run_round_trip(path: Path) -> None:
     graph = cnn((1, 8, 8), 2, width=3, depth=2)
     relu = next(node.name for node in graph.nodes if isinstance(node.op, ReLU))
     conv = next(node.name for node in graph.nodes if isinstance(node.op, Conv))
@@ -161,7 +168,7 @@ def test_a_run_is_read_as_it_was_written(path: Path) -> None:
     assert list(run.trials[:3]) == before
 
 
-def test_proposals_come_back_from_json() -> None:
+def test_proposal_json_round_trip() -> None:
     for proposal in (
         Proposal(GRAPH, (), RECIPE, {"reason": "start"}),
         Proposal(7, (Deeper("relu_3"), Wider("dense_1", 9)), Recipe(patience=3), {"budget": {"seconds": 1.5}}),
@@ -169,51 +176,50 @@ def test_proposals_come_back_from_json() -> None:
         assert proposal_from_json(json.loads(json.dumps(proposal_to_json(proposal)))) == proposal
 
 
-def test_a_run_with_morphs_that_are_defined_elsewhere_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Hostile("raise")
+def test_run_with_unknown_morphs_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user_defined = Hostile("raise")
     with store_of(path) as store:
         store.claim(Proposal(GRAPH, (), RECIPE))
         store.finish(0, GOOD, weights())
-        store.claim(Proposal(0, (Wider("dense_1", 9), own), RECIPE))
+        store.claim(Proposal(0, (Wider("dense_1", 9), user_defined), RECIPE))
         store.finish(1, GOOD, weights(1, store.trial(1).graph))
         store.update_about(best=1)
         trials = store.trials
-    assert list(load_run(path).trials) == trials  # the kind is known here
+    assert list(load_run(path).trials) == trials  # its kind is registered here
     monkeypatch.delitem(morphs_module.MORPHS, "hostile")
     with pytest.warns(UserWarning, match="has morphs of a kind that is not defined here: hostile"):
         run = load_run(path)
-    (known, unknown), one = run.trial(1).proposal.morphs, run.trial(1)
-    assert (known, unknown.to_json()) == (Wider("dense_1", 9), own.to_json())
-    assert (one.graph, one.outcome, one.parent) == (trials[1].graph, GOOD, 0)
+    trial = run.trial(1)
+    known, unknown = trial.proposal.morphs
+    assert (known, unknown.to_json()) == (Wider("dense_1", 9), user_defined.to_json())
+    assert (trial.graph, trial.outcome, trial.parent) == (trials[1].graph, GOOD, 0)
     assert "hostile raise" in str(explain(run))
     assert "hostile raise" in write_report(run, path / "report.html").read_text(encoding="utf-8")
     with pytest.raises(MorphError, match="import the module that defines 'hostile'"):
         unknown.grow(GRAPH)
 
 
-def test_no_temporary_file_and_no_pickle_is_left(path: Path) -> None:
+def test_run_has_no_temporary_files_or_pickles(path: Path) -> None:
     with store_of(path) as store:
-        for i, proposal in enumerate(proposals(3)):
-            store.claim(proposal)
-            store.finish(i, GOOD, weights(i, proposal.start))  # type: ignore[arg-type]
+        finish_trials(store, 3)
         store.update_about(best=1)
         store.write_model(store.network(1), {"labels": [0, 1]})
         store.write_model(store.network(2), {"labels": [0, 1]})
-    assert not temporary(path)
-    kept = files(path)
-    assert sorted(kept)[-7:] == [
+    assert not temporary_files(path)
+    contents = files(path)
+    assert sorted(contents)[-7:] == [
         "trials/00000/weights.safetensors", "trials/00001/proposal.json", "trials/00001/trial.json",
         "trials/00001/weights.safetensors", "trials/00002/proposal.json", "trials/00002/trial.json",
         "trials/00002/weights.safetensors",
     ]  # fmt: skip
-    for name, data in kept.items():
+    for name, data in contents.items():
         assert not data.startswith((b"\x80", b"PK")), f"{name} may be a pickle"
         assert Path(name).suffix in (".json", ".safetensors") or name in ("lock", "holder")
         if name.endswith(".json"):
             assert isinstance(json.loads(data), dict)
 
 
-def test_notes_are_added_to_what_is_known(path: Path) -> None:
+def test_update_about_merges_facts(path: Path) -> None:
     with store_of(path, seed=1) as store:
         store.update_about(best=4)
         store.update_about(final=5, best=6)
@@ -221,27 +227,27 @@ def test_notes_are_added_to_what_is_known(path: Path) -> None:
     assert (about["seed"], about["best"], about["final"]) == (1, 6, 5)
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_file_is_synced_before_rename(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Otherwise a power failure may leave an empty file under the new name. The folder is synced after the rename."""
     calls: list[str] = []
-    sync, put = os.fsync, os.replace
+    real_fsync, real_replace = os.fsync, os.replace
 
     def fsync(handle: int) -> None:
         calls.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
-        sync(handle)
+        real_fsync(handle)
 
     def replace(source: Any, target: Any) -> None:
         assert Path(source).read_bytes() == b"data"
-        calls.append("name")
-        put(source, target)
+        calls.append("rename")
+        real_replace(source, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
     write_bytes(tmp_path / "file", b"data")
-    assert calls == ["file", "name"] + ["folder"] * (os.name == "posix")
+    assert calls == ["file", "rename"] + ["folder"] * (os.name == "posix")
 
 
-def test_what_json_cannot_hold_is_not_written(path: Path) -> None:
+def test_write_json_refuses_nan(path: Path) -> None:
     path.mkdir()
     write_json(path / "a.json", {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
@@ -253,94 +259,92 @@ def test_what_json_cannot_hold_is_not_written(path: Path) -> None:
 
 
 class Crash(BaseException):
-    """Simulates that the process is killed at this line."""
+    """Simulates that the process is killed."""
 
 
-def session(path: Path, reached: Callable[[str], None]) -> None:
-    """Two trials, and a model of each; continues from the current state of the folder."""
+def run_session(path: Path, on_step: Callable[[str], None]) -> None:
+    """Finish two trials and write a model after each, from the current state of the folder on."""
     store = Store.resume(path) if (path / "run.json").exists() else Store.create(path, {"seed": 1})
     try:
         for i, proposal in enumerate(proposals(2)):
             if i == len(store.trials):
                 store.claim(proposal)
             trial = store.trials[i]
-            reached(f"claimed {i}")
+            on_step(f"claimed {i}")
             if trial.outcome is None:
                 store.finish(trial.id, GOOD, weights(trial.id, trial.graph))
-            reached(f"finished {i}")
+            on_step(f"finished {i}")
             store.update_about(best=trial.id)
             store.write_model(store.network(trial.id), {"of": trial.id})
-            reached(f"model {i}")
+            on_step(f"model {i}")
     finally:
         store.close()
 
 
-def crashes(monkeypatch: pytest.MonkeyPatch, path: Path, at: int, before: bool) -> list[str]:
+def crash_session(monkeypatch: pytest.MonkeyPatch, path: Path, at: int, before: bool) -> list[str]:
     """Run the session until right before or after the `at`-th rename of a file; returns the steps completed by then."""
-    done: list[str] = []
-    count = iter(range(10_000))
-    put = os.replace
+    steps: list[str] = []
+    count = itertools.count()
+    real_replace = os.replace
 
     def replace(source: Any, target: Any) -> None:
         crash = next(count) == at
         if crash and before:
             raise Crash
-        put(source, target)
+        real_replace(source, target)
         if crash:
             raise Crash
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace)
         try:
-            session(path, done.append)
+            run_session(path, steps.append)
         except Crash:
-            done.append("crash")
-    return done
+            steps.append("crash")
+    return steps
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_crash_at_any_write_loses_no_finished_trial(
+def test_crash_at_any_rename_loses_no_finished_trial(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: bool
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the process dies, not the machine
-    session(tmp_path / "unbroken", lambda _: None)
-    expected = load_run(tmp_path / "unbroken")
+    run_session(tmp_path / "uninterrupted", lambda _: None)
+    expected = load_run(tmp_path / "uninterrupted")
+    _, expected_about = load_model(tmp_path / "uninterrupted")
     for at in range(1000):
         path = tmp_path / f"run {at}"
-        done = crashes(monkeypatch, path, at, before)
-        if done[-1] != "crash":
+        steps = crash_session(monkeypatch, path, at, before)
+        if steps[-1] != "crash":
             assert at > 8
             break
-        finished = [i for i in range(2) if f"finished {i}" in done]
+        finished = [i for i in range(2) if f"finished {i}" in steps]
         if (path / "run.json").exists():
             run = load_run(path)
             assert [t.id for t in run.trials] == list(range(len(run.trials)))
             for trial in run.trials:
-                assert (
-                    (trial.outcome is None)
-                    == (not trial.kept)
-                    == (not (path / f"trials/{trial.id:05}/trial.json").exists())
-                )
-                if trial.outcome is not None:
-                    assert trial.outcome == GOOD
+                committed = (path / f"trials/{trial.id:05}/trial.json").exists()
+                assert trial.kept == committed
+                assert trial.outcome == (GOOD if committed else None)
+                if committed:
                     assert same_weights(run.load_model_by_id(trial.id), weights(trial.id, trial.graph))
             assert {t.id for t in run.trials if t.outcome is not None} >= set(finished)
-            models = [i for i in range(2) if f"model {i}" in done]
+            models = [i for i in range(2) if f"model {i}" in steps]
             if models:
                 network, about = load_model(path)
                 assert about["of"] in (max(models), max(models) + 1)
                 assert same_weights(network, weights(about["of"], network.graph))
-        session(path, lambda _: None)  # a new process continues
-        assert not temporary(path)
-        again = load_run(path)
-        assert comparable(again.trials) == comparable(expected.trials)
-        assert load_model(path)[1] == load_model(tmp_path / "unbroken")[1] | {"weights": load_model(path)[1]["weights"]}
+        run_session(path, lambda _: None)  # a new process continues
+        assert not temporary_files(path)
+        assert comparable(load_run(path).trials) == comparable(expected.trials)
+        _, about = load_model(path)
+        assert about == expected_about | {"weights": about["weights"]}
         assert len(list((path / "model").glob("*.safetensors"))) == 1
     else:
         pytest.fail("the session never ended")
 
 
-def test_an_id_that_was_claimed_by_name_only_is_given_again(path: Path) -> None:
+def test_id_of_trial_folder_without_proposal_is_reused(path: Path) -> None:
     """A crash between creating the folder and writing the proposal does not change later ids."""
     with store_of(path) as store:
         store.claim(proposals(1)[0])
@@ -350,14 +354,14 @@ def test_an_id_that_was_claimed_by_name_only_is_given_again(path: Path) -> None:
         assert store.claim(proposals(1)[0]).id == 1
 
 
-def test_a_trial_that_starts_from_no_earlier_one_is_left_out(path: Path) -> None:
+def test_trial_whose_parent_is_not_earlier_is_left_out(path: Path) -> None:
     """Otherwise parents could form a cycle."""
     with store_of(path) as store:
         for proposal in proposals(4):
             store.finish(store.claim(proposal).id, GOOD, weights(graph=grow_proposal(proposal, {})))
     for id, start in ((1, 2), (2, 1), (3, 3)):
         file = path / f"trials/{id:05d}/proposal.json"
-        edited(file, start=start, graph=read_json(file)["start"])
+        edit_json(file, start=start, graph=read_json(file)["start"])
     with pytest.warns(UserWarning, match="left out: it starts from trial [23], which is no earlier one"):
         trials = load_run(path).trials
     assert [(trial.id, trial.parent) for trial in trials] == [(0, None), (2, 1)]
@@ -365,25 +369,25 @@ def test_a_trial_that_starts_from_no_earlier_one_is_left_out(path: Path) -> None
 
 
 @pytest.mark.timeout(20)
-def test_a_lineage_without_an_end_is_an_error() -> None:
+def test_lineage_raises_on_cycle() -> None:
     trials = [Trial(i, Proposal(start, (), RECIPE), GRAPH) for i, start in enumerate((2, 0, 1, 2, 4))]
-    for trial, met in zip(trials, (0, 1, 2, 2, 4), strict=True):
-        with pytest.raises(ValueError, match=f"parents of trial {met} lead in a circle"):
+    for trial, repeated in zip(trials, (0, 1, 2, 2, 4), strict=True):
+        with pytest.raises(ValueError, match=f"parents of trial {repeated} lead in a circle"):
             lineage(trials, trial)
 
 
-def test_a_model_is_there_while_another_is_written(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+def test_crash_in_write_model_keeps_previous_model(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     with store_of(path) as store:
         store.write_model(Network(GRAPH, weights(1)), {"n": 1})
         for crash_at in ("safetensors", "json"):
 
-            def broken(file: Path, data: bytes, crash_at: str = crash_at) -> None:
+            def crashing(file: Path, data: bytes, crash_at: str = crash_at) -> None:
                 if file.name.endswith(crash_at):
                     raise Crash
                 write_bytes(file, data)
 
             with monkeypatch.context() as patch:
-                patch.setattr(reading, "write_bytes", broken)
+                patch.setattr(files_module, "write_bytes", crashing)
                 with pytest.raises(Crash):
                     store.write_model(Network(GRAPH, weights(2)), {"n": 2})
             network, about = load_model(path)
@@ -397,7 +401,7 @@ def test_a_model_is_there_while_another_is_written(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_is_a_run_error_that_names_the_file(monkeypatch: pytest.MonkeyPatch, path: Path, call: str) -> None:
+def test_full_disk_raises_run_error_with_file_name(monkeypatch: pytest.MonkeyPatch, path: Path, call: str) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -407,43 +411,43 @@ def test_a_full_disk_is_a_run_error_that_names_the_file(monkeypatch: pytest.Monk
             patch.setattr(os, call, full)
             with pytest.raises(RunError, match=r"weights\.safetensors cannot be written: No space left"):
                 store.finish(0, GOOD, weights())
-        assert not temporary(path)
+        assert not temporary_files(path)
         assert store.trials[0].outcome is None
         assert load_run(path).trials[0].outcome is None
         store.finish(0, GOOD, weights())
     assert load_run(path).trials[0].outcome == GOOD
 
 
-def test_what_is_written_behind_is_waited_for_where_it_is_needed(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    go, write = threading.Event(), reading.write_bytes
+def test_background_write_is_awaited_when_files_are_needed(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    write_allowed = threading.Event()
 
     def slow(file: Path, data: bytes) -> None:
-        assert threading.current_thread() is threading.main_thread() or go.wait(30)
-        write(file, data)
+        assert threading.current_thread() is threading.main_thread() or write_allowed.wait(30)
+        write_bytes(file, data)
 
     with store_of(path) as store:
         for proposal in proposals(2):
             store.claim(proposal)
         with monkeypatch.context() as patch:
-            patch.setattr(reading, "write_bytes", slow)
+            patch.setattr(files_module, "write_bytes", slow)
             ended = store.finish(0, GOOD, weights(), in_background=True)
             assert store.trials[0] == ended
             assert ended.kept
             assert load_run(path).trials[0].outcome is None
-            go.set()
+            write_allowed.set()
             assert same_weights(store.network(0), weights())
             assert load_run(path).trials[0] == ended
             store.finish(1, GOOD, weights(1, store.trials[1].graph), in_background=True)
     assert [trial.kept for trial in load_run(path).trials] == [True, True]
 
 
-def test_the_run_is_held_until_all_is_written(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """Even if Ctrl-C is pressed while waiting for it."""
-    go, write = threading.Event(), reading.write_bytes
+def test_lock_is_held_until_background_write_ends(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Even if waiting for it in `close` is interrupted."""
+    write_allowed = threading.Event()
 
     def slow(file: Path, data: bytes) -> None:
-        assert go.wait(30)
-        write(file, data)
+        assert write_allowed.wait(30)
+        write_bytes(file, data)
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -451,28 +455,27 @@ def test_the_run_is_held_until_all_is_written(monkeypatch: pytest.MonkeyPatch, p
     store = Store.create(path, {})
     store.claim(proposals(1)[0])
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "write_bytes", slow)
+        patch.setattr(files_module, "write_bytes", slow)
         store.finish(0, GOOD, weights(), in_background=True)
         patch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.close()
         with pytest.raises(RunError, match="is being written by"):
             Store.resume(path)
-        go.set()
+        write_allowed.set()
         store.wait_for_writes()
         while store._lock.is_locked:  # the writing thread releases it soon after
             time.sleep(0.001)
-    with resumed(path) as again:
-        assert again.trials[0].kept
+    with resumed(path) as store:
+        assert store.trials[0].kept
 
 
-def test_a_full_disk_behind_is_told_by_whatever_comes_next(
+def test_failed_background_write_raises_in_later_calls(
     monkeypatch: pytest.MonkeyPatch, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    failing = pytest.raises(RunError, match=r"weights\.safetensors cannot be written: No space left")
     store = Store.create(path, {})
     for proposal in proposals(2):
         store.claim(proposal)
@@ -484,18 +487,18 @@ def test_a_full_disk_behind_is_told_by_whatever_comes_next(
             lambda: store.claim(Proposal(0, (), RECIPE)), lambda: store.update_about(final=0), store.wait_for_writes,
         ]  # fmt: skip
         for call in calls:
-            with failing:
+            with pytest.raises(RunError, match=r"weights\.safetensors cannot be written: No space left"):
                 call()
         store.close()  # does not raise, which could hide the error that ends the driver
     assert "weights.safetensors cannot be written" in caplog.text
-    with resumed(path) as store:  # the lock was released all the same
+    with resumed(path) as store:  # the lock was released nevertheless
         assert [trial.outcome for trial in store.trials] == [None, None]
 
 
-# -- folders that will not do
+# -- unsuitable folders
 
 
-def test_a_run_is_not_overwritten_by_accident(path: Path) -> None:
+def test_create_refuses_existing_run(path: Path) -> None:
     with store_of(path) as store:
         store.claim(proposals(1)[0])
     before = files(path)
@@ -504,7 +507,7 @@ def test_a_run_is_not_overwritten_by_accident(path: Path) -> None:
     assert files(path) == before
 
 
-def test_overwriting_removes_an_earlier_run_and_that_alone(path: Path) -> None:
+def test_overwrite_removes_only_the_earlier_run(path: Path) -> None:
     with store_of(path, seed=1) as store:
         store.claim(proposals(1)[0])
         store.finish(0, GOOD, weights())
@@ -522,17 +525,15 @@ def test_overwriting_removes_an_earlier_run_and_that_alone(path: Path) -> None:
         store.close()
 
 
-def test_what_is_left_where_overwriting_was_interrupted_is_nothing_to_go_on_with(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_overwrite_discards_facts_of_earlier_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with store_of(path, seed=1, final=0) as store:
         store.claim(proposals(1)[0])
 
-    def killed(*_: object, **__: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr("shutil.rmtree", killed)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Store.create(path, {"seed": 2}, overwrite=True)
     assert "final" not in load_run(path).about
@@ -541,7 +542,7 @@ def test_what_is_left_where_overwriting_was_interrupted_is_nothing_to_go_on_with
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_a_folder_of_other_files_is_refused(path: Path, overwrite: bool) -> None:
+def test_folder_with_other_files_is_refused(path: Path, overwrite: bool) -> None:
     (path / "trials").mkdir(parents=True)
     (path / "trials" / "thesis.txt").write_text("mine")
     (path / "data.csv").write_text("1,2")
@@ -553,7 +554,7 @@ def test_a_folder_of_other_files_is_refused(path: Path, overwrite: bool) -> None
     assert files(path) == before
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_path_of_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(RunError, match="is a file, but a run needs a folder"):
@@ -564,7 +565,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     assert file.read_text() == "mine"
 
 
-def test_a_folder_that_may_not_be_written_to_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_read_only_folder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK))
     for path in (tmp_path, tmp_path / "new", tmp_path / "new" / "deep"):
         with pytest.raises(RunError, match=f"{tmp_path.name}' cannot be written to: choose another path"):
@@ -572,14 +573,14 @@ def test_a_folder_that_may_not_be_written_to_is_refused(monkeypatch: pytest.Monk
     assert not (tmp_path / "new").exists()
 
 
-def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_check_creates_no_files(tmp_path: Path) -> None:
     Store.check(tmp_path / "a" / "b")
     Store.check(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_where_a_run_could_not_begin_can_be_used_again(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """A crash right after the lock was taken leaves files that belong to no run."""
+def test_folder_can_be_used_after_crash_in_create(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """A crash before run.json is written leaves the files of the lock, and a temporary file."""
 
     def crash(*_: object) -> None:
         raise Crash
@@ -593,17 +594,17 @@ def test_a_folder_where_a_run_could_not_begin_can_be_used_again(monkeypatch: pyt
         assert store.claim(proposals(1)[0]).id == 0
 
 
-def test_a_run_that_could_not_be_written_is_let_go_of(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+def test_lock_is_released_after_failed_create_or_resume(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     with pytest.raises(ValueError, match="JSON") as error:
         Store.create(path, {"seed": float("inf")})
     with store_of(path):
         pass
 
-    def broken(_: Path) -> list[Trial]:
+    def failing(_: Path) -> list[Trial]:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_read_trials", broken)
+        patch.setattr(store_module, "_read_trials", failing)
         with pytest.raises(MemoryError) as other:
             Store.resume(path)
     with resumed(path):
@@ -611,43 +612,43 @@ def test_a_run_that_could_not_be_written_is_let_go_of(monkeypatch: pytest.Monkey
     del error, other  # their tracebacks keep the stores alive
 
 
-@pytest.mark.parametrize("make", [Store.resume, load_run])
-def test_no_run_is_a_run_error(path: Path, make: Callable[[Path], object]) -> None:
-    for _ in range(2):
+@pytest.mark.parametrize("open_run", [Store.resume, load_run])
+def test_folder_without_run_raises_run_error(path: Path, open_run: Callable[[Path], object]) -> None:
+    for _ in range(2):  # without a folder, and with an empty one
         with pytest.raises(RunError, match=r"holds no run: there is no run\.json in it"):
-            make(path)
+            open_run(path)
         path.mkdir(exist_ok=True)
     assert list(path.iterdir()) == []
 
 
-@pytest.mark.parametrize("make", [Store.resume, load_run])
+@pytest.mark.parametrize("open_run", [Store.resume, load_run])
 @pytest.mark.parametrize("version", [2, "1", None])
-def test_another_format_is_a_run_error(path: Path, make: Callable[[Path], object], version: object) -> None:
+def test_other_format_raises_run_error(path: Path, open_run: Callable[[Path], object], version: object) -> None:
     with store_of(path):
         pass
-    edited(path / "run.json", format=version)
+    edit_json(path / "run.json", format=version)
     with pytest.raises(RunError, match=f"run.json has format {version!r}, but this version reads 1"):
-        make(path)
+        open_run(path)
 
 
 # -- the lock
 
 
-def test_there_is_one_driver_at_a_time(path: Path) -> None:
+def test_second_driver_is_refused(path: Path) -> None:
     with store_of(path):
-        for begin in (
+        for open_store in (
             Store.resume,
             lambda path: Store.create(path, {}, overwrite=True),
             lambda path: Store.create(path, {}),
         ):
             with pytest.raises(RunError, match=f"is being written by process {os.getpid()} on "):
-                begin(path)
-        assert load_run(path).trials == ()  # reading is free
+                open_store(path)
+        assert load_run(path).trials == ()  # reading needs no lock
     with resumed(path):
         pass
 
 
-def test_the_driver_may_be_closed_twice_and_in_another_thread(path: Path) -> None:
+def test_store_can_be_closed_twice_and_in_another_thread(path: Path) -> None:
     store = Store.create(path, {})
     thread = threading.Thread(target=store.close)
     thread.start()
@@ -671,7 +672,7 @@ sys.stdin.read()
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills a process the POSIX way")
-def test_the_lock_of_a_killed_driver_is_free(path: Path) -> None:
+def test_lock_of_killed_driver_is_released(path: Path) -> None:
     command = [sys.executable, "-c", DRIVER, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as driver:
         try:
@@ -690,27 +691,26 @@ def test_the_lock_of_a_killed_driver_is_free(path: Path) -> None:
 
 
 @pytest.fixture
-def four(path: Path) -> Path:
-    """Four finished trials, the last of which began with the second's weights."""
+def finished_run(path: Path) -> Path:
+    """A run with four finished trials, the last of which started from the second's weights."""
     with store_of(path) as store:
-        for i, proposal in enumerate(proposals(3)):
-            store.claim(proposal)
-            store.finish(i, GOOD, weights(i, proposal.start))  # type: ignore[arg-type]
+        finish_trials(store, 3)
         store.claim(Proposal(1, (), RECIPE))
         store.finish(3, GOOD, weights(3, store.trials[1].graph))
     return path
 
 
-def loaded(path: Path) -> tuple[list[int], list[str]]:
-    """The ids that can be read, and the warnings issued; resuming must give the same."""
+def load_ids(path: Path) -> tuple[list[int], list[str]]:
+    """The ids of the trials that can be read, and the warnings issued; checks that `Store.resume` gives the same."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ids = [t.id for t in load_run(path).trials]
         with resumed(path) as store:
             assert [t.id for t in store.trials] == ids
-    assert len(caught) % 2 == 0
-    del caught[len(caught) // 2 :]  # the same ones
-    return ids, [str(warning.message) for warning in caught]
+    messages = [str(warning.message) for warning in caught]
+    n = len(messages) // 2
+    assert messages[:n] == messages[n:]
+    return ids, messages[:n]
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -722,7 +722,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "number": lambda _: b"1e999",
     "deep": lambda _: b'{"a":' * 100_000,
     "other format": lambda data: data.replace(b'"format": 1', b'"format": 2', 1),
-    "a start that is no id": lambda _: b'{"format": 1, "outcome": {}, "start": true, "morphs": [], "why": {}}',
+    "boolean start": lambda _: b'{"format": 1, "outcome": {}, "start": true, "morphs": [], "why": {}}',
     "other fields": lambda _: b'{"format": 1, "outcome": {"speed": 1}, "start": 99, "morphs": [], "why": {}}',
     "other types": lambda _: b'{"format": 1, "outcome": [], "start": {"nodes": 3}, "morphs": 3, "why": []}',
     "other values": lambda _: (
@@ -734,107 +734,107 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", ["proposal.json", "trial.json"])
 @pytest.mark.filterwarnings("ignore:trial 0000")
-def test_a_damaged_trial_is_left_out_and_named(four: Path, name: str, damage: str) -> None:
-    file = four / "trials" / "00002" / name
+def test_damaged_trial_is_left_out_with_warning(finished_run: Path, name: str, damage: str) -> None:
+    file = finished_run / "trials" / "00002" / name
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
-    ids, messages = loaded(four)
+    ids, messages = load_ids(finished_run)
     assert ids == [0, 1, 3]
     (message,) = messages
     assert "trial 00002" in message
-    assert str(four) in message
-    assert same_weights(load_run(four).load_model_by_id(0), weights(0))
-    with resumed(four) as store:
+    assert str(finished_run) in message
+    assert same_weights(load_run(finished_run).load_model_by_id(0), weights(0))
+    with resumed(finished_run) as store:
         assert store.claim(proposals(1)[0]).id == 4
 
 
 @pytest.mark.filterwarnings("ignore:trial 0000")
 @pytest.mark.parametrize("name", ["proposal.json", "trial.json"])
-def test_the_children_of_a_damaged_trial_are_read_without_it(four: Path, name: str) -> None:
-    before = load_run(four)
-    (four / "trials" / "00001" / name).write_text("{}")
-    ids, messages = loaded(four)
+def test_child_of_damaged_trial_is_read(finished_run: Path, name: str) -> None:
+    before = load_run(finished_run)
+    (finished_run / "trials" / "00001" / name).write_text("{}")
+    ids, messages = load_ids(finished_run)
     assert ids == [0, 2, 3]
     assert len(messages) == 1
-    run = load_run(four)
+    run = load_run(finished_run)
     assert run.trial(3) == before.trial(3)
     assert lineage(run.trials, run.trial(3)) == [run.trial(3)]
     assert same_weights(run.load_model_by_id(3), dict(before.load_model_by_id(3).weights))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
-def test_damaged_weights_are_a_run_error_that_names_the_file(four: Path, damage: str) -> None:
-    file = four / "trials" / "00001" / "weights.safetensors"
+def test_damaged_weights_raise_run_error_with_file_name(finished_run: Path, damage: str) -> None:
+    file = finished_run / "trials" / "00001" / "weights.safetensors"
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
-    run = load_run(four)
+    run = load_run(finished_run)
     with pytest.raises(RunError, match=r"00001.weights\.safetensors does not hold this network's weights"):
         run.load_model_by_id(1)
     assert same_weights(run.load_model_by_id(2), weights(2, run.trials[2].graph))
 
 
-def test_weights_of_another_network_are_refused(four: Path) -> None:
-    file = four / "trials" / "00001" / "weights.safetensors"
+def test_weights_of_another_network_are_refused(finished_run: Path) -> None:
+    file = finished_run / "trials" / "00001" / "weights.safetensors"
     for wrong in (weights(0), {}, weights(0) | {"other.weight": weights(0)["dense_1.weight"]}):
         file.write_bytes(save(wrong))
         with pytest.raises(RunError, match="does not hold this network's weights"):
-            load_run(four).load_model_by_id(1)
+            load_run(finished_run).load_model_by_id(1)
 
 
-def test_weights_that_were_removed_are_no_start(four: Path) -> None:
+def test_trial_with_deleted_weights_is_not_kept(finished_run: Path) -> None:
     """A user may delete weights to save disk space."""
-    (four / "trials" / "00001" / "weights.safetensors").unlink()
-    run = load_run(four)
+    (finished_run / "trials" / "00001" / "weights.safetensors").unlink()
+    run = load_run(finished_run)
     assert [t.kept for t in run.trials] == [True, False, True, True]
     with pytest.raises(RunError, match="trial 1 has no weights: finished, but they were not kept"):
         run.load_model_by_id(1)
 
 
-def test_folders_that_are_no_trials_are_passed_over(four: Path) -> None:
-    (four / "trials" / "notes").mkdir()
-    (four / "trials" / ".DS_Store").write_text("")
-    assert loaded(four) == ([0, 1, 2, 3], [])
+def test_other_entries_among_trials_are_ignored(finished_run: Path) -> None:
+    (finished_run / "trials" / "notes").mkdir()
+    (finished_run / "trials" / ".DS_Store").write_text("")
+    assert load_ids(finished_run) == ([0, 1, 2, 3], [])
 
 
-def test_files_that_are_too_large_are_not_read(monkeypatch: pytest.MonkeyPatch, four: Path) -> None:
-    monkeypatch.setattr(reading, "MAX_JSON_BYTES", 10)
+def test_too_large_json_is_not_read(monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> None:
+    monkeypatch.setattr(files_module, "MAX_JSON_BYTES", 10)
     with pytest.raises(RunError, match=r"run\.json is too large: .* bytes"):
-        Store.resume(four)
+        Store.resume(finished_run)
 
 
-# -- the model that predicts
+# -- the model for predictions
 
 
 @pytest.mark.parametrize("name", ["../trials/00000/weights.safetensors", "/etc/passwd", "..", ".", "", "a/b", 3, None])
-def test_a_model_reads_no_file_but_those_beside_it(four: Path, name: object) -> None:
-    with resumed(four) as store:
+def test_model_weights_must_be_a_file_beside_model_json(finished_run: Path, name: object) -> None:
+    with resumed(finished_run) as store:
         store.write_model(store.network(0), {})
-    assert load_model(four)
-    edited(four / "model" / "model.json", weights=name)
-    with pytest.raises(RunError):
-        load_model(four)
+    assert load_model(finished_run)
+    edit_json(finished_run / "model" / "model.json", weights=name)
+    with pytest.raises(RunError, match="is not a file"):
+        load_model(finished_run)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_model_is_a_run_error_that_names_it(four: Path, damage: str) -> None:
-    with resumed(four) as store:
+def test_damaged_model_json_raises_run_error_with_path(finished_run: Path, damage: str) -> None:
+    with resumed(finished_run) as store:
         store.write_model(store.network(0), {})
-    file = four / "model" / "model.json"
+    file = finished_run / "model" / "model.json"
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
-    with pytest.raises(RunError, match="model"):
-        load_model(four)
+    with pytest.raises(RunError, match=re.escape(str(finished_run / "model"))):
+        load_model(finished_run)
 
 
-def test_a_model_whose_graph_is_none_is_a_run_error(four: Path) -> None:
-    with resumed(four) as store:
+def test_model_with_empty_graph_raises_run_error(finished_run: Path) -> None:
+    with resumed(finished_run) as store:
         store.write_model(store.network(0), {})
-    edited(four / "model" / "model.json", graph={"format": 1, "nodes": []})
-    with pytest.raises(RunError, match=r"model\.json"):
-        load_model(four)
+    edit_json(finished_run / "model" / "model.json", graph={"format": 1, "nodes": []})
+    with pytest.raises(RunError, match=r"model\.json holds no network"):
+        load_model(finished_run)
 
 
 # -- reading runs
 
 
-def test_a_run_is_read_while_it_is_written(path: Path) -> None:
+def test_run_can_be_read_while_it_is_written(path: Path) -> None:
     with store_of(path) as store:
         assert load_run(path).trials == ()
         store.claim(proposals(1)[0])
@@ -849,7 +849,7 @@ def test_a_run_is_read_while_it_is_written(path: Path) -> None:
         assert load_run(path).trials[0].outcome == GOOD
 
 
-def test_the_history_is_of_the_trials_with_a_score(path: Path) -> None:
+def test_history_lists_trials_with_a_score(path: Path) -> None:
     with store_of(path) as store:
         for i, proposal in enumerate(proposals(3)):
             store.claim(proposal)
@@ -867,32 +867,32 @@ def test_the_history_is_of_the_trials_with_a_score(path: Path) -> None:
     assert json.loads(json.dumps(history))
 
 
-def test_asking_for_what_is_not_there(four: Path) -> None:
-    run = load_run(four)
-    for ask in (run.load_model_by_id, run.trial, run.get_metric_value_by_id):
+def test_run_raises_for_unknown_ids_and_without_scores(finished_run: Path) -> None:
+    run = load_run(finished_run)
+    for method in (run.load_model_by_id, run.trial, run.get_metric_value_by_id):
         with pytest.raises(RunError, match=r"there is no model 17 in .*; its ids are \[0, 1, 2, 3\]"):
-            ask(17)
-        for no_id in ("0", [0], None, 0.5):
-            with pytest.raises(RunError, match=f"there is no model {re.escape(repr(no_id))} in "):
-                ask(no_id)  # type: ignore[arg-type]
+            method(17)
+        for invalid in ("0", [0], None, 0.5):
+            with pytest.raises(RunError, match=f"there is no model {re.escape(repr(invalid))} in "):
+                method(invalid)  # type: ignore[arg-type]
     assert run.trial(np.int64(1)) is run.trials[1]  # type: ignore[arg-type]
-    nothing = replace(run, trials=())
-    for ask_best in (nothing.get_best_model_id, nothing.load_best_model):
+    empty = replace(run, trials=())
+    for best in (empty.get_best_model_id, empty.load_best_model):
         with pytest.raises(RunError, match="has no network with a score yet"):
-            ask_best()
+            best()
 
 
-def test_the_best_model_while_a_search_goes_on(four: Path) -> None:
-    run = load_run(four)
+def test_best_model_of_unfinished_search_is_winner_so_far(finished_run: Path) -> None:
+    run = load_run(finished_run)
     assert "best" not in run.about
     assert run.get_best_model_id() == winner(run.trials).id  # type: ignore[union-attr]
     assert same_weights(run.load_best_model(), run.load_model_by_id(run.get_best_model_id()).weights)  # type: ignore[arg-type]
 
 
-def test_the_best_model(four: Path) -> None:
-    with resumed(four) as store:
+def test_best_model_is_the_one_in_run_json(finished_run: Path) -> None:
+    with resumed(finished_run) as store:
         store.update_about(best=2)
-    run = load_run(str(four))
+    run = load_run(str(finished_run))
     assert run.get_best_model_id() == 2
     assert run.get_metric_value_by_id(2) == 0.8
     assert same_weights(run.load_best_model(), weights(2, run.trials[2].graph))
@@ -902,8 +902,8 @@ def test_versions_are_json() -> None:
     assert {"python", "torch", "numpy"} <= json.loads(json.dumps(versions())).keys()
 
 
-def test_trials_know_which_driver_took_them_up(path: Path) -> None:
-    """Times recorded in trials are relative to the driver's start, from that trial on."""
+def test_trials_record_first_trial_of_their_driver(path: Path) -> None:
+    """The times of trials are relative to the start of that trial."""
     with store_of(path) as store:
         for proposal in proposals(3):
             store.claim(proposal)
@@ -914,7 +914,7 @@ def test_trials_know_which_driver_took_them_up(path: Path) -> None:
     assert [trial.driver_start for trial in load_run(path).trials] == [0, 0, 0, 3, 3]
 
 
-def test_a_trial_that_cannot_be_read_is_not_written_over(path: Path) -> None:
+def test_damaged_trial_is_not_overwritten(path: Path) -> None:
     with store_of(path) as store:
         for proposal in proposals(2):
             store.claim(proposal)
@@ -925,31 +925,31 @@ def test_a_trial_that_cannot_be_read_is_not_written_over(path: Path) -> None:
     assert damaged.read_text() == "{"
 
 
-def test_a_run_is_told_in_a_line(path: Path) -> None:
+def test_run_repr(path: Path) -> None:
     with store_of(path) as store:
         store.claim(proposals(1)[0])
     assert repr(load_run(path)) == f"Run({str(path)!r}, 1 trials)"
 
 
-def test_addresses_are_no_paths() -> None:
+def test_user_path_refuses_urls() -> None:
     for name in ("s3://bucket/run", "https://somewhere/run", "file:///run"):
         with pytest.raises(ValueError, match="is an address, not the path of a folder or file on this machine"):
             user_path(name)
     assert user_path("C:/run").name == "run"
 
 
-def test_a_run_is_being_written_until_it_is_closed(path: Path) -> None:
+def test_run_is_being_written_until_it_is_closed(path: Path) -> None:
     with store_of(path):
         assert is_being_written(path)
     assert not is_being_written(path)
 
 
-def test_whether_a_fit_was_killed_is_known_on_its_own_machine_alone(tmp_path: Path) -> None:
-    """The process id means nothing if the process is on another machine."""
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    for host, writes in ((socket.gethostname(), False), ("elsewhere", True)):
-        (tmp_path / "holder").write_text(f"process {gone.pid} on {host}")
-        assert is_being_written(tmp_path) is writes
+def test_is_being_written_after_driver_was_killed(tmp_path: Path) -> None:
+    """On another machine it cannot be known whether the process has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for host, expected in ((socket.gethostname(), False), ("elsewhere", True)):
+        (tmp_path / "holder").write_text(f"process {ended.pid} on {host}")
+        assert is_being_written(tmp_path) is expected
     (tmp_path / "holder").write_text("nobody")
     assert not is_being_written(tmp_path)
