@@ -1,7 +1,8 @@
-"""Checkpoint files: when they are written, what they restore, damaged ones, and their removal."""
+"""Tests of checkpoint files: when they are written, continuing from them, damaged ones, and their removal."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable
@@ -13,17 +14,17 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from morphnas.graph import Graph, Weights, cnn
+from morphnas.graph import cnn
 from morphnas.run import checkpoints, files
-from morphnas.run import work as module
-from morphnas.run.checkpoints import CheckpointWriter
+from morphnas.run import work as work_module
+from morphnas.run.checkpoints import CheckpointWriter, Result
 from morphnas.run.files import RunError
 from morphnas.run.jobs import Job
 from morphnas.run.work import work
 from morphnas.train.checkpoint import Checkpoint
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.trainer import train
-from tests.run.doubles import GRAPH, RECIPE, proposals, store_of
+from tests.run.doubles import GRAPH, RECIPE, proposals, store_of, without_times
 from tests.train.tasks import Clock, blobs, equal, images
 
 NET = cnn((2, 8, 8), 3, width=4, depth=2)
@@ -36,13 +37,14 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
+def every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a checkpoint written after every epoch."""
     monkeypatch.setattr(checkpoints, "MIN_INTERVAL", 0.0)
     monkeypatch.setattr(checkpoints, "MAX_TIME_SHARE", 1e9)
 
 
 def killed_after(n: int) -> Callable[[Outcome], None]:
-    """Raises in the epoch after the n-th."""
+    """A callback that raises `Killed` in the epoch after the n-th, whose checkpoint has been written."""
 
     def each_epoch(outcome: Outcome) -> None:
         if outcome.epochs == n + 1:
@@ -51,65 +53,65 @@ def killed_after(n: int) -> Callable[[Outcome], None]:
     return each_epoch
 
 
-def same(one: tuple[Outcome, Weights | None], other: tuple[Outcome, Weights | None]) -> bool:
-    def timeless(outcome: Outcome) -> Outcome:
-        curve = tuple(replace(epoch, seconds=0) for epoch in outcome.curve)
-        return replace(outcome, seconds=0, images_per_second=0, latency=None, curve=curve)
-
+def same_results(one: Result, other: Result) -> bool:
+    """Whether two results have equal weights, and equal outcomes except for times."""
     assert one[1] is not None
     assert other[1] is not None
-    return timeless(one[0]) == timeless(other[0]) and equal(one[1], other[1])
+    return without_times(one[0]) == without_times(other[0]) and equal(one[1], other[1])
 
 
-def test_work_goes_on_from_its_file(tmp_path: Path, often: None) -> None:
+# -- continuing from a checkpoint
+
+
+def test_work_continues_from_checkpoint(tmp_path: Path, every_epoch: None) -> None:
     job = Job(NET, (), LONG, 600, 1)
     expected = work(job, TASK)
-    kept = replace(job, checkpoint=tmp_path / "checkpoint.safetensors")
+    job = replace(job, checkpoint=tmp_path / "checkpoint.safetensors")
     with pytest.raises(Killed):
-        work(kept, TASK, killed_after(3))
+        work(job, TASK, killed_after(3))
     epochs: list[int] = []
-    assert same(work(kept, TASK, lambda outcome: epochs.append(outcome.epochs)), expected)
+    assert same_results(work(job, TASK, lambda outcome: epochs.append(outcome.epochs)), expected)
     assert epochs == [4, 5]
 
 
-def test_a_second_try_goes_on_and_knows_of_the_first(
-    tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
+def test_repetition_after_divergence_continues_from_checkpoint(
+    tmp_path: Path, every_epoch: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first training diverges, the second is interrupted; the better of the two is returned, as without that."""
+    """The first training diverges, and its repetition is interrupted; the better of the two is returned."""
     rates = list[float]()
 
-    def diverging(net: nn.Module, task: object, recipe: Recipe, *args: object, **more: object) -> Outcome:
+    def diverging(net: nn.Module, task: object, recipe: Recipe, *args: object, **kwargs: object) -> Outcome:
         rates.append(recipe.lr)
-        outcome: Outcome = train(net, task, recipe, *args, **more)  # type: ignore[arg-type]
+        outcome: Outcome = train(net, task, recipe, *args, **kwargs)  # type: ignore[arg-type]
         return replace(outcome, status="diverged", error="too fast") if recipe.lr == LONG.lr else outcome
 
-    monkeypatch.setattr(module, "train", diverging)
+    monkeypatch.setattr(work_module, "train", diverging)
     job = Job(NET, (), LONG, 600, 1)
     expected = work(job, TASK)
-    kept = replace(job, checkpoint=tmp_path / "checkpoint.safetensors")
-    count = iter(range(100))
+    job = replace(job, checkpoint=tmp_path / "checkpoint.safetensors")
+    count = itertools.count()
 
     def each_epoch(_: Outcome) -> None:
         if next(count) == LONG.epochs + 3:
             raise Killed
 
     with pytest.raises(Killed):
-        work(kept, TASK, each_epoch)
-    del rates[:]
-    assert same(work(kept, TASK), expected)
+        work(job, TASK, each_epoch)
+    rates.clear()
+    assert same_results(work(job, TASK), expected)
     assert rates == [LONG.lr / 4]
 
 
-def test_a_second_try_is_not_lost_where_no_time_is_left(
-    tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
+def test_checkpoint_of_repetition_is_used_without_time_left(
+    tmp_path: Path, every_epoch: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def diverging(net: nn.Module, task: object, recipe: Recipe, *args: object, **more: object) -> Outcome:
+    def diverging(net: nn.Module, task: object, recipe: Recipe, *args: object, **kwargs: object) -> Outcome:
         first = recipe.lr == LONG.lr
-        given = (replace(recipe, epochs=1), *args) if first else (recipe, *args)
-        outcome: Outcome = train(net, task, *given, **more)  # type: ignore[arg-type]
+        recipe = replace(recipe, epochs=1) if first else recipe
+        outcome: Outcome = train(net, task, recipe, *args, **kwargs)  # type: ignore[arg-type]
         return replace(outcome, status="diverged", score=-9.0) if first else outcome
 
-    monkeypatch.setattr(module, "train", diverging)
+    monkeypatch.setattr(work_module, "train", diverging)
     job = Job(NET, (), LONG, 600, 1, checkpoint=tmp_path / "checkpoint.safetensors")
     seen = list[Outcome]()
 
@@ -133,9 +135,10 @@ def test_a_second_try_is_not_lost_where_no_time_is_left(
         lambda job: replace(job, seed=2),
         lambda job: replace(job, start=cnn((2, 8, 8), 3, width=5, depth=2)),
     ],
+    ids=["recipe", "seed", "start"],
 )
-def test_a_checkpoint_of_another_work_is_said_and_not_used(
-    tmp_path: Path, often: None, caplog: pytest.LogCaptureFixture, change: Callable[[Job], Job]
+def test_checkpoint_of_another_job_is_not_used(
+    tmp_path: Path, every_epoch: None, caplog: pytest.LogCaptureFixture, change: Callable[[Job], Job]
 ) -> None:
     job = Job(NET, (), LONG, 600, 1, checkpoint=tmp_path / "checkpoint.safetensors")
     with pytest.raises(Killed):
@@ -143,31 +146,41 @@ def test_a_checkpoint_of_another_work_is_said_and_not_used(
     other = change(job)
     expected = work(replace(other, checkpoint=None), TASK)
     with caplog.at_level(logging.WARNING, "morphnas"):
-        assert same(work(other, TASK), expected)
+        assert same_results(work(other, TASK), expected)
     assert "starts again" in caplog.text
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage" * 9, b"\xff" * 8 + b"{}", "half", "other format", "deep"])
-def test_a_damaged_checkpoint_is_said_and_not_used(
-    tmp_path: Path, often: None, caplog: pytest.LogCaptureFixture, data: bytes | str
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "garbage": lambda _: b"garbage" * 9,
+    "huge header": lambda _: b"\xff" * 8 + b"{}",
+    "truncated": lambda data: data[: len(data) // 2],
+    "other format": lambda data: data.replace(b'format\\": 1', b'format\\": 2', 1),
+    "deep": lambda _: save({"x": torch.zeros(1)}, {"checkpoint": "[" * 200_000 + "]" * 200_000}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_checkpoint_is_not_used(
+    tmp_path: Path, every_epoch: None, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     file = tmp_path / "checkpoint.safetensors"
     job = Job(NET, (), LONG, 600, 1, checkpoint=file)
     with pytest.raises(Killed):
         work(job, TASK, killed_after(2))
-    whole = file.read_bytes()
-    made = {"half": whole[: len(whole) // 2], "other format": whole.replace(b'format\\": 1', b'format\\": 2', 1)}
-    made["deep"] = save({"x": torch.zeros(1)}, {"checkpoint": "[" * 200_000 + "]" * 200_000})
-    file.write_bytes(made[data] if isinstance(data, str) else data)
+    data = file.read_bytes()
+    damaged = DAMAGE[damage](data)
+    assert damaged != data
+    file.write_bytes(damaged)
     with caplog.at_level(logging.WARNING, "morphnas"):
-        assert same(work(job, TASK), work(replace(job, checkpoint=None), TASK))
+        assert same_results(work(job, TASK), work(replace(job, checkpoint=None), TASK))
     assert "starts again" in caplog.text
 
 
-# -- when
+# -- when checkpoints are written
 
 
-def keeper(path: Path | None, clock: Clock) -> CheckpointWriter:
+def make_writer(path: Path | None, clock: Clock) -> CheckpointWriter:
     return CheckpointWriter(path, {"seed": 1}, clock)
 
 
@@ -175,21 +188,21 @@ def checkpoint() -> Checkpoint:
     return Checkpoint({"epoch": 1}, {"a": torch.zeros(2)})
 
 
-def test_checkpoints_are_ten_seconds_apart(tmp_path: Path) -> None:
+def test_checkpoints_are_at_least_ten_seconds_apart(tmp_path: Path) -> None:
     clock, made = Clock(), list[float]()
 
     def make() -> Checkpoint:
         made.append(clock.now - 1000)
         return checkpoint()
 
-    keep = keeper(tmp_path / "c", clock)
+    writer = make_writer(tmp_path / "c", clock)
     for _ in range(40):
         clock.now += 3
-        keep(make)
+        writer(make)
     assert made == [12.0 * (i + 1) for i in range(10)]
 
 
-def test_slow_checkpoints_take_a_small_share_of_the_time(tmp_path: Path) -> None:
+def test_slow_checkpoints_take_two_percent_of_the_time(tmp_path: Path) -> None:
     clock, made = Clock(), list[float]()
 
     def make() -> Checkpoint:
@@ -197,34 +210,34 @@ def test_slow_checkpoints_take_a_small_share_of_the_time(tmp_path: Path) -> None
         clock.now += 2
         return checkpoint()
 
-    keep = keeper(tmp_path / "c", clock)
+    writer = make_writer(tmp_path / "c", clock)
     while clock.now < 6000:
         clock.now += 1
-        keep(make)
-    assert 45 < len(made) <= 50  # 2 s in every 102
+        writer(make)
+    assert 45 < len(made) <= 50  # 2 s in every 102 s
 
 
-def test_a_large_network_is_written_down_for_the_first_time_when_that_is_a_small_share(tmp_path: Path) -> None:
-    """100 MB of weights take about 2 s, which are 2 % of 100."""
+def test_first_checkpoint_of_large_network_is_delayed(tmp_path: Path) -> None:
+    """Writing one of 100 MB of weights takes about 2 s, which are 2 % of 100 s."""
     clock = Clock()
-    keep = CheckpointWriter(tmp_path / "c", {"seed": 1}, clock, weights=100_000_000)
+    writer = CheckpointWriter(tmp_path / "c", {"seed": 1}, clock, weights=100_000_000)
     clock.now += 99
-    keep(lambda: pytest.fail("that would be too soon"))
+    writer(lambda: pytest.fail("too early"))
     clock.now += 2
-    keep(checkpoint)
+    writer(checkpoint)
     assert (tmp_path / "c").exists()
 
 
-def test_no_place_no_checkpoint() -> None:
+def test_no_checkpoints_without_path() -> None:
     clock = Clock()
-    keep = keeper(None, clock)
+    writer = make_writer(None, clock)
     clock.now += 100
-    keep(lambda: pytest.fail("made for nobody"))
-    assert keep.load() is None
+    writer(lambda: pytest.fail("a checkpoint was made"))
+    assert writer.load() is None
 
 
-def test_a_disk_that_is_full_costs_the_checkpoints_alone(
-    tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_full_disk_ends_only_the_checkpoints(
+    tmp_path: Path, every_epoch: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(path: Path, data: bytes) -> None:
         raise RunError(f"{path} cannot be written: No space left on device")
@@ -232,21 +245,19 @@ def test_a_disk_that_is_full_costs_the_checkpoints_alone(
     monkeypatch.setattr(files, "write_bytes", full)
     job = Job(GRAPH, (), replace(RECIPE, epochs=4), 600, 1)
     with caplog.at_level(logging.WARNING, "morphnas"):
-        assert same(work(replace(job, checkpoint=tmp_path / "c"), blobs()), work(job, blobs()))
+        assert same_results(work(replace(job, checkpoint=tmp_path / "c"), blobs()), work(job, blobs()))
     assert caplog.text.count("no more checkpoints of this training") == 1
 
 
-def test_a_committed_trial_has_no_checkpoint(tmp_path: Path) -> None:
+def test_finish_removes_checkpoint(tmp_path: Path) -> None:
     with store_of(tmp_path / "run") as store:
-        for i, proposal in enumerate(proposals(2)):
-            store.claim(proposal)
-            store.checkpoint(i).write_bytes(b"any")
-            assert isinstance(proposal.start, Graph)
-            store.finish(i, Outcome("failed"), None)
-            assert not store.checkpoint(i).exists()
+        store.claim(proposals(1)[0])
+        store.checkpoint(0).write_bytes(b"any")
+        store.finish(0, Outcome("failed"), None)
+        assert not store.checkpoint(0).exists()
 
 
-def test_what_a_checkpoint_holds_can_be_looked_into(tmp_path: Path, often: None) -> None:
+def test_contents_of_checkpoint_file(tmp_path: Path, every_epoch: None) -> None:
     job = Job(NET, (), LONG, 600, 1, checkpoint=tmp_path / "checkpoint.safetensors")
     with pytest.raises(Killed):
         work(job, TASK, killed_after(2))
@@ -255,11 +266,5 @@ def test_what_a_checkpoint_holds_can_be_looked_into(tmp_path: Path, often: None)
     assert facts["facts"]["epoch"] == 2
     assert facts["job"]["recipe"] == LONG.to_json()
     assert {name.split(".")[0] for name in tensors} == {
-        "module",
-        "best",
-        "optimizer",
-        "generator",
-        "torch",
-        "order",
-        "mirrored",
-    }
+        "module", "best", "optimizer", "generator", "torch", "order", "mirrored",
+    }  # fmt: skip

@@ -428,9 +428,7 @@ def test_unfinished_trials_run_first(path: Path, fake_work: FakeWork) -> None:
         trials = run_search(store, script, seed=3, observer=notes)
     assert [entry for entry in notes.told if entry[0] == "begins"] == [("begins", 1), ("begins", 3), ("begins", 4)]
     assert [job.seed for job in fake_work.jobs] == [trial_seed(3, 1), trial_seed(3, 3), trial_seed(3, 4)]
-    assert all(
-        history and all(t.outcome for t in history) for history, _ in script.calls
-    )  # only after they are finished
+    assert all(history and all(t.outcome for t in history) for history, _ in script.calls)  # asked after them
     assert [t.outcome for t in trials] == [GOOD] * 5
     after = files(path)
     assert {name for name in before if before[name] != after.get(name)} <= {"holder"}, "existing files were changed"
