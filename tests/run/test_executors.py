@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from morphnas.graph import Graph, Limits, Network, Weights, Wider, mlp
-from morphnas.run import executors as module
+from morphnas.run import executors as executors_module
 from morphnas.run.checkpoints import Result
 from morphnas.run.executors import JobNotReceived, SerialExecutor, SupervisedExecutor, WorkerLost, process_executor
 from morphnas.run.files import write_tensors
@@ -35,7 +35,19 @@ from morphnas.train.goal import Classification
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
 from tests.contracts import TASK, ExecutorContract, SurvivorContract
-from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, Script, Threads, comparable, proposals, store_of, weights
+from tests.run.doubles import (
+    GOOD,
+    GRAPH,
+    RECIPE,
+    FakeWork,
+    Notes,
+    Script,
+    Threads,
+    comparable,
+    proposals,
+    store_of,
+    weights,
+)
 from tests.strategies import random_weights
 from tests.train.tasks import blobs
 
@@ -43,33 +55,38 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 
 
-class TestInThisProcess(ExecutorContract):
+class TestExecutorsInThisProcess(ExecutorContract):
     @pytest.fixture(params=[SerialExecutor, Threads])
     def executor(self, request: pytest.FixtureRequest) -> Iterator[Executor]:
-        """`Threads` is a double used in tests of the search, so it must fulfil the contract, too."""
+        """`Threads` is a test double; the tests that use it rely on the contract, too."""
         made: Executor = request.param(TASK)
         yield made
         made.shutdown()
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[SupervisedExecutor]:
+def processes() -> Iterator[SupervisedExecutor]:
+    """An executor with one worker process."""
     made = process_executor(TASK, [CPU], torch.get_num_threads())
     yield made
     made.shutdown()
 
 
-class TestProcesses(ExecutorContract, SurvivorContract):
+class TestProcessExecutor(ExecutorContract, SurvivorContract):
     @pytest.fixture
-    def executor(self, process: SupervisedExecutor) -> Executor:
-        return process
+    def executor(self, processes: SupervisedExecutor) -> Executor:
+        return processes
 
 
-def test_a_disk_that_is_too_small_for_the_examples_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def make_job(seconds: float = 60) -> Job:
+    return Job(GRAPH, (), RECIPE, seconds, 0)
+
+
+def test_full_disk_error_names_folder_of_examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def full(path: Path, task: Task) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1152 vs 1046")
 
-    monkeypatch.setattr(module, "write_task", full)
+    monkeypatch.setattr(executors_module, "write_task", full)
     with pytest.raises(
         OSError, match=f"the examples for the worker processes cannot be written to {tmp_path}: .enforce"
     ):
@@ -77,22 +94,22 @@ def test_a_disk_that_is_too_small_for_the_examples_is_named(monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_comes_through_the_serial_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serial_executor_propagates_keyboard_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "work", interrupted)
+    monkeypatch.setattr(executors_module, "work", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        SerialExecutor(TASK).submit(Job(GRAPH, (), RECIPE, 1, 0))
+        SerialExecutor(TASK).submit(make_job())
 
 
-def test_the_serial_executor_is_done_when_submit_returns() -> None:
-    assert SerialExecutor(TASK).submit(Job(GRAPH, (), RECIPE, 60, 0)).done()
+def test_serial_executor_runs_job_in_submit() -> None:
+    assert SerialExecutor(TASK).submit(make_job()).done()
 
 
 @pytest.mark.slow
-def test_a_process_whose_device_is_gone_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first job raises an error in a process that then believes its device to be lost."""
+def test_process_with_lost_device_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its worker processes every error counts as a lost device; the first job raises one."""
     (tmp_path / "sitecustomize.py").write_text(
         "from morphnas.run import work\nwork.is_device_lost = lambda device: True\n"
     )
@@ -103,38 +120,38 @@ def test_a_process_whose_device_is_gone_is_replaced(tmp_path: Path, monkeypatch:
         assert (outcome.status, found) == ("failed", None)
         assert "cpu does nothing any more for this process" in (outcome.error or "")
         assert "exit code 1" in (outcome.error or "")
-        assert executor.submit(Job(GRAPH, (), RECIPE, 60, 0)).result(120)[0].status == "finished"
+        assert executor.submit(make_job()).result(120)[0].status == "finished"
     finally:
         executor.shutdown()
 
 
-# -- supervision, with workers that are not processes
+# -- supervision, with fake workers in this process
 
 
 @dataclass
-class Puppet:
-    """A worker that acts by the next of `ways`: answers, dies, or hangs until it is killed."""
+class FakeWorker:
+    """A worker that performs the next of `actions`, which it shares with others: "answer", "die", "die before job",
+    "hang" (until it is killed), "never start", or "fail to start"."""
 
-    ways: list[str]
+    actions: list[str]
     killed: threading.Event = field(default_factory=threading.Event)
     closed: int = 0
-    stopped: int = 0
 
     def ready(self) -> None:
-        if self.ways[:1] == ["absent"]:
+        if self.actions[:1] == ["never start"]:
             assert self.killed.wait(60)
-            raise WorkerLost("the worker never came")
-        if self.ways[:1] == ["broken"]:
-            self.ways.pop(0)
+            raise WorkerLost("the worker never started")
+        if self.actions[:1] == ["fail to start"]:
+            self.actions.pop(0)
             raise WorkerLost("the worker has no memory")
 
     def run(self, job: Job, each_epoch: EachEpoch | None) -> Result:
-        way = self.ways.pop(0)
-        if way == "die":
+        action = self.actions.pop(0)
+        if action == "die":
             raise WorkerLost("the worker was killed")
-        if way == "gone":
+        if action == "die before job":
             raise JobNotReceived("the worker was killed before")
-        if way == "hang":
+        if action == "hang":
             assert self.killed.wait(60)
             raise WorkerLost("the worker was killed")
         if each_epoch:
@@ -142,7 +159,7 @@ class Puppet:
         return GOOD, weights()
 
     def stop(self) -> None:
-        self.stopped += 1
+        pass
 
     def kill(self) -> None:
         self.killed.set()
@@ -153,180 +170,177 @@ class Puppet:
 
 
 @dataclass
-class Troupe:
-    """Makes puppets that share a list of ways, and records them."""
+class FakeFactory:
+    """Makes fake workers that share a list of actions, and records them."""
 
-    ways: list[str]
-    made: list[Puppet] = field(default_factory=list)
+    actions: list[str]
+    made: list[FakeWorker] = field(default_factory=list)
 
-    def __call__(self) -> Puppet:
-        self.made.append(Puppet(self.ways))
+    def __call__(self) -> FakeWorker:
+        self.made.append(FakeWorker(self.actions))
         return self.made[-1]
 
 
+MakeExecutor = Callable[..., tuple[SupervisedExecutor, FakeFactory]]
+
+
 @pytest.fixture
-def supervised() -> Iterator[Callable[..., tuple[SupervisedExecutor, Troupe]]]:
+def make_executor() -> Iterator[MakeExecutor]:
+    """Makes executors with one fake worker, which are shut down at the end."""
     made: list[SupervisedExecutor] = []
 
-    def make(ways: list[str], retries: int = 0) -> tuple[SupervisedExecutor, Troupe]:
-        troupe = Troupe(ways)
-        made.append(SupervisedExecutor([troupe], asks_ahead=False, retries=retries))
-        return made[-1], troupe
+    def make(actions: list[str], retries: int = 0) -> tuple[SupervisedExecutor, FakeFactory]:
+        factory = FakeFactory(actions)
+        made.append(SupervisedExecutor([factory], asks_ahead=False, retries=retries))
+        return made[-1], factory
 
     yield make
-    for one in made:
-        one.shutdown()
+    for executor in made:
+        executor.shutdown()
 
 
-def job(seconds: float = 60) -> Job:
-    return Job(GRAPH, (), RECIPE, seconds, 0)
-
-
-def test_a_lost_worker_is_replaced_at_once(supervised: Callable[..., tuple[SupervisedExecutor, Troupe]]) -> None:
-    executor, troupe = supervised(["die", "answer", "answer"])
-    outcome, trained = executor.submit(job()).result(60)
+def test_lost_worker_is_replaced(make_executor: MakeExecutor) -> None:
+    executor, factory = make_executor(["die", "answer", "answer"])
+    outcome, trained = executor.submit(make_job()).result(60)
     assert (outcome.status, outcome.error, trained) == ("failed", "the worker was killed", None)
-    assert [executor.submit(job()).result(60)[0] for _ in range(2)] == [GOOD, GOOD]
-    assert [puppet.closed for puppet in troupe.made] == [1, 0]
+    assert [executor.submit(make_job()).result(60)[0] for _ in range(2)] == [GOOD, GOOD]
+    assert [worker.closed for worker in factory.made] == [1, 0]
 
 
-def test_a_worker_that_dies_idle_costs_no_job(supervised: Callable[..., tuple[SupervisedExecutor, Troupe]]) -> None:
-    executor, troupe = supervised(["gone", "gone", "answer"])
-    assert executor.submit(job()).result(60)[0] == GOOD
-    assert [puppet.closed for puppet in troupe.made] == [1, 1, 0]
+def test_job_does_not_fail_if_idle_workers_die(make_executor: MakeExecutor) -> None:
+    executor, factory = make_executor(["die before job", "die before job", "answer"])
+    assert executor.submit(make_job()).result(60)[0] == GOOD
+    assert [worker.closed for worker in factory.made] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(("deaths", "status"), [(2, "finished"), (3, "failed")])
-def test_a_job_is_done_again(
-    supervised: Callable[..., tuple[SupervisedExecutor, Troupe]], deaths: int, status: str
-) -> None:
-    executor, troupe = supervised(["die"] * deaths + ["answer"], retries=2)
-    assert executor.submit(job()).result(60)[0].status == status
+def test_job_of_lost_worker_is_retried(make_executor: MakeExecutor, deaths: int, status: str) -> None:
+    executor, factory = make_executor(["die"] * deaths + ["answer"], retries=2)
+    assert executor.submit(make_job()).result(60)[0].status == status
     executor.shutdown()
-    assert deaths <= len(troupe.made) <= deaths + 1
-    assert all(puppet.closed == 1 for puppet in troupe.made)
+    assert deaths <= len(factory.made) <= deaths + 1
+    assert all(worker.closed == 1 for worker in factory.made)
 
 
-def test_a_worker_that_hangs_is_given_up(
-    supervised: Callable[..., tuple[SupervisedExecutor, Troupe]], monkeypatch: pytest.MonkeyPatch
+def test_hung_worker_is_replaced_and_its_job_fails(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "grace", lambda _: 0.05)
-    executor, _ = supervised(["hang", "answer"], retries=2)
-    outcome, _ = executor.submit(job(0.1)).result(60)
+    monkeypatch.setattr(executors_module, "grace", lambda _: 0.05)
+    executor, _ = make_executor(["hang", "answer"], retries=2)
+    outcome, _ = executor.submit(make_job(0.1)).result(60)
     assert outcome.status == "failed"
     assert "the worker hung" in (outcome.error or "")
-    assert executor.submit(job()).result(60)[0] == GOOD
+    assert executor.submit(make_job()).result(60)[0] == GOOD
 
 
-def test_what_the_observer_raises_ends_the_trial_only(
-    supervised: Callable[..., tuple[SupervisedExecutor, Troupe]],
-) -> None:
+def test_callback_error_fails_only_its_job(make_executor: MakeExecutor) -> None:
     def raising(_: Outcome) -> None:
         raise OSError("no space to write to")
 
-    executor, _ = supervised(["answer", "answer"])
-    outcome, _ = executor.submit(job(), raising).result(60)
+    executor, _ = make_executor(["answer", "answer"])
+    outcome, _ = executor.submit(make_job(), raising).result(60)
     assert "no space to write to" in (outcome.error or "")
-    assert executor.submit(job()).result(60)[0] == GOOD
+    assert executor.submit(make_job()).result(60)[0] == GOOD
 
 
-def test_a_worker_that_never_comes_takes_no_jobs(caplog: pytest.LogCaptureFixture) -> None:
-    absent, present = Troupe(["absent"]), Troupe(["answer"] * 5)
-    executor = SupervisedExecutor([absent, present], asks_ahead=False)
-    assert [executor.submit(job()).result(60)[0] for _ in range(5)] == [GOOD] * 5
-    waiting = executor.submit(job())
+def test_worker_that_never_starts_takes_no_jobs(caplog: pytest.LogCaptureFixture) -> None:
+    not_starting, working = FakeFactory(["never start"]), FakeFactory(["answer"] * 5)
+    executor = SupervisedExecutor([not_starting, working], asks_ahead=False)
+    assert [executor.submit(make_job()).result(60)[0] for _ in range(5)] == [GOOD] * 5
+    waiting = executor.submit(make_job())
     executor.shutdown()
     assert waiting.cancelled() or waiting.result(0)[0].status == "failed"
-    assert [puppet.closed for puppet in absent.made] == [1]
-    assert not caplog.records, "it was killed while it started, nothing is wrong with it"
+    assert [worker.closed for worker in not_starting.made] == [1]
+    assert not caplog.records, "a warning about a worker that was killed at shutdown"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_jobs_fail_where_no_worker_can_be_started(workers: int) -> None:
-    executor = SupervisedExecutor([Troupe(["broken"] * 100) for _ in range(workers)], asks_ahead=False)
-    errors = [executor.submit(job()).result(60)[0].error for _ in range(3)]
+def test_jobs_fail_if_no_worker_can_be_started(workers: int) -> None:
+    executor = SupervisedExecutor([FakeFactory(["fail to start"] * 100)] * workers, asks_ahead=False)
+    errors = [executor.submit(make_job()).result(60)[0].error for _ in range(3)]
     executor.shutdown()
     assert errors == ["the worker has no memory"] * 3
 
 
-def test_a_worker_that_cannot_be_started_leaves_the_jobs_to_others(
+def test_jobs_go_to_others_while_a_worker_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "RESTART_DELAY", 0.01)
-    broken, whole = Troupe(["broken"] * 3 + ["answer"] * 100), Troupe(["answer"] * 100)
-    executor = SupervisedExecutor([broken, whole], asks_ahead=False)
+    monkeypatch.setattr(executors_module, "RESTART_DELAY", 0.01)
+    failing, working = FakeFactory(["fail to start"] * 3 + ["answer"] * 100), FakeFactory(["answer"] * 100)
+    executor = SupervisedExecutor([failing, working], asks_ahead=False)
     found = list[Outcome]()
-    while len(broken.made) < 4 and len(found) < 100:
-        found.append(executor.submit(job()).result(60)[0])
+    while len(failing.made) < 4 and len(found) < 100:
+        found.append(executor.submit(make_job()).result(60)[0])
         time.sleep(0.01)
     executor.shutdown()
     assert found == [GOOD] * len(found)
-    assert len(broken.made) == 4, "it was started again and again"
+    assert len(failing.made) == 4, "three failed starts, and a successful one"
     assert [record.getMessage() for record in caplog.records] == [
         "a worker cannot be started: the worker has no memory"
     ]
 
 
-def test_a_worker_that_can_never_be_started_is_given_up(
+def test_worker_is_given_up_after_repeated_failed_starts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "RESTART_DELAY", 0.01)
-    broken, whole = Troupe(["broken"] * 1000), Troupe(["answer"] * 3 + ["die"] + ["broken"] * 1000)
-    executor = SupervisedExecutor([broken, broken, whole], asks_ahead=False)
+    monkeypatch.setattr(executors_module, "RESTART_DELAY", 0.01)
+    failing = FakeFactory(["fail to start"] * 1000)
+    working = FakeFactory(["answer"] * 3 + ["die"] + ["fail to start"] * 1000)
+    executor = SupervisedExecutor([failing, failing, working], asks_ahead=False)
     until = time.monotonic() + 60
     while executor.workers > 1 and time.monotonic() < until:
         time.sleep(0.01)
     assert executor.workers == 1
-    assert len(broken.made) == 2 * module.MAX_START_ATTEMPTS
+    assert len(failing.made) == 2 * executors_module.MAX_START_ATTEMPTS
     given_up = "a worker is given up after 5 failed starts: the worker has no memory"
     assert [record.getMessage() for record in caplog.records].count(given_up) == 2
-    assert [executor.submit(job()).result(60)[0] for _ in range(3)] == [GOOD] * 3
-    errors = [executor.submit(job()).result(60)[0].error for _ in range(10)]
-    assert errors == ["the worker was killed"] + ["the worker has no memory"] * 9, "the last one is not given up"
+    assert [executor.submit(make_job()).result(60)[0] for _ in range(3)] == [GOOD] * 3
+    errors = [executor.submit(make_job()).result(60)[0].error for _ in range(10)]
+    assert errors == ["the worker was killed"] + ["the worker has no memory"] * 9, "the last worker was given up"
     assert executor.workers == 1
-    assert len(broken.made) == 2 * module.MAX_START_ATTEMPTS
+    assert len(failing.made) == 2 * executors_module.MAX_START_ATTEMPTS
     executor.shutdown()
 
 
-def test_who_waits_to_fail_leaves_a_job_to_one_that_has_started_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RESTART_DELAY", 0.01)
-    executor = SupervisedExecutor([Troupe(["broken"] * 1000), Troupe(["broken", *["answer"] * 50])], asks_ahead=False)
-    found = [executor.submit(job()).result(60)[0] for _ in range(50)]
+def test_jobs_succeed_as_soon_as_a_worker_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker never starts: its thread, which would fail the jobs, leaves them to the one that has started."""
+    monkeypatch.setattr(executors_module, "RESTART_DELAY", 0.01)
+    factories = FakeFactory(["fail to start"] * 1000), FakeFactory(["fail to start", *["answer"] * 50])
+    executor = SupervisedExecutor(factories, asks_ahead=False)
+    found = [executor.submit(make_job()).result(60)[0] for _ in range(50)]
     executor.shutdown()
     assert GOOD in found
     assert found[found.index(GOOD) :] == [GOOD] * (50 - found.index(GOOD))
 
 
-def test_what_waits_when_it_is_shut_down_is_given_up(
-    supervised: Callable[..., tuple[SupervisedExecutor, Troupe]],
-) -> None:
-    executor, troupe = supervised(["hang"])
-    first, second = executor.submit(job()), executor.submit(job())
-    while not troupe.made or len(troupe.ways):
+def test_shutdown_fails_running_job_and_cancels_queued_ones(make_executor: MakeExecutor) -> None:
+    executor, factory = make_executor(["hang"])
+    first, second = executor.submit(make_job()), executor.submit(make_job())
+    while factory.actions:
         time.sleep(0.001)
     executor.shutdown()
     executor.shutdown()
     assert first.result(0)[0].status == "failed"
     assert second.cancelled()
-    assert executor.submit(job()).cancelled()
+    assert executor.submit(make_job()).cancelled()
 
 
-def test_a_worker_that_cannot_be_made_is_a_failed_trial() -> None:
-    def broken() -> Puppet:
+def test_job_fails_if_factory_raises() -> None:
+    def failing() -> FakeWorker:
         raise OSError("too many processes")
 
-    executor = SupervisedExecutor([broken], asks_ahead=False)
-    outcome, _ = executor.submit(job()).result(60)
+    executor = SupervisedExecutor([failing], asks_ahead=False)
+    outcome, _ = executor.submit(make_job()).result(60)
     executor.shutdown()
     assert outcome.error == "no worker could be started: OSError: too many processes"
 
 
-# -- the search with workers
+# -- searches with unresponsive or stopped workers
 
 
 @dataclass
-class Mute:
-    """An executor that accepts jobs and never returns a result."""
+class SilentExecutor:
+    """An executor that starts the first of its jobs and never returns a result."""
 
     workers = 2
     asks_ahead = False
@@ -346,74 +360,222 @@ class Mute:
         pass
 
 
-def test_a_search_ends_when_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_ends_if_workers_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("morphnas.run.trainings.grace", lambda _: -0.3)
-    begun, notes = time.monotonic(), Notes()
+    start, notes = time.monotonic(), Notes()
     with store_of(tmp_path / "run") as store:
-        Search(store, Script(proposals(9)), Mute(), Deadline.after(0.2), observer=notes).run()
+        Search(store, Script(proposals(9)), SilentExecutor(), Deadline.after(0.2), observer=notes).run()
         errors = [t.outcome and t.outcome.error for t in store.trials]
-    late = ["no worker gave an answer by the deadline", "no worker had started, or was free, before the deadline"]
-    assert errors == late
-    assert time.monotonic() - begun < 5
-    assert [what for what, _ in notes.told] == ["begins", "begins", "ends", "ends"]
+    assert errors == [
+        "no worker gave an answer by the deadline",
+        "no worker had started, or was free, before the deadline",
+    ]
+    assert time.monotonic() - start < 5
+    assert [event for event, _ in notes.told] == ["begins", "begins", "ends", "ends"]
 
 
-def test_a_stop_that_nobody_hears_leaves_the_trial_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trial_stays_open_if_worker_ignores_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("morphnas.run.trainings.grace", lambda _: -0.3)
-    stop, begun = Stop(), time.monotonic()
+    stop, start = Stop(), time.monotonic()
     stop.requested = True
     with store_of(tmp_path / "run") as store:
-        Search(store, Script(proposals(9)), Mute(), Deadline.after(600, stop=stop)).run()
+        Search(store, Script(proposals(9)), SilentExecutor(), Deadline.after(600, stop=stop)).run()
         assert [trial.outcome for trial in store.trials] == [None]
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - start < 5
+
+
+@dataclass
+class BusyExecutor(SilentExecutor):
+    """An executor without a free worker, which requests a stop when a job is submitted."""
+
+    stop_request: Stop = field(default_factory=Stop)
+
+    def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
+        self.stop_request.requested = True
+        return Future()
+
+
+def test_trial_of_queued_job_stays_open_after_stop(tmp_path: Path) -> None:
+    stop = Stop()
+    with store_of(tmp_path / "run") as store:
+        Search(store, Script(proposals(9)), BusyExecutor(stop_request=stop), Deadline.after(600, stop=stop)).run()
+        assert [trial.outcome for trial in store.trials] == [None]
+
+
+# -- asking ahead
+
+
+def test_searcher_is_asked_ahead_during_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And gets the running trial."""
+    script, jobs = Script(proposals(4)), []
+    usual_interval, intervals = sys.getswitchinterval(), set[float]()
+
+    def fake_work(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
+        jobs.append(job)
+        intervals.add(sys.getswitchinterval())
+        until = time.monotonic() + 30
+        while len(script.calls) <= len(jobs) and time.monotonic() < until:
+            time.sleep(0.001)
+        return GOOD, weights(0, job.start)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(executors_module, "work", fake_work)
+    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
+    with store_of(tmp_path / "run") as store:
+        Search(store, script, SerialExecutor(TASK), Deadline.after(60)).run()
+        assert len(store.trials) == 4
+    running = [sum(t.outcome is None for t in history) for history, _ in script.calls]
+    assert running[:4] == [0, 1, 1, 1]
+    assert [len(history) for history, _ in script.calls][:4] == [0, 1, 2, 3]
+    assert max(intervals) < usual_interval / 10, "asking may block the thread that trains"
+    assert sys.getswitchinterval() == usual_interval
+
+
+def test_concurrent_searches_restore_switch_interval(tmp_path: Path) -> None:
+    """Whichever of several `Asker`s ends first."""
+    usual_interval = sys.getswitchinterval()
+    with store_of(tmp_path / "run") as store:
+        one, other = (Asker(Script([]), store, True, time.monotonic) for _ in range(2))
+        one.__enter__()
+        with other:
+            one.__exit__()
+            assert sys.getswitchinterval() < usual_interval / 10
+    assert sys.getswitchinterval() == usual_interval
+
+
+def test_search_does_not_wait_for_proposal_after_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    class Slow(Script):
+        def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
+            assert not trials or ended.wait(60)
+            return super().ask(trials, budget)
+
+    monkeypatch.setattr(executors_module, "work", FakeWork())
+    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
+    with store_of(tmp_path / "run") as store:
+        start = time.monotonic()
+        Search(store, Slow(proposals(4)), SerialExecutor(TASK), Deadline.after(0.3)).run()
+        assert time.monotonic() - start < 10
+        ended.set()
+        assert len(store.trials) == 1
+
+
+def test_weights_are_written_and_read_during_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of a finished trial are written, and those of the next one's parent read, while another trains."""
+    first, second, third = proposals(3)
+    script = Script([first, second, Proposal(0, (), RECIPE), third])
+    started = [threading.Event() for _ in script.proposals]
+    reading_threads, written_after_next_started = list[str](), list[bool]()
+    read = Store.network
+
+    def fake_write(file: Path, tensors: Any) -> None:
+        id = int(file.parent.name)
+        written_after_next_started.append(id == 3 or started[id + 1].wait(30))
+        write_tensors(file, tensors)
+
+    def fake_read(store: Store, id: int) -> Network:
+        reading_threads.append(threading.current_thread().name)
+        return read(store, id)
+
+    def fake_work(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
+        started[len(store.trials) - 1].set()
+        until = time.monotonic() + 30
+        while len(script.calls) <= len(store.trials) and time.monotonic() < until:
+            time.sleep(0.001)
+        graph = job.start if isinstance(job.start, Graph) else job.start.graph
+        return GOOD, weights(0, graph)
+
+    monkeypatch.setattr("morphnas.run.store.write_tensors", fake_write)
+    monkeypatch.setattr(Store, "network", fake_read)
+    monkeypatch.setattr(executors_module, "work", fake_work)
+    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
+    with store_of(tmp_path / "run") as store:
+        Search(store, script, SerialExecutor(TASK), Deadline.after(120)).run()
+    assert written_after_next_started == [True] * 4, "also before trial 2, which starts from weights of trial 0"
+    (thread,) = reading_threads
+    assert thread.startswith("morphnas-ask")
+    assert [trial.kept for trial in load_run(tmp_path / "run").trials] == [True] * 4
+
+
+def test_proposal_is_replaced_if_weights_of_parent_were_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child of the first starter is proposed ahead; the second starter is better, so keep=1 prunes the first."""
+    outcomes, asked = iter([replace(GOOD, score=-0.9), GOOD, GOOD]), threading.Event()
+
+    class Best(Script):
+        def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
+            if len(trials) < 2:
+                return super().ask(trials, budget)
+            best = max((t for t in trials if t.score is not None), key=lambda t: t.score or 0.0)
+            asked.set()
+            return Proposal(best.id, (Wider("dense_1", 9),), RECIPE) if len(trials) == 2 else None
+
+    def fake_work(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
+        outcome = next(outcomes)
+        assert outcome.score != GOOD.score or asked.wait(30)  # the second ends after the child was proposed
+        graph = job.start if isinstance(job.start, Graph) else job.morphs[0].grow(job.start.graph)
+        return outcome, weights(0, graph)
+
+    monkeypatch.setattr(executors_module, "work", fake_work)
+    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
+    with store_of(tmp_path / "run") as store:
+        Search(store, Best(proposals(2)), SerialExecutor(TASK), Deadline.after(60), keep=1).run()
+        assert [trial.parent for trial in store.trials] == [None, None, 1]
+        assert store.trials[2].outcome == GOOD
+
+
+# -- worker processes
+
+
+def started_process(executor: SupervisedExecutor) -> executors_module._Process:
+    """The executor's only worker, after it has run a job."""
+    executor.submit(make_job(600)).result(120)
+    (worker,) = executor._alive
+    assert isinstance(worker, executors_module._Process)
+    return worker
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills a process the POSIX way")
-def test_a_process_that_dies_idle_costs_no_job(process: SupervisedExecutor) -> None:
-    process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
-    (worker,) = process._alive
-    assert isinstance(worker, module._Process)
+def test_job_does_not_fail_if_idle_process_dies(processes: SupervisedExecutor) -> None:
+    worker = started_process(processes)
     os.kill(worker._process.pid, signal.SIGKILL)
     worker._process.wait()
-    assert process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)[0].status == "finished"
+    assert processes.submit(make_job(600)).result(120)[0].status == "finished"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="suspends a process the POSIX way")
-def test_a_stop_does_not_wait_for_a_process_that_does_not_take_its_job(process: SupervisedExecutor) -> None:
-    """The process is suspended, and the weights do not fit into the pipe's buffer."""
+def test_stop_does_not_wait_for_suspended_process(processes: SupervisedExecutor) -> None:
+    """The job is still being sent, since its weights do not fit into the pipe's buffer."""
     graph = mlp((6,), 2, width=400, depth=2)
-    start = Network(graph, random_weights(graph, 0))
-    process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
-    (worker,) = process._alive
-    assert isinstance(worker, module._Process)
+    network = Network(graph, random_weights(graph, 0))
+    worker = started_process(processes)
     os.kill(worker._process.pid, signal.SIGSTOP)
-    future = process.submit(Job(start, (), RECIPE, 600, 0))
+    future = processes.submit(Job(network, (), RECIPE, 600, 0))
     while not worker._sending.locked():
         time.sleep(0.01)
-    begun = time.monotonic()
-    process.stop()
-    assert time.monotonic() - begun < 10
+    start = time.monotonic()
+    processes.stop()
+    assert time.monotonic() - start < 10
     assert future.result(120)[0].status == "failed"
 
 
-def test_a_stop_reaches_a_process(tmp_path: Path, process: SupervisedExecutor) -> None:
-    """Its trial ends with the result so far, and the process can be used again."""
+def test_stop_ends_trial_of_process(tmp_path: Path, processes: SupervisedExecutor) -> None:
+    """The trial keeps its result so far, and the process can be used again."""
     stop, long = Stop(), replace(proposals(1)[0], recipe=replace(RECIPE, epochs=100_000))
-    process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
-    begun = time.monotonic()
+    started_process(processes)
+    start, observer = time.monotonic(), StopAfterEpoch(stop=stop)
     with store_of(tmp_path / "run") as store:
-        Search(store, Script([long] * 9), process, Deadline.after(600, stop=stop), observer=Asking(stop=stop)).run()
+        Search(store, Script([long] * 9), processes, Deadline.after(600, stop=stop), observer=observer).run()
         (trial,) = store.trials
         assert trial.outcome is not None
         assert (trial.outcome.status, trial.kept) == ("truncated", True)
         assert trial.score is not None
-    assert time.monotonic() - begun < 15
-    assert process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)[0].status == "finished"
+    assert time.monotonic() - start < 15
+    assert processes.submit(make_job(600)).result(120)[0].status == "finished"
 
 
 @dataclass
-class Asking(Notes):
-    """An observer that requests a stop when an epoch is done."""
+class StopAfterEpoch(Notes):
+    """An observer that requests a stop after the first epoch."""
 
     stop: Stop = field(default_factory=Stop)
 
@@ -421,107 +583,10 @@ class Asking(Notes):
         self.stop.requested = True
 
 
-def test_the_next_proposal_is_asked_for_while_a_network_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The history that the searcher gets includes the running trial."""
-    script, jobs = Script(proposals(4)), []
-    usual, meanwhile = sys.getswitchinterval(), set[float]()
-
-    def trained(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
-        jobs.append(job)
-        meanwhile.add(sys.getswitchinterval())
-        until = time.monotonic() + 30
-        while len(script.asked) <= len(jobs) and time.monotonic() < until:
-            time.sleep(0.001)
-        return GOOD, weights(0, job.start)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "work", trained)
-    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
-    with store_of(tmp_path / "run") as store:
-        Search(store, script, SerialExecutor(TASK), Deadline.after(60)).run()
-        assert len(store.trials) == 4
-    running = [[t.outcome is None for t in asked].count(True) for asked, _ in script.asked]
-    assert running[:4] == [0, 1, 1, 1]
-    assert [len(asked) for asked, _ in script.asked][:4] == [0, 1, 2, 3]
-    assert max(meanwhile) < usual / 10, "asking does not block the thread that trains"
-    assert sys.getswitchinterval() == usual
-
-
-def test_searches_at_a_time_leave_python_as_it_was(tmp_path: Path) -> None:
-    """Whichever of several `Asker`s ends first."""
-    usual = sys.getswitchinterval()
-    with store_of(tmp_path / "run") as store:
-        one, other = (Asker(Script([]), store, True, time.monotonic) for _ in range(2))
-        one.__enter__()
-        with other:
-            one.__exit__()
-            assert sys.getswitchinterval() < usual / 10
-    assert sys.getswitchinterval() == usual
-
-
-def test_nobody_waits_for_a_proposal_after_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = threading.Event()
-
-    class Slow(Script):
-        def ask(self, trials: Sequence[Trial], left: Budget) -> Proposal | None:
-            assert not trials or ended.wait(60)
-            return super().ask(trials, left)
-
-    def trained(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
-        return GOOD, weights(0, job.start)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "work", trained)
-    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
-    with store_of(tmp_path / "run") as store:
-        begun = time.monotonic()
-        Search(store, Slow(proposals(4)), SerialExecutor(TASK), Deadline.after(0.3)).run()
-        assert time.monotonic() - begun < 10
-        ended.set()
-        assert len(store.trials) == 1
-
-
-def test_nobody_waits_for_the_disk_while_proposals_are_asked_for_ahead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Weights are written, and those that the next network starts from are read, while another network trains."""
-    first, second, third = proposals(3)
-    script = Script([first, second, Proposal(0, (), RECIPE), third])
-    began = [threading.Event() for _ in script.proposals]
-    reads, written = list[str](), list[bool]()
-    read = Store.network
-
-    def writing(file: Path, held: Any) -> None:
-        id = int(file.parent.name)
-        written.append(id == 3 or began[id + 1].wait(30))
-        write_tensors(file, held)
-
-    def reading(store: Store, id: int) -> Network:
-        reads.append(threading.current_thread().name)
-        return read(store, id)
-
-    def trained(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
-        began[len(store.trials) - 1].set()
-        until = time.monotonic() + 30
-        while len(script.asked) <= len(store.trials) and time.monotonic() < until:
-            time.sleep(0.001)
-        graph = job.start if isinstance(job.start, Graph) else job.start.graph
-        return GOOD, weights(0, graph)
-
-    monkeypatch.setattr("morphnas.run.store.write_tensors", writing)
-    monkeypatch.setattr(Store, "network", reading)
-    monkeypatch.setattr(module, "work", trained)
-    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
-    with store_of(tmp_path / "run") as store:
-        Search(store, script, SerialExecutor(TASK), Deadline.after(120)).run()
-    assert written == [True] * 4, "each while the next one trained, the one that has the first one's weights as well"
-    assert len(reads) == 1
-    assert reads[0].startswith("morphnas-ask")
-    assert [trial.kept for trial in load_run(tmp_path / "run").trials] == [True] * 4
-
-
-def test_one_process_searches_as_this_one_does(tmp_path: Path, process: SupervisedExecutor) -> None:
-    """And calls the observer after every epoch, in this thread."""
+def test_search_with_process_equals_search_in_this_process(tmp_path: Path, processes: SupervisedExecutor) -> None:
+    """Including the observer's calls."""
     searcher, found = RandomSearcher(MorphSpace((GRAPH,)), RECIPE, Limits(max_params=2000), seed=1), []
-    for name, executor in (("serial", SerialExecutor(TASK)), ("process", process)):
+    for name, executor in (("serial", SerialExecutor(TASK)), ("processes", processes)):
         notes = Notes()
         with store_of(tmp_path / name) as store:
             Search(store, searcher, executor, Deadline.after(600), seed=1, max_trials=3, observer=notes).run()
@@ -529,12 +594,17 @@ def test_one_process_searches_as_this_one_does(tmp_path: Path, process: Supervis
     assert found[0] == found[1]
 
 
-# -- tasks in files
+def test_processes_do_not_get_ctrl_c_of_terminal(processes: SupervisedExecutor) -> None:
+    """They are in another process group. Only the driver gets the signal, and then stops its workers."""
+    assert os.getpgid(started_process(processes)._process.pid) != os.getpgid(0)
 
 
-@pytest.mark.parametrize("valid", [0, 30])
-def test_a_task_comes_out_of_its_file_as_it_was(tmp_path: Path, valid: int) -> None:
-    task = blobs(50, valid)
+# -- the file of the examples
+
+
+@pytest.mark.parametrize("n_valid", [0, 30])
+def test_task_file_round_trip(tmp_path: Path, n_valid: int) -> None:
+    task = blobs(50, n_valid)
     teacher_outputs = torch.rand(50, 2)
     task = replace(task, train=replace(task.train, teacher_outputs=teacher_outputs))
     write_task(tmp_path / "task.pt", task)
@@ -546,16 +616,23 @@ def test_a_task_comes_out_of_its_file_as_it_was(tmp_path: Path, valid: int) -> N
     assert found.train.teacher_outputs is not None
     assert torch.equal(found.train.teacher_outputs, teacher_outputs)
     assert torch.equal(found.evaluation_set.y, task.evaluation_set.y)
-    assert (found.valid is None) == (valid == 0)
+    assert (found.valid is None) == (n_valid == 0)
 
 
-def test_parts_of_the_same_data_are_written_once(tmp_path: Path) -> None:
+def test_task_file_stores_shared_data_once(tmp_path: Path) -> None:
     whole = Examples(torch.zeros(1000, 100), torch.zeros(1000, dtype=torch.int64))
     write_task(tmp_path / "task.pt", Task.of(whole[:500], whole[500:], Classification(2)))
     assert (tmp_path / "task.pt").stat().st_size < 1.1 * whole.x.nbytes
 
 
-# -- processes that end
+def test_shutdown_removes_file_of_examples(tmp_path: Path) -> None:
+    executor = process_executor(TASK, [], 1, tmp_path)
+    assert [file.name for folder in tmp_path.iterdir() for file in folder.iterdir()] == ["task.pt"]
+    executor.shutdown()
+    assert not list(tmp_path.iterdir())
+
+
+# -- scripts, and processes that end
 
 
 SCRIPT = """
@@ -585,7 +662,7 @@ executor.shutdown()
 """
 
 
-def script(tmp_path: Path, seconds: float) -> subprocess.Popen[str]:
+def start_script(tmp_path: Path, seconds: float) -> subprocess.Popen[str]:
     path = tmp_path / "script.py"
     path.write_text(SCRIPT.replace("SECONDS", str(seconds)))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -593,43 +670,46 @@ def script(tmp_path: Path, seconds: float) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_script_needs_no_guard_and_may_have_morphs_of_its_own(tmp_path: Path) -> None:
-    with script(tmp_path, 0) as driver:
+def test_script_needs_no_main_guard_and_may_define_morphs(tmp_path: Path) -> None:
+    with start_script(tmp_path, 0) as driver:
         assert driver.stdout is not None
-        words = driver.stdout.read().split()
+        first, _pid, *others = driver.stdout.read().split()
     assert driver.returncode == 0
-    assert [words[0], *words[2:]] == ["script", "finished"]
+    assert [first, *others] == ["script", "finished"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["script.py"]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked for in /proc")
-def test_a_process_may_print_as_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_may_print_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text("print('hello')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), os.pathsep)
     executor = process_executor(TASK, [CPU])
     try:
-        assert executor.submit(job()).result(120)[0].status == "finished"
+        assert executor.submit(make_job()).result(120)[0].status == "finished"
     finally:
         executor.shutdown()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["types", "random"])
-def test_a_script_may_lie_beside_a_module_with_the_name_of_one_of_pythons(
+def test_module_beside_script_does_not_shadow_standard_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')")
+    (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong module was imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     executor = process_executor(TASK, [CPU])
     try:
-        assert executor.submit(job()).result(120)[0].status == "finished"
+        assert executor.submit(make_job()).result(120)[0].status == "finished"
     finally:
         executor.shutdown()
 
 
-@pytest.mark.parametrize("output", [b"hello", b"cno_module\nno_name\n.", b"\x80\x05K"])
-def test_an_answer_that_cannot_be_read_is_that_of_a_lost_worker(
+@pytest.mark.parametrize(
+    "output",
+    [b"hello", b"cno_module\nno_name\n.", b"\x80\x05K"],
+    ids=["not a pickle", "unknown module", "truncated pickle"],
+)
+def test_unreadable_message_is_that_of_a_lost_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: bytes
 ) -> None:
     program, python = tmp_path / "program.py", tmp_path / "python"
@@ -637,15 +717,16 @@ def test_an_answer_that_cannot_be_read_is_that_of_a_lost_worker(
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{program}" "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    worker = module._Process(tmp_path, CPU, 1)
+    worker = executors_module._Process(tmp_path, CPU, 1)
     with pytest.raises(WorkerLost, match="ended with exit code 3; its last words: goodbye"):
         worker.ready()
     worker.close()
 
 
 @pytest.mark.slow
-def test_workers_end_with_their_driver(tmp_path: Path) -> None:
-    with script(tmp_path, 600) as driver:
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked for in /proc")
+def test_worker_processes_end_with_their_driver(tmp_path: Path) -> None:
+    with start_script(tmp_path, 600) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "script\n"
         worker = Path("/proc", driver.stdout.readline().strip())
@@ -657,64 +738,3 @@ def test_workers_end_with_their_driver(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert not worker.is_dir()
     assert [entry.name for entry in tmp_path.iterdir()] == ["script.py"]
-
-
-@dataclass
-class Full(Mute):
-    """An executor without a free worker; a stop is requested as soon as a job is submitted."""
-
-    stopped: Stop = field(default_factory=Stop)
-
-    def submit(self, job: Job, each_epoch: EachEpoch | None = None) -> Future[Result]:
-        self.stopped.requested = True
-        return Future()
-
-
-def test_a_job_that_no_worker_has_begun_when_a_stop_is_asked_for_stays_open(tmp_path: Path) -> None:
-    stop = Stop()
-    with store_of(tmp_path / "run") as store:
-        Search(store, Script(proposals(9)), Full(stopped=stop), Deadline.after(600, stop=stop)).run()
-        assert [trial.outcome for trial in store.trials] == [None]
-
-
-def test_what_starts_from_weights_that_were_removed_meanwhile_is_asked_for_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of two starters the second is better: keep=1 removes the weights of the first, of which a child was proposed."""
-    outcomes, asked = iter([replace(GOOD, score=-0.9), GOOD, GOOD]), threading.Event()
-
-    class Best(Script):
-        def ask(self, trials: Sequence[Trial], left: Budget) -> Proposal | None:
-            if len(trials) < 2:
-                return super().ask(trials, left)
-            best = max((t for t in trials if t.score is not None), key=lambda t: t.score or 0.0)
-            asked.set()
-            return Proposal(best.id, (Wider("dense_1", 9),), RECIPE) if len(trials) == 2 else None
-
-    def trained(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
-        outcome = next(outcomes)
-        assert outcome.score != GOOD.score or asked.wait(30)  # the second ends when its follower is known
-        graph = job.start if isinstance(job.start, Graph) else job.morphs[0].grow(job.start.graph)
-        return outcome, weights(0, graph)
-
-    monkeypatch.setattr(module, "work", trained)
-    monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
-    with store_of(tmp_path / "run") as store:
-        Search(store, Best(proposals(2)), SerialExecutor(TASK), Deadline.after(60), keep=1).run()
-        assert [trial.parent for trial in store.trials] == [None, None, 1]
-        assert store.trials[2].outcome == GOOD
-
-
-def test_ctrl_c_in_the_terminal_does_not_reach_processes(process: SupervisedExecutor) -> None:
-    """Only the driver gets the signal, and then stops its workers."""
-    process.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)
-    (worker,) = process._alive
-    assert isinstance(worker, module._Process)
-    assert os.getpgid(worker._process.pid) != os.getpgid(0)
-
-
-def test_the_file_of_the_examples_goes_with_the_processes(tmp_path: Path) -> None:
-    made = process_executor(TASK, [], 1, tmp_path)
-    assert [file.name for folder in tmp_path.iterdir() for file in folder.iterdir()] == ["task.pt"]
-    made.shutdown()
-    assert not list(tmp_path.iterdir())
