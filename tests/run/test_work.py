@@ -1,11 +1,11 @@
-"""Tests of `work`: morphs, the check of their outputs, training, and errors that become outcomes."""
+"""Tests of `work`: morphs and the check of their outputs, training, measurements, and errors that become outcomes."""
 
 from __future__ import annotations
 
 import gc
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,7 +35,7 @@ from morphnas.graph import (
     to_module,
     weights_of,
 )
-from morphnas.run import work as module
+from morphnas.run import work as work_module
 from morphnas.run.jobs import DeviceLost, Job, micro_batch
 from morphnas.run.work import MAX_MORPH_ERROR, grow_network, work
 from morphnas.search.trial import Proposal, Trial
@@ -46,15 +46,20 @@ from morphnas.train.predict import evaluate, predict
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.whitening import whitening
 from tests.run.doubles import GRAPH, RECIPE, weights
-from tests.train.tasks import Clock, blobs, images, seeded
+from tests.run.hostile import Hostile
+from tests.train.tasks import Clock, blobs, equal, images, seeded
 
 TASK = images()
+MIRRORED = replace(TASK.evaluation_set, x=TASK.evaluation_set.x.flip(-1))
 GRAPHS = {"cnn": cnn((2, 8, 8), 3, width=4, depth=3), "resnet": resnet((2, 8, 8), 3, width=4, depth=2)}
 SHORT = Recipe(epochs=2, batch_size=16, lr=0.1)
 
 
-def parent(name: str) -> Network:
-    """A network trained from fresh weights."""
+def untrained_network(graph: Graph) -> Network:
+    return Network(graph, fresh_weights(graph, seeded()))
+
+
+def trained_network(name: str) -> Network:
     outcome, trained = work(Job(GRAPHS[name], (), SHORT, 600, 1), TASK)
     assert outcome.status == "finished"
     assert outcome.morph_error is None
@@ -62,25 +67,28 @@ def parent(name: str) -> Network:
     return Network(GRAPHS[name], trained)
 
 
-def one_of_each(graph: Graph) -> list[Morph]:
-    """The last morph of every kind."""
+def one_morph_of_each_kind(graph: Graph) -> list[Morph]:
     return list({morph.tag: morph for morph in neighbours(graph)}.values())
 
 
-def same(one: Weights | None, other: Weights | None) -> bool:
+def first_deeper(graph: Graph) -> Deeper:
+    return next(morph for morph in neighbours(graph) if isinstance(morph, Deeper))
+
+
+def same_weights(one: Weights | None, other: Weights | None) -> bool:
     assert one is not None
     assert other is not None
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    return equal(one, other)
 
 
 # -- inherited weights
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_child_begins_as_its_parent(name: str) -> None:
-    start = parent(name)
+def test_child_has_outputs_of_parent(name: str) -> None:
+    start = trained_network(name)
     expected = predict(start.to_module(), TASK.evaluation_set.x, TASK)
-    morphs = one_of_each(start.graph)
+    morphs = one_morph_of_each_kind(start.graph)
     assert {type(morph) for morph in morphs} == {Deeper, Wider, WiderAll, AddSkip, ConcatSkip}
     for morph in morphs:
         child, difference = grow_network(Job(start, (morph,), SHORT, 600, 2), TASK)
@@ -90,29 +98,30 @@ def test_a_child_begins_as_its_parent(name: str) -> None:
         torch.testing.assert_close(predict(child, TASK.evaluation_set.x, TASK), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_morphs_are_proved_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    inside, seen = [False], []
+def test_morphs_are_checked_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    full_precision, in_full_precision = False, list[bool]()
 
     @contextmanager
-    def noted(device: torch.device) -> Iterator[None]:
+    def fake_full_precision(device: torch.device) -> Iterator[None]:
+        nonlocal full_precision
         assert device == TASK.device
-        inside[0] = True
+        full_precision = True
         yield
-        inside[0] = False
+        full_precision = False
 
-    def noted_predict(*args: Any) -> Tensor:
-        seen.append(inside[0])
+    def fake_predict(*args: Any) -> Tensor:
+        in_full_precision.append(full_precision)
         return predict(*args)
 
-    monkeypatch.setattr(module, "full_precision", noted)
-    monkeypatch.setattr(module, "predict", noted_predict)
-    grow_network(Job(parent("cnn"), (Wider("conv_1", 7),), SHORT, 600, 1), TASK)
-    assert seen == [True, True]
+    monkeypatch.setattr(work_module, "full_precision", fake_full_precision)
+    monkeypatch.setattr(work_module, "predict", fake_predict)
+    grow_network(Job(trained_network("cnn"), (Wider("conv_1", 7),), SHORT, 600, 1), TASK)
+    assert in_full_precision == [True, True]
 
 
-def test_several_morphs_are_carried_out_in_order() -> None:
-    start, graph = parent("cnn"), GRAPHS["cnn"]
-    deeper = next(morph for morph in neighbours(graph) if isinstance(morph, Deeper))
+def test_morphs_are_applied_in_order() -> None:
+    start, graph = trained_network("cnn"), GRAPHS["cnn"]
+    deeper = first_deeper(graph)
     graph = deeper.grow(graph)
     wider = [morph for morph in neighbours(graph) if isinstance(morph, Wider)][1]  # of the layer that `deeper` adds
     graph = wider.grow(graph)
@@ -120,38 +129,39 @@ def test_several_morphs_are_carried_out_in_order() -> None:
     assert outcome.status == "finished"
     assert outcome.morph_error is not None
     assert outcome.morph_error <= 1e-4
-    Network(graph, found or {})
+    Network(graph, found or {})  # checks that the weights fit
 
 
-def test_the_score_is_that_of_the_weights_returned() -> None:
-    start = parent("resnet")
-    outcome, found = work(Job(start, (one_of_each(start.graph)[0],), SHORT, 600, 2), TASK)
+def test_score_is_that_of_returned_weights() -> None:
+    start = trained_network("resnet")
+    morph = one_morph_of_each_kind(start.graph)[0]
+    outcome, found = work(Job(start, (morph,), SHORT, 600, 2), TASK)
     assert outcome.score is not None
-    child = to_module(one_of_each(start.graph)[0].grow(start.graph), found)
+    child = to_module(morph.grow(start.graph), found)
     assert outcome.score == pytest.approx(evaluate(child, TASK.evaluation_set, TASK)[0], abs=1e-6)
 
 
-def test_training_on_has_nothing_to_prove() -> None:
-    start = parent("cnn")
-    module, difference = grow_network(Job(start, (), SHORT, 600, 2), TASK)
+def test_job_without_morphs_begins_with_unchanged_network() -> None:
+    start = trained_network("cnn")
+    network, difference = grow_network(Job(start, (), SHORT, 600, 2), TASK)
     assert difference is None
     assert torch.equal(
-        predict(module, TASK.evaluation_set.x, TASK), predict(start.to_module(), TASK.evaluation_set.x, TASK)
+        predict(network, TASK.evaluation_set.x, TASK), predict(start.to_module(), TASK.evaluation_set.x, TASK)
     )
 
 
-def test_the_parents_weights_stay_as_they_are() -> None:
-    start = parent("cnn")
+def test_work_does_not_change_weights_of_parent() -> None:
+    start = trained_network("cnn")
     before = {name: value.clone() for name, value in start.weights.items()}
-    work(Job(start, tuple(one_of_each(start.graph)[:1]), SHORT, 600, 2), TASK)
-    assert same(before, dict(start.weights))
+    work(Job(start, tuple(one_morph_of_each_kind(start.graph)[:1]), SHORT, 600, 2), TASK)
+    assert same_weights(before, dict(start.weights))
 
 
-def test_fresh_weights_are_of_the_jobs_seed() -> None:
+def test_fresh_weights_are_determined_by_seed_of_job() -> None:
     found = [work(Job(GRAPH, (), RECIPE, 0, seed), blobs())[1] for seed in (1, 1, 2)]
-    assert same(found[0], found[1])
-    assert same(found[0], fresh_weights(GRAPH, seeded(1)))
-    assert not same(found[0], found[2])
+    assert same_weights(found[0], found[1])
+    assert same_weights(found[0], fresh_weights(GRAPH, seeded(1)))
+    assert not same_weights(found[0], found[2])
 
 
 # -- reproducibility
@@ -160,10 +170,10 @@ def test_fresh_weights_are_of_the_jobs_seed() -> None:
 @pytest.mark.parametrize("graph", [GRAPHS["cnn"], cnn((2, 8, 8), 3, width=4, depth=2, dropout=0.5)])
 @pytest.mark.parametrize("grown", [False, True])
 def test_equal_jobs_have_equal_outcomes(graph: Graph, grown: bool) -> None:
-    """Including dropout, and without changing torch's global random state."""
+    """Including dropout, whatever torch's global random state, which is not changed."""
     recipe = replace(SHORT, augment=Augment(0.2, True, 0.3))
-    start = Network(graph, fresh_weights(graph, seeded())) if grown else graph
-    job = Job(start, tuple(one_of_each(graph)[:2]) if grown else (), recipe, 600, 3)
+    start = untrained_network(graph) if grown else graph
+    job = Job(start, tuple(one_morph_of_each_kind(graph)[:2]) if grown else (), recipe, 600, 3)
     before = torch.get_rng_state()
     results = []
     for _ in range(2):
@@ -175,18 +185,18 @@ def test_equal_jobs_have_equal_outcomes(graph: Graph, grown: bool) -> None:
     assert one.status == "finished"
     assert one.score == two.score
     assert one.morph_error == two.morph_error
-    assert same(first, second)
+    assert same_weights(first, second)
     other, third = work(replace(job, seed=4), TASK)
     assert other.status == "finished"
-    assert not same(first, third)
+    assert not same_weights(first, third)
 
 
-# -- morphs that do not preserve the network's function
+# -- errors
 
 
 @dataclass(frozen=True)
 class Broken(Deeper):
-    """Scales one of the weights it has added, so that outputs change."""
+    """A morph that changes the outputs, by scaling one of the weights it adds."""
 
     factor: float = 1.5
     tag = "broken"
@@ -200,12 +210,11 @@ class Broken(Deeper):
 
 @pytest.mark.parametrize("factor", [1.5, 1.01, math.nan, math.inf])
 @pytest.mark.parametrize("family", [cnn, mlp])
-def test_a_broken_morph_fails_and_is_not_trained(family: type, factor: float) -> None:
+def test_morph_that_changes_outputs_fails_without_training(family: type, factor: float) -> None:
     graph = family((2, 8, 8), 3, width=4, depth=2)
-    relu = next(morph.after for morph in neighbours(graph) if isinstance(morph, Deeper))
     epochs: list[Outcome] = []
-    start = Network(graph, fresh_weights(graph, seeded()))
-    outcome, found = work(Job(start, (Broken(relu, 3, factor),), SHORT, 600, 1), TASK, epochs.append)
+    broken = Broken(first_deeper(graph).after, 3, factor)
+    outcome, found = work(Job(untrained_network(graph), (broken,), SHORT, 600, 1), TASK, epochs.append)
     assert outcome.status == "failed"
     assert outcome.score is None
     assert found is None
@@ -219,50 +228,40 @@ def test_a_broken_morph_fails_and_is_not_trained(family: type, factor: float) ->
         assert outcome.morph_error > MAX_MORPH_ERROR
 
 
-@dataclass(frozen=True)
-class Raising(Deeper):
-    tag = "raising"
-
-    def carry(self, *args: object, **kwargs: object) -> Weights:
-        raise LookupError("these weights are nowhere")
-
-
-def test_an_error_is_an_outcome_with_its_trace() -> None:
-    start = Network(GRAPH, weights())
-    relu = next(morph.after for morph in neighbours(GRAPH) if isinstance(morph, Deeper))
-    outcome, found = work(Job(start, (Raising(relu),), RECIPE, 600, 1), blobs())
+def test_error_becomes_failed_outcome_with_traceback() -> None:
+    outcome, found = work(Job(Network(GRAPH, weights()), (Hostile("raise"),), RECIPE, 600, 1), blobs())
     assert outcome.status == "failed"
     assert found is None
     assert outcome.error is not None
     assert outcome.error.startswith("Traceback")
-    assert outcome.error.rstrip().endswith("LookupError: these weights are nowhere")
+    assert outcome.error.rstrip().endswith("LookupError: no luck")
 
 
-def test_nothing_of_a_training_is_left_in_memory() -> None:
-    """Except for its result; on a GPU the remains of many trainings would fill the memory."""
-    start = parent("cnn")
-    job = Job(start, (one_of_each(start.graph)[0],), replace(SHORT, average=1.0), 600, 2)
+def test_work_frees_its_tensors() -> None:
+    """On a GPU the remains of many trainings would fill the memory."""
+    start = trained_network("cnn")
+    job = Job(start, (one_morph_of_each_kind(start.graph)[0],), replace(SHORT, average=1.0), 600, 2)
 
-    def tensors() -> int:
-        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+    def count_tensors() -> int:
+        return sum(issubclass(type(item), Tensor) for item in gc.get_objects())
 
     work(job, TASK)
     gc.collect()
     gc.disable()
     try:
-        before = tensors()
+        before = count_tensors()
         work(job, TASK)
-        assert tensors() == before
+        assert count_tensors() == before
     finally:
         gc.enable()
 
 
-def test_a_graph_that_does_not_fit_the_task_fails() -> None:
+def test_graph_that_does_not_fit_the_task_fails() -> None:
     outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs(features=7))
     assert (outcome.status, found) == ("failed", None)
 
 
-def raising(error: BaseException) -> object:
+def callback_raising(error: BaseException) -> Callable[[Outcome], None]:
     def each_epoch(_: Outcome) -> None:
         raise error
 
@@ -284,51 +283,52 @@ OUT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_no_memory_is_an_outcome(error: BaseException) -> None:
-    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), raising(error))  # type: ignore[arg-type]
+def test_out_of_memory_error_becomes_oom_outcome(error: BaseException) -> None:
+    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), callback_raising(error))
     assert (outcome.status, found) == ("oom", None)
     assert outcome.error is not None
     assert "no room" in outcome.error
 
 
-def test_a_device_that_is_gone_is_no_failure_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "is_device_lost", lambda _: True)
+def test_error_on_lost_device_raises_device_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is an out-of-memory error."""
+    monkeypatch.setattr(work_module, "is_device_lost", lambda _: True)
     with pytest.raises(DeviceLost, match=r"cpu does nothing any more for this process \(launch failure\)"):
-        work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), raising(RuntimeError("launch failure\nand more")))  # type: ignore[arg-type]
+        work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), callback_raising(RuntimeError("launch failure\nand more")))
     for error in OUT_OF_MEMORY:
-        assert work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), raising(error))[0].status == "oom"  # type: ignore[arg-type]
+        assert work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), callback_raising(error))[0].status == "oom"
 
 
-def test_torch_says_no_memory_as_expected() -> None:
-    """The message of a CPU that is out of memory is not documented."""
+def test_out_of_memory_message_of_torch_on_cpu() -> None:
+    """The message is not documented."""
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
         torch.empty(2**55, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_ctrl_c_passes(error: type[BaseException]) -> None:
+def test_interrupt_propagates(error: type[BaseException]) -> None:
     with pytest.raises(error):
-        work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), raising(error()))  # type: ignore[arg-type]
+        work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), callback_raising(error()))
 
 
-def test_divergence_keeps_weights_that_are_numbers() -> None:
-    outcome, found = work(Job(GRAPH, (), replace(RECIPE, lr=1e6, epochs=8, warmup=0.0), 600, 1), _poisoned())
+def test_diverged_training_returns_finite_weights() -> None:
+    outcome, found = work(Job(GRAPH, (), replace(RECIPE, lr=1e6, epochs=8, warmup=0.0), 600, 1), task_with_nan())
     assert outcome.status == "diverged"
     assert found is not None
     assert all(value.isfinite().all() for value in found.values())
 
 
-def _poisoned() -> Task:
+def task_with_nan() -> Task:
     task = blobs()
     x = task.train.x.clone()
     x[0, 0] = math.nan
     return replace(task, train=replace(task.train, x=x))
 
 
-# -- mirrored images
+# -- measurements after the training
 
 
-def test_mirrored_images_are_asked_about_when_flips_are_undecided() -> None:
+def test_mirrored_metric_is_measured_while_flip_is_undecided() -> None:
     """The position of the stripe is the class, so mirrored images are classified wrongly."""
     recipe = Recipe(epochs=6, batch_size=16, lr=0.1, augment=Augment(flip=None))
     outcome, found = work(Job(GRAPHS["cnn"], (), recipe, 600, 1), TASK)
@@ -336,146 +336,158 @@ def test_mirrored_images_are_asked_about_when_flips_are_undecided() -> None:
     assert outcome.mirrored is not None
     assert outcome.metric > 0.9
     assert outcome.mirrored < 0.5
-    turned = replace(TASK.evaluation_set, x=TASK.evaluation_set.x.flip(-1))
-    assert outcome.mirrored == pytest.approx(evaluate(to_module(GRAPHS["cnn"], found), turned, TASK)[1], abs=1e-6)
+    metric = evaluate(to_module(GRAPHS["cnn"], found), MIRRORED, TASK)[1]
+    assert outcome.mirrored == pytest.approx(metric, abs=1e-6)
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_mirrored_images_are_not_asked_about_otherwise(flip: bool) -> None:
+def test_mirrored_metric_is_not_measured_if_flip_is_decided(flip: bool) -> None:
     recipe = replace(SHORT, augment=Augment(flip=flip))
     assert work(Job(GRAPHS["cnn"], (), recipe, 600, 1), TASK)[0].mirrored is None
 
 
-def test_flat_features_have_no_mirror_image() -> None:
+def test_flat_features_have_no_mirrored_metric() -> None:
     recipe = replace(RECIPE, augment=Augment(flip=None))
     outcome, _ = work(Job(GRAPH, (), recipe, 600, 1), blobs())
     assert outcome.status == "finished"
     assert outcome.mirrored is None
 
 
-# -- trainings that are not scored
+def test_mirrored_metric_is_the_standard_metric() -> None:
+    """A user-defined metric may be on another scale."""
+
+    class UserMetric:
+        name = "own"
+
+        def __call__(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
+            return -30.0
+
+    network, task = to_module(GRAPHS["cnn"]), replace(TASK, goal=CustomGoal(TASK.goal, UserMetric()))
+    outcome = Outcome("finished", -30.0, -30.0, measure="own", objective="own")
+    found = work_module.measure_mirrored(outcome, network, task, 64, NEVER)
+    expected = [evaluate(network, examples, TASK)[1] for examples in (TASK.evaluation_set, MIRRORED)]
+    assert [found.upright, found.mirrored] == expected
 
 
-def test_nobody_judges_where_none_is_asked() -> None:
+@pytest.mark.parametrize(("max_latency", "slow"), [(None, False), (100.0, False), (1e-9, True)])
+def test_latency_is_measured_if_scored(max_latency: float | None, slow: bool) -> None:
+    outcome, _ = work(Job(GRAPH, (), RECIPE, 600, 1, max_latency=max_latency), blobs())
+    assert outcome.latency is not None
+    assert 0 < outcome.latency < 1
+    assert outcome.slow is slow
+    assert work(Job(GRAPH, (), RECIPE, 600, 1, scored=False, max_latency=max_latency), blobs())[0].latency is None
+
+
+@pytest.mark.parametrize("measurement", ["latency", "measure_mirrored"])
+def test_network_is_kept_if_a_measurement_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, measurement: str
+) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("no room")
+
+    recipe = replace(RECIPE, augment=Augment(flip=None))
+    monkeypatch.setattr(work_module, measurement, failing)
+    outcome, found = work(Job(GRAPH, (), recipe, 600, 1, max_latency=1e-9), blobs())
+    assert (outcome.status, outcome.slow, outcome.latency) == ("finished", False, None)
+    assert outcome.score is not None
+    assert found is not None
+    assert "further measurements of it failed: no room" in caplog.text
+    monkeypatch.setattr(work_module, "is_device_lost", lambda _: True)
+    with pytest.raises(DeviceLost):
+        work(Job(GRAPH, (), recipe, 600, 1), blobs())
+
+
+def test_unscored_training_has_no_metrics() -> None:
     recipe = replace(RECIPE, augment=Augment(flip=None))
     outcome, found = work(Job(Network(GRAPH, weights()), (), recipe, 600, 1, scored=False), blobs())
     assert outcome.status == "finished"
     assert (outcome.score, outcome.metric, outcome.mirrored, outcome.curve) == (None, None, None, ())
-    assert not same(found, weights())
+    assert not same_weights(found, weights())
 
 
-def test_a_module_on_the_device_is_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are returned on the CPU and contiguous, whatever memory format the trainer uses."""
+def test_returned_weights_are_contiguous_on_cpu() -> None:
+    """Whatever memory format the trainer uses."""
     _, found = work(Job(GRAPHS["cnn"], (), SHORT, 600, 1), TASK)
     assert found is not None
     assert all(value.device.type == "cpu" and value.is_contiguous() for value in found.values())
-    assert isinstance(to_module(GRAPHS["cnn"], found), nn.Module)
-    assert module.work is work
 
 
 # -- a second training at a lower learning rate
 
 
 @dataclass
-class Trainings:
+class FakeTrain:
     """Replaces `train`: returns the given outcomes in turn, and records the learning rates."""
 
-    ends: list[Outcome]
+    outcomes: list[Outcome]
     rates: list[float] = field(default_factory=list)
 
-    def __call__(self, module: nn.Module, task: Task, recipe: Recipe, *args: object, **_: object) -> Outcome:
+    def __call__(self, network: nn.Module, task: Task, recipe: Recipe, *args: object, **_: object) -> Outcome:
         self.rates.append(recipe.lr)
-        return self.ends[len(self.rates) - 1]
+        return self.outcomes[len(self.rates) - 1]
 
 
-BAD = Outcome("diverged", -0.9, 0.5, epochs=2, best_epoch=1, error="the loss went up")
-FINE = Outcome("finished", -0.4, 0.9, epochs=2, best_epoch=2)
+DIVERGED = Outcome("diverged", -0.9, 0.5, epochs=2, best_epoch=1, error="the loss went up")
+FINISHED = Outcome("finished", -0.4, 0.9, epochs=2, best_epoch=2)
 
 
 @pytest.mark.parametrize(
-    ("ends", "expected"),
+    ("outcomes", "expected"),
     [
-        ([FINE], FINE),
-        ([BAD, FINE], replace(FINE, retries=1, error="the loss went up")),
-        ([BAD, replace(BAD, score=-0.8)], replace(BAD, score=-0.8, retries=1)),
-        ([BAD, replace(FINE, score=-1.5)], replace(BAD, retries=1)),  # the better one of the two
-        ([BAD, Outcome("truncated")], replace(BAD, retries=1)),
-        ([replace(BAD, score=None), Outcome("finished")], Outcome("finished", retries=1, error="the loss went up")),
+        ([FINISHED], FINISHED),
+        ([DIVERGED, FINISHED], replace(FINISHED, retries=1, error="the loss went up")),
+        ([DIVERGED, replace(DIVERGED, score=-0.8)], replace(DIVERGED, score=-0.8, retries=1)),
+        ([DIVERGED, replace(FINISHED, score=-1.5)], replace(DIVERGED, retries=1)),  # the better of the two
+        ([DIVERGED, Outcome("truncated")], replace(DIVERGED, retries=1)),
+        (
+            [replace(DIVERGED, score=None), Outcome("finished")],
+            Outcome("finished", retries=1, error="the loss went up"),
+        ),
     ],
 )
-def test_divergence_is_tried_again_at_a_lower_rate(
-    monkeypatch: pytest.MonkeyPatch, ends: list[Outcome], expected: Outcome
+def test_diverged_training_is_repeated_at_lower_learning_rate(
+    monkeypatch: pytest.MonkeyPatch, outcomes: list[Outcome], expected: Outcome
 ) -> None:
-    trainings = Trainings(ends)
-    monkeypatch.setattr(module, "train", trainings)
+    fake_train = FakeTrain(outcomes)
+    monkeypatch.setattr(work_module, "train", fake_train)
     outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs())
     assert replace(outcome, latency=None) == expected
     assert found is not None
-    assert trainings.rates == [RECIPE.lr, RECIPE.lr / 4][: len(ends)]
+    assert fake_train.rates == [RECIPE.lr, RECIPE.lr / 4][: len(outcomes)]
 
 
-@pytest.mark.parametrize(("most", "slow"), [(None, False), (100.0, False), (1e-9, True)])
-def test_how_long_an_example_takes_is_measured(most: float | None, slow: bool) -> None:
-    outcome, _ = work(Job(GRAPH, (), RECIPE, 600, 1, max_latency=most), blobs())
-    assert outcome.latency is not None
-    assert 0 < outcome.latency < 1
-    assert outcome.slow is slow
-    assert work(Job(GRAPH, (), RECIPE, 600, 1, scored=False, max_latency=most), blobs())[0].latency is None
-
-
-@pytest.mark.parametrize("question", ["latency", "measure_mirrored"])
-def test_a_network_that_cannot_be_asked_more_is_kept(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, question: str
-) -> None:
-    def failing(*_: object) -> None:
-        raise RuntimeError("no room")
-
-    recipe = replace(RECIPE, augment=Augment(flip=None))
-    monkeypatch.setattr(module, question, failing)
-    outcome, found = work(Job(GRAPH, (), recipe, 600, 1, max_latency=1e-9), blobs())
-    assert (outcome.status, outcome.slow, outcome.latency) == ("finished", False, None)
-    assert outcome.score is not None
-    assert found is not None
-    assert "further measurements of it failed: no room" in caplog.text
-    monkeypatch.setattr(module, "is_device_lost", lambda _: True)
-    with pytest.raises(DeviceLost):
-        work(Job(GRAPH, (), recipe, 600, 1), blobs())
-
-
-def test_there_is_no_second_try_without_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainings = Trainings([BAD])
-    monkeypatch.setattr(module, "train", trainings)
-    assert replace(work(Job(GRAPH, (), RECIPE, 0, 1), blobs())[0], latency=None) == BAD
+def test_diverged_training_is_not_repeated_without_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_module, "train", FakeTrain([DIVERGED]))
+    assert replace(work(Job(GRAPH, (), RECIPE, 0, 1), blobs())[0], latency=None) == DIVERGED
 
 
 # -- memory
 
 
-def small(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Simulate running out of memory above `most` examples in training mode."""
+def limit_memory(monkeypatch: pytest.MonkeyPatch, max_examples: int) -> None:
+    """Simulate running out of memory with more than `max_examples` examples in training mode."""
 
     def check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if layer.training and len(inputs[0]) > most:
+        if layer.training and len(inputs[0]) > max_examples:
             raise torch.OutOfMemoryError(f"no room for {len(inputs[0])}")
 
-    def made(graph: Graph, weights: Weights) -> nn.Module:
+    def fake_to_module(graph: Graph, weights: Weights) -> nn.Module:
         network = to_module(graph, weights)
         network.register_forward_pre_hook(check)
         return network
 
-    monkeypatch.setattr(module, "to_module", made)
+    monkeypatch.setattr(work_module, "to_module", fake_to_module)
 
 
 @pytest.mark.parametrize(
-    ("most", "status"), [(20, "finished"), (MIN_MICRO_BATCH, "finished"), (MIN_MICRO_BATCH - 1, "oom")]
+    ("max_examples", "status"), [(20, "finished"), (MIN_MICRO_BATCH, "finished"), (MIN_MICRO_BATCH - 1, "oom")]
 )
-def test_new_norms_get_the_statistics_of_as_many_examples_as_fit(
-    monkeypatch: pytest.MonkeyPatch, most: int, status: str
+def test_calibration_takes_as_many_examples_as_fit(
+    monkeypatch: pytest.MonkeyPatch, max_examples: int, status: str
 ) -> None:
     graph = cnn((2, 8, 8), 3, width=4)
-    deeper = next(m for m in neighbours(graph) if isinstance(m, Deeper))
-    small(monkeypatch, most)
-    outcome, found = work(Job(Network(graph, weights(0, graph)), (deeper,), RECIPE, 600, 1), images())
+    limit_memory(monkeypatch, max_examples)
+    outcome, found = work(Job(untrained_network(graph), (first_deeper(graph),), RECIPE, 600, 1), images())
     assert (outcome.status, found is None) == (status, status == "oom")
     if found:
         assert outcome.morph_error is not None
@@ -483,19 +495,17 @@ def test_new_norms_get_the_statistics_of_as_many_examples_as_fit(
 
 
 @pytest.mark.parametrize(
-    ("most", "status"), [(99, "finished"), (MIN_MICRO_BATCH, "finished"), (MIN_MICRO_BATCH - 1, "oom")]
+    ("max_examples", "status"), [(99, "finished"), (MIN_MICRO_BATCH, "finished"), (MIN_MICRO_BATCH - 1, "oom")]
 )
-def test_a_network_is_out_of_memory_when_the_smallest_parts_are_too_large(
-    monkeypatch: pytest.MonkeyPatch, most: int, status: str
-) -> None:
-    small(monkeypatch, most)
+def test_training_uses_micro_batches_that_fit(monkeypatch: pytest.MonkeyPatch, max_examples: int, status: str) -> None:
+    limit_memory(monkeypatch, max_examples)
     outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs())
     assert outcome.status == status
     assert (found is None) == (status == "oom")
-    assert outcome.micro_batch == {"oom": 0}.get(status, min(16, most))
+    assert outcome.micro_batch == {"oom": 0}.get(status, min(16, max_examples))
 
 
-def test_the_micro_batch_is_what_fits() -> None:
+def test_micro_batch_is_the_largest_that_fits() -> None:
     graph = GRAPHS["cnn"]
     assert micro_batch(graph, 64, None, []) is None
     assert micro_batch(graph, 64, graph.peak_bytes(64), []) is None
@@ -504,98 +514,91 @@ def test_the_micro_batch_is_what_fits() -> None:
     assert micro_batch(graph, 64, 1, []) == MIN_MICRO_BATCH
     assert micro_batch(graph, 4, 1, []) is None
     measured = Outcome("finished", peak_bytes=2 * graph.peak_bytes(64), micro_batch=64)
-    seen = [Trial(0, Proposal(graph, (), SHORT), graph, measured)]
-    assert micro_batch(graph, 64, 2 * graph.peak_bytes(16), seen) == 16
-    assert micro_batch(graph, 64, graph.peak_bytes(16), seen) == MIN_MICRO_BATCH
+    trials = [Trial(0, Proposal(graph, (), SHORT), graph, measured)]
+    assert micro_batch(graph, 64, 2 * graph.peak_bytes(16), trials) == 16
+    assert micro_batch(graph, 64, graph.peak_bytes(16), trials) == MIN_MICRO_BATCH
 
 
-def test_a_job_keeps_to_its_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    small(monkeypatch, 8)
-    start = parent_of(GRAPHS["cnn"])
-    morph = next(morph for morph in neighbours(start.graph) if isinstance(morph, Deeper))
-    assert Job(start, (morph,), SHORT, 600, 1, micro=2).evaluation_batch_size == 8
-    outcome, _ = work(Job(start, (morph,), SHORT, 600, 1, micro=2), TASK)  # calibrated within it, too
+def test_job_keeps_to_its_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the calibration of its morph, too."""
+    limit_memory(monkeypatch, 8)
+    job = Job(untrained_network(GRAPHS["cnn"]), (first_deeper(GRAPHS["cnn"]),), SHORT, 600, 1, micro=2)
+    assert job.evaluation_batch_size == 8
+    outcome, _ = work(job, TASK)
     assert outcome.status == "finished"
     assert outcome.micro_batch == 2
-
-
-def parent_of(graph: Graph) -> Network:
-    return Network(graph, fresh_weights(graph, seeded()))
 
 
 # -- the deadline before the training
 
 
-def test_growing_stops_at_the_deadline() -> None:
-    start = parent_of(GRAPHS["cnn"])
-    morph = next(morph for morph in neighbours(start.graph) if isinstance(morph, Deeper))
-    job = Job(start, (morph,), SHORT, 0, 1)
+def test_grow_network_stops_at_deadline() -> None:
+    job = Job(untrained_network(GRAPHS["cnn"]), (first_deeper(GRAPHS["cnn"]),), SHORT, 0, 1)
     outcome, found = work(job, TASK)
     assert (outcome.status, found) == ("truncated", None)
     assert outcome.error == "the deadline came before the network was grown"
-    for looks in range(2, 12):  # a second passes at every reading of the clock
+    for seconds in range(2, 12):  # a second passes at every reading of the clock
         clock = Clock(tick=1.0)
         with pytest.raises(OutOfTime, match="the deadline came before the network was"):
-            grow_network(job, TASK, Deadline(clock.now + looks, clock))
+            grow_network(job, TASK, Deadline(clock.now + seconds, clock))
     assert grow_network(job, TASK, Clock(tick=1.0).deadline(1e6))[1] is not None
 
 
-def test_calibration_takes_fewer_examples_when_time_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_takes_fewer_examples_if_time_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     clock = Clock()
-    monkeypatch.setattr(module, "calibrate", lambda layer, names, x: sizes.append(len(x)))
+    monkeypatch.setattr(work_module, "calibrate", lambda layer, names, x: sizes.append(len(x)))
 
     def slow(*args: object, **kwargs: object) -> Tensor:
         clock.now += 4.8  # for 48 probes
         return predict(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "predict", slow)
-    start = parent_of(GRAPHS["cnn"])
-    morph = next(morph for morph in neighbours(start.graph) if isinstance(morph, Deeper))
-    grow_network(Job(start, (morph,), SHORT, 0, 1), TASK, clock.deadline(14.8))
+    monkeypatch.setattr(work_module, "predict", slow)
+    job = Job(untrained_network(GRAPHS["cnn"]), (first_deeper(GRAPHS["cnn"]),), SHORT, 0, 1)
+    grow_network(job, TASK, clock.deadline(14.8))
     assert sizes == [50]
 
 
-# -- first filters that whiten
+# -- whitening filters
 
 LARGE = images(40, 20, (3, 16, 16))
 WHITE = replace(SHORT, whiten=True)
 
 
 @pytest.mark.parametrize("shape", [(3, 15, 16), (3, 20), (3, 16, 16, 16), (5,)])
-def test_patches_are_whitened_of_images_of_some_size(shape: tuple[int, ...]) -> None:
+def test_no_whitening_of_small_images_or_other_shapes(shape: tuple[int, ...]) -> None:
     graph = mlp(shape, 3, width=4) if len(shape) == 1 else cnn(shape, 3, width=4)
-    assert module.first_filters(graph) == []
+    assert work_module.first_filters(graph) == []
 
 
-def test_only_what_reads_patches_of_the_input_whitens() -> None:
-    assert module.first_filters(resnet((3, 16, 16), 3, width=4)) == ["conv_1.weight"]
-    assert module.first_filters(mlp((3, 16, 16), 3, width=4)) == []
+def test_first_filters_are_those_of_convolutions_of_the_input() -> None:
+    assert work_module.first_filters(resnet((3, 16, 16), 3, width=4)) == ["conv_1.weight"]
+    assert work_module.first_filters(mlp((3, 16, 16), 3, width=4)) == []
 
 
-def test_first_filters_are_the_training_images_and_stay_while_all_else_learns() -> None:
+def test_first_filters_whiten_training_images_and_stay_fixed() -> None:
     graph = cnn((3, 16, 16), 3, width=60)
-    begun, _ = grow_network(Job(graph, (), WHITE, 600, 1), LARGE)
-    before = weights_of(begun)
+    network, _ = grow_network(Job(graph, (), WHITE, 600, 1), LARGE)
+    before = weights_of(network)
     outcome, after = work(Job(graph, (), WHITE, 600, 1), LARGE)
     assert (outcome.status, outcome.epochs) == ("finished", WHITE.epochs)
     assert after is not None
-    assert {name for name, value in begun.named_parameters() if torch.equal(before[name], after[name])} == {
+    assert [name for name, _ in network.named_parameters() if torch.equal(before[name], after[name])] == [
         "conv_1.weight"
-    }
-    filters = after["conv_1.weight"][:27].flatten(1)  # as many as directions, then their negatives
+    ]
+    filters = after["conv_1.weight"][:27].flatten(1)  # one for every direction; their negatives follow
     assert torch.equal(filters, -after["conv_1.weight"][27:54].flatten(1))
     patches = LARGE.normalised(LARGE.train.x).unfold(2, 3, 1).unfold(3, 3, 1)
-    seen = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 27) @ filters.T
-    found = seen.T @ seen / len(seen)
-    assert torch.allclose(found / found.diagonal().mean(), torch.eye(27), atol=0.05), "uncorrelated, equally strong"
+    outputs = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 27) @ filters.T
+    covariance = outputs.T @ outputs / len(outputs)
+    assert torch.allclose(covariance / covariance.diagonal().mean(), torch.eye(27), atol=0.05)
 
 
 @pytest.mark.parametrize(
     "morphs", [(Wider("conv_1", 12),), (WiderAll(), WiderAll(120)), (Deeper("relu_3"), WiderAll())]
 )
-def test_children_keep_them_and_start_from_what_their_parents_compute(morphs: tuple[Morph, ...]) -> None:
-    """Widening adds filters along further directions: copies would stay identical, since they are not trained."""
+def test_children_keep_whitening_filters_and_outputs(morphs: tuple[Morph, ...]) -> None:
+    """Filters are added along further directions: copies would stay identical, since they are not trained."""
     graph = cnn((3, 16, 16), 3, width=8)
     _, trained = work(Job(graph, (), WHITE, 600, 1), LARGE)
     assert trained is not None
@@ -613,54 +616,37 @@ def test_children_keep_them_and_start_from_what_their_parents_compute(morphs: tu
     assert lengths[8:].min() > lengths[:8].min() / 3
 
 
-def test_without_that_first_filters_learn() -> None:
-    begun, _ = grow_network(Job(cnn((3, 16, 16), 3, width=8), (), SHORT, 600, 1), LARGE)
-    assert all(p.requires_grad for p in begun.parameters())
+def test_first_filters_are_trained_without_whitening() -> None:
+    network, _ = grow_network(Job(cnn((3, 16, 16), 3, width=8), (), SHORT, 600, 1), LARGE)
+    assert all(p.requires_grad for p in network.parameters())
 
 
-def test_of_large_images_fewer_patches_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the filters are nearly those of all patches: neighbouring patches are similar."""
+def test_whitening_takes_a_sample_of_many_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filters are nearly those of all patches, since neighbouring patches are similar."""
     smooth = torch.nn.functional.avg_pool2d(torch.randn(64, 3, 42, 42, generator=seeded(1)), 3, 1)
-    like, looked_at = torch.randn(27, 3, 3, 3, generator=seeded(2)), list[int]()
-    all_of_them = whitening(smooth, like)
+    like, counts = torch.randn(27, 3, 3, 3, generator=seeded(2)), list[int]()
+    of_all_patches = whitening(smooth, like)
     unfold = Tensor.unfold
 
-    def counted(x: Tensor, axis: int, size: int, step: int) -> Tensor:
+    def counting_unfold(x: Tensor, axis: int, size: int, step: int) -> Tensor:
         found = unfold(x, axis, size, step)
-        looked_at.append(len(found) * found.shape[2] * found.shape[3] if axis == 3 else 0)
+        counts.append(len(found) * found.shape[2] * found.shape[3] if axis == 3 else 0)
         return found
 
-    monkeypatch.setattr(Tensor, "unfold", counted)
+    monkeypatch.setattr(Tensor, "unfold", counting_unfold)
     monkeypatch.setattr("morphnas.train.whitening.MAX_PATCHES", 40_000)
     of_sample = whitening(smooth, like)
-    assert 10_000 < looked_at[-1] <= 40_000 < 64 * 38 * 38
+    assert 10_000 < counts[-1] <= 40_000 < 64 * 38 * 38
     patches = smooth.unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
-    for filters in (all_of_them, of_sample):
-        seen = patches @ filters.flatten(1)[:13].T
-        found = seen.T @ seen / len(seen)
-        assert torch.allclose(found / found.diagonal().mean(), torch.eye(13), atol=0.15)
+    for filters in (of_all_patches, of_sample):
+        outputs = patches @ filters.flatten(1)[:13].T
+        covariance = outputs.T @ outputs / len(outputs)
+        assert torch.allclose(covariance / covariance.diagonal().mean(), torch.eye(13), atol=0.15)
 
 
 @given(st.integers(1, 80), st.sampled_from([1, 3, 5]), st.integers(0, 100))
-def test_whitening_filters_are_as_long_as_those_they_replace(filters: int, kernel: int, seed: int) -> None:
+def test_whitening_keeps_shape_and_norm_of_replaced_filters(filters: int, kernel: int, seed: int) -> None:
     like = torch.randn(filters, 2, kernel, kernel, generator=seeded(seed))
     found = whitening(torch.zeros(3, 2, 8, 8) if seed % 5 == 0 else torch.randn(3, 2, 8, 8), like)
     assert (found.shape, found.dtype) == (like.shape, like.dtype)
     assert torch.isclose(found.norm(), like.norm())
-
-
-def test_mirrored_images_are_asked_about_by_the_usual_metric() -> None:
-    """A user-defined metric may be on another scale."""
-
-    class Mine:
-        name = "own"
-
-        def __call__(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
-            return -30.0
-
-    network = to_module(GRAPHS["cnn"])
-    outcome = Outcome("finished", -30.0, -30.0, measure="own", objective="own")
-    found = module.measure_mirrored(outcome, network, replace(TASK, goal=CustomGoal(TASK.goal, Mine())), 64, NEVER)
-    turned = replace(TASK.evaluation_set, x=TASK.evaluation_set.x.flip(-1))
-    expected = [evaluate(network, examples, TASK)[1] for examples in (TASK.evaluation_set, turned)]
-    assert [found.upright, found.mirrored] == expected
