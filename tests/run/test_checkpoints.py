@@ -113,18 +113,18 @@ def test_checkpoint_of_repetition_is_used_without_time_left(
 
     monkeypatch.setattr(work_module, "train", diverging)
     job = Job(NET, (), LONG, 600, 1, checkpoint=tmp_path / "checkpoint.safetensors")
-    seen = list[Outcome]()
+    reported = list[Outcome]()
 
     def each_epoch(outcome: Outcome) -> None:
-        seen.append(outcome)
-        if len(seen) == 5:
+        reported.append(outcome)
+        if len(reported) == 5:
             raise Killed
 
     with pytest.raises(Killed):
         work(job, TASK, each_epoch)
     outcome, weights = work(replace(job, seconds=0), TASK)
     assert (outcome.status, outcome.epochs, outcome.retries) == ("truncated", 3, 1)
-    assert outcome.score == seen[-2].score
+    assert outcome.score == reported[-2].score
     assert weights is not None
 
 

@@ -499,19 +499,19 @@ def test_weights_are_written_and_read_during_training(tmp_path: Path, monkeypatc
 
 def test_proposal_is_replaced_if_weights_of_parent_were_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child of the first starter is proposed ahead; the second starter is better, so keep=1 prunes the first."""
-    outcomes, asked = iter([replace(GOOD, score=-0.9), GOOD, GOOD]), threading.Event()
+    outcomes, proposed = iter([replace(GOOD, score=-0.9), GOOD, GOOD]), threading.Event()
 
     class Best(Script):
         def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
             if len(trials) < 2:
                 return super().ask(trials, budget)
             best = max((t for t in trials if t.score is not None), key=lambda t: t.score or 0.0)
-            asked.set()
+            proposed.set()
             return Proposal(best.id, (Wider("dense_1", 9),), RECIPE) if len(trials) == 2 else None
 
     def fake_work(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
         outcome = next(outcomes)
-        assert outcome.score != GOOD.score or asked.wait(30)  # the second ends after the child was proposed
+        assert outcome.score != GOOD.score or proposed.wait(30)  # the second ends after the child was proposed
         graph = job.start if isinstance(job.start, Graph) else job.morphs[0].grow(job.start.graph)
         return outcome, weights(0, graph)
 

@@ -413,6 +413,19 @@ def test_running_trial_is_on_disk_without_outcome(path: Path, fake_work: FakeWor
     assert unfinished == [[True], [False, True]]
 
 
+def test_weights_are_pruned_after_every_trial(path: Path, fake_work: FakeWork) -> None:
+    """Not only at the end, when the disk may be full."""
+    counts: list[int] = []
+
+    class Counting(Notes):
+        def trial_ends(self, trial: Trial) -> None:
+            counts.append(len(list(path.glob("trials/*/weights.safetensors"))))
+
+    with store_of(path) as store:
+        run_search(store, Script(proposals(5)), keep=1, observer=Counting())
+    assert counts == [1] * 5
+
+
 # -- resuming
 
 
@@ -717,16 +730,3 @@ def test_predicted_seconds_are_those_of_the_measured_trial() -> None:
     assert trial.outcome is not None
     budget = Budget(10, None, seconds_per_flop([trial], 0))
     assert budget.predict(GRAPH, 4) == pytest.approx(trial.outcome.seconds)
-
-
-def test_weights_are_pruned_after_every_trial(path: Path, fake_work: FakeWork) -> None:
-    """Not only at the end, when the disk may be full."""
-    counts: list[int] = []
-
-    class Counting(Notes):
-        def trial_ends(self, trial: Trial) -> None:
-            counts.append(len(list(path.glob("trials/*/weights.safetensors"))))
-
-    with store_of(path) as store:
-        run_search(store, Script(proposals(5)), keep=1, observer=Counting())
-    assert counts == [1] * 5
