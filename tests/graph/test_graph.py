@@ -92,7 +92,7 @@ def test_flops_of_layers_agree_with_torch(graph: Graph) -> None:
     assert graph.flops >= counter.get_total_flops()
 
 
-def test_measures_by_hand() -> None:
+def test_measures_agree_with_manual_computation() -> None:
     graph = plain(Conv(4, bias=True), BatchNorm(), ReLU(), MaxPool(), Flatten(), Dense(3, bias=False), shape=(2, 6, 5))
     assert graph.shapes == {
         "x": (2, 6, 5), "conv_1": (4, 6, 5), "bn_2": (4, 6, 5), "relu_3": (4, 6, 5), "maxpool_4": (4, 3, 2),
@@ -104,52 +104,55 @@ def test_measures_by_hand() -> None:
     assert graph.depth == 2
 
 
-def test_depth_is_that_of_the_longest_path() -> None:
+def test_depth_is_that_of_longest_path() -> None:
     assert [mlp((4,), 2, depth=n).depth for n in (0, 1, 2, 5)] == [1, 2, 3, 6]
     assert HAND_MADE["two_towers_2d"]().depth == 5
 
 
-def test_starters_at_every_size() -> None:
+def test_starters_accept_every_image_size() -> None:
     for rank, build in itertools.product((1, 2, 3), (cnn, resnet, densenet, mlp)):
         for size in (1, 2, 7, 8, 17):
             graph = build((1, *[size] * rank), 3, width=4)
             assert graph.shapes[graph.output.name] == (3,)
+
+
+def test_starters_reject_invalid_arguments() -> None:
     with pytest.raises(ValueError, match="use mlp for flat features"):
         cnn((5,), 2)
-    wrong: Any
-    for wrong in (0, -1, 2.5, True, "4"):
+    invalid: Any
+    for invalid in (0, -1, 2.5, True, "4"):
         with pytest.raises(ValueError, match="width must be a positive integer"):
-            resnet((1, 4, 4), 2, width=wrong)
+            resnet((1, 4, 4), 2, width=invalid)
         with pytest.raises(ValueError, match="depth must be a positive integer"):
-            densenet((1, 4, 4), 2, depth=wrong)
+            densenet((1, 4, 4), 2, depth=invalid)
         with pytest.raises(ValueError, match="n_classes must be a positive integer"):
-            mlp((4,), wrong)
+            mlp((4,), invalid)
 
 
 @pytest.mark.parametrize("build", [cnn, resnet, densenet])
 @pytest.mark.parametrize(
-    ("size", "poolings", "at_once"),
+    ("size", "poolings", "pools_first"),
     [(7, 0, False), (8, 1, False), (15, 1, False), (16, 2, False), (28, 2, False), (63, 3, False), (64, 4, True)],
 )
-def test_small_images_are_read_as_they_are_first(
-    build: Callable[..., Graph], size: int, poolings: int, at_once: bool
+def test_starter_pooling_depends_on_image_size(
+    build: Callable[..., Graph], size: int, poolings: int, pools_first: bool
 ) -> None:
     graph = build((1, size, size), 3, width=4, depth=6)
-    most = 2 + at_once if build is densenet else poolings  # there are at most three dense blocks
-    assert sum(isinstance(node.op, MaxPool) for node in graph.nodes) == min(poolings, most)
+    max_poolings = 2 + pools_first if build is densenet else poolings  # densenet has at most three blocks
+    assert sum(isinstance(node.op, MaxPool) for node in graph.nodes) == min(poolings, max_poolings)
     (first,) = graph.consumers[graph.input.name]
-    assert any(isinstance(graph[name].op, MaxPool) for name in graph.consumers[first]) is at_once
+    assert any(isinstance(graph[name].op, MaxPool) for name in graph.consumers[first]) is pools_first
 
 
-def test_looking_things_up() -> None:
+def test_lookup_of_nodes_and_paths() -> None:
     graph = HAND_MADE["two_towers_2d"]()
     assert "conv_3" in graph
     assert "conv_99" not in graph
     assert graph["conv_3"].op == Conv(4, bias=True)
     assert graph.consumers["relu_2"] == ("conv_3", "conv_4", "avgpool_8")
     assert graph.consumers["relu_13"] == ("add_14", "add_14")
-    before = {node.name for node in graph.nodes if graph.has_path(node.name, "add_5")}
-    assert before == {"x", "conv_1", "relu_2", "conv_3", "conv_4"}
+    ancestors = {node.name for node in graph.nodes if graph.has_path(node.name, "add_5")}
+    assert ancestors == {"x", "conv_1", "relu_2", "conv_3", "conv_4"}
     assert [node.name for node in graph.path("relu_6", "conv_12")] == [
         "maxpool_7", "concat_9", "bn_10", "relu_11", "conv_12",
     ]  # fmt: skip
@@ -157,25 +160,24 @@ def test_looking_things_up() -> None:
         _ = graph["conv_99"]
     with pytest.raises(GraphError, match="no path leads from 'conv_12' to 'conv_1'"):
         graph.path("conv_12", "conv_1")
-    told = "conv_3 (4, 6, 6): conv filters 4, kernel 3, stride 1, bias True, padding 1, groups 1 <- relu_2"
-    assert told in str(graph)
+    description = "conv_3 (4, 6, 6): conv filters 4, kernel 3, stride 1, bias True, padding 1, groups 1 <- relu_2"
+    assert description in str(graph)
 
 
-# -- the key
+# -- keys
 
 
-def renamed(graph: Graph, seed: int) -> Graph:
-    """The same network under other names, with the inputs of sums swapped and the nodes in another order."""
+def isomorphic_copy(graph: Graph, seed: int) -> Graph:
+    """The same network with random node names, inputs of sums shuffled, and nodes in a random order."""
     rng = random.Random(seed)
     numbers = rng.sample(range(10_000), len(graph.nodes))
     names = {node.name: f"n_{number}" for node, number in zip(graph.nodes, numbers, strict=True)}
-    waiting, nodes, done = list(graph.nodes), [], set[str]()
-    while waiting:
-        ready = [node for node in waiting if done.issuperset(node.inputs)]
-        # the output comes last
-        node = rng.choice([n for n in ready if n is not graph.output] or ready)
-        waiting.remove(node)
-        done.add(node.name)
+    remaining, nodes, added = list(graph.nodes), [], set[str]()
+    while remaining:
+        ready = [node for node in remaining if added.issuperset(node.inputs)]
+        node = rng.choice([n for n in ready if n is not graph.output] or ready)  # the output comes last
+        remaining.remove(node)
+        added.add(node.name)
         inputs = [names[name] for name in node.inputs]
         if node.op.commutative:
             rng.shuffle(inputs)
@@ -183,46 +185,49 @@ def renamed(graph: Graph, seed: int) -> Graph:
     return Graph(tuple(nodes))
 
 
-def as_networkx(graph: Graph) -> nx.MultiDiGraph:
-    made = nx.MultiDiGraph()
+def to_networkx(graph: Graph) -> nx.MultiDiGraph:
+    result = nx.MultiDiGraph()
     for node in graph.nodes:
-        made.add_node(node.name, op=repr(node.op))
+        result.add_node(node.name, op=repr(node.op))
         for i, name in enumerate(node.inputs):
-            made.add_edge(name, node.name, position=None if node.op.commutative else i)
-    return made
+            result.add_edge(name, node.name, position=None if node.op.commutative else i)
+    return result
 
 
-def isomorphic(one: Graph, other: Graph) -> bool:
-    def edges(these: Any, those: Any) -> bool:
-        return sorted(str(e["position"]) for e in these.values()) == sorted(str(e["position"]) for e in those.values())
+def are_isomorphic(one: Graph, other: Graph) -> bool:
+    def positions(edges: Any) -> list[str]:
+        return sorted(str(edge["position"]) for edge in edges.values())
 
     return bool(
         nx.is_isomorphic(
-            as_networkx(one), as_networkx(other), node_match=lambda a, b: a["op"] == b["op"], edge_match=edges
+            to_networkx(one),
+            to_networkx(other),
+            node_match=lambda a, b: a["op"] == b["op"],
+            edge_match=lambda a, b: positions(a) == positions(b),
         )
     )
 
 
 @settings(max_examples=60)
 @given(graph=graphs(), seed=st.integers(0, 2**32))
-def test_key_is_the_same_under_other_names_and_orders(graph: Graph, seed: int) -> None:
-    assert renamed(graph, seed).key == graph.key
+def test_key_ignores_names_and_order(graph: Graph, seed: int) -> None:
+    assert isomorphic_copy(graph, seed).key == graph.key
 
 
 @settings(max_examples=25)
 @given(graph=graphs(morphs=3), seed=st.integers(0, 2**32))
-def test_keys_are_equal_for_isomorphic_graphs_only(graph: Graph, seed: int) -> None:
+def test_keys_are_equal_only_for_isomorphic_graphs(graph: Graph, seed: int) -> None:
     rng = random.Random(seed)
     morphs = list(neighbours(graph))
-    near = [morph.grow(graph) for morph in rng.sample(morphs, min(8, len(morphs)))]
-    for one, other in itertools.combinations([graph, *near], 2):
-        assert (one.key == other.key) == isomorphic(one, other), f"{one}\n\n{other}"
+    grown = [morph.grow(graph) for morph in rng.sample(morphs, min(8, len(morphs)))]
+    for one, other in itertools.combinations([graph, *grown], 2):
+        assert (one.key == other.key) == are_isomorphic(one, other), f"{one}\n\n{other}"
 
 
 @settings(max_examples=20)
 @given(graph=graphs(morphs=4), seed=st.integers(0, 2**32))
-def test_two_morphs_at_different_places_commute(graph: Graph, seed: int) -> None:
-    """Deepening at two sites gives the same key in either order: searchers recognise the duplicate."""
+def test_key_ignores_order_of_morphs(graph: Graph, seed: int) -> None:
+    """Deepening at two sites in either order: searchers recognise the duplicate."""
     deeper = list(neighbours(graph, Limits(morphs=("deeper",))))
     if len(deeper) >= 2:
         one, other = random.Random(seed).sample(deeper, 2)
@@ -237,12 +242,12 @@ def test_two_morphs_at_different_places_commute(graph: Graph, seed: int) -> None
         (BatchNorm(), BatchNorm(momentum=0.2)), (Dropout(0.1), Dropout(0.2)), (ReLU(), BatchNorm()),
     ],
 )  # fmt: skip
-def test_every_setting_is_in_the_key(one: Op, other: Op) -> None:
+def test_key_depends_on_every_setting(one: Op, other: Op) -> None:
     keys = {plain(Conv(3), op, GlobalPool(), Dense(2), shape=(3, 8, 8)).key for op in (one, other)}
     assert len(keys) == 2
 
 
-def test_shared_tensors_and_orders_that_matter_are_in_the_key() -> None:
+def test_key_depends_on_sharing_and_order_of_inputs() -> None:
     def join(op: Op, *inputs: str) -> Graph:
         middle = [Node(f"dense_{i}", Dense(2, bias=i == 3), ("x",)) for i in (1, 2, 3) if f"dense_{i}" in inputs]
         return Graph((Node("x", Input((2,))), *middle, Node("join", op, inputs)))
@@ -253,31 +258,32 @@ def test_shared_tensors_and_orders_that_matter_are_in_the_key() -> None:
     assert mlp((2,), 2).key != mlp((3,), 2).key
 
 
-def test_tensors_that_are_computed_alike_are_told_apart_by_what_reads_them() -> None:
-    """Two towers with equal ops, joined in pairs in all ways."""
+def test_key_distinguishes_equal_tensors_by_readers() -> None:
+    """Two towers with equal ops, whose outputs are joined in all possible pairs."""
     towers = [Node("x", Input((4,)))]
     for name in "ab":
         towers += [Node(f"dense_{name}", Dense(4), ("x",)), Node(name, ReLU(), (f"dense_{name}",))]
     pairs = [("a", "a"), ("a", "b"), ("b", "a"), ("b", "b")]
-    made = [
+    joined = [
         Graph((*towers, Node("one", inner, one), Node("other", inner, other), Node("last", outer, ("one", "other"))))
         for inner, outer in itertools.product((Add(), Concat()), repeat=2)
         for one, other in itertools.product(pairs, repeat=2)
         if {*one, *other} == {"a", "b"}
     ]
-    for one, other in itertools.combinations(made, 2):
-        assert (one.key == other.key) == isomorphic(one, other), f"{one}\n\n{other}"
-    for graph in made:
-        assert renamed(graph, 1).key == graph.key
+    for one, other in itertools.combinations(joined, 2):
+        assert (one.key == other.key) == are_isomorphic(one, other), f"{one}\n\n{other}"
+    for graph in joined:
+        assert isomorphic_copy(graph, 1).key == graph.key
 
 
-def test_key_does_not_depend_on_how_a_number_was_written() -> None:
+def test_key_and_json_ignore_type_of_numbers() -> None:
     one, other = (plain(BatchNorm(momentum=m), Dropout(0 * m), Dense(2), shape=(4,)) for m in (1, 1.0))
     assert one == other
+    assert one.key == other.key
     assert json.dumps(one.to_json()) == json.dumps(other.to_json())
 
 
-def test_key_does_not_depend_on_the_process() -> None:
+def test_key_is_the_same_in_every_process() -> None:
     assert plain(Dense(3), ReLU(), Dense(2), shape=(4,)).key == "93d489e498c3d5649368b42fd8c845d8"
 
 
@@ -286,7 +292,7 @@ def test_key_does_not_depend_on_the_process() -> None:
 
 @settings(max_examples=60)
 @given(graph=graphs())
-def test_graphs_come_back_from_json(graph: Graph) -> None:
+def test_graph_round_trips_through_json(graph: Graph) -> None:
     text = json.dumps(graph.to_json())
     again = Graph.from_json(json.loads(text))
     assert again == graph
@@ -297,7 +303,7 @@ def test_graphs_come_back_from_json(graph: Graph) -> None:
 
 @settings(max_examples=30)
 @given(graph=starts(), seed=st.integers(0, 2**32))
-def test_morphs_come_back_from_json(graph: Graph, seed: int) -> None:
+def test_morph_round_trips_through_json(graph: Graph, seed: int) -> None:
     for morph in chain(graph, 8, seed):
         text = json.dumps(morph.to_json())
         again = morph_from_json(json.loads(text))
@@ -305,7 +311,7 @@ def test_morphs_come_back_from_json(graph: Graph, seed: int) -> None:
         assert json.dumps(again.to_json()) == text
 
 
-VALUES = st.recursive(
+JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
@@ -317,17 +323,17 @@ VALUES = st.recursive(
 )
 
 
-def places(data: Any) -> list[tuple[Any, Any]]:
+def locations(data: Any) -> list[tuple[Any, Any]]:
     """Every (container, key or index) in a JSON value."""
     keys: list[Any] = list(data) if isinstance(data, dict) else list(range(len(data))) if isinstance(data, list) else []
-    return [(data, key) for key in keys] + [place for key in keys for place in places(data[key])]
+    return [(data, key) for key in keys] + [location for key in keys for location in locations(data[key])]
 
 
 @settings(max_examples=400)
-@given(graph=graphs(morphs=3), value=VALUES, data=st.data())
-def test_malformed_graphs_give_graph_errors(graph: Graph, value: Any, data: st.DataObject) -> None:
-    wrong = copy.deepcopy(graph.to_json())
-    container, key = data.draw(st.sampled_from(places(wrong)))
+@given(graph=graphs(morphs=3), value=JSON_VALUES, data=st.data())
+def test_malformed_graph_raises_graph_error(graph: Graph, value: Any, data: st.DataObject) -> None:
+    malformed = copy.deepcopy(graph.to_json())
+    container, key = data.draw(st.sampled_from(locations(malformed)))
     match data.draw(st.sampled_from(["replace", "delete", "add", "repeat"])):
         case "replace":
             container[key] = value
@@ -339,18 +345,18 @@ def test_malformed_graphs_give_graph_errors(graph: Graph, value: Any, data: st.D
             if isinstance(container, list):
                 container.insert(key, container[key])
     try:
-        read = Graph.from_json(wrong)
+        loaded = Graph.from_json(malformed)
     except GraphError as error:
         assert str(error)  # noqa: PT017 - whether it is raised depends on the example
     else:
-        assert Graph.from_json(json.loads(json.dumps(read.to_json()))) == read
-        assert read.parameters >= 0
-        assert len(read.key) == 32
+        assert Graph.from_json(json.loads(json.dumps(loaded.to_json()))) == loaded
+        assert loaded.parameters >= 0
+        assert len(loaded.key) == 32
 
 
 @settings(max_examples=100)
-@given(value=VALUES)
-def test_what_is_no_graph_gives_graph_errors(value: Any) -> None:
+@given(value=JSON_VALUES)
+def test_other_json_raises_graph_error(value: Any) -> None:
     for read in (Graph.from_json, morph_from_json):
         with pytest.raises(GraphError):
             read(value)
@@ -361,29 +367,31 @@ def test_what_is_no_graph_gives_graph_errors(value: Any) -> None:
 
 
 @settings(max_examples=100)
-@given(value=VALUES, tag=st.sampled_from(sorted(Limits.morphs)), data=st.data())
-def test_malformed_morphs_give_morph_errors(value: Any, tag: str, data: st.DataObject) -> None:
-    fields = {"deeper": "kernel", "wider": "width", "wider_all": "percent", "add_skip": "end", "concat_skip": "start"}
-    field = fields[tag]
-    of_kind: dict[str, dict[str, Any]] = {
+@given(value=JSON_VALUES, tag=st.sampled_from(sorted(Limits.morphs)))
+def test_malformed_morph_raises_morph_error(value: Any, tag: str) -> None:
+    skip = {"start": "relu_1", "end": "relu_2"}
+    valid: dict[str, dict[str, Any]] = {
         "deeper": {"after": "relu_1", "kernel": 3},
         "wider": {"node": "conv_1", "width": 4},
         "wider_all": {"percent": 150},
+        "add_skip": skip,
+        "concat_skip": skip,
     }
-    right = of_kind.get(tag, {"start": "relu_1", "end": "relu_2"})
-    nothing = [] if tag == "wider_all" else [{"morph": tag}]  # without settings, which wider_all allows
-    for wrong in ({"morph": tag, **right, "more": value}, *nothing, {"morph": value, **right}):
+    arguments = valid[tag]
+    no_arguments = [] if tag == "wider_all" else [{"morph": tag}]  # wider_all has a default
+    for malformed in ({"morph": tag, **arguments, "more": value}, *no_arguments, {"morph": value, **arguments}):
         with pytest.raises(MorphError):
-            morph_from_json(wrong)
+            morph_from_json(malformed)
+    field = "start" if tag == "concat_skip" else list(arguments)[-1]
     try:
-        morph = morph_from_json({"morph": tag, **right, field: value})
+        morph = morph_from_json({"morph": tag, **arguments, field: value})
     except MorphError:
         return
     assert getattr(morph, field) == value
 
 
 @pytest.mark.parametrize("tag", KINDS)
-def test_ops_come_back_from_json_and_refuse_what_they_do_not_know(tag: str) -> None:
+def test_op_json_rejects_unknown_settings(tag: str) -> None:
     ops: dict[str, Op] = {"input": Input((2, 3)), "conv": Conv(3, 5, 2, True), "dense": Dense(4, False)}
     op = ops.get(tag) or KINDS[tag]()
     assert op_from_json(json.loads(json.dumps(op.to_json()))) == op
@@ -395,11 +403,11 @@ def test_ops_come_back_from_json_and_refuse_what_they_do_not_know(tag: str) -> N
 
 @settings(max_examples=300)
 @given(kind=st.sampled_from(sorted(KINDS)), data=st.data())
-def test_ops_that_can_be_made_can_be_read(kind: str, data: st.DataObject) -> None:
-    usual = st.sampled_from([0, 1, 2, 3, 1.0, 0.5, True, False, None, "0.5", (2, 3)]) | VALUES
-    told = [f.name for f in fields(KINDS[kind]) if f.default is MISSING or data.draw(st.booleans())]
+def test_every_valid_op_round_trips_through_json(kind: str, data: st.DataObject) -> None:
+    values = st.sampled_from([0, 1, 2, 3, 1.0, 0.5, True, False, None, "0.5", (2, 3)]) | JSON_VALUES
+    names = [f.name for f in fields(KINDS[kind]) if f.default is MISSING or data.draw(st.booleans())]
     try:
-        op = KINDS[kind](**{name: data.draw(usual) for name in told})
+        op = KINDS[kind](**{name: data.draw(values) for name in names})
     except ValueError:
         return
     again = op_from_json(json.loads(json.dumps(op.to_json(), allow_nan=False)))
@@ -439,7 +447,7 @@ def test_ops_that_can_be_made_can_be_read(kind: str, data: st.DataObject) -> Non
         (lambda: Input((1, 0)), ["input", "(1, 0)"]),
     ],
 )
-def test_wrong_settings_are_named(build: Any, words: list[str]) -> None:
+def test_op_error_names_invalid_setting(build: Any, words: list[str]) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         build()
     assert all(word in str(caught.value) for word in words)
@@ -470,7 +478,7 @@ C = Node("conv_1", Conv(4), ("x",))
         ((Node("x", Input((1, 2, 2, 2))), Node("avgpool_1", AvgPool(3, 1, 1), ("x",))), ["avgpool_1", "(1, 2, 2, 2)"]),
     ],
 )  # fmt: skip
-def test_invalid_graphs_are_refused_with_the_node_and_the_shapes(nodes: tuple[Node, ...], words: list[str]) -> None:
+def test_graph_error_names_node_and_shapes(nodes: tuple[Node, ...], words: list[str]) -> None:
     with pytest.raises(GraphError) as caught:
         Graph(nodes)
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -483,35 +491,42 @@ def test_invalid_graphs_are_refused_with_the_node_and_the_shapes(nodes: tuple[No
         "nan", "device", "fx_pytree", "pytree", "mean", "std", "unit", "centre",
     ],
 )  # fmt: skip
-def test_names_that_torch_or_python_could_not_take_are_refused(name: str) -> None:
+def test_graph_rejects_names_invalid_in_python_or_torch(name: str) -> None:
     with pytest.raises(GraphError, match="cannot name a node"):
         Graph((X, Node(name, Conv(2), ("x",))))
 
 
-def test_what_fx_itself_needs_by_name_is_refused() -> None:
+def test_graph_rejects_names_used_by_fx() -> None:
     for name in [*fx.graph._custom_builtins, *vars(to_module(mlp((2,), 2)))]:
         with pytest.raises(GraphError, match="cannot name a node"):
             Graph((X, Node(name, Conv(2), ("x",))))
 
 
-def test_files_of_too_many_inputs_are_refused() -> None:
+def test_from_json_rejects_too_many_inputs() -> None:
     joins = [Node(f"join_{i}", Concat(), ("x",) * 1000) for i in range(101)]
     graph = Graph((Node("x", Input((1,))), *joins, Node("join", Concat(), tuple(node.name for node in joins))))
     with pytest.raises(GraphError, match="at most 100,000 inputs, not 101,101"):
         Graph.from_json(graph.to_json())
 
 
-def test_other_formats_are_refused() -> None:
+def test_from_json_rejects_other_formats() -> None:
     data = mlp((2,), 2).to_json()
-    wrong: Any
-    for wrong in (data | {"format": FORMAT + 1}, {"nodes": data["nodes"]}, [], None, "graph"):
+    invalid: Any
+    for invalid in (data | {"format": FORMAT + 1}, {"nodes": data["nodes"]}, [], None, "graph"):
         with pytest.raises(GraphError, match="this is something else"):
-            Graph.from_json(wrong)
+            Graph.from_json(invalid)
 
 
-def test_edits_name_what_is_missing() -> None:
+def test_replace_ops_rejects_unknown_node() -> None:
     graph = mlp((2,), 2)
     with pytest.raises(GraphError, match="no node 'dense_99'"):
         graph.replace_ops({"dense_99": Dense(3)})
+
+
+def test_shape_error_is_a_value_error() -> None:
     assert issubclass(ShapeError, ValueError)
+
+
+def test_copied_graph_is_equal() -> None:
+    graph = mlp((2,), 2)
     assert replace(graph) == graph

@@ -48,17 +48,17 @@ GRAPH = resnet((2, 8, 8), 3, width=4)
 
 
 @pytest.fixture(autouse=True)
-def _own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes that a test defines are not registered in other tests."""
+def _restore_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restores the registries of ops and morphs after a test that defines classes."""
     for module, name in ((morphs_module, "MORPHS"), (ops_module, "KINDS")):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
 
-def factors() -> tuple[type[Op], type[Insertion]]:
+def define_factor_op_and_morph() -> tuple[type[Op], type[Insertion]]:
     """A user-defined op with weights, a factor per channel (Touvron et al. 2021, arXiv:2103.17239), and a morph that
     inserts it."""
 
-    class Factors(nn.Module):
+    class FactorModule(nn.Module):
         def __init__(self, width: int, ndim: int) -> None:
             super().__init__()
             self.weight, self.ndim = nn.Parameter(torch.ones(width)), ndim
@@ -78,7 +78,7 @@ def factors() -> tuple[type[Op], type[Insertion]]:
             return {"weight": torch.ones(inputs[0][0])}
 
         def module(self, *inputs: Shape) -> nn.Module:
-            return Factors(inputs[0][0], len(inputs[0]))
+            return FactorModule(inputs[0][0], len(inputs[0]))
 
     @dataclass(frozen=True)
     class Scaled(Insertion):
@@ -95,7 +95,7 @@ def factors() -> tuple[type[Op], type[Insertion]]:
     return Factor, Scaled
 
 
-def kept(graph: Graph, several: list[Morph]) -> tuple[Graph, Weights]:
+def grow_checked(graph: Graph, morphs: list[Morph]) -> tuple[Graph, Weights]:
     """The graph after the morphs and its weights; asserts after each morph that the outputs are unchanged."""
     generator = torch.Generator().manual_seed(0)
     weights = {
@@ -103,25 +103,25 @@ def kept(graph: Graph, several: list[Morph]) -> tuple[Graph, Weights]:
     }
     x = torch.randn(5, *graph.shapes[graph.input.name], generator=generator, dtype=torch.float64)
     before = to_module(graph, weights).eval()(x)
-    for morph in several:
+    for morph in morphs:
         weights, graph = morph.carry(graph, weights, generator), morph.grow(graph)
         assert torch.allclose(to_module(graph, weights).eval()(x), before, atol=1e-12)
     return graph, weights
 
 
-def test_the_morph_of_the_example_is_offered_by_its_tag_and_keeps_the_function() -> None:
-    own = list(neighbours(GRAPH, Limits(morphs=("spread",))))
-    assert {type(morph).__name__ for morph in own} == {EXAMPLE["Spread"].__name__}
+def test_example_morph_is_offered_by_tag_and_keeps_function() -> None:
+    morphs = list(neighbours(GRAPH, Limits(morphs=("spread",))))
+    assert {type(morph).__name__ for morph in morphs} == {EXAMPLE["Spread"].__name__}
     assert not [morph for morph in neighbours(GRAPH) if morph.tag == "spread"]
-    graph, _ = kept(GRAPH, own)
-    assert sum(node.op.tag == "depthwise" for node in graph.nodes) == len(own) > 1
-    kept(GRAPH, [*own, Wider("conv_1", 9)])
+    graph, _ = grow_checked(GRAPH, morphs)
+    assert sum(node.op.tag == "depthwise" for node in graph.nodes) == len(morphs) > 1
+    grow_checked(GRAPH, [*morphs, Wider("conv_1", 9)])
 
 
-def test_an_op_and_a_morph_of_ones_own_are_stored_and_read_and_pass_widths_on() -> None:
-    factor, scaled = factors()
+def test_user_defined_op_and_morph_are_stored_and_widened() -> None:
+    factor, scaled = define_factor_op_and_morph()
     morphs: list[Morph] = [*neighbours(GRAPH, Limits(morphs=("scaled",))), Wider("conv_1", 7)]
-    graph, weights = kept(GRAPH, morphs)
+    graph, weights = grow_checked(GRAPH, morphs)
     assert sum(isinstance(node.op, factor) for node in graph.nodes) == len(morphs) - 1
     assert Graph.from_json(json.loads(json.dumps(graph.to_json()))) == graph
     again = [morph_from_json(json.loads(json.dumps(morph.to_json()))) for morph in morphs]
@@ -130,21 +130,23 @@ def test_an_op_and_a_morph_of_ones_own_are_stored_and_read_and_pass_widths_on() 
     assert Network(graph, weights).to_module()(torch.zeros(2, 2, 8, 8, dtype=torch.float64)).shape == (2, 3)
 
 
-def made(module: str) -> type[Morph]:
+def define_morph(module: str) -> type[Morph]:
     return type("Mine", (Morph,), {"tag": "mine", "__module__": module})
 
 
-def test_two_kinds_cannot_have_one_tag_but_one_may_be_defined_again() -> None:
-    first, again = made("notebook"), made("notebook")
+def test_tag_is_unique_but_class_may_be_redefined() -> None:
+    first, again = define_morph("notebook"), define_morph("notebook")
     assert morphs_module.MORPHS["mine"] is again is not first
     with pytest.raises(TypeError, match=r"Mine: notebook\.Mine has the tag 'mine' already"):
-        made("other")
+        define_morph("other")
     with pytest.raises(TypeError, match="the tag 'relu' already"):
         type("ReLU", (Op,), {"tag": "relu"})
     assert morphs_module.MORPHS["mine"] is again
 
 
-def test_a_class_with_slots_is_made_twice_and_is_one() -> None:
+def test_class_with_slots_is_registered() -> None:
+    """`dataclass` creates such a class twice."""
+
     @dataclass(frozen=True, slots=True)
     class Slotted(Morph):
         tag = "slotted"
@@ -155,13 +157,15 @@ def test_a_class_with_slots_is_made_twice_and_is_one() -> None:
 
 
 @pytest.mark.parametrize("tag", ["my-morph", "", "two words", "class 1"])
-def test_a_tag_is_an_identifier(tag: str) -> None:
+def test_tag_must_be_an_identifier(tag: str) -> None:
     for base in (Morph, Op):
         with pytest.raises(TypeError, match="Mine: the tag must be an identifier, not"):
             type("Mine", (base,), {"tag": tag})
 
 
-def test_what_was_stored_before_a_setting_was_added_is_read() -> None:
+def test_missing_setting_with_default_is_read() -> None:
+    """As in a run that was stored before the setting was added."""
+
     @dataclass(frozen=True)
     class Grown(Morph):
         n: int
@@ -169,13 +173,13 @@ def test_what_was_stored_before_a_setting_was_added_is_read() -> None:
         tag = "grown"
 
     assert morph_from_json({"morph": "grown", "n": 9}) == Grown(9)
-    for wrong in ({"added": 9}, {"n": 9, "other": 1}):
+    for invalid in ({"added": 9}, {"n": 9, "other": 1}):
         with pytest.raises(MorphError, match="a grown has"):
-            morph_from_json({"morph": "grown", **wrong})
+            morph_from_json({"morph": "grown", **invalid})
 
 
-def test_settings_may_be_negative() -> None:
-    """The edit distance compares them."""
+def test_op_settings_may_be_negative() -> None:
+    """Also in the edit distance, which compares them."""
 
     @dataclass(frozen=True)
     class Along(Flatten):
@@ -187,7 +191,7 @@ def test_settings_may_be_negative() -> None:
     assert graph.key != other.key
 
 
-def test_a_kind_without_a_tag_of_its_own_is_none() -> None:
+def test_class_without_own_tag_is_not_registered() -> None:
     before = dict(morphs_module.MORPHS)
 
     class Same(Deeper):
@@ -197,20 +201,20 @@ def test_a_kind_without_a_tag_of_its_own_is_none() -> None:
 
 
 @pytest.mark.parametrize("postponed", [False, True])
-def test_fields_are_checked_however_the_class_was_written(postponed: bool) -> None:
+def test_field_types_of_user_defined_classes_are_checked(postponed: bool) -> None:
     future = "from __future__ import annotations\n" if postponed else ""
     source = "import dataclasses\nfrom morphnas.graph import Morph, Op\n@dataclasses.dataclass(frozen=True)\n"
-    places: dict[str, Any] = {"__name__": __name__}
-    exec(f"{future}{source}class Own(Morph):\n    n: int\n    tag = 'own'\n", places)
-    assert morph_from_json({"morph": "own", "n": 3}) == places["Own"](3)
+    namespace: dict[str, Any] = {"__name__": __name__}
+    exec(f"{future}{source}class Own(Morph):\n    n: int\n    tag = 'own'\n", namespace)
+    assert morph_from_json({"morph": "own", "n": 3}) == namespace["Own"](3)
     with pytest.raises(MorphError, match=r"an? own has \{'n': 'int'\}"):
         morph_from_json({"morph": "own", "n": "three"})
-    exec(f"{future}{source}class OwnOp(Op):\n    n: int\n    tag = 'own_op'\n", places)
+    exec(f"{future}{source}class OwnOp(Op):\n    n: int\n    tag = 'own_op'\n", namespace)
     with pytest.raises(ValueError, match="own_op: n must be int"):
-        places["OwnOp"]("three")
+        namespace["OwnOp"]("three")
 
 
-def test_a_morph_defined_elsewhere_can_be_told_of_and_not_repeated() -> None:
+def test_unknown_morph_is_described_but_not_applied() -> None:
     data = {"morph": "elsewhere", "after": "relu_3", "sizes": [1, 2]}
     morph = stored_morph(data)
     assert isinstance(morph, UnknownMorph)
@@ -223,6 +227,6 @@ def test_a_morph_defined_elsewhere_can_be_told_of_and_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("tag", ["", "no name", "1", 3, None, "deeper"])
-def test_what_is_no_morph_is_none_of_any_kind(tag: object) -> None:
+def test_stored_morph_rejects_invalid_data(tag: object) -> None:
     with pytest.raises(MorphError):
         stored_morph({"morph": tag, "x": 1})

@@ -53,13 +53,13 @@ NETWORKS: dict[str, Graph] = {name: build() for name, build in HAND_MADE.items()
     }.items()
 }
 NETWORKS["mlp_flat"] = mlp((6,), 3, width=5, dropout=0.1)
-NETWORKS["resnet_of_one_pixel"] = resnet((1, 1, 1), 2, width=3)
+NETWORKS["resnet_one_pixel"] = resnet((1, 1, 1), 2, width=3)
 NETWORKS["relu_last"] = plain(
     Conv(3), ReLU(), Conv(4), ReLU(), Flatten(), Dense(5), ReLU(), Dense(2), ReLU(), shape=(1, 4, 4)
 )
 
 
-def carry(graph: Graph, weights: Weights, morphs: Sequence[Morph], seed: int) -> tuple[Graph, Weights]:
+def grow_and_carry(graph: Graph, weights: Weights, morphs: Sequence[Morph], seed: int) -> tuple[Graph, Weights]:
     """The graph and its weights after the morphs."""
     generator = torch.Generator().manual_seed(seed)
     for morph in morphs:
@@ -79,7 +79,7 @@ def outputs(graph: Graph, weights: Weights, x: torch.Tensor, training: bool = Fa
     return result  # type: ignore[no-any-return]
 
 
-def assert_kept(
+def check_morphs(
     graph: Graph,
     morphs: Sequence[Morph],
     seed: int,
@@ -91,7 +91,7 @@ def assert_kept(
     weights = random_weights(graph, seed, dtype)
     x = examples(graph, seed, dtype=dtype)
     before = outputs(graph, weights, x, training)
-    grown, carried = carry(graph, weights, morphs, seed)
+    grown, carried = grow_and_carry(graph, weights, morphs, seed)
     after = outputs(grown, carried, x, training)
     assert {value.dtype for value in carried.values() if value.is_floating_point()} == {dtype}
     largest = before.abs().max().clamp(min=1e-300)  # with a relu at the end all outputs may be 0
@@ -106,7 +106,7 @@ def test_each_morph_keeps_the_function(name: str, tag: str) -> None:
     graph = NETWORKS[name]
     fitting = list(neighbours(graph, Limits(morphs=(tag,))))
     for i, morph in enumerate(random.Random(name).sample(fitting, min(6, len(fitting)))):
-        assert_kept(graph, [morph], seed=i)
+        check_morphs(graph, [morph], seed=i)
 
 
 @pytest.mark.parametrize("rank", range(4))
@@ -114,7 +114,7 @@ def test_each_morph_keeps_the_function(name: str, tag: str) -> None:
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_chains_of_twenty_morphs_keep_the_function(rank: int, data: st.DataObject, seed: int) -> None:
     graph = data.draw(starts((rank,)))
-    assert_kept(graph, chain(graph, 20, seed), seed)
+    check_morphs(graph, chain(graph, 20, seed), seed)
 
 
 @pytest.mark.parametrize("rank", range(4))
@@ -122,7 +122,7 @@ def test_chains_of_twenty_morphs_keep_the_function(rank: int, data: st.DataObjec
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_chains_keep_the_function_in_single_precision(rank: int, data: st.DataObject, seed: int) -> None:
     graph = data.draw(starts((rank,)))
-    assert_kept(graph, chain(graph, 20, seed), seed, torch.float32)
+    check_morphs(graph, chain(graph, 20, seed), seed, torch.float32)
 
 
 @pytest.mark.slow
@@ -132,13 +132,13 @@ def test_two_thousand_chains_keep_the_function(rank: int) -> None:
     graphs = [*starters(rank), *(graph for graph in NETWORKS.values() if len(graph.shapes["x"]) == rank + 1)]
     for seed in range(500):
         graph = graphs[seed % len(graphs)]
-        assert_kept(graph, chain(graph, 20, seed), seed)
+        check_morphs(graph, chain(graph, 20, seed), seed)
 
 
 @settings(max_examples=40)
 @given(graph=starts(), seed=st.integers(0, 2**32))
-def test_all_but_deeper_keep_the_function_in_training_too(graph: Graph, seed: int) -> None:
-    """With batch statistics; after Deeper the trainer has to calibrate the new batch norm."""
+def test_all_morphs_but_deeper_keep_the_function_in_training(graph: Graph, seed: int) -> None:
+    """With batch statistics; after Deeper the new batch norm has to be calibrated."""
     morphs: list[Morph] = []
     grown = graph
     rng = random.Random(seed)
@@ -147,13 +147,13 @@ def test_all_but_deeper_keep_the_function_in_training_too(graph: Graph, seed: in
         if fitting:
             morphs.append(rng.choice(fitting))
             grown = morphs[-1].grow(grown)
-    assert_kept(graph, morphs, seed, training=True, tolerance=1e-4)
+    check_morphs(graph, morphs, seed, training=True, tolerance=1e-4)
 
 
 @settings(max_examples=40)
 @given(graph=starts(), seed=st.integers(0, 2**32))
-def test_channels_may_be_fresh_instead_of_repeated(graph: Graph, seed: int) -> None:
-    """Those of the layers in `fresh`: no two of their channels have equal weights, and the function is preserved."""
+def test_fresh_channels_keep_the_function(graph: Graph, seed: int) -> None:
+    """No two channels of the layers in `fresh` have equal weights after a widening."""
     fitting = list(neighbours(graph, Limits(morphs=("wider", "wider_all"))))
     if not fitting:
         return
@@ -170,23 +170,23 @@ def test_channels_may_be_fresh_instead_of_repeated(graph: Graph, seed: int) -> N
         assert len({tuple(row.tolist()) for row in rows}) == len(rows), layer
 
 
-def test_every_kind_of_op_is_in_a_tested_network() -> None:
+def test_networks_contain_every_kind_of_op() -> None:
     assert {node.op.tag for graph in NETWORKS.values() for node in graph.nodes} == set(KINDS)
 
 
-def test_dropout_flatten_and_pooling_between_convolutions_and_dense_layers() -> None:
+def test_widening_across_pooling_flatten_and_dropout() -> None:
     graph = NETWORKS["vgg_2d"]
-    assert_kept(graph, [Wider("conv_8", 9), Wider("dense_13", 10), Wider("conv_1", 6)], 0)
-    assert_kept(graph, [AddSkip("relu_2", "relu_10"), Deeper("relu_14"), Wider("conv_4", 8), Deeper("relu_10", 5)], 1)
+    check_morphs(graph, [Wider("conv_8", 9), Wider("dense_13", 10), Wider("conv_1", 6)], 0)
+    check_morphs(graph, [AddSkip("relu_2", "relu_10"), Deeper("relu_14"), Wider("conv_4", 8), Deeper("relu_10", 5)], 1)
 
 
-def test_channels_are_split_on_both_sides_of_a_concat_and_through_sums() -> None:
+def test_widening_across_concats_and_sums() -> None:
     graph = NETWORKS["two_towers_2d"]
     skips = [AddSkip("relu_6", "relu_13"), AddSkip("relu_11", "relu_17")]
-    assert_kept(graph, [Wider("conv_1", 7), Wider("conv_3", 9), *skips, Wider("conv_1", 8), Wider("conv_12", 6)], 0)
+    check_morphs(graph, [Wider("conv_1", 7), Wider("conv_3", 9), *skips, Wider("conv_1", 8), Wider("conv_12", 6)], 0)
 
 
-def test_a_tensor_that_is_concatenated_with_itself_and_widened() -> None:
+def test_widening_of_a_tensor_concatenated_with_itself() -> None:
     graph = Graph(
         (
             Node("x", Input((3,))),
@@ -196,7 +196,7 @@ def test_a_tensor_that_is_concatenated_with_itself_and_widened() -> None:
             Node("dense_4", Dense(2), ("concat_3",)),
         )
     )
-    assert_kept(graph, [Wider("dense_1", 9), Deeper("relu_2"), Wider("dense_1", 11)], 3)
+    check_morphs(graph, [Wider("dense_1", 9), Deeper("relu_2"), Wider("dense_1", 11)], 3)
 
 
 # -- side effects and symmetry breaking
@@ -204,15 +204,15 @@ def test_a_tensor_that_is_concatenated_with_itself_and_widened() -> None:
 
 @settings(max_examples=30)
 @given(graph=starts(), seed=st.integers(0, 2**32))
-def test_nothing_given_is_changed_and_no_global_random_number_is_drawn(graph: Graph, seed: int) -> None:
+def test_morphs_have_no_side_effects(graph: Graph, seed: int) -> None:
     weights = random_weights(graph, seed)
-    kept = {name: value.clone() for name, value in weights.items()}
+    before = {name: value.clone() for name, value in weights.items()}
     state = torch.get_rng_state()
     morphs = chain(graph, 5, seed)
-    grown, carried = carry(graph, weights, morphs, seed)
-    again = carry(graph, weights, morphs, seed)[1]
+    grown, carried = grow_and_carry(graph, weights, morphs, seed)
+    again = grow_and_carry(graph, weights, morphs, seed)[1]
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(weights[name], value) for name, value in kept.items())
+    assert all(torch.equal(weights[name], value) for name, value in before.items())
     assert all(torch.equal(again[name], value) for name, value in carried.items())
     assert {name: tuple(value.shape) for name, value in carried.items()} == grown.weight_shapes
     shared = {value.data_ptr() for value in weights.values()} & {value.data_ptr() for value in carried.values()}
@@ -221,12 +221,12 @@ def test_nothing_given_is_changed_and_no_global_random_number_is_drawn(graph: Gr
 
 
 @pytest.mark.parametrize("name", ["cnn_2d", "resnet_2d", "mlp_flat", "vgg_2d", "densenet_1d"])
-def test_repeated_channels_part_in_training(name: str) -> None:
-    """After a widening, channels with equal weights get different gradients: otherwise they would stay equal."""
+def test_repeated_channels_get_different_gradients(name: str) -> None:
+    """Channels that a widening gave equal weights: with equal gradients they would stay equal."""
     graph = NETWORKS[name]
-    alive = 0
+    compared = 0
     for seed, morph in enumerate(neighbours(graph, Limits(morphs=("wider", "wider_all")))):
-        grown, carried = carry(graph, random_weights(graph, seed), [morph], seed)
+        grown, carried = grow_and_carry(graph, random_weights(graph, seed), [morph], seed)
         module = to_module(grown, carried)
         loss = nn.functional.cross_entropy(module(examples(graph, seed, n=32)), torch.arange(32) % 2)
         loss.backward()
@@ -237,13 +237,13 @@ def test_repeated_channels_part_in_training(name: str) -> None:
             for i in range(graph.shapes[layer][0], grown.shapes[layer][0]):
                 for j in range(i):
                     if torch.equal(weight[i], weight[j]) and weight.grad[j].abs().max() > 1e-9:
-                        apart = (weight.grad[i] - weight.grad[j]).abs().max() / weight.grad[j].abs().max()
-                        assert apart > 1e-6, f"{morph}: channels {i} and {j} of {layer} have one gradient"
-                        alive += 1
-    assert alive
+                        difference = (weight.grad[i] - weight.grad[j]).abs().max() / weight.grad[j].abs().max()
+                        assert difference > 1e-6, f"{morph}: channels {i} and {j} of {layer} have equal gradients"
+                        compared += 1
+    assert compared
 
 
-def test_weights_of_half_precision_stay_so() -> None:
+def test_morph_keeps_half_precision() -> None:
     graph = plain(Conv(4), ReLU(), GlobalPool(), Dropout(), Dense(2), shape=(1, 4, 4))
     weights = {name: value.to(torch.bfloat16) for name, value in random_weights(graph, 0, torch.float32).items()}
     carried = Wider("conv_1", 6).carry(graph, weights, torch.Generator().manual_seed(0))

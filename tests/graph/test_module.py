@@ -18,7 +18,6 @@ from morphnas.graph import (
     Graph,
     Network,
     ReLU,
-    Weights,
     WeightsError,
     Wider,
     cnn,
@@ -48,7 +47,7 @@ GROWN = {
 
 @settings(max_examples=40)
 @given(graph=graphs(), seed=st.integers(0, 100))
-def test_everything_is_named_after_the_nodes(graph: Graph, seed: int) -> None:
+def test_submodules_and_weights_are_named_after_nodes(graph: Graph, seed: int) -> None:
     weights = random_weights(graph, seed)
     module = to_module(graph, weights)
     assert [step.name for step in module.graph.nodes if step.op != "output"] == [node.name for node in graph.nodes]
@@ -60,7 +59,7 @@ def test_everything_is_named_after_the_nodes(graph: Graph, seed: int) -> None:
         assert torch.equal(value, weights[name])
 
 
-def test_the_code_can_be_read() -> None:
+def test_generated_code_is_readable() -> None:
     code = "".join(to_module(HAND_MADE[name]()).code for name in ("two_towers_2d", "vgg_2d"))
     lines = [line.partition(";")[0].strip() for line in code.splitlines()]
     for line in (
@@ -79,7 +78,7 @@ def test_the_code_can_be_read() -> None:
 
 
 @pytest.mark.parametrize("name", GROWN)
-def test_it_trains(name: str) -> None:
+def test_module_can_be_trained(name: str) -> None:
     graph = GROWN[name]
     module = to_module(graph)
     assert not module.training
@@ -101,7 +100,7 @@ def test_it_trains(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GROWN)
-def test_it_can_be_exported_for_batches_of_any_size(name: str) -> None:
+def test_module_can_be_exported_for_any_batch_size(name: str) -> None:
     graph = GROWN[name]
     module = to_module(graph, random_weights(graph, 0, torch.float32)).eval()
     x = examples(graph, 0, n=3, dtype=torch.float32)
@@ -114,13 +113,13 @@ def test_it_can_be_exported_for_batches_of_any_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_it_takes_the_dtype_of_its_weights(dtype: torch.dtype) -> None:
+def test_module_has_the_dtype_of_its_weights(dtype: torch.dtype) -> None:
     graph = GROWN["2d"]
     weights = {n: v.to(dtype) if v.is_floating_point() else v for n, v in random_weights(graph, 0).items()}
     assert to_module(graph, weights).eval()(examples(graph, 0, dtype=dtype)).dtype == dtype
 
 
-def test_no_global_random_number_is_drawn_and_seeds_give_equal_weights() -> None:
+def test_initial_weights_depend_only_on_the_generator() -> None:
     graph = GROWN["2d"]
     state = torch.get_rng_state()
     first, second = to_module(graph).state_dict(), fresh_weights(graph)
@@ -130,29 +129,29 @@ def test_no_global_random_number_is_drawn_and_seeds_give_equal_weights() -> None
     assert not all(torch.equal(other[name], second[name]) for name in second)
 
 
-def test_fresh_weights_keep_the_variance_of_what_passes() -> None:
+def test_fresh_weights_keep_the_variance_of_activations() -> None:
     graph = plain(*[op for _ in range(6) for op in (Dense(256), ReLU())], Dense(256), shape=(256,))
     with torch.no_grad():
         out = to_module(graph)(examples(graph, 0, n=64, dtype=torch.float32))
     assert 0.5 < out.pow(2).mean() / 2 < 2  # the last layer doubles: its scale is for a relu after it
 
 
-def test_what_a_norm_undoes_begins_smaller() -> None:
+def test_layers_before_batch_norms_have_smaller_initial_weights() -> None:
     """Also with pooling in between; not if anything other than a batch norm reads the layer."""
     graph = cnn((1, 16, 16), 2, width=8)
-    own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
-    weights = fresh_weights(graph, own[0])
+    weights = fresh_weights(graph, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
     for node in graph.nodes:
-        for name, value in node.op.init(*graph.input_shapes(node), generator=own[1]).items():
+        for name, value in node.op.init(*graph.input_shapes(node), generator=generator).items():
             scale = NORMALISED_INIT_SCALE if node.op.tag == "conv" else 1.0
             assert torch.equal(weights[f"{node.name}.{name}"], scale * value)
-    plainly = plain(Dense(4), ReLU(), Dense(2), shape=(3,))
-    assert fresh_weights(plainly)["dense_1.weight"].std() > 0
-    first = plainly[plainly.nodes[1].name].op.init((3,), generator=torch.Generator().manual_seed(0))["weight"]
-    assert torch.equal(fresh_weights(plainly)[f"{plainly.nodes[1].name}.weight"], first)
+    unnormalised = plain(Dense(4), ReLU(), Dense(2), shape=(3,))
+    expected = unnormalised["dense_1"].op.init((3,), generator=torch.Generator().manual_seed(0))["weight"]
+    assert expected.std() > 0
+    assert torch.equal(fresh_weights(unnormalised)["dense_1.weight"], expected)
 
 
-def test_weights_are_copied_in_and_out() -> None:
+def test_module_and_its_weights_share_no_memory() -> None:
     graph = GROWN["flat"]
     weights = random_weights(graph, 0, torch.float32)
     module = to_module(graph, weights)
@@ -164,16 +163,13 @@ def test_weights_are_copied_in_and_out() -> None:
     assert all(torch.equal(taken[name], weights[name]) for name in weights)
 
 
-def without(weights: Weights, name: str) -> Weights:
-    return {n: v for n, v in weights.items() if n != name}
-
-
-def test_wrong_weights_are_named() -> None:
+def test_weights_error_names_the_tensor() -> None:
     graph = cnn((1, 4, 4), 2, width=3, depth=1)
     weights = fresh_weights(graph)
+    incomplete = {name: value for name, value in weights.items() if name != "bn_2.bias"}
     for make in (to_module, Network):
         with pytest.raises(WeightsError, match=r"missing: bn_2\.bias"):
-            make(graph, without(weights, "bn_2.bias"))
+            make(graph, incomplete)
         with pytest.raises(WeightsError, match=r"the graph has no node: conv_9\.weight"):
             make(graph, weights | {"conv_9.weight": torch.zeros(1)})
         with pytest.raises(WeightsError, match=r"conv_1\.weight has shape \(3, 1, 3\), the graph needs \(3, 1, 3, 3\)"):
@@ -182,7 +178,7 @@ def test_wrong_weights_are_named() -> None:
         to_module(Wider("conv_1", 5).grow(graph), weights)
 
 
-def test_a_network_is_a_graph_and_its_weights() -> None:
+def test_to_module_and_produce_model_are_equivalent() -> None:
     graph = GROWN["1d"]
     network = Network(graph, random_weights(graph, 0, torch.float32))
     x = examples(graph, 0, dtype=torch.float32)
@@ -195,21 +191,21 @@ def test_graphs_and_modules_can_be_pickled() -> None:
     """As scikit-learn users pickle estimators; morphnas itself stores JSON and safetensors."""
     graph = GROWN["2d"]
     module = to_module(graph, random_weights(graph, 0, torch.float32)).eval()
-    again_graph, again = pickle.loads(pickle.dumps((graph, module)))
+    loaded_graph, loaded = pickle.loads(pickle.dumps((graph, module)))
     x = examples(graph, 0, dtype=torch.float32)
-    assert again_graph == graph
-    assert torch.equal(again(x), module(x))
+    assert loaded_graph == graph
+    assert torch.equal(loaded(x), module(x))
 
 
-def test_it_is_gone_as_soon_as_nobody_has_it() -> None:
+def test_module_is_freed_when_unreferenced() -> None:
     """Without a reference cycle, which would hold GPU memory until the garbage collector runs."""
     gc.disable()
     try:
         module = to_module(GROWN["2d"])
         other = copy.deepcopy(module)
         module.graph.lint()
-        held = [weakref.ref(value) for each in (module, other) for value in (each, *each.parameters())]
+        references = [weakref.ref(value) for each in (module, other) for value in (each, *each.parameters())]
         del module, other
-        assert [ref() for ref in held if ref() is not None] == []
+        assert [ref() for ref in references if ref() is not None] == []
     finally:
         gc.enable()

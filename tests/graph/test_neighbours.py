@@ -48,7 +48,7 @@ from tests.strategies import HAND_MADE, graphs, plain
 
 @settings(max_examples=40)
 @given(graph=graphs(morphs=10))
-def test_every_neighbour_fits_and_leaves_the_old_nodes_their_names(graph: Graph) -> None:
+def test_neighbours_fit_and_keep_old_nodes(graph: Graph) -> None:
     offered = list(neighbours(graph))
     assert len(set(offered)) == len(offered)
     assert offered == list(neighbours(graph))
@@ -79,7 +79,7 @@ def test_every_neighbour_fits_and_leaves_the_old_nodes_their_names(graph: Graph)
         morphs=st.lists(st.sampled_from(sorted(Limits.morphs)), unique=True).map(tuple),
     ),
 )
-def test_limits_leave_out_what_is_too_large_and_nothing_else(graph: Graph, limits: Limits) -> None:
+def test_neighbours_are_exactly_those_within_the_limits(graph: Graph, limits: Limits) -> None:
     def within(morph: Morph) -> bool:
         grown = morph.grow(graph)
         widths = [node.op.width for node in grown.nodes[:-1] if isinstance(node.op, (Conv, Dense))]
@@ -100,13 +100,16 @@ def test_limits_leave_out_what_is_too_large_and_nothing_else(graph: Graph, limit
 
 @settings(max_examples=30)
 @given(graph=graphs(morphs=6), random=st.randoms(use_true_random=False))
-def test_nothing_gets_smaller(graph: Graph, random: Random) -> None:
+def test_morphs_never_reduce_a_size(graph: Graph, random: Random) -> None:
     """Morphs never reduce a size, so no descendant of a network beyond the limits is within them."""
 
     def sizes(graph: Graph) -> list[float]:
-        found = [graph.parameters, graph.flops, graph.work, graph.depth, graph.activation_bytes]
         return [
-            *found,
+            graph.parameters,
+            graph.flops,
+            graph.work,
+            graph.depth,
+            graph.activation_bytes,
             graph.peak_bytes(MIN_MICRO_BATCH),
             _max_width(graph),
             Limits(pace=(1, 1e-6, 1e-6)).latency(graph),
@@ -117,9 +120,9 @@ def test_nothing_gets_smaller(graph: Graph, random: Random) -> None:
         assert all(new >= old for new, old in zip(sizes(morph.grow(graph)), sizes(graph), strict=True)), morph
 
 
-def refuses(act: Callable[[Graph], object], graph: Graph) -> bool:
+def raises_value_error(function: Callable[[Graph], object], graph: Graph) -> bool:
     try:
-        act(graph)
+        function(graph)
     except ValueError:
         return True
     return False
@@ -127,8 +130,8 @@ def refuses(act: Callable[[Graph], object], graph: Graph) -> bool:
 
 @settings(max_examples=60)
 @given(graph=graphs(morphs=5), data=st.data())
-def test_check_and_grow_refuse_the_same(graph: Graph, data: st.DataObject) -> None:
-    name = st.sampled_from([node.name for node in graph.nodes] + ["nowhere_0"])
+def test_check_and_grow_reject_the_same_morphs(graph: Graph, data: st.DataObject) -> None:
+    name = st.sampled_from([node.name for node in graph.nodes] + ["missing_0"])
     morph = data.draw(
         st.one_of(
             st.builds(Deeper, name, st.sampled_from([1, 2, 3, 5])),
@@ -137,10 +140,10 @@ def test_check_and_grow_refuse_the_same(graph: Graph, data: st.DataObject) -> No
             st.builds(ConcatSkip, name, name),
         )
     )
-    assert refuses(morph.check, graph) == refuses(morph.grow, graph)
+    assert raises_value_error(morph.check, graph) == raises_value_error(morph.grow, graph)
 
 
-def test_limits_say_what_is_too_much() -> None:
+def test_violation_names_the_exceeded_limit() -> None:
     graph = cnn((1, 8, 8), 10, width=8)
     for limits, words in (
         (Limits(max_params=100), "parameters, at most 100 are allowed"),
@@ -156,7 +159,7 @@ def test_limits_say_what_is_too_much() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("setting", "words"),
     [
         ({"max_params": 0}, "max_params must be None or a positive integer, not 0"),
         ({"max_flops": 1.5}, "max_flops"),
@@ -169,30 +172,30 @@ def test_limits_say_what_is_too_much() -> None:
         ({"morphs": ("deeper", "prune")}, "unknown morphs"),
     ],
 )
-def test_wrong_limits_are_named(settings: dict[str, Any], words: str) -> None:
+def test_limits_error_names_invalid_setting(setting: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Limits(**settings)
+        Limits(**setting)
 
 
-def test_numbers_of_numpy_are_limits_as_those_of_python_are() -> None:
+def test_limits_accept_numpy_numbers() -> None:
     pace = (np.float32(0.5), np.int64(0), 1e-6)
     sizes: dict[str, Any] = {"max_params": np.int64(1000), "max_flops": np.float32(1e6), "max_depth": np.uint8(7)}
-    found = Limits(**sizes, max_latency_ms=np.float64(0.5), pace=pace)  # type: ignore[arg-type]
-    plain = Limits(max_params=1000, max_flops=1_000_000, max_depth=7, max_latency_ms=0.5, pace=(0.5, 0, 1e-6))
-    assert found == plain
-    assert json.dumps(asdict(found)) == json.dumps(asdict(plain))
-    numbers = (found.max_params, found.max_flops, found.max_depth, found.max_latency_ms, *found.pace)
+    limits = Limits(**sizes, max_latency_ms=np.float64(0.5), pace=pace)  # type: ignore[arg-type]
+    expected = Limits(max_params=1000, max_flops=1_000_000, max_depth=7, max_latency_ms=0.5, pace=(0.5, 0, 1e-6))
+    assert limits == expected
+    assert json.dumps(asdict(limits)) == json.dumps(asdict(expected))
+    numbers = (limits.max_params, limits.max_flops, limits.max_depth, limits.max_latency_ms, *limits.pace)
     assert {type(number) for number in numbers} == {int, float}
 
 
-def test_every_kind_of_morph_is_offered() -> None:
+def test_neighbours_offer_every_kind_of_morph() -> None:
     for graph in (mlp((4,), 2, depth=3), *(make((1, 16, 16), 2) for make in (resnet, densenet, cnn))):
         assert {morph.tag for morph in neighbours(graph)} == set(Limits.morphs)
     assert {morph.tag for morph in neighbours(graph, Limits(morphs=("deeper", "wider")))} == {"deeper", "wider"}
     assert list(neighbours(graph, Limits(morphs=()))) == []
 
 
-def test_widths_that_sums_tie_together() -> None:
+def test_width_group_of_layers_tied_by_a_sum() -> None:
     graph = resnet((1, 4, 4), 2, depth=1)
     stem, start, inner, end, _ = [node.name for node in graph.nodes if isinstance(node.op, Conv)]
     assert width_group(graph, start) == width_group(graph, end) == {start, end}
@@ -234,7 +237,7 @@ def test_widths_that_sums_tie_together() -> None:
         ),
     ],
 )
-def test_widths_that_cannot_change(graph: Graph, name: str, words: str) -> None:
+def test_width_group_rejects_widths_that_cannot_change(graph: Graph, name: str, words: str) -> None:
     with pytest.raises(MorphError, match=words):
         width_group(graph, name)
     with pytest.raises(MorphError):
@@ -242,7 +245,7 @@ def test_widths_that_cannot_change(graph: Graph, name: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(("percent", "widths"), [(101, (5, 9)), (150, (6, 16)), (200, (8, 16))])
-def test_all_layers_at_once_are_widened_as_one_by_one(percent: int, widths: tuple[int, int]) -> None:
+def test_wider_all_equals_widening_layer_by_layer(percent: int, widths: tuple[int, int]) -> None:
     graph = cnn((1, 32, 32), 10, width=4, depth=2)
     first, second = (node.name for node in graph.nodes if isinstance(node.op, Conv))
     grown = WiderAll(percent).grow(graph)
@@ -252,20 +255,20 @@ def test_all_layers_at_once_are_widened_as_one_by_one(percent: int, widths: tupl
 
 @settings(max_examples=40)
 @given(graph=graphs(morphs=10), times=st.integers(1, 5))
-def test_narrowed_networks_are_the_same_but_for_their_widths(graph: Graph, times: int) -> None:
-    found = narrowed(graph, times)
-    assert [(node.name, node.inputs) for node in found.nodes] == [(node.name, node.inputs) for node in graph.nodes]
+def test_narrowed_changes_only_widths(graph: Graph, times: int) -> None:
+    result = narrowed(graph, times)
+    assert [(node.name, node.inputs) for node in result.nodes] == [(node.name, node.inputs) for node in graph.nodes]
     for node in graph.nodes:
-        old, new = graph.shapes[node.name], found.shapes[node.name]
+        old, new = graph.shapes[node.name], result.shapes[node.name]
         assert new[1:] == old[1:] or len(old) == 1
-    can_change = frozenset().union(*width_groups(graph))
-    for name in can_change:
-        assert found.shapes[name][0] == math.ceil(graph.shapes[name][0] / times)
-    assert all(found[node.name].op == node.op for node in graph.nodes if node.name not in can_change)
+    changeable = frozenset().union(*width_groups(graph))
+    for name in changeable:
+        assert result.shapes[name][0] == math.ceil(graph.shapes[name][0] / times)
+    assert all(result[node.name].op == node.op for node in graph.nodes if node.name not in changeable)
     assert narrowed(graph, 1).key == graph.key
 
 
-def test_tied_layers_stay_tied_when_all_are_widened() -> None:
+def test_wider_all_keeps_width_groups() -> None:
     graph = HAND_MADE["two_towers_2d"]()
     grown = WiderAll().grow(graph)
     assert width_groups(grown) == width_groups(graph)
@@ -273,7 +276,7 @@ def test_tied_layers_stay_tied_when_all_are_widened() -> None:
         WiderAll().grow(plain(GlobalPool(), Dense(3), shape=(1, 4, 4)))
 
 
-def test_widths_behind_a_concat_that_a_sum_reads() -> None:
+def test_width_groups_before_a_sum_and_a_concat() -> None:
     graph = HAND_MADE["two_towers_2d"]()
     assert width_group(graph, "conv_1") == {"conv_1"}
     assert width_group(graph, "conv_3") == {"conv_3", "conv_4"}
@@ -283,9 +286,9 @@ def test_widths_behind_a_concat_that_a_sum_reads() -> None:
     ("morph", "words"),
     [
         (Deeper("conv_1"), "conv_1 is no activation"),
-        (Deeper("nowhere_9"), "nowhere_9 is no activation"),
+        (Deeper("missing_9"), "missing_9 is no activation"),
         (Deeper("relu_2", 2), r"deeper\(relu_2, 2\): conv: kernel must be odd, not 2"),
-        (Wider("nowhere_9", 20), "nowhere_9 is no convolution or dense layer of the graph"),
+        (Wider("missing_9", 20), "missing_9 is no convolution or dense layer of the graph"),
         (Wider("conv_1", 4), "conv_1 has 4 channels already"),
         (Wider("conv_1", 2**31), "a layer has at most 2,147,483,647 channels"),
         (WiderAll(10**12), "a layer has at most 2,147,483,647 channels"),
@@ -297,14 +300,14 @@ def test_widths_behind_a_concat_that_a_sum_reads() -> None:
         (ConcatSkip("relu_2", "relu_11"), "without an activation between them"),
     ],
 )
-def test_morphs_that_do_not_fit_say_why(morph: Morph, words: str) -> None:
+def test_morph_error_says_why_the_morph_does_not_fit(morph: Morph, words: str) -> None:
     graph = HAND_MADE["two_towers_2d"]()
     with pytest.raises(MorphError, match=words):
         morph.check(graph)
 
 
 @pytest.mark.parametrize("morph", [Deeper("relu_4"), ConcatSkip("relu_2", "relu_4")])
-def test_nothing_is_inserted_behind_a_relu_that_is_the_output(morph: Morph) -> None:
+def test_insertion_after_the_output_is_rejected(morph: Morph) -> None:
     graph = plain(Dense(5), ReLU(), Dense(5), ReLU(), shape=(4,))
     with pytest.raises(MorphError, match="relu_4 is the network's output"):
         morph.grow(graph)
@@ -312,7 +315,7 @@ def test_nothing_is_inserted_behind_a_relu_that_is_the_output(morph: Morph) -> N
         graph.splice([Node("relu_5", ReLU(), ("relu_4",))], "relu_4", [])
 
 
-def test_new_nodes_have_names_whatever_numbers_there_are() -> None:
+def test_new_nodes_get_valid_names_for_any_numbering() -> None:
     layers = f"d_{'9' * 62}", "relu_999999999", "dense_1"
     graph = Graph(
         (
@@ -327,21 +330,21 @@ def test_new_nodes_have_names_whatever_numbers_there_are() -> None:
     assert len(graph.nodes) == 10
 
 
-def test_a_skip_is_laid_once() -> None:
+def test_same_skip_cannot_be_added_twice() -> None:
     graph = plain(*[op for _ in range(4) for op in (Conv(3), ReLU())], GlobalPool(), Dense(2), shape=(1, 5, 5))
     for skip in (AddSkip("relu_2", "relu_6"), ConcatSkip("relu_2", "relu_6")):
         with pytest.raises(MorphError, match="already"):
             skip.check(skip.grow(graph))
 
 
-def test_no_morph_shrinks_a_resolution_that_torch_could_not_pool() -> None:
+def test_skip_that_torch_cannot_pool_is_rejected() -> None:
     """A skip over a strided 5x5x5 convolution would average windows that torch refuses in three dimensions."""
     graph = plain(Conv(2), ReLU(), Conv(2, 5, 2), ReLU(), Conv(2), ReLU(), GlobalPool(), Dense(2), shape=(1, 3, 3, 3))
     with pytest.raises(MorphError, match="no pooling turns"):
         AddSkip("relu_2", "relu_6").check(graph)
 
 
-def test_many_paths_do_not_take_long() -> None:
+def test_skip_search_is_fast_with_many_paths() -> None:
     """Thirty tensors added to themselves have a billion paths; looking for skips must not follow each of them."""
     adds = [Node(f"add_{i}", Add(), (f"add_{i - 1}",) * 2) for i in range(1, 31)]
     graph = Graph(

@@ -38,32 +38,32 @@ from morphnas.graph.morphs import width_groups
 from tests.strategies import HAND_MADE, examples, graphs, plain, random_weights
 
 
-def same(network: Network, module: nn.Module, x: Tensor) -> bool:
+def agree(network: Network, module: nn.Module, x: Tensor) -> bool:
+    """Whether the network and the module have the same outputs."""
     with torch.no_grad():
         return torch.allclose(network.to_module().eval()(x), module.eval()(x), atol=1e-4, rtol=1e-4)
 
 
 @settings(max_examples=10)
 @given(graph=graphs(), seed=st.integers(0, 100))
-def test_what_was_written_is_read_again(graph: Graph, seed: int) -> None:
+def test_generated_module_is_read_back(graph: Graph, seed: int) -> None:
     module = to_module(graph, random_weights(graph, seed, torch.float32)).eval()
     network = from_module(module, graph.shapes[graph.input.name])
-    idle = [
-        n for n in graph.nodes if isinstance(n.op, Flatten) and len(graph.shapes[n.inputs[0]]) == 1
-    ]  # omitted by from_module
-    assert idle or network.graph.key == graph.key
-    assert same(network, module, examples(graph, seed, dtype=torch.float32))
+    # from_module omits a flatten that has no effect
+    omitted = [n for n in graph.nodes if isinstance(n.op, Flatten) and len(graph.shapes[n.inputs[0]]) == 1]
+    assert omitted or network.graph.key == graph.key
+    assert agree(network, module, examples(graph, seed, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("name", HAND_MADE)
-def test_so_are_networks_with_every_op(name: str) -> None:
+def test_networks_with_every_op_are_read_back(name: str) -> None:
     graph = HAND_MADE[name]()
     module = to_module(graph, random_weights(graph, 5, torch.float32)).eval()
-    assert same(from_module(module, graph.shapes[graph.input.name]), module, examples(graph, 5, dtype=torch.float32))
+    assert agree(from_module(module, graph.shapes[graph.input.name]), module, examples(graph, 5, dtype=torch.float32))
 
 
-class Block(nn.Module):
-    """A usual residual block: in-place operations, and a strided 1x1 convolution as shortcut."""
+class ResidualBlock(nn.Module):
+    """With in-place operations, and a strided 1x1 convolution as shortcut."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class Block(nn.Module):
         return out
 
 
-class Usual(nn.Module):
-    """Written with modules, functions and methods, and a branch that depends on the size."""
+class TypicalNetwork(nn.Module):
+    """Uses modules, functions and methods, and has a branch that depends on the size."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
-        self.blocks = nn.Sequential(Block(8, 8, 1), Block(8, 12, 2))
+        self.blocks = nn.Sequential(ResidualBlock(8, 8, 1), ResidualBlock(8, 12, 2))
         self.last = nn.Linear(24, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ class Usual(nn.Module):
         return out
 
 
-def moved(module: nn.Module) -> nn.Module:
-    """The module with random running statistics in its batch norms."""
+def with_random_statistics(module: nn.Module) -> nn.Module:
+    """The module, its batch norms now with random running statistics."""
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -107,17 +107,17 @@ def moved(module: nn.Module) -> nn.Module:
     return module
 
 
-def test_a_module_as_people_write_it() -> None:
-    module = moved(Usual())
+def test_typical_module_is_read() -> None:
+    module = with_random_statistics(TypicalNetwork())
     before = {name: value.clone() for name, value in module.state_dict().items()}
     network = from_module(module, (3, 32, 32))
-    assert same(network, module, torch.randn(3, 3, 32, 32))
+    assert agree(network, module, torch.randn(3, 3, 32, 32))
     assert network.graph.parameters == sum(p.numel() for p in module.parameters())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert len(list(neighbours(network.graph))) > 10
 
 
-class Tutorial(nn.Module):
+class TutorialNetwork(nn.Module):
     """A network as in tutorials: no padding, and probabilities as output."""
 
     def __init__(self, end: Callable[..., Tensor] = F.log_softmax) -> None:
@@ -133,8 +133,8 @@ class Tutorial(nn.Module):
 
 
 @pytest.mark.parametrize("end", [F.log_softmax, F.softmax, torch.softmax])
-def test_probabilities_at_the_end_are_left_to_the_loss(end: Callable[..., Tensor]) -> None:
-    module = Tutorial(end).eval()
+def test_final_softmax_is_omitted(end: Callable[..., Tensor]) -> None:
+    module = TutorialNetwork(end).eval()
     network, x = from_module(module, (1, 18, 18)), torch.randn(3, 1, 18, 18)
     logits = network.to_module().eval()(x)
     assert torch.allclose(end(logits, dim=1), module(x), atol=1e-5)
@@ -143,21 +143,21 @@ def test_probabilities_at_the_end_are_left_to_the_loss(end: Callable[..., Tensor
     assert {morph.tag for morph in morphs} >= {"deeper", "wider", "wider_all"}
 
 
-class Inverted(nn.Module):
+class InvertedResidual(nn.Module):
     """A block of a mobile network: inverted residual with squeeze-and-excitation."""
 
     def __init__(self, width: int, active: type[nn.Module], gate: type[nn.Module]) -> None:
         super().__init__()
         self.expand = nn.Sequential(nn.Conv2d(width, 12, 1, bias=False), nn.BatchNorm2d(12), active(inplace=True))
-        each = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
-        self.each = nn.Sequential(each, nn.BatchNorm2d(12), active(inplace=True))
+        depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
+        self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(12), active(inplace=True))
         self.squeeze = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 3, 1), nn.ReLU(), nn.Conv2d(3, 12, 1), gate()
         )
         self.project = nn.Sequential(nn.Conv2d(12, width, 1, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.each(self.expand(x))
+        y = self.depthwise(self.expand(x))
         out: Tensor = x + self.project(self.squeeze(y) * y)
         return out
 
@@ -166,20 +166,20 @@ class Inverted(nn.Module):
 @pytest.mark.parametrize("gate", [nn.Sigmoid, nn.Hardsigmoid])
 def test_mobile_networks_are_read_and_morphed(active: type[nn.Module], gate: type[nn.Module]) -> None:
     stem = nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.GELU())
-    module = moved(
-        nn.Sequential(stem, Inverted(8, active, gate), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    module = with_random_statistics(
+        nn.Sequential(stem, InvertedResidual(8, active, gate), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     )
     network, x = from_module(module, (3, 16, 16)), torch.randn(3, 3, 16, 16)
-    assert same(network, module, x)
+    assert agree(network, module, x)
     assert network.graph.parameters == sum(p.numel() for p in module.parameters())
-    wide = next(n.name for n in network.graph.nodes if isinstance(n.op, Conv) and n.op.filters == 12)
-    assert [network.graph[name].op.tag for name in sorted(width_group(network.graph, wide))] == ["conv", "dense"]
+    expand = next(n.name for n in network.graph.nodes if isinstance(n.op, Conv) and n.op.filters == 12)
+    assert [network.graph[name].op.tag for name in sorted(width_group(network.graph, expand))] == ["conv", "dense"]
     for morph in neighbours(network.graph):
         carried = morph.carry(network.graph, network.weights, torch.Generator().manual_seed(0))
-        assert same(Network(morph.grow(network.graph), carried), module, x), morph
+        assert agree(Network(morph.grow(network.graph), carried), module, x), morph
 
 
-class Grouped(nn.Module):
+class GroupedBlock(nn.Module):
     """A block of ResNeXt or RegNet."""
 
     def __init__(self, width: int, inner: int, groups: int) -> None:
@@ -194,13 +194,13 @@ class Grouped(nn.Module):
         return F.relu(x + self.expand(self.conv(self.reduce(x))))
 
 
-def test_convolutions_in_groups_are_read_and_keep_their_channels() -> None:
-    more = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1, groups=8), nn.ReLU())
-    module = moved(
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Grouped(8, 12, 3), more, nn.Flatten(), nn.Linear(16 * 36, 4))
+def test_grouped_convolutions_are_read_with_fixed_widths() -> None:
+    down = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1, groups=8), nn.ReLU())
+    module = with_random_statistics(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), GroupedBlock(8, 12, 3), down, nn.Flatten(), nn.Linear(16 * 36, 4))
     )
     network, x = from_module(module, (3, 14, 14)), torch.randn(3, 3, 14, 14)
-    assert same(network, module, x)
+    assert agree(network, module, x)
     graph = network.graph
     assert graph.parameters == sum(p.numel() for p in module.parameters())
     convs = {node.name: node.op for node in graph.nodes if isinstance(node.op, Conv)}
@@ -212,21 +212,21 @@ def test_convolutions_in_groups_are_read_and_keep_their_channels() -> None:
             Wider(name, 48).grow(graph)
     for morph in neighbours(graph):
         carried = morph.carry(graph, network.weights, torch.Generator().manual_seed(0))
-        assert same(Network(morph.grow(graph), carried), module, x), morph
+        assert agree(Network(morph.grow(graph), carried), module, x), morph
 
 
 @pytest.mark.parametrize(
     "clamped",
     [lambda x: x.clamp(min=0), lambda x: x.clamp_(0), lambda x: x.clamp(0, 6), lambda x: F.hardtanh(x, 0.0, 6.0)],
 )
-def test_clamped_values_are_relus(clamped: Callable[[Tensor], Tensor]) -> None:
+def test_clamp_is_read_as_relu(clamped: Callable[[Tensor], Tensor]) -> None:
     module = nn.Sequential(nn.Conv2d(4, 8, 3), Function(clamped), nn.Flatten(), nn.Linear(288, 2)).eval()
     network, x = from_module(module, (4, 8, 8)), 5 * torch.randn(3, 4, 8, 8)
-    assert same(network, module, x)
+    assert agree(network, module, x)
     assert isinstance(network.graph.nodes[2].op, ReLU | ReLU6)
 
 
-def test_layers_with_weights_in_common_become_several_and_a_warning_says_so() -> None:
+def test_layers_that_share_weights_are_copied_with_a_warning() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -242,11 +242,11 @@ def test_layers_with_weights_in_common_become_several_and_a_warning_says_so() ->
     module = Tied().eval()
     with pytest.warns(UserWarning, match=r"share weights become layers .*: again \(3 times\)"):
         network = from_module(module, (2, 8, 8))
-    assert same(network, module, torch.randn(3, 2, 8, 8))
+    assert agree(network, module, torch.randn(3, 2, 8, 8))
     assert network.graph.parameters == sum(p.numel() for p in module.parameters()) + 2 * (4 * 4 * 9 + 4)
 
 
-def test_gates_may_be_given_axes_by_hand() -> None:
+def test_gates_with_explicit_axes_are_read() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -259,17 +259,17 @@ def test_gates_may_be_given_axes_by_hand() -> None:
             return (x * gate.unsqueeze(-1).unsqueeze(-1)).mean((2, 3))
 
     module = Gated()
-    assert same(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
+    assert agree(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
 
 
-def test_a_training_module_is_left_in_training() -> None:
+def test_from_module_leaves_mode_and_dtype_unchanged() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(), nn.Linear(4, 2))
     from_module(module.double(), (2, 2, 2))
     assert module.training
     assert all(p.dtype == torch.float64 for p in module.parameters())
 
 
-def test_what_relu_overwrites_is_read_as_overwritten() -> None:
+def test_later_readers_see_the_output_of_an_inplace_relu() -> None:
     class Overwriting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -281,10 +281,10 @@ def test_what_relu_overwrites_is_read_as_overwritten() -> None:
             return (y + x).mean((2, 3))  # x was overwritten by the relu
 
     module = Overwriting()
-    assert same(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
+    assert agree(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
 
 
-def test_a_module_may_overwrite_its_input() -> None:
+def test_module_that_overwrites_its_input_is_read() -> None:
     class Overwriting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -296,15 +296,15 @@ def test_a_module_may_overwrite_its_input() -> None:
 
     module = Overwriting()
     network, x = from_module(module, (4, 6, 6)), torch.randn(3, 4, 6, 6)
-    assert same(network, Function(lambda x: module(x.clone())), x)
+    assert agree(network, Function(lambda x: module(x.clone())), x)
 
 
-def test_examples_too_large_to_try_are_refused() -> None:
+def test_from_module_rejects_too_large_examples() -> None:
     with pytest.raises(ModuleError, match=r"4 examples of shape \(3, 1000000, 1000000\) have more than 1,000,000,000"):
         from_module(nn.Flatten(), (3, 10**6, 10**6))
 
 
-def test_what_changes_nothing_is_no_op() -> None:
+def test_operations_without_effect_are_omitted() -> None:
     """Copies, axes of size 1, a concatenation of a single tensor, and dropout with probability 0."""
 
     class Idle(nn.Module):
@@ -323,7 +323,7 @@ def test_what_changes_nothing_is_no_op() -> None:
 
 
 @pytest.mark.parametrize("join", [torch.cat, torch.concat, torch.concatenate, None])
-def test_branches_are_joined_however_that_is_written(join: Any) -> None:
+def test_branches_joined_by_any_function_are_read(join: Any) -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -337,34 +337,34 @@ def test_branches_are_joined_however_that_is_written(join: Any) -> None:
             return out
 
     module = Branches().eval()
-    assert same(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
+    assert agree(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
 
 
 @pytest.mark.parametrize(
-    "way",
+    "detour",
     [
-        lambda x, more: x.float(), lambda x, more: x.to(torch.float32), lambda x, more: x.view(x.shape[0], 3, 6, 6),
-        lambda x, more: [x, more(x).sum()][0],
+        lambda x, layer: x.float(), lambda x, layer: x.to(torch.float32), lambda x, layer: x.view(x.shape[0], 3, 6, 6),
+        lambda x, layer: [x, layer(x).sum()][0],
     ],
 )  # fmt: skip
-def test_what_changes_nothing_and_what_nobody_uses_is_left_out(way: Callable[[Tensor, nn.Module], Tensor]) -> None:
+def test_conversions_and_unused_operations_are_omitted(detour: Callable[[Tensor, nn.Module], Tensor]) -> None:
     class Detour(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.more, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 1), nn.Linear(6, 4)
+            self.conv, self.unused, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 1), nn.Linear(6, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            x = way(self.conv(x), self.more)
+            x = detour(self.conv(x), self.unused)
             out: Tensor = self.head(torch.hstack([x, x.relu()]).mean((2, 3)))
             return out
 
     module = Detour().eval()
     network = from_module(module, (2, 6, 6))
     assert [node.op.tag for node in network.graph.nodes].count("conv") == 1
-    assert same(network, module, torch.randn(3, 2, 6, 6))
+    assert agree(network, module, torch.randn(3, 2, 6, 6))
 
 
-def test_what_only_training_does_may_be_left_out() -> None:
+def test_settings_for_training_alone_are_omitted() -> None:
     """Dropout of whole channels, and cumulative running statistics (momentum None)."""
     module = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=None), nn.Dropout2d(0.3), nn.AdaptiveAvgPool2d(1),
@@ -374,15 +374,17 @@ def test_what_only_training_does_may_be_left_out() -> None:
     assert [node.op.tag for node in network.graph.nodes] == ["input", "conv", "bn", "globalpool", "dense"]
 
 
-def conv(*args: Any, **more: Any) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(4, 4, *args, **more), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+def conv(*args: Any, **kwargs: Any) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 4, *args, **kwargs), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
 
 class Function(nn.Module):
+    """A function of the input, with a buffer that it does not use."""
+
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.function = function
-        self.register_buffer("held", torch.ones(1, 4, 8, 8))
+        self.register_buffer("unused", torch.ones(1, 4, 8, 8))
 
     def forward(self, x: Tensor) -> Any:
         return self.function(x)
@@ -428,43 +430,43 @@ class Function(nn.Module):
         (Function(lambda x: x.relu().view(-1, 2, 128).flatten(1)), r"view gives \(2, 128\) here, and \(256,\)"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_words(module: nn.Module, words: str) -> None:
+def test_module_error_says_what_cannot_be_read(module: nn.Module, words: str) -> None:
     with pytest.raises(ModuleError, match=words):
         from_module(module, (4, 8, 8))
 
 
-@pytest.mark.parametrize("wrong", ["net", nn.Linear, None])
-def test_so_is_what_is_no_module(wrong: Any) -> None:
+@pytest.mark.parametrize("value", ["net", nn.Linear, None])
+def test_from_module_rejects_other_objects(value: Any) -> None:
     with pytest.raises(ModuleError, match=r"a torch\.nn\.Module is needed, not "):
-        from_module(wrong, (4, 8, 8))
+        from_module(value, (4, 8, 8))
 
 
 @pytest.mark.parametrize("shape", [(), (0, 8, 8), (1, 2, 3, 4, 5), (2.5,), 5, None])
-def test_so_is_a_shape_that_is_none(shape: Any) -> None:
+def test_from_module_rejects_invalid_shapes(shape: Any) -> None:
     with pytest.raises(ValueError, match="1 to 4 positive integers, channels first"):
         from_module(nn.Linear(8, 2), shape)
 
 
-# -- for other examples
+# -- adapting a network to other examples
 
 
 POOLED = plain(Conv(3), ReLU(), GlobalPool(), Dense(2), shape=(1, 8, 8))
 
 
-def trained(graph: Graph) -> Network:
+def random_network(graph: Graph) -> Network:
     return Network(graph, random_weights(graph, 3, torch.float32))
 
 
-def test_a_network_for_the_same_examples_stays_as_it_is() -> None:
-    network = trained(cnn((3, 8, 8), 4, width=4))
+def test_adapting_to_the_same_examples_changes_nothing() -> None:
+    network = random_network(cnn((3, 8, 8), 4, width=4))
     adapted = network.adapted((3, 8, 8), 4)
     assert adapted.graph == network.graph
     assert all(adapted.weights[name] is value for name, value in network.weights.items())
 
 
 @pytest.mark.parametrize("size", [32, 48, 20])
-def test_other_classes_get_a_fresh_last_layer_and_other_sizes_the_same_filters(size: int) -> None:
-    network = trained(resnet((3, 32, 32), 4, width=4))
+def test_adapting_replaces_only_the_last_layer(size: int) -> None:
+    network = random_network(resnet((3, 32, 32), 4, width=4))
     adapted = network.adapted((3, size, size), 7)
     head = network.graph.output.name
     assert adapted.graph.shapes[head] == (7,)
@@ -474,13 +476,13 @@ def test_other_classes_get_a_fresh_last_layer_and_other_sizes_the_same_filters(s
     assert adapted.weights[f"{head}.weight"].std() > 0
 
 
-def test_grey_images_look_to_a_network_as_coloured_ones_without_colours_did() -> None:
-    coloured = trained(cnn((3, 32, 32), 4, width=4))
+def test_adapting_between_grey_and_colour_keeps_the_function() -> None:
+    coloured = random_network(cnn((3, 32, 32), 4, width=4))
     grey = coloured.adapted((1, 32, 32), 4)
     x = torch.randn(5, 1, 32, 32)
-    assert same(grey, Function(lambda x: coloured.to_module().eval()(x.expand(-1, 3, -1, -1))), x)
+    assert agree(grey, Function(lambda x: coloured.to_module().eval()(x.expand(-1, 3, -1, -1))), x)
     again = grey.adapted((3, 32, 32), 4)
-    assert same(again, Function(lambda x: grey.to_module().eval()(x[:, :1])), x.expand(-1, 3, -1, -1))
+    assert agree(again, Function(lambda x: grey.to_module().eval()(x[:, :1])), x.expand(-1, 3, -1, -1))
 
 
 @pytest.mark.parametrize(
@@ -494,19 +496,19 @@ def test_grey_images_look_to_a_network_as_coloured_ones_without_colours_did() ->
         (HAND_MADE["vgg_2d"](), (2, 8, 8), 0, "units must be a positive integer"),
     ],
 )
-def test_a_network_that_cannot_be_adapted(graph: Graph, shape: Any, outputs: int, words: str) -> None:
+def test_adapting_raises_if_other_weights_would_be_needed(graph: Graph, shape: Any, outputs: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        trained(graph).adapted(shape, outputs)
+        random_network(graph).adapted(shape, outputs)
 
 
-def test_a_last_layer_that_is_not_dense_gives_what_it_gives() -> None:
+def test_only_a_dense_last_layer_adapts_to_other_outputs() -> None:
     network = from_module(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (3, 8, 8))
     assert network.adapted((3, 6, 6), 4).graph.output == network.graph.output
     with pytest.raises(GraphError, match="the last layer is globalpool, only a dense one can get 5 outputs"):
         network.adapted((3, 8, 8), 5)
 
 
-def test_a_batch_norm_is_read_with_all_its_settings() -> None:
+def test_batch_norm_is_read_with_all_settings() -> None:
     norm = nn.BatchNorm2d(4, eps=1e-3, momentum=0.02)
     module = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     (read,) = (node.op for node in from_module(module, (2, 8, 8)).graph.nodes if isinstance(node.op, BatchNorm))
