@@ -10,7 +10,7 @@ import torch
 
 
 @pytest.fixture
-def untouched() -> Iterator[None]:
+def random_states_unchanged() -> Iterator[None]:
     """Checks that a test leaves the global random states of PyTorch and Python unchanged."""
     before = torch.get_rng_state(), random.getstate()
     yield

@@ -34,7 +34,7 @@ class Clock:
 
 
 class Timed(nn.Module):
-    """A network that advances the clock: by seconds per example in training, and in evaluation mode."""
+    """A network that advances the clock by given seconds per example, in training and in evaluation mode."""
 
     def __init__(self, inner: nn.Module, clock: Clock, training: float, scoring: float = 0.0) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def images(n: int = 96, n_valid: int = 48, shape: tuple[int, ...] = (2, 8, 8), s
 
 
 def linear(features: int = 4, n_classes: int = 2, seed: int = 0) -> nn.Linear:
-    """A linear classifier with weights of its own, drawn without touching torch's global random state."""
+    """A linear classifier whose weights are drawn without changing torch's global random state."""
     layer = nn.utils.skip_init(nn.Linear, features, n_classes)
     assert isinstance(layer, nn.Linear)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def linear(features: int = 4, n_classes: int = 2, seed: int = 0) -> nn.Linear:
 
 
 class Constant(nn.Module):
-    """Its outputs do not depend on its weights, so that no epoch is better than the first."""
+    """A network whose outputs do not depend on its weights, so that no epoch is better than the first."""
 
     def __init__(self, n_classes: int = 2) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Constant(nn.Module):
         return (0 * self.weight).expand(len(x), -1)
 
 
-def state(module: nn.Module) -> dict[str, Tensor]:
+def copy_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
@@ -103,24 +103,24 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @contextmanager
-def rates(module: nn.Module) -> Iterator[list[float]]:
-    """The learning rate of every training step that is taken inside."""
-    seen: list[float] = []
-    made: list[torch.optim.Optimizer] = []
-    before = step.make_optimizer
+def record_rates(module: nn.Module) -> Iterator[list[float]]:
+    """A list of the learning rates of all training steps made in this context."""
+    rates: list[float] = []
+    optimizers: list[torch.optim.Optimizer] = []
+    original = step.make_optimizer
 
-    def spied(*args: object) -> torch.optim.Optimizer:
-        made.append(before(*args))  # type: ignore[arg-type]
-        return made[-1]
+    def make_optimizer(*args: object) -> torch.optim.Optimizer:
+        optimizers.append(original(*args))  # type: ignore[arg-type]
+        return optimizers[-1]
 
-    def note(layer: nn.Module, _: object) -> None:
+    def record(layer: nn.Module, _: object) -> None:
         if layer.training:
-            seen.append(made[-1].param_groups[0]["lr"].item())
+            rates.append(optimizers[-1].param_groups[0]["lr"].item())
 
-    handle = module.register_forward_pre_hook(note)
-    step.make_optimizer = spied  # type: ignore[assignment]
+    handle = module.register_forward_pre_hook(record)
+    step.make_optimizer = make_optimizer  # type: ignore[assignment]
     try:
-        yield seen
+        yield rates
     finally:
-        step.make_optimizer = before
+        step.make_optimizer = original
         handle.remove()

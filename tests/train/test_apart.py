@@ -1,4 +1,4 @@
-"""Examples in main memory, network on a device: torch's "meta", which cannot be mixed with CPU tensors either."""
+"""Examples in main memory and the network on a device: "meta", which cannot be mixed with CPU tensors either."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ DEVICE = torch.device("meta")
 
 @pytest.fixture
 def task() -> Task:
-    whole = images()
-    assert whole.valid is not None
-    train, valid = (Examples(part.x, part.y.to(DEVICE)) for part in (whole.train, whole.valid))
+    original = images()
+    assert original.valid is not None
+    train, valid = (Examples(part.x, part.y.to(DEVICE)) for part in (original.train, original.valid))
     return Task.of(train, valid, Classification(3))
 
 
@@ -37,28 +37,28 @@ def module() -> nn.Module:
     return to_module(cnn((2, 8, 8), 3, width=4)).to(DEVICE)
 
 
-def test_the_device_is_where_batches_go(task: Task) -> None:
+def test_batches_are_moved_to_the_device(task: Task) -> None:
     assert task.device == DEVICE
     assert task.mean.device == task.std.device == DEVICE
     assert task.train.x.device.type == "cpu"
     batch = task.train[torch.arange(5)]
     assert batch.x.device == batch.y.device == DEVICE
     assert (batch.x.shape, batch.x.dtype) == ((5, 2, 8, 8), torch.uint8), "bytes are moved, not floats"
-    some = task.train[3:8]
-    assert some.x.untyped_storage().data_ptr() == task.train.x.untyped_storage().data_ptr(), "a slice is a view"
-    assert task.normalised(some.x).device == DEVICE
+    part = task.train[3:8]
+    assert part.x.untyped_storage().data_ptr() == task.train.x.untyped_storage().data_ptr(), "a slice is a view"
+    assert task.normalised(part.x).device == DEVICE
     assert task.to(DEVICE).train.x.device == DEVICE
 
 
-def test_what_is_computed_on_either_device_is_the_same() -> None:
-    whole = images()
+def test_indexed_examples_and_mean_on_one_device() -> None:
+    task = images()
     index = torch.tensor([4, 1, 1])
-    assert torch.equal(whole.train[index].x, whole.train.x[index])
-    assert torch.equal(whole.train[index].y, whole.train.y[index])
-    assert torch.equal(Task.of(whole.train, None, Classification(3)).mean, moments(whole.train.x)[0])
+    assert torch.equal(task.train[index].x, task.train.x[index])
+    assert torch.equal(task.train[index].y, task.train.y[index])
+    assert torch.equal(Task.of(task.train, None, Classification(3)).mean, moments(task.train.x)[0])
 
 
-def test_networks_train_and_predict_apart_from_their_examples(
+def test_training_and_prediction_with_examples_in_main_memory(
     task: Task, module: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step, "make_optimizer", lambda *_: None)  # torch has none for this device

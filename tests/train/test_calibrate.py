@@ -35,13 +35,13 @@ from morphnas.train.recipe import Recipe
 from morphnas.train.step import make_optimizer
 from morphnas.train.trainer import Schedule, train
 from tests.strategies import examples, random_weights
-from tests.train.tasks import equal, images, seeded, state
+from tests.train.tasks import copy_state, equal, images, seeded
 
 FAMILIES: dict[str, Callable[..., Graph]] = {"cnn": cnn, "resnet": resnet}
 RECIPE = Recipe(epochs=4, batch_size=32, lr=0.1)
 
 
-def child(graph: Graph, weights: Weights, morphs: Sequence[Morph]) -> tuple[Graph, Weights, list[str]]:
+def grow_child(graph: Graph, weights: Weights, morphs: Sequence[Morph]) -> tuple[Graph, Weights, list[str]]:
     """A network grown by the morphs, its weights, and the names of its new batch norms."""
     old, generator = graph, seeded(5)
     for morph in morphs:
@@ -51,7 +51,7 @@ def child(graph: Graph, weights: Weights, morphs: Sequence[Morph]) -> tuple[Grap
     return graph, weights, new
 
 
-def spread(graph: Graph, tag: str, n: int) -> list[Morph]:
+def spaced_morphs(graph: Graph, tag: str, n: int) -> list[Morph]:
     """Up to n morphs of a kind, from the first site to the last."""
     found = [morph for morph in neighbours(graph) if morph.tag == tag]
     n = min(n, len(found))
@@ -60,47 +60,47 @@ def spread(graph: Graph, tag: str, n: int) -> list[Morph]:
 
 def insertions(graph: Graph) -> list[Morph]:
     """Morphs that add a batch norm."""
-    return spread(graph, "deeper", 2) + spread(graph, "add_skip", 2)
+    return spaced_morphs(graph, "deeper", 2) + spaced_morphs(graph, "add_skip", 2)
 
 
-def difference(one: Tensor, other: Tensor) -> float:
+def relative_difference(one: Tensor, other: Tensor) -> float:
     return ((one - other).abs().max() / one.abs().max()).item()
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", [(2, 9), (2, 8, 8), (1, 6, 6, 6)])
-def test_the_function_is_kept(family: str, shape: tuple[int, ...], kind: torch.dtype, tolerance: float) -> None:
+def test_calibration_keeps_function(family: str, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
     graph = FAMILIES[family](shape, 3, width=4, depth=3)
     weights = random_weights(graph, 1)
-    x = examples(graph, 2, n=24).to(kind)
-    parent = to_module(graph, weights).to(kind).eval()
+    x = examples(graph, 2, n=24).to(dtype)
+    parent = to_module(graph, weights).to(dtype).eval()
     for morph in insertions(graph):
-        grown, carried, new = child(graph, weights, [morph])
-        module = to_module(grown, carried).to(kind)
+        grown, carried, new = grow_child(graph, weights, [morph])
+        module = to_module(grown, carried).to(dtype)
         calibrate(module, new, x)
         module.eval()
-        for probe in (x, examples(graph, 3, n=24).to(kind)):
-            assert difference(parent(probe), module(probe)) < tolerance
+        for probe in (x, examples(graph, 3, n=24).to(dtype)):
+            assert relative_difference(parent(probe), module(probe)) < tolerance
         assert new
         names = {f"{name}.running_mean" for name in new}
-        assert all(not torch.equal(state(module)[name], carried[name].to(kind)) for name in names)
+        assert all(not torch.equal(copy_state(module)[name], carried[name].to(dtype)) for name in names)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_deeper_child_trains_as_its_parent_does(family: str) -> None:
-    """On the calibration batch in training mode their outputs are equal; without calibration they are not."""
+def test_calibrated_child_matches_parent_in_training_mode(family: str) -> None:
+    """On the calibration batch the outputs are equal; without calibration they are not."""
     graph = FAMILIES[family]((2, 8, 8), 3, width=4, depth=2)
     weights, x = random_weights(graph, 1), examples(graph, 2, n=48)
     expected = to_module(graph, weights).train()(x)
     for morph in insertions(graph):
-        grown, carried, new = child(graph, weights, [morph])
+        grown, carried, new = grow_child(graph, weights, [morph])
         module = to_module(grown, carried).train()
-        before = difference(expected, module(x))
+        before = relative_difference(expected, module(x))
         module.load_state_dict(carried)
         calibrate(module, new, x)
         assert module.training
-        assert difference(expected, module(x)) < 1e-9
+        assert relative_difference(expected, module(x)) < 1e-9
         if isinstance(morph, Deeper):
             assert before > 0.01
 
@@ -111,23 +111,23 @@ def test_several_morphs_are_calibrated_together(family: str) -> None:
     weights, x = random_weights(graph, 1), examples(graph, 2, n=48)
     deeper = [morph for morph in neighbours(graph) if isinstance(morph, Deeper)]
     skip = next(morph for morph in neighbours(graph) if isinstance(morph, AddSkip))
-    grown, carried, new = child(graph, weights, [*deeper, skip, deeper[0]])
+    grown, carried, new = grow_child(graph, weights, [*deeper, skip, deeper[0]])
     assert len(new) == len(deeper) + 2
     module = to_module(grown, carried)
     calibrate(module, new, x)
     for mode in (False, True):  # training mode last, since it moves the statistics
-        assert difference(to_module(graph, weights).train(mode)(x), module.train(mode)(x)) < 1e-9
+        assert relative_difference(to_module(graph, weights).train(mode)(x), module.train(mode)(x)) < 1e-9
 
 
-def test_other_batch_norms_are_left_alone() -> None:
+def test_calibration_changes_only_new_batch_norms() -> None:
     graph = resnet((2, 8, 8), 3, width=4, depth=2)
     weights, x = random_weights(graph, 1), examples(graph, 2, n=48)
-    grown, carried, new = child(graph, weights, insertions(graph)[:1])
+    grown, carried, new = grow_child(graph, weights, insertions(graph)[:1])
     module = to_module(grown, carried)
     momenta = [layer.momentum for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    before = state(module)
+    before = copy_state(module)
     calibrate(module, new, x)
-    after = state(module)
+    after = copy_state(module)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {
         f"{name}.{tensor}" for name in new for tensor in ("weight", "bias", "running_mean", "running_var")
@@ -137,24 +137,24 @@ def test_other_batch_norms_are_left_alone() -> None:
     assert not any(layer._forward_pre_hooks for layer in module.modules())
 
 
-def test_a_module_is_whole_again_after_an_error() -> None:
+def test_module_is_restored_after_an_error() -> None:
     graph = cnn((2, 8, 8), 3, width=4, depth=2)
     module = to_module(graph)
-    before = state(module)
+    before = copy_state(module)
     name = next(node.name for node in graph.nodes if isinstance(node.op, BatchNorm))
     with pytest.raises(RuntimeError):
         calibrate(module, [name], torch.zeros(4, 3, 8, 8))
     with pytest.raises(KeyError, match="nothing"):
         calibrate(module, [name, "nothing"], torch.zeros(4, 2, 8, 8))
-    assert equal(before, state(module))
+    assert equal(before, copy_state(module))
     assert all(layer.momentum == 0.1 for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
     assert not any(layer._forward_pre_hooks for layer in module.modules())
 
 
-def test_a_skip_of_scale_0_stays_silent() -> None:
+def test_calibrated_skip_keeps_scale_0() -> None:
     graph = cnn((2, 8, 8), 3, width=4, depth=3)
     skip = next(morph for morph in neighbours(graph) if isinstance(morph, AddSkip))
-    grown, carried, new = child(graph, random_weights(graph, 1), [skip])
+    grown, carried, new = grow_child(graph, random_weights(graph, 1), [skip])
     module = to_module(grown, carried)
     calibrate(module, new, examples(graph, 2, n=48))
     (name,) = new
@@ -163,7 +163,7 @@ def test_a_skip_of_scale_0_stays_silent() -> None:
     assert (module.state_dict()[f"{name}.running_var"] != 1).all()
 
 
-def test_a_channel_that_is_constant_stays_so() -> None:
+def test_calibration_keeps_the_function_of_constant_channels() -> None:
     """A relu that never fires has variance 0 on every batch."""
     graph = cnn((2, 8, 8), 3, width=4, depth=2)
     weights = random_weights(graph, 1)
@@ -171,18 +171,16 @@ def test_a_channel_that_is_constant_stays_so() -> None:
     norm = graph[relu].inputs[0]
     weights[f"{norm}.bias"][0] = -1e3
     x = examples(graph, 2, n=48)
-    grown, carried, new = child(graph, weights, [Deeper(relu)])
+    grown, carried, new = grow_child(graph, weights, [Deeper(relu)])
     module = to_module(grown, carried)
     calibrate(module, new, x)
     for mode in (False, True):
         expected, found = to_module(graph, weights).train(mode)(x), module.train(mode)(x)
         assert found.isfinite().all()
-        assert difference(expected, found) < 1e-9
+        assert relative_difference(expected, found) < 1e-9
 
 
 # -- the first steps of a child
-
-Losses = list[float]
 
 
 @cache
@@ -197,12 +195,12 @@ def trained(family: str) -> tuple[Network, Task]:
     return Network(graph, weights_of(module)), task
 
 
-def first_losses(start: Network, morphs: tuple[Morph, ...], task: Task, steps: int = 3) -> Losses:
+def first_losses(start: Network, morphs: tuple[Morph, ...], task: Task, steps: int = 3) -> list[float]:
     """Training-mode losses of the first steps of a training, as `train` takes them."""
     module, _ = grow_network(Job(start, morphs, RECIPE, 60, 7), task)
     optimizer, schedule = make_optimizer(module, RECIPE), Schedule(RECIPE.warmup)
     module.train()
-    losses: Losses = []
+    losses: list[float] = []
     total = RECIPE.epochs * len(task.train) // RECIPE.batch_size
     order = next(ShuffledIndices(len(task.train), len(task.train), seeded(3)))
     for step, index in enumerate(order.split(RECIPE.batch_size)[:steps]):
@@ -220,21 +218,21 @@ def first_losses(start: Network, morphs: tuple[Morph, ...], task: Task, steps: i
 
 @pytest.mark.parametrize("tag", sorted(Limits.morphs))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_childs_first_steps_lose_less_than_5_percent(family: str, tag: str) -> None:
+def test_first_losses_of_child_are_close_to_parents(family: str, tag: str) -> None:
     start, task = trained(family)
-    parents = first_losses(start, (), task)
-    morphs = spread(start.graph, tag, 4)
+    parent_losses = first_losses(start, (), task)
+    morphs = spaced_morphs(start.graph, tag, 4)
     assert morphs
     for morph in morphs:
-        for own, parent in zip(first_losses(start, (morph,), task), parents, strict=True):
-            assert own < 1.05 * parent, morph
+        for child_loss, parent_loss in zip(first_losses(start, (morph,), task), parent_losses, strict=True):
+            assert child_loss < 1.05 * parent_loss, morph
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_child_of_several_morphs_begins_as_well(family: str) -> None:
+def test_first_losses_of_child_of_several_morphs(family: str) -> None:
     start, task = trained(family)
-    parents = first_losses(start, (), task)
-    relus = [morph for morph in neighbours(start.graph) if isinstance(morph, Deeper)]
-    assert all(a.after != b.after for a, b in pairwise(relus))
-    for own, parent in zip(first_losses(start, tuple(relus[:3]), task), parents, strict=True):
-        assert own < 1.05 * parent
+    parent_losses = first_losses(start, (), task)
+    deeper = [morph for morph in neighbours(start.graph) if isinstance(morph, Deeper)]
+    assert all(a.after != b.after for a, b in pairwise(deeper))
+    for child_loss, parent_loss in zip(first_losses(start, tuple(deeper[:3]), task), parent_losses, strict=True):
+        assert child_loss < 1.05 * parent_loss

@@ -15,7 +15,7 @@ from morphnas.train.checkpoint import Checkpoint, CheckpointMismatch, TrainingSt
 from morphnas.train.data import Task
 from morphnas.train.recipe import Augment, Epoch, Outcome, Recipe
 from morphnas.train.trainer import train
-from tests.train.tasks import Clock, Constant, blobs, equal, images, seeded, state
+from tests.train.tasks import Clock, Constant, blobs, copy_state, equal, images, seeded
 
 TASK = images(n=50, n_valid=20)
 RECIPE = Recipe(epochs=5, batch_size=16, lr=0.02)
@@ -24,17 +24,17 @@ RECIPES = {
     "sgd without momentum": replace(RECIPE, momentum=0.0),
     "adamw": replace(RECIPE, optimizer="adamw", lr=0.003),
     "muon": replace(RECIPE, optimizer="muon"),
-    "flips": replace(
+    "augmentation": replace(
         RECIPE, augment=Augment(0.1, True, 0.2, 5, flip_vertical=True, zoom=0.1, brightness=0.1, contrast=0.1)
     ),
     "average": replace(RECIPE, average=1.5, bias_rate=4.0),
-    "parts": replace(RECIPE, examples=33, optimizer="muon"),
+    "part of the examples": replace(RECIPE, examples=33, optimizer="muon"),
     "patience": replace(RECIPE, epochs=14, patience=2, lr=1e-12),
 }
 
 
-def network() -> nn.Module:
-    """Convolutions, norms and dropout, the same every time."""
+def make_network() -> nn.Module:
+    """A network with batch norm and dropout; its weights are the same every time."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         layers = (nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.Dropout(0.2))
@@ -45,15 +45,20 @@ class Interrupted(BaseException):
     pass
 
 
-def trained(
-    recipe: Recipe, after: int = 0, saved: Checkpoint | None = None, task: Task = TASK, scored: bool = True
+def run_training(
+    recipe: Recipe,
+    interrupt_after: int = 0,
+    saved: Checkpoint | None = None,
+    task: Task = TASK,
+    make_module: Callable[[], nn.Module] = make_network,
+    scored: bool = True,
 ) -> tuple[Outcome, dict[str, Tensor], list[Checkpoint]]:
-    """The outcome, weights and checkpoints of a training that is interrupted after `after` checkpoints; 0: never."""
-    module, made = network(), list[Checkpoint]()
+    """The outcome, weights and checkpoints of a training, which is interrupted after so many checkpoints; 0: never."""
+    module, checkpoints = make_module(), list[Checkpoint]()
 
     def keep(make: Callable[[], Checkpoint]) -> None:
-        made.append(make())
-        if len(made) == after:
+        checkpoints.append(make())
+        if len(checkpoints) == interrupt_after:
             raise Interrupted
 
     with torch.random.fork_rng([]):
@@ -63,86 +68,71 @@ def trained(
             outcome = train(module, task, recipe, deadline, seeded(1), None, scored, None, 2, keep=keep, saved=saved)
         except Interrupted:
             outcome = Outcome("failed")
-    return outcome, state(module), made
+    return outcome, copy_state(module), checkpoints
 
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("scored", [True, False])
-def test_it_goes_on_to_the_same_weights(name: str, scored: bool) -> None:
-    expected, weights, made = trained(RECIPES[name], scored=scored)
-    assert len(made) == expected.epochs - 1
-    for after in {1, len(made) // 2, len(made)}:
-        _, _, before = trained(RECIPES[name], after, scored=scored)
-        assert before[-1].facts == made[after - 1].facts
-        torch.manual_seed(after)  # whatever happened in between
-        outcome, found, more = trained(RECIPES[name], saved=before[-1], scored=scored)
+def test_resumed_training_ends_with_the_same_weights(name: str, scored: bool) -> None:
+    expected, weights, checkpoints = run_training(RECIPES[name], scored=scored)
+    assert len(checkpoints) == expected.epochs - 1
+    for after in {1, len(checkpoints) // 2, len(checkpoints)}:
+        _, _, earlier = run_training(RECIPES[name], after, scored=scored)
+        assert earlier[-1].facts == checkpoints[after - 1].facts
+        torch.manual_seed(after)  # the global random state is restored from the checkpoint
+        outcome, found, later = run_training(RECIPES[name], saved=earlier[-1], scored=scored)
         assert replace(outcome, images_per_second=0) == replace(expected, images_per_second=0)
         assert equal(found, weights)
-        assert [c.facts for c in more] == [c.facts for c in made[after:]]
+        assert [c.facts for c in later] == [c.facts for c in checkpoints[after:]]
 
 
-def test_it_may_be_interrupted_again_and_again() -> None:
-    expected, weights, _ = trained(RECIPES["muon"])
+def test_training_resumes_after_every_epoch() -> None:
+    expected, weights, _ = run_training(RECIPES["muon"])
     saved = None
     for _ in range(expected.epochs - 1):
-        _, _, made = trained(RECIPES["muon"], 1, saved)
-        saved = made[-1]
+        _, _, checkpoints = run_training(RECIPES["muon"], 1, saved)
+        saved = checkpoints[-1]
     assert saved is not None
-    outcome, found, _ = trained(RECIPES["muon"], saved=saved)
+    outcome, found, _ = run_training(RECIPES["muon"], saved=saved)
     assert outcome.curve == expected.curve
     assert equal(found, weights)
 
 
-def test_patience_goes_on_where_it_was() -> None:
+def test_resumed_training_keeps_its_patience() -> None:
     task, recipe = blobs(), Recipe(epochs=40, batch_size=16, patience=4)
-
-    def ends(saved: Checkpoint | None, after: int = 0) -> tuple[Outcome | None, list[Checkpoint]]:
-        made: list[Checkpoint] = []
-
-        def keep(make: Callable[[], Checkpoint]) -> None:
-            made.append(make())
-            if len(made) == after:
-                raise Interrupted
-
-        try:
-            deadline = Clock().deadline(math.inf)
-            return train(Constant(), task, recipe, deadline, seeded(), keep=keep, saved=saved), made
-        except Interrupted:
-            return None, made
-
-    expected, made = ends(None)
-    assert expected is not None
+    expected, _, checkpoints = run_training(recipe, task=task, make_module=Constant)
     assert expected.epochs < 20
-    for after in range(1, len(made) + 1):
-        outcome, _ = ends(ends(None, after)[1][-1])
+    for after in range(1, len(checkpoints) + 1):
+        _, _, earlier = run_training(recipe, after, task=task, make_module=Constant)
+        outcome, _, _ = run_training(recipe, saved=earlier[-1], task=task, make_module=Constant)
         assert outcome == expected
 
 
-def test_seconds_before_the_interruption_count() -> None:
-    """A schedule that follows the clock needs the share of the whole time that was allotted."""
+def test_resumed_training_counts_seconds_before_interruption() -> None:
+    """A schedule that follows the clock needs the share of all time that has passed."""
     clock = Clock()
-    made: list[Checkpoint] = []
+    checkpoints: list[Checkpoint] = []
 
     def keep(make: Callable[[], Checkpoint]) -> None:
         clock.now += 10
-        made.append(make())
+        checkpoints.append(make())
 
-    train(network(), TASK, RECIPE, clock.deadline(1000), seeded(), keep=keep)
-    assert made[2].facts["seconds"] == 30
-    outcome = train(network(), TASK, RECIPE, Clock().deadline(1000), seeded(), saved=made[2])
+    train(make_network(), TASK, RECIPE, clock.deadline(1000), seeded(), keep=keep)
+    assert checkpoints[2].facts["seconds"] == 30
+    outcome = train(make_network(), TASK, RECIPE, Clock().deadline(1000), seeded(), saved=checkpoints[2])
     assert outcome.seconds == 30
 
 
-# -- checkpoints of something else
+# -- checkpoints of another training
 
 
-def test_where_it_was_comes_back_from_json() -> None:
+def test_training_state_round_trips_through_json() -> None:
     curve = (Epoch(1.0, 0.5, -0.4, 0.9),)
-    past = TrainingState(
+    state = TrainingState(
         Outcome("truncated", -0.5, 0.8), 9, 16, 0.25, 0.75, 3, 1, True, 0.5, 96, 64, 1.5, 0.01, (0.7,), curve, 2.0
     )
-    assert TrainingState.from_json(past.to_json()) == past
-    assert TrainingState.from_json(replace(past, decay=None).to_json()).decay is None
+    assert TrainingState.from_json(state.to_json()) == state
+    assert TrainingState.from_json(replace(state, decay=None).to_json()).decay is None
 
 
 @pytest.mark.parametrize(
@@ -154,30 +144,30 @@ def test_where_it_was_comes_back_from_json() -> None:
         {"best": {"status": "good"}}, {"decay": "never"}, {"seconds": 1e999},
     ],
 )  # fmt: skip
-def test_facts_of_no_training_are_unfit(changes: dict[str, Any]) -> None:
-    _, _, made = trained(RECIPE, 2)
+def test_invalid_facts_raise_checkpoint_mismatch(changes: dict[str, Any]) -> None:
+    _, _, checkpoints = run_training(RECIPE, 2)
     with pytest.raises(CheckpointMismatch):
-        trained(RECIPE, saved=Checkpoint({**made[-1].facts, **changes}, made[-1].tensors))
+        run_training(RECIPE, saved=Checkpoint({**checkpoints[-1].facts, **changes}, checkpoints[-1].tensors))
 
 
-WRONG: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
-    "nothing": lambda _: {},
-    "a name more": lambda t: t | {"other": torch.zeros(1)},
-    "a weight less": lambda t: {n: v for n, v in t.items() if n != "module.0.weight"},
-    "another shape": lambda t: t | {"best.0.bias": torch.zeros(7)},
-    "another dtype": lambda t: t | {"module.0.bias": torch.zeros(6, dtype=torch.int64)},
-    "no parameter": lambda t: t | {"optimizer.99.momentum_buffer": torch.zeros(6)},
-    "no number": lambda t: t | {"optimizer.x.momentum_buffer": torch.zeros(6)},
-    "a momentum of another shape": lambda t: t | {"optimizer.0.momentum_buffer": torch.zeros(6, 2)},
-    "an order of other examples": lambda t: t | {"order": torch.tensor([50])},
-    "an endless order": lambda t: t | {"order": torch.zeros(10_000, dtype=torch.int64)},
-    "another random state": lambda t: t | {"torch": torch.zeros(3, dtype=torch.uint8)},
-    "a random state of ones": lambda t: t | {"generator": torch.ones_like(t["generator"])},
+MISMATCHES: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "no tensors": lambda _: {},
+    "unknown name": lambda t: t | {"other": torch.zeros(1)},
+    "missing weight": lambda t: {n: v for n, v in t.items() if n != "module.0.weight"},
+    "other shape": lambda t: t | {"best.0.bias": torch.zeros(7)},
+    "other dtype": lambda t: t | {"module.0.bias": torch.zeros(6, dtype=torch.int64)},
+    "unknown parameter": lambda t: t | {"optimizer.99.momentum_buffer": torch.zeros(6)},
+    "parameter without number": lambda t: t | {"optimizer.x.momentum_buffer": torch.zeros(6)},
+    "momentum of other shape": lambda t: t | {"optimizer.0.momentum_buffer": torch.zeros(6, 2)},
+    "order with index out of range": lambda t: t | {"order": torch.tensor([50])},
+    "order too long": lambda t: t | {"order": torch.zeros(10_000, dtype=torch.int64)},
+    "random state of other shape": lambda t: t | {"torch": torch.zeros(3, dtype=torch.uint8)},
+    "invalid random state": lambda t: t | {"generator": torch.ones_like(t["generator"])},
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_tensors_of_another_training_are_unfit(name: str) -> None:
-    _, _, made = trained(RECIPE, 2)
+@pytest.mark.parametrize("name", MISMATCHES)
+def test_other_tensors_raise_checkpoint_mismatch(name: str) -> None:
+    _, _, checkpoints = run_training(RECIPE, 2)
     with pytest.raises(CheckpointMismatch):
-        trained(RECIPE, saved=Checkpoint(made[-1].facts, WRONG[name](dict(made[-1].tensors))))
+        run_training(RECIPE, saved=Checkpoint(checkpoints[-1].facts, MISMATCHES[name](dict(checkpoints[-1].tensors))))

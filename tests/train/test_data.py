@@ -13,17 +13,17 @@ from morphnas.train.data import Examples, ShuffledIndices, Task, moments
 from morphnas.train.goal import Classification
 from tests.train.tasks import SHAPES, blobs, images, seeded
 
-pytestmark = pytest.mark.usefixtures("untouched")
+pytestmark = pytest.mark.usefixtures("random_states_unchanged")
 
 
-# -- normalising
+# -- normalisation
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
-def test_moments_are_torchs(shape: tuple[int, ...], kind: torch.dtype) -> None:
-    x = torch.randint(0, 256, (2500, *shape), generator=seeded()).to(kind)  # read in three pieces
-    x[:, 0] = (x[:, 0] / 3).to(kind)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_moments_agree_with_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.randint(0, 256, (2500, *shape), generator=seeded()).to(dtype)  # read in three pieces
+    x[:, 0] = (x[:, 0] / 3).to(dtype)
     mean, std = moments(x)
     axes = [0, *range(2, x.ndim)]
     exact = x.double()
@@ -33,15 +33,15 @@ def test_moments_are_torchs(shape: tuple[int, ...], kind: torch.dtype) -> None:
     torch.testing.assert_close(std.flatten().double(), exact.std(axes, correction=0), rtol=1e-6, atol=0)
 
 
-def test_moments_of_pixels_far_from_zero_are_exact() -> None:
-    """The mean of squares minus the square of the mean would have no digit right here."""
+def test_moments_of_values_far_from_zero_are_exact() -> None:
+    """The mean of squares minus the square of the mean would have no correct digit here."""
     x = 1e4 + 1e-2 * torch.randn(3000, 2, 5, generator=seeded())
     _, std = moments(x)
     torch.testing.assert_close(std.flatten().double(), x.double().std([0, 2], correction=0), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e6, 1e-9])
-def test_a_constant_channel_is_not_divided_by_nothing(value: float) -> None:
+def test_constant_channel_has_deviation_1(value: float) -> None:
     x = torch.stack([torch.full((50, 4), value), torch.rand(50, 4, generator=seeded())], 1)
     task = Task.of(Examples(x, torch.zeros(50, dtype=torch.int64)), None, Classification(1))
     assert task.std.flatten()[0] == 1
@@ -56,15 +56,15 @@ def test_features_of_any_scale_are_normalised(scale: float) -> None:
     assert task.normalised(x).std(0, correction=0) == pytest.approx([1.0] * 3, rel=1e-4)
 
 
-@pytest.mark.parametrize(("shape", "most"), [((3,), 5.0), ((3, 4, 4), 100.0)])
-def test_what_hardly_varies_is_not_blown_up(shape: tuple[int, ...], most: float) -> None:
+@pytest.mark.parametrize(("shape", "limit"), [((3,), 5.0), ((3, 4, 4), 100.0)])
+def test_normalised_values_are_clipped(shape: tuple[int, ...], limit: float) -> None:
     x = torch.zeros(100_000, *shape)
     x[0, 0], x[1] = 1e-3, torch.rand(shape, generator=seeded())
     task = Task.of(Examples(x, torch.zeros(len(x), dtype=torch.int64)), None, Classification(1))
-    assert task.normalised(torch.full((1, *shape), 1e9)).unique().tolist() == [most]
-    assert task.normalised(torch.full((1, *shape), -1e9)).unique().tolist() == [-most]
-    usual = task.mean + 4 * task.std
-    torch.testing.assert_close(task.normalised(usual[None]), torch.full((1, *usual.shape), 4.0), rtol=1e-3, atol=0)
+    assert task.normalised(torch.full((1, *shape), 1e9)).unique().tolist() == [limit]
+    assert task.normalised(torch.full((1, *shape), -1e9)).unique().tolist() == [-limit]
+    typical = task.mean + 4 * task.std
+    torch.testing.assert_close(task.normalised(typical[None]), torch.full((1, *typical.shape), 4.0), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -78,21 +78,20 @@ def test_normalised_examples_have_mean_0_and_deviation_1(shape: tuple[int, ...])
     assert (found.std(axes, correction=0) - 1).abs().max() < 1e-5
 
 
-def test_the_validation_part_does_not_move_the_mean() -> None:
+def test_mean_is_that_of_the_training_set() -> None:
     task = blobs()
     assert task.valid is not None
     assert torch.equal(task.mean, moments(task.train.x)[0])
 
 
-def test_the_training_part_judges_where_there_is_no_other() -> None:
-    assert blobs(n_valid=0).evaluation_set is not None
+def test_training_set_is_scored_without_a_validation_set() -> None:
     task = blobs(n_valid=0)
     assert task.evaluation_set is task.train
     task = blobs()
     assert task.evaluation_set is task.valid
 
 
-def test_a_task_can_move() -> None:
+def test_task_is_moved_to_a_device() -> None:
     task = blobs().to(torch.device("meta"))
     assert task.device.type == "meta"
     assert {
@@ -105,31 +104,33 @@ def test_a_task_can_move() -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 150), st.integers(1, 8))
-def test_orders_hold_every_example_as_often_as_any_other(n: int, length: int, epochs: int) -> None:
+def test_shuffled_indices_are_balanced(n: int, length: int, epochs: int) -> None:
     found = torch.cat(list(islice(ShuffledIndices(n, length, seeded()), epochs)))
     assert len(found) == epochs * length
     counts = torch.bincount(found, minlength=n)
     assert counts.max() - counts.min() <= 1
 
 
-def test_orders_follow_their_generator() -> None:
+def test_shuffled_indices_depend_only_on_the_generator() -> None:
     first, second = islice(ShuffledIndices(50, 50, seeded(1)), 2)
     assert torch.equal(first, next(ShuffledIndices(50, 50, seeded(1))))
     assert not torch.equal(first, second)
     assert not torch.equal(first, torch.arange(50))
 
 
-def test_the_images_of_the_tests_can_be_told_apart() -> None:
+def test_stripes_of_test_images_show_the_class() -> None:
     task = images()
     assert task.train.x.dtype == torch.uint8
     assert len(task.train) == 96
     assert len(task.evaluation_set) == 48
+    brightness = task.train.x[..., :6].float().reshape(96, -1, 3, 2).mean((1, 3))  # of the three places
+    assert torch.equal(brightness.argmax(1), task.train.y)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_example_of_weight_2_is_one_that_is_there_twice_and_of_weight_0_none(shape: tuple[int, ...]) -> None:
+def test_moments_count_weights_as_repetitions(shape: tuple[int, ...]) -> None:
     x = torch.randn(1500, *shape, generator=seeded())
     weights = torch.arange(1500) % 3
     x[weights == 0] = 1e6
-    for mine, theirs in zip(moments(x, weights.float()), moments(x.repeat_interleave(weights, 0)), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    for weighted, repeated in zip(moments(x, weights.float()), moments(x.repeat_interleave(weights, 0)), strict=True):
+        torch.testing.assert_close(weighted, repeated, rtol=1e-5, atol=1e-6)

@@ -62,10 +62,10 @@ def network(make: Any = cnn, width: int = 8) -> nn.Module:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
 @pytest.mark.parametrize("make", [cnn, resnet, densenet])
-def test_replayed_steps_move_the_weights_as_others_do(make: Any, optimizer: Any, precision: Any, task: Task) -> None:
-    """The order of sums on a GPU is not deterministic, so that weights are close, but not equal."""
+def test_replayed_steps_update_weights_like_eager_ones(make: Any, optimizer: Any, precision: Any, task: Task) -> None:
+    """The order of sums on a GPU is not deterministic, so the weights are close, but not equal."""
     recipe = replace(RECIPE, optimizer=optimizer, precision=precision, lr=0.01)
-    start, moved = network(make), []
+    start, updates = network(make), []
     draw = Draw.of(torch.arange(64), SHAPE, recipe.augment, seeded()).to(GPU, GPU)
     for graphs in (False, True):
         module = copy.deepcopy(start).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -74,11 +74,11 @@ def test_replayed_steps_move_the_weights_as_others_do(make: Any, optimizer: Any,
         assert bool(step._replays) == graphs
         assert losses[-1] < losses[0]
         pairs = zip(module.parameters(), start.parameters(), strict=True)
-        moved.append(torch.cat([(after - before).detach().flatten() for after, before in pairs]))
-    assert (moved[1] - moved[0]).norm() < 0.1 * moved[0].norm()
+        updates.append(torch.cat([(after - before).detach().flatten() for after, before in pairs]))
+    assert (updates[1] - updates[0]).norm() < 0.1 * updates[0].norm()
 
 
-def test_a_step_does_not_wait_for_the_device(task: Task) -> None:
+def test_step_does_not_synchronise_with_the_device(task: Task) -> None:
     step = Step(network(), task, RECIPE, mirrored=torch.arange(500) % 2 == 0)
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
     for _ in range(EAGER_STEPS + 2):
@@ -94,9 +94,7 @@ def test_a_step_does_not_wait_for_the_device(task: Task) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_random_numbers_and_memory_are_as_ever_after_a_recording_that_fails(
-    task: Task, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_capture_restores_random_state_and_memory(task: Task, caplog: pytest.LogCaptureFixture) -> None:
     module = nn.Sequential(network(), nn.Dropout(0.5))
     module.register_forward_hook(lambda _, __, outputs: outputs.sum().item() and None)  # cannot be captured
     recipe = replace(RECIPE, precision="float32", optimizer="sgd")
@@ -114,9 +112,9 @@ def test_random_numbers_and_memory_are_as_ever_after_a_recording_that_fails(
 
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 3.0])])
-def test_losses_of_pytorch_given_as_ones_own_are_recorded(weights: torch.Tensor | None, task: Task) -> None:
-    lost = UserLoss(nn.CrossEntropyLoss(weights), ClassTarget(np.arange(3)))  # whose weights are not on the device
-    step = Step(network(), replace(task, goal=CustomGoal(task.goal, criterion=lost)), replace(RECIPE, lr=0.01))
+def test_steps_with_a_pytorch_loss_are_captured(weights: torch.Tensor | None, task: Task) -> None:
+    criterion = UserLoss(nn.CrossEntropyLoss(weights), ClassTarget(np.arange(3)))  # its weights are not on the device
+    step = Step(network(), replace(task, goal=CustomGoal(task.goal, criterion=criterion)), replace(RECIPE, lr=0.01))
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
     losses = [step(draw, 0.2).item() for _ in range(EAGER_STEPS + 5)]
     assert step._replays
@@ -125,44 +123,44 @@ def test_losses_of_pytorch_given_as_ones_own_are_recorded(weights: torch.Tensor 
 
 @pytest.mark.parametrize("goal", [Classification(3), MultiLabel(3)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_steps_with_weights_and_a_teacher_are_recorded(precision: Any, goal: Goal, task: Task) -> None:
+def test_steps_with_weights_and_a_teacher_are_captured(precision: Any, goal: Goal, task: Task) -> None:
     flags = F.one_hot(task.train.y, 3).float()
     y = flags if isinstance(goal, MultiLabel) else task.train.y
     weights = torch.linspace(0.5, 1.5, 500, device=GPU)
-    train = replace(task.train, y=y, teacher_outputs=5 * (2 * flags - 1), weights=weights)
+    train_set = replace(task.train, y=y, teacher_outputs=5 * (2 * flags - 1), weights=weights)
     recipe = replace(RECIPE, precision=precision, lr=0.01)
-    step = Step(network(), replace(task, train=train, goal=goal), recipe, mirrored=torch.arange(500) % 2 == 0)
+    step = Step(network(), replace(task, train=train_set, goal=goal), recipe, mirrored=torch.arange(500) % 2 == 0)
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
     losses = [step(draw, 0.2).item() for _ in range(EAGER_STEPS + 5)]
     assert step._replays
     assert losses[-1] < losses[0]
 
 
-def test_losses_of_amounts_in_their_units_are_recorded(task: Task) -> None:
-    values, codes = RegressionTarget.infer(np.arange(500.0) % 7 + 1000, 500)
-    own = CustomGoal(Regression(1), criterion=UserLoss(nn.L1Loss(), values))
-    of = replace(task, train=replace(task.train, y=torch.from_numpy(codes).to(GPU)), goal=own)
-    step = Step(to_module(cnn(SHAPE, 1, width=8)).to(GPU), of, replace(RECIPE, lr=0.01))
+def test_steps_with_a_loss_in_original_units_are_captured(task: Task) -> None:
+    target, y = RegressionTarget.infer(np.arange(500.0) % 7 + 1000, 500)
+    goal = CustomGoal(Regression(1), criterion=UserLoss(nn.L1Loss(), target))
+    regression_task = replace(task, train=replace(task.train, y=torch.from_numpy(y).to(GPU)), goal=goal)
+    step = Step(to_module(cnn(SHAPE, 1, width=8)).to(GPU), regression_task, replace(RECIPE, lr=0.01))
     draw = Draw.of(torch.arange(64), SHAPE, RECIPE.augment, seeded()).to(GPU, GPU)
     losses = [step(draw, 0.2).item() for _ in range(EAGER_STEPS + 5)]
     assert step._replays
     assert losses[-1] < losses[0]
 
 
-def test_fits_by_a_metric_and_a_loss_of_ones_own(tmp_path: Path) -> None:
+def test_fit_with_user_defined_metric_and_loss(tmp_path: Path) -> None:
     x, y = load_digits(return_X_y=True)
-    weights = nn.CrossEntropyLoss(torch.linspace(1, 2, 10))
-    for loss in (weights, lambda outputs, y: 2 * F.cross_entropy(outputs, y)):
+    weighted_loss = nn.CrossEntropyLoss(torch.linspace(1, 2, 10))
+    for loss in (weighted_loss, lambda outputs, y: 2 * F.cross_entropy(outputs, y)):
         path = tmp_path / type(loss).__name__
         classifier = ImageClassifier(path, metric="f1_macro", loss=loss, image_shape=(8, 8), max_trials=2)
         classifier.fit(x[:1400], y[:1400], time_limit=15)
         assert classifier.evaluate(x[1400:], y[1400:]) > 0.9
         recipes = {trial.proposal.recipe.cuda_graphs for trial in load_run(path).trials}
-        assert loss is weights or recipes == {False}
+        assert loss is weighted_loss or recipes == {False}
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_networks_learn(graphs: bool, task: Task, caplog: pytest.LogCaptureFixture) -> None:
+def test_network_learns(graphs: bool, task: Task, caplog: pytest.LogCaptureFixture) -> None:
     module = network()
     with caplog.at_level(logging.WARNING):
         outcome = train(module, task, replace(RECIPE, cuda_graphs=graphs, epochs=24), NEVER, seeded())
@@ -171,23 +169,23 @@ def test_networks_learn(graphs: bool, task: Task, caplog: pytest.LogCaptureFixtu
     assert outcome.metric > 0.9
     assert outcome.peak_bytes > 0
     assert not caplog.records
-    there = predict(module, task.evaluation_set.x, task).cpu()
-    here = predict(module.cpu(), task.evaluation_set.x.cpu(), task.to(torch.device("cpu")))
-    assert torch.allclose(there, here, atol=0.05)
+    gpu_outputs = predict(module, task.evaluation_set.x, task).cpu()
+    cpu_outputs = predict(module.cpu(), task.evaluation_set.x.cpu(), task.to(torch.device("cpu")))
+    assert torch.allclose(gpu_outputs, cpu_outputs, atol=0.05)
 
 
-def test_a_training_goes_on_where_it_was(task: Task) -> None:
-    saved: list[Checkpoint] = []
+def test_training_resumes_from_a_checkpoint(task: Task) -> None:
+    checkpoints: list[Checkpoint] = []
     recipe = replace(RECIPE, optimizer="sgd", epochs=6)
     first, second = network(), network()
-    whole = train(first, task, recipe, NEVER, seeded(), keep=lambda make: saved.append(make()))
-    rest = train(second, task, recipe, NEVER, seeded(), saved=saved[2])
-    assert (rest.epochs, rest.curve[:3]) == (6, whole.curve[:3])
-    assert whole.score is not None
-    assert rest.score == pytest.approx(whole.score, abs=0.1)
+    uninterrupted = train(first, task, recipe, NEVER, seeded(), keep=lambda make: checkpoints.append(make()))
+    resumed = train(second, task, recipe, NEVER, seeded(), saved=checkpoints[2])
+    assert (resumed.epochs, resumed.curve[:3]) == (6, uninterrupted.curve[:3])
+    assert uninterrupted.score is not None
+    assert resumed.score == pytest.approx(uninterrupted.score, abs=0.1)
 
 
-def test_the_way_to_compute_is_measured(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+def test_measurement_chooses_cuda_graphs(task: Task, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         pace = measure(task, 60.0, RECIPE)
     assert pace.seconds_per_flop > 0
@@ -195,7 +193,7 @@ def test_the_way_to_compute_is_measured(task: Task, caplog: pytest.LogCaptureFix
     assert not caplog.records
 
 
-def test_the_memory_of_a_training_is_all_that_it_takes() -> None:
+def test_peak_bytes_include_copies_of_the_weights() -> None:
     """Nearly all memory of a wide network is as large as its weights: these, gradients, the optimizer's momentum, the
     running average, and the best weights so far, twice while better ones are copied."""
     graph = mlp((64,), 2, width=4096)
@@ -206,7 +204,7 @@ def test_the_memory_of_a_training_is_all_that_it_takes() -> None:
 
 
 @pytest.fixture
-def little() -> Iterator[int]:
+def memory_limit() -> Iterator[int]:
     """Limits PyTorch to a hundredth of the GPU's memory; the limit in bytes."""
     torch.cuda.empty_cache()
     share = 0.01
@@ -216,39 +214,39 @@ def little() -> Iterator[int]:
     torch.cuda.empty_cache()
 
 
-def test_memory_that_is_out_halves_what_is_in_it(little: int) -> None:
+def test_out_of_memory_halves_the_micro_batch(memory_limit: int) -> None:
     graph = cnn((3, 64, 64), 3, width=64)
     task = images(2048, 64, (3, 64, 64)).to(GPU)
-    assert graph.peak_bytes(2048) > little
+    assert graph.peak_bytes(2048) > memory_limit
     outcome = train(to_module(graph).to(GPU), task, replace(RECIPE, batch_size=2048, epochs=2), NEVER, seeded())
     assert outcome.status == "finished"
     assert 2 <= outcome.micro_batch < 2048
-    assert 0 < outcome.peak_bytes <= min(little, graph.peak_bytes(outcome.micro_batch))
+    assert 0 < outcome.peak_bytes <= min(memory_limit, graph.peak_bytes(outcome.micro_batch))
 
 
-def test_a_search_goes_on_where_memory_is_out(little: int, tmp_path: Path) -> None:
+def test_search_continues_after_out_of_memory(memory_limit: int, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     y = np.arange(2500) % 3
     x = (random.integers(0, 120, (2500, 64, 64, 3)) + 40 * y[:, None, None, None]).astype(np.uint8)
     settings = {"trainer_args": {"batch_size": 2048}, "default_model_width": 64}
-    made = ImageClassifier(tmp_path / "run", random_state=0, device="cuda", max_trials=3, searcher_args=settings)
-    made.fit(x, y, time_limit=40)
+    classifier = ImageClassifier(tmp_path / "run", random_state=0, device="cuda", max_trials=3, searcher_args=settings)
+    classifier.fit(x, y, time_limit=40)
     outcomes = [trial.outcome for trial in load_run(tmp_path / "run").trials if trial.outcome is not None]
     assert all(outcome.status in ("finished", "truncated") for outcome in outcomes)
-    assert all(2 <= outcome.micro_batch < 2048 and outcome.peak_bytes <= little for outcome in outcomes)
-    assert made.evaluate(x, y) > 0.9
+    assert all(2 <= outcome.micro_batch < 2048 and outcome.peak_bytes <= memory_limit for outcome in outcomes)
+    assert classifier.evaluate(x, y) > 0.9
 
 
-def test_examples_may_stay_in_main_memory(task: Task) -> None:
+def test_training_with_examples_in_main_memory(task: Task) -> None:
     x = task.train.x.cpu()
-    apart = replace(task, train=Examples(x, task.train.y))
-    outcome = train(network(), apart, RECIPE, NEVER, seeded())
+    separated = replace(task, train=Examples(x, task.train.y))
+    outcome = train(network(), separated, RECIPE, NEVER, seeded())
     assert outcome.metric is not None
     assert outcome.metric > 0.8
 
 
-def test_a_device_that_is_gone_is_told_from_one_that_is_not() -> None:
-    """In a process of its own, to which the GPU is lost afterwards."""
+def test_lost_device_is_detected() -> None:
+    """In another process, which loses the GPU."""
     assert not is_device_lost(GPU)
     script = """if True:
         import torch
@@ -265,8 +263,8 @@ def test_a_device_that_is_gone_is_told_from_one_that_is_not() -> None:
     assert not is_device_lost(GPU)
 
 
-def test_a_loss_that_refuses_logits_is_refused_and_the_device_is_there() -> None:
-    """Also in a process of its own: after a failed assertion on a GPU that is lost to the process."""
+def test_loss_that_rejects_logits_does_not_lose_the_device() -> None:
+    """In another process, which would lose the GPU by a failed assertion on it."""
     script = """if True:
         import numpy as np
         import torch
@@ -283,21 +281,23 @@ def test_a_loss_that_refuses_logits_is_refused_and_the_device_is_there() -> None
     assert ran.stdout.strip() == "True False", ran.stderr
 
 
-@pytest.mark.parametrize("place", [{}, {"device": "cuda:0"}, {"executor": "process", "devices": ["cuda:0", "cuda:0"]}])
-def test_a_fit_on_the_device(place: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "placement", [{}, {"device": "cuda:0"}, {"executor": "process", "devices": ["cuda:0", "cuda:0"]}]
+)
+def test_fit_on_the_device(placement: dict[str, Any], tmp_path: Path) -> None:
     digits = load_digits()
     x, y = digits.images, digits.target
-    found = ImageClassifier(tmp_path / "run", random_state=0, **place).fit(x[:1400], y[:1400], time_limit=30)
-    assert found.evaluate(x[1400:], y[1400:]) > 0.95
+    classifier = ImageClassifier(tmp_path / "run", random_state=0, **placement).fit(x[:1400], y[:1400], time_limit=30)
+    assert classifier.evaluate(x[1400:], y[1400:]) > 0.95
     assert all(t.outcome is not None and t.outcome.status != "failed" for t in load_run(tmp_path / "run").trials)
-    module = found.to_module()
+    module = classifier.to_module()
     assert all(value.device.type == "cpu" for value in module.state_dict().values())
-    assert (ImageClassifier.load(tmp_path / "run").predict(x[1400:]) == found.predict(x[1400:])).mean() > 0.99
+    assert (ImageClassifier.load(tmp_path / "run").predict(x[1400:]) == classifier.predict(x[1400:])).mean() > 0.99
 
 
-def test_trainings_in_threads_do_not_disturb_each_other(task: Task) -> None:
+def test_trainings_in_threads_do_not_interfere(task: Task) -> None:
     """While one captures a CUDA graph, the others train and score."""
-    deadline = Deadline.after(300)  # with one, scoring waits for the device
+    deadline = Deadline.after(300)  # with a deadline, scoring waits for the device
 
     def trained(seed: int) -> Outcome:
         return train(network(), task, replace(RECIPE, epochs=24), deadline, seeded(seed))
@@ -308,15 +308,15 @@ def test_trainings_in_threads_do_not_disturb_each_other(task: Task) -> None:
     assert all(outcome.metric and outcome.metric > 0.8 for outcome in outcomes)
 
 
-def test_amounts_weights_and_a_latency_on_the_device(tmp_path: Path) -> None:
+def test_fit_with_regression_weights_and_latency_limit(tmp_path: Path) -> None:
     digits = load_digits()
     x, weights = digits.images, 1.0 + (digits.target < 5)
     y = np.stack([digits.target, x.mean((1, 2))], 1)
-    made = ImageRegressor(tmp_path / "run", random_state=0, device="cuda", limits={"max_latency_ms": 50.0})
-    made.fit(x[:1400], y[:1400], time_limit=20, sample_weight=weights[:1400])
-    assert made.score(x[1400:], y[1400:]) > 0.5
+    regressor = ImageRegressor(tmp_path / "run", random_state=0, device="cuda", limits={"max_latency_ms": 50.0})
+    regressor.fit(x[:1400], y[:1400], time_limit=20, sample_weight=weights[:1400])
+    assert regressor.score(x[1400:], y[1400:]) > 0.5
     outcomes = [trial.outcome for trial in load_run(tmp_path / "run").trials]
     assert any(outcome is not None and outcome.latency and outcome.latency < 0.05 for outcome in outcomes)
-    other = ImageClassifier(tmp_path / "other", random_state=0, device="cuda", ensemble=2, max_trials=3)
-    other.fit(x[:1400], digits.target[:1400], time_limit=20, sample_weight=weights[:1400])
-    assert other.evaluate(x[1400:], digits.target[1400:]) > 0.9
+    classifier = ImageClassifier(tmp_path / "other", random_state=0, device="cuda", ensemble=2, max_trials=3)
+    classifier.fit(x[:1400], digits.target[:1400], time_limit=20, sample_weight=weights[:1400])
+    assert classifier.evaluate(x[1400:], digits.target[1400:]) > 0.9

@@ -21,7 +21,7 @@ from tests.train.tasks import Clock
 # -- deadlines
 
 
-def test_a_deadline_comes_nearer_and_passes() -> None:
+def test_deadline_counts_down_and_passes() -> None:
     clock = Clock()
     deadline = Deadline.after(10, clock)
     assert (deadline.left, deadline.passed) == (10, False)
@@ -33,7 +33,7 @@ def test_a_deadline_comes_nearer_and_passes() -> None:
     assert (deadline.left, deadline.passed) == (0, True)
 
 
-def test_an_earlier_deadline_leaves_the_later_one_alone() -> None:
+def test_earlier_deadline_does_not_change_the_original() -> None:
     clock = Clock()
     late = Deadline.after(10, clock)
     early = late.earlier(4)
@@ -43,12 +43,12 @@ def test_an_earlier_deadline_leaves_the_later_one_alone() -> None:
     assert late.earlier(11).passed
 
 
-def test_a_deadline_may_never_come() -> None:
+def test_deadline_may_be_infinite() -> None:
     assert Deadline.after(math.inf, Clock()).left == math.inf
     assert not Deadline.after(math.inf).passed
 
 
-def test_the_usual_clock_cannot_be_set_back() -> None:
+def test_default_clock_is_monotonic() -> None:
     assert Deadline.after(100).clock is time.monotonic
     assert 99 < Deadline.after(100).left <= 100
 
@@ -80,12 +80,12 @@ def test_the_usual_clock_cannot_be_set_back() -> None:
         ({"augment": {"shift": 0.1}}, "augment must be an Augment"),
     ],
 )
-def test_a_recipe_says_which_setting_is_wrong(setting: dict[str, Any], words: str) -> None:
+def test_recipe_error_names_invalid_setting(setting: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"recipe: {words}"):
         Recipe(**setting)
 
 
-def test_the_ends_of_a_recipes_settings_are_allowed() -> None:
+def test_recipe_accepts_the_ends_of_ranges() -> None:
     Recipe(epochs=1, batch_size=1, momentum=0, weight_decay=0, label_smoothing=0, warmup=0, patience=1)
     Recipe(warmup=1, lr=1e6, patience=None, optimizer="adamw")
 
@@ -96,7 +96,7 @@ def test_the_ends_of_a_recipes_settings_are_allowed() -> None:
      {"cutout": True}, {"flip": "yes"}, {"flip": 1}, {"flip_vertical": None}, {"flip_vertical": 1}, {"zoom": 1},
      {"zoom": -0.1}, {"brightness": "much"}, {"contrast": math.inf}],
 )  # fmt: skip
-def test_an_augmentation_says_which_setting_is_wrong(setting: dict[str, Any]) -> None:
+def test_augment_error_names_invalid_setting(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"augment: {next(iter(setting))} "):
         Augment(**setting)
 
@@ -119,13 +119,13 @@ def test_an_augmentation_says_which_setting_is_wrong(setting: dict[str, Any]) ->
         ({"error": 3}, "error must be"),
     ],
 )
-def test_an_outcome_says_what_is_wrong(setting: dict[str, Any], words: str) -> None:
+def test_outcome_error_names_invalid_field(setting: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"outcome: {words}"):
         Outcome(**{"status": "finished", **setting})
 
 
 @pytest.mark.parametrize("value", [Augment(), Recipe(), Outcome("failed"), Epoch(0, 0, 0, 0), Deadline(0)])
-def test_values_cannot_be_changed(value: Any) -> None:
+def test_values_are_immutable(value: Any) -> None:
     with pytest.raises(FrozenInstanceError):
         setattr(value, fields(value)[0].name, 1)
 
@@ -135,18 +135,18 @@ def test_loss_is_minus_the_score() -> None:
     assert Outcome("failed").loss is None
 
 
-# -- the interval of an accuracy
+# -- confidence interval of an accuracy
 
 
 @given(st.integers(1, 20_000), st.floats(0, 1))
-def test_the_interval_is_wilsons(examples: int, share: float) -> None:
-    right = round(share * examples)
-    interval = Outcome("finished", -1.0, right / examples, examples=examples).interval
-    expected = binomtest(right, examples).proportion_ci(method="wilson")
+def test_interval_is_that_of_wilson(examples: int, accuracy: float) -> None:
+    correct = round(accuracy * examples)
+    interval = Outcome("finished", -1.0, correct / examples, examples=examples).interval
+    expected = binomtest(correct, examples).proportion_ci(method="wilson")
     assert interval == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-def test_there_is_no_interval_without_examples_or_of_what_is_no_share() -> None:
+def test_interval_needs_examples_and_an_accuracy() -> None:
     assert Outcome("finished", -1.0, 0.9).interval is None
     assert Outcome("finished", -1.0, 1.5, examples=10).interval is None
     assert Outcome("finished", -1.0, -0.5, examples=10).interval is None
@@ -207,37 +207,37 @@ def through_json(data: Any) -> Any:
 
 
 @given(RECIPES)
-def test_recipes_come_back_from_json(recipe: Recipe) -> None:
+def test_recipe_round_trips_through_json(recipe: Recipe) -> None:
     assert Recipe.from_json(through_json(recipe.to_json())) == recipe
 
 
 @given(OUTCOMES)
-def test_outcomes_come_back_from_json(outcome: Outcome) -> None:
+def test_outcome_round_trips_through_json(outcome: Outcome) -> None:
     assert Outcome.from_json(through_json(outcome.to_json())) == outcome
 
 
-def test_what_json_leaves_out_is_the_default() -> None:
+def test_missing_json_fields_have_defaults() -> None:
     assert Recipe.from_json({}) == Recipe()
     assert Recipe.from_json({"augment": {"shift": 0.2}}).augment == Augment(shift=0.2)
     assert Outcome.from_json({"status": "oom"}) == Outcome("oom")
 
 
 @given(st.sampled_from([Recipe, Outcome]), st.data())
-def test_malformed_json_is_a_value_error(kind: Any, data: st.DataObject) -> None:
-    """What is accepted is a valid value, which can be written and read again."""
-    start = through_json(
+def test_malformed_json_raises_value_error(kind: Any, data: st.DataObject) -> None:
+    """Or it is accepted and gives a valid value, which can be written and read again."""
+    malformed = through_json(
         (Recipe() if kind is Recipe else Outcome("finished", -1.0, curve=(Epoch(1, 2, 3, 4),))).to_json()
     )
-    target = start
+    target = malformed
     if data.draw(st.booleans(), "deep"):
-        target = start["augment"] if kind is Recipe else start["curve"][0]
+        target = malformed["augment"] if kind is Recipe else malformed["curve"][0]
     name = data.draw(st.sampled_from(sorted(target)) | st.text(max_size=5), "name")
     if data.draw(st.booleans(), "replace"):
         target[name] = data.draw(JSON, "value")
     else:
         target.pop(name, None)
     try:
-        value = kind.from_json(start)
+        value = kind.from_json(malformed)
     except ValueError:
         return
     assert kind.from_json(through_json(value.to_json())) == value
@@ -245,27 +245,27 @@ def test_malformed_json_is_a_value_error(kind: Any, data: st.DataObject) -> None
 
 @pytest.mark.parametrize("kind", [Recipe, Outcome])
 @pytest.mark.parametrize("data", [None, 3, "text", [], [1], True, {"nonsense": 1}])
-def test_other_json_is_a_value_error(kind: Any, data: Any) -> None:
+def test_other_json_raises_value_error(kind: Any, data: Any) -> None:
     with pytest.raises(ValueError, match=kind.__name__.lower()):
         kind.from_json(data)
 
 
-def test_an_unknown_field_is_named() -> None:
+def test_error_names_unknown_field() -> None:
     with pytest.raises(ValueError, match=r"recipe: unknown field \['speed'\], it has epochs"):
         Recipe.from_json({"speed": 3})
 
 
-def test_numbers_of_numpy_are_settings_as_those_of_python_are() -> None:
-    shifted: dict[str, Any] = {"shift": np.float32(0.5), "flip": np.True_}
+def test_recipe_accepts_numpy_numbers() -> None:
+    augment: dict[str, Any] = {"shift": np.float32(0.5), "flip": np.True_}
     settings: dict[str, Any] = {"epochs": np.int64(2), "lr": np.float32(0.5), "whiten": np.False_}
-    found = Recipe(**settings, augment=Augment(**shifted))
-    plain = Recipe(epochs=2, lr=0.5, augment=Augment(shift=0.5, flip=True))
-    assert found == plain
-    assert json.dumps(found.to_json()) == json.dumps(plain.to_json())
+    recipe = Recipe(**settings, augment=Augment(**augment))
+    expected = Recipe(epochs=2, lr=0.5, augment=Augment(shift=0.5, flip=True))
+    assert recipe == expected
+    assert json.dumps(recipe.to_json()) == json.dumps(expected.to_json())
     with pytest.raises(ValueError, match=r"epochs must be an integer, not 1\.5"):
         Recipe(**settings | {"epochs": np.float64(1.5)})
 
 
-def test_changing_a_recipe_checks_it_again() -> None:
+def test_replaced_recipe_is_validated() -> None:
     with pytest.raises(ValueError, match="epochs"):
         replace(Recipe(), epochs=0)
