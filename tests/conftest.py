@@ -1,16 +1,16 @@
-"""Settings that must be made before the first test."""
+"""Settings that must be in place before the first test."""
 
 import os
 import signal
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: its threads spin on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; its threads would spin on a busy machine
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells have it so for what they run in the background
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells set it for background processes
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hypothesis import HealthCheck, settings
 
-# Examples are drawn the same way every time, and a slow machine is no failure.
+# Examples are deterministic, and there is no deadline, as the machine may be slow.
 settings.register_profile(
     "morphnas", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )

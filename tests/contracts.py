@@ -20,18 +20,18 @@ import torch
 from morphnas.graph import Graph, Limits, Morph, MorphError, Network, Wider
 from morphnas.run.jobs import Executor, Job, grace
 from morphnas.run.work import work
-from morphnas.search import Budget, Proposal, Searcher, Space, Trial
+from morphnas.search import Budget, Searcher, Space, Trial
 from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
 from tests.run.doubles import GRAPH, RECIPE, weights
 from tests.run.hostile import Hostile
-from tests.table import TableSpace, grown, outcome_of, run
+from tests.table import TableSpace, outcome_of, run, running_trial
 from tests.train.tasks import blobs
 
 AMPLE = Budget(math.inf)
 TASK = blobs()
 
-Make = Callable[..., Searcher]
+SearcherFactory = Callable[..., Searcher]
 """Makes a searcher from a space, limits and a seed."""
 
 
@@ -42,12 +42,12 @@ class SpaceContract:
     def space(self) -> Space:
         raise NotImplementedError
 
-    def test_has_different_starts(self, space: Space) -> None:
+    def test_starts_are_distinct(self, space: Space) -> None:
         keys = [graph.key for graph in space.starts]
         assert keys
         assert len(set(keys)) == len(keys)
 
-    def test_a_neighbour_is_another_network_or_does_not_fit(self, space: Space) -> None:
+    def test_neighbours_differ_from_start_and_keep_output_shape(self, space: Space) -> None:
         for start in space.starts:
             fitting = 0
             for morph in space.neighbours(start):
@@ -58,83 +58,84 @@ class SpaceContract:
                     assert graph.shapes[graph.output.name] == start.shapes[start.output.name]
             assert fitting
 
-    def test_neighbours_come_in_a_fixed_order(self, space: Space) -> None:
+    def test_neighbours_have_fixed_order(self, space: Space) -> None:
         for start in space.starts:
             same = Graph(start.nodes)
             assert list(space.neighbours(start)) == list(space.neighbours(same))
 
-    def test_morphs_are_json(self, space: Space) -> None:
+    def test_morphs_convert_to_json(self, space: Space) -> None:
         for start in space.starts:
             for morph in space.neighbours(start):
                 assert json.loads(json.dumps(morph.to_json()))["morph"] == morph.tag
 
 
 class SearcherContract:
-    """Contract of searchers. Subclasses provide a factory of the searcher as a fixture. It runs on `TableSpace`, where
-    nothing is trained."""
+    """Contract of searchers, checked on `TableSpace`, where nothing is trained. Subclasses provide a factory of the
+    searcher as a fixture."""
 
     @pytest.fixture
-    def make(self) -> Make:
+    def make(self) -> SearcherFactory:
         raise NotImplementedError
 
     @pytest.fixture
-    def history(self, make: Make) -> tuple[Trial, ...]:
+    def history(self, make: SearcherFactory) -> tuple[Trial, ...]:
         """A search of 25 trials, some of which failed and some of which are running."""
         return _history(make)
 
-    def test_equal_arguments_give_equal_proposals(self, make: Make, history: Sequence[Trial]) -> None:
-        before, state = tuple(history), np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
-        first, other = make(TableSpace(), Limits(), 3), make(TableSpace(), Limits(), 3)
+    def test_equal_arguments_give_equal_proposals(self, make: SearcherFactory, history: Sequence[Trial]) -> None:
+        trials_before = tuple(history)
+        random_state = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
+        one, other = make(TableSpace(), Limits(), 3), make(TableSpace(), Limits(), 3)
         for n in (0, 2, 4, 7, 13, 25):
-            proposal = first.ask(history[:n], AMPLE)
-            again = [replace(t, graph=Graph(t.graph.nodes)) for t in history[:n]]
-            assert proposal == first.ask(again, AMPLE) == other.ask(list(history[:n]), AMPLE)
-        assert before == tuple(history)
-        assert (state == np.random.get_state(legacy=False)["state"]["key"]).all()  # noqa: NPY002
+            proposal = one.ask(history[:n], AMPLE)
+            copies = [replace(t, graph=Graph(t.graph.nodes)) for t in history[:n]]
+            assert proposal == one.ask(copies, AMPLE) == other.ask(list(history[:n]), AMPLE)
+        assert trials_before == tuple(history)
+        assert (random_state == np.random.get_state(legacy=False)["state"]["key"]).all()  # noqa: NPY002
 
-    def test_begins_with_the_starts_in_order(self, make: Make) -> None:
+    def test_starts_are_proposed_first_in_order(self, make: SearcherFactory) -> None:
         space = TableSpace()
         trials = run(make(space, Limits(), 0), 4)
         assert [t.proposal.start for t in trials] == list(space.starts)
         assert not any(t.proposal.morphs for t in trials)
 
-    def test_never_repeats(self, make: Make, history: Sequence[Trial]) -> None:
+    def test_trainings_are_not_repeated(self, make: SearcherFactory, history: Sequence[Trial]) -> None:
         for seed in range(3):
-            found = _ask(make(TableSpace(), Limits(), seed), history)
-            assert (found.graph.key, found.proposal.recipe) not in {(t.graph.key, t.proposal.recipe) for t in history}
+            trial = _next_trial(make(TableSpace(), Limits(), seed), history)
+            assert (trial.graph.key, trial.proposal.recipe) not in {(t.graph.key, t.proposal.recipe) for t in history}
 
-    def test_fills_idle_workers_with_different_networks(self, make: Make, history: Sequence[Trial]) -> None:
+    def test_proposals_for_idle_workers_are_distinct(self, make: SearcherFactory, history: Sequence[Trial]) -> None:
         trials = list(history)
         for _ in range(4):
-            trials.append(_ask(make(TableSpace(), Limits(), 0), trials))
-        ahead = [(t.graph.key, t.proposal.recipe) for t in trials]
-        assert len(set(ahead)) == len(ahead)
+            trials.append(_next_trial(make(TableSpace(), Limits(), 0), trials))
+        trainings = [(t.graph.key, t.proposal.recipe) for t in trials]
+        assert len(set(trainings)) == len(trainings)
 
-    def test_stays_within_the_limits(self, make: Make) -> None:
+    def test_proposals_are_within_limits(self, make: SearcherFactory) -> None:
         limits = Limits(max_params=TableSpace().starts[3].parameters, max_depth=14)
         trials = run(make(TableSpace(), limits, 0), 20)
         assert len(trials) > 10
         assert all(limits.violation(t.graph) is None for t in trials)
 
-    def test_proposes_nothing_that_cannot_finish(self, make: Make, history: Sequence[Trial]) -> None:
+    def test_proposals_fit_remaining_time(self, make: SearcherFactory, history: Sequence[Trial]) -> None:
         searcher = make(TableSpace(), Limits(), 0)
-        typical = sorted(t.graph.work * t.epochs for t in history)
-        for n, share in itertools.product((0, 4, 25), (0.1, 0.5, 1.0)):
-            budget = Budget(typical[int(share * (len(typical) - 1))], None, 1.0)
+        durations = sorted(t.graph.work * t.epochs for t in history)
+        for n, quantile in itertools.product((0, 4, 25), (0.1, 0.5, 1.0)):
+            budget = Budget(durations[int(quantile * (len(durations) - 1))], None, 1.0)
             proposal = searcher.ask(history[:n], budget)
             if proposal is not None:
-                trial = _trial(history, proposal)
+                trial = running_trial(history, proposal)
                 assert budget.predict(trial.graph, trial.epochs) <= budget.seconds
 
     @pytest.mark.parametrize("budget", [Budget(0.0), Budget(-1.0), Budget(math.inf, 0)])
-    def test_proposes_nothing_when_the_budget_is_spent(
-        self, make: Make, history: Sequence[Trial], budget: Budget
+    def test_no_proposal_when_budget_is_spent(
+        self, make: SearcherFactory, history: Sequence[Trial], budget: Budget
     ) -> None:
         searcher = make(TableSpace(), Limits(), 0)
         assert searcher.ask((), budget) is None
         assert searcher.ask(history, budget) is None
 
-    def test_says_why_in_json(self, make: Make, history: Sequence[Trial]) -> None:
+    def test_why_is_json_with_reason_and_budget(self, make: SearcherFactory, history: Sequence[Trial]) -> None:
         for n in (0, 4, 25):
             proposal = make(TableSpace(), Limits(), 0).ask(history[:n], AMPLE)
             assert proposal is not None
@@ -147,66 +148,61 @@ class MorphingContract:
     """Contract of searchers that propose morphs of earlier trials."""
 
     @pytest.fixture
-    def make(self) -> Make:
+    def make(self) -> SearcherFactory:
         raise NotImplementedError
 
     @pytest.fixture
-    def history(self, make: Make) -> tuple[Trial, ...]:
+    def history(self, make: SearcherFactory) -> tuple[Trial, ...]:
         """A search of 25 trials, some of which failed and some of which are running."""
         return _history(make)
 
-    def test_starts_from_kept_weights(self, make: Make, history: Sequence[Trial]) -> None:
+    def test_parent_has_kept_weights_and_score(self, make: SearcherFactory, history: Sequence[Trial]) -> None:
         for seed in range(3):
-            start = _ask(make(TableSpace(), Limits(), seed), history).proposal.start
+            start = _next_trial(make(TableSpace(), Limits(), seed), history).proposal.start
             assert isinstance(start, int)
             assert history[start].kept
             assert history[start].score is not None
 
-    def test_waits_while_there_are_no_weights(self, make: Make) -> None:
+    def test_no_proposal_while_no_weights_are_kept(self, make: SearcherFactory) -> None:
         searcher = make(TableSpace(), Limits(), 0)
         trials: list[Trial] = []
         while (proposal := searcher.ask(trials, AMPLE)) is not None:
-            trials.append(_trial(trials, proposal))
+            trials.append(running_trial(trials, proposal))
         assert len(trials) == len(TableSpace().starts)
         assert searcher.ask([replace(t, outcome=Outcome("failed")) for t in trials], AMPLE) is None
-        pruned = [replace(t, outcome=outcome_of(t.graph)) for t in trials]
-        assert searcher.ask(pruned, AMPLE) is None
+        not_kept = [replace(t, outcome=outcome_of(t.graph)) for t in trials]
+        assert searcher.ask(not_kept, AMPLE) is None
 
-    def test_goes_on_when_starts_fail(self, make: Make) -> None:
+    def test_search_continues_after_failed_starts(self, make: SearcherFactory) -> None:
         searcher = make(TableSpace(), Limits(), 0)
         trials = run(searcher, 4)
         failed = [trials[0], *(replace(t, outcome=Outcome("oom"), kept=False) for t in trials[1:])]
-        assert _ask(searcher, failed).proposal.start == 0
+        assert _next_trial(searcher, failed).proposal.start == 0
 
-    def test_uses_only_the_morphs_allowed(self, make: Make) -> None:
+    def test_only_allowed_morphs_are_proposed(self, make: SearcherFactory) -> None:
         trials = run(make(TableSpace(), Limits(morphs=("deeper",)), 0), 20)
         assert {morph.tag for t in trials for morph in t.proposal.morphs} == {"deeper"}
 
-    def test_ends_when_the_space_is_exhausted(self, make: Make) -> None:
+    def test_search_ends_when_space_is_exhausted(self, make: SearcherFactory) -> None:
         trials = run(make(TableSpace(("22222112",)), Limits(), 0), 100)
         assert len({t.graph.key for t in trials}) == 4
         assert len(trials) < 20
 
 
 @cache
-def _history(make: Make) -> tuple[Trial, ...]:
+def _history(make: SearcherFactory) -> tuple[Trial, ...]:
     trials = run(make(TableSpace(), Limits(), 0), 25)
-    parents = {t.parent for t in trials}
-    without = {5: Outcome("oom"), 9: Outcome("failed", error="no luck"), 14: None, 24: None}
-    ended = {t.id for t in trials if t.proposal.morphs} - parents
+    unscored = {5: Outcome("oom"), 9: Outcome("failed", error="an error"), 14: None, 24: None}
+    childless = {t.id for t in trials if t.proposal.morphs} - {t.parent for t in trials}
     return tuple(
-        replace(t, outcome=without[t.id], kept=False) if t.id in without and t.id in ended else t for t in trials
+        replace(t, outcome=unscored[t.id], kept=False) if t.id in unscored and t.id in childless else t for t in trials
     )
 
 
-def _trial(trials: Sequence[Trial], proposal: Proposal) -> Trial:
-    return Trial(len(trials), proposal, grown(trials, proposal.start, proposal.morphs))
-
-
-def _ask(searcher: Searcher, trials: Sequence[Trial]) -> Trial:
+def _next_trial(searcher: Searcher, trials: Sequence[Trial]) -> Trial:
     proposal = searcher.ask(trials, AMPLE)
     assert proposal is not None
-    return _trial(trials, proposal)
+    return running_trial(trials, proposal)
 
 
 class ExecutorContract:
@@ -217,63 +213,62 @@ class ExecutorContract:
     def executor(self) -> Executor:
         raise NotImplementedError
 
-    def test_has_workers(self, executor: Executor) -> None:
+    def test_workers_is_a_positive_integer(self, executor: Executor) -> None:
         assert isinstance(executor.workers, int)
         assert executor.workers >= 1
 
     @pytest.mark.parametrize("morphs", [(), (Wider("dense_1", 7),)])
-    def test_results_are_those_of_work(self, executor: Executor, morphs: tuple[Morph, ...]) -> None:
-        start = Network(GRAPH, weights(3)) if morphs else GRAPH
-        job = Job(start, morphs, RECIPE, 600, 5)
+    def test_results_equal_those_of_work(self, executor: Executor, morphs: tuple[Morph, ...]) -> None:
+        job = Job(Network(GRAPH, weights(3)) if morphs else GRAPH, morphs, RECIPE, 600, 5)
         expected, found = work(job, TASK), executor.submit(job).result(120)
-        assert _timeless(found[0]) == _timeless(expected[0])
+        assert _without_times(found[0]) == _without_times(expected[0])
         assert found[0].status == "finished"
         assert expected[1] is not None
         assert found[1] is not None
         assert found[1].keys() == expected[1].keys()
         assert all(torch.equal(value, expected[1][name]) for name, value in found[1].items())
 
-    def test_epochs_are_told_as_they_end(self, executor: Executor) -> None:
-        seen: list[Outcome] = []
-        outcome, _ = executor.submit(_job(epochs=4), seen.append).result(120)
-        assert [epoch.epochs for epoch in seen] == [1, 2, 3, 4]
-        assert seen[-1].curve == outcome.curve
+    def test_each_epoch_is_reported(self, executor: Executor) -> None:
+        reported: list[Outcome] = []
+        outcome, _ = executor.submit(_job(epochs=4), reported.append).result(120)
+        assert [so_far.epochs for so_far in reported] == [1, 2, 3, 4]
+        assert reported[-1].curve == outcome.curve
 
-    def test_what_a_job_raises_is_its_outcome(self, executor: Executor) -> None:
+    def test_exception_in_job_is_a_failed_outcome(self, executor: Executor) -> None:
         outcome, trained = executor.submit(_job(Hostile("raise"))).result(120)
         assert (outcome.status, trained) == ("failed", None)
         assert outcome.error is not None
         assert "in carry" in outcome.error
         assert "LookupError: no luck" in outcome.error
 
-    def test_every_future_has_its_own_result(self, executor: Executor) -> None:
+    def test_each_future_has_the_result_of_its_job(self, executor: Executor) -> None:
         jobs = [_job(Hostile("raise")) if i % 3 == 1 else _job(seed=i) for i in range(3 * executor.workers + 3)]
         found = [future.result(120)[0] for future in [executor.submit(job) for job in jobs]]
-        assert [_timeless(outcome) for outcome in found if outcome.status != "failed"] == [
-            _timeless(work(job, TASK)[0]) for job in jobs if not job.morphs
+        assert [_without_times(outcome) for outcome in found if outcome.status != "failed"] == [
+            _without_times(work(job, TASK)[0]) for job in jobs if not job.morphs
         ]
         assert [outcome.status == "failed" for outcome in found] == [bool(job.morphs) for job in jobs]
 
-    def test_a_job_ends_with_its_time(self, executor: Executor) -> None:
+    def test_job_is_truncated_at_its_time_limit(self, executor: Executor) -> None:
         executor.submit(_job()).result(120)  # waits until the worker has started
-        begun = time.monotonic()
+        start = time.monotonic()
         outcome, trained = executor.submit(_job(epochs=100_000, seconds=0.5)).result(120)
         assert outcome.status == "truncated"
         assert trained is not None
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - start < 5
 
-    def test_a_stop_ends_the_job_that_runs(self, executor: Executor) -> None:
-        """The stopped job returns its result so far; later jobs are not affected."""
+    def test_stop_truncates_running_job(self, executor: Executor) -> None:
+        """The stopped job returns its results so far; later jobs are not affected."""
         executor.submit(_job()).result(120)  # waits until the worker has started
-        stop, told = Stop(), threading.Event()
-        long = replace(_job(epochs=100_000), stop=stop)
-        with ThreadPoolExecutor(1) as here:
-            running = here.submit(executor.submit, long, lambda _: told.set())
-            assert told.wait(60)
-            begun, stop.requested = time.monotonic(), True
+        stop, epoch_done = Stop(), threading.Event()
+        job = replace(_job(epochs=100_000), stop=stop)
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(executor.submit, job, lambda _: epoch_done.set())
+            assert epoch_done.wait(60)
+            start, stop.requested = time.monotonic(), True
             executor.stop()
-            outcome, trained = running.result(120).result(120)
-        assert time.monotonic() - begun < 5
+            outcome, trained = future.result(120).result(120)
+        assert time.monotonic() - start < 5
         assert (outcome.status, outcome.score is None, trained is None) == ("truncated", False, False)
         assert executor.submit(_job()).result(120)[0].status == "finished"
 
@@ -281,32 +276,30 @@ class ExecutorContract:
 class SurvivorContract:
     """Contract of executors with one worker outside this process; a worker that dies is replaced by a new one."""
 
-    retries = 0
-
     @pytest.fixture
     def executor(self) -> Executor:
         raise NotImplementedError
 
     @pytest.mark.slow
     @pytest.mark.parametrize("way", ["kill", "exit"])
-    def test_a_worker_that_ends_is_a_failed_trial(self, executor: Executor, way: str) -> None:
+    def test_dead_worker_fails_its_job(self, executor: Executor, way: str) -> None:
         outcome, trained = executor.submit(_job(Hostile(way))).result(240)
         assert (outcome.status, trained) == ("failed", None)
         assert "worker" in (outcome.error or "")
         assert executor.submit(_job()).result(120)[0].status == "finished"
 
     @pytest.mark.slow
-    def test_a_worker_that_hangs_is_a_failed_trial(self, executor: Executor) -> None:
+    def test_hung_worker_fails_its_job(self, executor: Executor) -> None:
         executor.submit(_job()).result(120)
-        begun = time.monotonic()
+        start = time.monotonic()
         outcome, trained = executor.submit(_job(Hostile("hang"), seconds=1)).result(240)
-        assert time.monotonic() - begun < 1 + grace(1) + 5
+        assert time.monotonic() - start < 1 + grace(1) + 5
         assert (outcome.status, trained) == ("failed", None)
         assert "hung" in (outcome.error or "")
         assert executor.submit(_job()).result(120)[0].status == "finished"
 
     @pytest.mark.slow
-    def test_leaving_in_a_script_is_a_failed_trial(self, executor: Executor) -> None:
+    def test_sys_exit_in_job_fails_it(self, executor: Executor) -> None:
         outcome, _ = executor.submit(_job(Hostile("leave"))).result(120)
         assert "SystemExit: 3" in (outcome.error or "")
 
@@ -316,7 +309,7 @@ def _job(*morphs: Morph, epochs: int = 2, seconds: float = 600, seed: int = 0) -
     return Job(start, morphs, replace(RECIPE, epochs=epochs), seconds, seed)
 
 
-def _timeless(outcome: Outcome) -> Outcome:
+def _without_times(outcome: Outcome) -> Outcome:
     """The outcome without measured times."""
     return replace(
         outcome,

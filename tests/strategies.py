@@ -49,11 +49,11 @@ from morphnas.graph import (
 )
 from morphnas.graph.morphs import candidates
 
-SMALL = Limits(max_params=60_000, max_flops=3_000_000, max_width=48)
-"""Keeps the networks of the tests so small that a property can be checked on hundreds of them."""
+SMALL_LIMITS = Limits(max_params=60_000, max_flops=3_000_000, max_width=48)
+"""Keeps networks so small that a property can be checked on hundreds of them."""
 
-FLAT = ((1,), (2,), (7,), (20,))
-IMAGES = {
+FLAT_SHAPES = ((1,), (2,), (7,), (20,))
+IMAGE_SHAPES = {
     1: ((1, 1), (2, 5), (1, 16), (3, 9)),
     2: ((1, 1, 1), (3, 2, 2), (1, 8, 8), (2, 3, 9), (1, 9, 11)),
     3: ((1, 1, 1, 1), (2, 3, 2, 4), (1, 8, 8, 8)),
@@ -79,7 +79,7 @@ def vgg(shape: tuple[int, ...] = (2, 8, 8)) -> Graph:
 
 
 def two_towers(shape: tuple[int, ...] = (2, 6, 6)) -> Graph:
-    """Branches that meet in a sum and in a concat of three, a tensor that is read twice, and a pooled skip."""
+    """Branches that are joined by a sum and by a concat of three, with repeated inputs, and a pooled skip."""
     return Graph(
         (
             Node("x", Input(shape)),
@@ -191,10 +191,10 @@ HAND_MADE: dict[str, Callable[[], Graph]] = {
 def starters(rank: int) -> tuple[Graph, ...]:
     """Every starter for every input shape with `rank` spatial axes."""
     if rank == 0:
-        return tuple(mlp(shape, 3, width=6, depth=2, dropout=0.1) for shape in FLAT)
+        return tuple(mlp(shape, 3, width=6, depth=2, dropout=0.1) for shape in FLAT_SHAPES)
     return tuple(
         graph
-        for shape in IMAGES[rank]
+        for shape in IMAGE_SHAPES[rank]
         for graph in (
             mlp(shape, 3, width=5, depth=1),
             cnn(shape, 3, width=4, depth=3, dropout=0.1),
@@ -226,12 +226,12 @@ def examples(graph: Graph, seed: int, n: int = 4, dtype: torch.dtype = torch.flo
     return torch.randn(n, *graph.shapes[graph.input.name], generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def chain(graph: Graph, n: int, seed: int, limits: Limits = SMALL) -> list[Morph]:
-    """Up to `n` random morphs that fit in sequence, within the limits; sizes may be others than `neighbours` offers."""
+def chain(graph: Graph, n: int, seed: int, limits: Limits = SMALL_LIMITS) -> list[Morph]:
+    """Up to `n` random morphs that fit in sequence, within the limits. Widths need not be those of `neighbours`."""
     rng = random.Random(seed)
     morphs: list[Morph] = []
     for _ in range(n):
-        morph = _draw(graph, rng, limits)
+        morph = _random_morph(graph, rng, limits)
         if morph is None:
             break
         morphs.append(morph)
@@ -239,8 +239,8 @@ def chain(graph: Graph, n: int, seed: int, limits: Limits = SMALL) -> list[Morph
     return morphs
 
 
-def _draw(graph: Graph, rng: random.Random, limits: Limits) -> Morph | None:
-    """A random morph within the limits: kinds are equally likely, widths arbitrary."""
+def _random_morph(graph: Graph, rng: random.Random, limits: Limits) -> Morph | None:
+    """A random morph within the limits, of an equally likely kind; widths are arbitrary. None if none fits."""
     morphs = list(candidates(graph))
     kinds = sorted({morph.tag for morph in morphs})
     for tag in rng.sample(kinds, len(kinds)):

@@ -29,7 +29,7 @@ from morphnas.graph import (
     Op,
     ReLU,
 )  # fmt: skip
-from morphnas.search import Budget, Searcher, Trial
+from morphnas.search import Budget, Proposal, Searcher, Trial
 from morphnas.train.recipe import Outcome
 
 SLOTS = ((64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (256, 2), (256, 1), (256, 1))
@@ -91,7 +91,7 @@ def digits_of(graph: Graph) -> str:
 
 @dataclass(frozen=True)
 class Swap(Morph):
-    """Another block in a slot. Its tag is "deeper" from none to light, "wider" from light to heavy, otherwise
+    """Replaces the block in a slot. Its tag is "deeper" from none to light, "wider" from light to heavy, otherwise
     "smaller"."""
 
     slot: int
@@ -111,8 +111,8 @@ class Swap(Morph):
 
 @dataclass(frozen=True)
 class TableSpace:
-    """The networks of the table that can be grown from the starts; with `shrink` all of them, as morphs can also make
-    blocks smaller."""
+    """The networks of the table that can be grown from the starts; with `shrink`, where morphs can also make blocks
+    smaller, all of them."""
 
     keys: tuple[str, ...] = ("00000000", "00100100", "01010010", "11111111")
     shrink: bool = False
@@ -128,22 +128,22 @@ class TableSpace:
 
 
 def outcome(digits: str, seed: int = 0) -> Outcome:
-    """One of the three trainings of a network, drawn by the seed. The score is minus the logarithm of the error."""
-    drawn = zlib.crc32(f"{digits} {seed}".encode()) % 3
-    share = float(accuracies()[int(digits, 3), drawn])
-    return Outcome("finished", -math.log(1 - share), share, epochs=8, best_epoch=8, examples=10_000)
+    """One of the three trainings of a network, chosen by the seed. The score is minus the logarithm of the error."""
+    training = zlib.crc32(f"{digits} {seed}".encode()) % 3
+    value = float(accuracies()[int(digits, 3), training])
+    return Outcome("finished", -math.log(1 - value), value, epochs=8, best_epoch=8, examples=10_000)
 
 
 def outcome_of(graph: Graph, seed: int = 0) -> Outcome:
     return outcome(digits_of(graph), seed)
 
 
-def grown(trials: Sequence[Trial], start: Graph | int, morphs: Iterable[Morph]) -> Graph:
-    """The network of a proposal."""
-    graph = start if isinstance(start, Graph) else trials[start].graph
-    for morph in morphs:
+def running_trial(trials: Sequence[Trial], proposal: Proposal) -> Trial:
+    """The proposal as the next trial, without an outcome."""
+    graph = proposal.start if isinstance(proposal.start, Graph) else trials[proposal.start].graph
+    for morph in proposal.morphs:
         graph = morph.grow(graph)
-    return graph
+    return Trial(len(trials), proposal, graph)
 
 
 def score(trial: Trial) -> float:
@@ -152,8 +152,8 @@ def score(trial: Trial) -> float:
     return trial.score
 
 
-def scored(trial: Trial, score: float, **changes: Any) -> Trial:
-    """The trial with this score and other changes of its outcome."""
+def with_score(trial: Trial, score: float, **changes: Any) -> Trial:
+    """The trial with this score, and with other changes of its outcome."""
     assert trial.outcome is not None
     return replace(trial, outcome=replace(trial.outcome, score=score, **changes))
 
@@ -162,8 +162,8 @@ def run(searcher: Searcher, n: int, seed: int = 0) -> list[Trial]:
     """The trials of a search for up to `n` networks, with outcomes from the table; fewer if the search ends earlier."""
     trials: list[Trial] = []
     while (proposal := searcher.ask(tuple(trials), Budget(math.inf, n - len(trials)))) is not None:
-        graph = grown(trials, proposal.start, proposal.morphs)
-        trials.append(Trial(len(trials), proposal, graph, outcome_of(graph, seed), kept=True))
+        trial = running_trial(trials, proposal)
+        trials.append(replace(trial, outcome=outcome_of(trial.graph, seed), kept=True))
     return trials
 
 
@@ -173,19 +173,19 @@ def shortfall(trials: Sequence[Trial], cost: str = "flops") -> float:
 
     cost: "flops" or "parameters". Budgets below the cheapest trial count with the lowest accuracy of the table.
     """
-    costs, accuracies = _all(cost)
-    mine = [getattr(trial.graph, cost) for trial in trials], [true_accuracy(trial) for trial in trials]
-    return _averaged(costs, accuracies, costs) - _averaged(*mine, costs)
+    costs, accuracies = _costs_and_accuracies(cost)
+    own = [getattr(trial.graph, cost) for trial in trials], [true_accuracy(trial) for trial in trials]
+    return _mean_best(costs, accuracies, costs) - _mean_best(*own, costs)
 
 
 @cache
-def _all(cost: str) -> tuple[list[int], list[float]]:
+def _costs_and_accuracies(cost: str) -> tuple[list[int], list[float]]:
     """Costs and mean accuracies of all networks of the table."""
     keys = [np.base_repr(i, 3).zfill(len(SLOTS)) for i in range(3 ** len(SLOTS))]
     return [getattr(network(digits), cost) for digits in keys], [accuracy(digits) for digits in keys]
 
 
-def _averaged(costs: Sequence[int], values: Sequence[float], table: Sequence[int]) -> float:
+def _mean_best(costs: Sequence[int], values: Sequence[float], table: Sequence[int]) -> float:
     """The best value within a budget, averaged over log2(budget) across the costs of the table."""
     order = np.argsort(costs)
     budgets = np.log2(np.concatenate([[min(table)], np.array(costs)[order], [max(table)]]))

@@ -33,7 +33,7 @@ needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An .npz in the Keras layout. Not to be changed."""
+    """An .npz in the Keras layout. Must not be changed."""
     x, y = stripes(150)
     file = Path(tmp_path_factory.mktemp("data")) / "stripes.npz"
     np.savez(file, x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
@@ -42,19 +42,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run made by the command line. Not to be changed."""
+    """A run made by the command line. Must not be changed."""
     path = Path(tmp_path_factory.mktemp("runs")) / "run"
     assert main(["fit", str(data), *QUICK, "--path", str(path), "--quiet"]) == 0
     return path
 
 
-def test_the_names_are_those_that_there_are() -> None:
+def test_choices_are_those_of_the_library() -> None:
     assert tuple(sorted(SEARCHERS)) == SEARCHES
     assert LIMITS == settings.LIMITS
 
 
-def told(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """What a command that succeeds prints."""
+def run_command(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """Standard output of a successful command."""
     capsys.readouterr()
     assert main(list(map(str, argv))) == 0
     out, err = capsys.readouterr()
@@ -62,13 +62,13 @@ def told(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     return out
 
 
-def value(capsys: pytest.CaptureFixture[str], *argv: object) -> Any:
-    """The JSON value that it prints."""
-    return json.loads(told(capsys, *argv, "--json"))
+def run_for_json(capsys: pytest.CaptureFixture[str], *argv: object) -> Any:
+    """The command's output as JSON."""
+    return json.loads(run_command(capsys, *argv, "--json"))
 
 
-def failed(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """The one line that says what was wrong."""
+def run_for_error(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """The error message of a failed command, which must be one line."""
     capsys.readouterr()
     assert main(list(map(str, argv))) == 1
     out, err = capsys.readouterr()
@@ -81,44 +81,44 @@ def failed(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 # -- output
 
 
-def test_a_fit_begins_with_the_network_of_an_earlier_run(
+def test_fit_begins_with_network_of_earlier_run(
     data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = [word for word in QUICK if word not in ("--width", "4")]
-    found = value(capsys, "fit", data, *quick, "--path", tmp_path / "run", "--begin-with", run, "--quiet")
+    found = run_for_json(capsys, "fit", data, *quick, "--path", tmp_path / "run", "--begin-with", run, "--quiet")
     first = load_run(found["path"]).trial(0)
     assert first.graph == ImageClassifier.load(run).network_.graph
     assert first.proposal.why["weights"] == "given"
-    assert "holds no run" in failed(capsys, "fit", data, *quick, "--begin-with", tmp_path)
+    assert "holds no run" in run_for_error(capsys, "fit", data, *quick, "--begin-with", tmp_path)
 
 
 def test_fit(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     limits = ("--limit", "max_depth=6", "--limit", "max_params=1e6", "--limit", "morphs=deeper")
-    found = value(capsys, "fit", data, *QUICK, "--path", tmp_path / "other", *limits)
+    found = run_for_json(capsys, "fit", data, *QUICK, "--path", tmp_path / "other", *limits)
     loaded = load_run(tmp_path / "other")
     assert found["networks"] == len(loaded.trials) == 2
     assert found["best"] == loaded.get_best_model_id()
     x, y = stripes(150)
     assert found["test_accuracy"] == ImageClassifier.load(tmp_path / "other").evaluate(x[:30], y[:30])
     assert loaded.about["decides"]["limits"]["morphs"] == ["deeper"]
-    again = failed(capsys, "fit", data, *QUICK, "--path", run, "--quiet")
-    assert "run" in again
-    assert "resume" in again
-    assert f"the run is in {run}" in told(capsys, "fit", data, *QUICK, "--path", run, "--resume", "--quiet")
+    error = run_for_error(capsys, "fit", data, *QUICK, "--path", run, "--quiet")
+    assert "run" in error
+    assert "resume" in error
+    assert f"the run is in {run}" in run_command(capsys, "fit", data, *QUICK, "--path", run, "--resume", "--quiet")
 
 
 def test_predict_and_evaluate(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classifier = ImageClassifier.load(run)
     x, y = stripes(150)
-    rows = list(csv.DictReader(io.StringIO(told(capsys, "predict", run, data))))
+    rows = list(csv.DictReader(io.StringIO(run_command(capsys, "predict", run, data))))
     assert [int(row["label"]) for row in rows] == classifier.predict(x[:30]).tolist()
-    found = value(capsys, "predict", run, data)
-    chances = [example["probabilities"] for example in found["examples"]]
-    assert np.array(chances) == pytest.approx(classifier.predict_proba(x[:30]))
-    assert value(capsys, "evaluate", run, data)["accuracy"] == classifier.evaluate(x[:30], y[:30])
+    found = run_for_json(capsys, "predict", run, data)
+    probabilities = [example["probabilities"] for example in found["examples"]]
+    assert np.array(probabilities) == pytest.approx(classifier.predict_proba(x[:30]))
+    assert run_for_json(capsys, "evaluate", run, data)["accuracy"] == classifier.evaluate(x[:30], y[:30])
 
 
-def test_a_test_part_that_cannot_be_told_costs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_succeeds_if_test_labels_are_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x, y = stripes(60)
     np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:3], y_test=[0, 1, 7])
     capsys.readouterr()
@@ -128,28 +128,28 @@ def test_a_test_part_that_cannot_be_told_costs_no_model(tmp_path: Path, capsys: 
     assert "labels that fit did not see: 7" in err
 
 
-def test_scores_on_what_was_trained_on_are_not_told_as_others(
+def test_training_accuracy_is_not_shown_as_validation_accuracy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     x, y = stripes(40)
     np.savez(tmp_path / "few.npz", x=x, y=y)
-    found = ["fit", tmp_path / "few.npz", *QUICK, "--overwrite", "--path", tmp_path / "run", "--quiet"]
-    assert "on its training data, as there are too few examples to hold any out" in told(capsys, *found)
-    assert value(capsys, *found)["validation_accuracy"] is None
+    argv = ["fit", tmp_path / "few.npz", *QUICK, "--overwrite", "--path", tmp_path / "run", "--quiet"]
+    assert "on its training data, as there are too few examples to hold any out" in run_command(capsys, *argv)
+    assert run_for_json(capsys, *argv)["validation_accuracy"] is None
     assert "on the examples that it was trained on" in morphnas.write_report(tmp_path / "run").read_text()
 
 
-def test_what_is_predicted_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predicted_csv_quotes_special_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x, y = stripes(60)
     labels = np.array(["a,b\r", 'a "line"\nfeed', "carriage\rreturn"])
     np.savez(tmp_path / "data.npz", x=x, y=labels[y])
-    told(capsys, "fit", tmp_path / "data.npz", *QUICK, "--path", tmp_path / "run", "--quiet")
-    text = told(capsys, "predict", tmp_path / "run", tmp_path / "data.npz")
+    run_command(capsys, "fit", tmp_path / "data.npz", *QUICK, "--path", tmp_path / "run", "--quiet")
+    text = run_command(capsys, "predict", tmp_path / "run", tmp_path / "data.npz")
     labels_read = [row["label"] for row in csv.DictReader(io.StringIO(text, newline=""))]
     assert labels_read == ImageClassifier.load(tmp_path / "run").predict(x).tolist()
 
 
-def test_image_files_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_evaluate_and_predict_image_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = pytest.importorskip("PIL.Image")
     x, y = stripes(60)
     lines = ["file,label"]
@@ -159,101 +159,124 @@ def test_image_files_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         image.fromarray(pixels).save(file)
         lines.append(f"class{label}/{i:02}.png,class{label}")
     (tmp_path / "labels.csv").write_text("\n".join(lines))
-    told(capsys, "fit", tmp_path / "photos", *QUICK, "--path", tmp_path / "a", "--quiet")
+    run_command(capsys, "fit", tmp_path / "photos", *QUICK, "--path", tmp_path / "a", "--quiet")
     table = (tmp_path / "labels.csv", "--images", tmp_path / "photos")
-    told(capsys, "fit", *table, *QUICK, "--path", tmp_path / "b", "--quiet")
-    one = value(capsys, "evaluate", tmp_path / "a", tmp_path / "photos")
-    assert one == {"accuracy": one["accuracy"], "examples": 60}
-    assert value(capsys, "evaluate", tmp_path / "a", *table) == one
+    run_command(capsys, "fit", *table, *QUICK, "--path", tmp_path / "b", "--quiet")
+    scores = run_for_json(capsys, "evaluate", tmp_path / "a", tmp_path / "photos")
+    assert scores == {"accuracy": scores["accuracy"], "examples": 60}
+    assert run_for_json(capsys, "evaluate", tmp_path / "a", *table) == scores
     files = sorted((tmp_path / "photos" / "class1").iterdir())
-    found = value(capsys, "predict", tmp_path / "a", *files)["examples"]
+    found = run_for_json(capsys, "predict", tmp_path / "a", *files)["examples"]
     assert [example["example"] for example in found] == list(map(str, files))
     assert {example["label"] for example in found} <= {"class0", "class1", "class2"}
-    assert "--images" in failed(capsys, "fit", tmp_path / "labels.csv")
+    assert "--images" in run_for_error(capsys, "fit", tmp_path / "labels.csv")
     names = [f"class1/{file.name}" for file in files]
     (tmp_path / "names.csv").write_text("\n".join(["file", *names]))
     listed = (tmp_path / "names.csv", "--images", tmp_path / "photos")
-    again = value(capsys, "predict", tmp_path / "a", tmp_path / "names.csv", "--images", tmp_path / "photos")[
-        "examples"
-    ]
-    assert [example["example"] for example in again] == names
-    assert [example["label"] for example in again] == [example["label"] for example in found]
-    assert "row 2: a file name and a label are needed" in failed(capsys, "fit", *listed)
+    from_list = run_for_json(capsys, "predict", tmp_path / "a", *listed)["examples"]
+    assert [example["example"] for example in from_list] == names
+    assert [example["label"] for example in from_list] == [example["label"] for example in found]
+    assert "row 2: a file name and a label are needed" in run_for_error(capsys, "fit", *listed)
     files[0].write_text("no image")
-    assert str(files[0]) in failed(capsys, "predict", tmp_path / "a", files[0])
+    assert str(files[0]) in run_for_error(capsys, "predict", tmp_path / "a", files[0])
 
 
-def test_looking_into_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_explain_report_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = load_run(run)
-    assert value(capsys, "info", run)["best"] == loaded.get_best_model_id()
-    assert "the best 2 of 2 networks" in told(capsys, "info", run)
-    assert value(capsys, "info")["torch"] == torch.__version__
-    assert value(capsys, "explain", run, "--id", 1)[-1]["id"] == 1
-    assert "network 0: start" in told(capsys, "explain", run, "--id", 0)
-    page = value(capsys, "report", run, "--out", tmp_path / "page.html")
+    assert run_for_json(capsys, "info", run)["best"] == loaded.get_best_model_id()
+    assert "the best 2 of 2 networks" in run_command(capsys, "info", run)
+    assert run_for_json(capsys, "info")["torch"] == torch.__version__
+    assert run_for_json(capsys, "explain", run, "--id", 1)[-1]["id"] == 1
+    assert "network 0: start" in run_command(capsys, "explain", run, "--id", 0)
+    page = run_for_json(capsys, "report", run, "--out", tmp_path / "page.html")
     assert Path(page["file"]).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     shutil.copytree(run, tmp_path / "copy")
-    found = value(capsys, "compare", run, tmp_path / "copy", "--svg", tmp_path / "curves.svg")
+    found = run_for_json(capsys, "compare", run, tmp_path / "copy", "--svg", tmp_path / "curves.svg")
     assert found["shared"] == 1
     assert (tmp_path / "curves.svg").exists()
 
 
 @needs_dot
-def test_drawing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in (["--id", 1], ["--id", 1, "--against", 0, "--no-fold"], ["--tree"], ["--lineage"], []):
-        found = value(capsys, "draw", run, *more, "--out", tmp_path / "a.svg")
+def test_draw(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--id", 1], ["--id", 1, "--against", 0, "--no-fold"], ["--tree"], ["--lineage"], []):
+        found = run_for_json(capsys, "draw", run, *options, "--out", tmp_path / "a.svg")
         assert Path(found["files"][0]).stat().st_size > 500
     shutil.copytree(run, tmp_path / "copy")
-    assert len(value(capsys, "draw", tmp_path / "copy")["files"]) == 3
+    assert len(run_for_json(capsys, "draw", tmp_path / "copy")["files"]) == 3
 
 
-def test_exporting(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = value(capsys, "export", run, "--out", tmp_path / "net.py")
+def test_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_for_json(capsys, "export", run, "--out", tmp_path / "net.py")
     assert found["error"] <= 1e-5
     assert [Path(file).exists() for file in found["files"]] == [True, True]
-    there = failed(capsys, "export", run, "--out", tmp_path / "net.py")
-    assert "exists already: choose another file, or --overwrite" in there  # with the name of the command line option
-    assert "differ by" in told(capsys, "export", run, "--out", tmp_path / "net.py", "--overwrite", "--id", 1)
+    error = run_for_error(capsys, "export", run, "--out", tmp_path / "net.py")
+    assert "exists already: choose another file, or --overwrite" in error  # not the API's overwrite=True
+    assert "differ by" in run_command(capsys, "export", run, "--out", tmp_path / "net.py", "--overwrite", "--id", 1)
 
 
-def test_bundling(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = value(capsys, "bundle", run, "--out", tmp_path / "run.zip")
+def test_bundle(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_for_json(capsys, "bundle", run, "--out", tmp_path / "run.zip")
     assert found == {"file": str(tmp_path / "run.zip"), "bytes": (tmp_path / "run.zip").stat().st_size}
     shutil.copytree(run, tmp_path / "copy")
     (tmp_path / "copy" / "run.json").write_text("{")
-    assert str(tmp_path / "run.zip") in told(capsys, "bundle", tmp_path / "copy", "--out", tmp_path / "run.zip")
+    assert str(tmp_path / "run.zip") in run_command(capsys, "bundle", tmp_path / "copy", "--out", tmp_path / "run.zip")
     with zipfile.ZipFile(tmp_path / "run.zip") as opened:
         assert opened.read("run.json") == b"{"
 
 
-def test_a_page_is_written_until_the_fit_has_ended(
+def test_live_report_is_rewritten_until_fit_ends(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(run, tmp_path / "copy")
     holder = tmp_path / "copy" / "holder"
     holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-    page, seen = tmp_path / "page.html", []
+    page, sleeps = tmp_path / "page.html", []
 
-    def ends(seconds: float) -> None:
-        seen.append((seconds, '"reload":3.0' in page.read_text(encoding="utf-8")))
+    def end_fit(seconds: float) -> None:
+        sleeps.append((seconds, '"reload":3.0' in page.read_text(encoding="utf-8")))
         holder.unlink()
 
-    monkeypatch.setattr(time, "sleep", ends)
-    told(capsys, "report", tmp_path / "copy", "--live", 3, "--out", page)
-    assert seen == [(3.0, True)]
+    monkeypatch.setattr(time, "sleep", end_fit)
+    run_command(capsys, "report", tmp_path / "copy", "--live", 3, "--out", page)
+    assert sleeps == [(3.0, True)]
     assert '"reload":null' in page.read_text(encoding="utf-8")
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    holder.write_text(f"process {gone.pid} on {socket.gethostname()}")
-    told(capsys, "report", tmp_path / "copy", "--live", 3, "--out", page)  # whose fit was killed
-    assert seen == [(3.0, True)]
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    holder.write_text(f"process {killed.pid} on {socket.gethostname()}")
+    run_command(capsys, "report", tmp_path / "copy", "--live", 3, "--out", page)
+    assert sleeps == [(3.0, True)]
 
 
 # -- errors
 
 
+@pytest.fixture
+def paths(run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A run, data, and various invalid inputs in the current folder, by placeholder."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("text.txt").write_text("text")
+    Path("quote.csv").write_text('file,label\n"a.png,1\n' + 140_000 * "x")
+    Path("truncated.npz").write_bytes(data.read_bytes()[:500])
+    np.savez("other.npz", z=[1])
+    np.savez("single.npz", x_train=1)
+    np.savez("unlabelled.npz", x=stripes(30)[0])
+    np.save("array.npy", [1])
+    Path("array.npy").rename("array.npz")
+    np.savez_compressed("flipped.npz", x=stripes(30)[0])
+    flipped = bytearray(Path("flipped.npz").read_bytes())
+    flipped[200] ^= 255
+    Path("flipped.npz").write_bytes(flipped)
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (900000, 900000), }\n"
+    huge = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    for name, member, content in (("huge.npz", "x.npy", huge), ("bytes.npz", "x", b"text")):
+        with zipfile.ZipFile(name, "w") as file:
+            file.writestr(member, content)
+    return {path.stem.upper(): path for path in Path().iterdir()} | {"DATA": data, "RUN": run}
+
+
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("argv", "message"),
     [
         (["fit", "none.npz"], "none.npz does not exist"),
         (["fit", "DATA", "--limit", "size=3"], "--limit takes name=value, where name is one of max_params"),
@@ -269,7 +292,7 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["evaluate", "RUN", "DATA", "--images", "FOLDER"], "stripes.npz is not a .csv: leave it out"),
         (["predict", "RUN", "text.txt", "--images", "FOLDER"], "text.txt is not a .csv: leave it out"),
         (["fit", "TEXT"], "text.txt is not an .npz, a .csv or a folder of images"),
-        (["fit", "BROKEN"], "broken.npz cannot be read as .npz"),
+        (["fit", "TRUNCATED"], "truncated.npz cannot be read as .npz"),
         (["fit", "OTHER"], "other.npz has neither x_train nor x"),
         (["fit", "UNLABELLED"], "unlabelled.npz holds no labels"),
         (["fit", "ARRAY"], "array.npz cannot be read as .npz"),
@@ -299,41 +322,17 @@ def test_a_page_is_written_until_the_fit_has_ended(
         (["bundle", "FOLDER", "--out", "run.zip"], "holds no run"),
     ],
 )  # fmt: skip
-def test_errors_are_one_line(
-    argv: list[str], words: str, run: Path, data: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    places = {"DATA": data, "RUN": run, "TEXT": Path("text.txt"), "BROKEN": Path("broken.npz")}
-    names = ("array", "single", "flipped", "huge", "bytes")
-    places |= {name.upper(): Path(f"{name}.npz") for name in names} | {"QUOTE": Path("quote.csv")}
-    places |= {"OTHER": Path("other.npz"), "UNLABELLED": Path("unlabelled.npz"), "FOLDER": Path("folder")}
-    Path("text.txt").write_text("text")
-    Path("broken.npz").write_bytes(data.read_bytes()[:500])
-    np.savez("other.npz", z=[1])
-    np.savez("single.npz", x_train=1)
-    np.save("array.npy", [1])
-    Path("array.npy").rename("array.npz")
-    Path("quote.csv").write_text('file,label\n"a.png,1\n' + 140_000 * "x")
-    np.savez("unlabelled.npz", x=stripes(30)[0])
-    np.savez_compressed("flipped.npz", x=stripes(30)[0])
-    flipped = bytearray(Path("flipped.npz").read_bytes())
-    flipped[200] ^= 255
-    Path("flipped.npz").write_bytes(flipped)
-    head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (900000, 900000), }\n"
-    array = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head
-    for name, member, content in (("huge.npz", "x.npy", array), ("bytes.npz", "x", b"text")):
-        with zipfile.ZipFile(name, "w") as file:
-            file.writestr(member, content)
-    Path("folder").mkdir()
+def test_error_is_one_line(
+    argv: list[str], message: str, paths: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted(Path().rglob("*"))
-    assert words in failed(capsys, *(places.get(word, word) for word in argv))
-    assert sorted(Path().rglob("*")) == before, "nothing is left behind"
+    assert message in run_for_error(capsys, *(paths.get(argument, argument) for argument in argv))
+    assert sorted(Path().rglob("*")) == before, "files were left behind"
 
 
-WRONG = [
+USAGE_ERRORS = [
     "",
-    "frob",
+    "unknown",
     "fit",
     "fit a --search best",
     "export run",
@@ -343,8 +342,8 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("argv", WRONG)
-def test_wrong_calls_end_with_2(argv: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("argv", USAGE_ERRORS)
+def test_usage_error_exits_with_status_2(argv: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(argv.split())
     assert ended.value.code == 2
@@ -354,34 +353,34 @@ def test_wrong_calls_end_with_2(argv: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     "name", ["fit", "evaluate", "predict", "info", "explain", "report", "draw", "compare", "export", "bundle"]
 )
-def test_help_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0
     assert f"examples:\n  morphnas {name}" in capsys.readouterr().out
 
 
-def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
+def test_debug_option_raises_the_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         main(["info", str(tmp_path), "--debug"])
 
 
-# -- as a program
+# -- in a subprocess
 
 
 ROOT = Path(__file__).parent.parent
 
 
-def command(*argv: object) -> list[str]:
+def command_line(*argv: object) -> list[str]:
     return [sys.executable, "-m", "morphnas", *map(str, argv)]
 
 
-def program(*argv: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*argv), capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+def run_program(*argv: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command_line(*argv), capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
 
 
 @pytest.mark.slow
-def test_every_command_as_a_program(data: Path, tmp_path: Path) -> None:
+def test_every_command_in_a_subprocess(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for argv in (
         ["fit", data, *QUICK, "--path", run],
@@ -396,21 +395,21 @@ def test_every_command_as_a_program(data: Path, tmp_path: Path) -> None:
         ["export", run, "--out", tmp_path / "net.py"],
         ["bundle", run, "--out", tmp_path / "run.zip"],
     ):
-        done = program(*argv, "--json")
+        done = run_program(*argv, "--json")
         assert done.returncode == 0, done.stderr
         json.loads(done.stdout)
-    wrong = program("evaluate", tmp_path, data)
+    wrong = run_program("evaluate", tmp_path, data)
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "holds no run" in wrong.stderr
-    assert program("predict", run, "--frob").returncode == 2
+    assert run_program("predict", run, "--unknown").returncode == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_fit_that_is_interrupted_leaves_a_model(number: signal.Signals, data: Path, tmp_path: Path) -> None:
-    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # in the background too
+def test_interrupted_fit_leaves_a_model(number: signal.Signals, data: Path, tmp_path: Path) -> None:
+    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also in background processes
     code = f"{handler}; from morphnas.cli import main; raise SystemExit(main())"
-    argv = [sys.executable, "-c", code, *command("fit", data, "--time-limit", 300, "--width", 4)[3:]]
+    argv = [sys.executable, "-c", code, *command_line("fit", data, "--time-limit", 300, "--width", 4)[3:]]
     pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([*argv, "--path", str(tmp_path / "run")], **pipes, cwd=ROOT) as fit:
         assert fit.stderr is not None
@@ -423,35 +422,36 @@ def test_a_fit_that_is_interrupted_leaves_a_model(number: signal.Signals, data: 
     assert "morphnas: warning: interrupted: the model is the best network so far" in err
     if number == signal.SIGINT:
         assert f"the run is in {tmp_path / 'run'}" in out
-    assert program("evaluate", tmp_path / "run", data).returncode == 0
+    assert run_program("evaluate", tmp_path / "run", data).returncode == 0
 
 
 @pytest.mark.slow
-def test_a_reader_that_has_seen_enough_is_no_error(run: Path, data: Path) -> None:
+def test_closed_stdout_is_no_error(run: Path, data: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as pipe:
-        argv = command("predict", run, data)
+        argv = command_line("predict", run, data)
         done = subprocess.run(argv, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=120, check=False, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_a_fit_is_told_reaches_the_estimator(
+def test_fit_arguments_are_passed_to_estimator(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Passes every argument to an estimator that does not train."""
-    given: dict[str, Any] = {}
+    """With an estimator that does not train, but records all arguments."""
+    recorded: dict[str, Any] = {}
 
     class Recording(ImageClassifier):
-        def fit(self, *data: Any, **more: Any) -> Any:
-            given.update(self.get_params(deep=False) | more)
-            raise ValueError("enough")
+        def fit(self, *data: Any, **arguments: Any) -> Any:
+            recorded.update(self.get_params(deep=False) | arguments)
+            raise ValueError("recorded")
 
     monkeypatch.setattr(morphnas, "ImageClassifier", Recording)
-    words = "--time-limit 7 --overwrite --axes 2 --balanced --search-patience 3 --metric f1_macro --search greedy"
-    words += " --max-trials 4 --seed 5 --device cpu --executor process --devices 2 --width 6 --ensemble 8 --no-refit"
-    words += " --image-size 12x16 --no-augment"
-    assert failed(capsys, "fit", data, *words.split(), "--path", tmp_path / "run", "--limit", "max_depth=9") == "enough"
+    options = "--time-limit 7 --overwrite --axes 2 --balanced --search-patience 3 --metric f1_macro --search greedy"
+    options += " --max-trials 4 --seed 5 --device cpu --executor process --devices 2 --width 6 --ensemble 8 --no-refit"
+    options += " --image-size 12x16 --no-augment"
+    argv = ["fit", data, *options.split(), "--path", tmp_path / "run", "--limit", "max_depth=9"]
+    assert run_for_error(capsys, *argv) == "recorded"
     expected = {
         "time_limit": 7, "overwrite": True, "resume": False, "axes": 2, "sample_weight": "balanced",
         "search_patience": 3, "metric": "f1_macro", "search_type": "greedy", "max_trials": 4, "random_state": 5,
@@ -459,4 +459,4 @@ def test_what_a_fit_is_told_reaches_the_estimator(
         "ensemble": 8, "refit": False, "path": str(tmp_path / "run"), "limits": {"max_depth": 9}, "teacher": None,
         "verbose": True, "initial_networks": None, "image_size": (12, 16), "augment": False,
     }  # fmt: skip
-    assert {name: given[name] for name in expected} == expected
+    assert {name: recorded[name] for name in expected} == expected

@@ -16,7 +16,7 @@ CUSTOM = runpy.run_path(str(EXAMPLES / "custom.py"))
 OWN_MORPH = runpy.run_path(str(EXAMPLES / "own_morph.py"))
 
 
-class TestSpaceOfOnesOwn(SpaceContract):
+class TestUserDefinedSpace(SpaceContract):
     @pytest.fixture
     def space(self) -> Space:
         space: Space = CUSTOM["Fives"]((cnn((2, 8, 8), 3, width=4), cnn((2, 8, 8), 3, width=4, depth=1)))
@@ -24,7 +24,7 @@ class TestSpaceOfOnesOwn(SpaceContract):
 
 
 @pytest.mark.slow
-def test_a_searcher_and_a_space_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_defined_searcher_and_space(capsys: pytest.CaptureFixture[str]) -> None:
     CUSTOM["main"](["--time-limit", "20"])
     output = capsys.readouterr().out
     assert "deeper" in output
@@ -33,7 +33,7 @@ def test_a_searcher_and_a_space_of_ones_own(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.slow
-def test_a_morph_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_defined_morph(capsys: pytest.CaptureFixture[str]) -> None:
     OWN_MORPH["main"](["--time-limit", "60"])
     output = capsys.readouterr().out
     assert "spread" in output

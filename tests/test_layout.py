@@ -1,4 +1,4 @@
-"""The rules of the layout, read from the syntax trees: who may import what, and what nobody imports at once."""
+"""Rules of the package layout, checked on syntax trees: which modules a folder may import, and which only lazily."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "morphnas"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-MAY_IMPORT = {
+ALLOWED_IMPORTS = {
     "graph": {"graph"},
     "train": {"train"},
     "search": {"search", "graph", "train.recipe"},
     "run": {"run", "graph", "search", "train"},
     "report": {"report", "graph", "search", "run.store", "train.recipe"},
 }
-"""What of ours each folder may import; all that is above them may import everything."""
+"""Modules of morphnas that each folder may import; other folders and files may import all."""
 
-LAZY = {
+LAZY_IMPORTS = {
     "PIL", "graphviz", "h5py", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas", "pygraphviz", "ray"
 }  # fmt: skip
-"""Imported inside functions only, so that whoever does not use them need not have them, nor wait."""
+"""Optional or slow to import, so they are only imported inside functions."""
 
-UNSEEN = {"graph": {"time", "random", "os", "datetime"}, "search": {"time", "os", "datetime"}}
-"""What folders of pure values have no use for: clocks, disks and global random state."""
+FORBIDDEN_IMPORTS = {"graph": {"time", "random", "os", "datetime"}, "search": {"time", "os", "datetime"}}
+"""Clocks, files and global random state, which folders of pure functions must not use."""
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
+def imported_modules(tree: ast.AST) -> Iterator[str]:
     """The dotted names of all modules that a syntax tree imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -44,21 +44,21 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield from (f"morphnas.{alias.name}" for alias in node.names)
 
 
-def imported_at_once(tree: ast.Module) -> Iterator[str]:
-    """The same, without what is imported inside functions or for the type checker."""
-    waiting: list[ast.stmt] = list(tree.body)
-    while waiting:
-        node = waiting.pop()
+def modules_imported_on_load(tree: ast.Module) -> Iterator[str]:
+    """The same, without modules that are imported inside functions or for the type checker."""
+    pending: list[ast.stmt] = list(tree.body)
+    while pending:
+        node = pending.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            waiting.extend(node.orelse)
+            pending.extend(node.orelse)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            yield from imported(node)
+            yield from imported_modules(node)
         else:
-            waiting.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
+            pending.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
             if isinstance(node, ast.Try):
-                waiting.extend(child for handler in node.handlers for child in handler.body)
+                pending.extend(child for handler in node.handlers for child in handler.body)
 
 
 def parse(path: Path) -> ast.Module:
@@ -66,36 +66,36 @@ def parse(path: Path) -> ast.Module:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_folder_imports_only_what_stands_below_it(path: Path) -> None:
+def test_folder_imports_only_allowed_modules(path: Path) -> None:
     folder = path.relative_to(PACKAGE).parts[0]
-    for name in imported(parse(path)):
+    for name in imported_modules(parse(path)):
         top, _, rest = name.partition(".")
-        if top == "morphnas" and folder in MAY_IMPORT:
-            allowed = MAY_IMPORT[folder]
+        if top == "morphnas" and folder in ALLOWED_IMPORTS:
+            allowed = ALLOWED_IMPORTS[folder]
             assert any(f"{rest}.".startswith(f"{ours}.") for ours in allowed), f"{path} imports {name}"
-        assert name.split(".")[0] not in UNSEEN.get(folder, set()), f"{path} imports {name}"
+        assert name.split(".")[0] not in FORBIDDEN_IMPORTS.get(folder, set()), f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_extras_are_imported_when_used(path: Path) -> None:
-    at_once = {name.split(".")[0] for name in imported_at_once(parse(path))}
-    assert not at_once & LAZY, f"{path} imports {at_once & LAZY} at once"
+def test_extras_are_imported_lazily(path: Path) -> None:
+    on_load = {name.split(".")[0] for name in modules_imported_on_load(parse(path))}
+    assert not on_load & LAZY_IMPORTS, f"{path} imports {on_load & LAZY_IMPORTS} on load"
 
 
 @pytest.mark.slow
-def test_morphnas_is_imported_without_any_extra() -> None:
-    """scikit-learn loads pandas where there is one, so what is loaded tells less than what can be done without."""
+def test_morphnas_imports_without_extras() -> None:
+    """Extras are made impossible to import. Checking what is loaded would fail, as scikit-learn loads pandas itself."""
     code = f"""
 import sys
-sys.modules.update(dict.fromkeys({sorted(LAZY)}))
+sys.modules.update(dict.fromkeys({sorted(LAZY_IMPORTS)}))
 from morphnas import *
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.slow
-def test_nobody_waits_for_what_is_not_used() -> None:
-    """Neither for PyTorch, to be told the options of a command, nor for scikit-learn in a worker's process."""
+def test_cli_and_worker_do_not_import_slow_modules() -> None:
+    """The command line does not import PyTorch to parse arguments, nor a worker process scikit-learn."""
     code = """
 import sys
 import morphnas.cli

@@ -18,34 +18,34 @@ TEXTS = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def anchors(text: str) -> set[str]:
+def heading_anchors(text: str) -> set[str]:
     """The anchors of the headings, as GitHub names them."""
     titles = re.findall(r"^#+ (.+)$", FENCED.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_resolve(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", FENCED.sub("", text))
-    for link in (one or other for one, other in links):
+    for link in (markdown or html for markdown, html in links):
         if "://" in link:
             continue
         file, _, anchor = link.partition("#")
         target = path.parent / file if file else path
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+        assert not anchor or anchor in heading_anchors(target.read_text(encoding="utf-8")), link
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_code_is_python(path: Path) -> None:
+def test_python_code_blocks_parse(path: Path) -> None:
     for language, code in FENCED.findall(path.read_text(encoding="utf-8")):
         if language == "python":
             ast.parse(code)
 
 
 @pytest.mark.parametrize(
-    ("takes", "text"),
+    ("function", "docstring"),
     [
         (morphnas.ImageClassifier.__init__, morphnas.ImageClassifier.__doc__),
         (morphnas.ImageClassifier.fit, morphnas.ImageClassifier.fit.__doc__),
@@ -53,8 +53,8 @@ def test_code_is_python(path: Path) -> None:
     ],
     ids=["ImageClassifier", "fit", "final_fit"],
 )
-def test_every_argument_is_explained(takes: Callable[..., Any], text: str | None) -> None:
-    parameters = (text or "").split("Parameters\n")[1].split("\n\n")[0]
+def test_every_argument_is_documented(function: Callable[..., Any], docstring: str | None) -> None:
+    parameters = (docstring or "").split("Parameters\n")[1].split("\n\n")[0]
     lines = re.findall(r"^ *(\w+(?:, \w+)*)(?: : .+)?$", parameters, re.MULTILINE)
-    explained = [name for line in lines for name in line.split(", ")]
-    assert [name for name in inspect.signature(takes).parameters if name != "self"] == explained
+    documented = [name for line in lines for name in line.split(", ")]
+    assert [name for name in inspect.signature(function).parameters if name != "self"] == documented
