@@ -1,4 +1,4 @@
-"""Exports: loaded without morphnas, they compute the same; bad input leaves nothing behind."""
+"""Exports: loaded without morphnas they compute the same, and on errors no files are left behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sklearn.exceptions import NotFittedError
 
-import morphnas
 from morphnas import ExportError, ImageClassifier, ImageRegressor, Network, RunError, export, load_run
 from morphnas import exports as module
 from morphnas.exports import to_source
@@ -32,7 +31,7 @@ EVIL = '"""\nimport os\nos.abort() # \\'
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
-    """Fitted to images whose labels are hard to write as source. Not to be changed."""
+    """Fitted to images whose labels need escaping in source code. Must not be changed."""
     x, y = stripes(150)
     path = tmp_path_factory.mktemp("runs") / "run"
     args = {"default_model_width": 4, "default_model_len": 1, "trainer_args": {"epochs": 1}}
@@ -40,18 +39,18 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
     return classifier.fit(x, np.array([EVIL, "{brace}", "'q'"])[y], time_limit=20)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="modes the POSIX way")
-def test_who_may_read_the_source_may_read_its_weights(fitted: ImageClassifier, tmp_path: Path) -> None:
-    made = export(fitted, tmp_path / "net.py").files
-    assert len({file.stat().st_mode for file in made}) == 1
+@pytest.mark.skipif(os.name != "posix", reason="POSIX file modes")
+def test_source_and_weights_have_the_same_file_mode(fitted: ImageClassifier, tmp_path: Path) -> None:
+    files = export(fitted, tmp_path / "net.py").files
+    assert len({file.stat().st_mode for file in files}) == 1
 
 
-ALONE = """
+LOAD_WITHOUT_MORPHNAS = """
     import sys
     class Refuse:
         def find_spec(self, name, *args):
             if name.partition(".")[0] == "morphnas":
-                raise ImportError("not here")
+                raise ImportError("blocked")
     sys.meta_path.insert(0, Refuse())
     import json, torch
     from safetensors.torch import load_file
@@ -72,33 +71,40 @@ ALONE = """
     assert not any(name.startswith("morphnas") for name in sys.modules)
     print(json.dumps([logits.tolist(), labels]))
 """
+"""Script that prints the logits and labels of an export."""
+
+
+def run_without_morphnas(file: Path, x: torch.Tensor, folder: Path) -> tuple[np.ndarray, list[str]]:
+    """Probabilities for `x`, and labels, of an export that is loaded in a process without morphnas."""
+    save_file({"x": x}, folder / "x.safetensors")
+    command = [sys.executable, "-c", textwrap.dedent(LOAD_WITHOUT_MORPHNAS), str(file), str(folder / "x.safetensors")]
+    logits, labels = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout)
+    return torch.tensor(logits).double().softmax(1).numpy(), labels
+
+
+def skip_without_extras(suffix: str) -> None:
+    if suffix == "onnx":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["py", "pt2", "onnx"])
-def test_it_computes_the_same_where_there_is_no_morphnas(suffix: str, fitted: ImageClassifier, tmp_path: Path) -> None:
-    if suffix == "onnx":
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(name)
+def test_export_predicts_the_same_without_morphnas(suffix: str, fitted: ImageClassifier, tmp_path: Path) -> None:
+    skip_without_extras(suffix)
     done = export(fitted, tmp_path / "new" / f"it's {{a}} net.{suffix}")
     assert done.error <= 1e-5
     assert done.files[0] == tmp_path / "new" / f"it's {{a}} net.{suffix}"
     assert sorted(done.files) == sorted((tmp_path / "new").iterdir())
-    x = torch.from_numpy(stripes(37)[0]).float()[:, None]
-    save_file({"x": x}, tmp_path / "x.safetensors")
-    command = [sys.executable, "-c", textwrap.dedent(ALONE), str(done.files[0]), str(tmp_path / "x.safetensors")]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    logits, labels = json.loads(out)
+    images = stripes(37)[0]
+    probabilities, labels = run_without_morphnas(done.files[0], torch.from_numpy(images).float()[:, None], tmp_path)
     assert labels == fitted.classes_.tolist()
-    expected = fitted.predict_proba(stripes(37)[0])
-    assert torch.tensor(logits).double().softmax(1).numpy() == pytest.approx(expected, abs=1e-5)
+    assert probabilities == pytest.approx(fitted.predict_proba(images), abs=1e-5)
 
 
 @pytest.mark.parametrize("suffix", ["py", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("pt2", "onnx"))])
-def test_rows_that_float32_would_round_are_read_in_full(suffix: str, tmp_path: Path) -> None:
-    if suffix == "onnx":
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(name)
+def test_float64_rows_are_not_rounded(suffix: str, tmp_path: Path) -> None:
+    skip_without_extras(suffix)
     y = np.arange(200) % 2
     x = np.stack([1.7e9 + y, np.random.default_rng(0).normal(size=200)], 1)
     args = {"trainer_args": {"epochs": 20}}
@@ -109,64 +115,62 @@ def test_rows_that_float32_would_round_are_read_in_full(suffix: str, tmp_path: P
     with torch.no_grad():
         assert loaded.to_module()(torch.from_numpy(x)).double().softmax(1).numpy() == pytest.approx(expected, abs=1e-5)
     file = export(loaded, tmp_path / f"net.{suffix}").files[0]
-    save_file({"x": torch.from_numpy(x)}, tmp_path / "x.safetensors")
-    command = [sys.executable, "-c", textwrap.dedent(ALONE), str(file), str(tmp_path / "x.safetensors")]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert torch.tensor(json.loads(out)[0]).double().softmax(1).numpy() == pytest.approx(expected, abs=1e-5)
+    probabilities, _ = run_without_morphnas(file, torch.from_numpy(x), tmp_path)
+    assert probabilities == pytest.approx(expected, abs=1e-5)
 
 
 @settings(max_examples=25)
 @given(graph=graphs(morphs=4), seed=st.integers(0, 99))
-def test_the_source_of_any_network_computes_the_same(graph: Graph, seed: int) -> None:
+def test_source_of_any_network_computes_the_same(graph: Graph, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     network = Network(graph, fresh_weights(graph, random)).to_module().eval()
     source = to_source(network, "A network", None, "weights")
     assert "morphnas" not in source.partition("class Network")[2]
     names: dict[str, Any] = {"__file__": "network.py"}
     exec(compile(source, "network.py", "exec"), names)
-    alone = names["Network"]()
-    alone.load_state_dict(network.state_dict())
+    from_source = names["Network"]()
+    from_source.load_state_dict(network.state_dict())
     x = torch.randn(3, *graph.shapes[graph.input.name], generator=random)
     with torch.no_grad():
-        assert torch.equal(alone.eval()(x), network(x))
+        assert torch.equal(from_source.eval()(x), network(x))
 
 
-def test_a_run_and_a_network_can_be_exported(fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_run_trial_and_network_can_be_exported(fitted: ImageClassifier, tmp_path: Path) -> None:
     first = export(fitted.path_, tmp_path / "a.py")
     run = load_run(fitted.path_)
     assert export(run, tmp_path / "b.py").files[0].read_text().replace("b.saf", "a.saf") == first.files[0].read_text()
-    bare = export(run.load_best_model(), tmp_path / "c.py").files[0].read_text()
-    assert "LABELS" not in bare
-    assert "preprocessed examples" in bare
+    network = export(run.load_best_model(), tmp_path / "c.py").files[0].read_text()
+    assert "LABELS" not in network
+    assert "preprocessed examples" in network
     assert str(first).startswith(str(tmp_path / "a.py"))
-    start = export(run, tmp_path / "d.py", trial=0).files[0].read_text()
-    assert f"{run.trial(0).graph.parameters:,} parameters" in start
-    assert "raw examples" in start
+    trial = export(run, tmp_path / "d.py", trial=0).files[0].read_text()
+    assert f"{run.trial(0).graph.parameters:,} parameters" in trial
+    assert "raw examples" in trial
     with pytest.raises(ValueError, match="of a run to export, not of a Network"):
         export(run.load_best_model(), tmp_path / "e.py", trial=0)
 
 
-def test_a_layer_that_is_not_of_torch_has_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Conv, "module", lambda self, *_: Own(1, self.filters, 3, bias=False, padding=1))
+def test_custom_layer_is_exported_but_not_as_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conv, "module", lambda self, *_: CustomConv(1, self.filters, 3, bias=False, padding=1))
     graph = plain(Conv(3), GlobalPool(), shape=(1, 8, 8))
-    with pytest.raises(ExportError, match=r"Own: a layer that is not PyTorch's .* but as \.pt2 or \.onnx"):
+    with pytest.raises(ExportError, match=r"CustomConv: a layer that is not PyTorch's .* but as \.pt2 or \.onnx"):
         export(Network(graph, fresh_weights(graph)), tmp_path / "a.py")
     assert not list(tmp_path.iterdir())
     export(Network(graph, fresh_weights(graph)), tmp_path / "a.pt2")
 
 
-class Own(torch.nn.Conv2d):
-    """A layer of a user's own."""
+class CustomConv(torch.nn.Conv2d):
+    """A layer of a user-defined class."""
 
 
-def test_what_a_network_gives_is_said_with_its_positions(tmp_path: Path) -> None:
+def test_source_describes_shape_of_outputs(tmp_path: Path) -> None:
     graph = plain(Conv(3), shape=(2, 8, 8))
     source = export(Network(graph, fresh_weights(graph)), tmp_path / "net.py").files[0].read_text()
     assert "Takes preprocessed examples, as the network was trained on: (n, 2, 8, 8)," in source
     assert "Gives logits (n, 3, 8, 8)." in source
 
 
-def test_what_a_network_takes_is_said_with_its_kind(fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_source_describes_dtype_of_inputs(fitted: ImageClassifier, tmp_path: Path) -> None:
     assert "any real dtype" in export(fitted, tmp_path / "fitted.py").files[0].read_text()
     graph = mlp((3,), 2, depth=1)
     weights = {name: w.double() if w.is_floating_point() else w for name, w in fresh_weights(graph).items()}
@@ -175,39 +179,37 @@ def test_what_a_network_takes_is_said_with_its_kind(fitted: ImageClassifier, tmp
     assert runpy.run_path(str(file))["load"]()(torch.zeros(1, 3)).dtype == torch.float32
 
 
-def test_one_output_that_is_nearly_0_is_measured_by_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In the first batch, of one example: rounding that is small relative to other outputs is large relative to it."""
+def test_error_is_relative_to_largest_output_of_all_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the first batch, of one example, the output is nearly 0: rounding is small only relative to other outputs."""
     graph = mlp((3,), 1, depth=0)
     weights = fresh_weights(graph)
     first = Network(graph, weights).to_module()(torch.randn(1, 3, generator=torch.Generator().manual_seed(1)))
     weights["dense_1.bias"] -= first.detach()[0] - 1e-6
 
-    def rounding(file: Path) -> Any:
+    def read_rounded(file: Path) -> Any:
         network = module._read_source(file)
         return lambda x: network(x) + 1e-7
 
-    monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, rounding))
+    monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, read_rounded))
     assert 0 < export(Network(graph, weights), tmp_path / "net.py").error < 1e-5
 
 
-def test_differences_of_amounts_are_measured_beside_their_spread(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Not relative to the outputs: for times in seconds, all of them could be wrong."""
+def test_regression_error_is_relative_to_target_deviations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Relative to the outputs, large errors would pass if targets are times in seconds."""
     x = np.random.default_rng(0).normal(size=(60, 3))
     fitted = ImageRegressor(tmp_path / "run", max_trials=1, refit=False).fit(x, 1.7e9 + x[:, 0])
     assert export(fitted, tmp_path / "net.py").error < 1e-5
 
-    def shifting(file: Path) -> Any:
+    def read_shifted(file: Path) -> Any:
         network = module._read_source(file)
         return lambda x: network(x) + 0.1
 
-    monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, shifting))
+    monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, read_shifted))
     with pytest.raises(ExportError, match="computes something else"):
         export(fitted, tmp_path / "other.py")
 
 
-def test_source_is_tidy(fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_source_compiles_and_passes_ruff(fitted: ImageClassifier, tmp_path: Path) -> None:
     file = export(fitted, tmp_path / "net.py").files[0]
     compile(file.read_text(), str(file), "exec")
     ruff = Path(sys.executable).with_name("ruff")
@@ -215,7 +217,7 @@ def test_source_is_tidy(fitted: ImageClassifier, tmp_path: Path) -> None:
         subprocess.run([ruff, "check", "--isolated", "--select", "E9,F", file], check=True)
 
 
-def test_what_is_there_is_not_overwritten(fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_existing_file_is_kept_unless_overwrite(fitted: ImageClassifier, tmp_path: Path) -> None:
     file = tmp_path / "net.py"
     file.with_suffix(".safetensors").write_text("mine")
     with pytest.raises(FileExistsError, match=r"net\.safetensors exists already"):
@@ -225,7 +227,7 @@ def test_what_is_there_is_not_overwritten(fitted: ImageClassifier, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.py", "net.safetensors"]
 
 
-def test_bad_input_leaves_nothing_behind(
+def test_failed_export_leaves_no_files(
     fitted: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match=r"must end in \.py, \.pt2, \.onnx, not .*net\.h5"):
@@ -240,17 +242,17 @@ def test_bad_input_leaves_nothing_behind(
     with pytest.raises(OSError, match="file"):
         export(fitted, tmp_path / "file" / "net.py")
 
-    def autocast_to(found: torch.Tensor) -> Any:
-        return lambda _: lambda x: found.expand(len(x), -1)
+    def reader_with_outputs(outputs: torch.Tensor) -> Any:
+        return lambda _: lambda x: outputs.expand(len(x), -1)
 
     for wrong in (torch.zeros(3), torch.full((3,), torch.nan), torch.zeros(7)):
-        monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, autocast_to(wrong)))
+        monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, reader_with_outputs(wrong)))
         with pytest.raises(ExportError, match="computes something else"):
             export(fitted, tmp_path / "new" / "folder" / "net.py")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_without_onnx_the_error_says_what_to_install(
+def test_missing_onnx_error_names_the_extra(
     fitted: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
@@ -259,8 +261,7 @@ def test_without_onnx_the_error_says_what_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_labels_that_source_cannot_say_are_texts() -> None:
+def test_labels_without_literal_become_text() -> None:
     assert [module._literal(label) for label in (1, 2.5, True, None, "a", float("nan"), (1, 2), b"x")] == [
         1, 2.5, True, None, "a", "nan", "(1, 2)", "b'x'",
     ]  # fmt: skip
-    assert morphnas.export is export
