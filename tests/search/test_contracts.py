@@ -1,4 +1,4 @@
-"""Every space and every searcher against its contract."""
+"""Contracts of all spaces and searchers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from morphnas.search import (
     Tuned,
     ranges_of,
 )
-from tests.contracts import Make, MorphingContract, SearcherContract, SpaceContract
+from tests.contracts import MorphingContract, SearcherContract, SearcherFactory, SpaceContract
 from tests.table import TableSpace
 
 
@@ -27,7 +27,7 @@ def bayesian(space: Space, limits: Limits, seed: int) -> Searcher:
     return BayesianSearcher(space, limits=limits, seed=seed, candidates=16, breadth=8)
 
 
-def named(name: str) -> Make:
+def registered(name: str) -> SearcherFactory:
     return lambda space, limits, seed: SEARCHERS[name](space, limits=limits, seed=seed)
 
 
@@ -74,7 +74,7 @@ class TestSpaces(SpaceContract):
         return spaces[request.param]
 
 
-MAKE: dict[str, Make] = {name: named(name) for name in SEARCHERS} | {
+FACTORIES: dict[str, SearcherFactory] = {name: registered(name) for name in SEARCHERS} | {
     "bayesian": bayesian,
     "evolution": evolution,
     "halving": halving,
@@ -87,12 +87,12 @@ MAKE: dict[str, Make] = {name: named(name) for name in SEARCHERS} | {
 
 
 class TestSearchers(SearcherContract):
-    @pytest.fixture(params=MAKE)
-    def make(self, request: pytest.FixtureRequest) -> Make:
-        return MAKE[request.param]
+    @pytest.fixture(params=FACTORIES)
+    def make(self, request: pytest.FixtureRequest) -> SearcherFactory:
+        return FACTORIES[request.param]
 
 
 class TestMorphing(MorphingContract):
-    @pytest.fixture(params=[name for name in MAKE if name not in ("grid", "tuned")])
-    def make(self, request: pytest.FixtureRequest) -> Make:
-        return MAKE[request.param]
+    @pytest.fixture(params=[name for name in FACTORIES if name not in ("grid", "tuned")])
+    def make(self, request: pytest.FixtureRequest) -> SearcherFactory:
+        return FACTORIES[request.param]
