@@ -198,8 +198,11 @@ def test_user_without_home_folder_or_name(home: str | None, tmp_path: Path, monk
             raise RuntimeError("no home")
         return Path(home)
 
+    def get_user() -> str:
+        raise KeyError("no user")
+
     monkeypatch.setattr(Path, "home", get_home)
-    monkeypatch.setattr(getpass, "getuser", lambda: {}["user"])  # a KeyError, as for unknown users
+    monkeypatch.setattr(getpass, "getuser", get_user)
     make_failed_run(tmp_path / "run", "at /opt/x")
     assert "    at /opt/x\n" in bundle_texts(tmp_path / "run", tmp_path)["about.txt"]
 

@@ -98,7 +98,7 @@ def test_main_path_of_densenet_is_the_longest() -> None:
 
 
 def test_branch_shared_by_many_inputs_is_walked_once() -> None:
-    """Not 18,000 times, back over its 3,000 nodes."""
+    """And not once for each of 18,000 inputs, over its 3,000 nodes."""
     nodes = [Node("x", Input((1,)))]
     for path, length in (("side", 3000), ("main", 3001)):
         nodes += [Node(f"{path}_{i}", ReLU(), (f"{path}_{i - 1}" if i else "x",)) for i in range(length)]

@@ -177,13 +177,11 @@ def area_under_front(networks: Sequence[tuple[float, float]], cheapest: float, d
     return sum(0.125 * max([worst, *(s for c, s in networks if c <= budget)]) for budget in budgets)
 
 
-multiples_of_eighth = st.integers(-16, 16).map(lambda n: n / 8)
+eighths = st.integers(-16, 16).map(lambda n: n / 8)
+networks = st.tuples(eighths, eighths)  # cost and score
 
 
-@given(
-    st.lists(st.tuples(multiples_of_eighth, multiples_of_eighth), min_size=1, max_size=6),
-    st.tuples(multiples_of_eighth, multiples_of_eighth),
-)
+@given(st.lists(networks, min_size=1, max_size=6), networks)
 def test_hypervolume_improvement_equals_growth_of_area(
     known: list[tuple[float, float]], new: tuple[float, float]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Recipes that are searched together with networks: `Tuned` and its ranges."""
+"""`Tuned`, which searches recipes together with networks, and its ranges."""
 
 from __future__ import annotations
 
@@ -31,39 +31,37 @@ from morphnas.search.distance import sketch
 from morphnas.search.network_surrogate import NetworkSurrogate, recipe_features
 from morphnas.search.promote import is_promotion
 from morphnas.train.recipe import Augment, Outcome, Recipe, default_learning_rate
-from tests.table import TableSpace, grown, network, outcome_of, score
+from tests.table import TableSpace, network, outcome_of, running_trial, score, with_score
 
 AMPLE = Budget(math.inf)
 SPACE = TableSpace()
 RANGES = ranges_of({"lr": (0.001, 1.0), "dropout": (0.0, 0.5), "optimizer": ["sgd", "adamw"]})
-BEST = 0.02
-"""The learning rate with which networks have the highest score."""
+BEST_RATE = 0.02
+"""The learning rate that gives every network its highest score."""
 
 
-class Script:
+class NoProposals:
     """A searcher that proposes nothing."""
 
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         return None
 
 
-def told(trial: Trial) -> Outcome:
-    """The outcome in the table, with a score lower by 0.3 for every factor of ten between the rate and `BEST`."""
-    outcome = outcome_of(trial.graph)
-    assert outcome.score is not None
-    return replace(outcome, score=outcome.score - 0.3 * off(trial))
+def lr_error(trial: Trial) -> float:
+    """|log10(lr / BEST_RATE)| of a trial."""
+    return abs(math.log10(trial.proposal.recipe.lr / BEST_RATE))
 
 
-def off(trial: Trial) -> float:
-    """|log10(lr / BEST)| of a trial."""
-    return abs(math.log10(trial.proposal.recipe.lr / BEST))
+def finished(trial: Trial) -> Trial:
+    """The trial with its outcome in the table, and a score that is lower by 0.3 times `lr_error`."""
+    trial = replace(trial, outcome=outcome_of(trial.graph), kept=True)
+    return with_score(trial, score(trial) - 0.3 * lr_error(trial))
 
 
 def search(searcher: Searcher, n: int) -> list[Trial]:
     trials: list[Trial] = []
     while len(trials) < n and (proposal := searcher.ask(trials, AMPLE)) is not None:
-        trial = Trial(len(trials), proposal, grown(trials, proposal.start, proposal.morphs))
-        trials.append(replace(trial, outcome=told(trial), kept=True))
+        trials.append(finished(running_trial(trials, proposal)))
     return trials
 
 
@@ -73,30 +71,30 @@ def tuned(seed: int = 0, **settings: Any) -> Tuned:
     return Tuned(inner, RANGES, recipe, seed=seed, candidates=32, **settings)
 
 
-def test_what_was_found_out_of_mirroring_does_not_make_a_training_another_one() -> None:
+def test_decided_flip_does_not_make_a_recipe_new() -> None:
     """Each of the two augmentations is tried exactly once."""
-    ways = [Augment(flip=None), Augment(shift=0.1, flip=None)]
-    recipe, graph = Recipe(augment=ways[0]), mlp((4,), 2)
-    searcher = Tuned(Script(), ranges_of({"augment": ways}), recipe, candidates=16)
+    augmentations = [Augment(flip=None), Augment(shift=0.1, flip=None)]
+    recipe, graph = Recipe(augment=augmentations[0]), mlp((4,), 2)
+    searcher = Tuned(NoProposals(), ranges_of({"augment": augmentations}), recipe, candidates=16)
     trials = [Trial(0, Proposal(graph, (), recipe), graph, Outcome("finished", -0.1, epochs=8), True)]
     while (proposal := searcher.ask(trials, AMPLE)) is not None and len(trials) < 9:
-        settled = replace(proposal.recipe, augment=replace(proposal.recipe.augment, flip=True))
-        trial = Trial(len(trials), replace(proposal, recipe=settled), graph)
+        decided = replace(proposal.recipe, augment=replace(proposal.recipe.augment, flip=True))
+        trial = Trial(len(trials), replace(proposal, recipe=decided), graph)
         trials.append(replace(trial, outcome=Outcome("finished", -0.2, epochs=8), kept=True))
     assert [trial.proposal.recipe.augment.shift for trial in trials] == [0.0, 0.1]
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
-def test_a_better_rate_is_found_and_gone_on_with(seed: int) -> None:
+def test_better_learning_rate_is_found_and_kept(seed: int) -> None:
     trials = search(tuned(seed), 30)
     fixed = search(BayesianSearcher(SPACE, Recipe(lr=0.5), seed=seed, candidates=16), 30)
-    best, without = (max(ts, key=score) for ts in (trials, fixed))
-    assert off(best) < 0.4
-    assert score(best) > score(without) + 0.15
-    assert np.median([off(t) for t in trials[-10:]]) < 0.4
+    best, best_fixed = (max(ts, key=score) for ts in (trials, fixed))
+    assert lr_error(best) < 0.4
+    assert score(best) > score(best_fixed) + 0.15
+    assert np.median([lr_error(t) for t in trials[-10:]]) < 0.4
 
 
-def test_first_networks_and_those_trained_on_keep_their_recipes() -> None:
+def test_starts_and_promotions_keep_their_recipes() -> None:
     trials = search(Promote(tuned(), keep=2), 24)
     starts = [t for t in trials if t.proposal.why["reason"] == "start"]
     assert [t.proposal.recipe for t in starts] == [Recipe(lr=0.5)] * 4
@@ -107,8 +105,8 @@ def test_first_networks_and_those_trained_on_keep_their_recipes() -> None:
         assert trial.proposal.recipe == replace(before, epochs=trial.epochs)
 
 
-def test_recipes_stay_within_their_ranges_and_are_noted_down() -> None:
-    inner = BayesianSearcher(SPACE, Recipe(lr=5.0), candidates=16)  # beyond
+def test_recipes_are_within_ranges_and_recorded_in_why() -> None:
+    inner = BayesianSearcher(SPACE, Recipe(lr=5.0), candidates=16)  # outside the range
     for trial in search(Tuned(inner, RANGES, Recipe(lr=5.0), candidates=32), 25)[4:]:
         recipe = trial.proposal.recipe
         assert 0.001 <= recipe.lr <= 1.0
@@ -118,34 +116,34 @@ def test_recipes_stay_within_their_ranges_and_are_noted_down() -> None:
         assert trial.proposal.why["recipe"] == expected
 
 
-def test_where_no_network_is_new_the_best_is_trained_afresh() -> None:
-    alone = TableSpace(("22221111",))
-    trials = search(Tuned(RandomSearcher(alone, limits=Limits(morphs=())), RANGES), 12)
+def test_best_network_is_retrained_if_none_is_new() -> None:
+    one_network = TableSpace(("22221111",))
+    trials = search(Tuned(RandomSearcher(one_network, limits=Limits(morphs=())), RANGES), 12)
     assert {t.graph.key for t in trials} == {network("22221111").key}
     assert [t.proposal.why["reason"] for t in trials] == ["start", *["afresh"] * 11]
     assert all(isinstance(t.proposal.start, type(t.graph)) for t in trials)
     assert len({t.proposal.recipe for t in trials}) == 12
 
 
-def test_nothing_is_trained_twice_alike() -> None:
-    """And where there is nothing else, the search ends."""
-    two, alone = ranges_of({"optimizer": ["sgd", "adamw"]}), TableSpace(("22221111",))
-    trials = search(Tuned(RandomSearcher(alone, limits=Limits(morphs=())), two, startup=1), 12)
+def test_search_ends_when_all_recipes_were_trained() -> None:
+    """No recipe is trained a second time."""
+    ranges, one_network = ranges_of({"optimizer": ["sgd", "adamw"]}), TableSpace(("22221111",))
+    trials = search(Tuned(RandomSearcher(one_network, limits=Limits(morphs=())), ranges, startup=1), 12)
     assert sorted(t.proposal.recipe.optimizer for t in trials) == ["adamw", "sgd"]
 
 
-def test_few_recipes_of_few_networks_come_to_an_end_though_all_of_them_fail() -> None:
-    """Also before there are enough scores for the surrogate."""
+def test_search_ends_when_all_recipes_failed() -> None:
+    """Even before there are enough scores for the surrogate."""
     ranges = ranges_of({"optimizer": ["sgd", "adamw"]})
-    alone = Tuned(Script(), ranges, Recipe(epochs=8), Limits(), seed=0, startup=6)
+    searcher = Tuned(NoProposals(), ranges, Recipe(epochs=8), Limits(), seed=0, startup=6)
     first = Trial(0, Proposal(network("00000000"), (), Recipe(epochs=8), {"reason": "start"}), network("00000000"))
     trials = [replace(first, outcome=Outcome("finished", 0.5), kept=True)]
-    while (proposal := alone.ask(trials, AMPLE)) is not None and len(trials) < 20:
-        trials.append(Trial(len(trials), proposal, network("00000000"), Outcome("failed", error="again")))
+    while (proposal := searcher.ask(trials, AMPLE)) is not None and len(trials) < 20:
+        trials.append(Trial(len(trials), proposal, network("00000000"), Outcome("failed", error="an error")))
     assert len(trials) == 2
 
 
-def test_networks_of_a_grid_have_recipes_that_are_searched() -> None:
+def test_recipes_of_grid_networks_are_searched() -> None:
     grid = GridSearcher(MorphSpace((mlp((4,), 2, width=8, depth=1),)), depths=(1, 2), widths=(16, 32))
     trials: list[Trial] = []
     searcher = Tuned(grid, RANGES)
@@ -157,28 +155,27 @@ def test_networks_of_a_grid_have_recipes_that_are_searched() -> None:
     assert all("recipe" in t.proposal.why for t in trials[1:])
 
 
-def test_a_network_is_promoted_with_each_recipe_that_does_well() -> None:
+def test_network_is_promoted_with_each_good_recipe() -> None:
     graph, trials = SPACE.starts[0], list[Trial]()
 
-    def told_of(lr: float, value: float, start: Any = graph, epochs: int = 2) -> None:
+    def add_trial(lr: float, score: float, start: Any = graph, epochs: int = 2) -> None:
         proposal = Proposal(start, (), Recipe(lr=lr, epochs=epochs))
-        trial = Trial(len(trials), proposal, graph, Outcome("finished", value, epochs=epochs), True)
-        trials.append(trial)
+        trials.append(Trial(len(trials), proposal, graph, Outcome("finished", score, epochs=epochs), True))
 
     for i in range(4):
-        told_of(0.05, -0.5 - i)
-    told_of(0.05, -0.4, start=0, epochs=8)
+        add_trial(0.05, -0.5 - i)
+    add_trial(0.05, -0.4, start=0, epochs=8)
     for i in range(8):
-        told_of(0.2, -0.1 - 0.01 * i)
+        add_trial(0.2, -0.1 - 0.01 * i)
     proposal = Promote(RandomSearcher(SPACE, Recipe(epochs=2))).ask(trials, AMPLE)
     assert proposal is not None
     assert (proposal.start, proposal.recipe) == (5, Recipe(lr=0.2, epochs=8))
 
 
-def test_nothing_afresh_without_budget_or_beyond_the_limits() -> None:
-    alone = TableSpace(("22221111",))
-    trials = search(Tuned(RandomSearcher(alone, limits=Limits(morphs=())), RANGES), 5)
-    searcher = Tuned(RandomSearcher(alone, limits=Limits(morphs=())), RANGES)
+def test_no_retraining_beyond_budget_or_limits() -> None:
+    one_network = TableSpace(("22221111",))
+    trials = search(Tuned(RandomSearcher(one_network, limits=Limits(morphs=())), RANGES), 5)
+    searcher = Tuned(RandomSearcher(one_network, limits=Limits(morphs=())), RANGES)
     assert searcher.ask(trials, Budget(0.0)) is None
     assert searcher.ask(trials, Budget(10.0, seconds_per_flop=1.0)) is None
     assert searcher.ask(trials, Budget(10.0, 0)) is None
@@ -186,29 +183,28 @@ def test_nothing_afresh_without_budget_or_beyond_the_limits() -> None:
     assert small.ask(trials, AMPLE) is None
 
 
-def test_the_rate_follows_an_optimizer_that_is_searched() -> None:
+def test_learning_rate_follows_optimizer_and_batch_size() -> None:
     recipe = Recipe(lr=2 * default_learning_rate("sgd", 128), batch_size=128)
     ranges = ranges_of({"optimizer": ["sgd", "adamw"], "batch_size": (32, 512)})
     trials = search(Tuned(RandomSearcher(SPACE, recipe), ranges, recipe), 20)
-    found = [t.proposal.recipe for t in trials]
-    assert {r.optimizer for r in found} == {"sgd", "adamw"}
-    for r in found:
+    recipes = [t.proposal.recipe for t in trials]
+    assert {r.optimizer for r in recipes} == {"sgd", "adamw"}
+    for r in recipes:
         assert isinstance(r.batch_size, int)
         assert r.lr == pytest.approx(2 * default_learning_rate(r.optimizer, r.batch_size))
 
 
-def test_a_belief_tells_recipes_apart() -> None:
+def test_surrogate_distinguishes_recipes() -> None:
     graph = network("11111111")
-    trials = []
-    for i, lr in enumerate(np.geomspace(0.001, 1.0, 12)):
-        trial = Trial(i, Proposal(graph, (), Recipe(lr=float(lr))), graph)
-        trials.append(replace(trial, outcome=told(trial), kept=True))
-    belief = NetworkSurrogate.of(trials)
-    mean, _ = belief.predict([sketch(graph)] * 3, 8.0, [Recipe(lr=lr) for lr in (0.001, BEST, 1.0)])
+    recipes = [Recipe(lr=float(lr)) for lr in np.geomspace(0.001, 1.0, 12)]
+    trials = [finished(Trial(i, Proposal(graph, (), recipe), graph)) for i, recipe in enumerate(recipes)]
+    mean, _ = NetworkSurrogate.of(trials).predict(
+        [sketch(graph)] * 3, 8.0, [Recipe(lr=lr) for lr in (0.001, BEST_RATE, 1.0)]
+    )
     assert mean.argmax() == 1
 
 
-def test_what_all_trainings_share_makes_no_difference_to_a_belief() -> None:
+def test_surrogate_ignores_settings_that_do_not_vary() -> None:
     trials = search(RandomSearcher(SPACE, Recipe(lr=0.3)), 12)
     other = [replace(t, proposal=replace(t.proposal, recipe=Recipe(lr=0.01, dropout=0.2))) for t in trials]
     candidates = [sketch(network("22221111")), sketch(network("01010101"))]
@@ -216,7 +212,7 @@ def test_what_all_trainings_share_makes_no_difference_to_a_belief() -> None:
     assert np.array_equal(one, two)
 
 
-def test_how_long_and_mirrored_are_no_settings_of_a_point() -> None:
+def test_recipe_features_without_epochs_and_flip() -> None:
     assert np.array_equal(recipe_features(Recipe()), recipe_features(Recipe(epochs=99, augment=Augment(flip=True))))
     others = [Recipe(lr=0.1), Recipe(optimizer="adamw"), Recipe(dropout=0.1)]
     changes: list[dict[str, Any]] = [{name: 0.3} for name in ("cutout", "rotate", "zoom", "brightness", "contrast")]
@@ -228,22 +224,22 @@ def test_how_long_and_mirrored_are_no_settings_of_a_point() -> None:
 
 
 @given(st.floats(1e-9, 1e9), st.floats(1e-9, 1e9), st.booleans(), st.integers(0, 99))
-def test_draws_are_within_a_range(one: float, other: float, logarithmic: bool, seed: int) -> None:
+def test_samples_are_within_range(one: float, other: float, logarithmic: bool, seed: int) -> None:
     low, high = sorted((one, other))
     if not high > low * 1.01:
         high = 2 * low
     values, rng = Range(low, high, logarithmic), np.random.default_rng(seed)
     for near in (None, low, high, 10 * high):
         drawn = values.sample(rng, near)
-        assert low * 0.99 <= drawn <= high * 1.01
+        assert low <= drawn <= high
 
 
-def test_whole_numbers_stay_whole() -> None:
+def test_integer_setting_has_integer_samples() -> None:
     rng = np.random.default_rng(0)
     assert {ranges_of({"batch_size": (32, 34)})["batch_size"].sample(rng, None) for _ in range(50)} == {32, 33, 34}
 
 
-def test_rounding_leaves_no_range() -> None:
+def test_rounded_samples_are_within_range() -> None:
     rng = np.random.default_rng(0)
     ranges = ranges_of({"momentum": (0.99, 0.9999), "lr": (1e-3, 1e3)})
     for _ in range(300):
@@ -252,7 +248,7 @@ def test_rounding_leaves_no_range() -> None:
         assert 1e-3 <= found["lr"] <= 1e3
 
 
-def test_a_share_between_whole_numbers_need_not_be_whole() -> None:
+def test_float_setting_with_integer_bounds_has_float_samples() -> None:
     rng, (values,) = np.random.default_rng(0), ranges_of({"warmup": (0, 1)}).values()
     assert any(0 < values.sample(rng, None) < 1 for _ in range(9))
 
@@ -277,20 +273,20 @@ def test_a_share_between_whole_numbers_need_not_be_whole() -> None:
         ({"speed": (1, 2)}, "speed: "),
     ],
 )
-def test_bad_ranges(given: dict[str, Any], message: str) -> None:
+def test_invalid_range_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ranges_of(given)
 
 
-def test_numpys_numbers_are_numbers() -> None:
+def test_numpy_bounds_become_python_numbers() -> None:
     assert ranges_of({"lr": (np.float64(0.1), np.float32(0.5)), "momentum": 0.9}) == {"lr": Range(0.1, 0.5, True)}
 
 
-def test_another_seed_draws_other_recipes() -> None:
-    """Though the networks that are proposed are the same."""
+def test_seed_changes_recipes() -> None:
+    """Although the networks that are proposed are the same."""
     trials = search(tuned(), 8)
-    first, again, other = (replace(tuned(), seed=seed).ask(trials, AMPLE) for seed in (3, 3, 4))
-    assert first is not None
+    one, same_seed, other = (replace(tuned(), seed=seed).ask(trials, AMPLE) for seed in (3, 3, 4))
+    assert one is not None
     assert other is not None
-    assert first == again
-    assert first.recipe != other.recipe
+    assert one == same_seed
+    assert one.recipe != other.recipe
