@@ -30,73 +30,73 @@ from tests.run.doubles import GRAPH, RECIPE, Notes, Script, files, proposals, st
 from tests.run.hostile import Hostile
 
 ROOT = Path(__file__).parents[2]
-# Ray leaves processes and files open, which Python warns of when they are garbage collected
+# Ray leaves processes and files open, and Python warns when they are garbage collected
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_raises_error_with_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install -e '\.\[ray\]' in your clone"):
         ray_executor(TASK)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
-def test_where_nobody_listens_is_found_out_at_once(address: str) -> None:
+def test_unreachable_address_raises_connection_error(address: str) -> None:
     with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
         check_reachable(address)
 
 
-def test_a_cluster_that_refuses_again_and_again_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = []
+def test_connection_is_retried_before_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
 
-    def refuses(**how: Any) -> None:
-        tried.append(how["address"])
+    def refuse(**settings: Any) -> None:
+        attempts.append(settings["address"])
         raise ConnectionAbortedError("Initialization failure from server")
 
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=refuses, is_initialized=lambda: False))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=refuse, is_initialized=lambda: False))
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"ray://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}: Initialization failure"):
             ray_executor(TASK, address=address)
-    assert tried == [address] * (RETRIES + 1)
+    assert attempts == [address] * (RETRIES + 1)
 
 
 # -- with Ray
 
 
 @pytest.fixture(scope="class")
-def private() -> Iterator[SupervisedExecutor]:
+def class_executor() -> Iterator[SupervisedExecutor]:
     pytest.importorskip("ray")
     all_examples = Examples(
         torch.cat([TASK.train.x, TASK.evaluation_set.x]), torch.cat([TASK.train.y, TASK.evaluation_set.y])
     )
-    made = ray_executor(TASK, all_examples, workers=1)
-    yield made
-    made.shutdown()
-    made.shutdown()
+    executor = ray_executor(TASK, all_examples, workers=1)
+    yield executor
+    executor.shutdown()
+    executor.shutdown()  # has no further effect
 
 
 @pytest.mark.slow
 class TestRay(ExecutorContract, SurvivorContract):
     @pytest.fixture
-    def executor(self, private: SupervisedExecutor) -> Executor:
-        return private
+    def executor(self, class_executor: SupervisedExecutor) -> Executor:
+        return class_executor
 
-    def test_trainings_that_nobody_judges_are_on_everything(self, executor: Executor) -> None:
+    def test_unscored_training_uses_all_examples(self, executor: Executor) -> None:
         outcome, trained = executor.submit(Job(GRAPH, (), RECIPE, 600, 0, scored=False)).result(120)
         assert (outcome.status, outcome.score) == ("finished", None)
         assert trained is not None
-        steps = -(-len(TASK.train) - len(TASK.evaluation_set)) // RECIPE.batch_size * RECIPE.epochs
+        steps = (len(TASK.train) + len(TASK.evaluation_set)) // RECIPE.batch_size * RECIPE.epochs
         assert next(v for name, v in trained.items() if name.endswith("num_batches_tracked")) >= steps
 
-    def test_a_cluster_without_room_is_refused(self, executor: Executor) -> None:
+    def test_cluster_without_enough_gpus_raises_value_error(self, executor: Executor) -> None:
         with pytest.raises(ValueError, match="the Ray cluster has 0 GPUs, but each trial needs"):
             ray_executor(TASK, gpus=0.5)
         assert executor.submit(Job(GRAPH, (), RECIPE, 600, 0)).result(120)[0].status == "finished"
 
 
 @pytest.mark.slow
-def test_it_leaves_the_process_as_it_was() -> None:
+def test_signal_handlers_and_environment_are_unchanged() -> None:
     pytest.importorskip("ray")
 
     def state() -> tuple[Any, ...]:
@@ -114,37 +114,37 @@ def test_it_leaves_the_process_as_it_was() -> None:
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     utils = pytest.importorskip("ray.cluster_utils")
-    made = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()
+    two_nodes = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    two_nodes.add_node(num_cpus=1)
+    yield two_nodes
+    two_nodes.shutdown()
 
 
 @pytest.mark.slow
-def test_two_nodes_share_twenty_trials_and_one_worker_is_killed(cluster: Any, tmp_path: Path) -> None:
-    given: list[Proposal | None] = [*proposals(20)]
-    given[7] = Proposal(proposals(1)[0].start, (), RECIPE, {"reason": "a start"})
-    given[11] = Proposal(0, (Hostile(f"kill once {tmp_path / 'killed'}"),), RECIPE, {"reason": "kills its worker"})
+def test_search_on_two_nodes_survives_killed_worker(cluster: Any, tmp_path: Path) -> None:
+    script: list[Proposal | None] = [*proposals(20)]
+    script[7] = Proposal(proposals(1)[0].start, (), RECIPE, {"reason": "a starter"})
+    script[11] = Proposal(0, (Hostile(f"kill once {tmp_path / 'killed'}"),), RECIPE, {"reason": "kills its worker"})
     executor = ray_executor(TASK, address=cluster.address)
     try:
         assert executor.workers == 2
         with store_of(tmp_path / "run") as store:
-            Search(store, Script(given), executor, Deadline.after(250)).run()
-            ends = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
+            Search(store, Script(script), executor, Deadline.after(250)).run()
+            results = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
     finally:
         executor.shutdown()
     assert (tmp_path / "killed").exists()
-    assert ends == [("finished", None)] * 20
+    assert results == [("finished", None)] * 20
 
 
 @pytest.mark.slow
-def test_trials_of_a_node_that_is_lost_are_done_by_another(cluster: Any, tmp_path: Path) -> None:
-    class Losing(Notes):
+def test_trials_of_lost_node_run_on_other_node(cluster: Any, tmp_path: Path) -> None:
+    class NodeRemover(Notes):
         """An observer that removes a node when three trials have ended."""
 
         def trial_ends(self, trial: Trial) -> None:
             super().trial_ends(trial)
-            if [what for what, _ in self.told].count("ends") == 3:
+            if [what for what, _ in self.told].count("results") == 3:
                 cluster.remove_node(node, allow_graceful=False)
 
     (node,) = cluster.worker_nodes
@@ -152,27 +152,27 @@ def test_trials_of_a_node_that_is_lost_are_done_by_another(cluster: Any, tmp_pat
     try:
         assert executor.workers == 2
         with store_of(tmp_path / "run") as store:
-            Search(store, Script(proposals(12)), executor, Deadline.after(250), observer=Losing()).run()
-            ends = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
+            Search(store, Script(proposals(12)), executor, Deadline.after(250), observer=NodeRemover()).run()
+            results = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
     finally:
         executor.shutdown()
-    assert ends == [("finished", None)] * 12
+    assert results == [("finished", None)] * 12
 
 
 @pytest.mark.slow
-def test_a_cluster_is_reached_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through Ray's client, from a process that is not part of the cluster. The server process for the client dies at
-    the first attempt, as happens now and then with Ray: it is forked from a process with many threads."""
+def test_client_connects_from_outside_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through Ray's client, from a process that is not part of the cluster. The client's server process crashes at the
+    first attempt, as it sometimes does: Ray forks it from a process with many threads."""
     utils = pytest.importorskip("ray.cluster_utils")
-    died = tmp_path / "died"
-    (tmp_path / "sitecustomize.py").write_text(DYING.format(died=str(died)))
+    crashed = tmp_path / "crashed"
+    (tmp_path / "sitecustomize.py").write_text(CRASHING_SERVER.format(crashed=str(crashed)))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")  # for the cluster's processes
     monkeypatch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "10")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     node = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": port}
-    made = utils.Cluster(initialize_head=True, head_node_args=node)
+    one_node = utils.Cluster(initialize_head=True, head_node_args=node)
     code = DRIVER.replace('executor="ray"', f'executor="ray://127.0.0.1:{port}"').replace(
         "max_trials=12", "max_trials=3"
     )
@@ -180,16 +180,16 @@ def test_a_cluster_is_reached_from_outside(tmp_path: Path, monkeypatch: pytest.M
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], env=environment, check=True, timeout=240)
     finally:
-        made.shutdown()
-    assert died.exists()
+        one_node.shutdown()
+    assert crashed.exists()
     assert [t.outcome and t.outcome.status for t in load_run(tmp_path / "run").trials] == ["finished"] * 3
 
 
-DYING = """
+CRASHING_SERVER = """
 import os, pathlib, sys
-died = pathlib.Path({died!r})
-if "--mode=specific-server" in sys.orig_argv and not died.exists():
-    died.touch()
+crashed = pathlib.Path({crashed!r})
+if "--mode=specific-server" in sys.orig_argv and not crashed.exists():
+    crashed.touch()
     os._exit(1)
 """
 
@@ -212,18 +212,17 @@ def digits() -> tuple[Any, Any]:
 
 
 @pytest.mark.slow
-def test_a_run_whose_driver_was_killed_goes_on(tmp_path: Path) -> None:
+def test_run_resumes_after_driver_is_killed(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     path, code = tmp_path / "run", [sys.executable, "-c", DRIVER, str(tmp_path / "run")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(code, env=environment, stderr=subprocess.DEVNULL) as driver:
-        until = time.monotonic() + 120
-        while len(list(path.glob("trials/*/trial.json"))) < 3 and time.monotonic() < until:
+        end = time.monotonic() + 120
+        while len(list(path.glob("trials/*/trial.json"))) < 3 and time.monotonic() < end:
             time.sleep(0.02)
         driver.kill()
     before = {name: data for name, data in files(path / "trials").items() if not name.endswith(".tmp")}
-    done = [name for name in before if name.endswith("trial.json")]
-    assert 3 <= len(done) < 12
+    assert 3 <= sum(name.endswith("trial.json") for name in before) < 12
     subprocess.run(code, env=environment, check=True, stderr=subprocess.DEVNULL, timeout=240)
     run = load_run(path)
     assert len(run.trials) == 12

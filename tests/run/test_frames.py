@@ -1,4 +1,4 @@
-"""Tests of a run's tables and data frames."""
+"""Tests of a run's rows and data frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.report.history import history, trial
 TRIALS = history()
 
 
-def test_a_row_for_every_trial() -> None:
+def test_trial_rows_has_one_row_per_trial() -> None:
     rows = trial_rows(TRIALS)
     assert [row["id"] for row in rows] == [t.id for t in TRIALS]
     for row, t in zip(rows, TRIALS, strict=True):
@@ -29,10 +29,10 @@ def test_a_row_for_every_trial() -> None:
     assert {"running", "finished"} < {row["status"] for row in rows}
 
 
-def test_a_row_for_every_epoch() -> None:
+def test_curve_rows_has_one_row_per_epoch() -> None:
     curve = tuple(Epoch(float(i), 1 / i, -1 / i, 1 - 1 / (i + 1)) for i in (1, 2, 3))
-    learnt = trial(9, TRIALS[0].graph, outcome=Outcome("finished", -0.5, 0.75, 3.0, 3, 3, curve, examples=100))
-    rows = curve_rows([*TRIALS, learnt])
+    with_curve = trial(9, TRIALS[0].graph, outcome=Outcome("finished", -0.5, 0.75, 3.0, 3, 3, curve, examples=100))
+    rows = curve_rows([*TRIALS, with_curve])
     assert [(row["trial"], row["epoch"], row["score"]) for row in rows if row["trial"] == 9] == [
         (9, 1, -1), (9, 2, -1 / 2), (9, 3, -1 / 3)
     ]  # fmt: skip
@@ -40,7 +40,7 @@ def test_a_row_for_every_epoch() -> None:
 
 
 @pytest.mark.parametrize("trials", [(), tuple(TRIALS)])
-def test_frames_have_their_columns_whatever_there_is(trials: tuple) -> None:
+def test_dataframes_have_fixed_columns(trials: tuple) -> None:
     pytest.importorskip("pandas")
     run = Run(Path("run"), {}, trials)
     frame, curves = run.trials_dataframe(), run.curves()
@@ -50,7 +50,7 @@ def test_frames_have_their_columns_whatever_there_is(trials: tuple) -> None:
         assert np.nanmax(frame["score"].astype(float)) == max(t.score for t in trials if t.score is not None)
 
 
-def test_without_pandas_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pandas_raises_error_with_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="pip install pandas"):
         Run(Path("run"), {}, ()).trials_dataframe()

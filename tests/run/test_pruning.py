@@ -1,4 +1,4 @@
-"""Which weights are kept: the best ones, and all that something may still start from."""
+"""Tests of pruning: the best weights are kept, and all that something may still start from."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from morphnas.search import HillClimbingSearcher, MorphSpace, Promote, RandomSea
 from morphnas.search.trial import Budget, Proposal, Trial
 from tests.run.doubles import GOOD, GRAPH, RECIPE, resumed, weights
 
-LEFT = Budget(1e9, 100)
+BUDGET = Budget(1e9, 100)
 
 
-def trial(id: int, score: float | None, start: Graph | int = GRAPH, **more: Any) -> Trial:
+def trial(id: int, score: float | None, start: Graph | int = GRAPH, **settings: Any) -> Trial:
     graph = mlp((4,), 2, width=3 + id, depth=1)
-    recipe = replace(RECIPE, epochs=more.pop("epochs", 2))
-    proposal = Proposal(graph if start is GRAPH else start, more.pop("morphs", ()), recipe, more.pop("why", {}))
-    return Trial(id, proposal, graph, more.pop("outcome", replace(GOOD, score=score)), more.pop("kept", True))
+    recipe = replace(RECIPE, epochs=settings.get("epochs", 2))
+    start = graph if start is GRAPH else start
+    proposal = Proposal(start, settings.get("morphs", ()), recipe, settings.get("why", {}))
+    return Trial(id, proposal, graph, settings.get("outcome", replace(GOOD, score=score)), settings.get("kept", True))
 
 
-def test_the_best_stay() -> None:
+def test_best_trials_are_kept() -> None:
     trials = [trial(i, -1.0 - i % 5) for i in range(7)]
     assert trials_to_keep(trials, 3, {}) == {0, 5, 1}
 
 
-def test_what_something_starts_from_stays() -> None:
+def test_trials_that_others_start_from_are_kept() -> None:
     trials = [trial(i, -float(i)) for i in range(6)]
     running = trial(6, None, 4, outcome=None, kept=False)
     assert trials_to_keep([*trials, running], 1, {}) == {0, 4}
@@ -40,18 +41,18 @@ def test_what_something_starts_from_stays() -> None:
     assert trials_to_keep([*trials, final], 1, {"best": "x", "final": None}) == {0}
 
 
-def test_a_network_that_may_be_promoted_stays() -> None:
+def test_next_network_to_promote_is_kept() -> None:
     """All promoted networks are better, and the next one to be promoted is among the others."""
     short = [trial(i, -2.0 - i) for i in range(8)]
     promoted = [trial(8, -0.1, 0, epochs=8), trial(9, -0.2, 1, epochs=8)]
-    stay = trials_to_keep([*short, *promoted], 1, {})
-    assert {8, 2} <= stay
-    assert len(stay) <= 4
-    more = [trial(10 + i, -5.0 - i) for i in range(4)]
-    now = [replace(t, kept=t.id in stay or t.id >= 10) for t in (*short, *promoted, *more)]
-    asked = Promote(RandomSearcher(MorphSpace((GRAPH,)), RECIPE)).ask(now, LEFT)
-    assert asked is not None
-    assert asked.start == 2
+    keep = trials_to_keep([*short, *promoted], 1, {})
+    assert {8, 2} <= keep
+    assert len(keep) <= 4
+    new = [trial(10 + i, -5.0 - i) for i in range(4)]
+    pruned = [replace(t, kept=t.id in keep or t.id >= 10) for t in (*short, *promoted, *new)]
+    proposal = Promote(RandomSearcher(MorphSpace((GRAPH,)), RECIPE)).ask(pruned, BUDGET)
+    assert proposal is not None
+    assert proposal.start == 2
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def test_files_go_and_stay_gone(store: Store) -> None:
+def test_prune_removes_weight_files_for_good(store: Store) -> None:
     prune(store, None)
     assert all(t.kept for t in store.trials)
     prune(store, 2)
@@ -77,7 +78,7 @@ def test_files_go_and_stay_gone(store: Store) -> None:
         assert again.trials == store.trials
 
 
-def test_without_a_score_nothing_goes(tmp_path: Path) -> None:
+def test_nothing_is_pruned_without_a_score(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "run", {})
     try:
         claimed = store.claim(Proposal(GRAPH, (), RECIPE))
@@ -88,7 +89,7 @@ def test_without_a_score_nothing_goes(tmp_path: Path) -> None:
         store.close()
 
 
-def test_final_trainings_of_an_unfinished_fit_stay(store: Store) -> None:
+def test_final_trainings_of_unfinished_fit_are_kept(store: Store) -> None:
     for i in (5, 6):
         claimed = store.claim(Proposal(0, (), RECIPE, {"final": "inherited", "of": 0}))
         store.finish(i, replace(GOOD, score=-9.0), weights(i, claimed.graph))
@@ -97,21 +98,21 @@ def test_final_trainings_of_an_unfinished_fit_stay(store: Store) -> None:
     assert [t.id for t in store.trials if t.kept] == [4, 6]
 
 
-def test_hill_climbing_goes_on_from_what_is_kept() -> None:
-    """Weights on its path have been removed; its position is the last network that has them."""
+def test_hill_climbing_continues_from_kept_network() -> None:
+    """Its position is the last network on its path whose weights are kept."""
     space = MorphSpace((GRAPH,))
     start = Trial(0, Proposal(GRAPH, (), RECIPE), GRAPH, replace(GOOD, score=-3.0), True)
     morph = next(iter(space.neighbours(GRAPH)))
     children = [trial(1 + i, -2.0 + 0.1 * i, 0, morphs=(morph,), kept=i == 7) for i in range(8)]
     searcher = HillClimbingSearcher(space, RECIPE)
     assert [t.id for t in searcher._current([start, *children])] == [8]
-    gone = [replace(child, kept=False) for child in children]
-    assert [t.id for t in searcher._current([start, *gone])] == [0]
-    assert searcher._current([replace(start, kept=False), *gone]) == []
+    pruned = [replace(child, kept=False) for child in children]
+    assert [t.id for t in searcher._current([start, *pruned])] == [0]
+    assert searcher._current([replace(start, kept=False), *pruned]) == []
 
 
-def test_what_is_small_enough_to_grow_stays() -> None:
-    """If the best is as large as networks may be, it has no children, and the search would end."""
+def test_best_network_small_enough_to_grow_is_kept() -> None:
+    """If the best network is as large as allowed, it has no children, and the search would end."""
     graphs = [mlp((4,), 2, width=1000 * (i + 1), depth=1) for i in range(10)]
     trials = [replace(trial(i, float(i)), graph=graph) for i, graph in enumerate(graphs)]
     small = [i for i, graph in enumerate(graphs) if 2 * graph.work <= graphs[-1].work]
