@@ -1,4 +1,4 @@
-"""A made-up history of a search, with everything that can become of a trial."""
+"""A made-up history of a search, with trials of every status except "oom"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparing runs: a run and its copy are equal, others are not, and what is predicted of a further run."""
+"""Tests of the comparison of runs: equal and different runs, and predictions of a further run."""
 
 from __future__ import annotations
 
@@ -23,146 +23,147 @@ from tests.report.history import LARGE, SMALL, history, trial
 DATA = {"hash": "1"}
 
 
-def run(trials: list[Trial], name: str = "run", **about: Any) -> Run:
-    """A run with a seed of its own for each name."""
-    own = {"data": DATA, "decides": {"search_type": "bayesian", "random_state": 1}, "seed": hash(name)}
-    return Run(Path(name), own | about, tuple(trials))
+def make_run(trials: list[Trial], name: str = "run", **about: Any) -> Run:
+    """A run whose seed depends on the name."""
+    defaults = {"data": DATA, "decides": {"search_type": "bayesian", "random_state": 1}, "seed": hash(name)}
+    return Run(Path(name), defaults | about, tuple(trials))
 
 
-def same(n: int, **about: Any) -> list[Run]:
-    return [run(history(), str(i), best=5, **about) for i in range(n)]
+def equal_runs(n: int, **about: Any) -> list[Run]:
+    """Runs that differ only in their names and seeds."""
+    return [make_run(history(), str(i), best=5, **about) for i in range(n)]
 
 
-def scored(id: int, graph: Any, score: float, accuracy: float, examples: int = 400) -> Trial:
+def scored_trial(id: int, graph: Any, score: float, accuracy: float, examples: int = 400) -> Trial:
     one = trial(id, graph)
     assert one.outcome is not None
     return replace(one, outcome=replace(one.outcome, score=score, metric=accuracy, examples=examples))
 
 
-def test_a_run_and_its_copy_are_the_same() -> None:
-    found = compare_runs([run(history(), best=5), run(history(), "copy", best=5)])
-    assert (found.measure, found.shared, found.nearest) == ("accuracy", 1.0, 0.0)
-    assert found.by_chance == pytest.approx(1.0)
-    assert found.winners_apart == ((0.0, 0.0), (0.0, 0.0))
-    assert found.runs[0].value == 0.96
-    assert found.runs[0].curve == found.runs[1].curve
-    assert all(sd == 0 for sd in found.sd if sd is not None)
-    assert "no more different than chance would explain" in str(found)
-    assert "1 of 1 pairs at distance 0" in str(found)
-    json.dumps(found.to_json(), allow_nan=False)
+def test_run_and_its_copy_do_not_differ() -> None:
+    comparison = compare_runs(equal_runs(2))
+    assert (comparison.measure, comparison.shared, comparison.nearest) == ("accuracy", 1.0, 0.0)
+    assert comparison.by_chance == pytest.approx(1.0)
+    assert comparison.winners_apart == ((0.0, 0.0), (0.0, 0.0))
+    assert comparison.runs[0].value == 0.96
+    assert comparison.runs[0].curve == comparison.runs[1].curve
+    assert all(sd == 0 for sd in comparison.sd if sd is not None)
+    assert "no more different than chance would explain" in str(comparison)
+    assert "1 of 1 pairs at distance 0" in str(comparison)
+    json.dumps(comparison.to_json(), allow_nan=False)
 
 
-def test_networks_that_are_too_slow_are_in_no_curve() -> None:
-    """They cannot win either, unless all are."""
-    good, fast = scored(0, LARGE, -0.1, 0.97), scored(1, SMALL, -0.5, 0.85)
+def test_slow_networks_are_left_out_of_curves() -> None:
+    """Unless all are too slow."""
+    good, fast = scored_trial(0, LARGE, -0.1, 0.97), scored_trial(1, SMALL, -0.5, 0.85)
     assert good.outcome is not None
     slow = replace(good, outcome=replace(good.outcome, slow=True))
     for trials, expected in (([slow, fast], 0.85), ([slow], 0.97)):
-        (one, _) = compare_runs([run(trials), run(trials, "copy")]).runs
+        (one, _) = compare_runs([make_run(trials), make_run(trials, "copy")]).runs
         assert {value for value in one.curve if value is not None} == {expected}
 
 
-def test_others_differ() -> None:
-    one, other = run([scored(0, LARGE, -0.1, 0.97)]), run([scored(0, SMALL, -0.9, 0.7)], "other")
-    found = compare_runs([one, other])
-    assert found.shared == 0
-    assert found.winners_apart[0][1] == found.typical == found.nearest > 0
-    assert found.by_chance is not None
-    assert found.by_chance < 1e-6
-    assert ", more different than chance would explain" in str(found)
-    assert "between 70.00 % and 97.00 %" in str(found)
+def test_different_runs_differ() -> None:
+    one, other = make_run([scored_trial(0, LARGE, -0.1, 0.97)]), make_run([scored_trial(0, SMALL, -0.9, 0.7)], "other")
+    comparison = compare_runs([one, other])
+    assert comparison.shared == 0
+    assert comparison.winners_apart[0][1] == comparison.typical == comparison.nearest > 0
+    assert comparison.by_chance is not None
+    assert comparison.by_chance < 1e-6
+    assert ", more different than chance would explain" in str(comparison)
+    assert "between 70.00 % and 97.00 %" in str(comparison)
 
 
 @given(st.lists(st.floats(0.5, 0.99), min_size=2, max_size=6))
-def test_what_is_said_of_a_further_run(accuracies: list[float]) -> None:
+def test_prediction_interval_of_further_run(accuracies: list[float]) -> None:
     n = len(accuracies)
-    runs = [run([scored(0, LARGE, -0.5, value)], str(i), seed=i) for i, value in enumerate(accuracies)]
-    found = compare_runs(runs)
-    assert found.next_better == pytest.approx(1 / (n + 1))
+    runs = [make_run([scored_trial(0, LARGE, -0.5, value)], str(i), seed=i) for i, value in enumerate(accuracies)]
+    comparison = compare_runs(runs)
+    assert comparison.next_better == pytest.approx(1 / (n + 1))
     if n < 3:
-        assert found.next_value is None
+        assert comparison.next_value is None
         return
-    assert found.next_value is not None
-    low, high = found.next_value
+    assert comparison.next_value is not None
+    low, high = comparison.next_value
     mean, sd = statistics.mean(accuracies), statistics.stdev(accuracies)
     if sd > 1e-6:
-        law = stats.t(n - 1, mean, sd * (1 + 1 / n) ** 0.5)
-        assert law.cdf(high) - law.cdf(low) == pytest.approx(0.95)
+        distribution = stats.t(n - 1, mean, sd * (1 + 1 / n) ** 0.5)
+        assert distribution.cdf(high) - distribution.cdf(low) == pytest.approx(0.95)
 
 
-def test_a_further_run_has_one_chance_in_three_after_two() -> None:
-    """Of three draws of anything, the last one is the best a third of the time."""
+def test_third_run_is_best_with_probability_one_third() -> None:
+    """As the last of three draws from any continuous distribution is the largest."""
     draws = stats.norm.rvs(size=(30_000, 3), random_state=0)
-    found = compare_runs(same(2))
-    assert found.next_better == pytest.approx((draws[:, 2] > draws[:, :2].max(1)).mean(), abs=0.01)
+    comparison = compare_runs(equal_runs(2))
+    assert comparison.next_better == pytest.approx((draws[:, 2] > draws[:, :2].max(1)).mean(), abs=0.01)
 
 
-def test_runs_of_other_settings_say_nothing_of_a_further_one() -> None:
-    found = compare_runs([run(history(), best=5), run(history(), "other", decides={"search_type": "random"}, best=5)])
-    assert not found.alike
-    assert found.next_better is None
-    assert "different settings" in str(found)
-    again = compare_runs([run(history(), best=5), run(history(), "other", decides={"search_type": "bayesian"}, best=5)])
-    assert again.alike, "the seed is no setting"
+def test_different_settings_give_no_prediction() -> None:
+    run, other = make_run(history(), best=5), make_run(history(), "other", decides={"search_type": "random"}, best=5)
+    comparison = compare_runs([run, other])
+    assert not comparison.alike
+    assert comparison.next_better is None
+    assert "different settings" in str(comparison)
+    other_seed = make_run(history(), "other", decides={"search_type": "bayesian", "random_state": 2}, best=5)
+    assert compare_runs([run, other_seed]).alike, "the seed does not count as a setting"
 
 
-def test_runs_of_the_same_seed_are_no_two_draws() -> None:
-    copies = compare_runs(same(3, seed=7))
-    assert not copies.alike
-    assert (copies.next_better, copies.next_value) == (None, None)
-    assert "or the same seed" in str(copies)
+def test_equal_seeds_give_no_prediction() -> None:
+    comparison = compare_runs(equal_runs(3, seed=7))
+    assert not comparison.alike
+    assert (comparison.next_better, comparison.next_value) == (None, None)
+    assert "or the same seed" in str(comparison)
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [({"max_trials": 1}, {"max_trials": 8}), ({"refit": False}, {}), ({"devices": 2, "executor": "process"}, {})],
 )
-def test_so_do_runs_of_other_lengths(one: dict[str, Any], other: dict[str, Any]) -> None:
-    runs = [run(history(), name, best=5, settings=settings) for name, settings in (("a", one), ("b", other))]
+def test_different_effort_is_not_alike(one: dict[str, Any], other: dict[str, Any]) -> None:
+    runs = [make_run(history(), name, best=5, settings=settings) for name, settings in (("a", one), ("b", other))]
     assert not compare_runs(runs).alike
-    assert compare_runs(same(2, settings=one)).alike
+    assert compare_runs(equal_runs(2, settings=one)).alike
 
 
-def test_an_interval_of_shares_is_told_as_one() -> None:
-    found = compare_runs(same(3))
-    text = str(replace(found, next_value=(-0.2, 1.1)))
-    assert "between 0.00 % and 100.00 %" in text
+def test_interval_of_accuracy_is_clipped_to_0_and_1() -> None:
+    comparison = replace(compare_runs(equal_runs(3)), next_value=(-0.2, 1.1))
+    assert "between 0.00 % and 100.00 %" in str(comparison)
 
 
-def test_other_validation_data_are_other_data() -> None:
-    other = run(history(), "other", best=5, data=DATA | {"validation": {"hash": "2"}})
+def test_different_validation_data_raise_value_error() -> None:
+    other = make_run(history(), "other", best=5, data=DATA | {"validation": {"hash": "2"}})
     with pytest.raises(ValueError, match="'other' is not a run on the same data"):
-        compare_runs([run(history(), best=5), other])
+        compare_runs([make_run(history(), best=5), other])
 
 
-def test_without_shares_scores_are_compared() -> None:
-    plain = [replace(t, outcome=t.outcome and replace(t.outcome, examples=0)) for t in history()]
-    found = compare_runs([run(plain, best=5), run(history(), "other", best=5)])
-    assert (found.measure, found.by_chance, found.runs[0].value) == ("score", None, -0.1)
-    assert "The winners are between -0.1000 and -0.1000." in str(found)
+def test_scores_are_compared_without_accuracies() -> None:
+    without_accuracy = [replace(t, outcome=t.outcome and replace(t.outcome, examples=0)) for t in history()]
+    comparison = compare_runs([make_run(without_accuracy, best=5), make_run(history(), "other", best=5)])
+    assert (comparison.measure, comparison.by_chance, comparison.runs[0].value) == ("score", None, -0.1)
+    assert "The winners are between -0.1000 and -0.1000." in str(comparison)
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
-    good = run(history(), best=5)
-    for few in ([], [good], "runs", good):
+def test_runs_that_cannot_be_compared_raise_errors(tmp_path: Path) -> None:
+    good = make_run(history(), best=5)
+    for runs in ([], [good], "runs", good):
         with pytest.raises(ValueError, match="at least two runs"):
-            compare_runs(few)  # type: ignore[arg-type]
+            compare_runs(runs)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"'elsewhere' is not a run on the same data .* as 'run'"):
-        compare_runs([good, run(history(), "elsewhere", data={"hash": "2"})])
-    for other in (None, "text"):
+        compare_runs([good, make_run(history(), "elsewhere", data={"hash": "2"})])
+    for data in (None, "text"):
         with pytest.raises(ValueError, match="the data of the run 'elsewhere' are unknown"):
-            compare_runs([good, run(history(), "elsewhere", data=other)])
+            compare_runs([good, make_run(history(), "elsewhere", data=data)])
     with pytest.raises(ValueError, match="'run' is named twice"):
-        compare_runs([good, run(history(), "other", best=5), good])
+        compare_runs([good, make_run(history(), "other", best=5), good])
     with pytest.raises(ValueError, match="no network of 'empty' has a score yet"):
-        compare_runs([good, run([], "empty")])
+        compare_runs([good, make_run([], "empty")])
     with pytest.raises(RunError, match="holds no run"):
         compare_runs([good, tmp_path])
 
 
-def test_the_curves_are_drawn(tmp_path: Path) -> None:
-    found = compare_runs([run(history(), "<a>", best=5), run(history()[:3], "b")])
-    root = ElementTree.parse(found.draw(tmp_path / "new" / "curves.svg")).getroot()
+def test_draw_writes_curves_as_svg(tmp_path: Path) -> None:
+    comparison = compare_runs([make_run(history(), "<a>", best=5), make_run(history()[:3], "b")])
+    root = ElementTree.parse(comparison.draw(tmp_path / "new" / "curves.svg")).getroot()
     assert len([path for path in root.iter() if path.tag.endswith("path") and path.get("fill") == "none"]) == 3
     with pytest.raises(ValueError, match=r"drawn as \.svg"):
-        found.draw(tmp_path / "curves.png")
+        comparison.draw(tmp_path / "curves.png")

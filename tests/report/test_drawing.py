@@ -1,4 +1,4 @@
-"""Drawings: the .dot sources show all layers and changes, and become PDF files with the same text."""
+"""Tests of drawings: .dot sources show all layers and changes, and files of all formats have the same contents."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is 
 
 def boxes(dot: str) -> dict[str, list[str]]:
     """The lines of text in every box, by the name of its first node."""
-    found = re.findall(r'^  "?(\w+)"? \[label=<(.*)>, (?:fillcolor|style)', dot, re.MULTILINE)
-    return {name: [re.sub(r"<[^>]*>", "", cell) for cell in label.split("</tr>")[:-1]] for name, label in found}
+    matches = re.findall(r'^  "?(\w+)"? \[label=<(.*)>, (?:fillcolor|style)', dot, re.MULTILINE)
+    return {name: [re.sub(r"<[^>]*>", "", cell) for cell in label.split("</tr>")[:-1]] for name, label in matches}
 
 
 def members(lines: list[str], graph: Graph) -> list[str]:
@@ -34,8 +34,8 @@ def members(lines: list[str], graph: Graph) -> list[str]:
     return [word for line in lines[:-1] for word in line.split() if word in graph]
 
 
-def look(dot: str, name: str) -> str:
-    """The colour of a box's line."""
+def colour(dot: str, name: str) -> str:
+    """The colour of a box's outline."""
     (line,) = (line for line in dot.splitlines() if line.startswith(f'  "{name}" [label'))
     return line.rpartition('color="')[2].partition('"')[0]
 
@@ -45,16 +45,16 @@ def look(dot: str, name: str) -> str:
 
 @settings(max_examples=30)
 @given(graph=graphs(morphs=8))
-def test_every_node_is_in_one_box_and_every_edge_between_boxes_is_drawn(graph: Graph) -> None:
+def test_dot_has_every_node_once_and_every_edge(graph: Graph) -> None:
     dot = graph_dot(graph, "a network", fold=False)
     drawn = [name for lines in boxes(dot).values() for name in members(lines, graph)]
     assert sorted(drawn) == sorted(graph.shapes)
     arrows = len(re.findall(r"^  \S+ -> \S+", dot, re.MULTILINE))
-    inside = len(graph.nodes) - len(boxes(dot))
-    assert arrows == sum(len(node.inputs) for node in graph.nodes) - inside
+    within_boxes = len(graph.nodes) - len(boxes(dot))
+    assert arrows == sum(len(node.inputs) for node in graph.nodes) - within_boxes
 
 
-def test_a_box_says_settings_norm_activation_and_shape() -> None:
+def test_box_shows_settings_norm_activation_and_shape() -> None:
     text = boxes(graph_dot(LARGE))
     assert text["conv_1"] == ["conv_1  filters 8, kernel 3", "bn_2 · relu_3", "8 x 8 x 8"]
     assert text["conv_8"] == ["conv_8  filters 16, kernel 5, stride 2", "bn_9 · relu_10", "16 x 2 x 2"]
@@ -62,7 +62,7 @@ def test_a_box_says_settings_norm_activation_and_shape() -> None:
     assert text["dense_12"] == ["dense_12  units 10", "10"]
 
 
-def test_layers_have_boxes_of_their_own_and_padding_is_told_where_it_is_not_half_the_kernel() -> None:
+def test_box_shows_padding_unless_half_the_kernel() -> None:
     text = boxes(graph_dot(HAND_MADE["mobile_2d"]()))
     assert text["conv_1"] == ["conv_1  filters 4, kernel 4, stride 2, padding 1", "4 x 4 x 4"]
     assert text["depthwise_3"] == ["depthwise_3  kernel 3", "bn_4 · silu_5", "4 x 4 x 4"]
@@ -71,19 +71,19 @@ def test_layers_have_boxes_of_their_own_and_padding_is_told_where_it_is_not_half
 
 @settings(max_examples=30)
 @given(graph=graphs(morphs=3), seed=st.integers(0, 2**32))
-def test_what_is_new_and_what_has_changed_is_marked(graph: Graph, seed: int) -> None:
+def test_new_and_changed_boxes_are_coloured(graph: Graph, seed: int) -> None:
     child = grow(graph, chain(graph, 3, seed))
     dot = graph_dot(child, parent=graph)
-    same = look(graph_dot(graph, parent=graph), "x")
+    plain = colour(graph_dot(graph, parent=graph), "x")
     for name, lines in boxes(dot).items():
-        within = members(lines, child)
-        assert len({member in graph for member in within}) == 1
-        old = all(member in graph and graph[member].op == child[member].op for member in within)
-        assert (look(dot, name) == same) == old
-    assert look(graph_dot(child), child.nodes[-1].name) == same
+        nodes = members(lines, child)
+        assert len({node in graph for node in nodes}) == 1
+        unchanged = all(node in graph and graph[node].op == child[node].op for node in nodes)
+        assert (colour(dot, name) == plain) == unchanged
+    assert colour(graph_dot(child), child.nodes[-1].name) == plain
 
 
-def test_a_widened_layer_says_what_it_was_and_the_legend_what_colours_mean() -> None:
+def test_changed_settings_and_legend_are_shown() -> None:
     dot = graph_dot(Wider("dense_2", 12).grow(SMALL), parent=SMALL)
     assert boxes(dot)["dense_2"][0] == "dense_2  units 8 → 12, no bias"
     assert ">changed<" in dot
@@ -99,7 +99,7 @@ def test_titles_are_escaped() -> None:
 # -- the tree
 
 
-def test_the_tree_has_a_box_for_every_trial_and_an_arrow_for_every_inheritance() -> None:
+def test_tree_has_every_trial_and_an_arrow_from_its_parent() -> None:
     trials = history()
     dot = tree_dot(trials, best=5)
     assert list(boxes(dot)) == [f"t{trial.id}" for trial in trials]
@@ -107,13 +107,13 @@ def test_the_tree_has_a_box_for_every_trial_and_an_arrow_for_every_inheritance()
     assert [(int(a), int(b)) for a, b in arrows] == [(t.parent, t.id) for t in trials if t.parent is not None]
     assert r"add skip relu_3 to relu_10\ndeeper relu_3, kernel 3" in dot
     assert 't2 -> t5 [label="same network, longer", style=dashed]' in dot
-    first = {name: lines[0] for name, lines in boxes(dot).items()}
-    assert first["t5"] == "5  96.00 %  best"
-    assert first["t4"] == "4  90.00 %  truncated"
-    assert [first[name] for name in ("t3", "t6", "t7")] == ["3  failed", "6  diverged", "7  running"]
+    titles = {name: lines[0] for name, lines in boxes(dot).items()}
+    assert titles["t5"] == "5  96.00 %  best"
+    assert titles["t4"] == "4  90.00 %  truncated"
+    assert [titles[name] for name in ("t3", "t6", "t7")] == ["3  failed", "6  diverged", "7  running"]
 
 
-def test_a_part_of_the_trials_can_be_drawn() -> None:
+def test_tree_of_some_trials_without_the_best() -> None:
     dot = tree_dot(history()[4:], best=2)
     assert "->" not in dot
     assert "the best" not in dot
@@ -124,7 +124,7 @@ def test_a_part_of_the_trials_can_be_drawn() -> None:
 
 
 @needs_dot
-def test_pdf_files_hold_the_text_on_one_page(tmp_path: Path) -> None:
+def test_pdf_has_text_on_one_page(tmp_path: Path) -> None:
     path = write_drawing(graph_dot(LARGE, "Trial 7 <best>"), tmp_path / "deep" / "resnet.pdf")
     (page,) = PdfReader(path).pages
     text = page.extract_text()
@@ -135,7 +135,7 @@ def test_pdf_files_hold_the_text_on_one_page(tmp_path: Path) -> None:
 
 
 @needs_dot
-def test_every_network_and_the_tree_are_drawn(tmp_path: Path) -> None:
+def test_draw_trials_writes_every_network_and_the_tree(tmp_path: Path) -> None:
     trials = history()[:4]
     paths = draw_trials(trials, tmp_path / "graphs", best=2)
     assert [path.name for path in paths] == ["tree.pdf", "0.pdf", "1.pdf", "2.pdf", "3.pdf"]
@@ -145,7 +145,7 @@ def test_every_network_and_the_tree_are_drawn(tmp_path: Path) -> None:
 
 
 @needs_dot
-def test_a_run_is_drawn_from_its_folder(tmp_path: Path) -> None:
+def test_visualize_draws_run_or_its_folder(tmp_path: Path) -> None:
     first = history()[0]
     assert first.outcome is not None
     store = Store.create(tmp_path / "run", {"best": 0})
@@ -158,9 +158,7 @@ def test_a_run_is_drawn_from_its_folder(tmp_path: Path) -> None:
     assert visualize(tmp_path / "run", tmp_path / "elsewhere")[0] == tmp_path / "elsewhere" / "tree.pdf"
 
 
-def test_without_graphviz_the_sources_are_written_and_the_error_says_how_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_graphviz_raises_error_after_writing_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "pygraphviz", None)
     for word in ("pip install", "apt-get install graphviz", "brew install graphviz", "conda install graphviz"):
@@ -173,7 +171,7 @@ def test_without_graphviz_the_sources_are_written_and_the_error_says_how_to_inst
     assert not list((tmp_path / "graphs").glob("*.pdf"))
 
 
-def test_pygraphviz_draws_where_there_is_no_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pygraphviz_draws_without_dot_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pygraphviz")
     monkeypatch.setenv("PATH", str(tmp_path))
     path = write_drawing(tree_dot(history(), best=5, title="The trials"), tmp_path / "tree.pdf")
@@ -182,20 +180,20 @@ def test_pygraphviz_draws_where_there_is_no_dot(tmp_path: Path, monkeypatch: pyt
 
 @needs_dot
 @pytest.mark.parametrize(
-    ("suffix", "begins"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG"), ("dot", b"digraph")]
+    ("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG"), ("dot", b"digraph")]
 )
-def test_anything_is_drawn_in_any_format(suffix: str, begins: bytes, tmp_path: Path) -> None:
+def test_draw_supports_every_object_and_format(suffix: str, start: bytes, tmp_path: Path) -> None:
     trials = history()
     run = Run(tmp_path, {}, tuple(trials))
-    several: dict[str, Any] = {"graph": LARGE, "trial": trials[2], "trials": trials[:3], "run": run}
-    for name, what in several.items():
-        path = draw(what, tmp_path / f"{name}.{suffix}")
-        assert path.read_bytes().startswith(begins)
+    objects: dict[str, Any] = {"graph": LARGE, "trial": trials[2], "trials": trials[:3], "run": run}
+    for name, obj in objects.items():
+        path = draw(obj, tmp_path / f"{name}.{suffix}")
+        assert path.read_bytes().startswith(start)
     changed = draw(trials[2], tmp_path / f"changed.{suffix}", parent=trials[0])
     assert b"filters 8" in changed.with_suffix(".dot").read_bytes()
 
 
-def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+def test_invalid_drawings_raise_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.pdf, \.svg, \.png or \.dot, not .*a\.gif"):
         draw(LARGE, tmp_path / "a.gif")
     with pytest.raises(RunError, match="a network"):

@@ -1,4 +1,4 @@
-"""The progress display: one live line for a terminal, plain lines for a log, nothing when it is off."""
+"""Tests of the progress display: one live line in a terminal, plain lines in a log, nothing when it is disabled."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ import io
 import os
 import sys
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
 from morphnas.report import Progress
 from morphnas.train.recipe import Outcome
 from tests.report.history import GOOD, history
-
-
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.train.tasks import Clock
 
 
 class Terminal(io.StringIO):
@@ -28,7 +21,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def play(progress: Progress, clock: Clock) -> None:
+def replay_history(progress: Progress, clock: Clock) -> None:
+    """Pass all events of the history, in which every epoch takes 2.5 seconds of the clock."""
     for trial in history():
         progress.trial_begins(trial)
         for epoch in (1, 2):
@@ -38,9 +32,9 @@ def play(progress: Progress, clock: Clock) -> None:
     progress.close()
 
 
-def test_a_log_gets_one_plain_line_per_trial() -> None:
+def test_log_has_one_plain_line_per_trial() -> None:
     log, clock = io.StringIO(), Clock()
-    play(Progress(600, log, clock=clock), clock)
+    replay_history(Progress(600, log, clock=clock), clock)
     lines = log.getvalue().splitlines()
     assert len(lines) == len(history())
     assert lines[2] == "trial 2: wider conv_1, width 12 | 95.00 % (92.4-96.7) | 4 epochs in 1:15 | 9:45 left"
@@ -59,28 +53,28 @@ ValueError: no such class
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "status"),
     [
         (TRACEBACK, "failed: ValueError: no such class"),
-        ("the worker was killed; its last words: a\nb", "failed: the worker was killed; its last words: a"),
+        ("the worker was killed; its output: a\nb", "failed: the worker was killed; its output: a"),
         ("x" * 1000, "failed: " + "x" * 157 + "..."),
         (" \n", "failed"),
         (None, "failed"),
     ],
 )
-def test_a_log_tells_in_a_line_why_a_network_failed(error: str | None, told: str) -> None:
-    log, one = io.StringIO(), history()[3]
-    Progress(None, log).trial_ends(replace(one, outcome=Outcome("failed", error=error)))
+def test_log_shows_error_in_one_line(error: str | None, status: str) -> None:
+    log = io.StringIO()
+    Progress(None, log).trial_ends(replace(history()[3], outcome=Outcome("failed", error=error)))
     (line,) = log.getvalue().splitlines()
-    assert line.split(" | ")[2] == told
+    assert line.split(" | ")[2] == status
 
 
-def test_a_terminal_gets_one_live_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_shows_one_live_line_and_removes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     terminal, clock = Terminal(), Clock()
     threads = threading.active_count()
     progress = Progress(600, terminal, clock=clock)
-    play(progress, clock)
+    replay_history(progress, clock)
     shown = terminal.getvalue()
     assert "\n" not in shown
     states = [state.strip() for state in shown.split("\r")]
@@ -90,7 +84,7 @@ def test_a_terminal_gets_one_live_line_that_goes_away(monkeypatch: pytest.Monkey
     assert threading.active_count() == threads
 
 
-def test_a_network_that_is_too_slow_is_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_network_is_not_shown_as_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     terminal, (first, second, better, *_) = Terminal(), history()
     assert better.outcome is not None
@@ -103,18 +97,18 @@ def test_a_network_that_is_too_slow_is_not_the_best(monkeypatch: pytest.MonkeyPa
     assert "best 92.50 %" in [state for state in states if "best" in state][-1]
 
 
-def test_without_a_limit_it_says_how_long_it_has_taken() -> None:
+def test_elapsed_time_is_shown_without_a_limit() -> None:
     for file in (io.StringIO(), Terminal()):
         clock = Clock()
         progress = Progress(None, file, clock=clock)
         assert progress.left is None
-        play(progress, clock)
+        replay_history(progress, clock)
         assert "10 s so far" in file.getvalue()
 
 
-def test_it_is_silent_when_it_is_off() -> None:
+def test_disabled_progress_prints_nothing() -> None:
     log, clock = Terminal(), Clock()
-    play(Progress(600, log, enabled=False, clock=clock), clock)
+    replay_history(Progress(600, log, enabled=False, clock=clock), clock)
     assert log.getvalue() == ""
 
 
@@ -130,16 +124,16 @@ def test_time_left() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
-def test_a_terminal_that_does_not_know_its_size_shows_it_too() -> None:
+def test_terminal_of_unknown_size_shows_progress() -> None:
     import pty
 
     leader, follower = pty.openpty()
     with os.fdopen(follower, "w", encoding="utf-8") as terminal:
         clock = Clock()
-        play(Progress(600, terminal, clock=clock), clock)
+        replay_history(Progress(600, terminal, clock=clock), clock)
         print("the end", end="", file=terminal, flush=True)
         written = b""
-        while not written.endswith(b"the end"):  # the kernel hands over what was written in pieces
+        while not written.endswith(b"the end"):  # it arrives in pieces
             written += os.read(leader, 100_000)
     os.close(leader)
     shown = written.decode()

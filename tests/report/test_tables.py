@@ -1,4 +1,4 @@
-"""The table of trials: aligned, with readable and correct numbers."""
+"""Tests of the table of trials: contents, alignment, and numbers as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.report.history import GOOD, history, trial
 from tests.run.doubles import proposals, store_of, weights
 
 
-def test_the_whole_table() -> None:
+def test_contents_of_table() -> None:
     table = trials_table(history()[:5], best=2)
     assert table.splitlines() == EXPECTED.strip("\n").splitlines()
 
@@ -31,22 +31,21 @@ EXPECTED = """
    3     2  add skip relu_3 to relu_10; deeper relu_3, kernel 3      5   10.0k   297k     0/4  0.0 s                                failed
    4     0  deeper relu_3, kernel 3                                  5   8.47k   176k     2/4  3.0 s  -0.3000   90.00 %  86.7-92.6  truncated
 * the best
-"""  # noqa: E501 - as wide as it is
+"""  # noqa: E501
 
 
-def test_a_run_or_its_folder_has_a_table(tmp_path: Path) -> None:
+def test_table_of_run_folder_or_trials(tmp_path: Path) -> None:
     with store_of(tmp_path / "run") as store:
         store.claim(proposals(1)[0])
         store.finish(0, GOOD, weights())
         trials = store.trials
-    for way in (load_run(tmp_path / "run"), tmp_path / "run", str(tmp_path / "run"), tuple(trials)):
-        assert trials_table(way) == trials_table(trials)
+    for run in (load_run(tmp_path / "run"), tmp_path / "run", str(tmp_path / "run"), tuple(trials)):
+        assert trials_table(run) == trials_table(trials)
 
 
-def test_every_line_ends_where_its_columns_do() -> None:
+def test_columns_are_aligned() -> None:
     lines = trials_table(history(), best=5).splitlines()
-    rule = lines[1]
-    gaps = [i for i, mark in enumerate(rule) if mark == " "]
+    gaps = [i for i, character in enumerate(lines[1]) if character == " "]
     for line in [lines[0], *lines[2:-1]]:
         assert all(line[i : i + 1] in {"", " "} for i in gaps[2:]), line
         assert line.isascii()
@@ -54,19 +53,19 @@ def test_every_line_ends_where_its_columns_do() -> None:
     assert lines[-1] == "* the best"
 
 
-def test_without_trials_or_a_best_one() -> None:
+def test_table_without_trials_or_without_best() -> None:
     assert len(trials_table([]).splitlines()) == 2
     assert "*" not in trials_table(history())
 
 
-def test_a_metric_that_is_no_share_is_a_plain_number() -> None:
+def test_other_metrics_are_shown_as_numbers() -> None:
     table = trials_table([trial(0, history()[0].graph, outcome=replace(GOOD, metric=0.123456, measure="R2"))])
     assert "R2" in table
     assert "0.1235" in table
     assert "accuracy" not in table
 
 
-def test_a_metric_that_is_the_score_is_there_once() -> None:
+def test_metric_used_as_score_is_shown_once() -> None:
     graph = history()[0].graph
     by_metric = replace(GOOD, score=0.123456, metric=0.123456, measure="f1_macro", objective="f1_macro")
     header, _, line = trials_table([trial(0, graph, outcome=by_metric)]).splitlines()
@@ -77,18 +76,18 @@ def test_a_metric_that_is_the_score_is_there_once() -> None:
 
 
 @given(st.floats(-1e300, 1e300))
-def test_numbers_are_told_to_a_few_digits(value: float) -> None:
-    words = number_words(value)
-    assert len(words) <= 11
-    assert float(words) == pytest.approx(value, rel=5e-3)
+def test_numbers_are_rounded_to_a_few_digits(value: float) -> None:
+    text = number_words(value)
+    assert len(text) <= 11
+    assert float(text) == pytest.approx(value, rel=5e-3)
 
 
-def test_long_stories_are_cut() -> None:
+def test_long_descriptions_are_truncated() -> None:
     table = trials_table(history(), widest=20)
     assert "add skip relu_3 t..." in table
 
 
-def test_a_running_trial_has_no_result() -> None:
+def test_running_and_failed_trials_show_their_status() -> None:
     line = trials_table([trial(3, history()[0].graph, outcome=None)]).splitlines()[-1]
     assert line.split()[-2:] == ["0/4", "running"]
     assert "failed" in trials_table([trial(3, history()[0].graph, outcome=Outcome("failed"))])
@@ -103,7 +102,7 @@ def test_counts_keep_three_digits(value: int) -> None:
 
 
 @given(seconds=st.floats(0, 1e6))
-def test_durations_are_to_the_second(seconds: float) -> None:
+def test_durations_are_accurate_to_the_second(seconds: float) -> None:
     text = duration(seconds)
     if text.endswith(" s"):
         assert abs(float(text[:-2]) - seconds) <= 0.51
@@ -113,6 +112,6 @@ def test_durations_are_to_the_second(seconds: float) -> None:
         assert abs(sum(part * 60**i for i, part in enumerate(reversed(parts))) - seconds) <= 0.51
 
 
-def test_a_second_try_is_told() -> None:
+def test_retried_trial_is_marked() -> None:
     table = trials_table([trial(0, history()[0].graph, outcome=replace(GOOD, retries=1))])
     assert table.splitlines()[-1].endswith("finished, tried again")
