@@ -139,12 +139,15 @@ def test_search_on_two_nodes_survives_killed_worker(cluster: Any, tmp_path: Path
 
 @pytest.mark.slow
 def test_trials_of_lost_node_run_on_other_node(cluster: Any, tmp_path: Path) -> None:
+    ended: list[int] = []
+
     class NodeRemover(Notes):
         """An observer that removes a node when three trials have ended."""
 
         def trial_ends(self, trial: Trial) -> None:
             super().trial_ends(trial)
-            if [what for what, _ in self.told].count("results") == 3:
+            ended.append(trial.id)
+            if len(ended) == 3:
                 cluster.remove_node(node, allow_graceful=False)
 
     (node,) = cluster.worker_nodes
@@ -156,6 +159,7 @@ def test_trials_of_lost_node_run_on_other_node(cluster: Any, tmp_path: Path) -> 
             results = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
     finally:
         executor.shutdown()
+    assert not cluster.worker_nodes, "the node was removed"
     assert results == [("finished", None)] * 12
 
 

@@ -543,7 +543,7 @@ def test_last_training_that_cannot_be_checked_is_used(
 
 
 def test_check_of_last_training_gets_at_most_a_tenth_of_time(path: Path, fake_work: Callable[..., FakeWork]) -> None:
-    """There are 100 seconds left, and a pass over the validation set takes 60: the check would need more than that."""
+    """There are 100 seconds left, and a pass over the validation set takes 60, so the check needs more than a tenth."""
     fake = fake_work()
     slow = replace(BETTER, seconds=122.0, epochs=2, images_per_second=len(TASK.train))
     with one_trial_run(path, slow) as (store, winner):
