@@ -38,7 +38,7 @@ from morphnas.search import SEARCHERS, ParetoSearcher, Proposal, Searcher, Trial
 from morphnas.search.candidates import Rules
 from morphnas.search.pareto import COSTS, front
 from morphnas.search.starts import StartsFirst
-from tests.table import TableSpace, run, shortfall
+from tests.table import TableSpace, run_search, shortfall
 
 RESULTS = Path(__file__).parent / "results" / "budgets.json"
 SPACE = TableSpace(shrink=True)
@@ -80,7 +80,7 @@ def table(seeds: int, networks: int) -> dict[str, Any]:
     steps = range(EVERY, networks + 1, EVERY)
     for cost in ("flops", "parameters"):
         for name, make in makes(cost).items():
-            searches = [run(make(seed), networks, seed) for seed in range(seeds)]
+            searches = [run_search(make(seed), networks, seed) for seed in range(seeds)]
             lacks = [[100 * shortfall(trials[:n], cost) for trials in searches] for n in steps]
             results.setdefault(cost, {})[name] = {
                 "mean": [round(statistics.mean(values), 3) for values in lacks],

@@ -57,7 +57,7 @@ from morphnas.run.store import Run, Store, load_run
 from morphnas.run.work import work
 from morphnas.search.trial import STOPPED
 from morphnas.train.step import Step
-from tests.fuzzing import mutated, read
+from tests.fuzzing import mutate_file, read_with_all_readers
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 PATIENCE = 60.0
@@ -519,7 +519,7 @@ def reading(path: Path, name: str, row: Counter[str], expected: Run) -> None:
     signal.alarm(int(PATIENCE))
     start, _listening = time.process_time(), True
     try:
-        messages = read(path)
+        messages = read_with_all_readers(path)
         _listening = False
         refused = [words for words in messages.values() if words]
         row["refused" if refused else "read"] += 1
@@ -548,7 +548,7 @@ def damaged(damage: Callable[[Path, Path, Counter[str], Run], None]) -> Row:
         a_run(base / "run")
         shutil.copytree(base / "run", base / "copy")
         logging.getLogger("morphnas").setLevel(logging.CRITICAL)
-        read(base / "run")
+        read_with_all_readers(base / "run")
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         before = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
@@ -590,7 +590,7 @@ def fuzzed(suffix: str, smoke: bool) -> Row:
             name = rng.choice(rng.choice(kinds))
             data = (run / name).read_bytes()
             try:
-                (copy / name).write_bytes(mutated(data, name, rng))
+                (copy / name).write_bytes(mutate_file(data, name, rng))
             except RecursionError:  # nothing that JSON can hold
                 continue
             reading(copy, name, row, expected)

@@ -47,7 +47,7 @@ from morphnas.search import (
     trial,
     winner,
 )
-from tests.table import TableSpace, best, run, true_accuracy
+from tests.table import TableSpace, best_accuracy, run_search, true_accuracy
 
 RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parent.parent / "docs" / "img" / "regret.svg"
@@ -120,11 +120,11 @@ Curves = dict[str, dict[str, list[float]]]
 def objective_errors(make: Make, seed: int, networks: int, change: Change) -> list[tuple[float, float]]:
     """Regrets of the network chosen and of the best trained, after every EVERY networks."""
     with change():
-        trials = run(make(seed), networks, seed)
+        trials = run_search(make(seed), networks, seed)
     errors = []
     for n in range(EVERY, networks + 1, EVERY):
         top = max(map(true_accuracy, trials[:n]))
-        errors.append((100 * (best() - true_accuracy(winner(trials[:n]))), 100 * (best() - top)))
+        errors.append((100 * (best_accuracy() - true_accuracy(winner(trials[:n]))), 100 * (best_accuracy() - top)))
     return errors
 
 

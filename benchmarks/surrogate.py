@@ -43,7 +43,7 @@ from morphnas.search import RandomSearcher
 from morphnas.search.distance import SKIP_COST, Sketch, Token, distances, sketch
 from morphnas.search.network_surrogate import fidelities
 from morphnas.search.surrogate import fit, spread_landmarks, standardise
-from tests.table import accuracy, network, outcome
+from tests.table import accuracy, table_network, table_outcome
 
 RESULTS = Path(__file__).parent / "results" / "surrogate.json"
 RUNS = RESULTS.with_name("surrogate_runs.json")
@@ -101,7 +101,7 @@ SURROGATES: dict[str, Predict] = {"landmarks": ours(), "exp(-d/l) clipped": clip
 
 
 def score(key: str, seed: int) -> float:
-    value = outcome(key, seed).score
+    value = table_outcome(key, seed).score
     assert value is not None
     return value
 
@@ -122,7 +122,7 @@ def trials(n: int, seed: int, ablation: bool) -> Iterator[tuple[str, tuple[float
     """The two metrics of every surrogate for one seed."""
     rng = np.random.default_rng(seed)
     keys = [KEYS[i] for i in rng.choice(len(KEYS), n + HELD_OUT, replace=False)]
-    sketches = [sketch(network(key)) for key in keys]
+    sketches = [sketch(table_network(key)) for key in keys]
     d = distances(sketches, sketches[:n])
     for name, predict in SURROGATES.items():
         yield name, measured(predict, d, keys, n, seed)
@@ -131,7 +131,7 @@ def trials(n: int, seed: int, ablation: bool) -> Iterator[tuple[str, tuple[float
             yield f"{count} landmarks", measured(ours(count), d, keys, n, seed)
         for weight in (0.0, 0.25, 0.5):
             yield f"skip_weight {weight}", measured(ours(), distances(sketches, sketches[:n], weight), keys, n, seed)
-        blind = [without_resolution(network(key)) for key in keys]
+        blind = [without_resolution(table_network(key)) for key in keys]
         yield "without resolution", measured(ours(), distances(blind, blind[:n]), keys, n, seed)
 
 

@@ -24,12 +24,12 @@ from morphnas.search import Budget, Searcher, Space, Trial
 from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
 from tests.run.doubles import GRAPH, RECIPE, weights
-from tests.run.hostile import Hostile
-from tests.table import TableSpace, outcome_of, run, running_trial
-from tests.train.tasks import blobs
+from tests.run.failing_morph import FailingMorph
+from tests.table import TableSpace, outcome_of, run_search, running_trial
+from tests.train.tasks import blob_task
 
 AMPLE = Budget(math.inf)
-TASK = blobs()
+TASK = blob_task()
 
 SearcherFactory = Callable[..., Searcher]
 """Makes a searcher from a space, limits and a seed."""
@@ -95,7 +95,7 @@ class SearcherContract:
 
     def test_starts_are_proposed_first_in_order(self, make: SearcherFactory) -> None:
         space = TableSpace()
-        trials = run(make(space, Limits(), 0), 4)
+        trials = run_search(make(space, Limits(), 0), 4)
         assert [t.proposal.start for t in trials] == list(space.starts)
         assert not any(t.proposal.morphs for t in trials)
 
@@ -113,7 +113,7 @@ class SearcherContract:
 
     def test_proposals_are_within_limits(self, make: SearcherFactory) -> None:
         limits = Limits(max_params=TableSpace().starts[3].parameters, max_depth=14)
-        trials = run(make(TableSpace(), limits, 0), 20)
+        trials = run_search(make(TableSpace(), limits, 0), 20)
         assert len(trials) > 10
         assert all(limits.violation(t.graph) is None for t in trials)
 
@@ -175,23 +175,23 @@ class MorphingContract:
 
     def test_search_continues_after_failed_starts(self, make: SearcherFactory) -> None:
         searcher = make(TableSpace(), Limits(), 0)
-        trials = run(searcher, 4)
+        trials = run_search(searcher, 4)
         failed = [trials[0], *(replace(t, outcome=Outcome("oom"), kept=False) for t in trials[1:])]
         assert _next_trial(searcher, failed).proposal.start == 0
 
     def test_only_allowed_morphs_are_proposed(self, make: SearcherFactory) -> None:
-        trials = run(make(TableSpace(), Limits(morphs=("deeper",)), 0), 20)
+        trials = run_search(make(TableSpace(), Limits(morphs=("deeper",)), 0), 20)
         assert {morph.tag for t in trials for morph in t.proposal.morphs} == {"deeper"}
 
     def test_search_ends_when_space_is_exhausted(self, make: SearcherFactory) -> None:
-        trials = run(make(TableSpace(("22222112",)), Limits(), 0), 100)
+        trials = run_search(make(TableSpace(("22222112",)), Limits(), 0), 100)
         assert len({t.graph.key for t in trials}) == 4
         assert len(trials) < 20
 
 
 @cache
 def _history(make: SearcherFactory) -> tuple[Trial, ...]:
-    trials = run(make(TableSpace(), Limits(), 0), 25)
+    trials = run_search(make(TableSpace(), Limits(), 0), 25)
     unscored = {5: Outcome("oom"), 9: Outcome("failed", error="an error"), 14: None, 24: None}
     childless = {t.id for t in trials if t.proposal.morphs} - {t.parent for t in trials}
     return tuple(
@@ -235,14 +235,14 @@ class ExecutorContract:
         assert reported[-1].curve == outcome.curve
 
     def test_exception_in_job_is_a_failed_outcome(self, executor: Executor) -> None:
-        outcome, trained = executor.submit(_job(Hostile("raise"))).result(120)
+        outcome, trained = executor.submit(_job(FailingMorph("raise"))).result(120)
         assert (outcome.status, trained) == ("failed", None)
         assert outcome.error is not None
         assert "in carry" in outcome.error
-        assert "LookupError: no luck" in outcome.error
+        assert "LookupError: weights not carried" in outcome.error
 
     def test_each_future_has_the_result_of_its_job(self, executor: Executor) -> None:
-        jobs = [_job(Hostile("raise")) if i % 3 == 1 else _job(seed=i) for i in range(3 * executor.workers + 3)]
+        jobs = [_job(FailingMorph("raise")) if i % 3 == 1 else _job(seed=i) for i in range(3 * executor.workers + 3)]
         found = [future.result(120)[0] for future in [executor.submit(job) for job in jobs]]
         assert [_without_times(outcome) for outcome in found if outcome.status != "failed"] == [
             _without_times(work(job, TASK)[0]) for job in jobs if not job.morphs
@@ -273,7 +273,7 @@ class ExecutorContract:
         assert executor.submit(_job()).result(120)[0].status == "finished"
 
 
-class SurvivorContract:
+class WorkerProcessContract:
     """Contract of executors with one worker outside this process; a worker that dies is replaced by a new one."""
 
     @pytest.fixture
@@ -281,9 +281,9 @@ class SurvivorContract:
         raise NotImplementedError
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("way", ["kill", "exit"])
-    def test_dead_worker_fails_its_job(self, executor: Executor, way: str) -> None:
-        outcome, trained = executor.submit(_job(Hostile(way))).result(240)
+    @pytest.mark.parametrize("failure", ["kill", "os._exit"])
+    def test_dead_worker_fails_its_job(self, executor: Executor, failure: str) -> None:
+        outcome, trained = executor.submit(_job(FailingMorph(failure))).result(240)
         assert (outcome.status, trained) == ("failed", None)
         assert "worker" in (outcome.error or "")
         assert executor.submit(_job()).result(120)[0].status == "finished"
@@ -292,7 +292,7 @@ class SurvivorContract:
     def test_hung_worker_fails_its_job(self, executor: Executor) -> None:
         executor.submit(_job()).result(120)
         start = time.monotonic()
-        outcome, trained = executor.submit(_job(Hostile("hang"), seconds=1)).result(240)
+        outcome, trained = executor.submit(_job(FailingMorph("hang"), seconds=1)).result(240)
         assert time.monotonic() - start < 1 + grace(1) + 5
         assert (outcome.status, trained) == ("failed", None)
         assert "hung" in (outcome.error or "")
@@ -300,7 +300,7 @@ class SurvivorContract:
 
     @pytest.mark.slow
     def test_sys_exit_in_job_fails_it(self, executor: Executor) -> None:
-        outcome, _ = executor.submit(_job(Hostile("leave"))).result(120)
+        outcome, _ = executor.submit(_job(FailingMorph("sys.exit"))).result(120)
         assert "SystemExit: 3" in (outcome.error or "")
 
 

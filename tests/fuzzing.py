@@ -79,7 +79,7 @@ def mutate_json(data: Any, rng: random.Random) -> Any:
     return data
 
 
-def mutated(data: bytes, name: str, rng: random.Random) -> bytes:
+def mutate_file(data: bytes, name: str, rng: random.Random) -> bytes:
     """The content of the file `name`, with its bytes or, if JSON or safetensors, its structure damaged."""
     if rng.random() < 0.35:
         return corrupt_bytes(data, rng)
@@ -136,7 +136,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 """All functions that read a run folder."""
 
 
-def read(path: Path) -> dict[str, str]:
+def read_with_all_readers(path: Path) -> dict[str, str]:
     """The result of every reader: "" if it reads the folder, else the message of its ValueError. Others propagate."""
     messages = {}
     for name, reader in READERS.items():

@@ -60,7 +60,7 @@ IMAGE_SHAPES = {
 }
 
 
-def plain(*ops: object, shape: tuple[int, ...]) -> Graph:
+def sequential(*ops: object, shape: tuple[int, ...]) -> Graph:
     """A network of the ops in sequence."""
     nodes = [Node("x", Input(shape))]
     for i, op in enumerate(ops):
@@ -70,7 +70,7 @@ def plain(*ops: object, shape: tuple[int, ...]) -> Graph:
 
 def vgg(shape: tuple[int, ...] = (2, 8, 8)) -> Graph:
     """Convolutions with biases, average pooling, and flatten between the convolutions and the dense layers."""
-    return plain(
+    return sequential(
         Conv(5, bias=True), ReLU(), AvgPool(), Conv(6), BatchNorm(), ReLU(), Dropout(0.2), Conv(4, 5, 2), BatchNorm(),
         ReLU(), MaxPool(3, 1, 1), Flatten(), Dense(7), ReLU(), Dropout(0.5), Dense(6, bias=False), BatchNorm(), ReLU(),
         Dense(3),
@@ -180,10 +180,10 @@ HAND_MADE: dict[str, Callable[[], Graph]] = {
     "grouped_1d": lambda: grouped((2, 8)),
     "grouped_2d": grouped,
     "grouped_3d": lambda: grouped((1, 4, 4, 4)),
-    "flatten_of_one_position": lambda: plain(
+    "flatten_of_one_position": lambda: sequential(
         Conv(4), ReLU(), GlobalPool(), Flatten(), Dense(5), ReLU(), Dense(2), shape=(2, 4, 4)
     ),
-    "norm_first": lambda: plain(BatchNorm(), ReLU(), Dense(5), ReLU(), Dense(2), shape=(4,)),
+    "norm_first": lambda: sequential(BatchNorm(), ReLU(), Dense(5), ReLU(), Dense(2), shape=(4,)),
 }
 
 
@@ -221,12 +221,12 @@ def random_weights(graph: Graph, seed: int, dtype: torch.dtype = torch.float64) 
     return weights
 
 
-def examples(graph: Graph, seed: int, n: int = 4, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+def random_inputs(graph: Graph, seed: int, n: int = 4, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """A batch of random inputs, (n, *input shape)."""
     return torch.randn(n, *graph.shapes[graph.input.name], generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def chain(graph: Graph, n: int, seed: int, limits: Limits = SMALL_LIMITS) -> list[Morph]:
+def random_morphs(graph: Graph, n: int, seed: int, limits: Limits = SMALL_LIMITS) -> list[Morph]:
     """Up to `n` random morphs that fit in sequence, within the limits. Widths need not be those of `neighbours`."""
     rng = random.Random(seed)
     morphs: list[Morph] = []
@@ -256,7 +256,7 @@ def _random_morph(graph: Graph, rng: random.Random, limits: Limits) -> Morph | N
     return None
 
 
-def grow(graph: Graph, morphs: list[Morph]) -> Graph:
+def apply_morphs(graph: Graph, morphs: list[Morph]) -> Graph:
     """The graph after all the morphs."""
     for morph in morphs:
         graph = morph.grow(graph)
@@ -264,19 +264,19 @@ def grow(graph: Graph, morphs: list[Morph]) -> Graph:
 
 
 @cache
-def _starts(rank: int) -> tuple[Graph, ...]:
+def _ungrown_graphs(rank: int) -> tuple[Graph, ...]:
     hand_made = (build() for build in HAND_MADE.values())
     return (*starters(rank), *(graph for graph in hand_made if len(graph.shapes["x"]) == rank + 1))
 
 
 @st.composite
-def starts(draw: st.DrawFn, ranks: tuple[int, ...] = (0, 1, 2, 3)) -> Graph:
+def ungrown_graphs(draw: st.DrawFn, ranks: tuple[int, ...] = (0, 1, 2, 3)) -> Graph:
     """A starter or a hand-made network, not yet grown."""
-    return draw(st.sampled_from([start for rank in ranks for start in _starts(rank)]))
+    return draw(st.sampled_from([start for rank in ranks for start in _ungrown_graphs(rank)]))
 
 
 @st.composite
 def graphs(draw: st.DrawFn, ranks: tuple[int, ...] = (0, 1, 2, 3), morphs: int = 20) -> Graph:
     """A start, grown by 0 to `morphs` random morphs. ranks: the allowed numbers of spatial axes of its input."""
-    start = draw(starts(ranks))
-    return grow(start, chain(start, draw(st.integers(0, morphs)), draw(st.integers(0, 2**32))))
+    start = draw(ungrown_graphs(ranks))
+    return apply_morphs(start, random_morphs(start, draw(st.integers(0, morphs)), draw(st.integers(0, 2**32))))

@@ -51,12 +51,12 @@ def accuracy(digits: str) -> float:
     return float(accuracies()[int(digits, 3)].mean())
 
 
-def best() -> float:
+def best_accuracy() -> float:
     return float(accuracies().mean(axis=1).max())
 
 
 @cache
-def network(digits: str) -> Graph:
+def table_network(digits: str) -> Graph:
     """The network with these blocks; each depthwise convolution is merged with the expansion before it."""
     nodes = [Node("x", Input((3, 32, 32)))]
 
@@ -106,7 +106,7 @@ class Swap(Morph):
         digits = digits_of(graph)
         if digits[self.slot] != self.old:
             raise MorphError(f"{self}: block {self.slot} is {digits[self.slot]}")
-        return network(digits[: self.slot] + self.new + digits[self.slot + 1 :])
+        return table_network(digits[: self.slot] + self.new + digits[self.slot + 1 :])
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class TableSpace:
 
     @property
     def starts(self) -> tuple[Graph, ...]:
-        return tuple(map(network, self.keys))
+        return tuple(map(table_network, self.keys))
 
     def neighbours(self, graph: Graph) -> Iterable[Morph]:
         for slot, old in enumerate(digits_of(graph)):
@@ -127,7 +127,7 @@ class TableSpace:
                 yield Swap(slot, old, new)
 
 
-def outcome(digits: str, seed: int = 0) -> Outcome:
+def table_outcome(digits: str, seed: int = 0) -> Outcome:
     """One of the three trainings of a network, chosen by the seed. The score is minus the logarithm of the error."""
     training = zlib.crc32(f"{digits} {seed}".encode()) % 3
     value = float(accuracies()[int(digits, 3), training])
@@ -135,7 +135,7 @@ def outcome(digits: str, seed: int = 0) -> Outcome:
 
 
 def outcome_of(graph: Graph, seed: int = 0) -> Outcome:
-    return outcome(digits_of(graph), seed)
+    return table_outcome(digits_of(graph), seed)
 
 
 def running_trial(trials: Sequence[Trial], proposal: Proposal) -> Trial:
@@ -158,7 +158,7 @@ def with_score(trial: Trial, score: float, **changes: Any) -> Trial:
     return replace(trial, outcome=replace(trial.outcome, score=score, **changes))
 
 
-def run(searcher: Searcher, n: int, seed: int = 0) -> list[Trial]:
+def run_search(searcher: Searcher, n: int, seed: int = 0) -> list[Trial]:
     """The trials of a search for up to `n` networks, with outcomes from the table; fewer if the search ends earlier."""
     trials: list[Trial] = []
     while (proposal := searcher.ask(tuple(trials), Budget(math.inf, n - len(trials)))) is not None:
@@ -182,7 +182,7 @@ def shortfall(trials: Sequence[Trial], cost: str = "flops") -> float:
 def _costs_and_accuracies(cost: str) -> tuple[list[int], list[float]]:
     """Costs and mean accuracies of all networks of the table."""
     keys = [np.base_repr(i, 3).zfill(len(SLOTS)) for i in range(3 ** len(SLOTS))]
-    return [getattr(network(digits), cost) for digits in keys], [accuracy(digits) for digits in keys]
+    return [getattr(table_network(digits), cost) for digits in keys], [accuracy(digits) for digits in keys]
 
 
 def _mean_best(costs: Sequence[int], values: Sequence[float], table: Sequence[int]) -> float:

@@ -23,7 +23,7 @@ from morphnas.run.files import RunError
 from morphnas.run.store import Store
 from morphnas.train.recipe import Outcome
 from tests.estimators.conftest import stripes
-from tests.run.doubles import GOOD, files, proposals, store_of, weights
+from tests.run.doubles import FINISHED, file_contents, new_store, proposals, weights
 
 TINY = {"default_model_width": 2, "default_model_len": 1, "trainer_args": {"epochs": 2, "precision": "float32"}}
 
@@ -60,7 +60,7 @@ def bundle_texts(path: Any, tmp_path: Path) -> dict[str, str]:
 
 def make_failed_run(path: Path, *errors: str | None, status: Any = "failed") -> None:
     """A run with a trial for each of the errors."""
-    with store_of(path) as store:
+    with new_store(path) as store:
         for proposal, error in zip(proposals(len(errors)), errors, strict=True):
             store.finish(store.claim(proposal).id, Outcome(status, error=error), None)
 
@@ -108,9 +108,9 @@ def test_user_defined_metric_and_loss_are_left_out(tmp_path: Path) -> None:
 
 
 def test_user_defined_metric_is_left_out_of_outcomes(tmp_path: Path) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         for measure in ("recall_of_Miller", "f1_macro", "accuracy"):
-            store.finish(store.claim(proposals(1)[0]).id, replace(GOOD, measure=measure, objective=measure), None)
+            store.finish(store.claim(proposals(1)[0]).id, replace(FINISHED, measure=measure, objective=measure), None)
     found = bundle_texts(tmp_path / "run", tmp_path)
     assert not [name for name, text in found.items() if "Miller" in text]
     outcomes = [json.loads(text)["outcome"] for name, text in sorted(found.items()) if name.endswith("trial.json")]
@@ -119,8 +119,8 @@ def test_user_defined_metric_is_left_out_of_outcomes(tmp_path: Path) -> None:
 
 
 def test_target_statistics_and_column_names_are_left_out(tmp_path: Path) -> None:
-    with store_of(tmp_path / "run") as store:
-        trial = store.finish(store.claim(proposals(1)[0]).id, GOOD, weights())
+    with new_store(tmp_path / "run") as store:
+        trial = store.finish(store.claim(proposals(1)[0]).id, FINISHED, weights())
         target = {"amounts": {"mean": [52345.0], "std": [1.0]}}
         store.write_model(store.network(trial.id), {"target": target, "preprocessing": {"columns": ["salary"]}})
     found = bundle_texts(tmp_path / "run", tmp_path)["model/model.json"]
@@ -259,11 +259,11 @@ def test_run_of_unknown_format_is_bundled(run_copy: Path, tmp_path: Path) -> Non
 
 
 def test_run_in_progress_is_bundled_and_not_changed(tmp_path: Path) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         store.claim(proposals(1)[0])
-        before = files(tmp_path / "run")
+        before = file_contents(tmp_path / "run")
         found = bundle_texts(tmp_path / "run", tmp_path)
-        assert files(tmp_path / "run") == before
+        assert file_contents(tmp_path / "run") == before
     assert "networks: 1 (1 running)" in found["about.txt"]
     assert "trials/00000/proposal.json" in found
 
@@ -293,9 +293,9 @@ def test_links_out_of_the_run_and_pipes_are_not_read(run_copy: Path, tmp_path: P
 
 
 def test_size_is_limited_and_failures_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         for i, proposal in enumerate(proposals(6)):
-            outcome = Outcome("failed", error="no") if i == 0 else GOOD
+            outcome = Outcome("failed", error="no") if i == 0 else FINISHED
             store.finish(store.claim(proposal).id, outcome, None)
     (tmp_path / "run/trials/00003/trial.json").write_text("x" * 5000)
     monkeypatch.setattr(bundles, "MAX_FILE_BYTES", 4000)
@@ -332,11 +332,11 @@ def test_other_existing_files_are_not_replaced(run: Path, tmp_path: Path) -> Non
         archive.writestr("x", "y")
     text.write_text("text")
     folder.mkdir()
-    before = files(tmp_path)
+    before = file_contents(tmp_path)
     for existing in (data, text, folder):
         with pytest.raises(FileExistsError, match="exists already and is not a bundle"):
             morphnas.bundle(run, existing)
-    assert files(tmp_path) == before
+    assert file_contents(tmp_path) == before
 
 
 def test_invalid_output_paths_are_refused(run: Path, tmp_path: Path) -> None:

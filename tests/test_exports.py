@@ -24,13 +24,13 @@ from morphnas import exports as module
 from morphnas.exports import to_source
 from morphnas.graph import Conv, GlobalPool, Graph, fresh_weights, mlp
 from tests.estimators.conftest import stripes
-from tests.strategies import graphs, plain
+from tests.strategies import graphs, sequential
 
 EVIL = '"""\nimport os\nos.abort() # \\'
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
+def fitted_classifier(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
     """Fitted to images whose labels need escaping in source code. Must not be changed."""
     x, y = stripes(150)
     path = tmp_path_factory.mktemp("runs") / "run"
@@ -40,8 +40,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX file modes")
-def test_source_and_weights_have_the_same_file_mode(fitted: ImageClassifier, tmp_path: Path) -> None:
-    files = export(fitted, tmp_path / "net.py").files
+def test_source_and_weights_have_the_same_file_mode(fitted_classifier: ImageClassifier, tmp_path: Path) -> None:
+    files = export(fitted_classifier, tmp_path / "net.py").files
     assert len({file.stat().st_mode for file in files}) == 1
 
 
@@ -90,16 +90,18 @@ def skip_without_extras(suffix: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["py", "pt2", "onnx"])
-def test_export_predicts_the_same_without_morphnas(suffix: str, fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_export_predicts_the_same_without_morphnas(
+    suffix: str, fitted_classifier: ImageClassifier, tmp_path: Path
+) -> None:
     skip_without_extras(suffix)
-    done = export(fitted, tmp_path / "new" / f"it's {{a}} net.{suffix}")
+    done = export(fitted_classifier, tmp_path / "new" / f"it's {{a}} net.{suffix}")
     assert done.error <= 1e-5
     assert done.files[0] == tmp_path / "new" / f"it's {{a}} net.{suffix}"
     assert sorted(done.files) == sorted((tmp_path / "new").iterdir())
     images = stripes(37)[0]
     probabilities, labels = run_without_morphnas(done.files[0], torch.from_numpy(images).float()[:, None], tmp_path)
-    assert labels == fitted.classes_.tolist()
-    assert probabilities == pytest.approx(fitted.predict_proba(images), abs=1e-5)
+    assert labels == fitted_classifier.classes_.tolist()
+    assert probabilities == pytest.approx(fitted_classifier.predict_proba(images), abs=1e-5)
 
 
 @pytest.mark.parametrize("suffix", ["py", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("pt2", "onnx"))])
@@ -135,9 +137,9 @@ def test_source_of_any_network_computes_the_same(graph: Graph, seed: int) -> Non
         assert torch.equal(from_source.eval()(x), network(x))
 
 
-def test_run_trial_and_network_can_be_exported(fitted: ImageClassifier, tmp_path: Path) -> None:
-    first = export(fitted.path_, tmp_path / "a.py")
-    run = load_run(fitted.path_)
+def test_run_trial_and_network_can_be_exported(fitted_classifier: ImageClassifier, tmp_path: Path) -> None:
+    first = export(fitted_classifier.path_, tmp_path / "a.py")
+    run = load_run(fitted_classifier.path_)
     assert export(run, tmp_path / "b.py").files[0].read_text().replace("b.saf", "a.saf") == first.files[0].read_text()
     network = export(run.load_best_model(), tmp_path / "c.py").files[0].read_text()
     assert "LABELS" not in network
@@ -152,7 +154,7 @@ def test_run_trial_and_network_can_be_exported(fitted: ImageClassifier, tmp_path
 
 def test_custom_layer_is_exported_but_not_as_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Conv, "module", lambda self, *_: CustomConv(1, self.filters, 3, bias=False, padding=1))
-    graph = plain(Conv(3), GlobalPool(), shape=(1, 8, 8))
+    graph = sequential(Conv(3), GlobalPool(), shape=(1, 8, 8))
     with pytest.raises(ExportError, match=r"CustomConv: a layer that is not PyTorch's .* but as \.pt2 or \.onnx"):
         export(Network(graph, fresh_weights(graph)), tmp_path / "a.py")
     assert not list(tmp_path.iterdir())
@@ -164,14 +166,14 @@ class CustomConv(torch.nn.Conv2d):
 
 
 def test_source_describes_shape_of_outputs(tmp_path: Path) -> None:
-    graph = plain(Conv(3), shape=(2, 8, 8))
+    graph = sequential(Conv(3), shape=(2, 8, 8))
     source = export(Network(graph, fresh_weights(graph)), tmp_path / "net.py").files[0].read_text()
     assert "Takes preprocessed examples, as the network was trained on: (n, 2, 8, 8)," in source
     assert "Gives logits (n, 3, 8, 8)." in source
 
 
-def test_source_describes_dtype_of_inputs(fitted: ImageClassifier, tmp_path: Path) -> None:
-    assert "any real dtype" in export(fitted, tmp_path / "fitted.py").files[0].read_text()
+def test_source_describes_dtype_of_inputs(fitted_classifier: ImageClassifier, tmp_path: Path) -> None:
+    assert "any real dtype" in export(fitted_classifier, tmp_path / "fitted.py").files[0].read_text()
     graph = mlp((3,), 2, depth=1)
     weights = {name: w.double() if w.is_floating_point() else w for name, w in fresh_weights(graph).items()}
     file = export(Network(graph, weights), tmp_path / "net.py").files[0]
@@ -197,8 +199,8 @@ def test_error_is_relative_to_largest_output_of_all_batches(monkeypatch: pytest.
 def test_regression_error_is_relative_to_target_deviations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Relative to the outputs, large errors would pass if targets are times in seconds."""
     x = np.random.default_rng(0).normal(size=(60, 3))
-    fitted = ImageRegressor(tmp_path / "run", max_trials=1, refit=False).fit(x, 1.7e9 + x[:, 0])
-    assert export(fitted, tmp_path / "net.py").error < 1e-5
+    regressor = ImageRegressor(tmp_path / "run", max_trials=1, refit=False).fit(x, 1.7e9 + x[:, 0])
+    assert export(regressor, tmp_path / "net.py").error < 1e-5
 
     def read_shifted(file: Path) -> Any:
         network = module._read_source(file)
@@ -206,32 +208,32 @@ def test_regression_error_is_relative_to_target_deviations(monkeypatch: pytest.M
 
     monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, read_shifted))
     with pytest.raises(ExportError, match="computes something else"):
-        export(fitted, tmp_path / "other.py")
+        export(regressor, tmp_path / "other.py")
 
 
-def test_source_compiles_and_passes_ruff(fitted: ImageClassifier, tmp_path: Path) -> None:
-    file = export(fitted, tmp_path / "net.py").files[0]
+def test_source_compiles_and_passes_ruff(fitted_classifier: ImageClassifier, tmp_path: Path) -> None:
+    file = export(fitted_classifier, tmp_path / "net.py").files[0]
     compile(file.read_text(), str(file), "exec")
     ruff = Path(sys.executable).with_name("ruff")
     if ruff.exists():
         subprocess.run([ruff, "check", "--isolated", "--select", "E9,F", file], check=True)
 
 
-def test_existing_file_is_kept_unless_overwrite(fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_existing_file_is_kept_unless_overwrite(fitted_classifier: ImageClassifier, tmp_path: Path) -> None:
     file = tmp_path / "net.py"
     file.with_suffix(".safetensors").write_text("mine")
     with pytest.raises(FileExistsError, match=r"net\.safetensors exists already"):
-        export(fitted, file)
+        export(fitted_classifier, file)
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
-    export(fitted, file, overwrite=True)
+    export(fitted_classifier, file, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.py", "net.safetensors"]
 
 
 def test_failed_export_leaves_no_files(
-    fitted: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fitted_classifier: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match=r"must end in \.py, \.pt2, \.onnx, not .*net\.h5"):
-        export(fitted, tmp_path / "net.h5")
+        export(fitted_classifier, tmp_path / "net.h5")
     with pytest.raises(ValueError, match="must be a fitted ImageClassifier"):
         export(3, tmp_path / "net.py")  # type: ignore[arg-type]
     with pytest.raises(NotFittedError):
@@ -240,7 +242,7 @@ def test_failed_export_leaves_no_files(
         export(tmp_path, tmp_path / "net.py")
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
-        export(fitted, tmp_path / "file" / "net.py")
+        export(fitted_classifier, tmp_path / "file" / "net.py")
 
     def reader_with_outputs(outputs: torch.Tensor) -> Any:
         return lambda _: lambda x: outputs.expand(len(x), -1)
@@ -248,16 +250,16 @@ def test_failed_export_leaves_no_files(
     for wrong in (torch.zeros(3), torch.full((3,), torch.nan), torch.zeros(7)):
         monkeypatch.setitem(module._WRITERS, ".py", (module._write_source, reader_with_outputs(wrong)))
         with pytest.raises(ExportError, match="computes something else"):
-            export(fitted, tmp_path / "new" / "folder" / "net.py")
+            export(fitted_classifier, tmp_path / "new" / "folder" / "net.py")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_missing_onnx_error_names_the_extra(
-    fitted: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fitted_classifier: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"pip install -e '\.\[onnx\]' in your clone"):
-        export(fitted, tmp_path / "net.onnx")
+        export(fitted_classifier, tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -33,7 +33,7 @@ def data() -> Data:
 
 
 @pytest.fixture(scope="session")
-def fitted(tmp_path_factory: pytest.TempPathFactory, data: Data) -> morphnas.ImageClassifier:
+def fitted_classifier(tmp_path_factory: pytest.TempPathFactory, data: Data) -> morphnas.ImageClassifier:
     """A classifier fitted with at most 7 networks, which tests must not modify."""
     path = Path(tmp_path_factory.mktemp("runs")) / "run"
     settings = {"default_model_width": 8, "trainer_args": {"batch_size": 128}}

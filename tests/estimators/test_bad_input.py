@@ -261,18 +261,18 @@ def test_unusable_run_folders_are_rejected(tmp_path: Path) -> None:
         ImageClassifier.load(foreign)
 
 
-def test_predict_and_evaluate_reject_invalid_input(fitted: ImageClassifier, data: Data) -> None:
+def test_predict_and_evaluate_reject_invalid_input(fitted_classifier: ImageClassifier, data: Data) -> None:
     x, y = data
     with pytest.raises(ValueError, match=r"shape \(6, 5\), but the model was fitted on \(6, 6\)"):
-        fitted.predict(x[:, :, :5])
+        fitted_classifier.predict(x[:, :, :5])
     with pytest.raises(ValueError, match=r"one example of shape \(6, 6\): add an axis in front, x_test\[None\]"):
-        fitted.predict(x[0])
+        fitted_classifier.predict(x[0])
     with pytest.raises(ValueError, match="NaN"):
-        fitted.predict(with_value(x.astype(float), (0, 0, 0), np.nan))
+        fitted_classifier.predict(with_value(x.astype(float), (0, 0, 0), np.nan))
     with pytest.raises(ValueError, match="fit did not see: 8, 9; the classes are"):
-        fitted.evaluate(x[:2], [8, 9])
+        fitted_classifier.evaluate(x[:2], [8, 9])
     with pytest.raises(ValueError, match="150 examples but y has 149"):
-        fitted.evaluate(x, y[1:])
+        fitted_classifier.evaluate(x, y[1:])
 
 
 def test_doubtful_shapes_and_settings_warn(tmp_path: Path) -> None:
@@ -365,10 +365,10 @@ def test_equal_labels_in_object_array_are_one_class() -> None:
     ],
 )
 def test_final_fit_rejects_invalid_trainer_args(
-    fitted: ImageClassifier, data: Data, trainer_args: Any, message: str
+    fitted_classifier: ImageClassifier, data: Data, trainer_args: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        fitted.final_fit(*data, trainer_args=trainer_args)
+        fitted_classifier.final_fit(*data, trainer_args=trainer_args)
 
 
 def test_numpy_starter_sizes_become_python_integers() -> None:

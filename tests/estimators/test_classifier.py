@@ -62,20 +62,25 @@ from morphnas.train.goal import Classification
 from morphnas.train.predict import evaluate
 from morphnas.train.recipe import MUON_FULL_RATE_EXAMPLES, Augment, Outcome, Recipe, default_learning_rate
 from tests.estimators.conftest import Data, stripes
-from tests.run.doubles import Script
+from tests.run.doubles import ScriptedSearcher
 from tests.train.tasks import Clock
 
 TINY = {"default_model_width": 4, "trainer_args": {"max_iter_num": 2}}
 
 
-def test_fit_learns_and_predict_returns_classes(fitted: ImageClassifier) -> None:
+def test_fit_learns_and_predict_returns_classes(fitted_classifier: ImageClassifier) -> None:
     x, y = stripes(90, seed=1)
-    assert fitted.evaluate(x, y) == fitted.score(x, y) == (fitted.predict(x) == y).mean() > 0.9
-    probabilities = fitted.predict_proba(x)
+    assert (
+        fitted_classifier.evaluate(x, y)
+        == fitted_classifier.score(x, y)
+        == (fitted_classifier.predict(x) == y).mean()
+        > 0.9
+    )
+    probabilities = fitted_classifier.predict_proba(x)
     assert probabilities.shape == (90, 3)
     assert probabilities.dtype == np.float64
     assert np.allclose(probabilities.sum(1), 1)
-    assert fitted.classes_.tolist() == [0, 1, 2]
+    assert fitted_classifier.classes_.tolist() == [0, 1, 2]
 
 
 @pytest.mark.slow
@@ -93,22 +98,22 @@ def test_constructor_completes_all_imports() -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
-def test_history_has_fields_of_legacy_scripts(fitted: ImageClassifier) -> None:
-    history = fitted.history
+def test_history_has_fields_of_legacy_scripts(fitted_classifier: ImageClassifier) -> None:
+    history = fitted_classifier.history
     assert [entry["model_id"] for entry in history] == sorted(entry["model_id"] for entry in history)
-    best = fitted.get_best_model_id()
+    best = fitted_classifier.get_best_model_id()
     assert best in [entry["model_id"] for entry in history]
     for entry in history:
         assert entry["loss"] >= 0
         assert 0 <= entry["metric_value"] <= 1
         assert entry["interval"][0] <= entry["metric_value"] <= entry["interval"][1]
-    searched = [t for t in fitted.load_searcher().trials if not t.final]
+    searched = [t for t in fitted_classifier.load_searcher().trials if not t.final]
     assert len(searched) == 7
     assert any(t.proposal.morphs for t in searched)
 
 
-def test_children_start_with_function_of_parent(fitted: ImageClassifier) -> None:
-    children = [t for t in fitted.load_searcher().trials if t.proposal.morphs]
+def test_children_start_with_function_of_parent(fitted_classifier: ImageClassifier) -> None:
+    children = [t for t in fitted_classifier.load_searcher().trials if t.proposal.morphs]
     assert children
     for trial in children:
         assert trial.outcome is not None
@@ -116,8 +121,8 @@ def test_children_start_with_function_of_parent(fitted: ImageClassifier) -> None
         assert trial.outcome.morph_error < 1e-4
 
 
-def test_models_load_by_id_as_plain_modules(fitted: ImageClassifier) -> None:
-    run = fitted.load_searcher()
+def test_models_load_by_id_as_plain_modules(fitted_classifier: ImageClassifier) -> None:
+    run = fitted_classifier.load_searcher()
     network = run.load_best_model()
     module = network.produce_model()
     assert isinstance(module, fx.GraphModule)
@@ -129,8 +134,8 @@ def test_models_load_by_id_as_plain_modules(fitted: ImageClassifier) -> None:
         run.load_model_by_id(99)
 
 
-def test_stored_weights_reproduce_reported_score(fitted: ImageClassifier, data: Data) -> None:
-    run = fitted.load_searcher()
+def test_stored_weights_reproduce_reported_score(fitted_classifier: ImageClassifier, data: Data) -> None:
+    run = fitted_classifier.load_searcher()
     problem = Problem.infer(*data, None, None, int(run.about["seed"]), torch.device("cpu"))
     threads = torch.get_num_threads()
     torch.set_num_threads(int(run.about["plan"]["threads"]))
@@ -147,10 +152,10 @@ def test_stored_weights_reproduce_reported_score(fitted: ImageClassifier, data: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_module_works_in_other_precisions(fitted: ImageClassifier, dtype: torch.dtype) -> None:
+def test_module_works_in_other_precisions(fitted_classifier: ImageClassifier, dtype: torch.dtype) -> None:
     raw = torch.from_numpy(stripes(40, seed=2)[0])[:, None]
     with torch.no_grad():
-        expected, module = fitted.to_module()(raw), fitted.to_module().to(dtype)
+        expected, module = fitted_classifier.to_module()(raw), fitted_classifier.to_module().to(dtype)
         for x in (raw, raw.to(dtype)):
             logits = module(x)
             assert logits.dtype == dtype
@@ -159,10 +164,10 @@ def test_module_works_in_other_precisions(fitted: ImageClassifier, dtype: torch.
 
 @pytest.mark.parametrize("mirrors", [True, False])
 def test_exported_module_takes_raw_pixels_without_morphnas(
-    fitted: ImageClassifier, tmp_path: Path, mirrors: bool
+    fitted_classifier: ImageClassifier, tmp_path: Path, mirrors: bool
 ) -> None:
     x, _ = stripes(40, seed=2)
-    classifier = ImageClassifier.load(fitted.path_)
+    classifier = ImageClassifier.load(fitted_classifier.path_)
     classifier.mirrors_ = mirrors
     module = classifier.to_module()
     raw = torch.from_numpy(x)[:, None]
@@ -236,7 +241,7 @@ def test_starters_get_more_time_than_planned_without_search(tmp_path: Path, monk
 def test_starters_only_replaces_failed_starters() -> None:
     graph = cnn((1, 6, 6), 3, width=4)
     proposal = Proposal(graph, (), Recipe())
-    searcher = StartersOnly(Script([proposal] * 4), 2)
+    searcher = StartersOnly(ScriptedSearcher([proposal] * 4), 2)
     failed = [Trial(i, proposal, graph, Outcome("failed")) for i in range(2)]
     budget = Budget(10.0)
     assert searcher.ask(failed, budget) is not None, "there is no network yet"
@@ -247,25 +252,25 @@ def test_starters_only_replaces_failed_starters() -> None:
 def test_starters_only_drops_proposals_with_morphs() -> None:
     start = cnn((1, 6, 6), 3, width=4)
     done = Trial(0, Proposal(start, (), Recipe()), start, Outcome("finished"), kept=True)
-    searcher = StartersOnly(Script([Proposal(start, (Wider("conv_1", 8),), Recipe())] * 2), 2)
+    searcher = StartersOnly(ScriptedSearcher([Proposal(start, (Wider("conv_1", 8),), Recipe())] * 2), 2)
     assert searcher.ask([done], Budget(10.0)) is None
     assert searcher.ask([], Budget(10.0)) is not None, "better than no network"
 
 
-def test_module_of_any_trial_matches_its_network(fitted: ImageClassifier) -> None:
+def test_module_of_any_trial_matches_its_network(fitted_classifier: ImageClassifier) -> None:
     x, y = stripes(200, seed=2)
-    raw, run = torch.from_numpy(x)[:, None], load_run(fitted.path_)
+    raw, run = torch.from_numpy(x)[:, None], load_run(fitted_classifier.path_)
     for trial in [t for t in run.trials if t.kept][:3]:
-        module, bare = fitted.to_module(trial.id), run.load_model_by_id(trial.id).to_module().eval()
+        module, bare = fitted_classifier.to_module(trial.id), run.load_model_by_id(trial.id).to_module().eval()
         with torch.no_grad():
             logits = module(raw)
-            mean, std = fitted._model.scale
+            mean, std = fitted_classifier._model.scale
             torch.testing.assert_close(logits, bare((raw.float() - mean) / std))
         if trial.outcome is not None and trial.outcome.metric is not None:
             accuracy = (logits.argmax(1).numpy() == y).mean()
             assert accuracy == pytest.approx(trial.outcome.metric, abs=0.25), "other examples of the same distribution"
     with pytest.raises(RunError, match="there is no model 999"):
-        fitted.to_module(999)
+        fitted_classifier.to_module(999)
 
 
 def test_nearly_constant_feature_does_not_dominate(tmp_path: Path) -> None:
@@ -326,9 +331,9 @@ def test_rows_are_not_mirrored() -> None:
 
 
 @pytest.mark.slow
-def test_model_loads_in_fresh_process(fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_model_loads_in_fresh_process(fitted_classifier: ImageClassifier, tmp_path: Path) -> None:
     x, _ = stripes(30, seed=3)
-    np.savez(tmp_path / "x.npz", x=x, expected=fitted.predict_proba(x), labels=fitted.predict(x))
+    np.savez(tmp_path / "x.npz", x=x, expected=fitted_classifier.predict_proba(x), labels=fitted_classifier.predict(x))
     script = """
         import sys, numpy, morphnas
         data = numpy.load(sys.argv[2])
@@ -336,15 +341,15 @@ def test_model_loads_in_fresh_process(fitted: ImageClassifier, tmp_path: Path) -
         assert (classifier.predict_proba(data["x"]) == data["expected"]).all()
         assert (classifier.predict(data["x"]) == data["labels"]).all()
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), fitted.path_, str(tmp_path / "x.npz")]
+    command = [sys.executable, "-c", textwrap.dedent(script), fitted_classifier.path_, str(tmp_path / "x.npz")]
     subprocess.run(command, check=True, cwd=Path(morphnas.__file__).parent.parent)
 
 
 def test_final_fit_adds_trials_and_changes_no_others(
-    fitted: ImageClassifier, data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fitted_classifier: ImageClassifier, data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(fitted.path_, copy)
+    shutil.copytree(fitted_classifier.path_, copy)
     classifier = ImageClassifier.load(copy)
     before = {path: path.read_bytes() for path in (copy / "trials").rglob("*") if path.is_file()}
     x_test, y_test = stripes(60, seed=4)
@@ -373,9 +378,9 @@ def test_final_fit_adds_trials_and_changes_no_others(
         classifier.final_fit(*data, trainer_args={"epoch": 3})
 
 
-def test_final_fit_trains_any_trial_of_the_run(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
+def test_final_fit_trains_any_trial_of_the_run(fitted_classifier: ImageClassifier, data: Data, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(fitted.path_, copy)
+    shutil.copytree(fitted_classifier.path_, copy)
     classifier = ImageClassifier.load(copy)
     run = load_run(copy)
     front = run.front("parameters")
@@ -654,9 +659,9 @@ def test_works_with_scikit_learn_tools(data: Data, tmp_path: Path) -> None:
 
 
 def test_module_is_built_once_for_all_predictions(
-    fitted: ImageClassifier, data: Data, monkeypatch: pytest.MonkeyPatch
+    fitted_classifier: ImageClassifier, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy, converted, to_module = pickle.loads(pickle.dumps(fitted)), list[Network](), Network.to_module
+    copy, converted, to_module = pickle.loads(pickle.dumps(fitted_classifier)), list[Network](), Network.to_module
 
     def count_and_convert(network: Network) -> fx.GraphModule:
         converted.append(network)
@@ -664,9 +669,11 @@ def test_module_is_built_once_for_all_predictions(
 
     monkeypatch.setattr(Network, "to_module", count_and_convert)
     for _ in range(3):
-        assert np.array_equal(copy.predict_proba(data[0][:5]), fitted.predict_proba(data[0][:5]))
+        assert np.array_equal(copy.predict_proba(data[0][:5]), fitted_classifier.predict_proba(data[0][:5]))
     assert len(converted) <= 2, "one for each estimator"
-    assert len(pickle.dumps(copy)) == len(pickle.dumps(pickle.loads(pickle.dumps(fitted)))), "pickled without module"
+    assert len(pickle.dumps(copy)) == len(pickle.dumps(pickle.loads(pickle.dumps(fitted_classifier)))), (
+        "pickled without module"
+    )
 
 
 def test_constant_prediction_warning_only_for_useless_models(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -697,10 +704,10 @@ def test_images_too_large_for_time_limit_are_reported(
     assert (message in caplog.text) is warns
 
 
-def test_estimator_pickles_but_run_holds_no_pickle(fitted: ImageClassifier, data: Data) -> None:
-    copy = pickle.loads(pickle.dumps(fitted))
-    assert (copy.predict_proba(data[0]) == fitted.predict_proba(data[0])).all()
-    for path in Path(fitted.path_).rglob("*"):
+def test_estimator_pickles_but_run_holds_no_pickle(fitted_classifier: ImageClassifier, data: Data) -> None:
+    copy = pickle.loads(pickle.dumps(fitted_classifier))
+    assert (copy.predict_proba(data[0]) == fitted_classifier.predict_proba(data[0])).all()
+    for path in Path(fitted_classifier.path_).rglob("*"):
         if path.is_file() and path.suffix == ".json":
             json.loads(path.read_text())
         elif path.is_file():
@@ -779,7 +786,7 @@ def test_load_restores_settings(data: Data, tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").write_text(json.dumps(damaged))
     loaded = ImageClassifier.load(tmp_path / "run")
     assert loaded.time_limit is loaded.random_state is None
-    (tmp_path / "run" / "run.json").write_text(json.dumps(about | {"settings": ["hostile"]}))
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about | {"settings": ["invalid"]}))
     assert ImageClassifier.load(tmp_path / "run").keep == "all"
 
 
@@ -808,12 +815,12 @@ def test_search_type_is_called_with_keyword_arguments(data: Data, tmp_path: Path
     assert len(classifier.fit(*data, time_limit=5).history) == 2
 
 
-def test_reports_accept_estimator_run_or_folder(fitted: ImageClassifier, tmp_path: Path) -> None:
-    for source in (fitted, fitted.load_searcher(), fitted.path_):
-        assert str(morphnas.explain(source)) == str(morphnas.explain(fitted))
+def test_reports_accept_estimator_run_or_folder(fitted_classifier: ImageClassifier, tmp_path: Path) -> None:
+    for source in (fitted_classifier, fitted_classifier.load_searcher(), fitted_classifier.path_):
+        assert str(morphnas.explain(source)) == str(morphnas.explain(fitted_classifier))
         assert morphnas.write_report(source, tmp_path / "page.html").exists()
         assert morphnas.draw(source, tmp_path / "tree.dot").exists()
-        copy = replace(fitted.load_searcher(), path=tmp_path / "copy")
+        copy = replace(fitted_classifier.load_searcher(), path=tmp_path / "copy")
         assert len(morphnas.compare_runs([source, copy]).runs) == 2
 
 
@@ -1118,7 +1125,7 @@ def fail_trainings(monkeypatch: pytest.MonkeyPatch, which: Callable[[Job], bool]
     """Make the trainings of the jobs selected by `which` fail."""
 
     def work_or_fail(job: Job, *args: Any, **kwargs: Any) -> Any:
-        failed = Outcome("failed", error='Traceback\n  File "x.py"\nno luck')
+        failed = Outcome("failed", error='Traceback\n  File "x.py"\nbad shape')
         return (failed, None) if which(job) else work(job, *args, **kwargs)
 
     monkeypatch.setattr("morphnas.run.executors.work", work_or_fail)
@@ -1132,7 +1139,7 @@ def test_failed_search_trainings_warn(
     classifier = ImageClassifier(
         tmp_path, max_trials=4, searcher_args=TINY, device="cpu", refit=False, search_type="random"
     )
-    with pytest.warns(UserWarning, match="2 of the search's 4 trainings failed, the first with: no luck") as warned:
+    with pytest.warns(UserWarning, match="2 of the search's 4 trainings failed, the first with: bad shape") as warned:
         classifier.fit(*data, time_limit=20)
     assert [warning.filename for warning in warned] == [__file__]
     graph, finished, failed = mlp((4,), 2), Outcome("finished", -0.5, 0.8), Outcome("failed", error="out of luck")
@@ -1146,19 +1153,21 @@ def test_failed_search_trainings_warn(
 def test_failed_final_training_warns(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_trainings(monkeypatch, lambda job: not job.scored)
     classifier = ImageClassifier(tmp_path, max_trials=1, searcher_args=TINY, device="cpu")
-    with pytest.warns(UserWarning, match=r"1 of \d final trainings failed, so that the model may be worse: no luck"):
+    with pytest.warns(UserWarning, match=r"1 of \d final trainings failed, so that the model may be worse: bad shape"):
         classifier.fit(*data, time_limit=8)
     assert classifier.evaluate(*data) > 0.3
 
 
-def test_final_fit_warns_if_no_training_succeeds(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
-    classifier = morphnas.load(shutil.copytree(fitted.path_, tmp_path / "run"))
+def test_final_fit_warns_if_no_training_succeeds(
+    fitted_classifier: ImageClassifier, data: Data, tmp_path: Path
+) -> None:
+    classifier = morphnas.load(shutil.copytree(fitted_classifier.path_, tmp_path / "run"))
     with pytest.warns(
         UserWarning, match="no final training succeeded, so that nothing was gained: the training l"
     ) as warned:
         classifier.final_fit(*data, trainer_args={"lr": 1e5, "optimizer": "sgd"}, time_limit=4)
     assert [warning.filename for warning in warned] == [__file__]
-    assert classifier.final_trial_ == fitted.final_trial_
+    assert classifier.final_trial_ == fitted_classifier.final_trial_
 
 
 def test_final_fit_without_validation_data_keeps_longer_training(

@@ -164,9 +164,11 @@ def test_fit_on_file_equals_fit_in_memory(kind: str, tmp_path: Path) -> None:
     assert weights.keys() == expected_weights.keys()
     assert all(torch.equal(value, expected_weights[name]) for name, value in weights.items())
     assert (classifier.predict_proba(x) == expected.predict_proba(x)).all()
-    scores = [[trial.score for trial in morphnas.load_run(fitted.path_).trials] for fitted in (classifier, expected)]
+    scores = [
+        [trial.score for trial in morphnas.load_run(estimator.path_).trials] for estimator in (classifier, expected)
+    ]
     assert scores[0] == scores[1]
-    names = [sorted(path.name for path in Path(fitted.path_).iterdir()) for fitted in (classifier, expected)]
+    names = [sorted(path.name for path in Path(estimator.path_).iterdir()) for estimator in (classifier, expected)]
     assert names[0] == names[1], "no other files remain"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "memory"]
 

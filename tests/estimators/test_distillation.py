@@ -192,15 +192,15 @@ def test_final_fit_uses_the_teacher_given_to_it(data: Data, tmp_path: Path) -> N
     assert clf.final_fit(x, y, time_limit=60, teacher=teacher, **options).score(x_test, y_test) > 0.8
 
 
-def test_classifier_as_teacher(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
+def test_classifier_as_teacher(fitted_classifier: ImageClassifier, data: Data, tmp_path: Path) -> None:
     limits = {"max_params": 1500}
     clf = ImageClassifier(tmp_path / "run", max_trials=2, random_state=0, limits=limits)
-    clf.fit(*data, time_limit=20, teacher=fitted)
+    clf.fit(*data, time_limit=20, teacher=fitted_classifier)
     assert clf.score(*stripes(90, seed=3)) > 0.8
     assert "a teacher" in morphnas.write_report(clf.path_).read_text()
     assert clf.network_.graph.parameters <= 1500
     with pytest.raises(ValueError, match="is not a run on the same data"):
-        morphnas.compare_runs([fitted.path_, clf.path_])
+        morphnas.compare_runs([fitted_classifier.path_, clf.path_])
 
 
 @pytest.mark.slow
@@ -226,9 +226,9 @@ def test_regressor_learns_from_teacher(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_teacher_on_the_command_line(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
+def test_teacher_on_the_command_line(fitted_classifier: ImageClassifier, data: Data, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=data[0], y=data[1])
     arguments = ["fit", str(tmp_path / "data.npz"), "--time-limit", "5", "--max-trials", "1", "--quiet"]
-    assert main([*arguments, "--path", str(tmp_path / "run"), "--teacher", fitted.path_]) == 0
+    assert main([*arguments, "--path", str(tmp_path / "run"), "--teacher", fitted_classifier.path_]) == 0
     assert load_run(tmp_path / "run").about["data"]["taught"] is True
     assert main([*arguments, "--path", str(tmp_path / "other"), "--teacher", str(tmp_path)]) == 1

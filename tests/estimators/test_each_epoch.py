@@ -82,37 +82,37 @@ def test_stop_fit_ends_a_fit_that_can_be_resumed(data: Data, tmp_path: Path, cap
 
     with caplog.at_level(logging.INFO, "morphnas"), warnings.catch_warnings():
         warnings.simplefilter("error")
-        fitted = make_classifier(path, refit=True).fit(*data, each_epoch=stop_second_trial)
+        classifier = make_classifier(path, refit=True).fit(*data, each_epoch=stop_second_trial)
     assert "asked to end after epoch 2 of trial 1: the second network suffices" in caplog.text
     first, second = load_run(path).trials
     assert first.outcome is not None
     assert second.outcome is not None
     assert (first.outcome.status, second.outcome.status, second.outcome.epochs) == ("finished", "truncated", 2)
-    assert ImageClassifier.load(path).predict(data[0]).tolist() == fitted.predict(data[0]).tolist()
+    assert ImageClassifier.load(path).predict(data[0]).tolist() == classifier.predict(data[0]).tolist()
     make_classifier(path, resume=True).fit(*data)
     assert len(load_run(path).trials) == 3
 
 
 def test_stop_fit_in_first_epoch_keeps_a_network(data: Data, tmp_path: Path) -> None:
-    fitted = make_classifier(tmp_path / "run").fit(*data, each_epoch=stop_at_once)
+    classifier = make_classifier(tmp_path / "run").fit(*data, each_epoch=stop_at_once)
     (trial,) = load_run(tmp_path / "run").trials
     assert trial.outcome is not None
     assert (trial.outcome.epochs, trial.outcome.status, trial.kept) == (1, "truncated", True)
-    assert fitted.predict(data[0]).shape == (150,)
+    assert classifier.predict(data[0]).shape == (150,)
 
 
 def test_final_fit_calls_each_epoch_and_can_be_stopped(data: Data, tmp_path: Path) -> None:
-    fitted = make_classifier(tmp_path / "run").fit(*data)
+    classifier = make_classifier(tmp_path / "run").fit(*data)
     reports: list[EpochReport] = []
     options: dict[str, Any] = {"time_limit": 60, "trainer_args": {"epochs": 3}}
-    fitted.final_fit(*data, **options, each_epoch=reports.append)
+    classifier.final_fit(*data, **options, each_epoch=reports.append)
     assert {report.final for report in reports} >= {"everything"}
     assert all(report.run == tmp_path / "run" and report.trial >= 3 for report in reports)
-    before = len(load_run(fitted.path_).trials)
+    before = len(load_run(classifier.path_).trials)
 
-    fitted.final_fit(*data, **options, each_epoch=stop_at_once)
-    assert len(load_run(fitted.path_).trials) == before + 1
-    assert fitted.predict(data[0]).shape == (150,)
+    classifier.final_fit(*data, **options, each_epoch=stop_at_once)
+    assert len(load_run(classifier.path_).trials) == before + 1
+    assert classifier.predict(data[0]).shape == (150,)
 
 
 def test_fit_rejects_each_epoch_that_is_not_callable(data: Data, tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ def test_expectation_is_shown_or_logged_and_stored(
 def test_stop_fit_stops_worker_processes(data: Data, tmp_path: Path) -> None:
     args = ARGS | {"trainer_args": ARGS["trainer_args"] | {"epochs": 1000, "patience": 1000}}
     settings = {"executor": "process", "devices": ["cpu"], "device": "cpu", "searcher_args": args}
-    fitted = make_classifier(tmp_path / "run", **settings).fit(*data, time_limit=120, each_epoch=stop_at_once)
+    classifier = make_classifier(tmp_path / "run", **settings).fit(*data, time_limit=120, each_epoch=stop_at_once)
     (trial,) = load_run(tmp_path / "run").trials
     assert trial.outcome is not None
     assert (trial.outcome.status, trial.kept) == ("truncated", True)
     assert trial.outcome.epochs < 1000
-    assert fitted.predict(data[0]).shape == (150,)
+    assert classifier.predict(data[0]).shape == (150,)

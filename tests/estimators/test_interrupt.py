@@ -38,7 +38,7 @@ from morphnas.train.recipe import Outcome
 from morphnas.train.step import Step
 from morphnas.train.trainer import EachEpoch, _Training
 from tests.estimators.conftest import Data, stripes
-from tests.run.doubles import comparable
+from tests.run.doubles import comparable_trials
 
 ROOT = Path(__file__).parents[2]
 ARGS: dict[str, Any] = {
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_fit_with_best_network_so_far(data: Data, tmp_path: Path) ->
     classifier(tmp_path / "uninterrupted").fit(*data)
     uninterrupted = load_run(tmp_path / "uninterrupted").trials
     assert uninterrupted[1].epochs == 3
-    assert comparable(load_run(path).trials) == comparable(uninterrupted)
+    assert comparable_trials(load_run(path).trials) == comparable_trials(uninterrupted)
 
 
 @posix
@@ -164,7 +164,7 @@ def test_second_ctrl_c_ends_fit_at_once(data: Data, tmp_path: Path) -> None:
     assert [trial.outcome is None for trial in load_run(path).trials] == [False, True]
     classifier(path, resume=True).fit(*data)
     classifier(tmp_path / "uninterrupted").fit(*data)
-    assert comparable(load_run(path).trials) == comparable(load_run(tmp_path / "uninterrupted").trials)
+    assert comparable_trials(load_run(path).trials) == comparable_trials(load_run(tmp_path / "uninterrupted").trials)
 
 
 @pytest.mark.parametrize("epochs", [5, 14])
@@ -184,7 +184,7 @@ def test_lost_device_ends_fit_which_can_be_resumed(data: Data, tmp_path: Path, e
     assert not any(trial.outcome and trial.outcome.error for trial in load_run(path).trials)
     classifier(path, resume=True, **settings).fit(*data)
     classifier(uninterrupted, **settings).fit(*data)
-    assert comparable(load_run(path).trials) == comparable(load_run(uninterrupted).trials)
+    assert comparable_trials(load_run(path).trials) == comparable_trials(load_run(uninterrupted).trials)
 
 
 @pytest.mark.parametrize("epochs", [5, 14])
@@ -299,7 +299,7 @@ def test_killed_and_resumed_search_equals_uninterrupted(data: Data, tmp_path: Pa
     trials, expected = (load_run(path).trials for path in (resumed.path_, uninterrupted.path_))
     assert len(expected) == 4
     assert any(trial.proposal.morphs for trial in expected)
-    assert comparable(trials) == comparable(expected)
+    assert comparable_trials(trials) == comparable_trials(expected)
     assert [trial.graph.key for trial in trials] == [trial.graph.key for trial in expected]
     assert trials[:2] == killed[:2]
     assert (resumed.predict_proba(data[0]) == uninterrupted.predict_proba(data[0])).all()
@@ -355,7 +355,7 @@ def test_final_training_continues_from_its_checkpoint(
     assert list(after[: len(before) - 1]) == before[:-1]
     monkeypatch.setattr(checkpoints, "MIN_INTERVAL", 10.0)
     uninterrupted = classifier(tmp_path / "uninterrupted", refit=True, max_trials=2).fit(*data, time_limit=300)
-    assert comparable(after) == comparable(load_run(uninterrupted.path_).trials)
+    assert comparable_trials(after) == comparable_trials(load_run(uninterrupted.path_).trials)
     assert (resumed.predict_proba(data[0]) == uninterrupted.predict_proba(data[0])).all()
     classifier(tmp_path / "run", refit=True, max_trials=2, resume=True).fit(*data, time_limit=300)
     assert sum(trial.final for trial in load_run(tmp_path / "run").trials) == 6  # an ended fit trains anew

@@ -17,12 +17,12 @@ from morphnas.run.plan import measure_latency
 from morphnas.train import predict
 from morphnas.train.deadline import Deadline
 from tests.estimators.conftest import Data
-from tests.train.tasks import Clock, blobs, images
+from tests.train.tasks import Clock, blob_task, image_task
 
 SMALL: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 2}}
 
 
-@pytest.mark.parametrize("task", [blobs(), images()], ids=["rows", "images"])
+@pytest.mark.parametrize("task", [blob_task(), image_task()], ids=["rows", "images"])
 def test_measured_latency_is_plausible(task: Any) -> None:
     per_node, per_flop = measure_latency(task, 0.05)
     assert 0 <= per_node < 0.1
@@ -47,7 +47,7 @@ def test_number_of_timed_passes_depends_on_the_time(
             return x
 
     monkeypatch.setattr("time.perf_counter", clock)
-    measured = predict.latency(Slow(), blobs(), seconds)
+    measured = predict.latency(Slow(), blob_task(), seconds)
     assert measured == pytest.approx(predict.EXPORT_OVERHEAD * pass_seconds)
     assert set(batch_sizes) == {1}
     assert abs(len(batch_sizes) - passes) <= 1, "sums of floats are rounded"
@@ -131,5 +131,5 @@ def test_command_line_rejects_invalid_max_latency(
 
 def test_measuring_latency_without_time_is_short() -> None:
     deadline = Deadline.after(30)
-    measure_latency(blobs(), 0.0)
+    measure_latency(blob_task(), 0.0)
     assert deadline.left > 20

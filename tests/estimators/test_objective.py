@@ -34,7 +34,7 @@ from morphnas.run.transport import read_task, send_by_value, write_task
 from morphnas.train.data import Examples
 from morphnas.train.goal import CustomGoal, Goal, MultiLabel, UndefinedMetric
 from tests.estimators.conftest import stripes
-from tests.run.doubles import from_file
+from tests.run.doubles import module_from_file
 from tests.train.tasks import Clock
 
 CPU = torch.device("cpu")
@@ -815,7 +815,7 @@ def test_custom_goal_keeps_other_standard_behaviour(target: Target, user_defined
 def test_function_of_unimportable_module_is_sent_by_value(tmp_path: Path) -> None:
     """With the functions of its module that it calls: other processes could not import it."""
     source = "def half(x):\n    return x / 2\n\n\ndef loss(x):\n    return half(x)\n"
-    with from_file(tmp_path / "far_away.py", source) as module:
+    with module_from_file(tmp_path / "far_away.py", source) as module:
         for function in (None, "f1_macro", nn.L1Loss(), module.loss, lambda x: x):
             send_by_value(function)
         assert cloudpickle.list_registry_pickle_by_value() == {"far_away"}

@@ -43,30 +43,32 @@ def data() -> Regression:
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory, data: Regression) -> ImageRegressor:
+def fitted_regressor(tmp_path_factory: pytest.TempPathFactory, data: Regression) -> ImageRegressor:
     """A fitted regressor that tests must not modify."""
     path = tmp_path_factory.mktemp("runs") / "run"
     return ImageRegressor(path, max_trials=3, random_state=0, searcher_args=SMALL).fit(*data, time_limit=6)
 
 
-def test_predict_score_and_evaluate(fitted: ImageRegressor) -> None:
+def test_predict_score_and_evaluate(fitted_regressor: ImageRegressor) -> None:
     x, y = spots(100, seed=1)
-    predictions = fitted.predict(x)
+    predictions = fitted_regressor.predict(x)
     assert predictions.shape == (100,)
     assert predictions.dtype == np.float64
-    assert fitted.score(x, y) == pytest.approx(r2_score(y, predictions))
-    assert fitted.score(x, torch.tensor(y, requires_grad=True)) == fitted.score(x, y) > 0.8
-    assert fitted.evaluate(x, y) == pytest.approx(mean_squared_error(y, predictions), rel=1e-3)
-    assert not fitted.mirrors_  # the mirror image has another y
-    assert not hasattr(fitted, "classes_")
+    assert fitted_regressor.score(x, y) == pytest.approx(r2_score(y, predictions))
+    assert fitted_regressor.score(x, torch.tensor(y, requires_grad=True)) == fitted_regressor.score(x, y) > 0.8
+    assert fitted_regressor.evaluate(x, y) == pytest.approx(mean_squared_error(y, predictions), rel=1e-3)
+    assert not fitted_regressor.mirrors_  # the mirror image has another y
+    assert not hasattr(fitted_regressor, "classes_")
 
 
-def test_score_and_evaluate_use_sample_weight(fitted: ImageRegressor) -> None:
+def test_score_and_evaluate_use_sample_weight(fitted_regressor: ImageRegressor) -> None:
     x, y = spots(100, seed=1)
     weights = np.arange(100.0)
-    assert fitted.score(x, y, weights) == pytest.approx(r2_score(y, fitted.predict(x), sample_weight=weights))
+    assert fitted_regressor.score(x, y, weights) == pytest.approx(
+        r2_score(y, fitted_regressor.predict(x), sample_weight=weights)
+    )
     for invalid in (np.where(weights == 3, np.nan, 1), -weights, weights[1:]):
-        for method in (fitted.score, fitted.evaluate):
+        for method in (fitted_regressor.score, fitted_regressor.evaluate):
             with pytest.raises(ValueError, match="sample_weight must be"):
                 method(x, y, sample_weight=invalid)
 
@@ -80,49 +82,49 @@ def test_score_and_evaluate_use_sample_weight(fitted: ImageRegressor) -> None:
         (np.full(100, np.nan), r"y contains NaN or infinity, first in y\[0\]"),
     ],
 )
-def test_score_rejects_invalid_y(fitted: ImageRegressor, y: Any, message: str) -> None:
+def test_score_rejects_invalid_y(fitted_regressor: ImageRegressor, y: Any, message: str) -> None:
     x, _ = spots(100, seed=1)
     with pytest.raises(ValueError, match=message):
-        fitted.score(x, y)
+        fitted_regressor.score(x, y)
 
 
-def test_loaded_regressor_predicts_the_same(fitted: ImageRegressor) -> None:
+def test_loaded_regressor_predicts_the_same(fitted_regressor: ImageRegressor) -> None:
     x, _ = spots(20, seed=1)
-    loaded = morphnas.load(fitted.path_)
+    loaded = morphnas.load(fitted_regressor.path_)
     assert isinstance(loaded, ImageRegressor)
-    assert (loaded.predict(x) == fitted.predict(x)).all()
+    assert (loaded.predict(x) == fitted_regressor.predict(x)).all()
     with pytest.raises(RunError, match=r"another estimator than ImageClassifier: use morphnas\.load"):
-        ImageClassifier.load(fitted.path_)
+        ImageClassifier.load(fitted_regressor.path_)
 
 
-def test_module_and_export_predict_targets(fitted: ImageRegressor, tmp_path: Path) -> None:
+def test_module_and_export_predict_targets(fitted_regressor: ImageRegressor, tmp_path: Path) -> None:
     x, _ = spots(20, seed=1)
     tensor = torch.from_numpy(x)[:, None]
-    morphnas.export(fitted.path_, tmp_path / "net.py")
+    morphnas.export(fitted_regressor.path_, tmp_path / "net.py")
     source = (tmp_path / "net.py").read_text()
     assert "amounts = network(images)" in source
     assert "LABELS" not in source
-    for module in (fitted.to_module(), runpy.run_path(str(tmp_path / "net.py"))["load"]()):
+    for module in (fitted_regressor.to_module(), runpy.run_path(str(tmp_path / "net.py"))["load"]()):
         with torch.no_grad():
-            assert module(tensor)[:, 0].numpy() == pytest.approx(fitted.predict(x), rel=1e-7)
+            assert module(tensor)[:, 0].numpy() == pytest.approx(fitted_regressor.predict(x), rel=1e-7)
 
 
-def test_summaries_and_reports_show_r2(fitted: ImageRegressor, capsys: pytest.CaptureFixture[str]) -> None:
-    run = load_run(fitted.path_)
+def test_summaries_and_reports_show_r2(fitted_regressor: ImageRegressor, capsys: pytest.CaptureFixture[str]) -> None:
+    run = load_run(fitted_regressor.path_)
     entry = run.history[0]
     assert entry["measure"] == "R2"
     assert entry["interval"] is None
-    table = str(fitted.results_summary())
+    table = str(fitted_regressor.results_summary())
     assert "R2" in table
     assert "accuracy" not in table
-    explanation = str(morphnas.explain(fitted.path_))
+    explanation = str(morphnas.explain(fitted_regressor.path_))
     assert explanation == str(morphnas.explain(run))
     assert "R2" in explanation
     assert "accuracy" not in explanation
     page = morphnas.write_report(run).read_text()
     assert '"measure":"R2"' in page.replace(" ", "")
     assert "ImageRegressor · 300 examples of 8 x 8" in page
-    assert main(["info", fitted.path_]) == 0
+    assert main(["info", fitted_regressor.path_]) == 0
     assert "ImageRegressor" in capsys.readouterr().out
     assert morphnas.compare_runs([run, replace(run, path=run.path / "copy")]).measure == "score"
     frame = run.trials_dataframe()

@@ -73,19 +73,19 @@ def test_search_space_summary_rejects_invalid_arguments(data: Data) -> None:
         ImageClassifier(device="cpu").search_space_summary(np.full(data[0].shape, np.nan), data[1])
 
 
-def test_results_summary_lists_the_best_networks_first(fitted: ImageClassifier) -> None:
-    run = fitted.load_searcher()
-    summary = fitted.results_summary(3)
+def test_results_summary_lists_the_best_networks_first(fitted_classifier: ImageClassifier) -> None:
+    run = fitted_classifier.load_searcher()
+    summary = fitted_classifier.results_summary(3)
     scores = [trial.score for trial in summary.run.trials]
     all_scores = sorted((t.score for t in run.trials if t.score is not None), reverse=True)
     assert scores == all_scores[:3]
     assert f"the best 3 of {len(run.trials)} networks" in str(summary)
-    model = f"the model is network {fitted.final_trial_}, which is network {fitted.best_trial_} after its final"
-    assert model in str(summary)
+    final, best = fitted_classifier.final_trial_, fitted_classifier.best_trial_
+    assert f"the model is network {final}, which is network {best} after its final" in str(summary)
     assert [entry["model_id"] for entry in summary.to_json()] == [trial.id for trial in summary.run.trials]
     assert len(results_summary(run, 1000).run.trials) == len(all_scores)
     for invalid in (0, -1, True, 2.5):
         with pytest.raises(ValueError, match="n must be a positive integer"):
-            fitted.results_summary(invalid)  # type: ignore[arg-type]
+            fitted_classifier.results_summary(invalid)  # type: ignore[arg-type]
     with pytest.raises(NotFittedError):
         ImageClassifier().results_summary()

@@ -27,18 +27,18 @@ def make_classifier(path: Path, network: Any, **options: Any) -> ImageClassifier
     return ImageClassifier(path, **(settings | {"initial_networks": [network]} | options))
 
 
-def test_network_of_a_run_keeps_its_weights(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
-    clf = make_classifier(tmp_path / "run", fitted.network_).fit(*data)
-    assert clf.network_.graph == fitted.network_.graph
+def test_network_of_a_run_keeps_its_weights(fitted_classifier: ImageClassifier, data: Data, tmp_path: Path) -> None:
+    clf = make_classifier(tmp_path / "run", fitted_classifier.network_).fit(*data)
+    assert clf.network_.graph == fitted_classifier.network_.graph
     assert clf.evaluate(*stripes(200, seed=9)) > 0.9
     (trial,) = clf.load_searcher().trials
     assert trial.proposal.why["weights"] == "given"
     assert "start, with weights given" in str(morphnas.explain(clf.load_searcher()))
 
 
-def test_new_classes_and_sizes_keep_all_but_the_last_layer(fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_new_classes_and_sizes_keep_all_but_the_last_layer(fitted_classifier: ImageClassifier, tmp_path: Path) -> None:
     x, y = stripes(160, size=8)
-    network = fitted.network_
+    network = fitted_classifier.network_
     new_classes = np.array(["a", "b", "c", "d"])[(y + np.arange(160) // 80) % 4]
     clf = make_classifier(tmp_path / "run", network).fit(x, new_classes)
     assert clf.network_.graph.shapes["x"] == (1, 8, 8)
@@ -49,10 +49,12 @@ def test_new_classes_and_sizes_keep_all_but_the_last_layer(fitted: ImageClassifi
         assert torch.allclose(clf.network_.weights[f"{name}.weight"], network.weights[f"{name}.weight"], atol=1e-5)
 
 
-def test_regressor_starts_from_network_of_classifier(fitted: ImageClassifier, data: Data, tmp_path: Path) -> None:
+def test_regressor_starts_from_network_of_classifier(
+    fitted_classifier: ImageClassifier, data: Data, tmp_path: Path
+) -> None:
     x, y = data
     settings: dict[str, Any] = {"max_trials": 1, "refit": False, "random_state": 0}
-    regressor = ImageRegressor(tmp_path / "run", initial_networks=[fitted.network_], **settings)
+    regressor = ImageRegressor(tmp_path / "run", initial_networks=[fitted_classifier.network_], **settings)
     assert regressor.fit(x, y.astype(float), time_limit=10).score(x, y.astype(float)) > 0.3
 
 

@@ -100,9 +100,9 @@ def test_fit_rejects_invalid_sample_weight(sample_weight: Any, message: str, tmp
 
 @pytest.mark.parametrize(("sample_weight", "message"), INVALID)
 def test_score_and_evaluate_reject_invalid_sample_weight(
-    fitted: ImageClassifier, sample_weight: Any, message: str
+    fitted_classifier: ImageClassifier, sample_weight: Any, message: str
 ) -> None:
-    for method in (fitted.score, fitted.evaluate):
+    for method in (fitted_classifier.score, fitted_classifier.evaluate):
         with pytest.raises(ValueError, match=message):
             method(X, Y, sample_weight)
 

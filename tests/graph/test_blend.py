@@ -21,7 +21,7 @@ from morphnas.graph import (
     resnet,
     to_module,
 )
-from tests.strategies import HAND_MADE, examples, random_weights, starts
+from tests.strategies import HAND_MADE, random_inputs, random_weights, ungrown_graphs
 
 
 def network(graph: Graph, seed: int) -> Network:
@@ -33,14 +33,14 @@ def outputs(network: Network, x: torch.Tensor) -> torch.Tensor:
 
 
 @settings(max_examples=25)
-@given(starts(), st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 2**20), st.booleans())
+@given(ungrown_graphs(), st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 2**20), st.booleans())
 def test_blend_computes_weighted_mean(graph: Graph, shares: list[float], seed: int, with_grown: bool) -> None:
     """Of networks with one graph and different weights, and with a grown one among them."""
     graphs = [graph] * len(shares)
     if with_grown and (morph := next(neighbours(graph), None)) is not None:
         graphs[-1] = morph.grow(graph)
     networks = [network(g, seed + i) for i, g in enumerate(graphs)]
-    x = examples(graph, seed, 3)
+    x = random_inputs(graph, seed, 3)
     expected = sum(share * outputs(each, x) for share, each in zip(shares, networks, strict=True))
     assert isinstance(expected, torch.Tensor)
     found = outputs(blend(networks, shares), x)

@@ -50,7 +50,7 @@ from morphnas.graph import (
 )
 from morphnas.graph.graph import FORMAT
 from morphnas.graph.ops import KINDS, op_from_json
-from tests.strategies import HAND_MADE, chain, examples, graphs, grow, plain, starts
+from tests.strategies import HAND_MADE, apply_morphs, graphs, random_inputs, random_morphs, sequential, ungrown_graphs
 
 # -- derived properties
 
@@ -74,7 +74,7 @@ def test_shapes_and_measures_agree_with_torch(graph: Graph, seed: int) -> None:
     module = to_module(graph).eval().double()
     recorder = Recorder(module)
     with torch.no_grad():
-        recorder.run(examples(graph, seed, n=2))
+        recorder.run(random_inputs(graph, seed, n=2))
     assert {name: recorder.shapes[name] for name in graph.shapes} == graph.shapes
     state = module.state_dict()
     assert {name: tuple(value.shape) for name, value in state.items()} == graph.weight_shapes
@@ -86,14 +86,16 @@ def test_shapes_and_measures_agree_with_torch(graph: Graph, seed: int) -> None:
 @given(graph=graphs(morphs=8))
 def test_flops_of_layers_agree_with_torch(graph: Graph) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        to_module(graph).eval()(examples(graph, 0, n=1, dtype=torch.float32))
+        to_module(graph).eval()(random_inputs(graph, 0, n=1, dtype=torch.float32))
     layers = [node for node in graph.nodes if node.op.mixes or isinstance(node.op, Depthwise)]
     assert counter.get_total_flops() == sum(node.op.flops(*graph.input_shapes(node)) for node in layers)
     assert graph.flops >= counter.get_total_flops()
 
 
 def test_measures_agree_with_manual_computation() -> None:
-    graph = plain(Conv(4, bias=True), BatchNorm(), ReLU(), MaxPool(), Flatten(), Dense(3, bias=False), shape=(2, 6, 5))
+    graph = sequential(
+        Conv(4, bias=True), BatchNorm(), ReLU(), MaxPool(), Flatten(), Dense(3, bias=False), shape=(2, 6, 5)
+    )
     assert graph.shapes == {
         "x": (2, 6, 5), "conv_1": (4, 6, 5), "bn_2": (4, 6, 5), "relu_3": (4, 6, 5), "maxpool_4": (4, 3, 2),
         "flatten_5": (24,), "dense_6": (3,),
@@ -231,7 +233,7 @@ def test_key_ignores_order_of_morphs(graph: Graph, seed: int) -> None:
     deeper = list(neighbours(graph, Limits(morphs=("deeper",))))
     if len(deeper) >= 2:
         one, other = random.Random(seed).sample(deeper, 2)
-        assert grow(graph, [one, other]).key == grow(graph, [other, one]).key
+        assert apply_morphs(graph, [one, other]).key == apply_morphs(graph, [other, one]).key
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_key_ignores_order_of_morphs(graph: Graph, seed: int) -> None:
     ],
 )  # fmt: skip
 def test_key_depends_on_every_setting(one: Op, other: Op) -> None:
-    keys = {plain(Conv(3), op, GlobalPool(), Dense(2), shape=(3, 8, 8)).key for op in (one, other)}
+    keys = {sequential(Conv(3), op, GlobalPool(), Dense(2), shape=(3, 8, 8)).key for op in (one, other)}
     assert len(keys) == 2
 
 
@@ -277,14 +279,14 @@ def test_key_distinguishes_equal_tensors_by_readers() -> None:
 
 
 def test_key_and_json_ignore_type_of_numbers() -> None:
-    one, other = (plain(BatchNorm(momentum=m), Dropout(0 * m), Dense(2), shape=(4,)) for m in (1, 1.0))
+    one, other = (sequential(BatchNorm(momentum=m), Dropout(0 * m), Dense(2), shape=(4,)) for m in (1, 1.0))
     assert one == other
     assert one.key == other.key
     assert json.dumps(one.to_json()) == json.dumps(other.to_json())
 
 
 def test_key_is_the_same_in_every_process() -> None:
-    assert plain(Dense(3), ReLU(), Dense(2), shape=(4,)).key == "93d489e498c3d5649368b42fd8c845d8"
+    assert sequential(Dense(3), ReLU(), Dense(2), shape=(4,)).key == "93d489e498c3d5649368b42fd8c845d8"
 
 
 # -- JSON
@@ -302,9 +304,9 @@ def test_graph_round_trips_through_json(graph: Graph) -> None:
 
 
 @settings(max_examples=30)
-@given(graph=starts(), seed=st.integers(0, 2**32))
+@given(graph=ungrown_graphs(), seed=st.integers(0, 2**32))
 def test_morph_round_trips_through_json(graph: Graph, seed: int) -> None:
-    for morph in chain(graph, 8, seed):
+    for morph in random_morphs(graph, 8, seed):
         text = json.dumps(morph.to_json())
         again = morph_from_json(json.loads(text))
         assert again == morph

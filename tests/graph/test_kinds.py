@@ -41,7 +41,7 @@ from morphnas.graph import morphs as morphs_module
 from morphnas.graph import ops as ops_module
 from morphnas.graph.morphs import MorphError, UnknownMorph, stored_morph
 from morphnas.search import distances, sketch
-from tests.strategies import plain
+from tests.strategies import sequential
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "own_morph.py"))
 GRAPH = resnet((2, 8, 8), 3, width=4)
@@ -186,7 +186,7 @@ def test_op_settings_may_be_negative() -> None:
         axis: int
         tag = "along"
 
-    graph, other = (plain(Conv(4), ReLU(), Along(axis), Dense(3), shape=(2, 4, 4)) for axis in (-1, 2))
+    graph, other = (sequential(Conv(4), ReLU(), Along(axis), Dense(3), shape=(2, 4, 4)) for axis in (-1, 2))
     assert 0 < distances([sketch(graph)], [sketch(other)]).item() < 2
     assert graph.key != other.key
 

@@ -38,7 +38,15 @@ from morphnas.graph import (
 )
 from morphnas.graph.morphs import width_groups
 from morphnas.graph.ops import KINDS
-from tests.strategies import HAND_MADE, chain, examples, plain, random_weights, starters, starts
+from tests.strategies import (
+    HAND_MADE,
+    random_inputs,
+    random_morphs,
+    random_weights,
+    sequential,
+    starters,
+    ungrown_graphs,
+)
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
@@ -54,7 +62,7 @@ NETWORKS: dict[str, Graph] = {name: build() for name, build in HAND_MADE.items()
 }
 NETWORKS["mlp_flat"] = mlp((6,), 3, width=5, dropout=0.1)
 NETWORKS["resnet_one_pixel"] = resnet((1, 1, 1), 2, width=3)
-NETWORKS["relu_last"] = plain(
+NETWORKS["relu_last"] = sequential(
     Conv(3), ReLU(), Conv(4), ReLU(), Flatten(), Dense(5), ReLU(), Dense(2), ReLU(), shape=(1, 4, 4)
 )
 
@@ -89,7 +97,7 @@ def check_morphs(
 ) -> None:
     """The morphs change no output by more than a rounding error, relative to the largest output."""
     weights = random_weights(graph, seed, dtype)
-    x = examples(graph, seed, dtype=dtype)
+    x = random_inputs(graph, seed, dtype=dtype)
     before = outputs(graph, weights, x, training)
     grown, carried = grow_and_carry(graph, weights, morphs, seed)
     after = outputs(grown, carried, x, training)
@@ -113,16 +121,16 @@ def test_each_morph_keeps_the_function(name: str, tag: str) -> None:
 @settings(max_examples=40)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_chains_of_twenty_morphs_keep_the_function(rank: int, data: st.DataObject, seed: int) -> None:
-    graph = data.draw(starts((rank,)))
-    check_morphs(graph, chain(graph, 20, seed), seed)
+    graph = data.draw(ungrown_graphs((rank,)))
+    check_morphs(graph, random_morphs(graph, 20, seed), seed)
 
 
 @pytest.mark.parametrize("rank", range(4))
 @settings(max_examples=15)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_chains_keep_the_function_in_single_precision(rank: int, data: st.DataObject, seed: int) -> None:
-    graph = data.draw(starts((rank,)))
-    check_morphs(graph, chain(graph, 20, seed), seed, torch.float32)
+    graph = data.draw(ungrown_graphs((rank,)))
+    check_morphs(graph, random_morphs(graph, 20, seed), seed, torch.float32)
 
 
 @pytest.mark.slow
@@ -132,11 +140,11 @@ def test_two_thousand_chains_keep_the_function(rank: int) -> None:
     graphs = [*starters(rank), *(graph for graph in NETWORKS.values() if len(graph.shapes["x"]) == rank + 1)]
     for seed in range(500):
         graph = graphs[seed % len(graphs)]
-        check_morphs(graph, chain(graph, 20, seed), seed)
+        check_morphs(graph, random_morphs(graph, 20, seed), seed)
 
 
 @settings(max_examples=40)
-@given(graph=starts(), seed=st.integers(0, 2**32))
+@given(graph=ungrown_graphs(), seed=st.integers(0, 2**32))
 def test_all_morphs_but_deeper_keep_the_function_in_training(graph: Graph, seed: int) -> None:
     """With batch statistics; after Deeper the new batch norm has to be calibrated."""
     morphs: list[Morph] = []
@@ -151,7 +159,7 @@ def test_all_morphs_but_deeper_keep_the_function_in_training(graph: Graph, seed:
 
 
 @settings(max_examples=40)
-@given(graph=starts(), seed=st.integers(0, 2**32))
+@given(graph=ungrown_graphs(), seed=st.integers(0, 2**32))
 def test_fresh_channels_keep_the_function(graph: Graph, seed: int) -> None:
     """No two channels of the layers in `fresh` have equal weights after a widening."""
     fitting = list(neighbours(graph, Limits(morphs=("wider", "wider_all"))))
@@ -161,7 +169,7 @@ def test_fresh_channels_keep_the_function(graph: Graph, seed: int) -> None:
     assert isinstance(morph, Widening)
     layers = [layer for group, _, _ in morph.groups(graph) for layer in group]
     carried = morph.carry(graph, weights, torch.Generator().manual_seed(seed + 1), fresh=layers)
-    grown, x = morph.grow(graph), examples(graph, seed)
+    grown, x = morph.grow(graph), random_inputs(graph, seed)
     before, after = outputs(graph, weights, x), outputs(grown, carried, x)
     assert (after - before).abs().max() <= 1e-10 * before.abs().max()
     for layer in layers:
@@ -203,12 +211,12 @@ def test_widening_of_a_tensor_concatenated_with_itself() -> None:
 
 
 @settings(max_examples=30)
-@given(graph=starts(), seed=st.integers(0, 2**32))
+@given(graph=ungrown_graphs(), seed=st.integers(0, 2**32))
 def test_morphs_have_no_side_effects(graph: Graph, seed: int) -> None:
     weights = random_weights(graph, seed)
     before = {name: value.clone() for name, value in weights.items()}
     state = torch.get_rng_state()
-    morphs = chain(graph, 5, seed)
+    morphs = random_morphs(graph, 5, seed)
     grown, carried = grow_and_carry(graph, weights, morphs, seed)
     again = grow_and_carry(graph, weights, morphs, seed)[1]
     assert torch.equal(torch.get_rng_state(), state)
@@ -228,7 +236,7 @@ def test_repeated_channels_get_different_gradients(name: str) -> None:
     for seed, morph in enumerate(neighbours(graph, Limits(morphs=("wider", "wider_all")))):
         grown, carried = grow_and_carry(graph, random_weights(graph, seed), [morph], seed)
         module = to_module(grown, carried)
-        loss = nn.functional.cross_entropy(module(examples(graph, seed, n=32)), torch.arange(32) % 2)
+        loss = nn.functional.cross_entropy(module(random_inputs(graph, seed, n=32)), torch.arange(32) % 2)
         loss.backward()
         for layer in [layer for group in width_groups(grown) for layer in group]:
             weight = module.get_submodule(layer).weight
@@ -244,7 +252,7 @@ def test_repeated_channels_get_different_gradients(name: str) -> None:
 
 
 def test_morph_keeps_half_precision() -> None:
-    graph = plain(Conv(4), ReLU(), GlobalPool(), Dropout(), Dense(2), shape=(1, 4, 4))
+    graph = sequential(Conv(4), ReLU(), GlobalPool(), Dropout(), Dense(2), shape=(1, 4, 4))
     weights = {name: value.to(torch.bfloat16) for name, value in random_weights(graph, 0, torch.float32).items()}
     carried = Wider("conv_1", 6).carry(graph, weights, torch.Generator().manual_seed(0))
     assert {value.dtype for value in carried.values()} == {torch.bfloat16}

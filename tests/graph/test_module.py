@@ -29,11 +29,11 @@ from morphnas.graph import (
     weights_of,
 )
 from morphnas.graph.module import NORMALISED_INIT_SCALE
-from tests.strategies import HAND_MADE, chain, examples, graphs, grow, plain, random_weights
+from tests.strategies import HAND_MADE, apply_morphs, graphs, random_inputs, random_morphs, random_weights, sequential
 
 
 def grown(graph: Graph, seed: int = 1) -> Graph:
-    return grow(graph, chain(graph, 8, seed))
+    return apply_morphs(graph, random_morphs(graph, 8, seed))
 
 
 GROWN = {
@@ -87,7 +87,7 @@ def test_module_can_be_trained(name: str) -> None:
         if isinstance(part, nn.Dropout):
             part.eval()  # it draws global random numbers
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
-    x, y = examples(graph, 0, n=24, dtype=torch.float32), torch.arange(24) % 3
+    x, y = random_inputs(graph, 0, n=24, dtype=torch.float32), torch.arange(24) % 3
     losses = []
     for _ in range(30):
         loss = nn.functional.cross_entropy(module(x), y)
@@ -103,10 +103,10 @@ def test_module_can_be_trained(name: str) -> None:
 def test_module_can_be_exported_for_any_batch_size(name: str) -> None:
     graph = GROWN[name]
     module = to_module(graph, random_weights(graph, 0, torch.float32)).eval()
-    x = examples(graph, 0, n=3, dtype=torch.float32)
+    x = random_inputs(graph, 0, n=3, dtype=torch.float32)
     exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for n in (2, 7):
-        x = examples(graph, n, n=n, dtype=torch.float32)
+        x = random_inputs(graph, n, n=n, dtype=torch.float32)
         with torch.no_grad():
             assert torch.equal(exported.module()(x), module(x))
     assert {name.removeprefix("p_") for name in exported.state_dict} == set(graph.weight_shapes)
@@ -116,7 +116,7 @@ def test_module_can_be_exported_for_any_batch_size(name: str) -> None:
 def test_module_has_the_dtype_of_its_weights(dtype: torch.dtype) -> None:
     graph = GROWN["2d"]
     weights = {n: v.to(dtype) if v.is_floating_point() else v for n, v in random_weights(graph, 0).items()}
-    assert to_module(graph, weights).eval()(examples(graph, 0, dtype=dtype)).dtype == dtype
+    assert to_module(graph, weights).eval()(random_inputs(graph, 0, dtype=dtype)).dtype == dtype
 
 
 def test_initial_weights_depend_only_on_the_generator() -> None:
@@ -130,9 +130,9 @@ def test_initial_weights_depend_only_on_the_generator() -> None:
 
 
 def test_fresh_weights_keep_the_variance_of_activations() -> None:
-    graph = plain(*[op for _ in range(6) for op in (Dense(256), ReLU())], Dense(256), shape=(256,))
+    graph = sequential(*[op for _ in range(6) for op in (Dense(256), ReLU())], Dense(256), shape=(256,))
     with torch.no_grad():
-        out = to_module(graph)(examples(graph, 0, n=64, dtype=torch.float32))
+        out = to_module(graph)(random_inputs(graph, 0, n=64, dtype=torch.float32))
     assert 0.5 < out.pow(2).mean() / 2 < 2  # the last layer doubles: its scale is for a relu after it
 
 
@@ -145,7 +145,7 @@ def test_layers_before_batch_norms_have_smaller_initial_weights() -> None:
         for name, value in node.op.init(*graph.input_shapes(node), generator=generator).items():
             scale = NORMALISED_INIT_SCALE if node.op.tag == "conv" else 1.0
             assert torch.equal(weights[f"{node.name}.{name}"], scale * value)
-    unnormalised = plain(Dense(4), ReLU(), Dense(2), shape=(3,))
+    unnormalised = sequential(Dense(4), ReLU(), Dense(2), shape=(3,))
     expected = unnormalised["dense_1"].op.init((3,), generator=torch.Generator().manual_seed(0))["weight"]
     assert expected.std() > 0
     assert torch.equal(fresh_weights(unnormalised)["dense_1.weight"], expected)
@@ -181,7 +181,7 @@ def test_weights_error_names_the_tensor() -> None:
 def test_to_module_and_produce_model_are_equivalent() -> None:
     graph = GROWN["1d"]
     network = Network(graph, random_weights(graph, 0, torch.float32))
-    x = examples(graph, 0, dtype=torch.float32)
+    x = random_inputs(graph, 0, dtype=torch.float32)
     one, other = network.to_module().eval(), network.produce_model().eval()
     assert torch.equal(one(x), other(x))
     assert network.graph is graph
@@ -192,7 +192,7 @@ def test_graphs_and_modules_can_be_pickled() -> None:
     graph = GROWN["2d"]
     module = to_module(graph, random_weights(graph, 0, torch.float32)).eval()
     loaded_graph, loaded = pickle.loads(pickle.dumps((graph, module)))
-    x = examples(graph, 0, dtype=torch.float32)
+    x = random_inputs(graph, 0, dtype=torch.float32)
     assert loaded_graph == graph
     assert torch.equal(loaded(x), module(x))
 

@@ -43,7 +43,7 @@ from morphnas.graph import (
     width_group,
 )
 from morphnas.graph.morphs import _max_width, width_groups
-from tests.strategies import HAND_MADE, graphs, plain
+from tests.strategies import HAND_MADE, graphs, sequential
 
 
 @settings(max_examples=40)
@@ -273,7 +273,7 @@ def test_wider_all_keeps_width_groups() -> None:
     grown = WiderAll().grow(graph)
     assert width_groups(grown) == width_groups(graph)
     with pytest.raises(MorphError, match="no layer that it could widen"):
-        WiderAll().grow(plain(GlobalPool(), Dense(3), shape=(1, 4, 4)))
+        WiderAll().grow(sequential(GlobalPool(), Dense(3), shape=(1, 4, 4)))
 
 
 def test_width_groups_before_a_sum_and_a_concat() -> None:
@@ -308,7 +308,7 @@ def test_morph_error_says_why_the_morph_does_not_fit(morph: Morph, words: str) -
 
 @pytest.mark.parametrize("morph", [Deeper("relu_4"), ConcatSkip("relu_2", "relu_4")])
 def test_insertion_after_the_output_is_rejected(morph: Morph) -> None:
-    graph = plain(Dense(5), ReLU(), Dense(5), ReLU(), shape=(4,))
+    graph = sequential(Dense(5), ReLU(), Dense(5), ReLU(), shape=(4,))
     with pytest.raises(MorphError, match="relu_4 is the network's output"):
         morph.grow(graph)
     with pytest.raises(GraphError, match="none of the readers given for 'relu_4' is a node"):
@@ -331,7 +331,7 @@ def test_new_nodes_get_valid_names_for_any_numbering() -> None:
 
 
 def test_same_skip_cannot_be_added_twice() -> None:
-    graph = plain(*[op for _ in range(4) for op in (Conv(3), ReLU())], GlobalPool(), Dense(2), shape=(1, 5, 5))
+    graph = sequential(*[op for _ in range(4) for op in (Conv(3), ReLU())], GlobalPool(), Dense(2), shape=(1, 5, 5))
     for skip in (AddSkip("relu_2", "relu_6"), ConcatSkip("relu_2", "relu_6")):
         with pytest.raises(MorphError, match="already"):
             skip.check(skip.grow(graph))
@@ -339,7 +339,9 @@ def test_same_skip_cannot_be_added_twice() -> None:
 
 def test_skip_that_torch_cannot_pool_is_rejected() -> None:
     """A skip over a strided 5x5x5 convolution would average windows that torch refuses in three dimensions."""
-    graph = plain(Conv(2), ReLU(), Conv(2, 5, 2), ReLU(), Conv(2), ReLU(), GlobalPool(), Dense(2), shape=(1, 3, 3, 3))
+    graph = sequential(
+        Conv(2), ReLU(), Conv(2, 5, 2), ReLU(), Conv(2), ReLU(), GlobalPool(), Dense(2), shape=(1, 3, 3, 3)
+    )
     with pytest.raises(MorphError, match="no pooling turns"):
         AddSkip("relu_2", "relu_6").check(graph)
 

@@ -35,7 +35,7 @@ from morphnas.graph import (
     width_group,
 )
 from morphnas.graph.morphs import width_groups
-from tests.strategies import HAND_MADE, examples, graphs, plain, random_weights
+from tests.strategies import HAND_MADE, graphs, random_inputs, random_weights, sequential
 
 
 def agree(network: Network, module: nn.Module, x: Tensor) -> bool:
@@ -52,14 +52,16 @@ def test_generated_module_is_read_back(graph: Graph, seed: int) -> None:
     # from_module omits a flatten that has no effect
     omitted = [n for n in graph.nodes if isinstance(n.op, Flatten) and len(graph.shapes[n.inputs[0]]) == 1]
     assert omitted or network.graph.key == graph.key
-    assert agree(network, module, examples(graph, seed, dtype=torch.float32))
+    assert agree(network, module, random_inputs(graph, seed, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("name", HAND_MADE)
 def test_networks_with_every_op_are_read_back(name: str) -> None:
     graph = HAND_MADE[name]()
     module = to_module(graph, random_weights(graph, 5, torch.float32)).eval()
-    assert agree(from_module(module, graph.shapes[graph.input.name]), module, examples(graph, 5, dtype=torch.float32))
+    assert agree(
+        from_module(module, graph.shapes[graph.input.name]), module, random_inputs(graph, 5, dtype=torch.float32)
+    )
 
 
 class ResidualBlock(nn.Module):
@@ -450,7 +452,7 @@ def test_from_module_rejects_invalid_shapes(shape: Any) -> None:
 # -- adapting a network to other examples
 
 
-POOLED = plain(Conv(3), ReLU(), GlobalPool(), Dense(2), shape=(1, 8, 8))
+POOLED = sequential(Conv(3), ReLU(), GlobalPool(), Dense(2), shape=(1, 8, 8))
 
 
 def random_network(graph: Graph) -> Network:

@@ -18,10 +18,10 @@ from morphnas.graph import (
 )
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.recipe import Outcome, Recipe
-from tests.strategies import plain
+from tests.strategies import sequential
 
-SMALL = plain(Flatten(), Dense(8, bias=False), BatchNorm(), ReLU(), Dense(10), shape=(1, 8, 8))
-LARGE = plain(
+SMALL = sequential(Flatten(), Dense(8, bias=False), BatchNorm(), ReLU(), Dense(10), shape=(1, 8, 8))
+LARGE = sequential(
     Conv(8), BatchNorm(), ReLU(), MaxPool(), Conv(16), BatchNorm(), ReLU(), Conv(16, 5, 2), BatchNorm(), ReLU(),
     GlobalPool(), Dense(10), shape=(1, 8, 8),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from morphnas.report import GraphvizMissing, draw, draw_trials, graph_dot, tree_
 from morphnas.run.files import RunError
 from morphnas.run.store import Run, Store, load_run
 from tests.report.history import LARGE, SMALL, history
-from tests.strategies import HAND_MADE, chain, graphs, grow
+from tests.strategies import HAND_MADE, apply_morphs, graphs, random_morphs
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not on the PATH")
 
@@ -72,7 +72,7 @@ def test_box_shows_padding_unless_half_the_kernel() -> None:
 @settings(max_examples=30)
 @given(graph=graphs(morphs=3), seed=st.integers(0, 2**32))
 def test_new_and_changed_boxes_are_coloured(graph: Graph, seed: int) -> None:
-    child = grow(graph, chain(graph, 3, seed))
+    child = apply_morphs(graph, random_morphs(graph, 3, seed))
     dot = graph_dot(child, parent=graph)
     plain = colour(graph_dot(graph, parent=graph), "x")
     for name, lines in boxes(dot).items():

@@ -14,7 +14,7 @@ from morphnas.report.words import count, duration, number_words
 from morphnas.run.store import load_run
 from morphnas.train.recipe import Outcome
 from tests.report.history import GOOD, history, trial
-from tests.run.doubles import proposals, store_of, weights
+from tests.run.doubles import new_store, proposals, weights
 
 
 def test_contents_of_table() -> None:
@@ -35,7 +35,7 @@ EXPECTED = """
 
 
 def test_table_of_run_folder_or_trials(tmp_path: Path) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         store.claim(proposals(1)[0])
         store.finish(0, GOOD, weights())
         trials = store.trials

@@ -22,11 +22,11 @@ from morphnas.search.trial import Budget, Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.trainer import EachEpoch
-from tests.train.tasks import equal, seeded
+from tests.train.tasks import seeded, states_equal
 
 GRAPH = mlp((4,), 2, width=3, depth=1)
 RECIPE = Recipe(epochs=2, batch_size=16, lr=0.1)
-GOOD = Outcome("finished", -0.5, 0.8, seconds=2.0, epochs=2, best_epoch=2, examples=40)
+FINISHED = Outcome("finished", -0.5, 0.8, seconds=2.0, epochs=2, best_epoch=2, examples=40)
 
 
 def weights(seed: int = 0, graph: Graph = GRAPH) -> Weights:
@@ -39,7 +39,7 @@ def proposals(n: int) -> list[Proposal]:
 
 
 @contextmanager
-def store_of(path: Path, **about: Any) -> Iterator[Store]:
+def new_store(path: Path, **about: Any) -> Iterator[Store]:
     """The store of a new run, closed at the end."""
     store = Store.create(path, about)
     try:
@@ -49,7 +49,7 @@ def store_of(path: Path, **about: Any) -> Iterator[Store]:
 
 
 @contextmanager
-def resumed(path: Path) -> Iterator[Store]:
+def resumed_store(path: Path) -> Iterator[Store]:
     """The store of an existing run, closed at the end."""
     store = Store.resume(path)
     try:
@@ -58,16 +58,16 @@ def resumed(path: Path) -> Iterator[Store]:
         store.close()
 
 
-def same_weights(network: Network, expected: Weights) -> bool:
-    return equal(dict(network.weights), expected)
+def has_weights(network: Network, expected: Weights) -> bool:
+    return states_equal(dict(network.weights), expected)
 
 
-def files(path: Path) -> dict[str, bytes]:
+def file_contents(path: Path) -> dict[str, bytes]:
     """The contents of all files in a folder and its subfolders, by relative path."""
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
-class Threads:
+class ThreadExecutor:
     """An executor with two workers, threads of this process."""
 
     workers, asks_ahead = 2, False
@@ -86,7 +86,7 @@ class Threads:
 
 
 @contextmanager
-def from_file(file: Path, source: str) -> Iterator[Any]:
+def module_from_file(file: Path, source: str) -> Iterator[Any]:
     """A module loaded from a new file with this source, outside `sys.path`; unloaded afterwards."""
     file.write_text(source, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -102,7 +102,7 @@ def from_file(file: Path, source: str) -> Iterator[Any]:
 
 
 @dataclass
-class Script:
+class ScriptedSearcher:
     """A searcher that returns the given proposals in order, and records the arguments of `ask`."""
 
     proposals: Sequence[Proposal | None]
@@ -114,28 +114,28 @@ class Script:
 
 
 @dataclass
-class Notes:
+class RecordingObserver:
     """An observer that records its calls: the event, and the id of the trial or the number of the epoch."""
 
-    told: list[tuple[str, int]] = field(default_factory=list)
+    calls: list[tuple[str, int]] = field(default_factory=list)
 
     def trial_begins(self, trial: Trial) -> None:
         assert trial.outcome is None
-        self.told.append(("begins", trial.id))
+        self.calls.append(("begins", trial.id))
 
     def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
-        self.told.append(("epoch", outcome.epochs))
+        self.calls.append(("epoch", outcome.epochs))
 
     def trial_ends(self, trial: Trial) -> None:
         assert trial.outcome is not None
-        self.told.append(("ends", trial.id))
+        self.calls.append(("ends", trial.id))
 
 
 @dataclass
 class FakeWork:
     """Replaces `work`: records the jobs and returns `outcome_of(job)`, without training."""
 
-    outcome_of: Callable[[Job], Outcome] = lambda _: GOOD
+    outcome_of: Callable[[Job], Outcome] = lambda _: FINISHED
     jobs: list[Job] = field(default_factory=list)
 
     def __call__(self, job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights | None]:
@@ -152,7 +152,7 @@ def without_times(outcome: Outcome) -> Outcome:
     return replace(outcome, seconds=0, images_per_second=0, latency=None, curve=curve)
 
 
-def comparable(trials: Sequence[Trial]) -> list[tuple[Any, ...]]:
+def comparable_trials(trials: Sequence[Trial]) -> list[tuple[Any, ...]]:
     """What must be equal in two searches with the same settings: everything except times."""
     return [
         (

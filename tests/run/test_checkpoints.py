@@ -24,12 +24,12 @@ from morphnas.run.work import work
 from morphnas.train.checkpoint import Checkpoint
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.trainer import train
-from tests.run.doubles import GRAPH, RECIPE, proposals, store_of, without_times
-from tests.train.tasks import Clock, blobs, equal, images
+from tests.run.doubles import GRAPH, RECIPE, new_store, proposals, without_times
+from tests.train.tasks import Clock, blob_task, image_task, states_equal
 
 NET = cnn((2, 8, 8), 3, width=4, depth=2)
 LONG = Recipe(epochs=5, batch_size=16, lr=0.02, optimizer="muon", augment=Augment(flip=True))
-TASK = images(n=50, n_valid=20)
+TASK = image_task(n=50, n_valid=20)
 
 
 class Killed(BaseException):
@@ -57,7 +57,7 @@ def same_results(one: Result, other: Result) -> bool:
     """Whether two results have equal weights, and equal outcomes except for times."""
     assert one[1] is not None
     assert other[1] is not None
-    return without_times(one[0]) == without_times(other[0]) and equal(one[1], other[1])
+    return without_times(one[0]) == without_times(other[0]) and states_equal(one[1], other[1])
 
 
 # -- continuing from a checkpoint
@@ -245,12 +245,12 @@ def test_full_disk_ends_only_the_checkpoints(
     monkeypatch.setattr(files, "write_bytes", full)
     job = Job(GRAPH, (), replace(RECIPE, epochs=4), 600, 1)
     with caplog.at_level(logging.WARNING, "morphnas"):
-        assert same_results(work(replace(job, checkpoint=tmp_path / "c"), blobs()), work(job, blobs()))
+        assert same_results(work(replace(job, checkpoint=tmp_path / "c"), blob_task()), work(job, blob_task()))
     assert caplog.text.count("no more checkpoints of this training") == 1
 
 
 def test_finish_removes_checkpoint(tmp_path: Path) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         store.claim(proposals(1)[0])
         store.checkpoint(0).write_bytes(b"any")
         store.finish(0, Outcome("failed"), None)

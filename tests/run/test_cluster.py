@@ -25,9 +25,9 @@ from morphnas.run.search import Search
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Examples
 from morphnas.train.deadline import Deadline
-from tests.contracts import TASK, ExecutorContract, SurvivorContract
-from tests.run.doubles import GRAPH, RECIPE, Notes, Script, files, proposals, store_of
-from tests.run.hostile import Hostile
+from tests.contracts import TASK, ExecutorContract, WorkerProcessContract
+from tests.run.doubles import GRAPH, RECIPE, RecordingObserver, ScriptedSearcher, file_contents, new_store, proposals
+from tests.run.failing_morph import FailingMorph
 
 ROOT = Path(__file__).parents[2]
 # Ray leaves processes and files open, and Python warns when they are garbage collected
@@ -77,7 +77,7 @@ def class_executor() -> Iterator[SupervisedExecutor]:
 
 
 @pytest.mark.slow
-class TestRay(ExecutorContract, SurvivorContract):
+class TestRay(ExecutorContract, WorkerProcessContract):
     @pytest.fixture
     def executor(self, class_executor: SupervisedExecutor) -> Executor:
         return class_executor
@@ -124,12 +124,14 @@ def cluster() -> Iterator[Any]:
 def test_search_on_two_nodes_survives_killed_worker(cluster: Any, tmp_path: Path) -> None:
     script: list[Proposal | None] = [*proposals(20)]
     script[7] = Proposal(proposals(1)[0].start, (), RECIPE, {"reason": "a starter"})
-    script[11] = Proposal(0, (Hostile(f"kill once {tmp_path / 'killed'}"),), RECIPE, {"reason": "kills its worker"})
+    script[11] = Proposal(
+        0, (FailingMorph(f"kill once {tmp_path / 'killed'}"),), RECIPE, {"reason": "kills its worker"}
+    )
     executor = ray_executor(TASK, address=cluster.address)
     try:
         assert executor.workers == 2
-        with store_of(tmp_path / "run") as store:
-            Search(store, Script(script), executor, Deadline.after(250)).run()
+        with new_store(tmp_path / "run") as store:
+            Search(store, ScriptedSearcher(script), executor, Deadline.after(250)).run()
             results = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
     finally:
         executor.shutdown()
@@ -141,7 +143,7 @@ def test_search_on_two_nodes_survives_killed_worker(cluster: Any, tmp_path: Path
 def test_trials_of_lost_node_run_on_other_node(cluster: Any, tmp_path: Path) -> None:
     ended: list[int] = []
 
-    class NodeRemover(Notes):
+    class NodeRemover(RecordingObserver):
         """An observer that removes a node when three trials have ended."""
 
         def trial_ends(self, trial: Trial) -> None:
@@ -154,8 +156,8 @@ def test_trials_of_lost_node_run_on_other_node(cluster: Any, tmp_path: Path) -> 
     executor = ray_executor(TASK, address=cluster.address)
     try:
         assert executor.workers == 2
-        with store_of(tmp_path / "run") as store:
-            Search(store, Script(proposals(12)), executor, Deadline.after(250), observer=NodeRemover()).run()
+        with new_store(tmp_path / "run") as store:
+            Search(store, ScriptedSearcher(proposals(12)), executor, Deadline.after(250), observer=NodeRemover()).run()
             results = [(trial.outcome.status, trial.outcome.error) for trial in store.trials if trial.outcome]
     finally:
         executor.shutdown()
@@ -225,12 +227,12 @@ def test_run_resumes_after_driver_is_killed(tmp_path: Path) -> None:
         while len(list(path.glob("trials/*/trial.json"))) < 3 and time.monotonic() < end:
             time.sleep(0.02)
         driver.kill()
-    before = {name: data for name, data in files(path / "trials").items() if not name.endswith(".tmp")}
+    before = {name: data for name, data in file_contents(path / "trials").items() if not name.endswith(".tmp")}
     assert 3 <= sum(name.endswith("trial.json") for name in before) < 12
     subprocess.run(code, env=environment, check=True, stderr=subprocess.DEVNULL, timeout=240)
     run = load_run(path)
     assert len(run.trials) == 12
     assert all(trial.outcome is not None and trial.outcome.status == "finished" for trial in run.trials)
-    after = files(path / "trials")
+    after = file_contents(path / "trials")
     assert {name for name in before if after[name] != before[name]} == set()
     assert ImageClassifier.load(path).predict(digits()[0]).shape == (300,)

@@ -25,8 +25,8 @@ from morphnas.run.store import Store, load_run
 from morphnas.search.trial import Proposal
 from morphnas.train.recipe import Outcome, Recipe
 from tests.estimators.conftest import stripes
-from tests.fuzzing import mutated, read
-from tests.run.doubles import RECIPE, proposals, store_of, weights
+from tests.fuzzing import mutate_file, read_with_all_readers
+from tests.run.doubles import RECIPE, new_store, proposals, weights
 
 TINY = {"default_model_width": 2, "default_model_len": 2, "trainer_args": {"epochs": 2, "precision": "float32"}}
 
@@ -76,9 +76,9 @@ def test_mutated_files_are_read_or_refused(run: Path, shared_copy: Path, ignore_
     rng = random.Random(seed)
     name = rng.choice(file_names(run))
     before = (run / name).read_bytes()
-    (shared_copy / name).write_bytes(mutated(before, name, rng))
+    (shared_copy / name).write_bytes(mutate_file(before, name, rng))
     try:
-        read(shared_copy)
+        read_with_all_readers(shared_copy)
     finally:
         (shared_copy / name).write_bytes(before)
 
@@ -89,7 +89,7 @@ def test_truncated_file_affects_only_its_own_trial(run: Path, shared_copy: Path,
         data = (run / name).read_bytes()
         for length in {0, 9, len(data) // 2, len(data) - 1}:
             (shared_copy / name).write_bytes(data[:length])
-            read(shared_copy)
+            read_with_all_readers(shared_copy)
             affected = int(name.split("/")[1]) if name.startswith("trials/") else None
             found = {trial.id: trial for trial in load_run(shared_copy).trials}
             assert all(found[t.id] == t for t in expected.trials if t.id != affected and t.outcome is not None)
@@ -179,7 +179,7 @@ CHANGES: dict[int, Callable[[dict[str, Any]], None]] = {
 
 def test_trials_with_too_large_values_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    with store_of(path) as store:
+    with new_store(path) as store:
         store.claim(proposals(1)[0])
         store.finish(0, Outcome("finished", -0.5, 0.8, epochs=1, best_epoch=1), weights())
         for _ in CHANGES:

@@ -20,7 +20,7 @@ from morphnas.train.deadline import Deadline
 from morphnas.train.goal import Classification, CustomGoal
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Outcome
-from tests.run.doubles import RECIPE, store_of
+from tests.run.doubles import RECIPE, new_store
 
 LINEAR = Graph((Node("x", Input((3,))), Node("dense_1", Dense(3), ("x",))))
 
@@ -64,7 +64,7 @@ def ensemble_loss(store: Store, shares: dict[int, float]) -> float:
 
 
 def test_only_networks_that_lower_the_loss_are_selected(tmp_path: Path) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         final, good, bad = add_trial(store, FIRST), add_trial(store, SECOND), add_trial(store, WRONG)
         shares = select(store, final)
         assert set(shares) == {final.id, good.id}
@@ -82,7 +82,7 @@ def test_user_defined_metric_selects_members(tmp_path: Path) -> None:
         def __call__(self, outputs: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None) -> float:
             return float((outputs.argmax(1) != y).double().mean())
 
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         final, good, bad = add_trial(store, FIRST), add_trial(store, SECOND), add_trial(store, WRONG)
         shares = select(store, final, task=replace(TASK, goal=CustomGoal(TASK.goal, ErrorRate())))
         assert set(shares) == {final.id, bad.id}
@@ -90,7 +90,7 @@ def test_user_defined_metric_selects_members(tmp_path: Path) -> None:
 
 
 def test_size_limits_number_of_members(tmp_path: Path) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         final = add_trial(store, WRONG)
         for i in range(5):
             rows = [tuple(3.0 * (j == k == i % 3) for k in range(3)) for j in range(3)]
@@ -102,7 +102,7 @@ def test_size_limits_number_of_members(tmp_path: Path) -> None:
 
 
 def test_scored_training_stands_in_for_unscored_final(tmp_path: Path) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         scored, good = add_trial(store, FIRST, final="inherited"), add_trial(store, SECOND)
         final = add_trial(store, WRONG, None, final="everything", score_of=scored.id)
         assert final.scored_by == scored.id
@@ -112,7 +112,7 @@ def test_scored_training_stands_in_for_unscored_final(tmp_path: Path) -> None:
 
 
 def test_final_is_the_only_member_if_not_comparable(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         searched, _ = add_trial(store, FIRST), add_trial(store, SECOND)
         final = add_trial(store, WRONG, None, final="everything", score_of=searched.id)
         assert select(store, final) == {final.id: 1.0}
@@ -128,7 +128,7 @@ def test_final_is_the_only_member_if_not_comparable(tmp_path: Path, caplog: pyte
 
 
 def test_unreadable_network_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         final, good, broken = add_trial(store, FIRST), add_trial(store, SECOND), add_trial(store, SECOND, -0.1)
         (store.path / "trials" / f"{broken.id:05d}" / "weights.safetensors").write_bytes(b"nothing")
         assert set(select(store, final)) == {final.id, good.id}
@@ -137,7 +137,7 @@ def test_unreadable_network_is_left_out(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_networks_trained_on_other_data_are_left_out(tmp_path: Path) -> None:
     """They may have been trained on the examples that are held out here."""
-    with store_of(tmp_path / "run", data={"hash": "old"}) as store:
+    with new_store(tmp_path / "run", data={"hash": "old"}) as store:
         child = add_trial(store, SECOND)
         final = add_trial(store, FIRST, final="inherited", data="new")
         other = add_trial(store, SECOND, final="fresh", data="old")
@@ -149,7 +149,7 @@ def test_networks_trained_on_other_data_are_left_out(tmp_path: Path) -> None:
 
 
 def test_network_with_nan_outputs_is_left_out(tmp_path: Path) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         final = add_trial(store, FIRST)
         add_trial(store, linear_weights((float("nan"), 0, 0), (0, 1, 0), (0, 0, 1)))
         assert select(store, final) == {final.id: 1.0}
@@ -164,7 +164,7 @@ def test_count_evaluated_matches_predicted_examples(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(predictions, "predict", counting_predict)
     monkeypatch.setattr(module, "MAX_EXAMPLES", 50)
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         final = add_trial(store, SECOND)
         for _ in range(module.LIBRARY_SIZE + 3):
             add_trial(store, SECOND)
@@ -177,13 +177,13 @@ def test_count_evaluated_matches_predicted_examples(tmp_path: Path, monkeypatch:
 
 def test_best_networks_are_considered_if_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LIBRARY_SIZE", 2)
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         final, _, good = add_trial(store, FIRST), add_trial(store, WRONG, -2.0), add_trial(store, SECOND, -0.4)
         assert set(select(store, final)) == {final.id, good.id}
 
 
 def test_ensemble_as_a_whole_meets_limits(tmp_path: Path) -> None:
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         final, good = add_trial(store, FIRST), add_trial(store, SECOND)
         size = build_ensemble(store, {final.id: 0.5, good.id: 0.5}).graph.parameters
         assert set(select(store, final, limits=Limits(max_params=size))) == {final.id, good.id}

@@ -23,10 +23,10 @@ from morphnas.search.trial import Proposal, Trial
 from morphnas.train.data import Task
 from morphnas.train.deadline import Deadline, Stop
 from morphnas.train.recipe import Epoch, Outcome, Recipe
-from tests.run.doubles import RECIPE, Script, Threads, proposals, store_of
-from tests.train.tasks import blobs
+from tests.run.doubles import RECIPE, ScriptedSearcher, ThreadExecutor, new_store, proposals
+from tests.train.tasks import blob_task
 
-TASK = blobs()
+TASK = blob_task()
 RUN = Path("run")
 NETWORK = cnn((1, 8, 8), 3, width=4, depth=2)
 WIDER = Wider("conv_1", 8)
@@ -142,9 +142,11 @@ def test_observers_are_called_in_order() -> None:
 
 def test_reports_match_outcomes(tmp_path: Path) -> None:
     reports: list[EpochReport] = []
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         observer = EpochCalls(reports.append, store.path, Stop())
-        Search(store, Script(proposals(2)), SerialExecutor(TASK), Deadline.after(600), observer=observer).run()
+        Search(
+            store, ScriptedSearcher(proposals(2)), SerialExecutor(TASK), Deadline.after(600), observer=observer
+        ).run()
         trials = store.trials
     assert [(r.trial, r.epoch) for r in reports] == [(0, 1), (0, 2), (1, 1), (1, 2)]
     for trial in trials:
@@ -164,19 +166,19 @@ def test_outcome_round_trips_through_json() -> None:
     assert Outcome.from_json(older) == replace(OUTCOME, training_loss=None, lr=None)
 
 
-class OneThread(Threads):
+class OneThread(ThreadExecutor):
     """One worker in another thread, as that of a `SupervisedExecutor` is."""
 
     workers = 1
 
 
-@pytest.mark.parametrize("make_executor", [SerialExecutor, Threads, OneThread])
+@pytest.mark.parametrize("make_executor", [SerialExecutor, ThreadExecutor, OneThread])
 def test_callback_runs_in_thread_of_search(tmp_path: Path, make_executor: Callable[[Task], Executor]) -> None:
     threads: list[int] = []
     executor = make_executor(TASK)
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         observer = EpochCalls(lambda _: threads.append(threading.get_ident()), store.path, Stop())
-        Search(store, Script(proposals(3)), executor, Deadline.after(600), observer=observer).run()
+        Search(store, ScriptedSearcher(proposals(3)), executor, Deadline.after(600), observer=observer).run()
     executor.shutdown()
     assert threads == [threading.get_ident()] * 6
 
@@ -189,8 +191,8 @@ def test_callback_runs_in_thread_of_final_trainings(tmp_path: Path, make_executo
         reports.append((report.trial, report.epoch, report.final, threading.get_ident()))
 
     executor = make_executor(TASK)
-    with store_of(tmp_path / "run") as store:
-        Search(store, Script(proposals(1)), executor, Deadline.after(600)).run()
+    with new_store(tmp_path / "run") as store:
+        Search(store, ScriptedSearcher(proposals(1)), executor, Deadline.after(600)).run()
         winner, observer = store.trials[0], EpochCalls(note, store.path, Stop())
         args = (TASK, RECIPE, Deadline.after(600))
         Final(store, winner, executor, *args, all_examples=TASK.train, epochs=2, observer=observer).run()
@@ -204,14 +206,14 @@ def test_callback_runs_in_thread_of_final_trainings(tmp_path: Path, make_executo
 
 def test_stop_fit_ends_running_training_in_this_process(tmp_path: Path) -> None:
     stop = Stop()
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
 
         def stop_in_second_trial(report: EpochReport) -> None:
             if report.trial == 1:
                 raise StopFit
 
         observer, deadline = EpochCalls(stop_in_second_trial, store.path, stop), Deadline.after(600, stop=stop)
-        Search(store, Script(proposals(3)), SerialExecutor(TASK), deadline, observer=observer).run()
+        Search(store, ScriptedSearcher(proposals(3)), SerialExecutor(TASK), deadline, observer=observer).run()
         first, second = store.trials
     assert first.outcome is not None
     assert second.outcome is not None
@@ -223,7 +225,7 @@ def test_stop_fit_ends_running_training_in_this_process(tmp_path: Path) -> None:
 def test_callback_runs_in_main_thread_with_processes(tmp_path: Path) -> None:
     reports: list[tuple[int, int, bool]] = []
     executor = process_executor(TASK, [torch.device("cpu")] * 2)
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
 
         def note(report: EpochReport) -> None:
             complete = report.numbers.keys() == {"loss", "lr", "seconds", "validation_loss", "metric"}
@@ -232,7 +234,7 @@ def test_callback_runs_in_main_thread_with_processes(tmp_path: Path) -> None:
             raise RuntimeError
 
         observer = EpochCalls(note, store.path, Stop())
-        Search(store, Script(proposals(4)), executor, Deadline.after(120), observer=observer).run()
+        Search(store, ScriptedSearcher(proposals(4)), executor, Deadline.after(120), observer=observer).run()
         assert all(trial.outcome is not None and trial.outcome.status == "finished" for trial in store.trials)
     executor.shutdown()
     assert sorted(reports) == [(trial, epoch, True) for trial in range(4) for epoch in (1, 2)]

@@ -34,31 +34,31 @@ from morphnas.train.deadline import Deadline, Stop
 from morphnas.train.goal import Classification
 from morphnas.train.recipe import Outcome
 from morphnas.train.trainer import EachEpoch
-from tests.contracts import TASK, ExecutorContract, SurvivorContract
+from tests.contracts import TASK, ExecutorContract, WorkerProcessContract
 from tests.run.doubles import (
-    GOOD,
+    FINISHED,
     GRAPH,
     RECIPE,
     FakeWork,
-    Notes,
-    Script,
-    Threads,
-    comparable,
+    RecordingObserver,
+    ScriptedSearcher,
+    ThreadExecutor,
+    comparable_trials,
+    new_store,
     proposals,
-    store_of,
     weights,
 )
 from tests.strategies import random_weights
-from tests.train.tasks import blobs
+from tests.train.tasks import blob_task
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 
 
 class TestExecutorsInThisProcess(ExecutorContract):
-    @pytest.fixture(params=[SerialExecutor, Threads])
+    @pytest.fixture(params=[SerialExecutor, ThreadExecutor])
     def executor(self, request: pytest.FixtureRequest) -> Iterator[Executor]:
-        """`Threads` is a test double; the tests that use it rely on the contract, too."""
+        """`ThreadExecutor` is a test double; the tests that use it rely on the contract, too."""
         made: Executor = request.param(TASK)
         yield made
         made.shutdown()
@@ -72,7 +72,7 @@ def processes() -> Iterator[SupervisedExecutor]:
     made.shutdown()
 
 
-class TestProcessExecutor(ExecutorContract, SurvivorContract):
+class TestProcessExecutor(ExecutorContract, WorkerProcessContract):
     @pytest.fixture
     def executor(self, processes: SupervisedExecutor) -> Executor:
         return processes
@@ -155,8 +155,8 @@ class FakeWorker:
             assert self.killed.wait(60)
             raise WorkerLost("the worker was killed")
         if each_epoch:
-            each_epoch(GOOD)
-        return GOOD, weights()
+            each_epoch(FINISHED)
+        return FINISHED, weights()
 
     def stop(self) -> None:
         pass
@@ -203,13 +203,13 @@ def test_lost_worker_is_replaced(make_executor: MakeExecutor) -> None:
     executor, factory = make_executor(["die", "answer", "answer"])
     outcome, trained = executor.submit(make_job()).result(60)
     assert (outcome.status, outcome.error, trained) == ("failed", "the worker was killed", None)
-    assert [executor.submit(make_job()).result(60)[0] for _ in range(2)] == [GOOD, GOOD]
+    assert [executor.submit(make_job()).result(60)[0] for _ in range(2)] == [FINISHED, FINISHED]
     assert [worker.closed for worker in factory.made] == [1, 0]
 
 
 def test_job_does_not_fail_if_idle_workers_die(make_executor: MakeExecutor) -> None:
     executor, factory = make_executor(["die before job", "die before job", "answer"])
-    assert executor.submit(make_job()).result(60)[0] == GOOD
+    assert executor.submit(make_job()).result(60)[0] == FINISHED
     assert [worker.closed for worker in factory.made] == [1, 1, 0]
 
 
@@ -230,7 +230,7 @@ def test_hung_worker_is_replaced_and_its_job_fails(
     outcome, _ = executor.submit(make_job(0.1)).result(60)
     assert outcome.status == "failed"
     assert "the worker hung" in (outcome.error or "")
-    assert executor.submit(make_job()).result(60)[0] == GOOD
+    assert executor.submit(make_job()).result(60)[0] == FINISHED
 
 
 def test_callback_error_fails_only_its_job(make_executor: MakeExecutor) -> None:
@@ -240,13 +240,13 @@ def test_callback_error_fails_only_its_job(make_executor: MakeExecutor) -> None:
     executor, _ = make_executor(["answer", "answer"])
     outcome, _ = executor.submit(make_job(), raising).result(60)
     assert "no space to write to" in (outcome.error or "")
-    assert executor.submit(make_job()).result(60)[0] == GOOD
+    assert executor.submit(make_job()).result(60)[0] == FINISHED
 
 
 def test_worker_that_never_starts_takes_no_jobs(caplog: pytest.LogCaptureFixture) -> None:
     not_starting, working = FakeFactory(["never start"]), FakeFactory(["answer"] * 5)
     executor = SupervisedExecutor([not_starting, working], asks_ahead=False)
-    assert [executor.submit(make_job()).result(60)[0] for _ in range(5)] == [GOOD] * 5
+    assert [executor.submit(make_job()).result(60)[0] for _ in range(5)] == [FINISHED] * 5
     waiting = executor.submit(make_job())
     executor.shutdown()
     assert waiting.cancelled() or waiting.result(0)[0].status == "failed"
@@ -273,7 +273,7 @@ def test_jobs_go_to_others_while_a_worker_cannot_be_started(
         found.append(executor.submit(make_job()).result(60)[0])
         time.sleep(0.01)
     executor.shutdown()
-    assert found == [GOOD] * len(found)
+    assert found == [FINISHED] * len(found)
     assert len(failing.made) == 4, "three failed starts, and a successful one"
     assert [record.getMessage() for record in caplog.records] == [
         "a worker cannot be started: the worker has no memory"
@@ -294,7 +294,7 @@ def test_worker_is_given_up_after_repeated_failed_starts(
     assert len(failing.made) == 2 * executors_module.MAX_START_ATTEMPTS
     given_up = "a worker is given up after 5 failed starts: the worker has no memory"
     assert [record.getMessage() for record in caplog.records].count(given_up) == 2
-    assert [executor.submit(make_job()).result(60)[0] for _ in range(3)] == [GOOD] * 3
+    assert [executor.submit(make_job()).result(60)[0] for _ in range(3)] == [FINISHED] * 3
     errors = [executor.submit(make_job()).result(60)[0].error for _ in range(10)]
     assert errors == ["the worker was killed"] + ["the worker has no memory"] * 9, "the last worker was given up"
     assert executor.workers == 1
@@ -309,8 +309,8 @@ def test_jobs_succeed_as_soon_as_a_worker_has_started(monkeypatch: pytest.Monkey
     executor = SupervisedExecutor(factories, asks_ahead=False)
     found = [executor.submit(make_job()).result(60)[0] for _ in range(50)]
     executor.shutdown()
-    assert GOOD in found
-    assert found[found.index(GOOD) :] == [GOOD] * (50 - found.index(GOOD))
+    assert FINISHED in found
+    assert found[found.index(FINISHED) :] == [FINISHED] * (50 - found.index(FINISHED))
 
 
 def test_shutdown_fails_running_job_and_cancels_queued_ones(make_executor: MakeExecutor) -> None:
@@ -362,24 +362,24 @@ class SilentExecutor:
 
 def test_search_ends_if_workers_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("morphnas.run.trainings.grace", lambda _: -0.3)
-    start, notes = time.monotonic(), Notes()
-    with store_of(tmp_path / "run") as store:
-        Search(store, Script(proposals(9)), SilentExecutor(), Deadline.after(0.2), observer=notes).run()
+    start, observer = time.monotonic(), RecordingObserver()
+    with new_store(tmp_path / "run") as store:
+        Search(store, ScriptedSearcher(proposals(9)), SilentExecutor(), Deadline.after(0.2), observer=observer).run()
         errors = [t.outcome and t.outcome.error for t in store.trials]
     assert errors == [
         "no worker gave an answer by the deadline",
         "no worker had started, or was free, before the deadline",
     ]
     assert time.monotonic() - start < 5
-    assert [event for event, _ in notes.told] == ["begins", "begins", "ends", "ends"]
+    assert [event for event, _ in observer.calls] == ["begins", "begins", "ends", "ends"]
 
 
 def test_trial_stays_open_if_worker_ignores_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("morphnas.run.trainings.grace", lambda _: -0.3)
     stop, start = Stop(), time.monotonic()
     stop.requested = True
-    with store_of(tmp_path / "run") as store:
-        Search(store, Script(proposals(9)), SilentExecutor(), Deadline.after(600, stop=stop)).run()
+    with new_store(tmp_path / "run") as store:
+        Search(store, ScriptedSearcher(proposals(9)), SilentExecutor(), Deadline.after(600, stop=stop)).run()
         assert [trial.outcome for trial in store.trials] == [None]
     assert time.monotonic() - start < 5
 
@@ -397,8 +397,10 @@ class BusyExecutor(SilentExecutor):
 
 def test_trial_of_queued_job_stays_open_after_stop(tmp_path: Path) -> None:
     stop = Stop()
-    with store_of(tmp_path / "run") as store:
-        Search(store, Script(proposals(9)), BusyExecutor(stop_request=stop), Deadline.after(600, stop=stop)).run()
+    with new_store(tmp_path / "run") as store:
+        Search(
+            store, ScriptedSearcher(proposals(9)), BusyExecutor(stop_request=stop), Deadline.after(600, stop=stop)
+        ).run()
         assert [trial.outcome for trial in store.trials] == [None]
 
 
@@ -407,25 +409,25 @@ def test_trial_of_queued_job_stays_open_after_stop(tmp_path: Path) -> None:
 
 def test_searcher_is_asked_ahead_during_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And gets the running trial."""
-    script, jobs = Script(proposals(4)), []
+    searcher, jobs = ScriptedSearcher(proposals(4)), []
     usual_interval, intervals = sys.getswitchinterval(), set[float]()
 
     def fake_work(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
         jobs.append(job)
         intervals.add(sys.getswitchinterval())
         until = time.monotonic() + 30
-        while len(script.calls) <= len(jobs) and time.monotonic() < until:
+        while len(searcher.calls) <= len(jobs) and time.monotonic() < until:
             time.sleep(0.001)
-        return GOOD, weights(0, job.start)  # type: ignore[arg-type]
+        return FINISHED, weights(0, job.start)  # type: ignore[arg-type]
 
     monkeypatch.setattr(executors_module, "work", fake_work)
     monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
-    with store_of(tmp_path / "run") as store:
-        Search(store, script, SerialExecutor(TASK), Deadline.after(60)).run()
+    with new_store(tmp_path / "run") as store:
+        Search(store, searcher, SerialExecutor(TASK), Deadline.after(60)).run()
         assert len(store.trials) == 4
-    running = [sum(t.outcome is None for t in history) for history, _ in script.calls]
+    running = [sum(t.outcome is None for t in history) for history, _ in searcher.calls]
     assert running[:4] == [0, 1, 1, 1]
-    assert [len(history) for history, _ in script.calls][:4] == [0, 1, 2, 3]
+    assert [len(history) for history, _ in searcher.calls][:4] == [0, 1, 2, 3]
     assert max(intervals) < usual_interval / 10, "asking may block the thread that trains"
     assert sys.getswitchinterval() == usual_interval
 
@@ -433,8 +435,8 @@ def test_searcher_is_asked_ahead_during_training(tmp_path: Path, monkeypatch: py
 def test_concurrent_searches_restore_switch_interval(tmp_path: Path) -> None:
     """Whichever of several `Asker`s ends first."""
     usual_interval = sys.getswitchinterval()
-    with store_of(tmp_path / "run") as store:
-        one, other = (Asker(Script([]), store, True, time.monotonic) for _ in range(2))
+    with new_store(tmp_path / "run") as store:
+        one, other = (Asker(ScriptedSearcher([]), store, True, time.monotonic) for _ in range(2))
         one.__enter__()
         with other:
             one.__exit__()
@@ -445,14 +447,14 @@ def test_concurrent_searches_restore_switch_interval(tmp_path: Path) -> None:
 def test_search_does_not_wait_for_proposal_after_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
 
-    class Slow(Script):
+    class Slow(ScriptedSearcher):
         def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
             assert not trials or ended.wait(60)
             return super().ask(trials, budget)
 
     monkeypatch.setattr(executors_module, "work", FakeWork())
     monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         start = time.monotonic()
         Search(store, Slow(proposals(4)), SerialExecutor(TASK), Deadline.after(0.3)).run()
         assert time.monotonic() - start < 10
@@ -463,8 +465,8 @@ def test_search_does_not_wait_for_proposal_after_deadline(tmp_path: Path, monkey
 def test_weights_are_written_and_read_during_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights of a finished trial are written, and those of the next one's parent read, while another trains."""
     first, second, third = proposals(3)
-    script = Script([first, second, Proposal(0, (), RECIPE), third])
-    started = [threading.Event() for _ in script.proposals]
+    searcher = ScriptedSearcher([first, second, Proposal(0, (), RECIPE), third])
+    started = [threading.Event() for _ in searcher.proposals]
     reading_threads, written_after_next_started = list[str](), list[bool]()
     read = Store.network
 
@@ -480,17 +482,17 @@ def test_weights_are_written_and_read_during_training(tmp_path: Path, monkeypatc
     def fake_work(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
         started[len(store.trials) - 1].set()
         until = time.monotonic() + 30
-        while len(script.calls) <= len(store.trials) and time.monotonic() < until:
+        while len(searcher.calls) <= len(store.trials) and time.monotonic() < until:
             time.sleep(0.001)
         graph = job.start if isinstance(job.start, Graph) else job.start.graph
-        return GOOD, weights(0, graph)
+        return FINISHED, weights(0, graph)
 
     monkeypatch.setattr("morphnas.run.store.write_tensors", fake_write)
     monkeypatch.setattr(Store, "network", fake_read)
     monkeypatch.setattr(executors_module, "work", fake_work)
     monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
-    with store_of(tmp_path / "run") as store:
-        Search(store, script, SerialExecutor(TASK), Deadline.after(120)).run()
+    with new_store(tmp_path / "run") as store:
+        Search(store, searcher, SerialExecutor(TASK), Deadline.after(120)).run()
     assert written_after_next_started == [True] * 4, "also before trial 2, which starts from weights of trial 0"
     (thread,) = reading_threads
     assert thread.startswith("morphnas-ask")
@@ -499,9 +501,9 @@ def test_weights_are_written_and_read_during_training(tmp_path: Path, monkeypatc
 
 def test_proposal_is_replaced_if_weights_of_parent_were_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child of the first starter is proposed ahead; the second starter is better, so keep=1 prunes the first."""
-    outcomes, proposed = iter([replace(GOOD, score=-0.9), GOOD, GOOD]), threading.Event()
+    outcomes, proposed = iter([replace(FINISHED, score=-0.9), FINISHED, FINISHED]), threading.Event()
 
-    class Best(Script):
+    class Best(ScriptedSearcher):
         def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
             if len(trials) < 2:
                 return super().ask(trials, budget)
@@ -511,16 +513,16 @@ def test_proposal_is_replaced_if_weights_of_parent_were_pruned(tmp_path: Path, m
 
     def fake_work(job: Job, task: Task, each_epoch: object = None) -> tuple[Outcome, Weights]:
         outcome = next(outcomes)
-        assert outcome.score != GOOD.score or proposed.wait(30)  # the second ends after the child was proposed
+        assert outcome.score != FINISHED.score or proposed.wait(30)  # the second ends after the child was proposed
         graph = job.start if isinstance(job.start, Graph) else job.morphs[0].grow(job.start.graph)
         return outcome, weights(0, graph)
 
     monkeypatch.setattr(executors_module, "work", fake_work)
     monkeypatch.setattr(SerialExecutor, "asks_ahead", True)
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         Search(store, Best(proposals(2)), SerialExecutor(TASK), Deadline.after(60), keep=1).run()
         assert [trial.parent for trial in store.trials] == [None, None, 1]
-        assert store.trials[2].outcome == GOOD
+        assert store.trials[2].outcome == FINISHED
 
 
 # -- worker processes
@@ -563,8 +565,8 @@ def test_stop_ends_trial_of_process(tmp_path: Path, processes: SupervisedExecuto
     stop, long = Stop(), replace(proposals(1)[0], recipe=replace(RECIPE, epochs=100_000))
     started_process(processes)
     start, observer = time.monotonic(), StopAfterEpoch(stop=stop)
-    with store_of(tmp_path / "run") as store:
-        Search(store, Script([long] * 9), processes, Deadline.after(600, stop=stop), observer=observer).run()
+    with new_store(tmp_path / "run") as store:
+        Search(store, ScriptedSearcher([long] * 9), processes, Deadline.after(600, stop=stop), observer=observer).run()
         (trial,) = store.trials
         assert trial.outcome is not None
         assert (trial.outcome.status, trial.kept) == ("truncated", True)
@@ -574,7 +576,7 @@ def test_stop_ends_trial_of_process(tmp_path: Path, processes: SupervisedExecuto
 
 
 @dataclass
-class StopAfterEpoch(Notes):
+class StopAfterEpoch(RecordingObserver):
     """An observer that requests a stop after the first epoch."""
 
     stop: Stop = field(default_factory=Stop)
@@ -587,10 +589,10 @@ def test_search_with_process_equals_search_in_this_process(tmp_path: Path, proce
     """Including the observer's calls."""
     searcher, found = RandomSearcher(MorphSpace((GRAPH,)), RECIPE, Limits(max_params=2000), seed=1), []
     for name, executor in (("serial", SerialExecutor(TASK)), ("processes", processes)):
-        notes = Notes()
-        with store_of(tmp_path / name) as store:
-            Search(store, searcher, executor, Deadline.after(600), seed=1, max_trials=3, observer=notes).run()
-            found.append((comparable(store.trials), notes.told))
+        observer = RecordingObserver()
+        with new_store(tmp_path / name) as store:
+            Search(store, searcher, executor, Deadline.after(600), seed=1, max_trials=3, observer=observer).run()
+            found.append((comparable_trials(store.trials), observer.calls))
     assert found[0] == found[1]
 
 
@@ -604,7 +606,7 @@ def test_processes_do_not_get_ctrl_c_of_terminal(processes: SupervisedExecutor) 
 
 @pytest.mark.parametrize("n_valid", [0, 30])
 def test_task_file_round_trip(tmp_path: Path, n_valid: int) -> None:
-    task = blobs(50, n_valid)
+    task = blob_task(50, n_valid)
     teacher_outputs = torch.rand(50, 2)
     task = replace(task, train=replace(task.train, teacher_outputs=teacher_outputs))
     write_task(tmp_path / "task.pt", task)
@@ -642,7 +644,7 @@ from morphnas.run.executors import process_executor
 from morphnas.run.jobs import Job
 from morphnas.graph import Network, Wider
 from tests.run.doubles import GRAPH, RECIPE, weights
-from tests.train.tasks import blobs
+from tests.train.tasks import blob_task
 
 @dataclass(frozen=True)
 class Slow(Wider):  # defined in this script, which no worker runs
@@ -652,7 +654,7 @@ class Slow(Wider):  # defined in this script, which no worker runs
         return super().carry(graph, weights, generator)
 
 print("script", flush=True)
-executor = process_executor(blobs(), [torch.device("cpu")], 1, sys.argv[1])
+executor = process_executor(blob_task(), [torch.device("cpu")], 1, sys.argv[1])
 future = executor.submit(Job(Network(GRAPH, weights(1)), (Slow("dense_1", 7),), RECIPE, 600, 0))
 while not executor._alive:
     time.sleep(0.01)

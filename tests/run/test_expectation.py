@@ -31,7 +31,7 @@ from morphnas.search import MorphSpace, Patient, Promote, RandomSearcher, Tuned,
 from morphnas.search.halving import HalvingSearcher
 from morphnas.search.trial import Proposal, Trial
 from morphnas.train.recipe import Outcome, Recipe
-from tests.run.doubles import GOOD, store_of, weights
+from tests.run.doubles import FINISHED, new_store, weights
 from tests.train.tasks import Clock
 
 STARTERS = tuple(cnn((1, 8, 8), 3, width=width, depth=2) for width in (4, 8, 16))
@@ -219,7 +219,7 @@ def reports_of_search(path: Path, n: int, seconds: float = 60.0, **conditions: A
     reports: list[str] = []
     clock = Clock()
     deadline = clock.deadline(seconds)
-    with store_of(path) as store:
+    with new_store(path) as store:
         reporter = ExpectationReporter(
             store, PLAN, lambda: max(0.0, deadline.left), SearchConditions(**conditions), reports.append, clock=clock
         )
@@ -241,14 +241,14 @@ def test_expectation_is_reported_once_and_stored(tmp_path: Path) -> None:
 def test_running_networks_are_not_overhead(tmp_path: Path) -> None:
     """Of three workers, two have finished a network and started another, and one trains its first."""
     clock, conditions = Clock(), SearchConditions(workers=3)
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         reporter = ExpectationReporter(store, PLAN, lambda: 600.0, conditions, lambda _: None, clock=clock)
         claimed = [store.claim(Proposal(STARTERS[i % 2], (), RECIPE)) for i in range(5)]
         for trial in claimed[:3]:
             reporter.trial_begins(trial)
         clock.now += 10
         for trial in claimed[:2]:
-            store.finish(trial.id, replace(GOOD, seconds=10.0, epochs=6), weights(0, trial.graph))
+            store.finish(trial.id, replace(FINISHED, seconds=10.0, epochs=6), weights(0, trial.graph))
         for trial in claimed[3:]:
             reporter.trial_begins(trial)
         clock.now += 2
@@ -272,7 +272,7 @@ def test_little_time_gives_early_report_and_warning(tmp_path: Path, caplog: pyte
 
 def test_report_comes_after_a_minute_of_first_network(tmp_path: Path) -> None:
     clock, reports = Clock(), list[str]()
-    with store_of(tmp_path / "run") as store:
+    with new_store(tmp_path / "run") as store:
         reporter = ExpectationReporter(store, PLAN, lambda: 3600.0, SearchConditions(), reports.append, clock=clock)
         trial = store.claim(Proposal(STARTERS[0], (), RECIPE))
         for _ in range(5):

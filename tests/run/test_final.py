@@ -36,10 +36,20 @@ from morphnas.train.deadline import Deadline, Stop
 from morphnas.train.goal import CustomGoal, UndefinedMetric
 from morphnas.train.predict import evaluate
 from morphnas.train.recipe import DEFAULT_SHIFT, Augment, Outcome, Recipe, Status
-from tests.run.doubles import GOOD, GRAPH, RECIPE, Notes, files, proposals, resumed, same_weights, weights
-from tests.train.tasks import Clock, Timed, blobs
+from tests.run.doubles import (
+    FINISHED,
+    GRAPH,
+    RECIPE,
+    RecordingObserver,
+    file_contents,
+    has_weights,
+    proposals,
+    resumed_store,
+    weights,
+)
+from tests.train.tasks import Clock, TimedNetwork, blob_task
 
-TASK = blobs(60, 20)
+TASK = blob_task(60, 20)
 assert TASK.valid is not None
 SELECTION_SET = TASK.valid[:10]
 ALL_EXAMPLES = Examples(torch.cat([TASK.train.x, TASK.valid.x]), torch.cat([TASK.train.y, TASK.valid.y]))
@@ -93,11 +103,14 @@ def score_on(store: Store, trial: Trial, examples: Examples) -> float:
 
 @pytest.mark.parametrize("selection_set", [SELECTION_SET, None])
 def test_final_trainings_add_trials_and_change_none(path: Path, selection_set: Examples | None) -> None:
-    notes = Notes()
+    observer = RecordingObserver()
     with searched_run(path) as (store, winner):
-        before, about = {name: data for name, data in files(path).items() if name != "run.json"}, dict(store.about)
-        final = run_final(store, winner, selection_set=selection_set, observer=notes)
-        assert {name: data for name, data in files(path).items() if name in before} == before
+        before, about = (
+            {name: data for name, data in file_contents(path).items() if name != "run.json"},
+            dict(store.about),
+        )
+        final = run_final(store, winner, selection_set=selection_set, observer=observer)
+        assert {name: data for name, data in file_contents(path).items() if name in before} == before
         assert {name: value for name, value in store.about.items() if name != "chosen"} == about
         inherited, fresh, last = store.trials[3:]
         assert kinds(store.trials[3:]) == ["inherited", "fresh", "everything"]
@@ -110,7 +123,7 @@ def test_final_trainings_add_trials_and_change_none(path: Path, selection_set: E
         assert final == last
         assert last.proposal.start == last.proposal.why["score_of"] == best.id
         assert load_run(path).trials == tuple(store.trials)
-    assert [entry for entry in notes.told if entry[0] != "epoch"] == [
+    assert [entry for entry in observer.calls if entry[0] != "epoch"] == [
         (what, id) for id in (3, 4, 5) for what in ("begins", "ends")
     ]
 
@@ -123,7 +136,7 @@ def test_training_on_all_examples_has_weights_but_no_score(path: Path) -> None:
         assert (last.score, last.outcome.metric, last.outcome.examples) == (None, None, 0)
         assert last.kept
         assert isinstance(last.proposal.start, int)
-        assert not same_weights(store.network(last.id), dict(store.network(last.proposal.start).weights))
+        assert not has_weights(store.network(last.id), dict(store.network(last.proposal.start).weights))
         assert last.proposal.recipe.lr < RECIPE.lr
         assert last.proposal.recipe.patience is None
         assert [entry["model_id"] for entry in load_run(path).history] == [0, 1, 2, 3, 4]
@@ -150,11 +163,11 @@ def test_second_fit_adds_new_final_trainings(path: Path) -> None:
     with searched_run(path) as (store, winner):
         run_final(store, winner)
         store.update_about(settled=4)
-    before = files(path)
-    with resumed(path) as store:
+    before = file_contents(path)
+    with resumed_store(path) as store:
         last = run_final(store, winner)
     assert last.id == 8
-    after = files(path)
+    after = file_contents(path)
     assert {name for name in before if after[name] != before[name]} <= {"holder", "run.json"}
     old, new = (json.loads(contents["run.json"]) for contents in (before, after))
     assert {name for name in old | new if old.get(name) != new.get(name)} <= {"chosen"}
@@ -168,7 +181,7 @@ def test_only_finals_with_damaged_weights_are_repeated(
         run_final(store, winner)
     file = path / "trials" / f"{damaged:05d}" / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    with resumed(path) as store:
+    with resumed_store(path) as store:
         last = run_final(store, store.trials[1])
         assert kinds(store.trials[6:]) == repeated
         assert last == store.trials[-1]
@@ -177,7 +190,7 @@ def test_only_finals_with_damaged_weights_are_repeated(
 
 
 def test_observer_error_ends_final_trainings(path: Path) -> None:
-    class FullDisk(Notes):
+    class FullDisk(RecordingObserver):
         def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
             raise OSError("no space to write to")
 
@@ -290,9 +303,9 @@ def test_best_candidate_is_returned_without_all_examples(path: Path) -> None:
 @pytest.mark.parametrize("retrain", [False, True])
 def test_winner_is_returned_without_time(path: Path, retrain: bool) -> None:
     with searched_run(path) as (store, winner):
-        before = files(path)
+        before = file_contents(path)
         assert run_final(store, winner, retrain=retrain, deadline=Clock().deadline(0)) == winner
-        assert files(path) == before
+        assert file_contents(path) == before
 
 
 @pytest.mark.parametrize("retrain", [False, True])
@@ -346,7 +359,7 @@ class FakeWork:
         return outcome, None if label is None else weights_predicting(label, graph)
 
 
-BETTER, WORSE = replace(GOOD, score=-0.1), replace(GOOD, score=-2.0)
+BETTER, WORSE = replace(FINISHED, score=-0.1), replace(FINISHED, score=-2.0)
 UNSCORED = Outcome("finished", epochs=1, best_epoch=1)
 FAILED = Outcome("failed", error="trace"), None
 
@@ -470,7 +483,7 @@ def test_score_chooses_network_without_selection_set(path: Path, fake_work: Call
     with one_trial_run(path) as (store, winner):
         assert run_final(store, winner, selection_set=None, all_examples=None).id == 1
     fake_work(inherited=(WORSE, 0), fresh=(replace(WORSE, score=-1.9), 1))
-    with resumed(path) as store:
+    with resumed_store(path) as store:
         store.update_about(settled=2)
         assert run_final(store, winner, selection_set=None, all_examples=None).id == 4
 
@@ -693,7 +706,7 @@ def test_last_training_uses_better_shift(
     path: Path, fake_work: Callable[..., FakeWork], without_shift: Outcome, better: float
 ) -> None:
     fake = fake_work()
-    fake.by_shift = {DEFAULT_SHIFT: replace(GOOD, score=-0.5), 0.0: without_shift}
+    fake.by_shift = {DEFAULT_SHIFT: replace(FINISHED, score=-0.5), 0.0: without_shift}
     with one_trial_run(path) as (store, winner):
         run_final(store, winner, selection_set=None, recipe=UNDECIDED_SHIFT, epochs=20)
     assert kinds(store.trials) == ["inherited", "inherited, unmoved", "fresh", "everything"]
@@ -719,7 +732,7 @@ def test_memorised_colour_images_get_strong_augmentation(
     strong: bool,
 ) -> None:
     """errors: numbers of wrong predictions on 40 training examples and on the 40 held-out ones."""
-    fake, base = fake_work(inherited=(BETTER, 0)), blobs(60, 40)
+    fake, base = fake_work(inherited=(BETTER, 0)), blob_task(60, 40)
     assert base.valid is not None
     evaluated, held_out = ((torch.arange(40) < n).long() for n in errors)
     rest = torch.ones(20, dtype=torch.int64)
@@ -798,7 +811,7 @@ def test_given_recipe_is_used(path: Path, fake_work: Callable[..., FakeWork]) ->
 
 def test_scores_choose_without_time_for_selection_set(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(Network, "to_module", lambda network: Timed(to_module(network.graph), clock, 0.0, 1.0))
+    monkeypatch.setattr(Network, "to_module", lambda network: TimedNetwork(to_module(network.graph), clock, 0.0, 1.0))
     with searched_run(path) as (store, _):
         results = [trial for trial in store.trials if trial.score is not None]
         deadline = clock.deadline(40)
@@ -834,7 +847,7 @@ def test_interrupted_final_on_other_data_is_not_continued(path: Path) -> None:
 def test_scores_by_other_metric_are_not_compared(path: Path, fake_work: Callable[..., FakeWork]) -> None:
     """The search had a metric, whose values exceed minus any log loss: its winner predicts 1 where 0 is right."""
     fake_work()
-    by_metric = replace(GOOD, score=0.9, metric=0.9, measure="f1_macro", objective="f1_macro")
+    by_metric = replace(FINISHED, score=0.9, metric=0.9, measure="f1_macro", objective="f1_macro")
     with one_trial_run(path, by_metric, label=1) as (store, winner):
         last = run_final(store, winner, task=replace(TASK, valid=examples_of(0)), selection_set=None, all_examples=None)
         assert last.id == 1
@@ -847,7 +860,7 @@ def test_last_training_cut_by_stop_is_continued_later(
     """A finished one is used. The learning rate has not decayed if a stop cuts a training, unlike at the deadline."""
     fake, stop = fake_work(everything=(Outcome(status, epochs=1, best_epoch=1), 1)), Stop()
 
-    class Stopping(Notes):
+    class Stopping(RecordingObserver):
         def trial_begins(self, trial: Trial) -> None:
             stop.requested = trial.proposal.why["final"] == "everything"
 
@@ -883,7 +896,7 @@ def test_compared_training_cut_by_stop_is_marked_stopped(path: Path, fake_work: 
     stop = Stop()
     fake_work(inherited=(replace(BETTER, status="truncated"), 1))
 
-    class Stopping(Notes):
+    class Stopping(RecordingObserver):
         def trial_begins(self, trial: Trial) -> None:
             stop.requested = True
 
@@ -905,7 +918,7 @@ def test_incomplete_final_trainings_are_repeated(
     proposal = Proposal(1, (), RECIPE, {"final": "inherited", "of": 1, "data": ""})
     with searched_run(path) as (store, winner):
         id = store.claim(proposal).id
-        ended = store.finish(id, replace(GOOD, status=status, error=error), weights(0, winner.graph))
+        ended = store.finish(id, replace(FINISHED, status=status, error=error), weights(0, winner.graph))
         assert module._find_started(store, proposal, 60) == (ended if used else None)
     assert ("is used: it had ended" in caplog.text) is used
 

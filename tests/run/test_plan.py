@@ -38,7 +38,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.data import Task
 from morphnas.train.recipe import DEFAULT_SHIFT, Augment, Recipe
 from morphnas.train.step import GRAPH_RECORDERS, Run, Step
-from tests.train.tasks import Clock, blobs, images
+from tests.train.tasks import Clock, blob_task, image_task
 
 SHAPES = [
     (1,),
@@ -400,7 +400,8 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "task", [blobs(20, 4), images(12, 4), images(12, 4, (1, 9)), images(12, 4, (1, 1, 3)), blobs(2, 2)]
+    "task",
+    [blob_task(20, 4), image_task(12, 4), image_task(12, 4, (1, 9)), image_task(12, 4, (1, 1, 3)), blob_task(2, 2)],
 )
 @pytest.mark.parametrize("size", [1, 8, 500])
 def test_measure_gives_pace_and_restores_state(task: Task, size: int, threads: list[int]) -> None:
@@ -427,7 +428,7 @@ def test_probe_fits_memory(shape: tuple[int, ...], max_bytes: int) -> None:
 
 def test_large_examples_are_cropped_for_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PROBE_BYTES", 10**5)
-    assert measure(images(12, 4, (1, 40, 40)), 0.0, Recipe()).seconds_per_flop > 0
+    assert measure(image_task(12, 4, (1, 40, 40)), 0.0, Recipe()).seconds_per_flop > 0
 
 
 @pytest.mark.parametrize(("bfloat16", "expected"), [(0.8, "bfloat16"), (0.95, "float32"), (2.0, "float32")])
@@ -449,7 +450,7 @@ def test_faster_precision_is_chosen_on_busy_machine(
 
     monkeypatch.setattr(module, "autocast_to", slow_autocast)
     monkeypatch.setattr(time, "perf_counter", clock)
-    assert measure(images(), 1e9, Recipe(batch_size=8)).precision == expected
+    assert measure(image_task(), 1e9, Recipe(batch_size=8)).precision == expected
 
 
 def test_number_of_threads_is_restored_after_error(monkeypatch: pytest.MonkeyPatch, threads: list[int]) -> None:
@@ -458,13 +459,13 @@ def test_number_of_threads_is_restored_after_error(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(nn.functional, "cross_entropy", fail)
     with pytest.raises(MemoryError):
-        measure(blobs(), 0.0, Recipe(batch_size=8))
+        measure(blob_task(), 0.0, Recipe(batch_size=8))
     assert threads[-1] == 2
 
 
 def test_pace_is_proportional_to_number_of_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "perf_counter", Clock(tick=1.0))
-    one, other = (measure(blobs(n, 2), 0.0, Recipe(batch_size=16)).seconds_per_flop for n in (40, 80))
+    one, other = (measure(blob_task(n, 2), 0.0, Recipe(batch_size=16)).seconds_per_flop for n in (40, 80))
     assert other == pytest.approx(2 * one)
 
 
@@ -495,7 +496,7 @@ def test_captured_steps_are_used_if_equal_up_to_rounding(
     monkeypatch.setattr(module, "Step", ListedStep)
     monkeypatch.setattr(module, "PROBE_WIDTH", 16)
     monkeypatch.setattr(module, "MAX_TIME_RATIO", 0.0)  # however long they take
-    task = images(64, 4, (3, 16, 16))
+    task = image_task(64, 4, (3, 16, 16))
     with caplog.at_level(logging.INFO, "morphnas"):
         pace = measure(task, 0.0, default_recipe(64, torch.device("cpu"), None, (3, 16, 16)))
     assert pace.cuda_graphs is used

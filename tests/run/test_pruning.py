@@ -14,7 +14,7 @@ from morphnas.run.pruning import prune, trials_to_keep
 from morphnas.run.store import Store, load_run
 from morphnas.search import HillClimbingSearcher, MorphSpace, Promote, RandomSearcher
 from morphnas.search.trial import Budget, Proposal, Trial
-from tests.run.doubles import GOOD, GRAPH, RECIPE, resumed, weights
+from tests.run.doubles import FINISHED, GRAPH, RECIPE, resumed_store, weights
 
 BUDGET = Budget(1e9, 100)
 
@@ -24,7 +24,9 @@ def trial(id: int, score: float | None, start: Graph | int = GRAPH, **settings: 
     recipe = replace(RECIPE, epochs=settings.get("epochs", 2))
     start = graph if start is GRAPH else start
     proposal = Proposal(start, settings.get("morphs", ()), recipe, settings.get("why", {}))
-    return Trial(id, proposal, graph, settings.get("outcome", replace(GOOD, score=score)), settings.get("kept", True))
+    return Trial(
+        id, proposal, graph, settings.get("outcome", replace(FINISHED, score=score)), settings.get("kept", True)
+    )
 
 
 def test_best_trials_are_kept() -> None:
@@ -60,7 +62,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store = Store.create(tmp_path / "run", {})
     for i in range(5):
         claimed = store.claim(Proposal(mlp((4,), 2, width=3 + i, depth=1), (), RECIPE))
-        store.finish(i, replace(GOOD, score=-float(5 - i)), weights(i, claimed.graph))
+        store.finish(i, replace(FINISHED, score=-float(5 - i)), weights(i, claimed.graph))
     yield store
     store.close()
 
@@ -74,7 +76,7 @@ def test_prune_removes_weight_files_for_good(store: Store) -> None:
     assert [(store.path / f"trials/{i:05d}/weights.safetensors").exists() for i in range(5)] == kept
     assert [t.kept for t in load_run(store.path).trials] == kept
     store.close()
-    with resumed(store.path) as again:
+    with resumed_store(store.path) as again:
         assert again.trials == store.trials
 
 
@@ -82,7 +84,7 @@ def test_nothing_is_pruned_without_a_score(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "run", {})
     try:
         claimed = store.claim(Proposal(GRAPH, (), RECIPE))
-        store.finish(claimed.id, replace(GOOD, status="truncated", score=None, metric=None), weights())
+        store.finish(claimed.id, replace(FINISHED, status="truncated", score=None, metric=None), weights())
         prune(store, 1)
         assert store.trials[0].kept
     finally:
@@ -92,7 +94,7 @@ def test_nothing_is_pruned_without_a_score(tmp_path: Path) -> None:
 def test_final_trainings_of_unfinished_fit_are_kept(store: Store) -> None:
     for i in (5, 6):
         claimed = store.claim(Proposal(0, (), RECIPE, {"final": "inherited", "of": 0}))
-        store.finish(i, replace(GOOD, score=-9.0), weights(i, claimed.graph))
+        store.finish(i, replace(FINISHED, score=-9.0), weights(i, claimed.graph))
     store.update_about(settled=5)
     prune(store, 1)
     assert [t.id for t in store.trials if t.kept] == [4, 6]
@@ -101,7 +103,7 @@ def test_final_trainings_of_unfinished_fit_are_kept(store: Store) -> None:
 def test_hill_climbing_continues_from_kept_network() -> None:
     """Its position is the last network on its path whose weights are kept."""
     space = MorphSpace((GRAPH,))
-    start = Trial(0, Proposal(GRAPH, (), RECIPE), GRAPH, replace(GOOD, score=-3.0), True)
+    start = Trial(0, Proposal(GRAPH, (), RECIPE), GRAPH, replace(FINISHED, score=-3.0), True)
     morph = next(iter(space.neighbours(GRAPH)))
     children = [trial(1 + i, -2.0 + 0.1 * i, 0, morphs=(morph,), kept=i == 7) for i in range(8)]
     searcher = HillClimbingSearcher(space, RECIPE)

@@ -28,24 +28,24 @@ from morphnas.train.data import Task
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.trainer import EachEpoch
 from tests.run.doubles import (
-    GOOD,
+    FINISHED,
     GRAPH,
     RECIPE,
     FakeWork,
-    Notes,
-    Script,
-    Threads,
-    comparable,
-    files,
+    RecordingObserver,
+    ScriptedSearcher,
+    ThreadExecutor,
+    comparable_trials,
+    file_contents,
+    has_weights,
+    new_store,
     proposals,
-    resumed,
-    same_weights,
-    store_of,
+    resumed_store,
     weights,
 )
-from tests.train.tasks import Clock, blobs
+from tests.train.tasks import Clock, blob_task
 
-TASK = blobs()
+TASK = blob_task()
 NEVER = Clock().deadline(math.inf)
 
 
@@ -73,14 +73,14 @@ def run_search(
 
 
 def cut_short(epochs: int) -> Outcome:
-    return replace(GOOD, status="truncated", epochs=epochs, error=STOPPED, score=-1.0 - epochs)
+    return replace(FINISHED, status="truncated", epochs=epochs, error=STOPPED, score=-1.0 - epochs)
 
 
 @pytest.mark.parametrize(
     ("outcome", "replaced"),
     [
-        (replace(GOOD, epochs=3), True), (cut_short(3), True), (cut_short(2), True), (cut_short(1), False),
-        (replace(GOOD, status="truncated", epochs=1), False), (Outcome("failed", error="no"), False),
+        (replace(FINISHED, epochs=3), True), (cut_short(3), True), (cut_short(2), True), (cut_short(1), False),
+        (replace(FINISHED, status="truncated", epochs=1), False), (Outcome("failed", error="no"), False),
     ],
 )  # fmt: skip
 def test_retraining_replaces_cut_short_result_unless_shorter(
@@ -88,13 +88,13 @@ def test_retraining_replaces_cut_short_result_unless_shorter(
 ) -> None:
     result = outcome, None if outcome.status == "failed" else weights(7)
     monkeypatch.setattr(executors_module, "work", lambda *_, **__: result)
-    with store_of(path) as store:
+    with new_store(path) as store:
         store.claim(Proposal(GRAPH, (), RECIPE))
         before = store.finish(0, replace(cut_short(2), score=-9.0), weights(3))
         store.update_about(best=0, final=0, members={"0": 1.0})
-    with resumed(path) as store:
-        (trial,) = run_search(store, Script([]))
-        assert same_weights(store.network(0), weights(7 if replaced else 3))
+    with resumed_store(path) as store:
+        (trial,) = run_search(store, ScriptedSearcher([]))
+        assert has_weights(store.network(0), weights(7 if replaced else 3))
         assert (trial == before) is not replaced
     found = load_run(path)
     assert found.trials == (trial,)
@@ -103,7 +103,7 @@ def test_retraining_replaces_cut_short_result_unless_shorter(
 
 
 def test_result_stays_on_disk_while_trial_is_reopened(path: Path) -> None:
-    with store_of(path) as store:
+    with new_store(path) as store:
         store.claim(Proposal(GRAPH, (), RECIPE))
         before = store.finish(0, cut_short(2), weights(3))
         store.reopen(0)
@@ -115,79 +115,79 @@ def test_result_stays_on_disk_while_trial_is_reopened(path: Path) -> None:
 
 def test_cut_short_trial_is_resumed_although_weights_were_pruned(path: Path, fake_work: FakeWork) -> None:
     """`prune` keeps the weights of its parent."""
-    with store_of(path) as store:
+    with new_store(path) as store:
         for i, proposal in enumerate(proposals(3)):
             graph = store.claim(proposal).graph
-            store.finish(i, replace(GOOD, score=-float(i)), weights(i, graph))
+            store.finish(i, replace(FINISHED, score=-float(i)), weights(i, graph))
         store.claim(Proposal(2, (Deeper("relu_3"),), RECIPE))
         store.finish(3, cut_short(1), weights(3, store.trial(3).graph))
         prune(store, 1)
         assert [trial.kept for trial in store.trials] == [True, False, True, False]
-    with resumed(path) as store:
-        trial = run_search(store, Script([]), keep=1)[3]
+    with resumed_store(path) as store:
+        trial = run_search(store, ScriptedSearcher([]), keep=1)[3]
         assert trial.outcome is not None
         assert trial.outcome.status == "finished"
 
 
 def test_cut_short_trial_with_child_is_not_retrained(path: Path, fake_work: FakeWork) -> None:
-    with store_of(path) as store:
+    with new_store(path) as store:
         store.claim(Proposal(GRAPH, (), RECIPE))
         before = store.finish(0, cut_short(1), weights(3))
         store.claim(Proposal(0, (Deeper("relu_3"),), RECIPE))
-        store.finish(1, GOOD, weights(4, store.trial(1).graph))
-    with resumed(path) as store:
-        assert run_search(store, Script([]))[0] == before
+        store.finish(1, FINISHED, weights(4, store.trial(1).graph))
+    with resumed_store(path) as store:
+        assert run_search(store, ScriptedSearcher([]))[0] == before
 
 
 # -- when a search ends
 
 
 def test_search_ends_when_searcher_returns_none(path: Path, fake_work: FakeWork) -> None:
-    with store_of(path) as store:
-        trials = run_search(store, Script(proposals(4)))
+    with new_store(path) as store:
+        trials = run_search(store, ScriptedSearcher(proposals(4)))
     assert [t.id for t in trials] == [0, 1, 2, 3]
-    assert all(t.outcome == GOOD and t.kept for t in trials)
+    assert all(t.outcome == FINISHED and t.kept for t in trials)
     assert list(load_run(path).trials) == trials
 
 
 @pytest.mark.parametrize("max_trials", [1, 3])
 def test_search_ends_after_max_trials(path: Path, fake_work: FakeWork, max_trials: int) -> None:
-    script = Script(proposals(9))
-    with store_of(path) as store:
-        assert len(run_search(store, script, max_trials=max_trials)) == max_trials
-        assert [budget.trials for _, budget in script.calls] == list(range(max_trials, 0, -1))
-    with resumed(path) as store:
-        assert len(run_search(store, script, max_trials=max_trials)) == max_trials
-        assert len(run_search(store, script, max_trials=max_trials + 2)) == max_trials + 2
+    searcher = ScriptedSearcher(proposals(9))
+    with new_store(path) as store:
+        assert len(run_search(store, searcher, max_trials=max_trials)) == max_trials
+        assert [budget.trials for _, budget in searcher.calls] == list(range(max_trials, 0, -1))
+    with resumed_store(path) as store:
+        assert len(run_search(store, searcher, max_trials=max_trials)) == max_trials
+        assert len(run_search(store, searcher, max_trials=max_trials + 2)) == max_trials + 2
 
 
 def test_search_ends_at_deadline(path: Path, fake_work: FakeWork) -> None:
-    clock, script = Clock(), Script(proposals(99))
+    clock, searcher = Clock(), ScriptedSearcher(proposals(99))
 
     def outcome_of(job: Job) -> Outcome:
         clock.now += 3
-        return GOOD
+        return FINISHED
 
     fake_work.outcome_of = outcome_of
-    with store_of(path) as store:
-        trials = run_search(store, script, deadline=clock.deadline(10))
+    with new_store(path) as store:
+        trials = run_search(store, searcher, deadline=clock.deadline(10))
     assert len(trials) == 4
     assert [job.seconds for job in fake_work.jobs] == [10, 7, 4, 1]
-    assert [budget.seconds for _, budget in script.calls] == [10, 7, 4, 1]
+    assert [budget.seconds for _, budget in searcher.calls] == [10, 7, 4, 1]
 
 
 def test_first_trial_is_started_even_without_time(path: Path, fake_work: FakeWork) -> None:
     """But a second search without time starts no other."""
     clock = Clock()
-    with store_of(path) as store:
-        assert len(run_search(store, Script(proposals(9)), deadline=clock.deadline(0))) == 1
+    with new_store(path) as store:
+        assert len(run_search(store, ScriptedSearcher(proposals(9)), deadline=clock.deadline(0))) == 1
         assert fake_work.jobs[0].seconds == 0
-        assert len(run_search(store, Script(proposals(9)), deadline=clock.deadline(0))) == 1
+        assert len(run_search(store, ScriptedSearcher(proposals(9)), deadline=clock.deadline(0))) == 1
 
 
 def test_first_network_is_trained_if_none_can_finish_in_time(path: Path, fake_work: FakeWork) -> None:
     searcher = RandomSearcher(MorphSpace((GRAPH,)), RECIPE, Limits(), 0)
-    with store_of(path) as store:
+    with new_store(path) as store:
         trials = run_search(store, searcher, deadline=Clock().deadline(1e-3), guess=1.0)
     assert [t.id for t in trials] == [0]
 
@@ -196,11 +196,11 @@ def test_first_network_is_trained_if_none_can_finish_in_time(path: Path, fake_wo
 
 
 def test_searcher_gets_all_trials_and_remaining_budget(path: Path, fake_work: FakeWork) -> None:
-    script = Script(proposals(3))
-    with store_of(path) as store:
-        trials = run_search(store, script, guess=1e-9, deadline=Clock().deadline(100))
-    assert [history for history, _ in script.calls] == [tuple(trials[:i]) for i in range(4)]
-    budgets = [budget for _, budget in script.calls]
+    searcher = ScriptedSearcher(proposals(3))
+    with new_store(path) as store:
+        trials = run_search(store, searcher, guess=1e-9, deadline=Clock().deadline(100))
+    assert [history for history, _ in searcher.calls] == [tuple(trials[:i]) for i in range(4)]
+    budgets = [budget for _, budget in searcher.calls]
     assert budgets[0] == Budget(100, None, 1e-9)
     assert budgets[1].seconds_per_flop == seconds_per_flop(trials[:1], 0)
     assert budgets[3].seconds_per_flop == seconds_per_flop(trials, 0)
@@ -208,9 +208,9 @@ def test_searcher_gets_all_trials_and_remaining_budget(path: Path, fake_work: Fa
 
 def test_jobs_have_weights_of_start_and_seed_of_trial(path: Path, fake_work: FakeWork) -> None:
     wider = Wider("dense_1", 7)
-    script = Script([*proposals(2), Proposal(1, (wider,), RECIPE)])
-    with store_of(path) as store:
-        run_search(store, script, seed=5)
+    searcher = ScriptedSearcher([*proposals(2), Proposal(1, (wider,), RECIPE)])
+    with new_store(path) as store:
+        run_search(store, searcher, seed=5)
         second = store.network(1)
     jobs = fake_work.jobs
     assert [job.seed for job in jobs] == [trial_seed(5, id) for id in range(3)]
@@ -219,7 +219,7 @@ def test_jobs_have_weights_of_start_and_seed_of_trial(path: Path, fake_work: Fak
     start = jobs[2].start
     assert isinstance(start, Network)
     assert start.graph == proposals(2)[1].start
-    assert same_weights(start, dict(second.weights))
+    assert has_weights(start, dict(second.weights))
 
 
 def test_trial_seeds_are_distinct() -> None:
@@ -229,35 +229,37 @@ def test_trial_seeds_are_distinct() -> None:
 
 
 def test_observer_is_called_in_order(path: Path) -> None:
-    notes = Notes()
-    with store_of(path) as store:
-        run_search(store, Script(proposals(2)), observer=notes)
+    observer = RecordingObserver()
+    with new_store(path) as store:
+        run_search(store, ScriptedSearcher(proposals(2)), observer=observer)
     expected = [[("begins", i), ("epoch", 1), ("epoch", 2), ("ends", i)] for i in range(2)]
-    assert notes.told == [entry for trial in expected for entry in trial]
+    assert observer.calls == [entry for trial in expected for entry in trial]
 
 
 def test_observer_error_ends_search(path: Path) -> None:
     """The trial does not fail, but stays open and is continued later."""
 
-    class Failing(Notes):
+    class Failing(RecordingObserver):
         def epoch_done(self, trial: Trial, outcome: Outcome) -> None:
             raise OSError("no space to write to")
 
-    with store_of(path) as store:
+    with new_store(path) as store:
         with pytest.raises(OSError, match="no space to write to"):
-            run_search(store, Script(proposals(2)), observer=Failing())
+            run_search(store, ScriptedSearcher(proposals(2)), observer=Failing())
         assert [trial.outcome for trial in store.trials] == [None]
-        assert run_search(store, Script([]))[0].kept
+        assert run_search(store, ScriptedSearcher([]))[0].kept
 
 
 # -- failures
 
 
 def test_search_continues_after_failed_trials(path: Path, fake_work: FakeWork) -> None:
-    outcomes = iter([GOOD, Outcome("failed", error="trace"), Outcome("oom"), Outcome("truncated", -1.0, 0.5), GOOD])
+    outcomes = iter(
+        [FINISHED, Outcome("failed", error="trace"), Outcome("oom"), Outcome("truncated", -1.0, 0.5), FINISHED]
+    )
     fake_work.outcome_of = lambda _: next(outcomes)
-    with store_of(path) as store:
-        trials = run_search(store, Script(proposals(5)))
+    with new_store(path) as store:
+        trials = run_search(store, ScriptedSearcher(proposals(5)))
     assert [t.outcome and t.outcome.status for t in trials] == ["finished", "failed", "oom", "truncated", "finished"]
     assert [t.kept for t in trials] == [True, False, False, True, True]
 
@@ -268,11 +270,11 @@ def test_exception_of_worker_fails_its_trial(path: Path, fake_work: FakeWork) ->
     def outcome_of(job: Job) -> Outcome:
         if len(fake_work.jobs) == 2:
             raise ConnectionResetError("the worker is gone")
-        return GOOD
+        return FINISHED
 
     fake_work.outcome_of = outcome_of
-    with store_of(path) as store:
-        trials = run_search(store, Script(proposals(3)))
+    with new_store(path) as store:
+        trials = run_search(store, ScriptedSearcher(proposals(3)))
     outcome = trials[1].outcome
     assert outcome is not None
     assert (outcome.status, outcome.error) == ("failed", "ConnectionResetError: the worker is gone")
@@ -291,7 +293,7 @@ def test_invalid_first_proposal_raises(path: Path, fake_work: FakeWork) -> None:
         def ask(self, trials: Sequence[Trial], budget: Budget) -> Any:
             return 3
 
-    with store_of(path) as store, pytest.raises(RunError, match="ask returns a Proposal or None, not 3"):
+    with new_store(path) as store, pytest.raises(RunError, match="ask returns a Proposal or None, not 3"):
         run_search(store, Invalid())
 
 
@@ -325,11 +327,11 @@ def test_failing_searcher_ends_search_and_keeps_trials(path: Path, fake_work: Fa
         def ask(self, trials: Sequence[Trial], budget: Budget) -> Any:
             return proposals(2)[len(trials)] if len(trials) < 2 else answer()
 
-    with store_of(path) as store:
+    with new_store(path) as store:
         with pytest.warns(UserWarning, match=f"the search ends, with resume=True it can go on: .*{message}"):
             trials = run_search(store, FailsLater())
         assert [trial.kept for trial in trials] == [True, True]
-        more = run_search(store, Script([*proposals(2), Proposal(np.int64(0), (Deeper("relu_3"),), RECIPE)]))  # type: ignore[arg-type]
+        more = run_search(store, ScriptedSearcher([*proposals(2), Proposal(np.int64(0), (Deeper("relu_3"),), RECIPE)]))  # type: ignore[arg-type]
         assert [trial.parent for trial in more[:3]] == [None, None, 0]
 
 
@@ -337,8 +339,8 @@ def test_proposal_beyond_limits_fails_without_training(path: Path, fake_work: Fa
     """User-defined searchers may ignore the limits."""
     small, large = sorted(proposals(2), key=lambda p: grow_proposal(p, {}).parameters)
     max_params = grow_proposal(small, {}).parameters
-    with store_of(path) as store:
-        trials = run_search(store, Script([large, small]), limits=Limits(max_params=max_params))
+    with new_store(path) as store:
+        trials = run_search(store, ScriptedSearcher([large, small]), limits=Limits(max_params=max_params))
     assert [t.kept for t in trials] == [False, True]
     assert len(fake_work.jobs) == 1
     outcome = trials[0].outcome
@@ -354,7 +356,7 @@ def test_search_ends_after_repeated_proposals_beyond_limits(
         def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
             return proposals(1)[0]
 
-    with store_of(path) as store:
+    with new_store(path) as store:
         trials = run_search(store, Repeating(), limits=Limits(max_params=1))
     assert len(trials) == MAX_REFUSED
     assert not fake_work.jobs
@@ -364,8 +366,8 @@ def test_search_ends_after_repeated_proposals_beyond_limits(
 def test_why_of_proposal_is_stored_as_json(path: Path, fake_work: FakeWork) -> None:
     start = proposals(1)[0]
     why: Any = {"expected": np.float32(0.5), "nearest": np.array([1, 2]), "pair": (1, None), 3: "three"}
-    with store_of(path) as store:
-        trials = run_search(store, Script([replace(start, why=why)]))
+    with new_store(path) as store:
+        trials = run_search(store, ScriptedSearcher([replace(start, why=why)]))
     assert trials[0].proposal.why == {"expected": 0.5, "nearest": [1, 2], "pair": [1, None], "3": "three"}
     assert load_run(path).trials == tuple(trials)
     for invalid in (math.nan, np.float64("inf"), [np.nan], object(), {1, 2}):
@@ -379,8 +381,8 @@ def test_starts_are_retried_if_all_trials_have_failed(
     path: Path, fake_work: FakeWork, failures: int, expected: int, outcome: Outcome
 ) -> None:
     """Failures may be due to chance; but after `MAX_FAILED_TRIALS` of them the search ends."""
-    fake_work.outcome_of = lambda _: GOOD if len(fake_work.jobs) > failures else outcome
-    with store_of(path) as store:
+    fake_work.outcome_of = lambda _: FINISHED if len(fake_work.jobs) > failures else outcome
+    with new_store(path) as store:
         trials = run_search(store, UntriedStarts())
     assert len(trials) == expected
     assert [t.score is not None for t in trials] == [False] * (expected - 1) + [failures < 99]
@@ -388,15 +390,15 @@ def test_starts_are_retried_if_all_trials_have_failed(
 
 def test_starts_that_ran_out_of_memory_are_not_retried(path: Path, fake_work: FakeWork) -> None:
     fake_work.outcome_of = lambda _: Outcome("oom", error="no room")
-    with store_of(path) as store:
+    with new_store(path) as store:
         assert len(run_search(store, UntriedStarts())) == 2
 
 
 def test_network_that_does_not_fit_the_task_fails(path: Path) -> None:
     """Without a fake: its number of features is wrong; the next network is trained."""
     misfit = Proposal(mlp((9,), 2, width=3, depth=1), (), RECIPE)
-    with store_of(path) as store:
-        trials = run_search(store, Script([misfit, *proposals(2)[1:]]))
+    with new_store(path) as store:
+        trials = run_search(store, ScriptedSearcher([misfit, *proposals(2)[1:]]))
     assert [t.outcome and t.outcome.status for t in trials] == ["failed", "finished"]
 
 
@@ -405,11 +407,11 @@ def test_running_trial_is_on_disk_without_outcome(path: Path, fake_work: FakeWor
 
     def outcome_of(job: Job) -> Outcome:
         unfinished.append([t.outcome is None for t in load_run(path).trials])
-        return GOOD
+        return FINISHED
 
     fake_work.outcome_of = outcome_of
-    with store_of(path) as store:
-        run_search(store, Script(proposals(2)))
+    with new_store(path) as store:
+        run_search(store, ScriptedSearcher(proposals(2)))
     assert unfinished == [[True], [False, True]]
 
 
@@ -417,12 +419,12 @@ def test_weights_are_pruned_after_every_trial(path: Path, fake_work: FakeWork) -
     """Not only at the end, when the disk may be full."""
     counts: list[int] = []
 
-    class Counting(Notes):
+    class Counting(RecordingObserver):
         def trial_ends(self, trial: Trial) -> None:
             counts.append(len(list(path.glob("trials/*/weights.safetensors"))))
 
-    with store_of(path) as store:
-        run_search(store, Script(proposals(5)), keep=1, observer=Counting())
+    with new_store(path) as store:
+        run_search(store, ScriptedSearcher(proposals(5)), keep=1, observer=Counting())
     assert counts == [1] * 5
 
 
@@ -430,20 +432,20 @@ def test_weights_are_pruned_after_every_trial(path: Path, fake_work: FakeWork) -
 
 
 def test_unfinished_trials_run_first(path: Path, fake_work: FakeWork) -> None:
-    with store_of(path) as store:
+    with new_store(path) as store:
         for i, proposal in enumerate(proposals(4)):
             graph = store.claim(proposal).graph
             if i in (0, 2):
-                store.finish(i, GOOD, weights(i, graph))
-    script, notes = Script(proposals(5)), Notes()
-    before = files(path)
-    with resumed(path) as store:
-        trials = run_search(store, script, seed=3, observer=notes)
-    assert [entry for entry in notes.told if entry[0] == "begins"] == [("begins", 1), ("begins", 3), ("begins", 4)]
+                store.finish(i, FINISHED, weights(i, graph))
+    searcher, observer = ScriptedSearcher(proposals(5)), RecordingObserver()
+    before = file_contents(path)
+    with resumed_store(path) as store:
+        trials = run_search(store, searcher, seed=3, observer=observer)
+    assert [entry for entry in observer.calls if entry[0] == "begins"] == [("begins", 1), ("begins", 3), ("begins", 4)]
     assert [job.seed for job in fake_work.jobs] == [trial_seed(3, 1), trial_seed(3, 3), trial_seed(3, 4)]
-    assert all(history and all(t.outcome for t in history) for history, _ in script.calls)  # asked after them
-    assert [t.outcome for t in trials] == [GOOD] * 5
-    after = files(path)
+    assert all(history and all(t.outcome for t in history) for history, _ in searcher.calls)  # asked after them
+    assert [t.outcome for t in trials] == [FINISHED] * 5
+    after = file_contents(path)
     assert {name for name in before if before[name] != after.get(name)} <= {"holder"}, "existing files were changed"
 
 
@@ -452,13 +454,13 @@ class Interrupted(BaseException):
 
 
 @dataclass
-class Interrupting(Notes):
+class Interrupting(RecordingObserver):
     """Interrupts the search in the observer's `after`-th call."""
 
     after: int = 0
 
     def _check(self) -> None:
-        if len(self.told) == self.after:
+        if len(self.calls) == self.after:
             raise Interrupted
 
     def trial_begins(self, trial: Trial) -> None:
@@ -479,85 +481,85 @@ def test_resumed_search_equals_uninterrupted_search(tmp_path: Path, after: int) 
     """Networks are trained without a fake, and their weights are bitwise equal."""
     starts = (mlp((4,), 2, width=3, depth=1), mlp((4,), 2, width=2, depth=2))
     searcher = RandomSearcher(MorphSpace(starts), RECIPE, Limits(max_params=2000), seed=7)
-    with store_of(tmp_path / "uninterrupted") as store:
+    with new_store(tmp_path / "uninterrupted") as store:
         expected = run_search(store, searcher, seed=7, max_trials=5)
     assert len(expected) == 5
     assert any(t.proposal.morphs for t in expected)
-    with store_of(tmp_path / "resumed") as store, pytest.raises(Interrupted):
+    with new_store(tmp_path / "resumed") as store, pytest.raises(Interrupted):
         run_search(store, searcher, seed=7, max_trials=5, observer=Interrupting(after=after))
-    with resumed(tmp_path / "resumed") as store:
+    with resumed_store(tmp_path / "resumed") as store:
         assert len(store.trials) < 5 or store.trials[-1].outcome is None
         found = run_search(store, searcher, seed=7, max_trials=5)
-    assert comparable(found) == comparable(expected)
+    assert comparable_trials(found) == comparable_trials(expected)
     one, other = load_run(tmp_path / "uninterrupted"), load_run(tmp_path / "resumed")
     for trial in expected:
-        assert same_weights(one.load_model_by_id(trial.id), dict(other.load_model_by_id(trial.id).weights))
+        assert has_weights(one.load_model_by_id(trial.id), dict(other.load_model_by_id(trial.id).weights))
 
 
 def test_search_is_determined_by_its_seed(tmp_path: Path) -> None:
     searcher = RandomSearcher(MorphSpace((GRAPH,)), RECIPE, Limits(max_params=2000), seed=1)
     found = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        with store_of(tmp_path / name) as store:
-            found.append(comparable(run_search(store, searcher, seed=seed, max_trials=3)))
+        with new_store(tmp_path / name) as store:
+            found.append(comparable_trials(run_search(store, searcher, seed=seed, max_trials=3)))
     assert found[0] == found[1]
     assert found[0] != found[2]
 
 
 def test_damaged_weights_of_parent_fail_the_trial(path: Path, fake_work: FakeWork) -> None:
-    with store_of(path) as store:
-        run_search(store, Script(proposals(2)))
+    with new_store(path) as store:
+        run_search(store, ScriptedSearcher(proposals(2)))
     (path / "trials" / "00000" / "weights.safetensors").write_bytes(b"garbage")
-    script = Script([*proposals(2), Proposal(0, (), RECIPE), Proposal(1, (), RECIPE)])
-    with resumed(path) as store:
-        trials = run_search(store, script)
+    searcher = ScriptedSearcher([*proposals(2), Proposal(0, (), RECIPE), Proposal(1, (), RECIPE)])
+    with resumed_store(path) as store:
+        trials = run_search(store, searcher)
     assert [t.outcome and t.outcome.status for t in trials] == ["finished", "finished", "failed", "finished"]
 
 
 def test_open_trial_stays_open_without_time(path: Path, fake_work: FakeWork) -> None:
-    fake_work.outcome_of = lambda job: Outcome("truncated") if not job.seconds else GOOD
-    with store_of(path) as store:
-        run_search(store, Script(proposals(1)))
+    fake_work.outcome_of = lambda job: Outcome("truncated") if not job.seconds else FINISHED
+    with new_store(path) as store:
+        run_search(store, ScriptedSearcher(proposals(1)))
         store.claim(proposals(2)[1])
-    with resumed(path) as store:
-        assert run_search(store, Script([]), deadline=Clock().deadline(0))[1].outcome is None
+    with resumed_store(path) as store:
+        assert run_search(store, ScriptedSearcher([]), deadline=Clock().deadline(0))[1].outcome is None
 
 
 def test_search_does_not_resume_a_final_training(path: Path, fake_work: FakeWork) -> None:
-    with store_of(path) as store:
-        run_search(store, Script(proposals(1)))
+    with new_store(path) as store:
+        run_search(store, ScriptedSearcher(proposals(1)))
         store.claim(Proposal(0, (), RECIPE, {"final": "everything", "of": 0, "score_of": 0}))
     fake_work.jobs.clear()
-    with resumed(path) as store:
-        run_search(store, Script([]))
+    with resumed_store(path) as store:
+        run_search(store, ScriptedSearcher([]))
     assert not fake_work.jobs
 
 
 def test_searcher_does_not_get_final_trainings(path: Path, fake_work: FakeWork) -> None:
     """They may have used the held-out examples of the search, if the data were split again."""
-    with store_of(path) as store:
-        run_search(store, Script(proposals(2)))
+    with new_store(path) as store:
+        run_search(store, ScriptedSearcher(proposals(2)))
         final = store.claim(Proposal(0, (), RECIPE, {"final": "everything", "of": 0, "score_of": 0}))
-        store.finish(final.id, GOOD, weights())
-        script = Script(proposals(9))
-        trials = run_search(store, script, max_trials=4)
+        store.finish(final.id, FINISHED, weights())
+        searcher = ScriptedSearcher(proposals(9))
+        trials = run_search(store, searcher, max_trials=4)
     assert [trial.id for trial in trials if not trial.final] == [0, 1, 3, 4]
-    assert all(not trial.final for history, _ in script.calls for trial in history)
-    assert [budget.trials for _, budget in script.calls] == [2, 1]
+    assert all(not trial.final for history, _ in searcher.calls for trial in history)
+    assert [budget.trials for _, budget in searcher.calls] == [2, 1]
 
 
 def test_slow_searcher_is_not_asked_shortly_before_deadline(path: Path, fake_work: FakeWork) -> None:
     clock = Clock()
 
-    class Slow(Script):
+    class Slow(ScriptedSearcher):
         def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
             clock.now += 4
             return super().ask(trials, budget)
 
-    script = Slow(proposals(99))
-    with store_of(path) as store:
-        run_search(store, script, deadline=clock.deadline(10))
-    assert [budget.seconds for _, budget in script.calls] == [10, 6]
+    searcher = Slow(proposals(99))
+    with new_store(path) as store:
+        run_search(store, searcher, deadline=clock.deadline(10))
+    assert [budget.seconds for _, budget in searcher.calls] == [10, 6]
 
 
 # -- several workers
@@ -583,36 +585,36 @@ class OrderedWork:
             assert self.ended[position - 1].wait(30)
         self.ended[position].set()
         assert isinstance(job.start, type(GRAPH))
-        return replace(GOOD, score=-float(number)), weights(number, job.start)
+        return replace(FINISHED, score=-float(number)), weights(number, job.start)
 
 
 def test_searcher_gets_running_trials(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script, threads = Script(proposals(6)), Threads(TASK)
+    searcher, threads = ScriptedSearcher(proposals(6)), ThreadExecutor(TASK)
     monkeypatch.setattr(executors_module, "work", OrderedWork(range(6)))
     try:
-        with store_of(path) as store:
-            trials = run_search(store, script, executor=threads, max_trials=6)
+        with new_store(path) as store:
+            trials = run_search(store, searcher, executor=threads, max_trials=6)
     finally:
         threads.shutdown()
     assert len(trials) == 6
     assert all(t.outcome is not None for t in trials)
-    running = [sum(t.outcome is None for t in history) for history, _ in script.calls]
+    running = [sum(t.outcome is None for t in history) for history, _ in searcher.calls]
     assert running[:2] == [0, 1]  # the second proposal is requested while the first trial runs
     assert set(running[1:]) <= {0, 1}
     assert 1 in running[2:]
-    assert [len(history) for history, _ in script.calls] == list(range(6))
-    assert [budget.trials for _, budget in script.calls] == [6, 5, 4, 3, 2, 1]
+    assert [len(history) for history, _ in searcher.calls] == list(range(6))
+    assert [budget.trials for _, budget in searcher.calls] == [6, 5, 4, 3, 2, 1]
 
 
 def test_trials_ending_out_of_order_keep_their_results(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = Threads(TASK)
+    threads = ThreadExecutor(TASK)
     monkeypatch.setattr(executors_module, "work", OrderedWork([1, 2, 0, 3]))
     try:
-        with store_of(path) as store:
-            trials = run_search(store, Script(proposals(4)), executor=threads)
+        with new_store(path) as store:
+            trials = run_search(store, ScriptedSearcher(proposals(4)), executor=threads)
             for trial in trials:
                 assert trial.score is not None
-                assert same_weights(store.network(trial.id), weights(int(-trial.score), trial.graph))
+                assert has_weights(store.network(trial.id), weights(int(-trial.score), trial.graph))
     finally:
         threads.shutdown()
     assert sorted(-(t.score or 0) for t in trials) == [0, 1, 2, 3]
@@ -633,8 +635,8 @@ class LossyExecutor(SerialExecutor):
 
 
 def test_job_lost_by_executor_fails_its_trial(path: Path, fake_work: FakeWork) -> None:
-    with store_of(path) as store:
-        trials = run_search(store, Script(proposals(3)), executor=LossyExecutor(TASK))
+    with new_store(path) as store:
+        trials = run_search(store, ScriptedSearcher(proposals(3)), executor=LossyExecutor(TASK))
     assert [t.outcome and t.outcome.status for t in trials] == ["finished", "failed", "finished"]
     assert len(fake_work.jobs) == 2
 
@@ -689,11 +691,11 @@ def test_decided_flip_is_not_changed(flip: bool) -> None:
 
 
 def test_search_decides_flip_for_later_trials(path: Path, fake_work: FakeWork) -> None:
-    evaluated = replace(GOOD, upright=GOOD.metric, mirrored=0.8)
+    evaluated = replace(FINISHED, upright=FINISHED.metric, mirrored=0.8)
     fake_work.outcome_of = lambda _: replace(evaluated, mirrored=None) if len(fake_work.jobs) == 1 else evaluated
     given = [replace(proposal, recipe=UNDECIDED) for proposal in proposals(4)]
-    with store_of(path) as store:
-        trials = run_search(store, Script(given), baseline_metric=0.1)
+    with new_store(path) as store:
+        trials = run_search(store, ScriptedSearcher(given), baseline_metric=0.1)
     assert [job.recipe.augment.flip for job in fake_work.jobs] == [None, None, True, True]
     assert [t.proposal.recipe.augment.flip for t in trials] == [None, None, True, True]
 
@@ -703,7 +705,7 @@ def test_search_decides_flip_for_later_trials(path: Path, fake_work: FakeWork) -
 
 def timed_trial(id: int, seconds_per_flop: float, **changes: Any) -> Trial:
     """A trial whose epochs took so many seconds per FLOP of `Graph.work`."""
-    outcome = replace(GOOD, seconds=seconds_per_flop * 4 * GRAPH.work, epochs=4, **changes)
+    outcome = replace(FINISHED, seconds=seconds_per_flop * 4 * GRAPH.work, epochs=4, **changes)
     return Trial(id, Proposal(GRAPH, (), RECIPE), GRAPH, outcome, True)
 
 

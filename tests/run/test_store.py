@@ -46,18 +46,18 @@ from morphnas.search import winner
 from morphnas.search.trial import Proposal, Trial, grow_proposal, lineage
 from morphnas.train.recipe import Augment, Epoch, Outcome, Recipe
 from tests.run.doubles import (
-    GOOD,
+    FINISHED,
     GRAPH,
     RECIPE,
-    comparable,
-    files,
+    comparable_trials,
+    file_contents,
+    has_weights,
+    new_store,
     proposals,
-    resumed,
-    same_weights,
-    store_of,
+    resumed_store,
     weights,
 )
-from tests.run.hostile import Hostile
+from tests.run.failing_morph import FailingMorph
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,11 +79,11 @@ def edit_json(file: Path, **changes: Any) -> None:
 def finish_trials(store: Store, n: int) -> None:
     """Claim and finish the first `n` trials, each with weights seeded by its id."""
     for i, proposal in enumerate(proposals(n)):
-        store.finish(i, GOOD, weights(i, store.claim(proposal).graph))
+        store.finish(i, FINISHED, weights(i, store.claim(proposal).graph))
 
 
 def test_unknown_trial_id_raises(path: Path) -> None:
-    with store_of(path) as store:
+    with new_store(path) as store:
         trials = [store.claim(proposal) for proposal in proposals(2)]
         assert [store.trial(0), store.trial(1)] == store.trials == trials
         for method in (store.trial, store.network):
@@ -112,13 +112,13 @@ def test_resume_removes_leftover_task_folders(path: Path, tmp_path: Path) -> Non
 
 def test_start_weights_survive_resume_but_not_overwrite(path: Path) -> None:
     given, other = Network(GRAPH, weights(5)), mlp((4,), 2, width=9, depth=1)
-    with store_of(path) as store:
+    with new_store(path) as store:
         assert store.start(GRAPH) is GRAPH
         store.add_start_weights(given)
-    with resumed(path) as store:
+    with resumed_store(path) as store:
         found = store.start(GRAPH)
         assert isinstance(found, Network)
-        assert same_weights(found, weights(5))
+        assert has_weights(found, weights(5))
         assert store.has_start_weights(GRAPH)
         assert not store.has_start_weights(other)
         assert store.start(other) is other
@@ -126,7 +126,7 @@ def test_start_weights_survive_resume_but_not_overwrite(path: Path) -> None:
         file.write_bytes(b"damaged")
         with pytest.raises(RunError, match=f"{file.name} does not hold this network's weights"):
             store.start(GRAPH)
-    with store_of(path.with_name("other")) as store:
+    with new_store(path.with_name("other")) as store:
         (store.path / "starts").symlink_to(path / "starts")
         with pytest.raises(RunError, match="leads out of"):
             store.add_start_weights(given)
@@ -143,7 +143,7 @@ def test_run_round_trip(path: Path) -> None:
     outcome = Outcome(
         "truncated", -0.25, 0.5, 3.5, 2, 1, (Epoch(1.5, 0.7, -0.25, 0.5),), 40, 12.5, 7, 1e-6, 0.4, "late"
     )
-    with store_of(path, seed=3, plan={"a": [1]}) as store:
+    with new_store(path, seed=3, plan={"a": [1]}) as store:
         first = store.claim(Proposal(graph, (), recipe, {"reason": "start", "budget": {"seconds": None}}))
         assert first == Trial(0, Proposal(graph, (), recipe, {"reason": "start", "budget": {"seconds": None}}), graph)
         store.finish(0, outcome, weights(1, graph))
@@ -153,13 +153,13 @@ def test_run_round_trip(path: Path) -> None:
         store.finish(1, Outcome("oom", error="too much"), None)
         store.claim(Proposal(0, (), recipe))
         before = store.trials
-    with resumed(path) as store:
+    with resumed_store(path) as store:
         assert store.trials == before
         assert [t.outcome for t in store.trials] == [outcome, Outcome("oom", error="too much"), None]
         assert [t.kept for t in store.trials] == [True, False, False]
         assert [t.parent for t in store.trials] == [None, 0, 0]
         assert store.trials[1].graph == grown
-        assert same_weights(store.network(0), weights(1, graph))
+        assert has_weights(store.network(0), weights(1, graph))
         assert store.claim(proposals(1)[0]).id == 3
     run = load_run(path)
     assert run.about["seed"] == 3
@@ -177,36 +177,36 @@ def test_proposal_json_round_trip() -> None:
 
 
 def test_run_with_unknown_morphs_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    user_defined = Hostile("raise")
-    with store_of(path) as store:
+    user_defined = FailingMorph("raise")
+    with new_store(path) as store:
         store.claim(Proposal(GRAPH, (), RECIPE))
-        store.finish(0, GOOD, weights())
+        store.finish(0, FINISHED, weights())
         store.claim(Proposal(0, (Wider("dense_1", 9), user_defined), RECIPE))
-        store.finish(1, GOOD, weights(1, store.trial(1).graph))
+        store.finish(1, FINISHED, weights(1, store.trial(1).graph))
         store.update_about(best=1)
         trials = store.trials
     assert list(load_run(path).trials) == trials  # its kind is registered here
-    monkeypatch.delitem(morphs_module.MORPHS, "hostile")
-    with pytest.warns(UserWarning, match="has morphs of a kind that is not defined here: hostile"):
+    monkeypatch.delitem(morphs_module.MORPHS, "failing")
+    with pytest.warns(UserWarning, match="has morphs of a kind that is not defined here: failing"):
         run = load_run(path)
     trial = run.trial(1)
     known, unknown = trial.proposal.morphs
     assert (known, unknown.to_json()) == (Wider("dense_1", 9), user_defined.to_json())
-    assert (trial.graph, trial.outcome, trial.parent) == (trials[1].graph, GOOD, 0)
-    assert "hostile raise" in str(explain(run))
-    assert "hostile raise" in write_report(run, path / "report.html").read_text(encoding="utf-8")
-    with pytest.raises(MorphError, match="import the module that defines 'hostile'"):
+    assert (trial.graph, trial.outcome, trial.parent) == (trials[1].graph, FINISHED, 0)
+    assert "failing raise" in str(explain(run))
+    assert "failing raise" in write_report(run, path / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(MorphError, match="import the module that defines 'failing'"):
         unknown.grow(GRAPH)
 
 
 def test_run_has_no_temporary_files_or_pickles(path: Path) -> None:
-    with store_of(path) as store:
+    with new_store(path) as store:
         finish_trials(store, 3)
         store.update_about(best=1)
         store.write_model(store.network(1), {"labels": [0, 1]})
         store.write_model(store.network(2), {"labels": [0, 1]})
     assert not temporary_files(path)
-    contents = files(path)
+    contents = file_contents(path)
     assert sorted(contents)[-7:] == [
         "trials/00000/weights.safetensors", "trials/00001/proposal.json", "trials/00001/trial.json",
         "trials/00001/weights.safetensors", "trials/00002/proposal.json", "trials/00002/trial.json",
@@ -220,7 +220,7 @@ def test_run_has_no_temporary_files_or_pickles(path: Path) -> None:
 
 
 def test_update_about_merges_facts(path: Path) -> None:
-    with store_of(path, seed=1) as store:
+    with new_store(path, seed=1) as store:
         store.update_about(best=4)
         store.update_about(final=5, best=6)
     about = load_run(path).about
@@ -272,7 +272,7 @@ def run_session(path: Path, on_step: Callable[[str], None]) -> None:
             trial = store.trials[i]
             on_step(f"claimed {i}")
             if trial.outcome is None:
-                store.finish(trial.id, GOOD, weights(trial.id, trial.graph))
+                store.finish(trial.id, FINISHED, weights(trial.id, trial.graph))
             on_step(f"finished {i}")
             store.update_about(best=trial.id)
             store.write_model(store.network(trial.id), {"of": trial.id})
@@ -325,18 +325,18 @@ def test_crash_at_any_rename_loses_no_finished_trial(
             for trial in run.trials:
                 committed = (path / f"trials/{trial.id:05}/trial.json").exists()
                 assert trial.kept == committed
-                assert trial.outcome == (GOOD if committed else None)
+                assert trial.outcome == (FINISHED if committed else None)
                 if committed:
-                    assert same_weights(run.load_model_by_id(trial.id), weights(trial.id, trial.graph))
+                    assert has_weights(run.load_model_by_id(trial.id), weights(trial.id, trial.graph))
             assert {t.id for t in run.trials if t.outcome is not None} >= set(finished)
             models = [i for i in range(2) if f"model {i}" in steps]
             if models:
                 network, about = load_model(path)
                 assert about["of"] in (max(models), max(models) + 1)
-                assert same_weights(network, weights(about["of"], network.graph))
+                assert has_weights(network, weights(about["of"], network.graph))
         run_session(path, lambda _: None)  # a new process continues
         assert not temporary_files(path)
-        assert comparable(load_run(path).trials) == comparable(expected.trials)
+        assert comparable_trials(load_run(path).trials) == comparable_trials(expected.trials)
         _, about = load_model(path)
         assert about == expected_about | {"weights": about["weights"]}
         assert len(list((path / "model").glob("*.safetensors"))) == 1
@@ -346,19 +346,19 @@ def test_crash_at_any_rename_loses_no_finished_trial(
 
 def test_id_of_trial_folder_without_proposal_is_reused(path: Path) -> None:
     """A crash between creating the folder and writing the proposal does not change later ids."""
-    with store_of(path) as store:
+    with new_store(path) as store:
         store.claim(proposals(1)[0])
         (path / "trials" / "00001").mkdir()
-    with resumed(path) as store:
+    with resumed_store(path) as store:
         assert [t.id for t in store.trials] == [0]
         assert store.claim(proposals(1)[0]).id == 1
 
 
 def test_trial_whose_parent_is_not_earlier_is_left_out(path: Path) -> None:
     """Otherwise parents could form a cycle."""
-    with store_of(path) as store:
+    with new_store(path) as store:
         for proposal in proposals(4):
-            store.finish(store.claim(proposal).id, GOOD, weights(graph=grow_proposal(proposal, {})))
+            store.finish(store.claim(proposal).id, FINISHED, weights(graph=grow_proposal(proposal, {})))
     for id, start in ((1, 2), (2, 1), (3, 3)):
         file = path / f"trials/{id:05d}/proposal.json"
         edit_json(file, start=start, graph=read_json(file)["start"])
@@ -377,7 +377,7 @@ def test_lineage_raises_on_cycle() -> None:
 
 
 def test_crash_in_write_model_keeps_previous_model(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    with store_of(path) as store:
+    with new_store(path) as store:
         store.write_model(Network(GRAPH, weights(1)), {"n": 1})
         for crash_at in ("safetensors", "json"):
 
@@ -392,11 +392,11 @@ def test_crash_in_write_model_keeps_previous_model(monkeypatch: pytest.MonkeyPat
                     store.write_model(Network(GRAPH, weights(2)), {"n": 2})
             network, about = load_model(path)
             assert about["n"] == 1
-            assert same_weights(network, weights(1))
+            assert has_weights(network, weights(1))
         store.write_model(Network(GRAPH, weights(3)), {"n": 3})
         network, about = load_model(path)
         assert about["n"] == 3
-        assert same_weights(network, weights(3))
+        assert has_weights(network, weights(3))
         assert len(list((path / "model").iterdir())) == 2
 
 
@@ -405,17 +405,17 @@ def test_full_disk_raises_run_error_with_file_name(monkeypatch: pytest.MonkeyPat
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with store_of(path) as store:
+    with new_store(path) as store:
         store.claim(proposals(1)[0])
         with monkeypatch.context() as patch:
             patch.setattr(os, call, full)
             with pytest.raises(RunError, match=r"weights\.safetensors cannot be written: No space left"):
-                store.finish(0, GOOD, weights())
+                store.finish(0, FINISHED, weights())
         assert not temporary_files(path)
         assert store.trials[0].outcome is None
         assert load_run(path).trials[0].outcome is None
-        store.finish(0, GOOD, weights())
-    assert load_run(path).trials[0].outcome == GOOD
+        store.finish(0, FINISHED, weights())
+    assert load_run(path).trials[0].outcome == FINISHED
 
 
 def test_background_write_is_awaited_when_files_are_needed(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
@@ -425,19 +425,19 @@ def test_background_write_is_awaited_when_files_are_needed(monkeypatch: pytest.M
         assert threading.current_thread() is threading.main_thread() or write_allowed.wait(30)
         write_bytes(file, data)
 
-    with store_of(path) as store:
+    with new_store(path) as store:
         for proposal in proposals(2):
             store.claim(proposal)
         with monkeypatch.context() as patch:
             patch.setattr(files_module, "write_bytes", slow)
-            ended = store.finish(0, GOOD, weights(), in_background=True)
+            ended = store.finish(0, FINISHED, weights(), in_background=True)
             assert store.trials[0] == ended
             assert ended.kept
             assert load_run(path).trials[0].outcome is None
             write_allowed.set()
-            assert same_weights(store.network(0), weights())
+            assert has_weights(store.network(0), weights())
             assert load_run(path).trials[0] == ended
-            store.finish(1, GOOD, weights(1, store.trials[1].graph), in_background=True)
+            store.finish(1, FINISHED, weights(1, store.trials[1].graph), in_background=True)
     assert [trial.kept for trial in load_run(path).trials] == [True, True]
 
 
@@ -456,7 +456,7 @@ def test_lock_is_held_until_background_write_ends(monkeypatch: pytest.MonkeyPatc
     store.claim(proposals(1)[0])
     with monkeypatch.context() as patch:
         patch.setattr(files_module, "write_bytes", slow)
-        store.finish(0, GOOD, weights(), in_background=True)
+        store.finish(0, FINISHED, weights(), in_background=True)
         patch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.close()
@@ -466,7 +466,7 @@ def test_lock_is_held_until_background_write_ends(monkeypatch: pytest.MonkeyPatc
         store.wait_for_writes()
         while store._lock.is_locked:  # the writing thread releases it soon after
             time.sleep(0.001)
-    with resumed(path) as store:
+    with resumed_store(path) as store:
         assert store.trials[0].kept
 
 
@@ -481,9 +481,9 @@ def test_failed_background_write_raises_in_later_calls(
         store.claim(proposal)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        store.finish(0, GOOD, weights(), in_background=True)
+        store.finish(0, FINISHED, weights(), in_background=True)
         calls: list[Callable[[], object]] = [
-            lambda: store.finish(1, GOOD, weights()), lambda: store.network(0), lambda: store.drop_weights(0),
+            lambda: store.finish(1, FINISHED, weights()), lambda: store.network(0), lambda: store.drop_weights(0),
             lambda: store.claim(Proposal(0, (), RECIPE)), lambda: store.update_about(final=0), store.wait_for_writes,
         ]  # fmt: skip
         for call in calls:
@@ -491,7 +491,7 @@ def test_failed_background_write_raises_in_later_calls(
                 call()
         store.close()  # does not raise, which could hide the error that ends the driver
     assert "weights.safetensors cannot be written" in caplog.text
-    with resumed(path) as store:  # the lock was released nevertheless
+    with resumed_store(path) as store:  # the lock was released nevertheless
         assert [trial.outcome for trial in store.trials] == [None, None]
 
 
@@ -499,18 +499,18 @@ def test_failed_background_write_raises_in_later_calls(
 
 
 def test_create_refuses_existing_run(path: Path) -> None:
-    with store_of(path) as store:
+    with new_store(path) as store:
         store.claim(proposals(1)[0])
-    before = files(path)
+    before = file_contents(path)
     with pytest.raises(RunError, match="holds a run already: resume=True continues it, overwrite=True replaces it"):
         Store.create(path, {})
-    assert files(path) == before
+    assert file_contents(path) == before
 
 
 def test_overwrite_removes_only_the_earlier_run(path: Path) -> None:
-    with store_of(path, seed=1) as store:
+    with new_store(path, seed=1) as store:
         store.claim(proposals(1)[0])
-        store.finish(0, GOOD, weights())
+        store.finish(0, FINISHED, weights())
         store.write_model(store.network(0), {})
     (path / "notes.txt").write_text("mine")
     store = Store.create(path, {"seed": 2}, overwrite=True)
@@ -526,7 +526,7 @@ def test_overwrite_removes_only_the_earlier_run(path: Path) -> None:
 
 
 def test_interrupted_overwrite_discards_facts_of_earlier_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with store_of(path, seed=1, final=0) as store:
+    with new_store(path, seed=1, final=0) as store:
         store.claim(proposals(1)[0])
 
     def interrupted(*_: object, **__: object) -> None:
@@ -546,12 +546,12 @@ def test_folder_with_other_files_is_refused(path: Path, overwrite: bool) -> None
     (path / "trials").mkdir(parents=True)
     (path / "trials" / "thesis.txt").write_text("mine")
     (path / "data.csv").write_text("1,2")
-    before = files(path)
+    before = file_contents(path)
     with pytest.raises(RunError, match=r"holds other files \(data\.csv, trials\): choose an empty or new folder"):
         Store.create(path, {}, overwrite=overwrite)
     with pytest.raises(RunError, match="holds other files"):
         Store.check(path, overwrite=overwrite, resume=True)
-    assert files(path) == before
+    assert file_contents(path) == before
 
 
 def test_path_of_a_file_is_refused(tmp_path: Path) -> None:
@@ -590,14 +590,14 @@ def test_folder_can_be_used_after_crash_in_create(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(Crash):
             Store.create(path, {})
     assert not (path / "run.json").exists()
-    with store_of(path) as store:
+    with new_store(path) as store:
         assert store.claim(proposals(1)[0]).id == 0
 
 
 def test_lock_is_released_after_failed_create_or_resume(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     with pytest.raises(ValueError, match="JSON") as error:
         Store.create(path, {"seed": float("inf")})
-    with store_of(path):
+    with new_store(path):
         pass
 
     def failing(_: Path) -> list[Trial]:
@@ -607,7 +607,7 @@ def test_lock_is_released_after_failed_create_or_resume(monkeypatch: pytest.Monk
         patch.setattr(store_module, "_read_trials", failing)
         with pytest.raises(MemoryError) as other:
             Store.resume(path)
-    with resumed(path):
+    with resumed_store(path):
         pass
     del error, other  # their tracebacks keep the stores alive
 
@@ -624,7 +624,7 @@ def test_folder_without_run_raises_run_error(path: Path, open_run: Callable[[Pat
 @pytest.mark.parametrize("open_run", [Store.resume, load_run])
 @pytest.mark.parametrize("version", [2, "1", None])
 def test_other_format_raises_run_error(path: Path, open_run: Callable[[Path], object], version: object) -> None:
-    with store_of(path):
+    with new_store(path):
         pass
     edit_json(path / "run.json", format=version)
     with pytest.raises(RunError, match=f"run.json has format {version!r}, but this version reads 1"):
@@ -635,7 +635,7 @@ def test_other_format_raises_run_error(path: Path, open_run: Callable[[Path], ob
 
 
 def test_second_driver_is_refused(path: Path) -> None:
-    with store_of(path):
+    with new_store(path):
         for open_store in (
             Store.resume,
             lambda path: Store.create(path, {}, overwrite=True),
@@ -644,7 +644,7 @@ def test_second_driver_is_refused(path: Path) -> None:
             with pytest.raises(RunError, match=f"is being written by process {os.getpid()} on "):
                 open_store(path)
         assert load_run(path).trials == ()  # reading needs no lock
-    with resumed(path):
+    with resumed_store(path):
         pass
 
 
@@ -653,7 +653,7 @@ def test_store_can_be_closed_twice_and_in_another_thread(path: Path) -> None:
     thread = threading.Thread(target=store.close)
     thread.start()
     thread.join()
-    with resumed(path):
+    with resumed_store(path):
         pass
     store.close()
 
@@ -683,7 +683,7 @@ def test_lock_of_killed_driver_is_released(path: Path) -> None:
         finally:
             driver.send_signal(signal.SIGKILL)
             driver.wait(60)
-    with resumed(path) as store:
+    with resumed_store(path) as store:
         assert [(t.id, t.outcome) for t in store.trials] == [(0, None)]
 
 
@@ -693,10 +693,10 @@ def test_lock_of_killed_driver_is_released(path: Path) -> None:
 @pytest.fixture
 def finished_run(path: Path) -> Path:
     """A run with four finished trials, the last of which started from the second's weights."""
-    with store_of(path) as store:
+    with new_store(path) as store:
         finish_trials(store, 3)
         store.claim(Proposal(1, (), RECIPE))
-        store.finish(3, GOOD, weights(3, store.trials[1].graph))
+        store.finish(3, FINISHED, weights(3, store.trials[1].graph))
     return path
 
 
@@ -705,7 +705,7 @@ def load_ids(path: Path) -> tuple[list[int], list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ids = [t.id for t in load_run(path).trials]
-        with resumed(path) as store:
+        with resumed_store(path) as store:
             assert [t.id for t in store.trials] == ids
     messages = [str(warning.message) for warning in caught]
     n = len(messages) // 2
@@ -742,8 +742,8 @@ def test_damaged_trial_is_left_out_with_warning(finished_run: Path, name: str, d
     (message,) = messages
     assert "trial 00002" in message
     assert str(finished_run) in message
-    assert same_weights(load_run(finished_run).load_model_by_id(0), weights(0))
-    with resumed(finished_run) as store:
+    assert has_weights(load_run(finished_run).load_model_by_id(0), weights(0))
+    with resumed_store(finished_run) as store:
         assert store.claim(proposals(1)[0]).id == 4
 
 
@@ -758,7 +758,7 @@ def test_child_of_damaged_trial_is_read(finished_run: Path, name: str) -> None:
     run = load_run(finished_run)
     assert run.trial(3) == before.trial(3)
     assert lineage(run.trials, run.trial(3)) == [run.trial(3)]
-    assert same_weights(run.load_model_by_id(3), dict(before.load_model_by_id(3).weights))
+    assert has_weights(run.load_model_by_id(3), dict(before.load_model_by_id(3).weights))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
@@ -768,7 +768,7 @@ def test_damaged_weights_raise_run_error_with_file_name(finished_run: Path, dama
     run = load_run(finished_run)
     with pytest.raises(RunError, match=r"00001.weights\.safetensors does not hold this network's weights"):
         run.load_model_by_id(1)
-    assert same_weights(run.load_model_by_id(2), weights(2, run.trials[2].graph))
+    assert has_weights(run.load_model_by_id(2), weights(2, run.trials[2].graph))
 
 
 def test_weights_of_another_network_are_refused(finished_run: Path) -> None:
@@ -805,7 +805,7 @@ def test_too_large_json_is_not_read(monkeypatch: pytest.MonkeyPatch, finished_ru
 
 @pytest.mark.parametrize("name", ["../trials/00000/weights.safetensors", "/etc/passwd", "..", ".", "", "a/b", 3, None])
 def test_model_weights_must_be_a_file_beside_model_json(finished_run: Path, name: object) -> None:
-    with resumed(finished_run) as store:
+    with resumed_store(finished_run) as store:
         store.write_model(store.network(0), {})
     assert load_model(finished_run)
     edit_json(finished_run / "model" / "model.json", weights=name)
@@ -815,7 +815,7 @@ def test_model_weights_must_be_a_file_beside_model_json(finished_run: Path, name
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_model_json_raises_run_error_with_path(finished_run: Path, damage: str) -> None:
-    with resumed(finished_run) as store:
+    with resumed_store(finished_run) as store:
         store.write_model(store.network(0), {})
     file = finished_run / "model" / "model.json"
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
@@ -824,7 +824,7 @@ def test_damaged_model_json_raises_run_error_with_path(finished_run: Path, damag
 
 
 def test_model_with_empty_graph_raises_run_error(finished_run: Path) -> None:
-    with resumed(finished_run) as store:
+    with resumed_store(finished_run) as store:
         store.write_model(store.network(0), {})
     edit_json(finished_run / "model" / "model.json", graph={"format": 1, "nodes": []})
     with pytest.raises(RunError, match=r"model\.json holds no network"):
@@ -835,7 +835,7 @@ def test_model_with_empty_graph_raises_run_error(finished_run: Path) -> None:
 
 
 def test_run_can_be_read_while_it_is_written(path: Path) -> None:
-    with store_of(path) as store:
+    with new_store(path) as store:
         assert load_run(path).trials == ()
         store.claim(proposals(1)[0])
         run = load_run(path)
@@ -844,25 +844,25 @@ def test_run_can_be_read_while_it_is_written(path: Path) -> None:
         assert run.get_metric_value_by_id(0) is None
         with pytest.raises(RunError, match="trial 0 has no weights: still running"):
             run.load_model_by_id(0)
-        store.finish(0, GOOD, weights())
+        store.finish(0, FINISHED, weights())
         assert run.trials[0].outcome is None  # a view does not change
-        assert load_run(path).trials[0].outcome == GOOD
+        assert load_run(path).trials[0].outcome == FINISHED
 
 
 def test_history_lists_trials_with_a_score(path: Path) -> None:
-    with store_of(path) as store:
+    with new_store(path) as store:
         for i, proposal in enumerate(proposals(3)):
             store.claim(proposal)
-            store.finish(i, Outcome("failed") if i == 1 else GOOD, None if i == 1 else weights(i, proposal.start))  # type: ignore[arg-type]
+            store.finish(i, Outcome("failed") if i == 1 else FINISHED, None if i == 1 else weights(i, proposal.start))  # type: ignore[arg-type]
         store.claim(Proposal(2, (Wider("dense_1", 9),), RECIPE))
-        store.finish(3, GOOD, weights(3, store.trials[3].graph))
+        store.finish(3, FINISHED, weights(3, store.trials[3].graph))
     history = load_run(path).history
+    trained = mlp((4,), 2, width=9, depth=1)
     assert [entry["model_id"] for entry in history] == [0, 2, 3]
     assert history[2] == {
-        "model_id": 3, "loss": 0.5, "metric_value": 0.8, "measure": "accuracy", "interval": GOOD.interval, "parent": 2,
-        "morphs": ["wider(dense_1, 9)"], "epochs": 2, "seconds": 2.0, "status": "finished",
-        "latency": None,
-            "parameters": mlp((4,), 2, width=9, depth=1).parameters, "flops": mlp((4,), 2, width=9, depth=1).flops,
+        "model_id": 3, "loss": 0.5, "metric_value": 0.8, "measure": "accuracy", "interval": FINISHED.interval,
+        "parent": 2, "morphs": ["wider(dense_1, 9)"], "epochs": 2, "seconds": 2.0, "status": "finished",
+        "latency": None, "parameters": trained.parameters, "flops": trained.flops,
     }  # fmt: skip
     assert json.loads(json.dumps(history))
 
@@ -886,16 +886,16 @@ def test_best_model_of_unfinished_search_is_winner_so_far(finished_run: Path) ->
     run = load_run(finished_run)
     assert "best" not in run.about
     assert run.get_best_model_id() == winner(run.trials).id  # type: ignore[union-attr]
-    assert same_weights(run.load_best_model(), run.load_model_by_id(run.get_best_model_id()).weights)  # type: ignore[arg-type]
+    assert has_weights(run.load_best_model(), run.load_model_by_id(run.get_best_model_id()).weights)  # type: ignore[arg-type]
 
 
 def test_best_model_is_the_one_in_run_json(finished_run: Path) -> None:
-    with resumed(finished_run) as store:
+    with resumed_store(finished_run) as store:
         store.update_about(best=2)
     run = load_run(str(finished_run))
     assert run.get_best_model_id() == 2
     assert run.get_metric_value_by_id(2) == 0.8
-    assert same_weights(run.load_best_model(), weights(2, run.trials[2].graph))
+    assert has_weights(run.load_best_model(), weights(2, run.trials[2].graph))
 
 
 def test_versions_are_json() -> None:
@@ -904,10 +904,10 @@ def test_versions_are_json() -> None:
 
 def test_trials_record_first_trial_of_their_driver(path: Path) -> None:
     """The times of trials are relative to the start of that trial."""
-    with store_of(path) as store:
+    with new_store(path) as store:
         for proposal in proposals(3):
             store.claim(proposal)
-    with resumed(path) as store:
+    with resumed_store(path) as store:
         for proposal in proposals(5)[3:]:
             store.claim(proposal)
         assert [trial.driver_start for trial in store.trials] == [0, 0, 0, 3, 3]
@@ -915,18 +915,18 @@ def test_trials_record_first_trial_of_their_driver(path: Path) -> None:
 
 
 def test_damaged_trial_is_not_overwritten(path: Path) -> None:
-    with store_of(path) as store:
+    with new_store(path) as store:
         for proposal in proposals(2):
             store.claim(proposal)
     damaged = path / "trials" / "00001" / "proposal.json"
     damaged.write_text("{")
-    with pytest.warns(UserWarning, match="trial 00001 .* is left out"), resumed(path) as store:
+    with pytest.warns(UserWarning, match="trial 00001 .* is left out"), resumed_store(path) as store:
         assert store.claim(proposals(1)[0]).id == 2
     assert damaged.read_text() == "{"
 
 
 def test_run_repr(path: Path) -> None:
-    with store_of(path) as store:
+    with new_store(path) as store:
         store.claim(proposals(1)[0])
     assert repr(load_run(path)) == f"Run({str(path)!r}, 1 trials)"
 
@@ -939,7 +939,7 @@ def test_user_path_refuses_urls() -> None:
 
 
 def test_run_is_being_written_until_it_is_closed(path: Path) -> None:
-    with store_of(path):
+    with new_store(path):
         assert is_being_written(path)
     assert not is_being_written(path)
 

@@ -15,7 +15,7 @@ from morphnas.graph.morphs import MORPHS
 from morphnas.run.jobs import Job
 from morphnas.run.transport import send_by_value, serialise_job
 from morphnas.train.recipe import Recipe
-from tests.run.doubles import from_file
+from tests.run.doubles import module_from_file
 
 CUSTOM_MORPH = """
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ print(job.morphs[0], job.morphs[0].grow(job.start).depth - job.start.depth)
 
 def test_morph_from_file_not_on_path_reaches_worker(tmp_path: Path) -> None:
     graph = cnn((1, 8, 8), 3, width=4, depth=1)
-    with from_file(tmp_path / "custom_morphs.py", CUSTOM_MORPH) as module:
+    with module_from_file(tmp_path / "custom_morphs.py", CUSTOM_MORPH) as module:
         data = serialise_job(Job(graph, (module.Custom("relu_3"),), Recipe(), 1.0, 0))
     del MORPHS["custom"]
     worker = subprocess.run([sys.executable, "-c", WORKER], input=data, capture_output=True, check=True, timeout=120)

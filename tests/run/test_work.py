@@ -46,10 +46,10 @@ from morphnas.train.predict import evaluate, predict
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.whitening import whitening
 from tests.run.doubles import GRAPH, RECIPE, weights
-from tests.run.hostile import Hostile
-from tests.train.tasks import Clock, blobs, equal, images, seeded
+from tests.run.failing_morph import FailingMorph
+from tests.train.tasks import Clock, blob_task, image_task, seeded, states_equal
 
-TASK = images()
+TASK = image_task()
 MIRRORED = replace(TASK.evaluation_set, x=TASK.evaluation_set.x.flip(-1))
 GRAPHS = {"cnn": cnn((2, 8, 8), 3, width=4, depth=3), "resnet": resnet((2, 8, 8), 3, width=4, depth=2)}
 SHORT = Recipe(epochs=2, batch_size=16, lr=0.1)
@@ -78,7 +78,7 @@ def first_deeper(graph: Graph) -> Deeper:
 def same_weights(one: Weights | None, other: Weights | None) -> bool:
     assert one is not None
     assert other is not None
-    return equal(one, other)
+    return states_equal(one, other)
 
 
 # -- inherited weights
@@ -158,7 +158,7 @@ def test_work_does_not_change_weights_of_parent() -> None:
 
 
 def test_fresh_weights_are_determined_by_seed_of_job() -> None:
-    found = [work(Job(GRAPH, (), RECIPE, 0, seed), blobs())[1] for seed in (1, 1, 2)]
+    found = [work(Job(GRAPH, (), RECIPE, 0, seed), blob_task())[1] for seed in (1, 1, 2)]
     assert same_weights(found[0], found[1])
     assert same_weights(found[0], fresh_weights(GRAPH, seeded(1)))
     assert not same_weights(found[0], found[2])
@@ -229,12 +229,12 @@ def test_morph_that_changes_outputs_fails_without_training(family: type, factor:
 
 
 def test_error_becomes_failed_outcome_with_traceback() -> None:
-    outcome, found = work(Job(Network(GRAPH, weights()), (Hostile("raise"),), RECIPE, 600, 1), blobs())
+    outcome, found = work(Job(Network(GRAPH, weights()), (FailingMorph("raise"),), RECIPE, 600, 1), blob_task())
     assert outcome.status == "failed"
     assert found is None
     assert outcome.error is not None
     assert outcome.error.startswith("Traceback")
-    assert outcome.error.rstrip().endswith("LookupError: no luck")
+    assert outcome.error.rstrip().endswith("LookupError: weights not carried")
 
 
 def test_work_frees_its_tensors() -> None:
@@ -257,7 +257,7 @@ def test_work_frees_its_tensors() -> None:
 
 
 def test_graph_that_does_not_fit_the_task_fails() -> None:
-    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs(features=7))
+    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blob_task(features=7))
     assert (outcome.status, found) == ("failed", None)
 
 
@@ -284,7 +284,7 @@ OUT_OF_MEMORY = [
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_out_of_memory_error_becomes_oom_outcome(error: BaseException) -> None:
-    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), callback_raising(error))
+    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blob_task(), callback_raising(error))
     assert (outcome.status, found) == ("oom", None)
     assert outcome.error is not None
     assert "no room" in outcome.error
@@ -294,9 +294,9 @@ def test_error_on_lost_device_raises_device_lost(monkeypatch: pytest.MonkeyPatch
     """Unless it is an out-of-memory error."""
     monkeypatch.setattr(work_module, "is_device_lost", lambda _: True)
     with pytest.raises(DeviceLost, match=r"cpu does nothing any more for this process \(launch failure\)"):
-        work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), callback_raising(RuntimeError("launch failure\nand more")))
+        work(Job(GRAPH, (), RECIPE, 600, 1), blob_task(), callback_raising(RuntimeError("launch failure\nand more")))
     for error in OUT_OF_MEMORY:
-        assert work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), callback_raising(error))[0].status == "oom"
+        assert work(Job(GRAPH, (), RECIPE, 600, 1), blob_task(), callback_raising(error))[0].status == "oom"
 
 
 def test_out_of_memory_message_of_torch_on_cpu() -> None:
@@ -308,7 +308,7 @@ def test_out_of_memory_message_of_torch_on_cpu() -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_interrupt_propagates(error: type[BaseException]) -> None:
     with pytest.raises(error):
-        work(Job(GRAPH, (), RECIPE, 600, 1), blobs(), callback_raising(error()))
+        work(Job(GRAPH, (), RECIPE, 600, 1), blob_task(), callback_raising(error()))
 
 
 def test_diverged_training_returns_finite_weights() -> None:
@@ -319,7 +319,7 @@ def test_diverged_training_returns_finite_weights() -> None:
 
 
 def task_with_nan() -> Task:
-    task = blobs()
+    task = blob_task()
     x = task.train.x.clone()
     x[0, 0] = math.nan
     return replace(task, train=replace(task.train, x=x))
@@ -348,7 +348,7 @@ def test_mirrored_metric_is_not_measured_if_flip_is_decided(flip: bool) -> None:
 
 def test_flat_features_have_no_mirrored_metric() -> None:
     recipe = replace(RECIPE, augment=Augment(flip=None))
-    outcome, _ = work(Job(GRAPH, (), recipe, 600, 1), blobs())
+    outcome, _ = work(Job(GRAPH, (), recipe, 600, 1), blob_task())
     assert outcome.status == "finished"
     assert outcome.mirrored is None
 
@@ -371,11 +371,11 @@ def test_mirrored_metric_is_the_standard_metric() -> None:
 
 @pytest.mark.parametrize(("max_latency", "slow"), [(None, False), (100.0, False), (1e-9, True)])
 def test_latency_is_measured_if_scored(max_latency: float | None, slow: bool) -> None:
-    outcome, _ = work(Job(GRAPH, (), RECIPE, 600, 1, max_latency=max_latency), blobs())
+    outcome, _ = work(Job(GRAPH, (), RECIPE, 600, 1, max_latency=max_latency), blob_task())
     assert outcome.latency is not None
     assert 0 < outcome.latency < 1
     assert outcome.slow is slow
-    assert work(Job(GRAPH, (), RECIPE, 600, 1, scored=False, max_latency=max_latency), blobs())[0].latency is None
+    assert work(Job(GRAPH, (), RECIPE, 600, 1, scored=False, max_latency=max_latency), blob_task())[0].latency is None
 
 
 @pytest.mark.parametrize("measurement", ["latency", "measure_mirrored"])
@@ -387,19 +387,19 @@ def test_network_is_kept_if_a_measurement_fails(
 
     recipe = replace(RECIPE, augment=Augment(flip=None))
     monkeypatch.setattr(work_module, measurement, failing)
-    outcome, found = work(Job(GRAPH, (), recipe, 600, 1, max_latency=1e-9), blobs())
+    outcome, found = work(Job(GRAPH, (), recipe, 600, 1, max_latency=1e-9), blob_task())
     assert (outcome.status, outcome.slow, outcome.latency) == ("finished", False, None)
     assert outcome.score is not None
     assert found is not None
     assert "further measurements of it failed: no room" in caplog.text
     monkeypatch.setattr(work_module, "is_device_lost", lambda _: True)
     with pytest.raises(DeviceLost):
-        work(Job(GRAPH, (), recipe, 600, 1), blobs())
+        work(Job(GRAPH, (), recipe, 600, 1), blob_task())
 
 
 def test_unscored_training_has_no_metrics() -> None:
     recipe = replace(RECIPE, augment=Augment(flip=None))
-    outcome, found = work(Job(Network(GRAPH, weights()), (), recipe, 600, 1, scored=False), blobs())
+    outcome, found = work(Job(Network(GRAPH, weights()), (), recipe, 600, 1, scored=False), blob_task())
     assert outcome.status == "finished"
     assert (outcome.score, outcome.metric, outcome.mirrored, outcome.curve) == (None, None, None, ())
     assert not same_weights(found, weights())
@@ -450,7 +450,7 @@ def test_diverged_training_is_repeated_at_lower_learning_rate(
 ) -> None:
     fake_train = FakeTrain(outcomes)
     monkeypatch.setattr(work_module, "train", fake_train)
-    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs())
+    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blob_task())
     assert replace(outcome, latency=None) == expected
     assert found is not None
     assert fake_train.rates == [RECIPE.lr, RECIPE.lr / 4][: len(outcomes)]
@@ -458,7 +458,7 @@ def test_diverged_training_is_repeated_at_lower_learning_rate(
 
 def test_diverged_training_is_not_repeated_without_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work_module, "train", FakeTrain([DIVERGED]))
-    assert replace(work(Job(GRAPH, (), RECIPE, 0, 1), blobs())[0], latency=None) == DIVERGED
+    assert replace(work(Job(GRAPH, (), RECIPE, 0, 1), blob_task())[0], latency=None) == DIVERGED
 
 
 # -- memory
@@ -487,7 +487,7 @@ def test_calibration_takes_as_many_examples_as_fit(
 ) -> None:
     graph = cnn((2, 8, 8), 3, width=4)
     limit_memory(monkeypatch, max_examples)
-    outcome, found = work(Job(untrained_network(graph), (first_deeper(graph),), RECIPE, 600, 1), images())
+    outcome, found = work(Job(untrained_network(graph), (first_deeper(graph),), RECIPE, 600, 1), image_task())
     assert (outcome.status, found is None) == (status, status == "oom")
     if found:
         assert outcome.morph_error is not None
@@ -499,7 +499,7 @@ def test_calibration_takes_as_many_examples_as_fit(
 )
 def test_training_uses_micro_batches_that_fit(monkeypatch: pytest.MonkeyPatch, max_examples: int, status: str) -> None:
     limit_memory(monkeypatch, max_examples)
-    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blobs())
+    outcome, found = work(Job(GRAPH, (), RECIPE, 600, 1), blob_task())
     assert outcome.status == status
     assert (found is None) == (status == "oom")
     assert outcome.micro_batch == {"oom": 0}.get(status, min(16, max_examples))
@@ -561,7 +561,7 @@ def test_calibration_takes_fewer_examples_if_time_is_short(monkeypatch: pytest.M
 
 # -- whitening filters
 
-LARGE = images(40, 20, (3, 16, 16))
+LARGE = image_task(40, 20, (3, 16, 16))
 WHITE = replace(SHORT, whiten=True)
 
 

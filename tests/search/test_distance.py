@@ -31,7 +31,7 @@ from morphnas.graph import (
 )
 from morphnas.search.distance import _BATCH, DOUBLING_COST, Sketch, Token, distances, sketch
 from tests.reference import distance
-from tests.strategies import graphs, plain
+from tests.strategies import graphs, sequential
 
 
 @given(st.lists(graphs((2,), morphs=12), min_size=1, max_size=4), st.lists(graphs((1, 2), morphs=12), max_size=3))
@@ -142,7 +142,7 @@ def test_distance_of_single_morphs(grown: Graph, expected: float) -> None:
 def test_skip_across_strides_costs_one(skip: type[AddSkip | ConcatSkip], ends: tuple[int, int]) -> None:
     """Although its branch has at least as many layers as the path that it skips."""
     strided = (op for stride in (1, 2, 2, 1) for op in (Conv(4, 3, stride), ReLU()))
-    graph = plain(*strided, GlobalPool(), Dense(2), shape=(1, 16, 16))
+    graph = sequential(*strided, GlobalPool(), Dense(2), shape=(1, 16, 16))
     relus = [node.name for node in graph.nodes if isinstance(node.op, ReLU)]
     grown = skip(*(relus[i] for i in ends)).grow(graph)
     assert distances([sketch(graph)], [sketch(grown)], skip_weight=1.0).item() == 1.0
@@ -177,5 +177,5 @@ def test_distance_depends_on_position_of_layer() -> None:
 
 
 def test_distance_depends_on_settings_of_weightless_layer() -> None:
-    a, b = (plain(Conv(4), Dropout(rate), shape=(1, 4, 4)) for rate in (0.1, 0.5))
+    a, b = (sequential(Conv(4), Dropout(rate), shape=(1, 4, 4)) for rate in (0.1, 0.5))
     assert 0 < distances([sketch(a)], [sketch(b)]).item() < 1

@@ -10,7 +10,7 @@ import pytest
 
 from morphnas.search import NetworkSurrogate, Proposal, RandomSearcher, Trial, fidelities, sketch, winner
 from morphnas.train.recipe import Outcome, Recipe
-from tests.table import TableSpace, network, outcome_of, run, score, with_score
+from tests.table import TableSpace, outcome_of, run_search, score, table_network, with_score
 
 
 def winning_trial(trials: list[Trial]) -> Trial:
@@ -26,10 +26,10 @@ def trial(
     """A trial of the network with these blocks; it is running if the status is None."""
     started_epochs = epochs if started_epochs is None else started_epochs
     outcome = None if status is None else Outcome(status, score, epochs=started_epochs)
-    return Trial(id, Proposal(start, (), Recipe(epochs=epochs)), network(digits), outcome, kept)
+    return Trial(id, Proposal(start, (), Recipe(epochs=epochs)), table_network(digits), outcome, kept)
 
 
-GRAPH = network("11111111")
+GRAPH = table_network("11111111")
 
 
 def test_inherited_epochs_are_discounted() -> None:
@@ -55,14 +55,14 @@ def test_best_score_wins_among_few_trials() -> None:
 def test_bad_network_does_not_win_by_long_training() -> None:
     few = [trial(0, GRAPH, 8, -0.2), trial(1, GRAPH, 128, -0.9, "00000000")]
     assert winning_trial(few).id == 0
-    many = run(RandomSearcher(TableSpace()), 20)
+    many = run_search(RandomSearcher(TableSpace()), 20)
     worst = min(many, key=score)
     longer = Trial(20, Proposal(worst.id, (), Recipe(epochs=128)), worst.graph, worst.outcome, kept=True)
     assert winning_trial([*many, longer]).id != 20
 
 
 def test_longer_training_wins_if_it_helps() -> None:
-    trials = run(RandomSearcher(TableSpace()), 16)
+    trials = run_search(RandomSearcher(TableSpace()), 16)
     for t in sorted(trials, key=score, reverse=True)[:4]:
         proposal = Proposal(t.id, (), Recipe(epochs=32))
         trials.append(replace(with_score(t, score(t) + 0.3, epochs=32), id=len(trials), proposal=proposal))
@@ -71,7 +71,7 @@ def test_longer_training_wins_if_it_helps() -> None:
 
 def test_lucky_score_of_mediocre_network_does_not_win() -> None:
     rng = np.random.default_rng(0)
-    trials = run(RandomSearcher(TableSpace()), 30)
+    trials = run_search(RandomSearcher(TableSpace()), 30)
     mediocre = sorted(trials, key=score, reverse=True)[15]
     noisy = [with_score(t, score(t) + 0.2 * rng.normal()) for t in trials]
     top = max(map(score, noisy))
@@ -111,9 +111,9 @@ def test_winner_among_diverged_or_orphaned_trials() -> None:
 
 
 def test_running_trial_counts_with_its_predicted_score() -> None:
-    trials = run(RandomSearcher(TableSpace()), 12)
-    candidate = [sketch(network("22221111"))]
-    running = Trial(12, Proposal(3, (), Recipe()), network("22221111"))
+    trials = run_search(RandomSearcher(TableSpace()), 12)
+    candidate = [sketch(table_network("22221111"))]
+    running = Trial(12, Proposal(3, (), Recipe()), table_network("22221111"))
     before, after = (
         NetworkSurrogate.of(ts).predict(candidate, 12.0, [Recipe()]) for ts in (trials, [*trials, running])
     )

@@ -39,7 +39,17 @@ from morphnas.search import (
 from morphnas.search import trial as trial_module
 from morphnas.search.candidates import LATENCY_QUANTILE, Rules, children, memory_ratio, updated_limits
 from morphnas.train.recipe import Outcome, Recipe
-from tests.table import Swap, TableSpace, best, network, run, running_trial, score, true_accuracy, with_score
+from tests.table import (
+    Swap,
+    TableSpace,
+    best_accuracy,
+    run_search,
+    running_trial,
+    score,
+    table_network,
+    true_accuracy,
+    with_score,
+)
 
 AMPLE = Budget(math.inf)
 SPACE = TableSpace()
@@ -62,31 +72,31 @@ def parent_of(trial: Trial, trials: list[Trial]) -> Trial:
 
 def mean_regret(searches: list[list[Trial]]) -> float:
     """Mean regret of the winners in true accuracy, in percentage points."""
-    return 100 * float(np.mean([best() - true_accuracy(winner(trials)) for trials in searches]))
+    return 100 * float(np.mean([best_accuracy() - true_accuracy(winner(trials)) for trials in searches]))
 
 
 def test_bayesian_at_40_beats_random_at_100() -> None:
     """In the whole table. Measured over 30 and 10 seeds: regret 0.35 for random, about 0.12 for Bayesian."""
     space, seeds = TableSpace(shrink=True), range(3)
-    random = mean_regret([run(RandomSearcher(space, seed=seed), 100, seed) for seed in seeds])
-    found = mean_regret([run(BayesianSearcher(space, seed=seed, candidates=32), 40, seed) for seed in seeds])
+    random = mean_regret([run_search(RandomSearcher(space, seed=seed), 100, seed) for seed in seeds])
+    found = mean_regret([run_search(BayesianSearcher(space, seed=seed, candidates=32), 40, seed) for seed in seeds])
     assert found < random - 0.05
 
 
 @pytest.mark.slow
 def test_bayesian_beats_random_if_networks_only_grow() -> None:
     seeds = range(10)
-    found = mean_regret([run(bayesian(seed), 40, seed) for seed in seeds])
-    assert found < mean_regret([run(RandomSearcher(SPACE, seed=seed), 40, seed) for seed in seeds])
+    found = mean_regret([run_search(bayesian(seed), 40, seed) for seed in seeds])
+    assert found < mean_regret([run_search(RandomSearcher(SPACE, seed=seed), 40, seed) for seed in seeds])
 
 
 def test_seed_changes_search() -> None:
-    one, other = ([t.graph.key for t in run(RandomSearcher(SPACE, seed=seed), 12)] for seed in (0, 1))
+    one, other = ([t.graph.key for t in run_search(RandomSearcher(SPACE, seed=seed), 12)] for seed in (0, 1))
     assert one != other
 
 
 def test_bayesian_why_holds_its_prediction() -> None:
-    trials = run(bayesian(), 16)
+    trials = run_search(bayesian(), 16)
     early, late = trials[BayesianSearcher.startup].proposal.why, trials[15].proposal.why
     assert early["acquisition"] == "ucb"
     assert late["acquisition"] == "ei"
@@ -101,7 +111,7 @@ def test_bayesian_why_holds_its_prediction() -> None:
 
 def test_bayesian_starts_up_with_larger_and_random_networks() -> None:
     """`startup` counts networks with a score, so that failed ones do not use it up."""
-    trials = run(bayesian(), 10)
+    trials = run_search(bayesian(), 10)
     starts = [t.id for t in trials if t.proposal.why["reason"] == "start"]
     early = [t for t in trials[: BayesianSearcher.startup] if t.id not in starts]
     assert [t.proposal.why["reason"] for t in early] == ["larger", "random"]
@@ -124,13 +134,13 @@ def test_bayesian_first_widens_best_start_within_limits() -> None:
 
 
 def test_bayesian_proposes_longer_chains_at_first() -> None:
-    jumps = [len(t.proposal.morphs) for t in run(bayesian(), 24)]
+    jumps = [len(t.proposal.morphs) for t in run_search(bayesian(), 24)]
     assert 2 < max(jumps[4:12]) <= 4
     assert max(jumps[12:]) <= 2
 
 
 def test_bayesian_does_not_repeat_running_network() -> None:
-    trials = run(bayesian(), 14)
+    trials = run_search(bayesian(), 14)
     running = running_trial(trials, ask(bayesian(), trials))
     second = ask(bayesian(), [*trials, running])
     assert running_trial(trials, second).graph.key != running.graph.key
@@ -148,7 +158,7 @@ def test_bayesian_improves_real_networks() -> None:
 
 
 def test_evolution_mutates_best_of_sample() -> None:
-    trials = run(EvolutionSearcher(SPACE, population=6, sample=3), 20)
+    trials = run_search(EvolutionSearcher(SPACE, population=6, sample=3), 20)
     for trial in trials[8:]:
         drawn = trial.proposal.why.get("drawn")
         if drawn is not None:
@@ -161,7 +171,7 @@ def test_evolution_mutates_best_of_sample() -> None:
 
 
 def test_evolution_promotion_does_not_change_age() -> None:
-    trials = run(EvolutionSearcher(SPACE, population=6, sample=6), 12)
+    trials = run_search(EvolutionSearcher(SPACE, population=6, sample=6), 12)
     old = trials[2]
     proposal = Proposal(old.id, (), replace(old.proposal.recipe, epochs=99))
     promoted = replace(with_score(old, 10.0), id=12, proposal=proposal)
@@ -174,7 +184,7 @@ def test_evolution_promotion_does_not_change_age() -> None:
 
 
 def test_greedy_grows_best_network_with_new_neighbours() -> None:
-    trials = run(GreedySearcher(SPACE), 20)
+    trials = run_search(GreedySearcher(SPACE), 20)
     for trial in trials[4:]:
         place, ranked = trial.proposal.why["place"], sorted(trials[: trial.id], key=lambda t: (-score(t), t.id))
         assert trial.parent == ranked[place - 1].id
@@ -186,7 +196,7 @@ def test_greedy_grows_best_network_with_new_neighbours() -> None:
 
 
 def test_hill_climbing_moves_to_best_of_enough_children() -> None:
-    trials = run(HillClimbingSearcher(TableSpace(shrink=True), children=3), 30)
+    trials = run_search(HillClimbingSearcher(TableSpace(shrink=True), children=3), 30)
     climbs = [t for t in trials if t.proposal.why["reason"] == "climbing"]
     positions = list(dict.fromkeys(parent_of(t, trials).id for t in climbs))
     assert positions[0] == max(trials[:4], key=score).id
@@ -216,7 +226,7 @@ def test_grid_proposes_every_size_once() -> None:
 
 
 def test_halving_promotes_a_third_of_each_rung() -> None:
-    trials = run(HalvingSearcher(SPACE, Recipe(epochs=1)), 40)
+    trials = run_search(HalvingSearcher(SPACE, Recipe(epochs=1)), 40)
     counts = [sum(t.epochs == epochs for t in trials) for epochs in (1, 3, 9, 27)]
     assert counts[1:] == [count // 3 for count in counts[:3]]
 
@@ -227,7 +237,7 @@ def test_children_skip_unfit_morphs_and_alternate_kinds() -> None:
             yield Swap(0, "2", "1")
             yield from super().neighbours(graph)
 
-    graph = network("01011111")
+    graph = table_network("01011111")
     with pytest.raises(MorphError):
         Swap(0, "2", "1").grow(graph)
     found = list(children(SpaceWithUnfitMorph(), RandomSearcher(SPACE).limits, graph, np.random.default_rng(0)))
@@ -243,7 +253,7 @@ def test_network_without_fitting_children_is_not_reexpanded(make: type[RandomSea
             return super().neighbours(graph)
 
     expanded: list[str] = []
-    trials = run(RandomSearcher(SPACE), 25)
+    trials = run_search(RandomSearcher(SPACE), 25)
     budget = Budget(trials[0].epochs * min(t.graph.work for t in trials), None, 1.0)
     assert make(RecordingSpace()).ask(trials, budget) is None
     max_count = {RandomSearcher: 1, GreedySearcher: 1}.get(make, 2)  # others expand the best trials first
@@ -294,7 +304,7 @@ def test_numpy_settings_become_python_numbers() -> None:
     factor: Any = np.int64(3)
     halving = HalvingSearcher(SPACE, factor=factor)
     assert type(halving.factor) is int
-    assert type(ask(halving, run(halving, 3)).recipe.epochs) is int
+    assert type(ask(halving, run_search(halving, 3)).recipe.epochs) is int
     assert type(bayesian(cooling=np.float32(0.5)).cooling) is float
 
 
@@ -302,14 +312,14 @@ def test_numpy_settings_become_python_numbers() -> None:
 
 
 def test_promotion_respects_maximum_epochs() -> None:
-    trials = run(RandomSearcher(SPACE, Recipe(epochs=200)), 8)
+    trials = run_search(RandomSearcher(SPACE, Recipe(epochs=200)), 8)
     for factor, epochs in ((500, 100_000), (501, 200)):
         assert ask(Promote(RandomSearcher(SPACE, Recipe(epochs=200)), factor), trials).recipe.epochs == epochs
 
 
 def test_promotion_trains_best_quarter_for_longer() -> None:
     searcher = Promote(RandomSearcher(SPACE, Recipe(epochs=2)))
-    trials = run(searcher, 45)
+    trials = run_search(searcher, 45)
     promoted = [t for t in trials if t.proposal.why["reason"] == "promotion"]
     assert {t.epochs for t in promoted} == {8, 32}
     for trial in promoted:
@@ -326,7 +336,7 @@ def test_promotion_trains_best_quarter_for_longer() -> None:
 
 def test_promotion_needs_time_and_kept_weights() -> None:
     searcher = Promote(RandomSearcher(SPACE))
-    trials = run(RandomSearcher(SPACE), 8)
+    trials = run_search(RandomSearcher(SPACE), 8)
     first, second = sorted(trials, key=score, reverse=True)[:2]
     proposal = ask(searcher, trials)
     assert (proposal.start, proposal.recipe.epochs) == (first.id, 32)
@@ -341,7 +351,7 @@ def test_promotion_needs_time_and_kept_weights() -> None:
 
 def test_searcher_proposes_if_nothing_is_promoted() -> None:
     inner = RandomSearcher(SPACE, Recipe(epochs=2))
-    trials = run(inner, 3)
+    trials = run_search(inner, 3)
     assert Promote(inner).ask(trials, AMPLE) == inner.ask(trials, AMPLE)
 
 
@@ -365,7 +375,7 @@ def test_patience_ends_search_without_improvement(scores: list[int | None], pati
 
 
 def test_child_of_promoted_trial_is_on_first_rung() -> None:
-    trials = run(Promote(RandomSearcher(SPACE, Recipe(epochs=2))), 60)
+    trials = run_search(Promote(RandomSearcher(SPACE, Recipe(epochs=2))), 60)
     children_of_promoted = [t for t in trials if t.proposal.morphs and parent_of(t, trials).epochs > 2]
     assert {t.epochs for t in children_of_promoted} == {2}
     assert all(t.graph != parent_of(t, trials).graph for t in children_of_promoted)
@@ -373,7 +383,7 @@ def test_child_of_promoted_trial_is_on_first_rung() -> None:
 
 @pytest.mark.parametrize("inner", [RandomSearcher(SPACE), EvolutionSearcher(SPACE, population=4), bayesian()])
 def test_children_inherit_best_weights_of_a_network(inner: Searcher) -> None:
-    trials = run(RandomSearcher(SPACE), 12)
+    trials = run_search(RandomSearcher(SPACE), 12)
     top = max(trials, key=score)
     trials.append(replace(with_score(top, score(top) + 0.1), id=12, proposal=Proposal(top.id, (), Recipe(epochs=32))))
     for _ in range(6):
@@ -483,7 +493,7 @@ def test_proposed_network_is_within_latency_limit(make: type[RandomSearcher]) ->
 
 
 def test_slow_network_is_not_promoted() -> None:
-    trials = run(RandomSearcher(SPACE, Recipe(epochs=2)), 12)
+    trials = run_search(RandomSearcher(SPACE, Recipe(epochs=2)), 12)
     searcher = Promote(RandomSearcher(SPACE, Recipe(epochs=2)))
     top = ask(searcher, trials).start
     assert isinstance(top, int)

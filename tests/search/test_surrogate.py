@@ -23,7 +23,7 @@ from morphnas.search.surrogate import (
     standardise,
     upper_confidence_bound,
 )
-from tests.table import accuracy, network, outcome
+from tests.table import accuracy, table_network, table_outcome
 
 
 def points_on_line(n: int, epochs: float = 8.0) -> tuple[np.ndarray, np.ndarray]:
@@ -206,9 +206,9 @@ def test_surrogate_ranks_unseen_networks_of_table() -> None:
     keys, correlations = ["".join(key) for key in product("012", repeat=8)], []
     for seed in range(3):
         drawn = [keys[i] for i in np.random.default_rng(seed).choice(len(keys), 250, replace=False)]
-        sketches = [sketch(network(key)) for key in drawn]
+        sketches = [sketch(table_network(key)) for key in drawn]
         d, epochs = distances(sketches, sketches[:50]), np.full(250, 8.0)
-        scores = np.array([outcome(key, seed).score for key in drawn[:50]])
+        scores = np.array([table_outcome(key, seed).score for key in drawn[:50]])
         mean, _ = fit(d[:50], epochs[:50], scores).predict(d[50:], epochs[50:])
         correlations.append(spearmanr(mean, [accuracy(key) for key in drawn[50:]])[0])
     assert min(correlations) > 0.9

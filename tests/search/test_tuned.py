@@ -31,7 +31,7 @@ from morphnas.search.distance import sketch
 from morphnas.search.network_surrogate import NetworkSurrogate, recipe_features
 from morphnas.search.promote import is_promotion
 from morphnas.train.recipe import Augment, Outcome, Recipe, default_learning_rate
-from tests.table import TableSpace, network, outcome_of, running_trial, score, with_score
+from tests.table import TableSpace, outcome_of, running_trial, score, table_network, with_score
 
 AMPLE = Budget(math.inf)
 SPACE = TableSpace()
@@ -119,7 +119,7 @@ def test_recipes_are_within_ranges_and_recorded_in_why() -> None:
 def test_best_network_is_retrained_if_none_is_new() -> None:
     one_network = TableSpace(("22221111",))
     trials = search(Tuned(RandomSearcher(one_network, limits=Limits(morphs=())), RANGES), 12)
-    assert {t.graph.key for t in trials} == {network("22221111").key}
+    assert {t.graph.key for t in trials} == {table_network("22221111").key}
     assert [t.proposal.why["reason"] for t in trials] == ["start", *["afresh"] * 11]
     assert all(isinstance(t.proposal.start, type(t.graph)) for t in trials)
     assert len({t.proposal.recipe for t in trials}) == 12
@@ -136,10 +136,12 @@ def test_search_ends_when_all_recipes_failed() -> None:
     """Even before there are enough scores for the surrogate."""
     ranges = ranges_of({"optimizer": ["sgd", "adamw"]})
     searcher = Tuned(NoProposals(), ranges, Recipe(epochs=8), Limits(), seed=0, startup=6)
-    first = Trial(0, Proposal(network("00000000"), (), Recipe(epochs=8), {"reason": "start"}), network("00000000"))
+    first = Trial(
+        0, Proposal(table_network("00000000"), (), Recipe(epochs=8), {"reason": "start"}), table_network("00000000")
+    )
     trials = [replace(first, outcome=Outcome("finished", 0.5), kept=True)]
     while (proposal := searcher.ask(trials, AMPLE)) is not None and len(trials) < 20:
-        trials.append(Trial(len(trials), proposal, network("00000000"), Outcome("failed", error="an error")))
+        trials.append(Trial(len(trials), proposal, table_network("00000000"), Outcome("failed", error="an error")))
     assert len(trials) == 2
 
 
@@ -195,7 +197,7 @@ def test_learning_rate_follows_optimizer_and_batch_size() -> None:
 
 
 def test_surrogate_distinguishes_recipes() -> None:
-    graph = network("11111111")
+    graph = table_network("11111111")
     recipes = [Recipe(lr=float(lr)) for lr in np.geomspace(0.001, 1.0, 12)]
     trials = [finished(Trial(i, Proposal(graph, (), recipe), graph)) for i, recipe in enumerate(recipes)]
     mean, _ = NetworkSurrogate.of(trials).predict(
@@ -207,7 +209,7 @@ def test_surrogate_distinguishes_recipes() -> None:
 def test_surrogate_ignores_settings_that_do_not_vary() -> None:
     trials = search(RandomSearcher(SPACE, Recipe(lr=0.3)), 12)
     other = [replace(t, proposal=replace(t.proposal, recipe=Recipe(lr=0.01, dropout=0.2))) for t in trials]
-    candidates = [sketch(network("22221111")), sketch(network("01010101"))]
+    candidates = [sketch(table_network("22221111")), sketch(table_network("01010101"))]
     one, two = (NetworkSurrogate.of(ts).predict(candidates, 8.0, [Recipe()] * 2) for ts in (trials, other))
     assert np.array_equal(one, two)
 

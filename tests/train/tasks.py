@@ -33,7 +33,7 @@ class Clock:
         return Deadline(self.now + seconds, self)
 
 
-class Timed(nn.Module):
+class TimedNetwork(nn.Module):
     """A network that advances the clock by given seconds per example, in training and in evaluation mode."""
 
     def __init__(self, inner: nn.Module, clock: Clock, training: float, scoring: float = 0.0) -> None:
@@ -50,7 +50,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def blobs(n: int = 80, n_valid: int = 40, features: int = 4, seed: int = 0, distance: float = 3.0) -> Task:
+def blob_task(n: int = 80, n_valid: int = 40, features: int = 4, seed: int = 0, distance: float = 3.0) -> Task:
     """Features around one of two centres, which are `distance` standard deviations apart along every axis."""
     generator = seeded(seed)
     y = torch.arange(n + n_valid) % 2
@@ -59,7 +59,7 @@ def blobs(n: int = 80, n_valid: int = 40, features: int = 4, seed: int = 0, dist
     return Task.of(Examples(x[:n], y[:n]), valid, Classification(2))
 
 
-def images(n: int = 96, n_valid: int = 48, shape: tuple[int, ...] = (2, 8, 8), seed: int = 0) -> Task:
+def image_task(n: int = 96, n_valid: int = 48, shape: tuple[int, ...] = (2, 8, 8), seed: int = 0) -> Task:
     """uint8 noise with a bright stripe across the last axis, at one of three places: the class."""
     generator = seeded(seed)
     y = torch.arange(n + n_valid) % 3
@@ -97,7 +97,7 @@ def copy_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def states_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Whether two states are bitwise equal."""
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 

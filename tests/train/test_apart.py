@@ -19,14 +19,14 @@ from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Recipe
 from morphnas.train.step import Step
 from morphnas.train.trainer import probe_step_seconds
-from tests.train.tasks import images, seeded
+from tests.train.tasks import image_task, seeded
 
 DEVICE = torch.device("meta")
 
 
 @pytest.fixture
 def task() -> Task:
-    original = images()
+    original = image_task()
     assert original.valid is not None
     train, valid = (Examples(part.x, part.y.to(DEVICE)) for part in (original.train, original.valid))
     return Task.of(train, valid, Classification(3))
@@ -51,7 +51,7 @@ def test_batches_are_moved_to_the_device(task: Task) -> None:
 
 
 def test_indexed_examples_and_mean_on_one_device() -> None:
-    task = images()
+    task = image_task()
     index = torch.tensor([4, 1, 1])
     assert torch.equal(task.train[index].x, task.train.x[index])
     assert torch.equal(task.train[index].y, task.train.y[index])

@@ -34,8 +34,8 @@ from morphnas.train.deadline import Deadline
 from morphnas.train.recipe import Recipe
 from morphnas.train.step import make_optimizer
 from morphnas.train.trainer import Schedule, train
-from tests.strategies import examples, random_weights
-from tests.train.tasks import copy_state, equal, images, seeded
+from tests.strategies import random_inputs, random_weights
+from tests.train.tasks import copy_state, image_task, seeded, states_equal
 
 FAMILIES: dict[str, Callable[..., Graph]] = {"cnn": cnn, "resnet": resnet}
 RECIPE = Recipe(epochs=4, batch_size=32, lr=0.1)
@@ -73,14 +73,14 @@ def relative_difference(one: Tensor, other: Tensor) -> float:
 def test_calibration_keeps_function(family: str, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
     graph = FAMILIES[family](shape, 3, width=4, depth=3)
     weights = random_weights(graph, 1)
-    x = examples(graph, 2, n=24).to(dtype)
+    x = random_inputs(graph, 2, n=24).to(dtype)
     parent = to_module(graph, weights).to(dtype).eval()
     for morph in insertions(graph):
         grown, carried, new = grow_child(graph, weights, [morph])
         module = to_module(grown, carried).to(dtype)
         calibrate(module, new, x)
         module.eval()
-        for probe in (x, examples(graph, 3, n=24).to(dtype)):
+        for probe in (x, random_inputs(graph, 3, n=24).to(dtype)):
             assert relative_difference(parent(probe), module(probe)) < tolerance
         assert new
         names = {f"{name}.running_mean" for name in new}
@@ -91,7 +91,7 @@ def test_calibration_keeps_function(family: str, shape: tuple[int, ...], dtype: 
 def test_calibrated_child_matches_parent_in_training_mode(family: str) -> None:
     """On the calibration batch the outputs are equal; without calibration they are not."""
     graph = FAMILIES[family]((2, 8, 8), 3, width=4, depth=2)
-    weights, x = random_weights(graph, 1), examples(graph, 2, n=48)
+    weights, x = random_weights(graph, 1), random_inputs(graph, 2, n=48)
     expected = to_module(graph, weights).train()(x)
     for morph in insertions(graph):
         grown, carried, new = grow_child(graph, weights, [morph])
@@ -108,7 +108,7 @@ def test_calibrated_child_matches_parent_in_training_mode(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_several_morphs_are_calibrated_together(family: str) -> None:
     graph = FAMILIES[family]((2, 8, 8), 3, width=4, depth=3)
-    weights, x = random_weights(graph, 1), examples(graph, 2, n=48)
+    weights, x = random_weights(graph, 1), random_inputs(graph, 2, n=48)
     deeper = [morph for morph in neighbours(graph) if isinstance(morph, Deeper)]
     skip = next(morph for morph in neighbours(graph) if isinstance(morph, AddSkip))
     grown, carried, new = grow_child(graph, weights, [*deeper, skip, deeper[0]])
@@ -121,7 +121,7 @@ def test_several_morphs_are_calibrated_together(family: str) -> None:
 
 def test_calibration_changes_only_new_batch_norms() -> None:
     graph = resnet((2, 8, 8), 3, width=4, depth=2)
-    weights, x = random_weights(graph, 1), examples(graph, 2, n=48)
+    weights, x = random_weights(graph, 1), random_inputs(graph, 2, n=48)
     grown, carried, new = grow_child(graph, weights, insertions(graph)[:1])
     module = to_module(grown, carried)
     momenta = [layer.momentum for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -146,7 +146,7 @@ def test_module_is_restored_after_an_error() -> None:
         calibrate(module, [name], torch.zeros(4, 3, 8, 8))
     with pytest.raises(KeyError, match="nothing"):
         calibrate(module, [name, "nothing"], torch.zeros(4, 2, 8, 8))
-    assert equal(before, copy_state(module))
+    assert states_equal(before, copy_state(module))
     assert all(layer.momentum == 0.1 for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
     assert not any(layer._forward_pre_hooks for layer in module.modules())
 
@@ -156,7 +156,7 @@ def test_calibrated_skip_keeps_scale_0() -> None:
     skip = next(morph for morph in neighbours(graph) if isinstance(morph, AddSkip))
     grown, carried, new = grow_child(graph, random_weights(graph, 1), [skip])
     module = to_module(grown, carried)
-    calibrate(module, new, examples(graph, 2, n=48))
+    calibrate(module, new, random_inputs(graph, 2, n=48))
     (name,) = new
     for tensor in ("weight", "bias"):
         assert not module.state_dict()[f"{name}.{tensor}"].any()
@@ -170,7 +170,7 @@ def test_calibration_keeps_the_function_of_constant_channels() -> None:
     relu = next(morph for morph in neighbours(graph) if isinstance(morph, Deeper)).after
     norm = graph[relu].inputs[0]
     weights[f"{norm}.bias"][0] = -1e3
-    x = examples(graph, 2, n=48)
+    x = random_inputs(graph, 2, n=48)
     grown, carried, new = grow_child(graph, weights, [Deeper(relu)])
     module = to_module(grown, carried)
     calibrate(module, new, x)
@@ -186,7 +186,7 @@ def test_calibration_keeps_the_function_of_constant_channels() -> None:
 @cache
 def trained(family: str) -> tuple[Network, Task]:
     """A network after a brief training, as parents are."""
-    task = images(192, 48)
+    task = image_task(192, 48)
     graph = FAMILIES[family]((2, 8, 8), 3, width=6, depth=3)
     module = to_module(graph, fresh_weights(graph, seeded(1)))
     outcome = train(module, task, RECIPE, Deadline.after(600), seeded(2))

@@ -15,9 +15,9 @@ from morphnas.train.checkpoint import Checkpoint, CheckpointMismatch, TrainingSt
 from morphnas.train.data import Task
 from morphnas.train.recipe import Augment, Epoch, Outcome, Recipe
 from morphnas.train.trainer import train
-from tests.train.tasks import Clock, Constant, blobs, copy_state, equal, images, seeded
+from tests.train.tasks import Clock, Constant, blob_task, copy_state, image_task, seeded, states_equal
 
-TASK = images(n=50, n_valid=20)
+TASK = image_task(n=50, n_valid=20)
 RECIPE = Recipe(epochs=5, batch_size=16, lr=0.02)
 RECIPES = {
     "sgd": RECIPE,
@@ -82,7 +82,7 @@ def test_resumed_training_ends_with_the_same_weights(name: str, scored: bool) ->
         torch.manual_seed(after)  # the global random state is restored from the checkpoint
         outcome, found, later = run_training(RECIPES[name], saved=earlier[-1], scored=scored)
         assert replace(outcome, images_per_second=0) == replace(expected, images_per_second=0)
-        assert equal(found, weights)
+        assert states_equal(found, weights)
         assert [c.facts for c in later] == [c.facts for c in checkpoints[after:]]
 
 
@@ -95,11 +95,11 @@ def test_training_resumes_after_every_epoch() -> None:
     assert saved is not None
     outcome, found, _ = run_training(RECIPES["muon"], saved=saved)
     assert outcome.curve == expected.curve
-    assert equal(found, weights)
+    assert states_equal(found, weights)
 
 
 def test_resumed_training_keeps_its_patience() -> None:
-    task, recipe = blobs(), Recipe(epochs=40, batch_size=16, patience=4)
+    task, recipe = blob_task(), Recipe(epochs=40, batch_size=16, patience=4)
     expected, _, checkpoints = run_training(recipe, task=task, make_module=Constant)
     assert expected.epochs < 20
     for after in range(1, len(checkpoints) + 1):

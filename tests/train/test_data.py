@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from morphnas.train.data import Examples, ShuffledIndices, Task, moments
 from morphnas.train.goal import Classification
-from tests.train.tasks import SHAPES, blobs, images, seeded
+from tests.train.tasks import SHAPES, blob_task, image_task, seeded
 
 pytestmark = pytest.mark.usefixtures("random_states_unchanged")
 
@@ -79,20 +79,20 @@ def test_normalised_examples_have_mean_0_and_deviation_1(shape: tuple[int, ...])
 
 
 def test_mean_is_that_of_the_training_set() -> None:
-    task = blobs()
+    task = blob_task()
     assert task.valid is not None
     assert torch.equal(task.mean, moments(task.train.x)[0])
 
 
 def test_training_set_is_scored_without_a_validation_set() -> None:
-    task = blobs(n_valid=0)
+    task = blob_task(n_valid=0)
     assert task.evaluation_set is task.train
-    task = blobs()
+    task = blob_task()
     assert task.evaluation_set is task.valid
 
 
 def test_task_is_moved_to_a_device() -> None:
-    task = blobs().to(torch.device("meta"))
+    task = blob_task().to(torch.device("meta"))
     assert task.device.type == "meta"
     assert {
         t.device.type
@@ -119,7 +119,7 @@ def test_shuffled_indices_depend_only_on_the_generator() -> None:
 
 
 def test_stripes_of_test_images_show_the_class() -> None:
-    task = images()
+    task = image_task()
     assert task.train.x.dtype == torch.uint8
     assert len(task.train) == 96
     assert len(task.evaluation_set) == 48

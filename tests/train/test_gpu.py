@@ -35,7 +35,7 @@ from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.step import EAGER_STEPS, Step, is_device_lost
 from morphnas.train.trainer import train
-from tests.train.tasks import blobs, images, seeded
+from tests.train.tasks import blob_task, image_task, seeded
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,7 +52,7 @@ RECIPE = Recipe(
 
 @pytest.fixture
 def task() -> Task:
-    return images(500, 100, SHAPE).to(GPU)
+    return image_task(500, 100, SHAPE).to(GPU)
 
 
 def network(make: Any = cnn, width: int = 8) -> nn.Module:
@@ -198,8 +198,8 @@ def test_peak_bytes_include_copies_of_the_weights() -> None:
     running average, and the best weights so far, twice while better ones are copied."""
     graph = mlp((64,), 2, width=4096)
     weights = 4 * sum(torch.Size(shape).numel() for shape in graph.weight_shapes.values())
-    outcome = train(to_module(graph).to(GPU), blobs(400, 50, 64).to(GPU), replace(RECIPE, augment=Augment(), lr=1e-3,
-                    optimizer="sgd", epochs=2), NEVER, seeded())  # fmt: skip
+    recipe = replace(RECIPE, augment=Augment(), lr=1e-3, optimizer="sgd", epochs=2)
+    outcome = train(to_module(graph).to(GPU), blob_task(400, 50, 64).to(GPU), recipe, NEVER, seeded())
     assert 5 * weights < outcome.peak_bytes < 9 * weights
 
 
@@ -216,7 +216,7 @@ def memory_limit() -> Iterator[int]:
 
 def test_out_of_memory_halves_the_micro_batch(memory_limit: int) -> None:
     graph = cnn((3, 64, 64), 3, width=64)
-    task = images(2048, 64, (3, 64, 64)).to(GPU)
+    task = image_task(2048, 64, (3, 64, 64)).to(GPU)
     assert graph.peak_bytes(2048) > memory_limit
     outcome = train(to_module(graph).to(GPU), task, replace(RECIPE, batch_size=2048, epochs=2), NEVER, seeded())
     assert outcome.status == "finished"

@@ -23,7 +23,7 @@ from morphnas.train.predict import evaluate, full_precision, predict
 from morphnas.train.recipe import Outcome, Recipe
 from morphnas.train.step import Step
 from morphnas.train.trainer import PROBE_BELOW_SECONDS, PROBE_EXAMPLES, divergence, probe_step_seconds, train
-from tests.train.tasks import Clock, Timed, blobs, copy_state, equal, images, linear, seeded
+from tests.train.tasks import Clock, TimedNetwork, blob_task, copy_state, image_task, linear, seeded, states_equal
 
 PLAIN = Recipe(epochs=4, batch_size=16, lr=0.1, label_smoothing=0.0)
 
@@ -55,7 +55,7 @@ def run(module: nn.Module, task: Task, recipe: Recipe = PLAIN, clock: Clock | No
 
 @pytest.mark.parametrize("micro", [2, 5, 7, 16])
 def test_micro_batches_make_the_step_of_the_whole_batch(micro: int) -> None:
-    task, losses, states = blobs(), [], []
+    task, losses, states = blob_task(), [], []
     for size in (16, micro):
         module = linear()
         step = Step(module, task, PLAIN, micro=size)
@@ -69,7 +69,7 @@ def test_micro_batches_make_the_step_of_the_whole_batch(micro: int) -> None:
 
 
 def test_out_of_memory_halves_the_micro_batch() -> None:
-    task, unlimited, limited = blobs(), linear(), LimitedMemory(linear(), 5)
+    task, unlimited, limited = blob_task(), linear(), LimitedMemory(linear(), 5)
     expected = run(unlimited, task)
     outcome = run(limited, task)
     assert outcome.status == "finished"
@@ -82,13 +82,13 @@ def test_out_of_memory_halves_the_micro_batch() -> None:
 def test_network_that_never_fits_raises_out_of_memory() -> None:
     module = LimitedMemory(linear(), 3)
     with pytest.raises(torch.OutOfMemoryError, match="for 8"):
-        run(module, blobs(), smallest=8)
+        run(module, blob_task(), smallest=8)
     assert module.batch_sizes == [16, 8]
 
 
 def test_best_weights_are_kept_if_memory_runs_out_later() -> None:
     """Not even the smallest micro-batch fits, after some epochs."""
-    module, task, clock = LimitedMemory(linear(), 16), blobs(), Clock()
+    module, task, clock = LimitedMemory(linear(), 16), blob_task(), Clock()
     best: list[dict[str, Tensor]] = []
 
     def each_epoch(outcome: Outcome) -> None:
@@ -100,24 +100,24 @@ def test_best_weights_are_kept_if_memory_runs_out_later() -> None:
     assert (outcome.status, outcome.epochs, outcome.best_epoch) == ("truncated", 2, 2)
     assert outcome.error is not None
     assert outcome.error.startswith("no room")
-    assert equal(copy_state(module), best[0])
+    assert states_equal(copy_state(module), best[0])
 
 
 def test_other_errors_are_raised_at_once() -> None:
     module = LimitedMemory(linear(7), 16)
     with pytest.raises(RuntimeError, match="shape"):
-        run(module, blobs())
+        run(module, blob_task())
     assert module.batch_sizes == [16]
 
 
 def test_given_micro_batch_is_used() -> None:
     module = LimitedMemory(linear(), 99)
-    assert run(module, blobs(), micro=4).micro_batch == 4
+    assert run(module, blob_task(), micro=4).micro_batch == 4
     assert max(module.batch_sizes) == 16  # in scoring, four times as many
 
 
 def test_out_of_memory_in_prediction_halves_the_batch() -> None:
-    task, module = blobs(), LimitedMemory(linear(), 9)
+    task, module = blob_task(), LimitedMemory(linear(), 9)
     torch.testing.assert_close(
         predict(module, task.evaluation_set.x, task), predict(module.inner, task.evaluation_set.x, task)
     )
@@ -139,14 +139,14 @@ def test_memory_is_measured_before_weights_are_copied(monkeypatch: pytest.Monkey
     monkeypatch.setattr(trainer, "_reset_peak_memory", recorded("measuring", lambda *_: 0))
     for name in ("Step", "_copy_weights"):
         monkeypatch.setattr(trainer, name, recorded(name, getattr(trainer, name)))
-    run(linear(), blobs(), replace(PLAIN, average=1.0, epochs=1))
+    run(linear(), blob_task(), replace(PLAIN, average=1.0, epochs=1))
     assert events[:3] == ["measuring", "Step", "_copy_weights"]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_speed_on_a_gpu_is_that_of_finished_steps(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU executes a step after the call has returned: also the last one of an epoch, or its only one."""
-    clock, task = Clock(), blobs(16 * steps)
+    clock, task = Clock(), blob_task(16 * steps)
     finished = clock.now  # when the device will have finished all queued steps
 
     def queue_step(layer: nn.Module, _: object) -> None:
@@ -212,22 +212,22 @@ def test_full_precision_keeps_inheriting_the_global_setting(monkeypatch: pytest.
 
 def test_step_is_timed_first_when_time_is_short() -> None:
     module, recipe = LimitedMemory(linear(), 99), replace(PLAIN, batch_size=64, epochs=1)
-    run(module, blobs(128, 10), recipe, seconds=PROBE_BELOW_SECONDS + 1)
+    run(module, blob_task(128, 10), recipe, seconds=PROBE_BELOW_SECONDS + 1)
     assert module.batch_sizes[0] == 64
     hurried = LimitedMemory(linear(), 99)
-    run(hurried, blobs(128, 10), recipe, seconds=PROBE_BELOW_SECONDS - 1)
+    run(hurried, blob_task(128, 10), recipe, seconds=PROBE_BELOW_SECONDS - 1)
     assert hurried.batch_sizes[:4] == [PROBE_EXAMPLES, PROBE_EXAMPLES, 64, 64]
-    assert equal(copy_state(hurried), copy_state(module))  # the estimate changes nothing
+    assert states_equal(copy_state(hurried), copy_state(module))  # the estimate changes nothing
 
 
 def test_probe_estimates_step_seconds_without_side_effects() -> None:
     clock = Clock()
-    assert probe_step_seconds(Timed(linear(), clock, 0.1, 0.01), blobs(), PLAIN, clock) == pytest.approx(0.1)
-    assert probe_step_seconds(LimitedMemory(linear(), 0), blobs(), PLAIN, clock) == 0.0
+    assert probe_step_seconds(TimedNetwork(linear(), clock, 0.1, 0.01), blob_task(), PLAIN, clock) == pytest.approx(0.1)
+    assert probe_step_seconds(LimitedMemory(linear(), 0), blob_task(), PLAIN, clock) == 0.0
     module, random_state = to_module(cnn((2, 8, 8), 3, width=4)), torch.get_rng_state()
     weights = copy_state(module)
-    probe_step_seconds(module, images(16, 4), PLAIN, clock)
-    assert equal(copy_state(module), weights)
+    probe_step_seconds(module, image_task(16, 4), PLAIN, clock)
+    assert states_equal(copy_state(module), weights)
     assert all(p.grad is None for p in module.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
 
@@ -235,8 +235,8 @@ def test_probe_estimates_step_seconds_without_side_effects() -> None:
 @pytest.mark.parametrize("seconds", [2.0, 4.0, 7.0, 12.0])
 def test_first_batch_is_shortened_to_fit_the_deadline(seconds: float) -> None:
     """A batch takes 12.8 s; there is time for two passes that estimate this, and for a part of the batch."""
-    clock, task = Clock(), blobs(128, 10)
-    module = Timed(linear(), clock, 0.1, 0.01)
+    clock, task = Clock(), blob_task(128, 10)
+    module = TimedNetwork(linear(), clock, 0.1, 0.01)
     start = clock.now
     outcome = run(module, task, replace(PLAIN, batch_size=128), clock, seconds)
     assert outcome.status == "truncated"
@@ -263,7 +263,7 @@ class SlowScoring(nn.Module):
 
 
 def test_score_interrupted_by_the_deadline_is_ignored() -> None:
-    clock, task = Clock(), blobs(80, 320)
+    clock, task = Clock(), blob_task(80, 320)
     module = SlowScoring(linear(), clock, 2 * 6, 1.0)  # two epochs are scored in time, each in 6 batches
     start = clock.now
     outcome = run(module, task, clock=clock, seconds=40)
@@ -278,14 +278,14 @@ def test_score_interrupted_by_the_deadline_is_ignored() -> None:
 def test_unscored_weights_are_kept_without_an_earlier_score() -> None:
     clock, module = Clock(), linear()
     before = copy_state(module)
-    outcome = run(SlowScoring(module, clock, 0, 1.0), blobs(80, 320), clock=clock, seconds=40)
+    outcome = run(SlowScoring(module, clock, 0, 1.0), blob_task(80, 320), clock=clock, seconds=40)
     assert (outcome.status, outcome.score, outcome.best_epoch) == ("truncated", None, 1)
-    assert not equal(before, copy_state(module))
+    assert not states_equal(before, copy_state(module))
 
 
 def test_predictions_stop_at_the_deadline() -> None:
-    clock, task = Clock(), blobs(300, 10)
-    module = Timed(linear(), clock, 0.0, 0.1)
+    clock, task = Clock(), blob_task(300, 10)
+    module = TimedNetwork(linear(), clock, 0.0, 0.1)
     found = predict(module, task.train.x, task, deadline=clock.deadline(12))
     assert len(found) == 96  # 32, 64, and 128 would take 12.8 s
     torch.testing.assert_close(found, predict(module, task.train.x[:96], task))
@@ -323,7 +323,7 @@ class Exploding(nn.Module):
 @pytest.mark.parametrize("steps", [0, 7, 33])
 def test_training_ends_when_the_loss_explodes(steps: int, factor: float) -> None:
     module = Exploding(linear(), steps, factor)
-    outcome = run(module, blobs(400, 20), replace(PLAIN, batch_size=16))
+    outcome = run(module, blob_task(400, 20), replace(PLAIN, batch_size=16))
     if steps or not math.isfinite(factor):  # the loss of a first batch may be large
         assert outcome.status == "diverged"
         assert module.taken == steps + 1
@@ -347,7 +347,7 @@ def test_peak_bytes_grow_with_batch_and_network() -> None:
 
 
 def test_peak_bytes_cover_tensors_saved_by_autograd() -> None:
-    task, graph = images(), cnn((2, 8, 8), 3, width=8, depth=3)
+    task, graph = image_task(), cnn((2, 8, 8), 3, width=8, depth=3)
     saved: dict[int, int] = {}
 
     def keep(value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from morphnas.train.muon import BFLOAT16_MIN_SIZE, Muon, orthogonal
 from morphnas.train.predict import evaluate
 from morphnas.train.recipe import Recipe
 from morphnas.train.trainer import train
-from tests.train.tasks import images, seeded
+from tests.train.tasks import image_task, seeded
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(1e-6, 1e6), st.integers(0, 1000))
@@ -110,7 +110,7 @@ def test_convolutions_with_a_bias_are_not_orthogonalised() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
 def test_networks_learn_with_every_optimizer_and_precision(optimizer: str, precision: str) -> None:
-    task = images(60, 20)
+    task = image_task(60, 20)
     recipe = Recipe(epochs=8, batch_size=16, lr=0.01 if optimizer == "adamw" else 0.1)
     recipe = replace(recipe, optimizer=optimizer, precision=precision)  # type: ignore[arg-type]
     module = to_module(cnn((2, 8, 8), 3, width=4))

@@ -30,7 +30,7 @@ from morphnas.train.deadline import NEVER
 from morphnas.train.recipe import Augment, Optimizer, Recipe
 from morphnas.train.step import EAGER_STEPS, GRAPH_RECORDERS, CudaGraphs, Run, Step, input_dropout
 from morphnas.train.trainer import train
-from tests.train.tasks import Clock, blobs, copy_state, equal, images, linear, seeded
+from tests.train.tasks import Clock, blob_task, copy_state, image_task, linear, seeded, states_equal
 
 RECIPE = Recipe(epochs=8, batch_size=16, lr=0.05, cuda_graphs=True, optimizer="muon", average=1.0, bias_rate=4.0)
 MANY = Augment(0.2, True, 0.3, 20, flip_vertical=True, zoom=0.2, brightness=0.2, contrast=0.2)
@@ -146,25 +146,25 @@ def simulate_durations(
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_replayed_steps_train_the_same_network(recorder: Recorder, family: str, optimizer: Optimizer) -> None:
     """Bitwise, with all options of a recipe. One capture serves all batches."""
-    task = blobs(85, 40) if family == "mlp" else images(85, 40)
+    task = blob_task(85, 40) if family == "mlp" else image_task(85, 40)
     shape = tuple(task.train.x.shape[1:])
     module = to_module(FAMILIES[family](shape, task.goal.outputs, width=4))
     recipe = replace(RECIPE, optimizer=optimizer, augment=MANY, label_smoothing=0.2)
     eager, replayed = train_both_ways(module, task, recipe)
-    assert equal(eager, replayed)
+    assert states_equal(eager, replayed)
     assert recorder.lengths == [14]
     assert recorder.replays == 8 * 6 - EAGER_STEPS
-    assert not equal(replayed, copy_state(module))
+    assert not states_equal(replayed, copy_state(module))
 
 
 def test_replayed_steps_in_bfloat16_without_validation(recorder: Recorder) -> None:
     module = to_module(cnn((2, 8, 8), 3, width=4))
-    assert equal(*train_both_ways(module, images(), replace(RECIPE, precision="bfloat16"), scored=False))
+    assert states_equal(*train_both_ways(module, image_task(), replace(RECIPE, precision="bfloat16"), scored=False))
     assert recorder.replays
 
 
 def test_learning_rate_is_read_at_every_replay(recorder: Recorder) -> None:
-    task, rates = images(), [1.0] * (EAGER_STEPS + 2) + [0.0, 0.3]
+    task, rates = image_task(), [1.0] * (EAGER_STEPS + 2) + [0.0, 0.3]
     eager, replayed = (Step(to_module(cnn((2, 8, 8), 3, width=4)), task, replace(RECIPE, cuda_graphs=graphs))
                        for graphs in (False, True))  # fmt: skip
     draw = Draw.of(torch.arange(16), (2, 8, 8), RECIPE.augment, seeded())
@@ -172,7 +172,7 @@ def test_learning_rate_is_read_at_every_replay(recorder: Recorder) -> None:
         before = copy_state(replayed.module)
         one, other = eager(draw, rate), replayed(draw, rate)
         assert torch.equal(one, other)
-        assert equal(copy_state(eager.module), copy_state(replayed.module))
+        assert states_equal(copy_state(eager.module), copy_state(replayed.module))
         weights = [name for name in before if name.endswith("weight")]
         assert all(torch.equal(before[name], copy_state(replayed.module)[name]) == (rate == 0) for name in weights)
     assert recorder.replays == 4
@@ -190,14 +190,14 @@ def test_steps_are_eager_after_a_failed_capture(
     module = to_module(cnn((2, 8, 8), 3, width=4))
     monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: fail)
     with caplog.at_level(logging.WARNING):
-        assert equal(*train_both_ways(module, images(), RECIPE))
+        assert states_equal(*train_both_ways(module, image_task(), RECIPE))
     assert attempts == [16]  # once in a training
     assert "cannot be captured here: operation not permitted" in caplog.text
 
 
 def test_steps_that_are_never_captured(recorder: Recorder) -> None:
     """Micro-batches, short trainings, trainings without CUDA graphs, and examples on another device."""
-    task = blobs()
+    task = blob_task()
     train(linear(), task, replace(RECIPE, epochs=9), NEVER, seeded(), micro=8)
     train(linear(), task, replace(RECIPE, epochs=2), NEVER, seeded())
     train(linear(), task, replace(RECIPE, cuda_graphs=False), NEVER, seeded())
@@ -284,7 +284,7 @@ def test_capture_is_retried_after_out_of_memory(recorder: Recorder, monkeypatch:
     module = to_module(cnn((2, 8, 8), 3, width=4))
     monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: fail_once)
     recipe = replace(RECIPE, epochs=9)
-    assert equal(*train_both_ways(module, images(), recipe))
+    assert states_equal(*train_both_ways(module, image_task(), recipe))
     assert attempts == [16, 16]
     assert recorder.replays == 9 * 6 - 2 * EAGER_STEPS
 
@@ -306,7 +306,7 @@ def test_graphs_are_released_after_training(recorder: Recorder, monkeypatch: pyt
         release_graphs(step)
 
     monkeypatch.setattr(Step, "release_graphs", keep_step)
-    train(linear(), blobs(), RECIPE, NEVER, seeded())
+    train(linear(), blob_task(), RECIPE, NEVER, seeded())
     assert len(steps) == len(replays) == 1
     assert replays[0]() is None
 
@@ -320,7 +320,7 @@ def test_out_of_memory_in_capture_leads_to_micro_batches(monkeypatch: pytest.Mon
 
     failures: list[int] = []
     monkeypatch.setitem(GRAPH_RECORDERS, "cpu", lambda _: fail)
-    task, module = images(), to_module(cnn((2, 8, 8), 3, width=4))
+    task, module = image_task(), to_module(cnn((2, 8, 8), 3, width=4))
 
     def limit_memory(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if failures and len(inputs[0]) > 8 and module.training:
@@ -333,18 +333,18 @@ def test_out_of_memory_in_capture_leads_to_micro_batches(monkeypatch: pytest.Mon
 
 def test_speed_is_that_of_replayed_steps(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = simulate_durations(monkeypatch, recorder, 0.1, first_replay=10.0)
-    outcome = train(linear(), blobs(), replace(RECIPE, epochs=9), clock.deadline(1e9), seeded())
+    outcome = train(linear(), blob_task(), replace(RECIPE, epochs=9), clock.deadline(1e9), seeded())
     assert recorder.replays > 1
     assert outcome.images_per_second == pytest.approx(160)
 
 
 def test_jobs_with_and_without_replays_have_equal_results(recorder: Recorder) -> None:
-    task, graph = images(), cnn((2, 8, 8), 3, width=4)
+    task, graph = image_task(), cnn((2, 8, 8), 3, width=4)
     results = [work(Job(graph, (), replace(RECIPE, cuda_graphs=graphs), 600.0, 5), task) for graphs in (False, True)]
     assert results[0][0].score == results[1][0].score is not None
     assert results[0][1] is not None
     assert results[1][1] is not None
-    assert equal(dict(results[0][1]), dict(results[1][1]))
+    assert states_equal(dict(results[0][1]), dict(results[1][1]))
     assert recorder.replays
 
 
@@ -352,7 +352,7 @@ def test_jobs_with_and_without_replays_have_equal_results(recorder: Recorder) ->
 
 
 @pytest.mark.parametrize(
-    "task", [blobs(40, 4), images(40, 4), images(40, 4, (1, 9))], ids=["features", "images", "series"]
+    "task", [blob_task(40, 4), image_task(40, 4), image_task(40, 4, (1, 9))], ids=["features", "images", "series"]
 )
 @pytest.mark.parametrize(
     ("replayed", "chosen", "native"), [(0.5, True, True), (0.5, True, False), (1.05, True, True), (1.2, False, True)]
@@ -376,13 +376,13 @@ def test_cuda_graphs_with_other_results_are_not_chosen(
 ) -> None:
     simulate_durations(monkeypatch, recorder, 0.1)
     recorder.corrupt = corrupt
-    assert not measure(images(), 1e9, RECIPE).cuda_graphs
+    assert not measure(image_task(), 1e9, RECIPE).cuda_graphs
     assert recorder.replays
 
 
 def test_cuda_graphs_are_not_chosen_if_capture_fails(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate_durations(monkeypatch, recorder, 0.5)
-    task = images()
+    task = image_task()
     separated = replace(task, train=Examples(task.train.x.to("meta"), task.train.y))
     assert not Step(linear(), separated, RECIPE).records  # its images are moved batch by batch
     assert measure(task, 0.0, RECIPE).cuda_graphs
@@ -397,7 +397,7 @@ def test_cuda_graphs_are_not_chosen_if_capture_fails(recorder: Recorder, monkeyp
 def test_replays_are_measured_even_without_time(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "PROBE_WIDTH", 8)
     random_state = torch.get_rng_state()
-    assert measure(images(), 0.0, RECIPE).seconds_per_flop > 0
+    assert measure(image_task(), 0.0, RECIPE).seconds_per_flop > 0
     assert recorder.replays
     assert torch.equal(random_state, torch.get_rng_state())
 
@@ -405,7 +405,7 @@ def test_replays_are_measured_even_without_time(recorder: Recorder, monkeypatch:
 @pytest.mark.parametrize("make", [cnn, resnet, densenet])
 def test_step_reads_no_value_on_the_host(make: Any) -> None:
     """On a GPU this would wait for the device, which would then be idle."""
-    step = Step(to_module(make((3, 16, 16), 3, width=4)), images(40, 8, (3, 16, 16)), RECIPE)
+    step = Step(to_module(make((3, 16, 16), 3, width=4)), image_task(40, 8, (3, 16, 16)), RECIPE)
     draw = Draw.of(torch.arange(16), (3, 16, 16), MANY, seeded())
     step(draw, 1.0)
     with Tape() as tape:
@@ -439,7 +439,7 @@ def test_input_dropout_of_all_dense_layers_but_the_first(make: Any, shape: tuple
 
 
 def test_trained_network_has_no_dropout() -> None:
-    module, task = to_module(mlp((2, 4, 4), 3, width=16)), images(64, 16, (2, 4, 4))
+    module, task = to_module(mlp((2, 4, 4), 3, width=16)), image_task(64, 16, (2, 4, 4))
     assert train(module, task, Recipe(epochs=2, dropout=0.5), NEVER, seeded()).status == "finished"
     x = task.normalised(task.train.x)
     module.train()

@@ -28,7 +28,18 @@ from morphnas.train.predict import Diverged, evaluate, predict
 from morphnas.train.recipe import Augment, Optimizer, Outcome, Recipe
 from morphnas.train.step import make_optimizer
 from morphnas.train.trainer import Schedule, last_epoch, train
-from tests.train.tasks import Clock, Constant, Timed, blobs, copy_state, equal, images, linear, record_rates, seeded
+from tests.train.tasks import (
+    Clock,
+    Constant,
+    TimedNetwork,
+    blob_task,
+    copy_state,
+    image_task,
+    linear,
+    record_rates,
+    seeded,
+    states_equal,
+)
 
 FOREVER = 1e9
 PLAIN = Recipe(epochs=4, batch_size=16, lr=0.1, label_smoothing=0.0)
@@ -105,7 +116,7 @@ def test_last_epoch_of_final_decay() -> None:
 
 
 def test_linear_layer_learns_a_separable_task() -> None:
-    task, module = blobs(), linear()
+    task, module = blob_task(), linear()
     first = evaluate(module, task.evaluation_set, task)
     outcome = run(module, task)
     assert outcome.status == "finished"
@@ -118,7 +129,7 @@ def test_linear_layer_learns_a_separable_task() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_network_learns_images(optimizer: Any) -> None:
-    task = images()
+    task = image_task()
     graph = cnn((2, 8, 8), 3, width=4, depth=2)
     recipe = Recipe(epochs=8, batch_size=16, optimizer=optimizer, lr=0.05 if optimizer == "sgd" else 0.01)
     outcome = run(to_module(graph, fresh_weights(graph, seeded())), task, recipe)
@@ -128,7 +139,7 @@ def test_network_learns_images(optimizer: Any) -> None:
 
 def test_score_is_that_of_the_kept_weights() -> None:
     """Of the best epoch at a low learning rate; the peak rate is so high that this is not always the last."""
-    task = images()
+    task = image_task()
     graph = cnn((2, 8, 8), 3, width=4, depth=2)
     earlier = 0
     for seed in range(4):
@@ -149,14 +160,14 @@ def test_score_is_that_of_the_kept_weights() -> None:
 
 
 def test_training_set_is_scored_without_a_validation_set() -> None:
-    task, module = blobs(n_valid=0), linear()
+    task, module = blob_task(n_valid=0), linear()
     outcome = run(module, task)
     assert outcome.examples == 80
     assert outcome.score == pytest.approx(evaluate(module, task.train, task)[0], abs=1e-6)
 
 
 def test_label_smoothing_does_not_affect_the_score() -> None:
-    task, module = blobs(distance=1.0), linear()
+    task, module = blob_task(distance=1.0), linear()
     outcome = run(module, task, replace(PLAIN, label_smoothing=0.5))
     logits = predict(module, task.evaluation_set.x, task)
     plain = nn.functional.cross_entropy(logits.double(), task.evaluation_set.y).item()
@@ -166,13 +177,13 @@ def test_label_smoothing_does_not_affect_the_score() -> None:
 
 @pytest.mark.parametrize(("n", "size"), [(65, 64), (3, 2), (33, 32), (5, 2), (9, 1), (2, 64)])
 def test_batch_norm_never_gets_a_single_example(n: int, size: int) -> None:
-    task = blobs(n, 10)
+    task = blob_task(n, 10)
     outcome = run(to_module(mlp((4,), 2, width=4)), task, replace(PLAIN, batch_size=size))
     assert outcome.status == "finished"
 
 
 def test_training_does_not_modify_examples() -> None:
-    task = images()
+    task = image_task()
     before = [t.clone() for t in (task.train.x, task.train.y, task.evaluation_set.x, task.evaluation_set.y)]
     graph = cnn((2, 8, 8), 3, width=4, depth=1)
     run(to_module(graph), task, replace(PLAIN, augment=Augment(0.2, True, 0.3)))
@@ -250,7 +261,7 @@ def test_temperature_limits_confidence_by_sample_size(n: int) -> None:
 
 
 def test_temperature_is_proportional_to_the_logits() -> None:
-    task, module = blobs(distance=1.0), linear()
+    task, module = blob_task(distance=1.0), linear()
     run(module, task)
     logits = predict(module, task.evaluation_set.x, task)
     assert task.goal.temperature(2 * logits, task.evaluation_set.y) == pytest.approx(
@@ -262,7 +273,7 @@ def test_temperature_is_proportional_to_the_logits() -> None:
 
 
 def test_equal_seeds_train_equal_networks() -> None:
-    task, graph = images(), cnn((2, 8, 8), 3, width=4, depth=2)
+    task, graph = image_task(), cnn((2, 8, 8), 3, width=4, depth=2)
     recipe = Recipe(epochs=2, batch_size=16, augment=Augment(0.2, True, 0.3))
 
     def trained(seed: int) -> tuple[Outcome, dict[str, Tensor]]:
@@ -270,14 +281,14 @@ def test_equal_seeds_train_equal_networks() -> None:
         return run(module, task, recipe, seed=seed), copy_state(module)
 
     (one, first), (two, again), (_, other) = trained(0), trained(0), trained(1)
-    assert equal(first, again)
+    assert states_equal(first, again)
     assert one == replace(two, seconds=one.seconds, images_per_second=one.images_per_second)
-    assert not equal(first, other)
+    assert not states_equal(first, other)
 
 
 def test_training_leaves_global_random_states_unchanged() -> None:
     before = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
-    run(linear(), blobs())
+    run(linear(), blob_task())
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
     assert before[2] == np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
@@ -298,7 +309,7 @@ class ListedMetric:
 
 
 def task_with_metric(values: list[float]) -> Task:
-    task = blobs()
+    task = blob_task()
     return replace(task, goal=CustomGoal(task.goal, ListedMetric(values)))
 
 
@@ -328,7 +339,7 @@ def test_checkpoint_of_another_goal_is_rejected() -> None:
     recipe = replace(PLAIN, epochs=4)
     train(linear(), task_with_metric([0.5] * 9), recipe, NEVER, seeded(), keep=lambda make: checkpoints.append(make()))
     with pytest.raises(CheckpointMismatch, match="its scores are of listed, not of log loss"):
-        train(linear(), blobs(), recipe, NEVER, seeded(), saved=checkpoints[0])
+        train(linear(), blob_task(), recipe, NEVER, seeded(), saved=checkpoints[0])
     assert train(linear(), task_with_metric([0.5] * 9), recipe, NEVER, seeded(), saved=checkpoints[0]).epochs == 4
 
 
@@ -346,8 +357,8 @@ def test_checkpoint_of_another_goal_is_rejected() -> None:
     ],
 )
 def test_training_uses_the_time_until_the_deadline(seconds: float, per_example: float, per_score: float) -> None:
-    clock, task = Clock(), blobs()
-    module = Timed(linear(), clock, per_example, per_score)
+    clock, task = Clock(), blob_task()
+    module = TimedNetwork(linear(), clock, per_example, per_score)
     start_time = clock.now
     outcome = run(module, task, replace(PLAIN, epochs=1000, batch_size=8), seconds, clock)
     spent = clock.now - start_time
@@ -362,8 +373,8 @@ def test_training_uses_the_time_until_the_deadline(seconds: float, per_example: 
 
 def test_training_with_a_pause_ends_by_the_deadline() -> None:
     """One step takes 20 times as long as all others, near the end."""
-    clock, task = Clock(), blobs()
-    module = Timed(linear(), clock, 0.01, 0.001)
+    clock, task = Clock(), blob_task()
+    module = TimedNetwork(linear(), clock, 0.01, 0.001)
     start_time = clock.now
     pauses: list[float] = []
 
@@ -380,8 +391,8 @@ def test_training_with_a_pause_ends_by_the_deadline() -> None:
 
 @pytest.mark.parametrize("per_score", [0.0, 0.002, 0.02])
 def test_rate_has_fallen_by_the_deadline(per_score: float) -> None:
-    clock, task = Clock(), blobs()
-    module = Timed(linear(), clock, 0.01, per_score)
+    clock, task = Clock(), blob_task()
+    module = TimedNetwork(linear(), clock, 0.01, per_score)
     with record_rates(module) as rates:
         outcome = run(module, task, replace(PLAIN, epochs=1000, batch_size=8), 50, clock)
     assert outcome.status == "truncated"
@@ -403,10 +414,10 @@ def test_rate_is_lower_in_longer_trainings(
 ) -> None:
     """With 800 examples seen, of 80, whether the schedule or the clock ends the training."""
     monkeypatch.setattr(recipe_module, "SMALL_TRAINING_SET", small_set)
-    clock, task = Clock(), blobs()
+    clock, task = Clock(), blob_task()
     assert len(task.train) == 80
     recipe = replace(PLAIN, epochs=planned, batch_size=8, lr_examples=lr_examples)
-    module = Timed(linear(), clock, 0.05)
+    module = TimedNetwork(linear(), clock, 0.05)
     with record_rates(module) as rates:
         run(module, task, recipe, 1e6 if planned == 10 else 40.0, clock)
     assert len(rates) == pytest.approx(100, rel=0.1)
@@ -415,8 +426,8 @@ def test_rate_is_lower_in_longer_trainings(
 
 
 def test_rate_follows_the_epochs_when_time_suffices() -> None:
-    clock, task = Clock(), blobs()
-    module = Timed(linear(), clock, 0.01)
+    clock, task = Clock(), blob_task()
+    module = TimedNetwork(linear(), clock, 0.01)
     with record_rates(module) as rates:
         outcome = run(module, task, replace(PLAIN, epochs=10, batch_size=8), 1e6, clock)
     assert outcome.status == "finished"
@@ -430,16 +441,16 @@ def test_rate_follows_the_epochs_when_time_suffices() -> None:
 def test_nothing_is_trained_without_time(scored: bool) -> None:
     module = linear()
     before = copy_state(module)
-    outcome = run(module, blobs(), seconds=0, scored=scored)
+    outcome = run(module, blob_task(), seconds=0, scored=scored)
     assert (outcome.status, outcome.epochs, outcome.best_epoch, outcome.curve) == ("truncated", 0, 0, ())
     assert outcome.score is None
     assert outcome.metric is None
-    assert equal(before, copy_state(module))
+    assert states_equal(before, copy_state(module))
 
 
 def test_training_finishes_if_time_barely_suffices() -> None:
     clock = Clock()
-    outcome = run(Timed(linear(), clock, 0.1), blobs(), replace(PLAIN, epochs=2), 80 * 0.1 * 2 + 5, clock)
+    outcome = run(TimedNetwork(linear(), clock, 0.1), blob_task(), replace(PLAIN, epochs=2), 80 * 0.1 * 2 + 5, clock)
     assert outcome.status == "finished"
 
 
@@ -463,7 +474,7 @@ def test_training_finishes_if_time_barely_suffices() -> None:
 def test_patience_begins_the_final_decay(planned: int, patience: int | None, epochs: int) -> None:
     module = Constant()
     with record_rates(module) as rates:
-        outcome = run(module, blobs(16, 4), replace(PLAIN, epochs=planned, patience=patience))
+        outcome = run(module, blob_task(16, 4), replace(PLAIN, epochs=planned, patience=patience))
     assert (outcome.status, outcome.epochs) == ("finished", epochs)
     assert len(rates) == epochs
     assert is_non_increasing(rates[rates.index(max(rates)) :])
@@ -472,7 +483,7 @@ def test_patience_begins_the_final_decay(planned: int, patience: int | None, epo
 def test_final_decay_ends_near_zero() -> None:
     module = Constant()
     with record_rates(module) as rates:
-        run(module, blobs(64, 4), replace(PLAIN, epochs=100, patience=20, batch_size=16))
+        run(module, blob_task(64, 4), replace(PLAIN, epochs=100, patience=20, batch_size=16))
     first, end = 40 * 4, 60 * 4
     assert len(rates) == end
     assert rates[first - 1] > 0.7 * PLAIN.lr
@@ -483,9 +494,9 @@ def test_final_decay_ends_near_zero() -> None:
 def test_final_decay_is_gradual_when_the_clock_leads() -> None:
     """There is time for half of the planned epochs: the decay takes all its epochs, from the rate set by the clock."""
     clock = Clock()
-    module = Timed(Constant(), clock, 1.0)
+    module = TimedNetwork(Constant(), clock, 1.0)
     with record_rates(module) as rates:
-        outcome = run(module, blobs(64, 4), replace(PLAIN, epochs=100, patience=15, batch_size=16), 50 * 64, clock)
+        outcome = run(module, blob_task(64, 4), replace(PLAIN, epochs=100, patience=15, batch_size=16), 50 * 64, clock)
     assert outcome.status == "finished"
     first, end = 24 * 4, 36 * 4
     assert outcome.epochs == 36
@@ -497,16 +508,16 @@ def test_final_decay_is_gradual_when_the_clock_leads() -> None:
 
 def test_final_decay_ends_by_the_deadline() -> None:
     clock = Clock()
-    module = Timed(Constant(), clock, 1.0)
+    module = TimedNetwork(Constant(), clock, 1.0)
     with record_rates(module) as rates:
-        outcome = run(module, blobs(16, 4), replace(PLAIN, epochs=100, patience=32, batch_size=4), 50 * 16, clock)
+        outcome = run(module, blob_task(16, 4), replace(PLAIN, epochs=100, patience=32, batch_size=4), 50 * 16, clock)
     assert outcome.status == "truncated"
     assert 42 < outcome.epochs <= 50
     assert rates[-1] < 0.05 * PLAIN.lr
 
 
 def test_better_epochs_reset_patience() -> None:
-    outcome = run(linear(), blobs(), replace(PLAIN, epochs=14, patience=2, lr=1e-3))
+    outcome = run(linear(), blob_task(), replace(PLAIN, epochs=14, patience=2, lr=1e-3))
     assert outcome.epochs == outcome.best_epoch == 14
 
 
@@ -532,7 +543,7 @@ def is_finite(module: nn.Module) -> bool:
 
 @pytest.mark.parametrize("steps", [10, 12, 14])  # at the end of an epoch, and within one
 def test_divergence_keeps_the_best_weights(steps: int) -> None:
-    task, module = blobs(), Poisoned(linear(), steps)
+    task, module = blob_task(), Poisoned(linear(), steps)
     outcome = run(module, task, replace(PLAIN, epochs=8))
     assert outcome.status == "diverged"
     assert outcome.epochs == 3
@@ -546,7 +557,7 @@ def test_divergence_keeps_the_best_weights(steps: int) -> None:
 def test_divergence_ends_a_long_epoch_early() -> None:
     module = Poisoned(linear(), 5)
     with record_rates(module) as rates:
-        outcome = run(module, blobs(800, 10), replace(PLAIN, batch_size=4))
+        outcome = run(module, blob_task(800, 10), replace(PLAIN, batch_size=4))
     assert outcome.status == "diverged"
     assert len(rates) <= 32
 
@@ -557,11 +568,11 @@ def test_huge_learning_rate_diverges(scored: bool, optimizer: Any) -> None:
     """At once in a chain of layers; late or never where batch norm or AdamW limits the scale of outputs or steps."""
     recipe = replace(PLAIN, lr=1e6, optimizer=optimizer, warmup=0.0, epochs=20)
     chain = nn.Sequential(*(linear(4, 4, seed) for seed in range(6)), linear(4, 2))
-    status = run(chain, blobs(), recipe, scored=scored).status
+    status = run(chain, blob_task(), recipe, scored=scored).status
     assert status == "diverged" or optimizer == "adamw"
     assert is_finite(chain)
     normed = to_module(mlp((4,), 2, width=4))
-    run(normed, blobs(), recipe, scored=scored)
+    run(normed, blob_task(), recipe, scored=scored)
     assert is_finite(normed)
 
 
@@ -569,31 +580,31 @@ def test_huge_learning_rate_diverges(scored: bool, optimizer: Any) -> None:
 def test_infinite_weights_after_the_last_step_are_not_kept(scored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of a batch is computed before its step, so that no loss shows what the very last step did."""
     monkeypatch.setattr(data, "CLIP", math.inf)
-    task, module = blobs(16, 8), linear()
+    task, module = blob_task(16, 8), linear()
     x = task.train.x * 1e35  # the first outputs are finite, the gradients times the learning rate are not
     task = replace(task, train=Examples(x, task.train.y), std=torch.ones(4), mean=torch.zeros(4))
     before = copy_state(module)
     outcome = run(module, task, Recipe(epochs=1, batch_size=16, lr=1e6, warmup=0.0, weight_decay=0), scored=scored)
     assert is_finite(module)
     assert outcome.status == "diverged"
-    assert equal(before, copy_state(module))
+    assert states_equal(before, copy_state(module))
 
 
 def test_nan_in_the_training_set_is_divergence() -> None:
-    task, module = blobs(), linear()
+    task, module = blob_task(), linear()
     task.train.x[3, 1] = math.nan
     before = copy_state(module)
     outcome = run(module, Task.of(task.train, task.valid, Classification(2)))
     assert outcome.status == "diverged"
     assert outcome.score is None
     assert outcome.best_epoch == 0
-    assert equal(before, copy_state(module))
+    assert states_equal(before, copy_state(module))
 
 
 @pytest.mark.parametrize("outlier", ["outlying target", "large weight"])
 def test_large_loss_of_an_outlier_is_no_divergence(outlier: str) -> None:
     """Its loss is as large for an uninformed network; divergence is still detected."""
-    task, weights, y = blobs(320), torch.ones(320), torch.randn(360, 1, generator=seeded())
+    task, weights, y = blob_task(320), torch.ones(320), torch.randn(360, 1, generator=seeded())
     if outlier == "outlying target":
         y[200] = 100.0
         train, valid = Examples(task.train.x, y[:320]), Examples(task.evaluation_set.x, y[320:])
@@ -608,7 +619,7 @@ def test_large_loss_of_an_outlier_is_no_divergence(outlier: str) -> None:
 
 
 def test_nan_in_the_validation_set_is_divergence() -> None:
-    task = blobs()
+    task = blob_task()
     module = linear()
     task.evaluation_set.x[0, 0] = math.nan
     with pytest.raises(Diverged, match="outputs are NaN or infinite"):
@@ -620,7 +631,7 @@ def test_nan_in_the_validation_set_is_divergence() -> None:
 
 
 def test_last_weights_are_kept_without_validation() -> None:
-    task = blobs()
+    task = blob_task()
     scored, unscored = linear(), linear()
     expected = run(scored, task, replace(PLAIN, lr=1e-2))
     assert expected.best_epoch == 4  # so that the last weights are the best ones
@@ -628,26 +639,26 @@ def test_last_weights_are_kept_without_validation() -> None:
     assert outcome.status == "finished"
     assert (outcome.score, outcome.metric, outcome.curve, outcome.examples) == (None, None, (), 0)
     assert outcome.epochs == outcome.best_epoch == 4
-    assert equal(copy_state(scored), copy_state(unscored))
+    assert states_equal(copy_state(scored), copy_state(unscored))
 
 
 def test_patience_is_ignored_without_validation() -> None:
-    assert run(Constant(), blobs(16, 4), replace(PLAIN, epochs=20, patience=2), scored=False).epochs == 20
+    assert run(Constant(), blob_task(16, 4), replace(PLAIN, epochs=20, patience=2), scored=False).epochs == 20
 
 
 def test_divergence_without_validation_keeps_finite_weights() -> None:
     module, other = Poisoned(linear(), 12), linear()
-    outcome = run(module, blobs(), replace(PLAIN, epochs=8), scored=False)
+    outcome = run(module, blob_task(), replace(PLAIN, epochs=8), scored=False)
     assert (outcome.status, outcome.best_epoch) == ("diverged", 2)
     states: list[dict[str, Tensor]] = []
-    run(other, blobs(), replace(PLAIN, epochs=8), each_epoch=lambda _: states.append(copy_state(other)))
-    assert equal(copy_state(module.inner), states[1])
+    run(other, blob_task(), replace(PLAIN, epochs=8), each_epoch=lambda _: states.append(copy_state(other)))
+    assert states_equal(copy_state(module.inner), states[1])
 
 
 def test_training_without_validation_ends_by_the_deadline() -> None:
     clock = Clock()
-    start_time, module = clock.now, Timed(linear(), clock, 0.01, 100.0)
-    outcome = run(module, blobs(), replace(PLAIN, epochs=1000), 20, clock, scored=False)
+    start_time, module = clock.now, TimedNetwork(linear(), clock, 0.01, 100.0)
+    outcome = run(module, blob_task(), replace(PLAIN, epochs=1000), 20, clock, scored=False)
     assert outcome.status == "truncated"
     assert 10 < clock.now - start_time <= 20
 
@@ -659,8 +670,8 @@ def test_training_without_validation_ends_by_the_deadline() -> None:
 def test_callback_gets_the_outcome_after_each_epoch(scored: bool) -> None:
     outcomes: list[Outcome] = []
     clock = Clock()
-    module = Timed(linear(), clock, 0.1)
-    outcome = run(module, blobs(), replace(PLAIN, epochs=5), each_epoch=outcomes.append, clock=clock, scored=scored)
+    module = TimedNetwork(linear(), clock, 0.1)
+    outcome = run(module, blob_task(), replace(PLAIN, epochs=5), each_epoch=outcomes.append, clock=clock, scored=scored)
     assert [each.epochs for each in outcomes] == [1, 2, 3, 4, 5]
     assert [len(each.curve) for each in outcomes] == ([1, 2, 3, 4, 5] if scored else [0] * 5)
     assert [each.seconds for each in outcomes] == pytest.approx([8.0 * i for i in range(1, 6)])
@@ -678,7 +689,7 @@ def test_exception_of_the_callback_ends_the_training() -> None:
             raise InterruptedError("enough")
 
     with pytest.raises(InterruptedError, match="enough"):
-        run(linear(), blobs(), each_epoch=cancel)
+        run(linear(), blob_task(), each_epoch=cancel)
     assert len(outcomes) == 2
 
 
@@ -686,7 +697,7 @@ def test_exception_of_the_callback_ends_the_training() -> None:
 
 
 def test_predictions_do_not_depend_on_the_batch_size() -> None:
-    task = images()
+    task = image_task()
     graph = cnn((2, 8, 8), 3, width=4, depth=2, dropout=0.5)
     module = to_module(graph)
     whole = predict(module, task.train.x, task)
@@ -702,14 +713,14 @@ def test_predictions_do_not_depend_on_the_batch_size() -> None:
 
 
 def test_averaged_weights_are_scored_and_kept() -> None:
-    task, recipe = images(), Recipe(epochs=3, batch_size=16, lr=0.1)
+    task, recipe = image_task(), Recipe(epochs=3, batch_size=16, lr=0.1)
     plain, averaged, barely = (to_module(cnn((2, 8, 8), 3, width=4)) for _ in range(3))
     outcome = run(averaged, task, replace(recipe, average=2.0))
     run(plain, task, recipe)
     run(barely, task, replace(recipe, average=0.1))  # of less than a step
     assert evaluate(averaged, task.evaluation_set, task)[0] == pytest.approx(outcome.score, abs=1e-6)
-    assert not equal(copy_state(averaged), copy_state(plain))
-    assert equal(copy_state(barely), copy_state(plain))
+    assert not states_equal(copy_state(averaged), copy_state(plain))
+    assert states_equal(copy_state(barely), copy_state(plain))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -728,7 +739,7 @@ def test_bias_rate_applies_to_batch_norms_alone(optimizer: Literal["sgd", "adamw
 def test_images_are_flipped_every_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when an epoch is a part of the training set."""
     numbers = torch.arange(24, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 2, 8, 8)
-    task = replace(images(24, 8), train=Examples(numbers, torch.arange(24) % 3))
+    task = replace(image_task(24, 8), train=Examples(numbers, torch.arange(24) % 3))
     flips: dict[int, list[bool]] = {}
 
     def record(x: Tensor, draw: Draw, augment: Augment, mirrored: Tensor | None = None) -> Tensor:
@@ -747,7 +758,7 @@ def test_images_are_flipped_every_second_time(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_epoch_has_the_number_of_examples_of_the_recipe() -> None:
-    task, module = blobs(64, 16), linear()
+    task, module = blob_task(64, 16), linear()
     batch_sizes: list[int] = []
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

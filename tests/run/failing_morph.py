@@ -14,25 +14,25 @@ from morphnas.graph import Graph, Morph, Weights
 
 
 @dataclass(frozen=True)
-class Hostile(Morph):
+class FailingMorph(Morph):
     """Does not change the network, but `carry` fails: it raises, exits, hangs or kills its process.
 
-    failure: "raise", "leave" (`sys.exit`), "exit" (`os._exit`), "hang", "kill", or "kill once PATH", which kills the
-    process only if the file does not exist, and creates it.
+    failure: "raise", "sys.exit", "os._exit", "hang", "kill", or "kill once PATH", which kills the process only if the
+    file does not exist, and creates it.
     """
 
     failure: str
-    tag = "hostile"
+    tag = "failing"
 
     def grow(self, graph: Graph) -> Graph:
         return graph
 
     def carry(self, graph: Graph, weights: Any, generator: Any) -> Weights:
         if self.failure == "raise":
-            raise LookupError("no luck")
-        if self.failure == "leave":
+            raise LookupError("weights not carried")
+        if self.failure == "sys.exit":
             sys.exit(3)
-        if self.failure == "exit":
+        if self.failure == "os._exit":
             os._exit(3)
         if self.failure == "hang":
             time.sleep(3600)

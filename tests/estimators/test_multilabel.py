@@ -43,62 +43,68 @@ def data() -> MultiLabel:
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory, data: MultiLabel) -> ImageClassifier:
+def fitted_classifier(tmp_path_factory: pytest.TempPathFactory, data: MultiLabel) -> ImageClassifier:
     """A fitted classifier that tests must not modify."""
     path = tmp_path_factory.mktemp("runs") / "run"
     return ImageClassifier(path, max_trials=3, random_state=0, searcher_args=SMALL).fit(*data, time_limit=5)
 
 
-def test_predict_score_and_evaluate(fitted: ImageClassifier) -> None:
+def test_predict_score_and_evaluate(fitted_classifier: ImageClassifier) -> None:
     x, y = labelled_images(200, seed=1)
-    predictions, probabilities = fitted.predict(x), fitted.predict_proba(x)
+    predictions, probabilities = fitted_classifier.predict(x), fitted_classifier.predict_proba(x)
     assert predictions.shape == probabilities.shape == (200, 3)
     assert predictions.dtype == np.int64
     assert (predictions == (probabilities >= 0.5)).all()
-    assert fitted.score(x, y) == accuracy_score(y, predictions) == pytest.approx(fitted.evaluate(x, y))
-    assert fitted.score(x, y) > 0.9
+    assert (
+        fitted_classifier.score(x, y)
+        == accuracy_score(y, predictions)
+        == pytest.approx(fitted_classifier.evaluate(x, y))
+    )
+    assert fitted_classifier.score(x, y) > 0.9
     with pytest.raises(ValueError, match="sample_weight must be finite numbers"):
-        fitted.score(x, y, np.full(200, np.nan))
+        fitted_classifier.score(x, y, np.full(200, np.nan))
     for invalid in (y[:, 0], y[:, :2], y[1:]):
         with pytest.raises(ValueError, match=r"y must be \(200, 3\), one column for each label"):
-            fitted.score(x, invalid)
-    assert fitted.multilabel_
-    assert fitted.__sklearn_tags__().classifier_tags.multi_label
-    assert fitted.classes_.tolist() == [0, 1, 2]
+            fitted_classifier.score(x, invalid)
+    assert fitted_classifier.multilabel_
+    assert fitted_classifier.__sklearn_tags__().classifier_tags.multi_label
+    assert fitted_classifier.classes_.tolist() == [0, 1, 2]
     assert not np.allclose(probabilities.sum(1), 1), "the probabilities of the labels are independent"
 
 
-def test_loaded_classifier_predicts_the_same(fitted: ImageClassifier) -> None:
+def test_loaded_classifier_predicts_the_same(fitted_classifier: ImageClassifier) -> None:
     x, _ = labelled_images(20, seed=1)
-    loaded = morphnas.load(fitted.path_)
+    loaded = morphnas.load(fitted_classifier.path_)
     assert isinstance(loaded, ImageClassifier)
     assert loaded.multilabel_
-    assert (loaded.predict_proba(x) == fitted.predict_proba(x)).all()
+    assert (loaded.predict_proba(x) == fitted_classifier.predict_proba(x)).all()
     with pytest.raises(RunError, match="another estimator than ImageRegressor"):
-        morphnas.ImageRegressor.load(fitted.path_)
+        morphnas.ImageRegressor.load(fitted_classifier.path_)
 
 
-def test_module_and_export_return_a_logit_for_each_label(fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_module_and_export_return_a_logit_for_each_label(fitted_classifier: ImageClassifier, tmp_path: Path) -> None:
     x, _ = labelled_images(20, seed=1)
     tensor = torch.from_numpy(x)[:, None]
-    morphnas.export(fitted.path_, tmp_path / "net.py")
+    morphnas.export(fitted_classifier.path_, tmp_path / "net.py")
     assert "network(images).sigmoid()" in (tmp_path / "net.py").read_text()
-    for module in (fitted.to_module(), runpy.run_path(str(tmp_path / "net.py"))["load"]()):
+    for module in (fitted_classifier.to_module(), runpy.run_path(str(tmp_path / "net.py"))["load"]()):
         with torch.no_grad():
-            assert module(tensor).double().sigmoid().numpy() == pytest.approx(fitted.predict_proba(x), abs=1e-6)
+            assert module(tensor).double().sigmoid().numpy() == pytest.approx(
+                fitted_classifier.predict_proba(x), abs=1e-6
+            )
 
 
 @pytest.mark.slow
-def test_onnx_and_pt2_files_describe_their_outputs(fitted: ImageClassifier, tmp_path: Path) -> None:
+def test_onnx_and_pt2_files_describe_their_outputs(fitted_classifier: ImageClassifier, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    morphnas.export(fitted.path_, tmp_path / "net.pt2")
+    morphnas.export(fitted_classifier.path_, tmp_path / "net.pt2")
     extra = {"labels.json": "", "gives.json": ""}
     torch.export.load(tmp_path / "net.pt2", extra_files=extra)
     assert {name: json.loads(text) for name, text in extra.items()} == {
         "labels.json": None,
         "gives.json": "logits of tags",
     }
-    morphnas.export(fitted.path_, tmp_path / "net.onnx")
+    morphnas.export(fitted_classifier.path_, tmp_path / "net.onnx")
     model = onnx.load(tmp_path / "net.onnx")
     assert [output.name for output in model.graph.output] == ["logits"]
     assert {entry.key: entry.value for entry in model.metadata_props}["gives"] == "logits of tags"
@@ -128,8 +134,8 @@ def test_columns_of_a_data_frame_are_names_of_labels(
     assert [[tag for tag in row.split(",")[1].split("; ") if tag] for row in rows] == expected
 
 
-def test_history_and_report_show_subset_accuracy(fitted: ImageClassifier) -> None:
-    run = load_run(fitted.path_)
+def test_history_and_report_show_subset_accuracy(fitted_classifier: ImageClassifier) -> None:
+    run = load_run(fitted_classifier.path_)
     entry = run.history[0]
     assert entry["measure"] == "accuracy"
     low, high = entry["interval"]
@@ -257,14 +263,14 @@ def test_fit_rejects_invalid_y(y: Any, message: str) -> None:
         ImageClassifier().fit(labelled_images(20)[0], y, time_limit=5)
 
 
-def test_evaluate_rejects_invalid_y(fitted: ImageClassifier) -> None:
+def test_evaluate_rejects_invalid_y(fitted_classifier: ImageClassifier) -> None:
     x, y = labelled_images(20)
     with pytest.raises(ValueError, match="y must be 0 or 1 everywhere"):
-        fitted.evaluate(x, y * 2)
+        fitted_classifier.evaluate(x, y * 2)
     with pytest.raises(ValueError, match=r"one column for each label .*, but its shape"):
-        fitted.evaluate(x, y[:, 0])
+        fitted_classifier.evaluate(x, y[:, 0])
     with pytest.raises(ValueError, match="y is missing"):
-        fitted.evaluate(x)
+        fitted_classifier.evaluate(x)
 
 
 def test_constant_labels_are_found(data: MultiLabel) -> None:

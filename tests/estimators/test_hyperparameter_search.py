@@ -11,7 +11,7 @@ import pytest
 import morphnas
 from morphnas import ImageClassifier, ImageRegressor
 from morphnas.report.words import trial_words
-from tests.run.doubles import comparable
+from tests.run.doubles import comparable_trials
 
 RANGES: dict[str, Any] = {"lr": (0.01, 0.5), "dropout": (0.0, 0.5), "optimizer": ["sgd", "adamw"]}
 ARGS: dict[str, Any] = {"default_model_width": 8, "trainer_args": {"epochs": 3, "precision": "float32", **RANGES}}
@@ -55,15 +55,15 @@ def test_final_training_uses_hyperparameters_of_the_winner(classifier: ImageClas
 
 def test_search_is_reproducible(classifier: ImageClassifier, tmp_path: Path) -> None:
     repeated = fit_classifier(tmp_path / "again")
-    trials, repeated_trials = (fitted.load_searcher().trials for fitted in (classifier, repeated))
-    assert comparable(trials) == comparable(repeated_trials)
+    trials, repeated_trials = (estimator.load_searcher().trials for estimator in (classifier, repeated))
+    assert comparable_trials(trials) == comparable_trials(repeated_trials)
 
 
 def test_resumed_search_equals_uninterrupted_search(classifier: ImageClassifier, tmp_path: Path) -> None:
     fit_classifier(tmp_path / "run", max_trials=6, refit=False)
     resumed = fit_classifier(tmp_path / "run", resume=True, refit=False)
     expected = [t for t in classifier.load_searcher().trials if not t.final]
-    assert comparable(resumed.load_searcher().trials) == comparable(expected)
+    assert comparable_trials(resumed.load_searcher().trials) == comparable_trials(expected)
 
 
 def test_resume_rejects_other_ranges(tmp_path: Path) -> None:
