@@ -288,7 +288,7 @@ def test_links_out_of_the_run_and_pipes_are_not_read(run_copy: Path, tmp_path: P
     os.mkfifo(run_copy / "trials/00001/trial.json")
     found = bundle_texts(run_copy, tmp_path)
     assert not [text for text in found.values() if "private" in text]
-    assert "leads out of" in found["about.txt"]
+    assert "points outside" in found["about.txt"]
     assert "it is not a file" in found["about.txt"]
 
 

@@ -476,8 +476,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """The quality of predictions on examples with known y, see the subclasses."""
         with usual_modes():
             if self.metric is None and self._metric_of_fit is not None:
-                words = f"the fit's metric, {self._metric_of_fit:.100}, is not stored: this is the usual one;"
-                warnings.warn(f"{words} set metric again to measure by it", stacklevel=2)
+                words = f"the metric of the fit, {self._metric_of_fit:.100}, is a function, which a run does not store"
+                warnings.warn(f"{words}: the default metric is used; set metric to use it again", stacklevel=2)
             source, y_test = self._open(x_test, y_test)
             codes = self._model.target.encode(y_test, len(source))
             weights = weights_of(sample_weight, len(source), codes, self._model.target)

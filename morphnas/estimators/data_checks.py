@@ -282,7 +282,7 @@ def _duplicates(data: CheckedData, stats: ExampleStats) -> Iterator[Finding]:
         other = np.flatnonzero((group == group[first]) & (y != y[first]))[0]
         pair = " and ".join(f"{data.position(index[i])} is {data.names[y[i]]!r}" for i in (first, other))
         share = count / n
-        text = f"{number_of(data.noun, count)} ({percent(share)}) {occur(count)} with different {data.y_kind}: {pair}"
+        text = f"{number_of(data.noun, count)} ({percent(share)}) {occur(count)} with different {data.y_noun}: {pair}"
         positions = [data.position(i) for i in index[mixed][:10]]
         warns = share >= MIN_CONTRADICTORY and not by_chance
         yield Finding("contradictory", warns, text, count_numbers(count, share, positions))
@@ -449,7 +449,7 @@ def _signal(data: CheckedData, deadline: Deadline) -> Iterator[Finding]:
             return
     noun = data.noun.removesuffix("s")
     text = (
-        f"{data.y_kind} cannot be predicted from {noun}s better than by chance, neither by the nearest {noun} nor by a"
+        f"{data.y_noun} cannot be predicted from {noun}s better than by chance, neither by the nearest {noun} nor by a"
     )
     text += f" linear model ({result}; {len(index):,} examples): are x and y in the same order?"
     yield Finding("signal", True, text, numbers | {"examples": len(index)})

@@ -108,6 +108,11 @@ class CheckedData:
         return {2: "rows", 4: "images"}.get(self.parts[0].ndim, "examples")
 
     @property
+    def y_noun(self) -> str:
+        """What to call y in texts."""
+        return "values of y" if self.y_kind == "amounts" else "labels"
+
+    @property
     def n_held_out(self) -> int:
         """Number of examples that are not in the training set."""
         return len(self) - self.n_train

@@ -305,9 +305,9 @@ def _try_metric(goal: CustomGoal, examples: Examples, until: Deadline) -> None:
             errors.append(str(error))
     if value is None and not wrong_values:
         (kind,) = goal.standard.to_json()
-        what = "labels" if kind == "classes" else kind
+        what = {"classes": "labels", "tags": "multi-label y", "amounts": "numeric y"}[kind]
         hint = "; it must take a sample_weight, as examples have weights" if "sample_weight" in errors[0] else ""
-        message = f"metric: {metric.name} cannot score these {what}: tried on the validation examples"
+        message = f"metric: {metric.name} does not work for {what}: on the validation examples"
         raise ValueError(f"{message}, {errors[0]}{hint}")
     if value is None or not wrong_values:
         return
@@ -378,8 +378,8 @@ def _measure_loss_scale(goal: CustomGoal, subset: Examples) -> CustomGoal:
         )
     if math.isclose(raised, value, rel_tol=1e-4):
         raise ValueError(
-            "loss: it does not change if all logits of an example are raised alike, so it is for a single right label: "
-            "multi-label data needs one that treats each label separately, such as torch.nn.BCEWithLogitsLoss()"
+            "loss: it does not change if the same number is added to all logits of an example, so it is for a single "
+            "label: multi-label data needs one that treats each label separately, such as torch.nn.BCEWithLogitsLoss()"
         )
     scale = loss_and_gradient(standard.loss)[1] / gradient
     return replace(goal, scale=scale, criterion_baseline=max(standard.baseline_loss, abs(scale * value)))

@@ -44,7 +44,7 @@ class MultiLabelTarget(LabelTarget):
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
         """y as float32 (n, k) for training; ValueError if it is not 0 and 1 for the tags of the fit."""
-        check_present(y, "only a Dataset of (image, tags) contains them")
+        check_present(y, "only a Dataset of (image, labels) contains it")
         table, names = _as_table(y), _column_names(y)
         if names and self.names and names != self.names:
             raise ValueError(f"the columns of y must be {self.names!r:.200}, as in the fit, not {names!r:.200}")
@@ -86,10 +86,10 @@ class MultiLabelTarget(LabelTarget):
         """The target stored by `to_json`; ValueError if `data` is invalid."""
         k = data.get("tags") if isinstance(data, Mapping) else None
         if not isinstance(k, int) or isinstance(k, bool) or k < 2:
-            raise ValueError(f"{data!r:.100} does not say how many tags there are")
+            raise ValueError(f"{data!r:.100} does not give the number of labels")
         names = data.get("names", [])
         if not isinstance(names, list) or len(names) not in (0, k) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{names!r:.100} are not the names of {k} tags")
+            raise ValueError(f"{names!r:.100} are not the names of {k} labels")
         return MultiLabelTarget(k, tuple(names))
 
 
@@ -189,13 +189,13 @@ class RegressionTarget:
         """The target stored by `to_json`; ValueError if `data` is invalid."""
         amounts = data.get("amounts") if isinstance(data, Mapping) else None
         if not isinstance(amounts, Mapping) or set(amounts) != {"mean", "std"}:
-            raise ValueError(f"{data!r:.100} does not say what the amounts are")
+            raise ValueError(f"{data!r:.100} does not give the mean and standard deviation of y")
         for numbers in amounts.values():
             if not (isinstance(numbers, list) and numbers and all(map(is_number, numbers))):
-                raise ValueError(f"amounts cannot have {numbers!r:.100} for their mean or deviation")
+                raise ValueError(f"the mean or standard deviation of y cannot be {numbers!r:.100}")
         mean, std = (np.array(amounts[name], dtype=np.float64) for name in ("mean", "std"))
         if len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(f"amounts cannot have the deviations {amounts['std']!r:.100}")
+            raise ValueError(f"the standard deviation of y cannot be {amounts['std']!r:.100}")
         return RegressionTarget(mean, std)
 
 

@@ -68,7 +68,7 @@ class CheckpointWriter:
         try:
             self._write(self.path, make())
         except RunError as error:
-            log.warning("no more checkpoints of this training: %s", error)
+            log.warning("no further checkpoints of this training are written: %s", error)
             self.path = None
         cost = self.clock() - start
         self._next = start + cost + max(MIN_INTERVAL, cost / MAX_TIME_SHARE)

@@ -424,4 +424,4 @@ class _Process:
         if code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
             how += ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
-        return f"the worker {how}" + (f"; its last words: {output}" if output else "")
+        return f"the worker {how}" + (f"; its last output: {output}" if output else "")

@@ -85,7 +85,7 @@ def check_inside(path: Path, folder: Path) -> Path:
             return path
     except (OSError, RuntimeError) as error:  # links in a circle
         raise RunError(f"{path} cannot be read: {error}") from error
-    raise RunError(f"{path} leads out of {folder}, so it is not read")
+    raise RunError(f"{path} points outside {folder}, so it is not read")
 
 
 # -- JSON

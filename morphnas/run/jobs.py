@@ -59,7 +59,7 @@ class DeviceLost(RunError):
         """
         if resumed:
             store.finish(trial.id, Outcome("failed", error=str(self)), None)
-        hint = f"what was trained is kept in {store.path}, and a new process can go on with resume=True"
+        hint = f"the networks trained so far are kept in {store.path}; continue in a new process with resume=True"
         return DeviceLost(f"{self}: {hint}")
 
 

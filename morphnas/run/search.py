@@ -142,7 +142,7 @@ class Search:
         if not any(trial.kept for trial in self.store.trials):
             raise failed
         log.error("the search ends: %s", failed, exc_info=failed.__cause__)
-        warn(f"the search ends, with resume=True it can go on: {failed}")
+        warn(f"the search ends, and can be continued with resume=True: {failed}")
 
     # -- what to do next
 

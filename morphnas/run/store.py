@@ -133,7 +133,7 @@ def _read_trials(path: Path) -> Iterator[Trial]:
             data = read_json(check_inside(folder / "proposal.json", path))
             proposal = proposal_from_json(data)
             if proposal.parent is not None and proposal.parent >= int(name):
-                raise ValueError(f"it starts from trial {proposal.parent}, which is no earlier one")
+                raise ValueError(f"it starts from trial {proposal.parent}, which is not an earlier trial")
             committed = (folder / "trial.json").exists()
             unknown = any(isinstance(morph, UnknownMorph) for morph in proposal.morphs)
             use_stored = "graph" in data and (committed or unknown)  # readable even if the parent is damaged

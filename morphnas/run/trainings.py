@@ -136,7 +136,7 @@ class Trainings:
             self._cancel_queued()
             return True
         for id in self._running:
-            error = "no worker gave an answer by the deadline"
+            error = "no worker returned a result before the deadline"
             self._finish(self.store.trial(id), Outcome("failed", error=error), None)
         self._running.clear()
         return False

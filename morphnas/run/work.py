@@ -140,7 +140,7 @@ def _attempt(
             return Outcome("oom", error=str(error)[:MAX_ERROR_LENGTH]), None
         if is_device_lost(task.device):
             reason = str(error).partition("\n")[0]
-            raise DeviceLost(f"{task.device} does nothing any more for this process ({reason})") from error
+            raise DeviceLost(f"{task.device} has failed, so this process can no longer use it ({reason})") from error
         return Outcome("failed", error=traceback.format_exc()[-4000:]), None
 
 

@@ -221,7 +221,7 @@ def grow_proposal(proposal: Proposal, graphs: Mapping[int, Graph]) -> Graph:
     """The network of a proposal. graphs: networks of the trials that it may start from, by id. ValueError if its parent
     is not among them; MorphError if a morph does not fit."""
     if not isinstance(proposal.start, Graph) and proposal.start not in graphs:
-        raise ValueError(f"it starts from trial {proposal.start}, which is not there")
+        raise ValueError(f"it starts from trial {proposal.start}, which does not exist")
     graph = proposal.start if isinstance(proposal.start, Graph) else graphs[proposal.start]
     for morph in proposal.morphs:
         graph = morph.grow(graph)
@@ -238,7 +238,7 @@ def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
     line = {trial.id: trial}
     while (parent := trial.parent) is not None and parent in by_id:
         if parent in line:
-            raise ValueError(f"the parents of trial {parent} lead in a circle back to it")
+            raise ValueError(f"trial {parent} is its own ancestor: the recorded parents form a cycle")
         trial = line[parent] = by_id[parent]
     return [*line.values()][::-1]
 

@@ -385,7 +385,7 @@ def _restored_state(saved: Checkpoint, planned: int, goal: Goal) -> TrainingStat
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointMismatch(str(error)) from None
     if not (0 < state.epoch < state.last <= planned and state.micro):
-        raise CheckpointMismatch(f"it is after epoch {state.epoch} of {state.last}, where there are {planned}")
+        raise CheckpointMismatch(f"it is from epoch {state.epoch} of {state.last}, but {planned} epochs are planned")
     if (state.best.objective, state.best.measure) != (goal.objective, goal.measure):
         raise CheckpointMismatch(f"its scores are of {state.best.objective}, not of {goal.objective}")
     return state

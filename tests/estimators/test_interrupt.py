@@ -178,7 +178,7 @@ def test_lost_device_ends_fit_which_can_be_resumed(data: Data, tmp_path: Path, e
     with pytest.MonkeyPatch.context() as patch:
         at_call(patch, "apply_patience", epochs, fail, _Training)  # in the middle of a training
         patch.setattr(worker, "is_device_lost", lambda _: True)
-        with pytest.raises(RunError, match=r"process \(CUDA error.*failure\): what .* in .*run, .*resume=True"):
+        with pytest.raises(RunError, match=r"use it \(CUDA error.*failure\): the networks .* in .*run, .*resume=True"):
             classifier(path, **settings).fit(*data)
     assert [trial.outcome is None for trial in load_run(path).trials].count(True) == 1
     assert not any(trial.outcome and trial.outcome.error for trial in load_run(path).trials)
@@ -198,7 +198,7 @@ def test_training_that_loses_device_twice_has_failed(data: Data, tmp_path: Path,
         with pytest.MonkeyPatch.context() as patch:
             at_call(patch, "apply_patience", 1 if resume else epochs, fail, _Training)
             patch.setattr(worker, "is_device_lost", lambda _: True)
-            with pytest.raises(RunError, match="does nothing any more"):
+            with pytest.raises(RunError, match="this process can no longer use it"):
                 classifier(path, resume=resume, **settings).fit(*data)
     (failed,) = [trial for trial in load_run(path).trials if trial.outcome and trial.outcome.status == "failed"]
     assert failed.id == (1 if epochs == 5 else 4)

@@ -229,13 +229,13 @@ def test_target_is_restored_from_json() -> None:
 
 @pytest.mark.parametrize("names", [["a"], ["a", 2], "ab", None])
 def test_target_from_json_rejects_invalid_names(names: Any) -> None:
-    with pytest.raises(ValueError, match="are not the names of 2 tags"):
+    with pytest.raises(ValueError, match="are not the names of 2 labels"):
         target_from_json({"tags": 2, "names": names})
 
 
 @pytest.mark.parametrize("count", [1, True, "3", None])
 def test_target_from_json_rejects_invalid_counts(count: Any) -> None:
-    with pytest.raises(ValueError, match="does not say how many tags there are"):
+    with pytest.raises(ValueError, match="does not give the number of labels"):
         target_from_json({"tags": count})
 
 
@@ -304,7 +304,7 @@ def test_shuffled_labels_are_found() -> None:
     assert not examine(x, y).found
     (finding,) = examine(x, np.random.default_rng(0).permutation(y)).found
     assert finding.kind == "signal"
-    assert "tags cannot be predicted from images better than by chance" in finding.text
+    assert "labels cannot be predicted from images better than by chance" in finding.text
 
 
 def test_contradictory_labels_are_found(data: MultiLabel) -> None:
@@ -312,7 +312,7 @@ def test_contradictory_labels_are_found(data: MultiLabel) -> None:
     x[200:260], y[200:260] = x[:60], 1 - y[:60]
     texts = [finding.text for finding in examine(x, y).found if finding.kind == "contradictory"]
     assert len(texts) == 1
-    assert "occur with different tags: x[" in texts[0]
+    assert "occur with different labels: x[" in texts[0]
 
 
 def test_multilabel_on_the_command_line(tmp_path: Path, data: MultiLabel, capsys: pytest.CaptureFixture[str]) -> None:

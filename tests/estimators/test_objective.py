@@ -349,7 +349,7 @@ def test_network_with_best_metric_wins(tmp_path: Path) -> None:
     assert run.about["settings"]["metric"].endswith(".penalised")
     loaded = morphnas.load(tmp_path / "run")
     assert loaded.metric is None  # functions are not stored
-    with pytest.warns(UserWarning, match=r"the fit's metric, .*penalised, is not stored: this is the usual one; set"):
+    with pytest.warns(UserWarning, match=r"metric of the fit, .*penalised, .*: the default metric is used"):
         assert loaded.evaluate(X, Y) != classifier.evaluate(X, Y)
     assert loaded.set_params(metric=penalised).evaluate(X, Y) == classifier.evaluate(X, Y)
     with pytest.raises(
@@ -702,7 +702,7 @@ def error_rate(estimator: Any, x: Any, y: Any, sample_weight: Any = None) -> flo
         ({"metric": make_scorer(metrics.hamming_loss)}, "hamming_loss is 0 for right answers"),
         ({"loss": nn.NLLLoss()}, "it falls without bound, from -20 to -200 .* outputs are logits"),
         ({"metric": lambda estimator, x, y: 0.5}, "is 0.5 for right and wrong answers alike"),
-        ({"metric": lambda estimator, x, y: np.nan}, "tried on the validation examples, the metric .* is nan"),
+        ({"metric": lambda estimator, x, y: np.nan}, "on the validation examples, the metric .* is nan"),
         ({"metric": lambda estimator, x, y: 1e200 * np.mean(estimator.predict(x) == y)}, "the metric .* is 1e.200"),
         ({"metric": "f1"}, "the metric f1 cannot be computed: ValueError"),
         ({"loss": "l1"}, "loss must be None, or a function"),
@@ -729,18 +729,18 @@ def test_invalid_metric_or_loss_is_rejected_before_writing(
     ("y", "name", "message"),
     [
         (np.array(list("abc"))[Y], "r2", "labels: .*: ValueError: .*could not convert string to float"),
-        (LABELS, "f1", "tags: .*: ValueError: "),
-        (VALUES, "f1", "amounts: .*: ValueError: "),
+        (LABELS, "f1", "multi-label y: .*: ValueError: "),
+        (VALUES, "f1", "numeric y: .*: ValueError: "),
     ],
 )
 def test_metric_error_names_kind_of_y(y: Any, name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=f"^metric: {name} cannot score these {message}"):
+    with pytest.raises(ValueError, match=f"^metric: {name} does not work for {message}"):
         with_objective(problem(y), name, None)
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), lambda outputs, y: F.cross_entropy(outputs, y / 2)])
 def test_single_label_loss_is_rejected_for_multi_label(loss: Any) -> None:
-    with pytest.raises(ValueError, match=r"loss: .* all logits of an example are raised alike, .*BCEWithLogitsLoss"):
+    with pytest.raises(ValueError, match=r"loss: .* number is added to all logits of an example, .*BCEWithLogitsLoss"):
         with_objective(problem(LABELS), None, loss)
 
 

@@ -270,7 +270,7 @@ def test_targets_are_standardised_stored_and_decoded(k: int, n: int, seed: int, 
                                      {"mean": [0.0, 1.0], "std": [1.0]}, {"mean": ["0"], "std": [1.0]},
                                      {"mean": [float("nan")], "std": [1.0]}])  # fmt: skip
 def test_target_from_json_rejects_invalid_values(amounts: Any) -> None:
-    with pytest.raises(ValueError, match="amounts"):
+    with pytest.raises(ValueError, match="standard deviation of y"):
         target_from_json({"amounts": amounts})
 
 
@@ -328,6 +328,6 @@ def test_contradictory_targets_are_found() -> None:
     findings = examine(np.concatenate([x, x[:30]]), np.concatenate([y, y[:30] + 1]), regression=True)
     (finding,) = (finding for finding in findings.found if finding.kind == "contradictory")
     assert finding.warns
-    assert "occur with different amounts" in finding.text
+    assert "occur with different values of y" in finding.text
     first, other = (float(number) for number in re.findall(r" is ([0-9.]+)", finding.text))
     assert abs(first - other) == 1

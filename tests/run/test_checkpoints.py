@@ -246,7 +246,7 @@ def test_full_disk_ends_only_the_checkpoints(
     job = Job(GRAPH, (), replace(RECIPE, epochs=4), 600, 1)
     with caplog.at_level(logging.WARNING, "morphnas"):
         assert same_results(work(replace(job, checkpoint=tmp_path / "c"), blob_task()), work(job, blob_task()))
-    assert caplog.text.count("no more checkpoints of this training") == 1
+    assert caplog.text.count("no further checkpoints of this training are written") == 1
 
 
 def test_finish_removes_checkpoint(tmp_path: Path) -> None:

@@ -206,12 +206,12 @@ def test_links_out_of_the_run_folder_are_refused(run_copy: Path, tmp_path: Path)
     folder.rename(elsewhere)
     folder.symlink_to(elsewhere)
     (run_copy / "trials" / "00004").symlink_to(tmp_path)  # the folder of the next trial
-    with pytest.warns(UserWarning, match=f"trial {moved:05d} .* leads out of"):
+    with pytest.warns(UserWarning, match=f"trial {moved:05d} .* points outside"):
         assert moved not in [trial.id for trial in load_run(run_copy).trials]
-    with pytest.warns(UserWarning, match="leads out of"):
+    with pytest.warns(UserWarning, match="points outside"):
         store = Store.resume(run_copy)
     try:
-        with pytest.raises(RunError, match="leads out of"):
+        with pytest.raises(RunError, match="points outside"):
             store.claim(proposals(1)[0])
     finally:
         store.close()
@@ -219,7 +219,7 @@ def test_links_out_of_the_run_folder_are_refused(run_copy: Path, tmp_path: Path)
     weights_file = run_copy / "trials" / f"{other:05d}" / "weights.safetensors"
     weights_file.rename(tmp_path / "weights")
     weights_file.symlink_to(tmp_path / "weights")
-    with pytest.warns(UserWarning, match="leads out of"), pytest.raises(RunError, match="leads out of"):
+    with pytest.warns(UserWarning, match="points outside"), pytest.raises(RunError, match="points outside"):
         load_run(run_copy).load_model_by_id(other)
     weights_file.unlink()
     weights_file.symlink_to(weights_file)

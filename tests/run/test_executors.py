@@ -118,7 +118,7 @@ def test_process_with_lost_device_is_replaced(tmp_path: Path, monkeypatch: pytes
     try:
         outcome, found = executor.submit(Job(mlp((5,), 2, width=3), (), RECIPE, 60, 0)).result(120)
         assert (outcome.status, found) == ("failed", None)
-        assert "cpu does nothing any more for this process" in (outcome.error or "")
+        assert "cpu has failed, so this process can no longer use it" in (outcome.error or "")
         assert "exit code 1" in (outcome.error or "")
         assert executor.submit(make_job()).result(120)[0].status == "finished"
     finally:
@@ -367,7 +367,7 @@ def test_search_ends_if_workers_do_not_answer(tmp_path: Path, monkeypatch: pytes
         Search(store, ScriptedSearcher(proposals(9)), SilentExecutor(), Deadline.after(0.2), observer=observer).run()
         errors = [t.outcome and t.outcome.error for t in store.trials]
     assert errors == [
-        "no worker gave an answer by the deadline",
+        "no worker returned a result before the deadline",
         "no worker had started, or was free, before the deadline",
     ]
     assert time.monotonic() - start < 5
@@ -720,7 +720,7 @@ def test_unreadable_message_is_that_of_a_lost_worker(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     worker = executors_module._Process(tmp_path, CPU, 1)
-    with pytest.raises(WorkerLost, match="ended with exit code 3; its last words: goodbye"):
+    with pytest.raises(WorkerLost, match="ended with exit code 3; its last output: goodbye"):
         worker.ready()
     worker.close()
 

@@ -304,7 +304,7 @@ class DuplicateTag(Deeper):
 INVALID_ANSWERS: dict[str, tuple[Callable[[], Any], str]] = {
     "searcher raises": (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
     "not a proposal": (lambda: "deeper", "ask returns a Proposal or None, not 'deeper'"),
-    "unknown trial": (lambda: Proposal(77, (), RECIPE), "starts from trial 77, which is not there"),
+    "unknown trial": (lambda: Proposal(77, (), RECIPE), "starts from trial 77, which does not exist"),
     "invalid start": (lambda: Proposal("0", (), RECIPE), "must be a Graph or the id of a trial, not '0'"),  # type: ignore[arg-type]
     "not morphs": (lambda: Proposal(0, ("deeper",), RECIPE), "must be a tuple of Morphs, not .'deeper',."),  # type: ignore[arg-type]
     "not a tuple of morphs": (lambda: Proposal(0, Deeper("relu_3"), RECIPE), "must be a tuple of Morphs, not Deeper"),  # type: ignore[arg-type]
@@ -328,7 +328,7 @@ def test_failing_searcher_ends_search_and_keeps_trials(path: Path, fake_work: Fa
             return proposals(2)[len(trials)] if len(trials) < 2 else answer()
 
     with new_store(path) as store:
-        with pytest.warns(UserWarning, match=f"the search ends, with resume=True it can go on: .*{message}"):
+        with pytest.warns(UserWarning, match=f"the search ends, and can be continued with resume=True: .*{message}"):
             trials = run_search(store, FailsLater())
         assert [trial.kept for trial in trials] == [True, True]
         more = run_search(store, ScriptedSearcher([*proposals(2), Proposal(np.int64(0), (Deeper("relu_3"),), RECIPE)]))  # type: ignore[arg-type]

@@ -128,7 +128,7 @@ def test_start_weights_survive_resume_but_not_overwrite(path: Path) -> None:
             store.start(GRAPH)
     with new_store(path.with_name("other")) as store:
         (store.path / "starts").symlink_to(path / "starts")
-        with pytest.raises(RunError, match="leads out of"):
+        with pytest.raises(RunError, match="points outside"):
             store.add_start_weights(given)
     store = Store.create(path, {}, overwrite=True)
     assert store.start(GRAPH) is GRAPH
@@ -362,7 +362,7 @@ def test_trial_whose_parent_is_not_earlier_is_left_out(path: Path) -> None:
     for id, start in ((1, 2), (2, 1), (3, 3)):
         file = path / f"trials/{id:05d}/proposal.json"
         edit_json(file, start=start, graph=read_json(file)["start"])
-    with pytest.warns(UserWarning, match="left out: it starts from trial [23], which is no earlier one"):
+    with pytest.warns(UserWarning, match="left out: it starts from trial [23], which is not an earlier trial"):
         trials = load_run(path).trials
     assert [(trial.id, trial.parent) for trial in trials] == [(0, None), (2, 1)]
     assert lineage(trials, trials[1]) == [trials[1]]
@@ -372,7 +372,7 @@ def test_trial_whose_parent_is_not_earlier_is_left_out(path: Path) -> None:
 def test_lineage_raises_on_cycle() -> None:
     trials = [Trial(i, Proposal(start, (), RECIPE), GRAPH) for i, start in enumerate((2, 0, 1, 2, 4))]
     for trial, repeated in zip(trials, (0, 1, 2, 2, 4), strict=True):
-        with pytest.raises(ValueError, match=f"parents of trial {repeated} lead in a circle"):
+        with pytest.raises(ValueError, match=f"trial {repeated} is its own ancestor"):
             lineage(trials, trial)
 
 

@@ -293,7 +293,7 @@ def test_out_of_memory_error_becomes_oom_outcome(error: BaseException) -> None:
 def test_error_on_lost_device_raises_device_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless it is an out-of-memory error."""
     monkeypatch.setattr(work_module, "is_device_lost", lambda _: True)
-    with pytest.raises(DeviceLost, match=r"cpu does nothing any more for this process \(launch failure\)"):
+    with pytest.raises(DeviceLost, match=r"cpu has failed, so this process can no longer use it \(launch failure\)"):
         work(Job(GRAPH, (), RECIPE, 600, 1), blob_task(), callback_raising(RuntimeError("launch failure\nand more")))
     for error in OUT_OF_MEMORY:
         assert work(Job(GRAPH, (), RECIPE, 600, 1), blob_task(), callback_raising(error))[0].status == "oom"
