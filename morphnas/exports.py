@@ -115,7 +115,7 @@ def export(
     overwrite: bool = False,
     trial: int | None = None,
 ) -> Exported:
-    """Write a network in the format of the file's suffix, read it back, and compare the outputs of both.
+    """Write a network in the format of the suffix of `file`, read it back, and compare the outputs of both.
 
     .py: readable PyTorch source, with its weights in a .safetensors file beside it; needs torch and safetensors, but
     not morphnas. .pt2: for `torch.export.load`, any batch size, float32. .onnx: any batch size, float32; needs the

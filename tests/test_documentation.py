@@ -44,6 +44,17 @@ def test_python_code_blocks_parse(path: Path) -> None:
             ast.parse(code)
 
 
+def arguments(function: Callable[..., Any]) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def documented_parameters(docstring: str | None) -> list[str]:
+    """The names in the section "Parameters"."""
+    section = (docstring or "").split("Parameters\n")[1].split("\n\n")[0]
+    lines = re.findall(r"^ *(\w+(?:, \w+)*)(?: : .+)?$", section, re.MULTILINE)
+    return [name for line in lines for name in line.split(", ")]
+
+
 @pytest.mark.parametrize(
     ("function", "docstring"),
     [
@@ -54,7 +65,21 @@ def test_python_code_blocks_parse(path: Path) -> None:
     ids=["ImageClassifier", "fit", "final_fit"],
 )
 def test_every_argument_is_documented(function: Callable[..., Any], docstring: str | None) -> None:
-    parameters = (docstring or "").split("Parameters\n")[1].split("\n\n")[0]
-    lines = re.findall(r"^ *(\w+(?:, \w+)*)(?: : .+)?$", parameters, re.MULTILINE)
-    documented = [name for line in lines for name in line.split(", ")]
-    assert [name for name in inspect.signature(function).parameters if name != "self"] == documented
+    assert arguments(function) == documented_parameters(docstring)
+
+
+def test_regressor_documents_arguments_unlike_those_of_classifier() -> None:
+    """It refers to the classifier for the others."""
+    assert arguments(morphnas.ImageRegressor.__init__) == arguments(morphnas.ImageClassifier.__init__)
+    assert documented_parameters(morphnas.ImageRegressor.__doc__) == ["metric", "loss"]
+
+
+@pytest.mark.parametrize("name", [name for name in morphnas.__all__ if inspect.isfunction(getattr(morphnas, name))])
+def test_every_argument_of_public_function_is_documented(name: str) -> None:
+    """In the section "Parameters", or in the text: as "name: ..." or in backticks."""
+    function = getattr(morphnas, name)
+    if "Parameters\n" in function.__doc__:
+        assert sorted(arguments(function)) == sorted(documented_parameters(function.__doc__))
+    else:
+        mentioned = {word for pair in re.findall(r"`(\w+)`|\b(\w+): ", function.__doc__) for word in pair}
+        assert set(arguments(function)) <= mentioned

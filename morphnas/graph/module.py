@@ -72,7 +72,7 @@ class _Module(fx.GraphModule):
 
 
 def to_module(graph: Graph, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
-    """The network as a plain PyTorch module, in evaluation mode: (batch, *input shape) -> (batch, *output shape).
+    """The network of `graph` as a plain PyTorch module, in evaluation mode: (n, *input shape) -> (n, *output shape).
 
     Its parameters are named after the nodes and are copies of `weights` (None: initial ones of seed 0); `.code` is the
     source of its forward pass. WeightsError if names or shapes do not fit.

@@ -540,7 +540,7 @@ def check_storable(morph: Morph) -> None:
 
 
 def neighbours(graph: Graph, limits: Limits | None = None) -> Iterator[Morph]:
-    """Every morph that fits the graph and, if limits are given, is allowed and leads to a graph within them."""
+    """Every morph that fits `graph` and, if `limits` are given, is allowed and leads to a graph within them."""
     for morph in candidates(graph, Limits.morphs if limits is None else limits.morphs):
         try:
             morph.check(graph)

@@ -150,7 +150,9 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[RunLike]) -> Comparison:
-    """Compare two or more runs on the same data: runs, their folders, or fitted estimators.
+    """Compare two or more runs on the same data.
+
+    runs: each a run, its folder, or the fitted estimator that it belongs to.
 
     RunError for a folder without a run. ValueError for fewer than two runs, a run that is given twice, unknown or
     different data, different metrics or losses, and a run in which no network has a score yet.

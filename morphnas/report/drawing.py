@@ -221,7 +221,7 @@ def draw(
     parent: Graph | Network | Trial | None = None,
     fold: bool = True,
 ) -> Path:
-    """Draw a network, or the tree of some trials or of a run, to a .pdf, .svg, .png or .dot file.
+    """Draw a network, or the tree of some trials or of a run, to `file`, whose suffix is .pdf, .svg, .png or .dot.
 
     The .dot file is the source of the others, and is written beside them.
 
@@ -280,7 +280,10 @@ def write_drawing(dot_source: str, path: str | os.PathLike[str]) -> Path:
 
 
 def visualize(run: RunLike, directory: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Draw a run (or that of an estimator, or in a folder), see `draw_trials`. directory: None: its folder `graphs`."""
+    """Draw all networks of a run and the tree of its trials, see `draw_trials`.
+
+    run: a run, a fitted estimator, or the folder of a run. directory: None: its folder `graphs`.
+    """
     run = run_of(run)
     return draw_trials(run.trials, run.path / "graphs" if directory is None else directory, run.about.get("best"))
 

@@ -107,7 +107,10 @@ class Shown:
 
 
 def show(run: RunLike, height: int = 800) -> Shown:
-    """The HTML report of a run (or that of an estimator, or in a folder), for the last line of a notebook cell."""
+    """The HTML report of a run, for the last line of a notebook cell.
+
+    run: a run, a fitted estimator, or the folder of a run. height: of the report, in pixels.
+    """
     return Shown(page(run_of(run)), height)
 
 

@@ -617,7 +617,7 @@ def run_of(source: RunLike) -> Run:
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """The run in a folder, which may still be running; RunError if there is none.
+    """The run in the folder `path`, which may still be running; RunError if there is none.
 
     If run.json is damaged, a warning is issued and the trials are read without it.
     """

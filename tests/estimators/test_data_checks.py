@@ -278,15 +278,27 @@ def test_labels_that_are_numbers_or_names_are_found() -> None:
     assert "labels" not in finding_kinds(examine(X[:60], pairs)), "these are numbered classes with two examples each"
 
 
-def test_imbalance_and_single_examples_of_a_class_are_found() -> None:
+def test_majority_class_is_found() -> None:
     order = np.argsort(Y != 3, kind="stable")  # all threes first
     keep = np.concatenate([order[:183], order[183:195]])
-    findings = examine(X[keep], Y[keep] == 3)
-    imbalance = only_finding(findings, "imbalance")
+    imbalance = only_finding(examine(X[keep], Y[keep] == 3), "imbalance")
     assert imbalance.warns
     assert imbalance.numbers["share"] == 183 / 195
     assert "accuracy of 93.8 %" in imbalance.text
-    assert only_finding(examine(X[:200], np.where(np.arange(200) < 12, "few", "many")), "imbalance").warns
+
+
+@pytest.mark.parametrize(("smallest", "found"), [(80, []), (75, [False]), (8, [False]), (7, [True])])
+def test_ratio_of_classes_without_majority_is_found(smallest: int, found: list[bool]) -> None:
+    """From 10 on it is reported, from 100 on it is a warning.
+
+    smallest: examples of the smallest class; the largest has 750. found: whether the findings are warnings.
+    """
+    y = np.repeat(["large", "medium", "small"], [750, 700, smallest])
+    findings = examine(X[: len(y)], y).found
+    assert [finding.warns for finding in findings if finding.kind == "imbalance"] == found
+
+
+def test_single_example_of_a_class_is_found() -> None:
     y = Y.astype(str)
     y[7] = "once"
     single = only_finding(examine(X, y), "unjudged")

@@ -178,7 +178,7 @@ def test_lost_device_ends_fit_which_can_be_resumed(data: Data, tmp_path: Path, e
     with pytest.MonkeyPatch.context() as patch:
         at_call(patch, "apply_patience", epochs, fail, _Training)  # in the middle of a training
         patch.setattr(worker, "is_device_lost", lambda _: True)
-        with pytest.raises(RunError, match=r"use it \(CUDA error.*failure\): the networks .* in .*run, .*resume=True"):
+        with pytest.raises(RunError, match=r"use it \(CUDA error.*failure\): the networks .* in .*run; .*resume=True"):
             classifier(path, **settings).fit(*data)
     assert [trial.outcome is None for trial in load_run(path).trials].count(True) == 1
     assert not any(trial.outcome and trial.outcome.error for trial in load_run(path).trials)

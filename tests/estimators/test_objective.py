@@ -337,8 +337,8 @@ def test_network_with_best_metric_wins(tmp_path: Path) -> None:
     """Even if its log loss is worse."""
 
     def penalised(estimator: Any, x: Any, y: Any) -> float:
-        """Accuracy, with a small penalty on the size of outputs."""
-        return float(np.mean(estimator.predict(x) == y) - np.abs(x).mean() / 1e3)
+        """Accuracy, with a large penalty on the size of outputs."""
+        return float(np.mean(estimator.predict(x) == y) - 2 * np.abs(x).mean())
 
     classifier = ImageClassifier(tmp_path / "run", metric=penalised, searcher_args=SMALL, max_trials=4, random_state=0,
                                  refit=False)  # fmt: skip
@@ -346,6 +346,10 @@ def test_network_with_best_metric_wins(tmp_path: Path) -> None:
     run = classifier.load_searcher()
     best = max(trial.score for trial in run.trials if trial.score is not None)
     assert run.trial(classifier.best_trial_).score == best
+    raw, codes = torch.from_numpy(X)[:, None], torch.from_numpy(Y)
+    with torch.no_grad():
+        losses = [float(F.cross_entropy(classifier.to_module(trial.id)(raw), codes)) for trial in run.trials]
+    assert losses[classifier.best_trial_] > 1.2 * min(losses)
     assert run.about["settings"]["metric"].endswith(".penalised")
     loaded = morphnas.load(tmp_path / "run")
     assert loaded.metric is None  # functions are not stored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from random import Random
@@ -65,37 +66,31 @@ def test_neighbours_fit_and_keep_old_nodes(graph: Graph) -> None:
         assert grown.parameters > graph.parameters
 
 
-@settings(max_examples=30)
-@given(
-    graph=graphs(morphs=4),
-    limits=st.builds(
-        Limits,
-        max_params=st.none() | st.integers(1, 5_000),
-        max_flops=st.none() | st.integers(1, 300_000),
-        max_work=st.none() | st.integers(1, 1_000_000),
-        max_depth=st.none() | st.integers(1, 12),
-        max_width=st.none() | st.integers(1, 20),
-        max_activation_bytes=st.none() | st.integers(1, 30_000),
-        morphs=st.lists(st.sampled_from(sorted(Limits.morphs)), unique=True).map(tuple),
-    ),
-)
-def test_neighbours_are_exactly_those_within_the_limits(graph: Graph, limits: Limits) -> None:
-    def within(morph: Morph) -> bool:
-        grown = morph.grow(graph)
-        widths = [node.op.width for node in grown.nodes[:-1] if isinstance(node.op, (Conv, Dense))]
-        return morph.tag in limits.morphs and all(
-            limit is None or value <= limit
-            for value, limit in (
-                (grown.parameters, limits.max_params),
-                (grown.flops, limits.max_flops),
-                (grown.work, limits.max_work),
-                (grown.depth, limits.max_depth),
-                (max(widths, default=0), limits.max_width),
-                (grown.activation_bytes, limits.max_activation_bytes),
-            )
-        )
+PACE = (2.0**-10, 2.0**-24, 2.0**-20)  # exact in floats, also its multiples
+SIZES: dict[str, Callable[[Graph], float]] = {
+    "max_params": lambda g: g.parameters,
+    "max_flops": lambda g: g.flops,
+    "max_work": lambda g: g.work,
+    "max_depth": lambda g: g.depth,
+    "max_width": lambda g: max((n.op.width for n in g.nodes[:-1] if isinstance(n.op, (Conv, Dense))), default=1),
+    "max_activation_bytes": lambda g: g.activation_bytes,
+    "max_memory": lambda g: g.peak_bytes(MIN_MICRO_BATCH),
+    "max_latency_ms": lambda g: 1000 * (PACE[0] * len(g.nodes) + PACE[1] * g.flops + PACE[2] * g.parameters),
+}
+"""The size that each limit bounds."""
 
-    assert list(neighbours(graph, limits)) == [morph for morph in neighbours(graph) if within(morph)]
+
+@pytest.mark.parametrize("name", SIZES)
+@settings(max_examples=10)
+@given(graph=graphs(morphs=4), data=st.data())
+def test_neighbours_are_exactly_those_within_the_limits(name: str, graph: Graph, data: st.DataObject) -> None:
+    """The limit is the size of one of the neighbours."""
+    grown = {morph: morph.grow(graph) for morph in neighbours(graph)}
+    limit = SIZES[name](grown[data.draw(st.sampled_from(list(grown)))])
+    tags = data.draw(st.sets(st.sampled_from(sorted(Limits.morphs)), min_size=3))
+    limits = Limits(**{name: limit}, pace=PACE, morphs=tuple(tags))  # type: ignore[arg-type]
+    expected = [morph for morph, g in grown.items() if morph.tag in tags and SIZES[name](g) <= limit]
+    assert list(neighbours(graph, limits)) == expected
 
 
 @settings(max_examples=30)
@@ -143,18 +138,25 @@ def test_check_and_grow_reject_the_same_morphs(graph: Graph, data: st.DataObject
     assert raises_value_error(morph.check, graph) == raises_value_error(morph.grow, graph)
 
 
-def test_violation_names_the_exceeded_limit() -> None:
-    graph = cnn((1, 8, 8), 10, width=8)
-    for limits, words in (
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
         (Limits(max_params=100), "parameters, at most 100 are allowed"),
         (Limits(max_flops=100), "FLOPs, at most 100"),
         (Limits(max_work=100), "FLOPs' worth of work in training, at most 100"),
         (Limits(max_depth=3), "4 layers of depth, at most 3"),
         (Limits(max_width=8), "16 channels of width, at most 8"),
         (Limits(max_activation_bytes=1_000), "activation bytes, at most 1,000"),
-    ):
-        assert words in str(limits.violation(graph))
-    assert Limits().violation(graph) is None
+        (Limits(max_memory=1_000), "bytes of memory in training, at most 1,000"),
+        (Limits(max_latency_ms=0.5, pace=(1e-3, 0, 0)), r"\d+ ms of latency \(predicted\), at most 0.5 are allowed"),
+    ],
+)
+def test_violation_names_the_exceeded_limit(limits: Limits, words: str) -> None:
+    assert re.search(words, str(limits.violation(cnn((1, 8, 8), 10, width=8))))
+
+
+def test_network_within_limits_has_no_violation() -> None:
+    assert Limits().violation(cnn((1, 8, 8), 10, width=8)) is None
     assert Limits(max_width=16).violation(cnn((1, 8, 8), 1_000, width=8)) is None  # the output's width is not counted
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -604,21 +604,27 @@ def test_processes_do_not_get_ctrl_c_of_terminal(processes: SupervisedExecutor) 
 # -- the file of the examples
 
 
+def assert_equal_examples(found: Examples, expected: Examples) -> None:
+    for name in (f.name for f in fields(Examples)):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert torch.equal(one, other) if isinstance(other, torch.Tensor) else one == other, name
+
+
 @pytest.mark.parametrize("n_valid", [0, 30])
 def test_task_file_round_trip(tmp_path: Path, n_valid: int) -> None:
     task = blob_task(50, n_valid)
-    teacher_outputs = torch.rand(50, 2)
-    task = replace(task, train=replace(task.train, teacher_outputs=teacher_outputs))
+    train = replace(task.train, weights=torch.rand(50), teacher_outputs=torch.rand(50, 2))
+    valid = replace(task.valid, weights=torch.rand(n_valid)) if task.valid else None
+    task = replace(task, train=train, valid=valid)
     write_task(tmp_path / "task.pt", task)
     found = read_task(tmp_path / "task.pt", CPU)
     assert found.goal == task.goal
     assert torch.equal(found.mean, task.mean)
     assert torch.equal(found.std, task.std)
-    assert torch.equal(found.train.x, task.train.x)
-    assert found.train.teacher_outputs is not None
-    assert torch.equal(found.train.teacher_outputs, teacher_outputs)
-    assert torch.equal(found.evaluation_set.y, task.evaluation_set.y)
-    assert (found.valid is None) == (n_valid == 0)
+    assert_equal_examples(found.train, train)
+    assert (found.valid is None) == (valid is None)
+    if found.valid and valid:
+        assert_equal_examples(found.valid, valid)
 
 
 def test_task_file_stores_shared_data_once(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from morphnas.graph import AddSkip, Conv, Dense, Limits, ReLU, cnn, mlp, neighbours, resnet, starters, to_module
+from morphnas.graph import AddSkip, Conv, Dense, Graph, Limits, ReLU, cnn, mlp, neighbours, resnet, starters, to_module
 from morphnas.run import plan as module
 from morphnas.run.files import RunError
 from morphnas.run.plan import (
@@ -427,8 +427,22 @@ def test_probe_fits_memory(shape: tuple[int, ...], max_bytes: int) -> None:
 
 
 def test_large_examples_are_cropped_for_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PROBE_BYTES", 10**5)
-    assert measure(image_task(12, 4, (1, 40, 40)), 0.0, Recipe()).seconds_per_flop > 0
+    calls: list[tuple[Graph, Tensor]] = []
+
+    def recording_module(graph: Graph) -> nn.Module:
+        network = to_module(graph)
+        network.register_forward_pre_hook(lambda _, inputs: calls.append((graph, inputs[0])))
+        return network
+
+    monkeypatch.setattr(module, "PROBE_BYTES", 10**6)
+    monkeypatch.setattr(module, "to_module", recording_module)
+    task = image_task(12, 4, (1, 40, 40))
+    assert measure(task, 0.0, Recipe()).seconds_per_flop > 0
+    graph, x = calls[0]
+    side = graph.shapes["x"][1]
+    assert graph.shapes["x"] == (1, side, side)
+    assert side < 40
+    assert torch.equal(x, task.normalised(task.train.x[: len(x)])[:, :, :side, :side])
 
 
 @pytest.mark.parametrize(("bfloat16", "expected"), [(0.8, "bfloat16"), (0.95, "float32"), (2.0, "float32")])

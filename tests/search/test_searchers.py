@@ -34,6 +34,8 @@ from morphnas.search import (
     RandomSearcher,
     Searcher,
     Trial,
+    distances,
+    sketch,
     winner,
 )
 from morphnas.search import trial as trial_module
@@ -139,11 +141,17 @@ def test_bayesian_proposes_longer_chains_at_first() -> None:
     assert max(jumps[12:]) <= 2
 
 
-def test_bayesian_does_not_repeat_running_network() -> None:
-    trials = run_search(bayesian(), 14)
-    running = running_trial(trials, ask(bayesian(), trials))
-    second = ask(bayesian(), [*trials, running])
-    assert running_trial(trials, second).graph.key != running.graph.key
+def test_bayesian_avoids_networks_near_a_running_one() -> None:
+    """The next network is farther from a running one than from the same one if its training has failed."""
+    edit_distances: dict[str, list[float]] = {"running": [], "failed": []}
+    for seed in range(6):
+        searcher = bayesian(seed)
+        trials = run_search(searcher, 10, seed)
+        running = running_trial(trials, ask(searcher, trials))
+        for status, last in (("running", running), ("failed", replace(running, outcome=Outcome("failed")))):
+            graph = running_trial(trials, ask(searcher, [*trials, last])).graph
+            edit_distances[status].append(float(distances([sketch(graph)], [running.sketch])[0, 0]))
+    assert np.mean(edit_distances["running"]) > 1.5 * np.mean(edit_distances["failed"])
 
 
 def test_bayesian_improves_real_networks() -> None:
