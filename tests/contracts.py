@@ -23,7 +23,7 @@ from morphnas.run.work import work
 from morphnas.search import Budget, Searcher, Space, Trial
 from morphnas.train.deadline import Stop
 from morphnas.train.recipe import Outcome
-from tests.run.doubles import GRAPH, RECIPE, weights
+from tests.run.doubles import GRAPH, RECIPE, weights, without_times
 from tests.run.failing_morph import FailingMorph
 from tests.table import TableSpace, outcome_of, run_search, running_trial
 from tests.train.tasks import blob_task
@@ -221,7 +221,7 @@ class ExecutorContract:
     def test_results_equal_those_of_work(self, executor: Executor, morphs: tuple[Morph, ...]) -> None:
         job = Job(Network(GRAPH, weights(3)) if morphs else GRAPH, morphs, RECIPE, 600, 5)
         expected, found = work(job, TASK), executor.submit(job).result(120)
-        assert _without_times(found[0]) == _without_times(expected[0])
+        assert without_times(found[0]) == without_times(expected[0])
         assert found[0].status == "finished"
         assert expected[1] is not None
         assert found[1] is not None
@@ -244,8 +244,8 @@ class ExecutorContract:
     def test_each_future_has_the_result_of_its_job(self, executor: Executor) -> None:
         jobs = [_job(FailingMorph("raise")) if i % 3 == 1 else _job(seed=i) for i in range(3 * executor.workers + 3)]
         found = [future.result(120)[0] for future in [executor.submit(job) for job in jobs]]
-        assert [_without_times(outcome) for outcome in found if outcome.status != "failed"] == [
-            _without_times(work(job, TASK)[0]) for job in jobs if not job.morphs
+        assert [without_times(outcome) for outcome in found if outcome.status != "failed"] == [
+            without_times(work(job, TASK)[0]) for job in jobs if not job.morphs
         ]
         assert [outcome.status == "failed" for outcome in found] == [bool(job.morphs) for job in jobs]
 
@@ -307,14 +307,3 @@ class WorkerProcessContract:
 def _job(*morphs: Morph, epochs: int = 2, seconds: float = 600, seed: int = 0) -> Job:
     start = Network(GRAPH, weights(1)) if morphs else GRAPH
     return Job(start, morphs, replace(RECIPE, epochs=epochs), seconds, seed)
-
-
-def _without_times(outcome: Outcome) -> Outcome:
-    """The outcome without measured times."""
-    return replace(
-        outcome,
-        seconds=0,
-        images_per_second=0,
-        latency=None,
-        curve=tuple(replace(epoch, seconds=0) for epoch in outcome.curve),
-    )
