@@ -32,8 +32,9 @@ MIN_SIZE_FOR_POOLED_STEM = 64
 """Positions along the smallest axis from which the first convolution is pooled. For smaller images it is not: networks
 of half the width then cost as much and learn more (`benchmarks/rates.py`)."""
 
-_MAX_FLATTENED = 64
-"""Number of positions up to which the last layer reads them all: it learns faster than from their mean."""
+_MAX_FLATTENED = {1: 8, 2: 64, 3: 64}
+"""Number of positions, by number of spatial axes, up to which the last layer reads them all: on images it learns faster
+than from their mean. On sequences it memorises where something happens (`benchmarks/few.py`)."""
 
 
 class Draft:
@@ -175,7 +176,8 @@ def densenet(input_shape: Shape, n_classes: int, width: int = 16, depth: int = 6
 def _head(draft: Draft, n_classes: int, dropout: float) -> Graph:
     """Add the logits, computed from all positions if there are at most `_MAX_FLATTENED`, else from their normalised
     mean; returns the graph."""
-    if math.prod(draft.shapes[draft.last][1:]) <= _MAX_FLATTENED:
+    positions = draft.shapes[draft.last][1:]
+    if math.prod(positions) <= _MAX_FLATTENED[len(positions)]:
         draft.add(Flatten())
     else:
         draft.add(GlobalPool())

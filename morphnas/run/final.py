@@ -37,6 +37,9 @@ log = logging.getLogger("morphnas")
 MAX_FINAL_EPOCHS, MAX_FINAL_EPOCHS_STRONG = 60, 240
 """Maximum epochs of a final training, and of one with strong augmentation. More than 120 of the latter are an
 assumption about GPUs that have the time for them, not measured."""
+FEW_EXAMPLES = 1000
+"""Number of training examples below which final trainings have more epochs, inversely proportional to it, up to
+`MAX_FINAL_EPOCHS_STRONG` (`benchmarks/few.py`); not on tabular data, which gains nothing by that."""
 MAX_COMPARED_SHARE = 0.5
 """Largest share of the time for trainings that are compared, if a training on all examples follows."""
 MIN_COMPARED_EPOCHS = MAX_EPOCHS_WITHOUT_PATIENCE + 1
@@ -147,7 +150,7 @@ class Final:
 
     def _plan_variants(self) -> tuple[list[Variant], float]:
         """The variants to train and compare, and the share of the time left that they get together."""
-        longest = self.epochs or _max_epochs(self.recipe)
+        longest = self._longest(self.recipe, len(self.task.train))
         if self.all_examples is None:
             share = 1.0
         elif self.needs_score or self.retrain:
@@ -156,6 +159,8 @@ class Final:
             needed = longest / max(longest, self._passes(self.deadline.left, self.all_examples, scored=False))
             share = min(MAX_COMPARED_SHARE, 1 - needed)
         variants = _variants(self.winner, replace(self.recipe, epochs=longest), self.retrain)
+        if self.task.valid is None:  # scores on training examples prefer whatever memorises them sooner
+            variants = variants[:1]
         while len(variants) > 1:
             passes = self._passes(share / len(variants) * self.deadline.left, self.task.train)
             if passes >= min(MIN_COMPARED_EPOCHS, longest):
@@ -179,7 +184,8 @@ class Final:
             part = share / (count - len(done) * share)  # of the time left, so that all variants get the same time
             name, start, settings = variants.pop(0)
             passes = PLANNED_SPEEDUP * self._passes(part * self.deadline.left, self.task.train)
-            sized = _sized(settings, passes, len(self.task.train), self.epochs)
+            n = len(self.task.train)
+            sized = _sized(settings, passes, n, self._longest(settings, n), whole=self.epochs is not None)
             if sized is None:
                 break
             proposal = Proposal(start, (), sized, {"final": name, **self._about})
@@ -243,7 +249,7 @@ class Final:
             same = why.get("final") == "everything" and {**why, **self._about} == why and trial.parent in kept
             if same and trial.outcome is None and trial.scored_by in kept and is_pending_final(trial, self.store.about):
                 planned = recipe.epochs * (recipe.examples or n)
-                return trial if RESTART_RATIO * planned >= n * min(passes, _max_epochs(recipe)) else None
+                return trial if RESTART_RATIO * planned >= n * min(passes, self._longest(recipe, n)) else None
         return None
 
     def _last_recipe(
@@ -254,12 +260,12 @@ class Final:
         settings = replace(self.recipe, augment=before.augment if chosen.final else self.recipe.augment)
         if not longer and self._strong_allowed and passes >= STRONG_PASSES:
             settings = _strongly_augmented(settings)
-        most = self.epochs or _max_epochs(settings)
+        most = longest = self._longest(settings, n)
         if 2 * base.best_epoch < base.epochs and before.examples is None:  # training for longer has made it worse
             most = min(most, base.best_epoch)
         if longer and not chosen.final and self.epochs is None and self._all_worse(longer, chosen):
             most = min(most, base.epochs)
-        sized = _sized(settings, min(PLANNED_SPEEDUP * passes, most), n, self.epochs)
+        sized = _sized(settings, min(PLANNED_SPEEDUP * passes, most), n, longest, whole=self.epochs is not None)
         if sized is None:
             return None
         lr = self.recipe.lr * min(1.0, min(passes, most) / FULL_RATE_PASSES)
@@ -284,6 +290,15 @@ class Final:
     def _strong_allowed(self) -> bool:
         """Whether strong augmentation may be used: for colour images, if the user has not set the shift."""
         return self.recipe.augment.shift is None and is_colour(tuple(self.task.train.x.shape[1:]))
+
+    def _longest(self, recipe: Recipe, n: int) -> int:
+        """Maximum epochs of a final training on n examples, see `MAX_FINAL_EPOCHS` and `FEW_EXAMPLES`."""
+        if self.epochs is not None:
+            return self.epochs
+        if recipe.augment.cutout >= STRONG_CUTOUT and (recipe.augment.shift or 0.0) >= STRONG_SHIFT:
+            return MAX_FINAL_EPOCHS_STRONG
+        tabular = self.task.train.x.ndim == 2
+        return min(MAX_FINAL_EPOCHS_STRONG, int(MAX_FINAL_EPOCHS * (1 if tabular else max(1.0, FEW_EXAMPLES / n))))
 
     def _passes(self, seconds: float, examples: Examples, scored: bool = True) -> float:
         """How many passes over the examples fit into that time, with or without scoring after each."""
@@ -340,26 +355,20 @@ def _costs(trial: Trial, task: Task, guess: float) -> tuple[float, float]:
     return training / seen, epoch - training
 
 
-def _sized(recipe: Recipe, passes: float, n: int, epochs: int | None) -> Recipe | None:
-    """The recipe for so many passes over n examples, at most `_max_epochs`, in equal epochs of at most a pass each.
+def _sized(recipe: Recipe, passes: float, n: int, longest: int, whole: bool = False) -> Recipe | None:
+    """The recipe for so many passes over n examples, at most `longest`, in equal epochs of at most a pass each.
 
-    epochs: a maximum number of whole passes instead. An undecided shift is decided by the length. None if there is not
-    even time for a batch.
+    whole: all epochs are whole passes. An undecided shift is decided by the length. None if there is not even time for
+    a batch.
     """
     if passes * n < min(n, recipe.batch_size):
         return None
-    longest = epochs or _max_epochs(recipe)
     passes = min(passes, longest)
-    if passes >= longest or epochs:
+    if passes >= longest or whole:
         return _with_shift_decided(replace(recipe, epochs=max(1, int(passes)), examples=None))
     count = math.ceil(passes)
     examples = min(n, max(recipe.batch_size, int(passes * n / count)))
     return _with_shift_decided(replace(recipe, epochs=count, examples=examples))
-
-
-def _max_epochs(recipe: Recipe) -> int:
-    strong = recipe.augment.cutout >= STRONG_CUTOUT and (recipe.augment.shift or 0.0) >= STRONG_SHIFT
-    return MAX_FINAL_EPOCHS_STRONG if strong else MAX_FINAL_EPOCHS
 
 
 def _variants(winner: Trial, recipe: Recipe, retrain: bool) -> list[Variant]:

@@ -37,9 +37,9 @@ CHILD_SHARE = 0.04
 """Share of the time that one child should cost."""
 EPOCHS = 6
 """Epochs of a child, if there is time for them."""
-TABULAR_STEPS, MAX_TABULAR_EPOCHS = 250, 30
-"""Minimum training steps of a child on tabular data, where they cost next to nothing, and the maximum number of epochs
-to reach it."""
+MIN_STEPS, MIN_STEPS_TABULAR, MAX_EPOCHS_FOR_STEPS = 100, 250, 30
+"""Minimum training steps of a child, also on tabular data, where they cost next to nothing, and the maximum number of
+epochs to reach it: after fewer steps the scores of children are near chance (`benchmarks/few.py`)."""
 TABULAR_WEIGHT_DECAY = 5e-3
 """Weight decay on tabular data (`benchmarks/tuning.py`)."""
 MIN_PASSES, MAX_PASSES = 5, 240
@@ -96,6 +96,9 @@ STARTER_LATENCY_SHARE = 0.8
 training may be that far off (`benchmarks/latency.py`), and a search only makes networks slower."""
 PROBE_BYTES = 2**27
 """Memory that the small network which measures a CPU's speed may take."""
+PROBE_WIDTHS = {1: 32, 2: 16, 3: 16}
+"""Its width, by number of spatial axes: on sequences narrow networks do not show that wide ones train twice as fast in
+bfloat16 (`benchmarks/few.py --pace`)."""
 PROBE_WIDTH = 128
 """Width of the plain CNN that measures the speed of a device with CUDA graphs; some of its starters have it."""
 PROBE_LR = 2e-3
@@ -257,7 +260,7 @@ def _probe(shape: Shape, outputs: int, batch_size: int, max_bytes: int) -> tuple
     these take too much.
     """
     while True:
-        graph = cnn(shape, outputs, width=16) if len(shape) > 1 else mlp(shape, outputs, width=64)
+        graph = cnn(shape, outputs, width=PROBE_WIDTHS[len(shape) - 1]) if len(shape) > 1 else mlp(shape, outputs, 64)
         n = max(2, batch_size)
         while n > 2 and graph.peak_bytes(n) > max_bytes:
             n = max(2, n // 2)
@@ -357,9 +360,8 @@ def default_recipe(n: int, device: torch.device, augment: bool | None, shape: Sh
     shift = {None: None, True: DEFAULT_SHIFT, False: 0.0}[augment]
     augmentation = Augment(shift=shift, flip=None) if spatial and augment is not False else Augment()
     optimizer: Optimizer = "muon" if spatial else "sgd"
-    epochs = (
-        EPOCHS if spatial else max(EPOCHS, min(MAX_TABULAR_EPOCHS, math.ceil(TABULAR_STEPS / batch_count(n, size))))
-    )
+    steps = MIN_STEPS if spatial else MIN_STEPS_TABULAR
+    epochs = max(EPOCHS, min(MAX_EPOCHS_FOR_STEPS, math.ceil(steps / batch_count(n, size))))
     recipe = Recipe(epochs=epochs, batch_size=size, optimizer=optimizer, whiten=is_colour(shape), augment=augmentation)
     return with_default_learning_rate(recipe if spatial else replace(recipe, weight_decay=TABULAR_WEIGHT_DECAY))
 

@@ -146,6 +146,19 @@ def test_starter_pooling_depends_on_image_size(
     assert any(isinstance(graph[name].op, MaxPool) for name in graph.consumers[first]) is pools_first
 
 
+@pytest.mark.parametrize("build", [cnn, resnet])
+@pytest.mark.parametrize(
+    ("sizes", "flattened"),
+    [((8,), True), ((64,), True), ((640,), False), ((32, 32), True), ((8, 128), False), ((16, 16, 16), True)],
+)
+def test_starters_read_few_positions_one_by_one_and_many_by_their_mean(
+    build: Callable[..., Graph], sizes: tuple[int, ...], flattened: bool
+) -> None:
+    graph = build((1, *sizes), 3, width=4, depth=4)
+    assert any(isinstance(node.op, Flatten) for node in graph.nodes) is flattened
+    assert any(isinstance(node.op, GlobalPool) for node in graph.nodes) is not flattened
+
+
 def test_lookup_of_nodes_and_paths() -> None:
     graph = HAND_MADE["two_towers_2d"]()
     assert "conv_3" in graph

@@ -20,6 +20,7 @@ from morphnas.run import final as module
 from morphnas.run.executors import SerialExecutor
 from morphnas.run.files import RunError
 from morphnas.run.final import (
+    FEW_EXAMPLES,
     MAX_FINAL_EPOCHS,
     MIN_COMPARED_EPOCHS,
     PLANNED_SPEEDUP,
@@ -205,7 +206,7 @@ def test_interrupted_final_continues_unless_twice_as_long_fits(
     path: Path, before: float, now: float, continued: bool
 ) -> None:
     n, recipe = 50_000, replace(RECIPE, epochs=6, batch_size=128)
-    old, new = (module._sized(recipe, passes, n, None) for passes in (before, now))
+    old, new = (module._sized(recipe, passes, n, 60) for passes in (before, now))
     assert old is not None
     assert new is not None
     why = {"final": "inherited", "of": 1, "data": ""}
@@ -216,7 +217,7 @@ def test_interrupted_final_continues_unless_twice_as_long_fits(
 
 @pytest.mark.parametrize(("passes", "trained"), [(1.0, True), (0.9, False)])
 def test_fewer_examples_than_a_batch_need_a_whole_pass(passes: float, trained: bool) -> None:
-    sized = module._sized(replace(RECIPE, batch_size=64), passes, 60, 1)
+    sized = module._sized(replace(RECIPE, batch_size=64), passes, 60, 1, whole=True)
     assert (sized is not None) is trained
 
 
@@ -549,7 +550,8 @@ def test_last_training_that_cannot_be_checked_is_used(
 ) -> None:
     fake_work(fresh=(WORSE, 0))
     with one_trial_run(path, label=0) as (store, winner):
-        assert run_final(store, winner, task=replace(TASK, valid=None)).id == 3
+        last = run_final(store, winner, task=replace(TASK, valid=None))
+        assert last.proposal.why["final"] == "everything"
         monkeypatch.setattr(predictions, "predict", lambda *_: torch.empty(0, 2))  # as if there were no time
         last = run_final(store, winner, task=replace(TASK, valid=examples_of(0)), selection_set=None)
         assert last.proposal.why["final"] == "everything"
@@ -662,6 +664,22 @@ def test_measured_speed_determines_epochs_of_next_training(path: Path, fake_work
     assert [job.recipe.epochs for job in fake.jobs] == [20 * PLANNED_SPEEDUP, MAX_FINAL_EPOCHS]
 
 
+@pytest.mark.parametrize(
+    ("shape", "n", "epochs"),
+    [((1, 4, 4), 2, 240), ((1, 4, 4), 250, 240), ((1, 9), 400, 150), ((1, 4, 4), 1000, 60), ((4,), 100, 60)],
+)
+def test_few_images_get_more_final_epochs(
+    path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], n: int, epochs: int
+) -> None:
+    monkeypatch.setattr(module, "FEW_EXAMPLES", FEW_EXAMPLES)
+    examples = Examples(torch.zeros(n, *shape), torch.zeros(n, dtype=torch.int64))
+    task = replace(TASK, train=examples)
+    with one_trial_run(path) as (store, winner):
+        final = Final(store, winner, SerialExecutor(task, None), task, RECIPE, Deadline.after(600))
+        assert final._longest(RECIPE, n) == epochs
+        assert replace(final, epochs=7)._longest(RECIPE, n) == 7
+
+
 def test_ample_time_gives_max_final_epochs(path: Path, fake_work: Callable[..., FakeWork]) -> None:
     fake = fake_work()
     with one_trial_run(path) as (store, winner):
@@ -711,6 +729,19 @@ def test_last_training_uses_better_shift(
         run_final(store, winner, selection_set=None, recipe=UNDECIDED_SHIFT, epochs=20)
     assert kinds(store.trials) == ["inherited", "inherited, unmoved", "fresh", "everything"]
     assert [job.recipe.augment.shift for job in fake.jobs] == [DEFAULT_SHIFT, 0.0, DEFAULT_SHIFT, better]
+
+
+@pytest.mark.parametrize("retrain", [False, True])
+def test_without_validation_set_nothing_is_compared(
+    path: Path, fake_work: Callable[..., FakeWork], retrain: bool
+) -> None:
+    """Scores on training examples would prefer fresh weights or no shifts if these memorise sooner."""
+    fake = fake_work()
+    options = {"selection_set": None, "all_examples": None, "recipe": UNDECIDED_SHIFT, "epochs": 20}
+    with one_trial_run(path) as (store, winner):
+        run_final(store, winner, task=replace(TASK, valid=None), retrain=retrain, **options)
+    assert kinds(store.trials) == ["fresh" if retrain else "inherited"]
+    assert [job.recipe.augment.shift for job in fake.jobs] == [DEFAULT_SHIFT]
 
 
 @pytest.mark.parametrize(

@@ -128,11 +128,20 @@ def test_tabular_starters_include_linear_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "epochs"), [(2, module.MAX_TABULAR_EPOCHS), (640, 25), (1600, 10), (10_000, module.EPOCHS)]
+    ("shape", "n", "epochs"),
+    [
+        ((20,), 2, module.MAX_EPOCHS_FOR_STEPS),
+        ((20,), 640, 25),
+        ((20,), 1600, 10),
+        ((20,), 10_000, module.EPOCHS),
+        ((1, 8, 8), 100, module.MAX_EPOCHS_FOR_STEPS),
+        ((1, 8, 8), 640, 10),
+        ((1, 100), 640, 10),
+        ((1, 8, 8), 1600, module.EPOCHS),
+    ],
 )
-def test_few_rows_get_more_epochs(n: int, epochs: int) -> None:
-    assert default_recipe(n, DEVICES[0], None, (20,)).epochs == epochs
-    assert default_recipe(n, DEVICES[0], None, (1, 8, 8)).epochs == module.EPOCHS
+def test_few_examples_get_more_epochs(shape: tuple[int, ...], n: int, epochs: int) -> None:
+    assert default_recipe(n, DEVICES[0], None, shape).epochs == epochs
 
 
 @pytest.mark.parametrize(
