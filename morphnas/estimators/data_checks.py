@@ -7,6 +7,7 @@ report counts, and are warnings only if they matter; there should be none on sou
 from __future__ import annotations
 
 import math
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -239,8 +240,10 @@ def check(problem: Problem, deadline: Deadline = NEVER) -> Findings:
     if data.images:
         checks += [_mixed_ranges(data, stats), _validation_range(data, stats), _zeros(stats), _channels(data, stats)]
         checks += [] if problem.preprocessing.resized else [_axis_order(data)]
-    else:
+    elif data.noun == "rows":
         checks.append(_long_tails(data))
+    elif data.parts[0].ndim == 3:
+        checks.append(_sequence_axis_order(data))
     findings = [*target_checks.check_target(data)]
     for found in (*checks, _signal(data, deadline)):
         findings += [] if deadline.passed else found
@@ -418,11 +421,30 @@ def _axis_order(data: CheckedData) -> Iterator[Finding]:
         yield Finding("axes", True, text, {"roughness": rough, "other": other, "order": name})
 
 
-def _roughness(images: Tensor) -> float:
-    """Mean squared difference between neighbouring pixels of (n, c, h, w), relative to the variance; 2 for noise."""
-    variance = images.var(dim=(0, 2, 3), correction=0).mean().item()
-    steps = [images.diff(dim=axis).square().mean().item() for axis in (2, 3)]
-    return sum(steps) / 2 / variance if variance else 0.0
+def _sequence_axis_order(data: CheckedData) -> Iterator[Finding]:
+    """Sequences with fewer positions than channels that are smoother along these: they seem to be exchanged."""
+    sequences = data.sample(_SAMPLED)
+    n, c, length = sequences.shape
+    if n < 20 or c < 4 or c <= length:
+        return
+    rough, other = _roughness(sequences), _roughness(sequences.transpose(1, 2))
+    if other < MAX_ROUGHNESS_RATIO * rough:
+        text = f"sequences are read as {length} position{'' if length == 1 else 's'} of {c} channels, but neighbouring"
+        text += f" channels have {percent(other / rough)} of the differences of neighbouring positions: are the two"
+        text += " exchanged? Arrays of sequences have shape (n, length, channels), tensors (n, channels, length)"
+        yield Finding("axes", True, text, {"roughness": rough, "other": other, "order": "channels first"})
+
+
+def _roughness(examples: Tensor) -> float:
+    """Mean squared difference between neighbouring positions of (n, c, *spatial), relative to the variance.
+
+    2 for noise, and along axes with a single position.
+    """
+    variance = examples.var(dim=(0, *range(2, examples.ndim)), correction=0).mean().item()
+    if not variance:
+        return 0.0
+    differences = (examples.diff(dim=axis).square() for axis in range(2, examples.ndim))
+    return statistics.mean(d.mean().item() / variance if d.numel() else 2.0 for d in differences)
 
 
 def _signal(data: CheckedData, deadline: Deadline) -> Iterator[Finding]:

@@ -256,6 +256,25 @@ def test_exchanged_width_and_height_are_found() -> None:
     assert "x.reshape(-1, 8, 14) would read them like that" in finding.text
 
 
+@pytest.mark.parametrize("channels", [1, 6])
+def test_exchanged_length_and_channels_are_found(channels: int) -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 100, channels)).cumsum(axis=1), np.arange(60) % 2
+    assert examine(x, y, axes=1).found == ()
+    exchanged = np.moveaxis(x, 1, -1)
+    finding = only_finding(examine(exchanged, y, axes=1), "axes")
+    assert finding.warns
+    positions = "1 position" if channels == 1 else "6 positions"
+    assert f"are read as {positions} of 100 channels" in finding.text
+    assert examine(torch.from_numpy(exchanged), y, axes=1).found == (), "tensors have their channels first"
+    assert examine(np.random.default_rng(0).normal(size=(60, channels, 100)), y, axes=1).found == ()
+
+
+def test_positions_of_sequences_have_no_long_tails() -> None:
+    x = np.exp(3 * np.random.default_rng(0).normal(size=(60, 50, 1)))
+    assert "tails" not in finding_kinds(examine(x, np.arange(60) % 2, axes=1))
+    assert "tails" in finding_kinds(examine(x[..., 0], np.arange(60) % 2))
+
+
 # -- labels
 
 
