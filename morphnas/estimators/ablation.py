@@ -197,7 +197,7 @@ def _problem(
     settings, seed = run.about.get("settings"), run.about.get("seed")
     if not isinstance(settings, dict) or not isinstance(seed, int):
         raise RunError(f"run.json of {str(run.path)!r} does not hold the settings of the run")
-    size = settings.get("image_size")
+    memory, size = settings.get("data_memory"), settings.get("image_size")
     size = (int(size[0]), int(size[1])) if isinstance(size, list) else size
     problem = Problem.infer(
         x,
@@ -207,7 +207,7 @@ def _problem(
         seed,
         device,
         image_size=size,
-        data_memory=DataMemory(None, Path(run.path)),
+        data_memory=DataMemory(memory if isinstance(memory, int) and memory > 0 else None, Path(run.path)),
         read=RegressionTarget.infer if "amounts" in (run.about.get("data") or {}) else classification_target,
         sample_weight=sample_weight,
         axes=settings.get("axes"),

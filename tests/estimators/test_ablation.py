@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 from morphnas import ImageClassifier, RunError, ablate, load_run
 from morphnas.estimators import ablation
 from morphnas.estimators.ablation import MorphEffect, _effect, _replay_without
+from morphnas.estimators.data_memory import DataMemory
 from morphnas.estimators.objective import with_objective
 from morphnas.graph import Deeper, Graph, Wider, cnn
 from morphnas.report.words import morph_words
@@ -105,6 +106,27 @@ def test_ablate_uses_the_memory_limit_of_the_fit(data: Data, tmp_path: Path, mon
             ablate(path, *data, id_with_morphs(path), time_limit=60, repeats=1, device="cpu")
     assert micro_batches
     assert None not in micro_batches
+
+
+@pytest.mark.parametrize(("stored", "used"), [(10_000, 10_000), (None, None), ("all", None), (-1, None)])
+def test_ablate_uses_data_memory_of_the_fit(
+    run: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: Any, used: int | None
+) -> None:
+    """Invalid values, which only a damaged file holds, count as none."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    about = json.loads((copy / "run.json").read_text())
+    about["settings"]["data_memory"] = stored
+    (copy / "run.json").write_text(json.dumps(about))
+    memories: list[DataMemory] = []
+
+    def recorded(*args: Any) -> DataMemory:
+        memories.append(DataMemory(*args))
+        return memories[-1]
+
+    monkeypatch.setattr(ablation, "DataMemory", recorded)
+    monkeypatch.setattr(ablation, "work", lambda *_: (Outcome("failed", error="no"), None))
+    ablate(copy, *data, id_with_morphs(copy), time_limit=60, repeats=1, device="cpu")
+    assert memories == [DataMemory(used, copy)]
 
 
 def test_ablate_without_time_reports_no_effects(run: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
