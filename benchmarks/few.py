@@ -45,7 +45,7 @@ from torch.nn import functional as F
 
 import morphnas
 from morphnas.graph import cnn, starters, to_module
-from morphnas.run import final, plan
+from morphnas.run import final, plan, search
 from morphnas.run.plan import default_recipe
 from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task
@@ -59,6 +59,7 @@ VARIANTS: dict[str, tuple[Any, str, Any]] = {
     "flattened": (starters, "_MAX_FLATTENED", {1: 64, 2: 64, 3: 64}),
     "60 epochs": (final, "FEW_EXAMPLES", 1),
     "6 epochs per child": (plan, "MIN_STEPS", 1),
+    "uncertain flips": (search, "MAX_FLIP_SLACK", 1.0),
     "narrow probe": (plan, "PROBE_WIDTHS", {1: 16, 2: 16, 3: 16}),
 }
 """What a variant patches: module, constant and value."""

@@ -31,6 +31,9 @@ RETRIED_STATUSES = ("failed", "diverged")
 """Outcomes that may be due to chance: if there is no usable network at all, the same ones may be proposed again."""
 MAX_FLIP_DROP = 0.03
 """Flips are used unless a network trained without them loses more of its accuracy or R2 on mirrored images."""
+MAX_FLIP_SLACK = 0.1
+"""The most that is added to this for the uncertainty of few validation examples: flips that are wrong cost more than
+flips that are missed (`benchmarks/few.py`)."""
 UNLIMITED = Limits()
 
 
@@ -38,8 +41,8 @@ def decide_flip(recipe: Recipe, trials: Sequence[Trial], baseline_metric: float)
     """The recipe with `flip` decided by the first network that is good enough, or unchanged if there is none.
 
     Flips are used unless its metric drops on mirrored images by more than `MAX_FLIP_DROP` plus 1.64 standard errors
-    (5 %, one-sided; an upper bound on the error of a difference of two shares of the same examples). It is good enough
-    with a metric of at least 30 points above `baseline_metric`, or half of the way from it to 1. Until then networks
+    (5 %, one-sided; an upper bound on the error of a difference of two shares of the same examples), but at most plus
+    `MAX_FLIP_SLACK`. It is good enough with a metric of at least 30 points above `baseline_metric`, or half of the way from it to 1. Until then networks
     are trained without flips, and evaluated on mirrored images.
     """
     if recipe.augment.flip is not None:
@@ -51,7 +54,7 @@ def decide_flip(recipe: Recipe, trials: Sequence[Trial], baseline_metric: float)
         if outcome.upright >= min(baseline_metric + 0.3, (1 + baseline_metric) / 2):
             differing = min(1.0, 2 - outcome.upright - outcome.mirrored)
             error = math.sqrt(max(0.0, differing) / max(1, outcome.examples))
-            flip = outcome.upright - outcome.mirrored < MAX_FLIP_DROP + 1.64 * error
+            flip = outcome.upright - outcome.mirrored < MAX_FLIP_DROP + min(MAX_FLIP_SLACK, 1.64 * error)
             return replace(recipe, augment=replace(recipe.augment, flip=flip))
     return recipe
 

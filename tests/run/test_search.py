@@ -664,6 +664,8 @@ def scored_trial(metric: float | None, mirrored: float | None, id: int = 0, exam
         ([scored_trial(0.9, 0.86)], False),  # 4 points worse
         ([scored_trial(0.55, 0.5, examples=900)], True),  # 5 points worse, which may be chance with 900 images
         ([scored_trial(0.9, 0.5, examples=50)], False),
+        ([scored_trial(0.8, 11 / 15, examples=15)], True),  # one of 15 images more
+        ([scored_trial(0.8, 10 / 15, examples=15)], False),  # two more, which may be chance, but flips may cost more
         ([scored_trial(1.0, 1.0, examples=1)], True),
         ([scored_trial(0.9, 0.1)], False),
         ([scored_trial(0.39, 0.39)], None),  # not good enough: less than 30 points above the baseline
