@@ -237,13 +237,15 @@ def check(problem: Problem, deadline: Deadline = NEVER) -> Findings:
         examples = "there is one example only" if len(data) == 1 else same
         raise ValueError(f"{examples}: there is nothing to learn from x")
     checks = [_duplicates(data, stats), _constant_images(data, stats)]
-    if data.images:
+    axes = data.spatial_axes
+    if axes:
         checks += [_mixed_ranges(data, stats), _validation_range(data, stats), _zeros(stats), _channels(data, stats)]
-        checks += [] if problem.preprocessing.resized else [_axis_order(data)]
-    elif data.noun == "rows":
+    else:
         checks.append(_long_tails(data))
-    elif data.parts[0].ndim == 3:
+    if axes == 1:
         checks.append(_sequence_axis_order(data))
+    elif axes == 2 and not problem.preprocessing.resized:
+        checks.append(_axis_order(data))
     findings = [*target_checks.check_target(data)]
     for found in (*checks, _signal(data, deadline)):
         findings += [] if deadline.passed else found
@@ -256,7 +258,7 @@ def check(problem: Problem, deadline: Deadline = NEVER) -> Findings:
 
 def _duplicates(data: CheckedData, stats: ExampleStats) -> Iterator[Finding]:
     """Bitwise equal examples: across the splits, with different y, and within the training set."""
-    varied = ~stats.constant if data.images else np.ones(len(stats.index), dtype=bool)
+    varied = ~stats.constant if data.spatial_axes else np.ones(len(stats.index), dtype=bool)
     index = stats.index[varied]
     if not len(index):
         return
@@ -312,13 +314,13 @@ def _first_twin(group: NDArray[np.intp], subset: NDArray[Any], others: NDArray[n
 
 
 def _constant_images(data: CheckedData, stats: ExampleStats) -> Iterator[Finding]:
-    """Images whose pixels are all equal."""
+    """Images, sequences or volumes whose values are all equal."""
     pixels = math.prod(data.parts[0].shape[2:])
-    if not data.images or pixels == 1 or not (count := int((constant := stats.constant).sum())):
+    if pixels == 1 or not (count := int((constant := stats.constant).sum())):
         return
     share = count / len(constant)
     positions = [data.position(i) for i in stats.index[constant][:10]]
-    text = f"{number_of('images', count)} ({percent(share)}) {are(count)} constant, every pixel the same"
+    text = f"{number_of(data.noun, count)} ({percent(share)}) {are(count)} constant, all values the same"
     text += f", first {positions[0]}"
     yield Finding("constant", share >= MIN_CONSTANT, text, count_numbers(count, share, positions))
 
@@ -337,8 +339,8 @@ def _mixed_ranges(data: CheckedData, stats: ExampleStats) -> Iterator[Finding]:
             share, extreme = count / len(max_abs), float(max_abs[outliers].max())
             warns = share >= MIN_OUT_OF_RANGE or extreme >= EXTREME_FACTOR * median
             positions = [data.position(i) for i in index[outliers][:10]]
-            text = f"{number_of('images', count)} ({percent(share)}) {have(count)} values of {word} {extreme:.4g}"
-            text += f", where the median image has {median:.4g}, first {positions[0]}: "
+            text = f"{number_of(data.noun, count)} ({percent(share)}) {have(count)} values of {word} {extreme:.4g}"
+            text += f", where the median of the {data.noun} is {median:.4g}, first {positions[0]}: "
             text += "were all brought to the same range?"
             numbers = count_numbers(count, share, positions) | {"extreme": extreme, "median": median}
             yield Finding("range", bool(warns), text, numbers)
@@ -356,7 +358,7 @@ def _validation_range(data: CheckedData, stats: ExampleStats) -> Iterator[Findin
     if max(abs(ends[0][i] - ends[1][i]) for i in (0, 1)) <= MAX_RANGE_DIFFERENCE * span:
         return
     x_range, validation_range = (f"{start:.4g} to {end:.4g}" for start, end in ends)
-    text = f"the median image of x has values from {x_range}, that of validation_data from {validation_range}:"
+    text = f"{data.noun} of x typically have values from {x_range}, those of validation_data from {validation_range}:"
     text += " were both prepared alike?"
     yield Finding("preparation", True, text, {"x": list(ends[0]), "validation_data": list(ends[1])})
 
@@ -375,11 +377,11 @@ def _channels(data: CheckedData, stats: ExampleStats) -> Iterator[Finding]:
         return
     constant = [i for i in range(n) if stats.low[:, i].min() == stats.high[:, i].max()]
     if constant and len(constant) < n:
-        text = f"channels {constant} of {n} have the same value in all images: they cost time and carry no information"
+        text = f"channels {constant} of {n} have the same value in all {data.noun}: they cost time and tell nothing"
         yield Finding("channels", False, text, {"constant": constant})
     images = data.sample(_SAMPLED)
     if n == 3 and not constant and bool((images[:, 1:] == images[:, :-1]).all()):
-        text = "the three channels are equal, the images are grey: with one of them, x[..., :1], training is faster"
+        text = "the three channels are equal: with one of them, x[..., :1], training is faster"
         yield Finding("channels", False, text, {"equal": n})
 
 
@@ -457,13 +459,13 @@ def _signal(data: CheckedData, deadline: Deadline) -> Iterator[Finding]:
     if len(index) < SIGNAL_EXAMPLES // 2:
         return
     x = data.take(index)
-    if data.images and (small := max(1, math.isqrt(math.prod(x.shape[2:]) // 256))) > 1:
+    if data.spatial_axes == 2 and (small := max(1, math.isqrt(math.prod(x.shape[2:]) // 256))) > 1:
         x = F.avg_pool2d(x, small)
     x = x.flatten(1)
     if x.shape[1] > 1024:
         x = x[:, torch.linspace(0, x.shape[1] - 1, 1024).long()]
     x = x - x.mean(0)
-    x = x / x.std(0).clamp(min=1e-12) if not data.images else x / x.std().clamp(min=1e-12)
+    x = x / (x.std() if data.spatial_axes == 2 else x.std(0)).clamp(min=1e-12)
     numbers, result = dict[str, Any](), ""
     for predict in (_nearest_neighbour, _ridge_regression):
         standard_errors, numbers, result = compare(*predict(x, truth))

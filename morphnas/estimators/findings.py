@@ -99,13 +99,14 @@ class CheckedData:
         return len(self.y)
 
     @property
-    def images(self) -> bool:
-        return self.parts[0].ndim == 4
+    def spatial_axes(self) -> int:
+        """0 for rows, 1 for sequences, 2 for images, 3 for volumes."""
+        return self.parts[0].ndim - 2
 
     @property
     def noun(self) -> str:
         """What to call the examples in texts."""
-        return {2: "rows", 4: "images"}.get(self.parts[0].ndim, "examples")
+        return ("rows", "sequences", "images", "volumes")[self.spatial_axes]
 
     @property
     def y_noun(self) -> str:
@@ -182,7 +183,7 @@ def example_stats(data: CheckedData, deadline: Deadline) -> ExampleStats:
         flat = np.ascontiguousarray(x).reshape(len(x), -1)
         index.append(np.arange(start, start + len(x)))
         digests.append(b"".join([hashlib.blake2b(row.data, digest_size=8).digest() for row in flat]))
-        planes = flat.reshape(len(x), x.shape[1], -1) if data.images else flat[:, None]
+        planes = flat.reshape(len(x), x.shape[1], -1) if data.spatial_axes else flat[:, None]
         lows.append(planes.min(2).astype(np.float32))
         highs.append(planes.max(2).astype(np.float32))
         nonzero += int(np.count_nonzero(flat))

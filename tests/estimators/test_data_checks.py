@@ -269,6 +269,18 @@ def test_exchanged_length_and_channels_are_found(channels: int) -> None:
     assert examine(np.random.default_rng(0).normal(size=(60, channels, 100)), y, axes=1).found == ()
 
 
+@pytest.mark.parametrize("shape", [(50, 1), (6, 6, 6, 1)])
+def test_sequences_and_volumes_of_other_ranges_are_found(shape: tuple[int, ...]) -> None:
+    x, axes = np.random.default_rng(0).normal(size=(60, *shape)), len(shape) - 1
+    x[7] *= 5000
+    x[8] = 3
+    findings = {finding.kind: finding for finding in examine(x, np.arange(60) % 2, axes=axes).found}
+    noun = "sequence" if axes == 1 else "volume"
+    assert findings["range"].text.startswith(f"1 {noun} (1.7 %) has values of up to ")
+    assert findings["range"].warns
+    assert findings["constant"].text == f"1 {noun} (1.7 %) is constant, all values the same, first x[8]"
+
+
 def test_positions_of_sequences_have_no_long_tails() -> None:
     x = np.exp(3 * np.random.default_rng(0).normal(size=(60, 50, 1)))
     assert "tails" not in finding_kinds(examine(x, np.arange(60) % 2, axes=1))
