@@ -25,9 +25,9 @@ MAX_STRATA = MIN_STRATUM_SIZE = 20
 
 @dataclass(frozen=True, eq=False)
 class MultiLabelTarget(LabelTarget):
-    """Multi-label y: each example has any subset of k labels, called tags (scikit-learn's "multilabel-indicator").
+    """Multi-label y: each example has any subset of k labels (scikit-learn's "multilabel-indicator").
 
-    names: of the tags, from a data frame's columns; () if there are none.
+    names: of the labels, from a data frame's columns; () if there are none.
     """
 
     k: int
@@ -35,7 +35,7 @@ class MultiLabelTarget(LabelTarget):
 
     @staticmethod
     def infer(y: ArrayLike, n: int) -> tuple[MultiLabelTarget, NDArray[np.float32]]:
-        """Infer the tags from y, (n, k) of 0 and 1, and encode y; ValueError if it is invalid or all rows are equal."""
+        """The labels of y, (n, k) of 0 and 1, and y encoded; ValueError if y is invalid or all its rows are equal."""
         target = MultiLabelTarget(_as_table(y).shape[1], _column_names(y))
         codes = target.encode(y, n)
         if (codes == codes[0]).all():
@@ -43,7 +43,7 @@ class MultiLabelTarget(LabelTarget):
         return target, codes
 
     def encode(self, y: ArrayLike, n: int) -> NDArray[np.float32]:
-        """y as float32 (n, k) for training; ValueError if it is not 0 and 1 for the tags of the fit."""
+        """y as float32 (n, k) for training; ValueError if it is not 0 and 1 for the labels of the fit."""
         check_present(y, "only a Dataset of (image, labels) contains it")
         table, names = _as_table(y), _column_names(y)
         if names and self.names and names != self.names:
@@ -58,7 +58,7 @@ class MultiLabelTarget(LabelTarget):
 
     @property
     def classes(self) -> NDArray[Any]:
-        """The names of the tags, or else their indices."""
+        """The names of the labels, or else their indices."""
         return np.array(self.names) if self.names else np.arange(self.k)
 
     @property
@@ -66,16 +66,16 @@ class MultiLabelTarget(LabelTarget):
         return MultiLabel(self.k)
 
     def probabilities(self, outputs: Tensor) -> NDArray[np.float64]:
-        """Probabilities (n, k) of the tags from logits (n, k)."""
+        """Probabilities (n, k) of the labels from logits (n, k)."""
         probabilities: NDArray[np.float64] = outputs.double().sigmoid().numpy()
         return probabilities
 
     def most_probable(self, probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Predicted tags (n, k) of 0 and 1: those with a probability of at least 0.5."""
+        """Predicted labels (n, k) of 0 and 1: those with a probability of at least 0.5."""
         return (probabilities >= 0.5).astype(np.int64)
 
     def strata(self, codes: NDArray[Any]) -> NDArray[np.int64]:
-        """(n,) strata of examples with similar tags, for stratified splits."""
+        """(n,) strata of examples with similar labels, for stratified splits."""
         return _strata(codes - codes.mean(0))
 
     def to_json(self) -> dict[str, Any]:

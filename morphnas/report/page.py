@@ -251,7 +251,7 @@ def about_words(about: Mapping[str, Any]) -> str:
             parts.append(f"{shape[0]:,} examples of {' x '.join(map(str, shape[1:]))}")
         parts += [
             f"{data[kind]} {noun}"
-            for kind, noun in (("classes", "classes"), ("tags", "tags"), ("amounts", "targets"))
+            for kind, noun in (("classes", "classes"), ("tags", "labels"), ("amounts", "targets"))
             if type(data.get(kind)) is int and data[kind] > 1
         ]
         parts.append("with a teacher" if data.get("taught") is True else None)

@@ -141,7 +141,7 @@ def test_history_and_report_show_subset_accuracy(fitted_classifier: ImageClassif
     low, high = entry["interval"]
     assert low <= entry["metric_value"] <= high
     assert '"tags": 3' in json.dumps(run.about["data"])
-    assert "ImageClassifier · 400 examples of 8 x 8 · 3 tags" in morphnas.write_report(run).read_text()
+    assert "ImageClassifier · 400 examples of 8 x 8 · 3 labels" in morphnas.write_report(run).read_text()
 
 
 @pytest.mark.slow
