@@ -42,6 +42,10 @@ MAX_MORPH_ERROR = 1e-3
 float32."""
 RETRY_LR_DIVISOR = 4.0
 """Divisor of the learning rate for repeating a training that diverged."""
+MIN_MIRRORED = 200
+"""Held-out examples below which the metric on mirrored images is that on so many mirrored training images, of all
+training images at most: chance has less effect, and if labels do not depend on the orientation, these images are no
+harder than held-out ones (`benchmarks/few.py`)."""
 LATENCY_SECONDS = 0.1
 """Time limit in seconds for measuring a network's latency."""
 MIN_SIDE_TO_WHITEN = 16
@@ -253,15 +257,18 @@ def _with_measurements(outcome: Outcome, module: nn.Module, job: Job, task: Task
 
 
 def measure_mirrored(outcome: Outcome, module: nn.Module, task: Task, chunk: int, deadline: Deadline) -> Outcome:
-    """The outcome with the standard metric on the evaluation set as it is (`upright`) and mirrored (`mirrored`).
+    """The outcome with the standard metric on the evaluation set as it is (`upright`) and on mirrored examples
+    (`mirrored`), see `MIN_MIRRORED`.
 
     Unchanged if examples have no axis to mirror, an output is NaN or infinite, or time runs out.
     """
     standard = replace(task, goal=task.goal.standard)
     if task.evaluation_set.x.ndim < 3:
         return outcome
+    few = len(task.evaluation_set) < min(MIN_MIRRORED, len(task.train))
+    examples = task.train[:: math.ceil(len(task.train) / MIN_MIRRORED)] if few else task.evaluation_set
     try:
-        mirrored = evaluate(_Mirror(module), task.evaluation_set, standard, chunk, deadline)[1]
+        mirrored = evaluate(_Mirror(module), examples, standard, chunk, deadline)[1]
         upright = outcome.metric
         if upright is None or outcome.by_metric:  # a user-defined metric, or undefined
             upright = evaluate(module, task.evaluation_set, standard, chunk, deadline)[1]

@@ -228,7 +228,8 @@ class Outcome:
         size. held_out: whether these are held-out examples. False if there are too few to hold any out: then the score
         is that of the training set.
     morph_error: largest difference of outputs between parent and child before training, relative to the largest output.
-    upright, mirrored: accuracy or R2 on the validation images as they are, and mirrored, if measured.
+    upright, mirrored: accuracy or R2 on the validation images as they are, and on mirrored images, if measured (see
+        `morphnas.run.work.measure_mirrored`).
     peak_bytes: peak device memory that the training took; 0: unknown, as on a CPU.
     error: error message.
     micro_batch: examples in memory at a time in the last steps; 0: there were no steps.

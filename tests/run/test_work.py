@@ -328,16 +328,20 @@ def task_with_nan() -> Task:
 # -- measurements after the training
 
 
-def test_mirrored_metric_is_measured_while_flip_is_undecided() -> None:
+@pytest.mark.parametrize("examples", [1, 30, 200])
+def test_mirrored_metric_is_measured_while_flip_is_undecided(examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The position of the stripe is the class, so mirrored images are classified wrongly."""
+    monkeypatch.setattr(work_module, "MIN_MIRRORED", examples)
     recipe = Recipe(epochs=6, batch_size=16, lr=0.1, augment=Augment(flip=None))
     outcome, found = work(Job(GRAPHS["cnn"], (), recipe, 600, 1), TASK)
     assert outcome.metric is not None
     assert outcome.mirrored is not None
     assert outcome.metric > 0.9
     assert outcome.mirrored < 0.5
-    metric = evaluate(to_module(GRAPHS["cnn"], found), MIRRORED, TASK)[1]
-    assert outcome.mirrored == pytest.approx(metric, abs=1e-6)
+    held_out = len(TASK.evaluation_set) >= min(examples, len(TASK.train))
+    compared = TASK.evaluation_set if held_out else TASK.train[:: math.ceil(len(TASK.train) / examples)]
+    mirrored = replace(compared, x=compared.x.flip(-1))
+    assert outcome.mirrored == pytest.approx(evaluate(to_module(GRAPHS["cnn"], found), mirrored, TASK)[1], abs=1e-6)
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -353,8 +357,9 @@ def test_flat_features_have_no_mirrored_metric() -> None:
     assert outcome.mirrored is None
 
 
-def test_mirrored_metric_is_the_standard_metric() -> None:
+def test_mirrored_metric_is_the_standard_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user-defined metric may be on another scale."""
+    monkeypatch.setattr(work_module, "MIN_MIRRORED", 1)
 
     class UserMetric:
         name = "own"
