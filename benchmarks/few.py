@@ -45,7 +45,7 @@ from torch.nn import functional as F
 
 import morphnas
 from morphnas.graph import cnn, starters, to_module
-from morphnas.run import final, plan, search
+from morphnas.run import final, plan, search, work
 from morphnas.run.plan import default_recipe
 from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task
@@ -55,14 +55,14 @@ from morphnas.train.step import Step
 
 RESULTS = Path(__file__).parent / "results" / "few.json"
 TEST_IMAGES = 3000
-VARIANTS: dict[str, tuple[Any, str, Any]] = {
-    "flattened": (starters, "_MAX_FLATTENED", {1: 64, 2: 64, 3: 64}),
-    "60 epochs": (final, "FEW_EXAMPLES", 1),
-    "6 epochs per child": (plan, "MIN_STEPS", 1),
-    "uncertain flips": (search, "MAX_FLIP_SLACK", 1.0),
-    "narrow probe": (plan, "PROBE_WIDTHS", {1: 16, 2: 16, 3: 16}),
+VARIANTS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
+    "flattened": ((starters, "_MAX_FLATTENED", {1: 64, 2: 64, 3: 64}),),
+    "60 epochs": ((final, "FEW_EXAMPLES", 1),),
+    "6 epochs per child": ((plan, "MIN_STEPS", 1),),
+    "flips by held-out examples": ((work, "MIN_MIRRORED", 1), (search, "MAX_FLIP_SLACK", 1.0)),
+    "narrow probe": ((plan, "PROBE_WIDTHS", {1: 16, 2: 16, 3: 16}),),
 }
-"""What a variant patches: module, constant and value."""
+"""What a variant patches: modules, constants and values."""
 
 Data = tuple[Any, Any, Any, Any]
 """x_train, y_train, x_test, y_test; sequences (n, length, channels)."""
@@ -73,8 +73,8 @@ Source = Callable[[int], Data]
 @contextmanager
 def patched(variant: str) -> Iterator[None]:
     with ExitStack() as stack:
-        if variant != "fit":
-            stack.enter_context(patch.object(*VARIANTS[variant]))
+        for target in VARIANTS.get(variant, ()):
+            stack.enter_context(patch.object(*target))
         yield
 
 

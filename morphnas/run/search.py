@@ -32,8 +32,7 @@ RETRIED_STATUSES = ("failed", "diverged")
 MAX_FLIP_DROP = 0.03
 """Flips are used unless a network trained without them loses more of its accuracy or R2 on mirrored images."""
 MAX_FLIP_SLACK = 0.1
-"""The most that is added to this for the uncertainty of few validation examples: flips that are wrong cost more than
-flips that are missed (`benchmarks/few.py`)."""
+"""The most that is added to this for the uncertainty of few validation examples (`benchmarks/few.py`)."""
 UNLIMITED = Limits()
 
 
