@@ -39,7 +39,7 @@ EPOCHS = 6
 """Epochs of a child, if there is time for them."""
 MIN_STEPS, MIN_STEPS_TABULAR, MAX_EPOCHS_FOR_STEPS = 100, 250, 30
 """Minimum training steps of a child, also on tabular data, where they cost next to nothing, and the maximum number of
-epochs to reach it: after fewer steps the scores of children are near chance (`benchmarks/few.py`)."""
+epochs to reach it: with 50 examples, 6 epochs are 6 steps, after which networks cannot be told apart."""
 TABULAR_WEIGHT_DECAY = 5e-3
 """Weight decay on tabular data (`benchmarks/tuning.py`)."""
 MIN_PASSES, MAX_PASSES = 5, 240
