@@ -39,7 +39,7 @@ MAX_FINAL_EPOCHS, MAX_FINAL_EPOCHS_STRONG = 60, 240
 assumption about GPUs that have the time for them, not measured."""
 FEW_EXAMPLES = 1000
 """Number of training examples below which final trainings have more epochs, inversely proportional to it, up to
-`MAX_FINAL_EPOCHS_STRONG` (`benchmarks/few.py`); not on tabular data, which gains nothing by that."""
+`MAX_FINAL_EPOCHS_STRONG` (`benchmarks/few.py`, on sequences); not on tabular data, for which it was not measured."""
 MAX_COMPARED_SHARE = 0.5
 """Largest share of the time for trainings that are compared, if a training on all examples follows."""
 MIN_COMPARED_EPOCHS = MAX_EPOCHS_WITHOUT_PATIENCE + 1

@@ -97,8 +97,8 @@ training may be that far off (`benchmarks/latency.py`), and a search only makes 
 PROBE_BYTES = 2**27
 """Memory that the small network which measures a CPU's speed may take."""
 PROBE_WIDTHS = {1: 32, 2: 16, 3: 16}
-"""Its width, by number of spatial axes: on sequences narrow networks do not show that wide ones train twice as fast in
-bfloat16 (`benchmarks/few.py --pace`)."""
+"""Its width, by number of spatial axes: in small batches of sequences, narrow networks do not show that wide ones train
+twice as fast in bfloat16 (`benchmarks/few.py --pace`)."""
 PROBE_WIDTH = 128
 """Width of the plain CNN that measures the speed of a device with CUDA graphs; some of its starters have it."""
 PROBE_LR = 2e-3

@@ -40,9 +40,9 @@ def decide_flip(recipe: Recipe, trials: Sequence[Trial], baseline_metric: float)
     """The recipe with `flip` decided by the first network that is good enough, or unchanged if there is none.
 
     Flips are used unless its metric drops on mirrored images by more than `MAX_FLIP_DROP` plus 1.64 standard errors
-    (5 %, one-sided; an upper bound on the error of a difference of two shares of the same examples), but at most plus
-    `MAX_FLIP_SLACK`. It is good enough with a metric of at least 30 points above `baseline_metric`, or half of the way
-    from it to 1. Until then networks are trained without flips, and evaluated on mirrored images.
+    (5 %, one-sided; an upper bound on the error of a difference of two shares of the held-out examples), but at most
+    plus `MAX_FLIP_SLACK`. It is good enough with a metric of at least 30 points above `baseline_metric`, or half of the
+    way from it to 1. Until then networks are trained without flips, and evaluated on mirrored images.
     """
     if recipe.augment.flip is not None:
         return recipe
