@@ -27,12 +27,14 @@ from morphnas.graph import (
     Hardsigmoid,
     Hardswish,
     Input,
+    LayerNorm,
     LeakyReLU,
     Limits,
     MaxPool,
     Morph,
     MorphError,
     Node,
+    Pad,
     ReLU,
     ReLU6,
     Sigmoid,
@@ -168,6 +170,32 @@ def grouped(shape: tuple[int, ...] = (2, 8, 8)) -> Graph:
     )
 
 
+def convnext(shape: tuple[int, ...] = (2, 9, 8)) -> Graph:
+    """A depthwise convolution, layer norms over channels and over features, GELU, and a layer scale; and before them a
+    convolution whose padding is not symmetric."""
+    return Graph(
+        (
+            Node("x", Input(shape)),
+            Node("pad_1", Pad(0, 1), ("x",)),
+            Node("conv_2", Conv(4, 2, 2, bias=True, padding=0), ("pad_1",)),
+            Node("layernorm_3", LayerNorm(1e-6), ("conv_2",)),
+            Node("depthwise_4", Depthwise(5, bias=True), ("layernorm_3",)),
+            Node("layernorm_5", LayerNorm(), ("depthwise_4",)),
+            Node("conv_6", Conv(8, 1, bias=True), ("layernorm_5",)),
+            Node("gelu_7", GELU(), ("conv_6",)),
+            Node("conv_8", Conv(4, 1, bias=True), ("gelu_7",)),
+            Node("depthwise_9", Depthwise(1), ("conv_8",)),
+            Node("add_10", Add(), ("layernorm_3", "depthwise_9")),
+            Node("relu_11", ReLU(), ("add_10",)),
+            Node("globalpool_12", GlobalPool(), ("relu_11",)),
+            Node("layernorm_13", LayerNorm(), ("globalpool_12",)),
+            Node("dense_14", Dense(5), ("layernorm_13",)),
+            Node("relu_15", ReLU(), ("dense_14",)),
+            Node("dense_16", Dense(3), ("relu_15",)),
+        )
+    )
+
+
 HAND_MADE: dict[str, Callable[[], Graph]] = {
     "vgg_1d": lambda: vgg((2, 12)),
     "vgg_2d": vgg,
@@ -177,6 +205,9 @@ HAND_MADE: dict[str, Callable[[], Graph]] = {
     "mobile_1d": lambda: mobile((2, 9)),
     "mobile_2d": mobile,
     "mobile_3d": lambda: mobile((1, 9, 8, 9)),
+    "convnext_1d": lambda: convnext((2, 9)),
+    "convnext_2d": convnext,
+    "convnext_3d": lambda: convnext((1, 5, 4, 5)),
     "grouped_1d": lambda: grouped((2, 8)),
     "grouped_2d": grouped,
     "grouped_3d": lambda: grouped((1, 4, 4, 4)),

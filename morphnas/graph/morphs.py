@@ -607,7 +607,7 @@ def width_group(graph: Graph, name: str) -> frozenset[str]:
         if tensor == graph.output.name:
             raise MorphError(f"{name}: its width is that of the network's output")
         if op.fixed_channels:
-            raise MorphError(f"{name}: the channels of {tensor} are in groups")
+            raise MorphError(f"{name}: the channels of {tensor} cannot change")
         if isinstance(op, Elementwise) and is_part:
             raise MorphError(f"{name}: its channels are a part of what {tensor} joins")
         if not is_part:

@@ -441,6 +441,45 @@ class BatchNorm(Op):
         return norm(inputs[0][0], eps=self.eps, momentum=self.momentum)
 
 
+@dataclass(frozen=True)
+class LayerNorm(Op):
+    """Layer normalisation over the channels, at every position alone (Ba et al. 2016, arXiv:1607.06450; for images as
+    in ConvNeXt, Liu et al. 2022, arXiv:2201.03545)."""
+
+    eps: float = 1e-5
+    tag = "layernorm"
+    normalises = True
+    axes = dict.fromkeys(("weight", "bias"), ("out",))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.eps <= 1:
+            raise ValueError(f"layernorm: eps must be above 0 and at most 1, not {self.eps!r}")
+
+    @property
+    def fixed_channels(self) -> bool:
+        return True
+
+    def tensors(self, *inputs: Shape) -> dict[str, Shape]:
+        return dict.fromkeys(self.axes, (inputs[0][0],))
+
+    def init(self, *inputs: Shape, generator: torch.Generator) -> Weights:
+        return {"weight": torch.ones(inputs[0][0]), "bias": torch.zeros(inputs[0][0])}
+
+    def flops(self, *inputs: Shape) -> int:
+        return 8 * math.prod(inputs[0])
+
+    def module(self, *inputs: Shape) -> nn.Module:
+        return nn.LayerNorm(inputs[0][0], eps=self.eps)
+
+    def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
+        if len(inputs[0]) == 1:
+            return graph.call_module(name, args)
+        channels_last = graph.call_method("movedim", (*args, 1, -1))
+        normalised = graph.create_node("call_module", name, (channels_last,), name=f"{name}_channels_last")
+        return graph.create_node("call_method", "movedim", (normalised, -1, 1), name=name)
+
+
 class Activation(Op):
     """An elementwise function, and a site of morphs: blocks are inserted after nonnegative ones, and skips are added
     between any two."""
@@ -591,6 +630,35 @@ class AvgPool(_Pool):
     def module(self, *inputs: Shape) -> nn.Module:
         pool: Callable[..., nn.Module] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[len(inputs[0]) - 1]
         return pool(self.size, self.stride, self.padding, ceil_mode=self.ceil, count_include_pad=False)
+
+
+@dataclass(frozen=True)
+class Pad(Op):
+    """Zeros before and after the values along every spatial axis, for convolutions whose padding is not symmetric."""
+
+    before: int = 0
+    after: int = 0
+    tag = "pad"
+    resolution_settings = frozenset({"before", "after"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("before", "after"):
+            if not 0 <= getattr(self, name) <= MAX_SIZE:
+                raise ValueError(f"pad: {name} must be a positive integer or 0, not {getattr(self, name)!r:.40}")
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return (inputs[0][0], *(n + self.before + self.after for n in _spatial_sizes(self, inputs[0])))
+
+    def flops(self, *inputs: Shape) -> int:
+        return 0
+
+    def emit(self, graph: fx.Graph, name: str, args: tuple[fx.Node, ...], *inputs: Shape) -> fx.Node:
+        sides = (self.before, self.after) * (len(inputs[0]) - 1)
+        return graph.create_node("call_function", nn.functional.pad, (*args, sides), name=name)
+
+    def shortcut_op(self) -> Op | None:
+        return self if self.before or self.after else None
 
 
 @dataclass(frozen=True)

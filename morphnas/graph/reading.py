@@ -31,9 +31,11 @@ from morphnas.graph.ops import (
     Hardsigmoid,
     Hardswish,
     Input,
+    LayerNorm,
     LeakyReLU,
     MaxPool,
     Op,
+    Pad,
     ReLU,
     ReLU6,
     Shape,
@@ -49,9 +51,9 @@ OUTPUT_TOLERANCE = 1e-4
 output."""
 _N_PROBES = 4
 _SUPPORTED = (
-    "convolutions, dense layers, batch norm, relu, relu6, leaky relu, silu, "
-    "gelu, hardswish, sigmoid, hardsigmoid, tanh, max, average and global pooling, flattening, dropout, sums, products "
-    "with a number for every channel, and concatenations of channels"
+    "convolutions, dense layers, batch norm, layer norm over channels, relu, relu6, leaky relu, silu, gelu, "
+    "hardswish, sigmoid, hardsigmoid, tanh, max, average and global pooling, zero padding, flattening, dropout, sums, "
+    "products with a number for every channel, and concatenations of channels"
 )
 
 
@@ -67,11 +69,12 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     """The network that computes the same as the module in evaluation mode, with its weights.
 
     module: made of convolutions (kernel and padding the same along all axes, padding at most half the kernel); dense
-    layers over flat features; batch norm; activations; max, average and global pooling; dropout (that of whole channels
-    is omitted); sums; products with one value per channel, as in squeeze-and-excitation; and concatenations of
-    channels; written with modules, functions or methods. A softmax or log-softmax at the end is omitted, since networks
-    return logits. The module is not changed. input_shape: of one example, channels first, (channels, *spatial) or
-    (features,).
+    layers over flat features, or over the channels at every position; batch norm; layer norm over channels;
+    activations; max, average and global pooling; zero padding, the same along all axes; dropout (that of whole channels
+    is omitted); sums; products with one value per channel, as in squeeze-and-excitation and layer scale; and
+    concatenations of channels; written with modules, functions or methods. A softmax or log-softmax at the end is
+    omitted, since networks return logits. The module is not changed. input_shape: of one example, channels first,
+    (channels, *spatial) or (features,).
 
     The outputs of both are compared on random examples: ModuleError if they differ by more than `OUTPUT_TOLERANCE` of
     the largest, or if the module contains an operation that networks cannot express. ValueError if the input shape is
@@ -114,8 +117,10 @@ def from_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
 class _Reader:
     """Reads the operations of an exported program in order.
 
-    network: the result. names: node of the network for every node of the program that depends on the input. state: the
-    module's parameters and buffers by the program's node names; targets: their names in the module; reads: how often
+    network: the result. names: node of the network for every node of the program that depends on the input.
+    channels_last: nodes of the program whose channels are the last axis, as where ConvNeXt has dense layers. state: the
+    module's parameters and buffers, and what is computed from these alone, by the program's node names; targets: their
+    names in the module; reads: how often
     each is read. output_function: what the program applies to the network's outputs, such as a softmax.
     """
 
@@ -128,14 +133,26 @@ class _Reader:
         self.reads: Counter[str] = Counter()
         self.draft, self.weights = Draft(shape), Weights()
         self.names: dict[str, str] = {}
+        self.channels_last: set[str] = set()
         self.output_function: Callable[[Tensor], Tensor] = _return_outputs
         needed = _needed(program)
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in signature.user_inputs:
                 self.names[node.name] = "x"
-            elif node.op == "call_function" and node.name in needed:
+            elif node.op == "call_function" and node.name in needed and not self.is_constant(node):
                 self.names[node.name] = self.read(node)
         self.network = self.used_network([self.names.get(str(name), "") for name in signature.user_outputs])
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether a node depends on parameters and buffers alone; its value is then one of the `state`."""
+        if not node.all_input_nodes or any(source.name not in self.state for source in node.all_input_nodes):
+            return False
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.state[source.name].detach())
+        target: Any = node.target
+        with torch.no_grad():
+            self.state[node.name] = target(*args, **kwargs)
+        self.targets[node.name] = node.name
+        return True
 
     def used_network(self, outputs: Sequence[str]) -> Network:
         """The network of the nodes that the output depends on; all others are omitted."""
@@ -165,12 +182,15 @@ class _Reader:
             is_no_op = handler is _reshape and source is not None and self.draft.shapes[source] == program_shape
             if name in _FINAL and [user.op for user in node.users] != ["output"]:
                 raise ModuleError(f"{name} can only be the last operation")
+            self.follow_channels(node, name.removesuffix("_"))
             result = source if is_no_op and source is not None else handler(self, arguments.kwargs)
         except ModuleError as error:
             raise ModuleError(f"{_place(node)}: {error}") from None
         except ValueError as error:  # raised by an op's settings or shape
             raise ModuleError(f"{_place(node)}: {error}") from None
         network_shape = self.draft.shapes[result]
+        if node.name in self.channels_last:
+            program_shape = (program_shape[-1], *program_shape[:-1])
         if _without_trailing_ones(program_shape) != _without_trailing_ones(network_shape):
             raise ModuleError(
                 f"{_place(node)}: {name} gives {program_shape} here, and {network_shape} as an op of a network"
@@ -178,6 +198,18 @@ class _Reader:
         if name.endswith("_"):  # in place: later reads of its input read its result
             self.names[node.all_input_nodes[0].name] = result
         return result
+
+    def follow_channels(self, node: fx.Node, name: str) -> None:
+        """Note whether the channels of a node's result are the last axis."""
+        last = {source.name in self.channels_last for source in node.all_input_nodes if source.name in self.names}
+        if True not in last:
+            last.add(False)
+        if len(last) > 1:
+            raise ModuleError(f"{name} joins tensors whose channels are different axes")
+        if True in last and name not in _CHANNELS_LAST:
+            raise ModuleError(f"{name} cannot be read where the channels are the last axis")
+        if (True in last) != (name in _PERMUTATIONS):
+            self.channels_last.add(node.name)
 
     def add(self, op: Op, *inputs: str, **tensors: Tensor) -> str:
         name = self.draft.add(op, *inputs)
@@ -253,6 +285,8 @@ def _conv(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
         padding = 0 if padding == "valid" else kernel // 2
     padding = _uniform("padding", padding)
     groups = kwargs["groups"]
+    if kernel == 1 and stride > 1 and positions:
+        source, stride = reader.add(MaxPool(1, stride), source), 1
     if groups > 1 and groups == filters == channels:
         return reader.add(Depthwise(kernel, stride, "bias" in tensors, padding), source, **tensors)
     if not positions:
@@ -260,14 +294,41 @@ def _conv(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
         return reader.add(
             Dense(filters, "bias" in tensors), source, **tensors | {"weight": tensors["weight"].flatten(1)}
         )
-    if kernel == 1 and stride > 1:
-        source, stride = reader.add(MaxPool(1, stride), source), 1
     return reader.add(Conv(filters, kernel, stride, "bias" in tensors, padding, groups), source, **tensors)
 
 
 def _linear(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
+    """A dense layer, or where the channels are the last axis a convolution of size 1."""
     tensors = reader.tensors(weight=kwargs["weight"], bias=kwargs["bias"])
-    return reader.add(Dense(tensors["weight"].shape[0], "bias" in tensors), reader.examples(kwargs["input"]), **tensors)
+    source, units = reader.examples(kwargs["input"]), tensors["weight"].shape[0]
+    if kwargs["input"].name in reader.channels_last and (axes := len(reader.draft.shapes[source]) - 1):
+        tensors["weight"] = tensors["weight"].reshape(*tensors["weight"].shape, *[1] * axes)
+        return reader.add(Conv(units, 1, bias="bias" in tensors), source, **tensors)
+    return reader.add(Dense(units, "bias" in tensors), source, **tensors)
+
+
+def _permute(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
+    """No op: the channels become the last axis, or are again the first."""
+    source = reader.examples(kwargs["input"])
+    rank = kwargs["input"].meta["val"].ndim
+    if "dims" in kwargs:
+        order = [axis % rank for axis in kwargs["dims"]]
+    else:
+        axes = [[value] if isinstance(value, int) else value for value in (kwargs["source"], kwargs["destination"])]
+        order = torch.empty(tuple(range(rank)), device="meta").movedim(*axes).shape  # type: ignore[assignment]
+    restored = kwargs["input"].name in reader.channels_last
+    _require("order of axes", list(order), [0, rank - 1, *range(1, rank - 1)] if restored else [0, *range(2, rank), 1])
+    return source
+
+
+def _layer_norm(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
+    source, normalised = reader.examples(kwargs["input"]), list(kwargs["normalized_shape"])
+    shape = reader.draft.shapes[source]
+    if normalised != [shape[0]] or not (len(shape) == 1 or kwargs["input"].name in reader.channels_last):
+        raise ModuleError(f"only a layer norm over the channels alone can be read, not over {normalised}")
+    tensors = reader.tensors(weight=kwargs["weight"], bias=kwargs["bias"])
+    tensors = {"weight": torch.ones(shape[0]), "bias": torch.zeros(shape[0]), **tensors}
+    return reader.add(LayerNorm(kwargs["eps"]), source, **tensors)
 
 
 def _batch_norm(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
@@ -337,6 +398,13 @@ def _mean(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
     return reader.add(GlobalPool(), source)
 
 
+def _pad(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
+    source, sides = reader.examples(kwargs["input"]), kwargs["pad"]
+    _require("mode and value of padding", (kwargs.get("mode", "constant"), kwargs.get("value") or 0), ("constant", 0))
+    _require("number of padded axes", len(sides) // 2, len(reader.draft.shapes[source]) - 1)
+    return reader.add(Pad(_uniform("padding before", sides[::2]), _uniform("padding after", sides[1::2])), source)
+
+
 def _reshape(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
     """Flattening, unless the input is flat; `_Reader.read` compares the resulting shapes."""
     source = reader.examples(kwargs["input"])
@@ -358,9 +426,23 @@ def _add(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
 
 
 def _mul(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
-    """A gate, whose second input is the flat one."""
+    """A gate, whose second input is the flat one; for factors of the channels that are parameters, a depthwise
+    convolution of size 1."""
+    factors = [value for value in (kwargs["input"], kwargs["other"]) if getattr(value, "name", "") in reader.state]
+    if len(factors) == 1:
+        return _scale(reader, kwargs["other"] if factors[0] is kwargs["input"] else kwargs["input"], factors[0])
     sources = [reader.examples(value) for value in (kwargs["input"], kwargs["other"])]
     return reader.add(Gate(), *sorted(sources, key=lambda name: len(reader.draft.shapes[name]), reverse=True))
+
+
+def _scale(reader: _Reader, values: Any, factors: fx.Node) -> str:
+    source, weight = reader.examples(values), reader.tensors(weight=factors)["weight"]
+    channels, *positions = reader.draft.shapes[source]
+    ones = (1,) * len(positions)
+    expected = [(channels,)] if values.name in reader.channels_last else [(channels, *ones), (1, channels, *ones)]
+    if not positions or tuple(weight.shape) not in expected:
+        raise ModuleError(f"factors of shape {tuple(weight.shape)} are not one for each of {channels} channels")
+    return reader.add(Depthwise(1, padding=0), source, weight=weight.reshape(channels, 1, *ones))
 
 
 def _einsum(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
@@ -401,6 +483,13 @@ def _cast(reader: _Reader, kwargs: Mapping[str, Any]) -> str:
     return reader.examples(kwargs["input"])
 
 
+_PERMUTATIONS = ("permute", "movedim")
+_CHANNELS_LAST = {
+    *_PERMUTATIONS, "layer_norm", "linear", "add", "mul", "dropout", "clone", "contiguous", "detach", "alias", "relu",
+    "relu6", "silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "leaky_relu", "hardtanh", "clamp",
+    "clamp_min",
+}  # fmt: skip
+"""Operations that are read where the channels are the last axis."""
 _FINAL = {"softmax": torch.softmax, "log_softmax": torch.log_softmax}
 _HANDLERS: dict[str, Handler] = {
     **{name: _final(function) for name, function in _FINAL.items()},
@@ -412,10 +501,12 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("clone", "contiguous", "detach", "alias", "feature_dropout"), _identity),
     "linear": _linear, "batch_norm": _batch_norm, "mean": _mean, "dropout": _dropout, "add": _add, "mul": _mul,
     **{op.tag: _activation(op) for op in (ReLU(), ReLU6(), SiLU(), Hardswish(), Sigmoid(), Hardsigmoid(), Tanh())},
-    "einsum": _einsum, "leaky_relu": _leaky_relu, "gelu": _gelu,
+    "einsum": _einsum, "leaky_relu": _leaky_relu, "gelu": _gelu, "pad": _pad, "constant_pad_nd": _pad,
     **dict.fromkeys(("hardtanh", "clamp", "clamp_min"), _clamp),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "hstack": lambda reader, kwargs: _cat(reader, {**kwargs, "dim": 1}),
     **dict.fromkeys(("to", "_to_copy", "float"), _cast),
+    **dict.fromkeys(("permute", "movedim"), _permute),
+    "layer_norm": _layer_norm,
 }  # fmt: skip
 """By name of the ATen operation, without the trailing underscore of in-place ones."""

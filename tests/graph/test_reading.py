@@ -23,6 +23,7 @@ from morphnas.graph import (
     ModuleError,
     MorphError,
     Network,
+    Pad,
     ReLU,
     ReLU6,
     Wider,
@@ -210,7 +211,7 @@ def test_grouped_convolutions_are_read_with_fixed_widths() -> None:
     assert width_groups(graph) == []  # widths are fixed by the grouped convolutions and the sums with them
     assert {morph.tag for morph in neighbours(graph)} >= {"deeper", "add_skip"}
     for name in convs:
-        with pytest.raises(MorphError, match=f"{name}: the channels of conv_\\d+ are in groups"):
+        with pytest.raises(MorphError, match=f"{name}: the channels of conv_\\d+ cannot change"):
             Wider(name, 48).grow(graph)
     for morph in neighbours(graph):
         carried = morph.carry(graph, network.weights, torch.Generator().manual_seed(0))
@@ -262,6 +263,59 @@ def test_gates_with_explicit_axes_are_read() -> None:
 
     module = Gated()
     assert agree(from_module(module, (2, 6, 6)), module, torch.randn(3, 2, 6, 6))
+
+
+class ConvNeXtBlock(nn.Module):
+    """As in torchvision, with a layer scale of the first axis, or as in timm, where it is of the last one."""
+
+    def __init__(self, channels: int, scale_last: bool) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm, self.one = nn.LayerNorm(channels, eps=1e-6), nn.Linear(channels, 4 * channels)
+        self.two, self.scale_last = nn.Linear(4 * channels, channels), scale_last
+        self.scale = nn.Parameter(torch.rand(channels) if scale_last else torch.rand(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(x).permute(0, 2, 3, 1)
+        y = self.two(F.gelu(self.one(self.norm(y))))
+        y = self.scale * y if self.scale_last else y
+        y = y.permute(0, 3, 1, 2)
+        out: Tensor = x + (y if self.scale_last else y * self.scale)
+        return out
+
+
+@pytest.mark.parametrize("scale_last", [False, True])
+def test_convnext_is_read(scale_last: bool) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(2, 8, 2, 2), ConvNeXtBlock(8, scale_last), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8),
+        nn.Linear(8, 3),
+    ).eval()  # fmt: skip
+    network, x = from_module(module, (2, 8, 8)), torch.randn(3, 2, 8, 8)
+    assert agree(network, module, x)
+    assert [node.op.tag for node in network.graph.nodes] == [
+        "input", "conv", "depthwise", "layernorm", "conv", "gelu", "conv", "depthwise", "add", "globalpool",
+        "layernorm", "dense",
+    ]  # fmt: skip
+    assert network.graph.parameters == sum(p.numel() for p in module.parameters())
+    assert Wider in {type(morph) for morph in neighbours(network.graph)}
+    for morph in neighbours(network.graph):
+        carried = morph.carry(network.graph, network.weights, torch.Generator().manual_seed(0))
+        assert agree(Network(morph.grow(network.graph), carried), module, x), morph
+
+
+@pytest.mark.parametrize(
+    "padded",
+    [nn.ZeroPad2d((0, 1, 0, 1)), nn.ConstantPad2d((2, 0, 2, 0), 0.0), nn.ZeroPad2d(2), Pad(1, 0)],
+)
+def test_zero_padding_is_read(padded: Any) -> None:
+    if isinstance(padded, Pad):
+        sides = (padded.before, padded.after) * 2
+        padded = Function(lambda x: F.pad(x, sides))
+    module = nn.Sequential(padded, nn.Conv2d(4, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    module(torch.zeros(1, 4, 8, 8))
+    network, x = from_module(module, (4, 8, 8)), torch.randn(3, 4, 8, 8)
+    assert isinstance(network.graph.nodes[1].op, Pad)
+    assert agree(network, module, x)
 
 
 def test_from_module_leaves_mode_and_dtype_unchanged() -> None:
@@ -416,6 +470,23 @@ class Function(nn.Module):
         (nn.BatchNorm2d(4, track_running_stats=False), "a batch norm without running statistics"),
         (nn.AvgPool2d(3, 1, 1), "count_include_pad must be False, not True"),
         (nn.AdaptiveAvgPool2d(2), "output_size must be 1, not 2"),
+        (nn.ZeroPad2d((1, 1, 0, 0)), r"padding before must be the same along all axes, not \[1, 0\]"),
+        (nn.ConstantPad2d(1, 0.5), r"mode and value of padding must be \('constant', 0\), not \('constant', 0.5\)"),
+        (nn.ReflectionPad2d(1), "pad is not one of|mode and value of padding"),
+        (Function(lambda x: F.pad(x, (0, 0, 0, 0, 1, 1))), "number of padded axes must be 2, not 3"),
+        (nn.LayerNorm([4, 8, 8]), r"only a layer norm over the channels alone can be read, not over \[4, 8, 8\]"),
+        (nn.LayerNorm(8), r"only a layer norm over the channels alone can be read, not over \[8\]"),
+        (Function(lambda x: x.permute(0, 1, 3, 2)), r"order of axes must be \[0, 2, 3, 1\], not \[0, 1, 3, 2\]"),
+        (
+            Function(lambda x: x.movedim(1, -1).permute(0, 2, 3, 1)),
+            r"order of axes must be \[0, 3, 1, 2\], not \[0, 2, 3, 1\]",
+        ),
+        (Function(lambda x: x + x.permute(0, 2, 3, 1)), "torch.export cannot read it"),
+        (Function(lambda x: F.max_pool2d(x.movedim(1, -1), 2)), "max_pool2d cannot be read where the channels are the"),
+        (
+            nn.Sequential(nn.Conv2d(4, 8, 1), Function(lambda x: x + x.movedim(1, -1))),
+            "add joins tensors whose channels are different axes",
+        ),
         (nn.Linear(8, 2), "linear: dense needs flat features"),
         (Function(lambda x: x.mean(1)), r"axes of a mean must be \[2, 3\], not \[1\]"),
         (Function(lambda x: torch.cat([x, x], 2)), "axis of a concatenation must be 1, not 2"),
