@@ -207,6 +207,7 @@ def _problem(
         seed,
         device,
         image_size=size,
+        normalization=settings.get("normalization"),
         data_memory=DataMemory(memory if isinstance(memory, int) and memory > 0 else None, Path(run.path)),
         read=RegressionTarget.infer if "amounts" in (run.about.get("data") or {}) else classification_target,
         sample_weight=sample_weight,

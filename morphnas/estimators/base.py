@@ -96,6 +96,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         refit: bool = True,
         image_shape: Sequence[int] | None = None,
         image_size: ImageSize | None = None,
+        normalization: Any = None,
         axes: int | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
         max_memory: int | None = None,
@@ -124,6 +125,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         self.refit = refit
         self.image_shape = image_shape
         self.image_size = image_size
+        self.normalization = normalization
         self.axes = axes
         self.limits = limits
         self.max_memory = max_memory
@@ -555,8 +557,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """Load the fitted estimator of a run, ready to predict.
 
         It has those constructor arguments of the fitted estimator that matter later: limits, keep, ensemble and a
-        metric given by name, for `final_fit` and `evaluate`; augment, image_shape, image_size, axes, max_memory,
-        time_limit and random_state, for another fit.
+        metric given by name, for `final_fit` and `evaluate`; augment, image_shape, image_size, normalization,
+        axes, max_memory, time_limit and random_state, for another fit.
 
         Parameters
         ----------
@@ -717,6 +719,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             seed,
             settings.device,
             image_size=self.image_size,
+            normalization=self.normalization,
             data_memory=settings.data_memory,
             read=self._read_y,
             sample_weight=sample_weight,

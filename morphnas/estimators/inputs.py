@@ -31,7 +31,7 @@ from morphnas.estimators.targets import (
     weights_of,
 )
 from morphnas.run.store import data_id
-from morphnas.train.data import Examples, Task
+from morphnas.train.data import Examples, Task, clip_limit
 from morphnas.train.deadline import NEVER, Deadline
 
 log = logging.getLogger("morphnas")
@@ -46,6 +46,8 @@ _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the grey value (ITU-R BT.601)."""
 
 ImageSize = int | Sequence[int]
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Preprocessing:
     offset: tuple[float, ...] | None = None
     """(d,) values subtracted from rows in float64, before they become float32, which can hardly resolve features whose
     values are large relative to their spread, such as timestamps in seconds. None: nothing is subtracted."""
+    normalization: Normalization | None = None
+    """The user's mean and standard deviation of each channel; None: those of the training examples."""
 
     @staticmethod
     def infer(
@@ -172,7 +176,10 @@ class Preprocessing:
             if not numbers or [len(offset)] != given or given != shape:
                 raise ValueError(f"offset cannot be {offset!r:.100}")
             offset = tuple(offset)
-        return Preprocessing(tuple(given), tuple(shape), resized, columns, offset)
+        normalization = data.get("normalization")
+        if normalization is not None:
+            normalization = _checked_normalization(normalization, tuple(shape))
+        return Preprocessing(tuple(given), tuple(shape), resized, columns, offset, normalization)
 
     def __call__(
         self, source: Source, place: Tensor | None = None, data_memory: DataMemory = DEFAULT_DATA_MEMORY
@@ -250,6 +257,38 @@ def _checked_size(image_size: ImageSize | None) -> tuple[int, int] | None:
     if len(sides) != 2 or not all(map(is_positive_int, sides)):
         raise ValueError(f"image_size must be a positive integer or (height, width), not {image_size!r}")
     return int(sides[0]), int(sides[1])
+
+
+def _checked_normalization(normalization: Any, shape: tuple[int, ...]) -> Normalization:
+    """The mean and the standard deviation of each channel of examples of that shape, each given as a number or one for
+    each channel; ValueError if they are invalid."""
+    words = "(mean, std), each a number or one for each channel, in the units of x"
+    try:
+        mean, std = (
+            np.broadcast_to(np.asarray(values, dtype=np.float64).ravel(), (shape[0],)) for values in normalization
+        )
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"normalization must be {words}, of which there are {shape[0]}, not {normalization!r:.200}"
+        ) from None
+    if len(shape) == 1:
+        raise ValueError("normalization is for images, sequences and volumes, not for rows of features")
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+        raise ValueError(f"normalization must be {words}, finite and with std above 0, not {normalization!r:.200}")
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _with_normalization(task: Task, normalization: Normalization, x: Tensor) -> Task:
+    """The task with the user's mean and deviation; ValueError if these lead to values of x that would be clipped."""
+    mean, std = (torch.tensor(values).reshape(task.mean.shape).to(task.mean) for values in normalization)
+    low, high = (reduce(x).item() for reduce in (torch.min, torch.max))
+    largest = max(((bound - mean) / std).abs().max().item() for bound in (low, high))
+    if largest > clip_limit(mean):
+        raise ValueError(
+            f"normalization: x has values from {low:g} to {high:g}, which become as large as {largest:g}: is it in the "
+            "units of x? For images from 0 to 255, multiply a mean and std meant for values from 0 to 1 by 255"
+        )
+    return replace(task, mean=mean, std=std)
 
 
 def _column_difference(columns: Sequence[str], fitted: Sequence[str]) -> str:
@@ -409,6 +448,7 @@ class Problem:
         seed: int,
         device: torch.device,
         image_size: ImageSize | None = None,
+        normalization: Any = None,
         data_memory: DataMemory = DEFAULT_DATA_MEMORY,
         read: InferTarget = classification_target,
         sample_weight: SampleWeight = None,
@@ -429,6 +469,9 @@ class Problem:
         preprocessing = replace(Preprocessing.infer(source, image_shape, image_size, axes), columns=source.columns)
         if len(preprocessing.shape) == 1:
             preprocessing = replace(preprocessing, offset=_offset(source))
+        if normalization is not None:
+            normalization = _checked_normalization(normalization, preprocessing.shape)
+            preprocessing = replace(preprocessing, normalization=normalization)
         target, codes = read(y, len(source))
         weights = weights_of(sample_weight, len(source), codes, target)
         if weights is not None and isinstance(target, RegressionTarget):
@@ -501,6 +544,8 @@ class Problem:
             valid = data_memory.to_device(validation, device)
         selection_set = None if parts.selection_set is None else whole[last:]
         task = Task.of(whole[:first], valid, target.goal)
+        if preprocessing.normalization is not None:
+            task = _with_normalization(task, preprocessing.normalization, x)
         for part in (task.train, valid, selection_set):
             if part is not None and part.weights is not None and not part.weights.any():
                 raise ValueError("sample_weight is 0 for all examples of a split: too few examples have a weight")

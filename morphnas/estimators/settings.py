@@ -41,8 +41,8 @@ DAY = 24 * 3600.0
 _LEGACY_RECIPE = {"max_iter_num": "epochs", "max_no_improvement_num": "patience"}
 _LEGACY_SEARCH = ("t_min", "beta", "kernel_lambda")
 FIXED = (
-    "augment", "searcher_args", "search_type", "random_state", "image_shape", "image_size", "axes", "limits",
-    "max_memory", "initial_networks", "metric", "loss",
+    "augment", "searcher_args", "search_type", "random_state", "image_shape", "image_size",
+    "normalization", "axes", "limits", "max_memory", "initial_networks", "metric", "loss",
 )  # fmt: skip
 """Arguments that determine what a run tries: they must not change when it is resumed, as the others may."""
 LIMITS = tuple(f.name for f in fields(Limits) if f.name != "pace")
@@ -353,8 +353,8 @@ NEEDS_ALL_WEIGHTS = {
 }
 """Searches that need the weights of all networks, and why."""
 RESTORED = (
-    "augment", "image_shape", "image_size", "axes", "limits", "max_memory", "keep", "ensemble", "metric", "time_limit",
-    "random_state",
+    "augment", "image_shape", "image_size", "normalization", "axes", "limits", "max_memory", "keep", "ensemble",
+    "metric", "time_limit", "random_state",
 )  # fmt: skip
 """Arguments that a loaded estimator takes over from the fit."""
 
@@ -413,6 +413,8 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.tolist()
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
