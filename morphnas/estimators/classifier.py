@@ -63,6 +63,10 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         (height, width) or (height, width, channels) of images that are given as rows.
     image_size : int or (int, int), optional
         Side or (height, width) to which all images are resized. None: images keep their size, unless sizes are mixed.
+    normalization : (mean, std), optional
+        Mean and standard deviation, in the units of x, with which values are normalised: (x - mean) / std. Each is a
+        number or one for each channel. For `initial_networks` that were trained with these, such as torchvision's. Not
+        for rows. None: those of the training examples.
     axes : {1, 2, 3}, optional
         Number of axes of an example, not counting channels: 1 for sequences such as time series and spectra, (n,
         length) or (n, length, channels); 2 for images; 3 for volumes, (n, d, h, w) or (n, d, h, w, channels). None:
@@ -78,7 +82,8 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         Starters, instead of networks sized for the time limit. A `morphnas.Graph`, whose inputs are channels first and
         whose outputs are one value per class, starts with fresh weights. A `morphnas.Network`, from an earlier run
         (`network_`) or a trained module (`from_module`), starts with its own weights, adapted to other images and
-        classes if necessary (see `Network.adapted`).
+        classes if necessary (see `Network.adapted`): first only its last layer is trained, if that is dense, and then
+        all layers at low learning rates. See also `normalization`.
     data_memory : int, optional
         Bytes that the prepared examples of x, and those of validation_data, may take in main memory and in GPU memory.
         None: half of what is free. Data too large for the GPU stays in main memory and is loaded batch by batch; data

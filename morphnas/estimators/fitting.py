@@ -25,11 +25,12 @@ from morphnas.run.jobs import Executor
 from morphnas.run.observers import Observer
 from morphnas.run.plan import Plan
 from morphnas.run.replacing import model_to_keep
-from morphnas.run.search import Search, decide_flip
+from morphnas.run.search import Search, decide_flip, seconds_per_flop
 from morphnas.run.store import Store
 from morphnas.run.warn import warn
 from morphnas.run.work import measure_mirrored
-from morphnas.search import Patient, winner
+from morphnas.search import Patient, Pretrained, winner
+from morphnas.search.pretrained import compares_ways, recipe_for_all_layers
 from morphnas.search.promote import is_promotion
 from morphnas.search.trial import Budget, MorphSpace, Proposal, Searcher, Trial
 from morphnas.train.data import Task, batch_count
@@ -58,19 +59,24 @@ class StartersOnly:
     """A searcher that passes on the first `count` networks of `searcher`, and more only if all of these have failed.
 
     Promotions are not counted. Proposals with morphs, which the other searcher makes if there is no time for another
-    starter, are dropped, unless there is no network yet.
+    starter, are dropped, unless there is no network yet; so are promotions of the last network, except those that
+    compare the ways to train a network with given weights. given: whether there are such networks.
     """
 
     searcher: Searcher
     count: int
+    given: bool = False
 
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
         has_network = any(trial.kept or trial.outcome is None for trial in trials)
-        if count_networks(trials) >= self.count and has_network:
+        complete = count_networks(trials) >= self.count and has_network
+        if complete and not self.given:
             return None
         proposal = self.searcher.ask(trials, budget)
-        return None if proposal and proposal.morphs and has_network else proposal
+        if proposal is None or (has_network and proposal.morphs) or (complete and not compares_ways(proposal)):
+            return None
+        return proposal
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,19 +96,27 @@ class Fitting:
         plan = self.plan
         space = MorphSpace(plan.starts, plan.limits.morphs)
         searcher = self.settings.searcher(space, recipe=plan.recipe, limits=plan.limits, seed=self.seed)
+        if given := frozenset(network.graph.key for network in self.settings.networks):
+            fixed = frozenset((*self.settings.trainer_args, *self.settings.ranges))
+            searcher = Pretrained(searcher, given, plan.recipe, fixed)
         if self.starters_only:
-            return StartersOnly(searcher, len(plan.starts))
+            return StartersOnly(searcher, len(plan.starts), bool(given))
         patience = self.settings.search_patience
         return searcher if patience is None else Patient(searcher, patience)
+
+    @property
+    def last_layers_only(self) -> bool:
+        """Whether the user has only last layers trained, for which morphs are of no use."""
+        return self.settings.trainer_args.get("layers") == "last"
 
     @cached_property
     def starters_only(self) -> bool:
         """Whether only the starters are compared, without a search, and the best one gets the rest of the time."""
-        return self.refit and not self.plan.searches
+        return self.last_layers_only or (self.refit and not self.plan.searches)
 
     def warn_of_settings(self) -> None:
         """Warn of search settings that have no effect because there is no time for a search."""
-        if not (self.starters_only and (ignored := self.settings.search_only_settings)):
+        if self.last_layers_only or not (self.starters_only and (ignored := self.settings.search_only_settings)):
             return
         message = f"there is no time to search, so these settings have no effect: {ignored}; allow more time"
         if self.settings.width is None or self.settings.width > SMALL_WIDTH:
@@ -242,9 +256,14 @@ class Fitting:
         return best, final
 
     def recipe_of(self, best: Trial, trials: Sequence[Trial]) -> Recipe:
-        """The recipe of a network, with `flip` decided: by `best` itself if none of these trials had time for it."""
+        """The recipe of a network for its final trainings.
+
+        `flip` is decided, by `best` itself if none of these trials had time for it; and all layers are trained, unless
+        the user allows only the last, see `recipe_for_all_layers`.
+        """
         store, problem = self.store, self.problem
-        recipe, outcome = decide_flip(best.proposal.recipe, trials, problem.baseline_metric), best.outcome
+        recipe = best.proposal.recipe if self.last_layers_only else recipe_for_all_layers(trials, best)
+        recipe, outcome = decide_flip(recipe, trials, problem.baseline_metric), best.outcome
         if recipe.augment.flip is not None or not best.kept or outcome is None or outcome.metric is None:
             return recipe
         module = store.network(best.id).to_module().to(problem.task.device)
@@ -281,7 +300,7 @@ class Fitting:
             retrain=retrain,
             needs_score=self.settings.ensemble > 1,
             epochs=epochs,
-            guess=plan.seconds_per_flop,
+            guess=seconds_per_flop(self.store.trials, plan.seconds_per_flop),
             max_memory=memory_for(plan.limits.max_memory, self.settings.device),
             data=problem.name,
             observer=observer,

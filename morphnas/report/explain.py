@@ -24,6 +24,7 @@ REASONS = {
     "start": "one of the first networks",
     "narrower": "one of the first networks, narrower",
     "promotion": "one of the best so far, to be trained longer",
+    "rates": "a network with weights given, to find out how to train all its layers",
     "random": "random morphs",
     "larger": "the largest neighbour of the best",
     "tournament": "a random morph of the best of a random sample of networks",

@@ -86,13 +86,17 @@ def _network_words(trial: Trial) -> str:
         return "; ".join(map(morph_words, trial.proposal.morphs))
     if final := trial.proposal.why.get("final"):
         return FINAL_WORDS.get(str(final), f"final: {final}")
+    if trial.parent is not None and trial.proposal.why.get("reason") == "rates":
+        return "all layers, fine-tuned" if trial.proposal.recipe.freeze_norms else "all layers, at the usual rates"
     if trial.parent is not None:
         return "trained longer"
     if trial.proposal.why.get("reason") == "narrower":
         return "start, narrower"
     if trial.proposal.why.get("reason") == "afresh":
         return "the best, from fresh weights"
-    return "start, with weights given" if trial.proposal.why.get("weights") == "given" else "start"
+    if trial.proposal.why.get("weights") != "given":
+        return "start"
+    return "start, with weights given" + (": last layer" if trial.proposal.recipe.layers == "last" else "")
 
 
 def metric_words(outcome: Outcome | None, named: bool = False) -> str:

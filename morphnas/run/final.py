@@ -29,7 +29,7 @@ from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.goal import UndefinedMetric
 from morphnas.train.predict import predict
-from morphnas.train.recipe import DEFAULT_SHIFT, MIN_LEARNING_RATE, Outcome, Recipe
+from morphnas.train.recipe import DEFAULT_SHIFT, MIN_LEARNING_RATE, Outcome, Recipe, with_default_learning_rate
 from morphnas.train.trainer import MAX_EPOCHS_WITHOUT_PATIENCE
 
 log = logging.getLogger("morphnas")
@@ -37,6 +37,9 @@ log = logging.getLogger("morphnas")
 MAX_FINAL_EPOCHS, MAX_FINAL_EPOCHS_STRONG = 60, 240
 """Maximum epochs of a final training, and of one with strong augmentation. More than 120 of the latter are an
 assumption about GPUs that have the time for them, not measured."""
+MAX_FINE_TUNING_EPOCHS, MIN_FINE_TUNING_STEPS = 20, 50
+"""Maximum epochs of a final training that fine-tunes a network, and the steps from which on it is fine-tuned on all
+examples although nothing was compared (`benchmarks/pretrained.py`)."""
 FEW_EXAMPLES = 1000
 """Number of training examples below which final trainings have more epochs, inversely proportional to it, up to
 `MAX_FINAL_EPOCHS_STRONG` (`benchmarks/few.py`, on sequences); not on tabular data, for which it was not measured."""
@@ -159,6 +162,8 @@ class Final:
             needed = longest / max(longest, self._passes(self.deadline.left, self.all_examples, scored=False))
             share = min(MAX_COMPARED_SHARE, 1 - needed)
         variants = _variants(self.winner, replace(self.recipe, epochs=longest), self.retrain)
+        if self.recipe.layers == "last":  # the winner's last layer is the best already
+            return [], share
         if self.task.valid is None:  # scores on training examples prefer whatever memorises them sooner
             variants = variants[:1]
         while len(variants) > 1:
@@ -167,7 +172,8 @@ class Final:
                 break
             variants = variants[:-1]
         skip = len(variants) == 1
-        if skip and self.needs_score:  # one is enough for a score
+        # one is enough for a score, and to find out whether a network should be fine-tuned
+        if skip and (self.needs_score or self.winner.proposal.recipe.layers == "last"):
             skip = self._passes(share * self.deadline.left, self.task.train) < min(MIN_COMPARED_EPOCHS, longest)
         skip = skip or may_have_seen(self.store, self.winner, self.data)
         return ([] if skip and self.all_examples is not None and not self.retrain else variants), share
@@ -257,18 +263,23 @@ class Final:
     ) -> Recipe | None:
         """The recipe of the training on all n examples, with time for that many passes; None: not even for a batch."""
         before = chosen.proposal.recipe
-        settings = replace(self.recipe, augment=before.augment if chosen.final else self.recipe.augment)
+        if before.layers == "last":
+            too_short = self.epochs is None and passes * n < MIN_FINE_TUNING_STEPS * self.recipe.batch_size
+            if longer or too_short or self.recipe.layers == "last":
+                return replace(before, epochs=base.best_epoch)
+        settings = before if chosen.final else self.recipe
         if not longer and self._strong_allowed and passes >= STRONG_PASSES:
             settings = _strongly_augmented(settings)
         most = longest = self._longest(settings, n)
-        if 2 * base.best_epoch < base.epochs and before.examples is None:  # training for longer has made it worse
+        # training for longer has made it worse
+        if 2 * base.best_epoch < base.epochs and before.examples is None and before.layers == "all":
             most = min(most, base.best_epoch)
         if longer and not chosen.final and self.epochs is None and self._all_worse(longer, chosen):
             most = min(most, base.epochs)
         sized = _sized(settings, min(PLANNED_SPEEDUP * passes, most), n, longest, whole=self.epochs is not None)
         if sized is None:
             return None
-        lr = self.recipe.lr * min(1.0, min(passes, most) / FULL_RATE_PASSES)
+        lr = settings.lr * min(1.0, min(passes, most) / FULL_RATE_PASSES)
         return replace(sized, lr=max(MIN_LEARNING_RATE, lr), patience=None)
 
     def _all_worse(self, longer: Sequence[Trial], chosen: Trial) -> bool:
@@ -295,10 +306,13 @@ class Final:
         """Maximum epochs of a final training on n examples, see `MAX_FINAL_EPOCHS` and `FEW_EXAMPLES`."""
         if self.epochs is not None:
             return self.epochs
+        few = max(1.0, FEW_EXAMPLES / n)
+        if recipe.freeze_norms:
+            return int(min(MAX_FINAL_EPOCHS_STRONG, MAX_FINE_TUNING_EPOCHS * few))
         if recipe.augment.cutout >= STRONG_CUTOUT and (recipe.augment.shift or 0.0) >= STRONG_SHIFT:
             return MAX_FINAL_EPOCHS_STRONG
         tabular = self.task.train.x.ndim == 2
-        return min(MAX_FINAL_EPOCHS_STRONG, int(MAX_FINAL_EPOCHS * (1 if tabular else max(1.0, FEW_EXAMPLES / n))))
+        return int(min(MAX_FINAL_EPOCHS_STRONG, MAX_FINAL_EPOCHS * (1 if tabular else few)))
 
     def _passes(self, seconds: float, examples: Examples, scored: bool = True) -> float:
         """How many passes over the examples fit into that time, with or without scoring after each."""
@@ -344,11 +358,11 @@ def close_open_finals(store: Store) -> None:
 def _costs(trial: Trial, task: Task, guess: float) -> tuple[float, float]:
     """Seconds of training per example and of scoring per epoch, as measured in the trial.
 
-    guess: seconds per FLOP of an epoch, used if the trial has no epoch.
+    guess: seconds per FLOP of an epoch, used if the trial has no epoch in which all layers are trained.
     """
     outcome = trial.outcome
     seen = min(trial.proposal.recipe.examples or len(task.train), len(task.train))
-    if outcome is None or not outcome.epochs:
+    if outcome is None or not outcome.epochs or trial.proposal.recipe.layers == "last":
         return guess * trial.graph.work / seen, 0.0
     epoch = outcome.seconds / max(1, len(outcome.curve) or outcome.epochs)
     training = min(epoch, seen / outcome.images_per_second) if outcome.images_per_second else epoch
@@ -375,14 +389,16 @@ def _variants(winner: Trial, recipe: Recipe, retrain: bool) -> list[Variant]:
     """The variants to compare, the most important first.
 
     From the winner's weights (with `retrain`: from fresh ones); the same without shift, if that is undecided and the
-    schedule long enough for shifts; and from fresh weights, unless all are.
+    schedule long enough for shifts; and from fresh weights, unless all are, or the network is fine-tuned.
     """
     start: Graph | int = winner.graph if retrain else winner.id
+    if retrain and recipe.freeze_norms:
+        recipe = with_default_learning_rate(replace(recipe, freeze_norms=False))
     variants = [("fresh" if retrain else "inherited", start, recipe)]
     if _with_shift_decided(recipe).augment != recipe.augment and recipe.epochs > MAX_EPOCHS_WITHOUT_PATIENCE:
         no_shift = replace(recipe, augment=replace(recipe.augment, shift=0.0))
         variants.append((variants[0][0] + NO_SHIFT, start, no_shift))
-    return variants if retrain else [*variants, ("fresh", winner.graph, recipe)]
+    return variants if retrain or recipe.freeze_norms else [*variants, ("fresh", winner.graph, recipe)]
 
 
 def _strongly_augmented(recipe: Recipe) -> Recipe:

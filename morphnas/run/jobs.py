@@ -44,6 +44,10 @@ class Job:
     max_latency: float | None = None
 
     @property
+    def start_graph(self) -> Graph:
+        return self.start if isinstance(self.start, Graph) else self.start.graph
+
+    @property
     def evaluation_batch_size(self) -> int:
         """See `morphnas.train.predict.evaluation_batch_size`."""
         return evaluation_batch_size(self.micro)

@@ -67,6 +67,7 @@ def seconds_per_flop(trials: Sequence[Trial], guess: float) -> float:
         and outcome.status == "finished"
         and outcome.epochs
         and not trial.final
+        and trial.proposal.recipe.layers == "all"
     ]
     return statistics.median(measured[-9:]) if measured else guess
 

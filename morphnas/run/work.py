@@ -29,6 +29,7 @@ from morphnas.train.calibrate import calibrate
 from morphnas.train.checkpoint import CheckpointMismatch
 from morphnas.train.data import Task
 from morphnas.train.deadline import NEVER, Deadline, OutOfTime
+from morphnas.train.last_layer import train_last_layer
 from morphnas.train.predict import Diverged, evaluate, full_precision, latency, predict
 from morphnas.train.recipe import MIN_LEARNING_RATE, Outcome
 from morphnas.train.step import is_device_lost, is_out_of_memory, to_memory_format
@@ -65,8 +66,7 @@ def work(job: Job, task: Task, each_epoch: EachEpoch | None = None) -> Result:
     becomes an outcome, except for `DeviceLost`, which is not the network's fault; KeyboardInterrupt propagates.
     """
     deadline = Deadline.after(job.seconds, stop=job.stop)
-    start_graph = job.start if isinstance(job.start, Graph) else job.start.graph
-    writer = CheckpointWriter(job.checkpoint, _identity(job, task), weights=4 * start_graph.parameters)
+    writer = CheckpointWriter(job.checkpoint, _identity(job, task), weights=4 * job.start_graph.parameters)
     saved = writer.load()
     if saved is None or saved.first is None:
         first, saved = _attempt(job, task, deadline, each_epoch, writer, saved), None
@@ -113,19 +113,24 @@ def _attempt(
                 morph_error = difference if math.isfinite(difference) else None
                 return Outcome("failed", morph_error=morph_error, error=message), None
             generator = torch.Generator().manual_seed(job.seed)
-            outcome = train(
-                module,
-                task,
-                job.recipe,
-                deadline,
-                generator,
-                each_epoch,
-                scored=job.scored,
-                micro=job.micro,
-                smallest=MIN_MICRO_BATCH,
-                keep=writer,
-                saved=None if saved is None else saved.checkpoint,
-            )
+            if job.recipe.layers == "last":
+                last = job.start_graph.output.name  # morphs never replace it
+                options = job.scored, job.evaluation_batch_size
+                outcome = train_last_layer(module, last, task, job.recipe, deadline, generator, each_epoch, *options)
+            else:
+                outcome = train(
+                    module,
+                    task,
+                    job.recipe,
+                    deadline,
+                    generator,
+                    each_epoch,
+                    scored=job.scored,
+                    micro=job.micro,
+                    smallest=MIN_MICRO_BATCH,
+                    keep=writer,
+                    saved=None if saved is None else saved.checkpoint,
+                )
             if job.scored and outcome.score is not None:
                 try:
                     outcome = _with_measurements(outcome, module, job, task, deadline)
@@ -139,6 +144,8 @@ def _attempt(
         return _attempt(job, task, deadline, each_epoch, writer, None)
     except OutOfTime as error:
         return Outcome("truncated", error=str(error)), None
+    except Diverged as error:
+        return Outcome("failed", error=str(error)), None
     except Exception as error:
         if is_out_of_memory(error):
             return Outcome("oom", error=str(error)[:MAX_ERROR_LENGTH]), None

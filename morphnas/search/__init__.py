@@ -13,6 +13,7 @@ from morphnas.search.halving import HalvingSearcher
 from morphnas.search.network_surrogate import NetworkSurrogate, fidelities, winner
 from morphnas.search.pareto import ParetoSearcher
 from morphnas.search.patient import Patient
+from morphnas.search.pretrained import Pretrained
 from morphnas.search.promote import Promote
 from morphnas.search.random import RandomSearcher
 from morphnas.search.trial import (
@@ -41,6 +42,6 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
 __all__ = [
     "BayesianSearcher", "NetworkSurrogate", "Choice", "distances", "EvolutionSearcher", "fidelities", "GreedySearcher",
     "GridSearcher", "HalvingSearcher", "HillClimbingSearcher", "Budget", "lineage",
-    "MorphSpace", "ParetoSearcher", "Patient", "Promote", "Proposal", "RandomSearcher", "Range", "ranges_of",
-    "Searcher", "SEARCHERS", "sketch", "Space", "Trial", "Tuned", "winner",
+    "MorphSpace", "ParetoSearcher", "Patient", "Pretrained", "Promote", "Proposal", "RandomSearcher", "Range",
+    "ranges_of", "Searcher", "SEARCHERS", "sketch", "Space", "Trial", "Tuned", "winner",
 ]  # fmt: skip

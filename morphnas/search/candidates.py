@@ -37,7 +37,7 @@ class Rules:
     """Whether a network may be trained now for `epochs` epochs: not a second time, only within the limits, and only if
     the training is predicted to finish in the time left.
 
-    taken: keys of the networks that have been, or are being, trained for as many epochs.
+    taken: keys of the networks that have been, or are being, trained for as many epochs, or of which the last layer is.
     """
 
     limits: Limits
@@ -47,7 +47,7 @@ class Rules:
 
     @staticmethod
     def of(trials: Sequence[Trial], limits: Limits, budget: Budget, epochs: int) -> Rules:
-        taken = frozenset(t.graph.key for t in trials if t.epochs == epochs)
+        taken = frozenset(t.graph.key for t in trials if t.epochs == epochs or t.proposal.recipe.layers == "last")
         return Rules(updated_limits(limits, trials), budget, epochs, taken)
 
     def fits(self, graph: Graph) -> bool:

@@ -127,7 +127,7 @@ def predict(
     example fits.
     """
     module.eval()
-    results = [torch.empty(0, task.goal.outputs, device=task.device)]
+    results: list[Tensor] = []
     done, pace, size = 0, 0.0, batch_size if deadline is None else min(FIRST_BATCH_SIZE, batch_size)
     while done < len(x):
         batch = x[done : done + size]
@@ -148,4 +148,4 @@ def predict(
             if task.device.type == "cuda":
                 torch.cuda.current_stream(task.device).synchronize()
             pace, size = (left - deadline.left) / len(batch), min(2 * size, batch_size)
-    return torch.cat(results)
+    return torch.cat(results) if results else torch.empty(0, task.goal.outputs, device=task.device)

@@ -17,11 +17,14 @@ infinite. oom: out of memory. failed: an error. In the first three cases the bes
 
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["sgd", "adamw", "muon"]
+Layers = Literal["all", "last"]
 
 LOG_LOSS = "log loss"
 """The objective without a user-defined metric or loss."""
 MIN_LEARNING_RATE = 1e-12
 """The lowest learning rate that a recipe may have."""
+LAST_LAYER_EPOCHS = 6
+"""Epochs of a training of the last layer alone: the number of strengths of its regularisation."""
 MAX_EPOCHS = 100_000
 """The most epochs that a recipe may have."""
 MUON_FULL_RATE_EXAMPLES, SMALL_TRAINING_SET = 75_000, 10_000
@@ -102,6 +105,11 @@ class Recipe:
     label_smoothing: probability mass spread over all classes, for classification; multi-label: over present and absent.
     whiten: the first convolution, on images of at least 16 x 16 pixels, has filters that whiten patches (see
         `morphnas.train.whitening`). They are not trained, nor are those that a network inherits.
+    layers: "all", or only the "last", which must be dense: it is fitted to what the layers before it compute, see
+        `morphnas.train.last_layer`, where an epoch is a strength of regularisation. Of the other settings only
+        `label_smoothing` has an effect then.
+    freeze_norms: whether batch norms use their running statistics in training as well, and do not update them, as suits
+        networks that were trained on other data: the statistics of a few batches are worse.
     bias_rate: factor on the learning rate of batch norm biases (Jordan 2024, arXiv:2404.00498, section 3.4).
     average: epochs over which weights are averaged exponentially; the averages are scored and kept. 0: no averaging
         (Polyak and Juditsky 1992, SIAM J. Control Optim. 30, 838-855).
@@ -123,6 +131,8 @@ class Recipe:
     dropout: float = 0.0
     label_smoothing: float = 0.1
     whiten: bool = False
+    layers: Layers = "all"
+    freeze_norms: bool = False
     bias_rate: float = 1.0
     average: float = 0.0
     warmup: float = 0.2
@@ -147,11 +157,11 @@ class Recipe:
                 raise ValueError(f"recipe: {name} must be {'an integer' if integer else 'a number'}, not {value!r}")
             if not low <= value <= high:
                 raise ValueError(f"recipe: {name} must be from {low} to {high:,}, not {value!r}")
-        for name, literal in (("optimizer", Optimizer), ("precision", Precision)):
+        for name, literal in (("optimizer", Optimizer), ("precision", Precision), ("layers", Layers)):
             if getattr(self, name) not in get_args(literal):
                 choices = " or ".join(f'"{choice}"' for choice in get_args(literal))
                 raise ValueError(f"recipe: {name} must be {choices}, not {getattr(self, name)!r}")
-        for name in ("whiten", "cuda_graphs"):
+        for name in ("whiten", "cuda_graphs", "freeze_norms"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"recipe: {name} must be True or False, not {getattr(self, name)!r}")
         if not isinstance(self.augment, Augment):

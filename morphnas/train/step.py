@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphnas.train.augment import Draw, augmented
-from morphnas.train.data import Task, batch_count
+from morphnas.train.data import Examples, Task, batch_count
+from morphnas.train.goal import Goal
 from morphnas.train.muon import Muon
 from morphnas.train.recipe import Precision, Recipe
 
@@ -125,7 +126,8 @@ class Step:
         micro: int | None = None,
         smallest: int = 2,
     ) -> None:
-        self.module, self.task, self.recipe, self.smallest = module.train(), task, recipe, smallest
+        self.module, self.task, self.recipe, self.smallest = module, task, recipe, smallest
+        set_training_mode(module, recipe)
         self.mirrored = None if mirrored is None else mirrored.to(task.device)
         self.micro = micro or recipe.batch_size
         self.optimizer = make_optimizer(module, recipe)
@@ -225,11 +227,7 @@ class Step:
             x = self.task.normalised(augmented(batch.x, draw, self.recipe.augment, mirrored))
             with autocast_to(self.recipe.precision, self.task.device):
                 outputs = self.module(x).float()
-            loss = self.task.goal.loss(outputs, batch.y, batch.weights, self.recipe.label_smoothing)
-            if batch.teacher_outputs is not None:
-                distillation = self.task.goal.distillation_loss(outputs, batch.teacher_outputs, batch.weights)
-                loss = torch.lerp(loss, distillation, TEACHER_SHARE)
-            loss = loss * (len(draw) / n)
+            loss = training_loss(outputs, batch, self.task.goal, self.recipe.label_smoothing) * (len(draw) / n)
             loss.backward()
             total += loss.detach()
         return total
@@ -239,6 +237,26 @@ class Step:
         """Update the exponential average, which starts from the weights after the first step."""
         averages, values = zip(*self._averages, strict=True)
         torch._foreach_lerp_(averages, values, 1.0 if self.fresh else 1 / self.averaged_steps)
+
+
+def training_loss(outputs: Tensor, batch: Examples, goal: Goal, label_smoothing: float) -> Tensor:
+    """The mean loss of a batch's outputs on y, and on the teacher's outputs if there are any."""
+    loss = goal.loss(outputs, batch.y, batch.weights, label_smoothing)
+    if batch.teacher_outputs is None:
+        return loss
+    return torch.lerp(loss, goal.distillation_loss(outputs, batch.teacher_outputs, batch.weights), TEACHER_SHARE)
+
+
+def set_training_mode(module: nn.Module, recipe: Recipe) -> None:
+    """Set the module to training mode, except for batch norms that the recipe freezes."""
+    module.train()
+    if recipe.freeze_norms:
+        for layer in batch_norms(module):
+            layer.eval()
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -253,8 +271,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     of a layer in proportion to its fan-in (Yang et al. 2022, arXiv:2203.03466, table 3), so wide layers with a bias,
     which have no norm after them, have a lower learning rate (see `FULL_RATE_FAN_IN`), except with AdamW.
     """
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    shares = dict.fromkeys((id(layer.bias) for layer in norms), recipe.bias_rate)
+    shares = dict.fromkeys((id(layer.bias) for layer in batch_norms(module)), recipe.bias_rate)
     linear = (layer for layer in module.modules() if isinstance(layer, LINEAR_LAYERS) and layer.bias is not None)
     biased = {id(layer.weight): layer.weight for layer in linear}
     grouped = {id(layer.weight) for layer in module.modules() if getattr(layer, "groups", 1) > 1}

@@ -20,7 +20,7 @@ from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.goal import Goal, UndefinedMetric
 from morphnas.train.predict import Diverged, evaluate, evaluation_batch_size
 from morphnas.train.recipe import Epoch, Outcome, Recipe, Status
-from morphnas.train.step import Step, autocast_to, is_out_of_memory, to_memory_format
+from morphnas.train.step import Step, autocast_to, is_out_of_memory, set_training_mode, to_memory_format
 
 MAX_EPOCHS_WITHOUT_PATIENCE = 12
 """Schedules of at most this many epochs have no patience: they end before an epoch without improvement means much."""
@@ -249,7 +249,7 @@ class _Training:
         Diverged when the loss explodes, or becomes NaN or infinite.
         """
         state, task = self.state, self.task
-        self.module.train()
+        set_training_mode(self.module, self.recipe)
         total = torch.zeros((), device=task.device)
         done, diverged = 0, ""
         pending: deque[tuple[Callable[[], float], Draw]] = deque()
@@ -399,7 +399,7 @@ def probe_step_seconds(module: nn.Module, task: Task, recipe: Recipe, clock: Cal
     """
     batch, gpu = task.train[:PROBE_EXAMPLES], task.device.type == "cuda"
     buffers = {name: value.clone() for name, value in module.named_buffers()}  # updated instead of the module's own
-    module.train()
+    set_training_mode(module, recipe)
     seconds = 0.0
     try:
         with torch.random.fork_rng([task.device] if gpu else []):

@@ -14,6 +14,7 @@ import morphnas
 from morphnas import ImageClassifier, ImageRegressor, from_module
 from morphnas.graph import Graph, Network, cnn, fresh_weights, mlp
 from morphnas.run.files import RunError
+from morphnas.train.recipe import LAST_LAYER_EPOCHS
 from tests.estimators.conftest import Data, stripes
 
 FROZEN: dict[str, Any] = {
@@ -114,6 +115,74 @@ def test_fit_rejects_invalid_initial_weights(change: Any, data: Data, tmp_path: 
     with pytest.raises(ValueError, match=r"initial_networks\[0\] has weights that are not finite float32 numbers"):
         make_classifier(tmp_path / "run", Network(graph, weights)).fit(*data)
     assert not (tmp_path / "run").exists()
+
+
+def test_first_the_last_layer_and_then_all_layers(fitted_classifier: ImageClassifier, tmp_path: Path) -> None:
+    """The whole fit of few images of other classes, with few networks."""
+    x, y = stripes(60, seed=3)
+    labels = np.array(["a", "b", "b"])[y]
+    before = fitted_classifier.network_
+    clf = ImageClassifier(tmp_path / "run", initial_networks=[before], max_trials=3, random_state=0)
+    clf.fit(x, labels, time_limit=20)
+    run = clf.load_searcher()
+    first, gentle, usual, *finals = run.trials
+    assert (first.proposal.recipe.layers, first.epochs) == ("last", LAST_LAYER_EPOCHS)
+    assert [trial.proposal.why["reason"] for trial in (gentle, usual)] == ["rates", "rates"]
+    assert [trial.proposal.recipe.freeze_norms for trial in (gentle, usual)] == [True, False]
+    better = max((gentle, usual), key=lambda trial: trial.score or -9.0).proposal.recipe
+    assert finals
+    assert all(
+        trial.proposal.recipe.optimizer == better.optimizer for trial in finals if trial.proposal.recipe.layers == "all"
+    )
+    head = before.graph.output.name
+    trained = run.load_model_by_id(0).weights
+    assert all(torch.equal(trained[name], before.weights[name]) for name in trained if not name.startswith(head))
+    x, y = stripes(90, seed=4)
+    assert clf.score(x, np.array(["a", "b", "b"])[y]) > 0.9
+    assert "last layer" in str(morphnas.explain(run))
+
+
+def test_last_layer_alone_on_request(fitted_classifier: ImageClassifier, data: Data, tmp_path: Path) -> None:
+    args = {"trainer_args": {"layers": "last"}}
+    before = fitted_classifier.network_
+    clf = ImageClassifier(tmp_path / "run", initial_networks=[before], searcher_args=args, random_state=0)
+    clf.fit(*data, time_limit=20)
+    recipes = [trial.proposal.recipe for trial in clf.load_searcher().trials]
+    assert [recipe.layers for recipe in recipes] == ["last", "last"]  # on all examples at the end
+    for name, value in clf.network_.weights.items():
+        assert torch.equal(value, before.weights[name]) == (not name.startswith(before.graph.output.name))
+    clf.final_fit(*data, *data, time_limit=5, trainer_args={"layers": "all", "epochs": 1})
+    assert "all" in [trial.proposal.recipe.layers for trial in clf.load_searcher().trials[2:]]
+
+
+def test_normalization_is_what_the_network_was_trained_with(data: Data, tmp_path: Path) -> None:
+    """Nothing is trained here, so the outputs remain those of the module on values normalised like that."""
+    net, (x, y) = module().eval(), data
+    normalization = (np.array([100.0]), 40)
+    args = {"trainer_args": {"layers": "all", "epochs": 1, "lr": 1e-12, "augment": morphnas.Augment()}}
+    network = from_module(net, (1, 6, 6))
+    clf = make_classifier(tmp_path / "run", network, normalization=normalization, searcher_args=args).fit(x, y)
+    images = torch.from_numpy(x[:, None].astype(np.float32))
+    with torch.no_grad():
+        expected = net((images - 100) / 40)
+    logits = clf.to_module()(images)
+    assert torch.allclose(logits * (expected.std() / logits.std()), expected, atol=1e-4)  # up to the temperature
+    loaded = morphnas.load(tmp_path / "run")
+    assert np.allclose(loaded.predict_proba(x), clf.predict_proba(x))
+    assert loaded.normalization == [[100.0], 40]
+    loaded.final_fit(x, y, x, y, time_limit=5)
+    assert loaded._model.mean == (100.0,)
+    assert morphnas.load(tmp_path / "run")._model.std == (40.0,)
+    resumed = make_classifier(
+        tmp_path / "run", network, normalization=(100, 50), searcher_args=args, resume=True, max_trials=2
+    )
+    with pytest.raises(RunError, match="normalization was"):
+        resumed.fit(x, y)
+
+
+def test_rows_have_no_normalization(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="normalization is for images, sequences and volumes, not for rows"):
+        ImageClassifier(tmp_path / "run", normalization=(0, 1)).fit(np.zeros((60, 5)), np.arange(60) % 2)
 
 
 def test_from_module_does_not_depend_on_default_dtype() -> None:

@@ -716,6 +716,51 @@ def test_last_training_is_no_longer_than_best_epoch(path: Path, fake_work: Calla
     assert fake.jobs[2].recipe.lr == RECIPE.lr
 
 
+LAST_LAYER = replace(RECIPE, layers="last", freeze_norms=True, epochs=6)
+FINE_TUNING = replace(RECIPE, freeze_norms=True)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "last"), [(BETTER, replace(FINE_TUNING, epochs=20)), (WORSE, replace(LAST_LAYER, epochs=3))]
+)
+def test_network_with_given_weights_is_fine_tuned_if_that_is_better(
+    path: Path, fake_work: Callable[..., FakeWork], tuned: Outcome, last: Recipe
+) -> None:
+    """Otherwise only its last layer is trained again, with the strength of regularisation that was best before."""
+    fake = fake_work(inherited=(tuned, 0))
+    winner_outcome = replace(FINISHED, score=-1.0, epochs=6, best_epoch=3)
+    with one_trial_run(path, winner_outcome, recipe=LAST_LAYER) as (store, winner):
+        run_final(store, winner, selection_set=None, recipe=FINE_TUNING, epochs=None, guess=1 / GRAPH.work)
+    assert kinds(store.trials) == ["inherited", "everything"]
+    assert [job.recipe for job in fake.jobs] == [replace(FINE_TUNING, epochs=20), last]
+
+
+@pytest.mark.parametrize(("seconds", "layers", "epochs"), [(12, "last", 3), (14, "all", 14), (5, "last", 3)])
+def test_last_layer_alone_if_there_is_no_time_to_fine_tune(
+    path: Path, fake_work: Callable[..., FakeWork], seconds: float, layers: str, epochs: int
+) -> None:
+    """50 steps need 10 passes over 80 examples in batches of 16, which take 13.3 seconds."""
+    fake = fake_work()
+    with one_trial_run(path, replace(FINISHED, epochs=6, best_epoch=3), recipe=LAST_LAYER) as (store, winner):
+        deadline = fake.clock.deadline(seconds)
+        run_final(store, winner, deadline=deadline, recipe=FINE_TUNING, epochs=None, guess=1 / GRAPH.work)
+    assert [(job.recipe.layers, job.recipe.epochs) for job in fake.jobs] == [(layers, epochs)]
+
+
+def test_only_the_last_layer_is_trained_on_request(path: Path, fake_work: Callable[..., FakeWork]) -> None:
+    fake = fake_work()
+    with one_trial_run(path, replace(FINISHED, epochs=6, best_epoch=3), recipe=LAST_LAYER) as (store, winner):
+        run_final(store, winner, recipe=LAST_LAYER, epochs=None, guess=1 / GRAPH.work)
+    assert [job.recipe for job in fake.jobs] == [replace(LAST_LAYER, epochs=3)]
+
+
+def test_retraining_from_fresh_weights_is_no_fine_tuning(path: Path, fake_work: Callable[..., FakeWork]) -> None:
+    fake = fake_work()
+    with one_trial_run(path, recipe=LAST_LAYER) as (store, winner):
+        run_final(store, winner, recipe=FINE_TUNING, retrain=True, all_examples=None)
+    assert [(job.recipe.freeze_norms, job.recipe.layers, job.recipe.lr) for job in fake.jobs] == [(False, "all", 0.05)]
+
+
 UNDECIDED_SHIFT = replace(RECIPE, augment=Augment(shift=None))
 
 

@@ -13,12 +13,14 @@ from morphnas.search import (
     MorphSpace,
     ParetoSearcher,
     Patient,
+    Pretrained,
     Promote,
     Searcher,
     Space,
     Tuned,
     ranges_of,
 )
+from morphnas.train.recipe import Recipe
 from tests.contracts import MorphingContract, SearcherContract, SearcherFactory, SpaceContract
 from tests.table import TableSpace
 
@@ -49,6 +51,10 @@ def promoted_bayesian(space: Space, limits: Limits, seed: int) -> Searcher:
 
 def patient(space: Space, limits: Limits, seed: int) -> Searcher:
     return Patient(promoted_evolution(space, limits, seed), 1000)
+
+
+def pretrained(space: Space, limits: Limits, seed: int) -> Searcher:
+    return Pretrained(promoted_bayesian(space, limits, seed), frozenset(start.key for start in space.starts), Recipe())
 
 
 def promoted_evolution(space: Space, limits: Limits, seed: int) -> Searcher:
@@ -82,6 +88,7 @@ FACTORIES: dict[str, SearcherFactory] = {name: registered(name) for name in SEAR
     "promoted bayesian": promoted_bayesian,
     "promoted evolution": promoted_evolution,
     "patient": patient,
+    "pretrained": pretrained,
     "tuned": tuned,
 }
 

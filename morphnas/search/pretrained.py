@@ -1,0 +1,114 @@
+"""Trainings of networks that begin with given weights: their last layer first, and then all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from morphnas.graph import Dense, Graph
+from morphnas.search.candidates import budget_to_json
+from morphnas.search.trial import Budget, Proposal, Searcher, Trial, lineage
+from morphnas.train.recipe import LAST_LAYER_EPOCHS, Recipe, default_learning_rate
+
+FINE_TUNING_RATE = 1 / 40
+"""Learning rate for fine-tuning, as a share of the default one of fresh networks (`benchmarks/pretrained.py`)."""
+
+WAYS = "rates"
+"""The reason of proposals that compare ways to train a network with given weights."""
+
+
+def compares_ways(proposal: Proposal) -> bool:
+    return proposal.why.get("reason") == WAYS
+
+
+def recipe_for_all_layers(trials: Sequence[Trial], trial: Trial) -> Recipe:
+    """The recipe with which all layers of a trial's network are to be trained.
+
+    It is the trial's own, unless only the last layer was trained there: then the better of the two that were compared,
+    or while these have no scores the one for fine-tuning.
+    """
+    recipe = trial.proposal.recipe
+    if recipe.layers == "all":
+        return recipe
+    scored = [(way.score, -way.id, way.proposal.recipe) for way in _ways(trials, trial) if way.score is not None]
+    return max(scored)[2] if len(scored) == 2 else replace(recipe, layers="all")
+
+
+def _ways(trials: Sequence[Trial], root: Trial) -> list[Trial]:
+    return [trial for trial in trials if trial.parent == root.id and compares_ways(trial.proposal)]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Proposes what `searcher` does, with other recipes for networks that begin with given weights.
+
+    At the usual rates, and with batch norms that adapt to a few batches, a network that was trained on other data may
+    forget what it knows. So only its last layer is trained first, if that is dense, and then all layers: once gently,
+    by AdamW, and once by the usual recipe, of which the better one is for all networks that morphs make of it (Kumar
+    et al. 2022, arXiv:2202.10054, for the first two; small networks that were trained on similar data learn more at the
+    usual rates, see `benchmarks/transfer.py`).
+
+    given: keys of the graphs of the networks with weights. recipe: the usual one. fixed: fields of recipes that are
+    left as they are, because the user has set them or they are searched.
+    """
+
+    searcher: Searcher
+    given: frozenset[str]
+    recipe: Recipe = field(default_factory=Recipe)
+    fixed: frozenset[str] = frozenset()
+
+    def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
+        """See `Searcher`."""
+        proposal = self.searcher.ask(trials, budget)
+        if proposal is None or not isinstance(proposal.start, Graph):  # the other starts come first
+            proposal = self._untried_way(trials, budget) or proposal
+        if proposal is None or compares_ways(proposal):
+            return proposal
+        parent = next((trial for trial in trials if trial.id == proposal.parent), None)
+        root = None if parent is None else lineage(trials, parent)[0]
+        start = proposal.start if root is None else root.proposal.start
+        if not isinstance(start, Graph) or start.key not in self.given:
+            return proposal
+        recipe, may_change = proposal.recipe, "layers" not in self.fixed
+        if root is None:
+            first = not (proposal.morphs or any(trial.graph.key == start.key for trial in trials))
+            recipe = self._gentle(recipe)
+            if first and may_change and isinstance(start.output.op, Dense):
+                recipe = replace(recipe, layers="last")
+        elif (
+            parent is not None and proposal.trains_on and may_change
+        ):  # on as before, or if that was the last layer all
+            recipe = replace(recipe_for_all_layers(trials, parent), epochs=recipe.epochs, examples=recipe.examples)
+        elif recipe_for_all_layers(trials, root).freeze_norms:
+            recipe = self._gentle(recipe)
+        if recipe.layers == "last":
+            recipe = replace(recipe, epochs=LAST_LAYER_EPOCHS, examples=None)
+        return replace(proposal, recipe=recipe)
+
+    def _untried_way(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
+        """A training of all layers of a network of which the last one has been trained: gently, or as usual."""
+        if budget.over or {"layers", "freeze_norms", "optimizer"} & self.fixed:
+            return None
+        for root in trials:
+            if root.proposal.recipe.layers != "last" or root.final or root.score is None or not root.kept:
+                continue
+            gentle = self._gentle(self.recipe)
+            tried = [trial.proposal.recipe.freeze_norms for trial in _ways(trials, root)]
+            for recipe in (gentle, self.recipe):
+                fits = budget.predict(root.graph, recipe.epochs) <= budget.seconds
+                if recipe.freeze_norms not in tried and fits:
+                    return Proposal(root.id, (), recipe, {"reason": WAYS, "budget": budget_to_json(budget)})
+        return None
+
+    def _gentle(self, recipe: Recipe) -> Recipe:
+        """The recipe for fine-tuning."""
+        optimizer = recipe.optimizer if "optimizer" in self.fixed else "adamw"
+        settings: dict[str, Any] = {
+            "optimizer": optimizer,
+            "lr": FINE_TUNING_RATE * default_learning_rate(optimizer, recipe.batch_size),
+            "lr_examples": None,
+            "whiten": False,
+            "freeze_norms": True,
+        }
+        return replace(recipe, **{name: value for name, value in settings.items() if name not in self.fixed})
