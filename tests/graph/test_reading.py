@@ -303,6 +303,32 @@ def test_convnext_is_read(scale_last: bool) -> None:
         assert agree(Network(morph.grow(network.graph), carried), module, x), morph
 
 
+def test_what_is_computed_from_parameters_is_read_as_a_parameter() -> None:
+    """Here standardised filters, and a layer scale that is reshaped."""
+
+    class Standardised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+            self.gamma = nn.Parameter(torch.rand(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.conv.weight
+            x = F.conv2d(x, (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True))
+            out: Tensor = self.head((x * self.gamma.reshape(1, -1, 1, 1)).relu().mean((2, 3)))
+            return out
+
+    module = Standardised()
+    network = from_module(module, (2, 6, 6))
+    assert agree(network, module, torch.randn(3, 2, 6, 6))
+    assert [node.op.tag for node in network.graph.nodes][1:3] == ["conv", "depthwise"]
+
+
+def test_strided_depthwise_convolution_of_one_pixel_is_read() -> None:
+    module = nn.Sequential(nn.Conv2d(4, 4, 1, 2, groups=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    assert agree(from_module(module, (4, 8, 8)), module, torch.randn(3, 4, 8, 8))
+
+
 @pytest.mark.parametrize(
     "padded",
     [nn.ZeroPad2d((0, 1, 0, 1)), nn.ConstantPad2d((2, 0, 2, 0), 0.0), nn.ZeroPad2d(2), Pad(1, 0)],
@@ -434,6 +460,17 @@ def conv(*args: Any, **kwargs: Any) -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 4, *args, **kwargs), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
 
+class Scaled(nn.Module):
+    """A product with a parameter."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.rand(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factors
+
+
 class Function(nn.Module):
     """A function of the input, with a buffer that it does not use."""
 
@@ -491,6 +528,8 @@ class Function(nn.Module):
         (Function(lambda x: x.mean(1)), r"axes of a mean must be \[2, 3\], not \[1\]"),
         (Function(lambda x: torch.cat([x, x], 2)), "axis of a concatenation must be 1, not 2"),
         (Function(lambda x: x + 1), "1 is not computed from the input"),
+        (Scaled((4, 8, 1)), r"factors of shape \(4, 8, 1\) are not one for each of 4 channels"),
+        (Scaled((8,)), r"factors of shape \(8,\) are not one for each of 4 channels"),
         (Function(lambda x: torch.add(x, x, alpha=2)), "alpha must be 1, not 2"),
         (Function(lambda x: (x, x.relu())), "its output is not one tensor"),
         (Function(lambda x: (x.relu(),)), "its output must be a tensor, not a tuple"),

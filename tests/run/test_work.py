@@ -564,6 +564,46 @@ def test_calibration_takes_fewer_examples_if_time_is_short(monkeypatch: pytest.M
     assert sizes == [50]
 
 
+# -- the last layer alone
+
+
+def test_last_layer_alone_keeps_all_other_weights() -> None:
+    start, recipe = trained_network("resnet"), replace(SHORT, layers="last", epochs=3)
+    reports: list[Outcome] = []
+    outcome, after = work(Job(start, (), recipe, 600, 3), TASK, reports.append)
+    assert (outcome.status, outcome.epochs, outcome.retries) == ("finished", 3, 0)
+    assert [report.epochs for report in reports] == [1, 2, 3]
+    assert outcome.latency is not None
+    assert after is not None
+    assert {name for name in after if not torch.equal(after[name], start.weights[name])} == {
+        f"{start.graph.output.name}.{name}" for name in ("weight", "bias")
+    }
+    score, metric = evaluate(to_module(start.graph, after), TASK.evaluation_set, TASK)
+    assert outcome.score == pytest.approx(score, abs=1e-4)
+    assert outcome.metric == metric
+
+
+def test_last_layer_alone_after_morphs() -> None:
+    start, recipe = trained_network("cnn"), replace(SHORT, layers="last")
+    outcome, after = work(Job(start, (WiderAll(),), recipe, 600, 3), TASK)
+    assert outcome.status == "finished"
+    assert outcome.morph_error is not None
+    assert after is not None
+    Network(WiderAll().grow(start.graph), after)
+
+
+def test_last_layer_alone_with_weights_that_are_nan_fails() -> None:
+    broken = {name: value * torch.nan for name, value in weights(0, GRAPHS["cnn"]).items()}
+    outcome, after = work(Job(Network(GRAPHS["cnn"], broken), (), replace(SHORT, layers="last"), 600, 3), TASK)
+    assert (outcome.status, after) == ("failed", None)
+    assert outcome.error == "what the layers before the last one compute is NaN or infinite"
+
+
+def test_last_layer_alone_without_time_is_truncated() -> None:
+    outcome, after = work(Job(trained_network("cnn"), (), replace(SHORT, layers="last"), 0.0, 3), TASK)
+    assert (outcome.status, after) == ("truncated", None)
+
+
 # -- whitening filters
 
 LARGE = image_task(40, 20, (3, 16, 16))

@@ -28,7 +28,7 @@ from morphnas.train.augment import Draw
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER
 from morphnas.train.recipe import Augment, Optimizer, Recipe
-from morphnas.train.step import EAGER_STEPS, GRAPH_RECORDERS, CudaGraphs, Run, Step, input_dropout
+from morphnas.train.step import EAGER_STEPS, GRAPH_RECORDERS, CudaGraphs, Run, Step, input_dropout, set_training_mode
 from morphnas.train.trainer import train
 from tests.train.tasks import Clock, blob_task, copy_state, image_task, linear, seeded, states_equal
 
@@ -447,3 +447,22 @@ def test_trained_network_has_no_dropout() -> None:
     with torch.no_grad():
         one, other = module(x), module(x)
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_frozen_batch_norms_keep_and_use_running_statistics(recorder: Recorder, recorded: bool) -> None:
+    """Their weights are trained all the same; in evaluation and in training mode the network computes the same."""
+    task = image_task()
+    module = to_module(cnn((2, 8, 8), 3, width=4))
+    before = copy_state(module)
+    recipe = replace(RECIPE, freeze_norms=True, optimizer="adamw", average=0.0, cuda_graphs=recorded)
+    train(module, task, recipe, NEVER, seeded())
+    assert bool(recorder.lengths) == recorded
+    after = copy_state(module)
+    kept = [name for name in after if torch.equal(after[name], before[name])]
+    assert kept == [
+        name for name in after if name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
+    ]
+    set_training_mode(module, recipe)
+    inputs = task.normalised(task.train.x)
+    assert torch.equal(module(inputs), module.eval()(inputs))

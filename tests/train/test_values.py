@@ -71,6 +71,8 @@ def test_default_clock_is_monotonic() -> None:
         ({"weight_decay": -0.1}, "weight_decay must be from 0"),
         ({"label_smoothing": 1}, "label_smoothing must be from"),
         ({"whiten": 1}, "whiten must be True or False"),
+        ({"freeze_norms": "yes"}, "freeze_norms must be True or False, not 'yes'"),
+        ({"layers": "first"}, 'layers must be "all" or "last", not \'first\''),
         ({"warmup": 1.5}, "warmup must be from 0 to 1"),
         ({"patience": 0}, "patience must be from 1"),
         ({"patience": 3.0}, "patience must be an integer"),
