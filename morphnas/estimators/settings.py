@@ -25,7 +25,7 @@ from torch import nn
 from morphnas.estimators.data_memory import DataMemory
 from morphnas.estimators.objective import check_loss, check_metric, is_capturable
 from morphnas.estimators.placement import Place, is_positive_int
-from morphnas.graph import Graph, GraphError, Limits, Network, Shape
+from morphnas.graph import Dense, Graph, GraphError, Limits, Network, Shape
 from morphnas.graph.graph import MAX_NODES
 from morphnas.run.files import RunError
 from morphnas.run.store import user_path
@@ -113,6 +113,11 @@ class Settings:
             kinds = "morphnas.Graph and morphnas.Network (use from_module for a PyTorch module)"
             raise ValueError(f"initial_networks must be None or a list of {kinds}, not {networks!r:.100}")
         initial = tuple(networks or ())
+        if trainer_args.get("layers") == "last" and not (initial and all(map(_has_trained_layers, initial))):
+            words = (
+                'trainer_args: layers "last" keeps all other layers as they are, so initial_networks must be networks'
+            )
+            raise ValueError(f"{words} with weights whose last layer is dense")
         for i, network in enumerate(initial):
             if isinstance(network, Network) and not all(map(_is_trainable, network.weights.values())):
                 raise ValueError(f"initial_networks[{i}] has weights that are not finite float32 numbers")
@@ -326,6 +331,11 @@ def chosen_seed(random_state: int | np.random.RandomState | None) -> int:
     except ValueError as error:
         words = "None, a whole number from 0 to 2**32 - 1 or a numpy.random.RandomState"
         raise ValueError(f"random_state must be {words}, not {random_state!r:.80}: {error}") from None
+
+
+def _has_trained_layers(network: Graph | Network) -> bool:
+    """Whether it has weights, and a last layer that can be trained alone."""
+    return isinstance(network, Network) and isinstance(network.graph.output.op, Dense)
 
 
 def fixed_settings(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,13 +24,15 @@ from morphnas.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class Starter:
-    """A starter. neighbours: number of networks one morph away and within the limits, by the kind of morph."""
+    """A starter. neighbours: number of networks one morph away and within the limits, by the kind of morph. given:
+    whether it begins with the user's weights."""
 
     key: str
     depth: int
     parameters: int
     flops: int
     neighbours: Mapping[str, int]
+    given: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,7 +69,8 @@ class SearchSpace:
         free = shutil.disk_usage(settings.data_memory.disk).free
         expected = expectation(plan, (), plan.search_share * seconds, conditions, free=free)
         space = _space_of(searcher) or space
-        starts = tuple(_starter(graph, space, plan.limits) for graph in plan.starts)
+        given = {network.graph.key for network in settings.networks}
+        starts = tuple(replace(_starter(graph, space, plan.limits), given=graph.key in given) for graph in plan.starts)
         used_tags = [tag for start in starts for tag in start.neighbours]
         kinds = {tag: MORPHS[tag] for tag in (plan.limits.morphs if isinstance(space, MorphSpace) else used_tags)}
         descriptions = {tag: _description(kind) for tag, kind in kinds.items()}
@@ -81,6 +84,7 @@ class SearchSpace:
         for start in self.starts:
             size = f"depth {start.depth}, {count(start.parameters)} parameters, {count(start.flops)} FLOPs"
             kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in start.neighbours.items())
+            size += ", with weights given" if start.given else ""
             lines.append(f"  {size}; one step leads to {sum(start.neighbours.values())} networks: {kinds or 'none'}")
         lines.append("a step is one or several of these, and preserves what the network computes:")
         lines += [f"  {kind.replace('_', ' ')}: {description}" for kind, description in self.morphs.items()]
@@ -92,6 +96,9 @@ class SearchSpace:
         part = "" if self.recipe.examples is None else f" of {self.recipe.examples:,} examples"
         rate = f"{self.recipe.optimizer}, rate {self.recipe.lr:.3g}, batches of {self.recipe.batch_size}"
         lines.append(f"a child is trained for {epochs_words(self.recipe.epochs)}{part}: {rate}")
+        if any(start.given for start in self.starts):
+            words = "and then all layers, gently or at the usual rates, whichever is better"
+            lines.append(f"of a network with weights given first the last layer is trained, {words}")
         if self.ranges:
             lines.append("also searched: " + ", ".join(f"{name} {values}" for name, values in self.ranges.items()))
         return "\n".join([*lines, str(self.expected)])

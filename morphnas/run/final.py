@@ -29,7 +29,14 @@ from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import Deadline, OutOfTime
 from morphnas.train.goal import UndefinedMetric
 from morphnas.train.predict import predict
-from morphnas.train.recipe import DEFAULT_SHIFT, MIN_LEARNING_RATE, Outcome, Recipe, with_default_learning_rate
+from morphnas.train.recipe import (
+    DEFAULT_SHIFT,
+    LAST_LAYER_EPOCHS,
+    MIN_LEARNING_RATE,
+    Outcome,
+    Recipe,
+    with_default_learning_rate,
+)
 from morphnas.train.trainer import MAX_EPOCHS_WITHOUT_PATIENCE
 
 log = logging.getLogger("morphnas")
@@ -162,8 +169,9 @@ class Final:
             needed = longest / max(longest, self._passes(self.deadline.left, self.all_examples, scored=False))
             share = min(MAX_COMPARED_SHARE, 1 - needed)
         variants = _variants(self.winner, replace(self.recipe, epochs=longest), self.retrain)
-        if self.recipe.layers == "last":  # the winner's last layer is the best already
-            return [], share
+        if self.recipe.layers == "last":
+            done = self.winner.proposal.recipe.layers == "last" and not self.retrain
+            return ([] if done else variants[:1]), MAX_COMPARED_SHARE
         if self.task.valid is None:  # scores on training examples prefer whatever memorises them sooner
             variants = variants[:1]
         while len(variants) > 1:
@@ -268,6 +276,8 @@ class Final:
             if longer or too_short or self.recipe.layers == "last":
                 return replace(before, epochs=base.best_epoch)
         settings = before if chosen.final else self.recipe
+        if settings.layers == "last":  # it has made the network worse
+            return None
         if not longer and self._strong_allowed and passes >= STRONG_PASSES:
             settings = _strongly_augmented(settings)
         most = longest = self._longest(settings, n)
@@ -373,8 +383,10 @@ def _sized(recipe: Recipe, passes: float, n: int, longest: int, whole: bool = Fa
     """The recipe for so many passes over n examples, at most `longest`, in equal epochs of at most a pass each.
 
     whole: all epochs are whole passes. An undecided shift is decided by the length. None if there is not even time for
-    a batch.
+    a batch. A training of the last layer alone always has all its epochs.
     """
+    if recipe.layers == "last":
+        return replace(recipe, epochs=LAST_LAYER_EPOCHS, examples=None)
     if passes * n < min(n, recipe.batch_size):
         return None
     passes = min(passes, longest)

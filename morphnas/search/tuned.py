@@ -17,9 +17,9 @@ from morphnas.search.surrogate import expected_improvement
 from morphnas.search.trial import Budget, Proposal, Searcher, Trial, check_numbers, grow_proposal
 from morphnas.train.recipe import Recipe, with_default_learning_rate
 
-UNTUNED = ("epochs", "examples", "lr_examples", "precision", "cuda_graphs", "patience")
-"""Fields of a recipe that cannot be searched: how long a network is trained, what only matters in long trainings, and
-how it is computed."""
+UNTUNED = ("epochs", "examples", "lr_examples", "precision", "cuda_graphs", "patience", "layers", "freeze_norms")
+"""Fields of a recipe that cannot be searched: how long a network is trained, what only matters in long trainings, how
+it is computed, and how a network with given weights is trained."""
 
 STEP = 0.2
 """Standard deviation of a random step from a number, as a share of the width of its range."""

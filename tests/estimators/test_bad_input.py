@@ -194,6 +194,11 @@ def test_fit_rejects_invalid_time_limit(tmp_path: Path, limit: Any) -> None:
             {"initial_networks": [GRAPH], "limits": {"max_params": 9}},
             r"initial_networks\[0\] exceeds .* parameters, at most 9",
         ),
+        ({"searcher_args": {"trainer_args": {"layers": "last"}}}, 'layers "last" keeps all other layers as they are'),
+        (
+            {"initial_networks": [GRAPH], "searcher_args": {"trainer_args": {"layers": "last"}}},
+            "initial_networks must be networks with weights whose last layer is dense",
+        ),
         ({"initial_networks": GRAPH}, "initial_networks must be None or a list of morphnas.Graph"),
         ({"initial_networks": [GRAPH.to_json()]}, "initial_networks must be None or a list of morphnas.Graph"),
         ({"limits": {"max_params": -1}}, "max_params must be None or a positive integer"),

@@ -12,7 +12,7 @@ import pytest
 from sklearn.exceptions import NotFittedError
 
 from morphnas import ImageClassifier, Limits, load_run, neighbours
-from morphnas.graph import cnn
+from morphnas.graph import Network, cnn, fresh_weights
 from morphnas.report.summary import results_summary
 from tests.estimators.conftest import Data
 
@@ -52,6 +52,17 @@ def test_search_space_summary_counts_neighbours(data: Data) -> None:
     assert sum(start.neighbours.values()) == len(list(neighbours(graph, space.limits)))
     assert set(start.neighbours) == {"deeper", "wider"}
     assert "skip:" not in str(space)
+
+
+def test_search_space_summary_tells_how_given_weights_are_trained(data: Data) -> None:
+    graph = cnn((1, *data[0].shape[1:3]), 3, width=8, depth=2)
+    space = ImageClassifier(initial_networks=[Network(graph, fresh_weights(graph))], device="cpu").search_space_summary(
+        *data, time_limit=200
+    )
+    assert [start.given for start in space.starts] == [True]
+    assert "with weights given; one step" in str(space)
+    assert "first the last layer is trained" in str(space)
+    assert "weights given" not in str(ImageClassifier(device="cpu").search_space_summary(*data, time_limit=200))
 
 
 def test_search_space_summary_of_a_custom_searcher(data: Data) -> None:

@@ -754,6 +754,18 @@ def test_only_the_last_layer_is_trained_on_request(path: Path, fake_work: Callab
     assert [job.recipe for job in fake.jobs] == [replace(LAST_LAYER, epochs=3)]
 
 
+@pytest.mark.parametrize(("outcome", "expected"), [(replace(BETTER, epochs=6, best_epoch=4), [6, 4]), (WORSE, [6])])
+def test_last_layer_of_any_network_can_be_trained_alone(
+    path: Path, fake_work: Callable[..., FakeWork], outcome: Outcome, expected: list[int]
+) -> None:
+    fake = fake_work(inherited=(outcome, 0))
+    with one_trial_run(path, FINISHED) as (store, winner):
+        recipe = replace(RECIPE, layers="last")
+        last = run_final(store, winner, selection_set=None, recipe=recipe, epochs=None)
+        assert (last == winner) is (len(expected) == 1)
+    assert [(job.recipe.layers, job.recipe.epochs) for job in fake.jobs] == [("last", n) for n in expected]
+
+
 def test_retraining_from_fresh_weights_is_no_fine_tuning(path: Path, fake_work: Callable[..., FakeWork]) -> None:
     fake = fake_work()
     with one_trial_run(path, recipe=LAST_LAYER) as (store, winner):

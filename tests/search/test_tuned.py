@@ -271,6 +271,8 @@ def test_float_setting_with_integer_bounds_has_float_samples() -> None:
         ({"augment": [Augment(), 3]}, "augment must be an Augment"),
         ({"epochs": (3, 9)}, "epochs is not searched"),
         ({"lr_examples": (10_000, 100_000)}, "lr_examples is not searched"),
+        ({"layers": ["all", "last"]}, "layers is not searched"),
+        ({"freeze_norms": [True, False]}, "freeze_norms is not searched"),
         ({"precision": ["float32", "bfloat16"]}, "precision is not searched"),
         ({"speed": (1, 2)}, "speed: "),
     ],

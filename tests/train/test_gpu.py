@@ -31,6 +31,7 @@ from morphnas.train.checkpoint import Checkpoint
 from morphnas.train.data import Examples, Task
 from morphnas.train.deadline import NEVER, Deadline
 from morphnas.train.goal import Classification, CustomGoal, Goal, MultiLabel, Regression
+from morphnas.train.last_layer import train_last_layer
 from morphnas.train.predict import predict
 from morphnas.train.recipe import Augment, Outcome, Recipe
 from morphnas.train.step import EAGER_STEPS, Step, is_device_lost
@@ -92,6 +93,25 @@ def test_step_does_not_synchronise_with_the_device(task: Task) -> None:
             one(draw, 0.1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_last_layer_alone_is_trained_on_the_device(task: Task) -> None:
+    graph = resnet(SHAPE, 3, width=8)
+    module = to_module(graph).to(GPU)
+    recipe = replace(RECIPE, layers="last", epochs=3)
+    outcome = train_last_layer(module, graph.output.name, task, recipe, NEVER, seeded())
+    assert outcome.metric is not None
+    assert outcome.metric > 0.6
+    assert all(value.is_cuda for value in module.state_dict().values())
+
+
+def test_steps_with_frozen_batch_norms_are_captured(task: Task) -> None:
+    module = network(resnet)
+    before = copy.deepcopy(module.state_dict())
+    train(module, task, replace(RECIPE, freeze_norms=True, optimizer="adamw", lr=1e-3), NEVER, seeded())
+    after = module.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in after if "running" in name)
+    assert not torch.equal(after["conv_1.weight"], before["conv_1.weight"])
 
 
 def test_failed_capture_restores_random_state_and_memory(task: Task, caplog: pytest.LogCaptureFixture) -> None:
