@@ -66,7 +66,8 @@ the validation set: two networks are evaluated, the rest is a margin."""
 MAX_CHECK_SHARE = 0.1
 """Largest share of the time left that is kept for that check."""
 FULL_RATE_PASSES = 10
-"""Passes from which on a training on all examples peaks at the full learning rate; with fewer, at a share of it."""
+"""Passes from which on a training on all examples peaks at the full learning rate; with fewer, at a share of it, except
+for fine-tuning, whose rate is low already."""
 MEMORISED_ERROR_RATIO = 0.5
 """Training examples count as memorised if the error on them is below this share of the error on held-out ones. Colour
 images then get strong augmentation; on grey ones it costs accuracy (`benchmarks/ablation_recipe.py`)."""
@@ -289,7 +290,7 @@ class Final:
         sized = _sized(settings, min(PLANNED_SPEEDUP * passes, most), n, longest, whole=self.epochs is not None)
         if sized is None:
             return None
-        lr = settings.lr * min(1.0, min(passes, most) / FULL_RATE_PASSES)
+        lr = settings.lr * (1.0 if settings.freeze_norms else min(1.0, min(passes, most) / FULL_RATE_PASSES))
         return replace(sized, lr=max(MIN_LEARNING_RATE, lr), patience=None)
 
     def _all_worse(self, longer: Sequence[Trial], chosen: Trial) -> bool:

@@ -735,6 +735,14 @@ def test_network_with_given_weights_is_fine_tuned_if_that_is_better(
     assert [job.recipe for job in fake.jobs] == [replace(FINE_TUNING, epochs=20), last]
 
 
+def test_short_fine_tuning_has_the_full_rate(path: Path, fake_work: Callable[..., FakeWork]) -> None:
+    fake = fake_work()
+    fake.seconds_per_epoch = 1.0
+    with one_trial_run(path, replace(FINISHED, seconds=2.0, epochs=2), recipe=FINE_TUNING) as (store, winner):
+        run_final(store, winner, deadline=fake.clock.deadline(4), recipe=FINE_TUNING, epochs=None)
+    assert [job.recipe.lr for job in fake.jobs] == [FINE_TUNING.lr]
+
+
 @pytest.mark.parametrize(("seconds", "layers", "epochs"), [(12, "last", 3), (14, "all", 14), (5, "last", 3)])
 def test_last_layer_alone_if_there_is_no_time_to_fine_tune(
     path: Path, fake_work: Callable[..., FakeWork], seconds: float, layers: str, epochs: int
