@@ -299,9 +299,9 @@ def test_size_is_limited_and_failures_come_first(tmp_path: Path, monkeypatch: py
             store.finish(store.claim(proposal).id, outcome, None)
     (tmp_path / "run/trials/00003/trial.json").write_text("x" * 5000)
     monkeypatch.setattr(bundles, "MAX_FILE_BYTES", 4000)
-    monkeypatch.setattr(bundles, "MAX_TOTAL_BYTES", 8000)
+    monkeypatch.setattr(bundles, "MAX_TOTAL_BYTES", 7000)
     found = bundle_texts(tmp_path / "run", tmp_path)
-    assert sum(len(text) for name, text in found.items() if name.endswith(".json")) <= 8000
+    assert sum(len(text) for name, text in found.items() if name.endswith(".json")) <= 7000
     assert "trials/00000/trial.json" in found
     assert "trials/00001/trial.json" not in found
     assert "trials/00003/trial.json is too large" in found["about.txt"]

@@ -448,7 +448,6 @@ class Problem:
         seed: int,
         device: torch.device,
         image_size: ImageSize | None = None,
-        normalization: Any = None,
         data_memory: DataMemory = DEFAULT_DATA_MEMORY,
         read: InferTarget = classification_target,
         sample_weight: SampleWeight = None,
@@ -456,6 +455,7 @@ class Problem:
         groups: Groups = None,
         teacher: Teacher = None,
         deadline: Deadline = NEVER,
+        normalization: Any = None,
     ) -> Problem:
         """Build the problem from the arguments of `fit`. read: infers the target from y and encodes y.
 
