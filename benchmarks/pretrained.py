@@ -10,6 +10,7 @@ contenders get --time-limit seconds, in turns within a seed:
     pretrained         `fit` with the network in `initial_networks`, its `normalization`, and images resized to --size
     usual rates        the same, trained from the start as fresh networks are
     last layer         the same, with only the last layer trained
+    rate x 4, rate / 4   "pretrained" with another learning rate for fine-tuning (only on request, --only)
     by hand, AdamW     all layers and a new last one, with PyTorch's default rate, 0.001, which falls linearly to 0 with
                        the time; batches of 64, images mirrored at random
     by hand, SGD       the same with the rate 0.001 and momentum 0.9 of PyTorch's tutorial on transfer learning (which
@@ -35,6 +36,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -47,6 +49,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import morphnas
+from morphnas.search import pretrained
 
 RESULTS = Path(__file__).parent / "results" / "pretrained.json"
 MEAN, STD = 127.0, 128.0
@@ -82,6 +85,9 @@ def small_network() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 10)).eval()
 
 
+RATES = {"rate x 4": 4.0, "rate / 4": 0.25}
+"""Factors on the learning rate for fine-tuning."""
+
 Split = tuple[Any, Any, Any, Any]
 """x and y to train on, and x and y to test with."""
 
@@ -89,13 +95,16 @@ Split = tuple[Any, Any, Any, Any]
 # -- contenders
 
 
-def fit(split: Split, seconds: float, seed: int, size: int, network: Any, args: Any) -> dict[str, Any]:
+def fit(
+    split: Split, seconds: float, seed: int, size: int, network: Any, args: Any, rate: float = 1.0
+) -> dict[str, Any]:
     x, y, x_test, y_test = split
     settings: dict[str, Any] = {}
     if network is not None:
         settings = {"initial_networks": [network], "image_size": size, "normalization": (MEAN, STD)}
         settings["searcher_args"] = {"trainer_args": args} if args else None
-    with tempfile.TemporaryDirectory() as folder:
+    fine_tuning = patch.object(pretrained, "FINE_TUNING_RATE", rate * pretrained.FINE_TUNING_RATE)
+    with tempfile.TemporaryDirectory() as folder, fine_tuning:
         classifier = morphnas.ImageClassifier(Path(folder) / "run", random_state=seed, device="cpu", **settings)
         start = time.perf_counter()
         classifier.fit(x, y, time_limit=seconds)
@@ -201,12 +210,16 @@ def main() -> None:
             contenders: dict[str, Callable[[], dict[str, Any]]] = {
                 "from scratch": partial(fit, split, seconds, seed, size, None, None),
                 **{name: partial(fit, split, seconds, seed, size, network, each) for name, each in SETTINGS.items()},
+                **{
+                    name: partial(fit, split, seconds, seed, size, network, {}, factor)
+                    for name, factor in RATES.items()
+                },
                 "by hand, AdamW": partial(by_hand, split, seconds, seed, size, network, "AdamW"),
                 "by hand, SGD": partial(by_hand, split, seconds, seed, size, network, "SGD"),
                 "logistic regression": partial(logistic_regression, split, size, network),
             }
             for name, contender in contenders.items():
-                if args.only is None or name in args.only:
+                if name in (args.only or contenders.keys() - RATES.keys()):
                     result = contender()
                     rows.setdefault(name, []).append(result | {"accuracy": round(float(result["accuracy"]), 5)})
                     print(n, seed, name, rows[name][-1], flush=True)

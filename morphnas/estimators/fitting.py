@@ -124,9 +124,10 @@ class Fitting:
         warn(message)
 
     def warn_of_large_images(self) -> None:
-        """Warn if large images leave time for fewer than `MIN_STEPS` training steps of the cheapest starter."""
+        """Warn if large images leave time for fewer than `MIN_STEPS` training steps of the cheapest starter, unless a
+        starter is trained already."""
         plan, shape = self.plan, self.problem.preprocessing.shape
-        if len(shape) < 3 or min(shape[1:]) < LARGE_IMAGE or not plan.seconds_per_flop:
+        if len(shape) < 3 or min(shape[1:]) < LARGE_IMAGE or not plan.seconds_per_flop or self.settings.networks:
             return
         n = min(plan.recipe.examples or len(self.problem.task.train), len(self.problem.task.train))
         seconds_per_epoch = plan.seconds_per_flop * min(graph.work for graph in plan.starts)

@@ -46,7 +46,7 @@ MAX_FINAL_EPOCHS, MAX_FINAL_EPOCHS_STRONG = 60, 240
 assumption about GPUs that have the time for them, not measured."""
 MAX_FINE_TUNING_EPOCHS, MIN_FINE_TUNING_STEPS = 20, 50
 """Maximum epochs of a final training that fine-tunes a network, and the steps from which on it is fine-tuned on all
-examples although nothing was compared (`benchmarks/pretrained.py`)."""
+examples although no training of all its layers has a better score than that of the last one; both are assumptions."""
 FEW_EXAMPLES = 1000
 """Number of training examples below which final trainings have more epochs, inversely proportional to it, up to
 `MAX_FINAL_EPOCHS_STRONG` (`benchmarks/few.py`, on sequences); not on tabular data, for which it was not measured."""

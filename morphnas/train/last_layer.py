@@ -19,8 +19,7 @@ from morphnas.train.step import training_loss
 
 STRENGTHS = tuple(10 ** (-k / 2) for k in range(LAST_LAYER_EPOCHS))
 """Strengths of the L2 regularisation, from the strongest to the weakest: factors on half the sum of the squared weights
-for features of unit variance, which is added to the mean loss. The best ones are from 0.01, for a hundred examples, to
-1, for thousands (`benchmarks/pretrained.py`)."""
+for features of unit variance, which is added to the mean loss."""
 MAX_ITERATIONS = 100
 """Iterations of L-BFGS for one strength, from the weights that were best for the one before."""
 MIN_DEVIATION = 0.1

@@ -689,16 +689,20 @@ def test_constant_prediction_warning_only_for_useless_models(tmp_path: Path, cap
     assert "no network is better than a constant prediction, which has accuracy 0.8" in caplog.text
 
 
-@pytest.mark.parametrize(("side", "seconds", "warns"), [(64, 2.0, True), (64, 2000.0, False), (32, 2.0, False)])
+@pytest.mark.parametrize(
+    ("side", "seconds", "given", "warns"),
+    [(64, 2.0, False, True), (64, 2000.0, False, False), (32, 2.0, False, False), (64, 2.0, True, False)],
+)
 def test_images_too_large_for_time_limit_are_reported(
-    side: int, seconds: float, warns: bool, caplog: pytest.LogCaptureFixture
+    side: int, seconds: float, given: bool, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A training step takes 0.1 seconds."""
+    """A training step takes 0.1 seconds. given: whether a network is trained already."""
     graph = cnn((1, side, side), 2, width=2, depth=1)
     task = SimpleNamespace(train=range(24))
     problem = SimpleNamespace(preprocessing=SimpleNamespace(shape=(1, side, side)), task=task)
     planned = SimpleNamespace(recipe=Recipe(batch_size=64), starts=(graph,), seconds_per_flop=0.1 / graph.work)
-    args: Any = (None, problem, planned, None, 0, Clock().deadline(seconds), True)
+    settings = SimpleNamespace(networks=[graph] * given)
+    args: Any = (None, problem, planned, settings, 0, Clock().deadline(seconds), True)
     Fitting(*args).warn_of_large_images()
     message = "there is time for about 20 training steps on images of 64x64, which hardly train a network"
     assert (message in caplog.text) is warns
