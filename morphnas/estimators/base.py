@@ -38,6 +38,7 @@ from morphnas.estimators.settings import (
     fixed_settings,
     plain,
     restored_settings,
+    stored_layers,
     time_limit_seconds,
     with_trainer_args,
 )
@@ -396,6 +397,9 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             deadline = deadline.earlier(min(place.shutdown_seconds, 0.1 * seconds))
             if "examples" in args:
                 raise ValueError("trainer_args: final_fit trains on all examples, it takes no 'examples'")
+            if retrain and args.get("layers") == "last":
+                raise ValueError('trainer_args: layers "last" keeps all other layers, so it excludes retrain')
+            settings = replace(settings, trainer_args={**stored_layers(about.get("settings")), **settings.trainer_args})
             model = self._model
             source, y_train = open_data(x_train, y_train, "x_train", memory, self._axes, deadline)
             codes, test = model.target.encode(y_train, len(source)), None
@@ -429,7 +433,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
                 if not settings.allows_cuda_graphs:
                     inherited_args["cuda_graphs"] = settings.trainer_args.get("cuda_graphs", False)
                 fitting = Fitting(store, problem, plan, settings, seed, deadline, refit=True)
-                best_recipe = fitting.recipe_of(best, store.trials)
+                best_recipe = fitting.recipe_of(best, store.trials, retrain)
                 recipe = with_trainer_args(best_recipe, inherited_args | args, len(problem.task.train))
                 if recipe.augment.flip is None:  # use what was decided for the winner
                     recipe = replace(recipe, augment=replace(recipe.augment, flip=best_recipe.augment.flip))

@@ -31,7 +31,6 @@ from morphnas.run.warn import warn
 from morphnas.run.work import measure_mirrored
 from morphnas.search import Patient, Pretrained, winner
 from morphnas.search.pretrained import compares_ways, recipe_for_all_layers
-from morphnas.search.promote import is_promotion
 from morphnas.search.trial import Budget, MorphSpace, Proposal, Searcher, Trial
 from morphnas.train.data import Task, batch_count
 from morphnas.train.deadline import Deadline
@@ -50,8 +49,8 @@ MIN_STEPS, LARGE_IMAGE = 100, 64
 
 
 def count_networks(trials: Sequence[Trial]) -> int:
-    """Number of networks tried by a search: promotions, which train the same network further, are not counted."""
-    return sum(not (trial.final or is_promotion(trial)) for trial in trials)
+    """Number of networks tried by a search: trainings that train the same network further are not counted."""
+    return sum(not (trial.final or trial.proposal.trains_on) for trial in trials)
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,7 @@ class Fitting:
         space = MorphSpace(plan.starts, plan.limits.morphs)
         searcher = self.settings.searcher(space, recipe=plan.recipe, limits=plan.limits, seed=self.seed)
         if given := frozenset(network.graph.key for network in self.settings.networks):
-            fixed = frozenset((*self.settings.trainer_args, *self.settings.ranges))
-            searcher = Pretrained(searcher, given, plan.recipe, fixed)
+            searcher = Pretrained(searcher, given, plan.recipe, frozenset(self.settings.trainer_args))
         if self.starters_only:
             return StartersOnly(searcher, len(plan.starts), bool(given))
         patience = self.settings.search_patience
@@ -256,14 +254,17 @@ class Fitting:
             log.warning("%s (best network: %.4g): does x hold any information about y?", message, max(metrics))
         return best, final
 
-    def recipe_of(self, best: Trial, trials: Sequence[Trial]) -> Recipe:
+    def recipe_of(self, best: Trial, trials: Sequence[Trial], retrain: bool = False) -> Recipe:
         """The recipe of a network for its final trainings.
 
         `flip` is decided, by `best` itself if none of these trials had time for it; and all layers are trained, unless
-        the user allows only the last, see `recipe_for_all_layers`.
+        the user allows only the last, see `recipe_for_all_layers`. retrain: from fresh weights, which are not
+        fine-tuned.
         """
         store, problem = self.store, self.problem
         recipe = best.proposal.recipe if self.last_layers_only else recipe_for_all_layers(trials, best)
+        if retrain and (recipe.freeze_norms or recipe.layers == "last"):
+            recipe = replace(self.plan.recipe, layers="all", augment=recipe.augment)
         recipe, outcome = decide_flip(recipe, trials, problem.baseline_metric), best.outcome
         if recipe.augment.flip is not None or not best.kept or outcome is None or outcome.metric is None:
             return recipe

@@ -281,9 +281,11 @@ def _checked_normalization(normalization: Any, shape: tuple[int, ...]) -> Normal
 def _with_normalization(task: Task, normalization: Normalization, x: Tensor) -> Task:
     """The task with the user's mean and deviation; ValueError if these lead to values of x that would be clipped."""
     mean, std = (torch.tensor(values).reshape(task.mean.shape).to(task.mean) for values in normalization)
-    low, high = (reduce(x).item() for reduce in (torch.min, torch.max))
-    largest = max(((bound - mean) / std).abs().max().item() for bound in (low, high))
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    bounds = [reduce(x, axes).float().to(mean.device) for reduce in (torch.amin, torch.amax)]  # of each channel
+    largest = max(((bound - mean.flatten()) / std.flatten()).abs().max().item() for bound in bounds)
     if largest > clip_limit(mean):
+        low, high = bounds[0].min().item(), bounds[1].max().item()
         raise ValueError(
             f"normalization: x has values from {low:g} to {high:g}, which become as large as {largest:g}: is it in the "
             "units of x? For images from 0 to 255, multiply a mean and std meant for values from 0 to 1 by 255"

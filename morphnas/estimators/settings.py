@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from morphnas.run.store import user_path
 from morphnas.search import SEARCHERS, BayesianSearcher, Promote, Tuned, ranges_of
 from morphnas.search.trial import MorphSpace, Searcher, Space
 from morphnas.search.tuned import Ranges
-from morphnas.train.recipe import Recipe, is_number, with_default_learning_rate
+from morphnas.train.recipe import Layers, Recipe, is_number, with_default_learning_rate
 
 if TYPE_CHECKING:
     from morphnas.estimators.base import ImageEstimator
@@ -382,6 +382,14 @@ def restored_settings(settings: Any) -> dict[str, Any]:
     return args
 
 
+def stored_layers(settings: Any) -> dict[str, Any]:
+    """The recipe's field `layers` if it is set in the settings in run.json; nothing if these are damaged."""
+    for name in ("searcher_args", "trainer_args"):
+        settings = settings.get(name) if isinstance(settings, Mapping) else None
+    layers = settings.get("layers") if isinstance(settings, Mapping) else None
+    return {"layers": layers} if layers in get_args(Layers) else {}
+
+
 def check_unchanged(path: Path | None, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """RunError that names the fixed arguments which differ from those that the run was started with.
 
@@ -389,7 +397,7 @@ def check_unchanged(path: Path | None, before: Mapping[str, Any], now: Mapping[s
     """
     if now["random_state"] is None:
         now = {**now, "random_state": before.get("random_state")}
-    before = {"metric": None, "loss": None, **before}
+    before = {"metric": None, "loss": None, "normalization": None, **before}
     if differing := [name for name in FIXED if name in before and before[name] != now[name]]:
         pairs = ((name, before[name], now[name]) for name in differing)
         changes = ", ".join(

@@ -147,7 +147,7 @@ class _Reader:
         """Whether a node depends on parameters and buffers alone; its value is then one of the `state`."""
         if not node.all_input_nodes or any(source.name not in self.state for source in node.all_input_nodes):
             return False
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.state[source.name].detach())
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.state[source.name])
         target: Any = node.target
         with torch.no_grad():
             self.state[node.name] = target(*args, **kwargs)
@@ -440,7 +440,9 @@ def _scale(reader: _Reader, values: Any, factors: fx.Node) -> str:
     channels, *positions = reader.draft.shapes[source]
     ones = (1,) * len(positions)
     expected = [(channels,)] if values.name in reader.channels_last else [(channels, *ones), (1, channels, *ones)]
-    if not positions or tuple(weight.shape) not in expected:
+    if not positions:
+        raise ModuleError("products of flat features with parameters cannot be read")
+    if tuple(weight.shape) not in expected:
         raise ModuleError(f"factors of shape {tuple(weight.shape)} are not one for each of {channels} channels")
     return reader.add(Depthwise(1, padding=0), source, weight=weight.reshape(channels, 1, *ones))
 

@@ -18,7 +18,7 @@ from morphnas.run.jobs import micro_batch
 from morphnas.run.plan import MAX_GROWTH, Plan
 from morphnas.run.search import seconds_per_flop
 from morphnas.run.store import Store
-from morphnas.search import Patient, Promote, winner
+from morphnas.search import Patient, Pretrained, Promote, winner
 from morphnas.search.candidates import memory_ratio
 from morphnas.search.halving import HalvingSearcher
 from morphnas.search.trial import Searcher, Trial
@@ -115,7 +115,7 @@ class Ladder:
 
     @staticmethod
     def of(searcher: Searcher) -> Ladder:
-        if isinstance(searcher, Patient | Tuned):
+        if isinstance(searcher, Patient | Pretrained | Tuned):
             return Ladder.of(searcher.searcher)
         if isinstance(searcher, HalvingSearcher):
             return Ladder(searcher.factor, searcher.factor, searcher.rungs, Promote.share)

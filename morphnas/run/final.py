@@ -35,7 +35,6 @@ from morphnas.train.recipe import (
     MIN_LEARNING_RATE,
     Outcome,
     Recipe,
-    with_default_learning_rate,
 )
 from morphnas.train.trainer import MAX_EPOCHS_WITHOUT_PATIENCE
 
@@ -171,7 +170,7 @@ class Final:
             share = min(MAX_COMPARED_SHARE, 1 - needed)
         variants = _variants(self.winner, replace(self.recipe, epochs=longest), self.retrain)
         if self.recipe.layers == "last":
-            done = self.winner.proposal.recipe.layers == "last" and not self.retrain
+            done = self.winner.proposal.recipe.layers == "last"
             return ([] if done else variants[:1]), MAX_COMPARED_SHARE
         if self.task.valid is None:  # scores on training examples prefer whatever memorises them sooner
             variants = variants[:1]
@@ -275,7 +274,7 @@ class Final:
         if before.layers == "last":
             too_short = self.epochs is None and passes * n < MIN_FINE_TUNING_STEPS * self.recipe.batch_size
             if longer or too_short or self.recipe.layers == "last":
-                return replace(before, epochs=base.best_epoch)
+                return replace(before, epochs=base.best_epoch or LAST_LAYER_EPOCHS // 2)
         settings = before if chosen.final else self.recipe
         if settings.layers == "last":  # it has made the network worse
             return None
@@ -405,8 +404,6 @@ def _variants(winner: Trial, recipe: Recipe, retrain: bool) -> list[Variant]:
     schedule long enough for shifts; and from fresh weights, unless all are, or the network is fine-tuned.
     """
     start: Graph | int = winner.graph if retrain else winner.id
-    if retrain and recipe.freeze_norms:
-        recipe = with_default_learning_rate(replace(recipe, freeze_norms=False))
     variants = [("fresh" if retrain else "inherited", start, recipe)]
     if _with_shift_decided(recipe).augment != recipe.augment and recipe.epochs > MAX_EPOCHS_WITHOUT_PATIENCE:
         no_shift = replace(recipe, augment=replace(recipe.augment, shift=0.0))

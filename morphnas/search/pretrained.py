@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from morphnas.graph import Dense, Graph
@@ -26,13 +26,15 @@ def recipe_for_all_layers(trials: Sequence[Trial], trial: Trial) -> Recipe:
     """The recipe with which all layers of a trial's network are to be trained.
 
     It is the trial's own, unless only the last layer was trained there: then the better of the two that were compared,
-    or while these have no scores the one for fine-tuning.
+    or as long as one of these runs, and if none has a score, the one for fine-tuning.
     """
     recipe = trial.proposal.recipe
     if recipe.layers == "all":
         return recipe
-    scored = [(way.score, -way.id, way.proposal.recipe) for way in _ways(trials, trial) if way.score is not None]
-    return max(scored)[2] if len(scored) == 2 else replace(recipe, layers="all")
+    ways = _ways(trials, trial)
+    scored = [(way.score, -way.id, way.proposal.recipe) for way in ways if way.score is not None]
+    ended = all(way.outcome is not None for way in ways)
+    return max(scored)[2] if scored and ended else replace(recipe, layers="all")
 
 
 def _ways(trials: Sequence[Trial], root: Trial) -> list[Trial]:
@@ -49,8 +51,11 @@ class Pretrained:
     et al. 2022, arXiv:2202.10054, for the first two; small networks that were trained on similar data learn more at the
     usual rates, see `benchmarks/transfer.py`).
 
-    given: keys of the graphs of the networks with weights. recipe: the usual one. fixed: fields of recipes that are
-    left as they are, because the user has set them or they are searched.
+    Proposals with settings of their own, neither the usual ones nor those of the network that they start from, are left
+    as they are.
+
+    given: keys of the graphs of the networks with weights. recipe: the usual one. fixed: fields of recipes that the
+    user has set.
     """
 
     searcher: Searcher
@@ -61,30 +66,45 @@ class Pretrained:
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
         proposal = self.searcher.ask(trials, budget)
-        if proposal is None or not isinstance(proposal.start, Graph):  # the other starts come first
+        if proposal is None or not self._is_first(proposal, trials):  # the other starts come first
             proposal = self._untried_way(trials, budget) or proposal
         if proposal is None or compares_ways(proposal):
             return proposal
         parent = next((trial for trial in trials if trial.id == proposal.parent), None)
         root = None if parent is None else lineage(trials, parent)[0]
         start = proposal.start if root is None else root.proposal.start
-        if not isinstance(start, Graph) or start.key not in self.given:
+        if not isinstance(start, Graph) or start.key not in self.given or self._has_own_settings(proposal, parent):
             return proposal
         recipe, may_change = proposal.recipe, "layers" not in self.fixed
         if root is None:
-            first = not (proposal.morphs or any(trial.graph.key == start.key for trial in trials))
-            recipe = self._gentle(recipe)
-            if first and may_change and isinstance(start.output.op, Dense):
+            recipe = self._gentle(recipe, _searched(proposal))
+            if self._is_first(proposal, trials) and may_change and isinstance(start.output.op, Dense):
                 recipe = replace(recipe, layers="last")
         elif (
             parent is not None and proposal.trains_on and may_change
         ):  # on as before, or if that was the last layer all
             recipe = replace(recipe_for_all_layers(trials, parent), epochs=recipe.epochs, examples=recipe.examples)
         elif recipe_for_all_layers(trials, root).freeze_norms:
-            recipe = self._gentle(recipe)
+            recipe = self._gentle(recipe, _searched(proposal))
         if recipe.layers == "last":
-            recipe = replace(recipe, epochs=LAST_LAYER_EPOCHS, examples=None)
+            recipe = replace(recipe, epochs=LAST_LAYER_EPOCHS)
         return replace(proposal, recipe=recipe)
+
+    def _is_first(self, proposal: Proposal, trials: Sequence[Trial]) -> bool:
+        """Whether it is a start, with given weights for the first time."""
+        if not isinstance(proposal.start, Graph) or proposal.morphs:
+            return False
+        if proposal.start.key not in self.given:
+            return proposal.why.get("reason") == "start"
+        return all(trial.graph.key != proposal.start.key for trial in trials)
+
+    def _has_own_settings(self, proposal: Proposal, parent: Trial | None) -> bool:
+        """Whether the recipe differs from the usual one and from the parent's in more than length and augmentation, and
+        in settings that are not searched."""
+        searched = {name: getattr(self.recipe, name) for name in _searched(proposal)}
+        same = {"epochs": 1, "examples": None, "augment": self.recipe.augment, **searched}
+        known = [self.recipe] if parent is None else [self.recipe, parent.proposal.recipe]
+        return replace(proposal.recipe, **same) not in [replace(recipe, **same) for recipe in known]
 
     def _untried_way(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """A training of all layers of a network of which the last one has been trained: gently, or as usual."""
@@ -101,9 +121,11 @@ class Pretrained:
                     return Proposal(root.id, (), recipe, {"reason": WAYS, "budget": budget_to_json(budget)})
         return None
 
-    def _gentle(self, recipe: Recipe) -> Recipe:
-        """The recipe for fine-tuning."""
-        optimizer = recipe.optimizer if "optimizer" in self.fixed else "adamw"
+    def _gentle(self, recipe: Recipe, searched: Iterable[str] = ()) -> Recipe:
+        """The recipe for fine-tuning. A given or searched learning rate is meant for the optimizer that it was given
+        with, so that this is kept, too. searched: names of settings."""
+        kept = {*self.fixed, *searched}
+        optimizer = recipe.optimizer if kept & {"lr", "optimizer"} else "adamw"
         settings: dict[str, Any] = {
             "optimizer": optimizer,
             "lr": FINE_TUNING_RATE * default_learning_rate(optimizer, recipe.batch_size),
@@ -111,4 +133,11 @@ class Pretrained:
             "whiten": False,
             "freeze_norms": True,
         }
-        return replace(recipe, **{name: value for name, value in settings.items() if name not in self.fixed})
+        return replace(recipe, **{name: value for name, value in settings.items() if name not in kept})
+
+
+def _searched(proposal: Proposal) -> list[str]:
+    """Names of the searched settings of a proposal's recipe, see `morphnas.search.tuned.Tuned`."""
+    searched = proposal.why.get("recipe")
+    known = {f.name for f in fields(Recipe)}
+    return [name for name in searched if name in known] if isinstance(searched, Mapping) else []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from morphnas.graph import Graph
 from morphnas.search.candidates import budget_to_json
+from morphnas.search.pretrained import compares_ways
 from morphnas.search.trial import Budget, Proposal, Searcher, Trial, check_numbers
 from morphnas.train.recipe import MAX_EPOCHS, Recipe
 
@@ -69,8 +70,8 @@ def _training_key(graph: Graph, recipe: Recipe) -> tuple[str, Recipe]:
 
 
 def is_promotion(trial: Trial) -> bool:
-    """Whether the trial continues the training of its parent's network, as part of the search."""
-    return not trial.final and trial.proposal.trains_on
+    """Whether the trial continues the training of its parent's network for longer, as part of the search."""
+    return not trial.final and trial.proposal.trains_on and not compares_ways(trial.proposal)
 
 
 def rungs(trials: Sequence[Trial]) -> dict[int, int]:

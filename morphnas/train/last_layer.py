@@ -25,6 +25,8 @@ MAX_ITERATIONS = 100
 MIN_DEVIATION = 0.1
 """Standard deviation, as a share of the mean of those of all features, with which features that vary less are scaled:
 they would be amplified otherwise."""
+PART_BYTES = 2**27
+"""Bytes of training examples that are gathered at a time: they are copied, and may be larger than memory."""
 MAX_FEATURE_BYTES = 2**30
 """Memory for the features of the training examples; of more examples a random part is used."""
 
@@ -48,23 +50,30 @@ def train_last_layer(
     `STRENGTHS` there are, at most all. The weights with the best score are kept; if not `scored`, the last ones. This
     is the first step of Kumar et al. 2022, arXiv:2202.10054, section 4. batch_size: of the forward passes.
 
-    OutOfTime if the deadline comes before any weights are found; Diverged if features or losses are NaN or infinite;
-    TypeError if the layer is not dense.
+    If the deadline comes before there are features, the weights stay as they are, without a score. Diverged if features
+    or losses are NaN or infinite; TypeError if the layer is not dense.
     """
     clock, start = deadline.clock, deadline.clock()
     layer, goal = module.get_submodule(name), task.goal
     if not isinstance(layer, nn.Linear):
         raise TypeError(f"only a dense last layer can be trained alone, not {layer}")
+    best = Outcome(
+        "finished",
+        examples=task.evaluation_set.effective_size if scored else 0,
+        held_out=task.valid is not None,
+        measure=goal.measure,
+        objective=goal.objective,
+    )
     evaluated: Examples | None = None
     if scored and task.valid is not None:
         features = _features(module, name, task.valid.x, task, batch_size, deadline)
         if len(features) < len(task.valid):
-            raise OutOfTime("the deadline came before the network had seen the validation examples")
+            return replace(best, status="truncated", seconds=clock() - start)
         evaluated = replace(task.valid, x=features)
     half = replace(deadline, at=clock() + 0.5 * deadline.left)
     train = _training_features(module, name, task, batch_size, half, generator)
     if len(train) < 2:
-        raise OutOfTime("the deadline came before the network had seen the training examples")
+        return replace(best, status="truncated", seconds=clock() - start)
 
     if not (train.x.isfinite().all() and (evaluated is None or evaluated.x.isfinite().all())):
         raise Diverged("what the layers before the last one compute is NaN or infinite")
@@ -81,13 +90,6 @@ def train_last_layer(
     elif scored:
         evaluated = train
 
-    best = Outcome(
-        "finished",
-        examples=task.evaluation_set.effective_size if scored else 0,
-        held_out=task.valid is not None,
-        measure=goal.measure,
-        objective=goal.objective,
-    )
     kept = weights
     for epoch, strength in enumerate(STRENGTHS[: recipe.epochs], start=1):
         weights, complete = _minimum(weights, strength, train, goal, recipe.label_smoothing, deadline)
@@ -144,7 +146,8 @@ def _training_features(
     n = max(2, min(len(task.train), MAX_FEATURE_BYTES // (4 * layer.in_features)))
     order = torch.randperm(len(task.train), generator=generator)[:n]
     parts: list[Tensor] = []
-    for index in order.split(8 * batch_size):  # gathered in parts, as x may be larger than memory
+    size = task.train.x.nbytes // max(1, len(task.train))  # of an example
+    for index in order.split(max(1, min(8 * batch_size, PART_BYTES // max(1, size)))):
         parts.append(_features(module, name, task.train[index].x, task, batch_size, deadline))
         if len(parts[-1]) < len(index):
             break

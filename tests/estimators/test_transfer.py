@@ -151,6 +151,10 @@ def test_last_layer_alone_on_request(fitted_classifier: ImageClassifier, data: D
     assert [recipe.layers for recipe in recipes] == ["last", "last"]  # on all examples at the end
     for name, value in clf.network_.weights.items():
         assert torch.equal(value, before.weights[name]) == (not name.startswith(before.graph.output.name))
+    morphnas.load(tmp_path / "run").final_fit(*data, *data, time_limit=2)
+    assert {trial.proposal.recipe.layers for trial in clf.load_searcher().trials} == {"last"}
+    with pytest.raises(ValueError, match='layers "last" keeps all other layers, so it excludes retrain'):
+        clf.final_fit(*data, *data, retrain=True, trainer_args={"layers": "last"})
     clf.final_fit(*data, *data, time_limit=5, trainer_args={"layers": "all", "epochs": 1})
     assert "all" in [trial.proposal.recipe.layers for trial in clf.load_searcher().trials[2:]]
 
@@ -178,6 +182,32 @@ def test_normalization_is_what_the_network_was_trained_with(data: Data, tmp_path
     )
     with pytest.raises(RunError, match="normalization was"):
         resumed.fit(x, y)
+
+
+def test_normalization_of_channels_with_other_ranges(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((60, 20, 2)) * [1, 1e4]
+    settings: dict[str, Any] = {"axes": 1, "max_trials": 1, "refit": False, "searcher_args": FROZEN}
+    normalization = ([0.5, 5e3], [0.3, 3e3])
+    clf = ImageClassifier(tmp_path / "run", normalization=normalization, **settings)
+    clf.fit(x, np.arange(60) % 2, time_limit=5)
+    assert clf._model.mean == (0.5, 5e3)
+
+
+def test_retraining_from_fresh_weights_is_no_fine_tuning(
+    fitted_classifier: ImageClassifier, data: Data, tmp_path: Path
+) -> None:
+    clf = make_classifier(tmp_path / "run", fitted_classifier.network_, searcher_args=None).fit(*data, time_limit=20)
+    clf.final_fit(*data, *data, time_limit=3, retrain=True, trainer_args={"epochs": 1, "lr": 0.03})
+    recipe = clf.load_searcher().trials[-1].proposal.recipe
+    assert (recipe.freeze_norms, recipe.layers, recipe.optimizer) == (False, "all", "muon")
+
+
+def test_given_network_is_kept_without_any_time(fitted_classifier: ImageClassifier, data: Data, tmp_path: Path) -> None:
+    before = fitted_classifier.network_
+    clf = ImageClassifier(tmp_path / "run", initial_networks=[before], random_state=0)
+    with pytest.warns(UserWarning, match="too short to score"):
+        clf.fit(*data, time_limit=1e-6)
+    assert np.mean(clf.predict(data[0]) == data[1]) > 0.9
 
 
 def test_rows_have_no_normalization(tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ def test_what_is_computed_from_parameters_is_read_as_a_parameter() -> None:
             self.gamma = nn.Parameter(torch.rand(4))
 
         def forward(self, x: Tensor) -> Tensor:
-            weight = self.conv.weight
+            weight = torch.cat(self.conv.weight.chunk(2))
             x = F.conv2d(x, (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True))
             out: Tensor = self.head((x * self.gamma.reshape(1, -1, 1, 1)).relu().mean((2, 3)))
             return out
@@ -529,6 +529,7 @@ class Function(nn.Module):
         (Function(lambda x: torch.cat([x, x], 2)), "axis of a concatenation must be 1, not 2"),
         (Function(lambda x: x + 1), "1 is not computed from the input"),
         (Scaled((4, 8, 1)), r"factors of shape \(4, 8, 1\) are not one for each of 4 channels"),
+        (nn.Sequential(nn.Flatten(), Scaled((256,))), "products of flat features with parameters cannot be read"),
         (Scaled((8,)), r"factors of shape \(8,\) are not one for each of 4 channels"),
         (Function(lambda x: torch.add(x, x, alpha=2)), "alpha must be 1, not 2"),
         (Function(lambda x: (x, x.relu())), "its output is not one tensor"),

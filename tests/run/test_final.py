@@ -774,11 +774,11 @@ def test_last_layer_of_any_network_can_be_trained_alone(
     assert [(job.recipe.layers, job.recipe.epochs) for job in fake.jobs] == [("last", n) for n in expected]
 
 
-def test_retraining_from_fresh_weights_is_no_fine_tuning(path: Path, fake_work: Callable[..., FakeWork]) -> None:
+def test_last_layer_that_had_no_time_is_trained_at_the_end(path: Path, fake_work: Callable[..., FakeWork]) -> None:
     fake = fake_work()
-    with one_trial_run(path, recipe=LAST_LAYER) as (store, winner):
-        run_final(store, winner, recipe=FINE_TUNING, retrain=True, all_examples=None)
-    assert [(job.recipe.freeze_norms, job.recipe.layers, job.recipe.lr) for job in fake.jobs] == [(False, "all", 0.05)]
+    with one_trial_run(path, Outcome("truncated"), recipe=LAST_LAYER) as (store, winner):
+        run_final(store, winner, recipe=LAST_LAYER, epochs=None, guess=1 / GRAPH.work)
+    assert [(job.recipe.layers, job.recipe.epochs) for job in fake.jobs] == [("last", 3)]
 
 
 UNDECIDED_SHIFT = replace(RECIPE, augment=Augment(shift=None))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from morphnas.train import last_layer
 from morphnas.train.data import Examples, Task
-from morphnas.train.deadline import NEVER, Deadline, OutOfTime, Stop
+from morphnas.train.deadline import NEVER, Deadline, Stop
 from morphnas.train.goal import Classification, CustomGoal, MultiLabel, Regression
 from morphnas.train.last_layer import STRENGTHS, train_last_layer
 from morphnas.train.predict import Diverged, evaluate, predict
@@ -144,14 +144,25 @@ def test_features_of_as_many_examples_as_fit_into_memory(monkeypatch: pytest.Mon
     assert sum(seen) == 48 + 10
 
 
+def test_examples_are_gathered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    module = network()
+    module[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    monkeypatch.setattr(last_layer, "PART_BYTES", 30 * 2 * 8 * 8)
+    fit(module)
+    assert seen == [32, 16, 30, 30, 30, 6]  # to score, in growing batches, and to train
+
+
 def test_features_of_as_many_examples_as_there_is_time_for() -> None:
     clock = Clock()
     module = nn.Sequential(*list(network())[:4], TimedNetwork(nn.Identity(), clock, 0.0, 0.1), network()[4])
     outcome = train_last_layer(module, "5", TASK, RECIPE, clock.deadline(12.0), seeded())
     assert 48 * 0.1 < clock.now - 1000 < 9.0  # the validation examples, and half of the rest for training examples
     assert outcome.status == "finished"
-    with pytest.raises(OutOfTime):  # not even the validation examples
-        train_last_layer(module, "5", TASK, RECIPE, clock.deadline(4.0), seeded())
+    before = copy_state(module)
+    outcome = train_last_layer(module, "5", TASK, RECIPE, clock.deadline(4.0), seeded())  # not even to score
+    assert (outcome.status, outcome.epochs, outcome.score) == ("truncated", 0, None)
+    assert states_equal(copy_state(module), before)
 
 
 def test_deadline_between_strengths_keeps_the_best_so_far() -> None:
@@ -178,8 +189,7 @@ def test_stop_during_the_first_strength_keeps_what_was_found() -> None:
     assert all(value.isfinite().all() for value in module.state_dict().values())
     stop = Stop()
     stop.requested = True
-    with pytest.raises(OutOfTime):
-        fit(network(), deadline=Deadline(math.inf, clock, stop))
+    assert fit(network(), deadline=Deadline(math.inf, clock, stop)).epochs == 0
 
 
 def test_constant_features_do_not_amplify_noise() -> None:
