@@ -46,7 +46,7 @@ from morphnas.graph.ops import (
 )
 from morphnas.graph.starters import Draft
 
-OUTPUT_TOLERANCE = 1e-3
+OUTPUT_TOLERANCE = 1e-4
 """Largest difference between the outputs of a network and of the module it was read from, relative to the largest
 output."""
 _N_PROBES = 4
