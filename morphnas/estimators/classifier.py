@@ -83,7 +83,7 @@ class ImageClassifier(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  #
         whose outputs are one value per class, starts with fresh weights. A `morphnas.Network`, from an earlier run
         (`network_`) or a trained module (`from_module`), starts with its own weights, adapted to other images and
         classes if necessary (see `Network.adapted`): first only its last layer is trained, if that is dense, and then
-        all layers at low learning rates. See also `normalization`.
+        all layers, gently or by the usual recipe, whichever is better. See also `normalization`.
     data_memory : int, optional
         Bytes that the prepared examples of x, and those of validation_data, may take in main memory and in GPU memory.
         None: half of what is free. Data too large for the GPU stays in main memory and is loaded batch by batch; data

@@ -58,19 +58,18 @@ class StartersOnly:
     """A searcher that passes on the first `count` networks of `searcher`, and more only if all of these have failed.
 
     Promotions are not counted. Proposals with morphs, which the other searcher makes if there is no time for another
-    starter, are dropped, unless there is no network yet; so are promotions of the last network, except those that
-    compare the ways to train a network with given weights. given: whether there are such networks.
+    starter, are dropped, unless there is no network yet; so are promotions of the last network, except the trainings by
+    which `Pretrained` compares the ways to train a network with given weights.
     """
 
     searcher: Searcher
     count: int
-    given: bool = False
 
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
         has_network = any(trial.kept or trial.outcome is None for trial in trials)
         complete = count_networks(trials) >= self.count and has_network
-        if complete and not self.given:
+        if complete and not isinstance(self.searcher, Pretrained):
             return None
         proposal = self.searcher.ask(trials, budget)
         if proposal is None or (has_network and proposal.morphs) or (complete and not compares_ways(proposal)):
@@ -98,7 +97,7 @@ class Fitting:
         if given := frozenset(network.graph.key for network in self.settings.networks):
             searcher = Pretrained(searcher, given, plan.recipe, frozenset(self.settings.trainer_args))
         if self.starters_only:
-            return StartersOnly(searcher, len(plan.starts), bool(given))
+            return StartersOnly(searcher, len(plan.starts))
         patience = self.settings.search_patience
         return searcher if patience is None else Patient(searcher, patience)
 

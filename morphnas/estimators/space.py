@@ -32,7 +32,7 @@ class Starter:
     parameters: int
     flops: int
     neighbours: Mapping[str, int]
-    given: bool = False
+    given: bool
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,7 +70,7 @@ class SearchSpace:
         expected = expectation(plan, (), plan.search_share * seconds, conditions, free=free)
         space = _space_of(searcher) or space
         given = {network.graph.key for network in settings.networks}
-        starts = tuple(replace(_starter(graph, space, plan.limits), given=graph.key in given) for graph in plan.starts)
+        starts = tuple(_starter(graph, space, plan.limits, graph.key in given) for graph in plan.starts)
         used_tags = [tag for start in starts for tag in start.neighbours]
         kinds = {tag: MORPHS[tag] for tag in (plan.limits.morphs if isinstance(space, MorphSpace) else used_tags)}
         descriptions = {tag: _description(kind) for tag, kind in kinds.items()}
@@ -119,10 +119,10 @@ def _description(kind: type[Morph]) -> str:
     return re.split(r"[.:](?:\s|$)", " ".join((kind.__doc__ or "").split()))[0]
 
 
-def _starter(graph: Graph, space: Space, limits: Limits) -> Starter:
+def _starter(graph: Graph, space: Space, limits: Limits, given: bool) -> Starter:
     kinds = Counter[str]()
     for morph in space.neighbours(graph):
         with suppress(MorphError):
             if limits.violation(morph.grow(graph)) is None:
                 kinds[morph.tag] += 1
-    return Starter(graph.key, graph.depth, graph.parameters, graph.flops, dict(kinds))
+    return Starter(graph.key, graph.depth, graph.parameters, graph.flops, dict(kinds), given)

@@ -201,14 +201,13 @@ class _Reader:
 
     def follow_channels(self, node: fx.Node, name: str) -> None:
         """Note whether the channels of a node's result are the last axis."""
-        last = {source.name in self.channels_last for source in node.all_input_nodes if source.name in self.names}
-        if True not in last:
-            last.add(False)
-        if len(last) > 1:
+        layouts = {source.name in self.channels_last for source in node.all_input_nodes if source.name in self.names}
+        if len(layouts) > 1:
             raise ModuleError(f"{name} joins tensors whose channels are different axes")
-        if True in last and name not in _CHANNELS_LAST:
+        last = True in layouts
+        if last and name not in _CHANNELS_LAST:
             raise ModuleError(f"{name} cannot be read where the channels are the last axis")
-        if (True in last) != (name in _PERMUTATIONS):
+        if last != (name in _PERMUTATIONS):
             self.channels_last.add(node.name)
 
     def add(self, op: Op, *inputs: str, **tensors: Tensor) -> str:

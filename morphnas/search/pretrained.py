@@ -66,26 +66,23 @@ class Pretrained:
     def ask(self, trials: Sequence[Trial], budget: Budget) -> Proposal | None:
         """See `Searcher`."""
         proposal = self.searcher.ask(trials, budget)
-        if proposal is None or not self._is_first(proposal, trials):  # the other starts come first
-            proposal = self._untried_way(trials, budget) or proposal
-        if proposal is None or compares_ways(proposal):
-            return proposal
+        first = proposal is not None and self._is_first(proposal, trials)
+        if not first and (way := self._untried_way(trials, budget)) is not None:  # the other starts come first
+            return way
+        if proposal is None:
+            return None
         parent = next((trial for trial in trials if trial.id == proposal.parent), None)
-        root = None if parent is None else lineage(trials, parent)[0]
-        start = proposal.start if root is None else root.proposal.start
+        root = parent and lineage(trials, parent)[0]
+        start = root.proposal.start if root else proposal.start
         if not isinstance(start, Graph) or start.key not in self.given or self._has_own_settings(proposal, parent):
             return proposal
         recipe, may_change = proposal.recipe, "layers" not in self.fixed
-        if root is None:
-            recipe = self._gentle(recipe, _searched(proposal))
-            if self._is_first(proposal, trials) and may_change and isinstance(start.output.op, Dense):
-                recipe = replace(recipe, layers="last")
-        elif (
-            parent is not None and proposal.trains_on and may_change
-        ):  # on as before, or if that was the last layer all
+        if parent and proposal.trains_on and may_change:  # on as before, but if that was the last layer alone, all
             recipe = replace(recipe_for_all_layers(trials, parent), epochs=recipe.epochs, examples=recipe.examples)
-        elif recipe_for_all_layers(trials, root).freeze_norms:
+        elif root is None or recipe_for_all_layers(trials, root).freeze_norms:
             recipe = self._gentle(recipe, _searched(proposal))
+        if first and may_change and isinstance(start.output.op, Dense):
+            recipe = replace(recipe, layers="last")
         if recipe.layers == "last":
             recipe = replace(recipe, epochs=LAST_LAYER_EPOCHS)
         return replace(proposal, recipe=recipe)

@@ -45,10 +45,10 @@ def train_last_layer(
     """Fit the layer `name` of the module, a `nn.Linear` that makes its outputs, in place; nothing else changes.
 
     The features, which are the layer's inputs, are computed once, without augmentation, of as many training examples as
-    half of the time and `MAX_FEATURE_BYTES` allow. On these the loss has a single minimum, which L-BFGS finds for one
-    strength of regularisation after the other. An epoch is a strength, and the number of epochs says how many of
-    `STRENGTHS` there are, at most all. The weights with the best score are kept; if not `scored`, the last ones. This
-    is the first step of Kumar et al. 2022, arXiv:2202.10054, section 4. batch_size: of the forward passes.
+    half of the time and `MAX_FEATURE_BYTES` allow. On these the usual losses have a single minimum, which L-BFGS finds
+    for one strength of regularisation after the other. An epoch is a strength, and the number of epochs says how many
+    of `STRENGTHS` there are, at most all. The weights with the best score are kept; if not `scored`, the last ones.
+    This is the first step of Kumar et al. 2022, arXiv:2202.10054, section 4. batch_size: of the forward passes.
 
     If the deadline comes before there are features, the weights stay as they are, without a score. Diverged if features
     or losses are NaN or infinite; TypeError if the layer is not dense.

@@ -107,7 +107,7 @@ class Recipe:
         `morphnas.train.whitening`). They are not trained, nor are those that a network inherits.
     layers: "all", or only the "last", which must be dense: it is fitted to what the layers before it compute, see
         `morphnas.train.last_layer`, where an epoch is a strength of regularisation. Of the other settings only
-        `label_smoothing` has an effect then.
+        `epochs` and `label_smoothing` have an effect then.
     freeze_norms: whether batch norms use their running statistics in training as well, and do not update them, as suits
         networks that were trained on other data: the statistics of a few batches are worse.
     bias_rate: factor on the learning rate of batch norm biases (Jordan 2024, arXiv:2404.00498, section 3.4).
