@@ -24,7 +24,6 @@ import argparse
 import io
 import itertools
 import json
-import math
 import statistics
 import subprocess
 import tempfile
@@ -41,7 +40,7 @@ from unittest.mock import patch
 import handwritten
 import numpy as np
 import torch
-from machine import append, npz
+from machine import append, mean_accuracy, npz
 from torch import nn
 from torch.nn import functional as F
 
@@ -285,11 +284,9 @@ def main() -> None:
                 if args.python:
                     rows.setdefault("MiniRocket", []).append(rocket(args.python, data, seed))
             print(name, seed, {contender: fits[-1] for contender, fits in rows.items()}, flush=True)
-        means = {}
-        for contender, fits in rows.items():
-            values = [f["accuracy"] for f in fits]
-            error = None if len(values) < 2 else round(statistics.stdev(values) / math.sqrt(len(values)), 5)
-            means[contender] = {"accuracy": round(statistics.mean(values), 5), "standard_error": error}
+        means = {
+            contender: mean_accuracy([result["accuracy"] for result in results]) for contender, results in rows.items()
+        }
         print(name, means, flush=True)
         if not args.smoke:
             about = {"data": name, "train": len(data[0]), "test": len(data[2]), "time_limit": seconds, "n": seeds}

